@@ -1,0 +1,23 @@
+# Windows: the lines under each name work as they stand in Git Bash with BIN = .venv/Scripts.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint faults clean
+
+train: .venv/ready            ## train the segmentation project as an MLflow run
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . --env-manager local
+
+test: .venv/ready             ## lint, types, unit tests
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not faults"
+
+faults: .venv/ready           ## a seeded sample of the fault tests
+	$(BIN)/python -m pytest -q -m faults tests/faults
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[projects,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv

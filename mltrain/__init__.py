@@ -1,0 +1,66 @@
+"""PyTorch training where the MLflow run is the training."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mltrain.checkpoint.manager import CheckpointManager as CheckpointManager
+    from mltrain.checkpoint.retention import Best as Best
+    from mltrain.checkpoint.retention import Budget as Budget
+    from mltrain.checkpoint.retention import EveryNth as EveryNth
+    from mltrain.checkpoint.retention import Latest as Latest
+    from mltrain.checkpoint.retention import Named as Named
+    from mltrain.checkpoint.retention import Pinned as Pinned
+    from mltrain.checkpoint.retention import Younger as Younger
+    from mltrain.config import Config as Config
+    from mltrain.data import ResumableLoader as ResumableLoader
+    from mltrain.errors import MltrainError as MltrainError
+    from mltrain.evaluate import load_best as load_best
+    from mltrain.evaluate import pull as pull
+    from mltrain.state import Stateful as Stateful
+    from mltrain.state import TrainState as TrainState
+    from mltrain.steps import Supervised as Supervised
+    from mltrain.stopping import EarlyStopping as EarlyStopping
+    from mltrain.tracking.run import open_run as open_run
+    from mltrain.trainer import Task as Task
+    from mltrain.trainer import Trainer as Trainer
+    from mltrain.training import train as train
+    from mltrain.triggers import Every as Every
+
+_HOMES = {
+    "CheckpointManager": "checkpoint.manager",
+    "Best": "checkpoint.retention",
+    "Budget": "checkpoint.retention",
+    "EveryNth": "checkpoint.retention",
+    "Latest": "checkpoint.retention",
+    "Named": "checkpoint.retention",
+    "Pinned": "checkpoint.retention",
+    "Younger": "checkpoint.retention",
+    "Config": "config",
+    "ResumableLoader": "data",
+    "MltrainError": "errors",
+    "load_best": "evaluate",
+    "pull": "evaluate",
+    "Stateful": "state",
+    "TrainState": "state",
+    "Supervised": "steps",
+    "EarlyStopping": "stopping",
+    "open_run": "tracking.run",
+    "Task": "trainer",
+    "Trainer": "trainer",
+    "train": "training",
+    "Every": "triggers",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch and MLflow take seconds, and ``mltrain --help`` needs neither."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mltrain' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mltrain.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

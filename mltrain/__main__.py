@@ -1,0 +1,5 @@
+"""``python -m mltrain`` is the same program as ``mltrain``."""
+
+from mltrain.cli import main
+
+main()

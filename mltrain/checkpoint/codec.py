@@ -1,0 +1,174 @@
+"""A snapshot as files and back: safetensors for tensors, JSON for all else. Nothing in them can be executed.
+
+The safetensors format (https://github.com/huggingface/safetensors, "Format"): eight bytes with the little-endian length
+of a JSON header, the header, the tensors' bytes one after the other. It is written here, and not by the library, so that
+bytes go out hashed and without a second copy of the state in memory; it is read by the library.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from mltrain.checkpoint.manifest import TensorEntry
+from mltrain.errors import DamagedCheckpoint
+from mltrain.state import Snapshot
+from mltrain.tree import unflatten
+
+LARGEST_FILE = 2 * 10**9
+"""Files are split so that they stay below this many bytes, unless a single tensor is larger."""
+
+STATE_TREE = "state.json"
+_FORMAT = 1
+_CHUNK = 2**24
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class EncodedFile:
+    """A file to be written: its name and its content, piece by piece."""
+
+    name: str
+    content: Iterable[bytes | memoryview]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A snapshot as files, with what its manifest says of the tensors."""
+
+    files: tuple[EncodedFile, ...]
+    tensors: Mapping[str, TensorEntry]
+    aliases: Mapping[str, str]
+
+
+def encode(snapshot: Snapshot, *, largest_file: int = LARGEST_FILE) -> Encoded:
+    """Return the files of a snapshot: ``model*.safetensors``, ``state*.safetensors`` and ``state.json``.
+
+    A weight that is the same tensor as another is stored once; the file's metadata map its name to the stored one,
+    which is how ``safetensors.torch.save_model`` and ``load_model`` treat tied weights.
+    """
+    prefix = f"{snapshot.weights}." if snapshot.weights is not None else None
+    weights = {n.removeprefix(prefix): t for n, t in snapshot.tensors.items() if prefix and n.startswith(prefix)}
+    rest = {n: t for n, t in snapshot.tensors.items() if not (prefix and n.startswith(prefix))}
+    aliases = _tied(snapshot.tree[snapshot.weights], prefix) if prefix else {}
+    files: list[EncodedFile] = []
+    entries: dict[str, TensorEntry] = {}
+    for stem, tensors, metadata in (("model", weights, {"format": "pt", **aliases}), ("state", rest, {"format": "pt"})):
+        pieces = _split(tensors, largest_file)
+        for number, piece in enumerate(pieces, 1):
+            name = (
+                f"{stem}.safetensors" if len(pieces) == 1 else f"{stem}-{number:05d}-of-{len(pieces):05d}.safetensors"
+            )
+            files.append(EncodedFile(name, _safetensors(piece, metadata)))
+            own = prefix if stem == "model" and prefix else ""
+            for tensor_name, tensor in piece.items():
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                entries[own + tensor_name] = TensorEntry(file=name, dtype=dtype, shape=tuple(tensor.shape))
+    tree = {"format": _FORMAT, "weights": snapshot.weights, "tree": snapshot.tree}
+    files.append(EncodedFile(STATE_TREE, [json.dumps(tree, allow_nan=False).encode()]))
+    return Encoded(tuple(files), entries, aliases)
+
+
+def decode(files: Mapping[str, bytes | bytearray], device: torch.device | None = None) -> dict[str, Any]:
+    """Return the parts from the files of a checkpoint, verified before by whoever received them.
+
+    Args:
+        files: name to content.
+        device: where tensors go; none: the CPU.
+
+    Raises:
+        DamagedCheckpoint: the files do not belong together or are not of this format.
+
+    """
+    try:
+        described = json.loads(files[STATE_TREE])
+        if described["format"] != _FORMAT:
+            raise DamagedCheckpoint(
+                f"{STATE_TREE} is of format {described['format']!r:.40}; this version of mltrain reads format {_FORMAT}."
+            )
+        prefix, tree = described["weights"], described["tree"]
+    except KeyError as error:
+        raise DamagedCheckpoint(f"{error} is missing in the checkpoint.") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{STATE_TREE} is not as it was written: {error}") from None
+    tensors: dict[str, Tensor] = {}
+    for name, content in files.items():
+        if name.endswith(".safetensors"):
+            own = f"{prefix}." if name.startswith("model") and prefix is not None else ""
+            tensors.update({own + key: tensor for key, tensor in read_tensors(content, name).items()})
+    parts = unflatten(tree, tensors, device)
+    if not isinstance(parts, dict):
+        raise DamagedCheckpoint(f"{STATE_TREE} holds a {type(parts).__name__}; a mapping of parts was expected.")
+    return parts
+
+
+def read_tensors(content: bytes | bytearray, name: str) -> dict[str, Tensor]:
+    """Return the tensors of one safetensors file.
+
+    Raises:
+        DamagedCheckpoint: the content is not such a file, or promises more than it holds.
+
+    """
+    try:
+        return load_safetensors(bytes(content) if isinstance(content, bytearray) else content)
+    except (SafetensorError, ValueError, RuntimeError, KeyError, AssertionError, OverflowError) as error:
+        raise DamagedCheckpoint(f"{name} is not a valid safetensors file: {error}") from None
+
+
+def _tied(tree: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    return {
+        key: reference["name"].removeprefix(prefix)
+        for key, reference in tree.items()
+        if isinstance(reference, dict) and reference.get("$") == "tensor" and reference["name"] != prefix + key
+    }
+
+
+def _split(tensors: Mapping[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
+    """Cut a mapping into pieces of at most ``largest`` bytes; widest dtypes first, so that all are aligned."""
+    pieces: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in sorted(tensors.items(), key=lambda entry: (-entry[1].itemsize, entry[0])):
+        if pieces[-1] and size + tensor.nbytes > largest:
+            pieces.append({})
+            size = 0
+        pieces[-1][name] = tensor
+        size += tensor.nbytes
+    return [piece for piece in pieces if piece]
+
+
+def _safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for tensor in tensors.values():
+        if tensor.numel():
+            content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            for start in range(0, len(content), _CHUNK):
+                yield content[start : start + _CHUNK]

@@ -1,0 +1,384 @@
+"""The public face of checkpoints, for any training loop."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+
+from mltrain import fingerprint
+from mltrain.checkpoint import retention
+from mltrain.checkpoint.lineage import ancestry_after, current_line
+from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, Point, now
+from mltrain.checkpoint.reader import BEST_POINTER, CheckpointReader
+from mltrain.checkpoint.retention import Best, Context, Latest, Mode, Policy
+from mltrain.checkpoint.spool import Spool
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.writer import Writer
+from mltrain.errors import DamagedCheckpoint, MltrainError, StorageError
+from mltrain.tracking.artifacts import Artifacts
+
+log = logging.getLogger(__name__)
+
+RETENTION_RECORD = "retention.jsonl"
+
+
+Committed = Callable[[Manifest, Manifest | None, CheckpointStore], None]
+"""Told in the background after each commit: the new checkpoint, the best one, and where they are."""
+
+
+class Run(Protocol):
+    """What a manager needs of a run; :class:`mltrain.tracking.run.TrackedRun` is one."""
+
+    id: str
+    artifacts: Artifacts
+
+    @property
+    def staging(self) -> Path:
+        """Where checkpoints are staged."""
+        ...
+
+    @property
+    def ordinal(self) -> int:
+        """The ordinal of the attempt that writes."""
+        ...
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether another process has taken the run over."""
+        ...
+
+    @property
+    def code(self) -> Mapping[str, str]:
+        """The fingerprint of the code that runs."""
+        ...
+
+    def pending(self, step: int) -> Sequence[Point]:
+        """Return the metric points up to a step that the server has not acknowledged."""
+        ...
+
+    def pins(self) -> Mapping[str, str]:
+        """Return the names of pinned checkpoints with the reasons."""
+        ...
+
+    def in_use(self) -> Sequence[str]:
+        """Return the names of checkpoints that others refer to."""
+        ...
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set a tag, without waiting."""
+        ...
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Put a small file among the artifacts, now."""
+        ...
+
+    def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to the record of what retention removed."""
+        ...
+
+    def detach(self) -> None:
+        """Deliver what is left and let go of the run."""
+        ...
+
+
+class CheckpointManager:
+    """Durable checkpoints of any training loop, as artifacts of an MLflow run.
+
+    >>> manager = CheckpointManager(max_to_keep=3)
+    >>> state = manager.load_latest_checkpoint()          # None: start afresh
+    >>> manager.save_epoch_checkpoint({"model": net.state_dict(), "epoch": epoch}, epoch)
+
+    A state is a dictionary of tensors and plain values; the manager does not care what is inside. Saving copies it and
+    returns; the rest happens in the background, and :meth:`close` (or the end of a ``with`` block) waits for it.
+
+    Args:
+        run: the id of a run to continue; none: the active MLflow run, else a new one.
+        device: where loaded tensors go.
+        max_to_keep: how many of the newest checkpoints stay; the best one stays too.
+        policy: which ones stay, in place of ``max_to_keep``.
+        metric: the metric that decides which one is best, where the caller does not declare it.
+        mode: whether less (``min``) or more (``max``) of it is better.
+        committed: see :data:`Committed`.
+
+    Raises:
+        RunNotFound, RunHeld, TrackingError, StorageError: the run cannot be written to.
+
+    """
+
+    def __init__(
+        self,
+        run: "str | Run | None" = None,
+        *,
+        device: str | torch.device = "cpu",
+        max_to_keep: int = 5,
+        policy: Policy | None = None,
+        metric: str = "val/loss",
+        mode: Mode = "min",
+        committed: Committed | None = None,
+    ) -> None:
+        if run is None or isinstance(run, str):
+            from mltrain.tracking.run import open_run
+
+            run = open_run(run)
+        self.run: Run = run
+        self.device = torch.device(device)
+        self.policy: Policy = policy if policy is not None else Latest(max_to_keep) | Best(1)
+        self._metric = metric
+        spool = Spool(run.staging)
+        self.store = CheckpointStore(run.id, run.artifacts, spool)
+        self._reader = CheckpointReader(self.store, Context(now(), {}, metric, mode), self._note_damage)
+        litter = spool.discard_litter()
+        if litter:
+            log.info("Removed %d unfinished checkpoint(s) that an interrupted process left in %s", litter, spool.root)
+        self._on_commit = committed
+        self._writer = Writer(self.store, self._after_commit)
+        self._last: Manifest | None = None
+        self._last_key: tuple[str, int] | None = None
+        self.resumed_from: Manifest | None = None
+        self._removal_refused = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+        kind: Kind = "step",
+        best: bool = False,
+        extra: Mapping[str, bytes] | None = None,
+        data: Mapping[str, str] | None = None,
+    ) -> CheckpointId:
+        """Save a state. Two saves of the same step make one checkpoint.
+
+        Args:
+            state: names to tensors and plain values, nested as you like.
+            step: optimizer steps done; none: ``state["step"]`` or ``state["global_step"]``, else the epoch, else the
+                next number.
+            epoch: epochs done; none: ``state["epoch"]``, else that of the checkpoint before.
+            metrics: measured at this step.
+            kind: ``epoch``, ``step`` or ``interrupted``.
+            best: whether the caller declares it the best so far.
+            extra: further small files of the checkpoint, name to content.
+            data: fingerprint of the data.
+
+        Returns:
+            Its identity.
+
+        Raises:
+            UnsupportedValue: the state holds something that is not plain data; the message names the path to it.
+            RunHeld: another process has taken the run over.
+
+        """
+        step = step if step is not None else _counter(state, "step", "global_step")
+        epoch = epoch if epoch is not None else _counter(state, "epoch")
+        key = ("step", step) if step is not None else ("epoch", epoch) if epoch is not None else None
+        if self._last is not None and key is not None and key == self._last_key and kind != "interrupted":
+            if best:
+                self._declare_best(self._last)
+            return self._last.id
+        last_step = self._last.step if self._last is not None else self._parent_step()
+        if step is None:
+            step = epoch if epoch is not None and epoch > last_step else last_step + 1
+        elif self._last is not None and step == self._last.step:
+            return self._last.id  # an interruption right after a checkpoint: the state is there already
+        parent = self._last or self.resumed_from
+        manifest = Manifest(
+            run_id=self.run.id,
+            id=CheckpointId(attempt=self.run.ordinal, step=step),
+            kind=kind,
+            epoch=epoch if epoch is not None else (parent.epoch if parent is not None else 0),
+            parent=parent.id if parent is not None else None,
+            ancestry=ancestry_after(self.resumed_from),
+            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            best=best,
+            parts=tuple(str(name) for name in state),
+            files={},
+            created=now(),
+            versions=fingerprint.versions(),
+            code=dict(self.run.code),
+            data=dict(data or {}),
+        )
+        self._writer.submit(
+            state, lambda: manifest.model_copy(update={"pending": tuple(self.run.pending(step))}), extra or {}
+        )
+        self._last, self._last_key = manifest, key
+        return manifest.id
+
+    def save_epoch_checkpoint(
+        self, state: Mapping[str, Any], epoch: int, metrics: Mapping[str, float] | None = None
+    ) -> CheckpointId:
+        """Save the state at the end of an epoch; see :meth:`save`."""
+        return self.save(state, epoch=epoch, metrics=metrics, kind="epoch")
+
+    def save_best_model(
+        self, state: Mapping[str, Any], metric: float | Mapping[str, float], epoch: int | None = None
+    ) -> CheckpointId:
+        """Declare a state the best so far; where its epoch or step has just been saved, that checkpoint is meant."""
+        metrics = metric if isinstance(metric, Mapping) else {self._metric: float(metric)}
+        known = epoch if epoch is not None else _counter(state, "epoch")
+        return self.save(state, epoch=epoch, metrics=metrics, kind="epoch" if known is not None else "step", best=True)
+
+    def save_interrupt_checkpoint(self, state: Mapping[str, Any]) -> CheckpointId:
+        """Save the state of a training that is being interrupted; it is the first choice of the next load."""
+        return self.save(state, kind="interrupted")
+
+    def load(self, which: str = "latest") -> dict[str, Any] | None:
+        """Load a state, verified, onto the manager's device; the next save continues from it.
+
+        Args:
+            which: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N``, or the name of a checkpoint.
+                For ``latest`` and ``best`` a damaged one is said and the one before it is used.
+
+        Returns:
+            The state as it was saved, or none when there is no ``latest``, ``best`` or ``interrupted``.
+
+        Raises:
+            NoCheckpoint: there is none of this name, epoch or step (the message lists those there are), or all that
+                there are are damaged.
+
+        """
+        if which in ("latest", "best", "interrupted") and not self._reader.matching(which):
+            return None
+        manifest, parts = self._reader.load(which, self.device)
+        self.resumed_from, self._last, self._last_key = manifest, None, None
+        log.info("Loaded %s (%s) of run %s", manifest.title, manifest.name, self.run.id)
+        return parts
+
+    def load_latest_checkpoint(self) -> dict[str, Any] | None:
+        """Load the newest state: an interrupted one where that is newest, else the newest epoch; none: there is none."""
+        return self.load("latest")
+
+    def load_best_model(self) -> dict[str, Any] | None:
+        """Load the best state, or none when there is none."""
+        return self.load("best")
+
+    def checkpoints(self) -> list[Manifest]:
+        """Return all committed checkpoints of the run, oldest first, those of abandoned lines included."""
+        return self._reader.all()
+
+    def best(self) -> Manifest | None:
+        """Return the best checkpoint of the current line, or none."""
+        return next(iter(self._reader.matching("best")), None)
+
+    def wait(self, seconds: float = math.inf) -> bool:
+        """Wait until everything saved is committed in the artifact store; return whether it is."""
+        return self._writer.drain(min(seconds, 10**7))
+
+    def close(self) -> None:
+        """Wait until everything saved is committed, and let go of the run.
+
+        Raises:
+            StorageError: the newest checkpoint could not be kept anywhere.
+
+        """
+        self.wait()
+        failure = self._writer.failure
+        self._writer.close()
+        self.run.detach()
+        if failure is not None:
+            raise failure
+
+    def abandon(self) -> None:
+        """Stop the background threads without waiting; what is complete in staging stays there."""
+        self._writer.close()
+
+    @property
+    def newest_committed(self) -> Manifest | None:
+        """The newest checkpoint of this attempt that is in the artifact store."""
+        return self._writer.newest_committed
+
+    @property
+    def newest_staged(self) -> Manifest | None:
+        """The newest checkpoint of this attempt that is complete on this disk or in the artifact store."""
+        return self._writer.newest_staged
+
+    @property
+    def failure(self) -> MltrainError | None:
+        """Why the newest checkpoint could not be kept anywhere, if so."""
+        return self._writer.failure
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being written or uploaded: what is not committed by now waits for another try."""
+        return self._writer.idle
+
+    def context(self) -> Context:
+        """Return what policies may ask: the time, pins, what best means."""
+        pins = {identity: why for name, why in self.run.pins().items() if (identity := CheckpointId.parse(name))}
+        return replace(self._reader.context, pins=pins)
+
+    def _parent_step(self) -> int:
+        return self.resumed_from.step if self.resumed_from is not None else 0
+
+    def _declare_best(self, manifest: Manifest) -> None:
+        self._reader.declared = manifest.id
+        self._writer.run(lambda: self.run.write_json(BEST_POINTER, {"checkpoint": manifest.name}))
+
+    def _note_damage(self, identity: CheckpointId, error: DamagedCheckpoint) -> None:
+        log.warning("Checkpoint %s is damaged and left aside: %s", identity.name, error)
+        self.run.set_tag(f"mltrain.damaged.{identity.name}", str(error))
+
+    def _after_commit(self, manifest: Manifest) -> None:
+        if self.run.overtaken:
+            return
+        self.run.set_tag("mltrain.latest", manifest.name)
+        self.prune()
+        best = retention.best_of(current_line(self.store.manifests()), self._reader.context)
+        if best is not None:
+            self.run.set_tag("mltrain.best", best.name)
+        if self._on_commit is not None:
+            self._on_commit(manifest, best, self.store)
+
+    def prune(self) -> list[retention.Removal]:
+        """Remove what the policy does not keep, and record it. Called after every commit."""
+        manifests = self.store.manifests()
+        context = self.context()
+        used = [identity for name in self.run.in_use() if (identity := CheckpointId.parse(name))]
+        keep = retention.protected(manifests, context, resumed_from=None, in_use=used)
+        removed = []
+        for removal in retention.plan(manifests, self.policy, context, keep):
+            try:
+                self.store.remove(removal.manifest.id)
+            except StorageError as error:
+                if not self._removal_refused:
+                    log.warning("Old checkpoints stay, because the store does not let them be removed: %s", error)
+                self._removal_refused = True
+                break
+            log.info("Removed %s (%s): %s", removal.manifest.title, removal.manifest.name, removal.rule)
+            removed.append(removal)
+        if removed:
+            self.run.record_removals([record_of(removal) for removal in removed])
+        return removed
+
+
+def record_of(removal: retention.Removal) -> dict[str, Any]:
+    """Return a line of the record of removals."""
+    return {
+        "time": now().isoformat(timespec="seconds"),
+        "checkpoint": removal.manifest.name,
+        "rule": removal.rule,
+        "bytes": removal.manifest.size,
+        "host": fingerprint.host(),
+    }
+
+
+def _counter(state: Mapping[str, Any], *names: str) -> int | None:
+    for name in names:
+        value = state.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None

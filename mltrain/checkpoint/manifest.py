@@ -1,0 +1,170 @@
+"""What a checkpoint is, as a frozen value and as JSON. The manifest is the commit: without it there is no checkpoint."""
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mltrain.errors import DamagedCheckpoint
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+MAX_BYTES = 64 * 2**20
+"""A manifest larger than this is refused before it is parsed."""
+
+Kind = Literal["epoch", "step", "interrupted", "imported"]
+_NAME = re.compile(r"step-(\d{9})-a(\d{2,6})", re.ASCII)
+_FILE = r"^[a-z][a-z0-9_-]{0,63}\.(safetensors|json|csv)$"
+
+Count = Annotated[int, Field(ge=0, le=10**9 - 1, strict=True)]
+Bytes = Annotated[int, Field(ge=0, le=2**60, strict=True)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class CheckpointId(_Value):
+    """A checkpoint's identity. (attempt, step) and not the step alone, because a run can be rolled back."""
+
+    attempt: Annotated[int, Field(ge=1, le=999_999, strict=True)]
+    step: Count
+
+    @property
+    def name(self) -> str:
+        """The name of its directory: ``step-<9 digits>-a<attempt>``."""
+        return f"step-{self.step:09d}-a{self.attempt:02d}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """Return the identity that a directory name spells, or none when it is not exactly such a name."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        identity = cls(step=int(match[1]), attempt=max(1, int(match[2])))
+        return identity if identity.name == name else None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The later of two checkpoints has the greater one. Clocks play no part in it."""
+        return self.attempt, self.step
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class FileEntry(_Value):
+    """A file of a checkpoint: its size in bytes and the SHA-256 of its content, hexadecimal."""
+
+    size: Bytes
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class TensorEntry(_Value):
+    """A stored tensor: its file, dtype and shape; for sharded state the whole tensor's shape and this piece's offsets."""
+
+    file: Annotated[str, Field(pattern=_FILE)]
+    dtype: Annotated[str, Field(max_length=32)]
+    shape: tuple[Bytes, ...]
+    global_shape: tuple[Bytes, ...] | None = None
+    offsets: tuple[Bytes, ...] | None = None
+
+
+class Point(_Value):
+    """A metric point, with the time of its birth in milliseconds since 1970."""
+
+    key: Annotated[str, Field(max_length=250)]
+    step: Annotated[int, Field(ge=-(2**62), le=2**62)]
+    value: float
+    timestamp: Annotated[int, Field(ge=0, le=2**62)]
+
+
+class Manifest(_Value):
+    """Everything there is to know about a checkpoint without reading its tensors."""
+
+    schema_version: Annotated[int, Field(strict=True)] = SCHEMA
+    run_id: Annotated[str, Field(max_length=64)]
+    id: CheckpointId
+    kind: Kind
+    epoch: Count
+    parent: CheckpointId | None
+    """The commit before it on its line: of the same attempt, or the one that the attempt resumed from."""
+    ancestry: tuple[CheckpointId, ...] = ()
+    """Where the line changed from one attempt to the next, oldest first; parents may be pruned, this stays."""
+    metrics: dict[str, float] = {}
+    best: bool = False
+    """Declared best by the caller when it was written; a policy or a metric may say otherwise later."""
+    parts: tuple[str, ...]
+    files: dict[Annotated[str, Field(pattern=_FILE)], FileEntry]
+    tensors: dict[str, TensorEntry] = {}
+    aliases: dict[str, str] = {}
+    created: datetime
+    versions: dict[str, str] = {}
+    code: dict[str, str] = {}
+    data: dict[str, str] = {}
+    pending: tuple[Point, ...] = ()
+    """Metric points up to this step that the server had not acknowledged when this was written."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.id.step
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return self.id.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files but the manifest."""
+        return sum(entry.size for entry in self.files.values())
+
+    @property
+    def title(self) -> str:
+        """What a person calls it: ``epoch 50``, ``step 1234``, ``interrupted at step 1234``."""
+        if self.kind == "interrupted":
+            return f"interrupted at step {self.step}"
+        return f"epoch {self.epoch}" if self.kind == "epoch" else f"{self.kind} {self.step}"
+
+    def to_json(self) -> bytes:
+        """Return it as UTF-8 JSON."""
+        return self.model_dump_json(indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, *, run_id: str | None = None, name: str | None = None) -> Self:
+        """Read a manifest and check that it speaks of the place where it was found.
+
+        Raises:
+            DamagedCheckpoint: not JSON, too large, too deep, of another schema, of wrong types, or of another place.
+
+        """
+        where = f"the manifest of {name}" if name else "the manifest"
+        if len(content) > MAX_BYTES:
+            raise DamagedCheckpoint(f"{where} has {len(content)} bytes; at most {MAX_BYTES} are read.")
+        try:
+            raw: Any = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DamagedCheckpoint(f"{where} is not valid JSON: {error}") from None
+        if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA:
+            raise DamagedCheckpoint(
+                f"{where} is of schema {raw.get('schema_version')!r:.40}; this version of mltrain reads schema {SCHEMA}."
+            )
+        try:
+            manifest = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise DamagedCheckpoint(f"{where} is not as it was written: {place}: {first['msg']}") from None
+        if (run_id is not None and manifest.run_id != run_id) or (name is not None and manifest.name != name):
+            raise DamagedCheckpoint(
+                f"{where} speaks of {manifest.name} of run {manifest.run_id}: it was moved or swapped."
+            )
+        return manifest
+
+
+def now() -> datetime:
+    """The present time in UTC: for people to read, never for ordering."""
+    return datetime.now(UTC)

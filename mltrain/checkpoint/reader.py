@@ -1,0 +1,126 @@
+"""Reading the checkpoints of a run: which there are, which one a word means, loading it verified. Writes nothing."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mltrain.checkpoint import retention
+from mltrain.checkpoint.lineage import current_line
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.retention import Context
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError
+from mltrain.tracking.artifacts import Artifacts
+
+log = logging.getLogger(__name__)
+
+BEST_POINTER = "best.json"
+"""An artifact that names the checkpoint declared best after it had been written. Believed only where that exists."""
+
+Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
+
+
+class CheckpointReader:
+    """The checkpoints of one run, to be read.
+
+    Args:
+        store: where they are.
+        context: what best means.
+        damaged: told of every checkpoint that is not what was committed.
+
+    """
+
+    def __init__(self, store: CheckpointStore, context: Context, damaged: Damaged | None = None) -> None:
+        self.store = store
+        self.declared = declared_best(store.artifacts)
+        self._given = context
+        self._damaged = damaged
+
+    @property
+    def context(self) -> Context:
+        """What best means, now."""
+        return replace(self._given, now=now(), declared=self.declared)
+
+    def all(self) -> list[Manifest]:
+        """Return all committed checkpoints, oldest first, those of abandoned lines included."""
+        known = {manifest.id: manifest for manifest in self.store.staged()}
+        known.update({manifest.id: manifest for manifest in self.store.manifests(damaged=self._damaged)})
+        return sorted(known.values(), key=lambda manifest: manifest.id.order)
+
+    def matching(self, which: str) -> list[Manifest]:
+        """Return the checkpoints that a word may mean, the first choice first; see :func:`matching`."""
+        return matching(self.all(), which, self.context)
+
+    def load(self, which: str = "latest", device: torch.device | None = None) -> tuple[Manifest, dict[str, Any]]:
+        """Load a checkpoint, verified; of a damaged ``latest`` or ``best``, the one before it.
+
+        Raises:
+            NoCheckpoint: there is none that this means (the message lists those there are), or none is intact.
+
+        """
+        candidates = self.matching(which)
+        if not candidates:
+            raise NoCheckpoint(self.none_such(which))
+        return self.store.newest_usable(candidates, self._damaged, device)
+
+    def first(self, which: str) -> Manifest:
+        """Return the manifest of the first choice, unverified.
+
+        Raises:
+            NoCheckpoint: there is none that this means; the message lists those there are.
+
+        """
+        candidates = self.matching(which)
+        if not candidates:
+            raise NoCheckpoint(self.none_such(which))
+        return candidates[0]
+
+    def none_such(self, which: str) -> str:
+        """Say that there is no such checkpoint, and which there are."""
+        manifests = self.all()
+        there = ", ".join(f"{m.title} ({m.name})" for m in manifests[-20:]) or "none at all"
+        return f"Run {self.store.run_id} has no checkpoint {which!r}. There are: {there}."
+
+
+def matching(manifests: Sequence[Manifest], which: str, context: Context) -> list[Manifest]:
+    """Return the checkpoints that a word may mean, the first choice first.
+
+    ``latest``, ``best`` and ``interrupted`` look at the current line; ``epoch:N`` and ``step:N`` prefer it; a name finds
+    abandoned ones too.
+
+    Raises:
+        UsageError: the word is none of these.
+
+    """
+    line = current_line(manifests)[::-1]
+    if which == "latest":
+        return line
+    if which == "best":
+        return retention.ranked(line, context)
+    if which == "interrupted":
+        return [manifest for manifest in line if manifest.kind == "interrupted"]
+    if CheckpointId.parse(which) is not None:
+        return [manifest for manifest in manifests if manifest.name == which]
+    word, _, number = which.partition(":")
+    if word in ("epoch", "step") and number.isdecimal():
+        newest_first = line + [m for m in reversed(manifests) if m not in line]
+        if word == "step":
+            return [manifest for manifest in newest_first if manifest.step == int(number)]
+        return [m for m in newest_first if m.kind in ("epoch", "imported") and m.epoch == int(number)]
+    raise UsageError(
+        f"{which!r:.80} does not name a checkpoint: latest, best, interrupted, epoch:N, step:N or a name such as "
+        "step-000000420-a01 was expected."
+    )
+
+
+def declared_best(artifacts: Artifacts) -> CheckpointId | None:
+    """Return the checkpoint that :data:`BEST_POINTER` names, if there is one."""
+    try:
+        content = json.loads(artifacts.read(BEST_POINTER, 4096))
+        return CheckpointId.parse(content["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError, MltrainError):
+        return None

@@ -1,0 +1,179 @@
+"""Local staging: checkpoints are written here, made durable, and renamed into place. Only this module fsyncs and renames.
+
+A checkpoint is staged in a folder with a name of its own (``step-…-a….<random>.tmp``), every file is flushed to the disk,
+the manifest is written last, the folder is flushed, renamed, and its parent flushed. Whatever instant the power fails,
+there is either the complete checkpoint or something that does not look like one.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Manifest
+from mltrain.errors import StorageError
+from mltrain.tracking.artifacts import discard_staged
+
+
+class Spool:
+    """A folder for staged checkpoints of one run.
+
+    Raises:
+        StorageError: the folder cannot be made or written to.
+
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _refused(root, error) from error
+
+    def staging(self, identity: CheckpointId) -> "Staging":
+        """Begin to stage a checkpoint."""
+        return Staging(self.root / f"{identity.name}.{secrets.token_hex(4)}.tmp")
+
+    def complete(self) -> list[Path]:
+        """Return the folders of checkpoints that are committed here, in the order of their names."""
+        return sorted(f for f in self.root.iterdir() if CheckpointId.parse(f.name) and (f / FILE_NAME).is_file())
+
+    def discard_litter(self) -> int:
+        """Remove what interrupted stagings left; only for who holds the run. Return how many there were."""
+        litter = [folder for folder in self.root.iterdir() if folder.name.endswith(".tmp") and folder.is_dir()]
+        for folder in litter:
+            discard_staged(folder)
+        return len(litter)
+
+
+class Staging:
+    """A checkpoint being written. Leaving the block without :meth:`commit` removes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, FileEntry] = {}
+        self._committed = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir()
+        except OSError as error:
+            raise _refused(self.folder.parent, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._committed:
+            discard_staged(self.folder)
+
+    def write(self, name: str, content: Iterable[bytes | memoryview]) -> FileEntry:
+        """Write a file, hash it on the way and flush it to the disk.
+
+        Raises:
+            StorageError: the disk is full or fails.
+
+        """
+        digest, size = hashlib.sha256(), 0
+        try:
+            with (self.folder / name).open("xb", buffering=0) as file:
+                for piece in content:
+                    digest.update(piece)
+                    size += _write_all(file.fileno(), piece)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _refused(self.folder / name, error) from error
+        self.files[name] = FileEntry(size=size, sha256=digest.hexdigest())
+        return self.files[name]
+
+    def commit(self, manifest: Manifest, target: Path) -> Path:
+        """Write the manifest, make everything durable, and rename the folder to ``target``.
+
+        Raises:
+            StorageError: the disk is full or fails, or ``target`` exists.
+
+        """
+        self.write(FILE_NAME, [manifest.to_json()])
+        del self.files[FILE_NAME]
+        try:
+            _fsync_folder(self.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _rename_folder(self.folder, target)
+            _fsync_folder(target.parent)
+        except OSError as error:
+            raise _refused(target, error) from error
+        self._committed = True
+        return target
+
+
+def replace_file(target: Path, content: bytes) -> None:
+    """Write a small file so that its name always stands for a complete content.
+
+    Raises:
+        StorageError: the disk is full or fails.
+
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        _fsync_folder(target.parent)
+    except OSError as error:
+        raise _refused(target, error) from error
+
+
+def _write_all(descriptor: int, piece: bytes | memoryview) -> int:
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+    return len(piece)
+
+
+def _rename_folder(source: Path, target: Path) -> None:
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, "a checkpoint of this attempt and step exists already", str(target))
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # Another filesystem: copy beside the target first, so that the rename is within one.
+        beside = target.parent / source.name
+        shutil.copytree(source, beside)
+        for file in beside.iterdir():
+            _fsync(file, os.O_RDWR)
+        _fsync_folder(beside)
+        beside.rename(target)
+        discard_staged(source)
+
+
+def _fsync_folder(folder: Path) -> None:
+    if os.name == "posix":  # Windows neither needs nor allows it
+        _fsync(folder, os.O_RDONLY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refused(path: Path, error: OSError) -> StorageError:
+    advice = {
+        errno.ENOSPC: "Free some space on that disk; older checkpoints were not touched.",
+        errno.EDQUOT: "Free some of your quota; older checkpoints were not touched.",
+        errno.EROFS: "Mount it writable, or set MLTRAIN_HOME to a folder that is.",
+        errno.EACCES: "Give this user the right to write there, or set MLTRAIN_HOME to a folder that it may write.",
+    }.get(error.errno or 0, "Check that disk; older checkpoints were not touched.")
+    return StorageError(f"{path} could not be written: {error.strerror or error}. {advice}")

@@ -1,0 +1,249 @@
+"""The checkpoints of one run in its artifact store: commit, list, verify, fetch, remove."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mltrain.checkpoint.codec import LARGEST_FILE, EncodedFile, decode, encode
+from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest
+from mltrain.checkpoint.spool import Spool
+from mltrain.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, StorageError
+from mltrain.state import Snapshot
+from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, discard_staged
+
+log = logging.getLogger(__name__)
+
+_PARALLEL_FILES = 4
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a checkpoint: which file, and what."""
+
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        run_id: the run; a manifest that names another one is damaged.
+        artifacts: of the run.
+        spool: where checkpoints are staged. Where the artifacts are on this machine, staging is beside them, and a
+            commit is one rename; elsewhere the staged copy is uploaded and stays until a later one is committed.
+            None: only to be read.
+
+    """
+
+    def __init__(
+        self, run_id: str, artifacts: Artifacts, spool: Spool | None = None, *, largest_file: int = LARGEST_FILE
+    ) -> None:
+        self.run_id = run_id
+        self.artifacts = artifacts
+        self.spool = spool
+        self._largest_file = largest_file
+        self._known: dict[CheckpointId, Manifest] = {}
+
+    def stage(self, snapshot: Snapshot, manifest: Manifest, extra: dict[str, bytes]) -> Manifest:
+        """Write a snapshot to the disk and return its manifest, completed with files and tensors.
+
+        Where the artifacts are on this machine, this commits it.
+
+        Raises:
+            StorageError: the disk refuses.
+
+        """
+        encoded = encode(snapshot, largest_file=self._largest_file)
+        if self.spool is None:
+            raise StorageError("These checkpoints were opened to be read only.")
+        with self.spool.staging(manifest.id) as staging:
+            for file in (*encoded.files, *(EncodedFile(name, [content]) for name, content in extra.items())):
+                staging.write(file.name, file.content)
+            complete = manifest.model_copy(
+                update={
+                    "files": dict(staging.files),
+                    "tensors": dict(encoded.tensors),
+                    "aliases": dict(encoded.aliases),
+                }
+            )
+            staging.commit(complete, self._place(manifest.id))
+        if self.artifacts.local_root is not None:
+            self._known[complete.id] = complete
+        return complete
+
+    def publish(self, manifest: Manifest) -> None:
+        """Upload a staged checkpoint file by file, the manifest last; then drop earlier staged copies.
+
+        Raises:
+            StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
+
+        """
+        if self.artifacts.local_root is not None:
+            return
+        staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
+        with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-upload") as pool:
+            list(pool.map(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files)))
+        self.artifacts.upload(staged / FILE_NAME, folder)
+        self._known[manifest.id] = manifest
+        for earlier in self.staged():
+            if earlier.id.order < manifest.id.order:
+                discard_staged(self._place(earlier.id))
+
+    def staged(self) -> list[Manifest]:
+        """Return what is complete in local staging; for a store on this machine, nothing."""
+        if self.artifacts.local_root is not None or self.spool is None:
+            return []
+        found = []
+        for folder in self.spool.complete():
+            try:
+                content = (folder / FILE_NAME).read_bytes()
+                found.append(Manifest.from_json(content, run_id=self.run_id, name=folder.name))
+            except (OSError, DamagedCheckpoint) as error:
+                log.warning("The staged checkpoint %s is not usable: %s", folder.name, error)
+        return found
+
+    def names(self) -> list[CheckpointId]:
+        """Return the identities of all checkpoint folders in the store, newest first, committed or not."""
+        entries = self.artifacts.entries(CHECKPOINTS)
+        found = [CheckpointId.parse(entry.name) for entry in entries if entry.is_dir]
+        return sorted((identity for identity in found if identity), key=lambda identity: identity.order, reverse=True)
+
+    def manifest(self, identity: CheckpointId) -> Manifest | None:
+        """Return the manifest of a committed checkpoint, or none when there is none.
+
+        Raises:
+            DamagedCheckpoint: it is not as it was written.
+
+        """
+        if identity not in self._known:
+            try:
+                content = self.artifacts.read(f"{CHECKPOINTS}/{identity.name}/{FILE_NAME}", MAX_BYTES)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except OSError as error:
+                raise DamagedCheckpoint(f"the manifest of {identity.name} cannot be read: {error}") from None
+            self._known[identity] = Manifest.from_json(bytes(content), run_id=self.run_id, name=identity.name)
+        return self._known[identity]
+
+    def manifests(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> list[Manifest]:
+        """Return the manifests of all committed checkpoints, oldest first; damaged ones are reported and left out."""
+        found = []
+        for identity in self.names():
+            try:
+                manifest = self.manifest(identity)
+            except DamagedCheckpoint as error:
+                (damaged or _warn)(identity, error)
+                continue
+            if manifest is not None:
+                found.append(manifest)
+        self._known = {manifest.id: manifest for manifest in found}
+        return found[::-1]
+
+    def problems(self, manifest: Manifest) -> list[Problem]:
+        """Compare every file of a checkpoint with its digest, and return what is wrong."""
+        found = []
+        for name in sorted(manifest.files):
+            try:
+                self._received(manifest, name)
+            except DamagedCheckpoint as error:
+                found.append(Problem(name, str(error)))
+        return found
+
+    def fetch(self, manifest: Manifest, *, only: Callable[[str], bool] = lambda name: True) -> dict[str, bytearray]:
+        """Receive the files of a checkpoint into memory, every one verified before any is returned.
+
+        Raises:
+            DamagedCheckpoint: a file is missing, or is not what was committed.
+
+        """
+        wanted = sorted(name for name in manifest.files if only(name))
+        if self.artifacts.local_root is not None:
+            return {name: self._received(manifest, name) for name in wanted}
+        with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-download") as pool:
+            return dict(zip(wanted, pool.map(lambda name: self._received(manifest, name), wanted), strict=True))
+
+    def load(self, manifest: Manifest, device: torch.device | None = None) -> dict[str, Any]:
+        """Return the parts of a checkpoint on a device, verified before anything is deserialised.
+
+        Raises:
+            DamagedCheckpoint: it is not what was committed.
+
+        """
+        return decode(self.fetch(manifest, only=lambda name: name.startswith(("model", "state"))), device)
+
+    def newest_usable(
+        self,
+        candidates: Iterable[Manifest],
+        damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[Manifest, dict[str, Any]]:
+        """Return the first of the candidates that is intact, with its parts; say so of each that is not.
+
+        Raises:
+            NoCheckpoint: none is.
+
+        """
+        tried = 0
+        for manifest in candidates:
+            tried += 1
+            try:
+                return manifest, self.load(manifest, device)
+            except DamagedCheckpoint as error:
+                (damaged or _warn)(manifest.id, error)
+        raise NoCheckpoint(
+            f"None of the {tried} checkpoints asked for of run {self.run_id} is usable. "
+            f"See what is wrong with: mltrain verify {self.run_id}"
+        )
+
+    def remove(self, identity: CheckpointId) -> None:
+        """Remove a checkpoint from the store, its manifest first.
+
+        Raises:
+            StorageError: the store does not allow it.
+
+        """
+        self._known.pop(identity, None)
+        self.artifacts.remove_checkpoint(identity.name)
+
+    def _place(self, identity: CheckpointId) -> Path:
+        if self.artifacts.local_root is not None:
+            return self.artifacts.local_root / CHECKPOINTS / identity.name
+        assert self.spool is not None
+        return self.spool.root / identity.name
+
+    def _received(self, manifest: Manifest, name: str) -> bytearray:
+        entry = manifest.files[name]
+        try:
+            content = self._content(manifest.id, name, entry.size)
+        except (FileNotFoundError, NotADirectoryError):
+            raise DamagedCheckpoint(f"{name} of {manifest.name} is missing.") from None
+        except StorageError:
+            raise
+        except OSError as error:
+            raise DamagedCheckpoint(f"{name} of {manifest.name} cannot be read: {error.strerror or error}.") from None
+        if len(content) != entry.size:
+            raise DamagedCheckpoint(f"{name} of {manifest.name} has {len(content)} bytes; {entry.size} were committed.")
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise DamagedCheckpoint(f"{name} of {manifest.name} has another SHA-256 than when it was committed.")
+        return content
+
+    def _content(self, identity: CheckpointId, name: str, size: int) -> bytearray:
+        if self.artifacts.local_root is None and self.spool is not None:
+            staged = self.spool.root / identity.name / name
+            if staged.is_file() and staged.stat().st_size == size:
+                return bytearray(staged.read_bytes())
+        return self.artifacts.read(f"{CHECKPOINTS}/{identity.name}/{name}", size)
+
+
+def _warn(identity: CheckpointId, error: CheckpointError) -> None:
+    log.warning("Checkpoint %s is damaged and left aside: %s", identity.name, error)

@@ -1,0 +1,61 @@
+"""``mltrain evaluate`` and ``mltrain pull``: what comes after training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mltrain.cli.train import parse
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("evaluate", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(evaluate)
+    app.command("pull")(pull)
+
+
+def evaluate(
+    run_id: str = typer.Argument(..., help="The id of the run."),
+    arguments: list[str] = typer.Argument(None, metavar="[key=value ...]", help="Other data, say.", show_default=False),
+    checkpoint: str = typer.Option("best", "--checkpoint", help="best, latest, epoch:N, step:N or a name."),
+    to: Path = typer.Option(None, "--to", help="A folder for the project's report: tables and pictures."),
+    as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
+) -> None:
+    """Evaluate a checkpoint of a run, on its data or on other data; the run is not changed."""
+    from mltrain.evaluate import evaluate as run_evaluation
+
+    project, overrides = parse(arguments or [])
+    done = run_evaluation(run_id, checkpoint=checkpoint, overrides=overrides, project=project, to=to)
+    if as_json:
+        print(json.dumps({"run_id": run_id, "checkpoint": done.manifest.name, "metrics": dict(done.metrics)}, indent=1))
+        return
+    print(f"{done.manifest.title} ({done.manifest.name}) of run {run_id}")
+    for name, value in done.metrics.items():
+        print(f"  {name:<24} {value:.5g}")
+    if to is not None:
+        print(f"Report: {to}")
+
+
+def pull(
+    run_id: str = typer.Argument(None, help="The id of the run; or --experiment."),
+    to: Path = typer.Option(..., "--to", help="The folder to put the model into."),
+    experiment: str = typer.Option(None, "--experiment", help="Take the best run of this experiment."),
+    metric: str = typer.Option(None, "--metric", help="By this metric; none: the runs' own."),
+    mode: str = typer.Option(None, "--mode", help="min or max."),
+    checkpoint: str = typer.Option("best", "--checkpoint", help="best, latest, epoch:N, step:N or a name."),
+    as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
+) -> None:
+    """Pull a model from the tracking store, verified, with its configuration and history beside it."""
+    from mltrain.errors import UsageError
+    from mltrain.evaluate import pull as run_pull
+
+    if mode not in (None, "min", "max"):
+        raise UsageError(f"--mode {mode}: min or max was expected.")
+    direction: Any = mode
+    pulled = run_pull(run_id, to=to, experiment=experiment, metric=metric, mode=direction, checkpoint=checkpoint)
+    if as_json:
+        files = sorted(path.name for path in to.iterdir())
+        print(json.dumps({"run_id": pulled.run_id, "checkpoint": pulled.manifest.name, "files": files}, indent=1))
+        return
+    print(f"{pulled.manifest.title} ({pulled.manifest.name}) of run {pulled.run_id} is in {to}, verified.")

@@ -1,0 +1,245 @@
+"""A loader that knows where it is: order from (seed, epoch), one seed a batch, position in the epoch.
+
+Every batch is fetched under random numbers that follow from (seed, epoch, batch) alone, so neither the number of
+worker processes nor an interruption changes what augmentation draws.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from mltrain.errors import StateMismatch, UsageError
+
+_MASK = 2**64 - 1
+_FETCH_AHEAD_SECONDS = 0.002
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """What a trainer needs of a loader: batches, and a position that can be taken away and given back."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return the batches from the present position to the end of the epoch."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the position."""
+        ...
+
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Take a position over."""
+        ...
+
+
+def mixed(*numbers: int) -> int:
+    """Mix integers into 64 well-spread bits: the finalizer of SplitMix64 (Steele et al., OOPSLA 2014), chained."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+class ResumableLoader:
+    """Batches of a map-style dataset, in an order that follows from (seed, epoch), resumable at any batch.
+
+    Args:
+        dataset: anything with ``__len__`` and ``__getitem__``.
+        batch_size: items a batch.
+        shuffle: a new order every epoch; without it the items come as they stand.
+        weights: one non-negative number an item: each epoch draws ``len(dataset)`` items with replacement in
+            proportion to them. Excludes ``shuffle=False``.
+        drop_last: leave a last incomplete batch out.
+        num_workers: processes that fetch ahead; 0 fetches in this one. It may change when a run is resumed.
+        seed: none takes ``torch.initial_seed()``, which the trainer sets from the configuration.
+        seed_samples: a seed for every sample in place of every batch; needed when the number of training processes
+            may change, and slower.
+        collate: makes a batch of a list of items; torch's default.
+        pin_memory: put batches into page-locked memory, for faster copies to a GPU.
+
+    Attributes:
+        epoch: the epoch that the next batch belongs to, from 0.
+        batch: the position of the next batch in it, from 0.
+
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        weights: Sequence[float] | torch.Tensor | None = None,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        seed: int | None = None,
+        seed_samples: bool = False,
+        collate: Callable[[list[Any]], Any] = default_collate,
+        pin_memory: bool = False,
+    ) -> None:
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise UsageError(
+                f"A {type(dataset).__name__} has no length and no items by index, so its position cannot be kept. "
+                "Give the trainer a loader of your own with state_dict() and load_state_dict() that says where it is."
+            )
+        if batch_size < 1:
+            raise UsageError(f"batch_size={batch_size}: a batch holds at least one item.")
+        if weights is not None and not shuffle:
+            raise UsageError("weights draw items at random, so they exclude shuffle=False.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        if self.weights is not None and len(self.weights) != len(dataset):
+            raise UsageError(f"{len(self.weights)} weights for {len(dataset)} items: there has to be one for each.")
+        self.drop_last = drop_last
+        self.num_workers = num_workers
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.epoch = 0
+        self.batch = 0
+        if len(self) == 0:
+            raise UsageError(
+                f"{len(dataset)} items in batches of {batch_size}{' without the incomplete one' if drop_last else ''} "
+                "make no batch at all: nothing to train on."
+            )
+        self._fetch = _Fetch(dataset, collate, seed_samples)
+        self._collate = collate
+        self._pin_memory = pin_memory
+        self._aside = _Aside()
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return the batches from the present position to the end of the epoch, then stand at the next epoch."""
+        for fetched in self._fetched(self._remaining()):
+            self.batch += 1
+            if self.batch == len(self):
+                self.epoch, self.batch = self.epoch + 1, 0
+            yield fetched
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return position, seed, and the lengths that say whether the position still means the same."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "seed": self.seed,
+            "items": len(self.dataset),
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue at a position.
+
+        Raises:
+            StateMismatch: in the middle of an epoch, with another number of items or another batch size.
+
+        """
+        differing = [
+            f"{name}: {state_dict[name]} then, {now} now"
+            for name, now in (("items", len(self.dataset)), ("batch_size", self.batch_size))
+            if state_dict[name] != now
+        ]
+        if differing and state_dict["batch"] > 0:
+            raise StateMismatch(
+                f"the data in the middle of an epoch ({'; '.join(differing)})",
+                advice="Resume with the data and batch size of before, or from a checkpoint at the end of an epoch.",
+            )
+        self.epoch, self.batch, self.seed = state_dict["epoch"], state_dict["batch"], state_dict["seed"]
+
+    def _order(self) -> list[int]:
+        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch) >> 1)
+        if self.weights is not None:
+            return torch.multinomial(self.weights, len(self.dataset), replacement=True, generator=generator).tolist()
+        if self.shuffle:
+            return torch.randperm(len(self.dataset), generator=generator).tolist()
+        return list(range(len(self.dataset)))
+
+    def _remaining(self) -> list[tuple[int, list[int]]]:
+        order, size = self._order(), self.batch_size
+        return [
+            (mixed(self.seed, self.epoch, batch), order[batch * size : (batch + 1) * size])
+            for batch in range(self.batch, len(self))
+        ]
+
+    def _fetched(self, requests: list[tuple[int, list[int]]]) -> Iterator[Any]:
+        if self.num_workers == 0 and not self._pin_memory:
+            yield from self._fetched_here(requests)
+            return
+        # DataLoader draws a base seed for its workers from a generator: from one of its own, not from the training's.
+        yield from DataLoader(
+            self._fetch,
+            batch_size=None,
+            sampler=requests,
+            num_workers=self.num_workers,
+            pin_memory=self._pin_memory,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def _fetched_here(self, requests: list[tuple[int, list[int]]]) -> Iterator[Any]:
+        # Setting the training's random numbers aside costs as much as fetching a batch of tiny items, so as many
+        # batches are fetched in one go as two milliseconds allow. What is slower comes one by one.
+        position = 0
+        while position < len(requests):
+            ahead: list[Any] = []
+            with self._aside:
+                deadline = time.perf_counter() + _FETCH_AHEAD_SECONDS
+                while position < len(requests) and (not ahead or time.perf_counter() < deadline):
+                    ahead.append(self._fetch[requests[position]])
+                    position += 1
+            yield from ahead
+
+
+class _Fetch(Dataset[Any]):
+    """Fetches a batch under its seed. Runs in this process or in a worker."""
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed_samples: bool) -> None:
+        self._dataset = dataset
+        self._collate = collate
+        self._seed_samples = seed_samples
+
+    def __getitem__(self, request: tuple[int, list[int]]) -> Any:
+        seed, indices = request
+        _seed_cheaply(seed)
+        if self._seed_samples:
+            items = []
+            for index in indices:
+                _seed_cheaply(mixed(seed, index))
+                items.append(self._dataset[index])
+        elif hasattr(self._dataset, "__getitems__"):
+            items = self._dataset.__getitems__(indices)
+        else:
+            dataset = self._dataset
+            items = [dataset[index] for index in indices]
+        return self._collate(items)
+
+
+def _seed_cheaply(seed: int) -> None:
+    """Seed the default generators of this process; ``torch.manual_seed`` visits every device and costs a hundredfold."""
+    torch.default_generator.manual_seed(seed >> 1)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+class _Aside:
+    """Sets the training's random numbers aside while batches are fetched in the same process."""
+
+    def __enter__(self) -> None:
+        self._torch = torch.default_generator.get_state()
+        self._python = random.getstate()
+        # Swapping the bit generator would be quicker, but forgets the second half of a pair of normal deviates.
+        self._numpy = np.random.get_state(legacy=False)
+
+    def __exit__(self, *_: object) -> None:
+        np.random.set_state(self._numpy)
+        random.setstate(self._python)
+        torch.default_generator.set_state(self._torch)

@@ -1,0 +1,130 @@
+"""Every error that mltrain raises on purpose.
+
+::
+
+    MltrainError                       exit 1
+    ├── UsageError (ValueError)        exit 2   a command or an argument that cannot be meant
+    │   ├── ConfigError                         unknown key, wrong type, missing file
+    │   └── DataError                           data that cannot be read or does not fit together
+    ├── RunNotFound (LookupError)      exit 2   no such run, or it is deleted
+    ├── CheckpointError                exit 3
+    │   ├── NoCheckpoint (LookupError)          a named checkpoint does not exist
+    │   ├── DamagedCheckpoint (ValueError)      bytes or manifest are not what was committed
+    │   └── UnsupportedValue (TypeError)        a state holds something that is not plain data
+    ├── RunHeld                        exit 4   another process is writing to the run
+    ├── StorageError (OSError)         exit 5   a checkpoint could not be kept anywhere
+    ├── TrackingError (ConnectionError) exit 6  the tracking server cannot be reached or refuses
+    ├── NonFiniteLoss (ArithmeticError) exit 7
+    └── StateMismatch (ValueError)     exit 8   checkpoint and code do not fit
+
+A message says what happened, what was expected, what came instead, and what to do next.
+"""
+
+from collections.abc import Iterable
+
+
+class MltrainError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(MltrainError, ValueError):
+    """A command or an argument that cannot be meant."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration with an unknown key, a value of the wrong type, or a file that cannot be read."""
+
+
+class DataError(UsageError):
+    """Training data that cannot be read or does not fit together."""
+
+
+class RunNotFound(MltrainError, LookupError):
+    """The tracking store has no such run, or the run is deleted."""
+
+    exit_code = 2
+
+
+class CheckpointError(MltrainError):
+    """A checkpoint that cannot be written or used."""
+
+    exit_code = 3
+
+
+class NoCheckpoint(CheckpointError, LookupError):
+    """The checkpoint asked for does not exist, or none of those that exist is usable."""
+
+
+class DamagedCheckpoint(CheckpointError, ValueError):
+    """A checkpoint whose bytes or manifest are not what was committed."""
+
+
+class UnsupportedValue(CheckpointError, TypeError):
+    """A state that holds something other than tensors and plain values."""
+
+    exit_code = 2
+
+
+class RunHeld(MltrainError):
+    """Another process holds the run, or has taken it over."""
+
+    exit_code = 4
+
+
+class StorageError(MltrainError, OSError):
+    """The disk or the artifact store refused what had to be kept."""
+
+    exit_code = 5
+
+
+class TrackingError(MltrainError, ConnectionError):
+    """The tracking server cannot be reached, or refuses what it was asked."""
+
+    exit_code = 6
+
+
+class NonFiniteLoss(MltrainError, ArithmeticError):
+    """The loss became NaN or infinite."""
+
+    exit_code = 7
+
+
+class StateMismatch(MltrainError, ValueError):
+    """A checkpoint that does not fit the model or the parts it is restored into.
+
+    ``missing``, ``unexpected`` and ``reshaped`` list the names, so that a caller can act on them.
+    """
+
+    exit_code = 8
+
+    def __init__(
+        self,
+        subject: str,
+        *,
+        missing: Iterable[str] = (),
+        unexpected: Iterable[str] = (),
+        reshaped: Iterable[str] = (),
+        advice: str = "Resume with the code that wrote the checkpoint, or start a new run with the new code.",
+    ) -> None:
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.reshaped = tuple(reshaped)
+        lines = [f"The checkpoint does not fit {subject}."]
+        for title, names in (
+            ("missing in the checkpoint", self.missing),
+            ("unexpected in the checkpoint", self.unexpected),
+            ("of another shape", self.reshaped),
+        ):
+            if names:
+                lines.append(f"  {title} ({len(names)}): " + _shortened(names))
+        lines.append(advice)
+        super().__init__("\n".join(lines))
+
+
+def _shortened(names: tuple[str, ...], most: int = 12) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" … and {rest} more" if rest > 0 else "")

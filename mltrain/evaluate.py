@@ -1,0 +1,255 @@
+"""What comes after training: pull the best model, verified; evaluate it again, also on other data."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mltrain import device as devices
+from mltrain.checkpoint.codec import read_tensors
+from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
+from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.retention import Context
+from mltrain.checkpoint.spool import replace_file
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.config import Config
+from mltrain.errors import MltrainError, NoCheckpoint, RunNotFound, StateMismatch, UsageError
+from mltrain.project import Project, find
+from mltrain.state import fitted, own_rng, seed_everything
+from mltrain.steps import HasDevice, HasParts
+from mltrain.tracking.artifacts import Artifacts, open_artifacts
+from mltrain.tracking.run import pins_of, recorded_config
+from mltrain.tracking.server import Server, connect
+from mltrain.trainer import Task
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A model that was pulled: from which run and checkpoint, to which folder."""
+
+    run_id: str
+    manifest: Manifest
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured, and on which checkpoint."""
+
+    run_id: str
+    manifest: Manifest
+    metrics: Mapping[str, float]
+
+
+def reader(run_id: str, server: Server | None = None) -> CheckpointReader:
+    """Return the checkpoints of a run, to be read.
+
+    Raises:
+        RunNotFound, TrackingError: the run cannot be reached.
+
+    """
+    server = server or connect()
+    run = server.run(run_id)
+    artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    metric, mode = _meaning_of_best(artifacts)
+    pins = {identity: why for name, why in pins_of(run).items() if (identity := CheckpointId.parse(name))}
+    return CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), pins, metric, mode))
+
+
+def pull(
+    run_id: str | None = None,
+    *,
+    to: Path,
+    experiment: str | None = None,
+    metric: str | None = None,
+    mode: Mode | None = None,
+    checkpoint: str = "best",
+) -> Pulled:
+    """Pull the weights of a checkpoint, verified, with configuration, history and manifest beside them.
+
+    Args:
+        run_id: the run; or ``experiment``.
+        to: a folder; made where it is missing.
+        experiment: its name: the best run in it by ``metric`` and ``mode`` is taken.
+        metric: the metric that decides; none: the runs' own.
+        mode: ``min`` or ``max``.
+        checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
+
+    Raises:
+        NoCheckpoint: there is none.
+        StorageError: the folder cannot be written.
+
+    """
+    server = connect()
+    if (run_id is None) == (experiment is None):
+        raise UsageError("Pull from a run or from an experiment: give one of the two.")
+    if run_id is None:
+        assert experiment is not None
+        run_id = best_run(server, experiment, metric, mode)
+    checkpoints = reader(run_id, server)
+    candidates = checkpoints.matching(checkpoint)
+    if not candidates and checkpoint == "best":
+        candidates = checkpoints.matching("latest")
+        if candidates:
+            log.warning("No checkpoint was measured or declared best; the newest is taken.")
+    if not candidates:
+        raise NoCheckpoint(checkpoints.none_such(checkpoint))
+    for manifest in candidates:
+        problems = checkpoints.store.problems(manifest)
+        if not problems:
+            break
+        log.warning("%s is damaged (%s); the one before it is taken.", manifest.name, "; ".join(map(str, problems)))
+    else:
+        raise NoCheckpoint(f"None of the {len(candidates)} checkpoints is intact. See: mltrain verify {run_id}")
+    kept = ("model", "params", "history")
+    for name, content in checkpoints.store.fetch(manifest, only=lambda name: name.startswith(kept)).items():
+        replace_file(to / name, bytes(content))
+    replace_file(to / FILE_NAME, manifest.to_json())
+    return Pulled(run_id, manifest, to)
+
+
+def load_best(
+    run_id: str | None = None,
+    *,
+    experiment: str | None = None,
+    metric: str | None = None,
+    mode: Mode | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Return the weights of the best checkpoint of a run, or of the best run of an experiment, verified.
+
+    Returns:
+        Names to tensors, for ``model.load_state_dict``; a tied weight stands under all of its names.
+
+    Raises:
+        NoCheckpoint: there is none that is intact.
+
+    """
+    server = connect()
+    if (run_id is None) == (experiment is None):
+        raise UsageError("Load from a run or from an experiment: give one of the two.")
+    if run_id is None:
+        assert experiment is not None
+        run_id = best_run(server, experiment, metric, mode)
+    checkpoints = reader(run_id, server)
+    manifest = checkpoints.first("best")
+    weights: dict[str, torch.Tensor] = {}
+    for name, content in checkpoints.store.fetch(manifest, only=lambda name: name.startswith("model")).items():
+        weights.update({key: tensor.to(device) for key, tensor in read_tensors(content, name).items()})
+    weights.update({alias: weights[kept] for alias, kept in manifest.aliases.items() if kept in weights})
+    return weights
+
+
+def best_run(server: Server, experiment: str, metric: str | None, mode: Mode | None) -> str:
+    """Return the id of the run of an experiment whose best checkpoint is best.
+
+    Raises:
+        RunNotFound: there is no such experiment, or it has no checkpoint with such a metric.
+
+    """
+    found = server.call(server.client.get_experiment_by_name, experiment)
+    if found is None:
+        raise RunNotFound(f"There is no experiment {experiment!r}.")
+    best: tuple[float, str] | None = None
+    for run in server.call(server.client.search_runs, [found.experiment_id], max_results=1000):
+        artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+        own_metric, own_mode = _meaning_of_best(artifacts)
+        key, direction = metric or own_metric, mode or own_mode
+        checkpoints = CheckpointReader(CheckpointStore(run.info.run_id, artifacts), Context(now(), {}, key, direction))
+        first = next(iter(checkpoints.matching("best")), None)
+        if first is not None and key in first.metrics:
+            value = first.metrics[key] * (1 if direction == "min" else -1)
+            if best is None or value < best[0]:
+                best = value, run.info.run_id
+    if best is None:
+        raise RunNotFound(
+            f"No run of the experiment {experiment!r} has a checkpoint with the metric {metric or 'that is its best'!r}."
+        )
+    return best[1]
+
+
+def evaluate(
+    run_id: str,
+    *,
+    checkpoint: str = "best",
+    overrides: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    to: Path | None = None,
+) -> Evaluation:
+    """Evaluate a checkpoint of a run with the project's code, on the run's data or on other data.
+
+    Nothing of the run is changed.
+
+    Args:
+        run_id: the run.
+        checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
+        overrides: keys of the configuration, such as other data locations.
+        project: in place of the recorded one.
+        to: a folder for the project's report: tables and pictures.
+
+    Raises:
+        NoCheckpoint, StateMismatch, DataError: it cannot be evaluated.
+
+    """
+    checkpoints = reader(run_id)
+    recorded = recorded_config(checkpoints.store.artifacts)
+    found = find(project) if project else find(str(recorded["project"]), recorded=True)
+    candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
+    if not candidates:
+        raise NoCheckpoint(checkpoints.none_such(checkpoint))
+    manifest, parts = checkpoints.store.newest_usable(candidates)
+    params = json.loads(
+        checkpoints.store.fetch(manifest, only=lambda name: name == "params.json").get("params.json", b"{}")
+    )
+    config = found.config.load(overrides=overrides, base=params or recorded["config"])
+    task = built(found, config, parts)
+    with torch.no_grad(), own_rng(config.seed):
+        metrics: dict[str, float] = {}
+        if task.report is not None and to is not None:
+            to.mkdir(parents=True, exist_ok=True)
+            metrics = {name: float(value) for name, value in task.report(to).items()}
+        elif task.evaluate is not None:
+            metrics = {name: float(value) for name, value in task.evaluate().items()}
+        else:
+            raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
+    return Evaluation(run_id, manifest, metrics)
+
+
+def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
+    """Build a project's task and put into it what a checkpoint knows of its model and further parts.
+
+    Raises:
+        StateMismatch: the weights do not fit the model.
+
+    """
+    devices.set_up(config.num_threads, config.deterministic)
+    seed_everything(config.seed)
+    task = project.build(config)
+    if isinstance(task.step, HasDevice):
+        task.step.prepare(devices.chosen(config.device), "off")
+    own = {**(task.step.parts() if isinstance(task.step, HasParts) else {}), **task.state}
+    for name, part in own.items():
+        if name not in parts or name in ("optimizer", "scheduler", "scaler", "metrics"):
+            continue
+        state = fitted(parts[name], part, name) if isinstance(part, torch.nn.Module) else parts[name]
+        try:
+            part.load_state_dict(state)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise StateMismatch(f"the part {name!r}: {type(error).__name__}: {error}") from error
+    return task
+
+
+def _meaning_of_best(artifacts: Artifacts) -> tuple[str, Mode]:
+    try:
+        config = recorded_config(artifacts)["config"]
+        return str(config["best_metric"]), "max" if config["best_mode"] == "max" else "min"
+    except (MltrainError, KeyError):
+        return "val/loss", "min"

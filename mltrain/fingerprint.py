@@ -1,0 +1,120 @@
+"""Where a training comes from: versions, the state of the code, the content of the data."""
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+_SAMPLED_FILES = 64
+_SAMPLED_BYTES = 65536
+_MOST_FILES = 200_000
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a checkpoint may depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in ("mltrain", "torch", "numpy", "mlflow", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def host() -> str:
+    """Return the name of this machine."""
+    return socket.gethostname()
+
+
+def boot() -> str:
+    """Return something that differs from one boot of this machine to the next."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        import psutil
+
+        return str(int(psutil.boot_time()))
+
+
+def code(folder: Path) -> dict[str, str]:
+    """Return git commit, whether files differ from it, remote without secrets, and a digest of the Python files."""
+    found = {"digest": _digest_of_code(folder)}
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit:
+        found["commit"] = commit
+        found["dirty"] = "yes" if _git(folder, "status", "--porcelain", "--", ".") else "no"
+        remote = _git(folder, "remote", "get-url", "origin")
+        if remote:
+            found["remote"] = _without_secrets(remote)
+    return found
+
+
+def data(places: Mapping[str, Path]) -> dict[str, str]:
+    """Return one digest a place: over names and sizes of its files, and over the contents of a sample of them."""
+    return {name: _digest_of_data(place) for name, place in sorted(places.items())}
+
+
+def git_root(folder: Path) -> Path | None:
+    """Return the root of the checkout that a folder is in, or none."""
+    root = _git(folder, "rev-parse", "--show-toplevel")
+    return Path(root) if root else None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],  # noqa: S607 - whichever git the user has
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _without_secrets(remote: str) -> str:
+    parsed = urllib.parse.urlsplit(remote)
+    return parsed._replace(netloc=parsed.netloc.rpartition("@")[2]).geturl() if "@" in parsed.netloc else remote
+
+
+def _digest_of_code(folder: Path) -> str:
+    digest = hashlib.sha256()
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.py"))
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest_of_data(place: Path) -> str:
+    digest = hashlib.sha256()
+    entries = sorted(_files(place))
+    for relative, size, _ in entries:
+        digest.update(f"{relative}\0{size}\n".encode())
+    stride = max(1, len(entries) // _SAMPLED_FILES)
+    for _, _, file in entries[::stride]:
+        with file.open("rb") as content:
+            digest.update(content.read(_SAMPLED_BYTES))
+    return f"{digest.hexdigest()[:16]} ({len(entries)} files)"
+
+
+def _files(place: Path) -> Iterator[tuple[str, int, Path]]:
+    if place.is_file():
+        yield place.name, place.stat().st_size, place
+        return
+    count = 0
+    for folder, _, names in os.walk(place):
+        for name in names:
+            file = Path(folder) / name
+            if file.is_file():
+                yield file.relative_to(place).as_posix(), file.stat().st_size, file
+                count += 1
+                if count >= _MOST_FILES:
+                    return

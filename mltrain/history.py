@@ -1,0 +1,96 @@
+"""The per-epoch table of a training: part of every checkpoint, a CSV that can be followed, learning curves."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FIRST_COLUMNS = ("epoch", "step", "loss_total", "learning_rate")
+Row = dict[str, float | int]
+
+
+class History:
+    """One row an epoch, with everything that was measured; a stateful part."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(self, row: Mapping[str, float | int]) -> None:
+        """Add the row of an epoch; it replaces one of the same epoch."""
+        self.rows = [known for known in self.rows if known["epoch"] != row["epoch"]] + [dict(row)]
+
+    def to_csv(self) -> bytes:
+        """Return all rows as CSV: ``epoch, step, loss_total, learning_rate``, then every loss and metric by name."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue().encode()
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns."""
+        named = {name for row in self.rows for name in row}
+        return [name for name in FIRST_COLUMNS if name in named] + sorted(named - set(FIRST_COLUMNS))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows."""
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the rows over."""
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+
+class CsvLog:
+    """A CSV file of the history that grows by a line an epoch, so that ``tail -f`` follows it."""
+
+    def __init__(self, path: Path, history: History) -> None:
+        self.path = path
+        self._history = history
+        self._columns: list[str] = []
+
+    def update(self) -> None:
+        """Append the newest row; where the columns changed or the history was put back, write all anew."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._columns != self._history.columns:
+            self._columns = self._history.columns
+            self.path.write_bytes(self._history.to_csv())
+            return
+        last = self._history.to_csv().rstrip(b"\n").rpartition(b"\n")[2]
+        with self.path.open("ab") as file:
+            file.write(last + b"\n")
+            file.flush()
+
+
+def learning_curves(history: History) -> Any:
+    """Return a matplotlib figure with one panel a metric, train and validation together, over epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = [name for name in history.columns if name not in FIRST_COLUMNS and name != "seconds"]
+    panels: dict[str, list[str]] = {}
+    for name in names:
+        panels.setdefault(name.split("/", 1)[-1], []).append(name)
+    panels["learning rate"] = ["learning_rate"]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * lines), layout="constrained")
+    for axes, (title, members) in zip(
+        figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False
+    ):
+        for member in members:
+            points = [(row["epoch"], row[member]) for row in history.rows if member in row]
+            if points:
+                marker = "o" if len(points) < 30 else ""
+                axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=member)
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if len(members) > 1:
+            axes.legend(fontsize="small")
+    for axes in figure.axes[len(panels) :]:
+        axes.remove()
+    return figure

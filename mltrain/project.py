@@ -1,0 +1,115 @@
+"""Finding a project: a registered name, a ``.py`` file, or a folder with ``project.py``.
+
+A run records the registered name, or the path relative to its git root. Code always comes from here, never from the
+tracking store: a resume looks for what was recorded in the working directory and in its git root.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from mltrain import fingerprint
+from mltrain.config import Config, nearest
+from mltrain.errors import UsageError
+from mltrain.trainer import Task
+
+GROUP = "mltrain.projects"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project: what it is called in a run, its configuration class, and how it builds a task."""
+
+    name: str
+    config: type[Config]
+    build: Callable[[Config], Task]
+    place: Path
+    """The folder, or the file, of its code."""
+
+    @property
+    def config_file(self) -> Path | None:
+        """The project's own ``config.yaml``, if it has one."""
+        folder = self.place if self.place.is_dir() else self.place.parent
+        file = folder / "config.yaml"
+        return file if file.is_file() and self.place.is_dir() else None
+
+
+def find(word: str, *, recorded: bool = False) -> Project:
+    """Return the project that a word names.
+
+    Args:
+        word: a registered name, a file, or a folder.
+        recorded: whether the word comes from a run; then it is also looked for in the git root.
+
+    Raises:
+        UsageError: there is no such project, or it is not one.
+
+    """
+    registered = {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
+    if word in registered:
+        return _of_module(word, _imported(word, registered[word]))
+    roots = [Path.cwd()]
+    root = fingerprint.git_root(Path.cwd())
+    if recorded and root is not None:
+        roots.append(root)
+    for base in roots:
+        path = (base / word).resolve()
+        file = path / "project.py" if path.is_dir() else path
+        if file.suffix == ".py" and file.is_file():
+            return _of_module(_recorded_name(path), _loaded(file), place=path)
+    known = ", ".join(sorted(registered)) or "none"
+    if recorded:
+        raise UsageError(
+            f"The run was trained by the project {word!r}, which is not found here. Go to the checkout that has it, or "
+            f"name it: mltrain train PROJECT --resume-run …. Registered here: {known}."
+        )
+    raise UsageError(
+        f"There is no project {word!r}: a registered name, a .py file or a folder with project.py was expected."
+        f"{nearest(word, registered)} Registered here: {known}."
+    )
+
+
+def _recorded_name(path: Path) -> str:
+    root = fingerprint.git_root(path if path.is_dir() else path.parent) or Path.cwd()
+    try:
+        return path.relative_to(root.resolve()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def _imported(name: str, module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"The project {name!r} cannot be imported: {error}. "
+            "The systems under projects/ need: pip install 'mltrain[projects]'"
+        ) from error
+
+
+def _loaded(file: Path) -> ModuleType:
+    name = f"mltrain_project_{file.parent.name}_{file.stem}".replace("-", "_")
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file} cannot be imported.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))  # so that a project may import its neighbours
+    spec.loader.exec_module(module)
+    return module
+
+
+def _of_module(name: str, module: ModuleType, place: Path | None = None) -> Project:
+    build = getattr(module, "build", None)
+    config = getattr(module, "Config", Config)
+    if not callable(build):
+        raise UsageError(f"{module.__file__} has no function build(config) that returns an mltrain.Task.")
+    if not (isinstance(config, type) and issubclass(config, Config)):
+        raise UsageError(f"Config in {module.__file__} has to derive from mltrain.Config.")
+    return Project(name, config, build, place or Path(str(module.__file__)).parent)

@@ -1,0 +1,53 @@
+"""Early stopping: a stateful part like any other, so that its counters survive a resume."""
+
+import math
+from typing import Any, Literal
+
+Mode = Literal["min", "max"]
+
+
+def improves(value: float, over: float | None, mode: Mode, min_delta: float = 0.0) -> bool:
+    """Return whether ``value`` is better than ``over`` by more than ``min_delta``; NaN never is."""
+    if math.isnan(value):
+        return False
+    if over is None or math.isnan(over):
+        return True
+    return value < over - min_delta if mode == "min" else value > over + min_delta
+
+
+class EarlyStopping:
+    """Says when a metric has not improved for ``patience`` evaluations in a row (none: never).
+
+    The rule is that of Prechelt, "Early Stopping - But When?" (1998), criterion UP with strips of one evaluation.
+    """
+
+    def __init__(self, metric: str, mode: Mode, patience: int | None, min_delta: float = 0.0) -> None:
+        self.metric = metric
+        self.mode: Mode = mode
+        self.patience = patience
+        self.min_delta = min_delta
+        self.best: float | None = None
+        self.best_epoch = 0
+        self.without_improvement = 0
+
+    def update(self, value: float, epoch: int) -> None:
+        """Take the metric of an evaluation into account."""
+        if improves(value, self.best, self.mode, self.min_delta):
+            self.best, self.best_epoch, self.without_improvement = value, epoch, 0
+        else:
+            self.without_improvement += 1
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the patience is used up."""
+        return self.patience is not None and self.without_improvement >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters; patience and metric are configuration, and may change on a resume."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "without_improvement": self.without_improvement}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the counters over."""
+        self.best = state["best"]
+        self.best_epoch = state["best_epoch"]
+        self.without_improvement = state["without_improvement"]

@@ -1,0 +1,224 @@
+"""A durable journal of what the tracking server has to learn: metric points, parameters, tags, files.
+
+The training thread puts entries into a queue and goes on. A thread of the journal writes them to SQLite, within a second
+of their birth; the sender reads them from there and marks them when the server has acknowledged them.
+"""
+
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from mltrain.errors import StorageError
+
+Kind = Literal["param", "tag", "image", "file"]
+
+_UNSENT, _SENT, _PARKED, _DROPPED = range(4)
+_GATHER_SECONDS = 0.25
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS points (
+    id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, key TEXT NOT NULL, step INTEGER NOT NULL,
+    value REAL, timestamp INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS unsent_points ON points (id) WHERE state = 0;
+CREATE TABLE IF NOT EXISTS items (
+    id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
+    value TEXT NOT NULL, state INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS unsent_items ON items (id) WHERE state = 0;
+"""
+_NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smbfs", "smb3", "fuse.sshfs", "lustre", "beegfs", "gpfs", "ceph", "9p"}
+
+
+@dataclass(frozen=True)
+class StoredPoint:
+    """A metric point in the journal; ``timestamp`` in milliseconds since 1970, given at its birth."""
+
+    id: int
+    key: str
+    step: int
+    value: float
+    timestamp: int
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    """A parameter, a tag, or a file to upload."""
+
+    id: int
+    kind: Kind
+    key: str
+    value: str
+
+
+class Journal:
+    """The journal of one run on this host.
+
+    Args:
+        path: of the SQLite file; its folder is made.
+        attempt: entries are written in the name of this attempt.
+
+    Raises:
+        StorageError: the file cannot be made.
+
+    """
+
+    def __init__(self, path: Path, attempt: int) -> None:
+        self.attempt = attempt
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, check_same_thread=False, timeout=60, isolation_level=None)
+            self._database.execute(f"PRAGMA journal_mode={'WAL' if _is_local(path) else 'DELETE'}")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"The journal {path} cannot be opened: {error}.") from error
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[_Entry | threading.Event | None] = queue.SimpleQueue()
+        self.arrived = threading.Event()
+        """Set when there is something new to send."""
+        self._writer = threading.Thread(target=self._write, name="mltrain-journal", daemon=True)
+        self._writer.start()
+
+    def log_metrics(self, values: Mapping[str, float], step: int, timestamp: int) -> None:
+        """Queue metric points of one step."""
+        self._queue.put(_Entry(tuple((key, step, value, timestamp) for key, value in values.items()), ()))
+
+    def log_item(self, kind: Kind, key: str, value: str) -> None:
+        """Queue a parameter, a tag, or a file."""
+        self._queue.put(_Entry((), ((kind, key, value),)))
+
+    def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
+        """Queue points (key, step, value, timestamp) that were born earlier."""
+        self._queue.put(_Entry(tuple(points), ()))
+
+    def flush(self) -> None:
+        """Return when everything queued so far is on the disk."""
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait()
+
+    def unsent_points(self, most: int = 1000, up_to_step: int | None = None) -> list[StoredPoint]:
+        """Return the oldest points that the server has not acknowledged."""
+        limit = "" if up_to_step is None else f" AND step <= {int(up_to_step)}"
+        with self._lock:
+            rows = self._database.execute(
+                f"SELECT id, key, step, value, timestamp FROM points WHERE state = 0{limit} ORDER BY id LIMIT ?",  # noqa: S608 - an int
+                (most,),
+            ).fetchall()
+        return [StoredPoint(i, key, step, float("nan") if v is None else v, at) for i, key, step, v, at in rows]
+
+    def unsent_items(self, most: int = 100) -> list[StoredItem]:
+        """Return the oldest parameters, tags and files that the server has not acknowledged."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT id, kind, key, value FROM items WHERE state = 0 ORDER BY id LIMIT ?", (most,)
+            ).fetchall()
+        return [StoredItem(*row) for row in rows]
+
+    def unsent(self) -> int:
+        """Return how many entries wait for the server."""
+        with self._lock:
+            counts = [
+                self._database.execute(f"SELECT count(*) FROM {table} WHERE state = 0").fetchone()[0]  # noqa: S608
+                for table in ("points", "items")
+            ]
+        return sum(counts)
+
+    def mark_sent(self, entries: Sequence[StoredPoint | StoredItem]) -> None:
+        """Note that the server has acknowledged these; what is sent need not be kept."""
+        self._mark(entries, _SENT)
+
+    def park(self, entries: Sequence[StoredPoint | StoredItem]) -> None:
+        """Set entries aside that the server refuses for good, so that the rest flows."""
+        self._mark(entries, _PARKED)
+
+    def drop_overtaken(self, resumed_attempt: int, resumed_step: int) -> int:
+        """Keep locally, but never send, what earlier attempts left unsent beyond the point where this one continues."""
+        with self._lock:
+            dropped = self._database.execute(
+                "UPDATE points SET state = ? WHERE state = 0 AND attempt < ? AND NOT (attempt <= ? AND step <= ?)",
+                (_DROPPED, self.attempt, resumed_attempt, resumed_step),
+            ).rowcount
+            self._database.execute(
+                "UPDATE items SET state = ? WHERE state = 0 AND attempt < ? AND kind = 'tag'", (_DROPPED, self.attempt)
+            )
+        return dropped
+
+    def close(self) -> None:
+        """Write what is queued and close the file."""
+        self._queue.put(None)
+        self._writer.join()
+        self._database.close()
+
+    def _mark(self, entries: Sequence[StoredPoint | StoredItem], state: int) -> None:
+        with self._lock:
+            self._database.execute("BEGIN")
+            for table, kind in (("points", StoredPoint), ("items", StoredItem)):
+                ids = [(entry.id,) for entry in entries if isinstance(entry, kind)]
+                if state == _SENT:
+                    self._database.executemany(f"DELETE FROM {table} WHERE id = ?", ids)  # noqa: S608 - two fixed names
+                else:
+                    self._database.executemany(f"UPDATE {table} SET state = {state} WHERE id = ?", ids)  # noqa: S608
+            self._database.execute("COMMIT")
+
+    def _write(self) -> None:
+        """Take entries from the queue and write them in batches, until none says that it is the last."""
+        while True:
+            waiting: list[threading.Event] = []
+            entries: list[_Entry] = []
+            last = self._gather(entries, waiting)
+            if entries:
+                self._store(entries)
+                self.arrived.set()
+            for event in waiting:
+                event.set()
+            if last:
+                return
+
+    def _gather(self, entries: "list[_Entry]", waiting: list[threading.Event]) -> bool:
+        """Collect what arrives within a fraction of a second, or until somebody waits; return whether it is the last."""
+        got = self._queue.get()
+        deadline = time.monotonic() + _GATHER_SECONDS
+        while True:
+            if got is None:
+                return True
+            if isinstance(got, threading.Event):
+                waiting.append(got)
+                return False
+            entries.append(got)
+            try:
+                got = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return False
+
+    def _store(self, entries: "list[_Entry]") -> None:
+        points = [(self.attempt, *point) for entry in entries for point in entry.points]
+        items = [(self.attempt, *item) for entry in entries for item in entry.items]
+        with self._lock:
+            self._database.execute("BEGIN")
+            self._database.executemany(
+                "INSERT INTO points (attempt, key, step, value, timestamp) VALUES (?, ?, ?, ?, ?)", points
+            )
+            self._database.executemany("INSERT INTO items (attempt, kind, key, value) VALUES (?, ?, ?, ?)", items)
+            self._database.execute("COMMIT")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    points: tuple[tuple[str, int, float, int], ...]
+    items: tuple[tuple[Kind, str, str], ...]
+
+
+def _is_local(path: Path) -> bool:
+    """Whether a file is on a filesystem of this machine; SQLite's write-ahead log needs shared memory, which others lack."""
+    place = os.path.realpath(path.parent)
+    mounts = [
+        p for p in psutil.disk_partitions(all=True) if (place + os.sep).startswith(p.mountpoint.rstrip(os.sep) + os.sep)
+    ]
+    return not mounts or max(mounts, key=lambda p: len(p.mountpoint)).fstype not in _NETWORK_FILESYSTEMS

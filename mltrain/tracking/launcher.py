@@ -1,0 +1,107 @@
+"""Living under ``mlflow run``, which makes a run of its own and sets its status after we have gone.
+
+A new training adopts the launcher's run. A resumed one is another run, so the launcher's is nested under it and made to
+disappear once the launcher has gone: deleting it earlier makes the launcher fail. A small detached process waits for that.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+
+from mltrain import fingerprint
+from mltrain.tracking.server import Server, connect
+
+LAUNCHER_OF = "mltrain.launcher_of"
+_LAUNCHER = "mltrain.launcher"
+
+Action = Literal["delete", "KILLED", "FAILED", "FINISHED"]
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The ``mlflow run`` that started this process: its run, and its process where it was found."""
+
+    run_id: str
+    pid: int | None
+
+    def alive(self) -> bool:
+        """Whether the launching process still runs."""
+        return self.pid is not None and psutil.pid_exists(self.pid)
+
+
+def detect(environment: MutableMapping[str, str]) -> Launcher | None:
+    """Take ``MLFLOW_RUN_ID`` out of the environment, before any child can mistake it for its own, and say who set it."""
+    run_id = environment.pop("MLFLOW_RUN_ID", None)
+    if not run_id:
+        return None
+    for parent in psutil.Process().parents()[:4]:
+        try:
+            words = parent.cmdline()
+        except psutil.Error:
+            break
+        if "run" in words and any(word.endswith(("mlflow", "mlflow.exe", "mlflow.cli")) for word in words):
+            return Launcher(run_id, parent.pid)
+    return Launcher(run_id, None)
+
+
+def nest(server: Server, launcher: Launcher, run_id: str) -> None:
+    """Put the launcher's run under the run that it resumed, and let it disappear when the launcher has gone."""
+    if launcher.run_id == run_id:
+        return
+    client = server.client
+    server.call(client.set_tag, launcher.run_id, "mlflow.parentRunId", run_id)
+    server.call(client.set_tag, launcher.run_id, LAUNCHER_OF, run_id)
+    who = json.dumps({"host": fingerprint.host(), "boot": fingerprint.boot(), "pid": launcher.pid})
+    server.call(client.set_tag, launcher.run_id, _LAUNCHER, who)
+    if launcher.pid is not None:
+        after(server, launcher.pid, launcher.run_id, "delete")
+
+
+def after(server: Server, pid: int, run_id: str, action: Action) -> None:
+    """Do something to a run once a process has gone, from a process of its own that outlives this one."""
+    environment = dict(os.environ, MLFLOW_TRACKING_URI=server.uri)
+    subprocess.Popen(
+        [sys.executable, "-m", "mltrain.tracking.launcher", str(pid), run_id, action],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def repair(server: Server, run_id: str, experiment_id: str) -> None:
+    """Remove launchers' runs under a run whose launchers have gone without anybody clearing up."""
+    for run in server.call(
+        server.client.search_runs, [experiment_id], filter_string=f"tags.`{LAUNCHER_OF}` = '{run_id}'", max_results=100
+    ):
+        try:
+            who = json.loads(run.data.tags.get(_LAUNCHER, "{}"))
+        except ValueError:
+            continue
+        here = who.get("host") == fingerprint.host() and who.get("boot") == fingerprint.boot()
+        if run.info.run_id != run_id and here and not (who.get("pid") and psutil.pid_exists(who["pid"])):
+            server.call(server.client.delete_run, run.info.run_id)
+
+
+def main(arguments: list[str]) -> None:
+    """Wait for a process to go, then delete or re-label a run: ``PID RUN_ID ACTION``."""
+    pid, run_id, action = int(arguments[0]), arguments[1], arguments[2]
+    server = connect()  # slow, so before the wait
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait()
+    if action == "delete":
+        server.client.delete_run(run_id)
+    else:
+        server.client.set_terminated(run_id, action)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

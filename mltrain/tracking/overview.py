@@ -1,0 +1,63 @@
+"""An overview of runs, with the state that is true and not only the status that was last written."""
+
+from typing import Any
+
+from mltrain.errors import RunNotFound
+from mltrain.tracking.launcher import LAUNCHER_OF
+from mltrain.tracking.run import PROJECT_TAG, STATUS_TAG, holder_of, is_alive
+from mltrain.tracking.server import Server
+
+_ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+
+
+def listed(server: Server, experiment: str | None, most: int) -> list[dict[str, Any]]:
+    """Return the newest runs of mltrain, each as plain values.
+
+    Raises:
+        RunNotFound: there is no such experiment.
+        TrackingError: the server does not answer.
+
+    """
+    client = server.client
+    if experiment is not None:
+        found = server.call(client.get_experiment_by_name, experiment)
+        if found is None:
+            raise RunNotFound(f"There is no experiment {experiment!r}.")
+        identities = [found.experiment_id]
+    else:
+        identities = [known.experiment_id for known in server.call(client.search_experiments)]
+    runs = server.call(client.search_runs, identities, filter_string=f"tags.`{STATUS_TAG}` != ''", max_results=most)
+    return [row(run) for run in runs if LAUNCHER_OF not in run.data.tags]
+
+
+def row(run: Any) -> dict[str, Any]:
+    """Return what is worth knowing of a run at a glance."""
+    tags, metrics = run.data.tags, run.data.metrics
+    return {
+        "run_id": run.info.run_id,
+        "name": run.info.run_name,
+        "project": tags.get(PROJECT_TAG),
+        "state": state(run),
+        "status": run.info.status,
+        "epoch": int(metrics["epoch"]) if "epoch" in metrics else None,
+        "latest": tags.get("mltrain.latest"),
+        "best": tags.get("mltrain.best"),
+        "started": _time(run.info.start_time),
+        "experiment_id": run.info.experiment_id,
+        "holder": holder_of(run) or None,
+    }
+
+
+def state(run: Any) -> str:
+    """Return ``running``, ``finished``, ``stopped``, ``failed``, ``dead``, or ``unknown`` for a holder elsewhere."""
+    said = run.data.tags.get(STATUS_TAG)
+    if said != "running":
+        return said or _ENDED.get(run.info.status, "unknown")
+    alive = is_alive(holder_of(run))
+    return "running elsewhere" if alive is None else "running" if alive else "dead"
+
+
+def _time(milliseconds: int | None) -> str | None:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds") if milliseconds else None

@@ -1,0 +1,622 @@
+"""The life of a run: created, adopted or resumed; attempts, one writer at a time, status, what is recorded.
+
+Every start or resume is an attempt with an ordinal. Resume number n is claimed by the parameter ``mltrain.attempt.<n>``:
+parameters are write-once, so of several processes exactly one wins. n is the fencing number: a writer that sees a
+higher one stops sending, publishing and pruning.
+"""
+
+import copy
+import json
+import logging
+import math
+import os
+import re
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import platformdirs
+import psutil
+
+from mltrain import fingerprint
+from mltrain.checkpoint.manifest import Point
+from mltrain.errors import CheckpointError, RunHeld, RunNotFound, StorageError
+from mltrain.history import CsvLog, History, learning_curves
+from mltrain.tracking import launcher as launchers
+from mltrain.tracking.artifacts import OUTBOX, Artifacts, open_artifacts
+from mltrain.tracking.images import as_image, save_for_ui, ui_identity, ui_stem
+from mltrain.tracking.journal import Journal
+from mltrain.tracking.launcher import Launcher
+from mltrain.tracking.sender import Sender
+from mltrain.tracking.server import Refusal, Server, connect, tags_of
+
+log = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+LEASE_SECONDS = 60.0
+_MOST_PENDING = 100_000
+CONFIG_FILE = "config.json"
+ATTEMPTS_FILE = "attempts.json"
+LOG_FILE = "log.csv"
+CURVES_FILE = "learning_curves.png"
+REMOVALS_FILE = "retention.jsonl"
+STATUS_TAG = "mltrain.status"
+PROJECT_TAG = "mltrain.project"
+HOLDER_TAG = "mltrain.holder"
+HEARTBEAT_TAG = "mltrain.heartbeat"
+PIN_TAG = "mltrain.pin."
+_CLAIM = re.compile(r"mltrain\.attempt\.(\d{1,6})", re.ASCII)
+
+
+@dataclass
+class Attempt:
+    """One start or resume of a run, as it is recorded."""
+
+    ordinal: int
+    host: str = field(default_factory=fingerprint.host)
+    boot: str = field(default_factory=fingerprint.boot)
+    pid: int = field(default_factory=os.getpid)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    resumed_from: str | None = None
+    changed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    ended: str | None = None
+    why: str | None = None
+
+
+class TrackedRun:
+    """A run that this process is writing to. Made by :func:`create`, :func:`adopt` and :func:`resume`.
+
+    Attributes:
+        id: of the run.
+        attempt: this process's attempt.
+        attempts: all attempts up to this one.
+        artifacts: of the run.
+        home: the folder on this host for staging, journal and log.
+
+    """
+
+    def __init__(
+        self, server: Server, info: Any, attempts: list[Attempt], launcher: Launcher | None, lock: filelock.BaseFileLock
+    ) -> None:
+        self.server = server
+        self.id: str = info.run_id
+        self.name: str = info.run_name
+        self.experiment_id: str = info.experiment_id
+        self.attempts = attempts
+        self.attempt = attempts[-1]
+        self.launcher = launcher
+        self.artifacts: Artifacts = open_artifacts(info.artifact_uri, server.uri)
+        self.home = home_of(server, self.id)
+        self.journal = Journal(self.home / "journal.sqlite", self.attempt.ordinal)
+        self.owned = True
+        """Whether this process decides about the run's status."""
+        self._lock = lock
+        self._beats = 0
+        self._delivered: dict[tuple[str, int], float] = {}
+        self._delivered_images: set[tuple[str, int]] = set()
+        self._differing: set[str] = set()
+        self._pictures = ThreadPoolExecutor(1, thread_name_prefix="mltrain-pictures")
+        self._log: CsvLog | None = None
+        self._drawn = -math.inf
+        self.sender = Sender(server, self.id, self.journal, self.artifacts, self._beat)
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether another process has taken the run over."""
+        return self.sender.overtaken.is_set()
+
+    @property
+    def staging(self) -> Path:
+        """Where checkpoints are staged: beside the artifacts where these are on this machine."""
+        local = self.artifacts.local_root
+        return local.parent / ".mltrain-staging" if local is not None else self.home / "staging"
+
+    @property
+    def ordinal(self) -> int:
+        """The ordinal of this attempt."""
+        return self.attempt.ordinal
+
+    @property
+    def code(self) -> Mapping[str, str]:
+        """The fingerprint of the code that runs."""
+        return self.attempt.code
+
+    def pending(self, step: int) -> list[Point]:
+        """Return the metric points up to ``step`` that the server has not acknowledged, for the checkpoint at that step."""
+        self.journal.flush()
+        waiting = self.journal.unsent_points(_MOST_PENDING, step)
+        return [Point(key=p.key, step=p.step, value=p.value, timestamp=p.timestamp) for p in waiting]
+
+    def deliver_pending(self, points: Sequence[Point]) -> None:
+        """Send the points that a checkpoint carried, with their original timestamps, which MLflow collapses."""
+        self.journal.add_points((p.key, p.step, p.value, p.timestamp) for p in points)
+
+    def pins(self) -> dict[str, str]:
+        """Return the names of pinned checkpoints with the reasons."""
+        return pins_of(self.server.run(self.id))
+
+    def in_use(self) -> list[str]:
+        """Return the names of checkpoints that registered model versions were made from."""
+        return registered(self.server, self.id)
+
+    def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to ``retention.jsonl`` among the artifacts, and to the tag that sums it up."""
+        file = self.home / REMOVALS_FILE
+        if not file.exists():
+            try:
+                file.write_bytes(self.artifacts.read(REMOVALS_FILE, 2**26))
+            except (OSError, CheckpointError):
+                file.touch()
+        with file.open("a", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(record) + "\n" for record in records)
+        removed = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        total = sum(record["bytes"] for record in removed)
+        self.set_tag("mltrain.removed", f"{len(removed)} checkpoints, {total} bytes")
+        self.log_file(file)
+
+    def record_start(self, config: Mapping[str, Any], parameters: Mapping[str, str], project: str) -> None:
+        """Record what the run is: configuration as an artifact, parameters, project. Once, before the first step.
+
+        Raises:
+            StorageError: the artifact store refuses.
+
+        """
+        self.write_json(CONFIG_FILE, {"schema": 1, "project": project, "config": config})
+        held = self.server.run(self.id).data.params  # an adopted run holds the launcher's, quoted
+        for key, value in parameters.items():
+            if key not in held:
+                self.journal.log_item("param", key, value)
+        self.set_tag(PROJECT_TAG, project)
+
+    def record_attempt(self) -> None:
+        """Write the list of attempts, this one last, and what changed in it."""
+        self.write_json(ATTEMPTS_FILE, {"schema": 1, "attempts": [asdict(attempt) for attempt in self.attempts]})
+        if self.attempt.changed:
+            changes = {key: list(change) for key, change in self.attempt.changed.items()}
+            self.set_tag(f"mltrain.changed.{self.attempt.ordinal}", json.dumps(changes))
+        if self.attempt.code.get("commit"):
+            self.set_tag("mlflow.source.git.commit", self.attempt.code["commit"])
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Put a small JSON file among the artifacts, now."""
+        with tempfile.TemporaryDirectory(prefix="mltrain-") as folder:
+            file = Path(folder) / name
+            file.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+            self.artifacts.upload(file)
+
+    def continue_exactly_after(self, step: int) -> None:
+        """Let points beyond ``step`` pass that the server already has: in an exact continuation (key, step) is identity."""
+        run = self.server.run(self.id)
+        for latest in run.data._metric_objs:  # the public mapping has the values without their steps
+            if latest.step > step:
+                history = self.server.call(self.server.client.get_metric_history, self.id, latest.key)
+                self._delivered.update({(p.key, p.step): p.value for p in history if p.step > step})
+        self._delivered_images = {(key, number) for key, number in _image_names(self.artifacts) if number > step}
+
+    def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
+        """Log metric points of one step; never waits for the server.
+
+        Args:
+            values: name to value.
+            step: optimizer steps done.
+            compared: whether a value that was delivered before has to be the same now; wall-clock values need not be.
+
+        """
+        if self._delivered:
+            values = {key: value for key, value in values.items() if not self._known(key, step, value, compared)}
+        if values:
+            self.journal.log_metrics(values, step, time.time_ns() // 1_000_000)
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set a tag; never waits for the server."""
+        self.journal.log_item("tag", key, value[:5000])
+
+    def log_file(self, file: Path, folder: str = "") -> None:
+        """Upload a file, replacing one of its name; never waits. The file has to stay until it is sent."""
+        self.journal.log_item("file", folder, str(file))
+
+    def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
+        """Log pictures that the UI scrolls by step, and as files in a folder of the epoch; never waits for the server.
+
+        Encoding them is left to the background as well.
+        """
+        timestamp = time.time_ns() // 1_000_000
+        for name, picture in pictures.items():
+            if (name, step) not in self._delivered_images:
+                kept = picture if hasattr(picture, "savefig") else as_image(picture)
+                self._in_background(self._encode, name, kept, step, epoch, timestamp)
+
+    def log_epoch(self, history: History) -> None:
+        """Update the CSV log, and the learning curves unless they were drawn less than a minute ago."""
+        if self._log is None:
+            self._log = CsvLog(self.home / LOG_FILE, history)
+        self._log.update()
+        self.log_file(self._log.path)
+        if time.monotonic() - self._drawn > 60:
+            self._drawn = time.monotonic()
+            self._in_background(self._draw, copy.deepcopy(history))
+
+    def finish_epochs(self, history: History) -> None:
+        """Draw the learning curves once more, with all epochs."""
+        if history.rows:
+            self._in_background(self._draw, history)
+
+    def _in_background(self, job: Callable[..., None], *arguments: Any) -> None:
+        def guarded() -> None:
+            try:
+                job(*arguments)
+            except Exception:
+                log.exception("A picture could not be made")
+
+        self._pictures.submit(guarded)
+
+    def _draw(self, history: History) -> None:
+        file = self.home / CURVES_FILE
+        learning_curves(history).savefig(file, dpi=110)
+        self.log_file(file)
+
+    def _encode(self, name: str, picture: Any, step: int, epoch: int, timestamp: int) -> None:
+        outbox = self.home / OUTBOX
+        outbox.mkdir(exist_ok=True)
+        image = as_image(picture)
+        identifier = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.id}/{name}/{step}")
+        paths = [
+            (str(path), "images") for path in save_for_ui(image, outbox, ui_stem(name, step, timestamp, identifier))
+        ]
+        plain = self.home / OUTBOX / f"{name.replace('/', '-')}.epoch-{epoch:04d}.png"
+        image.save(plain)
+        paths.append((str(plain), f"evaluation/epoch_{epoch:04d}"))
+        self.journal.log_item("image", name, json.dumps({"files": paths}))
+        self.set_tag("mlflow.loggedImages", "True")
+
+    def detach(self) -> None:
+        """Deliver what is left and let go of the run; its status is the caller's affair unless it was opened here."""
+        if self.owned:
+            self.close("FINISHED", "closed", grace_seconds())
+            return
+        self._pictures.shutdown()
+        self.set_tag(STATUS_TAG, "finished")
+        self.sender.drain(grace_seconds())
+        self.journal.close()
+        self._lock.release()
+
+    def close(self, status: Status, why: str, grace: float) -> bool:
+        """Deliver what is left within ``grace`` seconds, set the status, let go of the run.
+
+        Returns:
+            Whether everything was delivered. What was not waits on this disk for ``mltrain sync``.
+
+        """
+        self.attempt.ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self.attempt.why = why
+        delivered = False
+        self._pictures.shutdown()
+        if not self.overtaken:
+            self.set_tag(STATUS_TAG, {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}[status])
+            delivered = self.sender.drain(grace)
+            if delivered and not self.overtaken:
+                delivered = self._finish(status)
+        self.journal.close()
+        self._lock.release()
+        launcher = self.launcher
+        if launcher is not None and launcher.pid is not None and launcher.run_id == self.id and status != "FINISHED":
+            launchers.after(self.server, launcher.pid, self.id, status)  # the launcher will call it FAILED
+        return delivered
+
+    def _finish(self, status: Status) -> bool:
+        try:
+            self.record_attempt_end()
+            self.server.call(self.server.client.set_terminated, self.id, status)
+        except (Refusal, StorageError, RunNotFound) as error:
+            log.warning("The run's status could not be set: %s", error)
+            return False
+        return True
+
+    def record_attempt_end(self) -> None:
+        """Write the list of attempts again, with the end of this one."""
+        self.write_json(ATTEMPTS_FILE, {"schema": 1, "attempts": [asdict(attempt) for attempt in self.attempts]})
+
+    def _known(self, key: str, step: int, value: float, compared: bool) -> bool:
+        if (key, step) not in self._delivered:
+            return False
+        before = self._delivered[(key, step)]
+        same = before == value or (before != before and value != value)
+        if compared and not same and key not in self._differing:
+            self._differing.add(key)
+            log.warning(
+                "%s at step %d is %r now and was %r before: this resume is not exact.", key, step, value, before
+            )
+        return True
+
+    def _beat(self) -> bool:
+        """Renew the lease; return False when a later attempt holds the run."""
+        self._beats += 1
+        params = self.server.call(self.server.client.get_run, self.id).data.params
+        if last_attempt(params) > self.attempt.ordinal:
+            return False
+        self.server.call(self.server.client.set_tag, self.id, HEARTBEAT_TAG, f"{self.attempt.ordinal}.{self._beats}")
+        return True
+
+
+def create(
+    server: Server, experiment: str | None, name: str | None, project: str, tags: Mapping[str, str]
+) -> TrackedRun:
+    """Create a run.
+
+    Raises:
+        TrackingError: the server does not answer or refuses.
+
+    """
+    experiment_id = _experiment_id(server, experiment)
+    # A name of our own: MLflow's would be drawn from Python's global random numbers, which belong to the training.
+    name = name or f"{project.rsplit('/', 1)[-1].removesuffix('.py')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    run = server.call(server.client.create_run, experiment_id, run_name=name, tags={**_own_tags(project), **tags})
+    return _opened(server, run.info, [Attempt(1)], None)
+
+
+def adopt(server: Server, launcher: Launcher, name: str | None, project: str, tags: Mapping[str, str]) -> TrackedRun:
+    """Make the run of the ``mlflow run`` that started this process the run of a new training."""
+    run = server.run(launcher.run_id)
+    if name is not None:
+        server.call(server.client.update_run, run.info.run_id, name=name)
+    for key, value in {**_own_tags(project), **tags}.items():
+        if key != "mlflow.source.name":
+            server.call(server.client.set_tag, run.info.run_id, key, value)
+    return _opened(server, server.run(launcher.run_id).info, [Attempt(1)], launcher)
+
+
+def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher | None) -> TrackedRun:
+    """Continue a run as its next attempt.
+
+    Raises:
+        RunNotFound: there is no such run.
+        RunHeld: another process is writing to it, or claimed it at the same moment.
+        TrackingError: the server does not answer.
+
+    """
+    run = server.run(run_id)
+    if not take_over:
+        _await_lease(server, run)
+    lock = _locked(server, run_id, take_over)
+    ordinal = last_attempt(run.data.params) + 1
+    claim = f"{fingerprint.host()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    try:
+        server.call(server.client.log_param, run_id, f"mltrain.attempt.{ordinal}", claim)
+    except Refusal as error:
+        lock.release()
+        if "Changing param values" in str(error.__cause__ or error):
+            raise RunHeld(
+                f"Run {run_id} was claimed by another process at this moment. See who with: mltrain runs --json"
+            ) from None
+        raise
+    client = server.client
+    server.call(client.update_run, run_id, status="RUNNING")
+    for key, value in _holder_tags(ordinal).items():
+        server.call(client.set_tag, run_id, key, value)
+    if launcher is not None:
+        launchers.nest(server, launcher, run_id)
+    launchers.repair(server, run_id, run.info.experiment_id)
+    attempts = [*recorded_attempts(open_artifacts(run.info.artifact_uri, server.uri), ordinal - 1), Attempt(ordinal)]
+    return TrackedRun(server, run.info, attempts, launcher, lock)
+
+
+def open_run(run_id: str | None = None) -> TrackedRun:
+    """Write to a run from a loop of one's own: the one given, else the active MLflow run, else a new one.
+
+    Raises:
+        RunNotFound, RunHeld, TrackingError: it cannot be written to.
+
+    """
+    server = connect()
+    import mlflow
+
+    active = mlflow.active_run()
+    script = Path(sys.argv[0]) if sys.argv[0] else Path("loop")
+    if run_id is None and active is None:
+        run = create(server, None, None, script.stem or "loop", {})
+    else:
+        identity = run_id or active.info.run_id
+        known = server.run(identity)
+        if HOLDER_TAG in known.data.tags:
+            run = resume(server, identity, take_over=False, launcher=None)
+        else:
+            for key, value in _holder_tags(1).items():
+                server.call(server.client.set_tag, identity, key, value)
+            run = _opened(server, known.info, [Attempt(1)], None)
+        run.owned = active is None or active.info.run_id != identity
+    if script.is_file():
+        run.attempt.code = fingerprint.code(script)
+    return run
+
+
+def grace_seconds() -> float:
+    """Return how long the end of a process may take, from ``MLTRAIN_GRACE_SECONDS`` (default 25)."""
+    try:
+        return max(0.0, float(os.environ.get("MLTRAIN_GRACE_SECONDS", "25")))
+    except ValueError:
+        return 25.0
+
+
+def pins_of(run: Any) -> dict[str, str]:
+    """Return the names of a run's pinned checkpoints with the reasons."""
+    return {key.removeprefix(PIN_TAG): why for key, why in tags_of(run).items() if key.startswith(PIN_TAG)}
+
+
+def registered(server: Server, run_id: str) -> list[str]:
+    """Return the names of a run's checkpoints that versions of registered models were made from."""
+    versions = server.call(server.client.search_model_versions, f"run_id = '{run_id}'", max_results=1000)
+    sources = [str(version.source) for version in versions]
+    return [match[0] for source in sources if (match := re.search(r"step-\d{9}-a\d{2,6}", source))]
+
+
+def recorded_config(artifacts: Artifacts) -> dict[str, Any]:
+    """Return what :meth:`TrackedRun.record_start` recorded: ``project`` and ``config``.
+
+    Raises:
+        RunNotFound: nothing was recorded: this is not a run of mltrain, or it was killed before it began.
+
+    """
+    try:
+        content = json.loads(artifacts.read(CONFIG_FILE, 2**20))
+        if isinstance(content, dict) and isinstance(content.get("config"), dict):
+            return content
+    except (OSError, ValueError, CheckpointError):
+        pass
+    raise RunNotFound(
+        f"The run has no readable {CONFIG_FILE} among its artifacts: it is not a training of mltrain, or it was killed "
+        "before it had recorded anything. Start a new one with: mltrain train PROJECT"
+    )
+
+
+def recorded_attempts(artifacts: Artifacts, last: int) -> list[Attempt]:
+    """Return attempts 1 to ``last``; those whose record is missing or damaged with nothing but their ordinals."""
+    found: dict[int, Attempt] = {}
+    try:
+        for raw in json.loads(artifacts.read(ATTEMPTS_FILE, 2**24))["attempts"]:
+            known = {name: raw[name] for name in Attempt.__dataclass_fields__ if name in raw}
+            found[int(raw["ordinal"])] = Attempt(**known)
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+        log.info("The record of earlier attempts is missing or damaged; it begins anew.")
+    blank = {"host": "", "boot": "", "pid": 0, "started": ""}
+    return [found.get(ordinal) or Attempt(ordinal, **blank) for ordinal in range(1, last + 1)]  # type: ignore[arg-type]
+
+
+def last_attempt(params: Mapping[str, str]) -> int:
+    """Return the ordinal of the newest attempt that a run's parameters tell of."""
+    return max((int(match[1]) for key in params if (match := _CLAIM.fullmatch(key))), default=1)
+
+
+def home_of(server: Server, run_id: str) -> Path:
+    """Return the folder on this host for staging, journal and log of a run.
+
+    Raises:
+        StorageError: it cannot be made.
+
+    """
+    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
+    where = uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
+    home = Path(base).expanduser() / where / run_id
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{home} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
+        ) from error
+    return home
+
+
+def holder_of(run: Any) -> dict[str, Any]:
+    """Return who holds a run, as its tag tells: attempt, host, boot, pid; nothing when it does not."""
+    try:
+        holder = json.loads(tags_of(run).get(HOLDER_TAG, "{}"))
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def is_alive(holder: Mapping[str, Any]) -> bool | None:
+    """Whether a holder's process runs; none when it is on another machine and cannot be known from here."""
+    if holder.get("host") != fingerprint.host():
+        return None
+    if holder.get("boot") != fingerprint.boot():
+        return False
+    try:
+        process = psutil.Process(int(holder.get("pid", 0)))
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - holder.get("born", 0)) < 2
+    except (psutil.Error, ValueError):
+        return False
+
+
+def _await_lease(server: Server, run: Any) -> None:
+    """Return when the run's holder is gone; on another machine, when its heartbeat did not change for the lease."""
+    if tags_of(run).get(STATUS_TAG) != "running":
+        return
+    holder = holder_of(run)
+    alive = is_alive(holder)
+    who = f"process {holder.get('pid')} on {holder.get('host')} (attempt {holder.get('attempt')})"
+    held = RunHeld(
+        f"Run {run.info.run_id} is being written by {who}. Stop that one first, or take the run over with --take-over."
+    )
+    if alive:
+        raise held
+    if alive is False:
+        return
+    print(f"The run was held by {who}; waiting {LEASE_SECONDS:.0f} s for a sign of life …", file=sys.stderr, flush=True)
+    beat = tags_of(run).get(HEARTBEAT_TAG)
+    deadline = time.monotonic() + LEASE_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(1.0)
+        now = server.run(run.info.run_id)
+        if tags_of(now).get(HEARTBEAT_TAG) != beat:
+            raise held
+        if tags_of(now).get(STATUS_TAG) != "running":
+            return
+
+
+def _locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(home_of(server, run_id) / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not take_over:
+            raise RunHeld(
+                f"Run {run_id} is being written by another process on this machine. "
+                "Stop that one first, or take the run over with --take-over."
+            ) from None
+    return lock
+
+
+def _opened(server: Server, info: Any, attempts: list[Attempt], launcher: Launcher | None) -> TrackedRun:
+    return TrackedRun(server, info, attempts, launcher, _locked(server, info.run_id, take_over=False))
+
+
+def _experiment_id(server: Server, name: str | None) -> str:
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if not name:
+        return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+    found = server.call(server.client.get_experiment_by_name, name)
+    if found is not None:
+        if found.lifecycle_stage != "active":
+            raise RunNotFound(
+                f"The experiment {name!r} is deleted. Restore it in the MLflow UI, or choose another name."
+            )
+        return str(found.experiment_id)
+    return str(server.call(server.client.create_experiment, name))
+
+
+def _holder_tags(ordinal: int) -> dict[str, str]:
+    holder = {
+        "attempt": ordinal,
+        "host": fingerprint.host(),
+        "boot": fingerprint.boot(),
+        "pid": os.getpid(),
+        "born": psutil.Process().create_time(),
+    }
+    return {HOLDER_TAG: json.dumps(holder), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}
+
+
+def _own_tags(project: str) -> dict[str, str]:
+    import getpass
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = socket.gethostname()
+    return {"mlflow.user": user, "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **_holder_tags(1)}
+
+
+def _image_names(artifacts: Artifacts) -> set[tuple[str, int]]:
+    return {identity for entry in artifacts.entries("images") if (identity := ui_identity(entry.name))}

@@ -1,0 +1,344 @@
+"""The training loop. It reads from top to bottom and has no hooks: what a callback would do is code in the loop's body.
+
+>>> for progress in trainer.steps():
+...     print(progress.step, trainer.measured)
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from mltrain import device as devices
+from mltrain.checkpoint.manifest import Kind
+from mltrain.config import Config
+from mltrain.data import Loader, mixed
+from mltrain.errors import NonFiniteLoss, RunHeld
+from mltrain.history import History
+from mltrain.state import Progress, Rng, Stateful, TrainState, own_rng
+from mltrain.steps import HasDevice, HasEpochMetrics, HasParts, Metrics, Step
+from mltrain.stopping import EarlyStopping, improves
+from mltrain.triggers import Every, Moment
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, and how it is judged.
+
+    Attributes:
+        step: trains on one batch and returns metrics.
+        loader: gives the batches and knows where it is.
+        evaluate: measures on held-out data and returns floats such as ``val/loss``.
+        images: makes pictures of fixed held-out samples (PIL images, uint8 arrays of shape (H, W, 3), or figures).
+        report: evaluates thoroughly, writes tables and pictures into a folder, and returns floats.
+        state: further parts that belong to every checkpoint, by name.
+
+    """
+
+    step: Step
+    loader: Loader
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    images: Callable[[], Mapping[str, Any]] | None = None
+    report: Callable[[Path], Mapping[str, float]] | None = None
+    state: Mapping[str, Stateful] = field(default_factory=dict)
+
+
+class Tracker(Protocol):
+    """Where a trainer records what it measures."""
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether another process has taken the run over."""
+        ...
+
+    def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
+        """Record points of one step, without waiting."""
+        ...
+
+    def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
+        """Record pictures of one step, without waiting."""
+        ...
+
+    def log_epoch(self, history: History) -> None:
+        """Record the table of epochs, without waiting."""
+        ...
+
+
+class Saver(Protocol):
+    """Where a trainer saves its state; :class:`mltrain.CheckpointManager` is one."""
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        *,
+        step: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        kind: Kind,
+        extra: Mapping[str, bytes],
+        data: Mapping[str, str],
+    ) -> Any:
+        """Save a state, without waiting for a network."""
+        ...
+
+
+class Stop(Protocol):
+    """Whether somebody asked to stop; :class:`mltrain.signals.StopRequest` is one."""
+
+    checkpoint_wanted: bool
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked to stop."""
+        ...
+
+
+class Trainer:
+    """Trains a task: steps, evaluation, one save decision a step.
+
+    Args:
+        task: what to train.
+        config: how long, how often.
+        tracker: where to record.
+        saver: where to save.
+        stop: asked after every step.
+        data: fingerprint of the data, which becomes part of every checkpoint.
+
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: Config,
+        tracker: Tracker,
+        saver: Saver,
+        stop: Stop,
+        data: Mapping[str, str] | None = None,
+    ) -> None:
+        self.task = task
+        self.config = config
+        self._tracker = tracker
+        self._saver = saver
+        self._stop = stop
+        self._data = dict(data or {})
+        self.device = devices.chosen(config.device)
+        if isinstance(task.step, HasDevice):
+            task.step.prepare(self.device, config.amp)
+        self.progress = Progress()
+        self.history = History()
+        self.best = Best()
+        metric, mode = (
+            config.early_stopping_metric or config.best_metric,
+            config.early_stopping_mode or config.best_mode,
+        )
+        self.stopping = EarlyStopping(metric, mode, config.early_stopping_patience, config.early_stopping_min_delta)
+        self.means = Means()
+        self.measured: dict[str, float] = {}
+        """What was measured at the present step."""
+        self.state = TrainState()
+        for name, part in {
+            **(task.step.parts() if isinstance(task.step, HasParts) else {}),
+            **task.state,
+            "loader": task.loader,
+            "progress": self.progress,
+            "history": self.history,
+            "best": self.best,
+            "stopping": self.stopping,
+            "means": self.means,
+            "rng": Rng(),
+        }.items():
+            self.state.add(name, part)
+        self._due = Every(epochs=config.save_interval, steps=config.save_every_steps, minutes=config.save_every_minutes)
+        self._saved_at = time.monotonic()
+        self._saved_step = 0
+        self._epoch_began = time.monotonic()
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train: all epochs are done, or early stopping's patience is used up."""
+        return self.progress.epoch >= self.config.epochs or self.stopping.exhausted
+
+    def steps(self) -> Iterator[Progress]:
+        """Train, and yield after every optimizer step, when evaluation and the save decision of that step are made.
+
+        Raises:
+            NonFiniteLoss: the loss became NaN or infinite, and the configuration says to abort.
+            RunHeld: another process has taken the run over.
+
+        """
+        while not (self.done or self._stop.requested):
+            ended = False
+            for batch in self.task.loader:
+                metrics = self.task.step(batch)
+                self.progress.step += 1
+                self.progress.batch += 1
+                ended = self.progress.batch == self.batches
+                self.measured = {}
+                self._take(metrics)
+                if ended:
+                    self._end_epoch()
+                self._save_if_due(ended)
+                yield self.progress
+                if self._stop.requested:
+                    return
+            if not ended:  # a loader without a length says only now that the epoch is over
+                self._end_epoch()
+                self._save_if_due(epoch_ended=True)
+
+    def save(self, kind: Kind) -> None:
+        """Save the present state."""
+        self._saver.save(
+            self.state.state_dict(),
+            step=self.progress.step,
+            epoch=self.progress.epoch,
+            metrics=self.measured,
+            kind=kind,
+            extra={
+                "params.json": json.dumps(self.config.resolved(), indent=1).encode(),
+                "history.csv": self.history.to_csv(),
+            },
+            data=self._data,
+        )
+        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
+
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Continue from the parts of a checkpoint.
+
+        Raises:
+            StateMismatch: they do not fit this task.
+
+        """
+        self.state.restore(parts)
+        self._saved_step = self.progress.step
+
+    @property
+    def batches(self) -> int | None:
+        """How many batches an epoch has; none where the loader cannot say."""
+        try:
+            return len(self.task.loader)  # type: ignore[arg-type] # a loader need not have a length
+        except TypeError:
+            return None
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether steps were done since the last save or restore."""
+        return self._saved_step != self.progress.step
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate under random numbers of its own, so that it changes nothing in the training."""
+        if self.task.evaluate is None:
+            return {}
+        with torch.no_grad(), own_rng(mixed(self.config.seed, self.progress.epoch) & 0xFFFFFFFF):
+            return {name: float(value) for name, value in self.task.evaluate().items()}
+
+    def _take(self, metrics: Metrics) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        loss = values.get("loss", 0.0)
+        if not math.isfinite(loss):
+            self._meet_nonfinite(loss)
+            return
+        self.means.add(values)
+        if self.progress.step % self.config.log_interval == 0:
+            points = {f"step/{name}": value for name, value in values.items()}
+            self._tracker.log_metrics(points, self.progress.step)
+        if self._tracker.overtaken:
+            raise RunHeld("Another process has taken this run over; this one stops without writing anything more.")
+
+    def _meet_nonfinite(self, loss: float) -> None:
+        where = f"step {self.progress.step} (epoch {self.progress.epoch + 1}, batch {self.progress.batch})"
+        if self.config.on_nonfinite == "abort":
+            raise NonFiniteLoss(
+                f"The loss is {loss} at {where}. The last checkpoint is intact: resume from it with a lower learning "
+                "rate or gradient clipping, or train on with on_nonfinite=skip."
+            )
+        self._tracker.log_metrics({"step/nonfinite": 1.0}, self.progress.step)
+
+    def _end_epoch(self) -> None:
+        self.progress.epoch += 1
+        self.progress.batch = 0
+        step, epoch = self.progress.step, self.progress.epoch
+        measured = {f"train/{name}": value for name, value in self.means.taken().items()}
+        if isinstance(self.task.step, HasEpochMetrics):
+            measured |= {f"train/{name}": value for name, value in self.task.step.epoch_metrics().items()}
+        if epoch % self.config.eval_interval == 0 or epoch == self.config.epochs:
+            measured |= self.evaluate()
+            self._judge(measured)
+            if self.task.images is not None:
+                with torch.no_grad(), own_rng(mixed(self.config.seed, epoch) & 0xFFFFFFFF):
+                    self._tracker.log_pictures(self.task.images(), step, epoch)
+        self.measured = measured
+        rate = {"learning_rate": self.task.step.learning_rate} if hasattr(self.task.step, "learning_rate") else {}
+        seconds, self._epoch_began = time.monotonic() - self._epoch_began, time.monotonic()
+        loss = {"loss_total": measured["train/loss"]} if "train/loss" in measured else {}
+        self.history.add({"epoch": epoch, "step": step, **loss, **rate, **measured})
+        self._tracker.log_metrics({**measured, **rate, "epoch": epoch}, step)
+        self._tracker.log_metrics({"system/epoch_seconds": seconds}, step, compared=False)
+        self._tracker.log_epoch(self.history)
+
+    def _judge(self, measured: Mapping[str, float]) -> None:
+        value = measured.get(self.config.best_metric)
+        if value is not None and improves(value, self.best.value, self.config.best_mode):
+            self.best.value, self.best.epoch, self.best.step = value, self.progress.epoch, self.progress.step
+        watched = measured.get(self.stopping.metric)
+        if watched is not None:
+            self.stopping.update(watched, self.progress.epoch)
+
+    def _save_if_due(self, epoch_ended: bool) -> None:
+        seconds = time.monotonic() - self._saved_at
+        moment = Moment(self.progress.step, self.progress.epoch, epoch_ended, seconds)
+        is_best = epoch_ended and self.best.step == self.progress.step
+        wanted, self._stop.checkpoint_wanted = self._stop.checkpoint_wanted, False
+        if self._due.due(moment) or is_best or wanted or (epoch_ended and self.done):
+            self.save("epoch" if epoch_ended else "step")
+        elif self._stop.requested:
+            self.save("interrupted")
+
+
+class Best:
+    """The best value so far, with its epoch and step: a stateful part."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self.epoch = 0
+        self.step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return value, epoch and step."""
+        return {"value": self.value, "epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take value, epoch and step over."""
+        self.value, self.epoch, self.step = state_dict["value"], state_dict["epoch"], state_dict["step"]
+
+
+class Means:
+    """Running means over the epoch under way: a stateful part, so that a resume in its middle loses nothing."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Take the values of a step in."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def taken(self) -> dict[str, float]:
+        """Return the means and start anew."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return sums and counts."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take sums and counts over."""
+        self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])

@@ -1,0 +1,429 @@
+"""A whole training: from a project and a request to a run that is closed with its true status."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from mltrain import device as devices
+from mltrain import fingerprint
+from mltrain.checkpoint.manager import CheckpointManager
+from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.retention import Best, Latest, Policy, parse
+from mltrain.checkpoint.spool import replace_file
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.config import Config
+from mltrain.errors import DataError, MltrainError, UsageError
+from mltrain.project import Project, find
+from mltrain.signals import StopRequest
+from mltrain.state import seed_everything
+from mltrain.tracking import launcher as launchers
+from mltrain.tracking import run as runs
+from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.images import note
+from mltrain.tracking.launcher import Launcher
+from mltrain.tracking.run import PROJECT_TAG, TrackedRun, grace_seconds
+from mltrain.tracking.server import Server, connect, places
+from mltrain.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+STOPPED, STOPPED_STAGED, NOT_KEPT = 75, 76, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What somebody wants trained.
+
+    Attributes:
+        project: a registered name, a file or a folder; none: the one that the resumed run recorded.
+        files: configuration files, over the project's own.
+        preset: a named overlay of the configuration.
+        overrides: keys and values, over all else.
+        resume_run: the id of the run to continue.
+        resume_from: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or a checkpoint's name.
+        fork_run: the id of a run whose checkpoint starts a new run.
+        take_over: do not wait for a holder on another machine to show that it is dead.
+        allow_change: resume although the data are not those of the checkpoint.
+        parent: the run that a new run becomes a child of.
+
+    """
+
+    project: str | None = None
+    files: tuple[Path, ...] = ()
+    preset: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    resume_run: str | None = None
+    resume_from: str = "latest"
+    fork_run: str | None = None
+    take_over: bool = False
+    allow_change: bool = False
+    parent: str | None = None
+
+
+class Display(Protocol):
+    """What a training shows while it runs."""
+
+    def opened(self, run: TrackedRun, where: str) -> None:
+        """The run is known."""
+        ...
+
+    def began(self, trainer: Trainer, origin: str) -> None:
+        """Training begins, from ``origin``."""
+        ...
+
+    def stepped(self, trainer: Trainer) -> None:
+        """A step is done."""
+        ...
+
+    def waiting(self, what: str) -> None:
+        """Training is over and something has to be waited for."""
+        ...
+
+    def ended(self, outcome: "Outcome") -> None:
+        """The run is closed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        run_id: of the run.
+        exit_code: what the command returns.
+        why: in words.
+        newest: the newest checkpoint of this attempt, if it made one.
+        best: the best checkpoint of the run, if there is one.
+        metrics: the last row of the table of epochs.
+        delivered: whether the tracking server has everything; else the rest waits on this disk for ``mltrain sync``.
+
+    """
+
+    run_id: str
+    exit_code: int
+    why: str
+    newest: Manifest | None
+    best: Manifest | None
+    metrics: Mapping[str, float]
+    delivered: bool = True
+
+
+class Silence:
+    """A display that shows nothing."""
+
+    def opened(self, run: TrackedRun, where: str) -> None:
+        """Show nothing."""
+
+    def began(self, trainer: Trainer, origin: str) -> None:
+        """Show nothing."""
+
+    def stepped(self, trainer: Trainer) -> None:
+        """Show nothing."""
+
+    def waiting(self, what: str) -> None:
+        """Show nothing."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Show nothing."""
+
+
+def train(request: Request, display: Display | None = None) -> Outcome:
+    """Train what is requested, and close the run with its true status.
+
+    Raises:
+        MltrainError: what cannot be done; the run, if there is one by then, is closed as FAILED.
+
+    """
+    launcher = launchers.detect(os.environ)
+    with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
+        return _Session(request, display or Silence(), stop, connect(), launcher).run()
+
+
+@dataclass
+class _Origin:
+    """Where a training's state comes from."""
+
+    manifest: Manifest | None = None
+    parts: Mapping[str, Any] | None = None
+    run_id: str | None = None
+
+    def __str__(self) -> str:
+        if self.manifest is None:
+            return "the start"
+        return f"{self.manifest.title} ({self.manifest.name})" + (f" of run {self.run_id}" if self.run_id else "")
+
+
+class _Session:
+    """One attempt, from opening the run to closing it."""
+
+    def __init__(
+        self, request: Request, display: Display, stop: StopRequest, server: Server, launcher: Launcher | None
+    ) -> None:
+        self._request = request
+        self._display = display
+        self._stop = stop
+        self._server = server
+        self._launcher = launcher
+        self._branch_pin: tuple[str, str] | None = None
+        self._project, self._config = self._resolved()
+        stop.on_usr1 = self._config.on_usr1
+
+    def run(self) -> Outcome:
+        run = self._opened()
+        self._display.opened(run, places(self._server))
+        try:
+            return self._trained(run)
+        except KeyboardInterrupt:
+            run.close("KILLED", f"stopped by {self._stop.reason} before the first step", grace_seconds())
+            return Outcome(run.id, self._stop.exit_code, "stopped before the first step", None, None, {})
+        except MltrainError as error:
+            run.close("FAILED", str(error).splitlines()[0], grace_seconds())
+            raise
+        except BaseException as error:
+            run.close("FAILED", f"{type(error).__name__}: {error}"[:500], grace_seconds())
+            raise
+
+    def _resolved(self) -> tuple[Project, Config]:
+        """Find the project and check the configuration, before anything is claimed or created."""
+        source = self._request.resume_run or self._request.fork_run
+        base: Mapping[str, Any] | None = None
+        word = self._request.project
+        if source is not None:
+            run = self._server.run(source)
+            recorded = runs.recorded_config(open_artifacts(run.info.artifact_uri, self._server.uri))
+            base, recorded_word = recorded["config"], recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")
+            project = find(word) if word else find(recorded_word, recorded=True)
+        elif word is not None:
+            project = find(word)
+        else:
+            raise UsageError(
+                "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"
+            )
+        return project, self._load(project, base)
+
+    def _load(self, project: Project, base: Mapping[str, Any] | None) -> Config:
+        own = [project.config_file] if project.config_file is not None and base is None else []
+        request = self._request
+        if base is not None and request.preset is not None and project.config_file is not None:
+            # A preset of the project's file may be laid over a resumed configuration, without the file's other keys.
+            overlay = project.config.overlay(project.config_file, request.preset)
+            return project.config.load(request.files, overrides={**overlay, **request.overrides}, base=base)
+        return project.config.load(
+            (*own, *request.files), preset=request.preset, overrides=request.overrides, base=base
+        )
+
+    def _opened(self) -> TrackedRun:
+        request = self._request
+        if request.resume_run is not None:
+            return runs.resume(self._server, request.resume_run, take_over=request.take_over, launcher=self._launcher)
+        tags = {}
+        if request.parent is not None:
+            tags["mlflow.parentRunId"] = request.parent
+        if request.fork_run is not None:
+            tags |= {"mlflow.parentRunId": request.fork_run, "mltrain.forked_from": request.fork_run}
+        name, word = self._config.run_name, self._project.name
+        if self._launcher is not None:
+            return runs.adopt(self._server, self._launcher, name, word, tags)
+        return runs.create(self._server, self._config.experiment, name, word, tags)
+
+    def _trained(self, run: TrackedRun) -> Outcome:
+        config, resumed = self._config, self._request.resume_run is not None
+        if not resumed:
+            run.record_start(config.resolved(), config.flattened(), self._project.name)
+        manager = CheckpointManager(
+            run,
+            policy=policy_of(config),
+            metric=config.best_metric,
+            mode=config.best_mode,
+            committed=self._committed,
+        )
+        origin = self._origin(run, manager)
+        if resumed and origin.manifest is not None:
+            params = json.loads(
+                manager.store.fetch(origin.manifest, only=lambda name: name == "params.json")["params.json"]
+            )
+            config = self._config = self._load(self._project, params)
+            run.attempt.changed = config.changes_from(params)
+        run.attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
+        run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(self._project.place)
+        devices.set_up(config.num_threads, config.deterministic)
+        seed_everything(config.seed)
+        task = self._project.build(config)
+        run.attempt.data = fingerprint.data(config.places())
+        self._compare(origin, run)
+        trainer = Trainer(task, config, run, manager, self._stop, data=run.attempt.data)
+        if origin.parts is not None:
+            trainer.restore(origin.parts)
+        else:
+            seed_everything(config.seed)
+        if resumed:
+            self._continue(run, trainer, origin)
+        run.record_attempt()
+        self._note(run, None)
+        return self._looped(run, manager, trainer, origin)
+
+    def _origin(self, run: TrackedRun, manager: CheckpointManager) -> _Origin:
+        """Choose and verify what the state comes from; for a resume without any commit that is the start."""
+        request = self._request
+        if request.fork_run is not None:
+            source = self._server.run(request.fork_run)
+            store = CheckpointStore(request.fork_run, open_artifacts(source.info.artifact_uri, self._server.uri))
+            manifest, parts = CheckpointReader(store, manager.context()).load(request.resume_from)
+            self._branch_pin = (request.fork_run, f"{runs.PIN_TAG}{manifest.name}")
+            self._server.call(self._server.client.set_tag, *self._branch_pin, f"branch point of run {run.id}")
+            run.set_tag("mltrain.forked_from", f"{request.fork_run}/{manifest.name}")
+            return _Origin(manifest, parts, request.fork_run)
+        if request.resume_run is None:
+            return _Origin()
+        parts_or_none = manager.load(request.resume_from)
+        if parts_or_none is None:
+            if request.resume_from != "latest":
+                raise UsageError(
+                    f"Run {run.id} has no checkpoint {request.resume_from!r}. Resume without --resume-from."
+                )
+            log.warning("Nothing was committed before, so training starts at step 0 in the same run.")
+            return _Origin()
+        return _Origin(manager.resumed_from, parts_or_none)
+
+    def _compare(self, origin: _Origin, run: TrackedRun) -> None:
+        """Say what is different from when the checkpoint was written; refuse other data unless allowed."""
+        if origin.manifest is None:
+            return
+        before, now = origin.manifest.code, run.attempt.code
+        if before.get("digest") and before.get("digest") != now.get("digest"):
+            log.warning(
+                "The project's code is not that of the checkpoint (commit %s then, %s now); this is recorded.",
+                before.get("commit", "unknown")[:12],
+                now.get("commit", "unknown")[:12],
+            )
+        changed = [
+            f"{name}: {digest} then, {run.attempt.data[name]} now"
+            for name, digest in origin.manifest.data.items()
+            if run.attempt.data.get(name, digest) != digest
+        ]
+        if changed and not self._request.allow_change:
+            raise DataError(
+                "The data are not those that the checkpoint was trained on ("
+                + "; ".join(changed)
+                + "). Give the places of the same data as key=value, or resume with --allow-change."
+            )
+
+    def _continue(self, run: TrackedRun, trainer: Trainer, origin: _Origin) -> None:
+        """Make the record go on without a seam where this is an exact continuation."""
+        step = trainer.progress.step
+        if origin.manifest is not None:
+            run.deliver_pending(origin.manifest.pending)
+        resumed_attempt = origin.manifest.id.attempt if origin.manifest is not None else 0
+        run.journal.drop_overtaken(resumed_attempt, step)
+        rolled_back = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
+        matters = [key for key in run.attempt.changed if type(self._config).affects_training(key)]
+        if not rolled_back and not matters:
+            run.continue_exactly_after(step)
+        else:
+            log.warning(
+                "From step %d on new values are recorded beside those that the run may have there already (%s). "
+                "For a curve of its own use --fork-run %s.",
+                step,
+                f"changed: {', '.join(matters)}" if matters else f"rolled back to {origin}",
+                run.id,
+            )
+            run.set_tag(f"mltrain.rewound.{run.attempt.ordinal}", str(step))
+
+    def _looped(self, run: TrackedRun, manager: CheckpointManager, trainer: Trainer, origin: _Origin) -> Outcome:
+        first_step = trainer.progress.step
+        self._display.began(trainer, str(origin))
+        self._stop.finish_steps()
+        for _ in trainer.steps():
+            self._display.stepped(trainer)
+        if self._stop.requested and trainer.progress.step == first_step and not trainer.done:
+            raise KeyboardInterrupt
+        return self._closed(run, manager, trainer)
+
+    def _closed(self, run: TrackedRun, manager: CheckpointManager, trainer: Trainer) -> Outcome:
+        stopped = not trainer.done
+        deadline = time.monotonic() + (grace_seconds() if stopped else 10**7)
+        self._display.waiting("writing and uploading checkpoints")
+        while (
+            not manager.wait(0.2) and not manager.idle and time.monotonic() < deadline and not self._stop.hurry.is_set()
+        ):
+            continue
+        step = trainer.progress.step
+        committed = manager.newest_committed is not None and manager.newest_committed.step == step
+        staged = manager.newest_staged is not None and manager.newest_staged.step == step
+        resumed_here = not trainer.unsaved and manager.newest_staged is None and manager.failure is None
+        best = self._best(manager)
+        manager.abandon()
+        code, why = 0, "all epochs done"
+        if trainer.stopping.exhausted:
+            why = f"no improvement of {trainer.stopping.metric} in {trainer.stopping.patience} evaluations"
+        if stopped:
+            code, why = STOPPED if committed or resumed_here else STOPPED_STAGED, f"stopped by {self._stop.reason}"
+        if not (committed or staged or resumed_here):
+            code, why = (
+                NOT_KEPT,
+                f"the last checkpoint could not be kept: {manager.failure or 'it was not written in time'}",
+            )
+        run.finish_epochs(trainer.history)
+        self._note(run, best)
+        grace = 0.0 if self._stop.hurry.is_set() else min(grace_seconds(), max(1.0, deadline - time.monotonic()))
+        status: runs.Status = "KILLED" if stopped else "FAILED" if code else "FINISHED"
+        delivered = run.close(status, why, grace)
+        row = trainer.history.rows[-1] if trainer.history.rows else {}
+        outcome = Outcome(run.id, code, why, manager.newest_staged, best, row, delivered)
+        self._display.ended(outcome)
+        return outcome
+
+    def _best(self, manager: CheckpointManager) -> Manifest | None:
+        try:
+            return manager.best()
+        except MltrainError:
+            return None
+
+    def _note(self, run: TrackedRun, best: Manifest | None) -> None:
+        said = None
+        if best is not None and self._config.best_metric in best.metrics:
+            said = f"{self._config.best_metric} {best.metrics[self._config.best_metric]:.5g} at {best.title}"
+        run.set_tag("mlflow.note.content", note(self._project.name, run.id, said, run.attempts))
+
+    def _committed(self, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
+        """After a commit: release the branch point that this run began from, and copy weights to where the user wants them."""
+        if self._branch_pin is not None:
+            self._server.call(self._server.client.delete_tag, *self._branch_pin)
+            self._branch_pin = None
+        folder = self._config.model_save_path
+        if folder is not None:
+            copy_weights(store, manifest, folder, "latest")
+            if best is not None and best.id == manifest.id:
+                copy_weights(store, manifest, folder, "best")
+
+
+def copy_weights(store: CheckpointStore, manifest: Manifest, folder: Path, stem: str) -> list[Path]:
+    """Copy a checkpoint's weights, verified, to ``<stem>.safetensors`` in a folder (numbered where they are split).
+
+    Raises:
+        DamagedCheckpoint, StorageError: they are not as committed, or cannot be written.
+
+    """
+    weights = store.fetch(manifest, only=lambda name: name.startswith("model"))
+    paths = [folder / name.replace("model", stem, 1) for name in weights]
+    for path, content in zip(paths, weights.values(), strict=True):
+        replace_file(path, bytes(content))
+    return paths
+
+
+def policy_of(config: Config) -> Policy:
+    """Return the retention policy that a configuration means.
+
+    Raises:
+        ConfigError: its expression cannot be read.
+
+    """
+    if config.retention is not None:
+        return parse(config.retention)
+    return Latest(1 if config.checkpoint_mode == "latest" else config.max_to_keep) | Best(1)

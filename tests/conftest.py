@@ -1,0 +1,170 @@
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.forkserver import Child, ForkServer
+
+TINY = Path(__file__).parent / "tiny.py"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def run_id(self) -> str:
+        return next(line.removeprefix("run_id=") for line in self.out.splitlines() if line.startswith("run_id="))
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A command that runs."""
+
+    child: Child
+    out: Path
+    err: Path
+
+    def wait(self, timeout: float = 120) -> Done:
+        code = self.child.wait(timeout)
+        return Done(code, self.out.read_text(), self.err.read_text())
+
+    def until(self, text: str, timeout: float = 60) -> str:
+        """Wait until the output holds a text; return the output."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            said = self.out.read_text() if self.out.exists() else ""
+            if text in said:
+                return said
+            if self.child.ended.wait(0.02):
+                break
+        raise AssertionError(f"{text!r} never came: {self.out.read_text()} {self.err.read_text()}")
+
+
+_template: list[Path] = []
+
+
+def fresh_database(target: Path, artifacts: Path) -> None:
+    """Copy an empty tracking database: making one takes MLflow seconds."""
+    if not _template:
+        from mlflow import MlflowClient
+
+        folder = Path(tempfile.mkdtemp(prefix="mltrain-template-"))
+        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").get_experiment("0")
+        _template.append(folder / "mlflow.db")
+    shutil.copy(_template[0], target)
+    with closing(sqlite3.connect(target)) as database:
+        database.execute("UPDATE experiments SET artifact_location = ?", (str(artifacts / "0"),))
+        database.commit()
+
+
+class Workplace:
+    """A machine as a user sees it: a working directory, a tracking store, a home for staging."""
+
+    def __init__(self, folder: Path, server: ForkServer, uri: str | None = None) -> None:
+        self.folder = folder
+        self.server = server
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TINY, folder)
+        if uri is None:
+            fresh_database(folder / "mlflow.db", folder / "mlruns")
+        self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
+        self._commands = 0
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "MLTRAIN_"))},
+            "MLFLOW_TRACKING_URI": self.uri,
+            "MLTRAIN_HOME": str(folder / "home"),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def elsewhere(self, name: str) -> "Workplace":
+        """Another machine with the same tracking store: its own directory and home."""
+        return Workplace(self.folder.parent / name, self.server, self.uri)
+
+    def start(self, *words: str | Path, **environment: str) -> "Started":
+        self._commands += 1
+        out, err = (self.folder / f".{self._commands}.{name}" for name in ("out", "err"))
+        child = self.server.start([str(w) for w in words], self.folder, {**self.environment, **environment}, out, err)
+        return Started(child, out, err)
+
+    def mltrain(self, *words: str | Path, timeout: float = 120, **environment: str) -> Done:
+        return self.start(*words, **environment).wait(timeout)
+
+    def points(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
+        """All (step, value) of every metric that does not tell the time, in the order of the store."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith("system/")]
+        return {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in keys}
+
+    def weights(self, run_id: str) -> dict[str, Any]:
+        """Every part of the newest checkpoint, flattened to tensors by name."""
+        from mltrain.evaluate import reader
+        from mltrain.tracking.server import Server
+        from mlflow import MlflowClient
+
+        found = reader(run_id, Server(self.uri, MlflowClient(self.uri)))
+        return found.load("latest")[1]
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, fork_server: ForkServer) -> Workplace:
+    return Workplace(tmp_path / "here", fork_server)
+
+
+@pytest.fixture(scope="session")
+def session_workplace(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("session") / "here", fork_server)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(session_workplace: Workplace) -> tuple[Workplace, str]:
+    """A run of the tiny project that nothing happened to."""
+    done = session_workplace.mltrain("train", "tiny.py")
+    assert done.code == 0, done.err
+    return session_workplace, done.run_id
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nestings are equal, tensors bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and a.equal(b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if hasattr(a, "tobytes"):
+        return bool(a.tobytes() == b.tobytes())
+    return bool(a == b or (a != a and b != b))

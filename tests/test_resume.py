@@ -1,0 +1,79 @@
+"""The promise of the whole: a training that was killed and resumed cannot be told from one that was not."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import Workplace, same
+
+
+@pytest.mark.parametrize("kill_at", [3, 9])
+def test_a_killed_training_ends_bit_identical_after_a_resume(
+    kill_at: int, workplace: Workplace, undisturbed: tuple[Workplace, str]
+) -> None:
+    killed = workplace.mltrain("train", "tiny.py", f"kill_at={kill_at}", "save_every_steps=2")
+    assert killed.code == -9, killed.err
+    resumed = workplace.mltrain("train", "--resume-run", killed.run_id, "kill_at=0")
+    assert resumed.code == 0, resumed.err
+    assert resumed.run_id == killed.run_id
+
+    reference, run_id = undisturbed
+    expected, got = reference.weights(run_id), workplace.weights(killed.run_id)
+    assert {part for part in expected if not same(expected[part], got[part])} == set()
+    assert workplace.points(killed.run_id) == reference.points(run_id)
+
+
+def test_a_resume_needs_nothing_but_the_tracking_store(
+    workplace: Workplace, undisturbed: tuple[Workplace, str]
+) -> None:
+    stopped = workplace.mltrain("train", "tiny.py", "signal_at=8")
+    assert stopped.code == 75, stopped.err
+    other = workplace.elsewhere("another-machine")
+    resumed = other.mltrain("train", "tiny.py", "--resume-run", stopped.run_id)
+    assert resumed.code == 0, resumed.err
+    reference, run_id = undisturbed
+    assert other.points(stopped.run_id) == reference.points(run_id)
+    assert [run.info.status for run in MlflowClient(workplace.uri).search_runs(["0"])] == ["FINISHED"]
+
+
+def test_more_epochs_continue_the_same_run(workplace: Workplace, undisturbed: tuple[Workplace, str]) -> None:
+    short = workplace.mltrain("train", "tiny.py", "epochs=2")
+    longer = workplace.mltrain("train", "--resume-run", short.run_id, "epochs=4")
+    assert longer.code == 0, longer.err
+    reference, run_id = undisturbed
+    assert workplace.points(short.run_id) == reference.points(run_id)
+
+
+def test_a_run_killed_before_its_first_commit_starts_at_step_0_in_the_same_run(
+    workplace: Workplace, undisturbed: tuple[Workplace, str]
+) -> None:
+    killed = workplace.mltrain("train", "tiny.py", "kill_at=2")
+    assert killed.code == -9
+    resumed = workplace.mltrain("train", "--resume-run", killed.run_id, "kill_at=0")
+    assert (resumed.code, resumed.run_id) == (0, killed.run_id), resumed.err
+    assert "step 0" in resumed.err
+    reference, run_id = undisturbed
+    assert workplace.points(killed.run_id) == reference.points(run_id)
+
+
+@pytest.mark.parametrize(("which", "step"), [("epoch:2", 12), ("step:6", 6), ("best", None)])
+def test_a_resume_can_begin_at_an_earlier_checkpoint(which: str, step: int | None, workplace: Workplace) -> None:
+    first = workplace.mltrain("train", "tiny.py")
+    again = workplace.mltrain("train", "--resume-run", first.run_id, "--resume-from", which)
+    assert again.code == 0, again.err
+    rows = workplace.mltrain("checkpoints", first.run_id, "--json").json
+    newest = rows[-1]
+    assert newest["attempt"] == 2 or which == "best"
+    if step is not None:
+        assert f"step-{step:09d}-a01" in again.out
+
+
+def test_a_path_in_the_configuration_is_found_from_anywhere(workplace: Workplace) -> None:
+    (workplace.folder / "somewhere").mkdir()
+    (workplace.folder / "somewhere" / "file").write_text("data")
+    done = workplace.mltrain("train", "tiny.py", "epochs=1", "data=somewhere")
+    assert done.code == 0, done.err
+    params = MlflowClient(workplace.uri).get_run(done.run_id).data.params
+    assert params["data"] == str(workplace.folder / "somewhere")
+    assert Path(params["data"]).is_absolute()
