@@ -98,7 +98,6 @@ class Config(BaseModel):
 
         Raises:
             ConfigError: an unknown key (with the nearest known one), a wrong type, or a file that cannot be read.
-
         """
         merged: dict[str, Any] = dict(base or {})
         overlays: dict[str, Mapping[str, Any]] = dict(cls.presets)
@@ -121,7 +120,6 @@ class Config(BaseModel):
 
         Raises:
             ConfigError: the file has no such preset.
-
         """
         overlays = _presets_of(read_mapping(file).get("presets", {}), file)
         if preset not in overlays:
@@ -187,7 +185,6 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the file is missing, too large, malformed, has duplicate keys, aliases or Python tags.
-
     """
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:

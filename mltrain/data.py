@@ -67,7 +67,6 @@ class ResumableLoader:
     Attributes:
         epoch: the epoch that the next batch belongs to, from 0.
         batch: the position of the next batch in it, from 0.
-
     """
 
     def __init__(
@@ -142,7 +141,6 @@ class ResumableLoader:
 
         Raises:
             StateMismatch: in the middle of an epoch, with another number of items or another batch size.
-
         """
         differing = [
             f"{name}: {state_dict[name]} then, {now} now"

@@ -12,7 +12,6 @@ def chosen(name: str) -> torch.device:
 
     Raises:
         ConfigError: this machine does not have it.
-
     """
     there = ["cpu"]
     if torch.cuda.is_available():

@@ -54,7 +54,6 @@ def reader(run_id: str, server: Server | None = None) -> CheckpointReader:
 
     Raises:
         RunNotFound, TrackingError: the run cannot be reached.
-
     """
     server = server or connect()
     run = server.run(run_id)
@@ -86,7 +85,6 @@ def pull(
     Raises:
         NoCheckpoint: there is none.
         StorageError: the folder cannot be written.
-
     """
     server = connect()
     if (run_id is None) == (experiment is None):
@@ -131,7 +129,6 @@ def load_best(
 
     Raises:
         NoCheckpoint: there is none that is intact.
-
     """
     server = connect()
     if (run_id is None) == (experiment is None):
@@ -153,7 +150,6 @@ def best_run(server: Server, experiment: str, metric: str | None, mode: Mode | N
 
     Raises:
         RunNotFound: there is no such experiment, or it has no checkpoint with such a metric.
-
     """
     found = server.call(server.client.get_experiment_by_name, experiment)
     if found is None:
@@ -197,7 +193,6 @@ def evaluate(
 
     Raises:
         NoCheckpoint, StateMismatch, DataError: it cannot be evaluated.
-
     """
     checkpoints = reader(run_id)
     recorded = recorded_config(checkpoints.store.artifacts)
@@ -228,7 +223,6 @@ def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
 
     Raises:
         StateMismatch: the weights do not fit the model.
-
     """
     devices.set_up(config.num_threads, config.deterministic)
     seed_everything(config.seed)

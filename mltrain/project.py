@@ -48,7 +48,6 @@ def find(word: str, *, recorded: bool = False) -> Project:
 
     Raises:
         UsageError: there is no such project, or it is not one.
-
     """
     registered = {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
     if word in registered:

@@ -37,7 +37,6 @@ class StopRequest:
         reason: why to stop, once somebody asked: the name of the signal.
         checkpoint_wanted: set by SIGUSR1 where that means to save and go on.
         hurry: set by the second SIGINT: do not wait for the upload.
-
     """
 
     def __init__(self, *, on_usr1: Literal["stop", "checkpoint"] = "stop", launcher_pid: int | None = None) -> None:

@@ -4,8 +4,9 @@ The idea of the protocol is that of ``torch.distributed.checkpoint.stateful``: w
 ``load_state_dict`` joins by name.
 """
 
+import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,8 @@ from torch import nn
 
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.tree import flatten
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -39,7 +42,6 @@ class Progress:
         step: optimizer steps done.
         epoch: epochs done.
         batch: batches done in the epoch under way.
-
     """
 
     step: int = 0
@@ -108,7 +110,6 @@ class Snapshot:
         tensors: name to tensor; all on the CPU, none shares memory with a live one.
         weights: the name of the part that is a model's weights, if there is one.
         parts: the names of all parts.
-
     """
 
     tree: Any
@@ -150,7 +151,6 @@ def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
 
     Raises:
         UnsupportedValue: something is neither; the message names the path to it. Nothing has been copied then.
-
     """
     weights = next((name for name in WEIGHTS_NAMES if _is_weights(state.get(name))), None)
     flat = flatten(state, weights)
@@ -171,7 +171,6 @@ class TrainState:
 
     Attributes:
         parts: name to stateful part; the names become part of every checkpoint.
-
     """
 
     parts: dict[str, Stateful] = field(default_factory=dict)
@@ -181,7 +180,6 @@ class TrainState:
 
         Raises:
             UsageError: the name is taken, or the object has no ``state_dict`` and ``load_state_dict``.
-
         """
         if name in self.parts:
             raise UsageError(f"Two parts of the state are called {name!r}; every part needs a name of its own.")
@@ -196,14 +194,25 @@ class TrainState:
         """Return the state of every part under its name: the live tensors, not copies."""
         return {name: dict(part.state_dict()) for name, part in self.parts.items()}
 
-    def restore(self, parts: Mapping[str, Any]) -> None:
+    def restore(
+        self, parts: Mapping[str, Any], *, optional: Collection[str] = (), ignore_unknown: bool = False
+    ) -> None:
         """Put the state of every part back, or refuse before any part is touched.
+
+        Args:
+            parts: name to state.
+            optional: parts that may be missing: they stay as they are, and that is said.
+            ignore_unknown: whether states that belong to no part are left out, and that is said.
 
         Raises:
             StateMismatch: a part is missing or unknown, or a module's tensors have other names or shapes.
-
         """
         missing, unexpected = self.parts.keys() - parts.keys(), parts.keys() - self.parts.keys()
+        if missing & set(optional):
+            log.warning("The checkpoint lacks %s; these begin anew.", ", ".join(sorted(missing & set(optional))))
+        if unexpected and ignore_unknown:
+            log.warning("Of the checkpoint %s is not used.", ", ".join(sorted(unexpected)))
+        missing, unexpected = missing - set(optional), set() if ignore_unknown else unexpected
         if missing or unexpected:
             raise StateMismatch(
                 "the parts of this training",
@@ -212,10 +221,11 @@ class TrainState:
                 advice="Give the training the same parts as the one that wrote the checkpoint.",
             )
         adapted = dict(parts)
-        for name, part in self.parts.items():
+        present = {name: part for name, part in self.parts.items() if name in parts}
+        for name, part in present.items():
             if isinstance(part, nn.Module):
                 adapted[name] = fitted(parts[name], part, name)
-        for name, part in self.parts.items():
+        for name, part in present.items():
             try:
                 part.load_state_dict(adapted[name])
             except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
@@ -232,7 +242,6 @@ def fitted(weights: Mapping[str, Any], module: nn.Module, name: str = "model") -
 
     Raises:
         StateMismatch: with the missing, unexpected and reshaped names.
-
     """
     own = module.state_dict()
     given = {key.replace(_COMPILED, ""): value for key, value in weights.items()}

@@ -60,7 +60,6 @@ class Supervised:
             loss over the batch; accumulation ends within the step, so every boundary is an optimizer step.
         metrics: name to torchmetrics-like object (``update(output, target)``, ``compute()``, ``reset()``),
             accumulated over the epoch on the training batches.
-
     """
 
     def __init__(

@@ -20,10 +20,14 @@ from mltrain.config import Config
 from mltrain.data import Loader, mixed
 from mltrain.errors import NonFiniteLoss, RunHeld
 from mltrain.history import History
+from mltrain.schedules import is_schedule, plans, replan
 from mltrain.state import Progress, Rng, Stateful, TrainState, own_rng
 from mltrain.steps import HasDevice, HasEpochMetrics, HasParts, Metrics, Step
 from mltrain.stopping import EarlyStopping, improves
 from mltrain.triggers import Every, Moment
+
+_OWN_PARTS = frozenset({"history", "best", "stopping", "means"})
+"""Parts that a checkpoint may lack: training goes on without them, and that is said."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,6 @@ class Task:
         images: makes pictures of fixed held-out samples (PIL images, uint8 arrays of shape (H, W, 3), or figures).
         report: evaluates thoroughly, writes tables and pictures into a folder, and returns floats.
         state: further parts that belong to every checkpoint, by name.
-
     """
 
     step: Step
@@ -108,7 +111,6 @@ class Trainer:
         saver: where to save.
         stop: asked after every step.
         data: fingerprint of the data, which becomes part of every checkpoint.
-
     """
 
     def __init__(
@@ -169,7 +171,6 @@ class Trainer:
         Raises:
             NonFiniteLoss: the loss became NaN or infinite, and the configuration says to abort.
             RunHeld: another process has taken the run over.
-
         """
         while not (self.done or self._stop.requested):
             ended = False
@@ -206,14 +207,17 @@ class Trainer:
         )
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
 
-    def restore(self, parts: Mapping[str, Any]) -> None:
-        """Continue from the parts of a checkpoint.
+    def restore(self, parts: Mapping[str, Any], *, imported: bool = False) -> None:
+        """Continue from the parts of a checkpoint; one that was ``imported`` may lack any but the model.
 
         Raises:
             StateMismatch: they do not fit this task.
-
         """
-        self.state.restore(parts)
+        planned = {name: plans(part) for name, part in self.state.parts.items() if is_schedule(part)}
+        optional = self.state.parts.keys() - {"model"} if imported else _OWN_PARTS
+        self.state.restore(parts, optional=optional, ignore_unknown=imported)
+        for name, plan in planned.items():
+            replan(self.state.parts[name], plan)
         self._saved_step = self.progress.step
 
     @property

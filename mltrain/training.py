@@ -51,7 +51,6 @@ class Request:
         take_over: do not wait for a holder on another machine to show that it is dead.
         allow_change: resume although the data are not those of the checkpoint.
         parent: the run that a new run becomes a child of.
-
     """
 
     project: str | None = None
@@ -102,7 +101,6 @@ class Outcome:
         best: the best checkpoint of the run, if there is one.
         metrics: the last row of the table of epochs.
         delivered: whether the tracking server has everything; else the rest waits on this disk for ``mltrain sync``.
-
     """
 
     run_id: str
@@ -138,7 +136,6 @@ def train(request: Request, display: Display | None = None) -> Outcome:
 
     Raises:
         MltrainError: what cannot be done; the run, if there is one by then, is closed as FAILED.
-
     """
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
@@ -171,6 +168,7 @@ class _Session:
         self._server = server
         self._launcher = launcher
         self._branch_pin: tuple[str, str] | None = None
+        self._manager: CheckpointManager | None = None
         self._project, self._config = self._resolved()
         stop.on_usr1 = self._config.on_usr1
 
@@ -182,12 +180,20 @@ class _Session:
         except KeyboardInterrupt:
             run.close("KILLED", f"stopped by {self._stop.reason} before the first step", grace_seconds())
             return Outcome(run.id, self._stop.exit_code, "stopped before the first step", None, None, {})
-        except MltrainError as error:
-            run.close("FAILED", str(error).splitlines()[0], grace_seconds())
-            raise
         except BaseException as error:
+            self._settle()
             run.close("FAILED", f"{type(error).__name__}: {error}"[:500], grace_seconds())
+            if not isinstance(error, MltrainError):
+                error.add_note(
+                    f"Run {run.id} is FAILED; what it committed is intact: mltrain train --resume-run {run.id}"
+                )
             raise
+
+    def _settle(self) -> None:
+        """Let a checkpoint that is being written become complete, before an error ends the process."""
+        if self._manager is not None:
+            self._manager.wait(grace_seconds())
+            self._manager.abandon()
 
     def _resolved(self) -> tuple[Project, Config]:
         """Find the project and check the configuration, before anything is claimed or created."""
@@ -243,6 +249,7 @@ class _Session:
             mode=config.best_mode,
             committed=self._committed,
         )
+        self._manager = manager
         origin = self._origin(run, manager)
         if resumed and origin.manifest is not None:
             params = json.loads(
@@ -251,6 +258,8 @@ class _Session:
             config = self._config = self._load(self._project, params)
             run.attempt.changed = config.changes_from(params)
         run.attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
+        if run.attempt.resumed_from is not None and resumed:
+            run.set_tag("mltrain.resumed_from", run.attempt.resumed_from)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(self._project.place)
         devices.set_up(config.num_threads, config.deterministic)
         seed_everything(config.seed)
@@ -259,7 +268,7 @@ class _Session:
         self._compare(origin, run)
         trainer = Trainer(task, config, run, manager, self._stop, data=run.attempt.data)
         if origin.parts is not None:
-            trainer.restore(origin.parts)
+            trainer.restore(origin.parts, imported=origin.manifest is not None and origin.manifest.kind == "imported")
         else:
             seed_everything(config.seed)
         if resumed:
@@ -408,7 +417,6 @@ def copy_weights(store: CheckpointStore, manifest: Manifest, folder: Path, stem:
 
     Raises:
         DamagedCheckpoint, StorageError: they are not as committed, or cannot be written.
-
     """
     weights = store.fetch(manifest, only=lambda name: name.startswith("model"))
     paths = [folder / name.replace("model", stem, 1) for name in weights]
@@ -422,7 +430,6 @@ def policy_of(config: Config) -> Policy:
 
     Raises:
         ConfigError: its expression cannot be read.
-
     """
     if config.retention is not None:
         return parse(config.retention)

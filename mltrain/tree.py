@@ -41,7 +41,6 @@ class Flat:
     Attributes:
         tree: JSON values; every tensor is a reference to an entry of ``tensors``.
         tensors: name to tensor; each owns all of the memory that it refers to.
-
     """
 
     tree: Any
@@ -58,7 +57,6 @@ def flatten(state: Mapping[str, Any], weights: str | None = None) -> Flat:
 
     Raises:
         UnsupportedValue: something is neither a tensor nor a plain value; the message names the path to it.
-
     """
     others = {name: part for name, part in state.items() if name != weights}
     writer = _Writer(_shared_storages(others), weights)
@@ -75,7 +73,6 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor], device: torch.device | N
 
     Raises:
         DamagedCheckpoint: the tree is not one that :func:`flatten` makes, or refers to tensors that are not there.
-
     """
     try:
         return _Reader(tensors, device).decoded(tree)

@@ -13,7 +13,6 @@ class Moment:
         epoch: epochs done since the run began.
         epoch_ended: whether this step was the last of its epoch.
         seconds_since_save: on the monotonic clock of this process.
-
     """
 
     step: int

@@ -100,7 +100,6 @@ def decode(files: Mapping[str, bytes | bytearray], device: torch.device | None =
 
     Raises:
         DamagedCheckpoint: the files do not belong together or are not of this format.
-
     """
     try:
         described = json.loads(files[STATE_TREE])
@@ -129,7 +128,6 @@ def read_tensors(content: bytes | bytearray, name: str) -> dict[str, Tensor]:
 
     Raises:
         DamagedCheckpoint: the content is not such a file, or promises more than it holds.
-
     """
     try:
         return load_safetensors(bytes(content) if isinstance(content, bytearray) else content)

@@ -107,7 +107,6 @@ class CheckpointManager:
 
     Raises:
         RunNotFound, RunHeld, TrackingError, StorageError: the run cannot be written to.
-
     """
 
     def __init__(
@@ -181,7 +180,6 @@ class CheckpointManager:
         Raises:
             UnsupportedValue: the state holds something that is not plain data; the message names the path to it.
             RunHeld: another process has taken the run over.
-
         """
         step = step if step is not None else _counter(state, "step", "global_step")
         epoch = epoch if epoch is not None else _counter(state, "epoch")
@@ -249,7 +247,6 @@ class CheckpointManager:
         Raises:
             NoCheckpoint: there is none of this name, epoch or step (the message lists those there are), or all that
                 there are are damaged.
-
         """
         if which in ("latest", "best", "interrupted") and not self._reader.matching(which):
             return None
@@ -283,7 +280,6 @@ class CheckpointManager:
 
         Raises:
             StorageError: the newest checkpoint could not be kept anywhere.
-
         """
         self.wait()
         failure = self._writer.failure

@@ -139,7 +139,6 @@ class Manifest(_Value):
 
         Raises:
             DamagedCheckpoint: not JSON, too large, too deep, of another schema, of wrong types, or of another place.
-
         """
         where = f"the manifest of {name}" if name else "the manifest"
         if len(content) > MAX_BYTES:

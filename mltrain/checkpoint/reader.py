@@ -31,7 +31,6 @@ class CheckpointReader:
         store: where they are.
         context: what best means.
         damaged: told of every checkpoint that is not what was committed.
-
     """
 
     def __init__(self, store: CheckpointStore, context: Context, damaged: Damaged | None = None) -> None:
@@ -60,7 +59,6 @@ class CheckpointReader:
 
         Raises:
             NoCheckpoint: there is none that this means (the message lists those there are), or none is intact.
-
         """
         candidates = self.matching(which)
         if not candidates:
@@ -72,7 +70,6 @@ class CheckpointReader:
 
         Raises:
             NoCheckpoint: there is none that this means; the message lists those there are.
-
         """
         candidates = self.matching(which)
         if not candidates:
@@ -94,7 +91,6 @@ def matching(manifests: Sequence[Manifest], which: str, context: Context) -> lis
 
     Raises:
         UsageError: the word is none of these.
-
     """
     line = current_line(manifests)[::-1]
     if which == "latest":

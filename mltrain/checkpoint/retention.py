@@ -271,7 +271,6 @@ def protected(
         context: pins, and what best means.
         resumed_from: where an attempt began that has no verified commit of its own yet.
         in_use: branch points of other runs, sources of registered model versions.
-
     """
     reasons: dict[CheckpointId, str] = {}
     line = current_line(manifests)
@@ -324,7 +323,6 @@ def parse(text: str) -> Policy:
 
     Raises:
         ConfigError: the expression is not one; the message points at the word.
-
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body

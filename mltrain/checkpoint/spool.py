@@ -25,7 +25,6 @@ class Spool:
 
     Raises:
         StorageError: the folder cannot be made or written to.
-
     """
 
     def __init__(self, root: Path) -> None:
@@ -77,7 +76,6 @@ class Staging:
 
         Raises:
             StorageError: the disk is full or fails.
-
         """
         digest, size = hashlib.sha256(), 0
         try:
@@ -96,7 +94,6 @@ class Staging:
 
         Raises:
             StorageError: the disk is full or fails, or ``target`` exists.
-
         """
         self.write(FILE_NAME, [manifest.to_json()])
         del self.files[FILE_NAME]
@@ -116,7 +113,6 @@ def replace_file(target: Path, content: bytes) -> None:
 
     Raises:
         StorageError: the disk is full or fails.
-
     """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:

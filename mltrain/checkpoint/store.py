@@ -42,7 +42,6 @@ class CheckpointStore:
         spool: where checkpoints are staged. Where the artifacts are on this machine, staging is beside them, and a
             commit is one rename; elsewhere the staged copy is uploaded and stays until a later one is committed.
             None: only to be read.
-
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class CheckpointStore:
 
         Raises:
             StorageError: the disk refuses.
-
         """
         encoded = encode(snapshot, largest_file=self._largest_file)
         if self.spool is None:
@@ -86,7 +84,6 @@ class CheckpointStore:
 
         Raises:
             StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
-
         """
         if self.artifacts.local_root is not None:
             return
@@ -123,7 +120,6 @@ class CheckpointStore:
 
         Raises:
             DamagedCheckpoint: it is not as it was written.
-
         """
         if identity not in self._known:
             try:
@@ -164,7 +160,6 @@ class CheckpointStore:
 
         Raises:
             DamagedCheckpoint: a file is missing, or is not what was committed.
-
         """
         wanted = sorted(name for name in manifest.files if only(name))
         if self.artifacts.local_root is not None:
@@ -177,7 +172,6 @@ class CheckpointStore:
 
         Raises:
             DamagedCheckpoint: it is not what was committed.
-
         """
         return decode(self.fetch(manifest, only=lambda name: name.startswith(("model", "state"))), device)
 
@@ -191,7 +185,6 @@ class CheckpointStore:
 
         Raises:
             NoCheckpoint: none is.
-
         """
         tried = 0
         for manifest in candidates:
@@ -205,12 +198,20 @@ class CheckpointStore:
             f"See what is wrong with: mltrain verify {self.run_id}"
         )
 
+    def uncommitted(self) -> list[CheckpointId]:
+        """Return the checkpoint folders without a manifest: being written, or left by a process that died."""
+        found = []
+        for identity in self.names():
+            names = {entry.name for entry in self.artifacts.entries(f"{CHECKPOINTS}/{identity.name}")}
+            if FILE_NAME not in names:
+                found.append(identity)
+        return found
+
     def remove(self, identity: CheckpointId) -> None:
         """Remove a checkpoint from the store, its manifest first.
 
         Raises:
             StorageError: the store does not allow it.
-
         """
         self._known.pop(identity, None)
         self.artifacts.remove_checkpoint(identity.name)

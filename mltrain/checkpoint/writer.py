@@ -26,7 +26,6 @@ class Writer:
     Args:
         store: where they go.
         committed: called in the background after each commit, with its manifest; prunes, sets hints.
-
     """
 
     def __init__(self, store: CheckpointStore, committed: Callable[[Manifest], None]) -> None:
@@ -54,7 +53,6 @@ class Writer:
 
         Raises:
             UnsupportedValue: the state holds something else; the message names the path to it.
-
         """
         if self._staging is not None:
             self._staging.result()  # the one host copy is still being written to the local disk

@@ -1,19 +1,23 @@
-"""``mltrain checkpoints``: what a run has saved."""
+"""``mltrain checkpoints``, ``inspect``, ``verify``, ``pin``, ``unpin``, ``prune``: what a run has saved."""
 
 import json
+import sys
+from typing import Any
 
 import typer
+
+_RUN = typer.Argument(..., help="The id of the run.")
+_JSON = typer.Option(False, "--json", help="As JSON, for programs.")
+_WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("checkpoints")(checkpoints)
+    for command in (checkpoints, inspect, verify, pin, unpin, prune):
+        app.command(command.__name__)(command)
 
 
-def checkpoints(
-    run_id: str = typer.Argument(..., help="The id of the run."),
-    as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
-) -> None:
+def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
     """List the checkpoints of a run: the newest last, abandoned lines marked."""
     from mltrain.checkpoint.lineage import current_line
     from mltrain.checkpoint.retention import best_of
@@ -22,36 +26,19 @@ def checkpoints(
     found = reader(run_id)
     manifests = found.all()
     line = current_line(manifests)
-    best, on_line = best_of(line, found.context), {manifest.id for manifest in line}
-    said = {
-        manifest.id: [
-            word
-            for word, true in (
-                ("latest", bool(line) and manifest.id == line[-1].id),
-                ("best", best is not None and manifest.id == best.id),
-                ("pinned", manifest.id in found.context.pins),
-                ("abandoned", manifest.id not in on_line),
-            )
-            if true
-        ]
-        for manifest in manifests
-    }
-    rows = [
-        {
-            "checkpoint": manifest.name,
-            "kind": manifest.kind,
-            "epoch": manifest.epoch,
-            "step": manifest.step,
-            "attempt": manifest.id.attempt,
-            "bytes": manifest.size,
-            "created": manifest.created.isoformat(timespec="seconds"),
-            "is": said[manifest.id],
-            "metrics": dict(manifest.metrics),
+    best, on_line, pins = best_of(line, found.context), {manifest.id for manifest in line}, found.context.pins
+
+    def words(manifest: Any) -> list[str]:
+        facts = {
+            "latest": bool(line) and manifest.id == line[-1].id,
+            "best": best is not None and manifest.id == best.id,
+            "pinned": manifest.id in pins,
+            "abandoned": manifest.id not in on_line,
         }
-        for manifest in manifests
-    ]
+        return [word for word, true in facts.items() if true]
+
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([{**_facts(manifest), "is": words(manifest)} for manifest in manifests], indent=1))
         return
     from mltrain.cli.tables import table
 
@@ -68,8 +55,240 @@ def checkpoints(
                 f"{manifest.metrics[metric]:.5g}" if metric in manifest.metrics else "",
                 f"{manifest.size / 1e6:.1f}",
                 manifest.created.isoformat(timespec="seconds"),
-                ", ".join(said[manifest.id]),
+                ", ".join(words(manifest)),
             ]
             for manifest in manifests
         ],
     )
+
+
+def inspect(
+    run_id: str = _RUN, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
+) -> None:
+    """Show what a checkpoint holds: parts, sizes, metrics, versions, whether it is complete and intact."""
+    from mltrain.evaluate import reader
+
+    found = reader(run_id)
+    manifest = found.first(checkpoint)
+    problems = found.store.problems(manifest)
+    parts = _parts(manifest)
+    if as_json:
+        facts = {
+            **_facts(manifest),
+            "run_id": run_id,
+            "parent": manifest.parent.name if manifest.parent else None,
+            "parts": parts,
+            "files": {name: entry.model_dump() for name, entry in manifest.files.items()},
+            "versions": manifest.versions,
+            "code": manifest.code,
+            "data": manifest.data,
+            "pending": len(manifest.pending),
+            "problems": [str(problem) for problem in problems],
+        }
+        print(json.dumps(facts, indent=1))
+        sys.exit(3 if problems else 0)
+    from mltrain.cli.tables import table
+
+    print(f"{manifest.title} ({manifest.name}) of run {run_id}: epoch {manifest.epoch}, step {manifest.step}")
+    print(f"Written {manifest.created.isoformat(timespec='seconds')} after {manifest.parent or 'nothing'}")
+    print(
+        "Intact: every file has the SHA-256 that was committed."
+        if not problems
+        else f"DAMAGED: {'; '.join(map(str, problems))}"
+    )
+    table("Parts", ("part", "tensors", "numbers", "MB"), [[*map(str, row.values())] for row in parts])
+    table("Files", ("file", "bytes", "sha256"), [[n, str(e.size), e.sha256[:16]] for n, e in manifest.files.items()])
+    table("Metrics", ("metric", "value"), [[name, f"{value:.6g}"] for name, value in manifest.metrics.items()])
+    origin = {**manifest.versions, **manifest.code, **manifest.data}
+    table("Origin", ("what", "value"), [[name, value] for name, value in origin.items()])
+    sys.exit(3 if problems else 0)
+
+
+def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
+    """Compare every file of every checkpoint with its digest, and name each that is wrong, and what was left behind."""
+    from mltrain.errors import DamagedCheckpoint
+    from mltrain.evaluate import reader
+
+    found = reader(run_id)
+    store, wrong = found.store, {}
+    intact = []
+    for identity in reversed(store.names()):
+        try:
+            manifest = store.manifest(identity)
+            if manifest is None:
+                continue
+            problems = [str(problem) for problem in store.problems(manifest)]
+        except DamagedCheckpoint as error:
+            problems = [str(error)]
+        if problems:
+            wrong[identity.name] = problems
+        else:
+            intact.append(identity.name)
+    uncommitted = [identity.name for identity in store.uncommitted()]
+    litter = store.artifacts.litter()
+    if as_json:
+        print(json.dumps({"intact": intact, "damaged": wrong, "uncommitted": uncommitted, "litter": litter}, indent=1))
+    else:
+        for name in intact:
+            print(f"intact       {name}")
+        for name, problems in wrong.items():
+            for problem in problems:
+                print(f"DAMAGED      {name}: {problem}")
+        for name in uncommitted:
+            print(f"uncommitted  {name}: no manifest; being written, or left by a process that died")
+        for name in litter:
+            print(f"left behind  {name}")
+        print(
+            f"{len(intact)} intact, {len(wrong)} damaged, {len(uncommitted)} uncommitted, {len(litter)} temporary files."
+        )
+        if uncommitted or litter:
+            print(f"Remove what is left behind with: mltrain prune {run_id}")
+    sys.exit(3 if wrong else 0)
+
+
+def pin(
+    run_id: str = _RUN,
+    checkpoint: str = typer.Option(..., "--checkpoint", help=_WHICH),
+    reason: str = typer.Option("", "--reason", help="Why it has to stay."),
+) -> None:
+    """Protect a checkpoint from every retention policy."""
+    from mltrain.evaluate import reader
+    from mltrain.tracking.run import PIN_TAG
+    from mltrain.tracking.server import connect
+
+    server = connect()
+    manifest = reader(run_id, server).first(checkpoint)
+    server.call(server.client.set_tag, run_id, f"{PIN_TAG}{manifest.name}", reason or "pinned by hand")
+    print(f"{manifest.title} ({manifest.name}) is pinned.")
+
+
+def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint", help=_WHICH)) -> None:
+    """Let retention decide about a checkpoint again."""
+    from mltrain.errors import NoCheckpoint
+    from mltrain.evaluate import reader
+    from mltrain.tracking.run import PIN_TAG
+    from mltrain.tracking.server import connect
+
+    server = connect()
+    found = reader(run_id, server)
+    manifest = found.first(checkpoint)
+    if manifest.id not in found.context.pins:
+        pinned = ", ".join(identity.name for identity in found.context.pins) or "none"
+        raise NoCheckpoint(f"{manifest.name} is not pinned. Pinned: {pinned}.")
+    server.call(server.client.delete_tag, run_id, f"{PIN_TAG}{manifest.name}")
+    print(f"{manifest.title} ({manifest.name}) is not pinned any more.")
+
+
+def prune(
+    run_id: str = typer.Argument(None, help="The id of the run; or --experiment.", show_default=False),
+    experiment: str = typer.Option(None, "--experiment", help="Prune all runs of this experiment."),
+    keep: str = typer.Option(
+        None, "--keep", metavar="EXPR", help="'Latest(3) | Best(2)'; none: each run's own policy."
+    ),
+    best_runs: int = typer.Option(
+        None, "--best-runs", min=0, help="Runs beyond the K best keep only their best and newest."
+    ),
+    old_days: float = typer.Option(
+        None, "--only-best-after-days", min=0, help="Runs ended earlier keep only best and newest."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would go, and change nothing."),
+    yes: bool = typer.Option(False, "--yes", help="Do not ask."),
+    as_json: bool = typer.Option(
+        False, "--json", help="As JSON, for programs; does not ask, so needs --dry-run or --yes."
+    ),
+) -> None:
+    """Remove old checkpoints from the tracking store: what would go and why, then the deed."""
+    from mltrain.checkpoint.retention import parse
+    from mltrain.errors import UsageError
+    from mltrain.pruning import Rules, carry_out, plan_experiment, plan_run
+    from mltrain.tracking.server import connect
+
+    if (run_id is None) == (experiment is None):
+        raise UsageError("Prune a run or an experiment: mltrain prune ID, or mltrain prune --experiment NAME.")
+    if as_json and not (dry_run or yes):
+        raise UsageError("--json does not ask: add --dry-run or --yes.")
+    policy, server = parse(keep) if keep is not None else None, connect()
+    if experiment is not None:
+        plans = plan_experiment(server, experiment, Rules(policy, best_runs, old_days))
+    else:
+        plans = [plan_run(server, run_id, policy)]
+    if as_json:
+        print(json.dumps([_plan_facts(plan) for plan in plans], indent=1))
+    else:
+        for plan in plans:
+            _show(plan)
+    total = sum(plan.bytes for plan in plans)
+    count = sum(len(plan.removals) + len(plan.uncommitted) + len(plan.litter) for plan in plans)
+    if not as_json:
+        print(f"In total {count} to remove, {total / 1e6:.1f} MB, of {len(plans)} run(s).")
+    if dry_run or count == 0:
+        return
+    if not yes and not typer.confirm("Remove these?"):
+        print("Nothing was removed.")
+        return
+    freed = sum(carry_out(server, plan) for plan in plans)
+    if not as_json:
+        print(f"Removed; {freed / 1e6:.1f} MB are free. The record is in each run: retention.jsonl.")
+
+
+def _facts(manifest: Any) -> dict[str, Any]:
+    return {
+        "checkpoint": manifest.name,
+        "kind": manifest.kind,
+        "epoch": manifest.epoch,
+        "step": manifest.step,
+        "attempt": manifest.id.attempt,
+        "bytes": manifest.size,
+        "created": manifest.created.isoformat(timespec="seconds"),
+        "metrics": dict(manifest.metrics),
+    }
+
+
+def _parts(manifest: Any) -> list[dict[str, Any]]:
+    rows = []
+    for part in manifest.parts:
+        tensors = [entry for name, entry in manifest.tensors.items() if name.split(".")[0] == part]
+        numbers = sum(_numel(entry.shape) for entry in tensors)
+        size = sum(_numel(entry.shape) * _width(entry.dtype) for entry in tensors)
+        rows.append({"part": part, "tensors": len(tensors), "numbers": numbers, "megabytes": round(size / 1e6, 3)})
+    return rows
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _width(dtype: str) -> int:
+    digits = "".join(character for character in dtype.split("_")[0] if character.isdigit())
+    return max(1, int(digits) // 8) if digits else 1
+
+
+def _show(plan: Any) -> None:
+    print(f"Run {plan.run_id} ({plan.name}):")
+    if plan.left_alone:
+        print(f"  left alone: {plan.left_alone}")
+        return
+    for removal in plan.removals:
+        print(f"  would go  {removal.manifest.name}  {removal.manifest.size / 1e6:8.1f} MB  {removal.rule}")
+    for identity in plan.uncommitted:
+        print(f"  would go  {identity.name}  without a manifest, left by a process that died")
+    for path in plan.litter:
+        print(f"  would go  {path}  left by an interrupted upload")
+    for identity, reason in plan.kept.items():
+        print(f"  stays     {identity.name}  {reason}")
+
+
+def _plan_facts(plan: Any) -> dict[str, Any]:
+    return {
+        "run_id": plan.run_id,
+        "name": plan.name,
+        "left_alone": plan.left_alone,
+        "remove": [{"checkpoint": r.manifest.name, "bytes": r.manifest.size, "rule": r.rule} for r in plan.removals],
+        "uncommitted": [identity.name for identity in plan.uncommitted],
+        "litter": list(plan.litter),
+        "keep": {identity.name: reason for identity, reason in plan.kept.items()},
+        "bytes": plan.bytes,
+    }

@@ -98,7 +98,6 @@ def parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
 
     Raises:
         UsageError: a second project, or a key without a value.
-
     """
     project: str | None = None
     overrides: dict[str, str] = {}

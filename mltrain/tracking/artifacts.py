@@ -60,12 +60,19 @@ class Artifacts(Protocol):
         Raises:
             FileNotFoundError: there is no such file.
             DamagedCheckpoint: it is larger.
-
         """
         ...
 
     def remove_checkpoint(self, name: str) -> None:
         """Remove the checkpoint of this directory name, its manifest first. One that is gone already is no error."""
+        ...
+
+    def litter(self) -> list[str]:
+        """Return the paths of temporary files that an interrupted upload of MLflow left."""
+        ...
+
+    def remove_litter(self) -> int:
+        """Remove these, and return how many there were. Only for a run that nobody writes to."""
         ...
 
 
@@ -74,7 +81,6 @@ def validated(path: str) -> str:
 
     Raises:
         StorageError: it is empty, absolute, has ``..``, control or other unusual characters in a component.
-
     """
     if not path or not all(_COMPONENT.fullmatch(part) for part in path.split("/")):
         raise StorageError(f"{path!r:.200} is not a path of an artifact: plain names joined by / are expected.")
@@ -162,6 +168,20 @@ class LocalArtifacts:
         """See :class:`Artifacts`."""
         _remove_flat(self._root / CHECKPOINTS / name, _CHECKPOINT)
 
+    def litter(self) -> list[str]:
+        """See :class:`Artifacts`."""
+        return [file.relative_to(self._root).as_posix() for file in self._litter()]
+
+    def remove_litter(self) -> int:
+        """See :class:`Artifacts`."""
+        files = self._litter()
+        for file in files:
+            file.unlink(missing_ok=True)
+        return len(files)
+
+    def _litter(self) -> list[Path]:
+        return [file for file in self._root.rglob(".artifact.uploading.*") if file.is_file() and not file.is_symlink()]
+
 
 class RemoteArtifacts:
     """Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like."""
@@ -210,6 +230,14 @@ class RemoteArtifacts:
             raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
         _persistently(lambda: self._repository.delete_artifacts(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
         _persistently(lambda: self._repository.delete_artifacts(f"{CHECKPOINTS}/{name}"))
+
+    def litter(self) -> list[str]:
+        """See :class:`Artifacts`; what a server or a bucket keeps of broken uploads cannot be seen from here."""
+        return []
+
+    def remove_litter(self) -> int:
+        """See :class:`Artifacts`."""
+        return 0
 
 
 def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:

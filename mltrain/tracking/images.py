@@ -17,7 +17,6 @@ def as_image(picture: Any) -> Any:
 
     Raises:
         UsageError: it is none of these.
-
     """
     from PIL import Image
 

@@ -65,7 +65,6 @@ class Journal:
 
     Raises:
         StorageError: the file cannot be made.
-
     """
 
     def __init__(self, path: Path, attempt: int) -> None:
@@ -149,6 +148,13 @@ class Journal:
                 "UPDATE items SET state = ? WHERE state = 0 AND attempt < ? AND kind = 'tag'", (_DROPPED, self.attempt)
             )
         return dropped
+
+    def drop_beyond(self, attempt: int, step: int) -> int:
+        """Keep locally, but never send, the points of an attempt beyond a step."""
+        with self._lock:
+            return self._database.execute(
+                "UPDATE points SET state = ? WHERE state = 0 AND attempt = ? AND step > ?", (_DROPPED, attempt, step)
+            ).rowcount
 
     def close(self) -> None:
         """Write what is queued and close the file."""

@@ -16,7 +16,6 @@ def listed(server: Server, experiment: str | None, most: int) -> list[dict[str, 
     Raises:
         RunNotFound: there is no such experiment.
         TrackingError: the server does not answer.
-
     """
     client = server.client
     if experiment is not None:

@@ -36,6 +36,7 @@ from mltrain.tracking.artifacts import OUTBOX, Artifacts, open_artifacts
 from mltrain.tracking.images import as_image, save_for_ui, ui_identity, ui_stem
 from mltrain.tracking.journal import Journal
 from mltrain.tracking.launcher import Launcher
+from mltrain.tracking.records import REMOVED_TAG, append_removals
 from mltrain.tracking.sender import Sender
 from mltrain.tracking.server import Refusal, Server, connect, tags_of
 
@@ -49,7 +50,6 @@ CONFIG_FILE = "config.json"
 ATTEMPTS_FILE = "attempts.json"
 LOG_FILE = "log.csv"
 CURVES_FILE = "learning_curves.png"
-REMOVALS_FILE = "retention.jsonl"
 STATUS_TAG = "mltrain.status"
 PROJECT_TAG = "mltrain.project"
 HOLDER_TAG = "mltrain.holder"
@@ -85,7 +85,6 @@ class TrackedRun:
         attempts: all attempts up to this one.
         artifacts: of the run.
         home: the folder on this host for staging, journal and log.
-
     """
 
     def __init__(
@@ -154,25 +153,13 @@ class TrackedRun:
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add lines to ``retention.jsonl`` among the artifacts, and to the tag that sums it up."""
-        file = self.home / REMOVALS_FILE
-        if not file.exists():
-            try:
-                file.write_bytes(self.artifacts.read(REMOVALS_FILE, 2**26))
-            except (OSError, CheckpointError):
-                file.touch()
-        with file.open("a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(record) + "\n" for record in records)
-        removed = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        total = sum(record["bytes"] for record in removed)
-        self.set_tag("mltrain.removed", f"{len(removed)} checkpoints, {total} bytes")
-        self.log_file(file)
+        self.set_tag(REMOVED_TAG, append_removals(self.artifacts, records))
 
     def record_start(self, config: Mapping[str, Any], parameters: Mapping[str, str], project: str) -> None:
         """Record what the run is: configuration as an artifact, parameters, project. Once, before the first step.
 
         Raises:
             StorageError: the artifact store refuses.
-
         """
         self.write_json(CONFIG_FILE, {"schema": 1, "project": project, "config": config})
         held = self.server.run(self.id).data.params  # an adopted run holds the launcher's, quoted
@@ -213,7 +200,6 @@ class TrackedRun:
             values: name to value.
             step: optimizer steps done.
             compared: whether a value that was delivered before has to be the same now; wall-clock values need not be.
-
         """
         if self._delivered:
             values = {key: value for key, value in values.items() if not self._known(key, step, value, compared)}
@@ -298,7 +284,6 @@ class TrackedRun:
 
         Returns:
             Whether everything was delivered. What was not waits on this disk for ``mltrain sync``.
-
         """
         self.attempt.ended = datetime.now(UTC).isoformat(timespec="seconds")
         self.attempt.why = why
@@ -358,7 +343,6 @@ def create(
 
     Raises:
         TrackingError: the server does not answer or refuses.
-
     """
     experiment_id = _experiment_id(server, experiment)
     # A name of our own: MLflow's would be drawn from Python's global random numbers, which belong to the training.
@@ -385,7 +369,6 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
         RunNotFound: there is no such run.
         RunHeld: another process is writing to it, or claimed it at the same moment.
         TrackingError: the server does not answer.
-
     """
     run = server.run(run_id)
     if not take_over:
@@ -418,7 +401,6 @@ def open_run(run_id: str | None = None) -> TrackedRun:
 
     Raises:
         RunNotFound, RunHeld, TrackingError: it cannot be written to.
-
     """
     server = connect()
     import mlflow
@@ -467,7 +449,6 @@ def recorded_config(artifacts: Artifacts) -> dict[str, Any]:
 
     Raises:
         RunNotFound: nothing was recorded: this is not a run of mltrain, or it was killed before it began.
-
     """
     try:
         content = json.loads(artifacts.read(CONFIG_FILE, 2**20))
@@ -504,7 +485,6 @@ def home_of(server: Server, run_id: str) -> Path:
 
     Raises:
         StorageError: it cannot be made.
-
     """
     base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
     where = uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]

@@ -35,7 +35,6 @@ class Sender:
         artifacts: where files and images go.
         heartbeat: called every few seconds between deliveries; returns False when this writer has been overtaken,
             after which nothing is sent any more.
-
     """
 
     def __init__(

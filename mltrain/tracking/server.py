@@ -39,7 +39,6 @@ class Server:
         Raises:
             RunNotFound: there is none of this id, or it is deleted.
             TrackingError: the server does not answer.
-
         """
         if not RUN_ID.fullmatch(run_id):
             raise RunNotFound(
@@ -57,7 +56,6 @@ class Server:
         Raises:
             RunNotFound: what was asked for does not exist.
             TrackingError: everything else that goes wrong; ``permanent`` says whether repeating is useless.
-
         """
         from mlflow.exceptions import MlflowException
 
@@ -92,7 +90,6 @@ def connect() -> Server:
 
     Raises:
         TrackingError: the URI is not usable.
-
     """
     for name, value in _CLIENT_DEFAULTS.items():
         os.environ.setdefault(name, value)

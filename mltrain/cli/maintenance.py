@@ -1,0 +1,103 @@
+"""``mltrain sync``, ``reap``, ``doctor``, ``import``: keeping machine and store in order."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+
+from mltrain.cli.train import parse
+
+_JSON = typer.Option(False, "--json", help="As JSON, for programs.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("sync")(sync)
+    app.command("reap")(reap)
+    app.command("doctor")(doctor)
+    app.command("import", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(import_)
+
+
+def sync(as_json: bool = _JSON) -> None:
+    """Send what was left behind on this machine: metric points, pictures, staged checkpoints. As often as you like."""
+    from mltrain.tracking.server import connect
+    from mltrain.tracking.sync import sync as run_sync
+
+    results = list(run_sync(connect()))
+    if as_json:
+        print(json.dumps([asdict(result) for result in results], indent=1))
+    else:
+        for result in results:
+            if result.said:
+                print(f"{result.run_id}: {result.said}")
+            elif result.sent or result.uploaded or result.dropped or result.left:
+                print(
+                    f"{result.run_id}: {result.sent} records sent, {len(result.uploaded)} checkpoints uploaded, "
+                    f"{result.dropped} kept here because a later attempt overtook them, {result.left} still waiting"
+                )
+        if not any(result.left for result in results):
+            print("Nothing is waiting on this machine.")
+    sys.exit(5 if any(result.left for result in results) else 0)
+
+
+def reap(as_json: bool = _JSON) -> None:
+    """Close runs that are said to be running and whose processes are gone, as KILLED."""
+    from mltrain.tracking.reaper import reap as run_reap
+    from mltrain.tracking.server import connect
+
+    found = list(run_reap(connect()))
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    for one in found:
+        print(f"{one.run_id} ({one.name}): {one.found}")
+    closed = sum(one.found == "closed" for one in found)
+    print(f"{closed} closed; resume any of them with: mltrain train --resume-run ID" if closed else "Nothing to close.")
+
+
+def doctor(as_json: bool = _JSON) -> None:
+    """Look whether tracking, artifact store, disks and clock can keep what is promised."""
+    from mltrain.doctor import examine
+    from mltrain.tracking.server import connect
+
+    findings = []
+    for finding in examine(connect()):
+        findings.append(finding)
+        if not as_json:
+            print(f"{finding.state:<5} {finding.what:<15} {finding.said}", flush=True)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    sys.exit(5 if any(finding.state == "bad" for finding in findings) else 0)
+
+
+def import_(
+    file: Path = typer.Argument(..., help="A .pth, .pt, .ckpt or .safetensors file."),
+    arguments: list[str] = typer.Argument(
+        None, metavar="[PROJECT] [key=value ...]", help="The project that the weights belong to.", show_default=False
+    ),
+    experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of the new run."),
+    as_json: bool = _JSON,
+) -> None:
+    """Make a foreign checkpoint the first commit of a new run: whatever it holds of weights, optimizer, epoch, history.
+
+    Nothing in the file is executed. With a project the run can be resumed at once: mltrain train --resume-run ID
+    """
+    from mltrain.foreign import import_file
+    from mltrain.project import find
+    from mltrain.tracking.server import connect
+
+    word, overrides = parse(arguments or [])
+    report = import_file(file, connect(), find(word) if word else None, overrides, experiment)
+    if as_json:
+        print(json.dumps(asdict(report), indent=1))
+        return
+    for line in report.taken:
+        print(f"taken  {line}")
+    for line in report.left:
+        print(f"left   {line}")
+    print(f"run_id={report.run_id}")
+    print(
+        f"{report.checkpoint} is the first checkpoint of the run. Train on with: mltrain train --resume-run {report.run_id}"
+    )

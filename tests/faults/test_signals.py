@@ -1,0 +1,115 @@
+"""FAULTS A6-A11: requests to stop, at any phase, directly and through ``mlflow run``."""
+
+import signal
+import time
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import Workplace
+
+pytestmark = pytest.mark.faults
+
+
+def status(workplace: Workplace, run_id: str) -> str:
+    return str(MlflowClient(workplace.uri).get_run(run_id).info.status)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_finishes_the_step_and_commits_an_interrupted_checkpoint(number: int, workplace: Workplace) -> None:
+    started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05", "save_interval=0", "best_metric=none-such")
+    started.until("Training on cpu")
+    time.sleep(0.6)
+    began = time.monotonic()
+    started.child.kill(number)
+    done = started.wait()
+    assert done.code == 75, done.err
+    assert time.monotonic() - began < 25
+    assert f"mltrain train --resume-run {done.run_id}" in done.out
+    assert status(workplace, done.run_id) == "KILLED"
+    rows = workplace.mltrain("checkpoints", done.run_id, "--json").json
+    assert [row["kind"] for row in rows] == ["interrupted"]
+
+
+def test_an_interrupt_before_the_first_step_leaves_no_checkpoint_and_a_killed_run(workplace: Workplace) -> None:
+    (workplace.folder / "slow.py").write_text(
+        "import time\nfrom tiny import Config\n\ndef build(config):\n    time.sleep(30)\n", encoding="utf-8"
+    )
+    started = workplace.start("train", "slow.py")
+    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
+    time.sleep(0.5)
+    started.child.kill(signal.SIGINT)
+    done = started.wait(30)
+    assert done.code == 130, done.err
+    assert status(workplace, run_id) == "KILLED"
+    assert workplace.mltrain("checkpoints", run_id, "--json").json == []
+
+
+def test_int_and_term_within_a_second_are_one_request(workplace: Workplace) -> None:
+    started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.4")
+    started.until("epoch ")
+    started.child.kill(signal.SIGINT)
+    time.sleep(0.25)
+    started.child.kill(signal.SIGTERM)
+    assert started.wait().code == 75
+
+
+def test_usr1_can_mean_to_save_and_go_on(workplace: Workplace) -> None:
+    started = workplace.start("train", "tiny.py", "epochs=3", "sleep=0.1", "on_usr1=checkpoint", "save_interval=0")
+    started.until("Training on cpu")
+    time.sleep(0.35)
+    started.child.kill(signal.SIGUSR1)
+    done = started.wait()
+    assert done.code == 0, done.err
+    rows = workplace.mltrain("checkpoints", done.run_id, "--json").json
+    assert "step" in [row["kind"] for row in rows]
+
+
+def test_a_stopped_process_that_goes_on_finishes(workplace: Workplace) -> None:
+    started = workplace.start("train", "tiny.py", "epochs=3", "sleep=0.05")
+    started.until("Training on cpu")
+    started.child.kill(signal.SIGSTOP)
+    time.sleep(2)
+    assert started.child.code is None
+    started.child.kill(signal.SIGCONT)
+    assert started.wait().code == 0
+
+
+def test_an_exception_in_user_code_leaves_the_last_commit_and_a_failed_run(workplace: Workplace) -> None:
+    done = workplace.mltrain("train", "tiny.py", "raise_at=8")
+    assert done.code == 1
+    assert "the user's own mistake" in done.err
+    assert f"mltrain train --resume-run {done.run_id}" in done.err.strip().splitlines()[-1]
+    assert status(workplace, done.run_id) == "FAILED"
+    resumed = workplace.mltrain("train", "--resume-run", done.run_id, "raise_at=0")
+    assert resumed.code == 0, resumed.err
+
+
+def test_a_nonfinite_loss_aborts_with_its_own_code(workplace: Workplace) -> None:
+    done = workplace.mltrain("train", "tiny.py", "nan_at=8")
+    assert done.code == 7
+    assert "step 8" in done.err
+    assert status(workplace, done.run_id) == "FAILED"
+    assert [row["step"] for row in workplace.mltrain("checkpoints", done.run_id, "--json").json] == [6]
+
+
+def test_a_live_run_is_not_resumed_by_a_second_process(workplace: Workplace) -> None:
+    started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05")
+    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
+    started.until("Training on cpu")
+    second = workplace.mltrain("train", "--resume-run", run_id)
+    assert second.code == 4, second.err
+    assert str(started.child.pid) in second.err
+    started.child.kill(signal.SIGTERM)
+    assert started.wait().code == 75
+
+
+def test_a_dead_run_is_reaped_and_a_live_one_is_not(workplace: Workplace) -> None:
+    killed = workplace.mltrain("train", "tiny.py", "kill_at=8")
+    alive = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05")
+    alive.until("Training on cpu")
+    found = {one["run_id"]: one["found"] for one in workplace.mltrain("reap", "--json").json}
+    alive.child.kill(signal.SIGTERM)
+    done = alive.wait()
+    assert found == {killed.run_id: "closed", done.run_id: "alive"}
+    assert status(workplace, killed.run_id) == "KILLED"
