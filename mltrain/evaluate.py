@@ -17,11 +17,11 @@ from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
-from mltrain.errors import MltrainError, NoCheckpoint, RunNotFound, StateMismatch, UsageError
+from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, UsageError
 from mltrain.project import Project, find
 from mltrain.state import fitted, own_rng, seed_everything
 from mltrain.steps import HasDevice, HasParts
-from mltrain.tracking.artifacts import Artifacts, open_artifacts
+from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.run import pins_of, recorded_config
 from mltrain.tracking.server import Server, connect
 from mltrain.trainer import Task
@@ -58,7 +58,7 @@ def reader(run_id: str, server: Server | None = None) -> CheckpointReader:
     server = server or connect()
     run = server.run(run_id)
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
-    metric, mode = _meaning_of_best(artifacts)
+    metric, mode = meaning_of_best(run)
     pins = {identity: why for name, why in pins_of(run).items() if (identity := CheckpointId.parse(name))}
     return CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), pins, metric, mode))
 
@@ -157,7 +157,7 @@ def best_run(server: Server, experiment: str, metric: str | None, mode: Mode | N
     best: tuple[float, str] | None = None
     for run in server.call(server.client.search_runs, [found.experiment_id], max_results=1000):
         artifacts = open_artifacts(run.info.artifact_uri, server.uri)
-        own_metric, own_mode = _meaning_of_best(artifacts)
+        own_metric, own_mode = meaning_of_best(run)
         key, direction = metric or own_metric, mode or own_mode
         checkpoints = CheckpointReader(CheckpointStore(run.info.run_id, artifacts), Context(now(), {}, key, direction))
         first = next(iter(checkpoints.matching("best")), None)
@@ -241,9 +241,7 @@ def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
     return task
 
 
-def _meaning_of_best(artifacts: Artifacts) -> tuple[str, Mode]:
-    try:
-        config = recorded_config(artifacts)["config"]
-        return str(config["best_metric"]), "max" if config["best_mode"] == "max" else "min"
-    except (MltrainError, KeyError):
-        return "val/loss", "min"
+def meaning_of_best(run: Any) -> tuple[str, Mode]:
+    """Return the metric that decides which checkpoint of a run is best, and whether less or more of it is better."""
+    tags = run.data.tags
+    return tags.get("mltrain.best_metric", "val/loss"), "max" if tags.get("mltrain.best_mode") == "max" else "min"

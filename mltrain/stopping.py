@@ -7,10 +7,10 @@ Mode = Literal["min", "max"]
 
 
 def improves(value: float, over: float | None, mode: Mode, min_delta: float = 0.0) -> bool:
-    """Return whether ``value`` is better than ``over`` by more than ``min_delta``; NaN never is."""
-    if math.isnan(value):
+    """Return whether ``value`` is better than ``over`` by more than ``min_delta``; NaN and infinity never are."""
+    if not math.isfinite(value):
         return False
-    if over is None or math.isnan(over):
+    if over is None or not math.isfinite(over):
         return True
     return value < over - min_delta if mode == "min" else value > over + min_delta
 

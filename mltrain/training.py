@@ -274,6 +274,7 @@ class _Session:
         if resumed:
             self._continue(run, trainer, origin)
         run.record_attempt()
+        run.record_data({name: place for name, place in config.places().items() if name != "model_save_path"})
         self._note(run, None)
         return self._looped(run, manager, trainer, origin)
 

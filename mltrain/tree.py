@@ -30,7 +30,7 @@ STORED_AS_THEY_ARE = frozenset(
 """The dtypes that safetensors has a name for; all others are flattened to bytes."""
 
 _INLINE_BYTES = 1024
-_MAX_DEPTH = 200
+_MAX_DEPTH = 100
 _FACTORIES: dict[str, Callable[[], Any]] = {kind.__name__: kind for kind in (list, dict, set, int, float, str)}
 
 
@@ -59,12 +59,12 @@ def flatten(state: Mapping[str, Any], weights: str | None = None) -> Flat:
         UnsupportedValue: something is neither a tensor nor a plain value; the message names the path to it.
     """
     others = {name: part for name, part in state.items() if name != weights}
-    writer = _Writer(_shared_storages(others), weights)
+    writer = _Writer(_shared_storages(others))
     # The weights come first, so that what shares a tensor with them refers to them and not the other way round.
-    first = {weights: writer.encoded(state[weights], weights)} if weights is not None else {}
+    first = {weights: writer.weights(state[weights], weights)} if weights is not None else {}
     rest = writer.encoded(others, "")
     if "$" in rest:
-        return Flat(rest, writer.tensors)
+        return Flat({**rest, "of": [*map(list, first.items()), *rest["of"]]}, writer.tensors)
     return Flat({name: first[name] if name in first else rest[name] for name in state}, writer.tensors)
 
 
@@ -83,12 +83,21 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor], device: torch.device | N
 
 
 class _Writer:
-    def __init__(self, shared: set[int], weights: str | None) -> None:
+    def __init__(self, shared: set[int]) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._shared = shared
-        self._weights = f"{weights}." if weights is not None else None
+        self._in_weights = False
+        self._reserved: str | None = None
         self._storages: dict[int, str] = {}
         self._seen: dict[tuple[Any, ...], str] = {}
+        self._held: list[Tensor] = []
+
+    def weights(self, part: Any, name: str) -> Any:
+        """Encode the weights; no other tensor may get a name that begins like theirs."""
+        self._in_weights, self._reserved = True, f"{name}."
+        tree = self.encoded(part, name)
+        self._in_weights = False
+        return tree
 
     def encoded(self, value: Any, path: str, depth: int = 0) -> Any:
         if depth > _MAX_DEPTH:
@@ -111,8 +120,9 @@ class _Writer:
             return encode(self, value, path, depth)
         if isinstance(value, Tensor):
             return self._tensor(value, path, depth)
-        if isinstance(value, np.generic) and not value.dtype.hasobject:
-            return {"$": "numpy", "dtype": value.dtype.str, "of": _base64(value.tobytes())}
+        if isinstance(value, np.generic) and not value.dtype.hasobject and value.dtype.names is None:
+            one = np.array([value])  # in which even an empty text takes up bytes
+            return {"$": "numpy", "dtype": one.dtype.str, "of": _base64(one.tobytes())}
         if isinstance(value, PurePath):
             return {"$": "path", "of": str(value)}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -138,8 +148,14 @@ class _Writer:
         ]
 
     def _name(self, path: str) -> str:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise UnsupportedValue(f"{path!r} cannot name a tensor: it holds half of a surrogate pair.") from None
+        if self._reserved is not None and not self._in_weights and path.startswith(self._reserved):
+            path = f"~{path}"
         name, number = path, 2
-        while name in self.tensors:
+        while name in self.tensors or name.rpartition(".")[2] == "__metadata__":  # which safetensors keeps for itself
             name, number = f"{path}~{number}", number + 1
         return name
 
@@ -205,11 +221,11 @@ class _Writer:
         if name is not None:
             return {"$": "tensor", "name": name}
         storage = value.untyped_storage()
-        own = self._weights is not None and path.startswith(self._weights)
-        if value.numel() and storage.data_ptr() in self._shared and not own:
+        if value.numel() and storage.data_ptr() in self._shared and not self._in_weights:
             return self._view(value, storage, path)
         name = self._name(path)
         self._seen[identity] = name
+        self._held.append(value)  # what was made here, from a conjugate say, would free its address for the next one
         reference: dict[str, Any] = {"$": "tensor", "name": name}
         if value.dtype not in STORED_AS_THEY_ARE:
             self.tensors[name] = value.contiguous().reshape(-1).view(torch.uint8)
@@ -270,7 +286,7 @@ class _Reader:
         self._storages: dict[str, torch.UntypedStorage] = {}
 
     def decoded(self, tree: Any, depth: int = 0) -> Any:
-        if depth > _MAX_DEPTH + 8:
+        if depth > 2 * _MAX_DEPTH + 8:  # a tuple is an object and a list in it
             raise ValueError("it is nested too deep")
         if isinstance(tree, list):
             return [self.decoded(item, depth + 1) for item in tree]
@@ -419,18 +435,19 @@ def _is_dense(tensor: Tensor) -> bool:
 def _shared_storages(value: Any) -> set[int]:
     """Return the addresses of storages that several different tensors of a nesting look into."""
     views: dict[int, set[tuple[Any, ...]]] = {}
+    visited: set[int] = set()
 
     def visit(value: Any, depth: int) -> None:
         if isinstance(value, Tensor):
-            if value.layout is torch.strided and not is_traceable_wrapper_subclass(value) and value.numel():
+            plain = value.layout is torch.strided and not value.is_nested and not is_traceable_wrapper_subclass(value)
+            if plain and value.numel():
                 view = (value.dtype, tuple(value.shape), value.stride(), value.storage_offset())
                 views.setdefault(value.untyped_storage().data_ptr(), set()).add(view)
-        elif isinstance(value, Mapping) and depth < _MAX_DEPTH:
-            for item in value.values():
-                visit(item, depth + 1)
-        elif isinstance(value, (list, tuple, collections.deque)) and depth < _MAX_DEPTH:
-            for item in value:
-                visit(item, depth + 1)
+        elif isinstance(value, (Mapping, list, tuple, collections.deque)) and depth < _MAX_DEPTH:
+            if id(value) not in visited:  # what is part of itself would never end
+                visited.add(id(value))
+                for item in value.values() if isinstance(value, Mapping) else value:
+                    visit(item, depth + 1)
 
     visit(value, 0)
     return {address for address, looks in views.items() if len(looks) > 1 and address}

@@ -72,7 +72,7 @@ def encode(snapshot: Snapshot, *, largest_file: int = LARGEST_FILE) -> Encoded:
     prefix = f"{snapshot.weights}." if snapshot.weights is not None else None
     weights = {n.removeprefix(prefix): t for n, t in snapshot.tensors.items() if prefix and n.startswith(prefix)}
     rest = {n: t for n, t in snapshot.tensors.items() if not (prefix and n.startswith(prefix))}
-    aliases = _tied(snapshot.tree[snapshot.weights], prefix) if prefix else {}
+    aliases = _tied(dict(_named(snapshot.tree))[snapshot.weights], prefix) if prefix else {}
     files: list[EncodedFile] = []
     entries: dict[str, TensorEntry] = {}
     for stem, tensors, metadata in (("model", weights, {"format": "pt", **aliases}), ("state", rest, {"format": "pt"})):
@@ -135,10 +135,17 @@ def read_tensors(content: bytes | bytearray, name: str) -> dict[str, Tensor]:
         raise DamagedCheckpoint(f"{name} is not a valid safetensors file: {error}") from None
 
 
+def _named(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a mapping that :mod:`mltrain.tree` describes, plain or as pairs, whose keys are text."""
+    for key, item in tree["of"] if "$" in tree else tree.items():
+        if isinstance(key, str):
+            yield key, item
+
+
 def _tied(tree: Mapping[str, Any], prefix: str) -> dict[str, str]:
     return {
         key: reference["name"].removeprefix(prefix)
-        for key, reference in tree.items()
+        for key, reference in _named(tree)
         if isinstance(reference, dict) and reference.get("$") == "tensor" and reference["name"] != prefix + key
     }
 

@@ -16,7 +16,8 @@ def newest(manifests: Iterable[Manifest]) -> Manifest | None:
 
 def line_of(head: Manifest, manifests: Iterable[Manifest]) -> list[Manifest]:
     """Return the checkpoints on the line that ends in ``head``, oldest first, ``head`` included."""
-    ends = {head.id.attempt: head.step} | {point.attempt: point.step for point in head.ancestry}
+    # An attempt may load one of its own checkpoints and go on: then it stands in the ancestry too, and its end counts.
+    ends = {point.attempt: point.step for point in head.ancestry} | {head.id.attempt: head.step}
     on_line = [m for m in manifests if m.id.attempt in ends and m.step <= ends[m.id.attempt]]
     return sorted(on_line, key=lambda manifest: manifest.id.order)
 

@@ -1,12 +1,13 @@
 """The public face of checkpoints, for any training loop."""
 
+import atexit
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 
@@ -29,6 +30,9 @@ RETENTION_RECORD = "retention.jsonl"
 
 Committed = Callable[[Manifest, Manifest | None, CheckpointStore], None]
 """Told in the background after each commit: the new checkpoint, the best one, and where they are."""
+
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Run(Protocol):
@@ -81,8 +85,8 @@ class Run(Protocol):
         """Add lines to the record of what retention removed."""
         ...
 
-    def detach(self) -> None:
-        """Deliver what is left and let go of the run."""
+    def detach(self, status: Status) -> None:
+        """Deliver what is left and let go of the run, with this status where it was opened for the manager."""
         ...
 
 
@@ -140,6 +144,9 @@ class CheckpointManager:
         self._last_key: tuple[str, int] | None = None
         self.resumed_from: Manifest | None = None
         self._removal_refused = False
+        run.set_tag("mltrain.best_metric", metric)
+        run.set_tag("mltrain.best_mode", mode)
+        atexit.register(self._left)
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +154,7 @@ class CheckpointManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
 
     def save(
         self,
@@ -275,22 +282,32 @@ class CheckpointManager:
         """Wait until everything saved is committed in the artifact store; return whether it is."""
         return self._writer.drain(min(seconds, 10**7))
 
-    def close(self) -> None:
+    def close(self, status: Status = "FINISHED") -> None:
         """Wait until everything saved is committed, and let go of the run.
+
+        A process that ends without it still completes what it saved, and its run is KILLED.
+
+        Args:
+            status: of the run, where the manager opened it; an active MLflow run's status is not touched.
 
         Raises:
             StorageError: the newest checkpoint could not be kept anywhere.
         """
         self.wait()
         failure = self._writer.failure
-        self._writer.close()
-        self.run.detach()
+        self.abandon()
+        self.run.detach(status)
         if failure is not None:
             raise failure
 
     def abandon(self) -> None:
         """Stop the background threads without waiting; what is complete in staging stays there."""
+        atexit.unregister(self._left)
         self._writer.close()
+
+    def _left(self) -> None:
+        """The process ends without :meth:`close`. The threads have been waited for by the interpreter."""
+        self.run.detach("KILLED")
 
     @property
     def newest_committed(self) -> Manifest | None:

@@ -1,11 +1,12 @@
 """What a checkpoint is, as a frozen value and as JSON. The manifest is the commit: without it there is no checkpoint."""
 
+import hashlib
 import json
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from mltrain.errors import DamagedCheckpoint
 
@@ -17,6 +18,7 @@ MAX_BYTES = 64 * 2**20
 Kind = Literal["epoch", "step", "interrupted", "imported"]
 _NAME = re.compile(r"step-(\d{9})-a(\d{2,6})", re.ASCII)
 _FILE = r"^[a-z][a-z0-9_-]{0,63}\.(safetensors|json|csv)$"
+_SEAL = b',\n "sha256": "'
 
 Count = Annotated[int, Field(ge=0, le=10**9 - 1, strict=True)]
 Bytes = Annotated[int, Field(ge=0, le=2**60, strict=True)]
@@ -100,7 +102,7 @@ class Manifest(_Value):
     files: dict[Annotated[str, Field(pattern=_FILE)], FileEntry]
     tensors: dict[str, TensorEntry] = {}
     aliases: dict[str, str] = {}
-    created: datetime
+    created: AwareDatetime
     versions: dict[str, str] = {}
     code: dict[str, str] = {}
     data: dict[str, str] = {}
@@ -130,15 +132,17 @@ class Manifest(_Value):
         return f"epoch {self.epoch}" if self.kind == "epoch" else f"{self.kind} {self.step}"
 
     def to_json(self) -> bytes:
-        """Return it as UTF-8 JSON."""
-        return self.model_dump_json(indent=1).encode()
+        """Return it as UTF-8 JSON, whose last entry is the SHA-256 of all that stands before it."""
+        body = self.model_dump_json(indent=1).encode().removesuffix(b"\n}")
+        return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
 
     @classmethod
     def from_json(cls, content: bytes, *, run_id: str | None = None, name: str | None = None) -> Self:
         """Read a manifest and check that it speaks of the place where it was found.
 
         Raises:
-            DamagedCheckpoint: not JSON, too large, too deep, of another schema, of wrong types, or of another place.
+            DamagedCheckpoint: not JSON, too large, too deep, of another schema, changed, of wrong types, or of another
+                place.
         """
         where = f"the manifest of {name}" if name else "the manifest"
         if len(content) > MAX_BYTES:
@@ -151,6 +155,10 @@ class Manifest(_Value):
             raise DamagedCheckpoint(
                 f"{where} is of schema {raw.get('schema_version')!r:.40}; this version of mltrain reads schema {SCHEMA}."
             )
+        body, _, seal = content.rpartition(_SEAL)
+        if seal != hashlib.sha256(body).hexdigest().encode() + b'"\n}':
+            raise DamagedCheckpoint(f"{where} has another SHA-256 than when it was written.")
+        del raw["sha256"]
         try:
             manifest = cls.model_validate(raw)
         except ValidationError as error:

@@ -52,10 +52,15 @@ class Policy(Protocol):
 
 class _Joinable:
     def __or__(self: Policy, other: Policy) -> Policy:
-        return Union((self, other))
+        return Union((*_members(self, Union), *_members(other, Union)))
 
     def __and__(self: Policy, other: Policy) -> Policy:
-        return Intersection((self, other))
+        return Intersection((*_members(self, Intersection), *_members(other, Intersection)))
+
+
+def _members(policy: Policy, join: "type[Union | Intersection]") -> tuple[Policy, ...]:
+    """Return the members of a join of this kind, so that however a join came about, equal ones are equal."""
+    return policy.policies if isinstance(policy, join) else (policy,)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ class Best(_Joinable):
 
     def __post_init__(self) -> None:
         _at_least(self, 1, count=self.count)
+        if not isinstance(self.metric, str | None):
+            raise ConfigError(f"Best(metric={self.metric!r}): the name of a metric was expected.")
         if self.mode not in ("min", "max", None):
             raise ConfigError(f"Best(mode={self.mode!r}): 'min' or 'max' was expected.")
 
@@ -130,7 +137,9 @@ class Best(_Joinable):
         return frozenset(manifest.id for manifest in best[: self.count])
 
     def __str__(self) -> str:
-        named = [repr(word) for word in (self.metric, self.mode) if word is not None]
+        named = [
+            f"{name}={word!r}" for name, word in (("metric", self.metric), ("mode", self.mode)) if word is not None
+        ]
         return f"Best({', '.join([str(self.count), *named])})"
 
 
@@ -164,7 +173,7 @@ class Younger(_Joinable):
     days: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.hours + self.days > 0 or min(self.hours, self.days) < 0:
+        if not 0 < self.hours + self.days < math.inf or min(self.hours, self.days) < 0:
             raise ConfigError(f"{self}: a positive number of hours or days was expected.")
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
@@ -173,7 +182,8 @@ class Younger(_Joinable):
         return frozenset(m.id for m in manifests if (context.now - m.created).total_seconds() < seconds)
 
     def __str__(self) -> str:
-        return f"Younger(hours={self.hours + 24 * self.days:g})"
+        given = [f"{name}={_number(n)}" for name, n in (("hours", self.hours), ("days", self.days)) if n]
+        return f"Younger({', '.join(given)})"
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,10 @@ class Named(_Joinable):
     """Keeps checkpoints by the names of their directories."""
 
     names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.names, tuple) and all(isinstance(name, str) for name in self.names)):
+            raise ConfigError(f"Named({self.names!r}): a tuple of names such as 'step-000000420-a01' was expected.")
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
@@ -214,8 +228,10 @@ class Budget(_Joinable):
     of: Policy
 
     def __post_init__(self) -> None:
-        if not self.gigabytes > 0:
+        if not 0 < self.gigabytes < math.inf:
             raise ConfigError(f"Budget(gigabytes={self.gigabytes}): a positive number was expected.")
+        if not hasattr(self.of, "keep"):
+            raise ConfigError(f"Budget(of={self.of!r}): a policy was expected.")
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
@@ -234,12 +250,12 @@ class Budget(_Joinable):
         return frozenset(kept)
 
     def __str__(self) -> str:
-        return f"Budget(gigabytes={self.gigabytes:g}, of={self.of})"
+        return f"Budget(gigabytes={_number(self.gigabytes)}, of={self.of})"
 
 
 def by_metric(manifests: Iterable[Manifest], metric: str, mode: Mode) -> list[Manifest]:
-    """Return the checkpoints at whose step a metric was measured, the best first; of equal ones the older first."""
-    measured = [m for m in manifests if not math.isnan(m.metrics.get(metric, math.nan))]
+    """Return the checkpoints at whose step a metric was finite, the best first; of equal ones the older first."""
+    measured = [m for m in manifests if math.isfinite(m.metrics.get(metric, math.nan))]
     sign = 1.0 if mode == "min" else -1.0
     return sorted(measured, key=lambda m: (sign * m.metrics[metric], m.id.order))
 
@@ -329,7 +345,10 @@ def parse(text: str) -> Policy:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = (getattr(error, "offset", None) or 1) - 1
         raise _wrong(text, column, "this is not an expression") from None
-    policy = _evaluated(tree, text)
+    try:
+        policy = _evaluated(tree, text)
+    except RecursionError:
+        raise _wrong(text[:200], 0, "it is too long") from None
     if not hasattr(policy, "keep"):
         raise _wrong(text, 0, "a policy was expected")
     return policy  # type: ignore[no-any-return]
@@ -365,6 +384,12 @@ def _wrong(text: str, column: int, what: str) -> ConfigError:
         f"The retention policy cannot be read: {what}.\n  {text.strip()}\n  {' ' * column}^\n"
         f"Known: {known}Budget(gigabytes=50, of=…), joined by | and &."
     )
+
+
+def _number(value: float) -> str:
+    """Return a number as short as it can be written without becoming another one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _at_least(policy: object, least: int, **numbers: Any) -> None:

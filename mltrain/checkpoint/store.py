@@ -121,15 +121,17 @@ class CheckpointStore:
         Raises:
             DamagedCheckpoint: it is not as it was written.
         """
-        if identity not in self._known:
+        known = self._known.get(identity)
+        if known is None:
             try:
                 content = self.artifacts.read(f"{CHECKPOINTS}/{identity.name}/{FILE_NAME}", MAX_BYTES)
             except (FileNotFoundError, NotADirectoryError):
                 return None
             except OSError as error:
                 raise DamagedCheckpoint(f"the manifest of {identity.name} cannot be read: {error}") from None
-            self._known[identity] = Manifest.from_json(bytes(content), run_id=self.run_id, name=identity.name)
-        return self._known[identity]
+            known = Manifest.from_json(bytes(content), run_id=self.run_id, name=identity.name)
+            self._known[identity] = known
+        return known
 
     def manifests(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> list[Manifest]:
         """Return the manifests of all committed checkpoints, oldest first; damaged ones are reported and left out."""

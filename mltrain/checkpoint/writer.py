@@ -128,7 +128,7 @@ class Writer:
             return
         self._waiting.pop(manifest.name, None)
         self.newest_committed = manifest
-        for earlier in [m for m in self._waiting.values() if m.id.order < manifest.id.order]:
+        for earlier in [m for m in list(self._waiting.values()) if m.id.order < manifest.id.order]:
             self._waiting.pop(earlier.name, None)  # a newer commit supersedes what could not be uploaded
         self._committed(manifest)
 

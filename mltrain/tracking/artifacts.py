@@ -25,7 +25,7 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 _CHECKPOINT = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 _STAGED = re.compile(r"step-\d{9}-a\d{2,6}(\.[0-9a-f]{8}\.tmp)?", re.ASCII)
-_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+@,=()%#~-]{0,199}", re.ASCII)
+_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+@,=()#~-]{0,199}", re.ASCII)
 RETRY_SECONDS = 60.0
 
 T = TypeVar("T")
@@ -85,6 +85,11 @@ def validated(path: str) -> str:
     if not path or not all(_COMPONENT.fullmatch(part) for part in path.split("/")):
         raise StorageError(f"{path!r:.200} is not a path of an artifact: plain names joined by / are expected.")
     return path
+
+
+def _without_surprises(path: str, flags: int) -> int:
+    """Open a file, but neither follow a link nor wait at a pipe."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 def discard_staged(folder: Path) -> None:
@@ -152,10 +157,8 @@ class LocalArtifacts:
 
     def read(self, path: str, most: int) -> bytearray:
         """See :class:`Artifacts`."""
-        place = self._root / validated(path)
-        descriptor = os.open(place, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            size = os.fstat(descriptor).st_size
+        with open(self._root / validated(path), "rb", opener=_without_surprises) as file:
+            size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")
             content = bytearray(size)
@@ -166,6 +169,8 @@ class LocalArtifacts:
 
     def remove_checkpoint(self, name: str) -> None:
         """See :class:`Artifacts`."""
+        if not _CHECKPOINT.fullmatch(name):
+            raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
         _remove_flat(self._root / CHECKPOINTS / name, _CHECKPOINT)
 
     def litter(self) -> list[str]:

@@ -9,7 +9,7 @@ from mltrain.errors import UsageError
 
 PREVIEW_PIXELS = 512
 _UI_NAME = re.compile(r"(.+)\+step\+(\d+)\+timestamp\+\d+\+[0-9a-f-]{36}\.png", re.ASCII)
-_KEY = re.compile(r"[A-Za-z0-9_./ -]{1,120}", re.ASCII)
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,99}", re.ASCII)  # so that its files are artifacts with valid names
 
 
 def as_image(picture: Any) -> Any:
@@ -43,7 +43,9 @@ def ui_stem(name: str, step: int, timestamp: int, identifier: object) -> str:
     It is the one that ``MlflowClient.log_image`` makes (MLflow 3.17); made here, so that sending twice makes one file.
     """
     if not _KEY.fullmatch(name):
-        raise UsageError(f"{name!r:.80} cannot name a picture: letters, digits, blanks and _ - . / were expected.")
+        raise UsageError(
+            f"{name!r:.80} cannot name a picture: up to 100 letters, digits, blanks and _ - . / were expected, a letter or digit first."
+        )
     return f"{name.replace('/', '~')}+step+{step}+timestamp+{timestamp}+{identifier}"
 
 

@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 LEASE_SECONDS = 60.0
+SYSTEM_SECONDS = 15.0
+"""How often the use of CPU and memory is recorded; the step of such a point is the run's age in seconds."""
 _MOST_PENDING = 100_000
 CONFIG_FILE = "config.json"
 ATTEMPTS_FILE = "attempts.json"
@@ -104,6 +106,8 @@ class TrackedRun:
         """Whether this process decides about the run's status."""
         self._lock = lock
         self._beats = 0
+        self._looked = -math.inf
+        self._began: int = info.start_time
         self._delivered: dict[tuple[str, int], float] = {}
         self._delivered_images: set[tuple[str, int]] = set()
         self._differing: set[str] = set()
@@ -176,6 +180,21 @@ class TrackedRun:
             self.set_tag(f"mltrain.changed.{self.attempt.ordinal}", json.dumps(changes))
         if self.attempt.code.get("commit"):
             self.set_tag("mlflow.source.git.commit", self.attempt.code["commit"])
+
+    def record_data(self, places: Mapping[str, Path]) -> None:
+        """Record where the data lay and what their fingerprints were, as datasets that the UI shows and compares."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(name, self.attempt.data[name][:36], "local", json.dumps({"uri": str(place)})),
+                [InputTag("mlflow.data.context", "evaluation" if name.startswith(("val", "test")) else "training")],
+            )
+            for name, place in places.items()
+            if name in self.attempt.data
+        ]
+        if inputs:
+            self.server.call(self.server.client.log_inputs, self.id, inputs)
 
     def write_json(self, name: str, content: Any) -> None:
         """Put a small JSON file among the artifacts, now."""
@@ -268,10 +287,10 @@ class TrackedRun:
         self.journal.log_item("image", name, json.dumps({"files": paths}))
         self.set_tag("mlflow.loggedImages", "True")
 
-    def detach(self) -> None:
+    def detach(self, status: Status) -> None:
         """Deliver what is left and let go of the run; its status is the caller's affair unless it was opened here."""
         if self.owned:
-            self.close("FINISHED", "closed", grace_seconds())
+            self.close(status, "closed", grace_seconds())
             return
         self._pictures.shutdown()
         self.set_tag(STATUS_TAG, "finished")
@@ -333,6 +352,10 @@ class TrackedRun:
         if last_attempt(params) > self.attempt.ordinal:
             return False
         self.server.call(self.server.client.set_tag, self.id, HEARTBEAT_TAG, f"{self.attempt.ordinal}.{self._beats}")
+        if time.monotonic() - self._looked >= SYSTEM_SECONDS:
+            self._looked = time.monotonic()
+            now = time.time_ns() // 1_000_000
+            self.journal.log_metrics(system_metrics(), (now - self._began) // 1000, now)
         return True
 
 
@@ -561,6 +584,17 @@ def _locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLo
 
 def _opened(server: Server, info: Any, attempts: list[Attempt], launcher: Launcher | None) -> TrackedRun:
     return TrackedRun(server, info, attempts, launcher, _locked(server, info.run_id, take_over=False))
+
+
+def system_metrics() -> dict[str, float]:
+    """Return what this machine is doing, under the names that MLflow's page of system metrics knows."""
+    memory, own = psutil.virtual_memory(), psutil.Process().memory_info().rss
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": memory.used / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+        "system/process_memory_megabytes": own / 1e6,
+    }
 
 
 def _experiment_id(server: Server, name: str | None) -> str:

@@ -1,0 +1,1 @@
+"""A hand-written training loop with durable checkpoints: what one adds to a loop that one has."""
