@@ -4,6 +4,7 @@ Text is parsed by the type of the field that it is meant for, never by YAML's gu
 PyYAML reads a string, and ``no`` stays a string where a string is wanted.
 """
 
+import copy
 import difflib
 import json
 import types
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from mltrain.errors import ConfigError
 
@@ -99,7 +101,7 @@ class Config(BaseModel):
         Raises:
             ConfigError: an unknown key (with the nearest known one), a wrong type, or a file that cannot be read.
         """
-        merged: dict[str, Any] = dict(base or {})
+        merged: dict[str, Any] = copy.deepcopy(dict(base or {}))
         overlays: dict[str, Mapping[str, Any]] = dict(cls.presets)
         for file in files:
             content = read_mapping(file)
@@ -258,7 +260,7 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
-            into[key] = value
+            into[key] = copy.deepcopy(value)
 
 
 def _typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, source: str) -> dict[str, Any]:
@@ -278,7 +280,9 @@ def _typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, 
         for sub, sub_value in value.items():
             _merge(inner, _typed_entry(nested, str(sub).split("."), f"{key}.{sub}", sub_value, source))
         return {name: inner}
-    return {name: _parsed(field, value, key, source)}
+    parsed = _parsed(field, value, key, source)
+    # What is not given and has no default is as if it were absent.
+    return {} if parsed is PydanticUndefined else {name: parsed}
 
 
 def _parsed(field: FieldInfo, value: Any, key: str, source: str) -> Any:
@@ -295,8 +299,8 @@ def _parsed(field: FieldInfo, value: Any, key: str, source: str) -> Any:
     if not _allows(field.annotation, str) and value[:1] in "[{" and _allows_collection(field.annotation):
         try:
             return _yaml(value)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"{key} (from {source}): {value!r} is not a list or mapping: {error}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{key} (from {source}): {value!r:.80} is not a list or mapping: {error}") from None
     return value
 
 
@@ -354,6 +358,9 @@ def _explained(model: type[BaseModel], error: ValidationError) -> str:
         field = model.model_fields.get(str(detail["loc"][0])) if detail["loc"] else None
         if detail["type"] == "extra_forbidden":
             lines.append(f"Unknown key {key!r}.{nearest(key, model.model_fields)}")
+            continue
+        if detail["type"] == "missing":
+            lines.append(f"{key} has no default and was not given.")
             continue
         meaning = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
         lines.append(f"{key}={detail['input']!r} is not accepted: {detail['msg'].lower()}{meaning}.")

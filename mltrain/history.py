@@ -50,12 +50,14 @@ class CsvLog:
         self.path = path
         self._history = history
         self._columns: list[str] = []
+        self._lines = 0
 
     def update(self) -> None:
         """Append the newest row; where the columns changed or the history was put back, write all anew."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._columns != self._history.columns:
-            self._columns = self._history.columns
+        in_order = self._columns == self._history.columns and self._lines + 1 == len(self._history.rows)
+        self._columns, self._lines = self._history.columns, len(self._history.rows)
+        if not in_order:
             self.path.write_bytes(self._history.to_csv())
             return
         last = self._history.to_csv().rstrip(b"\n").rpartition(b"\n")[2]

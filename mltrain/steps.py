@@ -200,4 +200,4 @@ def _cut(tree: Any, pieces: int) -> list[Any]:
         cut = [_cut(item, pieces) for item in tree.values()]
         return [dict(zip(tree, items, strict=True)) for items in zip(*cut, strict=True)]
     cut = [_cut(item, pieces) for item in tree]
-    return [type(tree)(items) for items in zip(*cut, strict=True)]
+    return [type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items) for items in zip(*cut, strict=True)]

@@ -29,7 +29,7 @@ from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
 from mltrain.tracking.run import PROJECT_TAG, TrackedRun, grace_seconds
 from mltrain.tracking.server import Server, connect, places
-from mltrain.trainer import Trainer
+from mltrain.trainer import Task, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -173,10 +173,12 @@ class _Session:
         stop.on_usr1 = self._config.on_usr1
 
     def run(self) -> Outcome:
+        # A new training is built before there is a run, so that data that cannot be read leave none behind.
+        built = self._built() if self._request.resume_run is None else None
         run = self._opened()
         self._display.opened(run, places(self._server))
         try:
-            return self._trained(run)
+            return self._trained(run, built)
         except KeyboardInterrupt:
             run.close("KILLED", f"stopped by {self._stop.reason} before the first step", grace_seconds())
             return Outcome(run.id, self._stop.exit_code, "stopped before the first step", None, None, {})
@@ -238,7 +240,14 @@ class _Session:
             return runs.adopt(self._server, self._launcher, name, word, tags)
         return runs.create(self._server, self._config.experiment, name, word, tags)
 
-    def _trained(self, run: TrackedRun) -> Outcome:
+    def _built(self) -> tuple[Task, dict[str, str]]:
+        """Build the task, reproducibly, and take the fingerprint of its data."""
+        config = self._config
+        devices.set_up(config.num_threads, config.deterministic)
+        seed_everything(config.seed)
+        return self._project.build(config), fingerprint.data(config.places())
+
+    def _trained(self, run: TrackedRun, built: tuple[Task, dict[str, str]] | None) -> Outcome:
         config, resumed = self._config, self._request.resume_run is not None
         if not resumed:
             run.record_start(config.resolved(), config.flattened(), self._project.name)
@@ -261,10 +270,7 @@ class _Session:
         if run.attempt.resumed_from is not None and resumed:
             run.set_tag("mltrain.resumed_from", run.attempt.resumed_from)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(self._project.place)
-        devices.set_up(config.num_threads, config.deterministic)
-        seed_everything(config.seed)
-        task = self._project.build(config)
-        run.attempt.data = fingerprint.data(config.places())
+        task, run.attempt.data = built or self._built()
         self._compare(origin, run)
         trainer = Trainer(task, config, run, manager, self._stop, data=run.attempt.data)
         if origin.parts is not None:

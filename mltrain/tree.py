@@ -228,7 +228,7 @@ class _Writer:
         self._held.append(value)  # what was made here, from a conjugate say, would free its address for the next one
         reference: dict[str, Any] = {"$": "tensor", "name": name}
         if value.dtype not in STORED_AS_THEY_ARE:
-            self.tensors[name] = value.contiguous().reshape(-1).view(torch.uint8)
+            self.tensors[name] = as_bytes(value)
             return {**reference, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
         self.tensors[name] = value
         if not value.is_contiguous() and _is_dense(value):
@@ -384,6 +384,12 @@ _DECODERS: dict[Any, Callable[[_Reader, dict[str, Any], int], Any]] = {
 }
 
 
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return the elements of a tensor, in the order of its dimensions, as a flat tensor of uint8."""
+    dense = tensor.contiguous()  # of which a single element may still have any stride, so reshape(-1) would not do
+    return dense.as_strided((dense.numel(),), (1,), dense.storage_offset()).view(torch.uint8)
+
+
 def _joined(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
@@ -443,11 +449,10 @@ def _shared_storages(value: Any) -> set[int]:
             if plain and value.numel():
                 view = (value.dtype, tuple(value.shape), value.stride(), value.storage_offset())
                 views.setdefault(value.untyped_storage().data_ptr(), set()).add(view)
-        elif isinstance(value, (Mapping, list, tuple, collections.deque)) and depth < _MAX_DEPTH:
-            if id(value) not in visited:  # what is part of itself would never end
-                visited.add(id(value))
-                for item in value.values() if isinstance(value, Mapping) else value:
-                    visit(item, depth + 1)
+        elif isinstance(value, (Mapping, list, tuple, collections.deque)) and id(value) not in visited:
+            visited.add(id(value))  # what is part of itself several times over would take for ever
+            for item in (value.values() if isinstance(value, Mapping) else value) if depth < _MAX_DEPTH else ():
+                visit(item, depth + 1)
 
     visit(value, 0)
     return {address for address, looks in views.items() if len(looks) > 1 and address}

@@ -124,9 +124,10 @@ class Workplace:
 
     def weights(self, run_id: str) -> dict[str, Any]:
         """Every part of the newest checkpoint, flattened to tensors by name."""
+        from mlflow import MlflowClient
+
         from mltrain.evaluate import reader
         from mltrain.tracking.server import Server
-        from mlflow import MlflowClient
 
         found = reader(run_id, Server(self.uri, MlflowClient(self.uri)))
         return found.load("latest")[1]

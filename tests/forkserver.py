@@ -87,30 +87,18 @@ def serve() -> None:
     import importlib
 
     for name in (
-        (
-            "torch",
-            "torchmetrics",
-            "mlflow",
-            "mlflow.store.tracking.sqlalchemy_store",
-            "mltrain.training",
-            "mltrain.evaluate",
-        )
-        + (
-            "mltrain.display",
-            "matplotlib.figure",
-            "PIL.Image",
-            "mltrain.tracking.overview",
-            "torch.utils.data",
-            "sqlalchemy",
-        )
-        + (
-            "mlflow.store.artifact.local_artifact_repo",
-            "mlflow.tracking._tracking_service.utils",
-            "alembic",
-            "numpy",
-            "torch._dynamo",
-        )
-        + ("mlflow.store.db.utils", "mlflow.store.artifact.mlflow_artifacts_repo", "requests")
+        "alembic",
+        "matplotlib.figure",
+        "mlflow.store.artifact.local_artifact_repo",
+        "mlflow.store.artifact.mlflow_artifacts_repo",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "mltrain.display",
+        "mltrain.evaluate",
+        "mltrain.pruning",
+        "mltrain.tracking.overview",
+        "PIL.Image",
+        "torch._dynamo",
+        "torchmetrics",
     ):
         importlib.import_module(name)
     import torch
@@ -169,7 +157,7 @@ def run(request: dict[str, Any]) -> None:
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, it ends this process
         import traceback
 
         traceback.print_exc()

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ class Config(mltrain.Config):
     nan_at: int = 0
     sleep: float = 0.0
 
-    presets = {"quick": {"epochs": 1}}
-    execution_fields = mltrain.Config.execution_fields | {
+    presets: ClassVar[dict[str, Any]] = {"quick": {"epochs": 1}}
+    execution_fields: ClassVar[frozenset[str]] = mltrain.Config.execution_fields | {
         "kill_at",
         "raise_at",
         "signal_at",

@@ -19,7 +19,7 @@ from torch import Tensor
 from mltrain.checkpoint.manifest import TensorEntry
 from mltrain.errors import DamagedCheckpoint
 from mltrain.state import Snapshot
-from mltrain.tree import unflatten
+from mltrain.tree import as_bytes, unflatten
 
 LARGEST_FILE = 2 * 10**9
 """Files are split so that they stay below this many bytes, unless a single tensor is larger."""
@@ -72,7 +72,7 @@ def encode(snapshot: Snapshot, *, largest_file: int = LARGEST_FILE) -> Encoded:
     prefix = f"{snapshot.weights}." if snapshot.weights is not None else None
     weights = {n.removeprefix(prefix): t for n, t in snapshot.tensors.items() if prefix and n.startswith(prefix)}
     rest = {n: t for n, t in snapshot.tensors.items() if not (prefix and n.startswith(prefix))}
-    aliases = _tied(dict(_named(snapshot.tree))[snapshot.weights], prefix) if prefix else {}
+    aliases = _tied(dict(_named(snapshot.tree))[snapshot.weights], prefix) if snapshot.weights and prefix else {}
     files: list[EncodedFile] = []
     entries: dict[str, TensorEntry] = {}
     for stem, tensors, metadata in (("model", weights, {"format": "pt", **aliases}), ("state", rest, {"format": "pt"})):
@@ -174,6 +174,6 @@ def _safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     yield struct.pack("<Q", len(text)) + text
     for tensor in tensors.values():
         if tensor.numel():
-            content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            content = memoryview(as_bytes(tensor).numpy())  # type: ignore[arg-type]
             for start in range(0, len(content), _CHUNK):
                 yield content[start : start + _CHUNK]

@@ -14,13 +14,13 @@ import torch
 from mltrain import fingerprint
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import ancestry_after, current_line
-from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, Point, now
+from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, Point, is_extra_file, now
 from mltrain.checkpoint.reader import BEST_POINTER, CheckpointReader
 from mltrain.checkpoint.retention import Best, Context, Latest, Mode, Policy
 from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.writer import Writer
-from mltrain.errors import DamagedCheckpoint, MltrainError, StorageError
+from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError, UsageError
 from mltrain.tracking.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
@@ -144,6 +144,8 @@ class CheckpointManager:
         self._last_key: tuple[str, int] | None = None
         self.resumed_from: Manifest | None = None
         self._removal_refused = False
+        self._damaged: set[CheckpointId] = set()
+        self._closed = False
         run.set_tag("mltrain.best_metric", metric)
         run.set_tag("mltrain.best_mode", mode)
         atexit.register(self._left)
@@ -186,8 +188,15 @@ class CheckpointManager:
 
         Raises:
             UnsupportedValue: the state holds something that is not plain data; the message names the path to it.
+            UsageError: a further file has a name that no file of a checkpoint can have.
             RunHeld: another process has taken the run over.
         """
+        for name in extra or {}:
+            if not is_extra_file(name):
+                raise UsageError(
+                    f"{name!r:.80} cannot name a further file of a checkpoint: lower-case letters, digits, _ and - were "
+                    "expected, ending in .json, .csv or .safetensors, and not beginning with model, state or manifest."
+                )
         step = step if step is not None else _counter(state, "step", "global_step")
         epoch = epoch if epoch is not None else _counter(state, "epoch")
         key = ("step", step) if step is not None else ("epoch", epoch) if epoch is not None else None
@@ -256,6 +265,11 @@ class CheckpointManager:
                 there are are damaged.
         """
         if which in ("latest", "best", "interrupted") and not self._reader.matching(which):
+            if self._damaged and not self._reader.all():
+                raise NoCheckpoint(
+                    f"None of the checkpoints of run {self.run.id} is usable. "
+                    f"See what is wrong with: mltrain verify {self.run.id}"
+                )
             return None
         manifest, parts = self._reader.load(which, self.device)
         self.resumed_from, self._last, self._last_key = manifest, None, None
@@ -293,6 +307,9 @@ class CheckpointManager:
         Raises:
             StorageError: the newest checkpoint could not be kept anywhere.
         """
+        if self._closed:
+            return
+        self._closed = True
         self.wait()
         failure = self._writer.failure
         self.abandon()
@@ -343,6 +360,7 @@ class CheckpointManager:
 
     def _note_damage(self, identity: CheckpointId, error: DamagedCheckpoint) -> None:
         log.warning("Checkpoint %s is damaged and left aside: %s", identity.name, error)
+        self._damaged.add(identity)
         self.run.set_tag(f"mltrain.damaged.{identity.name}", str(error))
 
     def _after_commit(self, manifest: Manifest) -> None:
@@ -361,7 +379,8 @@ class CheckpointManager:
         manifests = self.store.manifests()
         context = self.context()
         used = [identity for name in self.run.in_use() if (identity := CheckpointId.parse(name))]
-        keep = retention.protected(manifests, context, resumed_from=None, in_use=used)
+        origin = self.resumed_from.id if self.resumed_from is not None and self.newest_committed is None else None
+        keep = retention.protected(manifests, context, resumed_from=origin, in_use=used)
         removed = []
         for removal in retention.plan(manifests, self.policy, context, keep):
             try:

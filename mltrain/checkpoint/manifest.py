@@ -24,6 +24,14 @@ Count = Annotated[int, Field(ge=0, le=10**9 - 1, strict=True)]
 Bytes = Annotated[int, Field(ge=0, le=2**60, strict=True)]
 
 
+_OWN_FILES = ("model", "state", "manifest")
+
+
+def is_extra_file(name: str) -> bool:
+    """Whether a further file of a checkpoint may be called so: short, plain, of a known kind, unlike those of its own."""
+    return re.fullmatch(_FILE, name) is not None and not name.startswith(_OWN_FILES)
+
+
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -164,10 +172,10 @@ class Manifest(_Value):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise DamagedCheckpoint(f"{where} is not as it was written: {place}: {first['msg']}") from None
+            raise DamagedCheckpoint(f"{where} is not as it was written: {place!r:.200}: {first['msg']}") from None
         if (run_id is not None and manifest.run_id != run_id) or (name is not None and manifest.name != name):
             raise DamagedCheckpoint(
-                f"{where} speaks of {manifest.name} of run {manifest.run_id}: it was moved or swapped."
+                f"{where} speaks of {manifest.name} of run {manifest.run_id!r}: it was moved or swapped."
             )
         return manifest
 

@@ -173,8 +173,10 @@ class Younger(_Joinable):
     days: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.hours + self.days < math.inf or min(self.hours, self.days) < 0:
-            raise ConfigError(f"{self}: a positive number of hours or days was expected.")
+        if not (_is_amount(self.hours) and _is_amount(self.days) and self.hours + self.days > 0):
+            raise ConfigError(
+                f"Younger(hours={self.hours!r}, days={self.days!r}): a positive number of hours or days was expected."
+            )
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
@@ -228,8 +230,8 @@ class Budget(_Joinable):
     of: Policy
 
     def __post_init__(self) -> None:
-        if not 0 < self.gigabytes < math.inf:
-            raise ConfigError(f"Budget(gigabytes={self.gigabytes}): a positive number was expected.")
+        if not (_is_amount(self.gigabytes) and self.gigabytes > 0):
+            raise ConfigError(f"Budget(gigabytes={self.gigabytes!r}): a positive number was expected.")
         if not hasattr(self.of, "keep"):
             raise ConfigError(f"Budget(of={self.of!r}): a policy was expected.")
 
@@ -384,6 +386,10 @@ def _wrong(text: str, column: int, what: str) -> ConfigError:
         f"The retention policy cannot be read: {what}.\n  {text.strip()}\n  {' ' * column}^\n"
         f"Known: {known}Budget(gigabytes=50, of=…), joined by | and &."
     )
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _number(value: float) -> str:

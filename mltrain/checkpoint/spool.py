@@ -11,13 +11,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Manifest
 from mltrain.errors import StorageError
-from mltrain.tracking.artifacts import discard_staged
+from mltrain.tracking.artifacts import discard_staged, discard_temporary, is_litter
 
 
 class Spool:
@@ -44,7 +45,7 @@ class Spool:
 
     def discard_litter(self) -> int:
         """Remove what interrupted stagings left; only for who holds the run. Return how many there were."""
-        litter = [folder for folder in self.root.iterdir() if folder.name.endswith(".tmp") and folder.is_dir()]
+        litter = [folder for folder in self.root.iterdir() if is_litter(folder)]
         for folder in litter:
             discard_staged(folder)
         return len(litter)
@@ -124,6 +125,8 @@ def replace_file(target: Path, content: bytes) -> None:
         temporary.replace(target)
         _fsync_folder(target.parent)
     except OSError as error:
+        with suppress(OSError):
+            discard_temporary(temporary)
         raise _refused(target, error) from error
 
 
@@ -144,11 +147,15 @@ def _rename_folder(source: Path, target: Path) -> None:
             raise
         # Another filesystem: copy beside the target first, so that the rename is within one.
         beside = target.parent / source.name
-        shutil.copytree(source, beside)
-        for file in beside.iterdir():
-            _fsync(file, os.O_RDWR)
-        _fsync_folder(beside)
-        beside.rename(target)
+        try:
+            shutil.copytree(source, beside)
+            for file in beside.iterdir():
+                _fsync(file, os.O_RDWR)
+            _fsync_folder(beside)
+            beside.rename(target)
+        except OSError:
+            discard_staged(beside)
+            raise
         discard_staged(source)
 
 

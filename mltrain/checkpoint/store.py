@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mltrain.checkpoint.codec import LARGEST_FILE, EncodedFile, decode, encode
-from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest
+from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, FileEntry, Manifest
 from mltrain.checkpoint.spool import Spool
 from mltrain.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, StorageError
 from mltrain.state import Snapshot
@@ -226,8 +226,11 @@ class CheckpointStore:
 
     def _received(self, manifest: Manifest, name: str) -> bytearray:
         entry = manifest.files[name]
+        staged = self._from_staging(manifest.id, name, entry)
+        if staged is not None:
+            return staged
         try:
-            content = self._content(manifest.id, name, entry.size)
+            content = self.artifacts.read(f"{CHECKPOINTS}/{manifest.name}/{name}", entry.size)
         except (FileNotFoundError, NotADirectoryError):
             raise DamagedCheckpoint(f"{name} of {manifest.name} is missing.") from None
         except StorageError:
@@ -240,12 +243,16 @@ class CheckpointStore:
             raise DamagedCheckpoint(f"{name} of {manifest.name} has another SHA-256 than when it was committed.")
         return content
 
-    def _content(self, identity: CheckpointId, name: str, size: int) -> bytearray:
-        if self.artifacts.local_root is None and self.spool is not None:
-            staged = self.spool.root / identity.name / name
-            if staged.is_file() and staged.stat().st_size == size:
-                return bytearray(staged.read_bytes())
-        return self.artifacts.read(f"{CHECKPOINTS}/{identity.name}/{name}", size)
+    def _from_staging(self, identity: CheckpointId, name: str, entry: FileEntry) -> bytearray | None:
+        """Return the staged copy of a file where there is an intact one: it need not be downloaded then."""
+        if self.artifacts.local_root is not None or self.spool is None:
+            return None
+        file = self.spool.root / identity.name / name
+        try:
+            content = bytearray(file.read_bytes()) if file.stat().st_size == entry.size else None
+        except OSError:
+            return None
+        return content if content is not None and hashlib.sha256(content).hexdigest() == entry.sha256 else None
 
 
 def _warn(identity: CheckpointId, error: CheckpointError) -> None:

@@ -107,7 +107,7 @@ def parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
         if word.startswith("-"):
             key, equals, value = word.lstrip("-").partition("=")
             if not equals:
-                if not rest:
+                if not rest or rest[0].startswith("--"):
                     raise UsageError(f"{word} has no value: {word} VALUE or {word.lstrip('-')}=VALUE was expected.")
                 value = rest.pop(0)
         elif "=" in word and not Path(word).exists():

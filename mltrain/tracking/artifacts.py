@@ -25,6 +25,7 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 _CHECKPOINT = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 _STAGED = re.compile(r"step-\d{9}-a\d{2,6}(\.[0-9a-f]{8}\.tmp)?", re.ASCII)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+@,=()#~-]{0,199}", re.ASCII)
 RETRY_SECONDS = 60.0
 
@@ -101,6 +102,20 @@ OUTBOX = "outbox"
 """The name of the folder in which pictures wait for their upload."""
 
 
+def is_litter(folder: Path) -> bool:
+    """Whether this is a checkpoint that somebody began to stage."""
+    return (
+        _STAGED.fullmatch(folder.name) is not None and folder.suffix == ".tmp" and stat.S_ISDIR(folder.lstat().st_mode)
+    )
+
+
+def discard_temporary(file: Path) -> None:
+    """Remove a file that was about to replace another one, and nothing else."""
+    if not _TEMPORARY.fullmatch(file.name):
+        raise StorageError(f"{file} is not a temporary file; it was not removed.")
+    file.unlink(missing_ok=True)
+
+
 def discard_sent(file: Path) -> None:
     """Remove a picture that has been uploaded, from the outbox and from nowhere else."""
     if file.parent.name != OUTBOX:
@@ -115,9 +130,10 @@ def _remove_flat(folder: Path, pattern: re.Pattern[str]) -> None:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             raise StorageError(f"{folder} is not a folder; nothing was removed.")
         (folder / MANIFEST).unlink(missing_ok=True)
-        for entry in os.scandir(folder):
-            if not entry.is_dir(follow_symlinks=False):
-                Path(entry.path).unlink(missing_ok=True)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    Path(entry.path).unlink(missing_ok=True)
         folder.rmdir()
     except FileNotFoundError:
         return

@@ -44,7 +44,7 @@ def ui_stem(name: str, step: int, timestamp: int, identifier: object) -> str:
     """
     if not _KEY.fullmatch(name):
         raise UsageError(
-            f"{name!r:.80} cannot name a picture: up to 100 letters, digits, blanks and _ - . / were expected, a letter or digit first."
+            f"{name!r:.80} cannot name a picture: a letter or digit, then up to 99 of these, blanks and _ - . / were expected."
         )
     return f"{name.replace('/', '~')}+step+{step}+timestamp+{timestamp}+{identifier}"
 

@@ -4,12 +4,14 @@ The training thread puts entries into a queue and goes on. A thread of the journ
 of their birth; the sender reads them from there and marks them when the server has acknowledged them.
 """
 
+import logging
 import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +19,8 @@ from typing import Literal
 import psutil
 
 from mltrain.errors import StorageError
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["param", "tag", "image", "file"]
 
@@ -86,7 +90,8 @@ class Journal:
 
     def log_metrics(self, values: Mapping[str, float], step: int, timestamp: int) -> None:
         """Queue metric points of one step."""
-        self._queue.put(_Entry(tuple((key, step, value, timestamp) for key, value in values.items()), ()))
+        # NumPy's numbers and tensors would reach the database as bytes, or not at all.
+        self._queue.put(_Entry(tuple((key, int(step), float(value), timestamp) for key, value in values.items()), ()))
 
     def log_item(self, kind: Kind, key: str, value: str) -> None:
         """Queue a parameter, a tag, or a file."""
@@ -97,10 +102,11 @@ class Journal:
         self._queue.put(_Entry(tuple(points), ()))
 
     def flush(self) -> None:
-        """Return when everything queued so far is on the disk."""
+        """Return when everything queued so far is on the disk, or the disk has refused it, which is logged."""
         written = threading.Event()
         self._queue.put(written)
-        written.wait()
+        while not written.wait(0.5) and self._writer.is_alive():
+            continue
 
     def unsent_points(self, most: int = 1000, up_to_step: int | None = None) -> list[StoredPoint]:
         """Return the oldest points that the server has not acknowledged."""
@@ -163,25 +169,30 @@ class Journal:
         self._database.close()
 
     def _mark(self, entries: Sequence[StoredPoint | StoredItem], state: int) -> None:
-        with self._lock:
-            self._database.execute("BEGIN")
+        with self._transaction():
             for table, kind in (("points", StoredPoint), ("items", StoredItem)):
                 ids = [(entry.id,) for entry in entries if isinstance(entry, kind)]
                 if state == _SENT:
                     self._database.executemany(f"DELETE FROM {table} WHERE id = ?", ids)  # noqa: S608 - two fixed names
                 else:
                     self._database.executemany(f"UPDATE {table} SET state = {state} WHERE id = ?", ids)  # noqa: S608
-            self._database.execute("COMMIT")
 
     def _write(self) -> None:
-        """Take entries from the queue and write them in batches, until none says that it is the last."""
+        """Take entries from the queue and write them in batches, until none says that it is the last.
+
+        What the disk refuses is kept, and tried again together with what comes next.
+        """
+        entries: list[_Entry] = []
         while True:
             waiting: list[threading.Event] = []
-            entries: list[_Entry] = []
             last = self._gather(entries, waiting)
             if entries:
-                self._store(entries)
-                self.arrived.set()
+                try:
+                    self._store(entries)
+                    entries = []
+                    self.arrived.set()
+                except sqlite3.Error as error:
+                    log.error("%d entries could not be written to the journal: %s", len(entries), error)
             for event in waiting:
                 event.set()
             if last:
@@ -206,13 +217,23 @@ class Journal:
     def _store(self, entries: "list[_Entry]") -> None:
         points = [(self.attempt, *point) for entry in entries for point in entry.points]
         items = [(self.attempt, *item) for entry in entries for item in entry.items]
-        with self._lock:
-            self._database.execute("BEGIN")
+        with self._transaction():
             self._database.executemany(
                 "INSERT INTO points (attempt, key, step, value, timestamp) VALUES (?, ?, ?, ?, ?)", points
             )
             self._database.executemany("INSERT INTO items (attempt, kind, key, value) VALUES (?, ?, ?, ?)", items)
-            self._database.execute("COMMIT")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._database.execute("BEGIN")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except sqlite3.Error:
+                if self._database.in_transaction:  # SQLite has ended some by itself
+                    self._database.execute("ROLLBACK")
+                raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ def status(workplace: Workplace, run_id: str) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_and_commits_an_interrupted_checkpoint(number: int, workplace: Workplace) -> None:
-    started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05", "save_interval=0", "best_metric=none-such")
+    started = workplace.start(
+        "train", "tiny.py", "epochs=1000", "sleep=0.05", "save_interval=0", "best_metric=none-such"
+    )
     started.until("Training on cpu")
     time.sleep(0.6)
     began = time.monotonic()
@@ -32,10 +34,10 @@ def test_a_signal_finishes_the_step_and_commits_an_interrupted_checkpoint(number
 
 
 def test_an_interrupt_before_the_first_step_leaves_no_checkpoint_and_a_killed_run(workplace: Workplace) -> None:
-    (workplace.folder / "slow.py").write_text(
-        "import time\nfrom tiny import Config\n\ndef build(config):\n    time.sleep(30)\n", encoding="utf-8"
-    )
-    started = workplace.start("train", "slow.py")
+    first = workplace.mltrain("train", "tiny.py", "epochs=1", "kill_at=1")
+    slow = "import time\nfrom tiny import Config\n\ndef build(config):\n    time.sleep(30)\n"
+    (workplace.folder / "slow.py").write_text(slow, encoding="utf-8")
+    started = workplace.start("train", "slow.py", "--resume-run", first.run_id)
     run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
     time.sleep(0.5)
     started.child.kill(signal.SIGINT)

@@ -1,0 +1,1 @@
+"""Binary image segmentation from a folder of images and a folder of masks."""

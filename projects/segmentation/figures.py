@@ -1,0 +1,54 @@
+"""Pictures of predictions."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+HIT, EXCESS, MISSED, UNJUDGED = (0, 200, 0), (230, 30, 30), (40, 90, 255), (255, 200, 0)
+"""Colours of predicted and true; predicted, not true; true, not predicted; and predicted where the truth is unknown."""
+
+OPACITY = 0.65
+_LEAST_SIDE = 256
+
+
+def overlay(
+    image: NDArray[np.float32],
+    predicted: NDArray[np.bool_],
+    true: NDArray[np.bool_] | None = None,
+) -> NDArray[np.uint8]:
+    """The image (C, H, W) with its prediction (H, W) laid over it in colours, as (h, w, 3).
+
+    Hits are green, excess is red, what was missed is blue; without a truth the prediction is yellow. Grey levels are
+    stretched between the first and the 99th percentile. Small images are enlarged by a whole factor.
+    """
+    painted = _stretched(image)
+    areas = (
+        ((predicted, UNJUDGED),)
+        if true is None
+        else ((predicted & true, HIT), (predicted & ~true, EXCESS), (~predicted & true, MISSED))
+    )
+    for area, colour in areas:
+        painted[area] = (1 - OPACITY) * painted[area] + OPACITY * np.array(colour)
+    factor = -(-_LEAST_SIDE // min(painted.shape[:2])) if min(painted.shape[:2]) < _LEAST_SIDE else 1
+    return np.rint(painted).astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def precision_recall(curve: pd.DataFrame, threshold: float, average_precision: float) -> Figure:
+    """The curve with columns threshold, precision and recall, and the point at the threshold in use."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(curve["recall"], curve["precision"], color="tab:blue", label=f"average precision {average_precision:.3f}")
+    at = curve.iloc[(curve["threshold"] - threshold).abs().argmin()]
+    axes.plot(at["recall"], at["precision"], "o", color="tab:red", label=f"threshold {at['threshold']:.2f}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="lower left")
+    return figure
+
+
+def _stretched(image: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(C, H, W) as (H, W, 3) from 0 to 255."""
+    low, high = np.percentile(image, (1, 99))
+    shown = (image.transpose(1, 2, 0) - low) / max(high - low, 1e-6)
+    return np.asarray(255 * np.broadcast_to(shown, (*shown.shape[:2], 3)).clip(0, 1), np.float64)

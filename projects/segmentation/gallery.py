@@ -1,0 +1,68 @@
+"""The same few images each time, with what the network makes of them by now."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltrain.errors import DataError
+from projects.segmentation.figures import overlay
+from projects.segmentation.folders import Sample, pictures_in
+from projects.segmentation.pixels import UnreadablePixels, read_image, read_mask
+from projects.segmentation.predict import Segmenter
+
+
+class Gallery:
+    """Overlays of some held-out samples as ``val/1_STEM``, and of images without a truth as ``test/1_STEM``.
+
+    Args:
+        segmenter: makes the predictions.
+        samples: those to choose from; they are taken at even distances.
+        unjudged: a folder of images without masks, if any.
+        most: how many of either are shown.
+
+    Raises:
+        DataError: the folder is not there, or one of the images to be shown from it cannot be read.
+
+    """
+
+    def __init__(self, segmenter: Segmenter, samples: Sequence[Sample], unjudged: Path | None, most: int) -> None:
+        self._segmenter = segmenter
+        self._samples = [samples[index] for index in _spread(len(samples), most)]
+        files = [] if unjudged is None else pictures_in(unjudged)
+        self._unjudged = [files[index] for index in _spread(len(files), most)]
+        for file in self._unjudged:
+            try:
+                read_image(file)
+            except UnreadablePixels as error:
+                raise DataError(f"{file} {error}. Repair it, or take it out of test_image_dir.") from None
+
+    def __call__(self) -> dict[str, NDArray[np.uint8]]:
+        """Return pictures (H, W, 3) by name."""
+        judged = {
+            _name("val", number, sample.stem): self._shown(sample.image, sample.mask)
+            for number, sample in enumerate(self._samples, start=1)
+        }
+        unjudged = {
+            _name("test", number, file.stem): self._shown(file, None)
+            for number, file in enumerate(self._unjudged, start=1)
+        }
+        return judged | unjudged
+
+    def _shown(self, file: Path, mask: Path | None) -> NDArray[np.uint8]:
+        image = read_image(file)
+        predicted = self._segmenter.foreground(self._segmenter.logits(image))
+        return overlay(image, predicted, None if mask is None else read_mask(mask))
+
+
+def _name(part: str, number: int, stem: str) -> str:
+    """MLflow takes few characters in the names of pictures; the number keeps them apart and in order."""
+    return f"{part}/{number}_{re.sub(r'[^A-Za-z0-9_.-]', '_', stem)[:80]}"
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` indices, each from the middle of its share."""
+    taken = min(count, most)
+    return [(2 * index + 1) * count // (2 * taken) for index in range(taken)]

@@ -1,0 +1,56 @@
+"""Counts of right and wrong pixels, and the scores that follow from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """How a predicted foreground lies on the true one, in pixels. Overlaps of several images can be added."""
+
+    hit: int = 0
+    """Predicted and true."""
+    excess: int = 0
+    """Predicted, not true."""
+    missed: int = 0
+    """True, not predicted."""
+
+    @classmethod
+    def of(cls, predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> "Overlap":
+        """Compare two masks of the same shape."""
+        return cls(
+            hit=int((predicted & true).sum()),
+            excess=int((predicted & ~true).sum()),
+            missed=int((~predicted & true).sum()),
+        )
+
+    def __add__(self, other: "Overlap") -> "Overlap":
+        return Overlap(hit=self.hit + other.hit, excess=self.excess + other.excess, missed=self.missed + other.missed)
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union."""
+        return self._share(self.hit + self.excess + self.missed)
+
+    @property
+    def precision(self) -> float:
+        """The share of what is predicted that is true."""
+        return self._share(self.hit + self.excess)
+
+    @property
+    def recall(self) -> float:
+        """The share of what is true that is predicted."""
+        return self._share(self.hit + self.missed)
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall, which is the Dice coefficient: 2 IoU / (1 + IoU)."""
+        return 2 * self.iou / (1 + self.iou)
+
+    def _share(self, whole: int) -> float:
+        """0/0 is 1 where nothing was to be found and nothing was predicted, and 0 otherwise."""
+        if whole:
+            return self.hit / whole
+        return float(self.excess + self.missed == 0)

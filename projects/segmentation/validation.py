@@ -1,0 +1,46 @@
+"""Loss and overlap on the held-out samples."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from projects.segmentation.metrics import overlap_metrics
+
+
+class Validation:
+    """Computes ``val/loss`` and the overlap metrics as ``val/iou`` and so on, on the device where the network is.
+
+    Args:
+        net: maps images to logits.
+        loss: maps (logits, masks) to their mean loss.
+        batches: of (images, masks), the same ones each time they are iterated.
+
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        batches: Iterable[tuple[Tensor, Tensor]],
+    ) -> None:
+        self._net = net
+        self._loss = loss
+        self._batches = batches
+
+    @torch.inference_mode()
+    def __call__(self) -> dict[str, float]:
+        """Run over all samples; the network is left in evaluation mode."""
+        device = next(self._net.parameters()).device
+        metrics = {name: metric.to(device) for name, metric in overlap_metrics().items()}
+        self._net.eval()
+        total, count = torch.zeros((), device=device), 0
+        for batch in self._batches:
+            images, masks = (part.to(device) for part in batch)
+            logits = self._net(images)
+            total += len(images) * self._loss(logits, masks)
+            count += len(images)
+            for metric in metrics.values():
+                metric.update(logits, masks)
+        scores = {f"val/{name}": float(metric.compute()) for name, metric in metrics.items()}
+        return {"val/loss": float(total) / count, **scores}

@@ -1,0 +1,127 @@
+"""A run that is a folder: all that a checkpoint manager asks of a run, without a tracking server."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+from mltrain.checkpoint.manager import CheckpointManager
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, Point, now
+from mltrain.checkpoint.spool import Spool
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.state import HostBuffers, Snapshot, snapshot
+from mltrain.tracking.artifacts import Artifacts, LocalArtifacts, RemoteArtifacts
+
+RUN_ID = "0123456789abcdef0123456789abcdef"
+
+
+class FolderRun:
+    """An attempt of a run whose artifacts are in a folder: of this machine, or behind MLflow's interface to a remote one."""
+
+    def __init__(self, folder: Path, ordinal: int = 1, repository: LocalArtifactRepository | None = None) -> None:
+        self.id = RUN_ID
+        self.folder = folder
+        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        self.artifacts: Artifacts = (
+            LocalArtifacts(folder / "artifacts") if repository is None else RemoteArtifacts(repository)
+        )
+        self.staging = folder / f"staging-of-{'here' if repository is None else 'the remote'}"
+        self.ordinal = ordinal
+        self.overtaken = False
+        self.code: Mapping[str, str] = {"commit": "0" * 40}
+        self.tags: dict[str, str] = {}
+        self.removals: list[Mapping[str, Any]] = []
+        self.pinned: dict[str, str] = {}
+        self.used: list[str] = []
+        self.points: list[Point] = []
+        self.status: str | None = None
+
+    def pending(self, step: int) -> Sequence[Point]:
+        return [point for point in self.points if point.step <= step]
+
+    def pins(self) -> Mapping[str, str]:
+        return self.pinned
+
+    def in_use(self) -> Sequence[str]:
+        return self.used
+
+    def set_tag(self, key: str, value: str) -> None:
+        self.tags[key] = value
+
+    def write_json(self, name: str, content: Any) -> None:
+        file = self.folder / name
+        file.write_text(json.dumps(content))
+        self.artifacts.upload(file)
+
+    def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.removals += records
+
+    def detach(self, status: str) -> None:
+        self.status = status
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "artifacts" / "checkpoints"
+
+    def next_attempt(self) -> "FolderRun":
+        repository = getattr(self.artifacts, "_repository", None)
+        return FolderRun(self.folder, self.ordinal + 1, repository)
+
+    def manager(self, **options: Any) -> CheckpointManager:
+        return CheckpointManager(self, **options)
+
+
+def remote(folder: Path) -> LocalArtifactRepository:
+    """Return MLflow's own repository of a folder, to be reached like one of another machine."""
+    (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+    return LocalArtifactRepository(str(folder / "artifacts"))
+
+
+def state_at(epoch: int, **more: Any) -> dict[str, Any]:
+    """Return a state that tells its epoch."""
+    return {"model": {"weight": torch.full((4,), float(epoch)), "bias": torch.zeros(2)}, "epoch": epoch, **more}
+
+
+def snapshot_of(state: Mapping[str, Any]) -> Snapshot:
+    return snapshot(state, HostBuffers())
+
+
+def manifest_of(
+    step: int = 1,
+    attempt: int = 1,
+    kind: str = "epoch",
+    *,
+    epoch: int | None = None,
+    parent: CheckpointId | None = None,
+    ancestry: Sequence[CheckpointId] = (),
+    metrics: Mapping[str, float] | None = None,
+    best: bool = False,
+    size: int = 0,
+    **more: Any,
+) -> Manifest:
+    files = {"model.safetensors": {"size": size, "sha256": "0" * 64}} if size else {}
+    return Manifest.model_validate(
+        {
+            "run_id": RUN_ID,
+            "id": CheckpointId(attempt=attempt, step=step),
+            "kind": kind,
+            "epoch": step if epoch is None else epoch,
+            "parent": parent,
+            "ancestry": tuple(ancestry),
+            "metrics": dict(metrics or {}),
+            "best": best,
+            "parts": ("model",),
+            "files": files,
+            "created": now(),
+            **more,
+        }
+    )
+
+
+def store_in(folder: Path, *, largest_file: int | None = None, repository: Any = None) -> CheckpointStore:
+    run = FolderRun(folder, repository=repository)
+    named = {} if largest_file is None else {"largest_file": largest_file}
+    return CheckpointStore(RUN_ID, run.artifacts, Spool(run.staging), **named)

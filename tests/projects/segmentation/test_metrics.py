@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+from torch import Tensor
+
+from projects.segmentation.metrics import overlap_metrics
+from projects.segmentation.overlap import Overlap
+
+
+def computed(*batches: tuple[Tensor, Tensor]) -> dict[str, float]:
+    metrics = overlap_metrics()
+    for logits, target in batches:
+        for metric in metrics.values():
+            metric.update(logits, target)
+    return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+
+def random_batch(seed: int, images: int = 4, scale: float = 3.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    target = (torch.rand(images, 1, 9, 7, generator=generator) < 0.3).float()
+    return scale * (target - 0.5 + torch.randn(target.shape, generator=generator)), target
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_f1_is_the_dice_coefficient(seed: int) -> None:
+    scores = computed(random_batch(seed))
+    assert scores["f1"] == pytest.approx(2 * scores["iou"] / (1 + scores["iou"]))
+
+
+def test_scores_over_all_pixels_agree_with_scikit_learn() -> None:
+    logits, target = random_batch(0)
+    true, predicted = target.flatten().numpy() > 0, logits.flatten().numpy() > 0
+    scores = computed((logits, target))
+    assert scores["iou"] == pytest.approx(jaccard_score(true, predicted))
+    assert scores["precision"] == pytest.approx(precision_score(true, predicted))
+    assert scores["recall"] == pytest.approx(recall_score(true, predicted))
+    assert scores["f1"] == pytest.approx(f1_score(true, predicted))
+
+
+def test_small_logits_are_still_logits() -> None:
+    # torchmetrics would take numbers that all lie between 0 and 1 for probabilities.
+    target = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]])
+    assert computed((torch.tensor([[[[0.1, 0.2, 0.3, 0.0]]]]), target))["recall"] == 1.0
+
+
+def test_batches_accumulate_over_pixels_and_over_images() -> None:
+    first, second = random_batch(1, images=3), random_batch(2, images=1)
+    together = tuple(torch.cat(parts) for parts in zip(first, second, strict=True))
+    assert computed(first, second) == pytest.approx(computed((together[0], together[1])))
+
+
+def test_scores_per_image_are_means_of_the_scores_of_each() -> None:
+    logits, target = random_batch(3)
+    each = [Overlap.of(predicted.numpy(), true.numpy()) for predicted, true in zip(logits > 0, target > 0, strict=True)]
+    scores = computed((logits, target))
+    assert scores["iou_per_image"] == pytest.approx(np.mean([overlap.iou for overlap in each]))
+    assert scores["f1_per_image"] == pytest.approx(np.mean([overlap.f1 for overlap in each]))
+    total = sum(each, Overlap())
+    for name in ("iou", "precision", "recall", "f1"):
+        assert scores[name] == pytest.approx(getattr(total, name))
+
+
+@pytest.mark.parametrize(("predicted", "true", "score"), [(0, 0, 1.0), (1, 0, 0.0), (0, 1, 0.0), (1, 1, 1.0)], ids=str)
+def test_finding_nothing_where_there_is_nothing_is_right(predicted: int, true: int, score: float) -> None:
+    logits, target = torch.full((1, 1, 4, 4), predicted - 0.5), torch.full((1, 1, 4, 4), float(true))
+    scores = computed((logits, target))
+    assert scores["iou_per_image"] == scores["f1_per_image"] == score
+    overlap = Overlap.of(logits.numpy() > 0, target.numpy() > 0)
+    assert overlap.iou == overlap.f1 == overlap.precision == overlap.recall == score
+
+
+def test_a_reset_metric_has_forgotten_everything() -> None:
+    metrics = overlap_metrics()
+    for metric in metrics.values():
+        metric.update(*random_batch(4))
+        metric.reset()
+        metric.update(*random_batch(5))
+    assert {name: float(metric.compute()) for name, metric in metrics.items()} == computed(random_batch(5))
+
+
+def test_half_an_epoch_survives_a_state_dict() -> None:
+    for name, metric in overlap_metrics().items():
+        metric.persistent(True)
+        metric.update(*random_batch(6))
+        other = overlap_metrics()[name]
+        other.persistent(True)
+        other.load_state_dict(metric.state_dict())
+        for one in (metric, other):
+            one.update(*random_batch(7))
+        assert float(metric.compute()) == float(other.compute())
