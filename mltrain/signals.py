@@ -110,9 +110,15 @@ class StopRequest:
         elif self.hurry.is_set() and not same:
             _say("\nNot waiting for the upload; once more to leave at once.\n")
 
+    def _launcher_runs(self) -> bool:
+        try:
+            return bool(psutil.Process(self._launcher_pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.Error:
+            return False
+
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
-            if self._launcher_pid is not None and not psutil.pid_exists(self._launcher_pid):
+            if self._launcher_pid is not None and not self._launcher_runs():
                 self.request("the launcher's death")
                 return
 

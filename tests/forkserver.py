@@ -51,7 +51,8 @@ class ForkServer:
         self._lock = threading.Lock()
         assert self._process.stdout is not None
         self._process.stdout.readline()  # ready
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def start(self, argv: list[str], cwd: Path, env: dict[str, str], out: Path, err: Path) -> Child:
         child = Child()
@@ -69,6 +70,9 @@ class ForkServer:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(10)
+        self._listener.join(10)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

@@ -94,7 +94,7 @@ class Intersection(_Joinable):
 
 @dataclass(frozen=True)
 class Latest(_Joinable):
-    """Keeps the newest ``count``."""
+    """Keeps the newest ``count``, not counting interrupted ones: these stay until a later commit supersedes them."""
 
     count: int = 1
 
@@ -103,7 +103,7 @@ class Latest(_Joinable):
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
-        return frozenset(manifest.id for manifest in manifests[-self.count :])
+        return frozenset([manifest.id for manifest in manifests if manifest.kind != "interrupted"][-self.count :])
 
     def __str__(self) -> str:
         return f"Latest({self.count})"

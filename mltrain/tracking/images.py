@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mltrain.errors import UsageError
 
 PREVIEW_PIXELS = 512
@@ -27,7 +29,7 @@ def as_image(picture: Any) -> Any:
 
         canvas = FigureCanvasAgg(picture)
         canvas.draw()  # type: ignore[no-untyped-call]
-        return Image.fromarray(canvas.buffer_rgba()).convert("RGB")  # type: ignore[no-untyped-call]
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
     shape = tuple(getattr(picture, "shape", ()))
     if str(getattr(picture, "dtype", "")) == "uint8" and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
         return Image.fromarray(picture)

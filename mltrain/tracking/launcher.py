@@ -4,11 +4,11 @@ A new training adopts the launcher's run. A resumed one is another run, so the l
 disappear once the launcher has gone: deleting it earlier makes the launcher fail. A small detached process waits for that.
 """
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +33,15 @@ class Launcher:
 
     def alive(self) -> bool:
         """Whether the launching process still runs."""
-        return self.pid is not None and psutil.pid_exists(self.pid)
+        return self.pid is not None and is_running(self.pid)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for yet does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def detect(environment: MutableMapping[str, str]) -> Launcher | None:
@@ -87,7 +95,7 @@ def repair(server: Server, run_id: str, experiment_id: str) -> None:
         except ValueError:
             continue
         here = who.get("host") == fingerprint.host() and who.get("boot") == fingerprint.boot()
-        if run.info.run_id != run_id and here and not (who.get("pid") and psutil.pid_exists(who["pid"])):
+        if run.info.run_id != run_id and here and not (who.get("pid") and is_running(who["pid"])):
             server.call(server.client.delete_run, run.info.run_id)
 
 
@@ -95,8 +103,8 @@ def main(arguments: list[str]) -> None:
     """Wait for a process to go, then delete or re-label a run: ``PID RUN_ID ACTION``."""
     pid, run_id, action = int(arguments[0]), arguments[1], arguments[2]
     server = connect()  # slow, so before the wait
-    with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(pid).wait()
+    while is_running(pid):
+        time.sleep(0.05)
     if action == "delete":
         server.client.delete_run(run_id)
     else:

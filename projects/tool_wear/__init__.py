@@ -1,0 +1,18 @@
+"""Tool wear from sensor signals: a recurrent classifier, its data, and a generator that stands in for data."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from projects.tool_wear.classifier import Position as Position
+    from projects.tool_wear.classifier import ToolWearClassifier as ToolWearClassifier
+
+__all__ = ["Position", "ToolWearClassifier"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the classifier when it is first used: it brings scikit-learn along, which the generator does without."""
+    if name not in __all__:
+        raise AttributeError(f"module 'projects.tool_wear' has no attribute {name!r}")
+    from projects.tool_wear import classifier
+
+    return getattr(classifier, name)

@@ -1,0 +1,95 @@
+"""Evaluation on the tools that training never saw: scores, pictures, and the report of a finished run."""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from projects.tool_wear import figures
+from projects.tool_wear.baselines import Baselines
+from projects.tool_wear.model import logits_of
+from projects.tool_wear.results import Results, comparison
+from projects.tool_wear.windows import Split, Windows
+
+logger = logging.getLogger(__name__)
+
+
+class HeldOut:
+    """Judges a model on the validation tools while it trains, and on the test tools in the report.
+
+    Args:
+        model: gives logits for raw windows; it is judged as it is at the time of each call.
+        split: the windows; the baselines are fitted on its training part.
+        weights: weight of each class in the loss, shape (classes,), on the CPU.
+        seed: of the random forest among the baselines.
+
+    """
+
+    def __init__(self, model: nn.Module, split: Split, weights: Tensor, seed: int) -> None:
+        self._model = model
+        self._split = split
+        self._weights = weights
+        self._seed = seed
+
+    def evaluate(self) -> dict[str, float]:
+        """Return loss and scores on the validation tools."""
+        return _named("val", self._scores(self._split.val))
+
+    def images(self) -> dict[str, Figure]:
+        """Return confusion matrix and wear curves of the validation tools."""
+        results = self._results(self._split.val)
+        title = comparison(results.accuracy, self._baselines.accuracy(self._split.val))
+        return {
+            "confusion": figures.confusion(results, title),
+            "wear": figures.wear_curves(results, title),
+        }
+
+    def report(self, folder: Path) -> dict[str, float]:
+        """Write tables and figures of the validation and test tools into a folder, and return all scores.
+
+        Without test tools the scores are those of the validation tools, on which the best epoch was chosen; they are
+        then somewhat too good, and the log says so.
+        """
+        scores: dict[str, float] = {}
+        for name, windows in (("val", self._split.val), ("test", self._split.test)):
+            if len(windows):
+                scores |= _named(name, self._scores(windows) | self._written(name, windows, folder / name))
+        if not len(self._split.test):
+            logger.warning("No test tools: the best epoch was chosen on the tools that these scores are from.")
+        return scores
+
+    @cached_property
+    def _baselines(self) -> Baselines:
+        return Baselines(self._split.train, self._seed)
+
+    def _results(self, windows: Windows) -> Results:
+        return Results.of(windows, logits_of(self._model, windows.signals))
+
+    def _scores(self, windows: Windows) -> dict[str, float]:
+        logits = logits_of(self._model, windows.signals)
+        loss = F.cross_entropy(logits, torch.from_numpy(windows.labels), self._weights)
+        return {"loss": float(loss), **Results.of(windows, logits).scores()}
+
+    def _written(self, name: str, windows: Windows, folder: Path) -> dict[str, float]:
+        """Write the files of one set of windows, and return what the baselines reach on it."""
+        results, baselines = self._results(windows), self._baselines.accuracy(windows)
+        tools = f"{', '.join(windows.tool_names)} ({name})"
+        line = f"{tools}: {comparison(results.accuracy, baselines)}"
+        results.write(folder)
+        for stem, figure in (
+            ("confusion", figures.confusion(results, line)),
+            ("wear", figures.wear_curves(results, line)),
+            ("traces", figures.traces(results, tools)),
+            ("roc", figures.roc(results, f"{tools}: each class against the others")),
+        ):
+            figure.savefig(folder / f"{stem}.png", dpi=120)
+        logger.info("%s\n%s", line, results.per_class().to_string(index=False, float_format="%.3f"))
+        return {f"accuracy_{baseline.replace(' ', '_')}": value for baseline, value in baselines.items()}
+
+
+def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}

@@ -1,0 +1,67 @@
+"""What a classifier adds to the state of its training, so that a checkpoint can also predict."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mltrain.errors import DataError, StateMismatch
+from mltrain.trainer import Saver
+from projects.tool_wear.places import Place
+
+OWN = "classifier"
+"""The name of the added part: best weights, classes, parameters, and whether there was validation data."""
+
+
+class Keeper:
+    """Adds to every state that is saved what predicting needs: the best epoch's weights, the classes, the parameters."""
+
+    def __init__(self, saver: Saver, classes: NDArray[Any], parameters: Mapping[str, Any], *, validated: bool) -> None:
+        self._saver = saver
+        self._own: dict[str, Any] = {
+            "best": {},
+            "classes": classes,
+            "parameters": dict(parameters),
+            "validated": validated,
+        }
+
+    def save(self, state: Mapping[str, Any], **facts: Any) -> None:
+        """Save a state; where it is that of the best epoch so far, its weights are kept from now on."""
+        if state["best"]["step"] == state["progress"]["step"]:
+            self._own["best"] = {name: weight.detach().cpu().clone() for name, weight in state["model"].items()}
+        self._saver.save(self.put_together(state), **facts)
+
+    def put_together(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the state with what was added."""
+        return {**state, OWN: dict(self._own)}
+
+    def taken_apart(self, state: Mapping[str, Any], source: Place) -> dict[str, Any]:
+        """Return what the trainer knows of a state that was put together, and remember the rest.
+
+        Raises:
+            StateMismatch, DataError: the state is not a classifier's, or was trained on other classes.
+
+        """
+        own, now = own_part(state, source), self._own["classes"]
+        if not np.array_equal(own["classes"], now):
+            raise DataError(f"{source} was trained on the classes {own['classes'].tolist()}; here are {now.tolist()}.")
+        self._own["best"] = own["best"]
+        return {name: part for name, part in state.items() if name != OWN}
+
+
+def own_part(state: Mapping[str, Any], source: Place) -> Mapping[str, Any]:
+    """Return what the keeper added to a state.
+
+    Raises:
+        StateMismatch: nothing was added: it is not a classifier's.
+
+    """
+    own: Mapping[str, Any] | None = state.get(OWN)
+    if own is None:
+        raise StateMismatch(
+            "a ToolWearClassifier",
+            missing=[OWN],
+            advice=f"Continue a run of mltrain train with: mltrain train --resume-run {source}",
+        )
+    return own

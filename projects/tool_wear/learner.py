@@ -1,0 +1,112 @@
+"""From training windows to what is trained: network, loss, optimizer, and the order of the batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+import mltrain
+from projects.tool_wear.model import WearLSTM, class_weights
+from projects.tool_wear.scaler import Scaler
+from projects.tool_wear.windows import Windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Hyper-parameters of network and training; ``config.yaml`` explains each."""
+
+    hidden: int
+    layers: int
+    dropout: float
+    batch_size: int
+    lr: float
+    weight_decay: float
+    clip: float
+    balanced: bool
+    gain_jitter: float
+
+    @classmethod
+    def of(cls, source: object) -> Self:
+        """Return the recipe that the attributes of a configuration or of a classifier spell."""
+        return cls(**{field.name: getattr(source, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and on what.
+
+    Attributes:
+        model: takes raw windows and gives logits.
+        step: trains it on a batch.
+        loader: the batches.
+        weights: weight of each class in the loss, shape (classes,), on the CPU.
+
+    """
+
+    model: WearLSTM
+    step: mltrain.Supervised
+    loader: mltrain.ResumableLoader
+    weights: Tensor
+
+    @classmethod
+    def on(cls, train: Windows, recipe: Recipe) -> Self:
+        """Return a new network with what it needs to learn from these windows; weights follow from torch's seed.
+
+        The scaler is fitted on these windows and part of the network. The learning rate is constant: warm-up and decay
+        were tried and reached no better loss on unseen tools, and a constant one needs no plan when ``epochs`` grows on a
+        resume.
+        """
+        classes = len(train.classes)
+        model = WearLSTM(
+            Scaler.fitted(train.signals),
+            classes,
+            hidden=recipe.hidden,
+            layers=recipe.layers,
+            dropout=recipe.dropout,
+        )
+        weights = class_weights(train.labels, classes) if recipe.balanced else torch.ones(classes)
+        step = mltrain.Supervised(
+            model,
+            nn.CrossEntropyLoss(weights.clone()),
+            torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
+            clip=recipe.clip,
+            metrics={
+                "accuracy": MulticlassAccuracy(classes, average="micro"),
+                "f1": MulticlassF1Score(classes, average="macro"),
+            },
+        )
+        loader = mltrain.ResumableLoader(TrainingWindows(train, recipe.gain_jitter), recipe.batch_size)
+        return cls(model, step, loader, weights)
+
+
+class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
+    """Training windows; each time one is fetched, its channels get random gains, as sensors do when they are mounted anew.
+
+    Args:
+        windows: with a class each.
+        spread: standard deviation of the relative gain; its numbers come from torch's global generator.
+
+    """
+
+    def __init__(self, windows: Windows, spread: float) -> None:
+        self._signals = torch.from_numpy(windows.signals)
+        self._labels = torch.from_numpy(windows.labels)
+        self._spread = spread
+
+    def __len__(self) -> int:
+        return len(self._signals)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return signals (T, C), float32, and their class, int64."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Return several items at once: one draw of random numbers for a whole batch."""
+        chosen = torch.as_tensor(indices)
+        signals = self._signals[chosen]
+        gains = 1.0 + self._spread * torch.randn(len(chosen), 1, signals.shape[2])
+        return list(zip(signals * gains, self._labels[chosen], strict=True))

@@ -1,0 +1,121 @@
+"""Windows in one NPZ file: ``X`` and ``y``, and what else is known of them.
+
+==================  =================  ==============================================================
+array               shape              meaning
+==================  =================  ==============================================================
+``X``               (N, T, C) float    signals
+``y``               (N,) integer       class, from 0; -1 where it is not known
+``groups``          (N,)               the tool of each window; needed to split the windows
+``channel_names``   (C,)               optional
+``class_names``     (K,)               optional
+``cuts``            (N,) integer       optional: the cut of the tool, from 1
+``wear``            (N,) float         optional: flank wear [um]
+``wear_bins``       (K - 1,) float     optional: limits of wear between the classes [um]
+``rate``            () float           optional: sampling rate [Hz]
+==================  =================  ==============================================================
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from projects.tool_wear.windows import UNLABELLED, Windows, refuse
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def read(file: Path) -> Windows:
+    """Read windows.
+
+    Raises:
+        DataError: the file cannot be read, or its arrays do not fit together; all that is wrong is listed.
+
+    """
+    what = f"{file} does not hold windows"
+    try:
+        # Opened here, because numpy leaves its own handle open when the archive turns out to be damaged.
+        with file.open("rb") as stream, zipfile.ZipFile(stream):
+            stream.seek(0)
+            arrays: Arrays = dict(np.load(stream, allow_pickle=False))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        refuse(what, [f"it cannot be read as an NPZ file without pickled objects ({error})"])
+    problems = _problems(arrays)
+    if problems:
+        refuse(what, problems)
+    count, _, channels = arrays["X"].shape
+    labels = arrays["y"].astype(np.int64)
+    names = [f"class {label}" for label in range(int(labels.max(initial=0)) + 1)]
+    return Windows(
+        signals=arrays["X"].astype(np.float32),
+        labels=labels,
+        tools=arrays["groups"].astype(np.str_),
+        cuts=arrays.get("cuts", _positions(arrays["groups"])).astype(np.int64),
+        wear=arrays.get("wear", np.full(count, np.nan)).astype(np.float32),
+        channels=_names(arrays, "channel_names", [f"channel {channel}" for channel in range(channels)]),
+        classes=_names(arrays, "class_names", names),
+        rate=float(arrays["rate"]) if "rate" in arrays else None,
+        bins=tuple(arrays.get("wear_bins", np.empty(0)).tolist()),
+    )
+
+
+def write(file: Path, windows: Windows) -> None:
+    """Write windows so that :func:`read` gives them back. An interrupted write leaves a file that is refused."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    arrays: Arrays = {
+        "X": windows.signals,
+        "y": windows.labels,
+        "groups": windows.tools,
+        "cuts": windows.cuts,
+        "wear": windows.wear,
+        "channel_names": np.array(windows.channels, dtype=np.str_),
+        "class_names": np.array(windows.classes, dtype=np.str_),
+        "wear_bins": np.array(windows.bins, dtype=np.float64),
+    }
+    if windows.rate is not None:
+        arrays["rate"] = np.array(windows.rate)
+    np.savez(file, allow_pickle=False, **arrays)
+
+
+def _problems(arrays: Arrays) -> list[str]:
+    missing = [name for name in ("X", "y", "groups") if name not in arrays]
+    if missing:
+        meaning = " (the tool of each window: windows are split by tool)" if "groups" in missing else ""
+        return [f"it lacks {', '.join(missing)}{meaning}; it has {', '.join(sorted(arrays)) or 'nothing'}"]
+    signals, labels = arrays["X"], arrays["y"]
+    if signals.ndim != 3 or signals.size == 0 or not np.issubdtype(signals.dtype, np.number):
+        return [f"X has to hold numbers of shape (N, T, C), and has {signals.dtype} of shape {signals.shape}"]
+    problems = [
+        f"{name} has shape {arrays[name].shape} for {len(signals)} windows"
+        for name in ("y", "groups", "cuts", "wear")
+        if name in arrays and arrays[name].shape != signals.shape[:1]
+    ]
+    if not np.issubdtype(labels.dtype, np.integer):
+        problems.append(f"y has to hold integers, and holds {labels.dtype}")
+    elif labels.min(initial=0) < UNLABELLED:
+        problems.append(f"y has classes below {UNLABELLED}: {labels.min()}")
+    elif "class_names" in arrays and labels.max(initial=0) >= len(arrays["class_names"]):
+        problems.append(f"y has the class {labels.max()}, and class_names only {len(arrays['class_names'])} names")
+    if "rate" in arrays and (arrays["rate"].size != 1 or not np.issubdtype(arrays["rate"].dtype, np.number)):
+        problems.append("rate has to be one number")
+    if "channel_names" in arrays and len(arrays["channel_names"]) != signals.shape[2]:
+        problems.append(f"channel_names has {len(arrays['channel_names'])} names for {signals.shape[2]} channels")
+    unfinished = ~np.isfinite(signals).all(axis=(1, 2))
+    if unfinished.any():
+        problems.append(f"{unfinished.sum()} windows hold NaN or infinity, the first is number {unfinished.argmax()}")
+    return problems
+
+
+def _names(arrays: Arrays, key: str, default: list[str]) -> tuple[str, ...]:
+    return tuple(str(name) for name in arrays.get(key, default))
+
+
+def _positions(groups: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the position of each window among those of its tool, from 1, in place of cuts that are not given."""
+    positions = np.zeros(len(groups), dtype=np.int64)
+    for group in np.unique(groups):
+        of_group = groups == group
+        positions[of_group] = np.arange(1, of_group.sum() + 1)
+    return positions

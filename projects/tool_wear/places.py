@@ -1,0 +1,157 @@
+"""Where a classifier's training keeps its checkpoints: a file, an MLflow run, or nowhere.
+
+A place is a value; it is opened for the length of one training.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from mltrain.checkpoint.manager import CheckpointManager
+from mltrain.errors import UsageError
+from mltrain.evaluate import reader
+from mltrain.history import History
+from mltrain.tracking.run import open_run
+from mltrain.trainer import Saver, Tracker
+from projects.tool_wear import checkpoint_file
+
+State = dict[str, Any]
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+
+class Opened(NamedTuple):
+    """An open place: where to save, where to record, and how to go on from what is kept there."""
+
+    saver: Saver
+    tracker: Tracker
+    resume: Callable[[], State]
+
+
+class Place(Protocol):
+    """A place for checkpoints."""
+
+    def read(self) -> State:
+        """Return the newest state that is kept there, verified, and change nothing."""
+        ...
+
+    def opened(self) -> AbstractContextManager[Opened]:
+        """Open the place for a training."""
+        ...
+
+
+def place(word: str | Path | None) -> Place:
+    """Return the place that a user names: 32 hexadecimal digits are the id of a run, anything else is a file."""
+    if word is None:
+        return Nowhere()
+    if isinstance(word, str) and _RUN_ID.fullmatch(word) and not Path(word).exists():
+        return Run(word)
+    return File(Path(word))
+
+
+@dataclass(frozen=True)
+class Nowhere:
+    """No place: nothing is kept but what the classifier holds in memory."""
+
+    def read(self) -> State:
+        """Raise UsageError: there is nothing to read."""
+        raise UsageError("There is no checkpoint to resume from: give a file or the id of a run.")
+
+    @contextmanager
+    def opened(self) -> Iterator[Opened]:
+        """Open nothing."""
+        yield Opened(_Unsaved(), _Untracked(), self.read)
+
+    def __str__(self) -> str:
+        return "nowhere"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, replaced by every checkpoint; it needs no server."""
+
+    path: Path
+
+    def read(self) -> State:
+        """Return the state in the file; see :func:`projects.tool_wear.checkpoint_file.read`."""
+        return checkpoint_file.read(self.path)
+
+    @contextmanager
+    def opened(self) -> Iterator[Opened]:
+        """Open the file for a training: every save replaces it as a whole."""
+        yield Opened(_InFile(self.path), _Untracked(), self.read)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An MLflow run: checkpoints are its artifacts, metrics its curves."""
+
+    id: str
+
+    def read(self) -> State:
+        """Return the newest state of the run, without becoming one of its writers.
+
+        Raises:
+            RunNotFound, TrackingError, NoCheckpoint: there is no such run, or it has no intact checkpoint.
+
+        """
+        return reader(self.id).load("latest")[1]
+
+    @contextmanager
+    def opened(self) -> Iterator[Opened]:
+        """Become the run's writer.
+
+        Raises:
+            RunNotFound, RunHeld, TrackingError: the run cannot be written to.
+
+        """
+        run = open_run(self.id)
+        with CheckpointManager(run, metric="val/loss", mode="min") as manager:
+
+            def resume() -> State:
+                state = manager.load_latest_checkpoint()
+                if state is None or manager.resumed_from is None:
+                    raise UsageError(f"Run {self.id} has no checkpoint to resume from.")
+                run.deliver_pending(manager.resumed_from.pending)
+                run.continue_exactly_after(manager.resumed_from.step)
+                return state
+
+            yield Opened(manager, run, resume)
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class _Unsaved:
+    def save(self, state: Mapping[str, Any], **facts: Any) -> None:
+        """Save nothing."""
+
+
+class _InFile:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def save(self, state: Mapping[str, Any], **facts: Any) -> None:
+        """Write the file anew."""
+        checkpoint_file.write(self._path, state)
+
+
+class _Untracked:
+    """Records nothing: without a server the history is in the checkpoints, and is what training returns."""
+
+    overtaken = False
+
+    def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
+        """Record nothing."""
+
+    def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
+        """Record nothing."""
+
+    def log_epoch(self, history: History) -> None:
+        """Record nothing."""

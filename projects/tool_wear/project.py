@@ -1,0 +1,111 @@
+"""Tool wear as a training: which windows, which network, how it is judged.
+
+``mltrain train tool_wear`` trains on generated tools; ``data_path=…`` on recordings in the layout of PHM 2010, or on an NPZ
+file. Every key is explained in ``config.yaml``.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field, field_validator
+
+import mltrain
+from projects.tool_wear import npz, phm, synthetic
+from projects.tool_wear.held_out import HeldOut
+from projects.tool_wear.learner import Learner, Recipe
+from projects.tool_wear.windows import UNLABELLED, Split, Windowing, Windows, split_by_tool
+
+SYNTHETIC_VAL, SYNTHETIC_TEST = ("c5",), ("c6",)
+
+
+class Config(mltrain.Config):
+    """What the tool wear classifier has to know."""
+
+    epochs: int = Field(25, ge=0, description="The total, also when a run is resumed.")
+    early_stopping_patience: int | None = Field(10, ge=1, description="Evaluations without a lower val/loss.")
+    restore_best: bool = Field(True, description="End with the weights of the best epoch.")
+
+    data_path: Path | None = Field(None, description="A PHM-2010 folder or an NPZ file; none: generated tools.")
+    cache_path: Path | None = Field(None, description="Where windows of a folder are kept; none: the user's cache.")
+    data_seed: int = Field(0, ge=0, description="Seed of the generated tools.")
+    cuts: int = Field(315, ge=2, description="Cuts in the life of a generated tool.")
+    val_tools: tuple[str, ...] = Field((), description="Tools that choose the best epoch; none: the last one.")
+    test_tools: tuple[str, ...] = Field((), description="Tools that only the report looks at.")
+
+    window_steps: int = Field(128, ge=8, description="Samples in a window.")
+    rate: float = Field(5000.0, gt=0, description="Sampling rate of a window [Hz].")
+    windows_per_cut: int = Field(2, ge=1, description="Windows cut from each recording.")
+    wear_bins: tuple[float, ...] = Field((90.0, 140.0), min_length=1, description="Limits of the wear classes [um].")
+    wear_of: Literal["mean", "max"] = Field("mean", description="Which flank wear of the flutes decides.")
+
+    batch_size: int = Field(64, ge=1, description="Windows in a batch.")
+    lr: float = Field(2e-3, gt=0, description="Learning rate of AdamW.")
+    weight_decay: float = Field(0.1, ge=0, description="Weight decay of AdamW.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    hidden: int = Field(64, ge=1, description="Width of the LSTM.")
+    layers: int = Field(2, ge=1, description="Stacked LSTM layers.")
+    dropout: float = Field(0.4, ge=0, lt=1, description="Between the layers and before the head.")
+    balanced: bool = Field(True, description="Weigh classes in the loss by how rare they are.")
+    gain_jitter: float = Field(0.03, ge=0, description="Random gain of each channel in training, as a relative spread.")
+
+    @field_validator("val_tools", "test_tools", "wear_bins", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """Accept ``c5,c6`` and ``90 140`` beside YAML's lists."""
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("wear_bins")
+    @classmethod
+    def _rising(cls, limits: tuple[float, ...]) -> tuple[float, ...]:
+        if list(limits) != sorted(set(limits)):
+            raise ValueError("limits have to rise")
+        return limits
+
+    @property
+    def windowing(self) -> Windowing:
+        """How recordings become labelled windows."""
+        return Windowing(
+            steps=self.window_steps,
+            rate=self.rate,
+            per_cut=self.windows_per_cut,
+            bins=self.wear_bins,
+            wear_of=self.wear_of,
+        )
+
+
+def build(config: Config) -> mltrain.Task:
+    """Build network, data and evaluation; see :class:`~projects.tool_wear.learner.Learner`."""
+    split = split_of(config)
+    learner = Learner.on(split.train, Recipe.of(config))
+    held_out = HeldOut(learner.model, split, learner.weights, config.data_seed)
+    return mltrain.Task(
+        learner.step,
+        learner.loader,
+        evaluate=held_out.evaluate,
+        images=held_out.images,
+        report=held_out.report,
+    )
+
+
+def split_of(config: Config) -> Split:
+    """Return the windows that a configuration names, split by tool; windows without a class are left out.
+
+    Raises:
+        DataError: they cannot be read, or not be split like this.
+
+    """
+    windows = _windows_of(config)
+    val, test = config.val_tools, config.test_tools
+    if config.data_path is None and not (val or test):
+        val, test = SYNTHETIC_VAL, SYNTHETIC_TEST
+    return split_by_tool(windows.where(windows.labels != UNLABELLED), val, test)
+
+
+def _windows_of(config: Config) -> Windows:
+    if config.data_path is None:
+        return synthetic.generate(config.windowing, config.data_seed, cuts=config.cuts)
+    if config.data_path.is_file():
+        return npz.read(config.data_path)
+    cache = config.cache_path or Path(platformdirs.user_cache_dir("mltrain")) / "tool_wear"
+    return phm.read_cached(config.data_path, config.windowing, cache)

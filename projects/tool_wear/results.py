@@ -1,0 +1,105 @@
+"""What a classifier makes of a set of windows: scores, tables, and the files that a user takes away."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_recall_fscore_support
+from torch import Tensor
+
+from projects.tool_wear.windows import UNLABELLED, Windows
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Windows, and the probability of each class for each of them, shape (N, classes)."""
+
+    windows: Windows
+    probabilities: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, windows: Windows, logits: Tensor) -> Self:
+        """Return the results of a model that gave these logits, shape (N, classes), for the windows."""
+        return cls(windows, torch.softmax(logits.double(), dim=1).numpy())
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The most likely class of each window, shape (N,)."""
+        return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the windows that are classified correctly."""
+        return float(accuracy_score(self.windows.labels, self.predicted))
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Windows by true class (row) and predicted class (column); those without a class are in none."""
+        counts = np.zeros((len(self._classes), len(self._classes)), dtype=np.int64)
+        labelled = self.windows.labels != UNLABELLED
+        np.add.at(counts, (self.windows.labels[labelled], self.predicted[labelled]), 1)
+        return counts
+
+    def scores(self) -> dict[str, float]:
+        """Return accuracy, its mean over the classes, macro F1 and the mean negative log-likelihood.
+
+        The mean over the classes (balanced accuracy) and F1 leave classes out that no window has and none was given.
+        """
+        truth, rows = self.windows.labels, self.confusion
+        present = rows.sum(axis=1) > 0
+        recalls = rows.diagonal()[present] / rows.sum(axis=1)[present]
+        return {
+            "accuracy": self.accuracy,
+            "balanced_accuracy": float(recalls.mean()),
+            "f1": float(f1_score(truth, self.predicted, average="macro")),
+            "log_loss": float(log_loss(truth, self.probabilities, labels=self._classes)),
+        }
+
+    def per_class(self) -> pd.DataFrame:
+        """Return precision, recall, F1 and the number of windows of each class; what divides by zero is 0."""
+        precision, recall, f1, support = precision_recall_fscore_support(
+            self.windows.labels, self.predicted, labels=self._classes, zero_division=0.0
+        )
+        return pd.DataFrame(
+            {"class": self.windows.classes, "precision": precision, "recall": recall, "f1": f1, "windows": support}
+        )
+
+    def predictions(self) -> pd.DataFrame:
+        """Return a row for each window: tool, cut, wear, true and predicted class, and the probability of each class."""
+        windows, names = self.windows, np.array((*self.windows.classes, ""))
+        known = np.where(windows.labels == UNLABELLED, len(windows.classes), windows.labels)
+        table = pd.DataFrame(
+            {
+                "tool": windows.tools,
+                "cut": windows.cuts,
+                "wear_um": windows.wear,
+                "class": names[known],
+                "predicted": names[self.predicted],
+            }
+        )
+        for label, name in enumerate(windows.classes):
+            table[f"p({name})"] = self.probabilities[:, label]
+        return table
+
+    def write(self, folder: Path) -> None:
+        """Write ``predictions.csv``, ``per_class.csv`` and ``confusion.csv`` into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.predictions().to_csv(folder / "predictions.csv", index=False, float_format="%.6g")
+        self.per_class().to_csv(folder / "per_class.csv", index=False, float_format="%.4f")
+        confusion = pd.DataFrame(self.confusion, index=pd.Index(self.windows.classes, name="true"))
+        confusion.to_csv(folder / "confusion.csv", header=list(self.windows.classes))
+
+    @property
+    def _classes(self) -> list[int]:
+        return list(range(len(self.windows.classes)))
+
+
+def comparison(accuracy: float, baselines: Mapping[str, float]) -> str:
+    """Return one line that puts the network's accuracy beside that of the baselines."""
+    others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
+    return f"LSTM {accuracy:.3f} ({others})"

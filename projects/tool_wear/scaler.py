@@ -1,0 +1,42 @@
+"""Normalisation of the channels, learnt from the training windows and kept with the weights."""
+
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+class Scaler(nn.Module):
+    """Subtracts a mean from every channel and divides by a standard deviation.
+
+    It is a module without parameters: mean and standard deviation are buffers, so they are in the state of the model that it
+    stands in front of, and a model that is loaded can never meet the wrong normalisation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        """Take mean and standard deviation of each channel, shape (C,), float32; a standard deviation of 0 counts as 1."""
+        super().__init__()
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", torch.where(std > 0, std, torch.ones_like(std)))
+
+    @classmethod
+    def fitted(cls, signals: NDArray[np.floating]) -> Self:
+        """Return the scaler of these windows, shape (N, T, C), which have to be training windows and no others.
+
+        The moments are taken in double precision over windows and time; a constant channel is only centred.
+        """
+        mean = signals.mean(axis=(0, 1), dtype=np.float64)
+        std = signals.std(axis=(0, 1), dtype=np.float64)
+        # Rounding leaves a constant channel a spread of about 1e-16 of its mean, which must not be blown up to 1.
+        std = np.where(std > 1e-7 * np.abs(mean), std, 0.0)
+        return cls(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+
+    def forward(self, signals: Tensor) -> Tensor:
+        """Return normalised signals of the same shape (..., C)."""
+        scaled: Tensor = (signals - self.mean) / self.std
+        return scaled

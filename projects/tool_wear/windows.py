@@ -1,0 +1,197 @@
+"""Windows of sensor signals with their wear classes: how they are cut from recordings, and split by tool."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal, NamedTuple, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import decimate
+
+from mltrain.errors import DataError
+
+Signals = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+UNLABELLED = -1
+"""The label of a window whose wear is not known."""
+
+_FILTER_REACH = 10
+"""Decimated samples that the anti-aliasing filter sees on either side of one: half of its 20 q + 1 taps."""
+
+_MOST_PROBLEMS = 20
+"""As many problems are listed in one error; the rest are counted."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Windows:
+    """Windows in the order of their cuts, each with its class and where it comes from.
+
+    Attributes:
+        signals: shape (N, T, C), float32, in the units of the sensors.
+        labels: shape (N,), int64: a class, or :data:`UNLABELLED`.
+        tools: shape (N,), str: the tool that a window was recorded on. Sets are split by it.
+        cuts: shape (N,), int64: the cut of that tool, from 1.
+        wear: shape (N,), float32: flank wear [um], NaN where it is not known.
+        channels: names of the C channels.
+        classes: names of the classes.
+        rate: sampling rate of the signals [Hz], where it is known.
+        bins: limits of wear between the classes [um], where it is wear that decides.
+
+    """
+
+    signals: Signals
+    labels: Labels
+    tools: NDArray[np.str_]
+    cuts: Labels
+    wear: Signals
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    rate: float | None = None
+    bins: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.signals)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Self:
+        """Return the windows that are chosen by a boolean array of shape (N,)."""
+        return replace(
+            self,
+            signals=self.signals[chosen],
+            labels=self.labels[chosen],
+            tools=self.tools[chosen],
+            cuts=self.cuts[chosen],
+            wear=self.wear[chosen],
+        )
+
+    def of(self, tools: Sequence[str]) -> Self:
+        """Return the windows recorded on these tools."""
+        return self.where(np.isin(self.tools, list(tools)))
+
+    @property
+    def tool_names(self) -> tuple[str, ...]:
+        """The tools, each once, in alphabetical order."""
+        return tuple(sorted({str(tool) for tool in self.tools}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windowing:
+    """How recordings are cut into windows, and which wear makes which class.
+
+    Attributes:
+        steps: length of a window in samples.
+        rate: sampling rate of a window [Hz]; recordings are made at a multiple of it, and decimated.
+        per_cut: windows of each cut.
+        bins: limits of the wear classes [um], rising.
+        wear_of: which flank wear decides, the mean over the flutes (as in ISO 8688-2) or the largest.
+
+    """
+
+    steps: int = 128
+    rate: float = 5000.0
+    per_cut: int = 2
+    bins: tuple[float, ...] = (90.0, 140.0)
+    wear_of: Literal["mean", "max"] = "mean"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes: initial, steady and severe wear when there are three, else their limits."""
+        if len(self.bins) == 2:
+            return ("initial", "steady", "severe")
+        limits = [f"{limit:g}" for limit in self.bins]
+        between = (f"{low}-{high} um" for low, high in pairwise(limits))
+        return (f"< {limits[0]} um", *between, f">= {limits[-1]} um")
+
+    def factor(self, rate: float) -> int:
+        """Return how many samples of a recording at ``rate`` [Hz] become one.
+
+        Raises:
+            DataError: that is no whole number.
+
+        """
+        factor = round(rate / self.rate)
+        if factor < 1 or abs(factor * self.rate - rate) > 1e-6 * rate:
+            raise DataError(
+                f"Recordings at {rate:g} Hz cannot be decimated to {self.rate:g} Hz: the ratio has to be a whole number. "
+                f"Choose a rate that divides {rate:g}."
+            )
+        return factor
+
+    def samples(self, factor: int) -> int:
+        """Return the samples of a recording that one window is cut from, decimated by ``factor``."""
+        return self.steps if factor == 1 else (self.steps + 2 * _FILTER_REACH) * factor
+
+    def decimated(self, recording: NDArray[np.floating], factor: int) -> Signals:
+        """Return the middle of a recording decimated by ``factor``: (..., samples, C) to (..., steps, C).
+
+        Frequencies above the new Nyquist rate are removed first, by a linear-phase FIR filter with a Hamming window
+        (``scipy.signal.decimate``); otherwise the harmonics of a 50 kHz recording would fold onto one another. A
+        recording of :meth:`samples` is just long enough for the filter never to see its ends.
+        """
+        if factor > 1:
+            recording = decimate(recording, factor, n=2 * _FILTER_REACH * factor, ftype="fir", axis=-2)
+        first = (recording.shape[-2] - self.steps) // 2
+        return np.ascontiguousarray(recording[..., first : first + self.steps, :], dtype=np.float32)
+
+    def wear(self, flutes: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the wear that decides [um], shape (cuts,), from that of the flutes, shape (cuts, teeth)."""
+        reduced = flutes.mean(axis=1) if self.wear_of == "mean" else flutes.max(axis=1)
+        return np.asarray(reduced, dtype=np.float64)
+
+    def labels(self, wear: NDArray[np.floating]) -> Labels:
+        """Return the class of each wear [um]: how many limits it has reached; that of NaN is :data:`UNLABELLED`."""
+        return np.where(np.isnan(wear), UNLABELLED, np.digitize(wear, self.bins)).astype(np.int64)
+
+
+class Split(NamedTuple):
+    """Training, validation (which chooses the best epoch) and test windows; no tool is in two of them."""
+
+    train: Windows
+    val: Windows
+    test: Windows
+
+
+def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str] = ()) -> Split:
+    """Split into the tools named for validation and test, and all others for training.
+
+    Windows of one cut resemble one another more than the same wear on another tool does, so a split by window would
+    measure memory. Where ``val`` is empty, the last tool that is not in ``test`` validates.
+
+    Raises:
+        DataError: a tool that is not there or is named twice, no tool left to train on, or a class that no training
+            window has.
+
+    """
+    names = windows.tool_names
+    problems = [f"there is no tool {tool!r}" for tool in (*val, *test) if tool not in names]
+    problems += [f"{tool!r} is named for validation and for test" for tool in val if tool in test]
+    remaining = [tool for tool in names if tool not in test]
+    validating = tuple(val) or tuple(remaining[-1:])
+    training = [tool for tool in remaining if tool not in validating]
+    if not training:
+        problems.append("no tool is left to train on")
+    split = Split(windows.of(training), windows.of(validating), windows.of(test))
+    if not problems:
+        present = set(split.train.labels.tolist())
+        without = [name for label, name in enumerate(windows.classes) if label not in present]
+        problems += [f"no window of the training tools {', '.join(training)} is {name!r}" for name in without]
+    if problems:
+        problems.append(
+            f"the tools are {', '.join(names)}; name others as val_tools and test_tools, or change wear_bins"
+        )
+        refuse("The windows cannot be split by tool", problems)
+    return split
+
+
+def refuse(what: str, problems: Sequence[str]) -> NoReturn:
+    """Refuse data for all the problems that it has, in one error.
+
+    Raises:
+        DataError: always.
+
+    """
+    lines = [f"  - {problem}" for problem in problems[:_MOST_PROBLEMS]]
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"  … and {len(problems) - _MOST_PROBLEMS} more")
+    raise DataError("\n".join([f"{what}:", *lines]))

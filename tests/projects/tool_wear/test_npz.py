@@ -1,0 +1,118 @@
+"""An NPZ file is read as it was meant, or refused with everything that is wrong with it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mltrain.errors import DataError
+from projects.tool_wear import npz
+from projects.tool_wear.windows import Windows
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    given: dict[str, Any] = {
+        "X": rng.normal(size=(6, 5, 2)).astype(np.float32),
+        "y": np.array([0, 1, 0, 1, 2, 2]),
+        "groups": np.array([3, 3, 3, 7, 7, 7]),
+    }
+    given.update(changes)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def saved(folder: Path, **changes: Any) -> Path:
+    file = folder / "windows.npz"
+    np.savez(file, **arrays(**changes))
+    return file
+
+
+def test_three_arrays_are_enough(tmp_path: Path) -> None:
+    windows = npz.read(saved(tmp_path))
+    assert np.array_equal(windows.signals, arrays()["X"])
+    assert windows.labels.tolist() == [0, 1, 0, 1, 2, 2]
+    assert windows.tool_names == ("3", "7")
+    assert windows.cuts.tolist() == [1, 2, 3, 1, 2, 3]
+    assert windows.channels == ("channel 0", "channel 1")
+    assert windows.classes == ("class 0", "class 1", "class 2")
+    assert np.isnan(windows.wear).all()
+
+
+def test_names_that_are_given_are_used(tmp_path: Path) -> None:
+    windows = npz.read(
+        saved(tmp_path, channel_names=np.array(["Fx", "AE"]), class_names=np.array(["a", "b", "c", "d"]))
+    )
+    assert windows.channels == ("Fx", "AE")
+    assert windows.classes == ("a", "b", "c", "d")
+
+
+def test_what_is_written_is_read_back(tmp_path: Path, small: Windows) -> None:
+    npz.write(tmp_path / "deep" / "small.npz", small)
+    again = npz.read(tmp_path / "deep" / "small.npz")
+    assert np.array_equal(again.signals, small.signals)
+    assert np.array_equal(again.labels, small.labels)
+    assert np.array_equal(again.tools, small.tools)
+    assert np.array_equal(again.cuts, small.cuts)
+    assert np.array_equal(again.wear, small.wear)
+    assert (again.channels, again.classes) == (small.channels, small.classes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"groups": None}, r"lacks groups \(the tool of each window"),
+        ({"X": None, "y": None}, "lacks X, y; it has groups"),
+        ({"X": np.zeros((6, 5), np.float32)}, r"shape \(N, T, C\), and has float32 of shape \(6, 5\)"),
+        ({"X": np.zeros((0, 5, 2), np.float32)}, r"shape \(0, 5, 2\)"),
+        ({"y": np.zeros(6)}, "y has to hold integers, and holds float64"),
+        ({"y": np.zeros(5, int)}, r"y has shape \(5,\) for 6 windows"),
+        ({"y": np.array([0, 1, 2, 0, 1, -2])}, "classes below -1: -2"),
+        ({"groups": np.zeros(2)}, r"groups has shape \(2,\) for 6 windows"),
+        ({"channel_names": np.array(["one"])}, "1 names for 2 channels"),
+        ({"class_names": np.array(["a", "b"])}, "the class 2, and class_names only 2 names"),
+        (
+            {"X": np.where(np.arange(6)[:, None, None] == 4, np.nan, np.zeros((6, 5, 2)))},
+            "1 windows hold NaN .* number 4",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        npz.read(saved(tmp_path, **changes))
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        npz.read(saved(tmp_path, y=np.zeros(5), channel_names=np.array(["one"])))
+    assert "y has shape" in str(refused.value)
+    assert "y has to hold integers" in str(refused.value)
+    assert "channel_names" in str(refused.value)
+
+
+def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
+    file = saved(tmp_path, groups=np.array([{"a": 1}] * 6, dtype=object))
+    with pytest.raises(DataError, match="without pickled objects"):
+        npz.read(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 truncated"])
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "windows.npz"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read as an NPZ file"):
+        npz.read(file)
+
+
+def test_a_single_array_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "windows.npy", np.zeros((3, 2, 1)))
+    with pytest.raises(DataError, match="cannot be read as an NPZ file"):
+        npz.read(tmp_path / "windows.npy")
+
+
+def test_an_interrupted_write_is_refused(tmp_path: Path, small: Windows) -> None:
+    file = tmp_path / "small.npz"
+    npz.write(file, small)
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(DataError):
+        npz.read(file)

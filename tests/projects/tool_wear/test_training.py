@@ -1,0 +1,101 @@
+"""Trained through the library: killed and resumed exactly, judged, and as good as the documentation says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from projects.tool_wear import ToolWearClassifier, npz
+from projects.tool_wear.predict import predict
+from projects.tool_wear.project import Config, split_of
+from tests.conftest import Workplace, same
+
+from .waves import SMALL, TRAIN, VAL
+
+QUICK = ("train", "tool_wear", "--preset", "quick", "num_threads=1")
+TINY = (*QUICK, "cuts=30", "window_steps=16", "hidden=8", "epochs=4", "batch_size=8")
+"""A few steps an epoch, on generated tools of thirty cuts."""
+
+
+def test_a_killed_training_resumes_as_if_nothing_had_happened(workplace: Workplace) -> None:
+    whole = workplace.mltrain(*TINY)
+    assert whole.code == 0, whole.err
+    started = workplace.start(*TINY)
+    run_id = next(
+        line.removeprefix("run_id=")
+        for line in started.until("epoch    1/4").splitlines()
+        if line.startswith("run_id=")
+    )
+    started.child.kill(9)
+    started.wait()
+    resumed = workplace.mltrain("train", "--resume-run", run_id)
+    assert resumed.code == 0, resumed.err
+    assert workplace.points(run_id) == workplace.points(whole.run_id)
+    expected, got = workplace.weights(whole.run_id), workplace.weights(run_id)
+    assert {part for part in expected if not same(expected[part], got[part])} == set()
+
+
+def test_a_pulled_model_predicts_what_the_evaluation_reports(workplace: Workplace) -> None:
+    done = workplace.mltrain(*TINY)
+    evaluated = workplace.mltrain("evaluate", done.run_id, "--to", "report", "--json")
+    assert evaluated.code == 0, evaluated.err
+    metrics = evaluated.json["metrics"]
+    table = pd.read_csv(workplace.folder / "report" / "test" / "predictions.csv")
+    assert (table["class"] == table["predicted"]).mean() == pytest.approx(metrics["test/accuracy"])
+    assert "test/accuracy_random_forest" in metrics
+
+    model = workplace.folder / "model"
+    assert workplace.mltrain("pull", done.run_id, "--to", model).code == 0
+    config = Config.load(base=json.loads((model / "params.json").read_text()))
+    npz.write(workplace.folder / "test.npz", split_of(config).test)
+    again = predict(model, workplace.folder / "test.npz").predictions()
+    assert again["predicted"].tolist() == table["predicted"].tolist()
+    np.testing.assert_allclose(again["p(severe)"], table["p(severe)"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def tracked(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """The workplace's tracking store, for this process too."""
+    for name in ("MLFLOW_TRACKING_URI", "MLTRAIN_HOME"):
+        monkeypatch.setenv(name, workplace.environment[name])
+    return MlflowClient(workplace.uri)
+
+
+def test_the_classifier_continues_a_run_with_one_unbroken_curve(tracked: MlflowClient, tmp_path: Path) -> None:
+    run_id = tracked.create_run("0").info.run_id
+    ToolWearClassifier(**{**SMALL, "epochs": 2}).train(TRAIN, VAL, checkpoint_path=run_id)
+    resumed = ToolWearClassifier(**SMALL)
+    history = resumed.train(TRAIN, VAL, resume_from_checkpoint=run_id)
+    whole = ToolWearClassifier(**SMALL)
+    assert history == whole.train(TRAIN, VAL)
+    assert np.array_equal(resumed.predict_proba(VAL[0]), whole.predict_proba(VAL[0]))
+    curve = sorted((point.step, point.value) for point in tracked.get_metric_history(run_id, "val/loss"))
+    assert curve == list(zip((int(step) for step in history["step"]), history["val/loss"], strict=True))
+
+    loaded = ToolWearClassifier(device="cpu")
+    assert loaded.load_checkpoint(run_id).epoch == 4
+    assert np.array_equal(loaded.predict_proba(VAL[0]), whole.predict_proba(VAL[0]))
+
+
+def test_a_run_of_the_command_line_predicts_in_python(tracked: MlflowClient, workplace: Workplace) -> None:
+    done = workplace.mltrain(*TINY)
+    classifier = ToolWearClassifier(device="cpu")
+    epoch, best_epoch, _ = classifier.load_checkpoint(done.run_id)
+    assert epoch == 4
+    assert 1 <= best_epoch <= 4
+    assert classifier.classes_.tolist() == [0, 1, 2]
+    assert classifier.predict(np.zeros((2, 16, 7))).shape == (2,)
+
+
+@pytest.mark.slow
+def test_an_unseen_tool_is_classified_as_well_as_documented(workplace: Workplace) -> None:
+    """The reference: at least 0.85 on a generated tool that neither trained the network nor chose its best epoch."""
+    done = workplace.mltrain("train", "tool_wear", "num_threads=1", timeout=600)
+    assert done.code == 0, done.err
+    metrics = workplace.mltrain("evaluate", done.run_id, "--to", "report", "--json").json["metrics"]
+    assert metrics["test/accuracy"] >= 0.85
+    assert metrics["val/accuracy"] >= 0.85
+    assert metrics["test/accuracy"] > metrics["test/accuracy_majority"] + 0.25

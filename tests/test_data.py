@@ -1,0 +1,244 @@
+"""A loader that knows where it is."""
+
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mltrain.data import Loader, ResumableLoader, mixed
+from mltrain.errors import StateMismatch, UsageError
+from mltrain.state import Rng, seed_everything
+from tests.values import identical
+
+
+class Noisy:
+    """Items that tell their index and draw from all three generators."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        draws = [random.random(), float(np.random.randn()), float(torch.rand(()))]
+        return index, torch.tensor(draws, dtype=torch.float64)
+
+
+class Counted(Noisy):
+    """Items fetched a batch at a time."""
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, torch.Tensor]]:
+        return [(index, torch.tensor(random.random(), dtype=torch.float64)) for index in indices]
+
+
+def loader(size: int = 10, batch_size: int = 3, **options: Any) -> ResumableLoader:
+    return ResumableLoader(Noisy(size), batch_size, **{"seed": 5, **options})
+
+
+def epoch_of(batches: Any) -> list[Any]:
+    return list(iter(batches))
+
+
+def order(batches: list[Any]) -> list[int]:
+    return [int(index) for batch in batches for index in batch[0]]
+
+
+def test_an_epoch_has_every_item_once_in_an_order_of_its_own() -> None:
+    batches = loader()
+    first, second = epoch_of(batches), epoch_of(batches)
+    assert sorted(order(first)) == sorted(order(second)) == list(range(10))
+    assert order(first) != order(second)
+    assert [len(batch[0]) for batch in first] == [3, 3, 3, 1]
+    assert (batches.epoch, batches.batch, len(batches)) == (2, 0, 4)
+
+
+def test_without_shuffling_items_come_as_they_stand() -> None:
+    assert order(epoch_of(loader(shuffle=False))) == list(range(10))
+
+
+def test_a_last_incomplete_batch_can_be_left_out() -> None:
+    batches = loader(drop_last=True)
+    assert [len(batch[0]) for batch in epoch_of(batches)] == [3, 3, 3]
+    assert len(batches) == 3
+
+
+def test_weights_draw_items_in_proportion() -> None:
+    drawn = order(epoch_of(loader(300, 50, weights=[1.0] * 100 + [0.0] * 100 + [3.0] * 100)))
+    assert len(drawn) == 300
+    assert not any(100 <= index < 200 for index in drawn)
+    assert sum(index >= 200 for index in drawn) > sum(index < 100 for index in drawn)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(1, 20),
+    batch_size=st.integers(1, 7),
+    seed=st.integers(0, 2**63),
+    stop=st.integers(0, 40),
+    shuffle=st.booleans(),
+    samples=st.booleans(),
+)
+def test_interrupted_anywhere_the_rest_is_the_same(
+    size: int, batch_size: int, seed: int, stop: int, shuffle: bool, samples: bool
+) -> None:
+    def fresh(seed: int) -> ResumableLoader:
+        return ResumableLoader(Noisy(size), batch_size, seed=seed, shuffle=shuffle, seed_samples=samples)
+
+    def endless(batches: ResumableLoader) -> Iterator[Any]:
+        while True:
+            yield from batches
+
+    whole = endless(fresh(seed))
+    expected = [next(whole) for _ in range(stop + 5)]
+    broken = fresh(seed)
+    begun = endless(broken)
+    got = [next(begun) for _ in range(stop)]
+    resumed = fresh(0)  # the seed comes with the position
+    resumed.load_state_dict(broken.state_dict())
+    rest = endless(resumed)
+    got += [next(rest) for _ in range(5)]
+    assert identical(got, expected)
+
+
+def test_a_loop_that_was_left_goes_on_where_it_was() -> None:
+    batches, whole = loader(), epoch_of(loader())
+    got = []
+    for batch in batches:
+        got.append(batch)
+        if len(got) == 2:
+            break
+    assert identical([*got, *batches], whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_the_number_of_workers_changes_nothing() -> None:
+    alone, helped = loader(), loader(num_workers=2)
+    assert identical(epoch_of(helped), epoch_of(alone))
+
+
+def test_fetching_leaves_the_random_numbers_of_the_training_as_they_were() -> None:
+    seed_everything(1)
+    before = Rng().state_dict()
+    epoch_of(loader())
+    assert identical(Rng().state_dict(), before)
+
+
+def test_a_mistake_in_the_data_leaves_the_random_numbers_of_the_training_as_they_were() -> None:
+    class Broken(Noisy):
+        def __getitem__(self, index: int) -> Any:
+            random.random()
+            raise OSError("unreadable")
+
+    before = Rng().state_dict()
+    with pytest.raises(OSError, match="unreadable"):
+        epoch_of(ResumableLoader(Broken(3), 2))
+    assert identical(Rng().state_dict(), before)
+
+
+def test_the_random_numbers_of_the_training_do_not_change_the_data() -> None:
+    seed_everything(1)
+    one = epoch_of(loader())
+    seed_everything(2)
+    torch.rand(7)
+    assert identical(epoch_of(loader()), one)
+
+
+def test_every_batch_has_draws_of_its_own() -> None:
+    draws = [float(batch[1][0, 0]) for _ in range(3) for batch in epoch_of(loader())]
+    twice = loader()
+    more = [float(batch[1][0, 0]) for _ in range(3) for batch in epoch_of(twice)]
+    assert len(set(more)) == len(more)
+    assert draws[:4] == more[:4]
+
+
+def test_a_seed_for_every_sample_makes_them_independent_of_the_batch() -> None:
+    def by_index(batch_size: int) -> dict[int, bytes]:
+        batches = epoch_of(ResumableLoader(Noisy(6), batch_size, seed=1, shuffle=False, seed_samples=True))
+        return {int(i): row.numpy().tobytes() for batch in batches for i, row in zip(*batch, strict=True)}
+
+    assert by_index(6).keys() == by_index(2).keys()
+    assert by_index(6)[0] == by_index(6)[0]
+    assert len(set(by_index(6).values())) == 6
+
+
+def test_a_dataset_may_fetch_a_batch_at_a_time() -> None:
+    batches = ResumableLoader(Counted(5), 2, seed=3)
+    assert sorted(order(epoch_of(batches))) == list(range(5))
+
+
+def test_the_seed_is_that_of_the_training_when_none_is_given() -> None:
+    torch.manual_seed(77)
+    assert ResumableLoader(Noisy(4), 2).seed == 77
+
+
+def test_a_batch_may_be_made_by_a_function_of_ones_own() -> None:
+    class Batch(NamedTuple):
+        indices: list[int]
+
+    batches = ResumableLoader(Noisy(4), 4, shuffle=False, collate=lambda items: Batch([item[0] for item in items]))
+    assert epoch_of(batches) == [Batch([0, 1, 2, 3])]
+
+
+def test_other_data_in_the_middle_of_an_epoch_are_refused_and_at_its_end_accepted() -> None:
+    batches = loader()
+    next(iter(batches))
+    middle = batches.state_dict()
+    with pytest.raises(StateMismatch, match="items: 10 then, 12 now"):
+        loader(12).load_state_dict(middle)
+    with pytest.raises(StateMismatch, match="batch_size: 3 then, 4 now"):
+        loader(10, 4).load_state_dict(middle)
+    epoch_of(batches)
+    other = loader(12, 4)
+    other.load_state_dict(batches.state_dict())
+    assert (other.epoch, other.batch) == (1, 0)
+
+
+def test_a_position_is_plain_data() -> None:
+    batches = loader()
+    next(iter(batches))
+    assert batches.state_dict() == {"epoch": 0, "batch": 1, "seed": 5, "items": 10, "batch_size": 3}
+    assert isinstance(batches, Loader)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: ResumableLoader(iter([1]), 1), "no length"),
+        (lambda: ResumableLoader(Noisy(3), 0), "at least one item"),
+        (lambda: ResumableLoader(Noisy(0), 2), "nothing to train on"),
+        (lambda: ResumableLoader(Noisy(1), 2, drop_last=True), "nothing to train on"),
+        (lambda: ResumableLoader(Noisy(3), 2, weights=[1.0, 2.0]), "2 weights for 3 items"),
+        (lambda: ResumableLoader(Noisy(3), 2, weights=[1.0] * 3, shuffle=False), "exclude"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(make: Any, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        make()
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [1.0, float("nan"), 1.0]])
+def test_weights_that_are_no_proportions_are_refused(weights: list[float]) -> None:
+    with pytest.raises(UsageError, match="weights"):
+        ResumableLoader(Noisy(3), 2, weights=weights)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4))
+def test_mixed_numbers_are_64_bits_and_depend_on_each(numbers: list[int]) -> None:
+    value = mixed(*numbers)
+    assert 0 <= value < 2**64
+    for place in range(len(numbers)):
+        other = list(numbers)
+        other[place] ^= 1
+        assert mixed(*other) != value
+
+
+def test_neighbouring_numbers_are_well_spread() -> None:
+    differing = [bin(mixed(seed, 0, 0) ^ mixed(seed + 1, 0, 0)).count("1") for seed in range(200)]
+    assert 28 < sum(differing) / len(differing) < 36

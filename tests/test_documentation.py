@@ -1,0 +1,75 @@
+"""What README and docs tell people to type is typed here."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from mltrain.cli import app
+from tests.conftest import Workplace
+
+CHECKOUT = Path(__file__).parent.parent
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [
+        line.split("#")[0].strip() for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()
+    ]
+    return sorted({line for line in lines if line.startswith("mltrain ")})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_in_the_documentation_exists_with_its_options(command: str) -> None:
+    group = get_command(app)
+    name, *words = shlex.split(command)[1:]
+    if name.startswith("-"):
+        return
+    known = group.commands[name]  # type: ignore[attr-defined]
+    options = {option for parameter in known.params for option in parameter.opts}
+    lenient = known.context_settings.get("ignore_unknown_options", False)
+    for word in words:
+        if word.startswith("--") and not lenient:
+            assert word.split("=")[0] in options, f"{command}: {word}"
+
+
+def test_the_readme_project_trains_and_resumes(workplace: Workplace) -> None:
+    (workplace.folder / "my_project.py").write_text(blocks(CHECKOUT / "README.md", "python")[0], encoding="utf-8")
+    first = workplace.mltrain("train", "my_project.py", "lr=3e-4", "epochs=1")
+    assert first.code == 0, first.err
+    again = workplace.mltrain("train", "--resume-run", first.run_id, "epochs=2")
+    assert again.code == 0, again.err
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_conda_yaml_is_complete_and_agrees_with_the_constraints() -> None:
+    from mlflow.utils.environment import _PythonEnv
+
+    environment = _PythonEnv.from_conda_yaml(CHECKOUT / "conda.yaml")
+    assert environment.python == "3.11"
+    constraints = dict(
+        line.split("==") for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+    )
+    pinned = dict(line.split("==") for line in environment.dependencies if "==" in line)
+    assert pinned
+    assert {name: constraints[name] for name in pinned} == pinned
+    content = yaml.safe_load((CHECKOUT / "conda.yaml").read_text())
+    assert any(isinstance(entry, dict) and "pip" in entry for entry in content["dependencies"])
+
+
+def test_the_placeholders_of_mlproject_stand_outside_quotes() -> None:
+    command = yaml.safe_load((CHECKOUT / "MLproject").read_text())["entry_points"]["main"]["command"]
+    assert "'" not in command
+    assert '"' not in command

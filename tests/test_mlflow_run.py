@@ -1,0 +1,83 @@
+"""``mlflow run`` as a user types it: a training adopts the launcher's run, a resume leaves one visible run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from tests.conftest import Workplace
+
+CHECKOUT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def mlflow_run(workplace: Workplace, *parameters: str) -> "subprocess.Popen[str]":
+    words = [word for parameter in parameters for word in ("-P", parameter)]
+    return subprocess.Popen(
+        [str(BIN / "mlflow"), "run", str(CHECKOUT), "--env-manager", "local", *words],
+        cwd=workplace.folder,
+        env={**workplace.environment, "PATH": f"{BIN}:{workplace.environment['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def visible(workplace: Workplace, expected: int) -> dict[str, str]:
+    """The active runs with their statuses, once what follows the launcher has been cleared up."""
+    client, deadline = MlflowClient(workplace.uri), time.monotonic() + 20
+    while True:
+        found = {run.info.run_id: str(run.info.status) for run in client.search_runs(["0"])}
+        if len(found) == expected or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)
+
+
+def test_a_training_and_its_resume_are_one_visible_run(workplace: Workplace) -> None:
+    first = mlflow_run(workplace, "project=tests/tiny.py", "epochs=2", "lr=1e-3")
+    said = first.communicate(timeout=120)[0]
+    assert first.returncode == 0, said
+    (run_id,) = visible(workplace, 1)
+    assert f"run_id={run_id}" in said
+    resumed = mlflow_run(workplace, f"resume_run={run_id}", "epochs=4")
+    said = resumed.communicate(timeout=120)[0]
+    assert resumed.returncode == 0, said
+    assert visible(workplace, 1) == {run_id: "FINISHED"}
+    run = MlflowClient(workplace.uri).get_run(run_id)
+    assert run.data.metrics["epoch"] == 4
+    assert run.data.params["lr"] == "1e-3"  # as the launcher logged it; the typed value is in config.json
+
+
+def test_ctrl_c_at_the_launcher_leaves_a_killed_run_that_resumes(workplace: Workplace) -> None:
+    started = mlflow_run(workplace, "project=tests/tiny.py", "epochs=1000", "sleep=0.1", "save_interval=0")
+    assert started.stdout is not None
+    while "epoch " not in (line := started.stdout.readline()) or "/1000" not in line:
+        assert line, "the launcher ended before the first epoch"
+    os.killpg(started.pid, signal.SIGINT)  # what a terminal sends: to the whole group
+    said = started.communicate(timeout=60)[0]
+    (run_id,) = visible(workplace, 1)
+    assert "stopped by SIGINT" in said
+    deadline = time.monotonic() + 20
+    while visible(workplace, 1)[run_id] != "KILLED" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert visible(workplace, 1)[run_id] == "KILLED"
+    rows = workplace.mltrain("checkpoints", run_id, "--json").json
+    assert rows[-1]["kind"] in ("interrupted", "epoch")  # an epoch, where the stop fell on the end of one
+
+
+def test_the_death_of_the_launcher_is_a_request_to_stop(workplace: Workplace) -> None:
+    started = mlflow_run(workplace, "project=tests/tiny.py", "epochs=1000", "sleep=0.1", "save_interval=0")
+    assert started.stdout is not None
+    while "/1000" not in (line := started.stdout.readline()):
+        assert line, "the launcher ended before the first epoch"
+    started.kill()
+    said = started.communicate(timeout=60)[0]
+    assert "stopped by the launcher's death" in said
+    assert set(visible(workplace, 1).values()) == {"KILLED"}
