@@ -63,9 +63,8 @@ class Config(BaseModel):
     early_stopping_metric: str | None = Field(None, description="none: best_metric and best_mode.")
     early_stopping_mode: Literal["min", "max"] | None = Field(None, description="none: best_mode.")
     early_stopping_min_delta: float = Field(0.0, ge=0, description="A smaller improvement is none.")
-    restore_best: bool = Field(False, description="End with the weights of the best checkpoint.")
 
-    on_nonfinite: Literal["abort", "skip", "rollback"] = Field("abort", description="What a NaN or infinite loss does.")
+    on_nonfinite: Literal["abort", "skip"] = Field("abort", description="What a NaN or infinite loss does.")
     on_usr1: Literal["stop", "checkpoint"] = Field("stop", description="What SIGUSR1 does.")
 
     experiment: str | None = Field(None, min_length=1, description="The MLflow experiment; none: MLflow's choice.")
@@ -76,7 +75,7 @@ class Config(BaseModel):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset(
         {"device", "num_threads", "epochs", "experiment", "run_name", "save_interval", "save_every_steps"}
-        | {"save_every_minutes", "checkpoint_mode", "max_to_keep", "retention", "on_usr1", "restore_best"}
+        | {"save_every_minutes", "checkpoint_mode", "max_to_keep", "retention", "on_usr1"}
         | {"early_stopping_patience", "early_stopping_metric", "early_stopping_mode", "early_stopping_min_delta"}
     )
     """Fields whose change on a resume leaves the values that a step computes as they were planned."""

@@ -98,6 +98,8 @@ class ResumableLoader:
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         if self.weights is not None and len(self.weights) != len(dataset):
             raise UsageError(f"{len(self.weights)} weights for {len(dataset)} items: there has to be one for each.")
+        if self.weights is not None and not (self.weights.min() >= 0 and 0 < self.weights.sum() < torch.inf):
+            raise UsageError("The weights are proportions: finite, none of them negative, and not all of them 0.")
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.seed = torch.initial_seed() if seed is None else seed

@@ -113,7 +113,10 @@ class Supervised:
         return parts
 
     def __call__(self, batch: Any) -> Metrics:
-        """Do one optimizer step and return ``loss``, and the gradient's norm before clipping where it is clipped."""
+        """Do one optimizer step and return ``loss``, and the gradient's norm before clipping where it is clipped.
+
+        A loss that is NaN or infinite is returned, and nothing is updated.
+        """
         self.model.train()
         inputs, targets = moved(batch, self.device)
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,6 +133,9 @@ class Supervised:
             for metric in self.metrics.values():
                 metric.update(output.detach(), target)
         result: dict[str, float | Tensor] = {"loss": total}
+        if not torch.isfinite(total):
+            self.optimizer.zero_grad(set_to_none=True)
+            return result  # no update: weights that a resume or the next batch goes on from stay as they were
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
             result["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).detach()

@@ -118,7 +118,7 @@ def discard_temporary(file: Path) -> None:
 
 def discard_sent(file: Path) -> None:
     """Remove a picture that has been uploaded, from the outbox and from nowhere else."""
-    if file.parent.name != OUTBOX:
+    if OUTBOX not in (file.parent.name, file.parent.parent.name):
         raise StorageError(f"{file} is not in an outbox; it was not removed.")
     file.unlink(missing_ok=True)
 

@@ -236,6 +236,7 @@ class TrackedRun:
     def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
         """Log pictures that the UI scrolls by step, and as files in a folder of the epoch; never waits for the server.
 
+        The picture ``inference/A_to_B`` of epoch 5 is the file ``inference/epoch_0005/A_to_B.jpg`` among the artifacts.
         Encoding them is left to the background as well.
         """
         timestamp = time.time_ns() // 1_000_000
@@ -281,9 +282,12 @@ class TrackedRun:
         paths = [
             (str(path), "images") for path in save_for_ui(image, outbox, ui_stem(name, step, timestamp, identifier))
         ]
-        plain = self.home / OUTBOX / f"{name.replace('/', '-')}.epoch-{epoch:04d}.png"
-        image.save(plain)
-        paths.append((str(plain), f"evaluation/epoch_{epoch:04d}"))
+        group, _, rest = name.rpartition("/")
+        folder = f"{group or 'pictures'}/epoch_{epoch:04d}"
+        plain = outbox / folder.replace("/", "-") / f"{rest}.jpg"
+        plain.parent.mkdir(exist_ok=True)
+        image.save(plain, quality=95)
+        paths.append((str(plain), folder))
         self.journal.log_item("image", name, json.dumps({"files": paths}))
         self.set_tag("mlflow.loggedImages", "True")
 

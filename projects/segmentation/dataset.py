@@ -28,7 +28,6 @@ class SegmentationData(Dataset[tuple[Tensor, Tensor]]):
         channels: 1 for grey, 3 for colour.
         augmentation: changes each sample each time; the default changes nothing.
         cache_bytes: samples are kept in memory after they were read once, until they take this much.
-
     """
 
     def __init__(

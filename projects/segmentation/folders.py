@@ -74,7 +74,6 @@ def pictures_in(folder: Path) -> list[Path]:
 
     Raises:
         DataError: the folder does not exist, or holds no picture.
-
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}. Check the path; a relative one starts at {Path.cwd()}.")
@@ -95,7 +94,6 @@ def survey(folders: FolderPair, *, empty_masks: EmptyMasks = "refuse") -> Survey
 
     Raises:
         DataError: a folder does not exist or holds no picture; all else is a problem in what is returned.
-
     """
     pairs, problems = _paired(folders)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as readers:  # decoding releases the interpreter
@@ -120,7 +118,6 @@ def require_sound(surveys: Iterable[tuple[FolderPair, Survey]]) -> None:
 
     Raises:
         DataError: there is a problem, or nothing is left to train or to validate on.
-
     """
     complaints = []
     for folders, found in surveys:

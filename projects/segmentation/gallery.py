@@ -25,7 +25,6 @@ class Gallery:
 
     Raises:
         DataError: the folder is not there, or one of the images to be shown from it cannot be read.
-
     """
 
     def __init__(self, segmenter: Segmenter, samples: Sequence[Sample], unjudged: Path | None, most: int) -> None:

@@ -20,7 +20,6 @@ class SegmentationNet(nn.Module):
         size: (H, W) at which it will be trained.
         mean: of the training images' pixels.
         std: standard deviation of the same.
-
     """
 
     mean: Tensor
@@ -40,7 +39,6 @@ class SegmentationNet(nn.Module):
 
         Raises:
             RuntimeError: it is not the state of such a network.
-
         """
         if not {"mean", "trained_at"} <= weights.keys():
             raise RuntimeError(f"no weights of a {cls.__name__}: its mean and trained_at are missing")

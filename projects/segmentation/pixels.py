@@ -40,7 +40,6 @@ def read_image(path: Path) -> NDArray[np.float32]:
 
     Raises:
         UnreadablePixels: the file cannot be decoded to its last row.
-
     """
     raster = _decoded(path)
     values = raster.values if raster.palette is None else raster.palette[raster.values]
@@ -57,7 +56,6 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
     Raises:
         UnreadablePixels: the file cannot be decoded, or holds labels 0, 1, 2 … and so is no binary mask.
-
     """
     raster = _decoded(path)
     if raster.palette is not None:

@@ -41,7 +41,6 @@ class Segmenter:
 
         Raises:
             DataError: the folder holds no weights, or those of another network.
-
         """
         files = sorted(folder.glob("model*.safetensors"))
         weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
@@ -80,7 +79,6 @@ def predict(segmenter: Segmenter, images: Path, masks: Path) -> list[Path]:
     Raises:
         DataError: the folder holds no picture, two with the same stem, or some that cannot be read. Nothing is
             written for two with the same stem; of the others those that can be read are done first.
-
     """
     by_stem: dict[str, list[str]] = defaultdict(list)
     pictures = pictures_in(images)

@@ -104,7 +104,6 @@ def build(config: Config) -> mltrain.Task:
 
     Raises:
         mltrain.errors.DataError: images and masks that do not fit together, all of them named.
-
     """
     train, val = read_samples(config)
     size = config.image_size or natural_size(train)

@@ -75,7 +75,6 @@ def write_once(cache: Path, name: str, write: Callable[[Path], None]) -> Path:
 
     Raises:
         DataError: the cache cannot be written to.
-
     """
     folder = cache / name
     if folder.is_dir():

@@ -27,7 +27,6 @@ def drawn(samples: Sequence[Sample], fraction: float, seed: int, group_regex: st
 
     Raises:
         DataError: the expression finds nothing in some stem, or there are fewer than two groups.
-
     """
     groups = _groups(samples, group_regex)
     if len(groups) < 2:
@@ -57,7 +56,6 @@ def tabled(samples: Sequence[Sample], table: Path) -> Parts:
 
     Raises:
         DataError: the file cannot be read, or its stems are not exactly those of the samples, or a part is empty.
-
     """
     try:
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)

@@ -15,7 +15,6 @@ class Validation:
         net: maps images to logits.
         loss: maps (logits, masks) to their mean loss.
         batches: of (images, masks), the same ones each time they are iterated.
-
     """
 
     def __init__(

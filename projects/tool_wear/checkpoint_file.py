@@ -34,7 +34,6 @@ def write(file: Path, state: Mapping[str, Any]) -> None:
     Raises:
         UnsupportedValue: the state holds something else; the message names the path to it.
         StorageError: the disk refuses.
-
     """
     encoded = codec.encode(snapshot(state, HostBuffers()))
     members = {member.name: b"".join(member.content) for member in encoded.files}
@@ -61,7 +60,6 @@ def read(file: Path, device: torch.device | None = None) -> dict[str, Any]:
     Raises:
         NoCheckpoint: there is no such file.
         DamagedCheckpoint: it is not a checkpoint file, of a later version, or not as it was written.
-
     """
     try:
         with zipfile.ZipFile(file) as archive:

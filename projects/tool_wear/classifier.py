@@ -71,7 +71,6 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         model_: the network, with the weights of the best epoch where there was validation data, else of the last.
         classes_: the classes, as they were given.
         history_: what :meth:`train` returned.
-
     """
 
     def __init__(
@@ -136,7 +135,6 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         Raises:
             DataError: the data do not fit together, or not to the checkpoint.
             NoCheckpoint, DamagedCheckpoint, StateMismatch: the checkpoint cannot be resumed from.
-
         """
         classes, split = split_of(train_data, val_data)
         source = places.place(resume_from_checkpoint)
@@ -197,7 +195,6 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         Raises:
             NotFittedError: nothing was trained or loaded.
             DataError: the signals are not of that shape, or not of as many channels as those trained on.
-
         """
         check_is_fitted(self, "model_")
         signals = signals_of(X, "X")
@@ -226,7 +223,6 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         Raises:
             NotFittedError: nothing was trained or loaded.
             StorageError: the disk refuses.
-
         """
         check_is_fitted(self, "model_")
         counted = {
@@ -252,7 +248,6 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         Raises:
             NoCheckpoint, DamagedCheckpoint: there is none, or it is not as it was written.
             StateMismatch: it is of another network.
-
         """
         where = places.place(file_path)
         state = where.read()

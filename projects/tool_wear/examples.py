@@ -17,7 +17,6 @@ def split_of(train_data: Examples, val_data: Examples | None) -> tuple[NDArray[A
 
     Raises:
         DataError: the examples do not fit together, or those of ``val_data`` not to those of ``train_data``.
-
     """
     signals, targets = _examples(train_data, "train_data")
     classes, labels = np.unique(targets, return_inverse=True)
@@ -65,7 +64,6 @@ def signals_of(given: ArrayLike, name: str) -> Signals:
 
     Raises:
         DataError: they are not finite numbers of that shape; ``name`` says which ones.
-
     """
     try:
         signals = np.asarray(given, dtype=np.float32)

@@ -145,7 +145,6 @@ def wear_of(tool: Tool, cuts: int, rng: np.random.Generator) -> Array:
 
     Returns:
         Wear in um, shape (cuts, teeth); its mean over the teeth is VB.
-
     """
     used = np.linspace(1.0 / cuts, 1.0, cuts)
     accelerated = 1.0 - tool.break_in - tool.steady
@@ -187,7 +186,6 @@ def signals(tool: Tool, wear: Array, *, windows: int, samples: int, rate: float,
 
     Returns:
         Shape (cuts, windows, samples, 7), float32, channels and units as :data:`CHANNELS`.
-
     """
     milling = tool.milling
     cuts = len(wear)

@@ -26,7 +26,6 @@ class HeldOut:
         split: the windows; the baselines are fitted on its training part.
         weights: weight of each class in the loss, shape (classes,), on the CPU.
         seed: of the random forest among the baselines.
-
     """
 
     def __init__(self, model: nn.Module, split: Split, weights: Tensor, seed: int) -> None:

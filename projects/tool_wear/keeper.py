@@ -41,7 +41,6 @@ class Keeper:
 
         Raises:
             StateMismatch, DataError: the state is not a classifier's, or was trained on other classes.
-
         """
         own, now = own_part(state, source), self._own["classes"]
         if not np.array_equal(own["classes"], now):
@@ -55,7 +54,6 @@ def own_part(state: Mapping[str, Any], source: Place) -> Mapping[str, Any]:
 
     Raises:
         StateMismatch: nothing was added: it is not a classifier's.
-
     """
     own: Mapping[str, Any] | None = state.get(OWN)
     if own is None:

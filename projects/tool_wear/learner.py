@@ -44,7 +44,6 @@ class Learner:
         step: trains it on a batch.
         loader: the batches.
         weights: weight of each class in the loss, shape (classes,), on the CPU.
-
     """
 
     model: WearLSTM
@@ -89,7 +88,6 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     Args:
         windows: with a class each.
         spread: standard deviation of the relative gain; its numbers come from torch's global generator.
-
     """
 
     def __init__(self, windows: Windows, spread: float) -> None:

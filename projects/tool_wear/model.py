@@ -24,7 +24,6 @@ class WearLSTM(nn.Module):
         hidden: width of the hidden state.
         layers: how many LSTM layers are stacked.
         dropout: share of the values dropped between the layers and before the head.
-
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class WearLSTM(nn.Module):
 
         Raises:
             StateMismatch: they are not the weights of such a network.
-
         """
         try:
             mean, std, head = weights["scaler.mean"], weights["scaler.std"], weights["head.1.weight"]

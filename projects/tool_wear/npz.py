@@ -32,7 +32,6 @@ def read(file: Path) -> Windows:
 
     Raises:
         DataError: the file cannot be read, or its arrays do not fit together; all that is wrong is listed.
-
     """
     what = f"{file} does not hold windows"
     try:

@@ -48,7 +48,6 @@ def find(folder: Path) -> tuple[Cutter, ...]:
 
     Raises:
         DataError: there are none, or two files are the same cut of the same tool.
-
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}. Give the folder that holds c1/c_1_001.csv and so on.")
@@ -75,7 +74,6 @@ def read(folder: Path, windowing: Windowing) -> Windows:
 
     Raises:
         DataError: no wear was measured, or files are damaged, too short or do not fit together; all of them are listed.
-
     """
     cutters = find(folder)
     without = [cutter.name for cutter in cutters if cutter.wear is None]
@@ -91,7 +89,6 @@ def read_unlabelled(folder: Path, windowing: Windowing) -> Windows:
 
     Raises:
         DataError: files are damaged or too short; all of them are listed.
-
     """
     return _read([Cutter(cutter.name, cutter.cuts, None) for cutter in find(folder)], folder, windowing)
 

@@ -99,7 +99,6 @@ class Run:
 
         Raises:
             RunNotFound, TrackingError, NoCheckpoint: there is no such run, or it has no intact checkpoint.
-
         """
         return reader(self.id).load("latest")[1]
 
@@ -109,7 +108,6 @@ class Run:
 
         Raises:
             RunNotFound, RunHeld, TrackingError: the run cannot be written to.
-
         """
         run = open_run(self.id)
         with CheckpointManager(run, metric="val/loss", mode="min") as manager:

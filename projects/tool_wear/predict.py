@@ -28,7 +28,6 @@ def predict(model: Path, recordings: Path) -> Results:
 
     Raises:
         DataError: the folder holds no model of this project, the recordings cannot be read, or have other channels.
-
     """
     files = sorted(model.glob("model*.safetensors"))
     if not files or not (model / "params.json").is_file():

@@ -24,7 +24,6 @@ class Config(mltrain.Config):
 
     epochs: int = Field(25, ge=0, description="The total, also when a run is resumed.")
     early_stopping_patience: int | None = Field(10, ge=1, description="Evaluations without a lower val/loss.")
-    restore_best: bool = Field(True, description="End with the weights of the best epoch.")
 
     data_path: Path | None = Field(None, description="A PHM-2010 folder or an NPZ file; none: generated tools.")
     cache_path: Path | None = Field(None, description="Where windows of a folder are kept; none: the user's cache.")
@@ -93,7 +92,6 @@ def split_of(config: Config) -> Split:
 
     Raises:
         DataError: they cannot be read, or not be split like this.
-
     """
     windows = _windows_of(config)
     val, test = config.val_tools, config.test_tools

@@ -38,7 +38,6 @@ class Windows:
         classes: names of the classes.
         rate: sampling rate of the signals [Hz], where it is known.
         bins: limits of wear between the classes [um], where it is wear that decides.
-
     """
 
     signals: Signals
@@ -85,7 +84,6 @@ class Windowing:
         per_cut: windows of each cut.
         bins: limits of the wear classes [um], rising.
         wear_of: which flank wear decides, the mean over the flutes (as in ISO 8688-2) or the largest.
-
     """
 
     steps: int = 128
@@ -108,7 +106,6 @@ class Windowing:
 
         Raises:
             DataError: that is no whole number.
-
         """
         factor = round(rate / self.rate)
         if factor < 1 or abs(factor * self.rate - rate) > 1e-6 * rate:
@@ -161,7 +158,6 @@ def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str]
     Raises:
         DataError: a tool that is not there or is named twice, no tool left to train on, or a class that no training
             window has.
-
     """
     names = windows.tool_names
     problems = [f"there is no tool {tool!r}" for tool in (*val, *test) if tool not in names]
@@ -189,7 +185,6 @@ def refuse(what: str, problems: Sequence[str]) -> NoReturn:
 
     Raises:
         DataError: always.
-
     """
     lines = [f"  - {problem}" for problem in problems[:_MOST_PROBLEMS]]
     if len(problems) > _MOST_PROBLEMS:

@@ -39,7 +39,7 @@ def test_from_folders_to_masks(tmp_path: Path, own: list[str]) -> None:
     trained = run(tmp_path, "mltrain", "train", "segmentation", "epochs=4", "image_size=48", "num_threads=1", *own)
     (run_id,) = re.findall(r"^run_id=(\w+)$", trained.stdout, re.MULTILINE)
 
-    shown = list(tmp_path.glob(f"mlruns/*/{run_id}/artifacts/evaluation/epoch_0004/*.png"))
+    shown = list(tmp_path.glob(f"mlruns/*/{run_id}/artifacts/val/epoch_0004/*.jpg"))
     assert len(shown) == 4
 
     evaluated = run(tmp_path, "mltrain", "evaluate", run_id, "--to", "report", "--json")
