@@ -243,6 +243,8 @@ def fitted(weights: Mapping[str, Any], module: nn.Module, name: str = "model") -
     Raises:
         StateMismatch: with the missing, unexpected and reshaped names.
     """
+    if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
+        raise StateMismatch(f"the module {name!r}: it holds a {type(weights).__name__} and no tensors by name")
     own = module.state_dict()
     given = {key.replace(_COMPILED, ""): value for key, value in weights.items()}
     spelled = {key.replace(_COMPILED, ""): key for key in own}

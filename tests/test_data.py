@@ -165,7 +165,7 @@ def test_only_with_a_seed_for_every_sample_it_does_not_matter_what_the_others_dr
             return super().__getitem__(index)
 
     def draws(dataset: Noisy) -> list[torch.Tensor]:
-        return [*ResumableLoader(dataset, 6, seed=1, shuffle=False, seed_samples=seed_samples)][0][1][1:]
+        return next(iter(ResumableLoader(dataset, 6, seed=1, shuffle=False, seed_samples=seed_samples)))[1][1:]
 
     assert identical(draws(Greedy(6)), draws(Noisy(6))) == seed_samples
 

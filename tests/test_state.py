@@ -140,7 +140,7 @@ def test_a_refused_snapshot_leaves_the_buffers_as_they_were() -> None:
 
 def test_what_cannot_be_resumed_cannot_join() -> None:
     state = TrainState()
-    with pytest.raises(UsageError, match="'loss' is a MSELoss|'loss' is a function"):
+    with pytest.raises(UsageError, match="'loss' is a function"):
         state.add("loss", lambda: 0)  # type: ignore[arg-type]
     state.add("net", nn.Linear(1, 1))
     with pytest.raises(UsageError, match="Two parts of the state are called 'net'"):
@@ -196,7 +196,7 @@ def test_a_part_that_does_not_understand_its_state_is_named(wrong: Any) -> None:
         state.restore({**state.state_dict(), "part": wrong})
 
 
-@pytest.mark.parametrize("wrong", [3, None, [1], torch.ones(2)])
+@pytest.mark.parametrize("wrong", [3, None, [1], torch.ones(2), {1: torch.ones(2)}])
 def test_weights_that_are_none_are_refused(wrong: Any) -> None:
     state, *_ = trained()
     with pytest.raises(StateMismatch, match="model"):

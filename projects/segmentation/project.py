@@ -48,6 +48,7 @@ Channels = Annotated[Literal[1, 3], BeforeValidator(_number)]
 class Config(mltrain.Config):
     """Where images and masks are, and how the network is trained. ``config.yaml`` explains every key at length."""
 
+    num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU; none: torch's own choice.")
     epochs: int = Field(40, ge=0, description="The total, also when a run is resumed.")
     best_metric: str = Field("val/f1", min_length=1, description="The metric that decides which one is best.")
     best_mode: Literal["min", "max"] = Field("max", description="Whether less or more of it is better.")

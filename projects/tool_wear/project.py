@@ -22,6 +22,7 @@ SYNTHETIC_VAL, SYNTHETIC_TEST = ("c5",), ("c6",)
 class Config(mltrain.Config):
     """What the tool wear classifier has to know."""
 
+    num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU; none: torch's own choice.")
     epochs: int = Field(25, ge=0, description="The total, also when a run is resumed.")
     early_stopping_patience: int | None = Field(10, ge=1, description="Evaluations without a lower val/loss.")
 

@@ -180,6 +180,10 @@ def test_latest_keeps_the_newest() -> None:
     assert kept(Latest(9), epochs(2)) == [1, 2]
 
 
+def test_an_interruption_takes_no_place_of_an_epoch() -> None:
+    assert kept(Latest(2), [*epochs(3), manifest_of(4, kind="interrupted")]) == [2, 3]
+
+
 def test_best_keeps_the_best_by_its_metric_and_mode() -> None:
     manifests = epochs(4, iou=[0.1, 0.4, 0.3, 0.2], loss=[4, 3, 2, 1])
     assert kept(Best(2, "val/iou", "max"), manifests) == [2, 3]
@@ -254,7 +258,7 @@ def test_what_is_protected_may_exceed_a_budget() -> None:
 def test_an_interrupted_checkpoint_stays_until_a_later_commit_supersedes_it() -> None:
     manifests = [manifest_of(1), manifest_of(2), manifest_of(3, kind="interrupted")]
     keep = protected(manifests, CONTEXT, resumed_from=None, in_use=())
-    assert [r.manifest.step for r in plan(manifests, Latest(1), CONTEXT, keep)] == [1, 2]
+    assert [r.manifest.step for r in plan(manifests, Latest(1), CONTEXT, keep)] == [1]
     later = [*manifests, manifest_of(4, attempt=2, ancestry=[manifests[2].id])]
     keep = protected(later, CONTEXT, resumed_from=None, in_use=())
     removals = plan(later, Latest(9), CONTEXT, keep)
