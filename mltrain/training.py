@@ -176,7 +176,7 @@ class _Session:
         # A new training is built before there is a run, so that data that cannot be read leave none behind.
         built = self._built() if self._request.resume_run is None else None
         run = self._opened()
-        self._display.opened(run, places(self._server))
+        self._display.opened(run, places(self._server, run.experiment_id, run.id))
         try:
             return self._trained(run, built)
         except KeyboardInterrupt:

@@ -46,9 +46,11 @@ class CheckpointReader:
 
     def all(self) -> list[Manifest]:
         """Return all committed checkpoints, oldest first, those of abandoned lines included."""
-        known = {manifest.id: manifest for manifest in self.store.staged()}
-        known.update({manifest.id: manifest for manifest in self.store.manifests(damaged=self._damaged)})
-        return sorted(known.values(), key=lambda manifest: manifest.id.order)
+        committed = self.store.manifests(damaged=self._damaged)
+        newest = max((manifest.id.order for manifest in committed), default=(0, 0))
+        # Uploads are in order, so what is staged and older than the newest commit is there already, or was superseded.
+        waiting = [manifest for manifest in self.store.staged() if manifest.id.order > newest]
+        return committed + sorted(waiting, key=lambda manifest: manifest.id.order)
 
     def matching(self, which: str) -> list[Manifest]:
         """Return the checkpoints that a word may mean, the first choice first; see :func:`matching`."""

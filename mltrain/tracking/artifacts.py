@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_delay
 
 from mltrain.errors import DamagedCheckpoint, StorageError
+from mltrain.tracking.retry import FullJitter
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -118,7 +119,7 @@ def discard_temporary(file: Path) -> None:
 
 def discard_sent(file: Path) -> None:
     """Remove a picture that has been uploaded, from the outbox and from nowhere else."""
-    if OUTBOX not in (file.parent.name, file.parent.parent.name):
+    if OUTBOX not in (file.parent.name, file.parent.parent.name) or ".." in file.parts:
         raise StorageError(f"{file} is not in an outbox; it was not removed.")
     file.unlink(missing_ok=True)
 
@@ -290,7 +291,7 @@ def _persistently(call: Callable[[], T]) -> T:
     with _named_errors():
         return Retrying(
             stop=stop_after_delay(RETRY_SECONDS),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
+            wait=FullJitter(multiplier=0.2, max=5),
             retry=retry_if_exception(_may_pass),
             reraise=True,
         )(call)

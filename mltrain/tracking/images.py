@@ -11,7 +11,8 @@ from mltrain.errors import UsageError
 
 PREVIEW_PIXELS = 512
 _UI_NAME = re.compile(r"(.+)\+step\+(\d+)\+timestamp\+\d+\+[0-9a-f-]{36}\.png", re.ASCII)
-_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,99}", re.ASCII)  # so that its files are artifacts with valid names
+_WORD = r"[A-Za-z0-9_][A-Za-z0-9_. -]*"
+_KEY = re.compile(rf"(?=.{{1,100}}$){_WORD}(/{_WORD})*", re.ASCII)  # so that its files are artifacts with valid names
 
 
 def as_image(picture: Any) -> Any:
@@ -46,7 +47,7 @@ def ui_stem(name: str, step: int, timestamp: int, identifier: object) -> str:
     """
     if not _KEY.fullmatch(name):
         raise UsageError(
-            f"{name!r:.80} cannot name a picture: a letter or digit, then up to 99 of these, blanks and _ - . / were expected."
+            f"{name!r:.80} cannot name a picture: up to 100 letters, digits, blanks and _ - . / were expected."
         )
     return f"{name.replace('/', '~')}+step+{step}+timestamp+{timestamp}+{identifier}"
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, stop_when_event_set, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_when_event_set
 
 from mltrain.errors import RunNotFound, StorageError, TrackingError
 from mltrain.tracking.artifacts import Artifacts, discard_sent
 from mltrain.tracking.journal import Journal, StoredItem, StoredPoint
+from mltrain.tracking.retry import FullJitter
 from mltrain.tracking.server import Refusal, Server
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Sender:
         try:
             Retrying(
                 retry=retry_if_exception(_may_pass),
-                wait=wait_random_exponential(multiplier=0.5, max=30),
+                wait=FullJitter(multiplier=0.5, max=30),
                 stop=stop_when_event_set(self._give_up),
                 sleep=self._pause,
                 before_sleep=lambda state: self._note(state.outcome.exception() if state.outcome else None),

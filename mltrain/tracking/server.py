@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 _CLIENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # would draw from Python's global random numbers
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # said once, at the start
     "MLFLOW_TRUNCATE_LONG_VALUES": "true",
 }
 
@@ -107,10 +109,11 @@ def connect() -> Server:
         ) from error
 
 
-def places(server: Server) -> str:
-    """Say where runs are kept and how to look at them."""
+def places(server: Server, experiment_id: str, run_id: str) -> str:
+    """Say where runs are kept and how to look at this one."""
     if server.uri.startswith(("http://", "https://")):
-        return f"Runs are kept at {server.shown}: open it in a browser."
+        page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+        return f"Runs are kept at {server.shown}\nLook at this one: {server.shown.rstrip('/')}/{page}"
     return (
         f"Runs are kept in {server.shown}, seen from {Path.cwd()}.\n"
         f"Look at them with: mlflow ui --backend-store-uri {server.shown}"

@@ -63,13 +63,14 @@ def _synced(server: Server, home: Path, seconds: float) -> Synced:
         dropped = sum(journal.drop_beyond(attempt, end) for attempt, end in ends.items())
         uploaded = []
         store = CheckpointStore(home.name, artifacts, Spool(staging))
+        newest = max((manifest.id.order for manifest in store.manifests()), default=(0, 0))
         for manifest in store.staged():
             if manifest.step > ends.get(manifest.id.attempt, manifest.step):
                 dropped += 1
                 discard_staged(staging / manifest.name)
-                continue
-            store.publish(manifest)
-            uploaded.append(manifest.name)
+            elif manifest.id.order > newest:
+                store.publish(manifest)
+                uploaded.append(manifest.name)
         before = journal.unsent()
         drained = Sender(server, home.name, journal, artifacts, lambda: True).drain(seconds)
         left = journal.unsent()
