@@ -20,10 +20,12 @@ class Terminal:
         self._console = Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._shown_epoch = -1
+        self._look = ""
         self._epoch_began = time.monotonic()
 
     def opened(self, run: TrackedRun, where: str) -> None:
         """Say where the run is kept and print its id on a line of its own."""
+        self._look = where.splitlines()[-1].partition(": ")[2]
         _line(where)
         local = run.artifacts.local_root
         _line(
@@ -98,6 +100,7 @@ class Terminal:
         if outcome.exit_code not in (STOPPED, STOPPED_STAGED):
             _line(f"Evaluate: mltrain evaluate {outcome.run_id} --to evaluation")
             _line(f"Pull:     mltrain pull {outcome.run_id} --to model")
+        _line(f"Look:     {self._look}")
 
 
 def _epoch_line(trainer: Trainer, seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,30 @@ def test_the_readme_project_trains_and_resumes(workplace: Workplace) -> None:
     assert first.code == 0, first.err
     again = workplace.mltrain("train", "--resume-run", first.run_id, "epochs=2")
     assert again.code == 0, again.err
+
+
+def test_the_readme_from_the_first_training_to_the_pulled_model(workplace: Workplace) -> None:
+    """The commands of the first screen, on the quick preset; ``make`` itself is what runs this test."""
+    bin_folder = Path(sys.executable).parent
+    environment = {**workplace.environment, "PATH": f"{bin_folder}:{workplace.environment['PATH']}"}
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    launch = next(line for line in text.splitlines() if "-P preset=quick" in line)
+
+    def run(command: str) -> str:
+        command = command.replace("mlflow run .", f"mlflow run {CHECKOUT}").replace("epochs=60", "epochs=4")
+        done = subprocess.run(
+            shlex.split(command), cwd=workplace.folder, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    said = run(launch)
+    run_id = next(line for line in said.splitlines() if line.startswith("run_id=")).removeprefix("run_id=")
+    first_screen = re.findall(r"^mltrain .*", text.split("## Install")[0], re.MULTILINE)
+    for command in first_screen:
+        run(re.sub(r"\bID\b", run_id, command.split("#")[0]))
+    assert (workplace.folder / "evaluation" / "per_image.csv").is_file()
+    assert (workplace.folder / "model" / "model.safetensors").is_file()
 
 
 def test_links_between_pages_lead_somewhere() -> None:

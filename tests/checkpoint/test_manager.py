@@ -1,0 +1,458 @@
+"""The public face of checkpoints, in a loop written by hand."""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mltrain.checkpoint.manager import CheckpointManager
+from mltrain.checkpoint.manifest import Manifest, Point
+from mltrain.checkpoint.retention import EveryNth, Latest, Pinned
+from mltrain.errors import NoCheckpoint, StorageError, UnsupportedValue, UsageError
+from tests.checkpoint.runs import FolderRun, remote, state_at
+from tests.values import identical
+
+
+@pytest.fixture(params=["on this machine", "elsewhere"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> FolderRun:
+    return FolderRun(tmp_path, repository=remote(tmp_path) if request.param == "elsewhere" else None)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> FolderRun:
+    return FolderRun(tmp_path)
+
+
+def epochs(manager: CheckpointManager) -> list[int]:
+    return [manifest.epoch for manifest in manager.checkpoints()]
+
+
+def train(manager: CheckpointManager, first: int, last: int, loss: Callable[[int], float] | None = None) -> None:
+    for epoch in range(first, last + 1):
+        metrics = {"val/loss": loss(epoch)} if loss is not None else None
+        manager.save_epoch_checkpoint(state_at(epoch), epoch, metrics)
+    assert manager.wait(60)
+
+
+def test_a_loop_goes_on_where_another_one_stopped(run: FolderRun) -> None:
+    with run.manager() as manager:
+        assert manager.load_latest_checkpoint() is None
+        train(manager, 1, 3)
+    with run.next_attempt().manager() as manager:
+        state = manager.load_latest_checkpoint()
+        assert identical(state, state_at(3))
+        assert manager.resumed_from is not None
+        train(manager, 4, 5)
+        assert [manifest.name for manifest in manager.checkpoints()][-2:] == [
+            "step-000000004-a02",
+            "step-000000005-a02",
+        ]
+        newest = manager.checkpoints()[-2]
+    assert newest.parent == manager.resumed_from.id
+    assert newest.ancestry == (manager.resumed_from.id,)
+
+
+def test_the_newest_five_stay_by_default_and_the_best(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 8, loss=lambda epoch: abs(epoch - 2))
+        assert epochs(manager) == [2, 4, 5, 6, 7, 8]
+        assert manager.best() is not None
+        assert manager.best().epoch == 2  # type: ignore[union-attr]
+    assert [removal["checkpoint"] for removal in run.removals] == ["step-000000001-a01", "step-000000003-a01"]
+    assert all(removal["rule"] == "not kept by Latest(5) | Best(1)" for removal in run.removals)
+    assert all(removal["bytes"] > 0 for removal in run.removals)
+    assert (run.tags["mltrain.latest"], run.tags["mltrain.best"]) == ("step-000000008-a01", "step-000000002-a01")
+
+
+def test_how_many_stay_is_for_the_caller_to_say(run: FolderRun) -> None:
+    with run.manager(max_to_keep=2) as manager:
+        train(manager, 1, 5)
+        assert epochs(manager) == [4, 5]
+
+
+def test_which_ones_stay_is_for_the_caller_to_say(run: FolderRun) -> None:
+    with run.manager(policy=EveryNth(epochs=3) | Latest(1)) as manager:
+        train(manager, 1, 7)
+        assert epochs(manager) == [3, 6, 7]
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 4)])
+def test_the_best_is_derived_from_a_metric_and_a_mode(mode: str, best: int, run: FolderRun) -> None:
+    with run.manager(metric="score", mode=mode) as manager:
+        for epoch in (1, 2, 3, 4):
+            manager.save_epoch_checkpoint(state_at(epoch), epoch, {"score": float(epoch)})
+        manager.wait()
+        assert manager.load_best_model()["epoch"] == best  # type: ignore[index]
+
+
+def test_the_best_can_be_declared(run: FolderRun) -> None:
+    with run.manager(max_to_keep=1) as manager:
+        for epoch in range(1, 6):
+            manager.save_epoch_checkpoint(state_at(epoch), epoch)
+            if epoch in (1, 3):
+                manager.save_best_model(state_at(epoch), 0.9, epoch)
+        manager.wait()
+        assert epochs(manager) == [3, 5], "one copy of its bytes, under the name of its epoch"
+    with run.next_attempt().manager() as manager:
+        assert manager.load_best_model()["epoch"] == 3  # type: ignore[index]
+
+
+def test_a_best_model_that_was_not_saved_before_is_saved(run: FolderRun) -> None:
+    with run.manager(max_to_keep=1) as manager:
+        manager.save_best_model(state_at(2), {"val/iou": 0.5})
+        manager.save_epoch_checkpoint(state_at(3), 3)
+        manager.wait()
+        assert [(m.epoch, m.best, m.metrics) for m in manager.checkpoints()] == [
+            (2, True, {"val/iou": 0.5}),
+            (3, False, {}),
+        ]
+        assert manager.load_best_model()["epoch"] == 2  # type: ignore[index]
+
+
+def test_an_interrupted_state_is_the_newest_and_is_used_once(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 2)
+        manager.save_interrupt_checkpoint(state_at(2, batch=7))
+    for _ in range(2):  # loading does not destroy it
+        with run.next_attempt().manager() as manager:
+            assert manager.load_latest_checkpoint()["batch"] == 7  # type: ignore[index]
+    resumed = run.next_attempt().next_attempt()
+    with resumed.manager() as manager:
+        manager.load_latest_checkpoint()
+        train(manager, 3, 3)
+        assert [(m.kind, m.epoch) for m in manager.checkpoints()] == [("epoch", 1), ("epoch", 2), ("epoch", 3)]
+    assert [removal["rule"] for removal in resumed.removals] == ["interrupted, and superseded by a later commit"]
+
+
+def test_an_interrupted_state_is_never_a_victim_of_rolling_clean_up(run: FolderRun) -> None:
+    with run.manager(max_to_keep=1) as manager:
+        train(manager, 1, 3)
+        manager.save_interrupt_checkpoint(state_at(3))
+        manager.wait()
+        assert [(m.kind, m.epoch) for m in manager.checkpoints()] == [("epoch", 3), ("interrupted", 3)]
+        assert manager.load("interrupted") is not None
+
+
+def test_there_is_no_latest_best_or_interrupted_at_first(run: FolderRun) -> None:
+    with run.manager() as manager:
+        assert [manager.load(which) for which in ("latest", "best", "interrupted")] == [None, None, None]
+        assert (manager.best(), manager.checkpoints()) == (None, [])
+        train(manager, 1, 1)
+        assert manager.load_best_model() is None, "nothing was measured or declared"
+
+
+def test_what_does_not_exist_is_named_with_what_does(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 2)
+        for which in ("epoch:7", "step:7", "step-000000007-a01"):
+            with pytest.raises(NoCheckpoint, match=r"epoch 1 \(step-000000001-a01\), epoch 2"):
+                manager.load(which)
+        with pytest.raises(UsageError, match="does not name a checkpoint"):
+            manager.load("newest")
+
+
+@pytest.mark.parametrize(("which", "epoch"), [("epoch:2", 2), ("step:3", 3), ("step-000000001-a01", 1), ("latest", 4)])
+def test_a_state_is_loaded_by_epoch_step_or_name(which: str, epoch: int, run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 4)
+        assert manager.load(which)["epoch"] == epoch  # type: ignore[index]
+
+
+def test_two_saves_of_one_step_make_one_checkpoint(run: FolderRun) -> None:
+    with run.manager() as manager:
+        first = manager.save(state_at(1), step=10, kind="step")
+        assert manager.save(state_at(1), step=10, kind="epoch") == first
+        assert manager.save({**state_at(1), "step": 10}, kind="interrupted") == first
+        manager.wait()
+        assert len(manager.checkpoints()) == 1
+
+
+def test_the_step_is_taken_from_the_state(run: FolderRun) -> None:
+    with run.manager() as manager:
+        names = [
+            manager.save({"global_step": 5}),
+            manager.save({"step": 7, "epoch": 2}),
+            manager.save({"epoch": 9}),
+            manager.save({"epoch": 9, "x": 1}, kind="interrupted"),
+            manager.save({"x": 1}),
+            manager.save({"x": 2}),
+        ]
+        manager.wait()
+        assert [identity.step for identity in names] == [5, 7, 9, 10, 11, 12]
+        assert [(m.step, m.epoch) for m in manager.checkpoints()] == [(5, 0), (7, 2), (9, 9), (11, 9), (12, 9)]
+
+
+def test_an_epoch_in_the_middle_of_which_one_was_interrupted_is_counted_on(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 2)
+        manager.save_interrupt_checkpoint({"model": {"w": torch.ones(1)}, "epoch": 2})
+    with run.next_attempt().manager() as manager:
+        manager.load_latest_checkpoint()
+        assert manager.save_epoch_checkpoint(state_at(3), 3).step > 3
+        assert manager.save_epoch_checkpoint(state_at(4), 4).step > 4
+        manager.wait()
+        assert epochs(manager) == [1, 2, 3, 4]
+
+
+def test_a_rolled_back_run_goes_on_from_there_and_abandons_the_rest(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 5)
+    back = run.next_attempt()
+    with back.manager() as manager:
+        manager.load("epoch:2")
+        assert epochs(manager) == [1, 2, 3, 4, 5], "nothing goes before something newer is committed"
+        train(manager, 3, 3)
+        assert [manifest.name for manifest in manager.checkpoints()] == [
+            *("step-000000001-a01", "step-000000002-a01", "step-000000003-a02")
+        ]
+    assert {removal["rule"] for removal in back.removals} == {"abandoned: the run was rolled back before it"}
+
+
+def test_a_loop_may_look_at_an_earlier_state_and_go_on(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 4, loss=lambda epoch: abs(epoch - 2))
+        assert manager.load_best_model()["epoch"] == 2  # type: ignore[index]
+        train(manager, 5, 6)
+        assert epochs(manager)[-2:] == [5, 6]
+        assert manager.load_latest_checkpoint()["epoch"] == 6  # type: ignore[index]
+    with run.next_attempt().manager() as manager:
+        assert manager.load_latest_checkpoint()["epoch"] == 6  # type: ignore[index]
+
+
+def test_what_was_resumed_from_stays_until_something_newer_is_committed(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 4)
+    with run.next_attempt().manager(policy=Latest(1)) as manager:
+        manager.load("epoch:2")
+        manager.prune()
+        assert epochs(manager) == [2, 4]
+
+
+def test_pinned_checkpoints_and_those_in_use_stay(run: FolderRun) -> None:
+    run.pinned = {"step-000000001-a01": "for the paper", "not a checkpoint": "?"}
+    run.used = ["step-000000002-a01", "../../etc"]
+    with run.manager(max_to_keep=1, policy=Latest(1) & Pinned()) as manager:
+        train(manager, 1, 5)
+        assert epochs(manager) == [1, 2, 5]
+
+
+def damage(run: FolderRun, step: int, file: str = "model.safetensors") -> None:
+    place = run.checkpoints / f"step-{step:09d}-a01" / file
+    place.write_bytes(place.read_bytes()[:-1])
+
+
+def without_staging(run: FolderRun) -> FolderRun:
+    """Return the next attempt as on another machine: what was staged here is not there."""
+    other = run.next_attempt()
+    other.staging = other.folder / "another machine"
+    return other
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
+def test_of_a_damaged_latest_the_one_before_is_used_and_that_is_said(
+    file: str, run: FolderRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 3)
+    damage(run, 3, file)
+    other = without_staging(run)
+    with other.manager() as manager, caplog.at_level(logging.WARNING):
+        assert manager.load_latest_checkpoint()["epoch"] == 2  # type: ignore[index]
+    assert "step-000000003-a01 is damaged" in caplog.text
+    assert "step-000000003-a01" in other.tags["mltrain.damaged.step-000000003-a01"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
+def test_when_all_are_damaged_training_does_not_start_afresh(file: str, run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 2)
+    damage(run, 1, file)
+    damage(run, 2, file)
+    with without_staging(run).manager() as manager, pytest.raises(NoCheckpoint, match="is usable"):
+        manager.load_latest_checkpoint()
+
+
+def test_a_damaged_one_that_was_asked_for_by_name_is_not_replaced_by_another(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 3)
+    damage(run, 2)
+    with without_staging(run).manager() as manager:
+        for which in ("epoch:2", "step:2", "step-000000002-a01"):
+            with pytest.raises(NoCheckpoint):
+                manager.load(which)
+
+
+def test_a_checkpoint_that_only_reached_this_disk_is_the_newest(tmp_path: Path) -> None:
+    here = FolderRun(tmp_path, repository=remote(tmp_path))
+    with here.manager() as manager:
+        train(manager, 1, 1)
+    (here.checkpoints / "step-000000001-a01" / "manifest.json").unlink()  # as when the upload had been cut short
+    with here.next_attempt().manager() as manager:
+        assert manager.load_latest_checkpoint()["epoch"] == 1  # type: ignore[index]
+
+
+def test_litter_of_an_interrupted_process_is_removed_at_the_start(run: FolderRun) -> None:
+    litter = run.staging / "step-000000001-a01.0123abcd.tmp"
+    litter.mkdir(parents=True)
+    (litter / "model.safetensors").write_bytes(b"half")
+    with run.manager():
+        assert not litter.exists()
+
+
+def test_what_the_server_has_not_acknowledged_travels_with_the_checkpoint(run: FolderRun) -> None:
+    run.points = [Point(key="loss", step=step, value=0.5, timestamp=1000 + step) for step in (1, 2, 3)]
+    with run.manager() as manager:
+        manager.save(state_at(1), step=2)
+        manager.wait()
+        assert [point.step for point in manager.checkpoints()[0].pending] == [1, 2]
+
+
+def test_an_overtaken_attempt_prunes_and_announces_nothing(run: FolderRun) -> None:
+    with run.manager(max_to_keep=1) as manager:
+        train(manager, 1, 1)
+        run.overtaken = True
+        train(manager, 2, 3)
+        assert run.tags["mltrain.latest"] == "step-000000001-a01"
+    assert run.removals == []
+
+
+def test_a_store_that_does_not_let_anything_be_removed_is_said_once(
+    local: FolderRun, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Any, **named: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with local.manager(max_to_keep=1) as manager, caplog.at_level(logging.WARNING):
+        with monkeypatch.context() as patch:
+            patch.setattr("os.unlink", refused)
+            train(manager, 1, 4)
+            assert epochs(manager) == [1, 2, 3, 4]
+        assert caplog.text.count("Old checkpoints stay") == 1
+        assert local.removals == []
+
+
+def test_after_each_commit_the_caller_is_told(run: FolderRun) -> None:
+    told: list[tuple[int, int | None]] = []
+
+    def committed(manifest: Manifest, best: Manifest | None, store: Any) -> None:
+        told.append((manifest.step, best.step if best is not None else None))
+
+    with run.manager(committed=committed) as manager:
+        train(manager, 1, 3, loss=lambda epoch: abs(epoch - 2))
+    assert told == [(1, 1), (2, 2), (3, 2)]
+
+
+def test_a_state_that_cannot_be_stored_is_refused_at_once_and_the_next_one_is_saved(run: FolderRun) -> None:
+    with run.manager() as manager:
+        with pytest.raises(UnsupportedValue, match=r"^optimizer\.hook is a builtins\.function"):
+            manager.save({"optimizer": {"hook": train}}, step=1)
+        manager.save(state_at(1), step=1)
+        manager.wait()
+        assert len(manager.checkpoints()) == 1
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "../evil.json", "/tmp/evil.json", "manifest.json", "state.json"])
+def test_a_further_file_with_a_name_that_could_not_be_read_back_is_refused(name: str, run: FolderRun) -> None:
+    with run.manager() as manager:
+        with pytest.raises(UsageError, match=re.escape(repr(name))):
+            manager.save(state_at(1), extra={name: b""})
+        manager.save(state_at(1), extra={"notes.json": b"{}"})
+        manager.wait()
+        assert "notes.json" in manager.checkpoints()[0].files
+
+
+def test_a_disk_that_takes_nothing_is_reported_at_the_end(local: FolderRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    manager = local.manager()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        manager.save(state_at(1))
+        manager.wait()
+    with pytest.raises(StorageError, match="Free some space"):
+        manager.close()
+    assert local.status == "FINISHED", "the run is let go of nevertheless"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (ZeroDivisionError, "FAILED")]
+)
+def test_a_block_waits_for_what_was_saved_and_lets_go_of_the_run(
+    error: type[BaseException] | None, status: str, run: FolderRun
+) -> None:
+    def block() -> None:
+        with run.manager() as manager:
+            manager.save(state_at(1))
+            if error is not None:
+                raise error
+
+    if error is None:
+        block()
+    else:
+        with pytest.raises(error):
+            block()
+    assert run.status == status
+    assert (run.checkpoints / "step-000000001-a01" / "manifest.json").exists()
+
+
+def test_closing_twice_is_closing_once(run: FolderRun) -> None:
+    with run.manager() as manager:
+        manager.save(state_at(1))
+        manager.close()
+    manager.close()
+    assert run.status == "FINISHED"
+
+
+def test_everything_it_does_is_logged(run: FolderRun, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), run.manager(max_to_keep=1) as manager:
+        train(manager, 1, 2)
+        manager.load_latest_checkpoint()
+    assert re.search(r"Saved epoch 1 \(step-000000001-a01, \d+\.\d MB\) in \d+\.\d\d s", caplog.text)
+    assert "Removed epoch 1 (step-000000001-a01): not kept by Latest(1) | Best(1)" in caplog.text
+    assert f"Loaded epoch 2 (step-000000002-a01) of run {run.id}" in caplog.text
+
+
+def test_a_real_loop_ends_bit_identical_with_and_without_an_interruption(tmp_path: Path) -> None:
+    def parts() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(3)
+        net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1))
+        return net, torch.optim.AdamW(net.parameters())
+
+    def run(manager: CheckpointManager, last: int) -> nn.Module:
+        net, optimizer = parts()
+        begin = 0
+        state = manager.load_latest_checkpoint()
+        if state is not None:
+            net.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["rng"])
+            begin = state["epoch"]
+        for epoch in range(begin + 1, last + 1):
+            for _ in range(3):
+                optimizer.zero_grad()
+                net(torch.randn(16, 4)).square().mean().backward()
+                optimizer.step()
+            now = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+            manager.save_epoch_checkpoint({**now, "epoch": epoch}, epoch)
+        return net
+
+    with FolderRun(tmp_path / "straight").manager() as manager:
+        expected = run(manager, 6)
+    broken = FolderRun(tmp_path / "broken")
+    with broken.manager() as manager:
+        run(manager, 3)
+    with broken.next_attempt().manager() as manager:
+        got = run(manager, 6)
+    assert identical(dict(got.state_dict()), dict(expected.state_dict()))
+
+
+def test_tensors_are_loaded_onto_the_device_that_was_given(run: FolderRun) -> None:
+    with run.manager(device="meta") as manager:
+        train(manager, 1, 1)
+        assert manager.load_latest_checkpoint()["model"]["weight"].device.type == "meta"  # type: ignore[index]

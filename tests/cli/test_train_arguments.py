@@ -1,0 +1,113 @@
+"""What stands on the command line of ``mltrain train``, and what it means."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mltrain.cli import main
+from mltrain.cli.train import parse
+from mltrain.config import NOT_GIVEN
+from mltrain.errors import UsageError
+
+keys = st.from_regex(r"[a-z][a-z0-9_]{0,8}(\.[a-z]{1,4})?", fullmatch=True)
+values = st.text(min_size=1, max_size=12).filter(lambda text: text not in NOT_GIVEN and not text.startswith("--"))
+
+
+@given(st.dictionaries(keys, values, max_size=5), st.data())
+def test_a_key_and_its_value_may_be_written_in_three_ways(given_: dict[str, str], data: st.DataObject) -> None:
+    words: list[str] = ["my_project"]
+    for key, value in given_.items():
+        way = data.draw(st.sampled_from(["plain", "joined", "apart", "dashes"]))
+        option = f"--{key.replace('_', '-') if way == 'dashes' else key}"
+        words += {"plain": [f"{key}={value}"], "apart": [option, value]}.get(way, [f"{option}={value}"])
+    assert parse(words) == ("my_project", given_)
+
+
+@pytest.mark.parametrize(
+    ("words", "project", "overrides"),
+    [
+        ([], None, {}),
+        (["segmentation"], "segmentation", {}),
+        (["lr=1e-3", "my_project.py", "epochs=3"], "my_project.py", {"lr": "1e-3", "epochs": "3"}),
+        (["--lr", "-1"], None, {"lr": "-1"}),
+        (["lr=-1"], None, {"lr": "-1"}),
+        (["-lr=3"], None, {"lr": "3"}),
+        (["note=a=b=c"], None, {"note": "a=b=c"}),
+        (["--note=--x"], None, {"note": "--x"}),
+        (["network.width=3", "--network.depth", "4"], None, {"network.width": "3", "network.depth": "4"}),
+        (["image_path=", "--config=''", 'preset=""', "lr=none", "--lr", "None", "epochs=~"], None, {}),
+        (["patience=null"], None, {"patience": "null"}),
+        (["lr=1", "lr=2"], None, {"lr": "2"}),
+        (["note=two words", "other=x;y|z$(id)`id`"], None, {"note": "two words", "other": "x;y|z$(id)`id`"}),
+    ],
+)
+def test_words_mean_a_project_and_keys(words: list[str], project: str | None, overrides: dict[str, str]) -> None:
+    assert parse(words) == (project, overrides)
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=3.py").write_text("")
+    assert parse(["lr=3.py"]) == ("lr=3.py", {})
+    assert parse(["lr=4.py"]) == (None, {"lr": "4.py"})
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["one", "two"], "'two': the project is 'one' already"),
+        (["--lr"], "--lr has no value: --lr VALUE or lr=VALUE was expected"),
+        (["one", "--amp", "--lr", "3"], "--amp has no value"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(words: list[str], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        parse(words)
+
+
+def test_nothing_given_is_changed_by_reading_it() -> None:
+    words = ["one", "--lr", "3"]
+    parse(words)
+    assert words == ["one", "--lr", "3"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there: nothing of this needs anybody
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train"], "Which project? Name it: mltrain train PROJECT"),
+        (["train", "resume_run=''", "--config", ""], "Which project?"),
+        (["train", "--resume-run", "a", "--fork-run", "b"], "give one of the two"),
+        (["train", "resume_run=a", "fork_run=b"], "give one of the two"),
+        (["train", "no-such-project", "--lr", "3"], "There is no project 'no-such-project'"),
+        (["train", "project=no-such-project", "lr=3"], "There is no project 'no-such-project'"),
+        (["train", "--default-project", "no-such-default"], "There is no project 'no-such-default'"),
+        (["train", "no-such-project", "--default-project", "segmentation"], "There is no project 'no-such-project'"),
+        (["train", "--resume-run", "../../etc"], "is not the id of a run"),
+        (["train", "resume_run=ABCDEF"], "is not the id of a run"),
+        (["train", "one", "two"], "the project is 'one' already"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    words: list[str], said: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mltrain", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said in printed.err
+    assert printed.err.startswith("Error: ")
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert not (here / "home").exists(), "nothing was begun"

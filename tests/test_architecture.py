@@ -1,0 +1,252 @@
+"""The house: who may import whom, and who may touch the disk, the tracking server and foreign bytes."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = (
+    ("errors", "tree", "state", "config", "fingerprint", "device"),
+    ("history", "stopping", "triggers", "signals", "schedules", "steps", "data", "checkpoint", "tracking"),
+    (
+        "trainer",
+        "project",
+        "training",
+        "evaluate",
+        "foreign",
+        "pruning",
+        "doctor",
+        "pipeline",
+        "distributed",
+        "testing",
+    ),
+    ("display", "cli", "__main__"),
+)
+"""From the ground up. Who stands on one floor may import what stands on the same or below."""
+
+LOCAL_STAGING, ARTIFACTS = "mltrain/checkpoint/spool.py", "mltrain/tracking/artifacts.py"
+
+
+@cache
+def source(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def files(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def imported(file: Path, *, anywhere: bool = True) -> Iterator[str]:
+    """Yield the full names of all modules, and of what is taken from them; ``anywhere``: inside of functions too."""
+    nodes = ast.walk(source(file)) if anywhere else iter(source(file).body)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(file)} imports relatively"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Yield every call with the name called, such as ``os.rename`` or ``….unlink``."""
+    for node in ast.walk(source(file)):
+        if isinstance(node, ast.Call):
+            function = node.func
+            if isinstance(function, ast.Name):
+                yield function.id, node
+            elif isinstance(function, ast.Attribute):
+                owner = function.value.id if isinstance(function.value, ast.Name) else "…"
+                yield f"{owner}.{function.attr}", node
+
+
+def floor(module: str) -> int:
+    part = module.split(".")[1]
+    found = [number for number, names in enumerate(FLOORS) if part in names]
+    assert found, f"mltrain/{part} has no floor in the house: give it one here and in docs/architecture.md"
+    return found[0]
+
+
+def modules() -> dict[str, Path]:
+    return {
+        name_of(file).removesuffix(".py").removesuffix("/__init__").replace("/", "."): file for file in files("mltrain")
+    }
+
+
+def test_imports_point_downward() -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, file in modules().items()
+        if module != "mltrain"  # the facade names what is public, and imports it when it is used
+        for target in imported(file)
+        if target.startswith("mltrain.") and floor(target) > floor(module)
+    ]
+    assert wrong == []
+
+
+def test_the_library_knows_nothing_of_the_projects() -> None:
+    wrong = [
+        name_of(file)
+        for file in files("mltrain")
+        for name in imported(file)
+        if name.split(".")[0] in ("projects", "tests")
+    ]
+    assert wrong == []
+
+
+def test_no_module_needs_itself_to_be_imported() -> None:
+    known = modules()
+    needs = {
+        module: {target for target in imported(file, anywhere=False) if target in known and target != module}
+        for module, file in known.items()
+    }
+    while True:
+        free = {module for module, needed in needs.items() if not needed}
+        if not free:
+            break
+        needs = {module: needed - free for module, needed in needs.items() if module not in free}
+    assert needs == {}, "these import each other in a circle"
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    wrong = [
+        name_of(file)
+        for file in files("mltrain", "projects")
+        for name in imported(file)
+        if name.split(".")[0] == "mlflow" and not name_of(file).startswith("mltrain/tracking/")
+    ]
+    assert wrong == []
+
+
+def is_rename(name: str, call: ast.Call) -> bool:
+    attribute = name.rpartition(".")[2]
+    if attribute == "replace":  # of a path, which takes one argument; that of a text takes two
+        return name == "os.replace" or ("." in name and len(call.args) == 1 and not call.keywords)
+    return attribute in ("rename", "renames", "fsync", "fdatasync", "sync_file_range") or name == "shutil.move"
+
+
+def test_only_the_spool_renames_or_flushes() -> None:
+    found = {name_of(file) for file in files("mltrain") for name, call in calls(file) if is_rename(name, call)}
+    assert found == {LOCAL_STAGING}
+
+
+def is_deletion(name: str) -> bool:
+    return name.rpartition(".")[2] in ("unlink", "rmdir", "rmtree", "removedirs", "delete_artifacts") or name in (
+        "os.remove",
+        "os.truncate",
+    )
+
+
+def test_only_the_door_to_the_artifacts_deletes() -> None:
+    found = {name_of(file) for file in files("mltrain") for name, _ in calls(file) if is_deletion(name)}
+    assert found == {ARTIFACTS}
+
+
+def test_nothing_foreign_is_unpickled() -> None:
+    wrong = []
+    for file in files("mltrain", "projects"):
+        wrong += [
+            f"{name_of(file)} imports {name}"
+            for name in imported(file)
+            if name.split(".")[0] in ("cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
+            or name.startswith(("pickle.", "torch.serialization", "torch.package"))
+        ]
+        wrong += [
+            f"{name_of(file)} uses pickle.{node.attr}"
+            for node in ast.walk(source(file))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle"
+            if node.attr != "UnpicklingError"  # to say what is wrong with a file that was refused
+        ]
+        for name, call in calls(file):
+            named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            if name in ("torch.load", "torch.save") and (
+                name_of(file) != "mltrain/foreign.py" or named.get("weights_only") != "True"
+            ):
+                wrong.append(f"{name_of(file)} calls {name}")
+            if name in ("np.load", "numpy.load", "np.savez", "np.save") and named.get("allow_pickle") != "False":
+                wrong.append(f"{name_of(file)} calls {name} without allow_pickle=False")
+    assert wrong == []
+
+
+def test_no_text_becomes_code() -> None:
+    wrong = [
+        f"{name_of(file)} calls {name}"
+        for file in files("mltrain", "projects")
+        for name, call in calls(file)
+        if name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "runpy.run_path")
+        or any(keyword.arg == "shell" for keyword in call.keywords)
+    ]
+    assert wrong == []
+
+
+def test_modules_are_imported_by_name_in_three_places_only() -> None:
+    found = {name_of(file) for file in files("mltrain") for name, _ in calls(file) if "import_module" in name}
+    assert found == {"mltrain/__init__.py", "mltrain/cli/__init__.py", "mltrain/project.py"}
+
+
+def test_yaml_is_read_by_one_strict_loader_only() -> None:
+    readers = {
+        (name_of(file), name, tuple(ast.unparse(keyword.value) for keyword in call.keywords))
+        for file in files("mltrain", "projects")
+        for name, call in calls(file)
+        if name.startswith("yaml.") and name not in ("yaml.YAMLError", "yaml.safe_dump")
+    }
+    assert readers == {("mltrain/config.py", "yaml.load", ("_PlainLoader",))}
+    from yaml import SafeLoader
+
+    from mltrain.config import _PlainLoader
+
+    assert issubclass(_PlainLoader, SafeLoader)
+
+
+def test_torchvision_is_absent() -> None:
+    importing = [
+        name_of(file)
+        for file in files("mltrain", "projects", "benchmarks")
+        for name in imported(file)
+        if name.split(".")[0] == "torchvision"
+    ]
+    assert importing == []
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *declared["dependencies"],
+        *(line for lines in declared["optional-dependencies"].values() for line in lines),
+    ]
+    assert not [line for line in wanted if line.startswith("torchvision")]
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    assert not [line for line in constraints if line.startswith("torchvision")]
+
+
+def test_importing_the_library_imports_nothing_heavy_that_it_does_not_need() -> None:
+    script = (
+        "import importlib, sys\n"
+        f"for name in {sorted(module for module in modules() if module != 'mltrain.__main__')!r}:\n"
+        "    importlib.import_module(name)\n"
+        "print([name for name in ('mlflow', 'torchvision', 'torchmetrics', 'monai', 'matplotlib.pyplot', 'boto3') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("file", files("mltrain"), ids=name_of)
+def test_every_module_says_what_it_is(file: Path) -> None:
+    assert ast.get_docstring(source(file)), f"{name_of(file)} has no docstring"
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    words = ("util", "helper", "misc", "common")
+    wrong = [name_of(file) for file in files("mltrain", "projects") if any(word in file.stem for word in words)]
+    assert wrong == []

@@ -1,0 +1,198 @@
+"""A ready-made training step."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torchmetrics
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mltrain.errors import UsageError
+from mltrain.steps import HasDevice, HasEpochMetrics, HasParts, Supervised, moved
+from tests.values import identical
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+def batch(size: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(size, 3, generator=generator)
+    return inputs, (inputs.sum(1) > 0).long()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def step_of(net: nn.Module, **options: Any) -> Supervised:
+    return Supervised(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1), **options)
+
+
+def test_a_step_is_forward_backward_and_one_step_of_the_optimizer() -> None:
+    net = network()
+    by_hand = copy.deepcopy(net)
+    loss = F.cross_entropy(by_hand(batch()[0]), batch()[1])
+    loss.backward()
+    with torch.no_grad():
+        for parameter in by_hand.parameters():
+            parameter -= 0.1 * parameter.grad
+    got = step_of(net)(batch())
+    assert torch.equal(got["loss"], loss.detach())
+    assert all(torch.allclose(a, b) for a, b in zip(net.parameters(), by_hand.parameters(), strict=True))
+
+
+def test_a_step_trains_in_training_mode_whatever_an_evaluation_left() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net.eval()
+    step_of(net)(batch())
+    assert net.training
+    assert int(net[1].num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 8, 50])
+@pytest.mark.parametrize("size", [8, 7, 1])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(accumulate: int, size: int) -> None:
+    whole, cut = network(), network()
+    expected = step_of(whole)(batch(size))
+    got = step_of(cut, accumulate=accumulate)(batch(size))
+    assert torch.allclose(got["loss"], expected["loss"])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(cut.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["mapping", "tuple", "list", "named tuple"])
+def test_inputs_may_be_nested(kind: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, inputs: Any) -> Tensor:
+            if isinstance(inputs, Mapping):
+                return self.inner(inputs["left"] + inputs["right"])
+            left, right = (inputs.left, inputs.right) if kind == "named tuple" else inputs
+            return self.inner(left + right)
+
+    x, target = batch()
+    inputs = {
+        "mapping": {"left": x, "right": x},
+        "tuple": (x, x),
+        "list": [x, x],
+        "named tuple": Pair(x, x),
+    }[kind]
+    one, several = Net(), Net()
+    expected = step_of(one)((inputs, target))["loss"]
+    assert torch.allclose(step_of(several, accumulate=3)((inputs, target))["loss"], expected)
+
+
+def test_a_gradient_is_clipped_and_its_norm_before_is_told() -> None:
+    net = network()
+    before = copy.deepcopy(net.state_dict())
+    got = step_of(net, clip=1e-3)((batch()[0] * 100, batch()[1]))
+    moved_by = torch.sqrt(sum((net.state_dict()[name] - before[name]).square().sum() for name in before))
+    assert got["grad_norm"] > 1
+    assert torch.allclose(moved_by, torch.tensor(0.1 * 1e-3), rtol=1e-3)
+    assert "grad_norm" not in step_of(network())(batch())
+
+
+def test_a_schedule_moves_once_a_step() -> None:
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1)
+    step = Supervised(net, nn.CrossEntropyLoss(), optimizer, scheduler=schedule, accumulate=4)
+    rates = []
+    for _ in range(5):
+        rates.append(step.learning_rate)
+        step(batch())
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
+
+
+def accuracy() -> Any:
+    return torchmetrics.classification.MulticlassAccuracy(2, average="micro")
+
+
+def test_metrics_are_of_the_epoch_and_begin_anew() -> None:
+    class Items(torchmetrics.Metric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("seen", torch.tensor(0))
+
+        def update(self, output: Tensor, target: Tensor) -> None:
+            assert not output.requires_grad
+            self.seen += len(target)
+
+        def compute(self) -> Tensor:
+            return self.seen
+
+    step = step_of(network(), metrics={"items": Items()}, accumulate=3)
+    for size in (8, 8, 5):
+        step(batch(size))
+    assert step.epoch_metrics() == {"items": 21.0}
+    step(batch(4))
+    assert step.epoch_metrics() == {"items": 4.0}
+
+
+def test_half_an_epoch_of_metrics_survives_a_resume() -> None:
+    def step_in_the_middle() -> Supervised:
+        return step_of(network(), metrics={"accuracy": accuracy(), "mean": torchmetrics.MeanSquaredError()})
+
+    def run(step: Supervised, size: int) -> None:
+        inputs, targets = batch(size)
+        for metric in step.metrics.values():
+            scores = F.one_hot(targets, 2).float() * inputs[:, :1]
+            metric.update(scores, targets if metric is step.metrics["accuracy"] else scores * 2)
+
+    whole = step_in_the_middle()
+    run(whole, 8)
+    middle = whole.parts()["metrics"].state_dict()
+    kept = copy.deepcopy(middle)
+    run(whole, 5)
+    resumed = step_in_the_middle()
+    resumed.parts()["metrics"].load_state_dict(kept)
+    run(resumed, 5)
+    assert resumed.epoch_metrics() == whole.epoch_metrics()
+
+
+def test_every_part_that_has_a_state_is_named() -> None:
+    net = network()
+    step = step_of(net)
+    assert step.parts().keys() == {"model", "optimizer"}
+    schedule = torch.optim.lr_scheduler.ConstantLR(step.optimizer)
+    full = Supervised(net, F.cross_entropy, step.optimizer, scheduler=schedule, metrics={"accuracy": accuracy()})
+    assert full.parts().keys() == {"model", "optimizer", "scheduler", "metrics"}
+    assert isinstance(full, HasParts)
+    assert isinstance(full, HasDevice)
+    assert isinstance(full, HasEpochMetrics)
+
+
+def test_mixed_precision_trains_on_a_cpu_in_bfloat16_only() -> None:
+    step = step_of(network())
+    step.prepare(torch.device("cpu"), "bf16")
+    exact = step_of(network())(batch())["loss"]
+    got = step(batch())["loss"]
+    assert torch.allclose(got, exact, rtol=0.05)
+    assert not torch.equal(got, exact)
+    assert all(parameter.dtype is torch.float32 for parameter in step.model.parameters())
+    with pytest.raises(UsageError, match="needs a CUDA device"):
+        step.prepare(torch.device("cpu"), "fp16")
+
+
+def test_a_batch_has_at_least_one_piece() -> None:
+    with pytest.raises(UsageError, match="accumulate=0"):
+        step_of(network(), accumulate=0)
+
+
+def test_a_batch_moves_with_all_that_it_holds() -> None:
+    nested = {"a": [torch.ones(1), "text", 3], "b": (torch.ones(1), Pair(torch.ones(1), torch.ones(1))), "c": None}
+    there = moved(nested, torch.device("meta"))
+    assert there["a"][0].device.type == "meta"
+    assert there["a"][1:] == ["text", 3]
+    assert isinstance(there["b"][1], Pair)
+    assert there["b"][1].right.device.type == "meta"
+    assert identical(moved(nested, torch.device("cpu")), nested)

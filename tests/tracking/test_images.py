@@ -1,0 +1,182 @@
+"""Pictures as the MLflow UI wants them, and the note of a run."""
+
+import string
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mltrain.errors import UsageError
+from mltrain.tracking.artifacts import validated
+from mltrain.tracking.images import PREVIEW_PIXELS, as_image, note, save_for_ui, ui_identity, ui_stem
+from mltrain.tracking.run import Attempt
+
+UUID = uuid.UUID(int=7)
+names = st.text(string.ascii_letters + string.digits + "_./ -", min_size=1, max_size=130)
+
+
+def test_pictures_of_every_kind_are_pictures() -> None:
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    colour = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    figure = Figure(figsize=(2, 1), dpi=50)
+    figure.subplots().plot([1, 2])
+    assert np.array_equal(np.asarray(as_image(grey)), grey)
+    assert np.array_equal(np.asarray(as_image(colour[:, ::-1])), colour[:, ::-1])
+    assert (as_image(figure).size, as_image(figure).mode) == ((100, 50), "RGB")
+    assert as_image(Image.fromarray(grey)).mode == "L"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "1", "CMYK", "I;16", "LA"])
+def test_a_picture_of_another_mode_becomes_colours(mode: str) -> None:
+    assert as_image(Image.new(mode, (2, 3))).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((2, 3), dtype=np.float32),
+        np.zeros((2, 3), dtype=bool),
+        np.zeros((3, 4, 2), dtype=np.uint8),
+        np.zeros((2, 3, 4), dtype=np.uint8),
+        np.zeros((1, 2, 3, 3), dtype=np.uint8),
+        np.zeros(4, dtype=np.uint8),
+        torch.zeros(2, 3, dtype=torch.uint8),
+        "picture.png",
+        None,
+        [[1, 2]],
+    ],
+    ids=lambda wrong: f"{type(wrong).__name__}{getattr(wrong, 'shape', '')}",
+)
+def test_what_is_no_picture_is_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="A picture is a PIL image"):
+        as_image(wrong)
+
+
+@settings(max_examples=300)
+@given(names, st.integers(0, 10**9 - 1))
+def test_the_name_of_a_file_tells_which_picture_it_is(name: str, step: int) -> None:
+    try:
+        stem = ui_stem(name, step, 1_780_000_000_000, UUID)
+    except UsageError:
+        return
+    assert ui_identity(f"{stem}.png") == (name, step)
+    assert ui_identity(f"{stem}+compressed.webp") is None
+
+
+@settings(max_examples=300)
+@given(names, st.integers(0, 10**9 - 1))
+def test_a_name_that_is_accepted_makes_files_that_can_be_uploaded(name: str, step: int) -> None:
+    try:
+        stem = ui_stem(name, step, 1_780_000_000_000, UUID)
+    except UsageError:
+        return
+    for file in (f"{stem}.png", f"{stem}+compressed.webp"):
+        assert validated(file) == file
+        assert validated(name) == name
+        assert "/" not in file
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        "../x",
+        "/x",
+        ".x",
+        "-x",
+        " x",
+        "x" * 101,
+        "a+step+1",
+        "a\nb",
+        "a\n",
+        "a//b",
+        "a/",
+        "a/../b",
+        "a/.b",
+        "a/ b",
+        "<b>",
+        "ä",
+        "a~b",
+    ],
+)
+def test_a_name_that_no_file_could_have_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name a picture"):
+        ui_stem(name, 1, 1, UUID)
+
+
+def test_mlflow_itself_names_a_picture_like_this(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from tests.conftest import fresh_database
+
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "artifacts")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.create_run("0")
+    client.log_image(run.info.run_id, Image.new("RGB", (3, 2)), key="val/masks", step=5)
+    theirs = sorted(file.path.removeprefix("images/") for file in client.list_artifacts(run.info.run_id, "images"))
+    stem = theirs[0].removesuffix("+compressed.webp").removesuffix(".png")
+    assert ui_identity(f"{stem}.png") == ("val/masks", 5)
+    identifier, timestamp = stem.rpartition("+")[2], stem.split("+timestamp+")[1].partition("+")[0]
+    ours = ui_stem("val/masks", 5, int(timestamp), identifier)
+    assert theirs == sorted([f"{ours}.png", f"{ours}+compressed.webp"])
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x.png", "a+step+x+timestamp+1+0.png", "images/a.png", "a+step+1+timestamp+2.png"]
+)
+def test_other_files_are_no_pictures_of_a_step(name: str) -> None:
+    assert ui_identity(name) is None
+
+
+def test_a_picture_is_saved_whole_and_as_a_smaller_preview(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (900, 1200, 3), dtype=np.uint8))
+    full, small = save_for_ui(image, tmp_path, "stem")
+    assert (full.name, small.name) == ("stem.png", "stem+compressed.webp")
+    with Image.open(full) as there:
+        assert np.array_equal(np.asarray(there), np.asarray(image))
+    with Image.open(small) as there:
+        assert max(there.size) == PREVIEW_PIXELS
+    assert image.size == (1200, 900)
+
+
+def attempt(ordinal: int, **more: Any) -> Attempt:
+    return Attempt(ordinal, host="", boot="", pid=0, started="", **more)
+
+
+def test_a_note_says_how_to_resume_and_what_changed() -> None:
+    attempts = [attempt(1), attempt(2, resumed_from="step-000000420-a01", changed={"lr": ("0.1", "0.01")})]
+    text = note("tiny.py", "f" * 32, "val/loss 0.25 at epoch 3", attempts)
+    assert f"mltrain train --resume-run {'f' * 32}" in text
+    assert "Best so far: val/loss 0.25 at epoch 3." in text
+    assert "* Attempt 2 continued from step-000000420-a01 with lr 0.1 → 0.01." in text
+    assert "Attempt 1" not in text
+
+
+@settings(max_examples=100)
+@given(st.text(), st.text(), st.dictionaries(st.text(), st.tuples(st.text(), st.text()), max_size=2))
+def test_nothing_in_a_note_is_markup_or_a_command(
+    project: str, origin: str, changed: dict[str, tuple[str, str]]
+) -> None:
+    text = note(project, "f" * 32, origin, [attempt(2, resumed_from=origin, changed=changed)])
+    plain = note("", "f" * 32, None, [])
+    added = text.replace("* Attempt", "")
+    for character in "<>[]*\x1b\x9b\x00\x07\r":
+        assert added.count(character) == plain.count(character)
+    assert added.count("`") == plain.count("`")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["<script>alert(1)</script>", "[click](javascript:alert(1))", "![x](http://x)", "\x1b]0;title\x07", "```\nx\n```"],
+)
+def test_markup_and_escape_sequences_are_taken_out_of_names(hostile: str) -> None:
+    text = note(hostile, "f" * 32, hostile, [attempt(2, resumed_from=hostile, changed={hostile: (hostile, hostile)})])
+    assert not any(sequence in text for sequence in ("<script", "](", "\x1b", "\x07", "```\nx"))

@@ -1,0 +1,258 @@
+"""A durable journal of what the tracking server has to learn."""
+
+import logging
+import math
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mltrain.errors import StorageError
+from mltrain.tracking.journal import Journal
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "journal.sqlite"
+
+
+@pytest.fixture
+def journal(place: Path) -> Iterator[Journal]:
+    journal = Journal(place, 1)
+    yield journal
+    journal.close()
+
+
+def points(journal: Journal, **options: int) -> list[tuple[str, int, float, int]]:
+    return [(p.key, p.step, p.value, p.timestamp) for p in journal.unsent_points(**options)]
+
+
+def test_what_was_flushed_waits_in_the_order_of_its_birth(journal: Journal) -> None:
+    journal.log_metrics({"loss": 0.5, "accuracy": 0.25}, 1, 1000)
+    journal.log_metrics({"loss": 0.4}, 2, 2000)
+    journal.log_item("tag", "mltrain.status", "running")
+    journal.flush()
+    assert points(journal) == [("loss", 1, 0.5, 1000), ("accuracy", 1, 0.25, 1000), ("loss", 2, 0.4, 2000)]
+    assert [(item.kind, item.key, item.value) for item in journal.unsent_items()] == [
+        ("tag", "mltrain.status", "running")
+    ]
+    assert journal.unsent() == 4
+    assert journal.arrived.is_set()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1, max_size=9), st.integers(-(2**62), 2**62), st.floats(), st.integers(0, 2**62)),
+        max_size=20,
+    )
+)
+def test_every_point_comes_back_as_it_was(born: list[tuple[str, int, float, int]]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal.sqlite", 1)
+        journal.add_points(born)
+        journal.flush()
+        back = points(journal)
+        journal.close()
+    # Adding 0.0 leaves everything as it is, but makes 0.0 of -0.0, as SQLite does.
+    assert [(key, step, repr(value), at) for key, step, value, at in back] == [
+        (key, step, repr(value + 0.0), at) for key, step, value, at in born
+    ]
+
+
+def test_a_journal_survives_its_process(place: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from mltrain.tracking.journal import Journal\n"
+        "journal = Journal(Path(sys.argv[1]), 1)\n"
+        "journal.log_metrics({'loss': 0.5}, 1, 1000)\n"
+        "journal.log_item('param', 'lr', '0.1')\n"
+        "journal.flush()\n"
+        "os._exit(9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(place)], timeout=120, check=False)
+    assert done.returncode == 9
+    journal = Journal(place, 2)
+    assert points(journal) == [("loss", 1, 0.5, 1000)]
+    assert [item.key for item in journal.unsent_items()] == ["lr"]
+    journal.close()
+
+
+def test_what_is_sent_is_gone_and_what_is_parked_is_kept(journal: Journal, place: Path) -> None:
+    journal.log_metrics({"a": 1, "b": 2, "c": 3}, 1, 1)
+    journal.log_item("param", "lr", "0.1")
+    journal.flush()
+    a, b, _ = journal.unsent_points()
+    journal.mark_sent([a, *journal.unsent_items()])
+    journal.park([b])
+    assert [key for key, *_ in points(journal)] == ["c"]
+    assert journal.unsent() == 1
+    with closing(sqlite3.connect(place)) as database:
+        assert database.execute("SELECT key, state FROM points ORDER BY id").fetchall() == [("b", 2), ("c", 0)]
+
+
+def test_a_point_and_an_item_of_the_same_number_are_not_mistaken_for_each_other(journal: Journal) -> None:
+    journal.log_metrics({"a": 1}, 1, 1)
+    journal.log_item("tag", "b", "2")
+    journal.flush()
+    assert journal.unsent_points()[0].id == journal.unsent_items()[0].id
+    journal.mark_sent(journal.unsent_points())
+    assert (points(journal), [item.key for item in journal.unsent_items()]) == ([], ["b"])
+
+
+def test_batches_are_bounded_and_take_the_oldest_first(journal: Journal) -> None:
+    for step in range(25):
+        journal.log_metrics({"loss": step}, step, step)
+        journal.log_item("tag", str(step), "")
+    journal.flush()
+    assert [step for _, step, *_ in points(journal, most=10)] == list(range(10))
+    assert [item.key for item in journal.unsent_items(3)] == ["0", "1", "2"]
+    assert [step for _, step, *_ in points(journal, up_to_step=4)] == [0, 1, 2, 3, 4]
+
+
+def test_points_keep_what_they_were_born_with_and_not_what_numbers_they_came_as(journal: Journal) -> None:
+    journal.log_metrics({"a": np.float32(0.5), "b": torch.tensor(2.0), "c": True, "d": 3}, np.int64(7), 1)  # type: ignore[dict-item, arg-type]
+    journal.flush()
+    assert points(journal) == [("a", 7, 0.5, 1), ("b", 7, 2.0, 1), ("c", 7, 1.0, 1), ("d", 7, 3.0, 1)]
+    assert all(type(value) is float for _, _, value, _ in points(journal))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 5e-324, 1.7976931348623157e308])
+def test_every_float_is_kept(value: float, journal: Journal) -> None:
+    journal.log_metrics({"a": value}, 1, 1)
+    journal.flush()
+    assert repr(points(journal)[0][2]) == repr(value)
+
+
+def test_a_value_that_is_no_number_is_refused_where_it_is_logged(journal: Journal) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        journal.log_metrics({"a": "high"}, 1, 1)  # type: ignore[dict-item]
+    journal.log_metrics({"a": 1}, 1, 1)
+    journal.flush()
+    assert journal.unsent() == 1
+
+
+def journal_of_attempts(place: Path, attempts: dict[int, list[int]]) -> None:
+    for attempt, steps in attempts.items():
+        journal = Journal(place, attempt)
+        for step in steps:
+            journal.log_metrics({"loss": step}, step, step)
+        journal.log_item("tag", f"of {attempt}", "")
+        journal.log_item("param", f"of {attempt}", "")
+        journal.close()
+
+
+def test_what_was_overtaken_is_kept_and_never_sent(place: Path) -> None:
+    journal_of_attempts(place, {1: [10, 20, 30], 2: [25, 35]})
+    journal = Journal(place, 3)
+    journal.log_metrics({"loss": 0}, 21, 0)
+    journal.flush()
+    assert journal.drop_overtaken(resumed_attempt=1, resumed_step=20) == 3
+    assert [step for _, step, *_ in points(journal)] == [10, 20, 21]
+    assert [(item.kind, item.key) for item in journal.unsent_items()] == [("param", "of 1"), ("param", "of 2")]
+    assert journal.drop_overtaken(resumed_attempt=1, resumed_step=20) == 0
+    journal.close()
+    with closing(sqlite3.connect(place)) as database:
+        assert database.execute("SELECT count(*) FROM points").fetchone() == (6,)
+
+
+def test_a_resume_from_the_newest_drops_nothing_up_to_it(place: Path) -> None:
+    journal_of_attempts(place, {1: [10, 20], 2: [30]})
+    journal = Journal(place, 3)
+    assert journal.drop_overtaken(resumed_attempt=2, resumed_step=30) == 0
+    assert len(points(journal)) == 3
+    journal.close()
+
+
+def test_the_points_of_an_attempt_beyond_a_step_can_be_dropped(place: Path) -> None:
+    journal_of_attempts(place, {1: [10, 20], 2: [15, 25]})
+    journal = Journal(place, 2)
+    assert journal.drop_beyond(2, 15) == 1
+    assert [step for _, step, *_ in points(journal)] == [10, 20, 15]
+    journal.close()
+
+
+def test_several_threads_may_log_at_once(journal: Journal) -> None:
+    def log(number: int) -> None:
+        for step in range(50):
+            journal.log_metrics({f"of {number}": step}, step, step)
+
+    threads = [threading.Thread(target=log, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    journal.flush()
+    got = points(journal)
+    assert len(got) == 200
+    assert all([step for key, step, *_ in got if key == f"of {number}"] == list(range(50)) for number in range(4))
+
+
+def test_what_the_disk_refuses_is_said_and_written_later(
+    journal: Journal, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(place)) as database:
+        database.execute("ALTER TABLE points RENAME TO away")
+    with caplog.at_level(logging.ERROR):
+        journal.log_metrics({"loss": 1}, 1, 1)
+        journal.log_item("tag", "a", "b")
+        journal.flush()
+    assert "2 entries could not be written to the journal: no such table" in caplog.text
+    with closing(sqlite3.connect(place)) as database:
+        database.execute("ALTER TABLE away RENAME TO points")
+    journal.log_metrics({"loss": 2}, 2, 2)
+    journal.flush()
+    assert [step for _, step, *_ in points(journal)] == [1, 2]
+    assert len(journal.unsent_items()) == 1
+
+
+def test_a_flush_of_a_closed_journal_returns(place: Path) -> None:
+    journal = Journal(place, 1)
+    journal.log_metrics({"loss": 1}, 1, 1)
+    journal.close()
+    journal.flush()
+    again = Journal(place, 2)
+    assert len(points(again)) == 1
+    again.close()
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 2000])
+def test_a_file_that_is_no_journal_is_said(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "journal.sqlite").write_bytes(content)
+    with pytest.raises(StorageError, match="cannot be opened"):
+        Journal(tmp_path / "journal.sqlite", 1)
+
+
+def test_a_place_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot be opened"):
+        Journal(tmp_path / "file" / "journal.sqlite", 1)
+
+
+def test_two_readers_see_the_same(journal: Journal, place: Path) -> None:
+    journal.log_metrics({"loss": 1}, 1, 1)
+    journal.flush()
+    other = Journal(place, 1)
+    assert points(other) == points(journal)
+    other.close()
+
+
+def test_keys_and_values_are_data_and_never_commands(journal: Journal) -> None:
+    key = "'; DROP TABLE points; --"
+    journal.log_metrics({key: 1}, 1, 1)
+    journal.log_item("tag", key, key)
+    journal.flush()
+    assert points(journal)[0][0] == key
+    assert journal.unsent_items()[0].value == key
