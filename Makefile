@@ -2,17 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint faults clean
+.PHONY: train test faults reference clean
 
 train: .venv/ready            ## train the segmentation project as an MLflow run
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . --env-manager local
 
 test: .venv/ready             ## lint, types, unit tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not faults"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slow"
 
 faults: .venv/ready           ## a seeded sample of the fault tests
 	$(BIN)/python -m pytest -q -m faults tests/faults
+
+reference: .venv/ready        ## trains the systems in full and compares with the figures in docs/ (about ten minutes)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not faults"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

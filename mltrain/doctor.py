@@ -19,8 +19,8 @@ from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError
 from mltrain.state import HostBuffers, snapshot
-from mltrain.tracking import run as runs
 from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.home import home_of
 from mltrain.tracking.server import Server
 
 _ENOUGH_BYTES = 5 * 10**9
@@ -44,7 +44,7 @@ def examine(server: Server) -> Iterator[Finding]:
     yield Finding("devices", "good", _devices())
     yield _guarded("tracking", lambda: _tracking(server))
     yield _guarded("clock", lambda: _clock(server))
-    yield _guarded("staging", lambda: _disk(runs.home_of(server, "0" * 32)))
+    yield _guarded("staging", lambda: _disk(home_of(server, "0" * 32)))
     yield _guarded("artifact store", lambda: _store(server))
 
 

@@ -22,7 +22,8 @@ from mltrain.project import Project, find
 from mltrain.state import fitted, own_rng, seed_everything
 from mltrain.steps import HasDevice, HasParts
 from mltrain.tracking.artifacts import open_artifacts
-from mltrain.tracking.run import pins_of, recorded_config
+from mltrain.tracking.attempts import recorded_config
+from mltrain.tracking.run import pins_of
 from mltrain.tracking.server import Server, connect
 from mltrain.trainer import Task
 

@@ -21,7 +21,8 @@ from mltrain.project import Project
 from mltrain.signals import StopRequest
 from mltrain.state import fitted, seed_everything
 from mltrain.tracking import run as runs
-from mltrain.tracking.run import TrackedRun, grace_seconds
+from mltrain.tracking.home import grace_seconds
+from mltrain.tracking.run import TrackedRun
 from mltrain.tracking.server import Server
 from mltrain.trainer import Trainer
 from mltrain.training import policy_of

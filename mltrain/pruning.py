@@ -15,9 +15,10 @@ from mltrain.checkpoint.retention import Best, Latest, Policy, Removal, best_of
 from mltrain.config import Config
 from mltrain.errors import ConfigError, MltrainError, RunHeld, RunNotFound, StorageError
 from mltrain.evaluate import reader
+from mltrain.tracking.attempts import last_attempt, recorded_config
 from mltrain.tracking.overview import state
 from mltrain.tracking.records import REMOVED_TAG, append_removals
-from mltrain.tracking.run import last_attempt, recorded_config, registered
+from mltrain.tracking.run import registered
 from mltrain.tracking.server import Server
 from mltrain.training import policy_of
 

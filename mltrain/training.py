@@ -25,9 +25,11 @@ from mltrain.state import seed_everything
 from mltrain.tracking import launcher as launchers
 from mltrain.tracking import run as runs
 from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.attempts import recorded_config
+from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
-from mltrain.tracking.run import PROJECT_TAG, TrackedRun, grace_seconds
+from mltrain.tracking.run import PROJECT_TAG, TrackedRun
 from mltrain.tracking.server import Server, connect, places
 from mltrain.trainer import Task, Trainer
 
@@ -204,7 +206,7 @@ class _Session:
         word = self._request.project
         if source is not None:
             run = self._server.run(source)
-            recorded = runs.recorded_config(open_artifacts(run.info.artifact_uri, self._server.uri))
+            recorded = recorded_config(open_artifacts(run.info.artifact_uri, self._server.uri))
             base, recorded_word = recorded["config"], recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")
             project = find(word) if word else find(recorded_word, recorded=True)
         elif word is not None:

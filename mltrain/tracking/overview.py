@@ -3,8 +3,9 @@
 from typing import Any
 
 from mltrain.errors import RunNotFound
+from mltrain.tracking.attempts import STATUS_TAG, holder_of, is_alive
 from mltrain.tracking.launcher import LAUNCHER_OF
-from mltrain.tracking.run import PROJECT_TAG, STATUS_TAG, holder_of, is_alive
+from mltrain.tracking.run import PROJECT_TAG
 from mltrain.tracking.server import Server
 
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mltrain.tracking.run import HEARTBEAT_TAG, HOLDER_TAG, LEASE_SECONDS, STATUS_TAG, holder_of, is_alive
+from mltrain.tracking.attempts import HEARTBEAT_TAG, HOLDER_TAG, LEASE_SECONDS, STATUS_TAG, holder_of, is_alive
 from mltrain.tracking.server import Server, tags_of
 
 

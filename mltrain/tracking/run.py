@@ -18,21 +18,33 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
-import platformdirs
 import psutil
 
 from mltrain import fingerprint
 from mltrain.checkpoint.manifest import Point
-from mltrain.errors import CheckpointError, RunHeld, RunNotFound, StorageError
+from mltrain.errors import RunHeld, RunNotFound, StorageError
 from mltrain.history import CsvLog, History, learning_curves
 from mltrain.tracking import launcher as launchers
 from mltrain.tracking.artifacts import OUTBOX, Artifacts, open_artifacts
+from mltrain.tracking.attempts import (
+    ATTEMPTS_FILE,
+    CONFIG_FILE,
+    HEARTBEAT_TAG,
+    HOLDER_TAG,
+    STATUS_TAG,
+    Attempt,
+    await_lease,
+    holder_tags,
+    last_attempt,
+    recorded_attempts,
+)
+from mltrain.tracking.home import grace_seconds, home_of, locked
 from mltrain.tracking.images import as_image, save_for_ui, ui_identity, ui_stem
 from mltrain.tracking.journal import Journal
 from mltrain.tracking.launcher import Launcher
@@ -44,38 +56,13 @@ log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-LEASE_SECONDS = 60.0
 SYSTEM_SECONDS = 15.0
 """How often the use of CPU and memory is recorded; the step of such a point is the run's age in seconds."""
 _MOST_PENDING = 100_000
-CONFIG_FILE = "config.json"
-ATTEMPTS_FILE = "attempts.json"
 LOG_FILE = "log.csv"
 CURVES_FILE = "learning_curves.png"
-STATUS_TAG = "mltrain.status"
 PROJECT_TAG = "mltrain.project"
-HOLDER_TAG = "mltrain.holder"
-HEARTBEAT_TAG = "mltrain.heartbeat"
 PIN_TAG = "mltrain.pin."
-_CLAIM = re.compile(r"mltrain\.attempt\.(\d{1,6})", re.ASCII)
-
-
-@dataclass
-class Attempt:
-    """One start or resume of a run, as it is recorded."""
-
-    ordinal: int
-    host: str = field(default_factory=fingerprint.host)
-    boot: str = field(default_factory=fingerprint.boot)
-    pid: int = field(default_factory=os.getpid)
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    resumed_from: str | None = None
-    changed: dict[str, tuple[str, str]] = field(default_factory=dict)
-    code: dict[str, str] = field(default_factory=dict)
-    data: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    ended: str | None = None
-    why: str | None = None
 
 
 class TrackedRun:
@@ -399,8 +386,8 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
     """
     run = server.run(run_id)
     if not take_over:
-        _await_lease(server, run)
-    lock = _locked(server, run_id, take_over)
+        await_lease(server, run)
+    lock = locked(server, run_id, take_over)
     ordinal = last_attempt(run.data.params) + 1
     claim = f"{fingerprint.host()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     try:
@@ -414,7 +401,7 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
         raise
     client = server.client
     server.call(client.update_run, run_id, status="RUNNING")
-    for key, value in _holder_tags(ordinal).items():
+    for key, value in holder_tags(ordinal).items():
         server.call(client.set_tag, run_id, key, value)
     if launcher is not None:
         launchers.nest(server, launcher, run_id)
@@ -442,21 +429,13 @@ def open_run(run_id: str | None = None) -> TrackedRun:
         if HOLDER_TAG in known.data.tags:
             run = resume(server, identity, take_over=False, launcher=None)
         else:
-            for key, value in _holder_tags(1).items():
+            for key, value in holder_tags(1).items():
                 server.call(server.client.set_tag, identity, key, value)
             run = _opened(server, known.info, [Attempt(1)], None)
         run.owned = active is None or active.info.run_id != identity
     if script.is_file():
         run.attempt.code = fingerprint.code(script)
     return run
-
-
-def grace_seconds() -> float:
-    """Return how long the end of a process may take, from ``MLTRAIN_GRACE_SECONDS`` (default 25)."""
-    try:
-        return max(0.0, float(os.environ.get("MLTRAIN_GRACE_SECONDS", "25")))
-    except ValueError:
-        return 25.0
 
 
 def pins_of(run: Any) -> dict[str, str]:
@@ -471,123 +450,8 @@ def registered(server: Server, run_id: str) -> list[str]:
     return [match[0] for source in sources if (match := re.search(r"step-\d{9}-a\d{2,6}", source))]
 
 
-def recorded_config(artifacts: Artifacts) -> dict[str, Any]:
-    """Return what :meth:`TrackedRun.record_start` recorded: ``project`` and ``config``.
-
-    Raises:
-        RunNotFound: nothing was recorded: this is not a run of mltrain, or it was killed before it began.
-    """
-    try:
-        content = json.loads(artifacts.read(CONFIG_FILE, 2**20))
-        if isinstance(content, dict) and isinstance(content.get("config"), dict):
-            return content
-    except (OSError, ValueError, CheckpointError):
-        pass
-    raise RunNotFound(
-        f"The run has no readable {CONFIG_FILE} among its artifacts: it is not a training of mltrain, or it was killed "
-        "before it had recorded anything. Start a new one with: mltrain train PROJECT"
-    )
-
-
-def recorded_attempts(artifacts: Artifacts, last: int) -> list[Attempt]:
-    """Return attempts 1 to ``last``; those whose record is missing or damaged with nothing but their ordinals."""
-    found: dict[int, Attempt] = {}
-    try:
-        for raw in json.loads(artifacts.read(ATTEMPTS_FILE, 2**24))["attempts"]:
-            known = {name: raw[name] for name in Attempt.__dataclass_fields__ if name in raw}
-            found[int(raw["ordinal"])] = Attempt(**known)
-    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
-        log.info("The record of earlier attempts is missing or damaged; it begins anew.")
-    blank = {"host": "", "boot": "", "pid": 0, "started": ""}
-    return [found.get(ordinal) or Attempt(ordinal, **blank) for ordinal in range(1, last + 1)]  # type: ignore[arg-type]
-
-
-def last_attempt(params: Mapping[str, str]) -> int:
-    """Return the ordinal of the newest attempt that a run's parameters tell of."""
-    return max((int(match[1]) for key in params if (match := _CLAIM.fullmatch(key))), default=1)
-
-
-def home_of(server: Server, run_id: str) -> Path:
-    """Return the folder on this host for staging, journal and log of a run.
-
-    Raises:
-        StorageError: it cannot be made.
-    """
-    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
-    where = uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
-    home = Path(base).expanduser() / where / run_id
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"{home} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
-        ) from error
-    return home
-
-
-def holder_of(run: Any) -> dict[str, Any]:
-    """Return who holds a run, as its tag tells: attempt, host, boot, pid; nothing when it does not."""
-    try:
-        holder = json.loads(tags_of(run).get(HOLDER_TAG, "{}"))
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def is_alive(holder: Mapping[str, Any]) -> bool | None:
-    """Whether a holder's process runs; none when it is on another machine and cannot be known from here."""
-    if holder.get("host") != fingerprint.host():
-        return None
-    if holder.get("boot") != fingerprint.boot():
-        return False
-    try:
-        process = psutil.Process(int(holder.get("pid", 0)))
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - holder.get("born", 0)) < 2
-    except (psutil.Error, ValueError):
-        return False
-
-
-def _await_lease(server: Server, run: Any) -> None:
-    """Return when the run's holder is gone; on another machine, when its heartbeat did not change for the lease."""
-    if tags_of(run).get(STATUS_TAG) != "running":
-        return
-    holder = holder_of(run)
-    alive = is_alive(holder)
-    who = f"process {holder.get('pid')} on {holder.get('host')} (attempt {holder.get('attempt')})"
-    held = RunHeld(
-        f"Run {run.info.run_id} is being written by {who}. Stop that one first, or take the run over with --take-over."
-    )
-    if alive:
-        raise held
-    if alive is False:
-        return
-    print(f"The run was held by {who}; waiting {LEASE_SECONDS:.0f} s for a sign of life …", file=sys.stderr, flush=True)
-    beat = tags_of(run).get(HEARTBEAT_TAG)
-    deadline = time.monotonic() + LEASE_SECONDS
-    while time.monotonic() < deadline:
-        time.sleep(1.0)
-        now = server.run(run.info.run_id)
-        if tags_of(now).get(HEARTBEAT_TAG) != beat:
-            raise held
-        if tags_of(now).get(STATUS_TAG) != "running":
-            return
-
-
-def _locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(home_of(server, run_id) / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        if not take_over:
-            raise RunHeld(
-                f"Run {run_id} is being written by another process on this machine. "
-                "Stop that one first, or take the run over with --take-over."
-            ) from None
-    return lock
-
-
 def _opened(server: Server, info: Any, attempts: list[Attempt], launcher: Launcher | None) -> TrackedRun:
-    return TrackedRun(server, info, attempts, launcher, _locked(server, info.run_id, take_over=False))
+    return TrackedRun(server, info, attempts, launcher, locked(server, info.run_id, take_over=False))
 
 
 def system_metrics() -> dict[str, float]:
@@ -615,17 +479,6 @@ def _experiment_id(server: Server, name: str | None) -> str:
     return str(server.call(server.client.create_experiment, name))
 
 
-def _holder_tags(ordinal: int) -> dict[str, str]:
-    holder = {
-        "attempt": ordinal,
-        "host": fingerprint.host(),
-        "boot": fingerprint.boot(),
-        "pid": os.getpid(),
-        "born": psutil.Process().create_time(),
-    }
-    return {HOLDER_TAG: json.dumps(holder), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}
-
-
 def _own_tags(project: str) -> dict[str, str]:
     import getpass
 
@@ -633,7 +486,7 @@ def _own_tags(project: str) -> dict[str, str]:
         user = getpass.getuser()
     except (OSError, KeyError):
         user = socket.gethostname()
-    return {"mlflow.user": user, "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **_holder_tags(1)}
+    return {"mlflow.user": user, "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
 
 
 def _image_names(artifacts: Artifacts) -> set[tuple[str, int]]:

@@ -16,8 +16,9 @@ from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError
 from mltrain.tracking.artifacts import discard_staged, open_artifacts
+from mltrain.tracking.attempts import STATUS_TAG, Attempt, last_attempt, recorded_attempts
+from mltrain.tracking.home import home_of
 from mltrain.tracking.journal import Journal
-from mltrain.tracking.run import STATUS_TAG, Attempt, home_of, last_attempt, recorded_attempts
 from mltrain.tracking.sender import Sender
 from mltrain.tracking.server import RUN_ID, Server, tags_of
 

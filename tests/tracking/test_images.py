@@ -15,8 +15,8 @@ from PIL import Image
 
 from mltrain.errors import UsageError
 from mltrain.tracking.artifacts import validated
+from mltrain.tracking.attempts import Attempt
 from mltrain.tracking.images import PREVIEW_PIXELS, as_image, note, save_for_ui, ui_identity, ui_stem
-from mltrain.tracking.run import Attempt
 
 UUID = uuid.UUID(int=7)
 names = st.text(string.ascii_letters + string.digits + "_./ -", min_size=1, max_size=130)

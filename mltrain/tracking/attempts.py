@@ -1,0 +1,145 @@
+"""Attempts: who wrote to a run and when, who holds it now, and whether that one still lives."""
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+
+from mltrain import fingerprint
+from mltrain.errors import CheckpointError, RunHeld, RunNotFound
+from mltrain.tracking.artifacts import Artifacts
+from mltrain.tracking.server import Server, tags_of
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 60.0
+"""How long a holder on another machine may be silent before it counts as dead."""
+
+CONFIG_FILE = "config.json"
+ATTEMPTS_FILE = "attempts.json"
+STATUS_TAG = "mltrain.status"
+HOLDER_TAG = "mltrain.holder"
+HEARTBEAT_TAG = "mltrain.heartbeat"
+_CLAIM = re.compile(r"mltrain\.attempt\.(\d{1,6})", re.ASCII)
+
+
+@dataclass
+class Attempt:
+    """One start or resume of a run, as it is recorded."""
+
+    ordinal: int
+    host: str = field(default_factory=fingerprint.host)
+    boot: str = field(default_factory=fingerprint.boot)
+    pid: int = field(default_factory=os.getpid)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    resumed_from: str | None = None
+    changed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    ended: str | None = None
+    why: str | None = None
+
+
+def recorded_config(artifacts: Artifacts) -> dict[str, Any]:
+    """Return what :meth:`TrackedRun.record_start` recorded: ``project`` and ``config``.
+
+    Raises:
+        RunNotFound: nothing was recorded: this is not a run of mltrain, or it was killed before it began.
+    """
+    try:
+        content = json.loads(artifacts.read(CONFIG_FILE, 2**20))
+        if isinstance(content, dict) and isinstance(content.get("config"), dict):
+            return content
+    except (OSError, ValueError, CheckpointError):
+        pass
+    raise RunNotFound(
+        f"The run has no readable {CONFIG_FILE} among its artifacts: it is not a training of mltrain, or it was killed "
+        "before it had recorded anything. Start a new one with: mltrain train PROJECT"
+    )
+
+
+def recorded_attempts(artifacts: Artifacts, last: int) -> list[Attempt]:
+    """Return attempts 1 to ``last``; those whose record is missing or damaged with nothing but their ordinals."""
+    found: dict[int, Attempt] = {}
+    try:
+        for raw in json.loads(artifacts.read(ATTEMPTS_FILE, 2**24))["attempts"]:
+            known = {name: raw[name] for name in Attempt.__dataclass_fields__ if name in raw}
+            found[int(raw["ordinal"])] = Attempt(**known)
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+        log.info("The record of earlier attempts is missing or damaged; it begins anew.")
+    blank = {"host": "", "boot": "", "pid": 0, "started": ""}
+    return [found.get(ordinal) or Attempt(ordinal, **blank) for ordinal in range(1, last + 1)]  # type: ignore[arg-type]
+
+
+def last_attempt(params: Mapping[str, str]) -> int:
+    """Return the ordinal of the newest attempt that a run's parameters tell of."""
+    return max((int(match[1]) for key in params if (match := _CLAIM.fullmatch(key))), default=1)
+
+
+def holder_of(run: Any) -> dict[str, Any]:
+    """Return who holds a run, as its tag tells: attempt, host, boot, pid; nothing when it does not."""
+    try:
+        holder = json.loads(tags_of(run).get(HOLDER_TAG, "{}"))
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def is_alive(holder: Mapping[str, Any]) -> bool | None:
+    """Whether a holder's process runs; none when it is on another machine and cannot be known from here."""
+    if holder.get("host") != fingerprint.host():
+        return None
+    if holder.get("boot") != fingerprint.boot():
+        return False
+    try:
+        process = psutil.Process(int(holder.get("pid", 0)))
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - holder.get("born", 0)) < 2
+    except (psutil.Error, ValueError):
+        return False
+
+
+def await_lease(server: Server, run: Any) -> None:
+    """Return when the run's holder is gone; on another machine, when its heartbeat did not change for the lease."""
+    if tags_of(run).get(STATUS_TAG) != "running":
+        return
+    holder = holder_of(run)
+    alive = is_alive(holder)
+    who = f"process {holder.get('pid')} on {holder.get('host')} (attempt {holder.get('attempt')})"
+    held = RunHeld(
+        f"Run {run.info.run_id} is being written by {who}. Stop that one first, or take the run over with --take-over."
+    )
+    if alive:
+        raise held
+    if alive is False:
+        return
+    print(f"The run was held by {who}; waiting {LEASE_SECONDS:.0f} s for a sign of life …", file=sys.stderr, flush=True)
+    beat = tags_of(run).get(HEARTBEAT_TAG)
+    deadline = time.monotonic() + LEASE_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(1.0)
+        now = server.run(run.info.run_id)
+        if tags_of(now).get(HEARTBEAT_TAG) != beat:
+            raise held
+        if tags_of(now).get(STATUS_TAG) != "running":
+            return
+
+
+def holder_tags(ordinal: int) -> dict[str, str]:
+    """Return the tags by which a run says that this process holds it."""
+    holder = {
+        "attempt": ordinal,
+        "host": fingerprint.host(),
+        "boot": fingerprint.boot(),
+        "pid": os.getpid(),
+        "born": psutil.Process().create_time(),
+    }
+    return {HOLDER_TAG: json.dumps(holder), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}

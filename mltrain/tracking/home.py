@@ -1,0 +1,55 @@
+"""The folder on this host where a run is staged, journalled and locked."""
+
+import os
+import uuid
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from mltrain.errors import RunHeld, StorageError
+from mltrain.tracking.server import Server
+
+
+def home_of(server: Server, run_id: str) -> Path:
+    """Return the folder on this host for staging, journal and log of a run.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
+    where = uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
+    home = Path(base).expanduser() / where / run_id
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{home} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
+        ) from error
+    return home
+
+
+def locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLock:
+    """Take the lock that the one writer of a run has on this host.
+
+    Raises:
+        RunHeld: another process has it, and it is not to be taken over.
+    """
+    lock = filelock.FileLock(home_of(server, run_id) / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not take_over:
+            raise RunHeld(
+                f"Run {run_id} is being written by another process on this machine. "
+                "Stop that one first, or take the run over with --take-over."
+            ) from None
+    return lock
+
+
+def grace_seconds() -> float:
+    """Return how long the end of a process may take, from ``MLTRAIN_GRACE_SECONDS`` (default 25)."""
+    try:
+        return max(0.0, float(os.environ.get("MLTRAIN_GRACE_SECONDS", "25")))
+    except ValueError:
+        return 25.0

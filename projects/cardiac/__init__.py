@@ -1,0 +1,1 @@
+"""Estimates myocardial infarction from cine MR by motion: preparation, motion, registration, infarct. Not for clinical use."""

@@ -1,0 +1,45 @@
+"""The segments of the left ventricle (Cerqueira et al., Circulation 2002), without the apical cap: sixteen."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+SEGMENTS = tuple(range(1, 17))
+
+# Going round from the middle of the septum over the anterior wall; on the screen clockwise, with anterior up.
+_SIX = (2, 1, 6, 5, 4, 3)
+_FOUR = (14, 13, 16, 15)
+_BASAL, _MIDDLE, _APICAL = 0, 1, 2
+
+
+def levels(depth: int) -> tuple[int, ...]:
+    """Which third of the ventricle each slice is in, from the base: 0 basal, 1 middle, 2 apical."""
+    return tuple(int((index + 0.5) * 3 / depth) for index in range(depth))
+
+
+def segments(myocardium: NDArray[np.bool_], septum: float) -> NDArray[np.int64]:
+    """Number of the segment that each pixel of the myocardium (D, S, S) belongs to; 0 elsewhere.
+
+    Args:
+        myocardium: slices from base to apex.
+        septum: direction from the left to the right ventricle, in radians: 0 along columns, π/2 along rows.
+    """
+    numbers = np.zeros(myocardium.shape, np.int64)
+    for index, (mask, level) in enumerate(zip(myocardium, levels(len(myocardium)), strict=True)):
+        rows, columns = mask.nonzero()
+        if not rows.size:
+            continue
+        angle = np.arctan2(rows - rows.mean(), columns - columns.mean()) - septum
+        if level == _APICAL:
+            numbers[index, rows, columns] = np.take(_FOUR, _sector(angle + np.pi / 4, 4))
+        else:
+            numbers[index, rows, columns] = np.take(_SIX, _sector(angle, 6)) + (6 if level == _MIDDLE else 0)
+    return numbers
+
+
+def shares(numbers: NDArray[np.int64], infarct: NDArray[np.bool_]) -> dict[int, float]:
+    """Which share of each segment is infarct, for the segments that there are."""
+    return {number: float(infarct[numbers == number].mean()) for number in SEGMENTS if bool((numbers == number).any())}
+
+
+def _sector(angle: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    return np.floor(np.mod(angle, 2 * np.pi) / (2 * np.pi / count)).astype(np.int64) % count

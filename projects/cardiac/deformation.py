@@ -1,0 +1,99 @@
+"""A network that finds the smooth, invertible deformation between two pictures.
+
+Displacements are those of VoxelMorph (Balakrishnan et al., IEEE TMI 2019): (N, 2, H, W) in pixels, rows first, backward.
+The warped picture at x is the moving one at ``x + field(x)``.
+"""
+
+import warnings
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets.voxelmorph import VoxelMorph, VoxelMorphUNet
+from torch import Tensor, nn
+
+
+class Deformation(NamedTuple):
+    """What the network returns: the moving picture, warped (N, 1, H, W), and the displacements (N, 2, H, W)."""
+
+    warped: Tensor
+    field: Tensor
+
+
+class DeformationNet(nn.Module):
+    """Maps pairs (N, 2, H, W), moving before fixed, to a :class:`Deformation`; H and W are multiples of sixteen.
+
+    A stationary velocity field from a U-Net, integrated by five squarings (Dalca et al., MICCAI 2018), 0.1 million weights.
+
+    Args:
+        purpose: is part of the names of the weights, so that those for another purpose are refused.
+    """
+
+    def __init__(self, purpose: str) -> None:
+        super().__init__()
+        backbone = VoxelMorphUNet(
+            spatial_dims=2,
+            in_channels=2,
+            unet_out_channels=32,
+            channels=(16, 32, 32, 32, 32, 32),
+            final_conv_channels=(16, 16),
+        )
+        with warnings.catch_warnings():  # MONAI tells that it uses grid_sample, each time
+            warnings.filterwarnings("ignore", "monai.networks.blocks.Warp", UserWarning)
+            net = VoxelMorph(backbone, integration_steps=5, half_res=False, spatial_dims=2)
+        self.purposes = nn.ModuleDict({purpose: net})
+        self.purpose = purpose
+
+    def forward(self, pairs: Tensor) -> Deformation:
+        """Return the deformation of the first channel towards the second."""
+        return Deformation(*self.purposes[self.purpose](pairs[:, :1], pairs[:, 1:]))
+
+    @torch.no_grad()
+    def field(self, moving: Tensor, fixed: Tensor, batch: int = 32) -> Tensor:
+        """Return the displacements (N, 2, H, W) from pictures (N, 1, H, W), on the CPU; the mode is left as it was."""
+        device, training = next(self.parameters()).device, self.training
+        self.eval()
+        pairs = torch.cat([moving, fixed], dim=1)
+        fields = [cast(Deformation, self(piece.to(device))).field.cpu() for piece in torch.split(pairs, batch)]
+        self.train(training)
+        return torch.cat(fields)
+
+
+def warp(pictures: Tensor, field: Tensor) -> Tensor:
+    """Look pictures (N, C, H, W) up at ``x + field(x)``, linearly; beyond the border its pixels are repeated."""
+    height, width = pictures.shape[2:]
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=field.device), torch.arange(width, device=field.device), indexing="ij"
+    )
+    points = torch.stack(
+        [(columns + field[:, 1]) * 2 / (width - 1) - 1, (rows + field[:, 0]) * 2 / (height - 1) - 1], dim=-1
+    )
+    return F.grid_sample(pictures.to(field.dtype), points, "bilinear", "border", align_corners=True)
+
+
+def inverse(field: Tensor, iterations: int = 20) -> Tensor:
+    """Displacements (N, 2, H, W) that undo these, by the fixed point of ``w(y) = -u(y + w(y))``.
+
+    It converges where neighbouring displacements differ by less than their distance (Chen et al., Medical Physics 2008).
+    """
+    undone = -field
+    for _ in range(iterations):
+        undone = -warp(field, undone)
+    return undone
+
+
+def jacobian_determinant(field: Tensor) -> Tensor:
+    """Determinant (N, H, W) of the Jacobian of ``x + field(x)``, by central differences; 0 or less where it folds."""
+    down = torch.gradient(field, dim=2)[0]
+    across = torch.gradient(field, dim=3)[0]
+    return (1 + down[:, 0]) * (1 + across[:, 1]) - across[:, 0] * down[:, 1]
+
+
+def roughness(field: Tensor) -> Tensor:
+    """Mean over pixels and components of the squared gradient of displacements (N, 2, H, W): their diffusion energy.
+
+    What MONAI's DiffusionLoss computes; that one indexes in a way that PyTorch has deprecated.
+    """
+    down = (field[:, :, 2:, 1:-1] - field[:, :, :-2, 1:-1]) / 2
+    across = (field[:, :, 1:-1, 2:] - field[:, :, 1:-1, :-2]) / 2
+    return (down.square() + across.square()).mean()

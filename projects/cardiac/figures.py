@@ -1,0 +1,177 @@
+"""Pictures of motion, registration and infarcts. Every one of them says that it is not for clinical use."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Picture = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+CAUTION = "Not for clinical use"
+TRUE, FOUND, BEFORE = "tab:green", "tab:red", "tab:cyan"
+
+_EVERY = 4  # pixels between the arrows
+_ENLARGED = 3
+
+
+def motion(diastole: Picture, systole: Picture, field: Picture, wall: Mask, moved: Mask) -> Figure:
+    """Motion from end diastole to end systole: arrows over the anatomy, the warped grid, and the change of area.
+
+    Args:
+        diastole: frame (S, S).
+        systole: frame (S, S).
+        field: (2, S, S), where each point of end diastole goes, in pixels.
+        wall: (S, S), myocardium at end diastole.
+        moved: (S, S), the same brought to end systole.
+    """
+    figure, (over, grid, area) = _panels(3)
+    rows, columns = np.indices(wall.shape)[:, ::_EVERY, ::_EVERY]
+    down, right = field[:, ::_EVERY, ::_EVERY]
+    _shown(over, diastole, "Motion, end diastole to end systole")
+    over.quiver(
+        columns, rows, right, down, color="yellow", angles="xy", scale_units="xy", scale=1, width=0.004, headwidth=4
+    )
+    _contour(over, wall, TRUE)
+    _shown(grid, systole, "End systole, carried grid and myocardium")
+    at = np.indices(wall.shape) + field
+    for line in (*np.moveaxis(at[:, ::_EVERY], 1, 0), *np.moveaxis(at[:, :, ::_EVERY], 2, 0)):
+        grid.plot(line[1], line[0], color="tab:orange", linewidth=0.5)
+    _contour(grid, moved, FOUND)
+    determinant = _determinant(field)
+    drawn = area.imshow(determinant, cmap="RdBu_r", norm=TwoSlopeNorm(1.0, 0.4, 1.6))
+    _contour(area, wall, "black")
+    area.set_title("Determinant of the Jacobian", fontsize=9)
+    area.set_axis_off()
+    figure.colorbar(drawn, ax=area, shrink=0.7)
+    return figure
+
+
+def registration(late: Picture, warped: Picture, cine: Picture, before: Mask, after: Mask, true: Mask) -> Figure:
+    """Late enhancement before and after registration, and the cine frame, each with the contours of the myocardium."""
+    figure, panels = _panels(3)
+    for axes, picture, mask, title in zip(
+        panels,
+        (late, warped, cine),
+        (before, after, after),
+        ("Late enhancement before", "after registration", "Cine, end diastole"),
+        strict=True,
+    ):
+        _shown(axes, picture, title)
+        _contour(axes, true, TRUE)
+        _contour(axes, mask, BEFORE if mask is before else FOUND)
+    _legend(figure, {"cine": TRUE, "before": BEFORE, "after": FOUND})
+    return figure
+
+
+def infarct(diastole: Picture, probability: Picture, found: Mask, true: Mask, wall: Mask) -> Figure:
+    """The infarct that was found and the true one over the cine frame, and its probability."""
+    figure, (over, likely) = _panels(2)
+    _shown(over, diastole, "Infarct")
+    _contour(over, wall, "white")
+    _contour(over, true, TRUE)
+    _contour(over, found, FOUND)
+    _shown(likely, diastole, "Probability")
+    drawn = likely.imshow(np.ma.masked_where(~wall, probability), cmap="inferno", vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=likely, shrink=0.7)
+    _legend(figure, {"true": TRUE, "found": FOUND})
+    return figure
+
+
+def bulls_eye(values: Sequence[Mapping[int, float]], titles: Sequence[str], label: str) -> Figure:
+    """Values of the sixteen segments as a target each: base outside, apex inside, anterior up, septum on the left.
+
+    Args:
+        values: segment number to a value between 0 and 1; segments without one are grey.
+        titles: one for each.
+        label: what the values are.
+    """
+    figure = Figure(figsize=(4.2 * len(values), 4.6), layout="constrained")
+    norm, colours = Normalize(0, 1), colormaps["inferno"]
+    for index, (given, title) in enumerate(zip(values, titles, strict=True), start=1):
+        axes = figure.add_subplot(1, len(values), index, projection="polar")
+        for ring, (numbers, start) in enumerate(((range(13, 17), 90.0), (range(7, 13), 90.0), (range(1, 7), 90.0))):
+            step = 360 / len(numbers)
+            for place, number in enumerate(numbers):
+                angle, value = np.deg2rad(start + place * step), given.get(number)
+                face = "lightgrey" if value is None else colours(norm(value))
+                axes.bar(angle, 1, np.deg2rad(step), ring + 0.5, color=face, edgecolor="white")
+                dark = value is not None and value < 0.6
+                axes.text(angle, ring + 1.0, str(number), ha="center", va="center", color="white" if dark else "black")
+        axes.set_axis_off()
+        axes.set_title(f"{title}\n{label}, 0 (dark) to 1 (bright)", fontsize=9)
+    return _cautioned(figure)
+
+
+def bland_altman(found: NDArray[np.float64], true: NDArray[np.float64]) -> Figure:
+    """Difference of infarct sizes over their mean, with bias and limits of agreement (Bland and Altman, Lancet 1986)."""
+    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    difference = found - true
+    bias, spread = float(difference.mean()), 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
+    axes.scatter((found + true) / 2, difference)
+    for level, style in ((bias, "-"), (bias - spread, "--"), (bias + spread, "--")):
+        axes.axhline(level, color="tab:grey", linestyle=style)
+        axes.annotate(f"{level:.1f}", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axes.set_xlabel("Mean of found and true infarct size [% of the myocardium]")
+    axes.set_ylabel("Found minus true [%]")
+    return _cautioned(figure)
+
+
+def write_cine(frames: Picture, masks: Sequence[Mask], file: Path, frame_ms: int = 80) -> None:
+    """Write frames (T, S, S) in [0, 1] as an endless GIF with the outline of a mask (S, S) in each."""
+    pictures = []
+    for frame, mask in zip(frames, masks, strict=True):
+        grey = np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
+        colours = np.stack([grey] * 3, axis=-1)
+        colours[_outline(mask)] = (230, 30, 30)
+        picture = Image.fromarray(colours.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1))
+        ImageDraw.Draw(picture).text((4, picture.height - 14), CAUTION, fill=(255, 255, 255))
+        pictures.append(picture.quantize(128))
+    pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=frame_ms, loop=0)
+
+
+def _outline(mask: Mask) -> Mask:
+    inner = mask.copy()
+    for axis in (0, 1):
+        for by in (-1, 1):
+            inner &= np.roll(mask, by, axis)
+    return mask & ~inner
+
+
+def _determinant(field: Picture) -> Picture:
+    (rows_down, rows_across), (columns_down, columns_across) = (np.gradient(part) for part in field)
+    return np.asarray((1 + rows_down) * (1 + columns_across) - rows_across * columns_down)
+
+
+def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(3.6 * count, 4.0), layout="constrained")
+    axes = [figure.add_subplot(1, count, index) for index in range(1, count + 1)]
+    return _cautioned(figure), axes
+
+
+def _cautioned(figure: Figure) -> Figure:
+    figure.supxlabel(CAUTION, fontsize=8, color="tab:red")
+    return figure
+
+
+def _shown(axes: Axes, picture: Picture, title: str) -> None:
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+
+
+def _contour(axes: Axes, mask: Mask, colour: str) -> None:
+    if mask.any() and not mask.all():  # matplotlib warns of a contour that does not exist
+        axes.contour(mask.astype(float), [0.5], colors=colour, linewidths=1)
+
+
+def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    names = ", ".join(f"{name}: {colour.removeprefix('tab:')}" for name, colour in colours.items())
+    figure.suptitle(names, fontsize=8)

@@ -1,0 +1,184 @@
+"""Stage 3: the infarct in the cine pictures, from how the wall moves.
+
+Late enhancement is needed to train, not to predict: its label is carried over by the registration network, and the
+input holds what the motion network found.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from monai.losses.dice import DiceFocalLoss
+from monai.networks.nets.attentionunet import AttentionUnet
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import Dataset
+
+import mltrain
+from mltrain.errors import DataError
+from projects.cardiac import agreement, infarct_report, prepared, weights
+from projects.cardiac.deformation import DeformationNet
+from projects.cardiac.infarct_input import CHANNELS, Inputs, Labels, Seen, seen
+from projects.cardiac.prepared import PreparedCase
+from projects.cardiac.registration import with_late_enhancement
+from projects.cardiac.settings import presets_of
+
+VECTORS = ("rows", "columns")
+
+
+class Config(mltrain.Config):
+    """How infarcts are learnt. ``config.yaml`` explains every key at length."""
+
+    epochs: int = Field(40, ge=0, description="The total, also when a run is resumed.")
+    best_metric: str = Field("val/infarct_dice", min_length=1, description="The metric that decides which one is best.")
+    best_mode: Literal["min", "max"] = Field("max", description="Whether less or more of it is better.")
+
+    prepared: Path | None = Field(None, description="The folder that preparation wrote.")
+    motion_weights: Path | None = Field(None, description="The folder that mltrain pull made of a motion run.")
+    registration_weights: Path | None = Field(None, description="The same of a registration run.")
+    inputs: Inputs = Field("all", description="anatomy, frames, motion or all: what the network sees.")
+    labels: Labels = Field("carried_over", description="carried_over by registration; exact: phantoms only.")
+    batch_size: int = Field(8, ge=1, description="Slices a step.")
+    lr: float = Field(3e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    turns: bool = Field(True, description="Augmentation: quarter turns and mirror images, displacements included.")
+    threshold: float = Field(0.5, gt=0, lt=1, description="Of the probability, in masks.")
+    least_mm2: float = Field(60.0, ge=0, description="A patient with less predicted infarct in every slice has none.")
+    least_share: float = Field(
+        0.1, gt=0, le=1, description="Of an AHA segment that is infarct, for it to count as hit."
+    )
+    shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("infarct")
+
+
+def build(config: Config) -> mltrain.Task:
+    """Read the prepared cases, run the two earlier networks over them, and make network, optimizer and schedule.
+
+    Raises:
+        mltrain.errors.DataError: prepared cases or weights are missing, or there is no infarct to learn from.
+    """
+    cohort = prepared.read(config.prepared)
+    motion, registration = DeformationNet("motion"), DeformationNet("registration")
+    weights.load(motion, config.motion_weights, "motion")
+    weights.load(registration, config.registration_weights, "registration")
+    train, val = (
+        seen(_usable(part, config.labels), motion, registration, config.labels) for part in (cohort.train, cohort.val)
+    )
+    if not any(patient.label.any() for patient in train):
+        raise DataError(f"None of the {len(train)} patients to train on has an infarct: there is nothing to learn.")
+    loader = mltrain.ResumableLoader(Slices(train, config.inputs, turns=config.turns), config.batch_size)
+    net = InfarctNet(config.inputs)
+    loss = DiceFocalLoss(sigmoid=True)
+    optimizer = AdamW(net.parameters(), config.lr)
+    # One more than there are steps: the schedule is also stepped after the last.
+    scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1)
+    step = mltrain.Supervised(net, loss, optimizer, scheduler=scheduler, clip=config.clip)
+    judge = infarct_report.Judge(net, config.inputs, config.threshold, config.least_mm2, config.least_share)
+    return mltrain.Task(
+        step,
+        loader,
+        evaluate=Validation(judge, loss, val),
+        images=infarct_report.Gallery(judge, val[: config.shown]),
+        report=infarct_report.Report(judge, val),
+    )
+
+
+def _usable(cases: Sequence[PreparedCase], labels: str) -> tuple[PreparedCase, ...]:
+    late = with_late_enhancement(cases)
+    if labels == "exact" and not all("infarct" in case.optional for case in late):
+        raise DataError("labels=exact: the exact infarct is known of phantoms only. Use labels=carried_over.")
+    return late
+
+
+class InfarctNet(nn.Module):
+    """Maps inputs (N, C, H, W) to logits (N, 1, H, W), far below zero outside the myocardium; H and W: multiples of 8.
+
+    An attention U-Net (Oktay et al., MIDL 2018) with 16, 32, 64 and 128 channels.
+
+    Args:
+        inputs: which channels there are, see :data:`projects.cardiac.infarct_input.CHANNELS`.
+    """
+
+    def __init__(self, inputs: str) -> None:
+        super().__init__()
+        names = CHANNELS[inputs]
+        self._wall = names.index("myocardium")
+        self.unet = AttentionUnet(2, len(names), 1, (16, 32, 64, 128), (2, 2, 2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits of the infarct."""
+        wall = inputs[:, self._wall, None]
+        return cast(Tensor, self.unet(inputs)) * wall - 15.0 * (1 - wall)
+
+
+class Slices(Dataset[tuple[Tensor, Tensor]]):
+    """Inputs (C, S, S) and labels (1, S, S) float32 of all slices, turned and mirrored at random where wanted."""
+
+    def __init__(self, patients: Sequence[Seen], inputs: str, *, turns: bool) -> None:
+        self._inputs = torch.cat([patient.channels(inputs) for patient in patients])
+        self._labels = torch.cat([patient.label[:, None].float() for patient in patients])
+        names = CHANNELS[inputs]
+        self._vector = [names.index(name) for name in VECTORS] if VECTORS[0] in names else []
+        self._turns = turns
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return len(self._inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return one slice."""
+        inputs, label = self._inputs[index], self._labels[index]
+        if not self._turns:
+            return inputs, label
+        turns, mirrored = int(torch.randint(4, ())), bool(torch.randint(2, ()))
+        return turned(inputs, turns, mirrored, self._vector), turned(label, turns, mirrored, [])
+
+
+def turned(planes: Tensor, turns: int, mirrored: bool, vector: Sequence[int]) -> Tensor:
+    """Mirror planes (C, H, W) left to right, then turn them by quarter turns from rows towards columns.
+
+    The two planes named by ``vector``, rows and columns of a displacement, change their direction too.
+    """
+    planes = planes.clone()
+    if mirrored:
+        planes = planes.flip(-1)
+        if vector:
+            planes[vector[1]] *= -1
+    for _ in range(turns):
+        planes = planes.rot90(1, (-2, -1))
+        if vector:
+            rows, columns = vector
+            planes[[rows, columns]] = torch.stack([-planes[columns], planes[rows]])
+    return planes
+
+
+class Validation:
+    """Measures infarcts in held-out patients, see :class:`projects.cardiac.infarct_report.Judge`, and ``val/loss``.
+
+    The loss is that to the labels trained on; all else is against the truth.
+    """
+
+    def __init__(self, judge: infarct_report.Judge, loss: nn.Module, patients: Sequence[Seen]) -> None:
+        self._judge = judge
+        self._loss = loss
+        self._patients = patients
+
+    def __call__(self) -> dict[str, float]:
+        """Measure."""
+        logits = [self._judge.logits(patient) for patient in self._patients]
+        labels = torch.cat([patient.label[:, None].float() for patient in self._patients])
+        carried = [
+            agreement.dice(patient.label, patient.truth) for patient in self._patients if bool(patient.truth.any())
+        ]
+        measured = {"val/loss": float(self._loss(torch.cat(logits), labels))}
+        if carried:
+            measured["val/label_dice"] = sum(carried) / len(carried)
+        judged = [
+            self._judge.judged(patient, one.sigmoid()[:, 0])
+            for patient, one in zip(self._patients, logits, strict=True)
+        ]
+        return measured | infarct_report.summary(judged)

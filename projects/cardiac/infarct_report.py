@@ -1,0 +1,221 @@
+"""How well infarcts are found, and pictures and files about it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from projects.cardiac import agreement, aha, figures
+from projects.cardiac.infarct_input import Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What was found in one patient, against the truth.
+
+    Attributes:
+        dice: over all slices; none for a patient without an infarct.
+        hd95_mm: mean over the slices where there is and was found one; none where there is no such slice.
+        found_percent, true_percent: infarct size, relative to the myocardium.
+        called, infarcted: whether the patient is said to have an infarct, and whether it is so.
+        segments: AHA segment to the share of it that was found, and that is true.
+    """
+
+    name: str
+    dice: float | None
+    hd95_mm: float | None
+    found_percent: float
+    true_percent: float
+    called: bool
+    infarcted: bool
+    segments: dict[int, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Finds infarcts and judges what was found.
+
+    Attributes:
+        net: the infarct network.
+        inputs: what it sees.
+        threshold: of the probability.
+        least_mm2: less than this in every slice is no infarct.
+        least_share: of a segment that is infarct, for it to count.
+    """
+
+    net: nn.Module
+    inputs: str
+    threshold: float
+    least_mm2: float
+    least_share: float
+
+    @torch.no_grad()
+    def logits(self, patient: Seen) -> Tensor:
+        """Return logits (D, 1, S, S), on the CPU; the network is left in evaluation mode."""
+        self.net.eval()
+        device = next(self.net.parameters()).device
+        found: Tensor = self.net(patient.channels(self.inputs).to(device))
+        return found.cpu()
+
+    def probability(self, patient: Seen) -> Tensor:
+        """Return the probability of infarct (D, S, S), 0 outside the myocardium."""
+        return self.logits(patient).sigmoid()[:, 0] * patient.case.myocardium
+
+    def judged(self, patient: Seen, probability: Tensor) -> Judged:
+        """Judge a probability (D, S, S)."""
+        case, true = patient.case, patient.truth
+        found = (probability > self.threshold) & case.myocardium
+        pixels = int(case.myocardium.sum())
+        numbers = aha.segments(case.myocardium.numpy(), case.septum)
+        found_shares, true_shares = (aha.shares(numbers, mask.numpy()) for mask in (found, true))
+        largest = float(found.sum((1, 2)).max()) * case.pixel_mm**2
+        return Judged(
+            name=case.name,
+            dice=agreement.dice(found, true) if bool(true.any()) else None,
+            hd95_mm=agreement.mean_hd95(found, true, case.pixel_mm),
+            found_percent=100 * int(found.sum()) / pixels,
+            true_percent=100 * int(true.sum()) / pixels,
+            called=largest >= max(self.least_mm2, 1e-9),
+            infarcted=bool(true.any()),
+            segments={number: (found_shares[number], true_shares[number]) for number in found_shares},
+        )
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures the middle slice of some patients, as ``val/CASE``."""
+
+    judge: Judge
+    patients: Sequence[Seen]
+
+    def __call__(self) -> dict[str, Figure]:
+        """Return a figure a patient."""
+        return {
+            f"val/{patient.case.name}": picture(patient, self.judge.probability(patient), self.judge.threshold)
+            for patient in self.patients
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """Finds, judges and writes the infarct of every patient."""
+
+    judge: Judge
+    patients: Sequence[Seen]
+
+    def __call__(self, folder: Path) -> dict[str, float]:
+        """Fill the folder and return the scores.
+
+        ::
+
+            infarct/CASE.nii.gz   what was found, uint8, with the input's affine and zooms
+            figures/CASE.png      found and true infarct over the anatomy
+            bulls_eye/CASE.png    share of each AHA segment, found and true
+            bland_altman.png      infarct size
+            per_case.csv  per_segment.csv  metrics.json
+        """
+        for name in ("figures", "bulls_eye"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        judged = []
+        for patient in self.patients:
+            probability = self.judge.probability(patient)
+            name = patient.case.name
+            patient.case.write_mask(probability.numpy(), folder / "infarct" / f"{name}.nii.gz", self.judge.threshold)
+            picture(patient, probability, self.judge.threshold).savefig(folder / "figures" / f"{name}.png", dpi=110)
+            one = self.judge.judged(patient, probability)
+            shares = [{number: pair[side] for number, pair in one.segments.items()} for side in (0, 1)]
+            target = figures.bulls_eye(shares, (f"{name}: found", "true"), "share of infarct")
+            target.savefig(folder / "bulls_eye" / f"{name}.png", dpi=90)
+            judged.append(one)
+        sizes = np.array([(one.found_percent, one.true_percent) for one in judged])
+        figures.bland_altman(sizes[:, 0], sizes[:, 1]).savefig(folder / "bland_altman.png", dpi=110)
+        per_case(judged).to_csv(folder / "per_case.csv", index=False)
+        per_segment(judged, self.judge.least_share).to_csv(folder / "per_segment.csv", index=False)
+        metrics = summary(judged) | segment_summary(judged, self.judge.least_share)
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        return metrics
+
+
+def picture(patient: Seen, probability: Tensor, threshold: float) -> Figure:
+    """The infarct in the middle slice of a patient."""
+    index = len(patient.label) // 2
+    return figures.infarct(
+        patient.case.diastolic[index, 0].numpy(),
+        probability[index].numpy(),
+        (probability[index] > threshold).numpy(),
+        patient.truth[index].numpy(),
+        patient.case.myocardium[index].numpy(),
+    )
+
+
+def summary(judged: Sequence[Judged]) -> dict[str, float]:
+    """Scores over patients.
+
+    ``val/infarct_dice`` is the mean over patients with an infarct, ``val/hd95_mm`` over those where one was found as well.
+    Sizes are compared after Bland and Altman: bias, and half the width of the limits of agreement.
+    """
+    overlaps = [one.dice for one in judged if one.dice is not None]
+    distances = [one.hd95_mm for one in judged if one.hd95_mm is not None]
+    difference = np.array([one.found_percent - one.true_percent for one in judged])
+    scores = {
+        "val/patient_accuracy": float(np.mean([one.called == one.infarcted for one in judged])),
+        "val/size_bias_percent": float(difference.mean()),
+        "val/size_limits_percent": 1.96 * float(difference.std(ddof=1)) if len(judged) > 1 else 0.0,
+        # Without a single infarct held out there is nothing to overlap with, and a run still needs its metric.
+        "val/infarct_dice": float(np.mean(overlaps)) if overlaps else 0.0,
+    }
+    return scores | ({"val/hd95_mm": float(np.mean(distances))} if distances else {})
+
+
+def segment_summary(judged: Sequence[Judged], least_share: float) -> dict[str, float]:
+    """Sensitivity and specificity over all segments of all patients."""
+    calls = [(found >= least_share, true >= least_share) for one in judged for found, true in one.segments.values()]
+    sensitivity, specificity = _rates(calls)
+    return {
+        name: value
+        for name, value in (
+            ("val/segment_sensitivity", sensitivity),
+            ("val/segment_specificity", specificity),
+        )
+        if value is not None
+    }
+
+
+def per_case(judged: Sequence[Judged]) -> pd.DataFrame:
+    """One row a patient."""
+    columns = ("name", "dice", "hd95_mm", "found_percent", "true_percent", "called", "infarcted")
+    return pd.DataFrame([{column: getattr(one, column) for column in columns} for one in judged])
+
+
+def per_segment(judged: Sequence[Judged], least_share: float) -> pd.DataFrame:
+    """One row a segment: patients in whom it was seen, with infarct in it, sensitivity and specificity."""
+    rows = []
+    for number in aha.SEGMENTS:
+        shares = [one.segments[number] for one in judged if number in one.segments]
+        calls = [(found >= least_share, true >= least_share) for found, true in shares]
+        sensitivity, specificity = _rates(calls)
+        rows.append(
+            {
+                "segment": number,
+                "patients": len(calls),
+                "infarcted": sum(true for _, true in calls),
+                "sensitivity": sensitivity,
+                "specificity": specificity,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _rates(calls: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None]:
+    positive = [found for found, true in calls if true]
+    negative = [not found for found, true in calls if not true]
+    return (
+        sum(positive) / len(positive) if positive else None,
+        sum(negative) / len(negative) if negative else None,
+    )

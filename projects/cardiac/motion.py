@@ -1,0 +1,159 @@
+"""Stage 1: the motion of the heart, from end diastole to every other frame, learnt without labels."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from monai.losses.image_dissimilarity import LocalNormalizedCrossCorrelationLoss
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import Dataset
+
+import mltrain
+from projects.cardiac import agreement, motion_report, prepared
+from projects.cardiac.deformation import Deformation, DeformationNet, jacobian_determinant, roughness, warp
+from projects.cardiac.prepared import PreparedCase
+from projects.cardiac.settings import presets_of
+
+
+class Config(mltrain.Config):
+    """How motion is learnt. ``config.yaml`` explains every key at length."""
+
+    epochs: int = Field(30, ge=0, description="The total, also when a run is resumed.")
+    prepared: Path | None = Field(None, description="The folder that preparation wrote.")
+    batch_size: int = Field(4, ge=1, description="Pairs of frames a step.")
+    passes: int = Field(
+        1, ge=1, description="How often an epoch passes over every slice, each with a frame drawn anew."
+    )
+    lr: float = Field(2e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    intensity_weight: float = Field(30.0, ge=0, description="Of the mean squared difference of the grey levels.")
+    correlation_weight: float = Field(1.0, ge=0, description="Of the local normalised cross-correlation.")
+    smoothness_weight: float = Field(0.02, ge=0, description="Of the diffusion of the displacements.")
+    shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("motion")
+
+
+def build(config: Config) -> mltrain.Task:
+    """Read the prepared cases and make network, optimizer and schedule.
+
+    Raises:
+        mltrain.errors.DataError: there are no prepared cases.
+    """
+    cohort = prepared.read(config.prepared)
+    loader = mltrain.ResumableLoader(FramePairs(cohort.train, config.passes), config.batch_size)
+    net = DeformationNet("motion")
+    loss = MotionLoss(config.intensity_weight, config.correlation_weight, config.smoothness_weight)
+    optimizer = AdamW(net.parameters(), config.lr)
+    # One more than there are steps: the schedule is also stepped after the last.
+    scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1)
+    step = mltrain.Supervised(net, loss, optimizer, scheduler=scheduler, clip=config.clip)
+    return mltrain.Task(
+        step,
+        loader,
+        evaluate=Validation(net, loss, cohort.val),
+        images=motion_report.Gallery(net, cohort.val[: config.shown]),
+        report=motion_report.Report(net, cohort.val),
+    )
+
+
+class FramePairs(Dataset[tuple[Tensor, Tensor]]):
+    """A slice's end diastole with another of its frames, drawn at random.
+
+    An item is the pair (2, S, S), end diastole first, and what it should become (1, S, S).
+    """
+
+    def __init__(self, cases: Sequence[PreparedCase], passes: int = 1) -> None:
+        self._sequences = [(case.cine[index], case.end_diastole) for case in cases for index in range(len(case.cine))]
+        self._passes = passes
+
+    def __len__(self) -> int:
+        """Return the number of slices, times the passes."""
+        return len(self._sequences) * self._passes
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return a pair and its second frame."""
+        sequence, first = self._sequences[index % len(self._sequences)]
+        frame = int(torch.randint(len(sequence) - 1, ()))
+        frame += frame >= first
+        return torch.stack([sequence[first], sequence[frame]]), sequence[frame, None]
+
+
+class MotionLoss(nn.Module):
+    """Difference of the grey levels, local correlation (window of nine pixels) and smoothness."""
+
+    def __init__(self, intensity: float, correlation: float, smoothness: float) -> None:
+        super().__init__()
+        self.weights = (intensity, correlation, smoothness)
+        self.correlation = LocalNormalizedCrossCorrelationLoss(spatial_dims=2, kernel_size=9)
+
+    def forward(self, output: Deformation, fixed: Tensor) -> Tensor:
+        """Return the loss of a deformation whose warped picture should be ``fixed`` (N, 1, H, W)."""
+        intensity, correlation, smoothness = self.weights
+        return torch.as_tensor(
+            intensity * F.mse_loss(output.warped, fixed)
+            + correlation * self.correlation(output.warped, fixed)
+            + smoothness * roughness(output.field)
+        )
+
+
+class Validation:
+    """Measures the motion from end diastole to end systole in held-out cases.
+
+    ``val/loss`` and ``val/folded_percent`` always; ``val/dice_es`` of the myocardium where it is marked at end systole;
+    ``val/epe_px`` and ``val/epe_mm`` in it where the displacement is known; ``…_before``: the same without any motion.
+    """
+
+    def __init__(self, net: DeformationNet, loss: MotionLoss, cases: Sequence[PreparedCase]) -> None:
+        self._net = net
+        self._loss = loss
+        self._cases = cases
+
+    def __call__(self) -> dict[str, float]:
+        """Measure; slices count alike."""
+        moving = torch.cat([case.diastolic for case in self._cases])
+        fixed = torch.cat([case.systolic for case in self._cases])
+        field = self._net.field(moving, fixed)
+        losses = [
+            float(self._loss(Deformation(warp(one, move), move), other))
+            for one, other, move in zip(*(torch.split(part, 8) for part in (moving, fixed, field)), strict=True)
+        ]
+        measured = {
+            "val/loss": sum(losses) / len(losses),
+            "val/folded_percent": agreement.folded_percent(jacobian_determinant(field)),
+        }
+        parts = list(zip(self._cases, torch.split(field, [len(case.cine) for case in self._cases]), strict=True))
+        return measured | _against_masks(parts) | _against_truth(parts)
+
+
+def _against_masks(parts: Sequence[tuple[PreparedCase, Tensor]]) -> dict[str, float]:
+    marked = [(case, field) for case, field in parts if "end_systolic_myocardium" in case.optional]
+    if not marked:
+        return {}
+    before = torch.cat([case.myocardium for case, _ in marked])
+    systolic = torch.cat([case.optional["end_systolic_myocardium"] for case, _ in marked])
+    moved = warp(before[:, None].float(), torch.cat([field for _, field in marked]))[:, 0] > 0.5
+    return {
+        "val/dice_es": agreement.mean_dice(moved, systolic),
+        "val/dice_es_before": agreement.mean_dice(before, systolic),
+    }
+
+
+def _against_truth(parts: Sequence[tuple[PreparedCase, Tensor]]) -> dict[str, float]:
+    known = [(case, field) for case, field in parts if "displacement" in case.optional]
+    if not known:
+        return {}
+    field = torch.cat([field for _, field in known])
+    true = torch.cat([case.optional["displacement"] for case, _ in known])
+    within = torch.cat([case.optional["end_systolic_myocardium"] for case, _ in known])
+    error = agreement.endpoint_error(field, true, within)
+    return {
+        "val/epe_px": error,
+        "val/epe_mm": error * known[0][0].pixel_mm,
+        "val/epe_px_before": agreement.endpoint_error(torch.zeros_like(field), true, within),
+    }

@@ -1,0 +1,219 @@
+"""From the files of a study, or from phantoms, to patients cut to one size::
+
+python -m projects.cardiac.preparation --to prepared                                  # phantoms
+python -m projects.cardiac.preparation --to prepared source=layout data=study
+python -m projects.cardiac.preparation --to prepared source=acdc data=ACDC/database
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+import mltrain
+from mltrain.errors import DataError, MltrainError
+from projects.cardiac import splits
+from projects.cardiac.acdc import Acdc
+from projects.cardiac.end_systole import end_systole
+from projects.cardiac.layout import Layout
+from projects.cardiac.phantom import Phantom
+from projects.cardiac.phantom_source import PhantomSource
+from projects.cardiac.prepared import FORMAT, RECORD, PreparedCase, write_prepared_case
+from projects.cardiac.raw import LateEnhancement, RawCase, Source, Truth, read_all
+from projects.cardiac.settings import presets_of
+from projects.cardiac.window import Window
+
+log = logging.getLogger(__name__)
+
+
+class Config(mltrain.Config):
+    """Where the patients come from and how they are cut. Of the keys of every project ``seed`` and ``num_threads`` count."""
+
+    source: Literal["phantom", "layout", "acdc"] = Field("phantom", description="Phantoms, or a layout of files.")
+    data: Path | None = Field(None, description="The folder with the files; not for phantoms.")
+    file_pixel_mm: float | None = Field(None, gt=0, description="Size of a pixel, where the files say it wrongly.")
+
+    pixel_mm: float = Field(1.5, gt=0, description="Size of a pixel after resampling.")
+    side: int = Field(80, ge=48, multiple_of=16, description="Of the square about the myocardium, in pixels.")
+
+    splits: Path | None = Field(None, description="JSON that names the cases of train and val; none: drawn.")
+    val_fraction: float = Field(1 / 3, gt=0, lt=1, description="Share of the patients held out where it is drawn.")
+    split_seed: int = Field(0, ge=0, description="Of that draw; apart from seed.")
+    patient_regex: str | None = Field(None, description="Cases in which it finds the same are one patient.")
+
+    cases: int = Field(48, ge=2, description="Phantom patients, two thirds of them with an infarct.")
+    slices: int = Field(3, ge=1, le=3, description="Slices of a phantom, from base to apex.")
+    frames: int = Field(12, ge=4, le=60, description="Frames of a phantom's heart beat.")
+    chronic: bool = Field(False, description="Old infarcts in phantoms, whose wall is thin.")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("preparation")
+
+
+def prepare(config: Config, to: Path) -> dict[str, float]:
+    """Read, check, resample, cut and normalise every case, find end systole, split by patient, write the folder.
+
+    Returns:
+        How many cases there are in all, held out, with an infarct and with late enhancement.
+
+    Raises:
+        DataError: cases that cannot be used, all of them listed; or no folder is given.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    source = source_of(config)
+    to.mkdir(parents=True, exist_ok=True)
+    (to / RECORD).unlink(missing_ok=True)
+    infarcted, late = {}, 0
+    for raw in read_all(source):
+        case = prepared(raw, config.pixel_mm, config.side)
+        write_prepared_case(case, to)
+        infarcted[case.name] = case.infarcted
+        late += case.has_late()
+        log.info("%s: end systole is frame %d (%s)", case.name, case.end_systole, case.end_systole_by)
+    if config.splits is not None:
+        split = splits.read(config.splits, list(infarcted))
+    else:
+        split = splits.drawn(infarcted, config.val_fraction, config.split_seed, config.patient_regex)
+    splits.write(split, to / "splits.json")
+    counts = {
+        "cases": len(infarcted),
+        "held_out": len(split.val),
+        "infarcted": sum(infarcted.values()),
+        "late_enhancement": late,
+    }
+    made_from = {name: getattr(config, name) for name in Config.model_fields if name not in mltrain.Config.model_fields}
+    record = {"format": FORMAT, "cases": sorted(infarcted), "counts": counts, "config": made_from}
+    (to / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    return {name: float(count) for name, count in counts.items()}
+
+
+def source_of(config: Config) -> Source:
+    """Return where the patients come from."""
+    if config.source == "phantom":
+        phantom = Phantom(frames=config.frames, slices=config.slices, chronic=config.chronic)
+        return PhantomSource(phantom=phantom, cases=config.cases, seed=config.seed)
+    if config.data is None:
+        raise DataError(f"source={config.source} needs the folder with the files: data=FOLDER")
+    return Layout(config.data, config.file_pixel_mm) if config.source == "layout" else Acdc(config.data)
+
+
+def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
+    """Cut one case about the centroid of its myocardium; late enhancement about that of its own.
+
+    Raises:
+        DataError: the square is too small for the myocardium, or the case has a single frame.
+    """
+    if raw.cine.shape[1] < 2:
+        raise DataError(f"{raw.name}: {raw.cine.shape[1]} frame; motion needs two at least.")
+    kept = tuple(index for index, mask in enumerate(raw.myocardium) if mask.any())
+    raw = _of_slices(raw, list(kept))
+    window = Window.about(raw.myocardium, raw.spacing, pixel_mm, side)
+    wall = _cut_whole(raw.name, raw.myocardium, window)
+    cine = np.stack([_normalised(window.cut(sequence)) for sequence in raw.cine])
+    systole, by = (raw.end_systole, "given") if raw.end_systole is not None else (None, "")
+    if systole is None:
+        systole, by = end_systole(cine, wall, raw.end_diastole)
+    optional: dict[str, NDArray[Any]] = {}
+    if raw.end_systolic_myocardium is not None:
+        optional["end_systolic_myocardium"] = window.cut_mask(raw.end_systolic_myocardium)
+    if raw.truth is not None:
+        optional["end_systolic_myocardium"] = window.cut_mask(raw.truth.myocardium[:, systole])
+        optional["displacement"] = window.cut_field(raw.truth.displacement[:, systole])
+        optional["infarct"] = window.cut_mask(raw.truth.infarct)
+    if raw.late is not None:
+        optional |= _late(raw.name, raw.late, pixel_mm, side)
+    return PreparedCase(
+        name=raw.name,
+        cine=_tensor(cine),
+        myocardium=_tensor(wall),
+        end_diastole=raw.end_diastole,
+        end_systole=systole,
+        end_systole_by=by,
+        septum=np.pi if raw.septum is None else raw.septum,
+        infarcted=raw.infarcted,
+        slices=kept,
+        depth=raw.depth,
+        affine=raw.affine,
+        thickness=raw.thickness,
+        window=window,
+        optional={name: _tensor(array) for name, array in optional.items()},
+    )
+
+
+def _late(name: str, late: LateEnhancement, pixel_mm: float, side: int) -> dict[str, NDArray[Any]]:
+    if not late.myocardium.any():
+        raise DataError(f"{name}: the myocardium is not marked in any slice of late enhancement.")
+    window = Window.about(late.myocardium, late.spacing, pixel_mm, side)
+    return {
+        "lge": np.stack([_normalised(window.cut(image)) for image in late.image]),
+        "lge_myocardium": _cut_whole(name, late.myocardium, window),
+        "lge_infarct": window.cut_mask(late.infarct),
+    }
+
+
+def _of_slices(raw: RawCase, kept: list[int]) -> RawCase:
+    systolic, late, truth = raw.end_systolic_myocardium, raw.late, raw.truth
+    return replace(
+        raw,
+        cine=raw.cine[kept],
+        myocardium=raw.myocardium[kept],
+        depth=len(raw.cine),
+        end_systolic_myocardium=None if systolic is None else systolic[kept],
+        late=late
+        and replace(late, image=late.image[kept], myocardium=late.myocardium[kept], infarct=late.infarct[kept]),
+        truth=truth
+        and Truth(
+            displacement=truth.displacement[kept], myocardium=truth.myocardium[kept], infarct=truth.infarct[kept]
+        ),
+    )
+
+
+def _cut_whole(name: str, mask: NDArray[np.bool_], window: Window) -> NDArray[np.bool_]:
+    cut = window.cut_mask(mask)
+    if cut[:, [0, -1]].any() or cut[:, :, [0, -1]].any():
+        raise DataError(
+            f"{name}: the myocardium does not fit into {window.side} pixels of {window.pixel_mm} mm. "
+            f"Try side={window.side + 16}"
+        )
+    return cut
+
+
+def _normalised(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Grey levels between the first and the 99th percentile become 0 to 1; what is beyond is clipped."""
+    low, high = np.percentile(pictures, (1, 99))
+    return np.asarray(np.clip((pictures - low) / max(high - low, 1e-6), 0, 1), np.float32)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prepare from the command line, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m projects.cardiac.preparation", description=prepare.__doc__)
+    parser.add_argument("--to", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--preset", help="quick or small")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    given = parser.parse_args(arguments)
+    try:
+        overrides = dict(word.partition("=")[::2] for word in given.overrides)
+        counts = prepare(Config.load(preset=given.preset, overrides=overrides), given.to)
+    except MltrainError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(", ".join(f"{name.replace('_', ' ')}: {count:.0f}" for name, count in counts.items()), f"in {given.to}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

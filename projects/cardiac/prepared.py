@@ -1,0 +1,175 @@
+"""What preparation hands over: patients cut to one size, and which of them are held out::
+
+preparation.json           written last; without it the folder does not count
+splits.json                {"train": [...], "val": [...]}
+cases/CASE.json            frames, window, affine: what is needed to go back to the input's grid
+cases/CASE.safetensors     pictures and masks
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mltrain.errors import DataError
+from projects.cardiac import splits
+from projects.cardiac.raw import write_volume
+from projects.cardiac.window import Window
+
+RECORD = "preparation.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedCase:
+    """One patient as the networks see it: D slices of S by S pixels of ``window.pixel_mm``.
+
+    Attributes:
+        name: of the case.
+        cine: (D, T, S, S) float32 in [0, 1].
+        myocardium: (D, S, S) bool at end diastole.
+        end_diastole, end_systole: frames from 0.
+        end_systole_by: ``given``, ``area`` or ``motion``.
+        septum: direction of the right ventricle in radians; π, the left of the picture, where nothing is known.
+        infarcted: whether the patient is known to have had an infarct.
+        slices: which slices of the input these are; those without myocardium are left out.
+        depth: number of slices of the input.
+        affine, thickness: of the input's volume (H, W, depth).
+        window: where the square lies in the input's slices.
+        optional: further tensors, by name: ``end_systolic_myocardium`` (D, S, S) bool; ``lge`` (D, S, S) float32,
+            ``lge_myocardium`` and ``lge_infarct`` bool; of phantoms ``displacement`` (D, 2, S, S) float32 in pixels at
+            end systole and ``infarct`` (D, S, S) bool.
+    """
+
+    name: str
+    cine: Tensor
+    myocardium: Tensor
+    end_diastole: int
+    end_systole: int
+    end_systole_by: str
+    septum: float
+    infarcted: bool
+    slices: tuple[int, ...]
+    depth: int
+    affine: NDArray[np.float64]
+    thickness: float
+    window: Window
+    optional: Mapping[str, Tensor]
+
+    @property
+    def diastolic(self) -> Tensor:
+        """The frame of end diastole, (D, 1, S, S)."""
+        return self.cine[:, self.end_diastole, None]
+
+    @property
+    def systolic(self) -> Tensor:
+        """The frame of end systole, (D, 1, S, S)."""
+        return self.cine[:, self.end_systole, None]
+
+    @property
+    def pixel_mm(self) -> float:
+        """Size of a pixel in mm."""
+        return self.window.pixel_mm
+
+    def has_late(self) -> bool:
+        """Whether late enhancement was taken."""
+        return "lge" in self.optional
+
+    def on_input_grid(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures (D, S, S) as a volume (H, W, depth) of the input, 0 where nothing is known."""
+        placed = self.window.put_back(pictures)
+        volume = np.zeros((*placed.shape[1:], self.depth), np.float32)
+        volume[..., list(self.slices)] = np.moveaxis(placed, 0, -1)
+        return volume
+
+    def write_mask(self, probability: NDArray[np.float32], file: Path, threshold: float = 0.5) -> None:
+        """Write where pictures (D, S, S) are above a threshold as NIfTI, uint8, with the input's affine and zooms."""
+        mask = (self.on_input_grid(probability) > threshold).astype(np.uint8)
+        write_volume(mask, file, self.affine, (*self.window.spacing, self.thickness))
+
+    def write_field(self, field: NDArray[np.float32], file: Path) -> None:
+        """Write displacements (D, 2, S, S), in pixels, as NIfTI (H, W, depth, 1, 2), in mm along the first two axes."""
+        components = [self.on_input_grid(field[:, axis] * np.float32(self.pixel_mm)) for axis in range(2)]
+        vectors = np.stack(components, axis=-1)[:, :, :, None]
+
+        def named(header: Any) -> None:
+            header.set_intent("vector", name="displacement")
+
+        write_volume(vectors, file, self.affine, (*self.window.spacing, self.thickness, 1.0, 1.0), named)
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """The patients to train on and those held out."""
+
+    train: tuple[PreparedCase, ...]
+    val: tuple[PreparedCase, ...]
+
+
+def read(folder: Path | None) -> Cohort:
+    """Read a prepared folder.
+
+    Raises:
+        DataError: it is not one, or not whole.
+    """
+    if folder is None:
+        raise DataError("No prepared data are given. Say where they are: prepared=FOLDER")
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder} holds no prepared data ({RECORD}: {error}). Make them: "
+            f"python -m projects.cardiac.preparation --to {folder}"
+        ) from None
+    if record.get("format") != FORMAT:
+        raise DataError(f"{folder} has the format {record.get('format')}; {FORMAT} was expected. Prepare it again.")
+    split = splits.read(folder / "splits.json", record["cases"])
+    return Cohort(*(tuple(_read_case(folder, name) for name in part) for part in (split.train, split.val)))
+
+
+def write_prepared_case(case: PreparedCase, folder: Path) -> None:
+    """Write one case below ``folder / cases``; grey levels take two bytes each."""
+    place = folder / "cases"
+    place.mkdir(parents=True, exist_ok=True)
+    tensors = {"cine": case.cine.half(), "myocardium": case.myocardium, **case.optional}
+    if "lge" in tensors:
+        tensors["lge"] = tensors["lge"].half()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place / f"{case.name}.safetensors")
+    values = {
+        "name": case.name,
+        "end_diastole": case.end_diastole,
+        "end_systole": case.end_systole,
+        "end_systole_by": case.end_systole_by,
+        "septum": case.septum,
+        "infarcted": case.infarcted,
+        "slices": list(case.slices),
+        "depth": case.depth,
+        "affine": case.affine.tolist(),
+        "thickness": case.thickness,
+        "window": case.window.values(),
+    }
+    (place / f"{case.name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_case(folder: Path, name: str) -> PreparedCase:
+    place = folder / "cases" / name
+    try:
+        values = json.loads(place.with_name(f"{name}.json").read_text(encoding="utf-8"))
+        tensors = load_file(place.with_name(f"{name}.safetensors"))
+        values["slices"] = tuple(values["slices"])
+        values["affine"] = np.array(values["affine"], float)
+        values["window"] = Window.of(values["window"])
+        floats = {key: tensor.float() if tensor.dtype == torch.half else tensor for key, tensor in tensors.items()}
+        return PreparedCase(cine=floats.pop("cine"), myocardium=floats.pop("myocardium"), optional=floats, **values)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(
+            f"The prepared case {name} in {folder} is damaged: {error!r}. Prepare the data again."
+        ) from None

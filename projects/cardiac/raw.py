@@ -1,0 +1,154 @@
+"""A patient as read from files, before anything was done to the pictures."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from mltrain.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LateEnhancement:
+    """A late-enhancement stack, slice by slice that of the cine stack.
+
+    Attributes:
+        image: (D, H, W) float32.
+        spacing: of rows and columns in mm.
+        myocardium: (D, H, W) bool.
+        infarct: (D, H, W) bool.
+    """
+
+    image: NDArray[np.float32]
+    spacing: tuple[float, float]
+    myocardium: NDArray[np.bool_]
+    infarct: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Truth:
+    """What only a phantom knows.
+
+    Attributes:
+        displacement: (D, T, 2, H, W) float32 in pixels, backward, from end diastole.
+        myocardium: (D, T, H, W) bool.
+        infarct: (D, H, W) bool, in cine space at end diastole.
+    """
+
+    displacement: NDArray[np.float32]
+    myocardium: NDArray[np.bool_]
+    infarct: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawCase:
+    """One patient.
+
+    Attributes:
+        name: of the case; results are named after it.
+        cine: (D, T, H, W) float32.
+        spacing: of rows and columns in mm.
+        affine: (4, 4) of the volume (H, W, D) that results are written like.
+        thickness: from slice to slice in mm.
+        myocardium: (D, H, W) bool at end diastole.
+        end_diastole: its frame, from 0.
+        end_systole: its frame, where the files say so.
+        end_systolic_myocardium: (D, H, W) bool, where it was drawn.
+        depth: number of slices of the input; 0: as many as there are here.
+        septum: direction from the left to the right ventricle in radians, 0 along columns and π/2 along rows.
+        infarcted: whether the patient is known to have had an infarct.
+        late: late enhancement, where it was taken.
+        truth: for a phantom.
+    """
+
+    name: str
+    cine: NDArray[np.float32]
+    spacing: tuple[float, float]
+    affine: NDArray[np.float64]
+    thickness: float
+    myocardium: NDArray[np.bool_]
+    end_diastole: int = 0
+    end_systole: int | None = None
+    end_systolic_myocardium: NDArray[np.bool_] | None = None
+    depth: int = 0
+    septum: float | None = None
+    infarcted: bool = False
+    late: LateEnhancement | None = None
+    truth: Truth | None = None
+
+
+class Source(Protocol):
+    """A folder of patients in some layout."""
+
+    def names(self) -> Sequence[str]:
+        """Return the names of all cases."""
+        ...
+
+    def case(self, name: str) -> RawCase:
+        """Read one.
+
+        Raises:
+            DataError: it is incomplete or does not fit together.
+        """
+        ...
+
+
+def read_all(source: Source) -> Iterable[RawCase]:
+    """Read every case of a source, one at a time.
+
+    Raises:
+        DataError: after the last, listing everything that is wrong with any of them.
+    """
+    problems = []
+    for name in source.names():
+        try:
+            case = source.case(name)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        yield case
+    if problems:
+        raise DataError(f"{len(problems)} of {len(source.names())} cases cannot be used:\n  " + "\n  ".join(problems))
+
+
+def read_volume(file: Path, shape: str) -> tuple[NDArray[Any], Any]:
+    """Read a NIfTI file as (array, header image).
+
+    Args:
+        file: with or without compression.
+        shape: names of the axes expected, such as ``T,H,W``, for the error.
+
+    Raises:
+        DataError: it is missing, unreadable, or has another number of axes.
+    """
+    try:
+        image = nib.load(file)
+        array = np.asarray(image.dataobj)
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing; an array ({shape}) was expected there.") from None
+    except (OSError, ImageFileError, ValueError, EOFError) as error:
+        raise DataError(f"{file} cannot be read as NIfTI: {error}") from None
+    if array.ndim != len(shape.split(",")):
+        raise DataError(f"{file} has the shape {array.shape}; ({shape}) was expected.")
+    return array, image
+
+
+def write_volume(
+    array: NDArray[Any],
+    file: Path,
+    affine: NDArray[np.float64],
+    zooms: Sequence[float],
+    adjust: Callable[[Any], None] = lambda header: None,
+) -> None:
+    """Write a NIfTI file with this affine and these voxel sizes; ``adjust`` may set more in its header."""
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_zooms(tuple(zooms))
+    image.header.set_xyzt_units("mm", "sec")
+    adjust(image.header)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, file)

@@ -1,0 +1,211 @@
+"""Stage 2: late enhancement brought onto the cine frame of end diastole, so that its infarct label can be used there."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from monai.losses.dice import DiceLoss
+from monai.losses.image_dissimilarity import LocalNormalizedCrossCorrelationLoss
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import Dataset
+
+import mltrain
+from mltrain.errors import DataError
+from projects.cardiac import agreement, prepared, registration_report
+from projects.cardiac.deformation import Deformation, DeformationNet, jacobian_determinant, roughness, warp
+from projects.cardiac.prepared import PreparedCase
+from projects.cardiac.settings import presets_of
+
+
+class Config(mltrain.Config):
+    """How registration is learnt. ``config.yaml`` explains every key at length."""
+
+    epochs: int = Field(20, ge=0, description="The total, also when a run is resumed.")
+    prepared: Path | None = Field(None, description="The folder that preparation wrote.")
+    batch_size: int = Field(4, ge=1, description="Slices a step.")
+    lr: float = Field(2e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    correlation_weight: float = Field(1.0, ge=0, description="Of the local normalised cross-correlation.")
+    mask_weight: float = Field(1.0, ge=0, description="Of the Dice loss on the myocardium; 0: grey levels alone.")
+    fill_scar: bool = Field(True, description="Compare grey levels as if scar were as dark as the rest of the wall.")
+    smoothness_weight: float = Field(1.5, ge=0, description="Of the diffusion of the displacements.")
+    shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("registration")
+
+
+class Target(NamedTuple):
+    """What a deformation is judged by, each (N, 1, H, W).
+
+    Attributes:
+        fixed: the cine frame.
+        fixed_mask: its myocardium.
+        moving: late enhancement, perhaps with its scar filled.
+        moving_mask: its myocardium.
+    """
+
+    fixed: Tensor
+    fixed_mask: Tensor
+    moving: Tensor
+    moving_mask: Tensor
+
+
+def build(config: Config) -> mltrain.Task:
+    """Read the prepared cases and make network, optimizer and schedule.
+
+    Raises:
+        mltrain.errors.DataError: there are no prepared cases, or none with late enhancement in one of the parts.
+    """
+    cohort = prepared.read(config.prepared)
+    train, val = with_late_enhancement(cohort.train), with_late_enhancement(cohort.val)
+    loader = mltrain.ResumableLoader(LatePairs(train, fill_scar=config.fill_scar), config.batch_size)
+    net = DeformationNet("registration")
+    loss = RegistrationLoss(config.correlation_weight, config.mask_weight, config.smoothness_weight)
+    optimizer = AdamW(net.parameters(), config.lr)
+    # One more than there are steps: the schedule is also stepped after the last.
+    scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1)
+    step = mltrain.Supervised(net, loss, optimizer, scheduler=scheduler, clip=config.clip)
+    return mltrain.Task(
+        step,
+        loader,
+        evaluate=Validation(net, loss, val, fill_scar=config.fill_scar),
+        images=registration_report.Gallery(net, val[: config.shown]),
+        report=registration_report.Report(net, val),
+    )
+
+
+def with_late_enhancement(cases: Sequence[PreparedCase]) -> tuple[PreparedCase, ...]:
+    """Return the cases of a part that have late enhancement.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = tuple(case for case in cases if case.has_late())
+    if not found:
+        raise DataError(
+            f"None of {len(cases)} cases has late enhancement: nothing can be registered, and no infarct is marked. "
+            "The layout wants images/lge and labels/lge_original; ACDC has neither and serves motion only."
+        )
+    return found
+
+
+class LatePairs(Dataset[tuple[Tensor, Target]]):
+    """A slice of late enhancement with the cine frame of end diastole (2, S, S), and its target."""
+
+    def __init__(self, cases: Sequence[PreparedCase], *, fill_scar: bool) -> None:
+        self._pairs = torch.cat([torch.cat([case.optional["lge"][:, None], case.diastolic], dim=1) for case in cases])
+        self._target = targets(cases, fill_scar=fill_scar)
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """Return one slice."""
+        return self._pairs[index], Target(*(part[index] for part in self._target))
+
+
+def targets(cases: Sequence[PreparedCase], *, fill_scar: bool) -> Target:
+    """Targets of all slices of some cases."""
+    return Target(
+        torch.cat([case.diastolic for case in cases]),
+        torch.cat([case.myocardium[:, None].float() for case in cases]),
+        torch.cat([without_scar(case) if fill_scar else case.optional["lge"] for case in cases])[:, None],
+        torch.cat([case.optional["lge_myocardium"][:, None].float() for case in cases]),
+    )
+
+
+def without_scar(case: PreparedCase) -> Tensor:
+    """Late enhancement (D, S, S) in which the scar of each slice has the median level of the rest of its wall."""
+    filled = case.optional["lge"].clone()
+    for picture, wall, scar in zip(filled, case.optional["lge_myocardium"], case.optional["lge_infarct"], strict=True):
+        rest = wall & ~scar
+        if bool(rest.any()):
+            picture[scar] = picture[rest].median()
+    return filled
+
+
+class RegistrationLoss(nn.Module):
+    """Local correlation (window of nine pixels), Dice of the two masks of the myocardium, and smoothness.
+
+    The cine frame shows no scar. So grey levels pull a bright scar out of the dark wall into the bright blood beside it,
+    and its label goes along. Lesions are kept out of such a comparison (cost-function masking; Brett et al.,
+    NeuroImage 2001): ``target.moving`` is what is compared.
+    """
+
+    def __init__(self, correlation: float, mask: float, smoothness: float) -> None:
+        super().__init__()
+        self.weights = (correlation, mask, smoothness)
+        self.correlation = LocalNormalizedCrossCorrelationLoss(spatial_dims=2, kernel_size=9)
+        self.dice = DiceLoss()
+
+    def forward(self, output: Deformation, target: Target) -> Tensor:
+        """Return the loss of a deformation of late enhancement."""
+        correlation, mask, smoothness = self.weights
+        return torch.as_tensor(
+            correlation * self.correlation(warp(target.moving, output.field), target.fixed)
+            + mask * self.dice(warp(target.moving_mask, output.field), target.fixed_mask)
+            + smoothness * roughness(output.field)
+        )
+
+
+class Validation:
+    """Measures registration in held-out cases.
+
+    ``val/loss``, ``val/dice_myo`` and ``val/hd95_myo_mm`` of the myocardium, ``val/folded_percent``; where the infarct is
+    known in cine space ``val/dice_label`` of the label carried over, over all of a patient's slices, mean over patients
+    with an infarct; ``…_before``: the same without registration.
+    """
+
+    def __init__(
+        self, net: DeformationNet, loss: RegistrationLoss, cases: Sequence[PreparedCase], *, fill_scar: bool
+    ) -> None:
+        self._net = net
+        self._loss = loss
+        self._cases = cases
+        self._fill_scar = fill_scar
+
+    def __call__(self) -> dict[str, float]:
+        """Measure; slices count alike."""
+        late = torch.cat([case.optional["lge"][:, None] for case in self._cases])
+        target = targets(self._cases, fill_scar=self._fill_scar)
+        field = self._net.field(late, target.fixed)
+        losses = []
+        for start in range(0, len(late), 8):
+            piece = slice(start, start + 8)
+            output = Deformation(warp(late[piece], field[piece]), field[piece])
+            losses.append(float(self._loss(output, Target(*(part[piece] for part in target)))))
+        moved = warp(target.moving_mask, field)[:, 0] > 0.5
+        before, true = target.moving_mask[:, 0] > 0.5, target.fixed_mask[:, 0] > 0.5
+        measured = {
+            "val/loss": sum(losses) / len(losses),
+            "val/dice_myo": agreement.mean_dice(moved, true),
+            "val/dice_myo_before": agreement.mean_dice(before, true),
+            "val/folded_percent": agreement.folded_percent(jacobian_determinant(field)),
+        }
+        distance = agreement.mean_hd95(moved, true, self._cases[0].pixel_mm)
+        if distance is not None:
+            measured["val/hd95_myo_mm"] = distance
+        return measured | self._labels(field)
+
+    def _labels(self, field: Tensor) -> dict[str, float]:
+        after, before = [], []
+        for case, own in zip(self._cases, torch.split(field, [len(case.cine) for case in self._cases]), strict=True):
+            true = case.optional.get("infarct")
+            if true is None or not true.any():
+                continue
+            after.append(agreement.dice(carried_over(case, own), true))
+            before.append(agreement.dice(case.optional["lge_infarct"] & case.myocardium, true))
+        if not after:
+            return {}
+        return {"val/dice_label": sum(after) / len(after), "val/dice_label_before": sum(before) / len(before)}
+
+
+def carried_over(case: PreparedCase, field: Tensor) -> Tensor:
+    """The infarct label (D, S, S) bool in cine space: that of late enhancement, warped, within the cine's myocardium."""
+    label = warp(case.optional["lge_infarct"][:, None].float(), field)[:, 0] > 0.5
+    return label & case.myocardium

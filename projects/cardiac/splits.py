@@ -1,0 +1,92 @@
+"""Which patients are trained on and which are held out."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mltrain.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of the cases of either part, sorted."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def drawn(infarcted: Mapping[str, bool], fraction: float, seed: int, patient: str | None = None) -> Split:
+    """Draw the held-out patients, half with and half without an infarct as far as there are enough of both.
+
+    Args:
+        infarcted: case to whether it has an infarct.
+        fraction: of the patients that is held out; at least one is, and at least one is not.
+        seed: of the draw.
+        patient: a regular expression; cases in which it finds the same are one patient. None: each is its own.
+
+    Raises:
+        DataError: there are fewer than two patients.
+    """
+    patients: dict[str, list[str]] = {}
+    for case in sorted(infarcted):
+        patients.setdefault(_patient(case, patient), []).append(case)
+    if len(patients) < 2:
+        raise DataError(f"{len(patients)} patient: one to train on and one held out are needed at least.")
+    count = min(max(1, round(fraction * len(patients))), len(patients) - 1)
+    random = np.random.default_rng(seed)
+    with_infarct: list[str] = []
+    without: list[str] = []
+    for name in random.permutation(sorted(patients)):
+        (with_infarct if any(infarcted[case] for case in patients[name]) else without).append(str(name))
+    # The odd one has an infarct. At least half of either kind stays to train on, unless the other kind runs out.
+    most = [len(with_infarct), len(without)]
+    wanted = [min(-(-count // 2), -(-most[0] // 2)), min(count // 2, most[1] // 2)]
+    while sum(wanted) < count:
+        spare = [have - take for have, take in zip(most, wanted, strict=True)]
+        wanted[int(np.argmax(spare))] += 1
+    held_out = {*with_infarct[: wanted[0]], *without[: wanted[1]]}
+    return Split(
+        tuple(case for name, cases in patients.items() if name not in held_out for case in cases),
+        tuple(case for name, cases in patients.items() if name in held_out for case in cases),
+    )
+
+
+def read(file: Path, cases: Sequence[str]) -> Split:
+    """Read ``{"train": [...], "val": [...]}``; cases that it does not name are left out.
+
+    Raises:
+        DataError: it is malformed, names a case twice or one that is not there, or leaves a part empty.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        parts = {name: tuple(sorted(map(str, content[name]))) for name in ("train", "val")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{file} is not a table of splits like {{"train": [...], "val": [...]}}: {error!r}') from None
+    named = [*parts["train"], *parts["val"]]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    unknown = sorted(set(named) - set(cases))
+    if twice or unknown or not all(parts.values()):
+        raise DataError(
+            f"{file} cannot be followed. Named twice: {', '.join(twice) or 'none'}; not in the data: "
+            f"{', '.join(unknown) or 'none'}; train has {len(parts['train'])} cases and val {len(parts['val'])}."
+        )
+    return Split(parts["train"], parts["val"])
+
+
+def write(split: Split, file: Path) -> None:
+    """Write what :func:`read` reads."""
+    content = {"train": list(split.train), "val": list(split.val)}
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _patient(case: str, expression: str | None) -> str:
+    if expression is None:
+        return case
+    found = re.search(expression, case)
+    if found is None:
+        raise DataError(f"patient_regex={expression!r} finds nothing in the case {case!r}.")
+    return found.group(1) if found.groups() else found.group()

@@ -1,0 +1,109 @@
+"""Pictures as tensors: read from files of any size, cut into crops, padded to what the network takes, and written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mltrain.errors import DataError
+from projects.segmentation.pixels import UnreadablePixels, read_image
+
+LEAST_CONTRAST = 18.0
+"""A crop is drawn again while the standard deviation of its 8-bit brightness is below this: empty sky has no style."""
+
+_TRIES = 8
+
+
+def read_picture(file: Path, short_side: int | None) -> Tensor:
+    """Return a picture as (3, H, W) uint8, its shorter side scaled to ``short_side`` pixels (none: its own size).
+
+    Raises:
+        UnreadablePixels: the file is no picture or cannot be decoded to its end.
+
+    """
+    pixels = torch.from_numpy(read_image(file))
+    if short_side is not None and short_side != min(pixels.shape[1:]):
+        scale = short_side / min(pixels.shape[1:])
+        size = [max(short_side, round(side * scale)) for side in pixels.shape[1:]]
+        pixels = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    return (pixels.expand(3, -1, -1).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def read_pictures(files: Sequence[Path], short_side: int | None) -> list[Tensor]:
+    """Read several, each as :func:`read_picture` does.
+
+    Raises:
+        DataError: some cannot be read; all of them are named.
+
+    """
+    pictures, unread = [], []
+    for file in files:
+        try:
+            pictures.append(read_picture(file, short_side))
+        except UnreadablePixels as error:
+            unread.append(f"{file} {error}")
+    if unread:
+        raise DataError(
+            f"{len(unread)} of {len(files)} pictures cannot be read. Repair them, or take them out.\n  "
+            + "\n  ".join(unread)
+        )
+    return pictures
+
+
+def random_crop(picture: Tensor, side: int) -> Tensor:
+    """Return a random square of a picture (3, H, W), mirrored half of the time, with some contrast if there is any.
+
+    Random numbers are torch's.
+    """
+    height, width = picture.shape[1:]
+    for _ in range(_TRIES):
+        top = int(torch.randint(height - side + 1, ()))
+        left = int(torch.randint(width - side + 1, ()))
+        crop = picture[:, top : top + side, left : left + side]
+        if float(crop.float().mean(0).std()) >= LEAST_CONTRAST:
+            break
+    return crop.flip(2) if torch.rand(()) < 0.5 else crop
+
+
+def random_crops(pictures: Sequence[Tensor], side: int, count: int) -> Tensor:
+    """Return random crops (count, 3, side, side) float32 in [0, 1]; every picture in turn."""
+    crops = [random_crop(pictures[index % len(pictures)], side) for index in range(count)]
+    return torch.stack(crops).float() / 255
+
+
+class StyleCrops:
+    """A data set whose items are one random crop of every style, (styles, 3, side, side) float32 in [0, 1].
+
+    Args:
+        pictures: of each style, (3, H, W) uint8, no side shorter than ``side``.
+        side: of the crops, in pixels.
+        length: items an epoch.
+
+    """
+
+    def __init__(self, pictures: Sequence[Sequence[Tensor]], side: int, length: int) -> None:
+        self._pictures = pictures
+        self._side = side
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Tensor:
+        chosen = [style[int(torch.randint(len(style), ()))] for style in self._pictures]
+        return torch.stack([random_crop(picture, self._side) for picture in chosen]).float() / 255
+
+
+def padded(images: Tensor, multiple: int) -> Tensor:
+    """Return images (B, C, H, W) with H and W brought to a multiple, by repeating what is at the right and the bottom."""
+    height, width = images.shape[2:]
+    return F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+def as_pixels(image: Tensor) -> NDArray[np.uint8]:
+    """Return an image (3, H, W) in [0, 1] as (H, W, 3), 8-bit; what is outside is cut off."""
+    return np.asarray((image.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

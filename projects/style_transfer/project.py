@@ -1,0 +1,160 @@
+"""Style transfer between folders of pictures, each of which is a style."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+
+import mltrain
+from mltrain.state import own_rng
+from projects.style_transfer.autoencoder import AutoencoderCodec
+from projects.style_transfer.codec import Codec, LinearCodec, Standardized, codec_in, inner_weights
+from projects.style_transfer.flow import Flow, Method, even_times
+from projects.style_transfer.folders import Style, styles_in
+from projects.style_transfer.gallery import Gallery
+from projects.style_transfer.metrics import Judgement
+from projects.style_transfer.pictures import StyleCrops, random_crops, read_pictures
+from projects.style_transfer.report import Report
+from projects.style_transfer.sample import sample_styles
+from projects.style_transfer.step import Energy, TransferStep
+from projects.style_transfer.translator import StyleNames, Translator
+from projects.style_transfer.velocity import VelocityNet
+
+_FITTING_CROPS = 64
+
+
+class Config(mltrain.Config):
+    """Where the styles are, and how the flow is trained. ``config.yaml`` explains every key at length."""
+
+    epochs: int = Field(8, ge=0, description="The total, also when a run is resumed.")
+    eval_interval: int = Field(2, ge=1, description="Evaluation, and pictures, every N epochs.")
+    save_interval: int = Field(2, ge=0, description="A checkpoint every N epochs; 0: none by epochs.")
+
+    image_dir: Path | None = Field(None, description="Folder with a folder for each style; none: the sample styles.")
+    test_image_dir: Path | None = Field(None, description="The same styles, held out; none: drawn from image_dir.")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="Share held out where nothing else says what is.")
+    split_seed: int = Field(0, ge=0, description="Of that draw; apart from seed, so that runs share what is held out.")
+    image_size: int = Field(64, ge=32, multiple_of=16, description="Side of the crops to train on, in pixels.")
+    short_side: int = Field(128, ge=32, description="The shorter side of every picture is scaled to it.")
+    num_workers: int = Field(0, ge=0, description="Processes that cut crops ahead.")
+
+    codec: Literal["linear", "autoencoder", "own"] = Field("linear", description="From images to latents and back.")
+    latent_channels: int = Field(12, ge=1, le=48, description="Of the linear codec; 48 lose nothing.")
+    codec_model: Path | None = Field(None, description="The folder of a pulled autoencoder, for codec=autoencoder.")
+    codec_file: Path | None = Field(None, description="A Python file with a function codec(), for codec=own.")
+
+    width: int = Field(32, ge=8, multiple_of=8, description="Channels of the network's first level.")
+    batch_size: int = Field(8, ge=2, description="Crops of each style a step.")
+    steps_per_epoch: int = Field(45, ge=1, description="Steps an epoch.")
+    anchor_epochs: int = Field(3, ge=0, description="Epochs of flow matching alone, before the energy comes in.")
+    lr: float = Field(2e-3, gt=0, description="Highest learning rate of the one-cycle schedule.")
+    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+
+    w_style: float = Field(1.0, ge=0, description="Weight of the sliced Wasserstein distance to the target style.")
+    w_content: float = Field(1.0, ge=0, description="Weight of the change of self-similarity.")
+    ode_integration_steps: int = Field(4, ge=1, description="Steps of integration, each way, in training.")
+    num_steps: int = Field(20, ge=1, description="Steps of integration, each way, at inference.")
+    integrator: Method = Field("heun", description="heun or midpoint, both of second order.")
+    temperature: float = Field(0.0, ge=0, description="Noise while generating at inference; 0: none.")
+
+    eval_crops: int = Field(16, ge=2, description="Held-out crops of each style that an evaluation translates.")
+    classifier_steps: int = Field(150, ge=1, description="Steps that the classifier of styles is trained for.")
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.short_side < self.image_size:
+            raise ValueError(f"crops of image_size={self.image_size} do not fit in short_side={self.short_side}")
+        if self.test_image_dir and not self.image_dir:
+            raise ValueError("test_image_dir holds out what belongs to image_dir, and image_dir is not given")
+        if (self.codec == "autoencoder") != (self.codec_model is not None):
+            raise ValueError("codec=autoencoder and codec_model are given together or not at all")
+        if (self.codec == "own") != (self.codec_file is not None):
+            raise ValueError("codec=own and codec_file are given together or not at all")
+        return self
+
+
+def build(config: Config) -> mltrain.Task:
+    """Read the pictures, fit the codec, and make network, optimizer and schedule.
+
+    Raises:
+        mltrain.errors.DataError: folders that hold no two styles, or pictures that cannot be read, all of them named.
+
+    """
+    styles = read_styles(config)
+    pictures = iter(read_pictures([file for style in styles for file in style.files], config.short_side))
+    train, held_out = [], []
+    for style in styles:
+        train.append(list(itertools.islice(pictures, len(style.train))))
+        held_out.append(list(itertools.islice(pictures, len(style.held_out))))
+    names = StyleNames([style.name for style in styles])
+    translator = make_translator(config, names, Standardized(make_codec(config)))
+    with own_rng(config.seed):
+        crops = [random_crops(style, config.image_size, _FITTING_CROPS) for style in train]
+        translator.codec.fit(torch.cat(crops))
+
+    energy = Energy(
+        style=config.w_style, content=config.w_content, anchor_steps=config.anchor_epochs * config.steps_per_epoch
+    )
+    items = StyleCrops(train, config.image_size, config.batch_size * config.steps_per_epoch)
+    loader = mltrain.ResumableLoader(items, config.batch_size, num_workers=config.num_workers)
+    optimizer = AdamW(translator.net.parameters(), config.lr, weight_decay=config.weight_decay)
+    # One more than there are steps: the schedule is also stepped after the last, and past its end it would rise again.
+    scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1, pct_start=0.1)
+    flow = Flow(translator.net, even_times(config.ode_integration_steps), config.integrator)
+    step = TransferStep(translator.net, translator.codec, flow, energy, optimizer, scheduler, clip=config.clip)
+    judgement = Judgement(
+        translator,
+        energy,
+        train,
+        held_out,
+        side=config.image_size,
+        crops=config.eval_crops,
+        classifier_steps=config.classifier_steps,
+    )
+    gallery = Gallery(translator, [style[0] for style in held_out])
+    return mltrain.Task(
+        step,
+        loader,
+        evaluate=judgement,
+        images=gallery,
+        report=Report(judgement, gallery),
+        state={"styles": names},
+    )
+
+
+def read_styles(config: Config) -> tuple[Style, ...]:
+    """The styles to train on, with what of each is held out."""
+    root, held_out = (config.image_dir, config.test_image_dir) if config.image_dir else sample_styles()
+    return styles_in(root, held_out, fraction=config.val_fraction, split_seed=config.split_seed)
+
+
+def make_codec(config: Config, weights: Mapping[str, Tensor] | None = None) -> Codec:
+    """The codec that a configuration means; ``weights`` of it from a checkpoint stand in for the folder of a model."""
+    if config.codec_file is not None:
+        return codec_in(config.codec_file)
+    if config.codec_model is not None:
+        return AutoencoderCodec.load(config.codec_model) if weights is None else AutoencoderCodec.of(weights)
+    return LinearCodec(channels=config.latent_channels)
+
+
+def make_translator(config: Config, names: StyleNames, codec: Standardized) -> Translator:
+    """A translator between these styles, with a new network."""
+    net = VelocityNet(codec.channels, len(names.names), config.width)
+    flow = Flow(net, even_times(config.num_steps), config.integrator, config.temperature)
+    return Translator(codec, net, names.names, flow, config.short_side)
+
+
+def restored(config: Config, parts: Mapping[str, Any]) -> Translator:
+    """The translator that a checkpoint holds; needs none of the pictures that it was trained on."""
+    codec = Standardized(make_codec(config, inner_weights(parts["codec"])))
+    codec.load_state_dict(parts["codec"])
+    translator = make_translator(config, StyleNames(parts["styles"]["names"]), codec)
+    translator.net.load_state_dict(parts["model"])
+    return translator

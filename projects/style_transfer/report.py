@@ -1,0 +1,36 @@
+"""What an evaluation leaves in a folder: a table of all pairs of styles, the grid, and every translation."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from projects.style_transfer.gallery import Gallery
+from projects.style_transfer.metrics import Judgement
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measures on held-out crops and pictures the first held-out work of every style."""
+
+    judgement: Judgement
+    gallery: Gallery
+
+    def __call__(self, folder: Path) -> dict[str, float]:
+        """Fill the folder and return the metrics, named as in training.
+
+        ::
+
+            inference/A_to_B.jpg   the first held-out picture of A in the style B
+            grid.png               sources in rows, targets in columns, reconstructions in the diagonal
+            pairs.csv              the scores of every pair of two styles
+            metrics.json           what is returned
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        pairs = self.judgement.pairs()
+        pd.DataFrame([asdict(pair) for pair in pairs]).to_csv(folder / "pairs.csv", index=False)
+        self.gallery.write(folder)
+        metrics = self.judgement.summary(pairs)
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        return metrics

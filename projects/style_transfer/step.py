@@ -1,0 +1,146 @@
+"""A training step: the anchor that makes the velocity a flow, and the energy that moves style and keeps content."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mltrain.errors import UsageError
+from mltrain.state import Stateful
+from projects.style_transfer.codec import Standardized
+from projects.style_transfer.flow import Flow, drawn_times, matching_loss
+from projects.style_transfer.losses import patch_distance, structure_distance
+from projects.style_transfer.velocity import VelocityNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """What a translation is judged by: ``style`` and ``content`` weigh the two distances.
+
+    ``anchor_steps`` is how many steps of flow matching alone come first: a velocity that is not yet a flow has no
+    inverse worth translating with.
+    """
+
+    style: float
+    content: float
+    anchor_steps: int = 0
+
+
+class TransferStep:
+    """Trains the velocity on batches of crops (B, styles, 3, H, W), every style on every place of the batch.
+
+    Args:
+        net: the velocity.
+        codec: fitted; frozen.
+        flow: over ``net``, with as many steps as training integrates in; their times are drawn anew each time.
+        energy: of translations.
+        optimizer: over the network's parameters.
+        scheduler: stepped once a step.
+        clip: largest norm of the gradient of the energy, and of that of both terms together.
+
+    """
+
+    def __init__(
+        self,
+        net: VelocityNet,
+        codec: Standardized,
+        flow: Flow,
+        energy: Energy,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        *,
+        clip: float = 1.0,
+    ) -> None:
+        self.net = net
+        self.codec = codec
+        self.flow = flow
+        self.energy = energy
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.clip = clip
+        self.device = torch.device("cpu")
+        self.scaler = torch.amp.GradScaler(enabled=False)
+        self._autocast: torch.dtype | None = None
+
+    def prepare(self, device: torch.device, amp: str) -> None:
+        """Move network and codec to the device; the gradient scaler is for fp16 on CUDA only.
+
+        Raises:
+            UsageError: fp16 on another device.
+
+        """
+        if amp == "fp16" and device.type != "cuda":
+            raise UsageError(f"amp=fp16 needs a CUDA device, and this is {device.type}; use amp=bf16 or amp=off.")
+        self.device = device
+        self._autocast = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+        self.net.to(device)
+        self.codec.to(device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+    def parts(self) -> dict[str, Stateful]:
+        """Return network, codec, optimizer, schedule, and the gradient scaler where there is one."""
+        parts: dict[str, Stateful] = {
+            "model": self.net,
+            "codec": self.codec,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+        }
+        return parts | ({"scaler": self.scaler} if self.scaler.is_enabled() else {})
+
+    def __call__(self, batch: Tensor) -> Mapping[str, Any]:
+        """Do one optimizer step; return ``loss``, and of its terms ``flow``, ``swd`` and ``ssm`` those there were."""
+        self.net.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            encoded = self.codec.encode(batch.to(self.device).flatten(0, 1))
+        latents = encoded.view(*batch.shape[:2], *encoded.shape[1:])
+        styles = torch.arange(batch.shape[1], device=self.device).expand(batch.shape[:2])
+        with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            loss = matching_loss(self.net, latents.flatten(0, 1), styles.flatten())
+        terms = {"flow": loss.detach()}
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        # The schedule counts the steps done and is in every checkpoint, so a resume knows whether the anchor is set.
+        if self.scheduler.last_epoch >= self.energy.anchor_steps and (self.energy.style or self.energy.content):
+            energy, distances = self._translated(latents, styles)
+            terms |= distances | {"energy_norm": self._add_gradient(energy)}
+            loss = loss + energy
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return {"loss": loss.detach(), **terms, "grad_norm": norm.detach()}
+
+    def _translated(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Translate the crops of one style into another, both drawn, and return the energy of that."""
+        source, target = torch.randperm(latents.shape[1])[:2].tolist()
+        given, wanted = latents[:, source], latents[:, target]
+        with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            flow = replace(self.flow, times=drawn_times(len(self.flow.times) - 1))
+            with torch.no_grad():  # where a picture comes from is the anchor's affair; the energy shapes the way forth
+                noise = flow.invert(given, styles[:, source])
+            made = flow.generate(noise, styles[:, target]).float()
+        swd, ssm = patch_distance(made, wanted), structure_distance(made, given)
+        return self.energy.style * swd + self.energy.content * ssm, {"swd": swd.detach(), "ssm": ssm.detach()}
+
+    def _add_gradient(self, energy: Tensor) -> Tensor:
+        """Add the gradient of the energy, its norm cut to ``clip``, to that of the anchor; return the norm before.
+
+        Through many steps of integration it grows large at times. Clipped together with the anchor's it would leave
+        nothing of that one, and the velocity would cease to be that of a flow.
+        """
+        weights = list(self.net.parameters())
+        gradients = torch.autograd.grad(self.scaler.scale(energy), weights)
+        norm = nn.utils.get_total_norm(gradients) / self.scaler.get_scale()
+        share = (self.clip / norm).clamp(max=1.0)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            assert weight.grad is not None
+            weight.grad.add_(gradient * share)
+        return norm.detach()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the only parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])

@@ -1,0 +1,127 @@
+"""From a folder of pictures to the same pictures in another style, in Python or as a command::
+
+python -m projects.style_transfer.translate --run RUN_ID --input pictures --to STYLE --output translated
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from mltrain import device as devices
+from mltrain.errors import DataError, MltrainError
+from mltrain.evaluate import reader
+from mltrain.state import own_rng
+from projects.segmentation.folders import pictures_in
+from projects.style_transfer.flow import even_times
+from projects.style_transfer.pictures import as_pixels, read_pictures
+from projects.style_transfer.project import Config, restored
+from projects.style_transfer.translator import Translator
+
+
+def load_translator(run_id: str, checkpoint: str = "best", device: str = "auto") -> Translator:
+    """Return the translator of a run, from the tracking store alone.
+
+    Args:
+        run_id: the run.
+        checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        RunNotFound, NoCheckpoint: there is no such run or checkpoint.
+        DataError: the run is one of another project.
+
+    """
+    checkpoints = reader(run_id)
+    manifest, parts = checkpoints.load(checkpoint)
+    if not {"model", "codec", "styles"} <= parts.keys():
+        raise DataError(f"Run {run_id} is no style transfer: its checkpoints hold {', '.join(sorted(parts))}.")
+    (params,) = checkpoints.store.fetch(manifest, only=lambda name: name == "params.json").values()
+    translator = restored(Config.load(base=json.loads(bytes(params))), parts)
+    translator.codec.to(devices.chosen(device))
+    translator.net.to(devices.chosen(device))
+    return translator
+
+
+def translate(
+    translator: Translator, pictures: Path, to: str, output: Path, *, source: str | None = None, own_size: bool = False
+) -> list[Path]:
+    """Write every picture of a folder in another style, as PNG of the same stem.
+
+    Args:
+        translator: see :func:`load_translator`.
+        pictures: a folder of pictures of any size.
+        to: the style that is wanted.
+        output: the folder to write into; made where it is missing.
+        source: the style that the pictures have; none: for each the one that fits best.
+        own_size: keep the pictures' size; else their shorter side is scaled to that of training, where the texture
+            of a style has the scale that was learnt.
+
+    Raises:
+        DataError: there is no such style; the folder holds no picture, two of the same stem, or unreadable ones.
+
+    """
+    target = translator.index(to)
+    known = None if source is None else translator.index(source)
+    files = pictures_in(pictures)
+    twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
+    if twice:
+        raise DataError(
+            f"Several pictures in {pictures} are called {', '.join(twice)} and would overwrite one another."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    written = []
+    for file in files:
+        (pixels,) = read_pictures([file], None if own_size else translator.short_side)
+        image = pixels.float() / 255
+        style = translator.likeliest_style(image) if known is None else known
+        (made,) = translator.translate(image[None], style, [target])
+        written.append(output / f"{file.stem}.png")
+        Image.fromarray(as_pixels(made[0])).save(written[-1])
+    return written
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Translate from the command line, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m projects.style_transfer.translate", description=__doc__)
+    parser.add_argument("--run", required=True, metavar="RUN_ID", help="the run that trained the flow")
+    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="the folder of pictures")
+    parser.add_argument("--to", required=True, metavar="STYLE", help="the style that is wanted")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder to write into")
+    parser.add_argument("--from", dest="source", metavar="STYLE", help="the style they have; else it is guessed")
+    parser.add_argument("--checkpoint", default="best", help="best, latest, epoch:N or step:N (default best)")
+    parser.add_argument("--num-steps", type=int, help="steps of integration each way (default: as configured)")
+    parser.add_argument("--temperature", type=float, help="noise while generating (default: as configured)")
+    parser.add_argument("--seed", type=int, default=0, help="of that noise")
+    parser.add_argument("--own-size", action="store_true", help="keep the pictures' size")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    given = parser.parse_args(arguments)
+    try:
+        translator = load_translator(given.run, given.checkpoint, given.device)
+        flow = translator.flow
+        if given.num_steps is not None:
+            flow = replace(flow, times=even_times(given.num_steps))
+        if given.temperature is not None:
+            flow = replace(flow, temperature=given.temperature)
+        with own_rng(given.seed):
+            written = translate(
+                replace(translator, flow=flow),
+                given.input,
+                given.to,
+                given.output,
+                source=given.source,
+                own_size=given.own_size,
+            )
+    except MltrainError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"{len(written)} pictures are in {given.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

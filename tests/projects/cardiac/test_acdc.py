@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mltrain.errors import DataError
+from projects.cardiac import preparation, prepared
+from projects.cardiac.acdc import Acdc
+from projects.cardiac.phantom_source import PhantomSource
+
+AFFINE = np.diag([1.5, 1.5, 10.0, 1.0])
+
+
+def write(root: Path, name: str, source: PhantomSource, group: str) -> None:
+    """A phantom as a patient of ACDC, with an empty slice above it."""
+    case = source.case(source.names()[int(name[-1]) % len(source.names())])
+    assert case.truth is not None
+    folder = root / name
+    folder.mkdir(parents=True)
+    cine = np.concatenate([case.cine, case.cine]).transpose(2, 3, 0, 1)
+    image = nib.Nifti1Image(cine, AFFINE)
+    image.header.set_zooms((1.5, 1.5, 10.0, 0.03))
+    nib.save(image, folder / f"{name}_4d.nii.gz")
+    for frame in (0, 2):
+        label = np.zeros(cine.shape[:3], np.uint8)
+        label[..., 1][case.truth.myocardium[0, frame]] = 2
+        label[40:50, 5:10, 1] = 1
+        nib.save(nib.Nifti1Image(label, AFFINE), folder / f"{name}_frame{frame + 1:02d}_gt.nii.gz")
+    (folder / "Info.cfg").write_text(f"ED: 1\nES: 3\nGroup: {group}\nHeight: 184.0\nNbFrame: 6\nWeight: 95.0\n")
+
+
+@pytest.fixture
+def root(tmp_path: Path, source: PhantomSource) -> Path:
+    write(tmp_path / "training", "patient001", source, "MINF")
+    write(tmp_path / "training", "patient002", source, "NOR")
+    return tmp_path
+
+
+def test_info_says_what_the_frames_are(root: Path) -> None:
+    case = Acdc(root).case("patient001")
+    assert case.cine.shape == (2, 6, 96, 96)
+    assert (case.end_diastole, case.end_systole, case.infarcted) == (0, 2, True)
+    assert not Acdc(root).case("patient002").infarcted
+    assert case.end_systolic_myocardium is not None
+    assert case.end_systolic_myocardium[1].any()
+
+
+def test_the_right_ventricle_says_where_the_septum_is(root: Path) -> None:
+    septum = Acdc(root).case("patient001").septum
+    assert septum is not None
+    assert abs(abs(septum) - np.pi) < 0.3  # it was drawn on the left
+
+
+def test_slices_without_myocardium_are_left_out_and_come_back_empty(root: Path, tmp_path: Path) -> None:
+    to = tmp_path / "prepared"
+    counts = preparation.prepare(preparation.Config.load(overrides={"source": "acdc", "data": root}), to)
+    assert counts == {"cases": 2.0, "held_out": 1.0, "infarcted": 1.0, "late_enhancement": 0.0}
+    case = prepared.read(to).train[0]
+    assert (case.slices, case.depth, case.end_systole, case.end_systole_by) == ((1,), 2, 2, "given")
+    case.write_mask(case.myocardium.float().numpy(), tmp_path / "mask.nii.gz")
+    written = nib.load(tmp_path / "mask.nii.gz")
+    original = nib.load(root / "training" / case.name / f"{case.name}_frame01_gt.nii.gz")
+    assert np.array_equal(np.asarray(written.dataobj), np.asarray(original.dataobj) == 2)
+    assert np.array_equal(written.affine, AFFINE)
+    assert written.header.get_zooms() == pytest.approx((1.5, 1.5, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("info", "complaint"),
+    [("ED: 1\n", "has no frame ES"), ("ED: 1\nES: 99\n", "names the frame 99 of 6"), ("ED: 1\nES: 4\n", "frame04_gt")],
+)
+def test_an_info_that_does_not_fit_is_refused(root: Path, info: str, complaint: str) -> None:
+    (root / "training" / "patient001" / "Info.cfg").write_text(info)
+    with pytest.raises(DataError, match=complaint):
+        Acdc(root).case("patient001")
+
+
+def test_a_folder_without_patients_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"No Info\.cfg"):
+        Acdc(tmp_path).names()
