@@ -335,10 +335,6 @@ class _Session:
     def _continue(self, run: TrackedRun, trainer: Trainer, origin: _Origin) -> None:
         """Make the record go on without a seam where this is an exact continuation."""
         step = trainer.progress.step
-        if origin.manifest is not None:
-            run.deliver_pending(origin.manifest.pending)
-        resumed_attempt = origin.manifest.id.attempt if origin.manifest is not None else 0
-        run.journal.drop_overtaken(resumed_attempt, step)
         rolled_back = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
         matters = [key for key in run.attempt.changed if type(self._config).affects_training(key)]
         if not rolled_back and not matters:

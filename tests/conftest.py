@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import tempfile
 import time
@@ -14,6 +15,10 @@ import pytest
 import torch
 
 from tests.forkserver import Child, ForkServer
+
+# A background job of a shell that is not interactive begins with SIGINT ignored, and its children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = Path(__file__).parent / "tiny.py"
 

@@ -119,7 +119,9 @@ def test_a_loop_that_was_left_goes_on_where_it_was() -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_the_number_of_workers_changes_nothing() -> None:
     alone, helped = loader(), loader(num_workers=2)
+    before = Rng().state_dict()
     assert identical(epoch_of(helped), epoch_of(alone))
+    assert identical(Rng().state_dict(), before), "the random numbers of the training are left alone"
 
 
 def test_fetching_leaves_the_random_numbers_of_the_training_as_they_were() -> None:

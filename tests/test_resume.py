@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from mltrain.tracking.journal import Journal
 from tests.conftest import Workplace, same
 
 
@@ -53,6 +54,20 @@ def test_a_run_killed_before_its_first_commit_starts_at_step_0_in_the_same_run(
     resumed = workplace.mltrain("train", "--resume-run", killed.run_id, "kill_at=0")
     assert (resumed.code, resumed.run_id) == (0, killed.run_id), resumed.err
     assert "step 0" in resumed.err
+    reference, run_id = undisturbed
+    assert workplace.points(killed.run_id) == reference.points(run_id)
+
+
+def test_what_a_dead_attempt_left_unsent_is_not_sent_beside_what_is_computed_again(
+    workplace: Workplace, undisturbed: tuple[Workplace, str]
+) -> None:
+    killed = workplace.mltrain("train", "tiny.py", "kill_at=8")
+    (path,) = (workplace.folder / "home").glob(f"*/{killed.run_id}/journal.sqlite")
+    journal = Journal(path, 1)
+    journal.log_metrics({"step/loss": 9.0, "step/draw": 9.0}, 7, 1)
+    journal.close()
+    resumed = workplace.mltrain("train", "--resume-run", killed.run_id, "kill_at=0")
+    assert resumed.code == 0, resumed.err
     reference, run_id = undisturbed
     assert workplace.points(killed.run_id) == reference.points(run_id)
 

@@ -153,8 +153,10 @@ def test_half_an_epoch_of_metrics_survives_a_resume() -> None:
     middle = whole.parts()["metrics"].state_dict()
     kept = copy.deepcopy(middle)
     run(whole, 5)
-    resumed = step_in_the_middle()
+    resumed, at_once = step_in_the_middle(), step_in_the_middle()
     resumed.parts()["metrics"].load_state_dict(kept)
+    at_once.parts()["metrics"].load_state_dict(kept)
+    assert at_once.epoch_metrics().keys() == whole.metrics.keys(), "torchmetrics does not warn of missing updates"
     run(resumed, 5)
     assert resumed.epoch_metrics() == whole.epoch_metrics()
 

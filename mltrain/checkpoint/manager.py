@@ -65,6 +65,10 @@ class Run(Protocol):
         """Return the metric points up to a step that the server has not acknowledged."""
         ...
 
+    def deliver_pending(self, points: Sequence[Point]) -> None:
+        """Send the points that a checkpoint carried, with the times of their birth."""
+        ...
+
     def pins(self) -> Mapping[str, str]:
         """Return the names of pinned checkpoints with the reasons."""
         ...
@@ -273,6 +277,7 @@ class CheckpointManager:
             return None
         manifest, parts = self._reader.load(which, self.device)
         self.resumed_from, self._last, self._last_key = manifest, None, None
+        self.run.deliver_pending(manifest.pending)
         log.info("Loaded %s (%s) of run %s", manifest.title, manifest.name, self.run.id)
         return parts
 

@@ -101,6 +101,9 @@ class TrackedRun:
         self._pictures = ThreadPoolExecutor(1, thread_name_prefix="mltrain-pictures")
         self._log: CsvLog | None = None
         self._drawn = -math.inf
+        # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
+        # race with finding out what the server has.
+        self.journal.drop_overtaken(0, 0)
         self.sender = Sender(server, self.id, self.journal, self.artifacts, self._beat)
 
     @property

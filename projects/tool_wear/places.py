@@ -116,7 +116,6 @@ class Run:
                 state = manager.load_latest_checkpoint()
                 if state is None or manager.resumed_from is None:
                     raise UsageError(f"Run {self.id} has no checkpoint to resume from.")
-                run.deliver_pending(manager.resumed_from.pending)
                 run.continue_exactly_after(manager.resumed_from.step)
                 return state
 

@@ -245,6 +245,26 @@ def test_everything_is_flushed_before_the_name_is_given(tmp_path: Path, monkeypa
     assert (rename_, parent) == ("RENAME", "store")
 
 
+def test_a_replaced_file_is_flushed_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, replace = os.fsync, os.replace
+    done: list[str] = []
+
+    def noted(descriptor: int) -> None:
+        done.append(name_of(descriptor, tmp_path))
+        fsync(descriptor)
+
+    def named(source: Any, target: Any) -> None:
+        done.append("REPLACE")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", named)
+    replace_file(tmp_path / "weights" / "best.safetensors", b"content")
+    temporary, replaced, folder = done
+    assert temporary.startswith(".best.safetensors.")
+    assert (replaced, folder) == ("REPLACE", "weights")
+
+
 def test_only_what_was_being_staged_is_litter(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     litter = spool.root / f"{ID.name}.0123abcd.tmp"
