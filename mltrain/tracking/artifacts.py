@@ -292,12 +292,13 @@ def _persistently(call: Callable[[], T]) -> T:
         return Retrying(
             stop=stop_after_delay(RETRY_SECONDS),
             wait=FullJitter(multiplier=0.2, max=5),
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(may_pass),
             reraise=True,
         )(call)
 
 
-def _may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
+    """Whether what a store's client raised may be different the next time."""
     if isinstance(error, (StorageError, DamagedCheckpoint, FileNotFoundError, PermissionError)):
         return False
     response = getattr(error, "response", None)

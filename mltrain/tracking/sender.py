@@ -5,16 +5,17 @@ MLflow collapses a point that comes twice with the same timestamp, so a batch wh
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, stop_when_event_set
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
 
 from mltrain.errors import RunNotFound, StorageError, TrackingError
-from mltrain.tracking.artifacts import Artifacts, discard_sent
+from mltrain.tracking.artifacts import Artifacts, discard_sent, may_pass
 from mltrain.tracking.journal import Journal, StoredItem, StoredPoint
 from mltrain.tracking.retry import FullJitter
 from mltrain.tracking.server import Refusal, Server
@@ -98,18 +99,22 @@ class Sender:
                 self._deliver(batch, send)
         for item in items:
             if item.kind == "file":
-                self._deliver([item], self._send_file)
+                self._deliver([item], self._send_file, tries=1)
             elif item.kind == "image":
-                self._deliver([item], self._send_image)
+                self._deliver([item], self._send_image, tries=1)
         return bool(points or items)
 
-    def _deliver(self, batch: Sequence[Any], send: Callable[[Sequence[Any]], None]) -> None:
-        """Send a batch until it is there; halve it when it is refused for good, and park the one that is refused."""
+    def _deliver(self, batch: Sequence[Any], send: Callable[[Sequence[Any]], None], *, tries: float = math.inf) -> None:
+        """Send a batch until it is there; halve it when it is refused for good, and park the one that is refused.
+
+        Files are tried once a round, because the artifact store has been asked for a minute by then, and points must not
+        wait for it.
+        """
         try:
             Retrying(
                 retry=retry_if_exception(_may_pass),
                 wait=FullJitter(multiplier=0.5, max=30),
-                stop=stop_when_event_set(self._give_up),
+                stop=stop_when_event_set(self._give_up) | stop_after_attempt(tries),  # type: ignore[arg-type] # infinity is meant
                 sleep=self._pause,
                 before_sleep=lambda state: self._note(state.outcome.exception() if state.outcome else None),
                 reraise=True,
@@ -172,4 +177,6 @@ class Sender:
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, Refusal):
         return not error.permanent
-    return isinstance(error, (TrackingError, StorageError))
+    if isinstance(error, StorageError):
+        return error.__cause__ is None or may_pass(error.__cause__)
+    return isinstance(error, TrackingError)

@@ -1,0 +1,66 @@
+"""What the server or the store refuses for good does not hold up the rest."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mltrain.errors import StorageError
+from mltrain.tracking.artifacts import LocalArtifacts
+from mltrain.tracking.journal import Journal
+from mltrain.tracking.sender import Sender
+from mltrain.tracking.server import Refusal
+
+
+class Recording:
+    """A tracking server that takes points, or refuses those of one key."""
+
+    client = None
+
+    def __init__(self, refused: str = "") -> None:
+        self.taken: list[tuple[str, int]] = []
+        self.refused = refused
+        self.client: Any = self
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        if any(metric.key == self.refused for metric in metrics):
+            raise Refusal("400: bad key", permanent=True)
+        self.taken += [(metric.key, metric.step) for metric in metrics]
+
+    def call(self, function: Any, *arguments: Any, **named: Any) -> Any:
+        return function(*arguments, **named)
+
+
+class Forbidding(LocalArtifacts):
+    """An artifact store that answers 403."""
+
+    def upload(self, file: Path, folder: str = "") -> None:
+        forbidden = ConnectionError("403")
+        forbidden.response = type("Response", (), {"status_code": 403})  # type: ignore[attr-defined]
+        raise StorageError("403") from forbidden
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal.sqlite", 1)
+
+
+def test_a_file_that_is_refused_is_parked_and_points_flow(journal: Journal, tmp_path: Path) -> None:
+    server = Recording()
+    sender = Sender(server, "0" * 32, journal, Forbidding(tmp_path), lambda: True)  # type: ignore[arg-type]
+    journal.log_item("file", "", str(tmp_path / "file"))
+    journal.log_metrics({"a": 1.0}, 1, 1)
+    assert sender.drain(20)
+    assert server.taken == [("a", 1)]
+    journal.close()
+
+
+def test_a_point_that_is_refused_is_parked_and_the_others_of_its_batch_flow(journal: Journal, tmp_path: Path) -> None:
+    server = Recording(refused="bad")
+    for step in range(50):
+        journal.log_metrics({"bad" if step == 17 else "good": float(step)}, step, step)
+    journal.flush()
+    sender = Sender(server, "0" * 32, journal, LocalArtifacts(tmp_path), lambda: True)  # type: ignore[arg-type]
+    assert sender.drain(20)
+    assert sorted(server.taken) == [("good", step) for step in range(50) if step != 17]
+    journal.close()
