@@ -12,7 +12,7 @@ import torch
 from mltrain import device as devices
 from mltrain.checkpoint.codec import read_tensors
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
-from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.reader import CheckpointReader, Received
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
@@ -72,6 +72,7 @@ def pull(
     metric: str | None = None,
     mode: Mode | None = None,
     checkpoint: str = "best",
+    received: Received | None = None,
 ) -> Pulled:
     """Pull the weights of a checkpoint, verified, with configuration, history and manifest beside them.
 
@@ -82,9 +83,10 @@ def pull(
         metric: the metric that decides; none: the runs' own.
         mode: ``min`` or ``max``.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
+        received: told of every file that has arrived and is verified: its name, its bytes, the bytes of all.
 
     Raises:
-        NoCheckpoint: there is none.
+        NoCheckpoint: there is none, or none is intact.
         StorageError: the folder cannot be written.
     """
     server = connect()
@@ -101,15 +103,10 @@ def pull(
             log.warning("No checkpoint was measured or declared best; the newest is taken.")
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such(checkpoint))
-    for manifest in candidates:
-        problems = checkpoints.store.problems(manifest)
-        if not problems:
-            break
-        log.warning("%s is damaged (%s); the one before it is taken.", manifest.name, "; ".join(map(str, problems)))
-    else:
-        raise NoCheckpoint(f"None of the {len(candidates)} checkpoints is intact. See: mltrain verify {run_id}")
-    kept = ("model", "params", "history")
-    for name, content in checkpoints.store.fetch(manifest, only=lambda name: name.startswith(kept)).items():
+    manifest, files = checkpoints.first_intact(
+        candidates, lambda name: name.startswith(("model", "params", "history")), received
+    )
+    for name, content in files.items():
         replace_file(to / name, bytes(content))
     replace_file(to / FILE_NAME, manifest.to_json())
     return Pulled(run_id, manifest, to)
@@ -138,9 +135,12 @@ def load_best(
         assert experiment is not None
         run_id = best_run(server, experiment, metric, mode)
     checkpoints = reader(run_id, server)
-    manifest = checkpoints.first("best")
+    candidates = checkpoints.matching("best")
+    if not candidates:
+        raise NoCheckpoint(checkpoints.none_such("best"))
+    manifest, files = checkpoints.first_intact(candidates, lambda name: name.startswith("model"))
     weights: dict[str, torch.Tensor] = {}
-    for name, content in checkpoints.store.fetch(manifest, only=lambda name: name.startswith("model")).items():
+    for name, content in files.items():
         weights.update({key: tensor.to(device) for key, tensor in read_tensors(content, name).items()})
     weights.update({alias: weights[kept] for alias, kept in manifest.aliases.items() if kept in weights})
     return weights

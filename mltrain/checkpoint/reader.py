@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 BEST_POINTER = "best.json"
 """An artifact that names the checkpoint declared best after it had been written. Believed only where that exists."""
 
+Received = Callable[[str, int, int], None]
+"""Told of a file that has arrived: its name, its bytes, and the bytes of all that are on their way."""
+
 Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
 
 
@@ -66,6 +69,31 @@ class CheckpointReader:
         if not candidates:
             raise NoCheckpoint(self.none_such(which))
         return self.store.newest_usable(candidates, self._damaged, device)
+
+    def first_intact(
+        self, candidates: Sequence[Manifest], only: Callable[[str], bool], received: Received | None = None
+    ) -> tuple[Manifest, dict[str, bytearray]]:
+        """Return the first of the candidates whose files (those that ``only`` wants) are intact, with these files.
+
+        Raises:
+            NoCheckpoint: none is.
+        """
+        for manifest in candidates:
+            files: dict[str, bytearray] = {}
+            wanted = [name for name in manifest.files if only(name)]
+            total = sum(manifest.files[name].size for name in wanted)
+            try:
+                for name in wanted:
+                    files |= self.store.fetch(manifest, only=name.__eq__)
+                    if received is not None:
+                        received(name, len(files[name]), total)
+            except DamagedCheckpoint as error:
+                log.warning("Checkpoint %s is damaged and left aside: %s", manifest.name, error)
+                continue
+            return manifest, files
+        raise NoCheckpoint(
+            f"None of the {len(candidates)} checkpoints is intact. See: mltrain verify {self.store.run_id}"
+        )
 
     def first(self, which: str) -> Manifest:
         """Return the manifest of the first choice, unverified.

@@ -1,10 +1,13 @@
 """``mltrain evaluate`` and ``mltrain pull``: what comes after training."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from mltrain.cli.train import parse
 
@@ -53,7 +56,28 @@ def pull(
     if mode not in (None, "min", "max"):
         raise UsageError(f"--mode {mode}: min or max was expected.")
     direction: Any = mode
-    pulled = run_pull(run_id, to=to, experiment=experiment, metric=metric, mode=direction, checkpoint=checkpoint)
+    with Progress(
+        TextColumn("{task.fields[file]}"),
+        BarColumn(),
+        DownloadColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        bar = progress.add_task("", file="looking", total=None)
+
+        def received(name: str, size: int, total: int) -> None:
+            progress.update(bar, file=name, advance=size, total=total)
+
+        pulled = run_pull(
+            run_id,
+            to=to,
+            experiment=experiment,
+            metric=metric,
+            mode=direction,
+            checkpoint=checkpoint,
+            received=received,
+        )
     if as_json:
         files = sorted(path.name for path in to.iterdir())
         print(json.dumps({"run_id": pulled.run_id, "checkpoint": pulled.manifest.name, "files": files}, indent=1))

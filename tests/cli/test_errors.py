@@ -97,6 +97,16 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(workplace: W
     assert "from epoch 1 (step-000000006-a01)" in resumed.out
 
 
+def test_pulling_a_damaged_best_takes_the_next_one_and_says_so(workplace: Workplace) -> None:
+    run_id, folder = damaged(workplace)
+    best = next(r for r in workplace.mltrain("checkpoints", run_id, "--json").json if "best" in r["is"])["checkpoint"]
+    flip(folder / best / "model.safetensors")
+    pulled = workplace.mltrain("pull", run_id, "--to", "model", "--json")
+    assert pulled.code == 0, pulled.err
+    assert f"{best} is damaged" in pulled.err
+    assert pulled.json["checkpoint"] != best
+
+
 def test_when_no_checkpoint_is_intact_nothing_starts_from_zero(workplace: Workplace) -> None:
     run_id, folder = damaged(workplace)
     for checkpoint in folder.iterdir():
