@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mltrain.checkpoint.retention import Younger as Younger
     from mltrain.config import Config as Config
     from mltrain.data import ResumableLoader as ResumableLoader
+    from mltrain.data import StreamLoader as StreamLoader
     from mltrain.errors import MltrainError as MltrainError
     from mltrain.evaluate import load_best as load_best
     from mltrain.evaluate import pull as pull
@@ -38,6 +39,7 @@ _HOMES = {
     "Younger": "checkpoint.retention",
     "Config": "config",
     "ResumableLoader": "data",
+    "StreamLoader": "data",
     "MltrainError": "errors",
     "load_best": "evaluate",
     "pull": "evaluate",

@@ -64,7 +64,9 @@ class Config(BaseModel):
     early_stopping_mode: Literal["min", "max"] | None = Field(None, description="none: best_mode.")
     early_stopping_min_delta: float = Field(0.0, ge=0, description="A smaller improvement is none.")
 
-    on_nonfinite: Literal["abort", "skip"] = Field("abort", description="What a NaN or infinite loss does.")
+    on_nonfinite: Literal["abort", "skip", "rollback"] = Field(
+        "abort", description="What a NaN or infinite loss does; rollback: go back to the last checkpoint, data go on."
+    )
     on_usr1: Literal["stop", "checkpoint"] = Field("stop", description="What SIGUSR1 does.")
 
     experiment: str | None = Field(None, min_length=1, description="The MLflow experiment; none: MLflow's choice.")

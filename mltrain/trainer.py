@@ -5,12 +5,13 @@
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -18,13 +19,18 @@ from mltrain import device as devices
 from mltrain.checkpoint.manifest import Kind
 from mltrain.config import Config
 from mltrain.data import Loader, mixed
-from mltrain.errors import NonFiniteLoss, RunHeld
+from mltrain.errors import NonFiniteLoss, RunHeld, UsageError
 from mltrain.history import History
 from mltrain.schedules import is_schedule, plans, replan
 from mltrain.state import Progress, Rng, Stateful, TrainState, own_rng
 from mltrain.steps import HasDevice, HasEpochMetrics, HasParts, Metrics, Step
 from mltrain.stopping import EarlyStopping, improves
 from mltrain.triggers import Every, Moment
+
+log = logging.getLogger(__name__)
+
+_ROLLBACKS = 3
+"""How often in a row a training goes back to one and the same checkpoint before it gives up."""
 
 _OWN_PARTS = frozenset({"history", "best", "stopping", "means"})
 """Parts that a checkpoint may lack: training goes on without them, and that is said."""
@@ -49,6 +55,15 @@ class Task:
     images: Callable[[], Mapping[str, Any]] | None = None
     report: Callable[[Path], Mapping[str, float]] | None = None
     state: Mapping[str, Stateful] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loader, Loader):
+            raise UsageError(
+                f"A {type(self.loader).__name__} cannot say where it is, so a training could not be resumed within an "
+                "epoch: a loader with state_dict() and load_state_dict() was expected. Take "
+                "mltrain.ResumableLoader(dataset, batch_size), mltrain.StreamLoader for an iterable dataset, or the "
+                "StatefulDataLoader of torchdata."
+            )
 
 
 class Tracker(Protocol):
@@ -87,6 +102,15 @@ class Saver(Protocol):
         data: Mapping[str, str],
     ) -> Any:
         """Save a state, without waiting for a network."""
+        ...
+
+
+@runtime_checkable
+class HasPeek(Protocol):
+    """A saver that can show what it saved; going back after a loss that is not finite needs it."""
+
+    def peek(self) -> Mapping[str, Any] | None:
+        """Return the parts of the newest checkpoint, verified, and change nothing; none: there is none."""
         ...
 
 
@@ -158,6 +182,8 @@ class Trainer:
         self._due = Every(epochs=config.save_interval, steps=config.save_every_steps, minutes=config.save_every_minutes)
         self._saved_at = time.monotonic()
         self._saved_step = 0
+        self._rollbacks = 0
+        self._resumed_rng: Mapping[str, Any] | None = None
         self._epoch_began = time.monotonic()
 
     @property
@@ -172,9 +198,10 @@ class Trainer:
             NonFiniteLoss: the loss became NaN or infinite, and the configuration says to abort.
             RunHeld: another process has taken the run over.
         """
+        fruitless = -1
         while not (self.done or self._stop.requested):
             ended = False
-            for batch in self.task.loader:
+            for batch in self._batches():
                 metrics = self.task.step(batch)
                 self.progress.step += 1
                 self.progress.batch += 1
@@ -187,9 +214,14 @@ class Trainer:
                 yield self.progress
                 if self._stop.requested:
                     return
-            if not ended:  # a loader without a length says only now that the epoch is over
+            if not ended and self.progress.batch:  # a loader without a length says only now that the epoch is over
                 self._end_epoch()
                 self._save_if_due(epoch_ended=True)
+            elif not ended and fruitless == self.progress.step:
+                raise UsageError("The loader gave no batch in a whole epoch: there is nothing to train on.")
+            elif not ended:  # a loader that was put back at the very end of an epoch gives nothing before the next one
+                fruitless = self.progress.step
+                self._draw_again()
 
     def save(self, kind: Kind) -> None:
         """Save the present state."""
@@ -205,7 +237,8 @@ class Trainer:
             },
             data=self._data,
         )
-        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
+        self._saved_at, self._saved_step, self._rollbacks = time.monotonic(), self.progress.step, 0
+        self._resumed_rng = None
 
     def restore(self, parts: Mapping[str, Any], *, imported: bool = False) -> None:
         """Continue from the parts of a checkpoint; one that was ``imported`` may lack any but the model.
@@ -218,7 +251,7 @@ class Trainer:
         self.state.restore(parts, optional=optional, ignore_unknown=imported)
         for name, plan in planned.items():
             replan(self.state.parts[name], plan)
-        self._saved_step = self.progress.step
+        self._saved_step, self._resumed_rng = self.progress.step, parts.get("rng")
 
     @property
     def batches(self) -> int | None:
@@ -240,6 +273,17 @@ class Trainer:
         with torch.no_grad(), own_rng(mixed(self.config.seed, self.progress.epoch) & 0xFFFFFFFF):
             return {name: float(value) for name, value in self.task.evaluate().items()}
 
+    def _batches(self) -> Iterator[Any]:
+        """Begin the rest of an epoch. Loaders of others may draw a seed when they begin: within an epoch it was drawn before."""
+        batches = iter(self.task.loader)
+        if self.progress.batch:
+            self._draw_again()
+        return batches
+
+    def _draw_again(self) -> None:
+        if self._resumed_rng is not None and self.progress.step == self._saved_step:
+            Rng().load_state_dict(self._resumed_rng)
+
     def _take(self, metrics: Metrics) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         loss = values.get("loss", 0.0)
@@ -255,12 +299,33 @@ class Trainer:
 
     def _meet_nonfinite(self, loss: float) -> None:
         where = f"step {self.progress.step} (epoch {self.progress.epoch + 1}, batch {self.progress.batch})"
-        if self.config.on_nonfinite == "abort":
+        may_go_back = self.config.on_nonfinite == "rollback" and self._rollbacks < _ROLLBACKS
+        kept = self._saver.peek() if may_go_back and isinstance(self._saver, HasPeek) else None
+        if kept is not None:
+            self._roll_back(kept, where)
+        elif self.config.on_nonfinite != "skip":
+            again = f" Going back to the last checkpoint {self._rollbacks} times did not help." * bool(self._rollbacks)
             raise NonFiniteLoss(
-                f"The loss is {loss} at {where}. The last checkpoint is intact: resume from it with a lower learning "
-                "rate or gradient clipping, or train on with on_nonfinite=skip."
+                f"The loss is {loss} at {where}.{again} The last checkpoint is intact: resume from it with a lower "
+                "learning rate or gradient clipping, or train on with on_nonfinite=skip or on_nonfinite=rollback."
             )
         self._tracker.log_metrics({"step/nonfinite": 1.0}, self.progress.step)
+
+    def _roll_back(self, kept: Mapping[str, Any], where: str) -> None:
+        """Put what is trained back, but neither the position in the data nor the counters nor the schedule.
+
+        So the batches that led here are passed over (as in PaLM, Chowdhery et al. 2022, section 5.1), steps are counted
+        once, and every metric keeps one value a step.
+        """
+        step_parts = self.task.step.parts() if isinstance(self.task.step, HasParts) else {}
+        trained = {name: part for name, part in {**step_parts, **self.task.state}.items() if not is_schedule(part)}
+        TrainState(trained).restore({name: kept[name] for name in trained})
+        self._rollbacks += 1
+        log.warning(
+            "The loss is not finite at %s: back to the state of step %d; the data go on from here.",
+            where,
+            kept["progress"]["step"],
+        )
 
     def _end_epoch(self) -> None:
         self.progress.epoch += 1

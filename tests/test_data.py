@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrain.data import Loader, ResumableLoader, mixed
+from mltrain.data import Loader, ResumableLoader, StreamLoader, mixed
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.state import Rng, seed_everything
 from tests.values import identical
@@ -247,3 +247,65 @@ def test_mixed_numbers_are_64_bits_and_depend_on_each(numbers: list[int]) -> Non
 def test_neighbouring_numbers_are_well_spread() -> None:
     differing = [bin(mixed(seed, 0, 0) ^ mixed(seed + 1, 0, 0)).count("1") for seed in range(200)]
     assert 28 < sum(differing) / len(differing) < 36
+
+
+class Stream:
+    """An iterable dataset that can say where it is: it goes on from there, and begins anew once exhausted."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.position = 0
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        while self.position < self.size:
+            self.position += 1
+            yield self.position - 1, random.random()
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 20), batch_size=st.integers(1, 7), stop=st.integers(0, 30), drop_last=st.booleans())
+def test_a_stream_interrupted_anywhere_goes_on_with_the_rest(
+    size: int, batch_size: int, stop: int, drop_last: bool
+) -> None:
+    """Epochs are told apart, so that one which ends is not joined with the next."""
+    batch_size = min(batch_size, size)
+
+    def fresh(seed: int = 5) -> StreamLoader:
+        return StreamLoader(Stream(size), batch_size, seed=seed, drop_last=drop_last)
+
+    def marked(batches: StreamLoader) -> Iterator[Any]:
+        while True:
+            yield from batches
+            yield "end of epoch"
+
+    whole = marked(fresh())
+    expected = [next(whole) for _ in range(stop + 5)]
+    broken = fresh()
+    begun = marked(broken)
+    got = [next(begun) for _ in range(stop)]
+    resumed = fresh(0)
+    resumed.load_state_dict(broken.state_dict())
+    rest = marked(resumed)
+    got += [next(rest) for _ in range(5)]
+    assert identical(got, expected)
+
+
+def test_a_stream_leaves_the_random_numbers_of_the_training_alone() -> None:
+    seed_everything(3)
+    before = Rng().state_dict()
+    assert len(epoch_of(StreamLoader(Stream(7), 3, seed=1))) == 3
+    assert identical(Rng().state_dict(), before)
+
+
+def test_an_iterable_that_cannot_say_where_it_is_is_refused_with_what_is_missing() -> None:
+    with pytest.raises(UsageError, match=r"state_dict\(\) and load_state_dict\(\)"):
+        StreamLoader(iter([1, 2]), 1)
+    with pytest.raises(UsageError, match="StreamLoader"):
+        ResumableLoader(Stream(4), 2)

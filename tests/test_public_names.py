@@ -26,6 +26,7 @@ PUBLIC = [
     "Pinned",
     "ResumableLoader",
     "Stateful",
+    "StreamLoader",
     "Supervised",
     "Task",
     "TrainState",

@@ -1,49 +1,33 @@
 """The loop: evaluation changes nothing, wrapped models fit, a step is saved once."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from mltrain.errors import NonFiniteLoss, UsageError
 from mltrain.state import TrainState, seed_everything
-from mltrain.trainer import Trainer
+from mltrain.testing import MemorySaver, MemoryTracker, StopAt
+from mltrain.trainer import Task, Trainer
 from tests import tiny
 from tests.conftest import same
 
 
-class Memory:
-    """Records and saves into lists: what a tracker and a saver are to the trainer."""
-
-    overtaken = False
-    requested = False
-    checkpoint_wanted = False
-
-    def __init__(self) -> None:
-        self.points: list[tuple[str, int, float]] = []
-        self.saved: list[tuple[int, str]] = []
-
-    def log_metrics(self, values: Any, step: int, *, compared: bool = True) -> None:
-        self.points += [(key, step, value) for key, value in values.items() if compared]
-
-    def log_pictures(self, pictures: Any, step: int, epoch: int) -> None:
-        assert pictures
-
-    def log_epoch(self, history: Any) -> None:
-        assert history.rows
-
-    def save(self, state: Any, **facts: Any) -> None:
-        self.saved.append((facts["step"], facts["kind"]))
-
-
-def trained(**keys: Any) -> tuple[Trainer, Memory]:
-    config, memory = tiny.Config(**keys), Memory()
+def trained(build: Any = tiny.build, **keys: Any) -> tuple[Trainer, MemoryTracker, MemorySaver]:
+    config, tracker, saver = tiny.Config(**keys), MemoryTracker(), MemorySaver()
     seed_everything(config.seed)
-    task = tiny.build(config)
-    trainer = Trainer(task, config, memory, memory, memory)
+    trainer = Trainer(build(config), config, tracker, saver, StopAt())
     seed_everything(config.seed)
     for _ in trainer.steps():
         pass
-    return trainer, memory
+    return trainer, tracker, saver
+
+
+def steps_saved(saver: MemorySaver) -> dict[int, str]:
+    return {kept.step: kept.kind for kept in saver.checkpoints}
 
 
 def test_evaluating_never_changes_the_training() -> None:
@@ -53,27 +37,100 @@ def test_evaluating_never_changes_the_training() -> None:
 
 
 def test_two_triggers_at_one_step_make_one_checkpoint() -> None:
-    _, memory = trained(epochs=2, save_every_steps=3, save_interval=1)
-    assert [step for step, _ in memory.saved] == [3, 6, 9, 12]
-    assert dict(memory.saved)[6] == "epoch"
+    _, _, saver = trained(epochs=2, save_every_steps=3, save_interval=1)
+    assert [kept.step for kept in saver.checkpoints] == [3, 6, 9, 12]
+    assert steps_saved(saver)[6] == "epoch"
 
 
 def test_an_improvement_is_saved_even_where_no_interval_is_due() -> None:
-    trainer, memory = trained(epochs=3, save_interval=100)
-    assert trainer.best.step in dict(memory.saved)
-    assert max(dict(memory.saved)) == 18  # and the end is
+    trainer, _, saver = trained(epochs=3, save_interval=100)
+    assert trainer.best.step in steps_saved(saver)
+    assert max(steps_saved(saver)) == 18  # and the end is
 
 
 def test_early_stopping_ends_the_training_and_its_counters_are_state() -> None:
-    trainer, _ = trained(epochs=50, lr=0.0, early_stopping_patience=2, early_stopping_metric="val/accuracy")
+    trainer, _, _ = trained(epochs=50, lr=0.0, early_stopping_patience=2, early_stopping_metric="val/accuracy")
     assert trainer.stopping.exhausted
     assert trainer.progress.epoch < 50
     assert trainer.state.state_dict()["stopping"]["without_improvement"] == 2
 
 
 def test_a_loss_that_is_not_finite_can_be_skipped() -> None:
-    _, memory = trained(epochs=1, nan_at=3, on_nonfinite="skip")
-    assert ("step/nonfinite", 3, 1.0) in memory.points
+    _, tracker, _ = trained(epochs=1, nan_at=3, on_nonfinite="skip")
+    assert tracker.points["step/nonfinite"] == {3: 1.0}
+
+
+class Poisoned(tiny.Faulty):
+    """A step whose own counter is no part, so that it is not put back with the rest; ``nan_at`` spoils the weights."""
+
+    def parts(self) -> Any:
+        return self.inner.parts()
+
+    def __call__(self, batch: Any) -> Any:
+        result = super().__call__(batch)
+        if self.done == self.config.nan_at:
+            with torch.no_grad():
+                self.inner.model[0].weight.fill_(float("nan"))  # type: ignore[index,operator]
+        return result
+
+
+def poisoned(config: tiny.Config) -> Task:
+    task = tiny.build(config)
+    return Task(Poisoned(task.step.inner, config), task.loader, task.evaluate)  # type: ignore[attr-defined]
+
+
+def test_a_loss_that_is_not_finite_can_roll_back_what_is_trained_while_the_data_go_on() -> None:
+    trainer, tracker, saver = trained(poisoned, epochs=3, nan_at=9, on_nonfinite="rollback")
+    assert all(tensor.isfinite().all() for tensor in trainer.state.state_dict()["model"].values())
+    assert tracker.points["step/nonfinite"] == {9: 1.0}
+    assert sorted(tracker.points["step/loss"]) == [step for step in range(1, 19) if step != 9]  # each step once
+    assert trainer.progress.step == 18
+    assert max(steps_saved(saver)) == 18
+
+
+def test_a_training_that_going_back_does_not_help_gives_up_with_what_it_has() -> None:
+    def hopeless(config: tiny.Config) -> Task:
+        task = poisoned(config)
+        step = task.step
+
+        class Hopeless(Poisoned):
+            def __call__(self, batch: Any) -> Any:
+                result = super().__call__(batch)
+                return {"loss": torch.tensor(float("inf"))} if self.done >= 9 else result
+
+        return Task(Hopeless(step.inner, config), task.loader)  # type: ignore[attr-defined]
+
+    with pytest.raises(NonFiniteLoss, match=r"step 12 .*3 times did not help"):
+        trained(hopeless, epochs=3, on_nonfinite="rollback")
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to() -> None:
+    with pytest.raises(NonFiniteLoss, match="step 3"):
+        trained(epochs=1, nan_at=3, on_nonfinite="rollback")
+
+
+def test_a_loader_that_cannot_say_where_it_is_is_refused_with_what_to_take() -> None:
+    task = tiny.build(tiny.Config())
+    with pytest.raises(UsageError, match=r"A DataLoader cannot say where it is.*ResumableLoader"):
+        Task(task.step, DataLoader([1, 2, 3]))  # type: ignore[arg-type]
+
+
+def test_a_loader_that_gives_nothing_is_said() -> None:
+    class Empty:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: Any) -> None:
+            pass
+
+    def build(config: tiny.Config) -> Task:
+        return Task(tiny.build(config).step, Empty())
+
+    with pytest.raises(UsageError, match="no batch"):
+        trained(build)
 
 
 def test_weights_of_a_compiled_model_fit_an_uncompiled_one_and_the_other_way_round() -> None:

@@ -281,6 +281,15 @@ class CheckpointManager:
         log.info("Loaded %s (%s) of run %s", manifest.title, manifest.name, self.run.id)
         return parts
 
+    def peek(self, which: str = "latest") -> dict[str, Any] | None:
+        """Return a state, verified, and change nothing: the next save continues from where it would have.
+
+        Raises:
+            NoCheckpoint: all that there are are damaged.
+        """
+        self.wait(60)
+        return self._reader.load(which, self.device)[1] if self._reader.matching(which) else None
+
     def load_latest_checkpoint(self) -> dict[str, Any] | None:
         """Load the newest state: an interrupted one where that is newest, else the newest epoch; none: there is none."""
         return self.load("latest")

@@ -87,8 +87,8 @@ class Refusal(TrackingError):
         self.permanent = permanent
 
 
-def connect() -> Server:
-    """Return the tracking server that the environment names, or MLflow's default in the working directory.
+def connect(uri: str | None = None) -> Server:
+    """Return the tracking server at ``uri``; none: the one that the environment names, or MLflow's default.
 
     Raises:
         TrackingError: the URI is not usable.
@@ -99,7 +99,7 @@ def connect() -> Server:
     from mlflow.exceptions import MlflowException
 
     try:
-        uri = mlflow.get_tracking_uri()
+        uri = uri or mlflow.get_tracking_uri()
         return Server(uri, mlflow.MlflowClient(uri))
     except MlflowException as error:
         raise Refusal(
