@@ -387,7 +387,7 @@ class _Session:
         self._note(run, best)
         grace = 0.0 if self._stop.hurry.is_set() else min(grace_seconds(), max(1.0, deadline - time.monotonic()))
         status: runs.Status = "KILLED" if stopped else "FAILED" if code else "FINISHED"
-        delivered = run.close(status, why, grace)
+        delivered = run.close(status, why, grace, interrupted=self._stop.requested)
         row = trainer.history.rows[-1] if trainer.history.rows else {}
         outcome = Outcome(run.id, code, why, manager.newest_staged, best, row, delivered)
         self._display.ended(outcome)

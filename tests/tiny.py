@@ -7,6 +7,7 @@ the torchmetrics accumulator and the mean loss are in the middle of something at
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +36,7 @@ class Config(mltrain.Config):
     signal_at: int = 0
     nan_at: int = 0
     sleep: float = 0.0
+    evaluation_sleep: float = 0.0
 
     presets: ClassVar[dict[str, Any]] = {"quick": {"epochs": 1}}
     execution_fields: ClassVar[frozenset[str]] = mltrain.Config.execution_fields | {
@@ -43,6 +45,7 @@ class Config(mltrain.Config):
         "signal_at",
         "nan_at",
         "sleep",
+        "evaluation_sleep",
         "num_workers",
     }
 
@@ -89,8 +92,6 @@ class Faulty:
         self.done = state["done"]
 
     def __call__(self, batch: Any) -> Any:
-        import time
-
         time.sleep(self.config.sleep)
         self.done += 1
         if self.done == self.config.kill_at:
@@ -122,6 +123,7 @@ def build(config: Config) -> mltrain.Task:
     held_out = Noisy(32)
 
     def evaluate() -> dict[str, float]:
+        time.sleep(config.evaluation_sleep)
         net.eval()
         outputs = net(held_out.inputs)
         random.random()  # draws of an evaluation must not change the training

@@ -292,8 +292,14 @@ class TrackedRun:
         self.journal.close()
         self._lock.release()
 
-    def close(self, status: Status, why: str, grace: float) -> bool:
+    def close(self, status: Status, why: str, grace: float, *, interrupted: bool = False) -> bool:
         """Deliver what is left within ``grace`` seconds, set the status, let go of the run.
+
+        Args:
+            status: of the run.
+            why: the attempt ended.
+            grace: seconds.
+            interrupted: whether somebody asked to stop; a launcher that was asked, too, calls any run FAILED then.
 
         Returns:
             Whether everything was delivered. What was not waits on this disk for ``mltrain sync``.
@@ -310,7 +316,8 @@ class TrackedRun:
         self.journal.close()
         self._lock.release()
         launcher = self.launcher
-        if launcher is not None and launcher.pid is not None and launcher.run_id == self.id and status != "FINISHED":
+        own = launcher is not None and launcher.run_id == self.id
+        if own and launcher is not None and launcher.pid is not None and (interrupted or status != "FINISHED"):
             launchers.after(self.server, launcher.pid, self.id, status)  # the launcher will call it FAILED
         return delivered
 

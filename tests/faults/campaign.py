@@ -1,0 +1,104 @@
+"""Disturbing a training at random moments, again and again, until it is done; and the oracle that is asked then.
+
+How much is decided by the environment: ``MLTRAIN_TRIALS`` (a small sample without it) and ``MLTRAIN_SEED``. A failure names
+the seed and what was done, and leaves the folder.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from mltrain.testing import differences
+from tests.conftest import Done, Workplace
+
+SEED = int(os.environ.get("MLTRAIN_SEED", "0"))
+
+
+def trials(sample: int) -> int:
+    """How many trials to do: so many in CI, as many as the environment says in a sweep."""
+    return int(os.environ.get("MLTRAIN_TRIALS", sample))
+
+
+@dataclass
+class Reference:
+    """A run that nothing happened to, and how long it took."""
+
+    workplace: Workplace
+    run_id: str
+    seconds: float
+
+    @classmethod
+    def of(cls, workplace: Workplace, *words: str) -> "Reference":
+        began = time.monotonic()
+        done = workplace.mltrain("train", "tiny.py", *words)
+        assert done.code == 0, done.err
+        return cls(workplace, done.run_id, time.monotonic() - began)
+
+    def assert_same(self, workplace: Workplace, run_id: str, story: str) -> None:
+        """Every part of the newest checkpoint, every metric point, the status, and every checkpoint that is there."""
+        found = list(differences(self.workplace.weights(self.run_id), workplace.weights(run_id)))
+        assert found == [], story
+        assert workplace.points(run_id) == self.workplace.points(self.run_id), story
+        assert status(workplace, run_id) == "FINISHED", story
+        verified = workplace.mltrain("verify", run_id)
+        assert verified.code == 0, f"{story}\n{verified.out}{verified.err}"
+
+
+def status(workplace: Workplace, run_id: str) -> str:
+    return str(MlflowClient(workplace.uri).get_run(run_id).info.status)
+
+
+@dataclass
+class Victim:
+    """One training, disturbed until it is done."""
+
+    workplace: Workplace
+    words: tuple[str, ...]
+    run_id: str | None = None
+    story: list[str] = field(default_factory=list)
+    """What happened, one line an attempt."""
+
+    def attempt(self, number: int, after: float) -> Done:
+        """Start, or resume, and send a signal after so many seconds."""
+        resume = ("--resume-run", self.run_id) if self.run_id is not None else self.words
+        started = self.workplace.start("train", "tiny.py", *resume)
+        ended_before = started.child.ended.wait(after)
+        if not ended_before:
+            started.child.kill(number)
+        done = started.wait(60)
+        ids = [line.removeprefix("run_id=") for line in done.out.splitlines() if line.startswith("run_id=")]
+        self.run_id = self.run_id or (ids[0] if ids else None)
+        sent = "nothing" if ended_before else signal.Signals(number).name
+        self.story.append(f"{sent} after {after:.3f} s: exit code {done.code}: {done.err.strip()[-300:]}")
+        return done
+
+    def told(self) -> str:
+        return f"seed {SEED}, {self.workplace.folder}, run {self.run_id}:\n" + "\n".join(self.story)
+
+
+def moments(random_numbers: random.Random, longest: float) -> Iterator[float]:
+    """Yield moments that are spread evenly over an attempt."""
+    while True:
+        yield random_numbers.uniform(0, longest)
+
+
+def command_line(workplace: Workplace, *words: str) -> "subprocess.Popen[bytes]":
+    """Start the program as a user does, in an interpreter of its own."""
+    with (workplace.folder / "out").open("wb") as out, (workplace.folder / "err").open("wb") as err:
+        return subprocess.Popen(
+            [str(Path(sys.executable).parent / "mltrain"), *words],
+            cwd=workplace.folder,
+            env=workplace.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
