@@ -5,20 +5,20 @@ worker processes nor an interruption changes what augmentation draws.
 """
 
 import itertools
-import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mltrain.errors import StateMismatch, UsageError
+from mltrain.generators import Aside, seed_cheaply
 from mltrain.state import Stateful
 
 _MASK = 2**64 - 1
-_FETCH_AHEAD_SECONDS = 0.002
+_TINY_SECONDS, _AHEAD_SECONDS = 0.0001, 0.002
 
 
 @runtime_checkable
@@ -38,9 +38,11 @@ class Loader(Protocol):
         ...
 
 
-def mixed(*numbers: int) -> int:
-    """Mix integers into 64 well-spread bits: the finalizer of SplitMix64 (Steele et al., OOPSLA 2014), chained."""
-    state = 0
+def mixed(*numbers: int, state: int = 0) -> int:
+    """Mix integers into 64 well-spread bits: the finalizer of SplitMix64 (Steele et al., OOPSLA 2014), chained.
+
+    ``mixed(a, b, c)`` is ``mixed(c, state=mixed(a, b))``.
+    """
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
@@ -115,7 +117,7 @@ class ResumableLoader:
         self._fetch = _Fetch(dataset, collate, seed_samples)
         self._collate = collate
         self._pin_memory = pin_memory
-        self._aside = _Aside()
+        self._aside = Aside()
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -124,9 +126,10 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Return the batches from the present position to the end of the epoch, then stand at the next epoch."""
+        batches = len(self)
         for fetched in self._fetched(self._remaining()):
             self.batch += 1
-            if self.batch == len(self):
+            if self.batch == batches:
                 self.epoch, self.batch = self.epoch + 1, 0
             yield fetched
 
@@ -167,9 +170,9 @@ class ResumableLoader:
         return list(range(len(self.dataset)))
 
     def _remaining(self) -> list[tuple[int, list[int]]]:
-        order, size = self._order(), self.batch_size
+        order, size, state = self._order(), self.batch_size, mixed(self.seed, self.epoch)
         return [
-            (mixed(self.seed, self.epoch, batch), order[batch * size : (batch + 1) * size])
+            (mixed(batch, state=state), order[batch * size : (batch + 1) * size])
             for batch in range(self.batch, len(self))
         ]
 
@@ -188,17 +191,20 @@ class ResumableLoader:
         )
 
     def _fetched_here(self, requests: list[tuple[int, list[int]]]) -> Iterator[Any]:
-        # Setting the training's random numbers aside costs as much as fetching a batch of tiny items, so as many
-        # batches are fetched in one go as two milliseconds allow. What is slower comes one by one.
+        # Setting the training's random numbers aside costs about as much as fetching a batch of tiny items, so of these
+        # as many are fetched in one go as two milliseconds allow. Larger ones come one by one, and are freed when used.
         position = 0
         while position < len(requests):
-            ahead: list[Any] = []
+            ahead: deque[Any] = deque()
             with self._aside:
-                deadline = time.perf_counter() + _FETCH_AHEAD_SECONDS
-                while position < len(requests) and (not ahead or time.perf_counter() < deadline):
+                deadline = began = time.perf_counter()
+                while not ahead or (position < len(requests) and time.perf_counter() < deadline):
                     ahead.append(self._fetch[requests[position]])
                     position += 1
-            yield from ahead
+                    if len(ahead) == 1 and time.perf_counter() - began < _TINY_SECONDS:
+                        deadline = began + _AHEAD_SECONDS
+            while ahead:
+                yield ahead.popleft()
 
 
 class StreamLoader:
@@ -244,14 +250,14 @@ class StreamLoader:
         self.batch = 0
         self._over = False
         self._collate = collate
-        self._aside = _Aside()
+        self._aside = Aside()
 
     def __iter__(self) -> Iterator[Any]:
         """Return the batches from the present position to the end of the epoch, then stand at the next epoch."""
         items: Iterator[Any] | None = None
         while not self._over:
             with self._aside:
-                _seed_cheaply(mixed(self.seed, self.epoch, self.batch))
+                seed_cheaply(mixed(self.seed, self.epoch, self.batch))
                 items = items if items is not None else iter(self.dataset)
                 drawn = list(itertools.islice(items, self.batch_size))
                 # An exhausted dataset is at its beginning again, so that this was the end has to be remembered here.
@@ -284,11 +290,11 @@ class _Fetch(Dataset[Any]):
 
     def __getitem__(self, request: tuple[int, list[int]]) -> Any:
         seed, indices = request
-        _seed_cheaply(seed)
+        seed_cheaply(seed)
         if self._seed_samples:
             items = []
             for index in indices:
-                _seed_cheaply(mixed(seed, index))
+                seed_cheaply(mixed(seed, index))
                 items.append(self._dataset[index])
         elif hasattr(self._dataset, "__getitems__"):
             items = self._dataset.__getitems__(indices)
@@ -296,25 +302,3 @@ class _Fetch(Dataset[Any]):
             dataset = self._dataset
             items = [dataset[index] for index in indices]
         return self._collate(items)
-
-
-def _seed_cheaply(seed: int) -> None:
-    """Seed the default generators of this process; ``torch.manual_seed`` visits every device and costs a hundredfold."""
-    torch.default_generator.manual_seed(seed >> 1)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-
-
-class _Aside:
-    """Sets the training's random numbers aside while batches are fetched in the same process."""
-
-    def __enter__(self) -> None:
-        self._torch = torch.default_generator.get_state()
-        self._python = random.getstate()
-        # Swapping the bit generator would be quicker, but forgets the second half of a pair of normal deviates.
-        self._numpy = np.random.get_state(legacy=False)
-
-    def __exit__(self, *_: object) -> None:
-        np.random.set_state(self._numpy)
-        random.setstate(self._python)
-        torch.default_generator.set_state(self._torch)
