@@ -90,8 +90,8 @@ def moments(random_numbers: random.Random, longest: float) -> Iterator[float]:
         yield random_numbers.uniform(0, longest)
 
 
-def command_line(workplace: Workplace, *words: str) -> "subprocess.Popen[bytes]":
-    """Start the program as a user does, in an interpreter of its own."""
+def command_line(workplace: Workplace, *words: str, ignored: signal.Signals | None = None) -> "subprocess.Popen[bytes]":
+    """Start the program as a user does, in an interpreter of its own; ``nohup`` has a signal ignored from the start."""
     with (workplace.folder / "out").open("wb") as out, (workplace.folder / "err").open("wb") as err:
         return subprocess.Popen(
             [str(Path(sys.executable).parent / "mltrain"), *words],
@@ -101,4 +101,5 @@ def command_line(workplace: Workplace, *words: str) -> "subprocess.Popen[bytes]"
             stdout=out,
             stderr=err,
             start_new_session=True,
+            preexec_fn=(lambda: signal.signal(ignored, signal.SIG_IGN)) if ignored is not None else None,
         )

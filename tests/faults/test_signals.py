@@ -2,11 +2,15 @@
 
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
 from tests.conftest import Workplace
+from tests.faults.campaign import command_line
 
 pytestmark = pytest.mark.faults
 
@@ -115,3 +119,63 @@ def test_a_dead_run_is_reaped_and_a_live_one_is_not(workplace: Workplace) -> Non
     done = alive.wait()
     assert found == {killed.run_id: "closed", done.run_id: "alive"}
     assert status(workplace, killed.run_id) == "KILLED"
+
+
+WORKER = """
+import os, signal
+from tiny import Config, Noisy
+import mltrain, tiny
+
+class Fatal(Noisy):
+    def __getitem__(self, index):
+        if index == self.fatal and os.environ.get("FATAL") == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == self.fatal and os.environ.get("FATAL") == "memory":
+            raise MemoryError("cannot allocate 40 GiB")
+        return super().__getitem__(index)
+
+def build(config):
+    task = tiny.build(config)
+    data = Fatal(config.items)
+    order = mltrain.ResumableLoader(data, config.batch_size)
+    data.fatal = list(order._order())[20]  # in the third batch
+    return mltrain.Task(task.step, mltrain.ResumableLoader(data, config.batch_size, num_workers=config.num_workers))
+"""
+
+
+def processes_in(folder: Path) -> set[int]:
+    """The processes that work in a folder."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            found |= {process.pid} if process.cwd() == str(folder) else set()
+    return found
+
+
+@pytest.mark.parametrize(("fate", "said"), [("kill", "killed by signal"), ("memory", "cannot allocate 40 GiB")])
+def test_the_end_of_a_data_worker_is_an_error_that_names_it(fate: str, said: str, workplace: Workplace) -> None:
+    (workplace.folder / "worker.py").write_text(WORKER, encoding="utf-8")
+    words = ("train", "worker.py", "num_workers=2", "save_every_steps=1")
+    before = processes_in(workplace.folder)
+    done = workplace.mltrain(*words, FATAL=fate)
+    assert done.code == 1, done.err
+    assert said in done.err
+    assert f"mltrain train --resume-run {done.run_id}" in done.err.strip().splitlines()[-1]
+    assert status(workplace, done.run_id) == "FAILED"
+    deadline = time.monotonic() + 20  # a worker looks every five seconds whether its parent is there
+    while (left := processes_in(workplace.folder) - before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == set()
+    resumed = workplace.mltrain("train", "--resume-run", done.run_id)
+    assert resumed.code == 0, resumed.err
+
+
+def test_a_hangup_that_was_ignored_at_the_start_is_ignored(workplace: Workplace) -> None:
+    """What ``nohup`` does."""
+    process = command_line(workplace, "train", "tiny.py", "epochs=3", "sleep=0.1", ignored=signal.SIGHUP)
+    deadline = time.monotonic() + 60
+    while "Training on cpu" not in (workplace.folder / "out").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0, (workplace.folder / "err").read_text()
+    assert "all epochs done" in (workplace.folder / "out").read_text()
