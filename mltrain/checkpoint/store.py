@@ -2,11 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,8 +19,10 @@ from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, LocalArtifacts, d
 
 log = logging.getLogger(__name__)
 
-_PARALLEL_FILES = 4
-_PARALLEL_MANIFESTS = 8
+_SIDE_BY_SIDE = 4
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ class CheckpointStore:
         if self.artifacts.local_root is not None:
             return
         staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
-        with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-upload") as pool:
-            list(pool.map(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files)))
+        _side_by_side(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files))
         self.artifacts.upload(staged / FILE_NAME, folder)
+        content = manifest.to_json()
+        self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
         for earlier in self.staged():
             if earlier.id.order < manifest.id.order:
                 self.discard_staged(earlier.id)
@@ -171,11 +174,8 @@ class CheckpointStore:
                 return error
 
         names = self.names()
-        if self.artifacts.local_root is not None or len(names) < 2:
-            read_ones = [read(identity) for identity in names]
-        else:
-            with ThreadPoolExecutor(_PARALLEL_MANIFESTS, thread_name_prefix="mltrain-manifests") as pool:
-                read_ones = list(pool.map(read, names))
+        here = self.artifacts.local_root is not None
+        read_ones = [read(identity) for identity in names] if here else _side_by_side(read, names)
         found = []
         for identity, manifest in zip(names, read_ones, strict=True):
             if isinstance(manifest, DamagedCheckpoint):
@@ -203,8 +203,7 @@ class CheckpointStore:
             DamagedCheckpoint: a file is missing, or is not what was committed.
         """
         wanted = sorted(name for name in manifest.files if only(name))
-        with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-download") as pool:
-            return dict(zip(wanted, pool.map(lambda name: self._received(manifest, name), wanted), strict=True))
+        return dict(zip(wanted, _side_by_side(lambda name: self._received(manifest, name), wanted), strict=True))
 
     def load(self, manifest: Manifest, device: torch.device | None = None) -> dict[str, Any]:
         """Return the parts of a checkpoint on a device, verified before anything is deserialised.
@@ -289,6 +288,18 @@ class CheckpointStore:
         except (OSError, DamagedCheckpoint):
             return None
         return content if hashlib.sha256(content).hexdigest() == entry.sha256 else None
+
+
+def _side_by_side(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do something with each of some items, a few at a time, and return the results in their order."""
+    if len(items) < 2:
+        return [job(item) for item in items]
+    with ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="mltrain-files") as pool:
+        try:
+            results = pool.map(job, items)
+        except RuntimeError:  # the interpreter is ending, and starts no more threads: this one is waited for
+            return [job(item) for item in items]
+        return list(results)
 
 
 def _warn(identity: CheckpointId, error: CheckpointError) -> None:
