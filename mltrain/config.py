@@ -52,6 +52,7 @@ class Config(BaseModel):
     )
     max_to_keep: int = Field(5, ge=1, description="How many of the newest checkpoints stay in the tracking store.")
     retention: str | None = Field(None, description="A policy in place of the two keys above: 'Latest(3) | Best(2)'.")
+    staging_gigabytes: float = Field(20.0, gt=0, description="How much may wait on this disk for a store elsewhere.")
     model_save_path: Path | None = Field(None, description="A local folder for latest and best weights as files too.")
 
     eval_interval: int = Field(1, ge=1, description="Evaluation, and pictures, every N epochs.")
@@ -77,7 +78,7 @@ class Config(BaseModel):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset(
         {"device", "num_threads", "epochs", "experiment", "run_name", "save_interval", "save_every_steps"}
-        | {"save_every_minutes", "checkpoint_mode", "max_to_keep", "retention", "on_usr1"}
+        | {"save_every_minutes", "checkpoint_mode", "max_to_keep", "retention", "on_usr1", "staging_gigabytes"}
         | {"early_stopping_patience", "early_stopping_metric", "early_stopping_mode", "early_stopping_min_delta"}
     )
     """Fields whose change on a resume leaves the values that a step computes as they were planned."""

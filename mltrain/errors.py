@@ -60,7 +60,12 @@ class NoCheckpoint(CheckpointError, LookupError):
 
 
 class DamagedCheckpoint(CheckpointError, ValueError):
-    """A checkpoint whose bytes or manifest are not what was committed."""
+    """A checkpoint whose bytes or manifest are not what was committed.
+
+    ``torn``: it is a manifest that ends too early, as one does whose writing was interrupted.
+    """
+
+    torn = False
 
 
 class UnsupportedValue(CheckpointError, TypeError):

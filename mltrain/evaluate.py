@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from mltrain import device as devices
-from mltrain.checkpoint.codec import read_tensors
+from mltrain.checkpoint.codec import STATE_TREE, decode_weights
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader, Received
 from mltrain.checkpoint.retention import Context
@@ -138,12 +138,8 @@ def load_best(
     candidates = checkpoints.matching("best")
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such("best"))
-    manifest, files = checkpoints.first_intact(candidates, lambda name: name.startswith("model"))
-    weights: dict[str, torch.Tensor] = {}
-    for name, content in files.items():
-        weights.update({key: tensor.to(device) for key, tensor in read_tensors(content, name).items()})
-    weights.update({alias: weights[kept] for alias, kept in manifest.aliases.items() if kept in weights})
-    return weights
+    _, files = checkpoints.first_intact(candidates, lambda name: name.startswith("model") or name == STATE_TREE)
+    return decode_weights(files, torch.device(device))
 
 
 def best_run(server: Server, experiment: str, metric: str | None, mode: Mode | None) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from mltrain import device as devices
 from mltrain import fingerprint
-from mltrain.checkpoint.codec import read_tensors
 from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.errors import DamagedCheckpoint, StateMismatch, UsageError
 from mltrain.project import Project
@@ -232,7 +233,7 @@ def _content(file: Path) -> Any:
         with file.open("rb") as opened:
             head = opened.read(9)
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
-            return read_tensors(file.read_bytes(), file.name)
+            return load_safetensors(file.read_bytes())
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"There is no file {file}.") from None
@@ -243,7 +244,7 @@ def _content(file: Path) -> Any:
             f"{file} cannot be read without running code that it names, and is therefore not read: "
             f"{str(error).splitlines()[0][:300]} Save it again with torch.save(model.state_dict(), …)."
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise DamagedCheckpoint(
             f"{file} is not a checkpoint that can be read: {str(error).splitlines()[0][:300]}"
         ) from None

@@ -259,6 +259,7 @@ class _Session:
             metric=config.best_metric,
             mode=config.best_mode,
             committed=self._committed,
+            staging_gigabytes=config.staging_gigabytes,
         )
         self._manager = manager
         origin = self._origin(run, manager)

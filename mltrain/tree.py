@@ -30,6 +30,7 @@ STORED_AS_THEY_ARE = frozenset(
 """The dtypes that safetensors has a name for; all others are flattened to bytes."""
 
 _INLINE_BYTES = 1024
+_LONGEST_INT = 1024
 _MAX_DEPTH = 100
 _FACTORIES: dict[str, Callable[[], Any]] = {kind.__name__: kind for kind in (list, dict, set, int, float, str)}
 
@@ -64,7 +65,10 @@ def flatten(state: Mapping[str, Any], weights: str | None = None) -> Flat:
     first = {weights: writer.weights(state[weights], weights)} if weights is not None else {}
     rest = writer.encoded(others, "")
     if "$" in rest:
-        return Flat({**rest, "of": [*map(list, first.items()), *rest["of"]]}, writer.tensors)
+        pairs = iter(rest["of"])
+        return Flat(
+            {**rest, "of": [[name, first[name]] if name in first else next(pairs) for name in state]}, writer.tensors
+        )
     return Flat({name: first[name] if name in first else rest[name] for name in state}, writer.tensors)
 
 
@@ -105,8 +109,11 @@ class _Writer:
                 f"{path or 'The state'} is nested more than {_MAX_DEPTH} deep; is it part of itself?"
             )
         kind = type(value)
-        if value is None or kind in (bool, int, str):
+        if value is None or kind in (bool, str):
             return value
+        if kind is int:
+            # Python neither writes nor reads decimal numbers of thousands of digits.
+            return value if value.bit_length() <= _LONGEST_INT else {"$": "int", "of": hex(value)}
         if kind is float:
             return value if math.isfinite(value) else {"$": "float", "of": repr(value)}
         if kind is dict:
@@ -359,6 +366,7 @@ _DECODERS: dict[Any, Callable[[_Reader, dict[str, Any], int], Any]] = {
     "sparse": lambda r, t, depth: r.sparse(t, depth),
     "array": lambda r, t, depth: r.array(t),
     "numpy": lambda r, t, depth: np.frombuffer(base64.b64decode(t["of"]), dtype=_numpy_dtype(t["dtype"]))[0],
+    "int": lambda r, t, depth: int(t["of"], 16),
     "float": lambda r, t, depth: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[t["of"]],
     "complex": lambda r, t, depth: complex(float(t["of"][0]), float(t["of"][1])),
     "dict": lambda r, t, depth: dict(r.pairs(t, depth)),
@@ -391,7 +399,8 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 
 def _joined(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
+    spelled = hex(key) if type(key) is int and key.bit_length() > _LONGEST_INT else str(key)
+    return f"{path}.{spelled}" if path else spelled
 
 
 def _base64(content: bytes) -> str:

@@ -354,3 +354,13 @@ def test_a_flat_state_is_plain_json() -> None:
     flat = flatten({"a": math.nan, "b": (1, math.inf), "c": b"x", "d": 1j, "e": torch.ones(1)})
     assert isinstance(flat, Flat)
     assert json.loads(json.dumps(flat.tree, allow_nan=False)) == flat.tree
+
+
+@pytest.mark.parametrize("number", [10**5000, -(10**5000), 2**1024, 2**1023, -(2**64)], ids=int.bit_length)
+def test_whole_numbers_of_any_length_come_back(number: int) -> None:
+    assert there_and_back({"n": number, number: "as a key"}) == {"n": number, number: "as a key"}
+
+
+def test_the_parts_keep_their_order_whatever_they_are_called() -> None:
+    state = {"$": 1, "model": {"w": torch.ones(1)}, 3: 4}
+    assert list(there_and_back(state, "model")) == list(state)

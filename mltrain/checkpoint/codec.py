@@ -1,19 +1,19 @@
 """A snapshot as files and back: safetensors for tensors, JSON for all else. Nothing in them can be executed.
 
 The safetensors format (https://github.com/huggingface/safetensors, "Format"): eight bytes with the little-endian length
-of a JSON header, the header, the tensors' bytes one after the other. It is written here, and not by the library, so that
-bytes go out hashed and without a second copy of the state in memory; it is read by the library.
+of a JSON header, the header, the tensors' bytes one after the other. It is written and read here, and not by the library,
+so that bytes go out hashed and come in verified without a second copy of the state in memory; the tests hold both against
+the library.
 """
 
 import json
+import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from mltrain.checkpoint.manifest import TensorEntry
@@ -27,6 +27,7 @@ LARGEST_FILE = 2 * 10**9
 STATE_TREE = "state.json"
 _FORMAT = 1
 _CHUNK = 2**24
+_LARGEST_HEADER = 100 * 10**6
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -44,6 +45,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -101,38 +103,123 @@ def decode(files: Mapping[str, bytes | bytearray], device: torch.device | None =
     Raises:
         DamagedCheckpoint: the files do not belong together or are not of this format.
     """
+    prefix, tree = _described(files)
+    parts = unflatten(tree, _all_tensors(files, prefix), device)
+    if not isinstance(parts, dict):
+        raise DamagedCheckpoint(f"{STATE_TREE} holds a {type(parts).__name__}; a mapping of parts was expected.")
+    return parts
+
+
+def decode_weights(files: Mapping[str, bytes | bytearray], device: torch.device | None = None) -> dict[str, Any]:
+    """Return the model's weights alone, from ``state.json`` and the files of the model; see :func:`decode`.
+
+    A tied weight stands under all of its names; without a part that is a model's weights there are none.
+    """
+    prefix, tree = _described(files)
+    if prefix is None:
+        return {}
+    try:
+        own = dict(_named(tree))[prefix]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{STATE_TREE} is not as it was written: {error!r:.200}") from None
+    weights = unflatten(own, _all_tensors(files, prefix), device)
+    if not isinstance(weights, dict):
+        raise DamagedCheckpoint(f"{STATE_TREE} holds a {type(weights).__name__}; tensors by name were expected.")
+    return weights
+
+
+def _described(files: Mapping[str, bytes | bytearray]) -> tuple[str | None, Any]:
+    """Return the name of the part that is a model's weights, and the tree of all parts."""
     try:
         described = json.loads(files[STATE_TREE])
         if described["format"] != _FORMAT:
             raise DamagedCheckpoint(
                 f"{STATE_TREE} is of format {described['format']!r:.40}; this version of mltrain reads format {_FORMAT}."
             )
-        prefix, tree = described["weights"], described["tree"]
+        return described["weights"], described["tree"]
     except KeyError as error:
         raise DamagedCheckpoint(f"{error} is missing in the checkpoint.") from None
     except (ValueError, TypeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{STATE_TREE} is not as it was written: {error}") from None
+
+
+def _all_tensors(files: Mapping[str, bytes | bytearray], prefix: str | None) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, content in files.items():
         if name.endswith(".safetensors"):
             own = f"{prefix}." if name.startswith("model") and prefix is not None else ""
             tensors.update({own + key: tensor for key, tensor in read_tensors(content, name).items()})
-    parts = unflatten(tree, tensors, device)
-    if not isinstance(parts, dict):
-        raise DamagedCheckpoint(f"{STATE_TREE} holds a {type(parts).__name__}; a mapping of parts was expected.")
-    return parts
+    return tensors
 
 
 def read_tensors(content: bytes | bytearray, name: str) -> dict[str, Tensor]:
-    """Return the tensors of one safetensors file.
+    """Return the tensors of one safetensors file: views of ``content`` where it may be written to, copies otherwise.
 
     Raises:
         DamagedCheckpoint: the content is not such a file, or promises more than it holds.
     """
     try:
-        return load_safetensors(bytes(content) if isinstance(content, bytearray) else content)
-    except (SafetensorError, ValueError, RuntimeError, KeyError, AssertionError, OverflowError) as error:
-        raise DamagedCheckpoint(f"{name} is not a valid safetensors file: {error}") from None
+        return _tensors(content if isinstance(content, bytearray) else bytearray(content))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, struct.error) as error:
+        raise DamagedCheckpoint(f"{name} is not a valid safetensors file: {error!r:.300}") from None
+
+
+def _tensors(content: bytearray) -> dict[str, Tensor]:
+    (length,) = struct.unpack_from("<Q", content)
+    begin = 8 + length
+    if begin > len(content) or length > _LARGEST_HEADER:
+        raise ValueError(f"its header would have {length} bytes")
+    header = json.loads(content[8:begin], object_pairs_hook=_without_duplicates)
+    metadata = header.pop("__metadata__", {})
+    if not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its metadata are not text")
+    entries = {name: _Stored.of(entry) for name, entry in header.items()}
+    end = 0
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != end:
+            raise ValueError(f"its tensors leave a gap or overlap at byte {end}")
+        end = entry.end
+    if begin + end != len(content):
+        raise ValueError(f"its tensors have {end} bytes of {len(content) - begin}")
+    return {name: entry.tensor(content, begin) for name, entry in entries.items()}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a header says of a tensor; the bytes are counted from the end of the header."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "_Stored":
+        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if not all(type(number) is int and 0 <= number < 2**62 for number in (*shape, start, end)):
+            raise ValueError("a size or an offset is not a number of bytes")
+        if math.prod(size for size in shape if size) >= 2**62 or math.prod(shape) * dtype.itemsize != end - start:
+            raise ValueError(
+                f"a tensor of {str(dtype).removeprefix('torch.')} and {shape!r:.80} has {end - start} bytes"
+            )
+        return cls(dtype, tuple(shape), start, end)
+
+    def tensor(self, content: bytearray, begin: int) -> Tensor:
+        if self.start == self.end:
+            return torch.empty(self.shape, dtype=self.dtype)
+        # A storage of its own for each, so that they do not look like views of one another when they are saved again.
+        raw = torch.frombuffer(content, dtype=torch.uint8, count=self.end - self.start, offset=begin + self.start)
+        # Bytes may become numbers of any width later on, complex ones of sixteen bytes, which the processor wants in place.
+        if raw.data_ptr() % (16 if self.dtype is torch.uint8 else self.dtype.itemsize):
+            raw = raw.clone()
+        return raw.view(self.dtype).reshape(self.shape)
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in its header twice")
+    return found
 
 
 def _named(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,15 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import torch
+from pydantic import ValidationError
 
 from mltrain import fingerprint
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import ancestry_after, current_line
-from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, Point, is_extra_file, now
+from mltrain.checkpoint.manifest import LARGEST_COUNT, CheckpointId, Kind, Manifest, Point, is_extra_file, now
 from mltrain.checkpoint.reader import BEST_POINTER, CheckpointReader
-from mltrain.checkpoint.retention import Best, Context, Latest, Mode, Policy
-from mltrain.checkpoint.spool import Spool
+from mltrain.checkpoint.retention import Best, Budget, Context, Latest, Mode, Policy
+from mltrain.checkpoint.spool import Spool, probe
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.writer import Writer
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError, UsageError
@@ -26,7 +28,10 @@ from mltrain.tracking.artifacts import Artifacts
 log = logging.getLogger(__name__)
 
 RETENTION_RECORD = "retention.jsonl"
+_REMEMBERED = 8
 
+_Key = tuple[str, int] | None
+"""What the caller counted a checkpoint by: its step or its epoch."""
 
 Committed = Callable[[Manifest, Manifest | None, CheckpointStore], None]
 """Told in the background after each commit: the new checkpoint, the best one, and where they are."""
@@ -54,6 +59,15 @@ class Run(Protocol):
     @property
     def overtaken(self) -> bool:
         """Whether another process has taken the run over."""
+        ...
+
+    @property
+    def announced(self) -> str | None:
+        """The name of the newest checkpoint that the run was told is committed."""
+        ...
+
+    def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
+        """Go on as the next attempt: this process has rolled the run back to a checkpoint."""
         ...
 
     @property
@@ -112,6 +126,8 @@ class CheckpointManager:
         metric: the metric that decides which one is best, where the caller does not declare it.
         mode: whether less (``min``) or more (``max``) of it is better.
         committed: see :data:`Committed`.
+        staging_gigabytes: how much may wait on this disk (in units of 10**9 bytes) for an artifact store elsewhere. What
+            does not fit is removed by the policy, the least valuable first; the newest always stays.
 
     Raises:
         RunNotFound, RunHeld, TrackingError, StorageError: the run cannot be written to.
@@ -127,6 +143,7 @@ class CheckpointManager:
         metric: str = "val/loss",
         mode: Mode = "min",
         committed: Committed | None = None,
+        staging_gigabytes: float = 20.0,
     ) -> None:
         if run is None or isinstance(run, str):
             from mltrain.tracking.run import open_run
@@ -136,19 +153,24 @@ class CheckpointManager:
         self.device = torch.device(device)
         self.policy: Policy = policy if policy is not None else Latest(max_to_keep) | Best(1)
         self._metric = metric
+        self._staging_budget = Budget(gigabytes=staging_gigabytes, of=self.policy)
         spool = Spool(run.staging)
+        for folder in (spool.root, run.artifacts.local_root):
+            if folder is not None:
+                probe(folder)  # before anything is trained, and not at the first checkpoint
         self.store = CheckpointStore(run.id, run.artifacts, spool)
         self._reader = CheckpointReader(self.store, Context(now(), {}, metric, mode), self._note_damage)
         litter = spool.discard_litter()
         if litter:
             log.info("Removed %d unfinished checkpoint(s) that an interrupted process left in %s", litter, spool.root)
         self._on_commit = committed
-        self._writer = Writer(self.store, self._after_commit)
-        self._last: Manifest | None = None
-        self._last_key: tuple[str, int] | None = None
+        self._writer = Writer(self.store, self._after_commit, self._overflow)
+        self._saved: list[tuple[Manifest, _Key]] = []  # the last few of the present line
+        self._steps: set[int] = set()  # those that this attempt has saved
         self.resumed_from: Manifest | None = None
         self._removal_refused = False
         self._damaged: set[CheckpointId] = set()
+        self._unfinished: set[CheckpointId] = set()
         self._closed = False
         run.set_tag("mltrain.best_metric", metric)
         run.set_tag("mltrain.best_mode", mode)
@@ -176,6 +198,9 @@ class CheckpointManager:
     ) -> CheckpointId:
         """Save a state. Two saves of the same step make one checkpoint.
 
+        After an earlier state has been loaded, saving a step that this process has been at before, or one before that,
+        rolls the run back: what was saved beyond the loaded state is abandoned, and a new attempt begins.
+
         Args:
             state: names to tensors and plain values, nested as you like.
             step: optimizer steps done; none: ``state["step"]`` or ``state["global_step"]``, else the epoch, else the
@@ -192,7 +217,8 @@ class CheckpointManager:
 
         Raises:
             UnsupportedValue: the state holds something that is not plain data; the message names the path to it.
-            UsageError: a further file has a name that no file of a checkpoint can have.
+            UsageError: a further file has a name that no file of a checkpoint can have, or a step, an epoch, a metric or a
+                kind is none.
             RunHeld: another process has taken the run over.
         """
         for name in extra or {}:
@@ -201,39 +227,58 @@ class CheckpointManager:
                     f"{name!r:.80} cannot name a further file of a checkpoint: lower-case letters, digits, _ and - were "
                     "expected, ending in .json, .csv or .safetensors, and not beginning with model, state or manifest."
                 )
-        step = step if step is not None else _counter(state, "step", "global_step")
-        epoch = epoch if epoch is not None else _counter(state, "epoch")
+        step = _count("step", step) if step is not None else _counter(state, "step", "global_step")
+        epoch = _count("epoch", epoch) if epoch is not None else _counter(state, "epoch")
         key = ("step", step) if step is not None else ("epoch", epoch) if epoch is not None else None
-        if self._last is not None and key is not None and key == self._last_key and kind != "interrupted":
+        while self._saved and self._writer.lost(self._saved[-1][0].id):
+            self._saved.pop()
+        last, last_key = self._saved[-1] if self._saved else (None, None)
+        if last is not None and key is not None and key == last_key and kind != "interrupted":
             if best:
-                self._declare_best(self._last)
-            return self._last.id
-        last_step = self._last.step if self._last is not None else self._parent_step()
+                self._declare_best(last)
+            return last.id
+        before = last or self.resumed_from
+        last_step = before.step if before is not None else 0
         if step is None:
             step = epoch if epoch is not None and epoch > last_step else last_step + 1
-        elif self._last is not None and step == self._last.step:
-            return self._last.id  # an interruption right after a checkpoint: the state is there already
-        parent = self._last or self.resumed_from
-        manifest = Manifest(
-            run_id=self.run.id,
-            id=CheckpointId(attempt=self.run.ordinal, step=step),
-            kind=kind,
-            epoch=epoch if epoch is not None else (parent.epoch if parent is not None else 0),
-            parent=parent.id if parent is not None else None,
-            ancestry=ancestry_after(self.resumed_from),
-            metrics={name: float(value) for name, value in (metrics or {}).items()},
-            best=best,
-            parts=tuple(str(name) for name in state),
-            files={},
-            created=now(),
-            versions=fingerprint.versions(),
-            code=dict(self.run.code),
-            data=dict(data or {}),
-        )
-        self._writer.submit(
-            state, lambda: manifest.model_copy(update={"pending": tuple(self.run.pending(step))}), extra or {}
-        )
-        self._last, self._last_key = manifest, key
+        elif last is not None and step == last.step:
+            return last.id  # an interruption right after a checkpoint: the state is there already
+        if self._was_beyond(step):
+            self.run.begin_attempt(before.id if before is not None else None)
+            self._steps.clear()
+        try:
+            manifest = Manifest(
+                run_id=self.run.id,
+                id=CheckpointId(attempt=self.run.ordinal, step=step),
+                kind=kind,
+                epoch=epoch if epoch is not None else (before.epoch if before is not None else 0),
+                parent=before.id if before is not None else None,
+                ancestry=ancestry_after(self.resumed_from),
+                metrics={name: float(value) for name, value in (metrics or {}).items()},
+                best=best,
+                parts=tuple(str(name) for name in state),
+                files={},
+                created=now(),
+                versions=fingerprint.versions(),
+                code=dict(self.run.code),
+                data=dict(data or {}),
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"{place}={first['input']!r:.80} cannot be saved: {first['msg']}.") from None
+
+        line = [earlier.id for earlier, _ in self._saved]
+        origin = self.resumed_from.id if self.resumed_from is not None else None
+
+        def complete(manifest: Manifest) -> Manifest:
+            # By now it is known whether the one before could be kept.
+            parent = next((one for one in reversed(line) if not self._writer.lost(one)), origin)
+            return manifest.model_copy(update={"parent": parent, "pending": tuple(self.run.pending(step))})
+
+        self._writer.submit(state, manifest, extra or {}, complete)
+        self._saved = [*self._saved[-_REMEMBERED:], (manifest, key)]
+        self._steps.add(step)
         return manifest.id
 
     def save_epoch_checkpoint(
@@ -268,6 +313,7 @@ class CheckpointManager:
             NoCheckpoint: there is none of this name, epoch or step (the message lists those there are), or all that
                 there are are damaged.
         """
+        self._writer.settle()
         if which in ("latest", "best", "interrupted") and not self._reader.matching(which):
             if self._damaged and not self._reader.all():
                 raise NoCheckpoint(
@@ -276,7 +322,7 @@ class CheckpointManager:
                 )
             return None
         manifest, parts = self._reader.load(which, self.device)
-        self.resumed_from, self._last, self._last_key = manifest, None, None
+        self.resumed_from, self._saved = manifest, []
         self.run.deliver_pending(manifest.pending)
         log.info("Loaded %s (%s) of run %s", manifest.title, manifest.name, self.run.id)
         return parts
@@ -365,24 +411,53 @@ class CheckpointManager:
         pins = {identity: why for name, why in self.run.pins().items() if (identity := CheckpointId.parse(name))}
         return replace(self._reader.context, pins=pins)
 
-    def _parent_step(self) -> int:
-        return self.resumed_from.step if self.resumed_from is not None else 0
+    def _was_beyond(self, step: int) -> bool:
+        """Whether this attempt has saved this step or a later one already."""
+        ordinal = self.run.ordinal
+        return any(
+            saved >= step and not self._writer.lost(CheckpointId(attempt=ordinal, step=saved)) for saved in self._steps
+        )
+
+    def _overflow(self, staged: list[Manifest]) -> list[tuple[Manifest, str]]:
+        """Return which staged checkpoints have to go when all of them are larger than the budget."""
+        if sum(manifest.size for manifest in staged) <= self._staging_budget.gigabytes * 1e9:
+            return []
+        keep = {staged[-1].id, *([self.resumed_from.id] if self.resumed_from is not None else [])}
+        # The context without pins: a server that does not answer is why staging is full.
+        removals = retention.plan(staged, self._staging_budget, self._reader.context, keep)
+        for removal in removals:
+            self.run.set_tag(f"mltrain.dropped.{removal.manifest.name}", removal.rule)
+        return [(removal.manifest, removal.rule) for removal in removals]
 
     def _declare_best(self, manifest: Manifest) -> None:
         self._reader.declared = manifest.id
         self._writer.run(lambda: self.run.write_json(BEST_POINTER, {"checkpoint": manifest.name}))
 
     def _note_damage(self, identity: CheckpointId, error: DamagedCheckpoint) -> None:
+        if identity in self._damaged or identity in self._unfinished:
+            return
+        if error.torn and not self._was_announced(identity):
+            self._unfinished.add(identity)
+            log.warning(
+                "Checkpoint %s was never committed: the writing of its manifest was interrupted.", identity.name
+            )
+            return
         log.warning("Checkpoint %s is damaged and left aside: %s", identity.name, error)
         self._damaged.add(identity)
         self.run.set_tag(f"mltrain.damaged.{identity.name}", str(error))
+
+    def _was_announced(self, identity: CheckpointId) -> bool:
+        """Whether a checkpoint, or a later one, was said to be committed: then a manifest cut short is damage."""
+        newest = CheckpointId.parse(self.run.announced or "")
+        return newest is not None and identity.order <= newest.order
 
     def _after_commit(self, manifest: Manifest) -> None:
         if self.run.overtaken:
             return
         self.run.set_tag("mltrain.latest", manifest.name)
         self.prune()
-        best = retention.best_of(current_line(self.store.manifests()), self._reader.context)
+        committed = self.store.manifests(damaged=self._note_damage)
+        best = retention.best_of(current_line(committed), self._reader.context)
         if best is not None:
             self.run.set_tag("mltrain.best", best.name)
         if self._on_commit is not None:
@@ -390,7 +465,7 @@ class CheckpointManager:
 
     def prune(self) -> list[retention.Removal]:
         """Remove what the policy does not keep, and record it. Called after every commit."""
-        manifests = self.store.manifests()
+        manifests = self.store.manifests(damaged=self._note_damage)
         context = self.context()
         used = [identity for name in self.run.in_use() if (identity := CheckpointId.parse(name))]
         origin = self.resumed_from.id if self.resumed_from is not None and self.newest_committed is None else None
@@ -423,8 +498,26 @@ def record_of(removal: retention.Removal) -> dict[str, Any]:
 
 
 def _counter(state: Mapping[str, Any], *names: str) -> int | None:
+    """Return the first of these entries of a state that is a whole number: Python's, NumPy's or a tensor's."""
     for name in names:
         value = state.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
+        if isinstance(value, bool):
+            continue
+        try:
+            operator.index(value)  # type: ignore[arg-type] # whether it is one is the question
+        except (TypeError, ValueError):
+            continue
+        return _count(name, value)
     return None
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except (TypeError, ValueError):
+        number = -1
+    if isinstance(value, bool) or not 0 <= number <= LARGEST_COUNT:
+        # Python refuses to spell numbers of thousands of digits.
+        said = f"{value!r:.80}" if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
+        raise UsageError(f"{name}: {said} cannot be saved; a whole number from 0 to {LARGEST_COUNT} was expected.")
+    return number

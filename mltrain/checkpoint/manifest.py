@@ -19,8 +19,12 @@ Kind = Literal["epoch", "step", "interrupted", "imported"]
 _NAME = re.compile(r"step-(\d{9})-a(\d{2,6})", re.ASCII)
 _FILE = r"^[a-z][a-z0-9_-]{0,63}\.(safetensors|json|csv)$"
 _SEAL = b',\n "sha256": "'
+_BEGUN_NUMBER = re.compile(r"[-+.0-9eE]*", re.ASCII)
 
-Count = Annotated[int, Field(ge=0, le=10**9 - 1, strict=True)]
+LARGEST_COUNT = 10**9 - 1
+"""The largest number of steps or epochs: their directories have nine digits."""
+
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT, strict=True)]
 Bytes = Annotated[int, Field(ge=0, le=2**60, strict=True)]
 
 
@@ -158,7 +162,9 @@ class Manifest(_Value):
         try:
             raw: Any = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise DamagedCheckpoint(f"{where} is not valid JSON: {error}") from None
+            damaged = DamagedCheckpoint(f"{where} is not valid JSON: {error}")
+            damaged.torn = _ends_too_early(content, error)
+            raise damaged from None
         if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA:
             raise DamagedCheckpoint(
                 f"{where} is of schema {raw.get('schema_version')!r:.40}; this version of mltrain reads schema {SCHEMA}."
@@ -178,6 +184,21 @@ class Manifest(_Value):
                 f"{where} speaks of {manifest.name} of run {manifest.run_id!r}: it was moved or swapped."
             )
         return manifest
+
+
+def _ends_too_early(content: bytes, error: Exception) -> bool:
+    """Whether JSON is not valid because the rest of it is missing: it reads well up to its end."""
+    if isinstance(error, UnicodeDecodeError):
+        return error.end == len(content) and error.reason == "unexpected end of data"
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    rest = error.doc[error.pos :]
+    begun = _BEGUN_NUMBER.fullmatch(rest) or any(word.startswith(rest) for word in ("true", "false", "null", "NaN"))
+    return (
+        bool(begun)
+        or error.msg.startswith("Unterminated string")
+        or (error.msg.startswith("Invalid \\") and len(rest) < 6)
+    )
 
 
 def now() -> datetime:

@@ -31,7 +31,7 @@ class Spool:
     def __init__(self, root: Path) -> None:
         self.root = root
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            _make_folder(root)
         except OSError as error:
             raise _refused(root, error) from error
 
@@ -41,11 +41,17 @@ class Spool:
 
     def complete(self) -> list[Path]:
         """Return the folders of checkpoints that are committed here, in the order of their names."""
-        return sorted(f for f in self.root.iterdir() if CheckpointId.parse(f.name) and (f / FILE_NAME).is_file())
+        try:
+            return sorted(f for f in self.root.iterdir() if CheckpointId.parse(f.name) and (f / FILE_NAME).is_file())
+        except OSError as error:
+            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Check that disk.") from error
 
     def discard_litter(self) -> int:
         """Remove what interrupted stagings left; only for who holds the run. Return how many there were."""
-        litter = [folder for folder in self.root.iterdir() if is_litter(folder)]
+        try:
+            litter = [folder for folder in self.root.iterdir() if is_litter(folder)]
+        except OSError as error:
+            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Check that disk.") from error
         for folder in litter:
             discard_staged(folder)
         return len(litter)
@@ -100,13 +106,46 @@ class Staging:
         del self.files[FILE_NAME]
         try:
             _fsync_folder(self.folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             _rename_folder(self.folder, target)
+        except OSError as error:
+            raise _refused(target, error) from error
+        try:
             _fsync_folder(target.parent)
         except OSError as error:
+            # It has its name, but whether that outlives a power cut nobody knows, and a second flush would not tell: the
+            # system forgets what it failed to write. So it goes, and is written anew.
+            with suppress(StorageError):
+                discard_staged(target)
             raise _refused(target, error) from error
         self._committed = True
         return target
+
+
+def probe(folder: Path) -> None:
+    """Make sure that files in a folder can be written and made durable, and that the folder itself is.
+
+    Raises:
+        StorageError: they cannot: it is read-only, full, not allowed, or fails.
+    """
+    try:
+        _make_folder(folder)
+        for above in (folder, *folder.absolute().parents):
+            with suppress(OSError):  # what others made of the way to it may be theirs
+                _fsync_folder(above)
+    except OSError as error:
+        raise _refused(folder, error) from error
+    temporary = folder / f".probe.{secrets.token_hex(4)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(b"probe")
+            file.flush()
+            os.fsync(file.fileno())
+        discard_temporary(temporary)
+    except OSError as error:
+        with suppress(OSError):
+            discard_temporary(temporary)
+        raise _refused(folder, error) from error
 
 
 def replace_file(target: Path, content: bytes) -> None:
@@ -117,7 +156,7 @@ def replace_file(target: Path, content: bytes) -> None:
     """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
@@ -157,6 +196,18 @@ def _rename_folder(source: Path, target: Path) -> None:
             discard_staged(beside)
             raise
         discard_staged(source)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each of them durable."""
+    made = []
+    for place in (folder, *folder.parents):
+        if place.exists():
+            break
+        made.append(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(made):
+        _fsync_folder(place.parent)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -2,11 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,11 +15,14 @@ from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, File
 from mltrain.checkpoint.spool import Spool
 from mltrain.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, StorageError
 from mltrain.state import Snapshot
-from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, discard_staged
+from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, LocalArtifacts, discard_staged
 
 log = logging.getLogger(__name__)
 
-_PARALLEL_FILES = 4
+_SIDE_BY_SIDE = 4
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A manifest that was read: size and SHA-256 of its file, and what it says."""
+
+    size: int
+    digest: bytes
+    manifest: Manifest
 
 
 class CheckpointStore:
@@ -51,7 +63,7 @@ class CheckpointStore:
         self.artifacts = artifacts
         self.spool = spool
         self._largest_file = largest_file
-        self._known: dict[CheckpointId, Manifest] = {}
+        self._known: dict[CheckpointId, _Read] = {}
 
     def stage(self, snapshot: Snapshot, manifest: Manifest, extra: dict[str, bytes]) -> Manifest:
         """Write a snapshot to the disk and return its manifest, completed with files and tensors.
@@ -75,8 +87,6 @@ class CheckpointStore:
                 }
             )
             staging.commit(complete, self._place(manifest.id))
-        if self.artifacts.local_root is not None:
-            self._known[complete.id] = complete
         return complete
 
     def publish(self, manifest: Manifest) -> None:
@@ -88,13 +98,22 @@ class CheckpointStore:
         if self.artifacts.local_root is not None:
             return
         staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
-        with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-upload") as pool:
-            list(pool.map(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files)))
+        _side_by_side(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files))
         self.artifacts.upload(staged / FILE_NAME, folder)
-        self._known[manifest.id] = manifest
+        content = manifest.to_json()
+        self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
         for earlier in self.staged():
             if earlier.id.order < manifest.id.order:
-                discard_staged(self._place(earlier.id))
+                self.discard_staged(earlier.id)
+
+    def discard_staged(self, identity: CheckpointId) -> None:
+        """Remove the staged copy of a checkpoint, its manifest first; a store on this machine has none.
+
+        Raises:
+            StorageError: the disk does not allow it.
+        """
+        if self.artifacts.local_root is None:
+            discard_staged(self._place(identity))
 
     def staged(self) -> list[Manifest]:
         """Return what is complete in local staging; for a store on this machine, nothing."""
@@ -121,30 +140,50 @@ class CheckpointStore:
         Raises:
             DamagedCheckpoint: it is not as it was written.
         """
-        known = self._known.get(identity)
-        if known is None:
-            try:
-                content = self.artifacts.read(f"{CHECKPOINTS}/{identity.name}/{FILE_NAME}", MAX_BYTES)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            except OSError as error:
-                raise DamagedCheckpoint(f"the manifest of {identity.name} cannot be read: {error}") from None
-            known = Manifest.from_json(bytes(content), run_id=self.run_id, name=identity.name)
-            self._known[identity] = known
-        return known
+        # What was read before spares only the parsing here, and the download elsewhere: whether there is a manifest, the
+        # store alone can say.
+        known, folder = self._known.pop(identity, None), f"{CHECKPOINTS}/{identity.name}"
+        try:
+            if known is not None and self.artifacts.local_root is None:
+                size = next((entry.size for entry in self.artifacts.entries(folder) if entry.name == FILE_NAME), None)
+                if size is None:
+                    return None
+                if size == known.size:
+                    self._known[identity] = known
+                    return known.manifest
+            content = bytes(self.artifacts.read(f"{folder}/{FILE_NAME}", MAX_BYTES))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except StorageError:
+            raise
+        except OSError as error:
+            raise DamagedCheckpoint(f"the manifest of {identity.name} cannot be read: {error}") from None
+        digest = hashlib.sha256(content).digest()
+        if known is None or known.digest != digest:
+            known = _Read(len(content), digest, Manifest.from_json(content, run_id=self.run_id, name=identity.name))
+        self._known[identity] = known
+        return known.manifest
 
     def manifests(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> list[Manifest]:
         """Return the manifests of all committed checkpoints, oldest first; damaged ones are reported and left out."""
-        found = []
-        for identity in self.names():
+
+        def read(identity: CheckpointId) -> Manifest | DamagedCheckpoint | None:
             try:
-                manifest = self.manifest(identity)
+                return self.manifest(identity)
             except DamagedCheckpoint as error:
-                (damaged or _warn)(identity, error)
-                continue
-            if manifest is not None:
+                return error
+
+        names = self.names()
+        here = self.artifacts.local_root is not None
+        read_ones = [read(identity) for identity in names] if here else _side_by_side(read, names)
+        found = []
+        for identity, manifest in zip(names, read_ones, strict=True):
+            if isinstance(manifest, DamagedCheckpoint):
+                (damaged or _warn)(identity, manifest)
+            elif manifest is not None:
                 found.append(manifest)
-        self._known = {manifest.id: manifest for manifest in found}
+        before = self._known
+        self._known = {manifest.id: before[manifest.id] for manifest in found if manifest.id in before}
         return found[::-1]
 
     def problems(self, manifest: Manifest) -> list[Problem]:
@@ -164,10 +203,7 @@ class CheckpointStore:
             DamagedCheckpoint: a file is missing, or is not what was committed.
         """
         wanted = sorted(name for name in manifest.files if only(name))
-        if self.artifacts.local_root is not None:
-            return {name: self._received(manifest, name) for name in wanted}
-        with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-download") as pool:
-            return dict(zip(wanted, pool.map(lambda name: self._received(manifest, name), wanted), strict=True))
+        return dict(zip(wanted, _side_by_side(lambda name: self._received(manifest, name), wanted), strict=True))
 
     def load(self, manifest: Manifest, device: torch.device | None = None) -> dict[str, Any]:
         """Return the parts of a checkpoint on a device, verified before anything is deserialised.
@@ -247,12 +283,23 @@ class CheckpointStore:
         """Return the staged copy of a file where there is an intact one: it need not be downloaded then."""
         if self.artifacts.local_root is not None or self.spool is None:
             return None
-        file = self.spool.root / identity.name / name
         try:
-            content = bytearray(file.read_bytes()) if file.stat().st_size == entry.size else None
-        except OSError:
+            content = LocalArtifacts(self.spool.root).read(f"{identity.name}/{name}", entry.size)
+        except (OSError, DamagedCheckpoint):
             return None
-        return content if content is not None and hashlib.sha256(content).hexdigest() == entry.sha256 else None
+        return content if hashlib.sha256(content).hexdigest() == entry.sha256 else None
+
+
+def _side_by_side(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do something with each of some items, a few at a time, and return the results in their order."""
+    if len(items) < 2:
+        return [job(item) for item in items]
+    with ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="mltrain-files") as pool:
+        try:
+            results = pool.map(job, items)
+        except RuntimeError:  # the interpreter is ending, and starts no more threads: this one is waited for
+            return [job(item) for item in items]
+        return list(results)
 
 
 def _warn(identity: CheckpointId, error: CheckpointError) -> None:

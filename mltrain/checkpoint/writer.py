@@ -2,7 +2,7 @@
 
 Two threads, because two things are waited for: the local disk, which frees the host copy, and the artifact store, which
 reads what was staged. Threads and not processes: hashing, writing and uploading release the interpreter's lock, and a
-process would need a second copy of the state.
+process would need a second copy of the state (``benchmarks/stall.py`` measures what the training loses by it).
 """
 
 import logging
@@ -12,12 +12,23 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError, StorageError
-from mltrain.state import HostBuffers, snapshot
+from mltrain.state import HostBuffers, Snapshot, snapshot
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 30.0
+"""For so many seconds a checkpoint that the disk refuses is tried again, unless a newer one takes its place before."""
+
+_TRIES_AT_ONCE = 2
+_LONGEST_PAUSE = 5.0
+
+Complete = Callable[[Manifest], Manifest]
+
+Overflow = Callable[[list[Manifest]], list[tuple[Manifest, str]]]
+"""Asked which of the staged checkpoints have to go, and by which rule, when they no longer fit into their budget."""
 
 
 class Writer:
@@ -26,38 +37,61 @@ class Writer:
     Args:
         store: where they go.
         committed: called in the background after each commit, with its manifest; prunes, sets hints.
+        overflow: see :data:`Overflow`; none: staging has no budget.
+        patience: see :data:`PATIENCE`.
     """
 
-    def __init__(self, store: CheckpointStore, committed: Callable[[Manifest], None]) -> None:
+    def __init__(
+        self,
+        store: CheckpointStore,
+        committed: Callable[[Manifest], None],
+        overflow: Overflow | None = None,
+        patience: float | None = None,
+    ) -> None:
         self._store = store
         self._committed = committed
+        self._overflow = overflow
+        self._patience = PATIENCE if patience is None else patience
         self._buffers = HostBuffers()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="mltrain-disk")
         self._net = ThreadPoolExecutor(1, thread_name_prefix="mltrain-store")
         self._staging: Future[None] | None = None
+        self._give_way = threading.Event()
         self._jobs: list[Future[None]] = []
         self._lock = threading.Lock()
         self._waiting: dict[str, Manifest] = {}
+        self._publishing: str | None = None
+        self._lost: set[CheckpointId] = set()
+        self._closed = False
         self.newest_committed: Manifest | None = None
         self.newest_staged: Manifest | None = None
         self.failure: MltrainError | None = None
         """Why the newest checkpoint could not be kept anywhere, if so."""
 
-    def submit(self, state: Mapping[str, Any], manifest: Callable[[], Manifest], extra: Mapping[str, bytes]) -> None:
+    def submit(
+        self,
+        state: Mapping[str, Any],
+        manifest: Manifest,
+        extra: Mapping[str, bytes],
+        complete: Complete = lambda manifest: manifest,
+    ) -> None:
         """Copy a state and write it in the background.
 
         Args:
             state: of tensors and plain values; may change as soon as this returns.
-            manifest: makes the manifest, without files and tensors; called in the background.
+            manifest: without files and tensors.
             extra: further small files.
+            complete: adds to the manifest what is known only when it is written; called in the background for each try.
 
         Raises:
             UnsupportedValue: the state holds something else; the message names the path to it.
         """
-        if self._staging is not None:
-            self._staging.result()  # the one host copy is still being written to the local disk
+        self._give_way.set()  # what waits for a disk to recover is older than this
+        self.settle()  # the one host copy may still be on its way to the local disk
+        self._give_way.clear()
         copied = snapshot(state, self._buffers)
-        staging = self._disk.submit(self._stage, copied, manifest, dict(extra))
+        self._lost.discard(manifest.id)
+        staging = self._disk.submit(self._stage, copied, manifest, complete, dict(extra))
         self._staging = staging
         with self._lock:
             self._jobs = [job for job in self._jobs if not job.done()] + [staging]
@@ -65,6 +99,11 @@ class Writer:
     def run(self, job: Callable[[], None]) -> None:
         """Do something in the background after what has been submitted so far has been staged and published."""
         self._disk.submit(lambda: self._later(job))
+
+    def settle(self) -> None:
+        """Wait until what was submitted is on the local disk, or is given up."""
+        if self._staging is not None:
+            self._staging.result()
 
     def drain(self, seconds: float) -> bool:
         """Wait for everything submitted, for at most so long; return whether it is all committed."""
@@ -79,6 +118,8 @@ class Writer:
 
     def close(self) -> None:
         """Take no more work; what is under way is abandoned where it stands, complete in staging or invisible."""
+        self._closed = True
+        self._give_way.set()
         self._disk.shutdown(wait=False, cancel_futures=True)
         self._net.shutdown(wait=False, cancel_futures=True)
 
@@ -88,49 +129,101 @@ class Writer:
         with self._lock:
             return all(job.done() for job in self._jobs)
 
-    def _stage(self, copied: Any, make: Callable[[], Manifest], extra: dict[str, bytes]) -> None:
+    def lost(self, identity: CheckpointId) -> bool:
+        """Whether a checkpoint that was submitted could not be kept anywhere."""
+        return identity in self._lost
+
+    def _stage(self, copied: Snapshot, draft: Manifest, complete: Complete, extra: dict[str, bytes]) -> None:
         began = time.monotonic()
-        manifest: Manifest | None = None
-        for attempt in (1, 2):
-            try:
-                manifest = self._store.stage(copied, make(), extra)
-                break
-            except StorageError as error:
-                # What was half written is gone; a second try goes under another name.
-                log.error("A checkpoint could not be written (try %d of 2): %s", attempt, error)
-                self.failure = error
-            except Exception as error:
-                log.exception("A checkpoint could not be written")
-                self.failure = StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}")
-                return
+        manifest = self._written(copied, draft, complete, extra)
         if manifest is None:
+            self._lost.add(draft.id)
+            log.error("%s was not kept; the training goes on, and older checkpoints were not touched.", draft.title)
             return
         self.failure = None
         self.newest_staged = manifest
         seconds = time.monotonic() - began
         log.info("Saved %s (%s, %.1f MB) in %.2f s", manifest.title, manifest.name, manifest.size / 1e6, seconds)
-        self._waiting[manifest.name] = manifest
+        with self._lock:
+            self._waiting[manifest.name] = manifest
         self._later(lambda: self._publish(manifest))
+        try:
+            self._keep_to_the_budget()
+        except MltrainError as error:
+            log.warning("Staging could not be kept to its budget: %s", error)
+
+    def _written(
+        self, copied: Snapshot, draft: Manifest, complete: Complete, extra: dict[str, bytes]
+    ) -> Manifest | None:
+        """Write a snapshot, again under another name where the disk refuses; none: it could not be kept."""
+        deadline = time.monotonic() + self._patience
+        tries, pause = 0, 0.5
+        while True:
+            tries += 1
+            try:
+                return self._store.stage(copied, complete(draft), extra)
+            except StorageError as error:
+                self.failure = error  # what was half written is gone
+                log.error("A checkpoint could not be written (try %d): %s", tries, error)
+            except Exception as error:
+                log.exception("A checkpoint could not be written")
+                self.failure = StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}")
+                return None
+            if tries < _TRIES_AT_ONCE:
+                continue
+            if time.monotonic() >= deadline or self._give_way.wait(min(pause, deadline - time.monotonic())):
+                return None
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _later(self, job: Callable[[], None]) -> None:
         with self._lock:
-            self._jobs.append(self._net.submit(_guarded, job))
+            try:
+                self._jobs.append(self._net.submit(_guarded, job))
+                return
+            except RuntimeError:
+                if self._closed:
+                    return
+        # The interpreter is ending, and takes no more work; it waits for this thread, so what was saved is still completed.
+        _guarded(job)
 
     def _publish(self, manifest: Manifest) -> None:
+        with self._lock:
+            if manifest.name not in self._waiting:
+                return  # staging had no room for it any more
+            self._publishing = manifest.name
         try:
             self._store.publish(manifest)
         except StorageError as error:
             log.error(
-                "Checkpoint %s is complete on this disk, but could not be uploaded: %s It will be tried again with the next.",
+                "Checkpoint %s is complete on this disk, but could not be uploaded: %s A newer one, or mltrain sync, "
+                "takes its place.",
                 manifest.name,
                 error,
             )
             return
-        self._waiting.pop(manifest.name, None)
+        finally:
+            self._publishing = None
+        with self._lock:
+            for name in [name for name, m in self._waiting.items() if m.id.order <= manifest.id.order]:
+                del self._waiting[name]  # a newer commit supersedes what could not be uploaded
         self.newest_committed = manifest
-        for earlier in [m for m in list(self._waiting.values()) if m.id.order < manifest.id.order]:
-            self._waiting.pop(earlier.name, None)  # a newer commit supersedes what could not be uploaded
         self._committed(manifest)
+
+    def _keep_to_the_budget(self) -> None:
+        if self._overflow is None:
+            return
+        for manifest, rule in self._overflow(self._store.staged()):
+            with self._lock:
+                if manifest.name == self._publishing:
+                    continue
+                self._waiting.pop(manifest.name, None)
+            self._store.discard_staged(manifest.id)
+            log.warning(
+                "Staging is full: %s (%s) was removed from this disk before it could be uploaded: %s.",
+                manifest.title,
+                manifest.name,
+                rule,
+            )
 
 
 def _guarded(job: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ import filelock
 import psutil
 
 from mltrain import fingerprint
-from mltrain.checkpoint.manifest import Point
+from mltrain.checkpoint.manifest import CheckpointId, Point
 from mltrain.errors import RunHeld, RunNotFound, StorageError
 from mltrain.history import CsvLog, History, learning_curves
 from mltrain.tracking import launcher as launchers
@@ -110,6 +110,36 @@ class TrackedRun:
     def overtaken(self) -> bool:
         """Whether another process has taken the run over."""
         return self.sender.overtaken.is_set()
+
+    @property
+    def announced(self) -> str | None:
+        """The name of the newest checkpoint that the run was told is committed."""
+        return tags_of(self.server.run(self.id)).get("mltrain.latest")
+
+    def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
+        """Go on as the next attempt: this process has rolled the run back to a checkpoint.
+
+        Raises:
+            RunHeld: another process has claimed it at this moment.
+            TrackingError: the server does not answer.
+        """
+        self.attempt.ended, self.attempt.why = datetime.now(UTC).isoformat(timespec="seconds"), "rolled back"
+        now = self.attempt
+        following = Attempt(
+            now.ordinal + 1,
+            resumed_from=resumed_from.name if resumed_from is not None else None,
+            code=now.code,
+            data=now.data,
+            versions=now.versions,
+        )
+        self.attempts.append(following)
+        self.attempt = following  # before it is claimed, or the heartbeat would take it for somebody else's
+        claim_attempt(self.server, self.id, following.ordinal)
+        self.journal.attempt = following.ordinal
+        for key, value in holder_tags(following.ordinal).items():
+            self.set_tag(key, value)
+        self.set_tag(f"mltrain.rewound.{following.ordinal}", str(resumed_from.step if resumed_from is not None else 0))
+        self.record_attempt()
 
     @property
     def staging(self) -> Path:
@@ -399,15 +429,10 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
         await_lease(server, run)
     lock = locked(server, run_id, take_over)
     ordinal = last_attempt(run.data.params) + 1
-    claim = f"{fingerprint.host()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     try:
-        server.call(server.client.log_param, run_id, f"mltrain.attempt.{ordinal}", claim)
-    except Refusal as error:
+        claim_attempt(server, run_id, ordinal)
+    except (Refusal, RunHeld):
         lock.release()
-        if "Changing param values" in str(error.__cause__ or error):
-            raise RunHeld(
-                f"Run {run_id} was claimed by another process at this moment. See who with: mltrain runs --json"
-            ) from None
         raise
     client = server.client
     server.call(client.update_run, run_id, status="RUNNING")
@@ -418,6 +443,24 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
     launchers.repair(server, run_id, run.info.experiment_id)
     attempts = [*recorded_attempts(open_artifacts(run.info.artifact_uri, server.uri), ordinal - 1), Attempt(ordinal)]
     return TrackedRun(server, run.info, attempts, launcher, lock)
+
+
+def claim_attempt(server: Server, run_id: str, ordinal: int) -> None:
+    """Claim an attempt of a run: parameters are write-once, so of several processes one wins.
+
+    Raises:
+        RunHeld: another process was quicker.
+        TrackingError: the server does not answer.
+    """
+    claim = f"{fingerprint.host()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    try:
+        server.call(server.client.log_param, run_id, f"mltrain.attempt.{ordinal}", claim)
+    except Refusal as error:
+        if "Changing param values" in str(error.__cause__ or error):
+            raise RunHeld(
+                f"Run {run_id} was claimed by another process at this moment. See who with: mltrain runs --json"
+            ) from None
+        raise
 
 
 def open_run(run_id: str | None = None) -> TrackedRun:

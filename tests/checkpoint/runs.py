@@ -33,11 +33,20 @@ class FolderRun:
         self.overtaken = False
         self.code: Mapping[str, str] = {"commit": "0" * 40}
         self.tags: dict[str, str] = {}
+        self.attempts: list[str] = []
         self.removals: list[Mapping[str, Any]] = []
         self.pinned: dict[str, str] = {}
         self.used: list[str] = []
         self.points: list[Point] = []
         self.status: str | None = None
+
+    @property
+    def announced(self) -> str | None:
+        return self.tags.get("mltrain.latest")
+
+    def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
+        self.ordinal += 1
+        self.attempts.append(resumed_from.name if resumed_from is not None else "the start")
 
     def deliver_pending(self, points: Sequence[Point]) -> None:
         """Nobody is there to deliver them to."""
@@ -71,7 +80,9 @@ class FolderRun:
 
     def next_attempt(self) -> "FolderRun":
         repository = getattr(self.artifacts, "_repository", None)
-        return FolderRun(self.folder, self.ordinal + 1, repository)
+        following = FolderRun(self.folder, self.ordinal + 1, repository)
+        following.tags = self.tags
+        return following
 
     def manager(self, **options: Any) -> CheckpointManager:
         return CheckpointManager(self, **options)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mltrain.checkpoint.codec import STATE_TREE, decode, encode, read_tensors
+from mltrain.checkpoint.codec import STATE_TREE, decode, decode_weights, encode, read_tensors
 from mltrain.errors import DamagedCheckpoint
 from mltrain.state import HostBuffers, snapshot
 from tests.checkpoint.runs import snapshot_of
@@ -259,3 +259,66 @@ HOSTILE_STATES = {
 def test_a_hostile_state_is_damage(content: bytes) -> None:
     with pytest.raises(DamagedCheckpoint):
         decode({**files_of(small_state()), STATE_TREE: content})
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([d for d in DTYPES if not d.is_complex]), st.integers(0, 5)), max_size=6))
+def test_what_the_library_writes_is_read_as_the_library_reads_it(parts: list[tuple[torch.dtype, int]]) -> None:
+    written = {f"t{number}": random_tensor(dtype, (size, 2), number) for number, (dtype, size) in enumerate(parts)}
+    content = safetensors.torch.save(written, {"format": "pt"})
+    read, expected = read_tensors(content, "model.safetensors"), safetensors.torch.load(content)
+    assert read.keys() == expected.keys()
+    assert all(identical(read[name], expected[name]) for name in expected)
+
+
+def addresses(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+
+
+def test_what_was_received_is_used_where_it_lies() -> None:
+    content = bytearray(files_of({"model": {"w": torch.ones(64, 64), "b": torch.ones(64)}})["model.safetensors"])
+    first, last = addresses(torch.frombuffer(content, dtype=torch.uint8))
+    tensors = read_tensors(content, "model.safetensors")
+    assert len(tensors) == 2
+    assert all(first <= a and b <= last for a, b in map(addresses, tensors.values())), "no second copy of the state"
+
+
+def test_what_was_loaded_is_saved_again_as_tensors_of_their_own() -> None:
+    state = {"optimizer": {"m": torch.ones(8, 8), "v": torch.zeros(8)}, "n": torch.ones(3, dtype=torch.complex64)}
+    once = {name: bytearray(content) for name, content in files_of(state).items()}
+    again = decode(once)
+    assert files_of(again) == once
+    again["optimizer"]["m"].fill_(7)
+    assert again["optimizer"]["v"].eq(0).all()
+
+
+def test_numbers_across_the_boundaries_of_words_are_read_right() -> None:
+    numbers = torch.arange(3, dtype=torch.float64)
+    entries = {"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+    entries["b"] = {"dtype": "F64", "shape": [3], "data_offsets": [1, 25]}
+    text = json.dumps(entries).encode()
+    content = struct.pack("<Q", len(text)) + text + b"\x07" + numbers.numpy().tobytes()
+    read = read_tensors(content, "model.safetensors")
+    assert identical(read["b"], numbers)
+    assert read["b"].data_ptr() % 8 == 0
+
+
+def test_a_name_that_stands_in_a_header_twice_is_damage() -> None:
+    entry = '"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}'
+    text = f"{{{entry}, {entry}}}".encode()
+    with pytest.raises(DamagedCheckpoint, match="twice"):
+        read_tensors(struct.pack("<Q", len(text)) + text + b"x", "model.safetensors")
+
+
+def test_the_weights_alone_are_as_they_were_saved() -> None:
+    shared = torch.ones(2)
+    weights = {
+        "w": torch.ones(2, dtype=torch.complex64),
+        "a": shared,
+        "tied": shared,
+        "t": torch.arange(6).view(2, 3).t(),
+    }
+    files = files_of({"model": weights, "optimizer": {"m": torch.ones(4)}})
+    del files["state.safetensors"]
+    assert identical(decode_weights(files), weights)
+    assert decode_weights(files_of({"epoch": 1})) == {}

@@ -2,10 +2,13 @@
 
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -370,6 +373,7 @@ def test_a_disk_that_takes_nothing_is_reported_at_the_end(local: FolderRun, monk
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("mltrain.checkpoint.writer.PATIENCE", 0)
     manager = local.manager()
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
@@ -456,3 +460,153 @@ def test_tensors_are_loaded_onto_the_device_that_was_given(run: FolderRun) -> No
     with run.manager(device="meta") as manager:
         train(manager, 1, 1)
         assert manager.load_latest_checkpoint()["model"]["weight"].device.type == "meta"  # type: ignore[index]
+
+
+def test_a_loop_may_go_back_in_the_same_process_and_its_new_line_counts(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 4)
+        assert manager.load("epoch:2")["epoch"] == 2  # type: ignore[index]
+        manager.save_epoch_checkpoint(state_at(3, again=True), 3)
+        manager.save_epoch_checkpoint(state_at(4, again=True), 4)
+        manager.wait()
+        assert manager.failure is None
+        names = [manifest.name for manifest in manager.checkpoints()]
+        assert names == [*(f"step-00000000{step}-a01" for step in (1, 2)), "step-000000003-a02", "step-000000004-a02"]
+        assert manager.load_latest_checkpoint()["again"]  # type: ignore[index]
+    assert run.attempts == ["step-000000002-a01"]
+    assert {removal["rule"] for removal in run.removals} == {"abandoned: the run was rolled back before it"}
+
+
+def test_a_step_that_lies_before_saved_ones_begins_a_new_attempt_as_well(run: FolderRun) -> None:
+    with run.manager() as manager:
+        for step in (2, 4):
+            manager.save(state_at(step), step=step)
+        manager.wait()
+        manager.load("step:2")
+        manager.save(state_at(3), step=3)
+        manager.wait()
+        assert manager.load_latest_checkpoint()["epoch"] == 3  # type: ignore[index]
+        assert run.attempts == ["step-000000002-a01"]
+
+
+def test_what_was_just_saved_is_what_is_loaded(run: FolderRun) -> None:
+    with run.manager() as manager:
+        for epoch in range(1, 4):
+            manager.save_epoch_checkpoint(state_at(epoch), epoch)
+            assert manager.load_latest_checkpoint()["epoch"] == epoch  # type: ignore[index]
+
+
+def test_a_step_that_could_not_be_kept_is_saved_when_it_is_saved_again(
+    local: FolderRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mltrain.checkpoint.writer.PATIENCE", 0)
+    with local.manager() as manager:
+        train(manager, 1, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            manager.save_epoch_checkpoint(state_at(2), 2)
+            manager.wait()
+        assert manager.failure is not None
+        manager.save_epoch_checkpoint(state_at(2), 2)
+        manager.save_interrupt_checkpoint(state_at(2))
+        assert manager.wait(60)
+        assert [(m.name, m.parent.name if m.parent else None) for m in manager.checkpoints()] == [
+            ("step-000000001-a01", None),
+            ("step-000000002-a01", "step-000000001-a01"),
+            ("step-000000003-a01", "step-000000002-a01"),
+        ]
+    assert local.attempts == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            {"epoch": -1},
+            {"step": -1},
+            {"step": 10**9},
+            {"epoch": 1.5},
+            {"step": True},
+            {"step": "7"},
+            {"step": 10**5000},
+        ),
+        *({"kind": "weekly"}, {"metrics": {"x": 1.0}, "data": {"d": 7}}),
+    ],
+    ids=lambda given: ",".join(given),
+)
+def test_what_cannot_be_a_step_or_an_epoch_is_refused_where_it_is_given(given: Any, run: FolderRun) -> None:
+    with run.manager() as manager:
+        with pytest.raises(UsageError, match="cannot be saved"):
+            manager.save({"model": {"w": torch.ones(1)}}, **given)
+        with pytest.raises(UsageError, match="epoch: -3"):
+            manager.save({"epoch": -3})
+        manager.save(state_at(1))
+        manager.wait()
+        assert epochs(manager) == [1]
+
+
+@pytest.mark.parametrize("number", [np.int64(7), np.uint8(7), torch.tensor(7)], ids=["int64", "uint8", "tensor"])
+def test_counters_may_be_whole_numbers_of_any_library(number: Any, run: FolderRun) -> None:
+    with run.manager() as manager:
+        assert manager.save({"x": 1, "step": number, "epoch": number}).step == 7
+        assert manager.save({"x": 1}, step=number + 1, epoch=number).step == 8
+        manager.wait()
+        assert [(m.step, m.epoch) for m in manager.checkpoints()] == [(7, 7), (8, 7)]
+
+
+def torn(run: FolderRun, step: int) -> None:
+    manifest = run.checkpoints / f"step-{step:09d}-a01" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-200])
+
+
+def test_a_first_manifest_cut_short_is_no_checkpoint_and_nothing_is_called_damaged(
+    run: FolderRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 1)
+    torn(run, 1)
+    other = without_staging(run)
+    other.tags = {}  # nobody was told that it is committed: its writing was interrupted
+    with other.manager() as manager:
+        assert manager.load_latest_checkpoint() is None
+        assert "never committed" in caplog.text
+        train(manager, 1, 2)
+        assert epochs(manager) == [1, 2]
+    assert not [tag for tag in other.tags if tag.startswith("mltrain.damaged")]
+
+
+def test_a_manifest_cut_short_after_its_commit_was_announced_is_damage(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 1)
+    torn(run, 1)
+    with without_staging(run).manager() as manager, pytest.raises(NoCheckpoint, match="is usable"):
+        manager.load_latest_checkpoint()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
+    local: FolderRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(descriptor: int) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("os.fsync", read_only)
+    with pytest.raises(StorageError, match="Mount it writable"):
+        local.manager()
+
+
+@pytest.mark.parametrize("where", ["on this machine", "elsewhere"])
+def test_a_process_that_ends_without_closing_completes_what_it_saved(where: str, tmp_path: Path) -> None:
+    repository = "None" if where == "on this machine" else "remote(folder)"
+    script = (
+        "from tests.checkpoint.runs import *\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        f"run = FolderRun(folder, repository={repository})\n"
+        "run.manager().save(state_at(1))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with FolderRun(tmp_path, 2).manager() as manager:
+        assert epochs(manager) == [1]

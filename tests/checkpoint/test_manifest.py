@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import string
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -30,7 +30,7 @@ manifests = st.builds(
     best=st.booleans(),
     size=st.integers(0, 2**60),
     parts=st.lists(st.text(max_size=5), max_size=3).map(tuple),
-    created=st.datetimes(timezones=st.timezones()),
+    created=st.datetimes(timezones=st.just(UTC)),
     versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
     pending=st.lists(
         st.builds(Point, key=st.text(max_size=8), step=st.integers(0, 9), value=numbers, timestamp=st.integers(0, 9)),
@@ -123,6 +123,37 @@ def test_a_manifest_with_any_bit_flipped_is_damage() -> None:
             changed[place] ^= 1 << bit
             with pytest.raises(DamagedCheckpoint):
                 Manifest.from_json(bytes(changed))
+
+
+def example() -> bytes:
+    pending = [{"key": "ä/ö", "step": -1, "value": 0.5, "timestamp": 1}]
+    named = {"metrics": {"loss": math.nan}, "code": {"commit": 'a "quoted" \\ ü'}, "pending": pending}
+    return manifest_of(3, size=10, **named).to_json()
+
+
+def refused(content: bytes) -> DamagedCheckpoint:
+    with pytest.raises(DamagedCheckpoint) as caught:
+        Manifest.from_json(content)
+    return caught.value
+
+
+def test_a_manifest_cut_anywhere_tells_that_its_end_is_missing() -> None:
+    content = example()
+    assert [length for length in range(len(content)) if not refused(content[:length]).torn] == []
+
+
+def test_a_manifest_with_any_bit_flipped_does_not_pass_for_one_that_was_never_finished() -> None:
+    content = example()
+    for place in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            assert not refused(bytes(changed)).torn, (place, bit)
+
+
+@pytest.mark.parametrize("content", [bytes(100), b"[]", b"null", b"{}", b"\xff", b"<html>"])
+def test_what_is_no_manifest_at_all_is_not_an_unfinished_one(content: bytes) -> None:
+    assert not refused(content).torn
 
 
 @pytest.mark.parametrize("after", [b"\n", b" ", b"\0", b"{}"])

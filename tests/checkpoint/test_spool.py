@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
-from mltrain.checkpoint.spool import Spool, replace_file
+from mltrain.checkpoint.spool import Spool, probe, replace_file
 from mltrain.errors import StorageError
 from tests.checkpoint.runs import manifest_of
 
@@ -235,9 +235,11 @@ def test_everything_is_flushed_before_the_name_is_given(tmp_path: Path, monkeypa
         flushed.append("RENAME")
         rename(source, target)
 
+    spool = Spool(tmp_path / "spool")
+    (tmp_path / "store").mkdir()
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(os, "rename", named)
-    stage(Spool(tmp_path / "spool"), tmp_path / "store" / ID.name)
+    stage(spool, tmp_path / "store" / ID.name)
     *files, manifest, folder, rename_, parent = flushed
     assert set(files) == set(CONTENT)
     assert manifest == "manifest.json"
@@ -257,6 +259,7 @@ def test_a_replaced_file_is_flushed_before_it_takes_the_name(tmp_path: Path, mon
         done.append("REPLACE")
         replace(source, target)
 
+    (tmp_path / "weights").mkdir()
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(os, "replace", named)
     replace_file(tmp_path / "weights" / "best.safetensors", b"content")
@@ -312,3 +315,61 @@ def test_a_replaced_file_is_the_old_one_or_the_new_one_whatever_call_fails(tmp_p
         assert file.read_bytes() in (b"old", b"new and longer")
         assert [entry.name for entry in file.parent.iterdir()] == ["best.safetensors"], "no temporary file is left"
         replace_file(file, b"old")
+
+
+def test_folders_that_are_made_on_the_way_are_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, flushed = os.fsync, []
+
+    def noted(descriptor: int) -> None:
+        flushed.append(name_of(descriptor, tmp_path))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    (tmp_path / "top").mkdir()
+    stage(Spool(tmp_path / "spool"), tmp_path / "top" / "a" / "b" / ID.name)
+    assert {"top", "a", "b"} <= set(flushed)
+
+
+@pytest.mark.parametrize("target", ["store", "spool"])
+def test_a_name_whose_flush_failed_is_given_back_so_that_all_is_written_anew(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, store = Spool(tmp_path / "spool"), tmp_path / target
+    store.mkdir(exist_ok=True)
+    fsync, failed = os.fsync, []
+
+    def fails_once(descriptor: int) -> None:
+        if name_of(descriptor, tmp_path) == target and not failed:
+            failed.append(True)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    with pytest.raises(StorageError, match="Input/output error"):
+        stage(spool, store / ID.name)
+    assert failed
+    assert list(store.iterdir()) == []
+    stage(spool, store / ID.name)
+    assert is_complete(store / ID.name)
+
+
+def test_a_folder_that_can_be_written_is_as_it_was_after_the_probe(tmp_path: Path) -> None:
+    probe(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_any_call(tmp_path: Path, disk: Disk) -> None:
+    for number in itertools.count(1):
+        disk.fails(number, errno.EROFS)
+        try:
+            probe(tmp_path)
+        except StorageError as refused:
+            assert "Mount it writable" in str(refused)
+        disk.works()
+        assert list(tmp_path.iterdir()) == []
+        if number > 20:
+            break
+    monkey = tmp_path / "file"
+    monkey.write_text("in the way")
+    with pytest.raises(StorageError):
+        probe(monkey / "folder")

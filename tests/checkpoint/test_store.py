@@ -415,3 +415,21 @@ def test_the_tensors_of_the_manifest_are_json_for_others(tmp_path: Path) -> None
         **{"file": "model.safetensors", "dtype": "float32", "shape": [2]},
         **{"global_shape": None, "offsets": None},
     }
+
+
+def test_a_checkpoint_that_somebody_else_removed_is_not_remembered(store: CheckpointStore, tmp_path: Path) -> None:
+    manifests = [committed(store, step) for step in (1, 2, 3)]
+    assert [manifest.step for manifest in store.manifests()] == [1, 2, 3]
+    (folder_of(tmp_path, manifests[0]) / "manifest.json").unlink()  # a removal that was cut short: its data are there
+    shutil.rmtree(folder_of(tmp_path, manifests[1]))
+    assert [manifest.step for manifest in store.manifests()] == [3]
+    assert store.manifest(manifests[0].id) is None
+
+
+def test_a_manifest_that_was_damaged_meanwhile_is_not_remembered(store: CheckpointStore, tmp_path: Path) -> None:
+    manifest = committed(store, 3)
+    assert len(store.manifests()) == 1
+    DAMAGES["truncated"](folder_of(tmp_path, manifest) / "manifest.json")
+    found: list[CheckpointId] = []
+    assert store.manifests(damaged=lambda identity, error: found.append(identity)) == []
+    assert found == [manifest.id]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from mltrain.checkpoint.codec import encode
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
@@ -19,7 +20,7 @@ from mltrain.checkpoint.writer import Writer
 from mltrain.errors import UnsupportedValue
 from mltrain.tracking import artifacts
 from mltrain.tracking.artifacts import RemoteArtifacts
-from tests.checkpoint.runs import RUN_ID, manifest_of, state_at, store_in
+from tests.checkpoint.runs import RUN_ID, FolderRun, manifest_of, snapshot_of, state_at, store_in
 from tests.values import identical
 
 
@@ -44,13 +45,13 @@ class Gate(LocalArtifactRepository):
 class Bench:
     """A writer, and what it said it has committed."""
 
-    def __init__(self, store: CheckpointStore) -> None:
+    def __init__(self, store: CheckpointStore, patience: float = 0) -> None:
         self.store = store
         self.committed: list[int] = []
-        self.writer = Writer(store, lambda manifest: self.committed.append(manifest.step))
+        self.writer = Writer(store, lambda manifest: self.committed.append(manifest.step), patience=patience)
 
     def save(self, step: int, **more: Any) -> None:
-        self.writer.submit(state_at(step, **more), lambda: manifest_of(step), {"params.json": b"{}"})
+        self.writer.submit(state_at(step, **more), manifest_of(step), {"params.json": b"{}"})
 
     def settled(self) -> bool:
         return self.writer.drain(60)
@@ -91,21 +92,21 @@ def test_a_state_may_change_as_soon_as_it_is_submitted(here: Bench) -> None:
     weights = torch.zeros(1000)
     for step in range(1, 6):
         weights.fill_(step)
-        here.writer.submit({"model": {"w": weights}}, lambda step=step: manifest_of(step), {})
+        here.writer.submit({"model": {"w": weights}}, manifest_of(step), {})
         weights.fill_(-1)
     assert here.settled()
     for manifest in here.store.manifests():
         assert identical(here.store.load(manifest), {"model": {"w": torch.full((1000,), float(manifest.step))}})
 
 
-def test_the_manifest_is_made_when_the_state_is_written(here: Bench) -> None:
+def test_the_manifest_is_completed_when_the_state_is_written(here: Bench) -> None:
     makers: list[str] = []
 
-    def make() -> Manifest:
+    def complete(manifest: Manifest) -> Manifest:
         makers.append(threading.current_thread().name)
-        return manifest_of(1)
+        return manifest
 
-    here.writer.submit(state_at(1), make, {})
+    here.writer.submit(state_at(1), manifest_of(1), {}, complete)
     assert here.settled()
     assert all(name.startswith("mltrain-disk") for name in makers)
     assert len(makers) == 1
@@ -139,7 +140,7 @@ def test_everything_is_complete_on_this_disk_while_it_waits_for_the_store(far: t
     bench.save(2)
     assert gate.reached.wait(60)
     bench.save(3)
-    bench.writer.submit(state_at(4), lambda: manifest_of(4), {})  # returns when the third is on the disk
+    bench.writer.submit(state_at(4), manifest_of(4), {})  # returns when the third is on the disk
     assert steps(bench.store.staged())[:3] == [1, 2, 3]
 
 
@@ -207,10 +208,10 @@ def test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason(
 
 
 def test_a_mistake_in_the_background_is_kept_as_the_reason(here: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    def mistake() -> Manifest:
+    def mistake(manifest: Manifest) -> Manifest:
         raise KeyError("nobody knows")
 
-    here.writer.submit(state_at(1), mistake, {})
+    here.writer.submit(state_at(1), manifest_of(1), {}, mistake)
     here.settled()
     assert "nobody knows" in str(here.writer.failure)
     assert "nobody knows" in caplog.text
@@ -227,7 +228,7 @@ def test_a_failing_clean_up_does_not_stop_the_next_checkpoint(tmp_path: Path, ca
 
     writer = Writer(store, failing)
     for step in (1, 2):
-        writer.submit(state_at(step), lambda step=step: manifest_of(step), {})
+        writer.submit(state_at(step), manifest_of(step), {})
     assert writer.drain(60)
     writer.close()
     assert steps(store.manifests()) == [1, 2]
@@ -244,7 +245,7 @@ def test_a_job_runs_after_what_was_submitted_before_it(here: Bench) -> None:
 
 def test_a_checkpoint_of_the_same_step_twice_is_said_and_the_first_stays(here: Bench) -> None:
     here.save(1)
-    here.writer.submit(state_at(9), lambda: manifest_of(1), {})
+    here.writer.submit(state_at(9), manifest_of(1), {})
     here.settled()
     assert "exists already" in str(here.writer.failure)
     (manifest,) = here.store.manifests()
@@ -267,8 +268,105 @@ def test_an_upload_is_tried_again_while_the_store_is_away_for_a_moment(
     (tmp_path / "artifacts").mkdir()
     repository = Stumbling(str(tmp_path / "artifacts"))
     bench = Bench(CheckpointStore(RUN_ID, RemoteArtifacts(repository), Spool(tmp_path / "spool")))
-    bench.writer.submit(state_at(1), lambda: manifest_of(1), {})
+    bench.writer.submit(state_at(1), manifest_of(1), {})
     assert bench.settled()
     bench.writer.close()
     assert bench.committed == [1]
     assert repository.stumbles >= 6
+
+
+class Full:
+    """A disk without space until somebody frees some."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refused = threading.Semaphore(0)
+        self.full = True
+        write = os.write
+
+        def written(descriptor: int, content: bytes) -> int:
+            if self.full:
+                self.refused.release()
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(descriptor, content)
+
+        monkeypatch.setattr(os, "write", written)
+
+    def was_tried(self, times: int) -> bool:
+        return all(self.refused.acquire(timeout=60) for _ in range(times))
+
+
+def test_a_checkpoint_is_kept_as_soon_as_there_is_space_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(store_in(tmp_path), patience=60)
+    disk = Full(monkeypatch)
+    bench.save(1)
+    assert disk.was_tried(3), "twice at once, and again after a while"
+    assert not bench.writer.idle
+    disk.full = False
+    assert bench.settled()
+    assert (bench.committed, bench.writer.failure, bench.writer.lost(manifest_of(1).id)) == ([1], None, False)
+    bench.writer.close()
+
+
+def test_what_waits_for_space_gives_way_to_a_newer_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(store_in(tmp_path), patience=10**6)
+    disk = Full(monkeypatch)
+    for step in (1, 2):
+        bench.save(step)
+        assert disk.was_tried(2)
+    disk.full = False
+    bench.save(3)
+    assert bench.settled()
+    assert bench.committed[-1] == 3
+    assert bench.writer.lost(manifest_of(1).id)
+    bench.writer.close()
+
+
+def test_a_process_that_is_told_to_end_does_not_wait_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(store_in(tmp_path), patience=10**6)
+    disk = Full(monkeypatch)
+    bench.save(1)
+    assert disk.was_tried(2)
+    bench.writer.close()
+    bench.writer.settle()
+    assert "No space left" in str(bench.writer.failure)
+
+
+def test_training_goes_on_while_the_disk_takes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, reached, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def flushed(descriptor: int) -> None:
+        reached.set()
+        assert slow.wait(60)
+        fsync(descriptor)
+
+    bench = Bench(store_in(tmp_path))
+    monkeypatch.setattr(os, "fsync", flushed)
+    bench.save(1)  # returns
+    assert reached.wait(60)
+    assert bench.store.manifests() == []
+    slow.set()
+    assert bench.settled()
+    bench.writer.close()
+
+
+def test_over_its_budget_staging_loses_what_the_policy_values_least(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate(tmp_path / "artifacts")
+    run = FolderRun(tmp_path, repository=gate)
+    one = len(b"".join(bytes(p) for f in encode(snapshot_of(state_at(1))).files for p in f.content))
+    manager = run.manager(staging_gigabytes=3.5 * one / 1e9)
+    for epoch in range(1, 8):
+        manager.save_epoch_checkpoint(state_at(epoch), epoch, {"val/loss": abs(epoch - 3.0)})
+        if epoch == 1:
+            assert gate.reached.wait(60)
+    assert not manager.wait(0.01)
+    manager._writer.settle()
+    kept = steps(manager.store.staged())
+    assert kept == [1, 3, 6, 7], "the best and the newest that fit in, and the one on its way"
+    assert "epoch 2 (step-000000002-a01) was removed from this disk before it could be uploaded" in caplog.text
+    assert "mltrain.dropped.step-000000002-a01" in run.tags
+    gate.open.set()
+    assert manager.wait(60), "what was dropped is not waited for"
+    assert steps(CheckpointStore(RUN_ID, manager.store.artifacts).manifests()) == [1, 3, 6, 7]
+    manager.close()
