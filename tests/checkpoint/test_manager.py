@@ -14,13 +14,15 @@ from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.checkpoint.manifest import Manifest, Point
 from mltrain.checkpoint.retention import EveryNth, Latest, Pinned
 from mltrain.errors import NoCheckpoint, StorageError, UnsupportedValue, UsageError
-from tests.checkpoint.runs import FolderRun, remote, state_at
+from tests import places
+from tests.checkpoint.runs import FolderRun, state_at
+from tests.places import Place
 from tests.values import identical
 
 
-@pytest.fixture(params=["on this machine", "elsewhere"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> FolderRun:
-    return FolderRun(tmp_path, repository=remote(tmp_path) if request.param == "elsewhere" else None)
+@pytest.fixture
+def run(place: Place, tmp_path: Path) -> FolderRun:
+    return FolderRun(tmp_path, place=place)
 
 
 @pytest.fixture
@@ -242,8 +244,8 @@ def test_pinned_checkpoints_and_those_in_use_stay(run: FolderRun) -> None:
 
 
 def damage(run: FolderRun, step: int, file: str = "model.safetensors") -> None:
-    place = run.checkpoints / f"step-{step:09d}-a01" / file
-    place.write_bytes(place.read_bytes()[:-1])
+    path = f"checkpoints/step-{step:09d}-a01/{file}"
+    run.place.files.write(path, run.place.files.read(path)[:-1])
 
 
 def without_staging(run: FolderRun) -> FolderRun:
@@ -288,10 +290,10 @@ def test_a_damaged_one_that_was_asked_for_by_name_is_not_replaced_by_another(run
 
 
 def test_a_checkpoint_that_only_reached_this_disk_is_the_newest(tmp_path: Path) -> None:
-    here = FolderRun(tmp_path, repository=remote(tmp_path))
+    here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
     with here.manager() as manager:
         train(manager, 1, 1)
-    (here.checkpoints / "step-000000001-a01" / "manifest.json").unlink()  # as when the upload had been cut short
+    here.place.files.drop("checkpoints/step-000000001-a01/manifest.json")  # as when the upload had been cut short
     with here.next_attempt().manager() as manager:
         assert manager.load_latest_checkpoint()["epoch"] == 1  # type: ignore[index]
 
@@ -398,7 +400,7 @@ def test_a_block_waits_for_what_was_saved_and_lets_go_of_the_run(
         with pytest.raises(error):
             block()
     assert run.status == status
-    assert (run.checkpoints / "step-000000001-a01" / "manifest.json").exists()
+    assert "checkpoints/step-000000001-a01/manifest.json" in run.place.files.all()
 
 
 def test_closing_twice_is_closing_once(run: FolderRun) -> None:
