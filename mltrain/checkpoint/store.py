@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,14 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is in a store: committed manifests, oldest first, and the folders that have none, newest first."""
+
+    manifests: tuple[Manifest, ...]
+    uncommitted: tuple[CheckpointId, ...]
 
 
 class CheckpointStore:
@@ -88,8 +96,8 @@ class CheckpointStore:
         if self.artifacts.local_root is not None:
             return
         staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
-        with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-upload") as pool:
-            list(pool.map(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files)))
+        # That all data are there is looked at last before the manifest says so: somebody may remove what has none.
+        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)
         self.artifacts.upload(staged / FILE_NAME, folder)
         self._known[manifest.id] = manifest
         for earlier in self.staged():
@@ -133,19 +141,39 @@ class CheckpointStore:
             self._known[identity] = known
         return known
 
+    def survey(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> "Survey":
+        """Look at all checkpoint folders of the store; damaged manifests are reported and left out."""
+        manifests, uncommitted, known = [], [], {}
+        for identity, found in self._read(self.names()):
+            if isinstance(found, DamagedCheckpoint):
+                (damaged or _warn)(identity, found)
+            elif found is None:
+                uncommitted.append(identity)
+            else:
+                manifests.append(found)
+                known[identity] = found
+        self._known = known
+        return Survey(tuple(manifests[::-1]), tuple(uncommitted))
+
     def manifests(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> list[Manifest]:
         """Return the manifests of all committed checkpoints, oldest first; damaged ones are reported and left out."""
-        found = []
-        for identity in self.names():
+        return list(self.survey(damaged=damaged).manifests)
+
+    def _read(
+        self, names: Sequence[CheckpointId]
+    ) -> Iterable[tuple[CheckpointId, Manifest | DamagedCheckpoint | None]]:
+        def read(identity: CheckpointId) -> Manifest | DamagedCheckpoint | None:
             try:
-                manifest = self.manifest(identity)
+                return self.manifest(identity)
             except DamagedCheckpoint as error:
-                (damaged or _warn)(identity, error)
-                continue
-            if manifest is not None:
-                found.append(manifest)
-        self._known = {manifest.id: manifest for manifest in found}
-        return found[::-1]
+                return error
+
+        unknown = [identity for identity in names if identity not in self._known]
+        if self.artifacts.local_root is not None or len(unknown) < 2:
+            return [(identity, read(identity)) for identity in names]
+        with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-manifests") as pool:
+            found = dict(zip(unknown, pool.map(read, unknown), strict=True))
+        return [(identity, found[identity] if identity in found else self._known[identity]) for identity in names]
 
     def problems(self, manifest: Manifest) -> list[Problem]:
         """Compare every file of a checkpoint with its digest, and return what is wrong."""
@@ -202,12 +230,7 @@ class CheckpointStore:
 
     def uncommitted(self) -> list[CheckpointId]:
         """Return the checkpoint folders without a manifest: being written, or left by a process that died."""
-        found = []
-        for identity in self.names():
-            names = {entry.name for entry in self.artifacts.entries(f"{CHECKPOINTS}/{identity.name}")}
-            if FILE_NAME not in names:
-                found.append(identity)
-        return found
+        return list(self.survey().uncommitted)
 
     def remove(self, identity: CheckpointId) -> None:
         """Remove a checkpoint from the store, its manifest first.

@@ -35,6 +35,7 @@ class FolderRun:
         self.removals: list[Mapping[str, Any]] = []
         self.pinned: dict[str, str] = {}
         self.used: list[str] = []
+        self.without_models: list[str] = []
         self.points: list[Point] = []
         self.status: str | None = None
 
@@ -49,6 +50,9 @@ class FolderRun:
 
     def in_use(self) -> Sequence[str]:
         return self.used
+
+    def remove_models(self, checkpoint: str) -> None:
+        self.without_models.append(checkpoint)
 
     def set_tag(self, key: str, value: str) -> None:
         self.tags[key] = value

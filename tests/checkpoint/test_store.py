@@ -19,7 +19,7 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError
-from mltrain.tracking import artifacts
+from mltrain.tracking import persistence
 from mltrain.tracking.artifacts import RemoteArtifacts
 from tests.checkpoint.runs import RUN_ID, manifest_of, snapshot_of, state_at, store_in
 from tests.places import Files, Place, behind, folder
@@ -412,7 +412,7 @@ def test_a_store_that_does_not_answer_is_not_a_damaged_checkpoint(
         def list_artifacts(self, path: str | None = None) -> Any:
             raise ConnectionError("nobody there")
 
-    monkeypatch.setattr(artifacts, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(persistence, "RETRY_SECONDS", 0.05)
     store = CheckpointStore(RUN_ID, RemoteArtifacts(Silent(str(tmp_path))))
     with pytest.raises(StorageError, match="nobody there"):
         store.manifests()

@@ -17,7 +17,7 @@ from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.writer import Writer
 from mltrain.errors import UnsupportedValue
-from mltrain.tracking import artifacts
+from mltrain.tracking import persistence
 from mltrain.tracking.artifacts import RemoteArtifacts
 from tests.checkpoint.runs import RUN_ID, manifest_of, state_at, store_in
 from tests.values import identical
@@ -263,7 +263,7 @@ def test_an_upload_is_tried_again_while_the_store_is_away_for_a_moment(
                 raise ConnectionResetError("reset by peer")
             super().log_artifact(local_file, artifact_path)
 
-    monkeypatch.setattr(artifacts, "RETRY_SECONDS", 30)
+    monkeypatch.setattr(persistence, "RETRY_SECONDS", 30)
     (tmp_path / "artifacts").mkdir()
     repository = Stumbling(str(tmp_path / "artifacts"))
     bench = Bench(CheckpointStore(RUN_ID, RemoteArtifacts(repository), Spool(tmp_path / "spool")))

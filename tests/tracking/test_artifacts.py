@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.tracking import artifacts as door
+from mltrain.tracking import persistence
 from mltrain.tracking.artifacts import (
     Artifacts,
     Entry,
@@ -343,7 +343,7 @@ def http(status: int) -> Exception:
     "error", [ConnectionError("reset"), TimeoutError(), http(500), http(503), http(429), http(408)]
 )
 def test_what_may_pass_is_tried_again(error: Exception, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "FullJitter", lambda **_: lambda state: 0)
+    monkeypatch.setattr(persistence, "FullJitter", lambda **_: lambda state: 0)
     repository = Faulty(root, [error, error, error])
     assert [entry.name for entry in RemoteArtifacts(repository).entries()] == ["checkpoints"]
     assert repository.calls == 4
@@ -360,7 +360,7 @@ def test_what_will_not_pass_is_not_tried_again(status: int, root: Path) -> None:
 def test_a_store_that_stays_away_is_given_up(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(door, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(persistence, "RETRY_SECONDS", 0.05)
     repository = Faulty(root, [ConnectionError("nobody there")] * 1000)
     with caplog.at_level(logging.DEBUG), pytest.raises(StorageError, match="nobody there"):
         RemoteArtifacts(repository).entries()
