@@ -142,7 +142,7 @@ class CheckpointManager:
         self.policy: Policy = policy if policy is not None else Latest(max_to_keep) | Best(1)
         self._metric = metric
         spool = Spool(run.staging)
-        self.store = CheckpointStore(run.id, run.artifacts, spool)
+        self.store = CheckpointStore(run.id, run.artifacts, spool, worth=self._worth_uploading)
         self._reader = CheckpointReader(self.store, Context(now(), {}, metric, mode), self._note_damage)
         litter = spool.discard_litter()
         if litter:
@@ -362,6 +362,12 @@ class CheckpointManager:
         """Return what policies may ask: the time, pins, what best means."""
         pins = {identity: why for name, why in self.run.pins().items() if (identity := CheckpointId.parse(name))}
         return replace(self._reader.context, pins=pins)
+
+    def _worth_uploading(self, manifests: Sequence[Manifest]) -> Collection[CheckpointId]:
+        """Return what the policy would keep of these: an outage or a kill must not cost the best."""
+        line, context = current_line(manifests), self._reader.context
+        best = retention.best_of(line, context)
+        return self.policy.keep(line, context) | ({best.id} if best is not None else set())
 
     def _parent_step(self) -> int:
         return self.resumed_from.step if self.resumed_from is not None else 0

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from mltrain.checkpoint.spool import Spool
 from mltrain.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, StorageError
 from mltrain.state import Snapshot
 from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, discard_staged
+from mltrain.tracking.persistence import may_pass
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +51,26 @@ class CheckpointStore:
         spool: where checkpoints are staged. Where the artifacts are on this machine, staging is beside them, and a
             commit is one rename; elsewhere the staged copy is uploaded and stays until a later one is committed.
             None: only to be read.
+        worth: asked which of the checkpoints that never got beyond staging are to be uploaded before a newer one; told
+            all that are committed, those, and the newer one, oldest first. None: none, the newer one supersedes them.
     """
 
     def __init__(
-        self, run_id: str, artifacts: Artifacts, spool: Spool | None = None, *, largest_file: int = LARGEST_FILE
+        self,
+        run_id: str,
+        artifacts: Artifacts,
+        spool: Spool | None = None,
+        *,
+        largest_file: int = LARGEST_FILE,
+        worth: Callable[[Sequence[Manifest]], Collection[CheckpointId]] | None = None,
     ) -> None:
         self.run_id = run_id
         self.artifacts = artifacts
         self.spool = spool
         self._largest_file = largest_file
         self._known: dict[CheckpointId, Manifest] = {}
+        self._worth = worth
+        self._published: set[CheckpointId] = set()
 
     def stage(self, snapshot: Snapshot, manifest: Manifest, extra: dict[str, bytes]) -> Manifest:
         """Write a snapshot to the disk and return its manifest, completed with files and tensors.
@@ -90,19 +101,43 @@ class CheckpointStore:
     def publish(self, manifest: Manifest) -> None:
         """Upload a staged checkpoint file by file, the manifest last; then drop earlier staged copies.
 
+        Earlier ones that are worth it, and never got there, go first: what is older than a commit is never uploaded.
+
         Raises:
             StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
         """
         if self.artifacts.local_root is not None:
             return
+        for earlier in self._backlog(manifest):
+            try:
+                self._upload(earlier)
+            except (StorageError, FileNotFoundError) as error:
+                if isinstance(error, StorageError) and (error.__cause__ is None or may_pass(error.__cause__)):
+                    raise
+                log.warning("Checkpoint %s could not be uploaded and is left out: %s", earlier.name, error)
+        self._upload(manifest)
+        for earlier in self.staged():
+            if earlier.id.order < manifest.id.order:
+                discard_staged(self._place(earlier.id))
+
+    def _upload(self, manifest: Manifest) -> None:
         staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
         # That all data are there is looked at last before the manifest says so: somebody may remove what has none.
         self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)
         self.artifacts.upload(staged / FILE_NAME, folder)
         self._known[manifest.id] = manifest
-        for earlier in self.staged():
-            if earlier.id.order < manifest.id.order:
-                discard_staged(self._place(earlier.id))
+        self._published.add(manifest.id)
+
+    def _backlog(self, manifest: Manifest) -> list[Manifest]:
+        """Return the staged checkpoints that are to be uploaded before this one, oldest first."""
+        waiting = [m for m in self.staged() if m.id.order < manifest.id.order and m.id not in self._published]
+        if self._worth is None or not waiting:
+            return []
+        committed = self.manifests()
+        newest = max((m.id.order for m in committed), default=(0, 0))
+        waiting = sorted((m for m in waiting if m.id.order > newest), key=lambda m: m.id.order)
+        wanted = self._worth([*committed, *waiting, manifest]) if waiting else ()
+        return [m for m in waiting if m.id in wanted]
 
     def staged(self) -> list[Manifest]:
         """Return what is complete in local staging; for a store on this machine, nothing."""

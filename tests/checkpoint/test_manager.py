@@ -293,9 +293,67 @@ def test_a_checkpoint_that_only_reached_this_disk_is_the_newest(tmp_path: Path) 
     here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
     with here.manager() as manager:
         train(manager, 1, 1)
-    here.place.files.drop("checkpoints/step-000000001-a01/manifest.json")  # as when the upload had been cut short
+    cut_short(here, 1)
     with here.next_attempt().manager() as manager:
         assert manager.load_latest_checkpoint()["epoch"] == 1  # type: ignore[index]
+
+
+def cut_short(run: FolderRun, step: int) -> None:
+    """As when the process had died before it could upload the manifest."""
+    run.place.files.drop(f"checkpoints/step-{step:09d}-a01/manifest.json")
+
+
+def test_the_best_that_only_reached_this_disk_is_uploaded_before_the_next(tmp_path: Path) -> None:
+    here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
+    with here.manager(max_to_keep=1) as manager:
+        train(manager, 1, 2, loss=lambda epoch: abs(epoch - 2))
+    cut_short(here, 2)
+    with here.next_attempt().manager(max_to_keep=1) as manager:
+        assert manager.load_latest_checkpoint()["epoch"] == 2  # type: ignore[index]
+        train(manager, 3, 4, loss=lambda epoch: abs(epoch - 2))
+    with without_staging(here.next_attempt()).manager() as manager:
+        assert epochs(manager) == [2, 4]
+        assert manager.load_best_model()["epoch"] == 2  # type: ignore[index]
+
+
+def test_what_only_reached_this_disk_and_is_no_longer_wanted_is_not_uploaded(tmp_path: Path) -> None:
+    here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
+    with here.manager(max_to_keep=1) as manager:
+        train(manager, 1, 2, loss=float)
+    cut_short(here, 2)
+    second = here.next_attempt()
+    with second.manager(max_to_keep=1) as manager:
+        manager.load_latest_checkpoint()
+        train(manager, 3, 3, loss=float)
+        assert epochs(manager) == [1, 3]
+    assert second.removals == []
+
+
+def test_what_a_dead_process_left_half_there_is_removed_by_the_next_one_that_commits(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 3)
+    cut_short(run, 1)
+    cut_short(run, 2)
+    newer = f"checkpoints/step-{9:09d}-a02/model.safetensors"
+    run.place.files.write(newer, b"being uploaded")
+    second = run.next_attempt()
+    second.pinned = {"step-000000002-a01": "somebody wants to look at it"}
+    with second.manager() as manager:
+        manager.load_latest_checkpoint()
+        train(manager, 4, 4)
+        uncommitted = [identity.name for identity in manager.store.survey().uncommitted]
+    assert uncommitted == ["step-000000009-a02", "step-000000002-a01"], "what may be under way, and what is pinned"
+
+
+def test_the_policy_is_recorded_for_those_who_prune_later(run: FolderRun) -> None:
+    with run.manager(policy=EveryNth(epochs=3) | Latest(1)):
+        assert run.tags["mltrain.retention"] == "EveryNth(epochs=3) | Latest(1)"
+
+
+def test_the_models_made_from_a_checkpoint_go_with_it(run: FolderRun) -> None:
+    with run.manager(max_to_keep=1) as manager:
+        train(manager, 1, 3)
+    assert run.without_models == ["step-000000001-a01", "step-000000002-a01"]
 
 
 def test_litter_of_an_interrupted_process_is_removed_at_the_start(run: FolderRun) -> None:
