@@ -194,8 +194,8 @@ def swept(bench: Bench, epochs_before: int, most: int, capsys: pytest.CaptureFix
 
 
 def test_killed_before_any_call_nothing_committed_is_lost(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    swept(bench, 0, 12, capsys)
+    swept(bench, 0, 6, capsys)
 
 
 def test_killed_before_any_call_of_a_resume_nothing_is_lost(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    swept(bench, 2, 12, capsys)
+    swept(bench, 2, 4, capsys)
