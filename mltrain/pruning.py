@@ -1,5 +1,6 @@
 """Retention after training: of one run, or across the runs of an experiment. First a plan, then the deed."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,17 +9,20 @@ from typing import Any
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import current_line, newest
-from mltrain.checkpoint.manager import record_of
+from mltrain.checkpoint.manager import RETENTION_TAG, record_of
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Best, Latest, Policy, Removal, best_of
+from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
-from mltrain.errors import ConfigError, MltrainError, RunHeld, RunNotFound, StorageError
+from mltrain.errors import ConfigError, DamagedCheckpoint, MltrainError, RunHeld, RunNotFound, StorageError
 from mltrain.evaluate import reader
-from mltrain.tracking.attempts import last_attempt, recorded_config
+from mltrain.tracking.artifacts import DEAD_SECONDS, Artifacts
+from mltrain.tracking.attempts import CONFIG_FILE, last_attempt
+from mltrain.tracking.home import lock_if_here
 from mltrain.tracking.overview import state
 from mltrain.tracking.records import REMOVED_TAG, append_removals
-from mltrain.tracking.run import registered
+from mltrain.tracking.registry import MadeModel, in_use, made_models, remove_models
 from mltrain.tracking.server import Server
 from mltrain.training import policy_of
 
@@ -52,6 +56,7 @@ class RunPlan:
     uncommitted: tuple[CheckpointId, ...] = ()
     litter: tuple[str, ...] = ()
     kept: Mapping[CheckpointId, str] = field(default_factory=dict)
+    models: tuple[MadeModel, ...] = ()
     left_alone: str | None = None
     checkpoints: CheckpointReader | None = None
 
@@ -72,6 +77,7 @@ def plan_run(server: Server, run_id: str, keep: Policy | None) -> RunPlan:
     Raises:
         RunHeld: the run is being trained; it prunes itself.
         RunNotFound, TrackingError, StorageError: it cannot be read.
+        ConfigError: no policy is given, and its own is not known.
     """
     run = server.run(run_id)
     if state(run) in _LIVE:
@@ -118,50 +124,95 @@ def carry_out(server: Server, plan: RunPlan) -> int:
     """
     if plan.empty or plan.checkpoints is None:
         return 0
-    if state(server.run(plan.run_id)) in _LIVE:
-        raise RunHeld(f"Run {plan.run_id} was resumed meanwhile; nothing was removed.")
     store, removed = plan.checkpoints.store, []
-    try:
-        for removal in plan.removals:
-            store.remove(removal.manifest.id)
-            removed.append(removal)
-        for identity in plan.uncommitted:
-            store.remove(identity)
-        store.artifacts.remove_litter()
-    finally:
-        if removed:
-            said = append_removals(store.artifacts, [record_of(removal) for removal in removed])
-            server.call(server.client.set_tag, plan.run_id, REMOVED_TAG, said)
+    with lock_if_here(server, plan.run_id):  # neither a resume nor a sync of this host comes in between
+        if state(server.run(plan.run_id)) in _LIVE:
+            raise RunHeld(f"Run {plan.run_id} was resumed meanwhile; nothing was removed.")
+        try:
+            for removal in plan.removals:
+                remove_models(server, plan.models, removal.manifest.name)
+                store.remove(removal.manifest.id)
+                removed.append(removal)
+            for identity in plan.uncommitted:
+                store.remove(identity)
+            store.artifacts.remove_litter()
+        finally:
+            if removed:
+                said = append_removals(store.artifacts, [record_of(removal) for removal in removed])
+                server.call(server.client.set_tag, plan.run_id, REMOVED_TAG, said)
     return sum(removal.manifest.size for removal in removed)
 
 
 def _planned(server: Server, run: Any, keep: Policy | None) -> RunPlan:
-    checkpoints = reader(run.info.run_id, server)
-    manifests = checkpoints.all()
-    policy = keep or _own_policy(checkpoints)
-    used = [identity for name in registered(server, run.info.run_id) if (identity := CheckpointId.parse(name))]
+    run_id, experiment_id = run.info.run_id, run.info.experiment_id
+    checkpoints = reader(run_id, server)
+    store, context = checkpoints.store, checkpoints.context
+    survey = store.survey()
+    manifests, litter = survey.manifests, tuple(store.artifacts.litter(DEAD_SECONDS))
     resumed = _resumed_from(run, manifests)
-    kept = retention.protected(manifests, checkpoints.context, resumed_from=resumed, in_use=used)
-    damaged = set(checkpoints.store.names()) - {manifest.id for manifest in manifests}
-    uncommitted = tuple(identity for identity in checkpoints.store.uncommitted() if identity in damaged)
+    kept = retention.protected(manifests, context, resumed_from=resumed, in_use=())
+    policy = (keep or _own_policy(run, store.artifacts)) if manifests else Latest(1)
+    uncommitted = tuple(identity for identity in survey.uncommitted if identity not in kept)
+    removals = retention.plan(manifests, policy, context, kept)
+    models: tuple[MadeModel, ...] = ()
+    if removals or uncommitted:  # what follows is asked only where something would go: it takes requests of its own
+        used = [identity for name in in_use(server, run_id, experiment_id) if (identity := CheckpointId.parse(name))]
+        kept = retention.protected(manifests, context, resumed_from=resumed, in_use=used)
+        uncommitted = tuple(identity for identity in survey.uncommitted if identity not in kept)
+    if removals:
+        intact = _newest_intact(store, manifests)
+        if intact is not None:
+            kept.setdefault(intact, "the newest that is intact")
+        removals = retention.plan(manifests, policy, context, kept)
+        models = tuple(made_models(server, run_id, experiment_id))
     return RunPlan(
-        run.info.run_id,
-        run.info.run_name,
-        tuple(retention.plan(manifests, policy, checkpoints.context, kept)),
-        uncommitted,
-        tuple(checkpoints.store.artifacts.litter()),
-        kept,
-        checkpoints=checkpoints,
+        run_id, run.info.run_name, tuple(removals), uncommitted, litter, kept, models, checkpoints=checkpoints
     )
 
 
-def _own_policy(checkpoints: CheckpointReader) -> Policy:
-    try:
-        config = recorded_config(checkpoints.store.artifacts)["config"]
+def _newest_intact(store: CheckpointStore, manifests: Sequence[Manifest]) -> CheckpointId | None:
+    """Return the newest checkpoint of the line whose every byte is as committed: what a resume would begin from.
+
+    Nobody watched over the store since the training ended; before others go, it is looked at.
+    """
+    for manifest in reversed(current_line(manifests)):
+        problems = store.problems(manifest)
+        if not problems:
+            return manifest.id
+        log.warning("Checkpoint %s of run %s is damaged: %s", manifest.name, store.run_id, problems[0])
+    return None
+
+
+def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
+    """Return the policy that a run was trained with.
+
+    Raises:
+        ConfigError: it cannot be known. Another one in its place would remove what somebody wanted to keep.
+    """
+    spelled = run.data.tags.get(RETENTION_TAG)
+    if spelled is None:
+        config = _recorded(run.info.run_id, artifacts)
         known = {name: config[name] for name in ("retention", "checkpoint_mode", "max_to_keep") if name in config}
         return policy_of(Config.load(base=known))
-    except (RunNotFound, ConfigError, StorageError):
-        return Latest(5) | Best(1)
+    try:
+        return retention.parse(spelled)
+    except ConfigError:
+        raise ConfigError(
+            f"Run {run.info.run_id} keeps its checkpoints by {spelled!r:.200}, which cannot be read here. "
+            "Say what is to stay with --keep."
+        ) from None
+
+
+def _recorded(run_id: str, artifacts: Artifacts) -> Mapping[str, Any]:
+    try:
+        config: Mapping[str, Any] = json.loads(artifacts.read(CONFIG_FILE, 2**20))["config"]
+        return config
+    except StorageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, DamagedCheckpoint):
+        raise ConfigError(
+            f"By which policy run {run_id} keeps its checkpoints was not recorded. Say what is to stay with --keep."
+        ) from None
 
 
 def _resumed_from(run: Any, manifests: Sequence[Manifest]) -> CheckpointId | None:

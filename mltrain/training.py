@@ -263,14 +263,14 @@ class _Session:
         )
         self._manager = manager
         origin = self._origin(run, manager)
-        if resumed and origin.manifest is not None:
+        if resumed and origin.manifest is not None and origin.run_id is None:
             params = json.loads(
                 manager.store.fetch(origin.manifest, only=lambda name: name == "params.json")["params.json"]
             )
             config = self._config = self._load(self._project, params)
             run.attempt.changed = config.changes_from(params)
         run.attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
-        if run.attempt.resumed_from is not None and resumed:
+        if run.attempt.resumed_from is not None and resumed and origin.run_id is None:
             run.set_tag("mltrain.resumed_from", run.attempt.resumed_from)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(self._project.place)
         task, run.attempt.data = built or self._built()
@@ -291,13 +291,7 @@ class _Session:
         """Choose and verify what the state comes from; for a resume without any commit that is the start."""
         request = self._request
         if request.fork_run is not None:
-            source = self._server.run(request.fork_run)
-            store = CheckpointStore(request.fork_run, open_artifacts(source.info.artifact_uri, self._server.uri))
-            manifest, parts = CheckpointReader(store, manager.context()).load(request.resume_from)
-            self._branch_pin = (request.fork_run, f"{runs.PIN_TAG}{manifest.name}")
-            self._server.call(self._server.client.set_tag, *self._branch_pin, f"branch point of run {run.id}")
-            run.set_tag("mltrain.forked_from", f"{request.fork_run}/{manifest.name}")
-            return _Origin(manifest, parts, request.fork_run)
+            return self._branched(run, manager, request.fork_run, request.resume_from)
         if request.resume_run is None:
             return _Origin()
         parts_or_none = manager.load(request.resume_from)
@@ -306,9 +300,30 @@ class _Session:
                 raise UsageError(
                     f"Run {run.id} has no checkpoint {request.resume_from!r}. Resume without --resume-from."
                 )
+            branch = self._branch_point(run)
+            if branch is not None:
+                log.warning("Nothing was committed before, so training starts again at the branch point.")
+                return self._branched(run, manager, *branch)
             log.warning("Nothing was committed before, so training starts at step 0 in the same run.")
             return _Origin()
         return _Origin(manager.resumed_from, parts_or_none)
+
+    def _branched(self, run: TrackedRun, manager: CheckpointManager, source: str, which: str) -> _Origin:
+        """Begin from a checkpoint of another run, which keeps it until this one has committed."""
+        store = CheckpointStore(source, open_artifacts(self._server.run(source).info.artifact_uri, self._server.uri))
+        manifest, parts = CheckpointReader(store, manager.context()).load(which)
+        self._branch_pin = (source, f"{runs.PIN_TAG}{manifest.name}")
+        self._server.call(self._server.client.set_tag, *self._branch_pin, _branch_reason(run))
+        run.set_tag("mltrain.forked_from", f"{source}/{manifest.name}")
+        return _Origin(manifest, parts, source)
+
+    def _branch_point(self, run: TrackedRun) -> tuple[str, str] | None:
+        """Return from which run and checkpoint a fork began that has no commit of its own, as the pin there tells."""
+        source = self._server.run(run.id).data.tags.get("mltrain.forked_from", "").partition("/")[0]
+        if not source:
+            return None
+        pins = runs.pins_of(self._server.run(source))
+        return next(((source, name) for name, reason in pins.items() if reason == _branch_reason(run)), None)
 
     def _compare(self, origin: _Origin, run: TrackedRun) -> None:
         """Say what is different from when the checkpoint was written; refuse other data unless allowed."""
@@ -416,6 +431,10 @@ class _Session:
             copy_weights(store, manifest, folder, "latest")
             if best is not None and best.id == manifest.id:
                 copy_weights(store, manifest, folder, "best")
+
+
+def _branch_reason(run: TrackedRun) -> str:
+    return f"branch point of run {run.id}"
 
 
 def copy_weights(store: CheckpointStore, manifest: Manifest, folder: Path, stem: str) -> list[Path]:

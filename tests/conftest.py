@@ -2,11 +2,9 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.database import fresh_database
 from tests.forkserver import Child, ForkServer
+from tests.places import Place, behind, bucket, folder, server
+from tests.servers import BucketServer, TrackingServer
 
 # A background job of a shell that is not interactive begins with SIGINT ignored, and its children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -67,23 +68,6 @@ class Started:
             if self.child.ended.wait(0.02):
                 break
         raise AssertionError(f"{text!r} never came: {self.out.read_text()} {self.err.read_text()}")
-
-
-_template: list[Path] = []
-
-
-def fresh_database(target: Path, artifacts: Path) -> None:
-    """Copy an empty tracking database: making one takes MLflow seconds."""
-    if not _template:
-        from mlflow import MlflowClient
-
-        folder = Path(tempfile.mkdtemp(prefix="mltrain-template-"))
-        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").get_experiment("0")
-        _template.append(folder / "mlflow.db")
-    shutil.copy(_template[0], target)
-    with closing(sqlite3.connect(target)) as database:
-        database.execute("UPDATE experiments SET artifact_location = ?", (str(artifacts / "0"),))
-        database.commit()
 
 
 class Workplace:
@@ -143,6 +127,46 @@ def fork_server() -> Iterator[ForkServer]:
     server = ForkServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
+    """One for all who do not break it."""
+    started = TrackingServer(tmp_path_factory.mktemp("tracking"))
+    started.start()
+    yield started
+    started.kill()
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[BucketServer]:
+    started = BucketServer()
+    started.start()
+    yield started
+    started.kill()
+
+
+PLACES = [
+    "on this machine",
+    "elsewhere",
+    pytest.param("on a server", marks=pytest.mark.faults),
+    pytest.param("on S3", marks=pytest.mark.faults),
+]
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Where the artifacts of a run are: the same tests run on each kind of store."""
+    if request.param == "on this machine":
+        return folder(tmp_path / "artifacts")
+    if request.param == "elsewhere":
+        return behind(tmp_path / "artifacts")
+    if request.param == "on a server":
+        return server(request.getfixturevalue("tracking_server"), f"{uuid.uuid4().hex}/artifacts")
+    started: BucketServer = request.getfixturevalue("bucket_server")
+    for name, value in started.access.items():
+        monkeypatch.setenv(name, value)
+    return bucket(started, f"{uuid.uuid4().hex}/artifacts")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import atexit
 import logging
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +20,16 @@ from mltrain.checkpoint.manifest import LARGEST_COUNT, CheckpointId, Kind, Manif
 from mltrain.checkpoint.reader import BEST_POINTER, CheckpointReader
 from mltrain.checkpoint.retention import Best, Budget, Context, Latest, Mode, Policy
 from mltrain.checkpoint.spool import Spool, probe
-from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.store import CheckpointStore, Survey
 from mltrain.checkpoint.writer import Writer
-from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError, UsageError
+from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError, TrackingError, UsageError
 from mltrain.tracking.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
 
-RETENTION_RECORD = "retention.jsonl"
+RETENTION_TAG = "mltrain.retention"
+"""The tag that spells the policy of a run, for ``mltrain prune``."""
+
 _REMEMBERED = 8
 
 _Key = tuple[str, int] | None
@@ -87,8 +89,12 @@ class Run(Protocol):
         """Return the names of pinned checkpoints with the reasons."""
         ...
 
-    def in_use(self) -> Sequence[str]:
+    def in_use(self) -> Collection[str]:
         """Return the names of checkpoints that others refer to."""
+        ...
+
+    def remove_models(self, checkpoint: str) -> None:
+        """Remove the LoggedModels that were made from a checkpoint."""
         ...
 
     def set_tag(self, key: str, value: str) -> None:
@@ -158,7 +164,7 @@ class CheckpointManager:
         for folder in (spool.root, run.artifacts.local_root):
             if folder is not None:
                 probe(folder)  # before anything is trained, and not at the first checkpoint
-        self.store = CheckpointStore(run.id, run.artifacts, spool)
+        self.store = CheckpointStore(run.id, run.artifacts, spool, worth=self._worth_uploading)
         self._reader = CheckpointReader(self.store, Context(now(), {}, metric, mode), self._note_damage)
         litter = spool.discard_litter()
         if litter:
@@ -169,11 +175,13 @@ class CheckpointManager:
         self._steps: set[int] = set()  # those that this attempt has saved
         self.resumed_from: Manifest | None = None
         self._removal_refused = False
+        self._stuck: set[CheckpointId] = set()
         self._damaged: set[CheckpointId] = set()
-        self._unfinished: set[CheckpointId] = set()
+        self._cut_short: set[CheckpointId] = set()
         self._closed = False
         run.set_tag("mltrain.best_metric", metric)
         run.set_tag("mltrain.best_mode", mode)
+        run.set_tag(RETENTION_TAG, str(self.policy))
         atexit.register(self._left)
 
     def __enter__(self) -> Self:
@@ -429,15 +437,21 @@ class CheckpointManager:
             self.run.set_tag(f"mltrain.dropped.{removal.manifest.name}", removal.rule)
         return [(removal.manifest, removal.rule) for removal in removals]
 
+    def _worth_uploading(self, manifests: Sequence[Manifest]) -> Collection[CheckpointId]:
+        """Return what the policy would keep of these: an outage or a kill must not cost the best."""
+        line, context = current_line(manifests), self._reader.context
+        best = retention.best_of(line, context)
+        return self.policy.keep(line, context) | ({best.id} if best is not None else set())
+
     def _declare_best(self, manifest: Manifest) -> None:
         self._reader.declared = manifest.id
         self._writer.run(lambda: self.run.write_json(BEST_POINTER, {"checkpoint": manifest.name}))
 
     def _note_damage(self, identity: CheckpointId, error: DamagedCheckpoint) -> None:
-        if identity in self._damaged or identity in self._unfinished:
+        if identity in self._damaged or identity in self._cut_short:
             return
         if error.torn and not self._was_announced(identity):
-            self._unfinished.add(identity)
+            self._cut_short.add(identity)
             log.warning(
                 "Checkpoint %s was never committed: the writing of its manifest was interrupted.", identity.name
             )
@@ -465,25 +479,63 @@ class CheckpointManager:
 
     def prune(self) -> list[retention.Removal]:
         """Remove what the policy does not keep, and record it. Called after every commit."""
-        manifests = self.store.manifests(damaged=self._note_damage)
-        context = self.context()
-        used = [identity for name in self.run.in_use() if (identity := CheckpointId.parse(name))]
+        survey, context = self.store.survey(damaged=self._note_damage), self.context()
         origin = self.resumed_from.id if self.resumed_from is not None and self.newest_committed is None else None
-        keep = retention.protected(manifests, context, resumed_from=origin, in_use=used)
+        keep = retention.protected(survey.manifests, context, resumed_from=origin, in_use=())
+        plan = retention.plan(survey.manifests, self.policy, context, keep)
+        unfinished = self._unfinished(survey, keep)
+        if not plan and not unfinished:
+            return []
+        used = self.run.in_use()  # asked only now: it takes requests of its own
+        for identity in unfinished:
+            if identity.name not in used:
+                self._finish_removal(identity)
         removed = []
-        for removal in retention.plan(manifests, self.policy, context, keep):
-            try:
-                self.store.remove(removal.manifest.id)
-            except StorageError as error:
-                if not self._removal_refused:
-                    log.warning("Old checkpoints stay, because the store does not let them be removed: %s", error)
-                self._removal_refused = True
+        for removal in plan:
+            if removal.manifest.name in used:
+                continue
+            if self.run.overtaken or not self._removed(removal):
                 break
-            log.info("Removed %s (%s): %s", removal.manifest.title, removal.manifest.name, removal.rule)
             removed.append(removal)
         if removed:
             self.run.record_removals([record_of(removal) for removal in removed])
         return removed
+
+    def _removed(self, removal: retention.Removal) -> bool:
+        try:
+            self.run.remove_models(removal.manifest.name)
+            self.store.remove(removal.manifest.id)
+        except (StorageError, TrackingError) as error:
+            if not self._removal_refused:
+                log.warning("Old checkpoints stay, because the store does not let them be removed: %s", error)
+            self._removal_refused = True
+            return False
+        log.info("Removed %s (%s): %s", removal.manifest.title, removal.manifest.name, removal.rule)
+        return True
+
+    def _unfinished(self, survey: Survey, keep: Collection[CheckpointId]) -> list[CheckpointId]:
+        """Return folders without a manifest that will never have one.
+
+        Commits of a run are in order and this attempt holds it, so nobody completes what is older than its newest
+        commit: it is what a process left that died while it uploaded or removed.
+        """
+        newest = self.newest_committed
+        if newest is None:
+            return []
+        return [
+            identity
+            for identity in survey.uncommitted
+            if identity.order < newest.id.order and identity not in keep and identity not in self._stuck
+        ]
+
+    def _finish_removal(self, identity: CheckpointId) -> None:
+        try:
+            self.store.remove(identity)
+        except StorageError as error:
+            self._stuck.add(identity)
+            log.warning("%s, which has no manifest, was left by an interrupted process and stays: %s", identity, error)
+            return
+        log.info("Removed %s, which has no manifest: an interrupted process left it", identity)
 
 
 def record_of(removal: retention.Removal) -> dict[str, Any]:

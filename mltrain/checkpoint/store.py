@@ -2,11 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -15,14 +14,10 @@ from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, File
 from mltrain.checkpoint.spool import Spool
 from mltrain.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, StorageError
 from mltrain.state import Snapshot
-from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, LocalArtifacts, discard_staged
+from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, LocalArtifacts, discard_staged, side_by_side
+from mltrain.tracking.persistence import may_pass
 
 log = logging.getLogger(__name__)
-
-_SIDE_BY_SIDE = 4
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,14 @@ class _Read:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What is in a store: committed manifests, oldest first, and the folders that have none, newest first."""
+
+    manifests: tuple[Manifest, ...]
+    uncommitted: tuple[CheckpointId, ...]
+
+
 class CheckpointStore:
     """The checkpoints of one run.
 
@@ -54,16 +57,26 @@ class CheckpointStore:
         spool: where checkpoints are staged. Where the artifacts are on this machine, staging is beside them, and a
             commit is one rename; elsewhere the staged copy is uploaded and stays until a later one is committed.
             None: only to be read.
+        worth: asked which of the checkpoints that never got beyond staging are to be uploaded before a newer one; told
+            all that are committed, those, and the newer one, oldest first. None: none, the newer one supersedes them.
     """
 
     def __init__(
-        self, run_id: str, artifacts: Artifacts, spool: Spool | None = None, *, largest_file: int = LARGEST_FILE
+        self,
+        run_id: str,
+        artifacts: Artifacts,
+        spool: Spool | None = None,
+        *,
+        largest_file: int = LARGEST_FILE,
+        worth: Callable[[Sequence[Manifest]], Collection[CheckpointId]] | None = None,
     ) -> None:
         self.run_id = run_id
         self.artifacts = artifacts
         self.spool = spool
         self._largest_file = largest_file
         self._known: dict[CheckpointId, _Read] = {}
+        self._worth = worth
+        self._published: set[CheckpointId] = set()
 
     def stage(self, snapshot: Snapshot, manifest: Manifest, extra: dict[str, bytes]) -> Manifest:
         """Write a snapshot to the disk and return its manifest, completed with files and tensors.
@@ -92,16 +105,21 @@ class CheckpointStore:
     def publish(self, manifest: Manifest) -> None:
         """Upload a staged checkpoint file by file, the manifest last; then drop earlier staged copies.
 
+        Earlier ones that are worth it, and never got there, go first: what is older than a commit is never uploaded.
+
         Raises:
             StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
         """
         if self.artifacts.local_root is not None:
             return
-        staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
-        _side_by_side(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files))
-        self.artifacts.upload(staged / FILE_NAME, folder)
-        content = manifest.to_json()
-        self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
+        for earlier in self._backlog(manifest):
+            try:
+                self._upload(earlier)
+            except (StorageError, FileNotFoundError) as error:
+                if isinstance(error, StorageError) and (error.__cause__ is None or may_pass(error.__cause__)):
+                    raise
+                log.warning("Checkpoint %s could not be uploaded and is left out: %s", earlier.name, error)
+        self._upload(manifest)
         for earlier in self.staged():
             if earlier.id.order < manifest.id.order:
                 self.discard_staged(earlier.id)
@@ -114,6 +132,26 @@ class CheckpointStore:
         """
         if self.artifacts.local_root is None:
             discard_staged(self._place(identity))
+
+    def _upload(self, manifest: Manifest) -> None:
+        staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
+        # That all data are there is looked at last before the manifest says so: somebody may remove what has none.
+        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)
+        self.artifacts.upload(staged / FILE_NAME, folder)
+        content = manifest.to_json()
+        self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
+        self._published.add(manifest.id)
+
+    def _backlog(self, manifest: Manifest) -> list[Manifest]:
+        """Return the staged checkpoints that are to be uploaded before this one, oldest first."""
+        waiting = [m for m in self.staged() if m.id.order < manifest.id.order and m.id not in self._published]
+        if self._worth is None or not waiting:
+            return []
+        committed = self.manifests()
+        newest = max((m.id.order for m in committed), default=(0, 0))
+        waiting = sorted((m for m in waiting if m.id.order > newest), key=lambda m: m.id.order)
+        wanted = self._worth([*committed, *waiting, manifest]) if waiting else ()
+        return [m for m in waiting if m.id in wanted]
 
     def staged(self) -> list[Manifest]:
         """Return what is complete in local staging; for a store on this machine, nothing."""
@@ -164,27 +202,35 @@ class CheckpointStore:
         self._known[identity] = known
         return known.manifest
 
+    def survey(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> "Survey":
+        """Look at all checkpoint folders of the store; damaged manifests are reported and left out."""
+        manifests, uncommitted = [], []
+        for identity, found in self._read(self.names()):
+            if isinstance(found, DamagedCheckpoint):
+                (damaged or _warn)(identity, found)
+            elif found is None:
+                uncommitted.append(identity)
+            else:
+                manifests.append(found)
+        before = self._known
+        self._known = {manifest.id: before[manifest.id] for manifest in manifests if manifest.id in before}
+        return Survey(tuple(manifests[::-1]), tuple(uncommitted))
+
     def manifests(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> list[Manifest]:
         """Return the manifests of all committed checkpoints, oldest first; damaged ones are reported and left out."""
+        return list(self.survey(damaged=damaged).manifests)
 
+    def _read(
+        self, names: Sequence[CheckpointId]
+    ) -> Iterable[tuple[CheckpointId, Manifest | DamagedCheckpoint | None]]:
         def read(identity: CheckpointId) -> Manifest | DamagedCheckpoint | None:
             try:
                 return self.manifest(identity)
             except DamagedCheckpoint as error:
                 return error
 
-        names = self.names()
         here = self.artifacts.local_root is not None
-        read_ones = [read(identity) for identity in names] if here else _side_by_side(read, names)
-        found = []
-        for identity, manifest in zip(names, read_ones, strict=True):
-            if isinstance(manifest, DamagedCheckpoint):
-                (damaged or _warn)(identity, manifest)
-            elif manifest is not None:
-                found.append(manifest)
-        before = self._known
-        self._known = {manifest.id: before[manifest.id] for manifest in found if manifest.id in before}
-        return found[::-1]
+        return zip(names, [read(name) for name in names] if here else side_by_side(read, names), strict=True)
 
     def problems(self, manifest: Manifest) -> list[Problem]:
         """Compare every file of a checkpoint with its digest, and return what is wrong."""
@@ -203,7 +249,7 @@ class CheckpointStore:
             DamagedCheckpoint: a file is missing, or is not what was committed.
         """
         wanted = sorted(name for name in manifest.files if only(name))
-        return dict(zip(wanted, _side_by_side(lambda name: self._received(manifest, name), wanted), strict=True))
+        return dict(zip(wanted, side_by_side(lambda name: self._received(manifest, name), wanted), strict=True))
 
     def load(self, manifest: Manifest, device: torch.device | None = None) -> dict[str, Any]:
         """Return the parts of a checkpoint on a device, verified before anything is deserialised.
@@ -238,12 +284,7 @@ class CheckpointStore:
 
     def uncommitted(self) -> list[CheckpointId]:
         """Return the checkpoint folders without a manifest: being written, or left by a process that died."""
-        found = []
-        for identity in self.names():
-            names = {entry.name for entry in self.artifacts.entries(f"{CHECKPOINTS}/{identity.name}")}
-            if FILE_NAME not in names:
-                found.append(identity)
-        return found
+        return list(self.survey().uncommitted)
 
     def remove(self, identity: CheckpointId) -> None:
         """Remove a checkpoint from the store, its manifest first.
@@ -288,18 +329,6 @@ class CheckpointStore:
         except (OSError, DamagedCheckpoint):
             return None
         return content if hashlib.sha256(content).hexdigest() == entry.sha256 else None
-
-
-def _side_by_side(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Do something with each of some items, a few at a time, and return the results in their order."""
-    if len(items) < 2:
-        return [job(item) for item in items]
-    with ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="mltrain-files") as pool:
-        try:
-            results = pool.map(job, items)
-        except RuntimeError:  # the interpreter is ending, and starts no more threads: this one is waited for
-            return [job(item) for item in items]
-        return list(results)
 
 
 def _warn(identity: CheckpointId, error: CheckpointError) -> None:

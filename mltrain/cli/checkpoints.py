@@ -106,26 +106,23 @@ def inspect(
 
 def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
     """Compare every file of every checkpoint with its digest, and name each that is wrong, and what was left behind."""
+    from mltrain.checkpoint.manifest import CheckpointId
     from mltrain.errors import DamagedCheckpoint
     from mltrain.evaluate import reader
 
-    found = reader(run_id)
-    store, wrong = found.store, {}
-    intact = []
-    for identity in reversed(store.names()):
-        try:
-            manifest = store.manifest(identity)
-            if manifest is None:
-                continue
-            problems = [str(problem) for problem in store.problems(manifest)]
-        except DamagedCheckpoint as error:
-            problems = [str(error)]
+    store, intact, wrong = reader(run_id).store, [], {}
+
+    def damaged(identity: CheckpointId, error: DamagedCheckpoint) -> None:
+        wrong[identity.name] = [str(error)]
+
+    survey = store.survey(damaged=damaged)
+    for manifest in survey.manifests:
+        problems = [str(problem) for problem in store.problems(manifest)]
         if problems:
-            wrong[identity.name] = problems
+            wrong[manifest.name] = problems
         else:
-            intact.append(identity.name)
-    uncommitted = [identity.name for identity in store.uncommitted()]
-    litter = store.artifacts.litter()
+            intact.append(manifest.name)
+    uncommitted, litter = [identity.name for identity in survey.uncommitted], store.artifacts.litter()
     if as_json:
         print(json.dumps({"intact": intact, "damaged": wrong, "uncommitted": uncommitted, "litter": litter}, indent=1))
     else:
@@ -199,7 +196,7 @@ def prune(
 ) -> None:
     """Remove old checkpoints from the tracking store: what would go and why, then the deed."""
     from mltrain.checkpoint.retention import parse
-    from mltrain.errors import UsageError
+    from mltrain.errors import RunHeld, StorageError, TrackingError, UsageError
     from mltrain.pruning import Rules, carry_out, plan_experiment, plan_run
     from mltrain.tracking.server import connect
 
@@ -226,9 +223,17 @@ def prune(
     if not yes and not typer.confirm("Remove these?"):
         print("Nothing was removed.")
         return
-    freed = sum(carry_out(server, plan) for plan in plans)
+    freed, refused = 0, None
+    for plan in plans:
+        try:
+            freed += carry_out(server, plan)
+        except (RunHeld, StorageError, TrackingError) as error:
+            refused = error  # of the last one; the others go on
+            print(f"Run {plan.run_id}: {error}", file=sys.stderr)
     if not as_json:
         print(f"Removed; {freed / 1e6:.1f} MB are free. The record is in each run: retention.jsonl.")
+    if refused is not None:
+        sys.exit(refused.exit_code)
 
 
 def _facts(manifest: Any) -> dict[str, Any]:

@@ -7,20 +7,22 @@ a crash leaves behind is not a checkpoint any more.
 
 import os
 import re
+import shutil
 import stat
 import tempfile
+import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay
-
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.tracking.retry import FullJitter
+from mltrain.tracking.persistence import named_errors, persistently, status_of
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -28,9 +30,15 @@ _CHECKPOINT = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 _STAGED = re.compile(r"step-\d{9}-a\d{2,6}(\.[0-9a-f]{8}\.tmp)?", re.ASCII)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+@,=()#~-]{0,199}", re.ASCII)
-RETRY_SECONDS = 60.0
+_MODEL = re.compile(r"m-[0-9a-f]{32}", re.ASCII)
+_UPLOADING = ".artifact.uploading."
+_PARALLEL_FILES = 4
 
-T = TypeVar("T")
+STAGING = ".mltrain-staging"
+"""The folder beside the artifacts in which checkpoints are staged where these are on this machine."""
+
+DEAD_SECONDS = 3600.0
+"""A temporary file of a run that nobody writes to, and that was not written to for so long, belongs to nobody."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,10 @@ class Artifacts(Protocol):
         """Put a file into a folder under its own name, replacing it, and check its size there."""
         ...
 
+    def upload_all(self, files: Sequence[Path], folder: str) -> None:
+        """Put files into a folder, in any order, and when all are there check all their sizes."""
+        ...
+
     def read(self, path: str, most: int) -> bytearray:
         """Return the content of a file of at most ``most`` bytes.
 
@@ -69,13 +81,40 @@ class Artifacts(Protocol):
         """Remove the checkpoint of this directory name, its manifest first. One that is gone already is no error."""
         ...
 
-    def litter(self) -> list[str]:
-        """Return the paths of temporary files that an interrupted upload of MLflow left."""
+    def remove_model(self, model_id: str) -> None:
+        """Remove all files, which have to be those of this LoggedModel.
+
+        Raises:
+            StorageError: this is not where a LoggedModel's files are, or the store does not allow it.
+        """
         ...
 
-    def remove_litter(self) -> int:
+    def litter(self, untouched: float = 0.0) -> list[str]:
+        """Return what interrupted writers left and nobody has written to for so many seconds.
+
+        Temporary files of MLflow's uploads, checkpoints that somebody began to stage, unfinished uploads to a bucket.
+        """
+        ...
+
+    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
         """Remove these, and return how many there were. Only for a run that nobody writes to."""
         ...
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def side_by_side(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do something with each of some items, a few at a time, and return the results in their order."""
+    if len(items) < 2:
+        return [job(item) for item in items]
+    with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-files") as pool:
+        try:
+            results = pool.map(job, items)
+        except RuntimeError:  # the interpreter is ending, and starts no more threads: this one is waited for
+            return [job(item) for item in items]
+        return list(results)
 
 
 def validated(path: str) -> str:
@@ -169,8 +208,13 @@ class LocalArtifacts:
         from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
         validated(file.name)
-        with _named_errors():
+        with named_errors():
             LocalArtifactRepository(str(self._root)).log_artifact(str(file), validated(folder) if folder else None)
+
+    def upload_all(self, files: Sequence[Path], folder: str) -> None:
+        """See :class:`Artifacts`."""
+        for file in files:
+            self.upload(file, folder)
 
     def read(self, path: str, most: int) -> bytearray:
         """See :class:`Artifacts`."""
@@ -188,21 +232,52 @@ class LocalArtifacts:
         """See :class:`Artifacts`."""
         if not _CHECKPOINT.fullmatch(name):
             raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
-        _remove_flat(self._root / CHECKPOINTS / name, _CHECKPOINT)
+        checkpoints = self._root / CHECKPOINTS
+        if checkpoints.is_symlink():
+            raise StorageError(f"{checkpoints} is a link, perhaps to another run's; nothing was removed.")
+        _remove_flat(checkpoints / name, _CHECKPOINT)
 
-    def litter(self) -> list[str]:
+    def remove_model(self, model_id: str) -> None:
         """See :class:`Artifacts`."""
-        return [file.relative_to(self._root).as_posix() for file in self._litter()]
+        _refuse_unless_model(self._root.as_posix(), model_id)
+        try:
+            shutil.rmtree(self._root)  # does not follow links
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"{self._root} could not be removed completely: {error}") from error
 
-    def remove_litter(self) -> int:
+    def litter(self, untouched: float = 0.0) -> list[str]:
         """See :class:`Artifacts`."""
-        files = self._litter()
+        files = [file.relative_to(self._root).as_posix() for file in self._uploading(untouched)]
+        return files + [f"../{STAGING}/{folder.name}" for folder in self._half_staged()]
+
+    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
+        """See :class:`Artifacts`."""
+        files, folders = self._uploading(untouched), self._half_staged()
         for file in files:
             file.unlink(missing_ok=True)
-        return len(files)
+        for folder in folders:
+            discard_staged(folder)
+        return len(files) + len(folders)
 
-    def _litter(self) -> list[Path]:
-        return [file for file in self._root.rglob(".artifact.uploading.*") if file.is_file() and not file.is_symlink()]
+    def _uploading(self, untouched: float) -> list[Path]:
+        found = []
+        for folder, _, names in os.walk(self._root):  # does not follow links
+            for file in (Path(folder, name) for name in names if name.startswith(_UPLOADING)):
+                try:
+                    status = file.lstat()
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime >= untouched:
+                    found.append(file)
+        return sorted(found)
+
+    def _half_staged(self) -> list[Path]:
+        staging = self._root.parent / STAGING
+        if not staging.is_dir() or staging.is_symlink():
+            return []
+        return sorted(folder for folder in staging.iterdir() if is_litter(folder))
 
 
 class RemoteArtifacts:
@@ -215,22 +290,27 @@ class RemoteArtifacts:
     def entries(self, folder: str = "") -> list[Entry]:
         """See :class:`Artifacts`."""
         path = validated(folder) if folder else None
-        listed = _persistently(lambda: self._repository.list_artifacts(path))
+        listed = persistently(lambda: self._repository.list_artifacts(path))
         found = [Entry(PurePosixPath(info.path).name, info.is_dir, info.file_size) for info in listed]
         return [entry for entry in found if _COMPONENT.fullmatch(entry.name)]
 
     def upload(self, file: Path, folder: str = "") -> None:
         """See :class:`Artifacts`."""
-        path, size = validated(folder) if folder else None, file.stat().st_size
-        validated(file.name)
+        self.upload_all([file], folder)
 
-        def once() -> None:
-            self._repository.log_artifact(str(file), path)
+    def upload_all(self, files: Sequence[Path], folder: str) -> None:
+        """See :class:`Artifacts`."""
+        path = validated(folder) if folder else None
+        sizes = {validated(file.name): file.stat().st_size for file in files}
 
-        _persistently(once)
+        def sent(file: Path) -> None:
+            persistently(lambda: self._repository.log_artifact(str(file), path))
+
+        side_by_side(sent, files)
         there = {entry.name: entry.size for entry in self.entries(folder)}
-        if there.get(file.name) != size:
-            raise StorageError(f"{file.name} has {size} bytes here and {there.get(file.name)} in the artifact store.")
+        for name, size in sizes.items():
+            if there.get(name) != size:
+                raise StorageError(f"{name} has {size} bytes here and {there.get(name)} in the artifact store.")
 
     def read(self, path: str, most: int) -> bytearray:
         """See :class:`Artifacts`."""
@@ -242,24 +322,95 @@ class RemoteArtifacts:
         if size > most:
             raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")
         with tempfile.TemporaryDirectory(prefix="mltrain-") as temporary:
-            # The file may land anywhere below the folder given: the path that comes back is the true one.
-            received = Path(_persistently(lambda: self._repository.download_artifacts(path, temporary)))
-            return LocalArtifacts(received.parent).read(received.name, most)
+            # download_artifacts() would list once more, and hide what went wrong behind one kind of error.
+            received = Path(temporary) / name
+            try:
+                persistently(lambda: self._repository._download_file(path, str(received)))
+            except StorageError as error:
+                if status_of(error) == 404:
+                    raise FileNotFoundError(path) from error  # removed since it was listed
+                raise
+            return LocalArtifacts(received.parent).read(name, most)
 
     def remove_checkpoint(self, name: str) -> None:
-        """See :class:`Artifacts`."""
+        """See :class:`Artifacts`.
+
+        Some stores answer that all went well when they removed nothing (S3 lists what was refused in its answer, which
+        MLflow does not read), so every step is looked at before the next.
+        """
         if not _CHECKPOINT.fullmatch(name):
             raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
-        _persistently(lambda: self._repository.delete_artifacts(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
-        _persistently(lambda: self._repository.delete_artifacts(f"{CHECKPOINTS}/{name}"))
+        folder = f"{CHECKPOINTS}/{name}"
+        persistently(lambda: self._repository.delete_artifacts(f"{folder}/{MANIFEST}"))
+        if MANIFEST in {entry.name for entry in self.entries(folder)}:
+            raise StorageError(f"The artifact store did not remove {folder}/{MANIFEST}; is deleting permitted there?")
+        persistently(lambda: self._repository.delete_artifacts(folder))
+        if self.entries(folder):
+            raise StorageError(f"The artifact store did not remove all of {folder}; is deleting permitted there?")
 
-    def litter(self) -> list[str]:
-        """See :class:`Artifacts`; what a server or a bucket keeps of broken uploads cannot be seen from here."""
+    def remove_model(self, model_id: str) -> None:
+        """See :class:`Artifacts`."""
+        _refuse_unless_model(str(self._repository.artifact_uri), model_id)
+        for entry in self.entries():
+            persistently(partial(self._repository.delete_artifacts, validated(entry.name)))
+        if self.entries():
+            raise StorageError(f"The artifact store did not remove all of {self._repository.artifact_uri}.")
+
+    def litter(self, untouched: float = 0.0) -> list[str]:
+        """See :class:`Artifacts`; what a server keeps of broken uploads cannot be seen from here."""
         return []
 
-    def remove_litter(self) -> int:
+    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
         """See :class:`Artifacts`."""
         return 0
+
+
+class BucketArtifacts(RemoteArtifacts):
+    """Artifacts in an S3 bucket, where an upload that was cut short keeps its parts, unseen, until somebody ends it."""
+
+    def litter(self, untouched: float = 0.0) -> list[str]:
+        """See :class:`Artifacts`."""
+        return sorted(upload["Key"].removeprefix(self._prefix) for upload in self._unfinished(untouched))
+
+    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
+        """See :class:`Artifacts`."""
+        uploads = self._unfinished(untouched)
+        client = self._repository._get_s3_client()
+        for upload in uploads:
+            place = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            persistently(partial(client.abort_multipart_upload, **place))
+        return len(uploads)
+
+    @property
+    def _bucket(self) -> str:
+        return str(self._repository.parse_s3_compliant_uri(self._repository.artifact_uri)[0])
+
+    @property
+    def _prefix(self) -> str:
+        return str(self._repository.parse_s3_compliant_uri(self._repository.artifact_uri)[1]).rstrip("/") + "/"
+
+    def _unfinished(self, untouched: float) -> list[dict[str, Any]]:
+        client = self._repository._get_s3_client()
+
+        def listed() -> list[dict[str, Any]]:
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            return [upload for page in pages for upload in page.get("Uploads", [])]
+
+        def silent(upload: dict[str, Any]) -> float:
+            parts = client.list_parts(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            times: list[datetime] = [upload["Initiated"], *(part["LastModified"] for part in parts.get("Parts", []))]
+            return (datetime.now(UTC) - max(times)).total_seconds()
+
+        uploads = persistently(listed)
+        return [one for one in uploads if untouched <= 0 or persistently(partial(silent, one)) >= untouched]
+
+
+def _refuse_unless_model(place: str, model_id: str) -> None:
+    place = place.rstrip("/")
+    if not _MODEL.fullmatch(model_id) or not place.endswith(f"/models/{model_id}/artifacts") or ".." in place:
+        raise StorageError(
+            f"{place} is not where the files of the LoggedModel {model_id!r:.80} are; nothing was removed."
+        )
 
 
 def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
@@ -271,38 +422,5 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
         return LocalArtifacts(Path(artifact_uri))
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    return RemoteArtifacts(get_artifact_repository(artifact_uri, tracking_uri=tracking_uri))
-
-
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    try:
-        yield
-    except (StorageError, DamagedCheckpoint, FileNotFoundError):
-        raise
-    except Exception as error:
-        raise StorageError(
-            f"The artifact store does not answer as it should: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _persistently(call: Callable[[], T]) -> T:
-    """Call the artifact store, again and again for a while when it fails in a way that may pass."""
-    with _named_errors():
-        return Retrying(
-            stop=stop_after_delay(RETRY_SECONDS),
-            wait=FullJitter(multiplier=0.2, max=5),
-            retry=retry_if_exception(may_pass),
-            reraise=True,
-        )(call)
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether what a store's client raised may be different the next time."""
-    if isinstance(error, (StorageError, DamagedCheckpoint, FileNotFoundError, PermissionError)):
-        return False
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if status is None and isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status is None or status in (408, 425, 429) or status >= 500
+    kind = BucketArtifacts if parsed.scheme == "s3" else RemoteArtifacts
+    return kind(get_artifact_repository(artifact_uri, tracking_uri=tracking_uri))

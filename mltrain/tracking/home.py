@@ -2,6 +2,8 @@
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
@@ -17,9 +19,7 @@ def home_of(server: Server, run_id: str) -> Path:
     Raises:
         StorageError: it cannot be made.
     """
-    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
-    where = uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
-    home = Path(base).expanduser() / where / run_id
+    home = _base(server) / run_id
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -27,6 +27,11 @@ def home_of(server: Server, run_id: str) -> Path:
             f"{home} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
         ) from error
     return home
+
+
+def _base(server: Server) -> Path:
+    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
+    return Path(base).expanduser() / uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
 
 
 def locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLock:
@@ -45,6 +50,27 @@ def locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLoc
                 "Stop that one first, or take the run over with --take-over."
             ) from None
     return lock
+
+
+@contextmanager
+def lock_if_here(server: Server, run_id: str) -> Iterator[None]:
+    """Hold the lock of a run's writer, where the run was ever written to from this host.
+
+    Raises:
+        RunHeld: somebody here is writing to it, or sending what was left behind.
+    """
+    lock = filelock.FileLock(_base(server) / run_id / "lock")
+    if not Path(lock.lock_file).parent.is_dir():
+        yield
+        return
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise RunHeld(f"Run {run_id} is being written by another process on this machine.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def grace_seconds() -> float:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mltrain.errors import MltrainError
 from mltrain.tracking.artifacts import Artifacts
 
 REMOVALS_FILE = "retention.jsonl"
@@ -17,7 +16,8 @@ def append_removals(artifacts: Artifacts, records: Sequence[Mapping[str, Any]]) 
     """Add lines to the record and return what the tag that sums it up should say.
 
     Raises:
-        StorageError: the artifact store refuses.
+        StorageError: the artifact store refuses, or the record that there is cannot be read.
+        DamagedCheckpoint: that record is larger than any that was written here.
     """
     lines = _existing(artifacts) + [json.dumps(record) for record in records]
     with tempfile.TemporaryDirectory(prefix="mltrain-") as folder:
@@ -30,8 +30,8 @@ def append_removals(artifacts: Artifacts, records: Sequence[Mapping[str, Any]]) 
 def _existing(artifacts: Artifacts) -> list[str]:
     try:
         return artifacts.read(REMOVALS_FILE, 2**28).decode("utf-8", "replace").splitlines()
-    except (OSError, MltrainError):
-        return []
+    except FileNotFoundError:
+        return []  # anything else is raised: a record that cannot be read now must not be replaced by a shorter one
 
 
 def _bytes(line: str) -> int:

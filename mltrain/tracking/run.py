@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import socket
 import sys
 import tempfile
@@ -31,7 +30,8 @@ from mltrain.checkpoint.manifest import CheckpointId, Point
 from mltrain.errors import RunHeld, RunNotFound, StorageError
 from mltrain.history import CsvLog, History, learning_curves
 from mltrain.tracking import launcher as launchers
-from mltrain.tracking.artifacts import OUTBOX, Artifacts, open_artifacts
+from mltrain.tracking import registry
+from mltrain.tracking.artifacts import OUTBOX, STAGING, Artifacts, open_artifacts
 from mltrain.tracking.attempts import (
     ATTEMPTS_FILE,
     CONFIG_FILE,
@@ -145,7 +145,7 @@ class TrackedRun:
     def staging(self) -> Path:
         """Where checkpoints are staged: beside the artifacts where these are on this machine."""
         local = self.artifacts.local_root
-        return local.parent / ".mltrain-staging" if local is not None else self.home / "staging"
+        return local.parent / STAGING if local is not None else self.home / "staging"
 
     @property
     def ordinal(self) -> int:
@@ -171,9 +171,14 @@ class TrackedRun:
         """Return the names of pinned checkpoints with the reasons."""
         return pins_of(self.server.run(self.id))
 
-    def in_use(self) -> list[str]:
+    def in_use(self) -> set[str]:
         """Return the names of checkpoints that registered model versions were made from."""
-        return registered(self.server, self.id)
+        return registry.in_use(self.server, self.id, self.experiment_id)
+
+    def remove_models(self, checkpoint: str) -> None:
+        """Remove the LoggedModels that were made from a checkpoint."""
+        models = registry.made_models(self.server, self.id, self.experiment_id)
+        registry.remove_models(self.server, models, checkpoint)
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add lines to ``retention.jsonl`` among the artifacts, and to the tag that sums it up."""
@@ -494,13 +499,6 @@ def open_run(run_id: str | None = None) -> TrackedRun:
 def pins_of(run: Any) -> dict[str, str]:
     """Return the names of a run's pinned checkpoints with the reasons."""
     return {key.removeprefix(PIN_TAG): why for key, why in tags_of(run).items() if key.startswith(PIN_TAG)}
-
-
-def registered(server: Server, run_id: str) -> list[str]:
-    """Return the names of a run's checkpoints that versions of registered models were made from."""
-    versions = server.call(server.client.search_model_versions, f"run_id = '{run_id}'", max_results=1000)
-    sources = [str(version.source) for version in versions]
-    return [match[0] for source in sources if (match := re.search(r"step-\d{9}-a\d{2,6}", source))]
 
 
 def _opened(server: Server, info: Any, attempts: list[Attempt], launcher: Launcher | None) -> TrackedRun:

@@ -15,8 +15,9 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
 
 from mltrain.errors import RunNotFound, StorageError, TrackingError
-from mltrain.tracking.artifacts import Artifacts, discard_sent, may_pass
+from mltrain.tracking.artifacts import Artifacts, discard_sent
 from mltrain.tracking.journal import Journal, StoredItem, StoredPoint
+from mltrain.tracking.persistence import may_pass
 from mltrain.tracking.retry import FullJitter
 from mltrain.tracking.server import Refusal, Server
 

@@ -6,29 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, Point, now
 from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.state import HostBuffers, Snapshot, snapshot
-from mltrain.tracking.artifacts import Artifacts, LocalArtifacts, RemoteArtifacts
+from mltrain.tracking.artifacts import Artifacts
+from tests import places
+from tests.places import Place
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
 
 
 class FolderRun:
-    """An attempt of a run whose artifacts are in a folder: of this machine, or behind MLflow's interface to a remote one."""
+    """An attempt of a run whose artifacts are in a folder of this machine, or at another place."""
 
-    def __init__(self, folder: Path, ordinal: int = 1, repository: LocalArtifactRepository | None = None) -> None:
+    def __init__(self, folder: Path, ordinal: int = 1, place: Place | None = None) -> None:
         self.id = RUN_ID
         self.folder = folder
-        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-        self.artifacts: Artifacts = (
-            LocalArtifacts(folder / "artifacts") if repository is None else RemoteArtifacts(repository)
-        )
-        self.staging = folder / f"staging-of-{'here' if repository is None else 'the remote'}"
+        self.place = place or places.folder(folder / "artifacts")
+        self.artifacts: Artifacts = self.place.opened()
+        self.staging = folder / f"staging-of-{'the remote' if self.place.is_remote else 'here'}"
         self.ordinal = ordinal
         self.overtaken = False
         self.code: Mapping[str, str] = {"commit": "0" * 40}
@@ -37,6 +36,7 @@ class FolderRun:
         self.removals: list[Mapping[str, Any]] = []
         self.pinned: dict[str, str] = {}
         self.used: list[str] = []
+        self.without_models: list[str] = []
         self.points: list[Point] = []
         self.status: str | None = None
 
@@ -60,10 +60,14 @@ class FolderRun:
     def in_use(self) -> Sequence[str]:
         return self.used
 
+    def remove_models(self, checkpoint: str) -> None:
+        self.without_models.append(checkpoint)
+
     def set_tag(self, key: str, value: str) -> None:
         self.tags[key] = value
 
     def write_json(self, name: str, content: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / name
         file.write_text(json.dumps(content))
         self.artifacts.upload(file)
@@ -74,24 +78,13 @@ class FolderRun:
     def detach(self, status: str) -> None:
         self.status = status
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "artifacts" / "checkpoints"
-
     def next_attempt(self) -> "FolderRun":
-        repository = getattr(self.artifacts, "_repository", None)
-        following = FolderRun(self.folder, self.ordinal + 1, repository)
+        following = FolderRun(self.folder, self.ordinal + 1, self.place)
         following.tags = self.tags
         return following
 
     def manager(self, **options: Any) -> CheckpointManager:
         return CheckpointManager(self, **options)
-
-
-def remote(folder: Path) -> LocalArtifactRepository:
-    """Return MLflow's own repository of a folder, to be reached like one of another machine."""
-    (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-    return LocalArtifactRepository(str(folder / "artifacts"))
 
 
 def state_at(epoch: int, **more: Any) -> dict[str, Any]:
@@ -135,7 +128,7 @@ def manifest_of(
     )
 
 
-def store_in(folder: Path, *, largest_file: int | None = None, repository: Any = None) -> CheckpointStore:
-    run = FolderRun(folder, repository=repository)
+def store_in(folder: Path, place: Place | None = None, *, largest_file: int | None = None) -> CheckpointStore:
+    run = FolderRun(folder, place=place)
     named = {} if largest_file is None else {"largest_file": largest_file}
     return CheckpointStore(RUN_ID, run.artifacts, Spool(run.staging), **named)

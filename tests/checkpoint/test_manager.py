@@ -17,13 +17,15 @@ from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.checkpoint.manifest import Manifest, Point
 from mltrain.checkpoint.retention import EveryNth, Latest, Pinned
 from mltrain.errors import NoCheckpoint, StorageError, UnsupportedValue, UsageError
-from tests.checkpoint.runs import FolderRun, remote, state_at
+from tests import places
+from tests.checkpoint.runs import FolderRun, state_at
+from tests.places import Place
 from tests.values import identical
 
 
-@pytest.fixture(params=["on this machine", "elsewhere"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> FolderRun:
-    return FolderRun(tmp_path, repository=remote(tmp_path) if request.param == "elsewhere" else None)
+@pytest.fixture
+def run(place: Place, tmp_path: Path) -> FolderRun:
+    return FolderRun(tmp_path, place=place)
 
 
 @pytest.fixture
@@ -245,8 +247,8 @@ def test_pinned_checkpoints_and_those_in_use_stay(run: FolderRun) -> None:
 
 
 def damage(run: FolderRun, step: int, file: str = "model.safetensors") -> None:
-    place = run.checkpoints / f"step-{step:09d}-a01" / file
-    place.write_bytes(place.read_bytes()[:-1])
+    path = f"checkpoints/step-{step:09d}-a01/{file}"
+    run.place.files.write(path, run.place.files.read(path)[:-1])
 
 
 def without_staging(run: FolderRun) -> FolderRun:
@@ -291,12 +293,70 @@ def test_a_damaged_one_that_was_asked_for_by_name_is_not_replaced_by_another(run
 
 
 def test_a_checkpoint_that_only_reached_this_disk_is_the_newest(tmp_path: Path) -> None:
-    here = FolderRun(tmp_path, repository=remote(tmp_path))
+    here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
     with here.manager() as manager:
         train(manager, 1, 1)
-    (here.checkpoints / "step-000000001-a01" / "manifest.json").unlink()  # as when the upload had been cut short
+    cut_short(here, 1)
     with here.next_attempt().manager() as manager:
         assert manager.load_latest_checkpoint()["epoch"] == 1  # type: ignore[index]
+
+
+def cut_short(run: FolderRun, step: int) -> None:
+    """As when the process had died before it could upload the manifest."""
+    run.place.files.drop(f"checkpoints/step-{step:09d}-a01/manifest.json")
+
+
+def test_the_best_that_only_reached_this_disk_is_uploaded_before_the_next(tmp_path: Path) -> None:
+    here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
+    with here.manager(max_to_keep=1) as manager:
+        train(manager, 1, 2, loss=lambda epoch: abs(epoch - 2))
+    cut_short(here, 2)
+    with here.next_attempt().manager(max_to_keep=1) as manager:
+        assert manager.load_latest_checkpoint()["epoch"] == 2  # type: ignore[index]
+        train(manager, 3, 4, loss=lambda epoch: abs(epoch - 2))
+    with without_staging(here.next_attempt()).manager() as manager:
+        assert epochs(manager) == [2, 4]
+        assert manager.load_best_model()["epoch"] == 2  # type: ignore[index]
+
+
+def test_what_only_reached_this_disk_and_is_no_longer_wanted_is_not_uploaded(tmp_path: Path) -> None:
+    here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
+    with here.manager(max_to_keep=1) as manager:
+        train(manager, 1, 2, loss=float)
+    cut_short(here, 2)
+    second = here.next_attempt()
+    with second.manager(max_to_keep=1) as manager:
+        manager.load_latest_checkpoint()
+        train(manager, 3, 3, loss=float)
+        assert epochs(manager) == [1, 3]
+    assert second.removals == []
+
+
+def test_what_a_dead_process_left_half_there_is_removed_by_the_next_one_that_commits(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 3)
+    cut_short(run, 1)
+    cut_short(run, 2)
+    newer = f"checkpoints/step-{9:09d}-a02/model.safetensors"
+    run.place.files.write(newer, b"being uploaded")
+    second = run.next_attempt()
+    second.pinned = {"step-000000002-a01": "somebody wants to look at it"}
+    with second.manager() as manager:
+        manager.load_latest_checkpoint()
+        train(manager, 4, 4)
+        uncommitted = [identity.name for identity in manager.store.survey().uncommitted]
+    assert uncommitted == ["step-000000009-a02", "step-000000002-a01"], "what may be under way, and what is pinned"
+
+
+def test_the_policy_is_recorded_for_those_who_prune_later(run: FolderRun) -> None:
+    with run.manager(policy=EveryNth(epochs=3) | Latest(1)):
+        assert run.tags["mltrain.retention"] == "EveryNth(epochs=3) | Latest(1)"
+
+
+def test_the_models_made_from_a_checkpoint_go_with_it(run: FolderRun) -> None:
+    with run.manager(max_to_keep=1) as manager:
+        train(manager, 1, 3)
+    assert run.without_models == ["step-000000001-a01", "step-000000002-a01"]
 
 
 def test_litter_of_an_interrupted_process_is_removed_at_the_start(run: FolderRun) -> None:
@@ -402,7 +462,7 @@ def test_a_block_waits_for_what_was_saved_and_lets_go_of_the_run(
         with pytest.raises(error):
             block()
     assert run.status == status
-    assert (run.checkpoints / "step-000000001-a01" / "manifest.json").exists()
+    assert "checkpoints/step-000000001-a01/manifest.json" in run.place.files.all()
 
 
 def test_closing_twice_is_closing_once(run: FolderRun) -> None:
@@ -558,8 +618,8 @@ def test_counters_may_be_whole_numbers_of_any_library(number: Any, run: FolderRu
 
 
 def torn(run: FolderRun, step: int) -> None:
-    manifest = run.checkpoints / f"step-{step:09d}-a01" / "manifest.json"
-    manifest.write_bytes(manifest.read_bytes()[:-200])
+    path = f"checkpoints/step-{step:09d}-a01/manifest.json"
+    run.place.files.write(path, run.place.files.read(path)[:-200])
 
 
 def test_a_first_manifest_cut_short_is_no_checkpoint_and_nothing_is_called_damaged(
@@ -599,11 +659,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
 
 @pytest.mark.parametrize("where", ["on this machine", "elsewhere"])
 def test_a_process_that_ends_without_closing_completes_what_it_saved(where: str, tmp_path: Path) -> None:
-    repository = "None" if where == "on this machine" else "remote(folder)"
+    place = "places.folder" if where == "on this machine" else "places.behind"
     script = (
         "from tests.checkpoint.runs import *\n"
         f"folder = Path({str(tmp_path)!r})\n"
-        f"run = FolderRun(folder, repository={repository})\n"
+        f"run = FolderRun(folder, place={place}(folder / 'artifacts'))\n"
         "run.manager().save(state_at(1))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)

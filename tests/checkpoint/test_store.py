@@ -1,6 +1,7 @@
 """The checkpoints of one run in its artifact store, on this machine and behind MLflow's interface to another."""
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -18,17 +19,18 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError
-from mltrain.tracking import artifacts
+from mltrain.tracking import persistence
 from mltrain.tracking.artifacts import RemoteArtifacts
-from tests.checkpoint.runs import RUN_ID, manifest_of, remote, snapshot_of, state_at, store_in
+from tests.checkpoint.runs import RUN_ID, manifest_of, snapshot_of, state_at, store_in
+from tests.places import Files, Place, behind, folder
 from tests.values import identical
 
 EXTRA = {"params.json": b'{"lr": 0.1}', "history.csv": b"epoch\n1\n"}
 
 
-@pytest.fixture(params=["on this machine", "elsewhere"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
-    return store_in(tmp_path, repository=remote(tmp_path) if request.param == "elsewhere" else None)
+@pytest.fixture
+def store(place: Place, tmp_path: Path) -> CheckpointStore:
+    return store_in(tmp_path, place)
 
 
 def again(store: CheckpointStore) -> CheckpointStore:
@@ -46,6 +48,10 @@ def folder_of(tmp_path: Path, manifest: Manifest) -> Path:
     return tmp_path / "artifacts" / "checkpoints" / manifest.name
 
 
+def path_of(manifest: Manifest, name: str) -> str:
+    return f"checkpoints/{manifest.name}/{name}"
+
+
 def test_a_committed_checkpoint_loads_anywhere(store: CheckpointStore) -> None:
     manifest = committed(store, 3)
     other = again(store)
@@ -53,9 +59,9 @@ def test_a_committed_checkpoint_loads_anywhere(store: CheckpointStore) -> None:
     assert identical(other.load(other.manifests()[0]), state_at(3))
 
 
-def test_the_manifest_tells_of_every_file_and_tensor(store: CheckpointStore, tmp_path: Path) -> None:
+def test_the_manifest_tells_of_every_file_and_tensor(store: CheckpointStore, place: Place) -> None:
     manifest = committed(store, 3)
-    files = {file.name: file.read_bytes() for file in folder_of(tmp_path, manifest).iterdir()}
+    files = {path.removeprefix(path_of(manifest, "")): content for path, content in place.files.all().items()}
     assert Manifest.from_json(files.pop("manifest.json")) == manifest
     assert {name: (entry.size, entry.sha256) for name, entry in manifest.files.items()} == {
         name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()
@@ -79,30 +85,32 @@ def test_nothing_has_been_saved_at_first(store: CheckpointStore) -> None:
         store.newest_usable([])
 
 
-def test_without_a_manifest_there_is_no_checkpoint(store: CheckpointStore, tmp_path: Path) -> None:
+def test_without_a_manifest_there_is_no_checkpoint(store: CheckpointStore, place: Place) -> None:
     manifest = committed(store, 3)
-    (folder_of(tmp_path, manifest) / "manifest.json").unlink()
+    place.files.drop(path_of(manifest, "manifest.json"))
     other = again(store)
     assert other.manifests() == []
     assert other.manifest(manifest.id) is None
     assert other.uncommitted() == [manifest.id]
 
 
-def test_strange_folders_and_links_among_the_checkpoints_are_left_out(store: CheckpointStore, tmp_path: Path) -> None:
+def test_strange_folders_and_links_among_the_checkpoints_are_left_out(
+    store: CheckpointStore, place: Place, tmp_path: Path
+) -> None:
     manifest = committed(store, 3)
-    checkpoints = tmp_path / "artifacts" / "checkpoints"
     for name in ("notes", "step-1-a1", "step-000000001-a01.0123abcd.tmp", "..step-000000001-a01"):
-        (checkpoints / name).mkdir()
-    (checkpoints / "step-000000009-a01").write_text("a file")
+        place.files.write(f"checkpoints/{name}/manifest.json", b"{}")
+    place.files.write("checkpoints/step-000000009-a01", b"a file")
     if store.artifacts.local_root is not None:  # a server resolves its links itself
-        (checkpoints / "step-000000008-a01").symlink_to(folder_of(tmp_path, manifest))
+        link = folder_of(tmp_path, manifest).with_name("step-000000008-a01")
+        link.symlink_to(folder_of(tmp_path, manifest))
     assert [found.name for found in again(store).manifests()] == [manifest.name]
 
 
-def test_a_manifest_of_another_checkpoint_or_run_is_damage(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_manifest_of_another_checkpoint_or_run_is_damage(store: CheckpointStore, place: Place) -> None:
     manifest = committed(store, 3)
-    moved = folder_of(tmp_path, manifest).with_name("step-000000004-a01")
-    shutil.copytree(folder_of(tmp_path, manifest), moved)
+    for path, content in place.files.all().items():
+        place.files.write(path.replace(manifest.name, "step-000000004-a01"), content)
     found: list[CheckpointId] = []
     assert [m.step for m in again(store).manifests(damaged=lambda identity, error: found.append(identity))] == [3]
     assert [identity.step for identity in found] == [4]
@@ -111,29 +119,40 @@ def test_a_manifest_of_another_checkpoint_or_run_is_damage(store: CheckpointStor
         other.manifest(manifest.id)
 
 
-def change(file: Path, content: bytes) -> None:
-    file.write_bytes(content)
+def change(files: Files, path: str, changed: Callable[[bytes], bytes]) -> None:
+    files.write(path, changed(files.read(path)))
 
 
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "truncated": lambda file: change(file, file.read_bytes()[:-1]),
-    "extended": lambda file: change(file, file.read_bytes() + b"\0"),
-    "emptied": lambda file: change(file, b""),
-    "zeroed": lambda file: change(file, bytes(len(file.read_bytes()))),
-    "reversed": lambda file: change(file, file.read_bytes()[::-1]),
-    "missing": lambda file: file.unlink(),
-    "a folder": lambda file: (file.unlink(), file.mkdir()),
-    "a pickle": lambda file: torch.save({"a": 1}, file),
+def replace_by_folder(files: Files, path: str) -> None:
+    files.drop(path)
+    files.write(f"{path}/inside", b"x")
+
+
+def replace_by_pickle(files: Files, path: str) -> None:
+    pickled = io.BytesIO()
+    torch.save({"a": 1}, pickled)
+    files.write(path, pickled.getvalue())
+
+
+DAMAGES: dict[str, Callable[[Files, str], object]] = {
+    "truncated": lambda files, path: change(files, path, lambda content: content[:-1]),
+    "extended": lambda files, path: change(files, path, lambda content: content + b"\0"),
+    "emptied": lambda files, path: change(files, path, lambda content: b""),
+    "zeroed": lambda files, path: change(files, path, lambda content: bytes(len(content))),
+    "reversed": lambda files, path: change(files, path, lambda content: content[::-1]),
+    "missing": lambda files, path: files.drop(path),
+    "a folder": replace_by_folder,
+    "a pickle": replace_by_pickle,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "params.json", "history.csv"])
 def test_damage_of_a_file_is_found_before_anything_is_deserialised(
-    name: str, damage: Callable[[Path], object], store: CheckpointStore, tmp_path: Path
+    name: str, damage: Callable[[Files, str], object], store: CheckpointStore, place: Place
 ) -> None:
     manifest = committed(store, 3)
-    damage(folder_of(tmp_path, manifest) / name)
+    damage(place.files, path_of(manifest, name))
     other = again(store)
     with pytest.raises(DamagedCheckpoint, match=name):
         other.fetch(manifest)
@@ -167,19 +186,19 @@ def test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialis
     assert again(store).problems(manifest) == []
 
 
-def test_two_files_swapped_are_found(store: CheckpointStore, tmp_path: Path) -> None:
+def test_two_files_swapped_are_found(store: CheckpointStore, place: Place) -> None:
     one, other = committed(store, 3), committed(store, 4)
-    here, there = (folder_of(tmp_path, manifest) / "model.safetensors" for manifest in (one, other))
-    kept = here.read_bytes()
-    here.write_bytes(there.read_bytes())
-    there.write_bytes(kept)
+    here, there = (path_of(manifest, "model.safetensors") for manifest in (one, other))
+    kept = place.files.read(here)
+    place.files.write(here, place.files.read(there))
+    place.files.write(there, kept)
     assert {p.file for m in (one, other) for p in again(store).problems(m)} == {"model.safetensors"}
 
 
-def test_the_one_before_a_damaged_one_is_used_and_that_is_said(store: CheckpointStore, tmp_path: Path) -> None:
+def test_the_one_before_a_damaged_one_is_used_and_that_is_said(store: CheckpointStore, place: Place) -> None:
     manifests = [committed(store, step) for step in (1, 2, 3)]
     for manifest in manifests[1:]:
-        DAMAGES["zeroed"](folder_of(tmp_path, manifest) / "model.safetensors")
+        DAMAGES["zeroed"](place.files, path_of(manifest, "model.safetensors"))
     said: list[str] = []
     other = again(store)
     found, parts = other.newest_usable(manifests[::-1], lambda identity, error: said.append(identity.name))
@@ -187,9 +206,9 @@ def test_the_one_before_a_damaged_one_is_used_and_that_is_said(store: Checkpoint
     assert said == [manifests[2].name, manifests[1].name]
 
 
-def test_when_none_is_usable_the_next_command_is_named(store: CheckpointStore, tmp_path: Path) -> None:
+def test_when_none_is_usable_the_next_command_is_named(store: CheckpointStore, place: Place) -> None:
     manifest = committed(store, 3)
-    DAMAGES["missing"](folder_of(tmp_path, manifest) / "state.json")
+    DAMAGES["missing"](place.files, path_of(manifest, "state.json"))
     with pytest.raises(NoCheckpoint, match=f"mltrain verify {RUN_ID}"):
         again(store).newest_usable([manifest])
 
@@ -202,7 +221,7 @@ def test_a_link_in_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
     file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DamagedCheckpoint, match="cannot be read"):
         again(store).load(manifest)
-    DAMAGES["missing"](folder_of(tmp_path, manifest) / "manifest.json")
+    (folder_of(tmp_path, manifest) / "manifest.json").unlink()
     (folder_of(tmp_path, manifest) / "manifest.json").symlink_to("/etc/passwd")
     with pytest.raises(DamagedCheckpoint, match="cannot be read"):
         again(store).manifest(manifest.id)
@@ -235,10 +254,11 @@ def test_descriptors_are_given_back_whatever_was_found(tmp_path: Path) -> None:
     assert psutil.Process().num_fds() == before
 
 
-def test_what_is_removed_is_gone_with_its_folder(store: CheckpointStore, tmp_path: Path) -> None:
+def test_what_is_removed_is_gone_with_its_folder(store: CheckpointStore, place: Place) -> None:
     manifests = [committed(store, step) for step in (1, 2)]
     store.remove(manifests[0].id)
-    assert not folder_of(tmp_path, manifests[0]).exists()
+    assert not [path for path in place.files.all() if manifests[0].name in path]
+    assert store.names() == [manifests[1].id]
     assert [manifest.step for manifest in store.manifests()] == [2]
     store.remove(manifests[0].id)  # one that is gone already is no error
 
@@ -373,9 +393,11 @@ def test_a_damaged_staged_copy_does_not_hide_the_intact_one_in_the_store(tmp_pat
     assert identical(store.load(manifest), state_at(1))
 
 
+@pytest.mark.parametrize("kind", [folder, behind])
 def test_an_answer_larger_than_what_was_committed_is_not_taken_into_memory(
-    store: CheckpointStore, tmp_path: Path
+    kind: Callable[[Path], Place], tmp_path: Path
 ) -> None:
+    store = store_in(tmp_path, kind(tmp_path / "artifacts"))
     manifest = committed(store, 3)
     with (folder_of(tmp_path, manifest) / "model.safetensors").open("ab") as file:
         file.truncate(2**33)  # a hole: eight gigabytes that take no room on the disk
@@ -390,7 +412,7 @@ def test_a_store_that_does_not_answer_is_not_a_damaged_checkpoint(
         def list_artifacts(self, path: str | None = None) -> Any:
             raise ConnectionError("nobody there")
 
-    monkeypatch.setattr(artifacts, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(persistence, "RETRY_SECONDS", 0.05)
     store = CheckpointStore(RUN_ID, RemoteArtifacts(Silent(str(tmp_path))))
     with pytest.raises(StorageError, match="nobody there"):
         store.manifests()
@@ -417,19 +439,20 @@ def test_the_tensors_of_the_manifest_are_json_for_others(tmp_path: Path) -> None
     }
 
 
-def test_a_checkpoint_that_somebody_else_removed_is_not_remembered(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_checkpoint_that_somebody_else_removed_is_not_remembered(store: CheckpointStore, place: Place) -> None:
     manifests = [committed(store, step) for step in (1, 2, 3)]
     assert [manifest.step for manifest in store.manifests()] == [1, 2, 3]
-    (folder_of(tmp_path, manifests[0]) / "manifest.json").unlink()  # a removal that was cut short: its data are there
-    shutil.rmtree(folder_of(tmp_path, manifests[1]))
+    place.files.drop(path_of(manifests[0], "manifest.json"))  # a removal that was cut short: its data are there
+    for path in [path for path in place.files.all() if manifests[1].name in path]:
+        place.files.drop(path)
     assert [manifest.step for manifest in store.manifests()] == [3]
     assert store.manifest(manifests[0].id) is None
 
 
-def test_a_manifest_that_was_damaged_meanwhile_is_not_remembered(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_manifest_that_was_damaged_meanwhile_is_not_remembered(store: CheckpointStore, place: Place) -> None:
     manifest = committed(store, 3)
     assert len(store.manifests()) == 1
-    DAMAGES["truncated"](folder_of(tmp_path, manifest) / "manifest.json")
+    DAMAGES["truncated"](place.files, path_of(manifest, "manifest.json"))
     found: list[CheckpointId] = []
     assert store.manifests(damaged=lambda identity, error: found.append(identity)) == []
     assert found == [manifest.id]

@@ -18,9 +18,10 @@ from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.writer import Writer
 from mltrain.errors import UnsupportedValue
-from mltrain.tracking import artifacts
+from mltrain.tracking import persistence
 from mltrain.tracking.artifacts import RemoteArtifacts
 from tests.checkpoint.runs import RUN_ID, FolderRun, manifest_of, snapshot_of, state_at, store_in
+from tests.places import behind
 from tests.values import identical
 
 
@@ -264,7 +265,7 @@ def test_an_upload_is_tried_again_while_the_store_is_away_for_a_moment(
                 raise ConnectionResetError("reset by peer")
             super().log_artifact(local_file, artifact_path)
 
-    monkeypatch.setattr(artifacts, "RETRY_SECONDS", 30)
+    monkeypatch.setattr(persistence, "RETRY_SECONDS", 30)
     (tmp_path / "artifacts").mkdir()
     repository = Stumbling(str(tmp_path / "artifacts"))
     bench = Bench(CheckpointStore(RUN_ID, RemoteArtifacts(repository), Spool(tmp_path / "spool")))
@@ -353,7 +354,7 @@ def test_over_its_budget_staging_loses_what_the_policy_values_least(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate(tmp_path / "artifacts")
-    run = FolderRun(tmp_path, repository=gate)
+    run = FolderRun(tmp_path, place=behind(tmp_path / "artifacts", lambda _: gate))
     one = len(b"".join(bytes(p) for f in encode(snapshot_of(state_at(1))).files for p in f.content))
     manager = run.manager(staging_gigabytes=3.5 * one / 1e9)
     for epoch in range(1, 8):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.tracking import artifacts as door
+from mltrain.tracking import persistence
 from mltrain.tracking.artifacts import (
     Artifacts,
     Entry,
@@ -293,16 +293,111 @@ def test_only_a_temporary_file_is_discarded_as_temporary(tmp_path: Path) -> None
     assert (temporary.exists(), other.exists()) == (False, True)
 
 
-def test_litter_of_broken_uploads_is_found_and_removed_and_nothing_else(root: Path, tmp_path: Path) -> None:
+def aged(file: Path, seconds: float) -> Path:
+    then = file.stat().st_mtime - seconds
+    os.utime(file, (then, then))
+    return file
+
+
+def test_litter_of_broken_uploads_is_found_and_what_is_dead_is_removed_and_nothing_else(
+    root: Path, tmp_path: Path
+) -> None:
     local = LocalArtifacts(root)
-    file_in(root / "checkpoints", ".artifact.uploading.abc")
+    aged(file_in(root / "checkpoints", ".artifact.uploading.abc"), 3700)
+    file_in(root, ".artifact.uploading.fresh")  # perhaps another tool is writing it
     file_in(root / "checkpoints", "kept")
     (root / ".artifact.uploading.link").symlink_to(tmp_path / "canary")
-    assert local.litter() == ["checkpoints/.artifact.uploading.abc"]
+    aged(file_in(tmp_path / "another run", ".artifact.uploading.abc"), 3700)
+    (root / "linked").symlink_to(tmp_path / "another run")
+    (root / ".artifact.uploading.folder").mkdir()
+    before = tree(tmp_path)
+    assert local.litter() == [".artifact.uploading.fresh", "checkpoints/.artifact.uploading.abc"]
+    assert local.litter(3600) == ["checkpoints/.artifact.uploading.abc"]
+    assert local.remove_litter() == 1
+    assert before.keys() - tree(tmp_path).keys() == {"artifacts/checkpoints/.artifact.uploading.abc"}
+    assert local.litter() == [".artifact.uploading.fresh"]
+
+
+def test_what_somebody_began_to_stage_beside_the_artifacts_is_litter_too(root: Path, tmp_path: Path) -> None:
+    staging = tmp_path / ".mltrain-staging"
+    staging.mkdir()
+    file_in(staging / f"{NAME}.0123abcd.tmp", "model.safetensors")
+    file_in(staging / "notes", "model.safetensors")
+    (staging / "step-000000002-a01.0123abcd.tmp").symlink_to(tmp_path)
+    local = LocalArtifacts(root)
+    assert local.litter() == [f"../.mltrain-staging/{NAME}.0123abcd.tmp"]
     assert local.remove_litter() == 1
     assert local.litter() == []
-    assert (root / "checkpoints" / "kept").exists()
-    assert (tmp_path / "canary").exists()
+    assert sorted(path.name for path in staging.iterdir()) == ["notes", "step-000000002-a01.0123abcd.tmp"]
+
+
+def test_checkpoints_behind_a_link_are_not_removed(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "another run" / "checkpoints"
+    shutil.move(root / "checkpoints", tmp_path / "here")
+    other.mkdir(parents=True)
+    file_in(other / NAME, "manifest.json")
+    (root / "checkpoints").symlink_to(other)
+    before = tree(tmp_path)
+    with pytest.raises(StorageError, match="nothing was removed"):
+        LocalArtifacts(root).remove_checkpoint(NAME)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("deaf_to", ["manifest.json", NAME])
+def test_a_store_that_says_it_removed_and_did_not_is_found_out(deaf_to: str, root: Path) -> None:
+    class Deaf(LocalArtifactRepository):
+        def delete_artifacts(self, artifact_path: str | None = None) -> None:
+            if not str(artifact_path).endswith(deaf_to):
+                super().delete_artifacts(artifact_path)
+
+    for name in ("manifest.json", "model.safetensors"):
+        file_in(root / "checkpoints" / NAME, name)
+    with pytest.raises(StorageError, match="is deleting permitted"):
+        RemoteArtifacts(Deaf(str(root))).remove_checkpoint(NAME)
+    left = {path.name for path in (root / "checkpoints" / NAME).iterdir()}
+    assert left in ({"manifest.json", "model.safetensors"}, {"model.safetensors"}), "a manifest only with its data"
+
+
+MODEL = f"m-{'0123456789abcdef' * 2}"
+
+
+@pytest.mark.parametrize("kind", ["on this machine", "elsewhere"])
+def test_the_files_of_a_logged_model_are_removed_and_nothing_beside(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "models" / MODEL / "artifacts"
+    (place / "data").mkdir(parents=True)
+    file_in(place / "data")
+    file_in(place)
+    (place / "data" / "link").symlink_to(file_in(tmp_path / "canaries").parent)
+    file_in(tmp_path / "models" / MODEL.replace("0", "1"))
+    opened = (
+        LocalArtifacts(place) if kind == "on this machine" else RemoteArtifacts(LocalArtifactRepository(str(place)))
+    )
+    before = tree(tmp_path)
+    opened.remove_model(MODEL)
+    opened.remove_model(MODEL)
+    gone = before.keys() - tree(tmp_path).keys()
+    assert gone >= {f"models/{MODEL}/artifacts/a.json", f"models/{MODEL}/artifacts/data/a.json"}
+    assert all(path.startswith(f"models/{MODEL}/artifacts") for path in gone)
+
+
+@pytest.mark.parametrize(
+    ("place", "model"),
+    [
+        ("0/run/artifacts", MODEL),
+        (f"models/{MODEL}", MODEL),
+        (f"models/{MODEL}/artifacts", MODEL.replace("0", "1")),
+        (f"models/{MODEL}/artifacts/data", MODEL),
+        ("models/x/artifacts", "x"),
+        ("models/../artifacts", ".."),
+    ],
+)
+def test_nothing_else_can_be_removed_as_a_model(place: str, model: str, tmp_path: Path) -> None:
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    file_in(tmp_path / place)
+    for opened in (LocalArtifacts(tmp_path / place), RemoteArtifacts(LocalArtifactRepository(str(tmp_path / place)))):
+        with pytest.raises(StorageError, match="nothing was removed"):
+            opened.remove_model(model)
+    assert (tmp_path / place / "a.json").exists()
 
 
 def test_artifacts_on_this_machine_are_reached_directly(tmp_path: Path) -> None:
@@ -343,7 +438,7 @@ def http(status: int) -> Exception:
     "error", [ConnectionError("reset"), TimeoutError(), http(500), http(503), http(429), http(408)]
 )
 def test_what_may_pass_is_tried_again(error: Exception, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "FullJitter", lambda **_: lambda state: 0)
+    monkeypatch.setattr(persistence, "FullJitter", lambda **_: lambda state: 0)
     repository = Faulty(root, [error, error, error])
     assert [entry.name for entry in RemoteArtifacts(repository).entries()] == ["checkpoints"]
     assert repository.calls == 4
@@ -357,10 +452,33 @@ def test_what_will_not_pass_is_not_tried_again(status: int, root: Path) -> None:
     assert repository.calls == 1
 
 
+def denied() -> list[Exception]:
+    """How 403 arrives: from MLflow's listing of a bucket, from boto3's upload, and from a store that cannot do a thing."""
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import ClientError
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+    answer = ClientError(
+        {"Error": {"Code": "AccessDenied", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "ListObjects"
+    )
+    hidden = S3UploadFailedError("Failed to upload: AccessDenied")
+    hidden.__context__ = answer
+    return [answer, hidden, MlflowException("no", error_code=PERMISSION_DENIED), NotImplementedError()]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_refusal_is_recognised_wherever_it_is_hidden(number: int, root: Path) -> None:
+    repository = Faulty(root, [denied()[number]])
+    with pytest.raises(StorageError):
+        RemoteArtifacts(repository).entries()
+    assert repository.calls == 1
+
+
 def test_a_store_that_stays_away_is_given_up(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(door, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(persistence, "RETRY_SECONDS", 0.05)
     repository = Faulty(root, [ConnectionError("nobody there")] * 1000)
     with caplog.at_level(logging.DEBUG), pytest.raises(StorageError, match="nobody there"):
         RemoteArtifacts(repository).entries()

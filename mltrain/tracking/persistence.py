@@ -1,0 +1,75 @@
+"""Asking an artifact store again while what goes wrong may pass, and giving its errors one name."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tenacity import Retrying, retry_if_exception, stop_after_delay
+
+from mltrain.errors import DamagedCheckpoint, StorageError
+from mltrain.tracking.retry import FullJitter
+
+RETRY_SECONDS = 60.0
+
+T = TypeVar("T")
+
+
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """Turn what a store's client raises into :class:`StorageError`."""
+    try:
+        yield
+    except (StorageError, DamagedCheckpoint, FileNotFoundError):
+        raise
+    except NotImplementedError as error:
+        raise StorageError("This kind of artifact store cannot do that.") from error
+    except Exception as error:
+        raise StorageError(
+            f"The artifact store does not answer as it should: {type(error).__name__}: {error}"
+        ) from error
+
+
+def persistently(call: Callable[[], T]) -> T:
+    """Call the artifact store, again and again for a while when it fails in a way that may pass.
+
+    Raises:
+        StorageError: it refuses, cannot do that, or did not answer for :data:`RETRY_SECONDS`.
+    """
+    with named_errors():
+        return Retrying(
+            stop=stop_after_delay(RETRY_SECONDS),
+            wait=FullJitter(multiplier=0.2, max=5),
+            retry=retry_if_exception(may_pass),
+            reraise=True,
+        )(call)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether what a store's client raised may be different the next time."""
+    if isinstance(error, StorageError | DamagedCheckpoint | FileNotFoundError | PermissionError | NotImplementedError):
+        return False
+    status = status_of(error)
+    return status is None or status in (408, 425, 429) or status >= 500
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an error tells of, itself or in what caused it; none: it does not.
+
+    boto3 hides the answer to an upload in what its error was raised from, and MLflow that to a listing in a code.
+    """
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    for link in chain:
+        response = getattr(link, "response", None)
+        status = getattr(response, "status_code", None)
+        if status is None and isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(status, int):
+            return status
+    for link in chain:
+        if hasattr(link, "get_http_status_code"):
+            return int(link.get_http_status_code())
+    return None

@@ -1,0 +1,98 @@
+"""What else refers to the checkpoints of a run: versions of registered models, and LoggedModels made from them.
+
+A LoggedModel belongs to a checkpoint when its source run is the checkpoint's and its tag :data:`MADE_FROM` names it. It
+goes with its checkpoint, unless a version of a registered model was made from either: then both stay.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.server import Refusal, Server
+
+MADE_FROM = "mltrain.checkpoint"
+_NAME = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class MadeModel:
+    """A LoggedModel that was made from a checkpoint."""
+
+    model_id: str
+    checkpoint: str
+    location: str
+
+
+def made_models(server: Server, run_id: str, experiment_id: str) -> list[MadeModel]:
+    """Return the LoggedModels that were made from checkpoints of a run.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+
+    def page(token: str | None) -> Any:
+        return server.call(
+            server.client.search_logged_models,
+            experiment_ids=[experiment_id],
+            filter_string=f"source_run_id = '{run_id}'",
+            page_token=token,
+        )
+
+    try:
+        found = list(_pages(page))
+    except Refusal as error:
+        if getattr(error.__cause__, "error_code", None) == "ENDPOINT_NOT_FOUND":
+            return []  # a server older than LoggedModels has none
+        raise
+    return [
+        MadeModel(model.model_id, model.tags[MADE_FROM], model.artifact_location)
+        for model in found
+        if _NAME.fullmatch(model.tags.get(MADE_FROM, ""))
+    ]
+
+
+def in_use(server: Server, run_id: str, experiment_id: str) -> set[str]:
+    """Return the names of a run's checkpoints that versions of registered models were made from, directly or not.
+
+    An alias belongs to a version, so what an alias leads to is among them.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    sources = _sources(server, f"run_id = '{run_id}'") + _sources(server, f"source_path LIKE '%{run_id}%'")
+    names = {match[0] for source in sources if (match := _NAME.search(source))}
+    for model in made_models(server, run_id, experiment_id):
+        if model.checkpoint not in names and _sources(server, f"source_path LIKE '%{model.model_id}%'"):
+            names.add(model.checkpoint)
+    return names
+
+
+def remove_models(server: Server, models: Iterable[MadeModel], checkpoint: str) -> None:
+    """Remove the LoggedModels that were made from a checkpoint: their files first, so that it can be repeated.
+
+    Raises:
+        StorageError, TrackingError: it is not permitted.
+    """
+    for model in models:
+        if model.checkpoint == checkpoint:
+            open_artifacts(model.location, server.uri).remove_model(model.model_id)
+            server.call(server.client.delete_logged_model, model.model_id)
+
+
+def _sources(server: Server, wanted: str) -> list[str]:
+    def page(token: str | None) -> Any:
+        return server.call(server.client.search_model_versions, wanted, max_results=1000, page_token=token)
+
+    return [str(version.source) for version in _pages(page)]
+
+
+def _pages(page: Callable[[str | None], Any]) -> Iterable[Any]:
+    token: str | None = None
+    while True:
+        found = page(token)
+        yield from found
+        token = found.token
+        if not token:
+            return
