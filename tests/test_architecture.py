@@ -19,6 +19,7 @@ FLOORS = (
         "project",
         "training",
         "evaluate",
+        "comparison",
         "foreign",
         "pruning",
         "doctor",
