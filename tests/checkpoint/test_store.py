@@ -430,6 +430,24 @@ def test_ten_thousand_leftovers_do_not_hide_the_newest(tmp_path: Path) -> None:
     assert [found.name for found in again(store).manifests()] == [manifest.name]
 
 
+def test_of_thousands_of_checkpoints_all_are_listed_and_the_newest_is_found(place: Place) -> None:
+    count = {"folder": 10_000, "behind": 1500, "server": 300, "bucket": 1100}[place.kind]  # S3 lists 1,000 a page
+    content = manifest_of(1).to_json()
+    for step in range(1, count + 1):
+        place.files.write(f"checkpoints/step-{step:09d}-a01/manifest.json", content)
+    for attempt, step in ((1, count // 2), (2, 7)):
+        manifest = manifest_of(step, attempt)
+        place.files.write(path_of(manifest, "manifest.json"), manifest.to_json())
+    store = CheckpointStore(RUN_ID, place.opened())
+    names = store.names()
+    assert (len(names), names[0].name) == (count + 1, "step-000000007-a02")
+    if place.kind in ("folder", "behind"):  # elsewhere every manifest takes two requests
+        damaged: list[str] = []
+        survey = store.survey(damaged=lambda identity, error: damaged.append(identity.name))
+        assert [m.id.order for m in survey.manifests] == [(1, 1), (1, count // 2), (2, 7)]
+        assert len(damaged) == count - 2, "what was copied under another name is no checkpoint"
+
+
 def test_the_tensors_of_the_manifest_are_json_for_others(tmp_path: Path) -> None:
     manifest = committed(store_in(tmp_path), 3)
     raw = json.loads((folder_of(tmp_path, manifest) / "manifest.json").read_bytes())
