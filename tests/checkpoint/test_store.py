@@ -146,6 +146,7 @@ DAMAGES: dict[str, Callable[[Files, str], object]] = {
 }
 
 
+@pytest.mark.parametrize("place", ["on this machine", "elsewhere"], indirect=True)
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "params.json", "history.csv"])
 def test_damage_of_a_file_is_found_before_anything_is_deserialised(
@@ -160,6 +161,20 @@ def test_damage_of_a_file_is_found_before_anything_is_deserialised(
     if name in ("model.safetensors", "state.json"):
         with pytest.raises(DamagedCheckpoint, match=name):
             other.load(manifest)
+
+
+def test_damage_is_found_on_every_kind_of_store(store: CheckpointStore, place: Place) -> None:
+    manifest = committed(store, 3)
+    path = path_of(manifest, "model.safetensors")
+    whole = place.files.read(path)
+    for damage in DAMAGES.values():
+        damage(place.files, path)
+        with pytest.raises(DamagedCheckpoint, match=r"model\.safetensors"):
+            again(store).load(manifest)
+        if f"{path}/inside" in place.files.all():
+            place.files.drop(f"{path}/inside" if place.kind == "bucket" else path)
+        place.files.write(path, whole)
+    assert identical(again(store).load(manifest), state_at(3))
 
 
 def test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised(tmp_path: Path) -> None:
