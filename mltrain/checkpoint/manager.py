@@ -469,7 +469,10 @@ class CheckpointManager:
         if self.run.overtaken:
             return
         self.run.set_tag("mltrain.latest", manifest.name)
-        self.prune()
+        try:
+            self.prune()
+        except MltrainError as error:  # what else follows from a commit must not wait for a server to come back
+            log.warning("Old checkpoints stay for now: %s", error)
         committed = self.store.manifests(damaged=self._note_damage)
         best = retention.best_of(current_line(committed), self._reader.context)
         if best is not None:

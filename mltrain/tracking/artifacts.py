@@ -5,6 +5,7 @@ So deletion takes the name of a checkpoint, matched by its strict pattern, and r
 a crash leaves behind is not a checkpoint any more.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from typing import Any, Protocol, TypeVar
 
 from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.tracking.persistence import named_errors, persistently, status_of
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -401,8 +404,12 @@ class BucketArtifacts(RemoteArtifacts):
             times: list[datetime] = [upload["Initiated"], *(part["LastModified"] for part in parts.get("Parts", []))]
             return (datetime.now(UTC) - max(times)).total_seconds()
 
-        uploads = persistently(listed)
-        return [one for one in uploads if untouched <= 0 or persistently(partial(silent, one)) >= untouched]
+        try:
+            uploads = persistently(listed)
+            return [one for one in uploads if untouched <= 0 or persistently(partial(silent, one)) >= untouched]
+        except StorageError as error:  # listing them is a right of its own, and not every store can
+            log.warning("Whether unfinished uploads take up room in the bucket cannot be seen: %s", error)
+            return []
 
 
 def _refuse_unless_model(place: str, model_id: str) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.checkpoint.manifest import Manifest, Point
 from mltrain.checkpoint.retention import EveryNth, Latest, Pinned
-from mltrain.errors import NoCheckpoint, StorageError, UnsupportedValue, UsageError
+from mltrain.errors import NoCheckpoint, StorageError, TrackingError, UnsupportedValue, UsageError
 from tests import places
 from tests.checkpoint.runs import FolderRun, state_at
 from tests.places import Place
@@ -397,6 +397,25 @@ def test_a_store_that_does_not_let_anything_be_removed_is_said_once(
             assert epochs(manager) == [1, 2, 3, 4]
         assert caplog.text.count("Old checkpoints stay") == 1
         assert local.removals == []
+
+
+def test_while_the_server_is_away_nothing_is_removed_and_all_else_goes_on(
+    run: FolderRun, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def away() -> Any:
+        raise TrackingError("nobody there")
+
+    with run.manager(max_to_keep=1, committed=lambda manifest, best, store: told.append(manifest.step)) as manager:
+        with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+            patch.setattr(run, "in_use", away)
+            train(manager, 1, 3)
+        assert epochs(manager) == [1, 2, 3]
+        assert "Old checkpoints stay for now: nobody there" in caplog.text
+        train(manager, 4, 4)
+        assert epochs(manager) == [4]
+    assert told == [1, 2, 3, 4]
 
 
 def test_after_each_commit_the_caller_is_told(run: FolderRun) -> None:

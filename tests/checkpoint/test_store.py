@@ -146,6 +146,7 @@ DAMAGES: dict[str, Callable[[Files, str], object]] = {
 }
 
 
+@pytest.mark.parametrize("place", ["on this machine", "elsewhere"], indirect=True)
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "params.json", "history.csv"])
 def test_damage_of_a_file_is_found_before_anything_is_deserialised(
@@ -160,6 +161,20 @@ def test_damage_of_a_file_is_found_before_anything_is_deserialised(
     if name in ("model.safetensors", "state.json"):
         with pytest.raises(DamagedCheckpoint, match=name):
             other.load(manifest)
+
+
+def test_damage_is_found_on_every_kind_of_store(store: CheckpointStore, place: Place) -> None:
+    manifest = committed(store, 3)
+    path = path_of(manifest, "model.safetensors")
+    whole = place.files.read(path)
+    for damage in DAMAGES.values():
+        damage(place.files, path)
+        with pytest.raises(DamagedCheckpoint, match=r"model\.safetensors"):
+            again(store).load(manifest)
+        if f"{path}/inside" in place.files.all():
+            place.files.drop(f"{path}/inside" if place.kind == "bucket" else path)
+        place.files.write(path, whole)
+    assert identical(again(store).load(manifest), state_at(3))
 
 
 def test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised(tmp_path: Path) -> None:
@@ -428,6 +443,24 @@ def test_ten_thousand_leftovers_do_not_hide_the_newest(tmp_path: Path) -> None:
         os.mkdir(checkpoints / f"step-{step:09d}-a01")  # noqa: PTH102 - quicker
     assert again(store).names()[0] == manifest.id
     assert [found.name for found in again(store).manifests()] == [manifest.name]
+
+
+def test_of_thousands_of_checkpoints_all_are_listed_and_the_newest_is_found(place: Place) -> None:
+    count = {"folder": 10_000, "behind": 1500, "server": 300, "bucket": 1100}[place.kind]  # S3 lists 1,000 a page
+    content = manifest_of(1).to_json()
+    for step in range(1, count + 1):
+        place.files.write(f"checkpoints/step-{step:09d}-a01/manifest.json", content)
+    for attempt, step in ((1, count // 2), (2, 7)):
+        manifest = manifest_of(step, attempt)
+        place.files.write(path_of(manifest, "manifest.json"), manifest.to_json())
+    store = CheckpointStore(RUN_ID, place.opened())
+    names = store.names()
+    assert (len(names), names[0].name) == (count + 1, "step-000000007-a02")
+    if place.kind in ("folder", "behind"):  # elsewhere every manifest takes two requests
+        damaged: list[str] = []
+        survey = store.survey(damaged=lambda identity, error: damaged.append(identity.name))
+        assert [m.id.order for m in survey.manifests] == [(1, 1), (1, count // 2), (2, 7)]
+        assert len(damaged) == count - 2, "what was copied under another name is no checkpoint"
 
 
 def test_the_tensors_of_the_manifest_are_json_for_others(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_an_observer_never_sees_fewer_than_promised_and_at_the_end_exactly_those
     started = workplace.start("train", "tiny.py", f"epochs={epochs}", "items=8", "sleep=0.02", f"retention={keep}")
     run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
     with Observer(workplace.uri, run_id) as observer:
-        done = started.wait(280)
+        done = started.wait(1500 if FULL else 240)
     assert done.code == 0, done.err
 
     history = judged(MlflowClient(workplace.uri), run_id, epochs)

@@ -475,6 +475,27 @@ def test_a_refusal_is_recognised_wherever_it_is_hidden(number: int, root: Path) 
     assert repository.calls == 1
 
 
+def test_where_unfinished_uploads_may_not_be_listed_all_else_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import boto3
+    from botocore.stub import Stubber
+
+    from mltrain.tracking.artifacts import BucketArtifacts
+
+    client = boto3.client("s3", aws_access_key_id="x", aws_secret_access_key="y", region_name="us-east-1")
+    stubber = Stubber(client)
+    for _ in range(2):
+        stubber.add_client_error("list_multipart_uploads", "AccessDenied", http_status_code=403)
+    artifacts = open_artifacts("s3://bucket/0/run/artifacts", "sqlite://")
+    assert isinstance(artifacts, BucketArtifacts)
+    monkeypatch.setattr(artifacts._repository, "_get_s3_client", lambda: client)
+    with stubber, caplog.at_level(logging.WARNING):
+        assert (artifacts.litter(), artifacts.remove_litter()) == ([], 0)
+    stubber.assert_no_pending_responses()
+    assert "AccessDenied" in caplog.text
+
+
 def test_a_store_that_stays_away_is_given_up(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
