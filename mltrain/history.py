@@ -2,9 +2,12 @@
 
 import csv
 import io
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 FIRST_COLUMNS = ("epoch", "step", "loss_total", "learning_rate")
 Row = dict[str, float | int]
@@ -53,7 +56,17 @@ class CsvLog:
         self._lines = 0
 
     def update(self) -> None:
-        """Append the newest row; where the columns changed or the history was put back, write all anew."""
+        """Append the newest row; where the columns changed or the history was put back, write all anew.
+
+        A disk that refuses is no reason to stop a training: that is logged, and the next time all is written anew.
+        """
+        try:
+            self._update()
+        except OSError as error:
+            self._lines = -1
+            log.warning("%s could not be written: %s. It will be with the next epoch.", self.path, error.strerror)
+
+    def _update(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         in_order = self._columns == self._history.columns and self._lines + 1 == len(self._history.rows)
         self._columns, self._lines = self._history.columns, len(self._history.rows)

@@ -39,6 +39,7 @@ def locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLoc
 
     Raises:
         RunHeld: another process has it, and it is not to be taken over.
+        StorageError: it cannot be made.
     """
     lock = filelock.FileLock(home_of(server, run_id) / "lock")
     try:
@@ -49,6 +50,10 @@ def locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLoc
                 f"Run {run_id} is being written by another process on this machine. "
                 "Stop that one first, or take the run over with --take-over."
             ) from None
+    except OSError as error:
+        raise StorageError(
+            f"{lock.lock_file} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
+        ) from error
     return lock
 
 

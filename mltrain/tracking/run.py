@@ -59,6 +59,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 SYSTEM_SECONDS = 15.0
 """How often the use of CPU and memory is recorded; the step of such a point is the run's age in seconds."""
 _MOST_PENDING = 100_000
+_STATUS_WORDS: Mapping[str, str] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 LOG_FILE = "log.csv"
 CURVES_FILE = "learning_curves.png"
 PROJECT_TAG = "mltrain.project"
@@ -289,6 +290,8 @@ class TrackedRun:
         def guarded() -> None:
             try:
                 job(*arguments)
+            except OSError as error:
+                log.warning("A picture could not be kept: %s", error)
             except Exception:
                 log.exception("A picture could not be made")
 
@@ -344,10 +347,11 @@ class TrackedRun:
         delivered = False
         self._pictures.shutdown()
         if not self.overtaken:
-            self.set_tag(STATUS_TAG, {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}[status])
+            self.set_tag(STATUS_TAG, _STATUS_WORDS[status])
             delivered = self.sender.drain(grace)
-            if delivered and not self.overtaken:
-                delivered = self._finish(status)
+            # A store that takes no files keeps nobody from saying to the server how the run ended.
+            if not self.overtaken and (delivered or not self.journal.unsent_points(1)):
+                delivered = self._finish(status) and delivered
         self.journal.close()
         self._lock.release()
         launcher = self.launcher
@@ -359,8 +363,12 @@ class TrackedRun:
     def _finish(self, status: Status) -> bool:
         try:
             self.record_attempt_end()
+        except StorageError as error:
+            log.warning("The end of this attempt could not be recorded: %s", error)
+        try:
+            self.server.call(self.server.client.set_tag, self.id, STATUS_TAG, _STATUS_WORDS[status])
             self.server.call(self.server.client.set_terminated, self.id, status)
-        except (Refusal, StorageError, RunNotFound) as error:
+        except (Refusal, RunNotFound) as error:
             log.warning("The run's status could not be set: %s", error)
             return False
         return True
