@@ -40,7 +40,7 @@ PUBLIC = [
 
 COMMANDS = {
     "checkpoints": ["--json", "RUN_ID"],
-    "compare": ["--json", "ID ID..."],
+    "compare": ["--json", "RUN_IDS"],
     "doctor": ["--json"],
     "evaluate": ["--checkpoint", "--json", "--to", "ARGUMENTS", "RUN_ID"],
     "import": ["--experiment", "--json", "ARGUMENTS", "FILE"],
