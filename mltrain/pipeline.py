@@ -104,6 +104,10 @@ class Pipeline:
                 found.add(stage.name)
         return frozenset(found)
 
+    def within(self, name: str, key: str) -> str:
+        """Return a key as one of a single stage, unless it says of which stage it is."""
+        return key if key.partition(".")[0] in {stage.name for stage in self.stages} else f"{name}.{key}"
+
     def configs(
         self,
         *,

@@ -194,6 +194,8 @@ def _rows(
     overrides = dict(overrides)
     parent = chosen_parent(server, pipeline, said.get("run"), overrides.pop("experiment", None))
     before = recorded_plan(server, pipeline, parent) if parent is not None else Plan()
+    if said.get("stage") is not None:
+        overrides = {pipeline.within(said["stage"], key): value for key, value in overrides.items()}
     configs = pipeline.configs(files=files, preset=said.get("preset"), overrides=overrides, base=before.configs)
     used = {name: run for name, run in {**before.used, **uses}.items() if run is not None}
     mode: Any = said.get("mode", "skip")

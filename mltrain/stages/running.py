@@ -40,7 +40,7 @@ class Order:
         use: stages to be given: for each the run that takes its place; none: no longer.
         preset: over the configuration.
         files: likewise, with a section a stage.
-        overrides: ``key`` or ``stage.key``, over all else.
+        overrides: ``key`` or ``stage.key``, over all else; a ``key`` is for all stages, with ``only`` for that one.
         take_over: do not wait for a holder on another machine to show that it is dead.
         allow_change: continue a training although its data have changed.
     """
@@ -127,6 +127,8 @@ def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
         parent = chosen_parent(server, pipeline, order.run, experiment)
         before = recorded_plan(server, pipeline, parent) if parent is not None else Plan()
+        if order.only is not None:
+            overrides = {pipeline.within(order.only, key): value for key, value in overrides.items()}
         configs = pipeline.configs(files=order.files, preset=order.preset, overrides=overrides, base=before.configs)
         used = {
             name: run
@@ -172,7 +174,7 @@ class _Session:
         self._tracked = tracked
         self._stop = stop
         self._display = display
-        self._cleared = cleared
+        self._cleared = list(cleared)
         self._holder = holder
         self._outputs: dict[str, Output] = {}
         self._decisions: list[Decision] = []
@@ -182,8 +184,6 @@ class _Session:
     def run(self, *, new: bool) -> Result:
         try:
             self._record(new)
-            for one in self._cleared:
-                clear(self._server, one)
             return self._closed(*self._stages())
         except KeyboardInterrupt:
             code = STOPPED if self._outputs else self._stop.exit_code
@@ -248,6 +248,8 @@ class _Session:
         if aside:
             return None
         self._decide(decision, number, count)
+        while self._cleared and stage.name in order.again:  # only now that there is all it needs to be run
+            clear(self._server, self._cleared.pop(0))
         tags = {
             PIPELINE_TAG: order.located.pipeline.name,
             STAGE_TAG: stage.name,

@@ -72,9 +72,9 @@ def status(
         if given is not None:
             rows.append(_given(server, stage, given, outputs))
             continue
-        known = all(name in outputs for name in stage.needs.values())
-        inputs = {key: outputs[name] for key, name in stage.needs.items()} if known else {}
-        recipe = recipe_of(stage, configs[stage.name], inputs) if known else None
+        inputs = {key: outputs[name] for key, name in stage.needs.items() if name in outputs}
+        known = inputs.keys() == stage.needs.keys()
+        recipe = recipe_of(stage, configs[stage.name], inputs)
         seen = survey(server, parent, stage, recipe, mode) if parent is not None else Survey(None)
         decision = decide(stage, seen.found, mode)
         if known and decision.action == "skip" and seen.output is not None:
@@ -85,7 +85,7 @@ def status(
 
 def _row(server: Server, stage: Stage, seen: Survey, decision: Decision, config: Config, known: bool) -> Row:
     found = seen.found
-    lacking = found is not None and not known
+    lacking = not known and decision.action != "run"
     metric, best = seen.best or (None, None)
     return Row(
         stage.name,

@@ -11,7 +11,7 @@ from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.config import Config
 from mltrain.errors import DamagedCheckpoint, MltrainError, RunNotFound
 from mltrain.evaluate import reader
-from mltrain.pipeline import Changes, Found, Mode, Recipe, Record, Stage, changes, decide, preferred
+from mltrain.pipeline import Found, Mode, Recipe, Record, Stage, changes, decide, preferred
 from mltrain.project import source_of
 from mltrain.stages import outputs
 from mltrain.stages.outputs import Output
@@ -62,14 +62,14 @@ class Survey:
     best: tuple[str, float] | None = None
 
 
-def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe | None, mode: Mode) -> Survey:
+def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: Mode) -> Survey:
     """Look at the runs of a stage. Outputs are read and compared with their digests where they would be used.
 
     Args:
         server: the tracking server.
         parent: the pipeline's run.
         stage: the stage.
-        recipe: what is wanted; none where its inputs are not known yet: then nothing is compared.
+        recipe: what is wanted; inputs that it leaves out are not compared.
         mode: in which it would be used.
     """
     seen: dict[str, Survey] = {}
@@ -81,13 +81,11 @@ def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe | None, mod
     return seen[chosen.run_id] if chosen is not None else Survey(None)
 
 
-def _surveyed(server: Server, run: Any, stage: Stage, recipe: Recipe | None, mode: Mode) -> Survey:
+def _surveyed(server: Server, run: Any, stage: Stage, recipe: Recipe, mode: Mode) -> Survey:
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     checkpoints = reader(run.info.run_id, server)
     record = _record(run, artifacts, checkpoints)
-    changed = changes(record, recipe) if record is not None and recipe is not None else None
-    if record is not None and recipe is None:
-        changed = Changes()
+    changed = changes(record, recipe) if record is not None else None
     epoch = int(run.data.metrics["epoch"]) if "epoch" in run.data.metrics else None
     found = Found(run.info.run_id, state(run), changed, _where(stage, epoch, record))
     output = None
