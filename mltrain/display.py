@@ -71,7 +71,7 @@ class Terminal:
             self._shown_epoch = progress.epoch
             seconds, self._epoch_began = time.monotonic() - self._epoch_began, time.monotonic()
             line(_epoch_line(trainer, seconds))
-            self._progress.reset(self._bar, epoch=progress.epoch + 1)
+            self._progress.reset(self._bar, epoch=progress.epoch + 1, said="")  # all fields: it forgets the others
         else:
             self._progress.update(self._bar, completed=progress.batch)
 

@@ -17,6 +17,7 @@ from mltrain.stages.log import LoggedStage
 from mltrain.stages.making import Making, make
 from mltrain.stages.outputs import INPUTS_TAG, Output, described, fetched
 from mltrain.stages.parent import PARENT_TAG, Plan, chosen_parent, recorded_plan
+from mltrain.stages.status import status
 from mltrain.stages.survey import handed_on, recipe_of, recipe_tags, survey
 from mltrain.tracking import launcher as launchers
 from mltrain.tracking import run as runs
@@ -136,6 +137,7 @@ def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
             if run is not None and name not in order.again
         }
         plan = Plan({name: config.resolved() for name, config in configs.items()}, used)
+        _check(server, order, parent, configs, plan)
         cleared = plan_clearing(server, pipeline, parent, order.again) if parent is not None and order.again else []
         if parent is not None and cleared and not confirm(cleared):
             return Result(parent.info.run_id, 0, "nothing was cleared and nothing was run")
@@ -150,6 +152,24 @@ def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
         display.opened(tracked, places(server, tracked.experiment_id, tracked.id), new=parent is None)
         holder = holder_of(parent) if parent is not None else {}
         return _Session(order, plan, configs, server, tracked, stop, display, cleared, holder).run(new=parent is None)
+
+
+def _check(server: Server, order: Order, parent: Any | None, configs: Mapping[str, Config], plan: Plan) -> None:
+    """Refuse, before any run is touched, runs that cannot be used, and a single stage that lacks what it needs."""
+    pipeline = order.located.pipeline
+    for name, run_id in order.use.items():
+        if run_id is not None:
+            handed_on(server, pipeline.stage(name), run_id)
+    if order.only is None:
+        return
+    needed = set(pipeline.stage(order.only).needs.values())
+    rows = status(server, pipeline, parent, configs, plan, "resume") if needed else []
+    lacking = [f"{row.stage} ({row.state})" for row in rows if row.stage in needed and row.next != "skip"]
+    if lacking:
+        raise UsageError(
+            f"The stage {order.only!r} needs {', '.join(lacking)}. Run it first: mltrain pipeline {order.located.word}"
+            f"{f' --run {parent.info.run_id}' if parent is not None else ''} --mode resume"
+        )
 
 
 class _Session:
@@ -225,15 +245,9 @@ class _Session:
             self._outputs[stage.name] = handed_on(self._server, stage, given)
             self._decide(Decision(stage.name, "skip", f"given: run {given}", given), number, count)
             return None
-        lacking = [name for name in stage.needs.values() if name not in self._outputs]
         aside = order.only is not None and order.only != stage.name
-        if lacking and aside:
+        if aside and not self._outputs.keys() >= set(stage.needs.values()):
             return None
-        if lacking:
-            raise UsageError(
-                f"The stage {stage.name!r} needs {', '.join(lacking)}, which is not there. Run it first: "
-                f"mltrain pipeline {order.located.word} --run {self._tracked.id} --mode resume"
-            )
         inputs = {key: self._outputs[name] for key, name in stage.needs.items()}
         recipe = recipe_of(stage, self._configs[stage.name], inputs)
         mode: Mode = "scratch" if stage.name in order.again else "resume" if aside else order.mode
@@ -248,7 +262,7 @@ class _Session:
         if aside:
             return None
         self._decide(decision, number, count)
-        while self._cleared and stage.name in order.again:  # only now that there is all it needs to be run
+        while self._cleared and stage.name in order.again:  # only now that what it needs is there
             clear(self._server, self._cleared.pop(0))
         tags = {
             PIPELINE_TAG: order.located.pipeline.name,
