@@ -46,7 +46,7 @@ class Cardiac:
         number = STAGES.index(stage) + 1
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not started.child.ended.is_set():
-            begun, found, said = started.out.read_text().partition(f"[{number}/4] {stage}: run")
+            _, found, said = started.out.read_text().partition(f"[{number}/4] {stage}: run")
             if found and moment in said:
                 started.child.kill(signal.SIGKILL)
                 break
