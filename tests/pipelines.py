@@ -27,8 +27,8 @@ class TinyPipeline:
     def elsewhere(self, name: str = "elsewhere") -> "TinyPipeline":
         return TinyPipeline(self.workplace.elsewhere(name))
 
-    def __call__(self, *words: str | Path, **environment: str) -> Done:
-        return self.workplace.mltrain("pipeline", "tiny_pipeline.py", *words, **environment)
+    def __call__(self, *words: str | Path) -> Done:
+        return self.workplace.mltrain("pipeline", "tiny_pipeline.py", *words)
 
     def start(self, *words: str | Path) -> Started:
         return self.workplace.start("pipeline", "tiny_pipeline.py", *words)

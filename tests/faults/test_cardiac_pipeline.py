@@ -46,7 +46,8 @@ class Cardiac:
         number = STAGES.index(stage) + 1
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not started.child.ended.is_set():
-            _, found, said = started.out.read_text().partition(f"[{number}/4] {stage}: run")
+            shown = started.out.read_text() if started.out.exists() else ""
+            _, found, said = shown.partition(f"[{number}/4] {stage}: run")
             if found and moment in said:
                 started.child.kill(signal.SIGKILL)
                 break
