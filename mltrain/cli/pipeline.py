@@ -97,7 +97,7 @@ def pipeline(
         chosen, stages = _asked(located)
         if chosen is None:
             return
-    from mltrain.stages.running import Order
+    from mltrain.stages.order import Order
     from mltrain.stages.running import run as run_pipeline
 
     order = Order(
@@ -141,7 +141,7 @@ def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool,
     if PIPELINE_TAG not in tags or STAGE_TAG in tags:
         return None
     from mltrain.cli.pipeline_display import TerminalPipeline
-    from mltrain.stages.running import Order
+    from mltrain.stages.order import Order
     from mltrain.stages.running import run as run_pipeline
 
     order = Order(

@@ -1,20 +1,19 @@
 """Running a pipeline: decide about every stage in its turn, do it, and close the pipeline's run with its true status."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mltrain.config import Config
 from mltrain.errors import MltrainError, RunHeld, UsageError
-from mltrain.pipeline import Decision, Mode, Stage, decide
-from mltrain.project import Located
+from mltrain.pipeline import Stage
 from mltrain.signals import StopRequest
 from mltrain.stages.clearing import Clearing, clear, plan_clearing
+from mltrain.stages.decisions import Decision, Mode, decide
 from mltrain.stages.log import LoggedStage
 from mltrain.stages.making import Making, make
+from mltrain.stages.order import Confirm, Order, PipelineDisplay, Result
 from mltrain.stages.outputs import INPUTS_TAG, Output, described, fetched
 from mltrain.stages.parent import PARENT_TAG, Plan, chosen_parent, recorded_plan
 from mltrain.stages.status import status
@@ -25,94 +24,7 @@ from mltrain.tracking.attempts import CONFIG_FILE, holder_of
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG, TrackedRun
 from mltrain.tracking.server import Server, connect, places
-from mltrain.training import STOPPED, STOPPED_STAGED, Display, Outcome, Request, train
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What somebody wants done with a pipeline.
-
-    Attributes:
-        located: the pipeline.
-        mode: see :func:`mltrain.pipeline.decide`.
-        run: the id of the pipeline's run, or of a stage's, to go on with; ``new``; none: the newest of this user.
-        start: this stage, and what builds on it, is cleared and run anew.
-        only: nothing but this stage is run; in the mode ``scratch`` it is cleared before.
-        use: stages to be given: for each the run that takes its place; none: no longer.
-        preset: over the configuration.
-        files: likewise, with a section a stage.
-        overrides: ``key`` or ``stage.key``, over all else; a ``key`` is for all stages, with ``only`` for that one.
-        take_over: do not wait for a holder on another machine to show that it is dead.
-        allow_change: continue a training although its data have changed.
-    """
-
-    located: Located
-    mode: Mode
-    run: str | None = None
-    start: str | None = None
-    only: str | None = None
-    use: Mapping[str, str | None] = field(default_factory=dict)
-    preset: str | None = None
-    files: Sequence[Path] = ()
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    take_over: bool = False
-    allow_change: bool = False
-
-    def __post_init__(self) -> None:
-        if self.start is not None and self.only is not None:
-            raise UsageError("--from runs a stage and what builds on it, --stage runs one alone: give one of the two.")
-        if self.start is not None and self.mode == "scratch":
-            raise UsageError("--mode scratch runs everything anew, so --from says nothing. Give one of the two.")
-        for name in (*self.use, *filter(None, (self.start, self.only))):
-            self.located.pipeline.stage(name)
-        given = {name for name, run in self.use.items() if run is not None}
-        if given & self.again:
-            raise UsageError(f"{', '.join(sorted(given & self.again))}: to be run anew and given by --use at once.")
-
-    @property
-    def again(self) -> frozenset[str]:
-        """The stages that are cleared and run anew."""
-        pipeline = self.located.pipeline
-        if self.start is not None:
-            return pipeline.after(self.start)
-        if self.mode == "scratch":
-            return frozenset({self.only} if self.only is not None else {stage.name for stage in pipeline.stages})
-        return frozenset()
-
-
-@dataclass(frozen=True)
-class Result:
-    """How it ended: the pipeline's run, the exit code, why, what was decided, and each stage's run."""
-
-    run_id: str | None
-    exit_code: int
-    why: str
-    decisions: Sequence[Decision] = ()
-    stages: Mapping[str, str] = field(default_factory=dict)
-
-
-class PipelineDisplay(Protocol):
-    """What a pipeline shows while it runs."""
-
-    def opened(self, run: TrackedRun, where: str, *, new: bool) -> None:
-        """The pipeline's run is known."""
-        ...
-
-    def decided(self, decision: Decision, number: int, count: int) -> None:
-        """What will be done about a stage."""
-        ...
-
-    def stage(self, name: str) -> Display:
-        """Return what shows the stage that runs now."""
-        ...
-
-    def ended(self, result: Result) -> None:
-        """The pipeline's run is closed."""
-        ...
-
-
-Confirm = Callable[[Sequence[Clearing]], bool]
-"""Asked before anything is cleared."""
+from mltrain.training import STOPPED, STOPPED_STAGED, Outcome, Request, train
 
 
 def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
@@ -149,7 +61,6 @@ def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
         else:
             name = name or f"{pipeline.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
             tracked = runs.create(server, experiment, name, word, {PIPELINE_TAG: pipeline.name})
-        display.opened(tracked, places(server, tracked.experiment_id, tracked.id), new=parent is None)
         holder = holder_of(parent) if parent is not None else {}
         return _Session(order, plan, configs, server, tracked, stop, display, cleared, holder).run(new=parent is None)
 
@@ -199,10 +110,14 @@ class _Session:
         self._outputs: dict[str, Output] = {}
         self._decisions: list[Decision] = []
         self._runs: dict[str, str] = {}
-        self._experiment = str(server.call(server.client.get_experiment, tracked.experiment_id).name)
+        self._experiment = ""
 
     def run(self, *, new: bool) -> Result:
         try:
+            where = places(self._server, self._tracked.experiment_id, self._tracked.id)
+            self._display.opened(self._tracked, where, new=new)
+            experiment = self._server.call(self._server.client.get_experiment, self._tracked.experiment_id)
+            self._experiment = str(experiment.name)
             self._record(new)
             return self._closed(*self._stages())
         except KeyboardInterrupt:

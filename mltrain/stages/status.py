@@ -6,7 +6,8 @@ from typing import Any
 
 from mltrain.config import Config
 from mltrain.errors import MltrainError
-from mltrain.pipeline import Decision, Found, Mode, Pipeline, Stage, decide
+from mltrain.pipeline import Pipeline, Stage
+from mltrain.stages.decisions import Decision, Found, Mode, decide
 from mltrain.stages.log import LOG_FILE
 from mltrain.stages.outputs import Output
 from mltrain.stages.parent import Plan

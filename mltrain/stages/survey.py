@@ -11,9 +11,10 @@ from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.config import Config
 from mltrain.errors import DamagedCheckpoint, MltrainError, RunNotFound
 from mltrain.evaluate import reader
-from mltrain.pipeline import Found, Mode, Recipe, Record, Stage, changes, decide, preferred
+from mltrain.pipeline import Stage
 from mltrain.project import source_of
 from mltrain.stages import outputs
+from mltrain.stages.decisions import Found, Mode, Recipe, Record, changes, decide, preferred
 from mltrain.stages.outputs import Output
 from mltrain.stages.parent import children
 from mltrain.tracking.artifacts import Artifacts, open_artifacts
