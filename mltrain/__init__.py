@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mltrain.errors import MltrainError as MltrainError
     from mltrain.evaluate import load_best as load_best
     from mltrain.evaluate import pull as pull
+    from mltrain.pipeline import Pipeline as Pipeline
+    from mltrain.pipeline import Stage as Stage
     from mltrain.state import Stateful as Stateful
     from mltrain.state import TrainState as TrainState
     from mltrain.steps import Supervised as Supervised
@@ -43,6 +45,8 @@ _HOMES = {
     "MltrainError": "errors",
     "load_best": "evaluate",
     "pull": "evaluate",
+    "Pipeline": "pipeline",
+    "Stage": "pipeline",
     "Stateful": "state",
     "TrainState": "state",
     "Supervised": "steps",

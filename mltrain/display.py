@@ -26,20 +26,20 @@ class Terminal:
     def opened(self, run: TrackedRun, where: str) -> None:
         """Say where the run is kept and print its id on a line of its own."""
         self._look = where.splitlines()[-1].partition(": ")[2]
-        _line(where)
+        line(where)
         local = run.artifacts.local_root
-        _line(
+        line(
             f"Checkpoints and artifacts go to {local}."
             if local is not None
             else "Checkpoints and artifacts go to the server."
         )
-        _line(f"The log grows in {run.home / 'log.csv'}")
-        _line(f"run_id={run.id}")
+        line(f"The log grows in {run.home / 'log.csv'}")
+        line(f"run_id={run.id}")
 
     def began(self, trainer: Trainer, origin: str) -> None:
         """Say where training begins, and start the bar."""
         config, progress = trainer.config, trainer.progress
-        _line(
+        line(
             f"Training on {trainer.device} from {origin}: epoch {progress.epoch + 1} of {config.epochs}"
             if not trainer.done
             else f"Nothing left to train: {progress.epoch} of {config.epochs} epochs are done."
@@ -70,8 +70,8 @@ class Terminal:
         if progress.epoch != self._shown_epoch:
             self._shown_epoch = progress.epoch
             seconds, self._epoch_began = time.monotonic() - self._epoch_began, time.monotonic()
-            _line(_epoch_line(trainer, seconds))
-            self._progress.reset(self._bar, epoch=progress.epoch + 1)
+            line(_epoch_line(trainer, seconds))
+            self._progress.reset(self._bar, epoch=progress.epoch + 1, said="")  # all fields: it forgets the others
         else:
             self._progress.update(self._bar, completed=progress.batch)
 
@@ -82,25 +82,29 @@ class Terminal:
         if self._console.is_terminal:
             self._console.print(f"[dim]{what} …[/dim]")
 
-    def ended(self, outcome: Outcome) -> None:
-        """Say how it ended, where the newest checkpoint is, and what can be done next."""
+    def finish(self) -> None:
+        """Take the bar away."""
         if self._progress is not None:
             self._progress.stop()
-        _line(f"Ended: {outcome.why}.")
+
+    def ended(self, outcome: Outcome) -> None:
+        """Say how it ended, where the newest checkpoint is, and what can be done next."""
+        self.finish()
+        line(f"Ended: {outcome.why}.")
         if outcome.best is not None:
             shown = ", ".join(f"{k} {v:.4g}" for k, v in outcome.best.metrics.items() if k.startswith("val/"))
-            _line(f"Best: {outcome.best.title} ({outcome.best.name}){': ' + shown if shown else ''}")
+            line(f"Best: {outcome.best.title} ({outcome.best.name}){': ' + shown if shown else ''}")
         if outcome.newest is not None:
-            _line(f"Newest checkpoint: {outcome.newest.name} ({outcome.newest.size / 1e6:.1f} MB)")
+            line(f"Newest checkpoint: {outcome.newest.name} ({outcome.newest.size / 1e6:.1f} MB)")
         if not outcome.delivered:
-            _line("Some records are still on this disk only. Send them with: mltrain sync")
-        _line(f"Resume:   mltrain train --resume-run {outcome.run_id}")
+            line("Some records are still on this disk only. Send them with: mltrain sync")
+        line(f"Resume:   mltrain train --resume-run {outcome.run_id}")
         if outcome.exit_code == STOPPED_STAGED:
-            _line("The newest checkpoint is in local staging only: resume on this machine, or run mltrain sync first.")
+            line("The newest checkpoint is in local staging only: resume on this machine, or run mltrain sync first.")
         if outcome.exit_code not in (STOPPED, STOPPED_STAGED):
-            _line(f"Evaluate: mltrain evaluate {outcome.run_id} --to evaluation")
-            _line(f"Pull:     mltrain pull {outcome.run_id} --to model")
-        _line(f"Look:     {self._look}")
+            line(f"Evaluate: mltrain evaluate {outcome.run_id} --to evaluation")
+            line(f"Pull:     mltrain pull {outcome.run_id} --to model")
+        line(f"Look:     {self._look}")
 
 
 def _epoch_line(trainer: Trainer, seconds: float) -> str:
@@ -113,7 +117,7 @@ def _epoch_line(trainer: Trainer, seconds: float) -> str:
     return f"epoch {row['epoch']:>4}/{trainer.config.epochs}  {figures}{rate}  {seconds:.1f} s{star}"
 
 
-def _line(text: str) -> None:
+def line(text: str) -> None:
     """Print a line; a reader that went away (``| head``) does not end the training."""
     try:
         print(text, flush=True)

@@ -19,6 +19,7 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
 from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, UsageError
 from mltrain.project import Project, find
+from mltrain.stages.outputs import fetched_inputs
 from mltrain.state import fitted, own_rng, seed_everything
 from mltrain.steps import HasDevice, HasParts
 from mltrain.tracking.artifacts import open_artifacts
@@ -191,7 +192,8 @@ def evaluate(
     Raises:
         NoCheckpoint, StateMismatch, DataError: it cannot be evaluated.
     """
-    checkpoints = reader(run_id)
+    server = connect()
+    checkpoints = reader(run_id, server)
     recorded = recorded_config(checkpoints.store.artifacts)
     found = find(project) if project else find(str(recorded["project"]), recorded=True)
     candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
@@ -201,7 +203,8 @@ def evaluate(
     params = json.loads(
         checkpoints.store.fetch(manifest, only=lambda name: name == "params.json").get("params.json", b"{}")
     )
-    config = found.config.load(overrides=overrides, base=params or recorded["config"])
+    inputs = fetched_inputs(server, server.run(run_id), overrides or ())
+    config = found.config.load(overrides={**inputs, **(overrides or {})}, base=params or recorded["config"])
     task = built(found, config, parts)
     with torch.no_grad(), own_rng(config.seed):
         metrics: dict[str, float] = {}

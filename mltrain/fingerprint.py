@@ -1,10 +1,12 @@
 """Where a training comes from: versions, the state of the code, the content of the data."""
 
+import ast
 import hashlib
 import os
 import platform
 import socket
 import subprocess
+import sys
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -52,6 +54,56 @@ def code(folder: Path) -> dict[str, str]:
         if remote:
             found["remote"] = _without_secrets(remote)
     return found
+
+
+def imported_code(file: Path) -> str:
+    """Return a digest of a Python file and of all that it imports, directly or not, from the same checkout or folder.
+
+    Installed packages are left out, and mltrain itself is. The files are read, not imported.
+    """
+    file = file.resolve()
+    root = git_root(file.parent) or file.parent
+    known: dict[Path, bytes] = {}
+    waiting = [file]
+    while waiting:
+        current = waiting.pop()
+        if current in known:
+            continue
+        known[current] = current.read_bytes().replace(b"\r\n", b"\n")
+        waiting.extend(_imports(current, known[current], root.resolve()))
+    digest = hashlib.sha256()
+    for path in sorted(known):
+        digest.update(path.relative_to(root.resolve()).as_posix().encode() + b"\0" + known[path] + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _imports(file: Path, content: bytes, root: Path) -> Iterator[Path]:
+    bases = [file.parent, *(Path(entry or ".").resolve() for entry in sys.path)]
+    for node in ast.walk(ast.parse(content)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = file.parents[node.level - 1] if node.level else None
+            module = node.module or ""
+            names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
+            if above is not None:
+                yield from _sources(names, [above], root)
+                continue
+        yield from _sources(names, bases, root)
+
+
+def _sources(names: list[str], bases: list[Path], root: Path) -> Iterator[Path]:
+    own = Path(__file__).resolve().parent
+    for name in filter(None, names):
+        for base in bases:
+            path = base.joinpath(*name.split("."))
+            found = next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+            if found is not None:
+                found = found.resolve()
+                if found.is_relative_to(root) and own not in found.parents and "site-packages" not in found.parts:
+                    yield found
+                break
 
 
 def data(places: Mapping[str, Path]) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""Finding a project: a registered name, a ``.py`` file, or a folder with ``project.py``.
+"""Finding a project: a registered name, a ``.py`` file, or a folder with ``project.py``; and a pipeline likewise.
+
+A pipeline is a registered name, a ``.py`` file with ``PIPELINE``, or a folder with ``pipeline.py``. A stage of it that is
+trained is also a project: ``PIPELINE:STAGE``.
 
 A run records the registered name, or the path relative to its git root. Code always comes from here, never from the
 tracking store: a resume looks for what was recorded in the working directory and in its git root.
@@ -6,19 +9,23 @@ tracking store: a resume looks for what was recorded in the working directory an
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mltrain import fingerprint
 from mltrain.config import Config, nearest
 from mltrain.errors import UsageError
+from mltrain.pipeline import Pipeline
 from mltrain.trainer import Task
 
 GROUP = "mltrain.projects"
+PIPELINES = "mltrain.pipelines"
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,85 @@ class Project:
         return file if file.is_file() and self.place.is_dir() else None
 
 
+@dataclass(frozen=True)
+class Located:
+    """A pipeline, and the word by which it is found again."""
+
+    word: str
+    pipeline: Pipeline
+
+    def project(self, name: str) -> Project:
+        """Return a stage as a project of its own.
+
+        Raises:
+            UsageError: there is no such stage, or it makes files and is not trained.
+        """
+        stage = self.pipeline.stage(name)
+        if stage.build is None:
+            raise UsageError(
+                f"The stage {name!r} makes files and is not trained: mltrain pipeline {self.word} --stage {name}"
+            )
+        return Project(f"{self.word}:{name}", stage.config, stage.build, source_of(stage.build))
+
+
+def source_of(function: Callable[..., Any]) -> Path:
+    """Return the file that a function stands in.
+
+    Raises:
+        UsageError: it stands in none.
+    """
+    inner = inspect.unwrap(getattr(function, "func", function))
+    try:
+        file = inspect.getsourcefile(inner if inspect.isroutine(inner) else type(inner))
+    except TypeError:
+        file = None
+    if file is None:
+        raise UsageError(f"{function!r:.80} has no file of Python code, so a change of it could not be noticed.")
+    return Path(file).resolve()
+
+
+def find_pipeline(word: str, *, recorded: bool = False) -> Located:
+    """Return the pipeline that a word names.
+
+    Args:
+        word: a registered name, a file, or a folder with ``pipeline.py``.
+        recorded: whether the word comes from a run; then it is also looked for in the git root.
+
+    Raises:
+        UsageError: there is no such pipeline, or it is not one.
+    """
+    registered = {entry.name: entry.value for entry in metadata.entry_points(group=PIPELINES)}
+    if word in registered:
+        return _pipeline_of(word, _imported(word, registered[word]))
+    for base in _roots(recorded):
+        path = (base / word).resolve()
+        file = path / "pipeline.py" if path.is_dir() else path
+        if file.suffix == ".py" and file.is_file():
+            return _pipeline_of(_recorded_name(path), _loaded(file))
+    known = ", ".join(sorted(registered)) or "none"
+    raise UsageError(
+        f"There is no pipeline {word!r}: a registered name, a .py file or a folder with pipeline.py was expected."
+        f"{nearest(word, registered)} Registered here: {known}."
+    )
+
+
+def _pipeline_of(word: str, module: ModuleType) -> Located:
+    pipeline = getattr(module, "PIPELINE", None)
+    if not isinstance(pipeline, Pipeline):
+        raise UsageError(f"{module.__file__} has no PIPELINE that is an mltrain.Pipeline.")
+    return Located(word, pipeline)
+
+
+def _roots(recorded: bool) -> list[Path]:
+    root = fingerprint.git_root(Path.cwd()) if recorded else None
+    return [Path.cwd(), *([root] if root is not None else [])]
+
+
 def find(word: str, *, recorded: bool = False) -> Project:
     """Return the project that a word names.
 
     Args:
-        word: a registered name, a file, or a folder.
+        word: a registered name, a file, a folder, or ``PIPELINE:STAGE``.
         recorded: whether the word comes from a run; then it is also looked for in the git root.
 
     Raises:
@@ -52,11 +133,10 @@ def find(word: str, *, recorded: bool = False) -> Project:
     registered = {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
     if word in registered:
         return _of_module(word, _imported(word, registered[word]))
-    roots = [Path.cwd()]
-    root = fingerprint.git_root(Path.cwd())
-    if recorded and root is not None:
-        roots.append(root)
-    for base in roots:
+    pipeline, colon, stage = word.rpartition(":")
+    if colon and not Path(word).exists():
+        return find_pipeline(pipeline, recorded=recorded).project(stage)
+    for base in _roots(recorded):
         path = (base / word).resolve()
         file = path / "project.py" if path.is_dir() else path
         if file.suffix == ".py" and file.is_file():

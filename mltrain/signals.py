@@ -82,6 +82,16 @@ class StopRequest:
         """From now on a request lets the step under way finish; before, it raises :class:`KeyboardInterrupt`."""
         self._in_steps = True
 
+    def expect_no_steps(self) -> None:
+        """From now on there is nothing to save again: the next training of several is being built.
+
+        Raises:
+            KeyboardInterrupt: a stop was requested meanwhile.
+        """
+        self._in_steps = False
+        if self.requested:
+            raise KeyboardInterrupt
+
     def request(self, reason: str) -> None:
         """Ask to stop, from code."""
         if self.reason is None:

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from mltrain.config import Config
 from mltrain.errors import DataError, MltrainError, UsageError
 from mltrain.project import Project, find
 from mltrain.signals import StopRequest
+from mltrain.stages import outputs
 from mltrain.state import seed_everything
 from mltrain.tracking import launcher as launchers
 from mltrain.tracking import run as runs
@@ -29,7 +30,7 @@ from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
-from mltrain.tracking.run import PROJECT_TAG, TrackedRun
+from mltrain.tracking.run import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG, TrackedRun
 from mltrain.tracking.server import Server, connect, places
 from mltrain.trainer import Task, Trainer
 
@@ -43,28 +44,32 @@ class Request:
     """What somebody wants trained.
 
     Attributes:
-        project: a registered name, a file or a folder; none: the one that the resumed run recorded.
+        project: a registered name, a file or a folder, or a project itself; none: the one that the resumed run recorded.
         files: configuration files, over the project's own.
         preset: a named overlay of the configuration.
         overrides: keys and values, over all else.
+        config: the whole configuration, in the place of files, preset and overrides.
         resume_run: the id of the run to continue.
         resume_from: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or a checkpoint's name.
         fork_run: the id of a run whose checkpoint starts a new run.
         take_over: do not wait for a holder on another machine to show that it is dead.
         allow_change: resume although the data are not those of the checkpoint.
         parent: the run that a new run becomes a child of.
+        tags: further tags of a new run, there from its first moment.
     """
 
-    project: str | None = None
+    project: str | Project | None = None
     files: tuple[Path, ...] = ()
     preset: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    config: Config | None = None
     resume_run: str | None = None
     resume_from: str = "latest"
     fork_run: str | None = None
     take_over: bool = False
     allow_change: bool = False
     parent: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Display(Protocol):
@@ -133,12 +138,19 @@ class Silence:
         """Show nothing."""
 
 
-def train(request: Request, display: Display | None = None) -> Outcome:
+def train(request: Request, display: Display | None = None, stop: StopRequest | None = None) -> Outcome:
     """Train what is requested, and close the run with its true status.
+
+    Args:
+        request: what is wanted.
+        display: shows it.
+        stop: installed by the caller, who trains several things one after the other; none: one of its own.
 
     Raises:
         MltrainError: what cannot be done; the run, if there is one by then, is closed as FAILED.
     """
+    if stop is not None:
+        return _Session(request, display or Silence(), stop, connect(), None).run()
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
         return _Session(request, display or Silence(), stop, connect(), launcher).run()
@@ -171,6 +183,7 @@ class _Session:
         self._launcher = launcher
         self._branch_pin: tuple[str, str] | None = None
         self._manager: CheckpointManager | None = None
+        self._inputs: Mapping[str, str] = {}
         self._project, self._config = self._resolved()
         stop.on_usr1 = self._config.on_usr1
 
@@ -206,11 +219,17 @@ class _Session:
         word = self._request.project
         if source is not None:
             run = self._server.run(source)
+            if PIPELINE_TAG in run.data.tags and STAGE_TAG not in run.data.tags:
+                raise UsageError(
+                    f"Run {source} is a pipeline's. Go on with it: mltrain pipeline --run {source} --mode resume"
+                )
+            if self._request.config is None:
+                self._inputs = outputs.fetched_inputs(self._server, run, self._request.overrides)
             recorded = recorded_config(open_artifacts(run.info.artifact_uri, self._server.uri))
             base, recorded_word = recorded["config"], recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")
-            project = find(word) if word else find(recorded_word, recorded=True)
+            project = _found(word) if word else find(recorded_word, recorded=True)
         elif word is not None:
-            project = find(word)
+            project = _found(word)
         else:
             raise UsageError(
                 "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"
@@ -218,8 +237,10 @@ class _Session:
         return project, self._load(project, base)
 
     def _load(self, project: Project, base: Mapping[str, Any] | None) -> Config:
+        if self._request.config is not None:
+            return self._request.config
         own = [project.config_file] if project.config_file is not None and base is None else []
-        request = self._request
+        request = replace(self._request, overrides={**self._inputs, **self._request.overrides})
         if base is not None and request.preset is not None and project.config_file is not None:
             # A preset of the project's file may be laid over a resumed configuration, without the file's other keys.
             overlay = project.config.overlay(project.config_file, request.preset)
@@ -232,7 +253,7 @@ class _Session:
         request = self._request
         if request.resume_run is not None:
             return runs.resume(self._server, request.resume_run, take_over=request.take_over, launcher=self._launcher)
-        tags = {}
+        tags = dict(request.tags)
         if request.parent is not None:
             tags["mlflow.parentRunId"] = request.parent
         if request.fork_run is not None:
@@ -435,6 +456,10 @@ class _Session:
 
 def _branch_reason(run: TrackedRun) -> str:
     return f"branch point of run {run.id}"
+
+
+def _found(project: str | Project) -> Project:
+    return find(project) if isinstance(project, str) else project
 
 
 def copy_weights(store: CheckpointStore, manifest: Manifest, folder: Path, stem: str) -> list[Path]:

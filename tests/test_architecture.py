@@ -24,6 +24,7 @@ FLOORS = (
         "pruning",
         "doctor",
         "pipeline",
+        "stages",
         "distributed",
         "testing",
     ),

@@ -96,6 +96,16 @@ def test_conda_yaml_is_complete_and_agrees_with_the_constraints() -> None:
 
 
 def test_the_placeholders_of_mlproject_stand_outside_quotes() -> None:
-    command = yaml.safe_load((CHECKOUT / "MLproject").read_text())["entry_points"]["main"]["command"]
+    entries = yaml.safe_load((CHECKOUT / "MLproject").read_text())["entry_points"]
+    command = " ".join(entry["command"] for entry in entries.values())
     assert "'" not in command
     assert '"' not in command
+
+
+def test_the_pipeline_of_the_guide_runs_and_is_then_skipped(workplace: Workplace) -> None:
+    (workplace.folder / "cells.py").write_text(
+        blocks(CHECKOUT / "docs" / "pipelines.md", "python")[0], encoding="utf-8"
+    )
+    first = workplace.mltrain("pipeline", "cells.py", "--mode", "resume", "device=cpu", "num_threads=1")
+    assert first.code == 0, first.err
+    assert workplace.mltrain("pipeline", "cells.py", "--mode", "skip").out.count(": skip (") == 3

@@ -15,10 +15,10 @@ CHECKOUT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 
-def mlflow_run(workplace: Workplace, *parameters: str) -> "subprocess.Popen[str]":
+def mlflow_run(workplace: Workplace, *parameters: str, entry_point: str = "main") -> "subprocess.Popen[str]":
     words = [word for parameter in parameters for word in ("-P", parameter)]
     return subprocess.Popen(
-        [str(BIN / "mlflow"), "run", str(CHECKOUT), "--env-manager", "local", *words],
+        [str(BIN / "mlflow"), "run", str(CHECKOUT), "-e", entry_point, "--env-manager", "local", *words],
         cwd=workplace.folder,
         env={**workplace.environment, "PATH": f"{BIN}:{workplace.environment['PATH']}"},
         stdin=subprocess.DEVNULL,
@@ -81,3 +81,30 @@ def test_the_death_of_the_launcher_is_a_request_to_stop(workplace: Workplace) ->
     said = started.communicate(timeout=60)[0]
     assert "stopped by the launcher's death" in said
     assert set(visible(workplace, 1).values()) == {"KILLED"}
+
+
+SMALLEST = [
+    *("preset=quick", "preparation.cases=4", "preparation.frames=4", "epochs=1", "motion.passes=1", "device=cpu"),
+    "num_threads=1",
+]
+
+
+def test_the_cardiac_pipeline_and_its_resume_are_one_visible_run_with_four_under_it(workplace: Workplace) -> None:
+    first = mlflow_run(workplace, *SMALLEST, entry_point="cardiac")
+    said = first.communicate(timeout=200)[0]
+    assert first.returncode == 0, said
+    runs = visible(workplace, 5)
+    assert set(runs.values()) == {"FINISHED"}
+    parent = said.partition("run_id=")[2].split()[0]
+    client = MlflowClient(workplace.uri)
+    parents = {run_id: client.get_run(run_id).data.tags.get("mlflow.parentRunId") for run_id in runs}
+    assert parents == {run_id: None if run_id == parent else parent for run_id in runs}
+    resumed = mlflow_run(workplace, "run=" + parent, entry_point="cardiac")
+    said = resumed.communicate(timeout=200)[0]
+    assert resumed.returncode == 0, said
+    assert said.count(": skip (finished, and its output is intact)") == 4
+    assert visible(workplace, 5) == runs
+    # The same by mltrain itself, with nothing but the mode.
+    again = workplace.mltrain("pipeline", CHECKOUT / "projects" / "cardiac", "--mode", "resume")
+    assert again.run_id == parent
+    assert again.out.count(": skip (") == 4

@@ -24,7 +24,9 @@ PUBLIC = [
     "MltrainError",
     "Named",
     "Pinned",
+    "Pipeline",
     "ResumableLoader",
+    "Stage",
     "Stateful",
     "StreamLoader",
     "Supervised",
@@ -46,6 +48,10 @@ COMMANDS = {
     "import": ["--experiment", "--json", "ARGUMENTS", "FILE"],
     "inspect": ["--checkpoint", "--json", "RUN_ID"],
     "pin": ["--checkpoint", "--reason", "RUN_ID"],
+    "pipeline": [
+        *("--allow-change", "--config", "--follow", "--from", "--json", "--mode", "--preset", "--run", "--stage"),
+        *("--status", "--take-over", "--use", "--yes", "ARGUMENTS"),
+    ],
     "prune": [
         *("--best-runs", "--dry-run", "--experiment", "--json", "--keep", "--only-best-after-days", "--yes", "RUN_ID"),
     ],

@@ -69,6 +69,13 @@ def train(
     if not given.keys() & {"project", "resume_run", "fork_run"} and default_project is not None:
         given["project"] = default_project
 
+    if "resume_run" in given and "project" not in given:
+        from mltrain.cli.pipeline import resume_by_parent
+
+        code = resume_by_parent(given["resume_run"], overrides, take_over=take_over, allow_change=allow_change)
+        if code is not None:
+            sys.exit(code)
+
     from mltrain.display import Terminal
     from mltrain.training import Request
     from mltrain.training import train as run_training

@@ -29,8 +29,13 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
+OUTPUTS = "output"
+OUTPUT_RECORD = "output.json"
+"""What a stage of a pipeline made: ``output/a<attempt>/``, of which this file is written last and removed first."""
 _CHECKPOINT = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 _STAGED = re.compile(r"step-\d{9}-a\d{2,6}(\.[0-9a-f]{8}\.tmp)?", re.ASCII)
+_OUTPUT = re.compile(r"a\d{2,6}", re.ASCII)
+_CACHED = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+@,=()#~-]{0,199}", re.ASCII)
 _MODEL = re.compile(r"m-[0-9a-f]{32}", re.ASCII)
@@ -92,6 +97,10 @@ class Artifacts(Protocol):
         """
         ...
 
+    def remove_output(self, name: str) -> None:
+        """Remove what an attempt of a stage made, its record first. What is gone already is no error."""
+        ...
+
     def litter(self, untouched: float = 0.0) -> list[str]:
         """Return what interrupted writers left and nobody has written to for so many seconds.
 
@@ -131,6 +140,12 @@ def validated(path: str) -> str:
     return path
 
 
+def _output_name(name: str) -> str:
+    if not _OUTPUT.fullmatch(name):
+        raise StorageError(f"{name!r:.80} is not the name of an output; nothing was removed.")
+    return name
+
+
 def _without_surprises(path: str, flags: int) -> int:
     """Open a file, but neither follow a link nor wait at a pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -164,6 +179,38 @@ def discard_sent(file: Path) -> None:
     if OUTBOX not in (file.parent.name, file.parent.parent.name) or ".." in file.parts:
         raise StorageError(f"{file} is not in an outbox; it was not removed.")
     file.unlink(missing_ok=True)
+
+
+def discard_cached(folder: Path, file: Path) -> None:
+    """Remove a file that does not belong to a cached output: one below a folder that is named by a SHA-256."""
+    inside = file.relative_to(folder).parts if file.is_relative_to(folder) else ()
+    if not _CACHED.fullmatch(folder.name) or not inside or ".." in inside:
+        raise StorageError(f"{file} is not in a cached output; it was not removed.")
+    if any(parent.is_symlink() for parent in file.parents if parent.is_relative_to(folder)):
+        raise StorageError(f"{file} is reached through a link; it was not removed.")
+    file.unlink(missing_ok=True)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder of plain files and folders; a link is removed itself, and never what it points at."""
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise StorageError(f"{folder} is not a folder; nothing was removed.")
+        (folder / OUTPUT_RECORD).unlink(missing_ok=True)
+        for current, folders, names in os.walk(folder, topdown=False, followlinks=False):
+            for name in names:
+                (Path(current) / name).unlink(missing_ok=True)
+            for name in folders:
+                path = Path(current) / name
+                if path.is_symlink():
+                    path.unlink()
+                else:
+                    path.rmdir()
+        folder.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{folder.name} could not be removed completely: {error}") from error
 
 
 def _remove_flat(folder: Path, pattern: re.Pattern[str]) -> None:
@@ -239,6 +286,14 @@ class LocalArtifacts:
         if checkpoints.is_symlink():
             raise StorageError(f"{checkpoints} is a link, perhaps to another run's; nothing was removed.")
         _remove_flat(checkpoints / name, _CHECKPOINT)
+
+    def remove_output(self, name: str) -> None:
+        """See :class:`Artifacts`."""
+        _output_name(name)
+        made = self._root / OUTPUTS
+        if made.is_symlink():
+            raise StorageError(f"{made} is a link, perhaps to another run's; nothing was removed.")
+        _remove_tree(made / name)
 
     def remove_model(self, model_id: str) -> None:
         """See :class:`Artifacts`."""
@@ -350,6 +405,15 @@ class RemoteArtifacts:
         persistently(lambda: self._repository.delete_artifacts(folder))
         if self.entries(folder):
             raise StorageError(f"The artifact store did not remove all of {folder}; is deleting permitted there?")
+
+    def remove_output(self, name: str) -> None:
+        """See :class:`Artifacts`; every step is looked at, as for a checkpoint."""
+        folder = f"{OUTPUTS}/{_output_name(name)}"
+        for path in (f"{folder}/{OUTPUT_RECORD}", folder):
+            persistently(partial(self._repository.delete_artifacts, path))
+            left = {entry.name for entry in self.entries(folder)}
+            if OUTPUT_RECORD in left or (left and path == folder):
+                raise StorageError(f"The artifact store did not remove all of {path}; is deleting permitted there?")
 
     def remove_model(self, model_id: str) -> None:
         """See :class:`Artifacts`."""

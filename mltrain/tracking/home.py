@@ -19,7 +19,20 @@ def home_of(server: Server, run_id: str) -> Path:
     Raises:
         StorageError: it cannot be made.
     """
-    home = _base(server) / run_id
+    return _made(server, run_id)
+
+
+def outputs_home(server: Server) -> Path:
+    """Return the folder on this host that holds copies of what stages of pipelines handed on, by their digests.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    return _made(server, "outputs")
+
+
+def _made(server: Server, name: str) -> Path:
+    home = _base(server) / name
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -63,6 +63,10 @@ _STATUS_WORDS: Mapping[str, str] = {"FINISHED": "finished", "FAILED": "failed", 
 LOG_FILE = "log.csv"
 CURVES_FILE = "learning_curves.png"
 PROJECT_TAG = "mltrain.project"
+PIPELINE_TAG = "mltrain.pipeline"
+"""On the run of a pipeline and on those of its stages: the pipeline's name."""
+STAGE_TAG = "mltrain.stage"
+"""On the run of a stage: the stage's name."""
 PIN_TAG = "mltrain.pin."
 
 
@@ -538,14 +542,18 @@ def _experiment_id(server: Server, name: str | None) -> str:
     return str(server.call(server.client.create_experiment, name))
 
 
-def _own_tags(project: str) -> dict[str, str]:
+def user() -> str:
+    """Return who trains here, as runs are marked; the host's name where the user has none."""
     import getpass
 
     try:
-        user = getpass.getuser()
+        return getpass.getuser()
     except (OSError, KeyError):
-        user = socket.gethostname()
-    return {"mlflow.user": user, "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
+        return socket.gethostname()
+
+
+def _own_tags(project: str) -> dict[str, str]:
+    return {"mlflow.user": user(), "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
 
 
 def _image_names(artifacts: Artifacts) -> set[tuple[str, int]]:

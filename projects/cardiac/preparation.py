@@ -91,7 +91,9 @@ def prepare(config: Config, to: Path) -> dict[str, float]:
         "infarcted": sum(infarcted.values()),
         "late_enhancement": late,
     }
-    made_from = {name: getattr(config, name) for name in Config.model_fields if name not in mltrain.Config.model_fields}
+    own = [name for name in Config.model_fields if name not in mltrain.Config.model_fields]
+    # Of a place only the name: where it lay on some machine is no part of what was prepared.
+    made_from = {name: place.name if isinstance(place := getattr(config, name), Path) else place for name in own}
     record = {"format": FORMAT, "cases": sorted(infarcted), "counts": counts, "config": made_from}
     (to / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
     return {name: float(count) for name, count in counts.items()}

@@ -19,6 +19,7 @@ from mltrain.tracking.artifacts import (
     Entry,
     LocalArtifacts,
     RemoteArtifacts,
+    discard_cached,
     discard_sent,
     discard_staged,
     discard_temporary,
@@ -59,7 +60,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def file_in(folder: Path, name: str = "a.json", content: bytes = b"content") -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
     return folder / name
 
@@ -514,3 +515,61 @@ def test_strange_names_of_a_remote_listing_are_left_out(root: Path) -> None:
             return [FileInfo(f"{path}/{name}", False, 1) for name in ("fine", "..", "a\nb", ".hidden", "x%2e")]
 
     assert [entry.name for entry in RemoteArtifacts(Strange(str(root))).entries("folder")] == ["fine"]
+
+
+def test_an_output_is_removed_with_its_folders_and_nothing_beside_it(artifacts: Artifacts, root: Path) -> None:
+    for name in ("a01/parts/deep/file", "a01/output.json", "a02/output.json", "a010/x"):
+        file_in((root / "output" / name).parent, Path(name).name)
+    artifacts.remove_output("a01")
+    artifacts.remove_output("a01")
+    assert sorted(path.name for path in (root / "output").iterdir()) == ["a010", "a02"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a1", "a01/..", "../a01", "/a01", "a01\n", "A01", "a0000001", "output", "*"]
+)
+def test_only_what_is_called_like_an_output_can_be_removed(name: str, artifacts: Artifacts, root: Path) -> None:
+    file_in(root / "output" / "a01", "output.json")
+    before = tree(root)
+    with pytest.raises(StorageError, match="nothing was removed"):
+        artifacts.remove_output(name)
+    assert tree(root) == before
+
+
+def test_links_in_an_output_go_and_what_they_point_at_stays(root: Path, tmp_path: Path) -> None:
+    output = root / "output" / "a01"
+    file_in(output, "output.json")
+    (output / "file").symlink_to(tmp_path / "canary")
+    (output / "folder").symlink_to(tmp_path)
+    LocalArtifacts(root).remove_output("a01")
+    assert not output.exists()
+    assert (tmp_path / "canary").read_text() == "precious"
+
+
+def test_a_link_called_like_an_output_is_not_removed(root: Path, tmp_path: Path) -> None:
+    file_in(tmp_path / "precious", "output.json")
+    (root / "output").mkdir()
+    (root / "output" / "a01").symlink_to(tmp_path / "precious")
+    with pytest.raises(StorageError, match="not a folder"):
+        LocalArtifacts(root).remove_output("a01")
+    assert (tmp_path / "precious" / "output.json").exists()
+
+
+def test_only_a_file_in_a_copy_of_an_output_can_be_discarded(tmp_path: Path) -> None:
+    copy = tmp_path / ("0a" * 32)
+    file_in(copy / "parts", "stray")
+    precious = file_in(tmp_path / "precious", "file")
+    (copy / "link").symlink_to(precious.parent)
+    for folder, file in (
+        (copy, precious),
+        (copy, copy),
+        (copy, copy / ".." / "precious" / "file"),
+        (copy, copy / "link" / "file"),
+        (precious.parent, precious),
+    ):
+        with pytest.raises(StorageError, match="was not removed"):
+            discard_cached(folder, file)
+    discard_cached(copy, copy / "parts" / "stray")
+    discard_cached(copy, copy / "link")
+    assert [path.name for path in copy.rglob("*")] == ["parts"]
+    assert precious.exists()

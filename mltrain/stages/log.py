@@ -1,0 +1,91 @@
+"""The log of a stage: lines in a file that grows while the stage runs, here and among the artifacts of its run."""
+
+import logging
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mltrain.errors import MltrainError
+from mltrain.tracking.run import TrackedRun
+from mltrain.trainer import Trainer
+from mltrain.training import Display, Outcome
+
+LOG_FILE = "stage.log"
+
+
+class LoggedStage:
+    """A display that also writes down what it shows, with warnings and errors; a ``with`` block closes the file.
+
+    The file is ``stage.log`` in the run's folder on this machine, and after every epoch among the artifacts.
+    """
+
+    def __init__(self, stage: str, inner: Display) -> None:
+        self._stage = stage
+        self._inner = inner
+        self._run: TrackedRun | None = None
+        self._handler: logging.Handler | None = None
+        self._file: Path | None = None
+        self._epoch = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._write(f"{type(error).__name__}: {error}")
+        if self._handler is not None:
+            logging.getLogger("mltrain").removeHandler(self._handler)
+            self._handler.close()
+
+    def opened(self, run: TrackedRun, where: str) -> None:
+        """Open the file, and write which attempt of which run this is."""
+        self._run, self._file = run, run.home / LOG_FILE
+        if not self._file.exists():  # it was begun on another machine
+            with suppress(OSError, MltrainError):
+                self._file.write_bytes(bytes(run.artifacts.read(LOG_FILE, 2**26)))
+        self._handler = logging.FileHandler(self._file, encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._handler.setLevel(logging.WARNING)
+        logging.getLogger("mltrain").addHandler(self._handler)
+        self._write(f"stage {self._stage}, run {run.id}, attempt {run.ordinal} on {run.attempt.host}")
+        self._inner.opened(run, where)
+
+    def began(self, trainer: Trainer, origin: str) -> None:
+        """Write where training begins."""
+        self._epoch = trainer.progress.epoch
+        self._write(f"training from {origin}: {self._epoch} of {trainer.config.epochs} epochs are done")
+        self._inner.began(trainer, origin)
+
+    def stepped(self, trainer: Trainer) -> None:
+        """At the end of an epoch, write its row."""
+        if trainer.progress.epoch != self._epoch and trainer.history.rows:
+            self._epoch = trainer.progress.epoch
+            row = trainer.history.rows[-1]
+            figures = " ".join(f"{name}={value:.5g}" for name, value in row.items() if "/" in name)
+            self._write(f"epoch {self._epoch} of {trainer.config.epochs} {figures}")
+            self._send()
+        self._inner.stepped(trainer)
+
+    def waiting(self, what: str) -> None:
+        """Write what is waited for."""
+        self._write(what)
+        self._send()
+        self._inner.waiting(what)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Write how it ended."""
+        self._write(f"ended: {outcome.why}")
+        self._inner.ended(outcome)
+
+    def _write(self, line: str) -> None:
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
+
+    def _send(self) -> None:
+        if self._run is not None and self._file is not None:
+            self._run.log_file(self._file)

@@ -1,0 +1,34 @@
+"""The cardiac system as a pipeline: preparation, motion, registration, infarct. Not for clinical use.
+
+>>> mltrain pipeline cardiac --preset quick --mode resume
+"""
+
+import mltrain
+from projects.cardiac import infarct, motion, preparation, registration
+from projects.cardiac.settings import CONFIG_FILE
+
+# The last weights are handed on, not the best: nothing is chosen by the held-out patients.
+PIPELINE = mltrain.Pipeline(
+    "cardiac",
+    [
+        mltrain.Stage("preparation", preparation.Config, make=preparation.prepare),
+        mltrain.Stage(
+            "motion", motion.Config, build=motion.build, needs={"prepared": "preparation"}, hands_on="latest"
+        ),
+        mltrain.Stage(
+            "registration",
+            registration.Config,
+            build=registration.build,
+            needs={"prepared": "preparation"},
+            hands_on="latest",
+        ),
+        mltrain.Stage(
+            "infarct",
+            infarct.Config,
+            build=infarct.build,
+            needs={"prepared": "preparation", "motion_weights": "motion", "registration_weights": "registration"},
+            hands_on="latest",
+        ),
+    ],
+    config_file=CONFIG_FILE,
+)

@@ -1,0 +1,142 @@
+"""``mltrain pipeline`` on the command line: what is refused and how, what is asked on a terminal."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Workplace
+from tests.pipelines import TinyPipeline
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(session_workplace: Workplace) -> TinyPipeline:
+    """A pipeline whose first two stages are done; its tests change nothing."""
+    tiny = TinyPipeline(Workplace(session_workplace.folder.parent / "command", session_workplace.server))
+    assert tiny("--mode", "resume", "epochs=1", "second.signal_at=3").code == 75
+    return tiny
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Say what to do: --mode resume"),
+        (["--mode", "everything"], "--mode everything: scratch, resume, skip was expected"),
+        (["--from", "frist"], "no stage 'frist'. Did you mean 'first'?"),
+        (["--stage", "none_such"], "no stage 'none_such'"),
+        (["--stage", "first", "--from", "first"], "give one of the two"),
+        (["--mode", "scratch", "--from", "first"], "Give one of the two"),
+        (["--mode", "skip", "--use", "first"], "STAGE=RUN_ID was expected"),
+        (["--mode", "skip", "--use", "frist=x"], "Did you mean 'first'?"),
+        (["--mode", "skip", "--use", "first=x"], "'x' is not the id of a run"),
+        (["--stage", "first", "--use", f"first={'0' * 32}"], "given by --use at once"),
+        (["--mode", "skip", "first.lrr=1"], "Unknown key 'first.lrr'. Did you mean"),
+        (["--mode", "skip", "first.lr=fast"], "number"),
+        (["--mode", "skip", "numbers=elsewhere"], "--use numbers=RUN_ID"),
+        (["--mode", "skip", "--preset", "quik"], "There is no preset 'quik'"),
+        (["--mode", "skip", "--run", "0" * 32], "not found"),
+        (["--mode", "skip", "--json", "--from", "first"], "Add --yes"),
+        (["--follow", "third"], "no stage 'third'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_and_starts_nothing(words: list[str], said: str, trained: TinyPipeline) -> None:
+    before = trained.runs()
+    done = trained(*words)
+    assert done.code == 2, done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert trained.runs() == before
+
+
+def test_a_pipeline_is_named_or_found_by_its_run(trained: TinyPipeline) -> None:
+    nameless = trained.workplace.mltrain("pipeline", "--status")
+    assert nameless.code == 2
+    assert "Which pipeline? Name it" in nameless.err
+    (parent,) = trained.parents()
+    found = trained.workplace.mltrain("pipeline", "--run", parent, "--status", "--json")
+    assert found.json["run_id"] == parent
+    unknown = trained.workplace.mltrain("pipeline", "none_such", "--status")
+    assert unknown.code == 2
+    assert "There is no pipeline 'none_such'" in unknown.err
+    project = trained.workplace.mltrain("pipeline", "tiny.py", "--status")
+    assert "has no PIPELINE" in project.err
+    training = trained.workplace.mltrain("train", "tiny.py", "epochs=1")
+    assert (
+        "is not the run of a pipeline"
+        in trained.workplace.mltrain("pipeline", "--run", training.run_id, "--status").err
+    )
+
+
+def test_the_status_is_a_table_for_people_and_json_for_programs(trained: TinyPipeline) -> None:
+    shown = trained("--status").out
+    assert re.search(r"first +done +1/1 +val/loss 0\.\d+ +[0-9a-f]{32} +skip", shown)
+    assert re.search(r"second +stopped +0/1 .*resume +stopped at epoch 0 of 1", shown)
+    assert "Log of first: " in shown
+    rows = trained.status()
+    assert [row["state"] for row in rows.values()] == ["done", "done", "stopped"]
+    assert Path(rows["first"]["log"]).is_file()
+
+
+def test_a_status_before_anything_was_run_says_so(trained: TinyPipeline) -> None:
+    done = trained("--status", "experiment=another")
+    assert done.code == 0, done.err
+    assert "you have no run of it" in done.out
+    assert done.out.count("missing") == 3
+
+
+def test_a_stage_that_makes_files_is_no_project_of_its_own(trained: TinyPipeline) -> None:
+    done = trained.workplace.mltrain("train", "tiny_pipeline.py:numbers")
+    assert done.code == 2
+    assert "mltrain pipeline tiny_pipeline.py --stage numbers" in done.err
+
+
+def terminal(tiny: TinyPipeline, answers: list[tuple[str, str]], *words: str) -> tuple[int, str]:
+    """Run on a terminal; type each answer when its question has come."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mltrain", "pipeline", "tiny_pipeline.py", *words],
+        cwd=tiny.workplace.folder,
+        env={**tiny.workplace.environment, "PYTHONPATH": str(CHECKOUT), "TERM": "dumb"},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    said, asked, deadline = "", list(answers), time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if select.select([master], [], [], 0.2)[0]:
+            try:
+                said += os.read(master, 65536).decode()
+            except OSError:  # how Linux says that the other side is gone
+                break
+        if asked and asked[0][0] in said:
+            os.write(master, f"{asked.pop(0)[1]}\n".encode())
+    os.close(master)
+    return process.wait(10), said
+
+
+def test_on_a_terminal_the_status_is_shown_and_a_menu_asks(workplace: Workplace) -> None:
+    tiny = TinyPipeline(workplace)
+    assert tiny("--mode", "resume", "epochs=1").code == 0
+    before = tiny.runs()
+    code, said = terminal(tiny, [("Choice", "q")])
+    assert code == 0, said
+    assert "Stages (3)" in said
+    assert "Nothing was done." in said
+    code, said = terminal(tiny, [("Choice", "s"), ("Clear these?", "n")])
+    assert code == 0, said
+    assert said.count("would clear") == 3
+    assert tiny.runs() == before
+    code, said = terminal(tiny, [("Choice", "o"), ("Stage", "second"), ("Clear these?", "y")])
+    assert code == 0, said
+    assert "second: run (asked for)" in said
+    assert len(tiny.runs().keys() - before.keys()) == 1
