@@ -73,7 +73,7 @@ class ForkServer:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)  # a machine may be busy
         self._listener.join(10)
         assert self._process.stdout is not None
         self._process.stdout.close()

@@ -16,6 +16,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -240,17 +241,22 @@ class LocalArtifacts:
 
     def entries(self, folder: str = "") -> list[Entry]:
         """See :class:`Artifacts`."""
-        place = self._root / validated(folder) if folder else self._root
+        place, found = self._root / validated(folder) if folder else self._root, []
         try:
-            found = [(entry, entry.stat(follow_symlinks=False)) for entry in os.scandir(place)]
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if _COMPONENT.fullmatch(entry.name):
+                        # One that vanishes meanwhile, such as a pruned checkpoint, must not hide the others.
+                        with suppress(FileNotFoundError):
+                            found.append((entry.name, entry.stat(follow_symlinks=False)))
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise StorageError(f"The artifacts in {place} cannot be listed: {error.strerror}.") from error
         return [
-            Entry(entry.name, stat.S_ISDIR(info.st_mode), None if stat.S_ISDIR(info.st_mode) else info.st_size)
-            for entry, info in found
-            if (stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode)) and _COMPONENT.fullmatch(entry.name)
+            Entry(name, stat.S_ISDIR(info.st_mode), None if stat.S_ISDIR(info.st_mode) else info.st_size)
+            for name, info in found
+            if stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode)
         ]
 
     def upload(self, file: Path, folder: str = "") -> None:

@@ -45,7 +45,7 @@ def checkpoints_of(workplace: Workplace, run_id: str) -> Path:
 
 @dataclass
 class Look:
-    """What an observer saw: the newest epoch before it looked, what was valid at one of two looks, the newest after."""
+    """What an observer saw: the newest at its first look, what was valid at one of two, the newest listed afterwards."""
 
     before: int
     valid: set[int]
@@ -74,9 +74,11 @@ class Observer:
     def _poll(self) -> None:
         artifacts = open_artifacts(MlflowClient(self.uri).get_run(self.run_id).info.artifact_uri, self.uri)
         while not self._ended.is_set():
-            first, second = self._valid(artifacts), self._valid(artifacts)
+            # What is away by now went because of a commit no newer than the newest in this list: a step is an epoch here.
+            listed = max((name.step for name in CheckpointStore(self.run_id, artifacts).names()), default=0)
             if self.looks:
-                self.looks[-1].after = max(second, default=0)
+                self.looks[-1].after = listed
+            first, second = self._valid(artifacts), self._valid(artifacts)
             self.looks.append(Look(max(first, default=0), first | second))
             self._ended.wait(0.02)
 
@@ -128,7 +130,7 @@ def test_an_observer_never_sees_fewer_than_promised_and_at_the_end_exactly_those
     at = [set[int]()] + [promised(history[:epoch], policy) for epoch in range(1, epochs + 1)]
     removals = 0
     for look in observer.looks[:-1]:
-        due = set.intersection(*at[look.before : max(look.before, look.after) + 1])
+        due = set.intersection(*at[look.before : look.after + 1])
         assert due <= look.valid, f"epochs {sorted(due - look.valid)} were away between {look.before} and {look.after}"
         removals += look.after > look.before
     assert observer.troubles == []

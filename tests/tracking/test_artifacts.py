@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import string
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,33 @@ def test_links_are_neither_listed_nor_followed(root: Path, tmp_path: Path) -> No
     assert [entry.name for entry in local.entries("checkpoints")] == [NAME]
     with pytest.raises(OSError, match="link"):
         local.read("link", 100)
+
+
+def test_what_vanishes_while_it_is_listed_does_not_hide_the_rest(tmp_path: Path) -> None:
+    names = {f"step-{step:09d}-a01" for step in range(100)}
+    for name in names:
+        (tmp_path / "artifacts" / "checkpoints" / name).mkdir(parents=True)
+    stop, removed = threading.Event(), 0
+
+    def prune() -> None:
+        nonlocal removed
+        while not stop.is_set():
+            for number in range(50):
+                place = tmp_path / "artifacts" / "checkpoints" / f"step-{number:09d}-a02"
+                place.mkdir()
+                place.rmdir()
+                removed += 1
+
+    thread, listings = threading.Thread(target=prune), 0
+    thread.start()
+    try:
+        while removed < 500 or listings < 100:
+            found = {entry.name for entry in LocalArtifacts(tmp_path / "artifacts").entries("checkpoints")}
+            assert names - found == set()
+            listings += 1
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_an_upload_onto_a_link_does_not_write_through_it(root: Path, tmp_path: Path) -> None:
