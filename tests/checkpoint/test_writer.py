@@ -1,9 +1,11 @@
 """The background writer: the training waits for a copy into memory and a busy local disk, and for nothing else."""
 
+import copy
 import errno
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from torch import nn
 
 from mltrain.checkpoint.codec import encode
 from mltrain.checkpoint.manifest import Manifest
@@ -371,3 +374,46 @@ def test_over_its_budget_staging_loses_what_the_policy_values_least(
     assert manager.wait(60), "what was dropped is not waited for"
     assert steps(CheckpointStore(RUN_ID, manager.store.artifacts).manifests()) == [1, 3, 6, 7]
     manager.close()
+
+
+def test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net, critic = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)), nn.Linear(2, 1)
+    optimizers = [torch.optim.AdamW(net.parameters(), lr=0.1), torch.optim.Adam(critic.parameters(), lr=0.1)]
+
+    def step() -> None:
+        loss = critic(net(torch.randn(16, 6))).square().mean()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def state() -> dict[str, Any]:
+        named = {f"optimizer{number}": optimizer.state_dict() for number, optimizer in enumerate(optimizers)}
+        return {"model": net.state_dict(), "critic": critic.state_dict(), **named, "rng": torch.get_rng_state()}
+
+    blocked, write = threading.Event(), os.write
+
+    def waits(descriptor: int, content: bytes) -> int:
+        assert blocked.wait(60)
+        return write(descriptor, content)
+
+    monkeypatch.setattr(os, "write", waits)
+    bench = Bench(store_in(tmp_path))
+    step()
+    expected = copy.deepcopy(state())
+    bench.writer.submit(state(), manifest_of(1), {})
+    for _ in range(3):
+        step()  # forward changes batch norm and the generator; backward and the optimizers all else, while nothing is written
+    assert bench.store.manifests() == []
+    blocked.set()
+    assert bench.settled()
+    (manifest,) = bench.store.manifests()
+    loaded = bench.store.load(manifest)
+    assert not identical(state()["model"], expected["model"])
+    assert identical(
+        loaded, {**expected, "model": OrderedDict(expected["model"]), "critic": OrderedDict(expected["critic"])}
+    )
+    bench.writer.close()

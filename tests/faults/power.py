@@ -50,8 +50,7 @@ def cut(place: Path, image: Path, chance: random.Random, attempt: int, first: in
     child = os.fork()
     if child == 0:
         os.close(listening)
-        with open(os.devnull, "w") as quiet:
-            os.dup2(quiet.fileno(), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         saving(place / "run", attempt, first, said)
     os.close(said)
     head = os.read(listening, 8)  # the cut comes after at least one commit

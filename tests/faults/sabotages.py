@@ -1,0 +1,197 @@
+"""Mistakes that would lose a checkpoint, each with the test that has to notice it, and a program that makes them.
+
+python tests/faults/sabotages.py FOLDER
+
+A mistake is a change of the text of one module, made in a copy of the package. The program loads the heavy libraries once and
+forks for each mistake; it prints a line of JSON for each: its name, whether all tests pass on an untouched
+copy, and whether its own passes on the changed one.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """A mistake: in ``file`` stands ``new`` in place of ``old``; ``test`` has to fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+SPOOL, STORE, WRITER = (f"mltrain/checkpoint/{name}.py" for name in ("spool", "store", "writer"))
+
+SABOTAGES = (
+    Sabotage(
+        "files are not flushed",
+        SPOOL,
+        "                    size += _write_all(file.fileno(), piece)\n                os.fsync(file.fileno())\n",
+        "                    size += _write_all(file.fileno(), piece)\n",
+        "test_spool.py::test_everything_is_flushed_before_the_name_is_given",
+    ),
+    Sabotage(
+        "the folder of the checkpoints is not flushed",
+        SPOOL,
+        "        try:\n            _fsync_folder(target.parent)\n",
+        "        try:\n            pass\n",
+        "test_spool.py::test_everything_is_flushed_before_the_name_is_given",
+    ),
+    Sabotage(
+        "written in place, without a rename",
+        SPOOL,
+        'Staging(self.root / f"{identity.name}.{secrets.token_hex(4)}.tmp")',
+        "Staging(self.root / identity.name)",
+        "test_spool.py::test_while_it_is_being_written_it_does_not_look_like_a_checkpoint",
+    ),
+    Sabotage(
+        "an older checkpoint of the same name is overwritten",
+        SPOOL,
+        '        raise FileExistsError(errno.EEXIST, "a checkpoint of this attempt and step exists already", str(target))\n',
+        "        discard_staged(target)\n",
+        "test_spool.py::test_a_checkpoint_is_never_overwritten",
+    ),
+    Sabotage(
+        "the manifest is uploaded first",
+        STORE,
+        "        _side_by_side(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files))\n",
+        "        self.artifacts.upload(staged / FILE_NAME, folder)\n"
+        "        _side_by_side(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files))\n"
+        "        return\n",
+        "test_store.py::test_an_upload_ends_with_the_manifest",
+    ),
+    Sabotage(
+        "the folder is uploaded in one call",
+        STORE,
+        "        _side_by_side(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files))\n",
+        "        self.artifacts._repository.log_artifacts(str(staged), folder)\n        return\n",
+        "test_store.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
+    ),
+    Sabotage(
+        "digests are not compared",
+        STORE,
+        "        if hashlib.sha256(content).hexdigest() != entry.sha256:\n",
+        "        if False:\n",
+        "test_store.py::test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised",
+    ),
+    Sabotage(
+        "a memory of manifests is believed",
+        STORE,
+        "        try:\n            if known is not None and self.artifacts.local_root is None:\n",
+        "        if known is not None:\n            self._known[identity] = known\n            return known.manifest\n"
+        "        try:\n            if known is not None and self.artifacts.local_root is None:\n",
+        "test_store.py::test_a_checkpoint_that_somebody_else_removed_is_not_remembered",
+    ),
+    Sabotage(
+        "the staged copy goes with the upload",
+        STORE,
+        "            if earlier.id.order < manifest.id.order:\n",
+        "            if earlier.id.order <= manifest.id.order:\n",
+        "test_store.py::test_the_staged_copy_stays_until_a_later_one_is_committed",
+    ),
+    Sabotage(
+        "data are removed before the manifest",
+        "mltrain/tracking/artifacts.py",
+        "        (folder / MANIFEST).unlink(missing_ok=True)\n        with os.scandir(folder) as entries:\n"
+        "            for entry in entries:\n                if not entry.is_dir(follow_symlinks=False):\n",
+        "        with os.scandir(folder) as entries:\n"
+        "            for entry in sorted(entries, key=lambda entry: entry.name == MANIFEST):\n"
+        "                if not entry.is_dir(follow_symlinks=False):\n",
+        "test_store.py::test_a_removal_that_was_cut_short_leaves_no_checkpoint",
+    ),
+    Sabotage(
+        "pruned and announced before the commit",
+        WRITER,
+        "        try:\n            self._store.publish(manifest)\n",
+        "        self._committed(manifest)\n        try:\n            self._store.publish(manifest)\n",
+        "test_writer.py::test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed",
+    ),
+    Sabotage(
+        "a failing disk is not told to anybody",
+        WRITER,
+        "                self.failure = error  # what was half written is gone\n",
+        "                pass\n",
+        "test_writer.py::test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason",
+    ),
+    Sabotage(
+        "the buffers of batch norm are copied later",
+        "mltrain/state.py",
+        "            copies[name] = buffer.copy_(tensor, non_blocking=self._pinned)\n",
+        '            copies[name] = tensor if "running_" in name else buffer.copy_(tensor, non_blocking=self._pinned)\n',
+        "test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
+    ),
+    Sabotage(
+        "the state of the optimizers is copied later",
+        "mltrain/state.py",
+        "            copies[name] = buffer.copy_(tensor, non_blocking=self._pinned)\n",
+        '            copies[name] = tensor if "exp_avg" in name else buffer.copy_(tensor, non_blocking=self._pinned)\n',
+        "test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
+    ),
+)
+
+
+def passed(copy: Path, tests: Iterable[str]) -> bool:
+    """Run tests in a copy of the repository, in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.chdir(copy)
+            sys.path.insert(0, str(copy))
+            output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            places = [f"tests/checkpoint/{test}" for test in tests]
+            code = int(pytest.main(["-q", "-x", "-c", os.devnull, "--rootdir", str(copy), *places]))
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent has to read of it
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, 1):  # neither passed nor failed
+        raise RuntimeError(f"{tests}: {code}: {(copy / 'output').read_text()[-2000:]}")
+    return code == 0
+
+
+def copied(folder: Path) -> Path:
+    """Copy what the tests need."""
+    ignored = shutil.ignore_patterns("__pycache__", "faults", "projects", "golden")
+    for name in ("mltrain", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    return folder
+
+
+def main(folder: Path) -> None:
+    """Make every mistake in a copy of its own below ``folder``."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for module in ("mlflow.store.artifact.local_artifact_repo", "numpy", "pandas", "psutil", "pydantic", "torch"):
+        importlib.import_module(module)
+    untouched = passed(copied(folder / "untouched"), sorted({sabotage.test for sabotage in SABOTAGES}))
+    for number, sabotage in enumerate(SABOTAGES):
+        copy = copied(folder / str(number))
+        file = copy / sabotage.file
+        text = file.read_text(encoding="utf-8")
+        if (count := text.count(sabotage.old)) != 1:
+            raise RuntimeError(f"{sabotage.name}: the place in {sabotage.file} is there {count} times; it was changed")
+        file.write_text(text.replace(sabotage.old, sabotage.new), encoding="utf-8")
+        after = passed(copy, [sabotage.test])
+        print(json.dumps({"name": sabotage.name, "before": untouched, "after": after}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
