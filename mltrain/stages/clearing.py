@@ -14,7 +14,8 @@ from mltrain.stages.parent import RETIRED_TAG, children
 from mltrain.tracking.artifacts import OUTPUTS, discard_staged, open_artifacts
 from mltrain.tracking.home import home_of
 from mltrain.tracking.overview import state
-from mltrain.tracking.run import pins_of, registered, user
+from mltrain.tracking.registry import in_use
+from mltrain.tracking.run import pins_of, user
 from mltrain.tracking.server import Server, tags_of
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def _planned(server: Server, stage: str, run: Any) -> Clearing:
     run_id = run.info.run_id
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     store = CheckpointStore(run_id, artifacts)
-    reasons = dict.fromkeys(registered(server, run_id), "registered") | {
+    reasons = dict.fromkeys(in_use(server, run_id, run.info.experiment_id), "registered") | {
         name: f"pinned: {why}" for name, why in pins_of(run).items()
     }
     names = store.names()
