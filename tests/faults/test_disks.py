@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.checkpoint.runs import FolderRun, remote, state_at
+from tests import places
+from tests.checkpoint.runs import FolderRun, state_at
 from tests.conftest import Started, Workplace, same
 
 pytestmark = pytest.mark.faults
@@ -205,7 +206,7 @@ def test_what_is_read_only_from_the_start_ends_before_the_training(
 def test_a_full_staging_disk_leaves_the_store_as_it_was_and_recovers(
     tmp_path: Path, mounted: Callable[..., Disk]
 ) -> None:
-    run = FolderRun(tmp_path, repository=remote(tmp_path))
+    run = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
     disk = mounted(run.staging, "size=256k")
     manager = run.manager(max_to_keep=2)
     for epoch in (1, 2):
