@@ -18,7 +18,7 @@ from mltrain.checkpoint.retention import Best, Latest, Policy, parse
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
-from mltrain.errors import DataError, MltrainError, UsageError
+from mltrain.errors import DataError, MltrainError, RunNotFound, UsageError
 from mltrain.project import Project, find
 from mltrain.signals import StopRequest
 from mltrain.stages import outputs
@@ -217,14 +217,15 @@ class _Session:
         source = self._request.resume_run or self._request.fork_run
         base: Mapping[str, Any] | None = None
         word = self._request.project
+        if isinstance(word, Project) and self._request.config is not None:
+            return word, self._request.config
         if source is not None:
             run = self._server.run(source)
             if PIPELINE_TAG in run.data.tags and STAGE_TAG not in run.data.tags:
                 raise UsageError(
                     f"Run {source} is a pipeline's. Go on with it: mltrain pipeline --run {source} --mode resume"
                 )
-            if self._request.config is None:
-                self._inputs = outputs.fetched_inputs(self._server, run, self._request.overrides)
+            self._inputs = outputs.fetched_inputs(self._server, run, self._request.overrides)
             recorded = recorded_config(open_artifacts(run.info.artifact_uri, self._server.uri))
             base, recorded_word = recorded["config"], recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")
             project = _found(word) if word else find(recorded_word, recorded=True)
@@ -235,6 +236,16 @@ class _Session:
                 "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"
             )
         return project, self._load(project, base)
+
+    def _unrecorded(self, run: TrackedRun) -> bool:
+        """Whether a run, whose configuration is prescribed, was killed before it had recorded one."""
+        if self._request.config is None:
+            return False
+        try:
+            recorded_config(run.artifacts)
+        except RunNotFound:
+            return True
+        return False
 
     def _load(self, project: Project, base: Mapping[str, Any] | None) -> Config:
         if self._request.config is not None:
@@ -272,7 +283,7 @@ class _Session:
 
     def _trained(self, run: TrackedRun, built: tuple[Task, dict[str, str]] | None) -> Outcome:
         config, resumed = self._config, self._request.resume_run is not None
-        if not resumed:
+        if not resumed or self._unrecorded(run):
             run.record_start(config.resolved(), config.flattened(), self._project.name)
         manager = CheckpointManager(
             run,

@@ -11,10 +11,10 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import RunHeld, UsageError
 from mltrain.pipeline import Pipeline
 from mltrain.stages.parent import RETIRED_TAG, children
+from mltrain.tracking import registry
 from mltrain.tracking.artifacts import OUTPUTS, discard_staged, open_artifacts
 from mltrain.tracking.home import home_of
 from mltrain.tracking.overview import state
-from mltrain.tracking.registry import in_use
 from mltrain.tracking.run import pins_of, user
 from mltrain.tracking.server import Server, tags_of
 
@@ -76,7 +76,7 @@ def _planned(server: Server, stage: str, run: Any) -> Clearing:
     run_id = run.info.run_id
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     store = CheckpointStore(run_id, artifacts)
-    reasons = dict.fromkeys(in_use(server, run_id, run.info.experiment_id), "registered") | {
+    reasons = dict.fromkeys(registry.in_use(server, run_id, run.info.experiment_id), "registered") | {
         name: f"pinned: {why}" for name, why in pins_of(run).items()
     }
     names = store.names()
@@ -104,8 +104,10 @@ def clear(server: Server, clearing: Clearing) -> None:
     if state(run) in _LIVE:
         raise RunHeld(f"Run {clearing.run_id} was resumed meanwhile; nothing more was cleared.")
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    models = registry.made_models(server, clearing.run_id, run.info.experiment_id)
     for identity in clearing.checkpoints:
         artifacts.remove_checkpoint(identity.name)
+        registry.remove_models(server, models, identity.name)
     for name in clearing.outputs:
         artifacts.remove_output(name)
     staging = home_of(server, clearing.run_id) / "staging"

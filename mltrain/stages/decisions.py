@@ -82,7 +82,7 @@ class Found:
     Attributes:
         run_id: of the run.
         state: ``finished``, ``stopped``, ``failed``, ``dead``, ``running`` or ``running elsewhere``.
-        changes: what differs from what is wanted; none: it was killed before it had recorded anything.
+        changes: what differs from what is wanted.
         where: how far it came, in words.
         damage: of a finished one, what is wrong with its output; none: it is intact.
         recoverable: whether its output can be made again in the same run, from an earlier checkpoint.
@@ -90,7 +90,7 @@ class Found:
 
     run_id: str
     state: str
-    changes: Changes | None
+    changes: Changes
     where: str = ""
     damage: str | None = None
     recoverable: bool = False
@@ -131,8 +131,6 @@ def decide(stage: Stage, found: Found | None, mode: Mode) -> Decision:
     if found is None:
         return say("run", "there is no run of it")
     changed = found.changes
-    if changed is None:
-        return say("run", "its run was killed before it had recorded anything")
     finished = found.state == "finished"
     if changed.inputs or (mode == "skip" and changed) or (finished and changed.data):
         return say("run", f"changed: {changed}")

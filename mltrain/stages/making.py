@@ -56,9 +56,8 @@ def make(making: Making, server: Server, display: Display, stop: StopRequest) ->
         run = runs.create(server, config.experiment, config.run_name, making.word, making.tags)
     display.opened(run, places(server, run.experiment_id, run.id))
     try:
-        if making.resume_run is None:
-            run.record_start(config.resolved(), config.flattened(), making.word)
-        else:
+        run.record_start(config.resolved(), config.flattened(), making.word)
+        if making.resume_run is not None:
             run.continue_exactly_after(-1)
             _discard_unfinished(server, run)
         return _made(making, run, display, stop)

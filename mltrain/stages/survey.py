@@ -85,8 +85,8 @@ def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: Mode
 def _surveyed(server: Server, run: Any, stage: Stage, recipe: Recipe, mode: Mode) -> Survey:
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     checkpoints = reader(run.info.run_id, server)
-    record = _record(run, artifacts, checkpoints)
-    changed = changes(record, recipe) if record is not None else None
+    record = _record(run, artifacts, checkpoints, recipe)
+    changed = changes(record, recipe)
     epoch = int(run.data.metrics["epoch"]) if "epoch" in run.data.metrics else None
     found = Found(run.info.run_id, state(run), changed, _where(stage, epoch, record))
     output = None
@@ -138,8 +138,12 @@ def handed_on(server: Server, stage: Stage, run_id: str) -> Output:
     return output
 
 
-def _record(run: Any, artifacts: Artifacts, checkpoints: CheckpointReader) -> Record | None:
-    """Return what a run was made from: as its newest checkpoint says, which a resume may have changed, else as it began."""
+def _record(run: Any, artifacts: Artifacts, checkpoints: CheckpointReader, recipe: Recipe) -> Record:
+    """Return what a run was made from: as its newest checkpoint says, which a resume may have changed, else as it began.
+
+    Inputs, data and code it says from its first moment. Where it was killed before it had recorded a configuration, it can
+    begin with any.
+    """
     config: Mapping[str, Any] | None = None
     for manifest in checkpoints.matching("latest"):
         try:
@@ -149,17 +153,20 @@ def _record(run: Any, artifacts: Artifacts, checkpoints: CheckpointReader) -> Re
             continue
     try:
         config = config or recorded_config(artifacts)["config"]
-        said = json.loads(tags_of(run).get(RECIPE_TAG, "{}"))
-        digests = {key: one["digest"] for key, one in outputs.inputs_of(run).items()}
-        return Record(config, digests, dict(said.get("data", {})), str(said.get("code", "")))
-    except (RunNotFound, ValueError, AttributeError, TypeError):
-        return None
+    except RunNotFound:
+        config = recipe.config.resolved()
+    digests = {key: one["digest"] for key, one in outputs.inputs_of(run).items()}
+    try:
+        said = json.loads(tags_of(run)[RECIPE_TAG])
+        return Record(config, digests, dict(said["data"]), str(said["code"]))
+    except (KeyError, ValueError, TypeError):
+        return Record(config, digests, {}, "")
 
 
-def _where(stage: Stage, epoch: int | None, record: Record | None) -> str:
+def _where(stage: Stage, epoch: int | None, record: Record) -> str:
     if stage.make is not None:
         return ""
-    total = record.config.get("epochs") if record is not None else None
+    total = record.config.get("epochs")
     return f"epoch {epoch or 0}" + (f" of {total}" if total is not None else "")
 
 

@@ -93,7 +93,6 @@ CODE, INPUT, DATA = Changes(code=True), Changes(inputs=["before"]), Changes(data
         ("resume", replace(DONE, state="dead", changes=LR), "resume", "changed since: lr 1 → 2"),
         ("resume", replace(DONE, state="failed", changes=CODE), "resume", "other code"),
         ("resume", replace(DONE, state="failed", changes=INPUT), "run", "another input"),
-        ("resume", Found("r", "dead", None), "run", "before it had recorded anything"),
     ],
 )
 def test_the_table_of_decisions(mode: Mode, found: Found | None, action: str, why: str) -> None:

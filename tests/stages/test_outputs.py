@@ -13,7 +13,7 @@ from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError
 from mltrain.stages import outputs
 from mltrain.tracking.artifacts import Artifacts, LocalArtifacts, RemoteArtifacts
 from mltrain.tracking.server import Server
-from tests.conftest import fresh_database
+from tests.database import fresh_database
 
 RUN = "0" * 32
 

@@ -149,6 +149,21 @@ def test_a_damaged_record_of_what_was_asked_for_is_rebuilt_from_the_stages(tiny:
     assert recorded["config"]["stages"]["first"]["lr"] == 0.02
 
 
+def test_a_run_killed_before_it_had_recorded_anything_is_begun_again_and_not_left_behind(tiny: TinyPipeline) -> None:
+    assert tiny("--mode", "resume", "numbers.kill=before").code == -9
+    assert tiny("--mode", "resume", "numbers.kill=never", "first.kill_at=1").code == -9
+    for stage in STAGES[:2]:
+        run = tiny.run_of(stage)
+        (tiny.artifacts(run) / "config.json").unlink()
+        for name in ("output", "checkpoints"):
+            if stage == "numbers" and (tiny.artifacts(run) / name).exists():
+                (tiny.artifacts(run) / name / "a02" / "output.json").unlink()
+    assert tiny.actions("--mode", "resume", "first.kill_at=0") == {**dict.fromkeys(STAGES, "resume"), "second": "run"}
+    assert len(tiny.runs()) == 4
+    assert set(tiny.runs().values()) == {"FINISHED"}
+    assert json.loads((tiny.artifacts(tiny.run_of("first")) / "config.json").read_text())["config"]["lr"] == 0.01
+
+
 def test_a_failure_closes_both_runs_as_failed_and_what_is_done_stays(tiny: TinyPipeline) -> None:
     failed = tiny("--mode", "resume", "first.raise_at=8")
     assert failed.code == 1
