@@ -45,6 +45,21 @@ def durable(path: Path) -> None:
     os.close(descriptor)
 
 
+def peak(call: Callable[[], Any]) -> int:
+    """Return by how many bytes the resident memory rises at most while a call runs, its result included (Linux)."""
+
+    def kilobytes(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    before = kilobytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    result = call()
+    rise = kilobytes("VmHWM") - before
+    del result
+    return 1024 * rise
+
+
 def main(megabytes: int) -> None:
     torch.set_num_threads(1)
     parts, buffers = state(megabytes), HostBuffers()
@@ -83,8 +98,15 @@ def main(megabytes: int) -> None:
             for name, value in figures.items():
                 if round_:
                     rows.setdefault(name, []).append(value)
+            if round_ == ROUNDS:
+                memory = {
+                    "mltrain": peak(lambda: decode(store.fetch(written[-1]))),
+                    "torch.load": peak(lambda: torch.load(root / "theirs.pt", weights_only=True)),
+                }
             store.remove(written[-1].id)
         size = written[-1].size / 1e6
+        for name, rise in memory.items():
+            print(f"memory while reading, {name}: {rise / written[-1].size:.2f} states")
         print(f"{size:.0f} MB, {ROUNDS} rounds; ratio to torch in the same round: median (least … most)")
         for name, values in rows.items():
             peer = rows["write: torch.save + fsync" if name.startswith("write") else "read: torch.load"]

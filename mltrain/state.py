@@ -132,8 +132,9 @@ class HostBuffers:
         """Copy tensors of any device into the buffers and return these, each as dense as its original."""
         copies = {}
         for name, tensor in tensors.items():
-            buffer = self._kept.get(name)
+            buffer = self._kept.pop(name, None)
             if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
+                buffer = None  # before another one is taken: never both at once
                 buffer = torch.empty_like(tensor, device="cpu", pin_memory=self._pinned)
             copies[name] = buffer.copy_(tensor, non_blocking=self._pinned)
         if self._pinned:

@@ -5,7 +5,8 @@ python -m tests.faults.power [cuts] [seed]
 An image is mounted through a loop device; a process saves checkpoints there and says so of each; at a random moment the
 filesystem is shut down without writing its journal (``EXT4_IOC_SHUTDOWN``): from that instant nothing reaches the disk any
 more, as when the power fails. Then it is mounted anew and read. Needs root and a loop device. It is a program and not a test,
-because few machines that run tests allow it; ``test_power.py`` replays power cuts everywhere.
+because few machines that run tests allow it; that everything is flushed before it gets its name is tested everywhere, by
+``tests/checkpoint/test_spool.py``.
 """
 
 import fcntl

@@ -67,16 +67,16 @@ SABOTAGES = (
     Sabotage(
         "the manifest is uploaded first",
         STORE,
-        "        _side_by_side(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files))\n",
+        "        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n",
         "        self.artifacts.upload(staged / FILE_NAME, folder)\n"
-        "        _side_by_side(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files))\n"
+        "        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n"
         "        return\n",
         "test_store.py::test_an_upload_ends_with_the_manifest",
     ),
     Sabotage(
         "the folder is uploaded in one call",
         STORE,
-        "        _side_by_side(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files))\n",
+        "        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n",
         "        self.artifacts._repository.log_artifacts(str(staged), folder)\n        return\n",
         "test_store.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
     ),
