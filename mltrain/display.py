@@ -92,8 +92,14 @@ class Terminal:
             _line(f"Best: {outcome.best.title} ({outcome.best.name}){': ' + shown if shown else ''}")
         if outcome.newest is not None:
             _line(f"Newest checkpoint: {outcome.newest.name} ({outcome.newest.size / 1e6:.1f} MB)")
+        if not outcome.known:
+            _line(
+                "The tracking server never answered: there is no run yet. Create it, and send everything, with: mltrain sync"
+            )
+            _line("Resume, Evaluate and Pull work after that.")
+            return
         if not outcome.delivered:
-            _line("Some records are still on this disk only. Send them with: mltrain sync")
+            _line(f"Some records are still on this disk only{_because(outcome.trouble)}. Send them with: mltrain sync")
         _line(f"Resume:   mltrain train --resume-run {outcome.run_id}")
         if outcome.exit_code == STOPPED_STAGED:
             _line("The newest checkpoint is in local staging only: resume on this machine, or run mltrain sync first.")
@@ -111,6 +117,10 @@ def _epoch_line(trainer: Trainer, seconds: float) -> str:
     rate = f"  lr {row['learning_rate']:.2e}" if "learning_rate" in row else ""
     star = " *" if trainer.best.epoch == trainer.progress.epoch else ""
     return f"epoch {row['epoch']:>4}/{trainer.config.epochs}  {figures}{rate}  {seconds:.1f} s{star}"
+
+
+def _because(trouble: str | None) -> str:
+    return f" ({trouble.rstrip('.')})" if trouble else ""
 
 
 def _line(text: str) -> None:

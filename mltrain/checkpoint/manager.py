@@ -20,7 +20,7 @@ from mltrain.checkpoint.retention import Best, Context, Latest, Mode, Policy
 from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.writer import Writer
-from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError, UsageError
+from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, RunHeld, StorageError, UsageError
 from mltrain.tracking.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,14 @@ class Run(Protocol):
     @property
     def code(self) -> Mapping[str, str]:
         """The fingerprint of the code that runs."""
+        ...
+
+    def holds(self, *, certainly: bool = False) -> bool:
+        """Whether this process still holds the run; ``certainly``: where that cannot be known, it does not."""
+        ...
+
+    def when_known(self, listener: Callable[[], None]) -> None:
+        """Call somebody as soon as the run exists in the tracking store, and has the id that it keeps."""
         ...
 
     def pending(self, step: int) -> Sequence[Point]:
@@ -129,7 +137,7 @@ class CheckpointManager:
         committed: Committed | None = None,
     ) -> None:
         if run is None or isinstance(run, str):
-            from mltrain.tracking.run import open_run
+            from mltrain.tracking.opening import open_run
 
             run = open_run(run)
         self.run: Run = run
@@ -150,6 +158,8 @@ class CheckpointManager:
         self._removal_refused = False
         self._damaged: set[CheckpointId] = set()
         self._closed = False
+        self.store.guard = self._guard
+        run.when_known(self._known)
         run.set_tag("mltrain.best_metric", metric)
         run.set_tag("mltrain.best_mode", mode)
         atexit.register(self._left)
@@ -322,6 +332,10 @@ class CheckpointManager:
         if failure is not None:
             raise failure
 
+    def retry(self) -> None:
+        """Try again, in the background, to upload what could not be uploaded."""
+        self._writer.retry()
+
     def abandon(self) -> None:
         """Stop the background threads without waiting; what is complete in staging stays there."""
         atexit.unregister(self._left)
@@ -356,6 +370,16 @@ class CheckpointManager:
         pins = {identity: why for name, why in self.run.pins().items() if (identity := CheckpointId.parse(name))}
         return replace(self._reader.context, pins=pins)
 
+    def _guard(self) -> None:
+        if not self.run.holds():
+            raise RunHeld("Another process has taken this run over; this one commits nothing more.")
+
+    def _known(self) -> None:
+        """The run exists: what was staged before it did can be uploaded, under its true id."""
+        if self.store.run_id != self.run.id:
+            self.store.formerly, self.store.run_id = self.store.run_id, self.run.id
+            self._writer.retry()
+
     def _parent_step(self) -> int:
         return self.resumed_from.step if self.resumed_from is not None else 0
 
@@ -381,6 +405,8 @@ class CheckpointManager:
 
     def prune(self) -> list[retention.Removal]:
         """Remove what the policy does not keep, and record it. Called after every commit."""
+        if not self.run.holds(certainly=True):
+            return []
         manifests = self.store.manifests()
         context = self.context()
         used = [identity for name in self.run.in_use() if (identity := CheckpointId.parse(name))]

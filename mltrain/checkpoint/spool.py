@@ -109,6 +109,19 @@ class Staging:
         return target
 
 
+def readdressed(folder: Path, run_id: str) -> Manifest:
+    """Write the true id of a run into the manifest of a checkpoint that was staged before the run had one; return it.
+
+    Raises:
+        StorageError: the disk refuses.
+        DamagedCheckpoint: the manifest is not as it was written.
+    """
+    content = (folder / FILE_NAME).read_bytes()
+    manifest = Manifest.from_json(content, name=folder.name).model_copy(update={"run_id": run_id})
+    replace_file(folder / FILE_NAME, manifest.to_json())
+    return manifest
+
+
 def replace_file(target: Path, content: bytes) -> None:
     """Write a small file so that its name always stands for a complete content.
 

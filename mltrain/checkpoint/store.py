@@ -12,7 +12,7 @@ import torch
 
 from mltrain.checkpoint.codec import LARGEST_FILE, EncodedFile, decode, encode
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, FileEntry, Manifest
-from mltrain.checkpoint.spool import Spool
+from mltrain.checkpoint.spool import Spool, readdressed
 from mltrain.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, StorageError
 from mltrain.state import Snapshot
 from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, discard_staged
@@ -42,12 +42,19 @@ class CheckpointStore:
         spool: where checkpoints are staged. Where the artifacts are on this machine, staging is beside them, and a
             commit is one rename; elsewhere the staged copy is uploaded and stays until a later one is committed.
             None: only to be read.
+
+    Attributes:
+        run_id: the run.
+        formerly: what it went by before it was created; staged checkpoints may still name that.
+        guard: called before anything is committed; raises where this process does not hold the run any more.
     """
 
     def __init__(
         self, run_id: str, artifacts: Artifacts, spool: Spool | None = None, *, largest_file: int = LARGEST_FILE
     ) -> None:
         self.run_id = run_id
+        self.formerly: str | None = None
+        self.guard: Callable[[], None] = lambda: None
         self.artifacts = artifacts
         self.spool = spool
         self._largest_file = largest_file
@@ -74,6 +81,7 @@ class CheckpointStore:
                     "aliases": dict(encoded.aliases),
                 }
             )
+            self.guard()
             staging.commit(complete, self._place(manifest.id))
         if self.artifacts.local_root is not None:
             self._known[complete.id] = complete
@@ -87,9 +95,13 @@ class CheckpointStore:
         """
         if self.artifacts.local_root is not None:
             return
+        self.guard()
         staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
+        if manifest.run_id == self.formerly:
+            manifest = readdressed(staged, self.run_id)
         with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-upload") as pool:
             list(pool.map(lambda name: self.artifacts.upload(staged / name, folder), sorted(manifest.files)))
+        self.guard()
         self.artifacts.upload(staged / FILE_NAME, folder)
         self._known[manifest.id] = manifest
         for earlier in self.staged():
@@ -104,7 +116,10 @@ class CheckpointStore:
         for folder in self.spool.complete():
             try:
                 content = (folder / FILE_NAME).read_bytes()
-                found.append(Manifest.from_json(content, run_id=self.run_id, name=folder.name))
+                manifest = Manifest.from_json(content, name=folder.name)
+                if manifest.run_id == self.formerly:
+                    manifest = readdressed(folder, self.run_id)
+                found.append(Manifest.from_json(manifest.to_json(), run_id=self.run_id, name=folder.name))
             except (OSError, DamagedCheckpoint) as error:
                 log.warning("The staged checkpoint %s is not usable: %s", folder.name, error)
         return found

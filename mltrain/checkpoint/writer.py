@@ -14,7 +14,7 @@ from typing import Any
 
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import MltrainError, StorageError
+from mltrain.errors import MltrainError, RunHeld, StorageError
 from mltrain.state import HostBuffers, snapshot
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,13 @@ class Writer:
         """Do something in the background after what has been submitted so far has been staged and published."""
         self._disk.submit(lambda: self._later(job))
 
+    def retry(self) -> None:
+        """Try again, in the background, to upload the newest checkpoint that could not be uploaded."""
+        waiting = list(self._waiting.values())
+        if waiting and self.idle:
+            newest = max(waiting, key=lambda manifest: manifest.id.order)
+            self._later(lambda: self._publish(newest))
+
     def drain(self, seconds: float) -> bool:
         """Wait for everything submitted, for at most so long; return whether it is all committed."""
         deadline = time.monotonic() + seconds
@@ -99,6 +106,9 @@ class Writer:
                 # What was half written is gone; a second try goes under another name.
                 log.error("A checkpoint could not be written (try %d of 2): %s", attempt, error)
                 self.failure = error
+            except RunHeld as error:
+                log.warning("%s", error)
+                return
             except Exception as error:
                 log.exception("A checkpoint could not be written")
                 self.failure = StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}")

@@ -28,6 +28,7 @@ ATTEMPTS_FILE = "attempts.json"
 STATUS_TAG = "mltrain.status"
 HOLDER_TAG = "mltrain.holder"
 HEARTBEAT_TAG = "mltrain.heartbeat"
+CLAIM = "mltrain.attempt."
 _CLAIM = re.compile(r"mltrain\.attempt\.(\d{1,6})", re.ASCII)
 
 

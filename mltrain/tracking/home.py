@@ -1,50 +1,94 @@
 """The folder on this host where a run is staged, journalled and locked."""
 
+import json
 import os
+import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
 import platformdirs
+import psutil
 
+from mltrain import fingerprint
+from mltrain.checkpoint.spool import replace_file
 from mltrain.errors import RunHeld, StorageError
-from mltrain.tracking.server import Server
+from mltrain.tracking.server import RUN_ID, Server
+
+_HOLDER_FILE = "holder.json"
+_RECORD_SECONDS = 2.0
+
+
+def homes(server: Server) -> Path:
+    """Return the folder that holds the homes of all runs of a tracking store on this host."""
+    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
+    return Path(base).expanduser() / uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
 
 
 def home_of(server: Server, run_id: str) -> Path:
     """Return the folder on this host for staging, journal and log of a run.
 
+    A run that began here before it could be created has it under the id that it went by then.
+
     Raises:
         StorageError: it cannot be made.
     """
-    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
-    where = uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
-    home = Path(base).expanduser() / where / run_id
+    root = homes(server)
+    name = run_id
+    with suppress(OSError, ValueError):
+        earlier = (root / f"{run_id}.home").read_text(encoding="ascii")
+        name = earlier if RUN_ID.fullmatch(earlier) else run_id
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"{home} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
+            f"{root / name} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
         ) from error
-    return home
+    return root / name
 
 
-def locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLock:
+def remember_home(server: Server, run_id: str, home: Path) -> None:
+    """Let a run be found in the home that it had before it was created.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    replace_file(homes(server) / f"{run_id}.home", home.name.encode("ascii"))
+
+
+def locked(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock:
     """Take the lock that the one writer of a run has on this host.
 
     Raises:
         RunHeld: another process has it, and it is not to be taken over.
     """
-    lock = filelock.FileLock(home_of(server, run_id) / "lock")
+    lock = filelock.FileLock(home / "lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         if not take_over:
+            holder = _recorded_holder(home)
             raise RunHeld(
-                f"Run {run_id} is being written by another process on this machine. "
+                f"Run {run_id} is being written by {holder} on this machine. "
                 "Stop that one first, or take the run over with --take-over."
             ) from None
+    with suppress(StorageError):
+        replace_file(home / _HOLDER_FILE, json.dumps({"host": fingerprint.host(), "pid": os.getpid()}).encode())
     return lock
+
+
+def _recorded_holder(home: Path) -> str:
+    """Name the holder; where it has taken the lock this instant, the record may still be of the one before it."""
+    deadline = time.monotonic() + _RECORD_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            holder: Any = json.loads((home / _HOLDER_FILE).read_text(encoding="utf-8"))
+            if psutil.pid_exists(int(holder["pid"])):
+                return f"process {int(holder['pid'])}"
+        time.sleep(0.05)
+    return "another process"
 
 
 def grace_seconds() -> float:

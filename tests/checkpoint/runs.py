@@ -1,7 +1,7 @@
 """A run that is a folder: all that a checkpoint manager asks of a run, without a tracking server."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ class FolderRun:
         self.used: list[str] = []
         self.points: list[Point] = []
         self.status: str | None = None
+
+    def holds(self, *, certainly: bool = False) -> bool:
+        return not self.overtaken
+
+    def when_known(self, listener: Callable[[], None]) -> None:
+        listener()
 
     def deliver_pending(self, points: Sequence[Point]) -> None:
         """Nobody is there to deliver them to."""
