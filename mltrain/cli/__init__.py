@@ -28,7 +28,8 @@ def _options(
     level = logging.INFO if verbose or os.environ.get("MLTRAIN_VERBOSE") else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
     logging.getLogger("mltrain").setLevel(level)
-    logging.getLogger("alembic").setLevel(logging.ERROR)  # MLflow's database set-up is nobody's news
+    for name in ("alembic", "urllib3"):  # a database being set up and answers cut short are nobody's news
+        logging.getLogger(name).setLevel(logging.ERROR)
     if version:
         from importlib import metadata
 

@@ -191,18 +191,20 @@ def _is_permanent(error: Any) -> bool:
     return 400 <= status < 500 and status not in (408, 425, 429) and error.error_code != "TEMPORARILY_UNAVAILABLE"
 
 
-def _asked_to_wait(error: BaseException) -> float:
+def _asked_to_wait(error: BaseException | None) -> float:
     """Return the seconds of an answer's Retry-After, within reason.
 
-    MLflow's errors leave the headers out; the answer itself is still there, in the frame that raised.
+    MLflow's errors leave the headers out; the answer itself is still there, in one of the frames that raised.
     """
-    trace = error.__traceback__
-    while trace is not None:
-        headers = getattr(trace.tb_frame.f_locals.get("response"), "headers", None)
-        if isinstance(headers, Mapping) and "Retry-After" in headers:
-            try:
-                return min(LONGEST_WAIT, max(0.0, float(headers["Retry-After"])))
-            except ValueError:
-                return 0.0  # a date: whose clock is right is not known
-        trace = trace.tb_next
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            headers = getattr(trace.tb_frame.f_locals.get("response"), "headers", None)
+            if isinstance(headers, Mapping) and "Retry-After" in headers:
+                try:
+                    return min(LONGEST_WAIT, max(0.0, float(headers["Retry-After"])))
+                except ValueError:
+                    return 0.0  # a date: whose clock is right is not known
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
     return 0.0

@@ -1,78 +1,14 @@
 """A real tracking server with proxied artifacts: another machine, an outage in the middle, what is left behind."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import Workplace, fresh_database, same
-from tests.forkserver import ForkServer
+from tests.conftest import Workplace, same
+from tests.faults.tracking import TrackingServer
 
 pytestmark = pytest.mark.faults
-
-
-class TrackingServer:
-    """An MLflow server that can be killed and started again on the same port."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        fresh_database(folder / "mlflow.db", Path("mlflow-artifacts:"))
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                *(
-                    str(Path(sys.executable).parent / "mlflow"),
-                    "server",
-                    "--host",
-                    "127.0.0.1",
-                    "--port",
-                    str(self.port),
-                ),
-                *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"),
-                *("--artifacts-destination", str(self.folder / "artifacts")),
-            ],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError("the tracking server did not start")
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
-    server = TrackingServer(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def remote(tracking: TrackingServer, tmp_path: Path, fork_server: ForkServer) -> Workplace:
-    return Workplace(tmp_path / "here", fork_server, tracking.uri)
 
 
 def test_a_run_continues_on_a_machine_that_never_saw_it(remote: Workplace, undisturbed: tuple[Workplace, str]) -> None:
