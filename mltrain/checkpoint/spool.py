@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -90,8 +90,13 @@ class Staging:
         self.files[name] = FileEntry(size=size, sha256=digest.hexdigest())
         return self.files[name]
 
-    def commit(self, manifest: Manifest, target: Path) -> Path:
+    def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> Path:
         """Write the manifest, make everything durable, and rename the folder to ``target``.
+
+        Args:
+            manifest: of the checkpoint.
+            target: where it becomes visible.
+            guard: called last before that; what it raises, this raises.
 
         Raises:
             StorageError: the disk is full or fails, or ``target`` exists.
@@ -101,6 +106,7 @@ class Staging:
         try:
             _fsync_folder(self.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
+            guard()
             _rename_folder(self.folder, target)
             _fsync_folder(target.parent)
         except OSError as error:

@@ -81,8 +81,7 @@ class CheckpointStore:
                     "aliases": dict(encoded.aliases),
                 }
             )
-            self.guard()
-            staging.commit(complete, self._place(manifest.id))
+            staging.commit(complete, self._place(manifest.id), self.guard)
         if self.artifacts.local_root is not None:
             self._known[complete.id] = complete
         return complete

@@ -7,6 +7,7 @@ of their birth; the sender reads them from there and marks them when the server 
 import logging
 import os
 import queue
+import re
 import sqlite3
 import threading
 import time
@@ -187,12 +188,34 @@ class Journal:
             )
         return dropped
 
-    def drop_beyond(self, attempt: int, step: int) -> int:
-        """Keep locally, but never send, the points of an attempt beyond a step."""
-        with self._lock:
-            return self._database.execute(
-                "UPDATE points SET state = ? WHERE state = 0 AND attempt = ? AND step > ?", (_DROPPED, attempt, step)
-            ).rowcount
+    def drop_beyond(self, ends: Mapping[int, int]) -> int:
+        """Keep locally, but never send, what was logged by attempts that a later one overtook.
+
+        Args:
+            ends: for each of these attempts, the step up to which it counts. Its points and pictures up to there are still
+                to be sent; of its tags and files the later attempt has newer ones.
+
+        Returns:
+            How many points and pictures were dropped.
+        """
+        dropped = 0
+        with self._transaction():
+            for attempt, step in ends.items():
+                dropped += self._database.execute(
+                    "UPDATE points SET state = ? WHERE state = 0 AND attempt = ? AND step > ?",
+                    (_DROPPED, attempt, step),
+                ).rowcount
+                self._database.execute(
+                    "UPDATE items SET state = ? WHERE state = 0 AND attempt = ? AND kind IN ('tag', 'file', 'inputs')",
+                    (_DROPPED, attempt),
+                )
+                images = self._database.execute(
+                    "SELECT id, value FROM items WHERE state = 0 AND attempt = ? AND kind = 'image'", (attempt,)
+                ).fetchall()
+                beyond = [(_DROPPED, number) for number, value in images if image_step(value) > step]
+                self._database.executemany("UPDATE items SET state = ? WHERE id = ?", beyond)
+                dropped += len(beyond)
+        return dropped
 
     def close(self) -> None:
         """Write what is queued and close the file."""
@@ -286,6 +309,12 @@ class Journal:
                 if self._database.in_transaction:  # SQLite has ended some by itself
                     self._database.execute("ROLLBACK")
                 raise
+
+
+def image_step(value: str) -> int:
+    """Return the step of a picture in the journal."""
+    match = re.search(r"\+step\+(\d+)\+timestamp\+", value, re.ASCII)
+    return int(match[1]) if match else 0
 
 
 def journal_budget() -> int:

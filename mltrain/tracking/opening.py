@@ -5,12 +5,10 @@ exactly one wins. n is the fencing number: a writer that sees a higher one stops
 """
 
 import logging
-import os
 import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +27,8 @@ from mltrain.tracking.attempts import (
     holder_tags,
     is_alive,
     last_attempt,
+    named,
+    own_hold,
     recorded_attempts,
 )
 from mltrain.tracking.birth import Birth, Registration, recorded_birth
@@ -221,16 +221,14 @@ def _unborn(server: Server, registration: Registration, why: Refusal) -> Tracked
 
 
 def _claim(server: Server, run_id: str, ordinal: int) -> None:
-    claim = f"{fingerprint.host()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     try:
-        server.insist(server.client.log_param, run_id, f"{CLAIM}{ordinal}", claim)
+        # Repeated with the same value where an answer is lost; no other process has the same.
+        server.insist(server.client.log_param, run_id, f"{CLAIM}{ordinal}", own_hold(ordinal))
     except Refusal as error:
         if "Changing param values" not in str(error.__cause__ or error):
             raise
-        winner = server.run(run_id).data.params.get(f"{CLAIM}{ordinal}", "")
-        host, _, pid = winner.rpartition(":")[0].rpartition(":")
         raise RunHeld(
-            f"Run {run_id} was claimed at this moment by process {pid} on {host}. "
+            f"Run {run_id} was claimed at this moment by {named(holder_of(server.run(run_id)))}. "
             "Stop that one first, or take the run over with --take-over."
         ) from None
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mltrain.tracking.server import Server
+from mltrain.tracking.server import LateClient, Server
 from mltrain.tracking.system import SYSTEM_KEYS
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ def points_between(server: Server, run_id: str, key: str, first: int, last: int)
 
 
 def _interval(server: Server, run_id: str, key: str, first: int, last: int) -> list[tuple[int, float]]:
-    store: Any = server.client._tracking_client.store
+    client = server.client.made() if isinstance(server.client, LateClient) else server.client
+    store: Any = client._tracking_client.store
     if not server.uri.startswith(("http://", "https://")):
         found = store.get_metric_history_bulk_interval([run_id], key, _ROWS, first, last)
         return [(int(metric.step), float(metric.value)) for metric in found]

@@ -26,7 +26,7 @@ from mltrain.history import History
 from mltrain.redaction import redacted, redacted_tree
 from mltrain.tracking import launcher as launchers
 from mltrain.tracking.artifacts import Artifacts, may_pass, open_artifacts
-from mltrain.tracking.attempts import ATTEMPTS_FILE, CONFIG_FILE, STATUS_TAG, Attempt
+from mltrain.tracking.attempts import ATTEMPTS_FILE, CONFIG_FILE, STATUS_OF, STATUS_TAG, Attempt
 from mltrain.tracking.birth import Registration
 from mltrain.tracking.gallery import Gallery
 from mltrain.tracking.home import grace_seconds, home_of, remember_home
@@ -250,6 +250,8 @@ class TrackedRun:
     def continue_exactly_after(self, step: int) -> None:
         """Let points beyond ``step`` pass that the server already has: in an exact continuation (key, step) is identity."""
         time.sleep(max(0.0, self._settled_at - time.monotonic()))
+        # Pictures that an earlier attempt left unsent here are made anew from there on.
+        self.journal.drop_beyond({attempt.ordinal: step for attempt in self.attempts[:-1]})
         self._delivered = delivered_beyond(self.server, self.server.run(self.id), step)
         self._gallery.let_pass(self.artifacts, step)
 
@@ -322,7 +324,7 @@ class TrackedRun:
                 self.set_tag("mltrain.points_left_out", str(self.journal.left_out))
             with suppress(StorageError):  # the record of this attempt's end is not worth an error of its own
                 self.log_file(self._written(ATTEMPTS_FILE, self._attempts_as_json()))
-            self.set_tag(STATUS_TAG, {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}[status])
+            self.set_tag(STATUS_TAG, next(said for said, known in STATUS_OF.items() if known == status))
             delivered = self.sender.drain(grace) and self._finished(status, deadline - time.monotonic())
             delivered = delivered and self.journal.parked() == 0 and not self.journal.left_out
         launcher = None if self.overtaken else self.launcher

@@ -40,7 +40,7 @@ class Server:
     """A tracking server or database, by its URI; ``patience``: for how many seconds :meth:`insist` repeats."""
 
     uri: str
-    client: "MlflowClient"
+    client: Any
     patience: float = 0.0
 
     def run(self, run_id: str) -> "Run":
@@ -107,6 +107,28 @@ class Server:
         return redacted_uri(self.uri)
 
 
+class LateClient:
+    """An ``MlflowClient`` that is made when it is used: making one asks a database for its tables, which may be locked."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._made: MlflowClient | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            return getattr(self.made(), name)(*arguments, **named)
+
+        return call
+
+    def made(self) -> "MlflowClient":
+        """Return the client itself; raises whatever its making raises."""
+        if self._made is None:
+            from mlflow import MlflowClient
+
+            self._made = MlflowClient(self._uri)
+        return self._made
+
+
 class Refusal(TrackingError):
     """A call that failed.
 
@@ -155,7 +177,7 @@ def connect(patience: float = 0.0) -> Server:
 
     try:
         uri = mlflow.get_tracking_uri()
-        return Server(uri, mlflow.MlflowClient(uri), patience)
+        return Server(uri, LateClient(uri), patience)
     except MlflowException as error:
         raise Refusal(
             f"MLflow cannot use the tracking URI: {first_line(error)} Set MLFLOW_TRACKING_URI, for example to "

@@ -14,15 +14,13 @@ import filelock
 from mltrain.checkpoint.manifest import CheckpointId
 from mltrain.errors import MltrainError
 from mltrain.tracking.artifacts import open_artifacts
-from mltrain.tracking.attempts import STATUS_TAG, Attempt, last_attempt, recorded_attempts
+from mltrain.tracking.attempts import STATUS_OF, STATUS_TAG, Attempt, last_attempt, recorded_attempts
 from mltrain.tracking.birth import Birth, Registration, recorded_birth
 from mltrain.tracking.home import homes, remember_home
 from mltrain.tracking.journal import Journal
 from mltrain.tracking.left import has_left, publish_left
 from mltrain.tracking.sender import Sender
 from mltrain.tracking.server import RUN_ID, Server, tags_of
-
-_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,12 @@ def _synced(server: Server, home: Path, seconds: float) -> Synced:
         run = server.run(run_id)
         artifacts = open_artifacts(run.info.artifact_uri, server.uri)
         ends = _ends(recorded_attempts(artifacts, last_attempt(run.data.params)))
-        dropped = sum(journal.drop_beyond(attempt, end) for attempt, end in ends.items())
+        dropped = journal.drop_beyond(ends)
         # The records first: they name the run's configuration, without which its checkpoints are of no use.
         before = journal.unsent()
         drained = Sender(server, lambda: run_id, journal, artifacts, lambda: True).drain(seconds)
         left = publish_left(run_id, home, artifacts, ends)
-        status = _STATUS.get(tags_of(server.run(run_id)).get(STATUS_TAG, ""))
+        status = STATUS_OF.get(tags_of(server.run(run_id)).get(STATUS_TAG, ""))
         if drained and status is not None:
             server.insist(server.client.set_terminated, run_id, status)
         waiting, refused = journal.unsent(), journal.parked()
