@@ -6,6 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mltrain.redaction import harmless
 from mltrain.tracking.run import TrackedRun
 from mltrain.trainer import Trainer
 from mltrain.training import STOPPED, STOPPED_STAGED, Outcome
@@ -126,6 +127,6 @@ def _because(trouble: str | None) -> str:
 def _line(text: str) -> None:
     """Print a line; a reader that went away (``| head``) does not end the training."""
     try:
-        print(text, flush=True)
+        print(harmless(text), flush=True)
     except (BrokenPipeError, ValueError, OSError):
         sys.stdout = open("/dev/null" if sys.platform != "win32" else "nul", "w", encoding="utf-8")  # noqa: SIM115, PTH123

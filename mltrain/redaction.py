@@ -32,6 +32,7 @@ _FORMS = re.compile(
     r"|dapi[0-9a-f]{32}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"
 )
 _HEADER = re.compile(r"(\b(?:bearer|basic)\s+)[A-Za-z0-9+/=._~-]{12,}", re.I)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _known: set[str] = set()
 
 
@@ -63,6 +64,11 @@ def redacted(text: str) -> str:
     if "://" in text:
         text = _QUERY.sub(rf"\1{REDACTED}", _USERINFO.sub(REDACTED, text))
     return _HEADER.sub(rf"\1{REDACTED}", _FORMS.sub(REDACTED, text))
+
+
+def harmless(text: str) -> str:
+    """Return text for a terminal: without secrets, and without what a terminal would take for a command."""
+    return _CONTROLS.sub("", redacted(text))
 
 
 def redacted_tree(value: Any) -> Any:

@@ -20,6 +20,7 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
 from mltrain.errors import DataError, MltrainError, RunHeld, UsageError
 from mltrain.project import Project, find
+from mltrain.redaction import remember_environment
 from mltrain.signals import StopRequest
 from mltrain.state import seed_everything
 from mltrain.tracking import launcher as launchers
@@ -148,6 +149,7 @@ def train(request: Request, display: Display | None = None) -> Outcome:
     Raises:
         MltrainError: what cannot be done; the run, if there is one by then, is closed as FAILED.
     """
+    remember_environment()
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
         return _Session(request, display or Silence(), stop, connect(patience=_PATIENCE), launcher).run()

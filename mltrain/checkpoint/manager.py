@@ -412,8 +412,10 @@ class CheckpointManager:
         used = [identity for name in self.run.in_use() if (identity := CheckpointId.parse(name))]
         origin = self.resumed_from.id if self.resumed_from is not None and self.newest_committed is None else None
         keep = retention.protected(manifests, context, resumed_from=origin, in_use=used)
-        removed = []
+        removed: list[retention.Removal] = []
         for removal in retention.plan(manifests, self.policy, context, keep):
+            if not self.run.holds(certainly=True):
+                return removed  # not even the record: it belongs to whoever holds the run now
             try:
                 self.store.remove(removal.manifest.id)
             except StorageError as error:
@@ -423,7 +425,7 @@ class CheckpointManager:
                 break
             log.info("Removed %s (%s): %s", removal.manifest.title, removal.manifest.name, removal.rule)
             removed.append(removal)
-        if removed:
+        if removed and self.run.holds(certainly=True):
             self.run.record_removals([record_of(removal) for removal in removed])
         return removed
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_delay
 
 from mltrain.errors import DamagedCheckpoint, StorageError
+from mltrain.tracking.elsewhere import refuse_elsewhere
 from mltrain.tracking.retry import FullJitter
 
 CHECKPOINTS = "checkpoints"
@@ -263,7 +264,12 @@ class RemoteArtifacts:
 
 
 def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
-    """Return the artifacts at a run's artifact URI."""
+    """Return the artifacts at a run's artifact URI.
+
+    Raises:
+        StorageError: it points elsewhere than a server of this URI may say.
+    """
+    refuse_elsewhere(artifact_uri, tracking_uri)
     parsed = urllib.parse.urlparse(artifact_uri)
     if parsed.scheme == "file":
         return LocalArtifacts(Path(urllib.request.url2pathname(parsed.path)))

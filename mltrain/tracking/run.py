@@ -110,7 +110,9 @@ class TrackedRun:
             self.lease.begin(self.id)
             self._known.set()
         self.home = home or home_of(server, self.id)
-        self.journal = Journal(self.home / "journal.sqlite", self.attempt.ordinal)
+        # Who takes a run over on the same host leaves its journal to the process that still has it open.
+        mine = "journal.sqlite" if lock.is_locked else f"journal-a{self.attempt.ordinal:02d}.sqlite"
+        self.journal = Journal(self.home / mine, self.attempt.ordinal)
         self._gallery = Gallery(self.home, self.journal)
         # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
         # race with finding out what the server has.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
 
 from mltrain.errors import RunNotFound, TrackingError
-from mltrain.redaction import redacted, redacted_uri
+from mltrain.redaction import redacted, redacted_uri, remember_environment
 from mltrain.tracking.retry import FullJitter
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def connect(patience: float = 0.0) -> Server:
     Raises:
         TrackingError: the URI is not usable.
     """
+    remember_environment()
     for name, value in _CLIENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -177,6 +178,7 @@ def connect(patience: float = 0.0) -> Server:
 
     try:
         uri = mlflow.get_tracking_uri()
+        remember_environment({"MLFLOW_TRACKING_URI": uri})  # it may have been set otherwise
         return Server(uri, LateClient(uri), patience)
     except MlflowException as error:
         raise Refusal(

@@ -42,18 +42,18 @@ def sync(server: Server, *, seconds: float = 600.0) -> Iterator[Synced]:
     if not root.is_dir():
         return
     for home in sorted(folder for folder in root.iterdir() if RUN_ID.fullmatch(folder.name)):
-        if (home / "journal.sqlite").is_file():
+        for journal in sorted(home.glob("journal*.sqlite")):
             try:
                 with filelock.FileLock(home / "lock", timeout=0):
-                    yield _synced(server, home, seconds)
+                    yield _synced(server, home, journal, seconds)
             except filelock.Timeout:
                 yield Synced(home.name, said="it is being trained and sends by itself")
             except MltrainError as error:
                 yield Synced(home.name, said=str(error))
 
 
-def _synced(server: Server, home: Path, seconds: float) -> Synced:
-    journal = Journal(home / "journal.sqlite", 10**6)
+def _synced(server: Server, home: Path, file: Path, seconds: float) -> Synced:
+    journal = Journal(file, 10**6)
     try:
         birth = recorded_birth(home)
         journal.unpark()
