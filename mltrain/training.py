@@ -254,9 +254,8 @@ class _Session:
         name, word = self._config.run_name, self._project.name
         if self._launcher is not None:
             return opening.adopt(self._server, self._launcher, name, word, tags)
-        return opening.create(
-            self._server, self._config.experiment, name, word, tags, late=not request.require_tracking
-        )
+        late, seconds = not request.require_tracking, opening.soon(self._server)
+        return opening.create(self._server, self._config.experiment, name, word, tags, late=late, seconds=seconds)
 
     def _built(self) -> tuple[Task, dict[str, str]]:
         """Build the task, reproducibly, and take the fingerprint of its data."""

@@ -55,6 +55,7 @@ def create(
     tags: Mapping[str, str],
     *,
     late: bool = False,
+    seconds: float = 60.0,
 ) -> TrackedRun:
     """Create a run.
 
@@ -65,6 +66,7 @@ def create(
         project: what is trained.
         tags: to begin with.
         late: whether a server that does not answer may create it later, while the training goes on.
+        seconds: how long to wait at most for a server or a database (which may have to be made) that is silent.
 
     Raises:
         RunNotFound: the experiment is deleted.
@@ -75,7 +77,7 @@ def create(
     birth = Birth(experiment, name, {**_own_tags(project), **tags})
     registration = Registration(server, birth)
     try:
-        info = _registered_soon(server, registration)
+        info = _registered(server, registration, seconds)
     except Refusal as error:
         if not late or error.permanent:
             raise
@@ -176,15 +178,19 @@ def created_as(server: Server, run_id: str) -> str:
     return birth.run_id
 
 
-def _registered_soon(server: Server, registration: Registration) -> Any:
-    """Create the run, but wait no longer than a person likes to. A call that hangs goes on in the background."""
-    seconds = _SERVER_SECONDS if server.uri.startswith(("http://", "https://")) else _DATABASE_SECONDS
+def soon(server: Server) -> float:
+    """Return the seconds that a training waits for its run before it begins without."""
+    return _SERVER_SECONDS if server.uri.startswith(("http://", "https://")) else _DATABASE_SECONDS
+
+
+def _registered(server: Server, registration: Registration, seconds: float) -> Any:
+    """Create the run, but wait no longer than so. A call that hangs goes on in the background."""
     found: list[Any] = []
     over = threading.Event()
     waits = FullJitter(multiplier=0.2, max=1)
 
     def register() -> None:
-        failures, deadline = 0, time.monotonic() + max(_ERROR_SECONDS, min(server.patience, seconds))
+        failures, deadline = 0, time.monotonic() + _ERROR_SECONDS
         while not over.is_set():
             try:
                 found.append(registration.info())
