@@ -2,10 +2,11 @@
 
 python benchmarks/tracking.py [--steps 20000] [--store sqlite|server] [--others 300]
 
-Each way runs in a process of its own, against a fresh database; the server is MLflow's, with one worker. "In the loop"
-is rounds of 500 steps with and without tracking by turns, each pair compared and the median taken, so
-that a machine that is busy with other things disturbs both alike; "with the flush" until the tracking store has every point. What the store itself can take is
-measured beside it: the same points in batches of 1,000, and nothing else.
+Each way runs in a process of its own, against a fresh database; the server is MLflow's, with one worker.
+
+"By turns" is rounds of 500 steps with and without tracking, each pair compared and the median taken, so that a machine that
+is busy with other things disturbs both alike. "With the flush" is until the tracking store has every point. What the store
+itself can take is measured beside it: the same number of points in batches of 1,000, and nothing else.
 """
 
 import argparse
@@ -175,9 +176,8 @@ def main() -> None:
     )
     print(f"the store alone takes {3 * whole['store']:.0f} points/s, that is {whole['store']:.0f} steps/s")
     turns = results["mltrain by turns"]
-    print(
-        f"mltrain in the loop, by turns: {turns['median']:.3f} of no tracking (quartiles {turns['low']:.3f} … {turns['high']:.3f})"
-    )
+    spread = f"{turns['low']:.3f} … {turns['high']:.3f}"
+    print(f"mltrain in the loop, by turns: {turns['median']:.3f} of no tracking (quartiles {spread})")
     for way in WAYS:
         if not way.startswith(("none", "store")) and way != "mltrain by turns":
             print(

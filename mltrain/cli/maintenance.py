@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from mltrain.cli.train import parse
+from mltrain.redaction import harmless
 
 _JSON = typer.Option(False, "--json", help="As JSON, for programs.")
 
@@ -53,7 +54,7 @@ def reap(as_json: bool = _JSON) -> None:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return
     for one in found:
-        print(f"{one.run_id} ({one.name}): {one.found}")
+        print(f"{one.run_id} ({harmless(one.name)}): {one.found}")
     closed = sum(one.found == "closed" for one in found)
     print(f"{closed} closed; resume any of them with: mltrain train --resume-run ID" if closed else "Nothing to close.")
 

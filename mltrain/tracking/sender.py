@@ -27,6 +27,7 @@ _POINTS_A_BATCH = 1000
 _ITEMS_A_BATCH = 100
 _HELD_SECONDS = 60.0
 """For how long nothing of a kind is sent that the server does not let this user send."""
+_SAY_SECONDS = 60.0
 
 
 class Sender:
@@ -59,6 +60,7 @@ class Sender:
         self._give_up = threading.Event()
         self._held: dict[str, float] = {}
         self._between = FullJitter(multiplier=0.5, max=HEARTBEAT_SECONDS)
+        self._said = -math.inf
         self.trouble: str | None = None
         """Why the last delivery failed, if it did."""
         self._thread = threading.Thread(target=self._run, name="mltrain-sender", daemon=True)
@@ -231,7 +233,11 @@ class Sender:
 
     def _note(self, error: BaseException | None) -> None:
         message = str(error)
-        if self.trouble != message:
+        now = time.monotonic()
+        # An outage has many messages. One of them is news; so is one that no waiting will help.
+        lasting = isinstance(error, Refusal) and error.permanent and self.trouble != message
+        if self.trouble is None or lasting or now - self._said > _SAY_SECONDS:
+            self._said = now
             log.warning("Nothing is lost, but it has to wait on this disk: %s", message)
         self.trouble = message
 
