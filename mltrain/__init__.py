@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mltrain.state import TrainState as TrainState
     from mltrain.steps import Supervised as Supervised
     from mltrain.stopping import EarlyStopping as EarlyStopping
-    from mltrain.tracking.run import open_run as open_run
+    from mltrain.tracking.opening import open_run as open_run
     from mltrain.trainer import Task as Task
     from mltrain.trainer import Trainer as Trainer
     from mltrain.training import train as train
@@ -51,7 +51,7 @@ _HOMES = {
     "TrainState": "state",
     "Supervised": "steps",
     "EarlyStopping": "stopping",
-    "open_run": "tracking.run",
+    "open_run": "tracking.opening",
     "Task": "trainer",
     "Trainer": "trainer",
     "train": "training",

@@ -7,6 +7,7 @@ PyYAML reads a string, and ``no`` stays a string where a string is wanted.
 import copy
 import difflib
 import json
+import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mltrain.errors import ConfigError
+from mltrain.redaction import DEFAULT, REDACTED, is_secret_name, redacted_tree, remember
 
 NOT_GIVEN = frozenset({"", "''", '""', "none", "None", "null", "~"})
 """Words that mean "not given", so that every empty parameter of an MLproject may arrive."""
@@ -103,7 +105,8 @@ class Config(BaseModel):
         Raises:
             ConfigError: an unknown key (with the nearest known one), a wrong type, or a file that cannot be read.
         """
-        merged: dict[str, Any] = copy.deepcopy(dict(base or {}))
+        merged, missing = _without_redacted(dict(base or {}))
+        _merge(merged, _secrets_of_environment(cls))
         overlays: dict[str, Mapping[str, Any]] = dict(cls.presets)
         for file in files:
             content = read_mapping(file)
@@ -116,7 +119,15 @@ class Config(BaseModel):
                 )
             _merge(merged, cls._typed(overlays[preset], f"preset {preset}"))
         _merge(merged, cls._typed(overrides or {}, "the command line"))
-        return cls._validated(merged)
+        for key in missing:
+            if not _has(merged, key.split(".")):
+                raise ConfigError(
+                    f"{key} was recorded without its secret. Give it again as {key}=…, or in the environment variable "
+                    f"{_variable(key)}."
+                )
+        config = cls._validated(merged)
+        remember(_secrets(config))
+        return config
 
     @classmethod
     def overlay(cls, file: Path, preset: str) -> Mapping[str, Any]:
@@ -148,8 +159,12 @@ class Config(BaseModel):
             raise ConfigError(_explained(cls, error)) from None
 
     def resolved(self) -> dict[str, Any]:
-        """Every field as plain JSON values, nested as declared. ``load(base=...)`` gives the same configuration back."""
-        return self.model_dump(mode="json")
+        """Every field as plain JSON values, nested as declared, and without secrets.
+
+        ``load(base=...)`` gives the same configuration back, and asks for the secrets.
+        """
+        masked: dict[str, Any] = redacted_tree(_masked(self, self.model_dump(mode="json")))
+        return masked
 
     def flattened(self) -> dict[str, str]:
         """Every field as text under its dotted key, as it is logged to MLflow."""
@@ -332,6 +347,76 @@ def _is_place(annotation: Any) -> bool:
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)), None)
+
+
+def _is_secret(name: str, field: FieldInfo) -> bool:
+    return _allows(field.annotation, SecretStr) or (is_secret_name(name) and _allows(field.annotation, str))
+
+
+def _plain(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _secrets(config: BaseModel) -> Iterator[str]:
+    """Yield the values of a configuration that are secrets."""
+    for name, field in type(config).model_fields.items():
+        value = _plain(getattr(config, name))
+        if isinstance(value, BaseModel):
+            yield from _secrets(value)
+        elif isinstance(value, str) and _is_secret(name, field):
+            yield value
+
+
+def _masked(config: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
+    masked = dict(values)
+    for name, field in type(config).model_fields.items():
+        value = _plain(getattr(config, name))
+        if isinstance(value, BaseModel) and isinstance(values.get(name), dict):
+            masked[name] = _masked(value, values[name])
+        elif value and _is_secret(name, field):
+            masked[name] = DEFAULT if value == _plain(field.get_default(call_default_factory=True)) else REDACTED
+    return masked
+
+
+def _variable(key: str) -> str:
+    return f"MLTRAIN_{key.upper().replace('.', '__')}"
+
+
+def _secrets_of_environment(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Return the secrets of a configuration that stand in the environment: ``api_key`` as ``MLTRAIN_API_KEY``."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        nested = _model_in(field.annotation)
+        if nested is not None:
+            inner = _secrets_of_environment(nested, f"{prefix}{name}.")
+            if inner:
+                found[name] = inner
+        elif _is_secret(name, field) and os.environ.get(_variable(prefix + name)):
+            found[name] = os.environ[_variable(prefix + name)]
+    return found
+
+
+def _without_redacted(values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Return recorded values without those whose secrets were taken out, and the keys of these."""
+    kept: dict[str, Any] = {}
+    missing: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            kept[name], inner = _without_redacted(value, f"{prefix}{name}.")
+            missing += inner
+        elif REDACTED in (text := json.dumps(value)):
+            missing.append(prefix + name)
+        elif DEFAULT not in text:
+            kept[name] = copy.deepcopy(value)
+    return kept, missing
+
+
+def _has(tree: Any, path: list[str]) -> bool:
+    for name in path:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

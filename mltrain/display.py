@@ -6,6 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mltrain.redaction import harmless
 from mltrain.tracking.run import TrackedRun
 from mltrain.trainer import Trainer
 from mltrain.training import STOPPED, STOPPED_STAGED, Outcome
@@ -96,8 +97,14 @@ class Terminal:
             line(f"Best: {outcome.best.title} ({outcome.best.name}){': ' + shown if shown else ''}")
         if outcome.newest is not None:
             line(f"Newest checkpoint: {outcome.newest.name} ({outcome.newest.size / 1e6:.1f} MB)")
+        if not outcome.known:
+            line(
+                "The tracking server never answered: there is no run yet. Create it, and send everything, with: mltrain sync"
+            )
+            line("Resume, Evaluate and Pull work after that.")
+            return
         if not outcome.delivered:
-            line("Some records are still on this disk only. Send them with: mltrain sync")
+            line(f"Some records are still on this disk only{_because(outcome.trouble)}. Send them with: mltrain sync")
         line(f"Resume:   mltrain train --resume-run {outcome.run_id}")
         if outcome.exit_code == STOPPED_STAGED:
             line("The newest checkpoint is in local staging only: resume on this machine, or run mltrain sync first.")
@@ -117,9 +124,13 @@ def _epoch_line(trainer: Trainer, seconds: float) -> str:
     return f"epoch {row['epoch']:>4}/{trainer.config.epochs}  {figures}{rate}  {seconds:.1f} s{star}"
 
 
+def _because(trouble: str | None) -> str:
+    return f" ({trouble.rstrip('.')})" if trouble else ""
+
+
 def line(text: str) -> None:
     """Print a line; a reader that went away (``| head``) does not end the training."""
     try:
-        print(text, flush=True)
+        print(harmless(text), flush=True)
     except (BrokenPipeError, ValueError, OSError):
         sys.stdout = open("/dev/null" if sys.platform != "win32" else "nul", "w", encoding="utf-8")  # noqa: SIM115, PTH123

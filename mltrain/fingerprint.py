@@ -7,10 +7,11 @@ import platform
 import socket
 import subprocess
 import sys
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+
+from mltrain.redaction import redacted_uri
 
 _SAMPLED_FILES = 64
 _SAMPLED_BYTES = 65536
@@ -52,7 +53,7 @@ def code(folder: Path) -> dict[str, str]:
         found["dirty"] = "yes" if _git(folder, "status", "--porcelain", "--", ".") else "no"
         remote = _git(folder, "remote", "get-url", "origin")
         if remote:
-            found["remote"] = _without_secrets(remote)
+            found["remote"] = redacted_uri(remote)
     return found
 
 
@@ -130,11 +131,6 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _without_secrets(remote: str) -> str:
-    parsed = urllib.parse.urlsplit(remote)
-    return parsed._replace(netloc=parsed.netloc.rpartition("@")[2]).geturl() if "@" in parsed.netloc else remote
 
 
 def _digest_of_code(folder: Path) -> str:

@@ -21,7 +21,7 @@ from mltrain.errors import DamagedCheckpoint, StateMismatch, UsageError
 from mltrain.project import Project
 from mltrain.signals import StopRequest
 from mltrain.state import fitted, seed_everything
-from mltrain.tracking import run as runs
+from mltrain.tracking import opening
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.run import TrackedRun
 from mltrain.tracking.server import Server
@@ -122,12 +122,14 @@ def import_file(
     """
     foreign, report = read(file), Report()
     if project is None:
-        run = runs.create(server, experiment, file.stem, "imported", {"mltrain.imported": file.name})
+        run = opening.create(server, experiment, file.stem, "imported", {"mltrain.imported": file.name})
         return _stored(run, foreign, report)
     config = project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
     devices.set_up(config.num_threads, config.deterministic)
     seed_everything(config.seed)
-    run = runs.create(server, experiment or config.experiment, file.stem, project.name, {"mltrain.imported": file.name})
+    run = opening.create(
+        server, experiment or config.experiment, file.stem, project.name, {"mltrain.imported": file.name}
+    )
     try:
         run.record_start(config.resolved(), config.flattened(), project.name)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(project.place)

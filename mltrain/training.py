@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,25 +18,29 @@ from mltrain.checkpoint.retention import Best, Latest, Policy, parse
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
-from mltrain.errors import DataError, MltrainError, RunNotFound, UsageError
+from mltrain.errors import DataError, MltrainError, RunHeld, RunNotFound, UsageError
 from mltrain.project import Project, find
+from mltrain.redaction import remember_environment
 from mltrain.signals import StopRequest
 from mltrain.stages import outputs
 from mltrain.state import seed_everything
 from mltrain.tracking import launcher as launchers
-from mltrain.tracking import run as runs
+from mltrain.tracking import opening
 from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
-from mltrain.tracking.run import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG, TrackedRun
+from mltrain.tracking.run import PIN_TAG, PIPELINE_TAG, PROJECT_TAG, STAGE_TAG, Status, TrackedRun, pins_of
 from mltrain.tracking.server import Server, connect, places
 from mltrain.trainer import Task, Trainer
 
 log = logging.getLogger(__name__)
 
 STOPPED, STOPPED_STAGED, NOT_KEPT = 75, 76, 5
+_PATIENCE = 30.0
+"""For how many seconds a question to the tracking server is repeated that the training cannot begin without."""
+_RETRY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,7 @@ class Request:
         fork_run: the id of a run whose checkpoint starts a new run.
         take_over: do not wait for a holder on another machine to show that it is dead.
         allow_change: resume although the data are not those of the checkpoint.
+        require_tracking: do not begin without a tracking server that answers.
         parent: the run that a new run becomes a child of.
         tags: further tags of a new run, there from its first moment.
     """
@@ -68,6 +73,7 @@ class Request:
     fork_run: str | None = None
     take_over: bool = False
     allow_change: bool = False
+    require_tracking: bool = False
     parent: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -108,6 +114,8 @@ class Outcome:
         best: the best checkpoint of the run, if there is one.
         metrics: the last row of the table of epochs.
         delivered: whether the tracking server has everything; else the rest waits on this disk for ``mltrain sync``.
+        known: whether the tracking server has the run at all; else ``mltrain sync`` creates it.
+        trouble: why the tracking server did not take everything.
     """
 
     run_id: str
@@ -117,6 +125,8 @@ class Outcome:
     best: Manifest | None
     metrics: Mapping[str, float]
     delivered: bool = True
+    known: bool = True
+    trouble: str | None = None
 
 
 class Silence:
@@ -149,11 +159,12 @@ def train(request: Request, display: Display | None = None, stop: StopRequest | 
     Raises:
         MltrainError: what cannot be done; the run, if there is one by then, is closed as FAILED.
     """
+    remember_environment()
     if stop is not None:
-        return _Session(request, display or Silence(), stop, connect(), None).run()
+        return _Session(request, display or Silence(), stop, connect(patience=_PATIENCE), None).run()
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
-        return _Session(request, display or Silence(), stop, connect(), launcher).run()
+        return _Session(request, display or Silence(), stop, connect(patience=_PATIENCE), launcher).run()
 
 
 @dataclass
@@ -191,7 +202,7 @@ class _Session:
         # A new training is built before there is a run, so that data that cannot be read leave none behind.
         built = self._built() if self._request.resume_run is None else None
         run = self._opened()
-        self._display.opened(run, places(self._server, run.experiment_id, run.id))
+        run.when_known(lambda: self._display.opened(run, places(self._server, run.experiment_id, run.id)))
         try:
             return self._trained(run, built)
         except KeyboardInterrupt:
@@ -201,8 +212,9 @@ class _Session:
             self._settle()
             run.close("FAILED", f"{type(error).__name__}: {error}"[:500], grace_seconds())
             if not isinstance(error, MltrainError):
+                first = "" if run.known else "mltrain sync, then "
                 error.add_note(
-                    f"Run {run.id} is FAILED; what it committed is intact: mltrain train --resume-run {run.id}"
+                    f"Run {run.id} is FAILED; what it committed is intact: {first}mltrain train --resume-run {run.id}"
                 )
             raise
 
@@ -220,7 +232,7 @@ class _Session:
         if isinstance(word, Project) and self._request.config is not None:
             return word, self._request.config
         if source is not None:
-            run = self._server.run(source)
+            run = self._server.run(opening.created_as(self._server, source))
             if PIPELINE_TAG in run.data.tags and STAGE_TAG not in run.data.tags:
                 raise UsageError(
                     f"Run {source} is a pipeline's. Go on with it: mltrain pipeline --run {source} --mode resume"
@@ -263,7 +275,9 @@ class _Session:
     def _opened(self) -> TrackedRun:
         request = self._request
         if request.resume_run is not None:
-            return runs.resume(self._server, request.resume_run, take_over=request.take_over, launcher=self._launcher)
+            return opening.resume(
+                self._server, request.resume_run, take_over=request.take_over, launcher=self._launcher
+            )
         tags = dict(request.tags)
         if request.parent is not None:
             tags["mlflow.parentRunId"] = request.parent
@@ -271,8 +285,9 @@ class _Session:
             tags |= {"mlflow.parentRunId": request.fork_run, "mltrain.forked_from": request.fork_run}
         name, word = self._config.run_name, self._project.name
         if self._launcher is not None:
-            return runs.adopt(self._server, self._launcher, name, word, tags)
-        return runs.create(self._server, self._config.experiment, name, word, tags)
+            return opening.adopt(self._server, self._launcher, name, word, tags)
+        late, seconds = not request.require_tracking, opening.soon(self._server)
+        return opening.create(self._server, self._config.experiment, name, word, tags, late=late, seconds=seconds)
 
     def _built(self) -> tuple[Task, dict[str, str]]:
         """Build the task, reproducibly, and take the fingerprint of its data."""
@@ -344,7 +359,7 @@ class _Session:
         """Begin from a checkpoint of another run, which keeps it until this one has committed."""
         store = CheckpointStore(source, open_artifacts(self._server.run(source).info.artifact_uri, self._server.uri))
         manifest, parts = CheckpointReader(store, manager.context()).load(which)
-        self._branch_pin = (source, f"{runs.PIN_TAG}{manifest.name}")
+        self._branch_pin = (source, f"{PIN_TAG}{manifest.name}")
         self._server.call(self._server.client.set_tag, *self._branch_pin, _branch_reason(run))
         run.set_tag("mltrain.forked_from", f"{source}/{manifest.name}")
         return _Origin(manifest, parts, source)
@@ -354,7 +369,7 @@ class _Session:
         source = self._server.run(run.id).data.tags.get("mltrain.forked_from", "").partition("/")[0]
         if not source:
             return None
-        pins = runs.pins_of(self._server.run(source))
+        pins = pins_of(self._server.run(source))
         return next(((source, name) for name, reason in pins.items() if reason == _branch_reason(run)), None)
 
     def _compare(self, origin: _Origin, run: TrackedRun) -> None:
@@ -409,12 +424,9 @@ class _Session:
 
     def _closed(self, run: TrackedRun, manager: CheckpointManager, trainer: Trainer) -> Outcome:
         stopped = not trainer.done
-        deadline = time.monotonic() + (grace_seconds() if stopped else 10**7)
+        deadline = time.monotonic() + grace_seconds()
         self._display.waiting("writing and uploading checkpoints")
-        while (
-            not manager.wait(0.2) and not manager.idle and time.monotonic() < deadline and not self._stop.hurry.is_set()
-        ):
-            continue
+        self._upload(manager, lambda: stopped or run.trouble is not None, deadline)
         step = trainer.progress.step
         committed = manager.newest_committed is not None and manager.newest_committed.step == step
         staged = manager.newest_staged is not None and manager.newest_staged.step == step
@@ -433,13 +445,27 @@ class _Session:
             )
         run.finish_epochs(trainer.history)
         self._note(run, best)
-        grace = 0.0 if self._stop.hurry.is_set() else min(grace_seconds(), max(1.0, deadline - time.monotonic()))
-        status: runs.Status = "KILLED" if stopped else "FAILED" if code else "FINISHED"
+        left = deadline - time.monotonic() if stopped or run.trouble is not None else grace_seconds()
+        grace = 0.0 if self._stop.hurry.is_set() else max(1.0, left)
+        status: Status = "KILLED" if stopped else "FAILED" if code else "FINISHED"
         delivered = run.close(status, why, grace, interrupted=self._stop.requested)
+        if run.overtaken:
+            raise RunHeld("Another process has taken this run over; this one ends without writing anything more.")
         row = trainer.history.rows[-1] if trainer.history.rows else {}
-        outcome = Outcome(run.id, code, why, manager.newest_staged, best, row, delivered)
+        outcome = Outcome(run.id, code, why, manager.newest_staged, best, row, delivered, run.known, run.trouble)
         self._display.ended(outcome)
         return outcome
+
+    def _upload(self, manager: CheckpointManager, troubled: Callable[[], bool], deadline: float) -> None:
+        """Wait until everything is committed; once there is trouble, no longer than until the deadline."""
+        tried = time.monotonic()
+        while not manager.wait(0.2) and not self._stop.hurry.is_set():
+            now = time.monotonic()
+            if (troubled() or manager.idle) and now > deadline:
+                return
+            if manager.idle and now - tried > _RETRY_SECONDS:
+                tried = now
+                manager.retry()
 
     def _best(self, manager: CheckpointManager) -> Manifest | None:
         try:

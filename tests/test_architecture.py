@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    ("errors", "tree", "state", "config", "fingerprint", "device", "generators"),
+    ("errors", "redaction", "tree", "state", "config", "fingerprint", "device", "generators"),
     ("history", "stopping", "triggers", "signals", "schedules", "steps", "data", "checkpoint", "tracking"),
     (
         "trainer",

@@ -61,7 +61,7 @@ COMMANDS = {
     "sync": ["--json"],
     "train": [
         *("--allow-change", "--config", "--default-project", "--experiment", "--fork-run", "--name", "--preset"),
-        *("--resume-from", "--resume-run", "--take-over", "ARGUMENTS"),
+        *("--require-tracking", "--resume-from", "--resume-run", "--take-over", "ARGUMENTS"),
     ],
     "unpin": ["--checkpoint", "RUN_ID"],
     "verify": ["--json", "RUN_ID"],

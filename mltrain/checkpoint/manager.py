@@ -22,7 +22,15 @@ from mltrain.checkpoint.retention import Best, Budget, Context, Latest, Mode, Po
 from mltrain.checkpoint.spool import Spool, probe
 from mltrain.checkpoint.store import CheckpointStore, Survey
 from mltrain.checkpoint.writer import Writer
-from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError, TrackingError, UsageError
+from mltrain.errors import (
+    DamagedCheckpoint,
+    MltrainError,
+    NoCheckpoint,
+    RunHeld,
+    StorageError,
+    TrackingError,
+    UsageError,
+)
 from mltrain.tracking.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
@@ -75,6 +83,14 @@ class Run(Protocol):
     @property
     def code(self) -> Mapping[str, str]:
         """The fingerprint of the code that runs."""
+        ...
+
+    def holds(self, *, certainly: bool = False) -> bool:
+        """Whether this process still holds the run; ``certainly``: where that cannot be known, it does not."""
+        ...
+
+    def when_known(self, listener: Callable[[], None]) -> None:
+        """Call somebody as soon as the run exists in the tracking store, and has the id that it keeps."""
         ...
 
     def pending(self, step: int) -> Sequence[Point]:
@@ -152,7 +168,7 @@ class CheckpointManager:
         staging_gigabytes: float = 20.0,
     ) -> None:
         if run is None or isinstance(run, str):
-            from mltrain.tracking.run import open_run
+            from mltrain.tracking.opening import open_run
 
             run = open_run(run)
         self.run: Run = run
@@ -179,6 +195,8 @@ class CheckpointManager:
         self._damaged: set[CheckpointId] = set()
         self._cut_short: set[CheckpointId] = set()
         self._closed = False
+        self.store.guard = self._guard
+        run.when_known(self._known)
         run.set_tag("mltrain.best_metric", metric)
         run.set_tag("mltrain.best_mode", mode)
         run.set_tag(RETENTION_TAG, str(self.policy))
@@ -385,6 +403,10 @@ class CheckpointManager:
         if failure is not None:
             raise failure
 
+    def retry(self) -> None:
+        """Try again, in the background, to upload what could not be uploaded."""
+        self._writer.retry()
+
     def abandon(self) -> None:
         """Stop the background threads without waiting; what is complete in staging stays there."""
         atexit.unregister(self._left)
@@ -443,6 +465,16 @@ class CheckpointManager:
         best = retention.best_of(line, context)
         return self.policy.keep(line, context) | ({best.id} if best is not None else set())
 
+    def _guard(self) -> None:
+        if not self.run.holds():
+            raise RunHeld("Another process has taken this run over; this one commits nothing more.")
+
+    def _known(self) -> None:
+        """The run exists: what was staged before it did can be uploaded, under its true id."""
+        if self.store.run_id != self.run.id:
+            self.store.formerly, self.store.run_id = self.store.run_id, self.run.id
+            self._writer.retry()
+
     def _declare_best(self, manifest: Manifest) -> None:
         self._reader.declared = manifest.id
         self._writer.run(lambda: self.run.write_json(BEST_POINTER, {"checkpoint": manifest.name}))
@@ -482,6 +514,8 @@ class CheckpointManager:
 
     def prune(self) -> list[retention.Removal]:
         """Remove what the policy does not keep, and record it. Called after every commit."""
+        if not self.run.holds(certainly=True):
+            return []
         survey, context = self.store.survey(damaged=self._note_damage), self.context()
         origin = self.resumed_from.id if self.resumed_from is not None and self.newest_committed is None else None
         keep = retention.protected(survey.manifests, context, resumed_from=origin, in_use=())
@@ -493,14 +527,14 @@ class CheckpointManager:
         for identity in unfinished:
             if identity.name not in used:
                 self._finish_removal(identity)
-        removed = []
+        removed: list[retention.Removal] = []
         for removal in plan:
             if removal.manifest.name in used:
                 continue
-            if self.run.overtaken or not self._removed(removal):
+            if not self.run.holds(certainly=True) or not self._removed(removal):
                 break
             removed.append(removal)
-        if removed:
+        if removed and self.run.holds(certainly=True):
             self.run.record_removals([record_of(removal) for removal in removed])
         return removed
 

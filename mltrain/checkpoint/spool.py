@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -96,8 +96,13 @@ class Staging:
         self.files[name] = FileEntry(size=size, sha256=digest.hexdigest())
         return self.files[name]
 
-    def commit(self, manifest: Manifest, target: Path) -> Path:
+    def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> Path:
         """Write the manifest, make everything durable, and rename the folder to ``target``.
+
+        Args:
+            manifest: of the checkpoint.
+            target: where it becomes visible.
+            guard: called last before that; what it raises, this raises.
 
         Raises:
             StorageError: the disk is full or fails, or ``target`` exists.
@@ -107,6 +112,7 @@ class Staging:
         try:
             _fsync_folder(self.folder)
             _make_folder(target.parent)
+            guard()
             _rename_folder(self.folder, target)
         except OSError as error:
             raise _refused(target, error) from error
@@ -146,6 +152,19 @@ def probe(folder: Path) -> None:
         with suppress(OSError):
             discard_temporary(temporary)
         raise _refused(folder, error) from error
+
+
+def readdressed(folder: Path, run_id: str) -> Manifest:
+    """Write the true id of a run into the manifest of a checkpoint that was staged before the run had one; return it.
+
+    Raises:
+        StorageError: the disk refuses.
+        DamagedCheckpoint: the manifest is not as it was written.
+    """
+    content = (folder / FILE_NAME).read_bytes()
+    manifest = Manifest.from_json(content, name=folder.name).model_copy(update={"run_id": run_id})
+    replace_file(folder / FILE_NAME, manifest.to_json())
+    return manifest
 
 
 def replace_file(target: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from mltrain.checkpoint.codec import LARGEST_FILE, EncodedFile, decode, encode
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, FileEntry, Manifest
-from mltrain.checkpoint.spool import Spool
+from mltrain.checkpoint.spool import Spool, readdressed
 from mltrain.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, StorageError
 from mltrain.state import Snapshot
 from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, LocalArtifacts, discard_staged, side_by_side
@@ -59,6 +59,11 @@ class CheckpointStore:
             None: only to be read.
         worth: asked which of the checkpoints that never got beyond staging are to be uploaded before a newer one; told
             all that are committed, those, and the newer one, oldest first. None: none, the newer one supersedes them.
+
+    Attributes:
+        run_id: the run.
+        formerly: what it went by before it was created; staged checkpoints may still name that.
+        guard: called before anything is committed; raises where this process does not hold the run any more.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class CheckpointStore:
         worth: Callable[[Sequence[Manifest]], Collection[CheckpointId]] | None = None,
     ) -> None:
         self.run_id = run_id
+        self.formerly: str | None = None
+        self.guard: Callable[[], None] = lambda: None
         self.artifacts = artifacts
         self.spool = spool
         self._largest_file = largest_file
@@ -99,7 +106,7 @@ class CheckpointStore:
                     "aliases": dict(encoded.aliases),
                 }
             )
-            staging.commit(complete, self._place(manifest.id))
+            staging.commit(complete, self._place(manifest.id), self.guard)
         return complete
 
     def publish(self, manifest: Manifest) -> None:
@@ -112,6 +119,7 @@ class CheckpointStore:
         """
         if self.artifacts.local_root is not None:
             return
+        self.guard()
         for earlier in self._backlog(manifest):
             try:
                 self._upload(earlier)
@@ -135,8 +143,11 @@ class CheckpointStore:
 
     def _upload(self, manifest: Manifest) -> None:
         staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
+        if manifest.run_id == self.formerly:
+            manifest = readdressed(staged, self.run_id)
         # That all data are there is looked at last before the manifest says so: somebody may remove what has none.
         self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)
+        self.guard()
         self.artifacts.upload(staged / FILE_NAME, folder)
         content = manifest.to_json()
         self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
@@ -161,7 +172,10 @@ class CheckpointStore:
         for folder in self.spool.complete():
             try:
                 content = (folder / FILE_NAME).read_bytes()
-                found.append(Manifest.from_json(content, run_id=self.run_id, name=folder.name))
+                manifest = Manifest.from_json(content, name=folder.name)
+                if manifest.run_id == self.formerly:
+                    manifest = readdressed(folder, self.run_id)
+                found.append(Manifest.from_json(manifest.to_json(), run_id=self.run_id, name=folder.name))
             except (OSError, DamagedCheckpoint) as error:
                 log.warning("The staged checkpoint %s is not usable: %s", folder.name, error)
         return found

@@ -14,7 +14,7 @@ from typing import Any
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import MltrainError, StorageError
+from mltrain.errors import MltrainError, RunHeld, StorageError
 from mltrain.state import HostBuffers, Snapshot, snapshot
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,13 @@ class Writer:
         if self._staging is not None:
             self._staging.result()
 
+    def retry(self) -> None:
+        """Try again, in the background, to upload the newest checkpoint that could not be uploaded."""
+        waiting = list(self._waiting.values())
+        if waiting and self.idle:
+            newest = max(waiting, key=lambda manifest: manifest.id.order)
+            self._later(lambda: self._publish(newest))
+
     def drain(self, seconds: float) -> bool:
         """Wait for everything submitted, for at most so long; return whether it is all committed."""
         deadline = time.monotonic() + seconds
@@ -165,6 +172,9 @@ class Writer:
             except StorageError as error:
                 self.failure = error  # what was half written is gone
                 log.error("A checkpoint could not be written (try %d): %s", tries, error)
+            except RunHeld as error:
+                log.warning("%s", error)
+                return None
             except Exception as error:
                 log.exception("A checkpoint could not be written")
                 self.failure = StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}")

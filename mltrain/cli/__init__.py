@@ -4,10 +4,12 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 
 import typer
 
 from mltrain.errors import MltrainError
+from mltrain.redaction import harmless, redacted, remember_environment
 
 app = typer.Typer(
     name="mltrain",
@@ -27,8 +29,11 @@ def _options(
 ) -> None:
     level = logging.INFO if verbose or os.environ.get("MLTRAIN_VERBOSE") else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_WithoutSecrets("%(levelname)s %(message)s"))
     logging.getLogger("mltrain").setLevel(level)
-    logging.getLogger("alembic").setLevel(logging.ERROR)  # MLflow's database set-up is nobody's news
+    for name in ("alembic", "urllib3"):  # a database being set up and answers cut short are nobody's news
+        logging.getLogger(name).setLevel(logging.ERROR)
     if version:
         from importlib import metadata
 
@@ -38,13 +43,22 @@ def _options(
 
 def main() -> None:
     """Run the program; an expected error is a message and an exit code, never a traceback."""
+    remember_environment()
     try:
         app()
     except MltrainError as error:
-        print(f"{_kind(error)}: {error}", file=sys.stderr, flush=True)
+        print(f"{_kind(error)}: {harmless(str(error))}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # noqa: BLE001 - whatever a user's code raises is shown, without the secrets it may name
+        print(redacted(traceback.format_exc()), file=sys.stderr, end="", flush=True)
+        sys.exit(1)
+
+
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
 
 
 def _kind(error: MltrainError) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from mltrain.cli.train import parse
+from mltrain.redaction import harmless
 
 _JSON = typer.Option(False, "--json", help="As JSON, for programs.")
 
@@ -25,21 +26,22 @@ def sync(as_json: bool = _JSON) -> None:
     from mltrain.tracking.server import connect
     from mltrain.tracking.sync import sync as run_sync
 
-    results = list(run_sync(connect()))
+    results = list(run_sync(connect(patience=10.0)))
     if as_json:
         print(json.dumps([asdict(result) for result in results], indent=1))
     else:
         for result in results:
             if result.said:
                 print(f"{result.run_id}: {result.said}")
-            elif result.sent or result.uploaded or result.dropped or result.left:
+            elif result.sent or result.uploaded or result.dropped or result.left or result.refused:
                 print(
                     f"{result.run_id}: {result.sent} records sent, {len(result.uploaded)} checkpoints uploaded, "
-                    f"{result.dropped} kept here because a later attempt overtook them, {result.left} still waiting"
+                    f"{result.dropped} kept here because a later attempt overtook them, {result.left} still waiting, "
+                    f"{result.refused} refused by the server"
                 )
-        if not any(result.left for result in results):
+        if not any(result.left or result.refused for result in results):
             print("Nothing is waiting on this machine.")
-    sys.exit(5 if any(result.left for result in results) else 0)
+    sys.exit(5 if any(result.left or result.refused for result in results) else 0)
 
 
 def reap(as_json: bool = _JSON) -> None:
@@ -47,12 +49,12 @@ def reap(as_json: bool = _JSON) -> None:
     from mltrain.tracking.reaper import reap as run_reap
     from mltrain.tracking.server import connect
 
-    found = list(run_reap(connect()))
+    found = list(run_reap(connect(patience=10.0)))
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return
     for one in found:
-        print(f"{one.run_id} ({one.name}): {one.found}")
+        print(f"{one.run_id} ({harmless(one.name)}): {one.found}")
     closed = sum(one.found == "closed" for one in found)
     print(f"{closed} closed; resume any of them with: mltrain train --resume-run ID" if closed else "Nothing to close.")
 

@@ -1,5 +1,6 @@
 """``mltrain train``."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def train(
     ),
     take_over: bool = typer.Option(False, "--take-over", help="Do not wait for a holder on another machine."),
     allow_change: bool = typer.Option(False, "--allow-change", help="Resume although the data have changed."),
+    require_tracking: bool = typer.Option(
+        False, "--require-tracking", help="Do not begin without a tracking server that answers."
+    ),
     default_project: str = typer.Option(None, "--default-project", hidden=True),
 ) -> None:
     """Train a project as an MLflow run, or continue a run.
@@ -91,9 +95,15 @@ def train(
             fork_run=given.get("fork_run"),
             take_over=take_over,
             allow_change=allow_change,
+            require_tracking=require_tracking,
         ),
         Terminal(),
     )
+    if not outcome.delivered:
+        # Everything is on the disk. Threads that are still waiting for a server must not hold the process any longer.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(outcome.exit_code)
     sys.exit(outcome.exit_code)
 
 

@@ -14,8 +14,9 @@ from mltrain.stages.parent import RETIRED_TAG, children
 from mltrain.tracking import registry
 from mltrain.tracking.artifacts import OUTPUTS, discard_staged, open_artifacts
 from mltrain.tracking.home import home_of
+from mltrain.tracking.opening import user
 from mltrain.tracking.overview import state
-from mltrain.tracking.run import pins_of, user
+from mltrain.tracking.run import pins_of
 from mltrain.tracking.server import Server, tags_of
 
 log = logging.getLogger(__name__)

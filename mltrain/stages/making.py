@@ -14,7 +14,7 @@ from mltrain.project import source_of
 from mltrain.signals import StopRequest
 from mltrain.stages import outputs
 from mltrain.state import seed_everything
-from mltrain.tracking import run as runs
+from mltrain.tracking import opening
 from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.run import TrackedRun
@@ -51,9 +51,9 @@ def make(making: Making, server: Server, display: Display, stop: StopRequest) ->
     """
     config = making.config
     if making.resume_run is not None:
-        run = runs.resume(server, making.resume_run, take_over=making.take_over, launcher=None)
+        run = opening.resume(server, making.resume_run, take_over=making.take_over, launcher=None)
     else:
-        run = runs.create(server, config.experiment, config.run_name, making.word, making.tags)
+        run = opening.create(server, config.experiment, config.run_name, making.word, making.tags)
     display.opened(run, places(server, run.experiment_id, run.id))
     try:
         run.record_start(config.resolved(), config.flattened(), making.word)

@@ -10,7 +10,8 @@ from mltrain.errors import MltrainError, RunNotFound, UsageError
 from mltrain.pipeline import Pipeline
 from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.attempts import recorded_config
-from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG, user
+from mltrain.tracking.opening import user
+from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG
 from mltrain.tracking.server import Server
 
 log = logging.getLogger(__name__)

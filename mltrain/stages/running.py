@@ -19,10 +19,10 @@ from mltrain.stages.parent import PARENT_TAG, Plan, chosen_parent, recorded_plan
 from mltrain.stages.status import status
 from mltrain.stages.survey import handed_on, recipe_of, recipe_tags, survey
 from mltrain.tracking import launcher as launchers
-from mltrain.tracking import run as runs
+from mltrain.tracking import opening
 from mltrain.tracking.attempts import CONFIG_FILE, holder_of
 from mltrain.tracking.home import grace_seconds
-from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG, TrackedRun
+from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG, Status, TrackedRun
 from mltrain.tracking.server import Server, connect, places
 from mltrain.training import STOPPED, STOPPED_STAGED, Outcome, Request, train
 
@@ -55,12 +55,12 @@ def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
             return Result(parent.info.run_id, 0, "nothing was cleared and nothing was run")
         name, word = next(iter(configs.values())).run_name, order.located.word
         if parent is not None:
-            tracked = runs.resume(server, parent.info.run_id, take_over=order.take_over, launcher=launcher)
+            tracked = opening.resume(server, parent.info.run_id, take_over=order.take_over, launcher=launcher)
         elif launcher is not None:
-            tracked = runs.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name})
+            tracked = opening.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name})
         else:
             name = name or f"{pipeline.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-            tracked = runs.create(server, experiment, name, word, {PIPELINE_TAG: pipeline.name})
+            tracked = opening.create(server, experiment, name, word, {PIPELINE_TAG: pipeline.name})
         holder = holder_of(parent) if parent is not None else {}
         return _Session(order, plan, configs, server, tracked, stop, display, cleared, holder).run(new=parent is None)
 
@@ -137,7 +137,7 @@ class _Session:
             self._tracked.write_json(CONFIG_FILE, {"schema": 1, "project": word, "config": self._plan.as_json()})
         self._tracked.record_attempt()
 
-    def _stages(self) -> tuple[runs.Status, int, str]:
+    def _stages(self) -> tuple[Status, int, str]:
         pipeline, order = self._order.located.pipeline, self._order
         for number, stage in enumerate(pipeline.stages, 1):
             self._stop.expect_no_steps()
@@ -232,7 +232,7 @@ class _Session:
         self._decisions.append(decision)
         self._display.decided(decision, number, count)
 
-    def _closed(self, status: runs.Status, code: int, why: str) -> Result:
+    def _closed(self, status: Status, code: int, why: str) -> Result:
         lines = [
             f"| {d.stage} | {d.action} | {d.why} | {self._runs.get(d.stage, d.run_id or '')} |" for d in self._decisions
         ]

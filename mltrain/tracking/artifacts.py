@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from mltrain.errors import DamagedCheckpoint, StorageError
+from mltrain.tracking.elsewhere import refuse_elsewhere
 from mltrain.tracking.persistence import named_errors, persistently, status_of
 
 log = logging.getLogger(__name__)
@@ -491,7 +492,12 @@ def _refuse_unless_model(place: str, model_id: str) -> None:
 
 
 def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
-    """Return the artifacts at a run's artifact URI."""
+    """Return the artifacts at a run's artifact URI.
+
+    Raises:
+        StorageError: it points elsewhere than a server of this URI may say.
+    """
+    refuse_elsewhere(artifact_uri, tracking_uri)
     parsed = urllib.parse.urlparse(artifact_uri)
     if parsed.scheme == "file":
         return LocalArtifacts(Path(urllib.request.url2pathname(parsed.path)))

@@ -16,7 +16,7 @@ import psutil
 from mltrain import fingerprint
 from mltrain.errors import CheckpointError, RunHeld, RunNotFound
 from mltrain.tracking.artifacts import Artifacts
-from mltrain.tracking.server import Server, tags_of
+from mltrain.tracking.server import Refusal, Server, tags_of
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ ATTEMPTS_FILE = "attempts.json"
 STATUS_TAG = "mltrain.status"
 HOLDER_TAG = "mltrain.holder"
 HEARTBEAT_TAG = "mltrain.heartbeat"
+STATUS_OF = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+"""MLflow's status for what :data:`STATUS_TAG` says of a run that has ended."""
+CLAIM = "mltrain.attempt."
 _CLAIM = re.compile(r"mltrain\.attempt\.(\d{1,6})", re.ASCII)
 
 
@@ -86,12 +89,32 @@ def last_attempt(params: Mapping[str, str]) -> int:
 
 
 def holder_of(run: Any) -> dict[str, Any]:
-    """Return who holds a run, as its tag tells: attempt, host, boot, pid; nothing when it does not."""
+    """Return who holds a run, as its last claim and its tag tell: attempt, host, boot, pid; nothing when they do not.
+
+    The claim is made before the tag is set: who has claimed the run is about to write to it.
+    """
+    tagged = _parsed(tags_of(run).get(HOLDER_TAG, "{}"))
+    claimed = _parsed(run.data.params.get(f"{CLAIM}{last_attempt(run.data.params)}", "{}"))
+    return claimed if claimed.get("attempt", 0) > tagged.get("attempt", 0) else tagged
+
+
+def _parsed(text: str) -> dict[str, Any]:
     try:
-        holder = json.loads(tags_of(run).get(HOLDER_TAG, "{}"))
+        holder = json.loads(text)
+        return holder if isinstance(holder, dict) and isinstance(holder.get("attempt", 0), int) else {}
     except ValueError:
         return {}
-    return holder if isinstance(holder, dict) else {}
+
+
+def is_held(run: Any) -> bool:
+    """Whether a run says that somebody writes to it, or has been claimed and not been written to yet."""
+    tagged = _parsed(tags_of(run).get(HOLDER_TAG, "{}"))
+    return tags_of(run).get(STATUS_TAG) == "running" or holder_of(run).get("attempt", 0) > tagged.get("attempt", 0)
+
+
+def named(holder: Mapping[str, Any]) -> str:
+    """Name a holder for people."""
+    return f"process {holder.get('pid')} on {holder.get('host')} (attempt {holder.get('attempt')})"
 
 
 def is_alive(holder: Mapping[str, Any]) -> bool | None:
@@ -109,11 +132,11 @@ def is_alive(holder: Mapping[str, Any]) -> bool | None:
 
 def await_lease(server: Server, run: Any) -> None:
     """Return when the run's holder is gone; on another machine, when its heartbeat did not change for the lease."""
-    if tags_of(run).get(STATUS_TAG) != "running":
+    if not is_held(run):
         return
     holder = holder_of(run)
     alive = is_alive(holder)
-    who = f"process {holder.get('pid')} on {holder.get('host')} (attempt {holder.get('attempt')})"
+    who = named(holder)
     held = RunHeld(
         f"Run {run.info.run_id} is being written by {who}. Stop that one first, or take the run over with --take-over."
     )
@@ -129,12 +152,12 @@ def await_lease(server: Server, run: Any) -> None:
         now = server.run(run.info.run_id)
         if tags_of(now).get(HEARTBEAT_TAG) != beat:
             raise held
-        if tags_of(now).get(STATUS_TAG) != "running":
+        if not is_held(now):
             return
 
 
-def holder_tags(ordinal: int) -> dict[str, str]:
-    """Return the tags by which a run says that this process holds it."""
+def own_hold(ordinal: int) -> str:
+    """Return what says that this process holds a run as its attempt number ``ordinal``."""
     holder = {
         "attempt": ordinal,
         "host": fingerprint.host(),
@@ -142,4 +165,28 @@ def holder_tags(ordinal: int) -> dict[str, str]:
         "pid": os.getpid(),
         "born": psutil.Process().create_time(),
     }
-    return {HOLDER_TAG: json.dumps(holder), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}
+    return json.dumps(holder)
+
+
+def claim_attempt(server: Server, run_id: str, ordinal: int) -> None:
+    """Claim an attempt of a run: parameters are write-once, so of several processes exactly one wins.
+
+    Raises:
+        RunHeld: another process was quicker.
+        TrackingError: the server does not answer.
+    """
+    try:
+        # Repeated with the same value where an answer is lost; no other process has the same.
+        server.insist(server.client.log_param, run_id, f"{CLAIM}{ordinal}", own_hold(ordinal))
+    except Refusal as error:
+        if "Changing param values" not in str(error.__cause__ or error):
+            raise
+        raise RunHeld(
+            f"Run {run_id} was claimed at this moment by {named(holder_of(server.run(run_id)))}. "
+            "Stop that one first, or take the run over with --take-over."
+        ) from None
+
+
+def holder_tags(ordinal: int) -> dict[str, str]:
+    """Return the tags by which a run says that this process holds it."""
+    return {HOLDER_TAG: own_hold(ordinal), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}

@@ -1,16 +1,31 @@
 """The folder on this host where a run is staged, journalled and locked."""
 
+import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
 import platformdirs
+import psutil
 
+from mltrain import fingerprint
+from mltrain.checkpoint.spool import replace_file
 from mltrain.errors import RunHeld, StorageError
-from mltrain.tracking.server import Server
+from mltrain.tracking.server import RUN_ID, Server
+
+_HOLDER_FILE = "holder.json"
+_RECORD_SECONDS = 2.0
+
+
+def homes(server: Server) -> Path:
+    """Return the folder that holds the homes of all runs of a tracking store on this host."""
+    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
+    return Path(base).expanduser() / uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
 
 
 def home_of(server: Server, run_id: str) -> Path:
@@ -19,7 +34,7 @@ def home_of(server: Server, run_id: str) -> Path:
     Raises:
         StorageError: it cannot be made.
     """
-    return _made(server, run_id)
+    return _made(homes(server) / _name_of(server, run_id))
 
 
 def outputs_home(server: Server) -> Path:
@@ -28,11 +43,18 @@ def outputs_home(server: Server) -> Path:
     Raises:
         StorageError: it cannot be made.
     """
-    return _made(server, "outputs")
+    return _made(homes(server) / "outputs")
 
 
-def _made(server: Server, name: str) -> Path:
-    home = _base(server) / name
+def _name_of(server: Server, run_id: str) -> str:
+    """Return what a run's home is called: where it was written to before it was created, by what it went by then."""
+    with suppress(OSError, ValueError):
+        earlier = (homes(server) / f"{run_id}.home").read_text(encoding="ascii")
+        return earlier if RUN_ID.fullmatch(earlier) else run_id
+    return run_id
+
+
+def _made(home: Path) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -42,31 +64,38 @@ def _made(server: Server, name: str) -> Path:
     return home
 
 
-def _base(server: Server) -> Path:
-    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
-    return Path(base).expanduser() / uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
+def remember_home(server: Server, run_id: str, home: Path) -> None:
+    """Let a run be found in the home that it had before it was created.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    replace_file(homes(server) / f"{run_id}.home", home.name.encode("ascii"))
 
 
-def locked(server: Server, run_id: str, take_over: bool) -> filelock.BaseFileLock:
+def locked(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock:
     """Take the lock that the one writer of a run has on this host.
 
     Raises:
         RunHeld: another process has it, and it is not to be taken over.
         StorageError: it cannot be made.
     """
-    lock = filelock.FileLock(home_of(server, run_id) / "lock")
+    lock = filelock.FileLock(home / "lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         if not take_over:
+            holder = _recorded_holder(home)
             raise RunHeld(
-                f"Run {run_id} is being written by another process on this machine. "
+                f"Run {run_id} is being written by {holder} on this machine. "
                 "Stop that one first, or take the run over with --take-over."
             ) from None
     except OSError as error:
         raise StorageError(
             f"{lock.lock_file} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
         ) from error
+    with suppress(StorageError):
+        replace_file(home / _HOLDER_FILE, json.dumps({"host": fingerprint.host(), "pid": os.getpid()}).encode())
     return lock
 
 
@@ -77,7 +106,7 @@ def lock_if_here(server: Server, run_id: str) -> Iterator[None]:
     Raises:
         RunHeld: somebody here is writing to it, or sending what was left behind.
     """
-    lock = filelock.FileLock(_base(server) / run_id / "lock")
+    lock = filelock.FileLock(homes(server) / _name_of(server, run_id) / "lock")
     if not Path(lock.lock_file).parent.is_dir():
         yield
         return
@@ -89,6 +118,18 @@ def lock_if_here(server: Server, run_id: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _recorded_holder(home: Path) -> str:
+    """Name the holder; where it has taken the lock this instant, the record may still be of the one before it."""
+    deadline = time.monotonic() + _RECORD_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            holder: Any = json.loads((home / _HOLDER_FILE).read_text(encoding="utf-8"))
+            if psutil.pid_exists(int(holder["pid"])):
+                return f"process {int(holder['pid'])}"
+        time.sleep(0.05)
+    return "another process"
 
 
 def grace_seconds() -> float:

@@ -7,6 +7,7 @@ of their birth; the sender reads them from there and marks them when the server 
 import logging
 import os
 import queue
+import re
 import sqlite3
 import threading
 import time
@@ -22,10 +23,14 @@ from mltrain.errors import StorageError
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["param", "tag", "image", "file"]
+Kind = Literal["param", "tag", "image", "file", "inputs"]
 
 _UNSENT, _SENT, _PARKED, _DROPPED = range(4)
 _GATHER_SECONDS = 0.25
+_MOST_QUEUED = 50_000
+"""So many entries may wait for the local disk; then the training waits for it as well, and memory does not grow."""
+_MOST_KEPT = 200_000
+"""So many entries are kept in memory while the disk refuses them; then the oldest go, and that is said."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (
     id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, key TEXT NOT NULL, step INTEGER NOT NULL,
@@ -66,13 +71,17 @@ class Journal:
     Args:
         path: of the SQLite file; its folder is made.
         attempt: entries are written in the name of this attempt.
+        budget: bytes that the file may have; beyond it no further metric points are taken, and that is said.
 
     Raises:
         StorageError: the file cannot be made.
     """
 
-    def __init__(self, path: Path, attempt: int) -> None:
+    def __init__(self, path: Path, attempt: int, budget: int | None = None) -> None:
         self.attempt = attempt
+        self.left_out = 0
+        """How many points there was no room for."""
+        self._budget = journal_budget() if budget is None else budget
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=60, isolation_level=None)
@@ -83,6 +92,8 @@ class Journal:
             raise StorageError(f"The journal {path} cannot be opened: {error}.") from error
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[_Entry | threading.Event | None] = queue.SimpleQueue()
+        self._room = threading.Event()
+        self._room.set()
         self.arrived = threading.Event()
         """Set when there is something new to send."""
         self._writer = threading.Thread(target=self._write, name="mltrain-journal", daemon=True)
@@ -91,15 +102,22 @@ class Journal:
     def log_metrics(self, values: Mapping[str, float], step: int, timestamp: int) -> None:
         """Queue metric points of one step."""
         # NumPy's numbers and tensors would reach the database as bytes, or not at all.
-        self._queue.put(_Entry(tuple((key, int(step), float(value), timestamp) for key, value in values.items()), ()))
+        self._put(_Entry(tuple((key, int(step), float(value), timestamp) for key, value in values.items()), ()))
 
     def log_item(self, kind: Kind, key: str, value: str) -> None:
         """Queue a parameter, a tag, or a file."""
-        self._queue.put(_Entry((), ((kind, key, value),)))
+        self._put(_Entry((), ((kind, key, value),)))
 
     def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
         """Queue points (key, step, value, timestamp) that were born earlier."""
-        self._queue.put(_Entry(tuple(points), ()))
+        self._put(_Entry(tuple(points), ()))
+
+    def _put(self, entry: "_Entry") -> None:
+        self._queue.put(entry)
+        if self._queue.qsize() > _MOST_QUEUED:
+            self._room.clear()
+            while not self._room.wait(0.5) and self._writer.is_alive():
+                continue
 
     def flush(self) -> None:
         """Return when everything queued so far is on the disk, or the disk has refused it, which is logged."""
@@ -135,6 +153,21 @@ class Journal:
             ]
         return sum(counts)
 
+    def parked(self) -> int:
+        """Return how many entries the server refused for good."""
+        with self._lock:
+            counts = [
+                self._database.execute(f"SELECT count(*) FROM {table} WHERE state = {_PARKED}").fetchone()[0]  # noqa: S608
+                for table in ("points", "items")
+            ]
+        return sum(counts)
+
+    def unpark(self) -> None:
+        """Let what was refused for good be tried again: somebody may have mended the cause."""
+        with self._transaction():
+            for table in ("points", "items"):
+                self._database.execute(f"UPDATE {table} SET state = 0 WHERE state = {_PARKED}")  # noqa: S608
+
     def mark_sent(self, entries: Sequence[StoredPoint | StoredItem]) -> None:
         """Note that the server has acknowledged these; what is sent need not be kept."""
         self._mark(entries, _SENT)
@@ -155,18 +188,47 @@ class Journal:
             )
         return dropped
 
-    def drop_beyond(self, attempt: int, step: int) -> int:
-        """Keep locally, but never send, the points of an attempt beyond a step."""
-        with self._lock:
-            return self._database.execute(
-                "UPDATE points SET state = ? WHERE state = 0 AND attempt = ? AND step > ?", (_DROPPED, attempt, step)
-            ).rowcount
+    def drop_beyond(self, ends: Mapping[int, int]) -> int:
+        """Keep locally, but never send, what was logged by attempts that a later one overtook.
+
+        Args:
+            ends: for each of these attempts, the step up to which it counts. Its points and pictures up to there are still
+                to be sent; of its tags and files the later attempt has newer ones.
+
+        Returns:
+            How many points and pictures were dropped.
+        """
+        dropped = 0
+        with self._transaction():
+            for attempt, step in ends.items():
+                dropped += self._database.execute(
+                    "UPDATE points SET state = ? WHERE state = 0 AND attempt = ? AND step > ?",
+                    (_DROPPED, attempt, step),
+                ).rowcount
+                self._database.execute(
+                    "UPDATE items SET state = ? WHERE state = 0 AND attempt = ? AND kind IN ('tag', 'file', 'inputs')",
+                    (_DROPPED, attempt),
+                )
+                images = self._database.execute(
+                    "SELECT id, value FROM items WHERE state = 0 AND attempt = ? AND kind = 'image'", (attempt,)
+                ).fetchall()
+                beyond = [(_DROPPED, number) for number, value in images if image_step(value) > step]
+                self._database.executemany("UPDATE items SET state = ? WHERE id = ?", beyond)
+                dropped += len(beyond)
+        return dropped
 
     def close(self) -> None:
         """Write what is queued and close the file."""
         self._queue.put(None)
         self._writer.join()
         self._database.close()
+
+    def _has_room(self) -> bool:
+        pages, size, free = (
+            self._database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "page_size", "freelist_count")
+        )
+        return bool((pages - free) * size <= self._budget)
 
     def _mark(self, entries: Sequence[StoredPoint | StoredItem], state: int) -> None:
         with self._transaction():
@@ -193,6 +255,10 @@ class Journal:
                     self.arrived.set()
                 except sqlite3.Error as error:
                     log.error("%d entries could not be written to the journal: %s", len(entries), error)
+                    if len(entries) > _MOST_KEPT:
+                        log.error("The oldest %d of them are lost: memory is bounded.", len(entries) - _MOST_KEPT)
+                        del entries[:-_MOST_KEPT]
+            self._room.set()
             for event in waiting:
                 event.set()
             if last:
@@ -218,6 +284,15 @@ class Journal:
         points = [(self.attempt, *point) for entry in entries for point in entry.points]
         items = [(self.attempt, *item) for entry in entries for item in entry.items]
         with self._transaction():
+            if points and not self._has_room():
+                if not self.left_out:
+                    log.error(
+                        "The journal has reached its budget of %.1f GB, because the tracking server has been away for so "
+                        "long. Further metric points are NOT kept; checkpoints are. MLTRAIN_JOURNAL_GB gives it more.",
+                        self._budget / 1e9,
+                    )
+                self.left_out += len(points)
+                points = []
             self._database.executemany(
                 "INSERT INTO points (attempt, key, step, value, timestamp) VALUES (?, ?, ?, ?, ?)", points
             )
@@ -234,6 +309,20 @@ class Journal:
                 if self._database.in_transaction:  # SQLite has ended some by itself
                     self._database.execute("ROLLBACK")
                 raise
+
+
+def image_step(value: str) -> int:
+    """Return the step of a picture in the journal."""
+    match = re.search(r"\+step\+(\d+)\+timestamp\+", value, re.ASCII)
+    return int(match[1]) if match else 0
+
+
+def journal_budget() -> int:
+    """Return how many bytes a journal may have, from ``MLTRAIN_JOURNAL_GB`` (default 2)."""
+    try:
+        return int(float(os.environ.get("MLTRAIN_JOURNAL_GB", "2")) * 1e9)
+    except ValueError:
+        return 2 * 10**9
 
 
 @dataclass(frozen=True, slots=True)

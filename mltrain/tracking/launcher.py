@@ -64,10 +64,10 @@ def nest(server: Server, launcher: Launcher, run_id: str) -> None:
     if launcher.run_id == run_id:
         return
     client = server.client
-    server.call(client.set_tag, launcher.run_id, "mlflow.parentRunId", run_id)
-    server.call(client.set_tag, launcher.run_id, LAUNCHER_OF, run_id)
+    server.insist(client.set_tag, launcher.run_id, "mlflow.parentRunId", run_id)
+    server.insist(client.set_tag, launcher.run_id, LAUNCHER_OF, run_id)
     who = json.dumps({"host": fingerprint.host(), "boot": fingerprint.boot(), "pid": launcher.pid})
-    server.call(client.set_tag, launcher.run_id, _LAUNCHER, who)
+    server.insist(client.set_tag, launcher.run_id, _LAUNCHER, who)
     if launcher.pid is not None:
         after(server, launcher.pid, launcher.run_id, "delete")
 
@@ -87,7 +87,7 @@ def after(server: Server, pid: int, run_id: str, action: Action) -> None:
 
 def repair(server: Server, run_id: str, experiment_id: str) -> None:
     """Remove launchers' runs under a run whose launchers have gone without anybody clearing up."""
-    for run in server.call(
+    for run in server.insist(
         server.client.search_runs, [experiment_id], filter_string=f"tags.`{LAUNCHER_OF}` = '{run_id}'", max_results=100
     ):
         try:
@@ -96,19 +96,19 @@ def repair(server: Server, run_id: str, experiment_id: str) -> None:
             continue
         here = who.get("host") == fingerprint.host() and who.get("boot") == fingerprint.boot()
         if run.info.run_id != run_id and here and not (who.get("pid") and is_running(who["pid"])):
-            server.call(server.client.delete_run, run.info.run_id)
+            server.insist(server.client.delete_run, run.info.run_id)
 
 
 def main(arguments: list[str]) -> None:
     """Wait for a process to go, then delete or re-label a run: ``PID RUN_ID ACTION``."""
     pid, run_id, action = int(arguments[0]), arguments[1], arguments[2]
-    server = connect()  # slow, so before the wait
+    server = connect(patience=120.0)  # slow, so before the wait
     while is_running(pid):
         time.sleep(0.05)
     if action == "delete":
-        server.client.delete_run(run_id)
+        server.insist(server.client.delete_run, run_id)
     else:
-        server.client.set_terminated(run_id, action)
+        server.insist(server.client.set_terminated, run_id, action)
 
 
 if __name__ == "__main__":

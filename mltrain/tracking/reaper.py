@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mltrain.tracking.attempts import HEARTBEAT_TAG, HOLDER_TAG, LEASE_SECONDS, STATUS_TAG, holder_of, is_alive
+from mltrain.tracking.attempts import (
+    HEARTBEAT_TAG,
+    HOLDER_TAG,
+    LEASE_SECONDS,
+    STATUS_OF,
+    STATUS_TAG,
+    holder_of,
+    is_alive,
+)
 from mltrain.tracking.server import Server, tags_of
 
 
@@ -25,7 +33,13 @@ def reap(server: Server, *, lease_seconds: float = LEASE_SECONDS) -> Iterator[Re
     the clock of this process.
     """
     watched = []
-    for run in _said_to_run(server):
+    for run in _found(server, f"attributes.status = 'RUNNING' and tags.`{STATUS_TAG}` != 'running'"):
+        status = STATUS_OF.get(tags_of(run).get(STATUS_TAG, ""))
+        if status is not None and not is_alive(holder_of(run)):
+            # It had said how it ended, and was killed before MLflow's own status followed.
+            server.insist(server.client.set_terminated, run.info.run_id, status)
+            yield Reaped(run.info.run_id, run.info.run_name, "closed")
+    for run in _found(server, f"tags.`{STATUS_TAG}` = 'running'"):
         alive = is_alive(holder_of(run))
         if alive is None:
             watched.append(run)
@@ -44,20 +58,20 @@ def reap(server: Server, *, lease_seconds: float = LEASE_SECONDS) -> Iterator[Re
 
 
 def _closed(server: Server, run: Any) -> Reaped:
-    server.call(server.client.set_tag, run.info.run_id, STATUS_TAG, "stopped")
-    server.call(server.client.set_terminated, run.info.run_id, "KILLED")
+    server.insist(server.client.set_tag, run.info.run_id, STATUS_TAG, "stopped")
+    server.insist(server.client.set_terminated, run.info.run_id, "KILLED")
     return Reaped(run.info.run_id, run.info.run_name, "closed")
 
 
-def _said_to_run(server: Server) -> list[Any]:
+def _found(server: Server, query: str) -> list[Any]:
     found: list[Any] = []
-    for experiment in server.call(server.client.search_experiments):
+    for experiment in server.insist(server.client.search_experiments):
         token: str | None = None
         while True:
-            page = server.call(
+            page = server.insist(
                 server.client.search_runs,
                 [experiment.experiment_id],
-                filter_string=f"tags.`{STATUS_TAG}` = 'running'",
+                filter_string=query,
                 max_results=500,
                 page_token=token,
             )

@@ -18,3 +18,7 @@ class FullJitter(wait_exponential):
     def __call__(self, retry_state: RetryCallState) -> float:
         """Return the seconds to wait before the next try."""
         return self._random.uniform(0, super().__call__(retry_state=retry_state))
+
+    def seconds(self, failures: int) -> float:
+        """Return the seconds to wait after so many failures in a row."""
+        return self._random.uniform(0, min(self.max, self.multiplier * self.exp_base ** min(failures, 30)))

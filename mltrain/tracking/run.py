@@ -1,67 +1,60 @@
-"""The life of a run: created, adopted or resumed; attempts, one writer at a time, status, what is recorded.
+"""A run that this process writes to: what is recorded of it, and how it ends.
 
-Every start or resume is an attempt with an ordinal. Resume number n is claimed by the parameter ``mltrain.attempt.<n>``:
-parameters are write-once, so of several processes exactly one wins. n is the fencing number: a writer that sees a
-higher one stops sending, publishing and pruning.
+How a run is created, adopted, resumed stands in :mod:`mltrain.tracking.opening`; who may write in
+:mod:`mltrain.tracking.attempts` and :mod:`mltrain.tracking.lease`.
 """
 
-import copy
 import json
 import logging
 import math
-import os
-import socket
-import sys
-import tempfile
+import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
-import psutil
 
-from mltrain import fingerprint
 from mltrain.checkpoint.manifest import CheckpointId, Point
-from mltrain.errors import RunHeld, RunNotFound, StorageError
-from mltrain.history import CsvLog, History, learning_curves
+from mltrain.checkpoint.spool import replace_file
+from mltrain.errors import MltrainError, StorageError
+from mltrain.history import History
+from mltrain.redaction import redacted, redacted_tree
 from mltrain.tracking import launcher as launchers
 from mltrain.tracking import registry
-from mltrain.tracking.artifacts import OUTBOX, STAGING, Artifacts, open_artifacts
+from mltrain.tracking.artifacts import STAGING, Artifacts, open_artifacts
 from mltrain.tracking.attempts import (
     ATTEMPTS_FILE,
     CONFIG_FILE,
-    HEARTBEAT_TAG,
-    HOLDER_TAG,
+    STATUS_OF,
     STATUS_TAG,
     Attempt,
-    await_lease,
+    claim_attempt,
     holder_tags,
-    last_attempt,
-    recorded_attempts,
 )
-from mltrain.tracking.home import grace_seconds, home_of, locked
-from mltrain.tracking.images import as_image, save_for_ui, ui_identity, ui_stem
+from mltrain.tracking.birth import Registration
+from mltrain.tracking.gallery import Gallery
+from mltrain.tracking.home import grace_seconds, home_of, remember_home
 from mltrain.tracking.journal import Journal
+from mltrain.tracking.late import LateArtifacts
 from mltrain.tracking.launcher import Launcher
+from mltrain.tracking.lease import Lease
+from mltrain.tracking.persistence import may_pass
+from mltrain.tracking.points import Delivered, delivered_beyond
 from mltrain.tracking.records import REMOVED_TAG, append_removals
 from mltrain.tracking.sender import Sender
-from mltrain.tracking.server import Refusal, Server, connect, tags_of
+from mltrain.tracking.server import Server, tags_of
+from mltrain.tracking.system import SYSTEM_KEYS, SYSTEM_SECONDS, system_metrics
 
 log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-SYSTEM_SECONDS = 15.0
-"""How often the use of CPU and memory is recorded; the step of such a point is the run's age in seconds."""
 _MOST_PENDING = 100_000
-_STATUS_WORDS: Mapping[str, str] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
-LOG_FILE = "log.csv"
-CURVES_FILE = "learning_curves.png"
+_LONGEST_TAG = 5000
 PROJECT_TAG = "mltrain.project"
 PIPELINE_TAG = "mltrain.pipeline"
 """On the run of a pipeline and on those of its stages: the pipeline's name."""
@@ -71,55 +64,105 @@ PIN_TAG = "mltrain.pin."
 
 
 class TrackedRun:
-    """A run that this process is writing to. Made by :func:`create`, :func:`adopt` and :func:`resume`.
+    """A run that this process is writing to. Made by the functions of :mod:`mltrain.tracking.opening`.
+
+    Args:
+        server: where the run is.
+        attempts: all attempts up to this one.
+        lock: on this host, taken.
+        known: MLflow's description of the run; or how it is to be created, while the training goes on.
+        home: the folder on this host for staging, journal and log; none: that of the run.
+        launcher: the ``mlflow run`` that this process was started by.
+        age: seconds since the run began, for the steps of what the machine does.
 
     Attributes:
-        id: of the run.
+        id: of the run; until it is created, what it goes by on this host.
         attempt: this process's attempt.
         attempts: all attempts up to this one.
         artifacts: of the run.
         home: the folder on this host for staging, journal and log.
+        owned: whether this process decides about the run's status.
     """
 
     def __init__(
-        self, server: Server, info: Any, attempts: list[Attempt], launcher: Launcher | None, lock: filelock.BaseFileLock
+        self,
+        server: Server,
+        attempts: list[Attempt],
+        lock: filelock.BaseFileLock,
+        known: Any,
+        *,
+        home: Path | None = None,
+        launcher: Launcher | None = None,
+        age: int = 0,
     ) -> None:
         self.server = server
-        self.id: str = info.run_id
-        self.name: str = info.run_name
-        self.experiment_id: str = info.experiment_id
         self.attempts = attempts
         self.attempt = attempts[-1]
         self.launcher = launcher
-        self.artifacts: Artifacts = open_artifacts(info.artifact_uri, server.uri)
-        self.home = home_of(server, self.id)
-        self.journal = Journal(self.home / "journal.sqlite", self.attempt.ordinal)
         self.owned = True
-        """Whether this process decides about the run's status."""
         self._lock = lock
-        self._beats = 0
-        self._looked = -math.inf
-        self._began: int = info.start_time
-        self._delivered: dict[tuple[str, int], float] = {}
-        self._delivered_images: set[tuple[str, int]] = set()
-        self._differing: set[str] = set()
-        self._pictures = ThreadPoolExecutor(1, thread_name_prefix="mltrain-pictures")
-        self._log: CsvLog | None = None
-        self._drawn = -math.inf
+        self._listeners: list[Callable[[], None]] = []
+        self._known = threading.Event()
+        self._naming = threading.Lock()
+        self._registration = known if isinstance(known, Registration) else None
+        self.artifacts: Artifacts
+        self.experiment_id = ""
+        self._age, self._opened_at = age, time.monotonic()
+        self._system_at = -math.inf
+        self._closing = False
+        self._settled_at = -math.inf
+        self._said_pending = False
+        self._delivered = Delivered()
+        self.lease = Lease(server, self.attempt.ordinal)
+        if self._registration is not None:
+            self.id, self.name = self._registration.birth.id, self._registration.birth.name
+            self.artifacts = LateArtifacts()
+        else:
+            self.id, self.name, self.experiment_id = known.run_id, known.run_name, known.experiment_id
+            self.artifacts = open_artifacts(known.artifact_uri, server.uri)
+            self.lease.begin(self.id)
+            self._known.set()
+        self.home = home or home_of(server, self.id)
+        # Who takes a run over on the same host leaves its journal to the process that still has it open.
+        mine = "journal.sqlite" if lock.is_locked else f"journal-a{self.attempt.ordinal:02d}.sqlite"
+        self.journal = Journal(self.home / mine, self.attempt.ordinal)
+        self._gallery = Gallery(self.home, self.journal)
         # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
         # race with finding out what the server has.
         self.journal.drop_overtaken(0, 0)
-        self.sender = Sender(server, self.id, self.journal, self.artifacts, self._beat)
+        self.sender = Sender(server, self._identity, self.journal, self.artifacts, self._keep)
+
+    @property
+    def known(self) -> bool:
+        """Whether the run exists in the tracking store, as far as this process knows."""
+        return self._known.is_set()
+
+    def when_known(self, listener: Callable[[], None]) -> None:
+        """Call somebody as soon as the run exists: now, or from a thread in the background."""
+        with self._naming:
+            if not self.known:
+                self._listeners.append(listener)
+                return
+        listener()
 
     @property
     def overtaken(self) -> bool:
         """Whether another process has taken the run over."""
-        return self.sender.overtaken.is_set()
+        return self.lease.overtaken.is_set()
+
+    def holds(self, *, certainly: bool = False) -> bool:
+        """Whether this process still holds the run; asks the server where this process was stopped for a while."""
+        return self.lease.holds(certainly=certainly)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the tracking server does not take what is sent, if so."""
+        return self.sender.trouble
 
     @property
     def announced(self) -> str | None:
         """The name of the newest checkpoint that the run was told is committed."""
-        return tags_of(self.server.run(self.id)).get("mltrain.latest")
+        return tags_of(self.server.run(self.id)).get("mltrain.latest") if self.known else None
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         """Go on as the next attempt: this process has rolled the run back to a checkpoint.
@@ -138,7 +181,8 @@ class TrackedRun:
             versions=now.versions,
         )
         self.attempts.append(following)
-        self.attempt = following  # before it is claimed, or the heartbeat would take it for somebody else's
+        self.attempt = following
+        self.lease.follow(following.ordinal)  # before it is claimed, or the heartbeat would take it for somebody else's
         claim_attempt(self.server, self.id, following.ordinal)
         self.journal.attempt = following.ordinal
         for key, value in holder_tags(following.ordinal).items():
@@ -163,9 +207,20 @@ class TrackedRun:
         return self.attempt.code
 
     def pending(self, step: int) -> list[Point]:
-        """Return the metric points up to ``step`` that the server has not acknowledged, for the checkpoint at that step."""
+        """Return the metric points up to ``step`` that the server has not acknowledged, for the checkpoint at that step.
+
+        At most 100,000, the oldest; where more wait, it is said that the rest is on this disk only.
+        """
         self.journal.flush()
         waiting = self.journal.unsent_points(_MOST_PENDING, step)
+        if len(waiting) == _MOST_PENDING and not self._said_pending:
+            self._said_pending = True
+            log.warning(
+                "More than %d metric points wait for the tracking server. Checkpoints carry the oldest of them; the rest "
+                "is in %s only: resume on this machine, or run mltrain sync on it first.",
+                _MOST_PENDING,
+                self.home,
+            )
         return [Point(key=p.key, step=p.step, value=p.value, timestamp=p.timestamp) for p in waiting]
 
     def deliver_pending(self, points: Sequence[Point]) -> None:
@@ -196,51 +251,64 @@ class TrackedRun:
             StorageError: the artifact store refuses.
         """
         self.write_json(CONFIG_FILE, {"schema": 1, "project": project, "config": config})
-        held = self.server.run(self.id).data.params  # an adopted run holds the launcher's, quoted
+        # An adopted run holds the launcher's parameters, quoted.
+        held = self.server.run(self.id).data.params if self.launcher is not None else {}
         for key, value in parameters.items():
             if key not in held:
-                self.journal.log_item("param", key, value)
+                self.journal.log_item("param", key, redacted(value))
         self.set_tag(PROJECT_TAG, project)
 
     def record_attempt(self) -> None:
         """Write the list of attempts, this one last, and what changed in it."""
-        self.write_json(ATTEMPTS_FILE, {"schema": 1, "attempts": [asdict(attempt) for attempt in self.attempts]})
+        self.write_json(ATTEMPTS_FILE, self._attempts_as_json())
         if self.attempt.changed:
             changes = {key: list(change) for key, change in self.attempt.changed.items()}
-            self.set_tag(f"mltrain.changed.{self.attempt.ordinal}", json.dumps(changes))
+            self.set_tag(f"mltrain.changed.{self.attempt.ordinal}", json.dumps(redacted_tree(changes)))
         if self.attempt.code.get("commit"):
             self.set_tag("mlflow.source.git.commit", self.attempt.code["commit"])
 
     def record_data(self, places: Mapping[str, Path]) -> None:
         """Record where the data lay and what their fingerprints were, as datasets that the UI shows and compares."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         inputs = [
-            DatasetInput(
-                Dataset(name, self.attempt.data[name][:36], "local", json.dumps({"uri": str(place)})),
-                [InputTag("mlflow.data.context", "evaluation" if name.startswith(("val", "test")) else "training")],
-            )
+            {
+                "name": name,
+                "digest": self.attempt.data[name][:36],
+                "place": redacted(str(place)),
+                "context": "evaluation" if name.startswith(("val", "test")) else "training",
+            }
             for name, place in places.items()
             if name in self.attempt.data
         ]
         if inputs:
-            self.server.call(self.server.client.log_inputs, self.id, inputs)
+            self.journal.log_item("inputs", "datasets", json.dumps(inputs))
 
     def write_json(self, name: str, content: Any) -> None:
-        """Put a small JSON file among the artifacts, now."""
-        with tempfile.TemporaryDirectory(prefix="mltrain-") as folder:
-            file = Path(folder) / name
-            file.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-            self.artifacts.upload(file)
+        """Put a small JSON file among the artifacts: now, or as soon as the artifact store can be reached.
+
+        Raises:
+            StorageError: the artifact store refuses for good, or this disk does.
+        """
+        file = self._written(name, content)
+        if self.known and (self.artifacts.local_root is not None or self.trouble is None):
+            try:
+                self.artifacts.upload(file)
+                return
+            except StorageError as error:
+                if self.artifacts.local_root is not None or not may_pass(error.__cause__ or error):
+                    raise
+        self.log_file(file)
 
     def continue_exactly_after(self, step: int) -> None:
         """Let points beyond ``step`` pass that the server already has: in an exact continuation (key, step) is identity."""
-        run = self.server.run(self.id)
-        for latest in run.data._metric_objs:  # the public mapping has the values without their steps
-            if latest.step > step:
-                history = self.server.call(self.server.client.get_metric_history, self.id, latest.key)
-                self._delivered.update({(p.key, p.step): p.value for p in history if p.step > step})
-        self._delivered_images = {(key, number) for key, number in _image_names(self.artifacts) if number > step}
+        time.sleep(max(0.0, self._settled_at - time.monotonic()))
+        # Pictures that an earlier attempt left unsent here are made anew from there on.
+        self.journal.drop_beyond({attempt.ordinal: step for attempt in self.attempts[:-1]})
+        self._delivered = delivered_beyond(self.server, self.server.run(self.id), step)
+        self._gallery.let_pass(self.artifacts, step)
+
+    def settle(self, seconds: float) -> None:
+        """Somebody who was overtaken may write for so long until it notices; what it has written is read after that."""
+        self._settled_at = time.monotonic() + seconds
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
         """Log metric points of one step; never waits for the server.
@@ -250,14 +318,13 @@ class TrackedRun:
             step: optimizer steps done.
             compared: whether a value that was delivered before has to be the same now; wall-clock values need not be.
         """
-        if self._delivered:
-            values = {key: value for key, value in values.items() if not self._known(key, step, value, compared)}
+        values = self._delivered.new(values, step, compared)
         if values:
             self.journal.log_metrics(values, step, time.time_ns() // 1_000_000)
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag; never waits for the server."""
-        self.journal.log_item("tag", key, value[:5000])
+        self.journal.log_item("tag", key, redacted(value)[:_LONGEST_TAG])
 
     def log_file(self, file: Path, folder: str = "") -> None:
         """Upload a file, replacing one of its name; never waits. The file has to stay until it is sent."""
@@ -269,70 +336,27 @@ class TrackedRun:
         The picture ``inference/A_to_B`` of epoch 5 is the file ``inference/epoch_0005/A_to_B.jpg`` among the artifacts.
         Encoding them is left to the background as well.
         """
-        timestamp = time.time_ns() // 1_000_000
-        for name, picture in pictures.items():
-            if (name, step) not in self._delivered_images:
-                kept = picture if hasattr(picture, "savefig") else as_image(picture)
-                self._in_background(self._encode, name, kept, step, epoch, timestamp)
+        self._gallery.log_pictures(pictures, step, epoch)
 
     def log_epoch(self, history: History) -> None:
         """Update the CSV log, and the learning curves unless they were drawn less than a minute ago."""
-        if self._log is None:
-            self._log = CsvLog(self.home / LOG_FILE, history)
-        self._log.update()
-        self.log_file(self._log.path)
-        if time.monotonic() - self._drawn > 60:
-            self._drawn = time.monotonic()
-            self._in_background(self._draw, copy.deepcopy(history))
+        self._gallery.log_epoch(history)
 
     def finish_epochs(self, history: History) -> None:
         """Draw the learning curves once more, with all epochs."""
-        if history.rows:
-            self._in_background(self._draw, history)
-
-    def _in_background(self, job: Callable[..., None], *arguments: Any) -> None:
-        def guarded() -> None:
-            try:
-                job(*arguments)
-            except OSError as error:
-                log.warning("A picture could not be kept: %s", error)
-            except Exception:
-                log.exception("A picture could not be made")
-
-        self._pictures.submit(guarded)
-
-    def _draw(self, history: History) -> None:
-        file = self.home / CURVES_FILE
-        learning_curves(history).savefig(file, dpi=110)
-        self.log_file(file)
-
-    def _encode(self, name: str, picture: Any, step: int, epoch: int, timestamp: int) -> None:
-        outbox = self.home / OUTBOX
-        outbox.mkdir(exist_ok=True)
-        image = as_image(picture)
-        identifier = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.id}/{name}/{step}")
-        paths = [
-            (str(path), "images") for path in save_for_ui(image, outbox, ui_stem(name, step, timestamp, identifier))
-        ]
-        group, _, rest = name.rpartition("/")
-        folder = f"{group or 'pictures'}/epoch_{epoch:04d}"
-        plain = outbox / folder.replace("/", "-") / f"{rest}.jpg"
-        plain.parent.mkdir(exist_ok=True)
-        image.save(plain, quality=95)
-        paths.append((str(plain), folder))
-        self.journal.log_item("image", name, json.dumps({"files": paths}))
-        self.set_tag("mlflow.loggedImages", "True")
+        self._gallery.finish_epochs(history)
 
     def detach(self, status: Status) -> None:
         """Deliver what is left and let go of the run; its status is the caller's affair unless it was opened here."""
         if self.owned:
             self.close(status, "closed", grace_seconds())
             return
-        self._pictures.shutdown()
-        self.set_tag(STATUS_TAG, "finished")
-        self.sender.drain(grace_seconds())
-        self.journal.close()
-        self._lock.release()
+        self._closing = True
+        self._gallery.close()
+        if not self.overtaken:
+            self.set_tag(STATUS_TAG, "finished")
+            self.sender.drain(grace_seconds())
+        self._let_go()
 
     def close(self, status: Status, why: str, grace: float, *, interrupted: bool = False) -> bool:
         """Deliver what is left within ``grace`` seconds, set the status, let go of the run.
@@ -346,166 +370,95 @@ class TrackedRun:
         Returns:
             Whether everything was delivered. What was not waits on this disk for ``mltrain sync``.
         """
+        deadline = time.monotonic() + grace
         self.attempt.ended = datetime.now(UTC).isoformat(timespec="seconds")
         self.attempt.why = why
+        self._closing = True
+        self._gallery.close()
         delivered = False
-        self._pictures.shutdown()
         if not self.overtaken:
-            self.set_tag(STATUS_TAG, _STATUS_WORDS[status])
+            if self.journal.left_out:
+                self.set_tag("mltrain.points_left_out", str(self.journal.left_out))
+            with suppress(StorageError):  # the record of this attempt's end is not worth an error of its own
+                self.log_file(self._written(ATTEMPTS_FILE, self._attempts_as_json()))
+            self.set_tag(STATUS_TAG, _said(status))
             delivered = self.sender.drain(grace)
             # A store that takes no files keeps nobody from saying to the server how the run ended.
-            if not self.overtaken and (delivered or not self.journal.unsent_points(1)):
-                delivered = self._finish(status) and delivered
-        self.journal.close()
-        self._lock.release()
-        launcher = self.launcher
-        own = launcher is not None and launcher.run_id == self.id
-        if own and launcher is not None and launcher.pid is not None and (interrupted or status != "FINISHED"):
+            if delivered or (self.known and not self.journal.unsent_points(1)):
+                delivered = self._finished(status, deadline - time.monotonic()) and delivered
+            delivered = delivered and self.journal.parked() == 0 and not self.journal.left_out
+        launcher = None if self.overtaken or self.launcher is None or self.launcher.run_id != self.id else self.launcher
+        self._let_go()
+        if launcher is not None and launcher.pid is not None and (interrupted or status != "FINISHED"):
             launchers.after(self.server, launcher.pid, self.id, status)  # the launcher will call it FAILED
         return delivered
 
-    def _finish(self, status: Status) -> bool:
+    def _let_go(self) -> None:
+        self.lease.close()
+        self.journal.close()
+        self._lock.release()
+
+    def _finished(self, status: Status, seconds: float) -> bool:
+        server = replace(self.server, patience=max(2.0, seconds))
         try:
-            self.record_attempt_end()
-        except StorageError as error:
-            log.warning("The end of this attempt could not be recorded: %s", error)
-        try:
-            self.server.call(self.server.client.set_tag, self.id, STATUS_TAG, _STATUS_WORDS[status])
-            self.server.call(self.server.client.set_terminated, self.id, status)
-        except (Refusal, RunNotFound) as error:
+            if not self.holds(certainly=True):
+                return False
+            if self._registration is not None:
+                self._registration.discard_doubles()
+            server.insist(server.client.set_tag, self.id, STATUS_TAG, _said(status))
+            server.insist(server.client.set_terminated, self.id, status)
+        except MltrainError as error:
             log.warning("The run's status could not be set: %s", error)
             return False
         return True
 
-    def record_attempt_end(self) -> None:
-        """Write the list of attempts again, with the end of this one."""
-        self.write_json(ATTEMPTS_FILE, {"schema": 1, "attempts": [asdict(attempt) for attempt in self.attempts]})
+    def _attempts_as_json(self) -> dict[str, Any]:
+        return {"schema": 1, "attempts": [asdict(attempt) for attempt in self.attempts]}
 
-    def _known(self, key: str, step: int, value: float, compared: bool) -> bool:
-        if (key, step) not in self._delivered:
-            return False
-        before = self._delivered[(key, step)]
-        same = before == value or (before != before and value != value)
-        if compared and not same and key not in self._differing:
-            self._differing.add(key)
-            log.warning(
-                "%s at step %d is %r now and was %r before: this resume is not exact.", key, step, value, before
-            )
-        return True
+    def _written(self, name: str, content: Any) -> Path:
+        file = self.home / name
+        replace_file(file, json.dumps(redacted_tree(content), indent=1, default=str).encode())
+        return file
 
-    def _beat(self) -> bool:
-        """Renew the lease; return False when a later attempt holds the run."""
-        self._beats += 1
-        params = self.server.call(self.server.client.get_run, self.id).data.params
-        if last_attempt(params) > self.attempt.ordinal:
-            return False
-        self.server.call(self.server.client.set_tag, self.id, HEARTBEAT_TAG, f"{self.attempt.ordinal}.{self._beats}")
-        if time.monotonic() - self._looked >= SYSTEM_SECONDS:
-            self._looked = time.monotonic()
-            now = time.time_ns() // 1_000_000
-            self.journal.log_metrics(system_metrics(), (now - self._began) // 1000, now)
-        return True
+    def _identity(self) -> str:
+        """Return the run's id, and create the run if it could not be created at first. Called by the sender."""
+        if not self.known and self._registration is not None:
+            info = self._registration.info()
+            self._registration.discard_doubles()
+            artifacts = open_artifacts(info.artifact_uri, self.server.uri)
+            remember_home(self.server, info.run_id, self.home)
+            replace(self._registration.birth, run_id=info.run_id).save(self.home)
+            with self._naming:
+                if isinstance(self.artifacts, LateArtifacts):
+                    self.artifacts.target = artifacts
+                self.id, self.experiment_id = info.run_id, info.experiment_id
+                self.lease.begin(self.id)
+                self._known.set()
+                listeners, self._listeners = self._listeners, []
+            for listener in listeners:
+                listener()
+        return self.id
 
-
-def create(
-    server: Server, experiment: str | None, name: str | None, project: str, tags: Mapping[str, str]
-) -> TrackedRun:
-    """Create a run.
-
-    Raises:
-        TrackingError: the server does not answer or refuses.
-    """
-    experiment_id = _experiment_id(server, experiment)
-    # A name of our own: MLflow's would be drawn from Python's global random numbers, which belong to the training.
-    name = name or f"{project.rsplit('/', 1)[-1].removesuffix('.py')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    run = server.call(server.client.create_run, experiment_id, run_name=name, tags={**_own_tags(project), **tags})
-    return _opened(server, run.info, [Attempt(1)], None)
+    def _keep(self) -> bool:
+        """Renew the lease if need be, and see what the machine does. Called by the sender before every request."""
+        held = self.lease.keep()
+        if self.lease.gone is not None and self.sender.trouble != self.lease.gone:
+            log.warning("%s", self.lease.gone)
+            self.sender.trouble = self.lease.gone
+        now = time.monotonic()
+        if held and not self._closing and now - self._system_at >= SYSTEM_SECONDS:
+            self._system_at = now
+            # The age by a clock that never jumps, so that no two of these points have the same step.
+            age = self._age + int(now - self._opened_at)
+            self.journal.log_metrics(system_metrics(), age, time.time_ns() // 1_000_000)
+        return held
 
 
-def adopt(server: Server, launcher: Launcher, name: str | None, project: str, tags: Mapping[str, str]) -> TrackedRun:
-    """Make the run of the ``mlflow run`` that started this process the run of a new training."""
-    run = server.run(launcher.run_id)
-    if name is not None:
-        server.call(server.client.update_run, run.info.run_id, name=name)
-    for key, value in {**_own_tags(project), **tags}.items():
-        if key != "mlflow.source.name":
-            server.call(server.client.set_tag, run.info.run_id, key, value)
-    return _opened(server, server.run(launcher.run_id).info, [Attempt(1)], launcher)
-
-
-def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher | None) -> TrackedRun:
-    """Continue a run as its next attempt.
-
-    Raises:
-        RunNotFound: there is no such run.
-        RunHeld: another process is writing to it, or claimed it at the same moment.
-        TrackingError: the server does not answer.
-    """
-    run = server.run(run_id)
-    if not take_over:
-        await_lease(server, run)
-    lock = locked(server, run_id, take_over)
-    ordinal = last_attempt(run.data.params) + 1
-    try:
-        claim_attempt(server, run_id, ordinal)
-    except (Refusal, RunHeld):
-        lock.release()
-        raise
-    client = server.client
-    server.call(client.update_run, run_id, status="RUNNING")
-    for key, value in holder_tags(ordinal).items():
-        server.call(client.set_tag, run_id, key, value)
-    if launcher is not None:
-        launchers.nest(server, launcher, run_id)
-    launchers.repair(server, run_id, run.info.experiment_id)
-    attempts = [*recorded_attempts(open_artifacts(run.info.artifact_uri, server.uri), ordinal - 1), Attempt(ordinal)]
-    return TrackedRun(server, run.info, attempts, launcher, lock)
-
-
-def claim_attempt(server: Server, run_id: str, ordinal: int) -> None:
-    """Claim an attempt of a run: parameters are write-once, so of several processes one wins.
-
-    Raises:
-        RunHeld: another process was quicker.
-        TrackingError: the server does not answer.
-    """
-    claim = f"{fingerprint.host()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    try:
-        server.call(server.client.log_param, run_id, f"mltrain.attempt.{ordinal}", claim)
-    except Refusal as error:
-        if "Changing param values" in str(error.__cause__ or error):
-            raise RunHeld(
-                f"Run {run_id} was claimed by another process at this moment. See who with: mltrain runs --json"
-            ) from None
-        raise
-
-
-def open_run(run_id: str | None = None) -> TrackedRun:
-    """Write to a run from a loop of one's own: the one given, else the active MLflow run, else a new one.
-
-    Raises:
-        RunNotFound, RunHeld, TrackingError: it cannot be written to.
-    """
-    server = connect()
-    import mlflow
-
-    active = mlflow.active_run()
-    script = Path(sys.argv[0]) if sys.argv[0] else Path("loop")
-    if run_id is None and active is None:
-        run = create(server, None, None, script.stem or "loop", {})
-    else:
-        identity = run_id or active.info.run_id
-        known = server.run(identity)
-        if HOLDER_TAG in known.data.tags:
-            run = resume(server, identity, take_over=False, launcher=None)
-        else:
-            for key, value in holder_tags(1).items():
-                server.call(server.client.set_tag, identity, key, value)
-            run = _opened(server, known.info, [Attempt(1)], None)
-        run.owned = active is None or active.info.run_id != identity
-    if script.is_file():
-        run.attempt.code = fingerprint.code(script)
-    return run
+def age_of(run: Any) -> int:
+    """Return how many seconds old a run is, beyond all steps at which the state of its machine was recorded."""
+    recorded = [int(latest.step) for latest in run.data._metric_objs if latest.key in SYSTEM_KEYS]
+    by_clock = (time.time_ns() // 1_000_000 - (run.info.start_time or 0)) // 1000
+    return max(0, by_clock, *(step + int(SYSTEM_SECONDS) for step in recorded))
 
 
 def pins_of(run: Any) -> dict[str, str]:
@@ -513,48 +466,5 @@ def pins_of(run: Any) -> dict[str, str]:
     return {key.removeprefix(PIN_TAG): why for key, why in tags_of(run).items() if key.startswith(PIN_TAG)}
 
 
-def _opened(server: Server, info: Any, attempts: list[Attempt], launcher: Launcher | None) -> TrackedRun:
-    return TrackedRun(server, info, attempts, launcher, locked(server, info.run_id, take_over=False))
-
-
-def system_metrics() -> dict[str, float]:
-    """Return what this machine is doing, under the names that MLflow's page of system metrics knows."""
-    memory, own = psutil.virtual_memory(), psutil.Process().memory_info().rss
-    return {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(),
-        "system/system_memory_usage_megabytes": memory.used / 1e6,
-        "system/system_memory_usage_percentage": memory.percent,
-        "system/process_memory_megabytes": own / 1e6,
-    }
-
-
-def _experiment_id(server: Server, name: str | None) -> str:
-    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    if not name:
-        return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-    found = server.call(server.client.get_experiment_by_name, name)
-    if found is not None:
-        if found.lifecycle_stage != "active":
-            raise RunNotFound(
-                f"The experiment {name!r} is deleted. Restore it in the MLflow UI, or choose another name."
-            )
-        return str(found.experiment_id)
-    return str(server.call(server.client.create_experiment, name))
-
-
-def user() -> str:
-    """Return who trains here, as runs are marked; the host's name where the user has none."""
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return socket.gethostname()
-
-
-def _own_tags(project: str) -> dict[str, str]:
-    return {"mlflow.user": user(), "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
-
-
-def _image_names(artifacts: Artifacts) -> set[tuple[str, int]]:
-    return {identity for entry in artifacts.entries("images") if (identity := ui_identity(entry.name))}
+def _said(status: Status) -> str:
+    return next(said for said, known in STATUS_OF.items() if known == status)

@@ -14,18 +14,21 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
 
-from mltrain.errors import RunNotFound, StorageError, TrackingError
+from mltrain.errors import RunHeld, RunNotFound, StorageError, TrackingError
 from mltrain.tracking.artifacts import Artifacts, discard_sent
 from mltrain.tracking.journal import Journal, StoredItem, StoredPoint
+from mltrain.tracking.lease import HEARTBEAT_SECONDS
 from mltrain.tracking.persistence import may_pass
 from mltrain.tracking.retry import FullJitter
-from mltrain.tracking.server import Refusal, Server
+from mltrain.tracking.server import Patience, Refusal, Server
 
 log = logging.getLogger(__name__)
 
 _POINTS_A_BATCH = 1000
 _ITEMS_A_BATCH = 100
-HEARTBEAT_SECONDS = 5.0
+_HELD_SECONDS = 60.0
+"""For how long nothing of a kind is sent that the server does not let this user send."""
+_SAY_SECONDS = 60.0
 
 
 class Sender:
@@ -33,24 +36,32 @@ class Sender:
 
     Args:
         server: where the run is.
-        run_id: the run.
+        identity: returns the id of the run, and creates it if need be; raises while it cannot be known.
         journal: what to deliver.
         artifacts: where files and images go.
-        heartbeat: called every few seconds between deliveries; returns False when this writer has been overtaken,
-            after which nothing is sent any more.
+        keep: called before every request; returns False when this writer has been overtaken, after which nothing is sent
+            any more.
     """
 
     def __init__(
-        self, server: Server, run_id: str, journal: Journal, artifacts: Artifacts, heartbeat: Callable[[], bool]
+        self,
+        server: Server,
+        identity: Callable[[], str],
+        journal: Journal,
+        artifacts: Artifacts,
+        keep: Callable[[], bool],
     ) -> None:
         self._server = server
-        self._run_id = run_id
+        self._identity = identity
+        self._run_id = ""
         self._journal = journal
         self._artifacts = artifacts
-        self._heartbeat = heartbeat
+        self._keep = keep
         self._stop = threading.Event()
         self._give_up = threading.Event()
-        self.overtaken = threading.Event()
+        self._held: dict[str, float] = {}
+        self._between = FullJitter(multiplier=0.5, max=HEARTBEAT_SECONDS)
+        self._said = -math.inf
         self.trouble: str | None = None
         """Why the last delivery failed, if it did."""
         self._thread = threading.Thread(target=self._run, name="mltrain-sender", daemon=True)
@@ -67,71 +78,111 @@ class Sender:
         return not self._thread.is_alive() and self._journal.unsent() == 0
 
     def _run(self) -> None:
-        beat = 0.0
-        while not self.overtaken.is_set():
+        failures = 0
+        while not self._give_up.is_set():
             stopping = self._stop.is_set()
             try:
-                if not stopping and time.monotonic() - beat >= HEARTBEAT_SECONDS:
-                    beat = time.monotonic()
-                    if not self._heartbeat():
-                        self.overtaken.set()
-                        return
+                self._run_id = self._run_id or self._identity()
+                self._ours()
                 sent = self._deliver_once()
-                self.trouble = None
+                failures = 0
+                if not self._held:
+                    self.trouble = None
+            except RunHeld:
+                return
             except Exception as error:  # noqa: BLE001 - nothing that happens here may end the thread and lose the rest
                 self._note(error)
-                sent = False
-                self._give_up.wait(HEARTBEAT_SECONDS)
-            if self._give_up.is_set() or (stopping and not sent and self.trouble is None):
+                failures += 1
+                self._give_up.wait(self._between.seconds(failures))
+                continue
+            if not sent and stopping:
                 return
-            if not sent and not stopping:
+            if not sent:
                 self._journal.arrived.wait(HEARTBEAT_SECONDS)
                 self._journal.arrived.clear()
 
+    def _ours(self) -> None:
+        if not self._keep():
+            raise RunHeld("Another process has taken the run over.")
+
     def _deliver_once(self) -> bool:
-        """Deliver one batch of each kind; return whether there was anything."""
-        points = self._journal.unsent_points(_POINTS_A_BATCH)
+        """Deliver one batch of each kind; return whether anything was delivered or set aside."""
+        sent = False
+        points = self._journal.unsent_points(_POINTS_A_BATCH) if self._may("point") else []
         if points:
-            self._deliver(points, self._send_points)
+            sent |= self._deliver("point", points, self._send_points)
         items = self._journal.unsent_items(_ITEMS_A_BATCH)
         for kind, send in (("param", self._send_params), ("tag", self._send_tags)):
             batch = [item for item in items if item.kind == kind]
-            if batch:
-                self._deliver(batch, send)
+            if batch and self._may(kind):
+                sent |= self._deliver(kind, batch, send)
         for item in items:
-            if item.kind == "file":
-                self._deliver([item], self._send_file, tries=1)
-            elif item.kind == "image":
-                self._deliver([item], self._send_image, tries=1)
-        return bool(points or items)
+            if item.kind not in ("param", "tag") and self._may(item.kind):
+                sent |= self._deliver(item.kind, [item], self._sends[item.kind], tries=1)
+        return sent
 
-    def _deliver(self, batch: Sequence[Any], send: Callable[[Sequence[Any]], None], *, tries: float = math.inf) -> None:
+    def _may(self, kind: str) -> bool:
+        if self._held.get(kind, 0.0) > time.monotonic():
+            return False
+        self._held.pop(kind, None)
+        return True
+
+    def _deliver(
+        self, kind: str, batch: Sequence[Any], send: Callable[[Sequence[Any]], None], *, tries: float = math.inf
+    ) -> bool:
         """Send a batch until it is there; halve it when it is refused for good, and park the one that is refused.
 
-        Files are tried once a round, because the artifact store has been asked for a minute by then, and points must not
-        wait for it.
+        Where not the batch is refused but whoever sends it, or the run is gone, all of its kind waits. Files are tried once
+        a round, because the artifact store has been asked for a minute by then, and points must not wait for it.
+
+        Returns:
+            Whether anything was delivered or parked.
         """
         try:
             Retrying(
                 retry=retry_if_exception(_may_pass),
-                wait=FullJitter(multiplier=0.5, max=30),
+                wait=Patience(multiplier=0.5, max=30),
                 stop=stop_when_event_set(self._give_up) | stop_after_attempt(tries),  # type: ignore[arg-type] # infinity is meant
                 sleep=self._pause,
+                before=lambda _: self._ours(),
                 before_sleep=lambda state: self._note(state.outcome.exception() if state.outcome else None),
                 reraise=True,
             )(send, batch)
         except (Refusal, RunNotFound, StorageError, OSError, ValueError) as error:
             if _may_pass(error):
                 raise
+            if self._is_barred(error):
+                self._note(error)
+                self._held[kind] = time.monotonic() + _HELD_SECONDS
+                return False
             if len(batch) > 1:
-                self._deliver(batch[: len(batch) // 2], send)
-                self._deliver(batch[len(batch) // 2 :], send)
-                return
+                self._deliver(kind, batch[: len(batch) // 2], send)
+                self._deliver(kind, batch[len(batch) // 2 :], send)
+                return True
             entry = batch[0]
             log.warning("%s is kept in the journal only, because it was refused: %s", entry.key, error)
             self._journal.park(batch)
-            return
+            return True
         self._journal.mark_sent(batch)
+        return True
+
+    def _is_barred(self, error: BaseException) -> bool:
+        """Whether a refusal has nothing to do with what was sent."""
+        if isinstance(error, RunNotFound) or (isinstance(error, Refusal) and error.denied):
+            return True
+        if not isinstance(error, Refusal):
+            return False
+        try:
+            run = self._server.call(self._server.client.get_run, self._run_id)
+        except TrackingError:
+            return True
+        except RunNotFound:
+            return True
+        return bool(run.info.lifecycle_stage != "active")
+
+    @property
+    def _sends(self) -> dict[str, Callable[[Sequence[Any]], None]]:
+        return {"file": self._send_file, "image": self._send_image, "inputs": self._send_inputs}
 
     def _send_points(self, points: Sequence[StoredPoint]) -> None:
         from mlflow.entities import Metric
@@ -154,6 +205,19 @@ class Sender:
             self._server.client.log_batch, self._run_id, tags=[RunTag(key, value) for key, value in latest.items()]
         )
 
+    def _send_inputs(self, items: Sequence[StoredItem]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        for item in items:
+            inputs = [
+                DatasetInput(
+                    Dataset(raw["name"], raw["digest"], "local", json.dumps({"uri": raw["place"]})),
+                    [InputTag("mlflow.data.context", raw["context"])],
+                )
+                for raw in json.loads(item.value)
+            ]
+            self._server.call(self._server.client.log_inputs, self._run_id, inputs)
+
     def _send_file(self, items: Sequence[StoredItem]) -> None:
         for item in items:
             self._artifacts.upload(Path(item.value), item.key)
@@ -170,7 +234,11 @@ class Sender:
 
     def _note(self, error: BaseException | None) -> None:
         message = str(error)
-        if self.trouble != message:
+        now = time.monotonic()
+        # An outage has many messages. One of them is news; so is one that no waiting will help.
+        lasting = isinstance(error, Refusal) and error.permanent and self.trouble != message
+        if self.trouble is None or lasting or now - self._said > _SAY_SECONDS:
+            self._said = now
             log.warning("Nothing is lost, but it has to wait on this disk: %s", message)
         self.trouble = message
 

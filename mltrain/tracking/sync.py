@@ -1,28 +1,26 @@
 """Sends what was left behind on this machine: points, files, and checkpoints that are complete in staging.
 
-What a later attempt has overtaken is not sent: points and checkpoints of attempt k beyond the step where attempt k+1
-branched off stay here, and that is said.
+A run that could not be created is created. What a later attempt has overtaken is not sent: points and checkpoints of
+attempt k beyond the step where attempt k+1 branched off stay here, and that is said.
 """
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId
-from mltrain.checkpoint.spool import Spool
-from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError
-from mltrain.tracking.artifacts import discard_staged, open_artifacts
-from mltrain.tracking.attempts import STATUS_TAG, Attempt, last_attempt, recorded_attempts
-from mltrain.tracking.home import home_of
+from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.attempts import STATUS_OF, STATUS_TAG, Attempt, last_attempt, recorded_attempts
+from mltrain.tracking.birth import Birth, Registration, recorded_birth
+from mltrain.tracking.home import homes, remember_home
 from mltrain.tracking.journal import Journal
+from mltrain.tracking.left import has_left, publish_left
 from mltrain.tracking.sender import Sender
 from mltrain.tracking.server import RUN_ID, Server, tags_of
-
-_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
 @dataclass(frozen=True)
@@ -34,53 +32,61 @@ class Synced:
     uploaded: tuple[str, ...] = ()
     dropped: int = 0
     left: int = 0
+    refused: int = 0
     said: str = ""
 
 
 def sync(server: Server, *, seconds: float = 600.0) -> Iterator[Synced]:
     """Send what every run has left behind on this machine, for this tracking store."""
-    root = home_of(server, "0" * 32).parent
+    root = homes(server)
+    if not root.is_dir():
+        return
     for home in sorted(folder for folder in root.iterdir() if RUN_ID.fullmatch(folder.name)):
-        if (home / "journal.sqlite").is_file():
+        for journal in sorted(home.glob("journal*.sqlite")):
             try:
                 with filelock.FileLock(home / "lock", timeout=0):
-                    yield _synced(server, home, seconds)
+                    yield _synced(server, home, journal, seconds)
             except filelock.Timeout:
                 yield Synced(home.name, said="it is being trained and sends by itself")
             except MltrainError as error:
                 yield Synced(home.name, said=str(error))
 
 
-def _synced(server: Server, home: Path, seconds: float) -> Synced:
-    journal = Journal(home / "journal.sqlite", 10**6)
+def _synced(server: Server, home: Path, file: Path, seconds: float) -> Synced:
+    journal = Journal(file, 10**6)
     try:
-        waiting = journal.unsent()
-        staging = home / "staging"
-        if not waiting and not (staging.is_dir() and Spool(staging).complete()):
-            return Synced(home.name)
-        run = server.run(home.name)
+        birth = recorded_birth(home)
+        journal.unpark()
+        run_id = home.name if birth is None or birth.run_id is None else birth.run_id
+        if not journal.unsent() and not has_left(home):
+            return Synced(run_id)
+        if birth is not None and birth.run_id is None:
+            run_id = _created(server, birth, home)
+        run = server.run(run_id)
         artifacts = open_artifacts(run.info.artifact_uri, server.uri)
         ends = _ends(recorded_attempts(artifacts, last_attempt(run.data.params)))
-        dropped = sum(journal.drop_beyond(attempt, end) for attempt, end in ends.items())
-        uploaded = []
-        store = CheckpointStore(home.name, artifacts, Spool(staging))
-        newest = max((manifest.id.order for manifest in store.manifests()), default=(0, 0))
-        for manifest in store.staged():
-            if manifest.step > ends.get(manifest.id.attempt, manifest.step):
-                dropped += 1
-                discard_staged(staging / manifest.name)
-            elif manifest.id.order > newest:
-                store.publish(manifest)
-                uploaded.append(manifest.name)
+        dropped = journal.drop_beyond(ends)
+        # The records first: they name the run's configuration, without which its checkpoints are of no use.
         before = journal.unsent()
-        drained = Sender(server, home.name, journal, artifacts, lambda: True).drain(seconds)
-        left = journal.unsent()
-        status = _STATUS.get(tags_of(server.run(home.name)).get(STATUS_TAG, ""))
+        drained = Sender(server, lambda: run_id, journal, artifacts, lambda: True).drain(seconds)
+        left = publish_left(run_id, home, artifacts, ends)
+        status = STATUS_OF.get(tags_of(server.run(run_id)).get(STATUS_TAG, ""))
         if drained and status is not None:
-            server.call(server.client.set_terminated, home.name, status)
-        return Synced(home.name, before - left, tuple(uploaded), dropped, left)
+            server.insist(server.client.set_terminated, run_id, status)
+        waiting, refused = journal.unsent(), journal.parked()
+        sent = before - waiting - refused
+        return Synced(run_id, sent, left.uploaded, dropped + left.dropped, waiting, refused)
     finally:
         journal.close()
+
+
+def _created(server: Server, birth: Birth, home: Path) -> str:
+    registration = Registration(server, birth, tried=True)
+    run_id = str(registration.info().run_id)
+    registration.discard_doubles()
+    remember_home(server, run_id, home)
+    replace(birth, run_id=run_id).save(home)
+    return run_id
 
 
 def _ends(attempts: list[Attempt]) -> dict[int, int]:

@@ -14,7 +14,7 @@ from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.errors import UsageError
 from mltrain.evaluate import reader
 from mltrain.history import History
-from mltrain.tracking.run import open_run
+from mltrain.tracking.opening import open_run
 from mltrain.trainer import Saver, Tracker
 from projects.tool_wear import checkpoint_file
 

@@ -1,7 +1,7 @@
 """A run that is a folder: all that a checkpoint manager asks of a run, without a tracking server."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,12 @@ class FolderRun:
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         self.ordinal += 1
         self.attempts.append(resumed_from.name if resumed_from is not None else "the start")
+
+    def holds(self, *, certainly: bool = False) -> bool:
+        return not self.overtaken
+
+    def when_known(self, listener: Callable[[], None]) -> None:
+        listener()
 
     def deliver_pending(self, points: Sequence[Point]) -> None:
         """Nobody is there to deliver them to."""

@@ -118,7 +118,7 @@ def test_a_checkpoint_without_history_loads_and_says_so(workplace: Workplace) ->
     from mlflow import MlflowClient
 
     from mltrain.checkpoint.manager import CheckpointManager
-    from mltrain.tracking import run as runs
+    from mltrain.tracking import opening as runs
     from mltrain.tracking.server import Server
 
     run_id, _ = damaged(workplace)

@@ -2,29 +2,13 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import Workplace, same
-from tests.forkserver import ForkServer
 from tests.servers import TrackingServer
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
-    server = TrackingServer(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def remote(tracking: TrackingServer, tmp_path: Path, fork_server: ForkServer) -> Workplace:
-    return Workplace(tmp_path / "here", fork_server, tracking.uri)
 
 
 def test_a_run_continues_on_a_machine_that_never_saw_it(remote: Workplace, undisturbed: tuple[Workplace, str]) -> None:

@@ -179,9 +179,68 @@ def test_a_resume_from_the_newest_drops_nothing_up_to_it(place: Path) -> None:
 def test_the_points_of_an_attempt_beyond_a_step_can_be_dropped(place: Path) -> None:
     journal_of_attempts(place, {1: [10, 20], 2: [15, 25]})
     journal = Journal(place, 2)
-    assert journal.drop_beyond(2, 15) == 1
+    assert journal.drop_beyond({2: 15}) == 1
     assert [step for _, step, *_ in points(journal)] == [10, 20, 15]
     journal.close()
+
+
+def test_of_an_overtaken_attempt_pictures_go_by_their_step_and_tags_and_files_are_dropped(place: Path) -> None:
+    journal = Journal(place, 1)
+    for step in (5, 15):
+        journal.log_item("image", "net", f'{{"files": [["/a/net+step+{step}+timestamp+1+b.png", "images"]]}}')
+    for kind in ("tag", "file", "inputs", "param"):
+        journal.log_item(kind, kind, "")  # type: ignore[arg-type]
+    journal.close()
+    journal = Journal(place, 2)
+    assert journal.drop_beyond({1: 10}) == 1
+    assert [(item.kind, "+step+5+" in item.value) for item in journal.unsent_items()] == [
+        ("image", True),
+        ("param", False),
+    ]
+    journal.close()
+
+
+def test_beyond_its_budget_the_journal_takes_no_more_points_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path / "journal.sqlite", 1, budget=100_000)
+    for round_ in range(5):
+        journal.add_points(("loss", step, 0.0, 0) for step in range(round_ * 1000, round_ * 1000 + 1000))
+        journal.flush()
+    journal.log_item("tag", "mltrain.status", "finished")
+    journal.flush()
+    assert 0 < journal.left_out < 5000
+    assert journal.unsent() == 5000 - journal.left_out + 1
+    assert "NOT kept" in caplog.text
+    journal.mark_sent(journal.unsent_points(5000))  # the server is back, and there is room again
+    journal.add_points([("loss", 9000, 0.0, 0)])
+    journal.flush()
+    assert [step for _, step, *_ in points(journal)] == [9000]
+    journal.close()
+
+
+def test_the_training_waits_for_a_slow_disk_and_memory_does_not_grow(
+    journal: Journal, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mltrain.tracking.journal._MOST_QUEUED", 100)
+    with closing(sqlite3.connect(place, isolation_level=None, check_same_thread=False)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        threading.Timer(1.0, lambda: database.execute("ROLLBACK")).start()
+        for step in range(1000):
+            journal.log_metrics({"loss": 0.0}, step, 0)
+            assert journal._queue.qsize() < 110
+    journal.flush()
+    assert journal.unsent() == 1000
+
+
+def test_what_was_refused_can_be_tried_again(journal: Journal) -> None:
+    journal.log_metrics({"a": 1}, 1, 1)
+    journal.log_item("param", "b", "2")
+    journal.flush()
+    journal.park([*journal.unsent_points(), *journal.unsent_items()])
+    assert (journal.unsent(), journal.parked()) == (0, 2)
+    journal.unpark()
+    assert (journal.unsent(), journal.parked()) == (2, 0)
 
 
 def test_several_threads_may_log_at_once(journal: Journal) -> None:

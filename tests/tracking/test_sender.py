@@ -1,6 +1,7 @@
 """What the server or the store refuses for good does not hold up the rest."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,9 @@ class Recording:
             raise Refusal("400: bad key", permanent=True)
         self.taken += [(metric.key, metric.step) for metric in metrics]
 
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"))
+
     def call(self, function: Any, *arguments: Any, **named: Any) -> Any:
         return function(*arguments, **named)
 
@@ -47,7 +51,7 @@ def journal(tmp_path: Path) -> Journal:
 
 def test_a_file_that_is_refused_is_parked_and_points_flow(journal: Journal, tmp_path: Path) -> None:
     server = Recording()
-    sender = Sender(server, "0" * 32, journal, Forbidding(tmp_path), lambda: True)  # type: ignore[arg-type]
+    sender = Sender(server, lambda: "0" * 32, journal, Forbidding(tmp_path), lambda: True)  # type: ignore[arg-type]
     journal.log_item("file", "", str(tmp_path / "file"))
     journal.log_metrics({"a": 1.0}, 1, 1)
     assert sender.drain(20)
@@ -60,7 +64,7 @@ def test_a_point_that_is_refused_is_parked_and_the_others_of_its_batch_flow(jour
     for step in range(50):
         journal.log_metrics({"bad" if step == 17 else "good": float(step)}, step, step)
     journal.flush()
-    sender = Sender(server, "0" * 32, journal, LocalArtifacts(tmp_path), lambda: True)  # type: ignore[arg-type]
+    sender = Sender(server, lambda: "0" * 32, journal, LocalArtifacts(tmp_path), lambda: True)  # type: ignore[arg-type]
     assert sender.drain(20)
     assert sorted(server.taken) == [("good", step) for step in range(50) if step != 17]
     journal.close()

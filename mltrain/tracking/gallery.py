@@ -1,0 +1,105 @@
+"""Pictures, the table of epochs and the learning curves of a run: made in the background, handed to the journal."""
+
+import copy
+import json
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mltrain.history import CsvLog, History, learning_curves
+from mltrain.tracking.artifacts import OUTBOX, Artifacts
+from mltrain.tracking.images import as_image, save_for_ui, ui_identity, ui_stem
+from mltrain.tracking.journal import Journal
+
+log = logging.getLogger(__name__)
+
+LOG_FILE = "log.csv"
+CURVES_FILE = "learning_curves.png"
+_CURVES_SECONDS = 60.0
+
+
+class Gallery:
+    """What a run shows.
+
+    Args:
+        home: the run's folder on this host; pictures wait there until they are sent.
+        journal: takes what is to be sent.
+    """
+
+    def __init__(self, home: Path, journal: Journal) -> None:
+        self._home = home
+        self._journal = journal
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mltrain-pictures")
+        self._log: CsvLog | None = None
+        self._drawn = -math.inf
+        self._delivered: set[tuple[str, int]] = set()
+
+    def let_pass(self, artifacts: Artifacts, step: int) -> None:
+        """Send none of the pictures beyond a step that the run has already."""
+        names = (entry.name for entry in artifacts.entries("images"))
+        self._delivered = {found for name in names if (found := ui_identity(name)) and found[1] > step}
+
+    def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
+        """Log pictures of one step; see :meth:`TrackedRun.log_pictures`."""
+        timestamp = time.time_ns() // 1_000_000
+        for name, picture in pictures.items():
+            if (name, step) not in self._delivered:
+                kept = picture if hasattr(picture, "savefig") else as_image(picture)
+                self._in_background(self._encode, name, kept, step, epoch, timestamp)
+
+    def log_epoch(self, history: History) -> None:
+        """Update the CSV log, and the learning curves unless they were drawn less than a minute ago."""
+        if self._log is None:
+            self._log = CsvLog(self._home / LOG_FILE, history)
+        self._log.update()
+        self._journal.log_item("file", "", str(self._log.path))
+        if time.monotonic() - self._drawn > _CURVES_SECONDS:
+            self._drawn = time.monotonic()
+            self._in_background(self._draw, copy.deepcopy(history))
+
+    def finish_epochs(self, history: History) -> None:
+        """Draw the learning curves once more, with all epochs."""
+        if history.rows:
+            self._in_background(self._draw, history)
+
+    def close(self) -> None:
+        """Wait until all pictures are made."""
+        self._pool.shutdown()
+
+    def _in_background(self, job: Callable[..., None], *arguments: Any) -> None:
+        def guarded() -> None:
+            try:
+                job(*arguments)
+            except OSError as error:
+                log.warning("A picture could not be kept: %s", error)
+            except Exception:
+                log.exception("A picture could not be made")
+
+        self._pool.submit(guarded)
+
+    def _draw(self, history: History) -> None:
+        file = self._home / CURVES_FILE
+        learning_curves(history).savefig(file, dpi=110)
+        self._journal.log_item("file", "", str(file))
+
+    def _encode(self, name: str, picture: Any, step: int, epoch: int, timestamp: int) -> None:
+        outbox = self._home / OUTBOX
+        outbox.mkdir(exist_ok=True)
+        image = as_image(picture)
+        identifier = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._home.name}/{name}/{step}")
+        paths = [
+            (str(path), "images") for path in save_for_ui(image, outbox, ui_stem(name, step, timestamp, identifier))
+        ]
+        group, _, rest = name.rpartition("/")
+        folder = f"{group or 'pictures'}/epoch_{epoch:04d}"
+        plain = outbox / folder.replace("/", "-") / f"{rest}.jpg"
+        plain.parent.mkdir(exist_ok=True)
+        image.save(plain, quality=95)
+        paths.append((str(plain), folder))
+        self._journal.log_item("image", name, json.dumps({"files": paths}))
+        self._journal.log_item("tag", "mlflow.loggedImages", "True")

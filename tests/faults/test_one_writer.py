@@ -1,0 +1,196 @@
+"""FAULTS C8, A10, D1: one process writes to a run, and who was overtaken writes nothing more.
+
+The long sweep is this file with ``MLTRAIN_SWEEP=full``: forty pairs of simultaneous resumes in place of four.
+"""
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import Workplace
+
+pytestmark = pytest.mark.faults
+
+FULL = os.environ.get("MLTRAIN_SWEEP") == "full"
+
+
+def stopped_run(workplace: Workplace) -> str:
+    done = workplace.mltrain("train", "tiny.py", "signal_at=4", "epochs=1000", "save_interval=0")
+    assert done.code == 75, done.err
+    return done.run_id
+
+
+def everything(workplace: Workplace, run_id: str) -> dict[str, Any]:
+    """All that the tracking store and the artifact store hold of a run, but for what the new holder's lease renews."""
+    with closing(sqlite3.connect(workplace.uri.removeprefix("sqlite:///"))) as database:
+        points = database.execute("SELECT key, step, value, timestamp FROM metrics WHERE run_uuid = ?", (run_id,))
+        tags = database.execute("SELECT key, value FROM tags WHERE run_uuid = ? ORDER BY key", (run_id,)).fetchall()
+        status = database.execute("SELECT status FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+        root = Path(database.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()[0])
+        found = sorted(points.fetchall())
+    files = sorted((str(f.relative_to(root)), f.stat().st_size) for f in root.rglob("*") if f.is_file())
+    return {"points": found, "tags": tags, "status": status, "files": files}
+
+
+@pytest.mark.parametrize("same_host", [True, False])
+def test_of_two_resumes_at_once_one_wins_and_the_other_names_it(same_host: bool, workplace: Workplace) -> None:
+    run_id = stopped_run(workplace)
+    other = workplace if same_host else workplace.elsewhere("another-home")
+    for number in range(20 if FULL else 2):
+        began = time.monotonic()
+        pair = [
+            place.start("train", "--resume-run", run_id, "sleep=0.05", "signal_at=0") for place in (workplace, other)
+        ]
+        while not any(one.child.ended.is_set() for one in pair):
+            assert time.monotonic() - began < 30
+            time.sleep(0.02)
+        lost, won = sorted(pair, key=lambda one: not one.child.ended.is_set())
+        refused = lost.wait()
+        assert time.monotonic() - began < 10
+        assert refused.code == 4, refused.err
+        assert f"process {won.child.pid}" in refused.err
+        won.until("val/loss")
+        won.child.kill(signal.SIGTERM)
+        assert won.wait().code == 75
+        params = MlflowClient(workplace.uri).get_run(run_id).data.params
+        assert len([key for key in params if key.startswith("mltrain.attempt.")]) == number + 1
+
+
+ASLEEP = """
+import os, signal, time
+import tiny
+from tiny import Config, build
+
+_call = tiny.Faulty.__call__
+
+def stopping(self, batch):
+    result = _call(self, batch)
+    if self.done == 9 and "STOP_HERE" in os.environ:
+        time.sleep(2)  # until nothing is under way: a request that is cannot be called back
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return result
+
+tiny.Faulty.__call__ = stopping
+"""
+
+
+@pytest.mark.parametrize("words", [["save_every_steps=1"], []], ids=["saving", "not saving"])
+def test_a_stopped_holder_that_wakes_up_after_a_takeover_changes_nothing(
+    words: list[str], workplace: Workplace
+) -> None:
+    (workplace.folder / "asleep.py").write_text(ASLEEP)
+    holder = workplace.start("train", "asleep.py", "epochs=1000", *words, STOP_HERE="yes")
+    run_id = holder.until("run_id=").partition("run_id=")[2].split()[0]
+    deadline = time.monotonic() + 60
+    while psutil.Process(holder.child.pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(4)  # so long that it has to doubt
+    taker = workplace.mltrain("train", "--resume-run", run_id, "--take-over", "epochs=3")
+    assert taker.code == 0, taker.err
+    before = everything(workplace, run_id)
+    holder.child.kill(signal.SIGCONT)
+    woken = holder.wait(60)
+    assert woken.code == 4, (woken.out, woken.err)
+    after = everything(workplace, run_id)
+    assert {what: set(after[what]) ^ set(before[what]) for what in after} == {what: set() for what in after}
+    assert before["status"] == ("FINISHED",)
+    assert len({(key, step) for key, step, *_ in before["points"]}) == len(before["points"])
+    assert workplace.mltrain("sync").code == 0
+    assert everything(workplace, run_id)["points"] == before["points"]
+
+
+def test_a_live_holder_that_is_taken_over_stops_within_ten_seconds(workplace: Workplace) -> None:
+    holder = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05")
+    run_id = holder.until("run_id=").partition("run_id=")[2].split()[0]
+    holder.until("epoch    1/")
+    taker = workplace.start("train", "--resume-run", run_id, "--take-over", "epochs=40", "sleep=0.03")
+    taker.until("run_id=")
+    began = time.monotonic()
+    assert holder.wait(30).code == 4
+    assert time.monotonic() - began < 10
+    assert taker.wait().code == 0
+    points = everything(workplace, run_id)["points"]
+    assert len({(key, step) for key, step, *_ in points}) == len(points)
+
+
+def test_sync_on_a_machine_that_was_overtaken_sends_nothing_of_the_abandoned_stretch(workplace: Workplace) -> None:
+    done = workplace.mltrain("train", "tiny.py", "kill_at=8")
+    home = next(workplace.folder.glob("home/*/*/journal.sqlite"))
+    with closing(sqlite3.connect(home)) as journal:
+        journal.execute("INSERT INTO points (attempt, key, step, value, timestamp) VALUES (1, 'step/loss', 7, 99.0, 1)")
+        journal.execute("INSERT INTO points (attempt, key, step, value, timestamp) VALUES (1, 'step/loss', 8, 99.0, 1)")
+        journal.commit()
+    other = workplace.elsewhere("another-home")
+    assert other.mltrain("train", "--resume-run", done.run_id, "kill_at=0").code == 0
+    before = everything(workplace, done.run_id)
+    synced = workplace.mltrain("sync", "--json")
+    assert synced.code == 0
+    assert synced.json[0]["dropped"] >= 2
+    after = everything(workplace, done.run_id)
+    assert after["files"] == before["files"]
+    new = [point for point in after["points"] if point not in before["points"]]
+    assert [point for point in new if not point[0].startswith("system/")] == []  # those have the run's age as step
+    assert dict(after["tags"]) == dict(before["tags"])
+
+
+def test_a_dead_holder_is_taken_over_at_once(workplace: Workplace) -> None:
+    done = workplace.mltrain("train", "tiny.py", "kill_at=8")
+    resumed = workplace.mltrain("train", "--resume-run", done.run_id, "kill_at=0")
+    assert resumed.code == 0, resumed.err
+    assert "sign of life" not in resumed.err
+
+
+def test_a_run_that_ended_without_its_status_is_given_it_by_reap(workplace: Workplace) -> None:
+    done = workplace.mltrain("train", "tiny.py", "epochs=1")
+    client = MlflowClient(workplace.uri)
+    client.update_run(done.run_id, status="RUNNING")  # as if it had been killed between the tag and the status
+    found = {one["run_id"]: one["found"] for one in workplace.mltrain("reap", "--json").json}
+    assert found == {done.run_id: "closed"}
+    assert client.get_run(done.run_id).info.status == "FINISHED"
+    assert client.get_run(done.run_id).data.tags["mltrain.status"] == "finished"
+
+
+JUMPING = """
+import time
+from tiny import *
+from tiny import build as build_tiny
+
+_now, _calls = time.time_ns, [0]
+
+def jumping():
+    _calls[0] += 1
+    return _now() + (86_400 if _calls[0] % 2 else -86_400) * 10**9
+
+time.time_ns = jumping
+time.time = lambda: jumping() / 1e9
+
+def build(config):
+    return build_tiny(config)
+"""
+
+
+def test_a_clock_that_jumps_by_days_changes_no_order_and_no_lease(
+    workplace: Workplace, undisturbed: tuple[Workplace, str]
+) -> None:
+    (workplace.folder / "jumping.py").write_text(JUMPING)
+    killed = workplace.mltrain("train", "jumping.py", "kill_at=15", "save_every_steps=4")
+    assert killed.code == -signal.SIGKILL
+    resumed = workplace.mltrain("train", "--resume-run", killed.run_id, "kill_at=0")
+    assert resumed.code == 0, resumed.err
+    reference, run_id = undisturbed
+    assert workplace.points(killed.run_id) == reference.points(run_id)
+    times = [at for *_, at in everything(workplace, killed.run_id)["points"]]
+    assert max(times) - min(times) > 100_000_000  # the clock did jump
+    rows = json.loads(workplace.mltrain("checkpoints", killed.run_id, "--json").out)
+    steps = [row["step"] for row in rows]
+    assert max(steps) == 24

@@ -1,0 +1,184 @@
+"""S7, S5: planted secrets are found nowhere; names and notes do nothing to a browser or a terminal."""
+
+import secrets
+import subprocess
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from pydantic import SecretStr
+
+from mltrain.config import Config
+from mltrain.errors import ConfigError
+from mltrain.redaction import DEFAULT, REDACTED, harmless, is_secret_name, redacted, remember
+from tests.conftest import Workplace
+
+PROJECT = """
+import os
+from pydantic import BaseModel, SecretStr
+import tiny
+from tiny import build as build_tiny
+
+class Store(BaseModel):
+    user: str = "me"
+    password: str = ""
+
+class Config(tiny.Config):
+    api_key: str = ""
+    hf_token: SecretStr = SecretStr("")
+    db: Store = Store()
+    source: str = ""
+    mirrors: list[str] = []
+    note: str = ""
+    raising: str = ""
+
+def build(config):
+    if config.raising:
+        raise RuntimeError(f"cannot log in with {config.api_key} and {os.environ['WANDB_API_KEY']}")
+    return build_tiny(config)
+"""
+
+
+def planted() -> dict[str, str]:
+    names = (
+        *("api_key", "hf_token", "db_password", "source_password", "mirror_password", "mirror_token", "remote_token"),
+        *("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "HF_TOKEN", "DB_PASSWORD", "MY_SECRET"),
+        *(
+            "GITHUB_TOKEN",
+            "DATABASE_URL",
+            "tracking_password",
+            "SMTP_PASSWD",
+            "AUTH_TOKEN",
+            "PRIVATE_KEY",
+            "NOTED_TOKEN",
+        ),
+    )
+    return {name: f"{name[:3]}{secrets.token_hex(8)}" for name in names}
+
+
+def found_in(folder: Path, values: dict[str, str], *texts: str) -> set[str]:
+    """The names of the secrets that some file below a folder, or a text, holds."""
+    contents = [file.read_bytes() for file in folder.rglob("*") if file.is_file() and ".git" not in file.parts]
+    contents += [text.encode() for text in texts]
+    return {name for name, value in values.items() for content in contents if value.encode() in content}
+
+
+def test_of_twenty_planted_secrets_none_is_found_anywhere(workplace: Workplace) -> None:
+    values = planted()
+    assert len(values) == 20
+    (workplace.folder / "secretive.py").write_text(PROJECT)
+    remote = f"https://robot:{values['remote_token']}@example.org/a.git"
+    commit = ["-c", "user.name=me", "-c", "user.email=me@example.org", "commit", "-qm", "first", "--allow-empty"]
+    for words in (["init", "-q"], ["remote", "add", "origin", remote], commit):
+        subprocess.run(["git", *words], cwd=workplace.folder, check=True)
+    environment = {name: values[name] for name in values if name.isupper() and name != "DATABASE_URL"}
+    environment["DATABASE_URL"] = f"postgresql://me:{values['DATABASE_URL']}@db/x"
+    given = [
+        f"api_key={values['api_key']}",
+        f"hf_token={values['hf_token']}",
+        f"db.password={values['db_password']}",
+        f"source=s3://key:{values['source_password']}@bucket/x",
+        f"mirrors=['https://a:{values['mirror_password']}@m/1', 'https://m/2?token={values['mirror_token']}']",
+        f"note=use {values['NOTED_TOKEN']} for it",
+    ]
+    done = workplace.mltrain("train", "secretive.py", *given, "kill_at=14", **environment)
+    assert done.code == -9
+    asked = workplace.mltrain("train", "--resume-run", done.run_id, "kill_at=0", **environment)
+    assert asked.code == 2
+    assert "MLTRAIN_" in asked.err
+    failed = workplace.mltrain("train", "secretive.py", *given, "raising=yes", **environment)
+    assert failed.code == 1
+    assert "cannot log in with" in failed.err
+    taken = {
+        "MLTRAIN_API_KEY": values["api_key"],
+        "MLTRAIN_HF_TOKEN": values["hf_token"],
+        "MLTRAIN_DB__PASSWORD": values["db_password"],
+    }
+    resumed = workplace.mltrain("train", "--resume-run", done.run_id, "kill_at=0", *given[3:], **environment, **taken)
+    assert resumed.code == 0, resumed.err
+    elsewhere = workplace.mltrain("runs", MLFLOW_TRACKING_URI=f"http://me:{values['tracking_password']}@127.0.0.1:9")
+    assert elsewhere.code == 6
+    texts = [text for one in (done, asked, failed, resumed, elsewhere) for text in (one.out, one.err)]
+    assert found_in(workplace.folder, values, *texts) == set()
+    params = MlflowClient(workplace.uri).get_run(done.run_id).data.params
+    assert (params["api_key"], params["db.password"], params["source"]) == (
+        REDACTED,
+        REDACTED,
+        f"s3://{REDACTED}@bucket/x",
+    )
+
+
+class Secretive(Config):
+    api_key: str = ""
+    token: SecretStr = SecretStr("nothing to see")
+    tokenizer: str = "bert"
+    place: str = ""
+
+
+def test_a_recorded_configuration_asks_for_its_secrets_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Secretive.load(overrides={"api_key": "abcdef123", "tokenizer": "t5"})
+    recorded = config.resolved()
+    assert (recorded["api_key"], recorded["token"], recorded["tokenizer"]) == (REDACTED, DEFAULT, "t5")
+    with pytest.raises(ConfigError, match="MLTRAIN_API_KEY"):
+        Secretive.load(base=recorded)
+    assert Secretive.load(base=recorded, overrides={"api_key": "other77"}).api_key == "other77"
+    monkeypatch.setenv("MLTRAIN_API_KEY", "from the environment")
+    again = Secretive.load(base=recorded)
+    assert (again.api_key, again.token.get_secret_value()) == ("from the environment", "nothing to see")
+    assert again.changes_from(recorded) == {}
+
+
+def test_a_uri_with_a_password_has_to_be_given_again() -> None:
+    recorded = Secretive.load(overrides={"place": "https://me:hidden99@host/x"}).resolved()
+    assert recorded["place"] == f"https://{REDACTED}@host/x"
+    with pytest.raises(ConfigError, match="place was recorded without its secret"):
+        Secretive.load(base=recorded)
+
+
+@pytest.mark.parametrize(
+    "name", ["password", "API_KEY", "hfToken", "db.passwd", "aws_secret_access_key", "client-secret"]
+)
+def test_names_that_tell_of_a_secret(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "max_tokens", "keyboard", "secretary", "monkey", "lr", "author", "key"])
+def test_names_that_only_sound_alike(name: str) -> None:
+    assert not is_secret_name(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://a:b@host/x", f"https://{REDACTED}@host/x"),
+        ("ssh://git@host/x", f"ssh://{REDACTED}@host/x"),
+        ("get https://h/x?a=1&X-Amz-Signature=0123&b=2", f"get https://h/x?a=1&X-Amz-Signature={REDACTED}&b=2"),
+        ("Authorization: Bearer abcdefghijklmnop", f"Authorization: Bearer {REDACTED}"),
+        ("ghp_" + "a" * 36, REDACTED),
+        ("AKIAABCDEFGHIJKLMNOP", REDACTED),
+        ("mail me@host, see http://host/x", "mail me@host, see http://host/x"),
+        ("a basic model", "a basic model"),
+    ],
+)
+def test_what_looks_like_a_secret_is_taken_out(text: str, expected: str) -> None:
+    assert redacted(text) == expected
+
+
+def test_what_is_remembered_is_found_quoted_too() -> None:
+    remember(["p@ss/word!"])
+    assert redacted("x p@ss/word! y p%40ss%2Fword%21") == f"x {REDACTED} y {REDACTED}"
+
+
+def test_names_and_notes_do_nothing_to_a_terminal_or_a_browser(workplace: Workplace) -> None:
+    name = "\x1b]0;owned\x07<script>alert(1)</script>"
+    done = workplace.mltrain("train", "tiny.py", "epochs=1", "--name", name)
+    assert done.code == 0, done.err
+    runs = workplace.mltrain("runs")
+    assert "\x1b" not in done.out + done.err + runs.out + runs.err
+    assert "owned" in runs.out
+    note = MlflowClient(workplace.uri).get_run(done.run_id).data.tags["mlflow.note.content"]
+    assert "<" not in note
+
+
+def test_harmless_keeps_lines_and_tabs() -> None:
+    assert harmless("a\tb\nc\x1b[31m\x07") == "a\tb\nc[31m"
