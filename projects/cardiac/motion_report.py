@@ -34,7 +34,7 @@ class Report:
     cases: Sequence[PreparedCase]
 
     def __call__(self, folder: Path) -> dict[str, float]:
-        """Fill the folder and return means over the slices.
+        """Fill the folder and return means over the slices; of endpoint errors, over all pixels, as while training.
 
         ::
 
@@ -57,7 +57,9 @@ class Report:
             rows += [{"case": case.name, "slice": case.slices[i], **scores(case, field, i)} for i in range(len(field))]
         table = pd.DataFrame(rows)
         table.to_csv(folder / "per_slice.csv", index=False)
-        means = table.drop(columns=["case", "slice"]).mean()
+        means = table.drop(columns=["case", "slice", "wall_pixels"], errors="ignore").mean()
+        for name in table.columns.intersection(["epe_px", "epe_mm"]):
+            means[name] = (table[name] * table["wall_pixels"]).sum() / table["wall_pixels"].sum()
         metrics = {f"val/{name}": float(value) for name, value in means.items()}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         return metrics
@@ -75,6 +77,7 @@ def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, flo
         found["hd95_es_mm"] = distance
     if "displacement" in case.optional:
         true = case.optional["displacement"][index, None]
+        found["wall_pixels"] = float(systolic[index].sum())
         found["epe_px"] = agreement.endpoint_error(field[index, None], true, systolic[index, None])
         found["epe_mm"] = found["epe_px"] * case.pixel_mm
     return found
