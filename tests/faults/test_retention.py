@@ -58,6 +58,7 @@ class Observer:
 
     uri: str
     run_id: str
+    pause: float
     looks: list[Look] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
 
@@ -80,7 +81,7 @@ class Observer:
                 self.looks[-1].after = listed
             first, second = self._valid(artifacts), self._valid(artifacts)
             self.looks.append(Look(max(first, default=0), first | second))
-            self._ended.wait(0.02)
+            self._ended.wait(self.pause)
 
     def _valid(self, artifacts: Any) -> set[int]:
         store = CheckpointStore(self.run_id, artifacts)
@@ -121,7 +122,8 @@ def test_an_observer_never_sees_fewer_than_promised_and_at_the_end_exactly_those
     keep = f"Latest(3) | Best(2, 'val/accuracy', 'max') | EveryNth(epochs={every})"
     started = workplace.start("train", "tiny.py", f"epochs={epochs}", "items=8", "sleep=0.02", f"retention={keep}")
     run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
-    with Observer(workplace.uri, run_id) as observer:
+    # Looking at every byte keeps a server with one worker busy: it has to serve the training as well.
+    with Observer(workplace.uri, run_id, 0.02 if where == "on this machine" else 1.0) as observer:
         done = started.wait(1500 if FULL else 240)
     assert done.code == 0, done.err
 
