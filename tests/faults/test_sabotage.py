@@ -1,9 +1,11 @@
-"""Every mistake that would lose a checkpoint is noticed by the test that is named beside it."""
+"""Every mistake that would lose a checkpoint is noticed by the test that is named beside it.
+
+A seeded sample of five; all of them with ``MLTRAIN_SWEEP=full``.
+"""
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +22,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bo
     return {said["name"]: said for said in map(json.loads, done.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("sabotage", sabotages.SABOTAGES, ids=lambda sabotage: sabotage.name.replace(" ", "-"))
+@pytest.mark.parametrize("sabotage", sabotages.CHOSEN, ids=lambda sabotage: sabotage.name.replace(" ", "-"))
 def test_the_named_test_notices_the_mistake(sabotage: sabotages.Sabotage, outcomes: dict[str, dict[str, bool]]) -> None:
     outcome = outcomes[sabotage.name]
     assert outcome["before"], "without a mistake the tests pass"
     assert not outcome["after"], f"{sabotage.test} passes although {sabotage.name}"
 
 
-def test_there_are_at_least_ten() -> None:
-    assert len({sabotage.name for sabotage in sabotages.SABOTAGES}) >= 10
-    assert Path(sabotages.__file__).parent == Path(__file__).parent
+def test_every_mistake_can_still_be_made() -> None:
+    for sabotage in sabotages.SABOTAGES:
+        text = (sabotages.ROOT / sabotage.file).read_text(encoding="utf-8")
+        assert text.count(sabotage.old) == 1, f"{sabotage.name}: the place in {sabotage.file} was changed"
