@@ -48,7 +48,8 @@ def test_of_two_resumes_at_once_one_wins_and_the_other_names_it(same_host: bool,
     for number in range(20 if FULL else 2):
         began = time.monotonic()
         pair = [
-            place.start("train", "--resume-run", run_id, "sleep=0.05", "signal_at=0") for place in (workplace, other)
+            place.start("train", "--resume-run", run_id, "sleep=0.05", "signal_at=0", MLTRAIN_GRACE_SECONDS="120")
+            for place in (workplace, other)
         ]
         while not any(one.child.ended.is_set() for one in pair):
             assert time.monotonic() - began < 30

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from tests.faults.proxy import FaultProxy, Rule
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
 STEPS = 12_000 if os.environ.get("MLTRAIN_SWEEP") == "full" else 1_200
 
