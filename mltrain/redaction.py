@@ -50,8 +50,11 @@ def remember(values: Iterable[str]) -> None:
 
 
 def remember_environment(environment: Mapping[str, str] = os.environ) -> None:
-    """Take the values of the environment's variables with telling names, and of URIs in it, out of all text from now on."""
-    remember(value for name, value in environment.items() if is_secret_name(name))
+    """Take the values of the environment's variables with telling names, and of URIs in it, out of all text from now on.
+
+    What is a place here is no secret, whatever its name says: ``PWD``, ``AWS_WEB_IDENTITY_TOKEN_FILE``.
+    """
+    remember(value for name, value in environment.items() if is_secret_name(name) and not os.path.exists(value))  # noqa: PTH110 - a value too long for a path is no error
     for value in environment.values():
         remember(_passwords(value))
 

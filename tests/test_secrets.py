@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from mltrain.config import Config
 from mltrain.errors import ConfigError
-from mltrain.redaction import DEFAULT, REDACTED, harmless, is_secret_name, redacted, remember
+from mltrain.redaction import DEFAULT, REDACTED, harmless, is_secret_name, redacted, remember, remember_environment
 from tests.conftest import Workplace
 
 PROJECT = """
@@ -182,3 +182,9 @@ def test_names_and_notes_do_nothing_to_a_terminal_or_a_browser(workplace: Workpl
 
 def test_harmless_keeps_lines_and_tabs() -> None:
     assert harmless("a\tb\nc\x1b[31m\x07") == "a\tb\nc[31m"
+
+
+def test_a_place_is_no_secret_whatever_its_variable_is_called(tmp_path: Path) -> None:
+    remember_environment({"PWD": str(tmp_path), "GOOGLE_APPLICATION_CREDENTIALS": __file__, "DB_PWD": "hunter2hunter2"})
+    said = f"{tmp_path}/mlflow.db {__file__} hunter2hunter2"
+    assert redacted(said) == f"{tmp_path}/mlflow.db {__file__} {REDACTED}"
