@@ -12,7 +12,7 @@ test: .venv/ready             ## lint, types, unit tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slow"
 
 faults: .venv/ready           ## a seeded sample of the fault tests
-	$(BIN)/python -m pytest -q -m faults tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m faults tests
 
 reference: .venv/ready        ## trains the systems in full and compares with the figures in docs/ (about ten minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not faults"
