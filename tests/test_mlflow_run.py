@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from tests.conftest import Workplace
@@ -89,6 +90,7 @@ SMALLEST = [
 ]
 
 
+@pytest.mark.slow
 def test_the_cardiac_pipeline_and_its_resume_are_one_visible_run_with_four_under_it(workplace: Workplace) -> None:
     first = mlflow_run(workplace, *SMALLEST, entry_point="cardiac")
     said = first.communicate(timeout=200)[0]
