@@ -56,6 +56,7 @@ def test_a_training_and_its_resume_are_one_visible_run(workplace: Workplace) -> 
     assert run.data.params["lr"] == "1e-3"  # as the launcher logged it; the typed value is in config.json
 
 
+@pytest.mark.faults
 def test_ctrl_c_at_the_launcher_leaves_a_killed_run_that_resumes(workplace: Workplace) -> None:
     started = mlflow_run(workplace, "project=tests/tiny.py", "epochs=1000", "sleep=0.1", "save_interval=0")
     assert started.stdout is not None
@@ -73,6 +74,7 @@ def test_ctrl_c_at_the_launcher_leaves_a_killed_run_that_resumes(workplace: Work
     assert rows[-1]["kind"] in ("interrupted", "epoch")  # an epoch, where the stop fell on the end of one
 
 
+@pytest.mark.faults
 def test_the_death_of_the_launcher_is_a_request_to_stop(workplace: Workplace) -> None:
     started = mlflow_run(workplace, "project=tests/tiny.py", "epochs=1000", "sleep=0.1", "save_interval=0")
     assert started.stdout is not None

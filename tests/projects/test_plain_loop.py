@@ -30,6 +30,7 @@ def test_what_the_loop_adds_is_ten_lines() -> None:
     assert sum(line.endswith("# +") for line in LOOP.read_text(encoding="utf-8").splitlines()) <= 10
 
 
+@pytest.mark.faults
 def test_a_killed_loop_continues_the_same_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     first = start(workplace)
     assert first.stdout is not None

@@ -21,6 +21,7 @@ def own(styles: Path) -> list[str]:
     return ["train", str(PROJECT), "--preset", "quick", f"image_dir={styles}", "device=cpu", "num_threads=1", *small]
 
 
+@pytest.mark.faults
 def test_a_killed_training_ends_bit_identical_and_goes_on_from_before_with_other_weights(
     workplace: Workplace, own: list[str], tmp_path: Path
 ) -> None:
