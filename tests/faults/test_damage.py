@@ -35,7 +35,7 @@ def saved(run: FolderRun, *epochs: int) -> list[Path]:
             more = {"optimizer": {"m": torch.randn(5, 7, generator=generator), "step": epoch, "betas": (0.9, 0.999)}}
             manager.save(state_at(epoch, **more), epoch=epoch, kind="epoch", extra={"params.json": b"{}"})
         assert manager.wait(60)
-    return sorted(run.checkpoints.iterdir())
+    return sorted((run.folder / "artifacts" / "checkpoints").iterdir())
 
 
 class Reading:
