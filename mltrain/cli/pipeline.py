@@ -134,10 +134,12 @@ def pipeline(
 
 def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool, allow_change: bool) -> int | None:
     """Continue a pipeline whose run's id was given to ``mltrain train``; return the exit code, or none if it is none."""
+    from mltrain.tracking.opening import created_as
     from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG
     from mltrain.tracking.server import connect
 
-    tags = connect().run(run_id).data.tags
+    server = connect()
+    tags = server.run(created_as(server, run_id)).data.tags
     if PIPELINE_TAG not in tags or STAGE_TAG in tags:
         return None
     from mltrain.cli.pipeline_display import TerminalPipeline
