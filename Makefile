@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test faults reference clean
+.PHONY: train test faults all-faults reference clean
 
 train: .venv/ready            ## train the segmentation project as an MLflow run
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . --env-manager local
@@ -11,8 +11,11 @@ test: .venv/ready             ## lint, types, unit tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slow"
 
-faults: .venv/ready           ## a seeded sample of the fault tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m faults tests
+faults: .venv/ready           ## a seeded sample of the fault tests: signals, kills, a server, damage, pipelines
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m faults tests/checkpoint $(addprefix tests/faults/test_,signals.py server.py damage.py pipeline.py random_kills.py)
+
+all-faults: .venv/ready       ## the samples of all fault tests (disks as root, retention, outages, sabotage …): half an hour or more
+	$(BIN)/python -m pytest -q -m faults tests
 
 reference: .venv/ready        ## trains the systems in full and compares with the figures in docs/ (about ten minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not faults"
