@@ -221,7 +221,10 @@ class Journal:
         """Write what is queued and close the file."""
         self._queue.put(None)
         self._writer.join()
-        self._database.close()
+        with (
+            self._lock
+        ):  # whoever still reads does so to the end: SQLite crashes where the file is closed under a query
+            self._database.close()
 
     def _has_room(self) -> bool:
         pages, size, free = (

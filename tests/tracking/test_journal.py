@@ -2,12 +2,14 @@
 
 import logging
 import math
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -315,3 +317,29 @@ def test_keys_and_values_are_data_and_never_commands(journal: Journal) -> None:
     journal.flush()
     assert points(journal)[0][0] == key
     assert journal.unsent_items()[0].value == key
+
+
+def test_closing_waits_for_whoever_still_reads(tmp_path: Path) -> None:
+    """A sender that outlives its grace may be in the middle of a query; SQLite crashes the process where it is closed then."""
+    codes = []
+    for number in range(40):
+        child = os.fork()
+        if child == 0:
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+            journal = Journal(tmp_path / f"{number}.sqlite", 1)
+            for step in range(200):
+                journal.log_metrics({f"key{index}": 1.0 for index in range(20)}, step, 1)
+            journal.flush()
+
+            def read(journal: Journal = journal) -> None:
+                with suppress(sqlite3.Error):
+                    while True:
+                        journal.unsent_points(5000)
+
+            for _ in range(2):
+                threading.Thread(target=read, daemon=True).start()
+            time.sleep(0.05 + number * 0.001)
+            journal.close()
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert codes == [0] * 40
