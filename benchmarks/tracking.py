@@ -1,15 +1,15 @@
 """What tracking costs: steps per second with three metrics a step on a tiny model, beside the same loop without tracking.
 
-python benchmarks/tracking.py [--steps 20000] [--store sqlite|server] [--others 300]
+python benchmarks/tracking.py [--steps 20000] [--store sqlite|server] [--rounds 3] [--others 300]
 
-Each way runs in a process of its own, against a fresh database; the server is MLflow's, with one worker.
-
-"By turns" is rounds of 500 steps with and without tracking, each pair compared and the median taken, so that a machine that
-is busy with other things disturbs both alike. "With the flush" is until the tracking store has every point. What the store
-itself can take is measured beside it: the same number of points in batches of 1,000, and nothing else.
+Each way runs in a process of its own; the server is MLflow's, with one worker. A round is the loop without tracking, with it, and
+without again; the ratio of a round is of its own three. "With the flush" is until the tracking store has every point.
+What the store itself can take is measured beside it: the same number of points in batches of 1,000, and nothing else.
+Lightning's logger is among the ways where Lightning is installed.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import socket
@@ -21,18 +21,8 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-WAYS = (
-    "none",
-    "mltrain",
-    "store",
-    "mltrain by turns",
-    "none again",
-    "log_metric",
-    "log_metrics",
-    "log_metrics, asynchronous",
-)
+OTHERS = ("log_metric", "log_metrics", "log_metrics, asynchronous", "Lightning's MLFlowLogger")
 
 
 def loop(steps: int, log: Callable[[dict[str, float], int], None]) -> float:
@@ -60,22 +50,9 @@ def measured(way: str, steps: int) -> dict[str, float]:
     """Run one way in this process."""
     loop(300, lambda values, step: None)  # warm
     began = time.perf_counter()
-    if way.startswith("none"):
+    if way == "none":
         seconds = loop(steps, lambda values, step: None)
         return {"steps": steps, "loop": seconds, "all": seconds}
-    if way == "mltrain by turns":
-        from mltrain.tracking.opening import open_run
-
-        run, ratios, done = open_run(), [], 0
-        for _ in range(steps // 500):
-            with_it = loop(500, lambda values, step, first=done: run.log_metrics(values, first + step))  # type: ignore[misc]
-            done += 500
-            while run.journal.unsent() > 100:
-                time.sleep(0.05)
-            ratios.append(loop(500, lambda values, step: None) / with_it)
-        run.close("FINISHED", "benchmark", 600.0)
-        low, median, high = statistics.quantiles(ratios, n=4)
-        return {"steps": steps, "loop": 1.0, "all": 1.0, "low": low, "median": median, "high": high}
     if way == "mltrain":
         from mltrain.tracking.opening import open_run
 
@@ -86,6 +63,14 @@ def measured(way: str, steps: int) -> dict[str, float]:
         whole = time.perf_counter() - began
         assert delivered
         return {"steps": steps, "loop": seconds, "all": whole, "points": stored(run.id)}
+    if way.startswith("Lightning"):
+        from lightning.pytorch.loggers import MLFlowLogger
+
+        logger = MLFlowLogger(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
+        _ = logger.run_id
+        seconds = loop(steps, logger.log_metrics)
+        logger.finalize()
+        return {"steps": steps, "loop": seconds, "all": seconds}
     import mlflow
     from mlflow.entities import Metric
 
@@ -145,6 +130,7 @@ def served(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--steps", type=int, default=20_000)
+    asked.add_argument("--rounds", type=int, default=3)
     asked.add_argument("--others", type=int, default=300, help="steps of the ways that take milliseconds a call")
     asked.add_argument("--store", choices=("sqlite", "server"), default="server")
     asked.add_argument("--way")
@@ -152,38 +138,63 @@ def main() -> None:
     if given.way:
         print("RESULT", json.dumps(measured(given.way, given.steps)))
         return
-    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         process, uri = served(Path(place)) if given.store == "server" else (None, f"sqlite:///{place}/mlflow.db")
-        home = {"MLFLOW_TRACKING_URI": uri, "MLTRAIN_HOME": f"{place}/home", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {
+            **os.environ,
+            "MLFLOW_TRACKING_URI": uri,
+            "MLTRAIN_HOME": f"{place}/home",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+
+        def one(way: str, steps: int) -> dict[str, float]:
+            words = [sys.executable, __file__, "--way", way, "--steps", str(steps)]
+            done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, cwd=place)
+            found: dict[str, float] = json.loads(done.stdout.rpartition("RESULT ")[2])
+            return {"loop": steps / found["loop"], "all": steps / found["all"], "points": found.get("points", 0)}
+
         try:
-            for way in WAYS:
-                steps = given.others if way.startswith("log_") else given.steps
-                words = [sys.executable, __file__, "--way", way, "--steps", str(steps)]
-                done = subprocess.run(
-                    words, env={**os.environ, **home}, capture_output=True, text=True, check=True, cwd=place
-                )
-                results[way] = json.loads(done.stdout.rpartition("RESULT ")[2])
+            report(one, given.steps, given.rounds, given.others, given.store)
         finally:
             if process is not None:
                 os.killpg(process.pid, 15)
                 process.wait()
-    rate = {way: found["steps"] / found["loop"] for way, found in results.items()}
-    whole = {way: found["steps"] / found["all"] for way, found in results.items()}
-    plain = (rate["none"] + rate["none again"]) / 2
-    print(
-        f"{given.store}; without tracking {plain:.0f} steps/s ({rate['none']:.0f} before, {rate['none again']:.0f} after)"
-    )
-    print(f"the store alone takes {3 * whole['store']:.0f} points/s, that is {whole['store']:.0f} steps/s")
-    turns = results["mltrain by turns"]
-    spread = f"{turns['low']:.3f} … {turns['high']:.3f}"
-    print(f"mltrain in the loop, by turns: {turns['median']:.3f} of no tracking (quartiles {spread})")
-    for way in WAYS:
-        if not way.startswith(("none", "store")) and way != "mltrain by turns":
-            print(
-                f"{way:<28} in the loop {rate[way]:>6.0f} steps/s = {rate[way] / plain:.3f}; with the flush "
-                f"{whole[way]:>6.0f} = {whole[way] / min(plain, whole['store']):.3f} of what is possible"
-            )
+
+
+def report(one: Callable[[str, int], dict[str, float]], steps: int, rounds: int, others: int, store: str) -> None:
+    """Measure all ways and print what they reached, in steps a second and beside what could be."""
+    plain: list[float] = []
+    ratios: list[float] = []
+    flushed: list[float] = []
+    for _ in range(rounds):
+        before, tracked, alone, after = (one(way, steps) for way in ("none", "mltrain", "store", "none"))
+        assert tracked["points"] == 3 * steps
+        rate = (before["loop"] + after["loop"]) / 2
+        plain += [before["loop"], after["loop"]]
+        ratios.append(tracked["loop"] / rate)
+        flushed.append(tracked["all"] / min(rate, alone["all"]))
+        print(
+            f"{store}: without tracking {before['loop']:.0f} and {after['loop']:.0f} steps/s; the store alone takes "
+            f"{3 * alone['all']:.0f} points/s; mltrain {tracked['loop']:.0f} steps/s, {tracked['all']:.0f} with the flush",
+            flush=True,
+        )
+    print(f"mltrain in the loop: {spread(ratios)} of no tracking")
+    print(f"with the last flush: {spread(flushed)} of what is possible, the slower of no tracking and the store alone")
+    for way in OTHERS:
+        if way.startswith("Lightning") and importlib.util.find_spec("lightning") is None:
+            print(f"{way}: Lightning is not installed")
+            continue
+        found, rate = one(way, others), statistics.median(plain)
+        print(
+            f"{way:<28} {found['loop']:>6.0f} steps/s in the loop = {found['loop'] / rate:.3f} of no tracking; with the "
+            f"flush {found['all']:.0f}",
+            flush=True,
+        )
+
+
+def spread(values: list[float]) -> str:
+    """Say the median and the ends."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f} … {max(values):.3f})"
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ import queue
 import re
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -26,7 +25,10 @@ log = logging.getLogger(__name__)
 Kind = Literal["param", "tag", "image", "file", "inputs"]
 
 _UNSENT, _SENT, _PARKED, _DROPPED = range(4)
-_GATHER_SECONDS = 0.25
+_GATHER_SECONDS = 0.5
+_ROWS_A_STATEMENT = 5000
+"""SQLite's module lets other threads run for every row that it steps over, and then waits for its turn: a training of short
+steps pays for each. So rows are written by the thousand; SQLite takes 32,766 values in a statement."""
 _MOST_QUEUED = 50_000
 """So many entries may wait for the local disk; then the training waits for it as well, and memory does not grow."""
 _MOST_KEPT = 200_000
@@ -92,6 +94,8 @@ class Journal:
             raise StorageError(f"The journal {path} cannot be opened: {error}.") from error
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[_Entry | threading.Event | None] = queue.SimpleQueue()
+        self._asked = threading.Event()
+        """Set when somebody waits for the queue to be written."""
         self._room = threading.Event()
         self._room.set()
         self.arrived = threading.Event()
@@ -116,6 +120,7 @@ class Journal:
         self._queue.put(entry)
         if self._queue.qsize() > _MOST_QUEUED:
             self._room.clear()
+            self._asked.set()
             while not self._room.wait(0.5) and self._writer.is_alive():
                 continue
 
@@ -123,6 +128,7 @@ class Journal:
         """Return when everything queued so far is on the disk, or the disk has refused it, which is logged."""
         written = threading.Event()
         self._queue.put(written)
+        self._asked.set()
         while not written.wait(0.5) and self._writer.is_alive():
             continue
 
@@ -135,6 +141,15 @@ class Journal:
                 (most,),
             ).fetchall()
         return [StoredPoint(i, key, step, float("nan") if v is None else v, at) for i, key, step, v, at in rows]
+
+    def unsent_points_up_to(self, most: int) -> int:
+        """Return how many points the server has not acknowledged, counted up to ``most``."""
+        with self._lock:
+            return int(
+                self._database.execute(
+                    "SELECT count(*) FROM (SELECT 1 FROM points WHERE state = 0 LIMIT ?)", (most,)
+                ).fetchone()[0]
+            )
 
     def unsent_items(self, most: int = 100) -> list[StoredItem]:
         """Return the oldest parameters, tags and files that the server has not acknowledged."""
@@ -220,10 +235,9 @@ class Journal:
     def close(self) -> None:
         """Write what is queued and close the file."""
         self._queue.put(None)
+        self._asked.set()
         self._writer.join()
-        with (
-            self._lock
-        ):  # whoever still reads does so to the end: SQLite crashes where the file is closed under a query
+        with self._lock:  # whoever still reads does so to the end: SQLite crashes where it is closed under a query
             self._database.close()
 
     def _has_room(self) -> bool:
@@ -236,11 +250,11 @@ class Journal:
     def _mark(self, entries: Sequence[StoredPoint | StoredItem], state: int) -> None:
         with self._transaction():
             for table, kind in (("points", StoredPoint), ("items", StoredItem)):
-                ids = [(entry.id,) for entry in entries if isinstance(entry, kind)]
-                if state == _SENT:
-                    self._database.executemany(f"DELETE FROM {table} WHERE id = ?", ids)  # noqa: S608 - two fixed names
-                else:
-                    self._database.executemany(f"UPDATE {table} SET state = {state} WHERE id = ?", ids)  # noqa: S608
+                deed = f"DELETE FROM {table}" if state == _SENT else f"UPDATE {table} SET state = {state}"  # noqa: S608
+                ids = [entry.id for entry in entries if isinstance(entry, kind)]
+                for first in range(0, len(ids), _ROWS_A_STATEMENT):
+                    some = ids[first : first + _ROWS_A_STATEMENT]
+                    self._database.execute(f"{deed} WHERE id IN ({','.join('?' * len(some))})", some)
 
     def _write(self) -> None:
         """Take entries from the queue and write them in batches, until none says that it is the last.
@@ -269,19 +283,14 @@ class Journal:
 
     def _gather(self, entries: "list[_Entry]", waiting: list[threading.Event]) -> bool:
         """Collect what arrives within a fraction of a second, or until somebody waits; return whether it is the last."""
-        got = self._queue.get()
-        deadline = time.monotonic() + _GATHER_SECONDS
-        while True:
-            if got is None:
-                return True
-            if isinstance(got, threading.Event):
-                waiting.append(got)
-                return False
-            entries.append(got)
-            try:
-                got = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                return False
+        come = [self._queue.get()]
+        if isinstance(come[0], _Entry):
+            self._asked.wait(_GATHER_SECONDS)  # and not for each entry: waking up costs the training a turn
+        self._asked.clear()
+        come += [self._queue.get() for _ in range(self._queue.qsize())]  # nobody else takes any
+        entries += [one for one in come if isinstance(one, _Entry)]
+        waiting += [one for one in come if isinstance(one, threading.Event)]
+        return None in come
 
     def _store(self, entries: "list[_Entry]") -> None:
         points = [(self.attempt, *point) for entry in entries for point in entry.points]
@@ -296,15 +305,19 @@ class Journal:
                     )
                 self.left_out += len(points)
                 points = []
-            self._database.executemany(
-                "INSERT INTO points (attempt, key, step, value, timestamp) VALUES (?, ?, ?, ?, ?)", points
-            )
-            self._database.executemany("INSERT INTO items (attempt, kind, key, value) VALUES (?, ?, ?, ?)", items)
+            self._insert("points (attempt, key, step, value, timestamp)", points)
+            self._insert("items (attempt, kind, key, value)", items)
+
+    def _insert(self, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        for first in range(0, len(rows), _ROWS_A_STATEMENT):
+            some = rows[first : first + _ROWS_A_STATEMENT]
+            marks = ",".join([f"({','.join('?' * len(some[0]))})"] * len(some))
+            self._database.execute(f"INSERT INTO {into} VALUES {marks}", [value for row in some for value in row])  # noqa: S608 - two fixed names
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock:
-            self._database.execute("BEGIN")
+            self._database.execute("BEGIN IMMEDIATE")  # SQLite does not wait for a lock in the middle of a transaction
             try:
                 yield
                 self._database.execute("COMMIT")

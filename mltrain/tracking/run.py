@@ -36,6 +36,7 @@ from mltrain.tracking.attempts import (
     holder_tags,
 )
 from mltrain.tracking.birth import Registration
+from mltrain.tracking.courier import Courier
 from mltrain.tracking.gallery import Gallery
 from mltrain.tracking.home import grace_seconds, home_of, remember_home
 from mltrain.tracking.journal import Journal
@@ -126,11 +127,12 @@ class TrackedRun:
         # Who takes a run over on the same host leaves its journal to the process that still has it open.
         mine = "journal.sqlite" if lock.is_locked else f"journal-a{self.attempt.ordinal:02d}.sqlite"
         self.journal = Journal(self.home / mine, self.attempt.ordinal)
+        courier = Courier(self.home / mine, server.uri)
         self._gallery = Gallery(self.home, self.journal)
         # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
         # race with finding out what the server has.
         self.journal.drop_overtaken(0, 0)
-        self.sender = Sender(server, self._identity, self.journal, self.artifacts, self._keep)
+        self.sender = Sender(server, self._identity, self.journal, self.artifacts, self._keep, courier)
 
     @property
     def known(self) -> bool:

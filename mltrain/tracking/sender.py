@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when
 
 from mltrain.errors import RunHeld, RunNotFound, StorageError, TrackingError
 from mltrain.tracking.artifacts import Artifacts, discard_sent
+from mltrain.tracking.courier import POINTS_A_BATCH, Courier, send_points
 from mltrain.tracking.journal import Journal, StoredItem, StoredPoint
 from mltrain.tracking.lease import HEARTBEAT_SECONDS
 from mltrain.tracking.persistence import may_pass
@@ -24,7 +25,6 @@ from mltrain.tracking.server import Patience, Refusal, Server
 
 log = logging.getLogger(__name__)
 
-_POINTS_A_BATCH = 1000
 _ITEMS_A_BATCH = 100
 _HELD_SECONDS = 60.0
 """For how long nothing of a kind is sent that the server does not let this user send."""
@@ -41,6 +41,7 @@ class Sender:
         artifacts: where files and images go.
         keep: called before every request; returns False when this writer has been overtaken, after which nothing is sent
             any more.
+        courier: sends points where they come fast; none: they are always sent from here.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Sender:
         journal: Journal,
         artifacts: Artifacts,
         keep: Callable[[], bool],
+        courier: Courier | None = None,
     ) -> None:
         self._server = server
         self._identity = identity
@@ -57,6 +59,7 @@ class Sender:
         self._journal = journal
         self._artifacts = artifacts
         self._keep = keep
+        self._courier = courier
         self._stop = threading.Event()
         self._give_up = threading.Event()
         self._held: dict[str, float] = {}
@@ -74,6 +77,8 @@ class Sender:
         self._journal.arrived.set()
         self._thread.join(seconds)
         self._give_up.set()
+        if self._courier is not None:
+            self._courier.close()
         self._thread.join(2.0)
         return not self._thread.is_alive() and self._journal.unsent() == 0
 
@@ -108,9 +113,8 @@ class Sender:
     def _deliver_once(self) -> bool:
         """Deliver one batch of each kind; return whether anything was delivered or set aside."""
         sent = False
-        points = self._journal.unsent_points(_POINTS_A_BATCH) if self._may("point") else []
-        if points:
-            sent |= self._deliver("point", points, self._send_points)
+        if self._may("point"):
+            sent |= self._deliver_points()
         items = self._journal.unsent_items(_ITEMS_A_BATCH)
         for kind, send in (("param", self._send_params), ("tag", self._send_tags)):
             batch = [item for item in items if item.kind == kind]
@@ -120,6 +124,14 @@ class Sender:
             if item.kind not in ("param", "tag") and self._may(item.kind):
                 sent |= self._deliver(item.kind, [item], self._sends[item.kind], tries=1)
         return sent
+
+    def _deliver_points(self) -> bool:
+        if self._courier is not None:
+            waiting = self._journal.unsent_points_up_to(POINTS_A_BATCH)
+            if waiting and self._courier.deliver(self._run_id, waiting):
+                return True
+        points = self._journal.unsent_points(POINTS_A_BATCH)
+        return bool(points) and self._deliver("point", points, self._send_points)
 
     def _may(self, kind: str) -> bool:
         if self._held.get(kind, 0.0) > time.monotonic():
@@ -185,10 +197,7 @@ class Sender:
         return {"file": self._send_file, "image": self._send_image, "inputs": self._send_inputs}
 
     def _send_points(self, points: Sequence[StoredPoint]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
-        self._server.call(self._server.client.log_batch, self._run_id, metrics=metrics)
+        send_points(self._server, self._run_id, points)
 
     def _send_params(self, items: Sequence[StoredItem]) -> None:
         from mlflow.entities import Param

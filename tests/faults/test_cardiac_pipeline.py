@@ -27,7 +27,7 @@ FULL = os.environ.get("MLTRAIN_SWEEP") == "full"
 SIZE = [] if FULL else ["preparation.cases=4", "preparation.frames=4", "epochs=3", "motion.passes=1"]
 BETWEEN = [(stage, "") for stage in STAGES[1:]]
 INSIDE = [("preparation", "follow it with"), *((stage, "epoch    2/") for stage in STAGES[1:])]
-"""The stage that begins or runs, and what it says when it is killed; nothing: the moment it is decided to run it."""
+"""The stage that begins or runs, and what it says when it is killed; nothing: as soon as it is decided to run it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def test_a_kill_changes_none_of_the_models(
     killed = cardiac.killed(stage, moment)
     assert killed.code == -signal.SIGKILL, killed.err
     begun = [name for name, ids in cardiac.runs().items() if ids]
-    assert begun == STAGES[: STAGES.index(stage) + bool(moment)]
+    # The kill arrives milliseconds after the decision was read: the stage's run may have been created by then.
+    assert begun in (STAGES[: STAGES.index(stage) + 1], STAGES[: STAGES.index(stage) + bool(moment)])
     done = cardiac.resume()
     assert done.code == 0, done.err
     for number, name in enumerate(STAGES, 1):
@@ -107,6 +108,6 @@ def test_a_kill_changes_none_of_the_models(
         print(line)
         before = STAGES.index(name) < STAGES.index(stage)
         assert (f"{name}: skip" in line) == before
-        assert (f"{name}: resume (dead" in line) == (name == stage and bool(moment))
+        assert (f"{name}: resume (dead" in line) == (name == stage and stage in begun)
     assert all(len(ids) == 1 for ids in cardiac.runs().values())
     assert cardiac.same_as(undisturbed_cardiac)

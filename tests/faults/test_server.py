@@ -63,3 +63,38 @@ def test_what_an_outage_at_the_end_leaves_behind_is_sent_later(
     reference, run_id = undisturbed
     assert remote.points(done.run_id) == reference.points(run_id)
     assert remote.mltrain("runs", "--json").json[0]["state"] == "finished"
+
+
+def test_a_second_interrupt_does_not_wait_for_a_store_that_hangs(
+    tracking: TrackingServer, remote: Workplace, undisturbed: tuple[Workplace, str]
+) -> None:
+    started = remote.start("train", "tiny.py", "sleep=0.2")
+    started.until("epoch    1/4")
+    with tracking.hanging():
+        started.child.kill(signal.SIGINT)
+        time.sleep(1.5)
+        assert started.child.code is None  # it waits for the store
+        asked = time.monotonic()
+        started.child.kill(signal.SIGINT)
+        done = started.wait(30)
+        assert time.monotonic() - asked < 10
+    assert done.code == 76, done.out + done.err
+    assert f"mltrain train --resume-run {done.run_id}" in done.out
+    resumed = remote.mltrain("train", "--resume-run", done.run_id, "sleep=0")
+    assert resumed.code == 0, resumed.err
+    reference, run_id = undisturbed
+    expected, got = reference.weights(run_id), remote.weights(done.run_id)
+    assert {part for part in expected if not same(expected[part], got[part])} == set()
+    assert remote.points(done.run_id) == reference.points(run_id)
+
+
+def test_a_third_interrupt_leaves_at_once(tracking: TrackingServer, remote: Workplace) -> None:
+    started = remote.start("train", "tiny.py", "sleep=0.2", MLTRAIN_GRACE_SECONDS="60")
+    started.until("epoch    1/4")
+    with tracking.hanging():
+        for _ in range(3):
+            started.child.kill(signal.SIGINT)
+            time.sleep(1.2 if started.child.code is None else 0)
+        done = started.wait(5)
+    assert done.code in (76, 130), done.out + done.err
+    assert remote.mltrain("train", "--resume-run", done.run_id, "sleep=0").code == 0

@@ -1,0 +1,97 @@
+"""What a resume costs by the number of metric points that its run has.
+
+``python -m benchmarks.resume [--points 10000 1000000] [--store sqlite|server] [--times 5]`` gives a run so many points of four
+keys, of which a checkpoint has all but the last hundred steps, and resumes it so many times: claim, load, and finding out what
+the tracking store has beyond the checkpoint. A request is one over HTTP; the points are put into the database directly.
+"""
+
+import argparse
+import os
+import sqlite3
+import statistics
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from benchmarks.prune import Counted
+from tests.database import fresh_database
+from tests.servers import TrackingServer
+
+BEYOND = 100
+KEYS = ("loss", "accuracy", "rate", "norm")
+
+
+def filled(database: Path, steps: int) -> str:
+    """Make an ended run with so many steps of every key and a checkpoint a hundred steps before its end; return its id."""
+    from mltrain import CheckpointManager
+
+    manager = CheckpointManager()
+    manager.save({"model": {"weight": torch.ones(1000)}, "step": steps - BEYOND})
+    run_id = str(manager.run.id)
+    manager.close("KILLED")
+    with closing(sqlite3.connect(database)) as tables:
+        for key in KEYS:
+            rows = ((key, float(step), step, run_id, step, False) for step in range(1, steps + 1))
+            tables.executemany(
+                "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, ?)", rows
+            )
+            tables.execute(
+                "INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid) VALUES (?, ?, ?, ?, ?, ?)",
+                (key, float(steps), steps, steps, False, run_id),
+            )
+        tables.commit()
+    return run_id
+
+
+def resumed(run_id: str, steps: int) -> float:
+    """Resume a run once; return the seconds until the training could go on."""
+    from mltrain import CheckpointManager
+
+    began = time.perf_counter()
+    manager = CheckpointManager(run_id)
+    state = manager.load_latest_checkpoint()
+    assert state is not None
+    assert state["step"] == steps - BEYOND
+    manager.run.continue_exactly_after(state["step"])  # type: ignore[attr-defined]
+    seconds = time.perf_counter() - began
+    manager.close("KILLED")
+    return seconds
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--points", type=int, nargs="+", default=[10_000, 1_000_000])
+    asked.add_argument("--store", choices=("sqlite", "server"), default="sqlite")
+    asked.add_argument("--times", type=int, default=5)
+    given = asked.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        server = TrackingServer(folder) if given.store == "server" else None
+        if server is None:
+            fresh_database(folder / "mlflow.db", folder / "mlruns")
+        else:
+            server.start()
+        os.environ["MLTRAIN_HOME"] = f"{place}/home"
+        os.environ["MLFLOW_TRACKING_URI"] = server.uri if server is not None else f"sqlite:///{place}/mlflow.db"
+        try:
+            for points in given.points:
+                steps = points // len(KEYS)
+                run_id = filled(folder / "mlflow.db", steps)
+                with Counted().open() as counted:
+                    seconds = [resumed(run_id, steps) for _ in range(given.times)]
+                print(
+                    f"{given.store}, {points} points: {statistics.median(seconds):.2f} s ({min(seconds):.2f} … "
+                    f"{max(seconds):.2f}) a resume, {counted.calls / given.times:.1f} calls, "
+                    f"{counted.requests / given.times:.1f} requests",
+                    flush=True,
+                )
+        finally:
+            if server is not None:
+                server.kill()
+
+
+if __name__ == "__main__":
+    main()

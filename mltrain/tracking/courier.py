@@ -1,0 +1,168 @@
+"""Sends metric points from a process of its own, where they come fast.
+
+To build a thousand points and send them holds Python's interpreter lock for tens of milliseconds, in which no thread of the
+training gets on. So once points come by the thousand, a second process reads them from the journal, sends them, and removes
+them there. It knows nothing of patience or refusals: it is told to send one batch after the other, and where one does not go
+through, whoever told it to sends that batch itself. It ends with the process that started it, even in the middle of a request.
+"""
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from mltrain.tracking.journal import Journal, StoredPoint
+from mltrain.tracking.server import Server, connect
+
+log = logging.getLogger(__name__)
+
+POINTS_A_BATCH = 1000
+"""What MLflow's REST interface takes at most in one call."""
+_BUSY = 3
+"""So many full batches one after the other are worth a process: it costs the seconds in which it imports MLflow."""
+
+
+def send_points(server: Server, run_id: str, points: Sequence[StoredPoint]) -> None:
+    """Send metric points with the times of their birth.
+
+    Raises:
+        RunNotFound, TrackingError: as :meth:`Server.call`.
+    """
+    from mlflow.entities import Metric
+
+    metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
+    server.call(server.client.log_batch, run_id, metrics=metrics)
+
+
+class Courier:
+    """Starts the process when it is worth it, and tells it what to do. For one thread.
+
+    Args:
+        journal: the file.
+        uri: of the tracking server.
+    """
+
+    def __init__(self, journal: Path, uri: str) -> None:
+        self._setting = {"journal": str(journal), "uri": uri}
+        self._full = 0
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._ready = False
+        self._closed = False
+
+    def deliver(self, run_id: str, waiting: int) -> bool:
+        """Have a batch sent.
+
+        Args:
+            run_id: of the run.
+            waiting: how many points wait, or at least a batch.
+
+        Returns:
+            Whether it was. If not, because it is not worth it, not ready or did not go through, it is to be sent otherwise.
+        """
+        self._full = self._full + 1 if waiting >= POINTS_A_BATCH else 0
+        if self._process is None:
+            if self._full >= _BUSY and not self._closed:
+                self._start()
+            return False
+        if not self._is_ready():
+            return False
+        if not self._tell({"run": run_id}):
+            return False
+        answer = self._answers.get()
+        if "error" in answer:
+            log.debug("The process that sends points: %s", answer["error"])
+        return "sent" in answer
+
+    def close(self) -> None:
+        """End the process, at once; called from any thread."""
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            with suppress(OSError):  # what was not read by then
+                self._process.stdin.close()  # type: ignore[union-attr]
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # a Ctrl+C at the terminal is for the training
+        )
+        threading.Thread(target=self._listen, args=(self._process,), name="mltrain-courier", daemon=True).start()
+        self._tell(self._setting)
+
+    def _listen(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        with process.stdout as answers:
+            for line in answers:
+                self._answers.put(json.loads(line))
+        self._answers.put({"error": "it has ended"})
+
+    def _is_ready(self) -> bool:
+        if not self._ready:
+            with suppress(queue.Empty):
+                self._ready = "ready" in self._answers.get_nowait()
+        return self._ready
+
+    def _tell(self, said: dict[str, Any]) -> bool:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(said) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            return False
+        return True
+
+
+def main() -> None:
+    """Be the process: a setting, then batches to send, come as lines of JSON; so do the answers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    asked = _lines(sys.stdin)
+    setting = next(asked)
+    server = connect(setting["uri"])
+    journal = Journal(Path(setting["journal"]), 0)
+    server.client.made()
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for batch in asked:
+        answer: dict[str, Any]
+        try:
+            points = journal.unsent_points(POINTS_A_BATCH)
+            send_points(server, batch["run"], points)
+            journal.mark_sent(points)
+            answer = {"sent": len(points)}
+        except Exception as error:  # noqa: BLE001 - whatever it is, who asked does it otherwise
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _lines(stream: IO[str]) -> Iterator[dict[str, Any]]:
+    """Yield what comes; at its end, which is that of the process that writes it, this one ends, whatever it is doing."""
+    come: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in stream:
+            come.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, name="mltrain-orders", daemon=True).start()
+    while True:
+        yield json.loads(come.get())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Points that come fast are sent by a process of its own, and none is lost or sent otherwise than they were born."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mltrain.tracking.artifacts import LocalArtifacts
+from mltrain.tracking.courier import POINTS_A_BATCH, Courier
+from mltrain.tracking.journal import Journal
+from mltrain.tracking.sender import Sender
+from mltrain.tracking.server import Server
+from tests.conftest import fresh_database
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def run_id(uri: str) -> str:
+    return str(MlflowClient(uri).create_run("0").info.run_id)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal(tmp_path / "journal.sqlite", 1)
+    opened.add_points(("loss", step, float(step), 1_700_000_000_000 + step) for step in range(2500))
+    opened.flush()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def courier(uri: str, tmp_path: Path) -> Iterator[Courier]:
+    made = Courier(tmp_path / "journal.sqlite", uri)
+    yield made
+    made.close()
+
+
+def started(courier: Courier, run_id: str) -> int:
+    """Wait until it delivers a batch; return how often it was asked in vain."""
+    deadline, vain = time.monotonic() + 120, 0
+    while not courier.deliver(run_id, POINTS_A_BATCH):
+        assert time.monotonic() < deadline
+        vain += 1
+        time.sleep(0.05)
+    return vain
+
+
+def test_it_is_started_after_several_full_batches_in_a_row(courier: Courier) -> None:
+    for waiting in (POINTS_A_BATCH, POINTS_A_BATCH, 1, POINTS_A_BATCH, POINTS_A_BATCH):
+        assert not courier.deliver("0" * 32, waiting)
+        assert courier._process is None
+    assert not courier.deliver("0" * 32, POINTS_A_BATCH)
+    assert courier._process is not None
+
+
+def test_it_sends_what_is_in_the_journal_oldest_first_and_removes_it_there(
+    courier: Courier, journal: Journal, uri: str, run_id: str
+) -> None:
+    assert started(courier, run_id) >= 3
+    history = MlflowClient(uri).get_metric_history(run_id, "loss")
+    expected = [(step, float(step), 1_700_000_000_000 + step) for step in range(POINTS_A_BATCH)]
+    assert [(point.step, point.value, point.timestamp) for point in history] == expected
+    assert [point.step for point in journal.unsent_points(1)] == [POINTS_A_BATCH]
+    assert courier.deliver(run_id, 1500)
+    assert courier.deliver(run_id, 500)  # a last one that is not full
+    assert journal.unsent() == 0
+
+
+def test_what_does_not_go_through_stays_for_whoever_asked(courier: Courier, journal: Journal, run_id: str) -> None:
+    started(courier, run_id)
+    assert not courier.deliver("0" * 32, 1500)
+    assert journal.unsent() == 1500
+    assert courier.deliver(run_id, 1500)
+
+
+def test_its_death_is_noticed_at_once(courier: Courier, journal: Journal, run_id: str) -> None:
+    started(courier, run_id)
+    assert courier._process is not None
+    os.kill(courier._process.pid, signal.SIGKILL)
+    began = time.monotonic()
+    for _ in range(3):
+        assert not courier.deliver(run_id, 1500)
+    assert time.monotonic() - began < 5
+    assert journal.unsent() == 1500
+
+
+def test_it_ends_with_whoever_started_it(courier: Courier, journal: Journal, run_id: str) -> None:
+    started(courier, run_id)
+    assert courier._process is not None
+    assert courier._process.stdin is not None
+    courier._process.stdin.close()
+    assert courier._process.wait(10) == 0
+
+
+def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
+    courier: Courier, journal: Journal, uri: str, run_id: str, tmp_path: Path
+) -> None:
+    server = Server(uri, MlflowClient(uri))
+    sender = Sender(server, lambda: run_id, journal, LocalArtifacts(tmp_path), lambda: True, courier)
+    deadline = time.monotonic() + 120
+    step = 2500
+    while not courier._ready and time.monotonic() < deadline:
+        journal.add_points(("loss", n, float(n), n) for n in range(step, step + POINTS_A_BATCH))
+        step += POINTS_A_BATCH
+        while journal.unsent() > 3 * POINTS_A_BATCH:
+            time.sleep(0.01)
+    assert sender.drain(60)
+    assert courier._process is not None
+    assert courier._process.poll() is not None  # it does not outlive the sender
+    history = MlflowClient(uri).get_metric_history(run_id, "loss")
+    assert sorted(point.step for point in history) == list(range(step))

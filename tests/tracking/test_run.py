@@ -1,0 +1,71 @@
+"""A run that a process writes to, against MLflow's own database."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from mltrain import CheckpointManager
+from mltrain.checkpoint.lineage import current_line
+from mltrain.tracking.attempts import ATTEMPTS_FILE, CLAIM
+from mltrain.tracking.lease import HEARTBEAT_SECONDS
+from tests.conftest import fresh_database
+
+
+@pytest.fixture
+def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def state(step: int, value: float) -> dict[str, object]:
+    return {"model": {"weight": torch.full((4,), value)}, "step": step}
+
+
+def test_a_loop_that_rolls_itself_back_goes_on_as_the_next_attempt(uri: str, tmp_path: Path) -> None:
+    manager = CheckpointManager(max_to_keep=10)
+    for step in (1, 2, 3):
+        manager.save(state(step, step))
+    went_back = manager.load("step:1")
+    assert went_back is not None
+    manager.save(state(2, 20.0))
+    manager.save(state(3, 30.0))
+    run_id = manager.run.id
+    manager.close()
+
+    run = MlflowClient(uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert f"{CLAIM}2" in run.data.params
+    assert run.data.tags["mltrain.rewound.2"] == "1"
+    artifacts = Path(run.info.artifact_uri)
+    attempts = json.loads((artifacts / ATTEMPTS_FILE).read_text())["attempts"]
+    assert [(one["ordinal"], one["resumed_from"], one["why"]) for one in attempts] == [
+        (1, None, "rolled back"),
+        (2, "step-000000001-a01", "closed"),
+    ]
+
+    again = CheckpointManager(run_id)
+    assert again.run.ordinal == 3
+    latest = again.load_latest_checkpoint()
+    assert latest is not None
+    assert latest["model"]["weight"].eq(30.0).all()
+    line = [(one.id.attempt, one.step) for one in current_line(again.checkpoints())]
+    assert line == [(1, 1), (2, 2), (2, 3)]
+    again.close()
+
+
+def test_a_process_that_rolls_back_still_holds_its_run(uri: str) -> None:
+    manager = CheckpointManager()
+    manager.save(state(5, 1.0))
+    manager.save(state(3, 2.0))  # a counter that went back, without a load
+    assert manager.run.ordinal == 2
+    time.sleep(1.5 * HEARTBEAT_SECONDS)  # the heartbeat asks who holds the run
+    assert not manager.run.overtaken
+    manager.close()
+    (run,) = MlflowClient(uri).search_runs(["0"])
+    assert json.loads(run.data.tags["mltrain.holder"])["attempt"] == 2
