@@ -1,23 +1,25 @@
 """Sends metric points from a process of its own, where they come fast.
 
 To build a thousand points and send them holds Python's interpreter lock for tens of milliseconds, in which no thread of the
-training gets on. So once points come by the thousand, a second process reads them from the journal, sends them, and removes
+training gets on. So once a thousand points wait, a second process reads them from the journal, sends them, and removes
 them there. It knows nothing of patience or refusals: it is told to send one batch after the other, and where one does not go
 through, whoever told it to sends that batch itself. It ends with the process that started it, even in the middle of a request.
 """
 
 import json
 import logging
+import math
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from mltrain.tracking.journal import Journal, StoredPoint
 from mltrain.tracking.server import Server, connect
@@ -26,8 +28,11 @@ log = logging.getLogger(__name__)
 
 POINTS_A_BATCH = 1000
 """What MLflow's REST interface takes at most in one call."""
-_BUSY = 3
-"""So many full batches one after the other are worth a process: it costs the seconds in which it imports MLflow."""
+_STARTING_SECONDS = 30.0
+"""For so long points may wait for the process, which has MLflow to import, before they are sent without it."""
+
+Fate = Literal["sent", "later", "otherwise"]
+"""Of a batch: it is there; it is to be asked for again when the process has started; it is to be sent without it."""
 
 
 def send_points(server: Server, run_id: str, points: Sequence[StoredPoint]) -> None:
@@ -52,35 +57,31 @@ class Courier:
 
     def __init__(self, journal: Path, uri: str) -> None:
         self._setting = {"journal": str(journal), "uri": uri}
-        self._full = 0
+        self._started = -math.inf
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._ready = False
         self._closed = False
 
-    def deliver(self, run_id: str, waiting: int) -> bool:
+    def deliver(self, run_id: str, waiting: int) -> Fate:
         """Have a batch sent.
 
         Args:
             run_id: of the run.
-            waiting: how many points wait, or at least a batch.
-
-        Returns:
-            Whether it was. If not, because it is not worth it, not ready or did not go through, it is to be sent otherwise.
+            waiting: how many points wait, counted up to a batch.
         """
-        self._full = self._full + 1 if waiting >= POINTS_A_BATCH else 0
-        if self._process is None:
-            if self._full >= _BUSY and not self._closed:
-                self._start()
-            return False
+        if self._process is None and waiting >= POINTS_A_BATCH and not self._closed:
+            self._start()
+        if self._process is None or self._process.poll() is not None:
+            return "otherwise"
         if not self._is_ready():
-            return False
+            return "later" if time.monotonic() - self._started < _STARTING_SECONDS else "otherwise"
         if not self._tell({"run": run_id}):
-            return False
-        answer = self._answers.get()
+            return "otherwise"
+        answer = self._answer(self._process)
         if "error" in answer:
             log.debug("The process that sends points: %s", answer["error"])
-        return "sent" in answer
+        return "sent" if "sent" in answer else "otherwise"
 
     def close(self) -> None:
         """End the process, at once; called from any thread."""
@@ -92,6 +93,7 @@ class Courier:
                 self._process.stdin.close()  # type: ignore[union-attr]
 
     def _start(self) -> None:
+        self._started = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__],
             stdin=subprocess.PIPE,
@@ -108,13 +110,19 @@ class Courier:
         with process.stdout as answers:
             for line in answers:
                 self._answers.put(json.loads(line))
-        self._answers.put({"error": "it has ended"})
 
     def _is_ready(self) -> bool:
         if not self._ready:
             with suppress(queue.Empty):
                 self._ready = "ready" in self._answers.get_nowait()
         return self._ready
+
+    def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
+        while True:
+            with suppress(queue.Empty):
+                return self._answers.get(timeout=0.5)
+            if process.poll() is not None:
+                return {"error": f"it has ended with {process.returncode}"}
 
     def _tell(self, said: dict[str, Any]) -> bool:
         assert self._process is not None
