@@ -100,7 +100,7 @@ class Courier:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # a Ctrl+C at the terminal is for the training
+            process_group=0,  # a Ctrl+C at the terminal is for the training
         )
         threading.Thread(target=self._listen, args=(self._process,), name="mltrain-courier", daemon=True).start()
         self._tell(self._setting)
@@ -138,6 +138,8 @@ class Courier:
 def main() -> None:
     """Be the process: a setting, then batches to send, come as lines of JSON; so do the answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(10)  # the training comes first
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     asked = _lines(sys.stdin)
