@@ -9,8 +9,9 @@ from typing import Any
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import current_line, newest
-from mltrain.checkpoint.manager import RETENTION_TAG, record_of
+from mltrain.checkpoint.manager import RETENTION_TAG
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.pruner import record_of
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Best, Latest, Policy, Removal, best_of
 from mltrain.checkpoint.store import CheckpointStore

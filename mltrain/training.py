@@ -202,8 +202,8 @@ class _Session:
         # A new training is built before there is a run, so that data that cannot be read leave none behind.
         built = self._built() if self._request.resume_run is None else None
         run = self._opened()
-        run.when_known(lambda: self._display.opened(run, places(self._server, run.experiment_id, run.id)))
         try:
+            self._announced(run)
             return self._trained(run, built)
         except KeyboardInterrupt:
             run.close("KILLED", f"stopped by {self._stop.reason} before the first step", grace_seconds())
@@ -217,6 +217,14 @@ class _Session:
                     f"Run {run.id} is FAILED; what it committed is intact: {first}mltrain train --resume-run {run.id}"
                 )
             raise
+
+    def _announced(self, run: TrackedRun) -> None:
+        """Record what is trained, and then say what the run's id is: who has the id can resume it."""
+        try:
+            if self._request.resume_run is None or self._unrecorded(run):
+                run.record_start(self._config.resolved(), self._config.flattened(), self._project.name)
+        finally:
+            run.when_known(lambda: self._display.opened(run, places(self._server, run.experiment_id, run.id)))
 
     def _settle(self) -> None:
         """Let a checkpoint that is being written become complete, before an error ends the process."""
@@ -298,8 +306,6 @@ class _Session:
 
     def _trained(self, run: TrackedRun, built: tuple[Task, dict[str, str]] | None) -> Outcome:
         config, resumed = self._config, self._request.resume_run is not None
-        if not resumed or self._unrecorded(run):
-            run.record_start(config.resolved(), config.flattened(), self._project.name)
         manager = CheckpointManager(
             run,
             policy=policy_of(config),

@@ -6,9 +6,8 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Self
 
 import torch
 from pydantic import ValidationError
@@ -16,22 +15,21 @@ from pydantic import ValidationError
 from mltrain import fingerprint
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import ancestry_after, current_line
-from mltrain.checkpoint.manifest import LARGEST_COUNT, CheckpointId, Kind, Manifest, Point, is_extra_file, now
+from mltrain.checkpoint.manifest import LARGEST_COUNT, CheckpointId, Kind, Manifest, is_extra_file, now
+from mltrain.checkpoint.pruner import Pruner
 from mltrain.checkpoint.reader import BEST_POINTER, CheckpointReader
 from mltrain.checkpoint.retention import Best, Budget, Context, Latest, Mode, Policy
+from mltrain.checkpoint.run import Run, Status
 from mltrain.checkpoint.spool import Spool, probe
-from mltrain.checkpoint.store import CheckpointStore, Survey
+from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.writer import Writer
 from mltrain.errors import (
     DamagedCheckpoint,
     MltrainError,
     NoCheckpoint,
     RunHeld,
-    StorageError,
-    TrackingError,
     UsageError,
 )
-from mltrain.tracking.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
 
@@ -45,89 +43,6 @@ _Key = tuple[str, int] | None
 
 Committed = Callable[[Manifest, Manifest | None, CheckpointStore], None]
 """Told in the background after each commit: the new checkpoint, the best one, and where they are."""
-
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-class Run(Protocol):
-    """What a manager needs of a run; :class:`mltrain.tracking.run.TrackedRun` is one."""
-
-    id: str
-    artifacts: Artifacts
-
-    @property
-    def staging(self) -> Path:
-        """Where checkpoints are staged."""
-        ...
-
-    @property
-    def ordinal(self) -> int:
-        """The ordinal of the attempt that writes."""
-        ...
-
-    @property
-    def overtaken(self) -> bool:
-        """Whether another process has taken the run over."""
-        ...
-
-    @property
-    def announced(self) -> str | None:
-        """The name of the newest checkpoint that the run was told is committed."""
-        ...
-
-    def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
-        """Go on as the next attempt: this process has rolled the run back to a checkpoint."""
-        ...
-
-    @property
-    def code(self) -> Mapping[str, str]:
-        """The fingerprint of the code that runs."""
-        ...
-
-    def holds(self, *, certainly: bool = False) -> bool:
-        """Whether this process still holds the run; ``certainly``: where that cannot be known, it does not."""
-        ...
-
-    def when_known(self, listener: Callable[[], None]) -> None:
-        """Call somebody as soon as the run exists in the tracking store, and has the id that it keeps."""
-        ...
-
-    def pending(self, step: int) -> Sequence[Point]:
-        """Return the metric points up to a step that the server has not acknowledged."""
-        ...
-
-    def deliver_pending(self, points: Sequence[Point]) -> None:
-        """Send the points that a checkpoint carried, with the times of their birth."""
-        ...
-
-    def pins(self) -> Mapping[str, str]:
-        """Return the names of pinned checkpoints with the reasons."""
-        ...
-
-    def in_use(self) -> Collection[str]:
-        """Return the names of checkpoints that others refer to."""
-        ...
-
-    def remove_models(self, checkpoint: str) -> None:
-        """Remove the LoggedModels that were made from a checkpoint."""
-        ...
-
-    def set_tag(self, key: str, value: str) -> None:
-        """Set a tag, without waiting."""
-        ...
-
-    def write_json(self, name: str, content: Any) -> None:
-        """Put a small file among the artifacts, now."""
-        ...
-
-    def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add lines to the record of what retention removed."""
-        ...
-
-    def detach(self, status: Status) -> None:
-        """Deliver what is left and let go of the run, with this status where it was opened for the manager."""
-        ...
 
 
 class CheckpointManager:
@@ -185,13 +100,12 @@ class CheckpointManager:
         litter = spool.discard_litter()
         if litter:
             log.info("Removed %d unfinished checkpoint(s) that an interrupted process left in %s", litter, spool.root)
+        self._pruner = Pruner(run, self.store, self.policy)
         self._on_commit = committed
         self._writer = Writer(self.store, self._after_commit, self._overflow)
         self._saved: list[tuple[Manifest, _Key]] = []  # the last few of the present line
         self._steps: set[int] = set()  # those that this attempt has saved
         self.resumed_from: Manifest | None = None
-        self._removal_refused = False
-        self._stuck: set[CheckpointId] = set()
         self._damaged: set[CheckpointId] = set()
         self._cut_short: set[CheckpointId] = set()
         self._closed = False
@@ -516,74 +430,9 @@ class CheckpointManager:
         """Remove what the policy does not keep, and record it. Called after every commit."""
         if not self.run.holds(certainly=True):
             return []
-        survey, context = self.store.survey(damaged=self._note_damage), self.context()
         origin = self.resumed_from.id if self.resumed_from is not None and self.newest_committed is None else None
-        keep = retention.protected(survey.manifests, context, resumed_from=origin, in_use=())
-        plan = retention.plan(survey.manifests, self.policy, context, keep)
-        unfinished = self._unfinished(survey, keep)
-        if not plan and not unfinished:
-            return []
-        used = self.run.in_use()  # asked only now: it takes requests of its own
-        for identity in unfinished:
-            if identity.name not in used:
-                self._finish_removal(identity)
-        removed: list[retention.Removal] = []
-        for removal in plan:
-            if removal.manifest.name in used:
-                continue
-            if not self.run.holds(certainly=True) or not self._removed(removal):
-                break
-            removed.append(removal)
-        if removed and self.run.holds(certainly=True):
-            self.run.record_removals([record_of(removal) for removal in removed])
-        return removed
-
-    def _removed(self, removal: retention.Removal) -> bool:
-        try:
-            self.run.remove_models(removal.manifest.name)
-            self.store.remove(removal.manifest.id)
-        except (StorageError, TrackingError) as error:
-            if not self._removal_refused:
-                log.warning("Old checkpoints stay, because the store does not let them be removed: %s", error)
-            self._removal_refused = True
-            return False
-        log.info("Removed %s (%s): %s", removal.manifest.title, removal.manifest.name, removal.rule)
-        return True
-
-    def _unfinished(self, survey: Survey, keep: Collection[CheckpointId]) -> list[CheckpointId]:
-        """Return folders without a manifest that will never have one.
-
-        Commits of a run are in order and this attempt holds it, so nobody completes what is older than its newest
-        commit: it is what a process left that died while it uploaded or removed.
-        """
-        newest = self.newest_committed
-        if newest is None:
-            return []
-        return [
-            identity
-            for identity in survey.uncommitted
-            if identity.order < newest.id.order and identity not in keep and identity not in self._stuck
-        ]
-
-    def _finish_removal(self, identity: CheckpointId) -> None:
-        try:
-            self.store.remove(identity)
-        except StorageError as error:
-            self._stuck.add(identity)
-            log.warning("%s, which has no manifest, was left by an interrupted process and stays: %s", identity, error)
-            return
-        log.info("Removed %s, which has no manifest: an interrupted process left it", identity)
-
-
-def record_of(removal: retention.Removal) -> dict[str, Any]:
-    """Return a line of the record of removals."""
-    return {
-        "time": now().isoformat(timespec="seconds"),
-        "checkpoint": removal.manifest.name,
-        "rule": removal.rule,
-        "bytes": removal.manifest.size,
-        "host": fingerprint.host(),
-    }
+        survey = self.store.survey(damaged=self._note_damage)
+        return self._pruner.prune(survey, self.context(), origin, self.newest_committed)
 
 
 def _counter(state: Mapping[str, Any], *names: str) -> int | None:

@@ -1,0 +1,111 @@
+"""Retention while a run is trained: removes from its store what the policy does not keep, and records it."""
+
+import logging
+from collections.abc import Collection
+from typing import Any
+
+from mltrain import fingerprint
+from mltrain.checkpoint import retention
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.retention import Context, Policy, Removal
+from mltrain.checkpoint.run import Run
+from mltrain.checkpoint.store import CheckpointStore, Survey
+from mltrain.errors import StorageError, TrackingError
+
+log = logging.getLogger(__name__)
+
+
+class Pruner:
+    """Prunes one run, whose holder it belongs to.
+
+    Args:
+        run: that the checkpoints belong to.
+        store: where they are.
+        policy: which ones stay.
+    """
+
+    def __init__(self, run: Run, store: CheckpointStore, policy: Policy) -> None:
+        self._run = run
+        self._store = store
+        self._policy = policy
+        self._refused = False
+        self._stuck: set[CheckpointId] = set()
+
+    def prune(
+        self, survey: Survey, context: Context, origin: CheckpointId | None, newest: Manifest | None
+    ) -> list[Removal]:
+        """Remove what the policy does not keep, and what processes that died left half uploaded or half removed.
+
+        Args:
+            survey: of the store, made while the run was held.
+            context: what policies may ask.
+            origin: what this attempt was resumed from, until it has committed something itself.
+            newest: what this attempt has committed last.
+        """
+        keep = retention.protected(survey.manifests, context, resumed_from=origin, in_use=())
+        plan = retention.plan(survey.manifests, self._policy, context, keep)
+        unfinished = self._unfinished(survey, keep, newest)
+        if not plan and not unfinished:
+            return []
+        used = self._run.in_use()  # asked only now: it takes requests of its own
+        for identity in unfinished:
+            if identity.name not in used:
+                self._finish_removal(identity)
+        removed: list[Removal] = []
+        for removal in plan:
+            if removal.manifest.name in used:
+                continue
+            if not self._run.holds(certainly=True) or not self._removed(removal):
+                break
+            removed.append(removal)
+        if removed and self._run.holds(certainly=True):
+            self._run.record_removals([record_of(removal) for removal in removed])
+        return removed
+
+    def _removed(self, removal: Removal) -> bool:
+        try:
+            self._run.remove_models(removal.manifest.name)
+            self._store.remove(removal.manifest.id)
+        except (StorageError, TrackingError) as error:
+            if not self._refused:
+                log.warning("Old checkpoints stay, because the store does not let them be removed: %s", error)
+            self._refused = True
+            return False
+        log.info("Removed %s (%s): %s", removal.manifest.title, removal.manifest.name, removal.rule)
+        return True
+
+    def _unfinished(
+        self, survey: Survey, keep: Collection[CheckpointId], newest: Manifest | None
+    ) -> list[CheckpointId]:
+        """Return folders without a manifest that will never have one.
+
+        Commits of a run are in order and this attempt holds it, so nobody completes what is older than its newest
+        commit: it is what a process left that died while it uploaded or removed.
+        """
+        if newest is None:
+            return []
+        return [
+            identity
+            for identity in survey.uncommitted
+            if identity.order < newest.id.order and identity not in keep and identity not in self._stuck
+        ]
+
+    def _finish_removal(self, identity: CheckpointId) -> None:
+        try:
+            self._store.remove(identity)
+        except StorageError as error:
+            self._stuck.add(identity)
+            log.warning("%s, which has no manifest, was left by an interrupted process and stays: %s", identity, error)
+            return
+        log.info("Removed %s, which has no manifest: an interrupted process left it", identity)
+
+
+def record_of(removal: Removal) -> dict[str, Any]:
+    """Return a line of the record of removals."""
+    return {
+        "time": now().isoformat(timespec="seconds"),
+        "checkpoint": removal.manifest.name,
+        "rule": removal.rule,
+        "bytes": removal.manifest.size,
+        "host": fingerprint.host(),
+    }
