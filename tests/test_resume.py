@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.journal import Journal
-from tests.conftest import Workplace, same
+from mltrain.tracking.run import TrackedRun
+from mltrain.training import Request, Silence, train
+from tests import tiny
+from tests.conftest import Workplace, fresh_database, same
 
 
 @pytest.mark.parametrize("kill_at", [3, 9])
@@ -92,3 +96,17 @@ def test_a_path_in_the_configuration_is_found_from_anywhere(workplace: Workplace
     params = MlflowClient(workplace.uri).get_run(done.run_id).data.params
     assert params["data"] == str(workplace.folder / "somewhere")
     assert Path(params["data"]).is_absolute()
+
+
+def test_who_has_read_the_id_can_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    recorded = []
+
+    class Told(Silence):
+        def opened(self, run: TrackedRun, where: str) -> None:
+            recorded.append(recorded_config(run.artifacts)["config"]["hidden"])
+
+    outcome = train(Request(project=tiny.__file__, overrides={"epochs": 1, "hidden": 5}), Told())
+    assert (outcome.exit_code, recorded) == (0, [5])
