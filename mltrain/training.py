@@ -437,7 +437,9 @@ class _Session:
         committed = manager.newest_committed is not None and manager.newest_committed.step == step
         staged = manager.newest_staged is not None and manager.newest_staged.step == step
         resumed_here = not trainer.unsaved and manager.newest_staged is None and manager.failure is None
-        best = self._best(manager)
+        # Where the store has not taken the newest, it is not asked for the best either: it may not answer.
+        answers = committed or resumed_here or run.artifacts.local_root is not None
+        best = self._best(manager) if answers else None
         manager.abandon()
         code, why = 0, "all epochs done"
         if trainer.stopping.exhausted:

@@ -56,7 +56,10 @@ class Started:
 
     def wait(self, timeout: float = 120) -> Done:
         code = self.child.wait(timeout)
-        return Done(code, self.out.read_text(), self.err.read_text())
+        said = [
+            file.read_text() if file.exists() else "" for file in (self.out, self.err)
+        ]  # it may die before it has any
+        return Done(code, *said)
 
     def until(self, text: str, timeout: float = 60) -> str:
         """Wait until the output holds a text; return the output."""

@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _MOST_PENDING = 100_000
+_ANSWER_SECONDS = 3.0
+"""For so long after the end of its grace a process waits for the answer to its last question."""
 _LONGEST_TAG = 5000
 PROJECT_TAG = "mltrain.project"
 PIPELINE_TAG = "mltrain.pipeline"
@@ -387,7 +389,7 @@ class TrackedRun:
             delivered = self.sender.drain(grace)
             # A store that takes no files keeps nobody from saying to the server how the run ended.
             if delivered or (self.known and not self.journal.unsent_points(1)):
-                delivered = self._finished(status, deadline - time.monotonic()) and delivered
+                delivered = self._finished_within(status, max(2.0, deadline - time.monotonic())) and delivered
             delivered = delivered and self.journal.parked() == 0 and not self.journal.left_out
         launcher = None if self.overtaken or self.launcher is None or self.launcher.run_id != self.id else self.launcher
         self._let_go()
@@ -400,8 +402,21 @@ class TrackedRun:
         self.journal.close()
         self._lock.release()
 
+    def _finished_within(self, status: Status, seconds: float) -> bool:
+        """Set the status; a server that accepts the question and never answers does not hold the process any longer."""
+        done: list[bool] = []
+        thread = threading.Thread(
+            target=lambda: done.append(self._finished(status, seconds)), name="mltrain-status", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending and starts no more threads
+            return self._finished(status, seconds)
+        thread.join(seconds + _ANSWER_SECONDS)
+        return done == [True]
+
     def _finished(self, status: Status, seconds: float) -> bool:
-        server = replace(self.server, patience=max(2.0, seconds))
+        server = replace(self.server, patience=seconds)
         try:
             if not self.holds(certainly=True):
                 return False
