@@ -221,10 +221,16 @@ class _Session:
     def _announced(self, run: TrackedRun) -> None:
         """Record what is trained, and then say what the run's id is: who has the id can resume it."""
         try:
-            if self._request.resume_run is None or self._unrecorded(run):
-                run.record_start(self._config.resolved(), self._config.flattened(), self._project.name)
+            self._recorded(run)
+        except KeyboardInterrupt:
+            self._recorded(run)  # a request to stop interrupts once, and the run that it leaves can be resumed
+            raise
         finally:
             run.when_known(lambda: self._display.opened(run, places(self._server, run.experiment_id, run.id)))
+
+    def _recorded(self, run: TrackedRun) -> None:
+        if self._request.resume_run is None or self._unrecorded(run):
+            run.record_start(self._config.resolved(), self._config.flattened(), self._project.name)
 
     def _settle(self) -> None:
         """Let a checkpoint that is being written become complete, before an error ends the process."""
