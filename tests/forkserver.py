@@ -143,7 +143,7 @@ def serve() -> None:
 
 def run(request: dict[str, Any]) -> None:
     """Become the command. Never returns."""
-    code = 1
+    code, begun = 1, False
     try:
         os.setsid()
         os.chdir(request["cwd"])
@@ -163,6 +163,7 @@ def run(request: dict[str, Any]) -> None:
             from tests.faults.calls import hand_over
 
             hand_over(os.environ.pop(CALLS))
+        begun = True
         if request["argv"][:1] == ["--module"]:
             importlib.import_module(request["argv"][1]).main(request["argv"][2:])
         else:
@@ -172,7 +173,10 @@ def run(request: dict[str, Any]) -> None:
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:  # noqa: BLE001 - whatever it is, it ends this process
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this process
+        if isinstance(error, KeyboardInterrupt) and not begun:  # an interpreter that is interrupted ends like this
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         import traceback
 
         traceback.print_exc()
