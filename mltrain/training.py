@@ -462,7 +462,7 @@ class _Session:
         left = deadline - time.monotonic() if stopped or run.trouble is not None else grace_seconds()
         grace = 0.0 if self._stop.hurry.is_set() else max(1.0, left)
         status: Status = "KILLED" if stopped else "FAILED" if code else "FINISHED"
-        delivered = run.close(status, why, grace, interrupted=self._stop.requested)
+        delivered = run.close(status, why, grace, interrupted=lambda: self._stop.requested)
         if run.overtaken:
             raise RunHeld("Another process has taken this run over; this one ends without writing anything more.")
         row = trainer.history.rows[-1] if trainer.history.rows else {}

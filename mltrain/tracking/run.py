@@ -362,14 +362,15 @@ class TrackedRun:
             self.sender.drain(grace_seconds())
         self._let_go()
 
-    def close(self, status: Status, why: str, grace: float, *, interrupted: bool = False) -> bool:
+    def close(self, status: Status, why: str, grace: float, *, interrupted: Callable[[], bool] = lambda: False) -> bool:
         """Deliver what is left within ``grace`` seconds, set the status, let go of the run.
 
         Args:
             status: of the run.
             why: the attempt ended.
             grace: seconds.
-            interrupted: whether somebody asked to stop; a launcher that was asked, too, calls any run FAILED then.
+            interrupted: tells at the very end whether somebody has asked to stop; a launcher that was asked, too, calls any
+                run FAILED then.
 
         Returns:
             Whether everything was delivered. What was not waits on this disk for ``mltrain sync``.
@@ -393,7 +394,7 @@ class TrackedRun:
             delivered = delivered and self.journal.parked() == 0 and not self.journal.left_out
         launcher = None if self.overtaken or self.launcher is None or self.launcher.run_id != self.id else self.launcher
         self._let_go()
-        if launcher is not None and launcher.pid is not None and (interrupted or status != "FINISHED"):
+        if launcher is not None and launcher.pid is not None and (interrupted() or status != "FINISHED"):
             launchers.after(self.server, launcher.pid, self.id, status)  # the launcher will call it FAILED
         return delivered
 

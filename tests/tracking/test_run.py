@@ -11,7 +11,9 @@ from mlflow import MlflowClient
 from mltrain import CheckpointManager
 from mltrain.checkpoint.lineage import current_line
 from mltrain.tracking.attempts import ATTEMPTS_FILE, CLAIM
+from mltrain.tracking.launcher import Launcher
 from mltrain.tracking.lease import HEARTBEAT_SECONDS
+from mltrain.tracking.opening import open_run
 from tests.conftest import fresh_database
 
 
@@ -69,3 +71,22 @@ def test_a_process_that_rolls_back_still_holds_its_run(uri: str) -> None:
     manager.close()
     (run,) = MlflowClient(uri).search_runs(["0"])
     assert json.loads(run.data.tags["mltrain.holder"])["attempt"] == 2
+
+
+def test_a_request_that_comes_while_the_last_points_are_delivered_counts(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher that was asked as well calls the run FAILED; somebody has to put that right after it."""
+    repaired: list[tuple[object, ...]] = []
+    monkeypatch.setattr("mltrain.tracking.launcher.after", lambda *what: repaired.append(what))
+    run = open_run()
+    run.launcher = Launcher(run.id, 1)
+    drain, asked = run.sender.drain, []
+
+    def interrupted_drain(seconds: float) -> bool:
+        asked.append(True)
+        return drain(seconds)
+
+    monkeypatch.setattr(run.sender, "drain", interrupted_drain)
+    assert run.close("FINISHED", "done", 60.0, interrupted=lambda: bool(asked))
+    assert [what[1:] for what in repaired] == [(1, run.id, "FINISHED")]
