@@ -18,7 +18,7 @@ from mltrain.generators import Aside, seed_cheaply
 from mltrain.state import Stateful
 
 _MASK = 2**64 - 1
-_TINY_SECONDS, _AHEAD_SECONDS = 0.0001, 0.002
+_TINY_SECONDS, _AHEAD_SECONDS = 0.0002, 0.002
 
 
 @runtime_checkable
