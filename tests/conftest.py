@@ -56,10 +56,9 @@ class Started:
 
     def wait(self, timeout: float = 120) -> Done:
         code = self.child.wait(timeout)
-        said = [
-            file.read_text() if file.exists() else "" for file in (self.out, self.err)
-        ]  # it may die before it has any
-        return Done(code, *said)
+        # It may die before it has opened them.
+        out, err = (file.read_text() if file.exists() else "" for file in (self.out, self.err))
+        return Done(code, out, err)
 
     def until(self, text: str, timeout: float = 60) -> str:
         """Wait until the output holds a text; return the output."""

@@ -54,9 +54,9 @@ def make(making: Making, server: Server, display: Display, stop: StopRequest) ->
         run = opening.resume(server, making.resume_run, take_over=making.take_over, launcher=None)
     else:
         run = opening.create(server, config.experiment, config.run_name, making.word, making.tags)
-    display.opened(run, places(server, run.experiment_id, run.id))
     try:
         run.record_start(config.resolved(), config.flattened(), making.word)
+        display.opened(run, places(server, run.experiment_id, run.id))
         if making.resume_run is not None:
             run.continue_exactly_after(-1)
             _discard_unfinished(server, run)

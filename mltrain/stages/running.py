@@ -114,11 +114,11 @@ class _Session:
 
     def run(self, *, new: bool) -> Result:
         try:
+            self._record(new)  # before its id is told: who has that can go on with it
             where = places(self._server, self._tracked.experiment_id, self._tracked.id)
             self._display.opened(self._tracked, where, new=new)
             experiment = self._server.call(self._server.client.get_experiment, self._tracked.experiment_id)
             self._experiment = str(experiment.name)
-            self._record(new)
             return self._closed(*self._stages())
         except KeyboardInterrupt:
             code = STOPPED if self._outputs else self._stop.exit_code

@@ -3,7 +3,8 @@
 To build a thousand points and send them holds Python's interpreter lock for tens of milliseconds, in which no thread of the
 training gets on. So once a thousand points wait, a second process reads them from the journal, sends them, and removes
 them there. It knows nothing of patience or refusals: it is told to send one batch after the other, and where one does not go
-through, whoever told it to sends that batch itself. It ends with the process that started it, even in the middle of a request.
+through, whoever told it to sends that batch itself. It ends with the process that started it, even in the middle of a request:
+what it sent later would come beside what a resume computes again.
 """
 
 import json
@@ -30,6 +31,7 @@ POINTS_A_BATCH = 1000
 """What MLflow's REST interface takes at most in one call."""
 _STARTING_SECONDS = 30.0
 """For so long points may wait for the process, which has MLflow to import, before they are sent without it."""
+_LOOK_SECONDS = 0.1
 
 Fate = Literal["sent", "later", "otherwise"]
 """Of a batch: it is there; it is to be asked for again when the process has started; it is to be sent without it."""
@@ -56,7 +58,7 @@ class Courier:
     """
 
     def __init__(self, journal: Path, uri: str) -> None:
-        self._setting = {"journal": str(journal), "uri": uri}
+        self._setting = {"journal": str(journal), "uri": uri, "parent": os.getpid()}
         self._started = -math.inf
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -144,6 +146,7 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     asked = _lines(sys.stdin)
     setting = next(asked)
+    threading.Thread(target=_end_with, args=(setting["parent"],), name="mltrain-parent", daemon=True).start()
     server = connect(setting["uri"])
     journal = Journal(Path(setting["journal"]), 0)
     server.client.made()
@@ -160,8 +163,15 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def _end_with(parent: int) -> None:
+    """End when the parent does. Its end of the pipe tells that late: data workers that it forked hold it open, too."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(0)
+
+
 def _lines(stream: IO[str]) -> Iterator[dict[str, Any]]:
-    """Yield what comes; at its end, which is that of the process that writes it, this one ends, whatever it is doing."""
+    """Yield what comes; at its end this process ends, whatever it is doing."""
     come: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:

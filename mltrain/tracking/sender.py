@@ -128,9 +128,11 @@ class Sender:
     def _deliver_points(self) -> bool:
         if self._courier is not None:
             waiting = self._journal.unsent_points_up_to(POINTS_A_BATCH)
-            fate = self._courier.deliver(self._run_id, waiting) if waiting else "later"
-            if fate != "otherwise" and not (fate == "later" and self._stop.is_set()):
-                return fate == "sent"
+            fate = self._courier.deliver(self._run_id, waiting) if waiting else "otherwise"
+            if fate == "sent":
+                return True
+            if fate == "later" and not self._stop.is_set():
+                return False
         points = self._journal.unsent_points(POINTS_A_BATCH)
         return bool(points) and self._deliver("point", points, self._send_points)
 

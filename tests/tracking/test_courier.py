@@ -1,11 +1,15 @@
 """Points that come fast are sent by a process of its own, and none is lost or sent otherwise than they were born."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -103,6 +107,39 @@ def test_it_ends_with_whoever_started_it(courier: Courier, journal: Journal, run
     assert courier._process.stdin is not None
     courier._process.stdin.close()
     assert courier._process.wait(10) == 0
+
+
+PARENT = """
+import json, os, sys, time
+from mltrain.tracking.courier import Courier
+courier = Courier(sys.argv[1], sys.argv[2])
+while courier.deliver(sys.argv[3], 1000) != "sent":
+    time.sleep(0.05)
+worker = os.fork()  # as a data loader does: it holds the parent's ends of all pipes
+if worker == 0:
+    time.sleep(60)
+print(json.dumps([courier._process.pid, worker]), flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_does_not_outlive_a_killed_training_whose_data_workers_do(
+    journal: Journal, uri: str, run_id: str, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", PARENT, str(tmp_path / "journal.sqlite"), uri, run_id]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        courier, worker = json.loads(parent.stdout.readline())
+        assert psutil.pid_exists(courier)
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 5
+        while psutil.pid_exists(courier) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ended, worker_lives = not psutil.pid_exists(courier), psutil.pid_exists(worker)
+        os.kill(worker, signal.SIGKILL)
+    assert worker_lives
+    assert ended
 
 
 def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
