@@ -1,5 +1,6 @@
 """Tracking databases for tests: a copy of an empty one, because making one takes MLflow seconds."""
 
+import atexit
 import shutil
 import sqlite3
 import tempfile
@@ -15,6 +16,7 @@ def fresh_database(target: Path, artifacts: Path) -> None:
         from mlflow import MlflowClient
 
         folder = Path(tempfile.mkdtemp(prefix="mltrain-template-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").get_experiment("0")
         _template.append(folder / "mlflow.db")
     shutil.copy(_template[0], target)

@@ -138,3 +138,19 @@ def store_in(folder: Path, place: Place | None = None, *, largest_file: int | No
     run = FolderRun(folder, place=place)
     named = {} if largest_file is None else {"largest_file": largest_file}
     return CheckpointStore(RUN_ID, run.artifacts, Spool(run.staging), **named)
+
+
+def epochs(manager: CheckpointManager) -> list[int]:
+    return [manifest.epoch for manifest in manager.checkpoints()]
+
+
+def train(manager: CheckpointManager, first: int, last: int, loss: Callable[[int], float] | None = None) -> None:
+    for epoch in range(first, last + 1):
+        metrics = {"val/loss": loss(epoch)} if loss is not None else None
+        manager.save_epoch_checkpoint(state_at(epoch), epoch, metrics)
+    assert manager.wait(60)
+
+
+def cut_short(run: FolderRun, step: int) -> None:
+    """As when the process had died before it could upload the manifest."""
+    run.place.files.drop(f"checkpoints/step-{step:09d}-a01/manifest.json")

@@ -4,7 +4,6 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,10 @@ from torch import nn
 
 from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.checkpoint.manifest import Manifest, Point
-from mltrain.checkpoint.retention import EveryNth, Latest, Pinned
-from mltrain.errors import NoCheckpoint, StorageError, TrackingError, UnsupportedValue, UsageError
+from mltrain.errors import NoCheckpoint, StorageError, UnsupportedValue, UsageError
 from tests import places
-from tests.checkpoint.runs import FolderRun, state_at
-from tests.places import Place
+from tests.checkpoint.runs import FolderRun, cut_short, epochs, state_at, train
 from tests.values import identical
-
-
-@pytest.fixture
-def run(place: Place, tmp_path: Path) -> FolderRun:
-    return FolderRun(tmp_path, place=place)
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> FolderRun:
-    return FolderRun(tmp_path)
-
-
-def epochs(manager: CheckpointManager) -> list[int]:
-    return [manifest.epoch for manifest in manager.checkpoints()]
-
-
-def train(manager: CheckpointManager, first: int, last: int, loss: Callable[[int], float] | None = None) -> None:
-    for epoch in range(first, last + 1):
-        metrics = {"val/loss": loss(epoch)} if loss is not None else None
-        manager.save_epoch_checkpoint(state_at(epoch), epoch, metrics)
-    assert manager.wait(60)
 
 
 def test_a_loop_goes_on_where_another_one_stopped(run: FolderRun) -> None:
@@ -60,30 +36,6 @@ def test_a_loop_goes_on_where_another_one_stopped(run: FolderRun) -> None:
         newest = manager.checkpoints()[-2]
     assert newest.parent == manager.resumed_from.id
     assert newest.ancestry == (manager.resumed_from.id,)
-
-
-def test_the_newest_five_stay_by_default_and_the_best(run: FolderRun) -> None:
-    with run.manager() as manager:
-        train(manager, 1, 8, loss=lambda epoch: abs(epoch - 2))
-        assert epochs(manager) == [2, 4, 5, 6, 7, 8]
-        assert manager.best() is not None
-        assert manager.best().epoch == 2  # type: ignore[union-attr]
-    assert [removal["checkpoint"] for removal in run.removals] == ["step-000000001-a01", "step-000000003-a01"]
-    assert all(removal["rule"] == "not kept by Latest(5) | Best(1)" for removal in run.removals)
-    assert all(removal["bytes"] > 0 for removal in run.removals)
-    assert (run.tags["mltrain.latest"], run.tags["mltrain.best"]) == ("step-000000008-a01", "step-000000002-a01")
-
-
-def test_how_many_stay_is_for_the_caller_to_say(run: FolderRun) -> None:
-    with run.manager(max_to_keep=2) as manager:
-        train(manager, 1, 5)
-        assert epochs(manager) == [4, 5]
-
-
-def test_which_ones_stay_is_for_the_caller_to_say(run: FolderRun) -> None:
-    with run.manager(policy=EveryNth(epochs=3) | Latest(1)) as manager:
-        train(manager, 1, 7)
-        assert epochs(manager) == [3, 6, 7]
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 4)])
@@ -132,15 +84,6 @@ def test_an_interrupted_state_is_the_newest_and_is_used_once(run: FolderRun) -> 
         train(manager, 3, 3)
         assert [(m.kind, m.epoch) for m in manager.checkpoints()] == [("epoch", 1), ("epoch", 2), ("epoch", 3)]
     assert [removal["rule"] for removal in resumed.removals] == ["interrupted, and superseded by a later commit"]
-
-
-def test_an_interrupted_state_is_never_a_victim_of_rolling_clean_up(run: FolderRun) -> None:
-    with run.manager(max_to_keep=1) as manager:
-        train(manager, 1, 3)
-        manager.save_interrupt_checkpoint(state_at(3))
-        manager.wait()
-        assert [(m.kind, m.epoch) for m in manager.checkpoints()] == [("epoch", 3), ("interrupted", 3)]
-        assert manager.load("interrupted") is not None
 
 
 def test_there_is_no_latest_best_or_interrupted_at_first(run: FolderRun) -> None:
@@ -229,23 +172,6 @@ def test_a_loop_may_look_at_an_earlier_state_and_go_on(run: FolderRun) -> None:
         assert manager.load_latest_checkpoint()["epoch"] == 6  # type: ignore[index]
 
 
-def test_what_was_resumed_from_stays_until_something_newer_is_committed(run: FolderRun) -> None:
-    with run.manager() as manager:
-        train(manager, 1, 4)
-    with run.next_attempt().manager(policy=Latest(1)) as manager:
-        manager.load("epoch:2")
-        manager.prune()
-        assert epochs(manager) == [2, 4]
-
-
-def test_pinned_checkpoints_and_those_in_use_stay(run: FolderRun) -> None:
-    run.pinned = {"step-000000001-a01": "for the paper", "not a checkpoint": "?"}
-    run.used = ["step-000000002-a01", "../../etc"]
-    with run.manager(max_to_keep=1, policy=Latest(1) & Pinned()) as manager:
-        train(manager, 1, 5)
-        assert epochs(manager) == [1, 2, 5]
-
-
 def damage(run: FolderRun, step: int, file: str = "model.safetensors") -> None:
     path = f"checkpoints/step-{step:09d}-a01/{file}"
     run.place.files.write(path, run.place.files.read(path)[:-1])
@@ -301,11 +227,6 @@ def test_a_checkpoint_that_only_reached_this_disk_is_the_newest(tmp_path: Path) 
         assert manager.load_latest_checkpoint()["epoch"] == 1  # type: ignore[index]
 
 
-def cut_short(run: FolderRun, step: int) -> None:
-    """As when the process had died before it could upload the manifest."""
-    run.place.files.drop(f"checkpoints/step-{step:09d}-a01/manifest.json")
-
-
 def test_the_best_that_only_reached_this_disk_is_uploaded_before_the_next(tmp_path: Path) -> None:
     here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
     with here.manager(max_to_keep=1) as manager:
@@ -332,33 +253,6 @@ def test_what_only_reached_this_disk_and_is_no_longer_wanted_is_not_uploaded(tmp
     assert second.removals == []
 
 
-def test_what_a_dead_process_left_half_there_is_removed_by_the_next_one_that_commits(run: FolderRun) -> None:
-    with run.manager() as manager:
-        train(manager, 1, 3)
-    cut_short(run, 1)
-    cut_short(run, 2)
-    newer = f"checkpoints/step-{9:09d}-a02/model.safetensors"
-    run.place.files.write(newer, b"being uploaded")
-    second = run.next_attempt()
-    second.pinned = {"step-000000002-a01": "somebody wants to look at it"}
-    with second.manager() as manager:
-        manager.load_latest_checkpoint()
-        train(manager, 4, 4)
-        uncommitted = [identity.name for identity in manager.store.survey().uncommitted]
-    assert uncommitted == ["step-000000009-a02", "step-000000002-a01"], "what may be under way, and what is pinned"
-
-
-def test_the_policy_is_recorded_for_those_who_prune_later(run: FolderRun) -> None:
-    with run.manager(policy=EveryNth(epochs=3) | Latest(1)):
-        assert run.tags["mltrain.retention"] == "EveryNth(epochs=3) | Latest(1)"
-
-
-def test_the_models_made_from_a_checkpoint_go_with_it(run: FolderRun) -> None:
-    with run.manager(max_to_keep=1) as manager:
-        train(manager, 1, 3)
-    assert run.without_models == ["step-000000001-a01", "step-000000002-a01"]
-
-
 def test_litter_of_an_interrupted_process_is_removed_at_the_start(run: FolderRun) -> None:
     litter = run.staging / "step-000000001-a01.0123abcd.tmp"
     litter.mkdir(parents=True)
@@ -373,49 +267,6 @@ def test_what_the_server_has_not_acknowledged_travels_with_the_checkpoint(run: F
         manager.save(state_at(1), step=2)
         manager.wait()
         assert [point.step for point in manager.checkpoints()[0].pending] == [1, 2]
-
-
-def test_an_overtaken_attempt_prunes_and_announces_nothing(run: FolderRun) -> None:
-    with run.manager(max_to_keep=1) as manager:
-        train(manager, 1, 1)
-        run.overtaken = True
-        train(manager, 2, 3)
-        assert run.tags["mltrain.latest"] == "step-000000001-a01"
-    assert run.removals == []
-
-
-def test_a_store_that_does_not_let_anything_be_removed_is_said_once(
-    local: FolderRun, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(path: Any, **named: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    with local.manager(max_to_keep=1) as manager, caplog.at_level(logging.WARNING):
-        with monkeypatch.context() as patch:
-            patch.setattr("os.unlink", refused)
-            train(manager, 1, 4)
-            assert epochs(manager) == [1, 2, 3, 4]
-        assert caplog.text.count("Old checkpoints stay") == 1
-        assert local.removals == []
-
-
-def test_while_the_server_is_away_nothing_is_removed_and_all_else_goes_on(
-    run: FolderRun, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[int] = []
-
-    def away() -> Any:
-        raise TrackingError("nobody there")
-
-    with run.manager(max_to_keep=1, committed=lambda manifest, best, store: told.append(manifest.step)) as manager:
-        with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
-            patch.setattr(run, "in_use", away)
-            train(manager, 1, 3)
-        assert epochs(manager) == [1, 2, 3]
-        assert "Old checkpoints stay for now: nobody there" in caplog.text
-        train(manager, 4, 4)
-        assert epochs(manager) == [4]
-    assert told == [1, 2, 3, 4]
 
 
 def test_after_each_commit_the_caller_is_told(run: FolderRun) -> None:
