@@ -6,10 +6,10 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mltrain.outcome import STOPPED, STOPPED_STAGED, Outcome
 from mltrain.redaction import harmless
 from mltrain.tracking.run import TrackedRun
 from mltrain.trainer import Trainer
-from mltrain.training import STOPPED, STOPPED_STAGED, Outcome
 
 _MOST_COLUMNS = 6
 

@@ -28,11 +28,13 @@ from mltrain.checkpoint.codec import decode, encode
 from mltrain.checkpoint.manifest import Kind
 from mltrain.evaluate import reader
 from mltrain.history import History
+from mltrain.outcome import Outcome, Silence
 from mltrain.project import Project, find
+from mltrain.request import Request
 from mltrain.state import HostBuffers, Progress, seed_everything, snapshot
 from mltrain.tracking.server import connect
 from mltrain.trainer import Trainer
-from mltrain.training import Outcome, Request, Silence, train
+from mltrain.training import train
 
 _CLOCKS = ("system/",)
 """Metrics that tell the time, and are therefore not compared."""

@@ -4,148 +4,39 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
 from mltrain import device as devices
 from mltrain import fingerprint
 from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.checkpoint.manifest import Manifest
-from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Best, Latest, Policy, parse
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
-from mltrain.errors import DataError, MltrainError, RunHeld, RunNotFound, UsageError
-from mltrain.project import Project, find
+from mltrain.errors import MltrainError, RunHeld, RunNotFound
+from mltrain.origin import Origin, Origins
+from mltrain.outcome import NOT_KEPT, STOPPED, STOPPED_STAGED, Display, Outcome, Silence
 from mltrain.redaction import remember_environment
+from mltrain.request import Request, Resolved
 from mltrain.signals import StopRequest
-from mltrain.stages import outputs
 from mltrain.state import seed_everything
 from mltrain.tracking import launcher as launchers
 from mltrain.tracking import opening
-from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
-from mltrain.tracking.run import PIN_TAG, PIPELINE_TAG, PROJECT_TAG, STAGE_TAG, Status, TrackedRun, pins_of
+from mltrain.tracking.run import Status, TrackedRun
 from mltrain.tracking.server import Server, connect, places
 from mltrain.trainer import Task, Trainer
 
 log = logging.getLogger(__name__)
 
-STOPPED, STOPPED_STAGED, NOT_KEPT = 75, 76, 5
 _PATIENCE = 30.0
 """For how many seconds a question to the tracking server is repeated that the training cannot begin without."""
 _RETRY_SECONDS = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What somebody wants trained.
-
-    Attributes:
-        project: a registered name, a file or a folder, or a project itself; none: the one that the resumed run recorded.
-        files: configuration files, over the project's own.
-        preset: a named overlay of the configuration.
-        overrides: keys and values, over all else.
-        config: the whole configuration, in the place of files, preset and overrides.
-        resume_run: the id of the run to continue.
-        resume_from: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or a checkpoint's name.
-        fork_run: the id of a run whose checkpoint starts a new run.
-        take_over: do not wait for a holder on another machine to show that it is dead.
-        allow_change: resume although the data are not those of the checkpoint.
-        require_tracking: do not begin without a tracking server that answers.
-        parent: the run that a new run becomes a child of.
-        tags: further tags of a new run, there from its first moment.
-    """
-
-    project: str | Project | None = None
-    files: tuple[Path, ...] = ()
-    preset: str | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    config: Config | None = None
-    resume_run: str | None = None
-    resume_from: str = "latest"
-    fork_run: str | None = None
-    take_over: bool = False
-    allow_change: bool = False
-    require_tracking: bool = False
-    parent: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
-class Display(Protocol):
-    """What a training shows while it runs."""
-
-    def opened(self, run: TrackedRun, where: str) -> None:
-        """The run is known."""
-        ...
-
-    def began(self, trainer: Trainer, origin: str) -> None:
-        """Training begins, from ``origin``."""
-        ...
-
-    def stepped(self, trainer: Trainer) -> None:
-        """A step is done."""
-        ...
-
-    def waiting(self, what: str) -> None:
-        """Training is over and something has to be waited for."""
-        ...
-
-    def ended(self, outcome: "Outcome") -> None:
-        """The run is closed."""
-        ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a training ended.
-
-    Attributes:
-        run_id: of the run.
-        exit_code: what the command returns.
-        why: in words.
-        newest: the newest checkpoint of this attempt, if it made one.
-        best: the best checkpoint of the run, if there is one.
-        metrics: the last row of the table of epochs.
-        delivered: whether the tracking server has everything; else the rest waits on this disk for ``mltrain sync``.
-        known: whether the tracking server has the run at all; else ``mltrain sync`` creates it.
-        trouble: why the tracking server did not take everything.
-    """
-
-    run_id: str
-    exit_code: int
-    why: str
-    newest: Manifest | None
-    best: Manifest | None
-    metrics: Mapping[str, float]
-    delivered: bool = True
-    known: bool = True
-    trouble: str | None = None
-
-
-class Silence:
-    """A display that shows nothing."""
-
-    def opened(self, run: TrackedRun, where: str) -> None:
-        """Show nothing."""
-
-    def began(self, trainer: Trainer, origin: str) -> None:
-        """Show nothing."""
-
-    def stepped(self, trainer: Trainer) -> None:
-        """Show nothing."""
-
-    def waiting(self, what: str) -> None:
-        """Show nothing."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """Show nothing."""
 
 
 def train(request: Request, display: Display | None = None, stop: StopRequest | None = None) -> Outcome:
@@ -167,20 +58,6 @@ def train(request: Request, display: Display | None = None, stop: StopRequest | 
         return _Session(request, display or Silence(), stop, connect(patience=_PATIENCE), launcher).run()
 
 
-@dataclass
-class _Origin:
-    """Where a training's state comes from."""
-
-    manifest: Manifest | None = None
-    parts: Mapping[str, Any] | None = None
-    run_id: str | None = None
-
-    def __str__(self) -> str:
-        if self.manifest is None:
-            return "the start"
-        return f"{self.manifest.title} ({self.manifest.name})" + (f" of run {self.run_id}" if self.run_id else "")
-
-
 class _Session:
     """One attempt, from opening the run to closing it."""
 
@@ -192,10 +69,9 @@ class _Session:
         self._stop = stop
         self._server = server
         self._launcher = launcher
-        self._branch_pin: tuple[str, str] | None = None
         self._manager: CheckpointManager | None = None
-        self._inputs: Mapping[str, str] = {}
-        self._project, self._config = self._resolved()
+        self._resolved = Resolved(request, server)
+        self._project, self._config = self._resolved.project, self._resolved.config
         stop.on_usr1 = self._config.on_usr1
 
     def run(self) -> Outcome:
@@ -238,31 +114,6 @@ class _Session:
             self._manager.wait(grace_seconds())
             self._manager.abandon()
 
-    def _resolved(self) -> tuple[Project, Config]:
-        """Find the project and check the configuration, before anything is claimed or created."""
-        source = self._request.resume_run or self._request.fork_run
-        base: Mapping[str, Any] | None = None
-        word = self._request.project
-        if isinstance(word, Project) and self._request.config is not None:
-            return word, self._request.config
-        if source is not None:
-            run = self._server.run(opening.created_as(self._server, source))
-            if PIPELINE_TAG in run.data.tags and STAGE_TAG not in run.data.tags:
-                raise UsageError(
-                    f"Run {source} is a pipeline's. Go on with it: mltrain pipeline --run {source} --mode resume"
-                )
-            self._inputs = outputs.fetched_inputs(self._server, run, self._request.overrides)
-            recorded = recorded_config(open_artifacts(run.info.artifact_uri, self._server.uri))
-            base, recorded_word = recorded["config"], recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")
-            project = _found(word) if word else find(recorded_word, recorded=True)
-        elif word is not None:
-            project = _found(word)
-        else:
-            raise UsageError(
-                "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"
-            )
-        return project, self._load(project, base)
-
     def _unrecorded(self, run: TrackedRun) -> bool:
         """Whether a run, whose configuration is prescribed, was killed before it had recorded one."""
         if self._request.config is None:
@@ -272,19 +123,6 @@ class _Session:
         except RunNotFound:
             return True
         return False
-
-    def _load(self, project: Project, base: Mapping[str, Any] | None) -> Config:
-        if self._request.config is not None:
-            return self._request.config
-        own = [project.config_file] if project.config_file is not None and base is None else []
-        request = replace(self._request, overrides={**self._inputs, **self._request.overrides})
-        if base is not None and request.preset is not None and project.config_file is not None:
-            # A preset of the project's file may be laid over a resumed configuration, without the file's other keys.
-            overlay = project.config.overlay(project.config_file, request.preset)
-            return project.config.load(request.files, overrides={**overlay, **request.overrides}, base=base)
-        return project.config.load(
-            (*own, *request.files), preset=request.preset, overrides=request.overrides, base=base
-        )
 
     def _opened(self) -> TrackedRun:
         request = self._request
@@ -311,103 +149,40 @@ class _Session:
         return self._project.build(config), fingerprint.data(config.places())
 
     def _trained(self, run: TrackedRun, built: tuple[Task, dict[str, str]] | None) -> Outcome:
-        config, resumed = self._config, self._request.resume_run is not None
+        config = self._config
+        origins = Origins(self._server, run)
         manager = CheckpointManager(
             run,
             policy=policy_of(config),
             metric=config.best_metric,
             mode=config.best_mode,
-            committed=self._committed,
+            committed=lambda *said: self._committed(origins, *said),
             staging_gigabytes=config.staging_gigabytes,
         )
         self._manager = manager
-        origin = self._origin(run, manager)
-        if resumed and origin.manifest is not None and origin.run_id is None:
-            params = json.loads(
-                manager.store.fetch(origin.manifest, only=lambda name: name == "params.json")["params.json"]
-            )
-            config = self._config = self._load(self._project, params)
+        origin = origins.choose(self._request, manager)
+        if origin.own is not None:
+            params = json.loads(manager.store.fetch(origin.own, only=lambda name: name == "params.json")["params.json"])
+            config = self._config = self._resolved.over(params)
             run.attempt.changed = config.changes_from(params)
+            run.set_tag("mltrain.resumed_from", origin.own.name)
         run.attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
-        if run.attempt.resumed_from is not None and resumed and origin.run_id is None:
-            run.set_tag("mltrain.resumed_from", run.attempt.resumed_from)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(self._project.place)
         task, run.attempt.data = built or self._built()
-        self._compare(origin, run)
+        origin.compare(run.attempt.code, run.attempt.data, allow_change=self._request.allow_change)
         trainer = Trainer(task, config, run, manager, self._stop, data=run.attempt.data)
         if origin.parts is not None:
             trainer.restore(origin.parts, imported=origin.manifest is not None and origin.manifest.kind == "imported")
         else:
             seed_everything(config.seed)
-        if resumed:
+        if self._request.resume_run is not None:
             self._continue(run, trainer, origin)
         run.record_attempt()
         run.record_data({name: place for name, place in config.places().items() if name != "model_save_path"})
         self._note(run, None)
         return self._looped(run, manager, trainer, origin)
 
-    def _origin(self, run: TrackedRun, manager: CheckpointManager) -> _Origin:
-        """Choose and verify what the state comes from; for a resume without any commit that is the start."""
-        request = self._request
-        if request.fork_run is not None:
-            return self._branched(run, manager, request.fork_run, request.resume_from)
-        if request.resume_run is None:
-            return _Origin()
-        parts_or_none = manager.load(request.resume_from)
-        if parts_or_none is None:
-            if request.resume_from != "latest":
-                raise UsageError(
-                    f"Run {run.id} has no checkpoint {request.resume_from!r}. Resume without --resume-from."
-                )
-            branch = self._branch_point(run)
-            if branch is not None:
-                log.warning("Nothing was committed before, so training starts again at the branch point.")
-                return self._branched(run, manager, *branch)
-            log.warning("Nothing was committed before, so training starts at step 0 in the same run.")
-            return _Origin()
-        return _Origin(manager.resumed_from, parts_or_none)
-
-    def _branched(self, run: TrackedRun, manager: CheckpointManager, source: str, which: str) -> _Origin:
-        """Begin from a checkpoint of another run, which keeps it until this one has committed."""
-        store = CheckpointStore(source, open_artifacts(self._server.run(source).info.artifact_uri, self._server.uri))
-        manifest, parts = CheckpointReader(store, manager.context()).load(which)
-        self._branch_pin = (source, f"{PIN_TAG}{manifest.name}")
-        self._server.call(self._server.client.set_tag, *self._branch_pin, _branch_reason(run))
-        run.set_tag("mltrain.forked_from", f"{source}/{manifest.name}")
-        return _Origin(manifest, parts, source)
-
-    def _branch_point(self, run: TrackedRun) -> tuple[str, str] | None:
-        """Return from which run and checkpoint a fork began that has no commit of its own, as the pin there tells."""
-        source = self._server.run(run.id).data.tags.get("mltrain.forked_from", "").partition("/")[0]
-        if not source:
-            return None
-        pins = pins_of(self._server.run(source))
-        return next(((source, name) for name, reason in pins.items() if reason == _branch_reason(run)), None)
-
-    def _compare(self, origin: _Origin, run: TrackedRun) -> None:
-        """Say what is different from when the checkpoint was written; refuse other data unless allowed."""
-        if origin.manifest is None:
-            return
-        before, now = origin.manifest.code, run.attempt.code
-        if before.get("digest") and before.get("digest") != now.get("digest"):
-            log.warning(
-                "The project's code is not that of the checkpoint (commit %s then, %s now); this is recorded.",
-                before.get("commit", "unknown")[:12],
-                now.get("commit", "unknown")[:12],
-            )
-        changed = [
-            f"{name}: {digest} then, {run.attempt.data[name]} now"
-            for name, digest in origin.manifest.data.items()
-            if run.attempt.data.get(name, digest) != digest
-        ]
-        if changed and not self._request.allow_change:
-            raise DataError(
-                "The data are not those that the checkpoint was trained on ("
-                + "; ".join(changed)
-                + "). Give the places of the same data as key=value, or resume with --allow-change."
-            )
-
-    def _continue(self, run: TrackedRun, trainer: Trainer, origin: _Origin) -> None:
+    def _continue(self, run: TrackedRun, trainer: Trainer, origin: Origin) -> None:
         """Make the record go on without a seam where this is an exact continuation."""
         step = trainer.progress.step
         rolled_back = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
@@ -424,7 +199,7 @@ class _Session:
             )
             run.set_tag(f"mltrain.rewound.{run.attempt.ordinal}", str(step))
 
-    def _looped(self, run: TrackedRun, manager: CheckpointManager, trainer: Trainer, origin: _Origin) -> Outcome:
+    def _looped(self, run: TrackedRun, manager: CheckpointManager, trainer: Trainer, origin: Origin) -> Outcome:
         first_step = trainer.progress.step
         self._display.began(trainer, str(origin))
         self._stop.finish_steps()
@@ -493,24 +268,14 @@ class _Session:
             said = f"{self._config.best_metric} {best.metrics[self._config.best_metric]:.5g} at {best.title}"
         run.set_tag("mlflow.note.content", note(self._project.name, run.id, said, run.attempts))
 
-    def _committed(self, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
-        """After a commit: release the branch point that this run began from, and copy weights to where the user wants them."""
-        if self._branch_pin is not None:
-            self._server.call(self._server.client.delete_tag, *self._branch_pin)
-            self._branch_pin = None
+    def _committed(self, origins: Origins, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
+        """After a commit: release what this run began from, and copy weights to where the user wants them."""
+        origins.release()
         folder = self._config.model_save_path
         if folder is not None:
             copy_weights(store, manifest, folder, "latest")
             if best is not None and best.id == manifest.id:
                 copy_weights(store, manifest, folder, "best")
-
-
-def _branch_reason(run: TrackedRun) -> str:
-    return f"branch point of run {run.id}"
-
-
-def _found(project: str | Project) -> Project:
-    return find(project) if isinstance(project, str) else project
 
 
 def copy_weights(store: CheckpointStore, manifest: Manifest, folder: Path, stem: str) -> list[Path]:

@@ -17,6 +17,9 @@ FLOORS = (
     (
         "trainer",
         "project",
+        "request",
+        "origin",
+        "outcome",
         "training",
         "evaluate",
         "comparison",

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from mltrain.outcome import Silence
+from mltrain.request import Request
 from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.journal import Journal
 from mltrain.tracking.run import TrackedRun
-from mltrain.training import Request, Silence, train
+from mltrain.training import train
 from tests import tiny
 from tests.conftest import Workplace, fresh_database, same
 

@@ -1,11 +1,11 @@
 """What a pipeline shows on a terminal: a line a decision, and each stage as a training shows itself."""
 
 from mltrain.display import Terminal, line
+from mltrain.outcome import Display, Outcome, Silence
 from mltrain.stages.decisions import Decision
 from mltrain.stages.log import LOG_FILE
 from mltrain.stages.order import Result
 from mltrain.tracking.run import TrackedRun
-from mltrain.training import Display, Outcome, Silence
 
 
 class TerminalStage(Terminal):

@@ -81,7 +81,7 @@ def train(
             sys.exit(code)
 
     from mltrain.display import Terminal
-    from mltrain.training import Request
+    from mltrain.request import Request
     from mltrain.training import train as run_training
 
     outcome = run_training(

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from mltrain.errors import MltrainError
+from mltrain.outcome import Display, Outcome
 from mltrain.tracking.run import TrackedRun
 from mltrain.trainer import Trainer
-from mltrain.training import Display, Outcome
 
 LOG_FILE = "stage.log"
 

@@ -9,6 +9,7 @@ from mltrain import device as devices
 from mltrain import fingerprint
 from mltrain.config import Config
 from mltrain.errors import DataError, MltrainError
+from mltrain.outcome import Display, Outcome
 from mltrain.pipeline import Stage
 from mltrain.project import source_of
 from mltrain.signals import StopRequest
@@ -19,7 +20,6 @@ from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.run import TrackedRun
 from mltrain.tracking.server import Server, places
-from mltrain.training import Display, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mltrain.errors import UsageError
+from mltrain.outcome import Display
 from mltrain.project import Located
 from mltrain.stages.clearing import Clearing
 from mltrain.stages.decisions import Decision, Mode
 from mltrain.tracking.run import TrackedRun
-from mltrain.training import Display
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,9 @@ from typing import Any
 
 from mltrain.config import Config
 from mltrain.errors import MltrainError, RunHeld, UsageError
+from mltrain.outcome import STOPPED, STOPPED_STAGED, Outcome
 from mltrain.pipeline import Stage
+from mltrain.request import Request
 from mltrain.signals import StopRequest
 from mltrain.stages.clearing import Clearing, clear, plan_clearing
 from mltrain.stages.decisions import Decision, Mode, decide
@@ -24,7 +26,7 @@ from mltrain.tracking.attempts import CONFIG_FILE, holder_of
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG, Status, TrackedRun
 from mltrain.tracking.server import Server, connect, places
-from mltrain.training import STOPPED, STOPPED_STAGED, Outcome, Request, train
+from mltrain.training import train
 
 
 def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:

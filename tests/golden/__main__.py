@@ -22,9 +22,10 @@ def main(version: str) -> None:
     os.chdir(tempfile.mkdtemp())
     os.environ["MLFLOW_TRACKING_URI"], os.environ["MLTRAIN_HOME"] = "sqlite:///mlflow.db", str(Path.cwd() / "home")
     import mltrain  # MLflow reads the environment when it is first asked
+    from mltrain.request import Request
     from mltrain.state import seed_everything
     from mltrain.testing import MemorySaver, MemoryTracker, StopAt
-    from mltrain.training import Request, train
+    from mltrain.training import train
     from tests import tiny
 
     with mltrain.CheckpointManager() as manager:
