@@ -1,20 +1,20 @@
 """A durable journal of what the tracking server has to learn: metric points, parameters, tags, files.
 
-The training thread puts entries into a queue and goes on. A thread of the journal writes them to SQLite, within a second
+The training thread puts entries into lists and goes on. A thread of the journal writes them to SQLite, within a second
 of their birth; the sender reads them from there and marks them when the server has acknowledged them.
 """
 
 import logging
 import os
-import queue
 import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psutil
 
@@ -23,16 +23,18 @@ from mltrain.errors import StorageError
 log = logging.getLogger(__name__)
 
 Kind = Literal["param", "tag", "image", "file", "inputs"]
+_T = TypeVar("_T")
 
 _UNSENT, _SENT, _PARKED, _DROPPED = range(4)
 _GATHER_SECONDS = 0.5
 _ROWS_A_STATEMENT = 5000
 """SQLite's module lets other threads run for every row that it steps over, and then waits for its turn: a training of short
 steps pays for each. So rows are written by the thousand; SQLite takes 32,766 values in a statement."""
-_MOST_QUEUED = 50_000
-"""So many entries may wait for the local disk; then the training waits for it as well, and memory does not grow."""
-_MOST_KEPT = 200_000
-"""So many entries are kept in memory while the disk refuses them; then the oldest go, and that is said."""
+_MOST_QUEUED = 100_000
+"""So many points may wait for the local disk; then the training waits for it as well, and memory does not grow."""
+_MOST_KEPT = 500_000
+"""So many points are kept in memory while the disk refuses them; then the oldest go, and that is said."""
+_POINT = ("key", "step", "value", "timestamp")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (
     id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, key TEXT NOT NULL, step INTEGER NOT NULL,
@@ -93,9 +95,13 @@ class Journal:
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"The journal {path} cannot be opened: {error}.") from error
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[_Entry | threading.Event | None] = queue.SimpleQueue()
+        self._points: list[str | float] = []
+        """The fields of one point after the other: an object for each would cost a training of short steps its cache."""
+        self._items: list[tuple[Kind, str, str]] = []
+        self._flushes: list[threading.Event] = []
+        self._closing = False
         self._asked = threading.Event()
-        """Set when somebody waits for the queue to be written."""
+        """Set when somebody waits for what is queued to be written."""
         self._room = threading.Event()
         self._room.set()
         self.arrived = threading.Event()
@@ -105,20 +111,24 @@ class Journal:
 
     def log_metrics(self, values: Mapping[str, float], step: int, timestamp: int) -> None:
         """Queue metric points of one step."""
-        # NumPy's numbers and tensors would reach the database as bytes, or not at all.
-        self._put(_Entry(tuple((key, int(step), float(value), timestamp) for key, value in values.items()), ()))
-
-    def log_item(self, kind: Kind, key: str, value: str) -> None:
-        """Queue a parameter, a tag, or a file."""
-        self._put(_Entry((), ((kind, key, value),)))
+        step = int(step)
+        points: list[str | float] = []
+        for key, value in values.items():
+            # NumPy's numbers and tensors would reach the database as bytes, or not at all.
+            points += (key, step, float(value), timestamp)
+        self._queue(points)
 
     def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
         """Queue points (key, step, value, timestamp) that were born earlier."""
-        self._put(_Entry(tuple(points), ()))
+        self._queue(list(chain.from_iterable(points)))
 
-    def _put(self, entry: "_Entry") -> None:
-        self._queue.put(entry)
-        if self._queue.qsize() > _MOST_QUEUED:
+    def log_item(self, kind: Kind, key: str, value: str) -> None:
+        """Queue a parameter, a tag, or a file."""
+        self._items.append((kind, key, value))
+
+    def _queue(self, points: list[str | float]) -> None:
+        self._points.extend(points)  # in one step, which no other thread interrupts
+        if len(self._points) > _MOST_QUEUED * len(_POINT):
             self._room.clear()
             self._asked.set()
             while not self._room.wait(0.5) and self._writer.is_alive():
@@ -127,7 +137,7 @@ class Journal:
     def flush(self) -> None:
         """Return when everything queued so far is on the disk, or the disk has refused it, which is logged."""
         written = threading.Event()
-        self._queue.put(written)
+        self._flushes.append(written)
         self._asked.set()
         while not written.wait(0.5) and self._writer.is_alive():
             continue
@@ -234,7 +244,7 @@ class Journal:
 
     def close(self) -> None:
         """Write what is queued and close the file."""
-        self._queue.put(None)
+        self._closing = True
         self._asked.set()
         self._writer.join()
         with self._lock:  # whoever still reads does so to the end: SQLite crashes where it is closed under a query
@@ -257,44 +267,37 @@ class Journal:
                     self._database.execute(f"{deed} WHERE id IN ({','.join('?' * len(some))})", some)
 
     def _write(self) -> None:
-        """Take entries from the queue and write them in batches, until none says that it is the last.
+        """Write in batches what arrives within a fraction of a second, or until somebody waits; ends when it is closed.
 
         What the disk refuses is kept, and tried again together with what comes next.
         """
-        entries: list[_Entry] = []
-        while True:
-            waiting: list[threading.Event] = []
-            last = self._gather(entries, waiting)
-            if entries:
+        points: list[str | float] = []
+        items: list[tuple[Kind, str, str]] = []
+        last = False
+        while not last:
+            self._asked.wait(_GATHER_SECONDS)  # and not for each entry: waking up costs the training a turn
+            self._asked.clear()
+            last = self._closing
+            flushes = _taken(self._flushes)  # before what they wait for
+            items += _taken(self._items)
+            points += _taken(self._points)
+            if points or items:
                 try:
-                    self._store(entries)
-                    entries = []
+                    self._store(points, items)
+                    points, items = [], []
                     self.arrived.set()
                 except sqlite3.Error as error:
-                    log.error("%d entries could not be written to the journal: %s", len(entries), error)
-                    if len(entries) > _MOST_KEPT:
-                        log.error("The oldest %d of them are lost: memory is bounded.", len(entries) - _MOST_KEPT)
-                        del entries[:-_MOST_KEPT]
+                    waiting = len(points) // len(_POINT) + len(items)
+                    log.error("%d entries could not be written to the journal: %s", waiting, error)
+                    excess = max(0, len(points) - _MOST_KEPT * len(_POINT))
+                    if excess:
+                        log.error("The oldest %d points are lost: memory is bounded.", excess // len(_POINT))
+                        del points[:excess]
             self._room.set()
-            for event in waiting:
+            for event in flushes:
                 event.set()
-            if last:
-                return
 
-    def _gather(self, entries: "list[_Entry]", waiting: list[threading.Event]) -> bool:
-        """Collect what arrives within a fraction of a second, or until somebody waits; return whether it is the last."""
-        come = [self._queue.get()]
-        if isinstance(come[0], _Entry):
-            self._asked.wait(_GATHER_SECONDS)  # and not for each entry: waking up costs the training a turn
-        self._asked.clear()
-        come += [self._queue.get() for _ in range(self._queue.qsize())]  # nobody else takes any
-        entries += [one for one in come if isinstance(one, _Entry)]
-        waiting += [one for one in come if isinstance(one, threading.Event)]
-        return None in come
-
-    def _store(self, entries: "list[_Entry]") -> None:
-        points = [(self.attempt, *point) for entry in entries for point in entry.points]
-        items = [(self.attempt, *item) for entry in entries for item in entry.items]
+    def _store(self, points: list[str | float], items: list[tuple[Kind, str, str]]) -> None:
         with self._transaction():
             if points and not self._has_room():
                 if not self.left_out:
@@ -303,16 +306,18 @@ class Journal:
                         "long. Further metric points are NOT kept; checkpoints are. MLTRAIN_JOURNAL_GB gives it more.",
                         self._budget / 1e9,
                     )
-                self.left_out += len(points)
+                self.left_out += len(points) // len(_POINT)
                 points = []
-            self._insert("points (attempt, key, step, value, timestamp)", points)
-            self._insert("items (attempt, kind, key, value)", items)
+            self._insert("points", _POINT, points)
+            self._insert("items", ("kind", "key", "value"), list(chain.from_iterable(items)))
 
-    def _insert(self, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        for first in range(0, len(rows), _ROWS_A_STATEMENT):
-            some = rows[first : first + _ROWS_A_STATEMENT]
-            marks = ",".join([f"({','.join('?' * len(some[0]))})"] * len(some))
-            self._database.execute(f"INSERT INTO {into} VALUES {marks}", [value for row in some for value in row])  # noqa: S608 - two fixed names
+    def _insert(self, table: str, fields: Sequence[str], values: list[Any]) -> None:
+        row = f"({self.attempt}{',?' * len(fields)})"
+        most = _ROWS_A_STATEMENT * len(fields)
+        for first in range(0, len(values), most):
+            some = values[first : first + most]
+            rows = ",".join([row] * (len(some) // len(fields)))
+            self._database.execute(f"INSERT INTO {table} (attempt,{','.join(fields)}) VALUES {rows}", some)  # noqa: S608 - fixed names
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -341,10 +346,11 @@ def journal_budget() -> int:
         return 2 * 10**9
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    points: tuple[tuple[str, int, float, int], ...]
-    items: tuple[tuple[Kind, str, str], ...]
+def _taken(queued: list[_T]) -> list[_T]:
+    """Take what is in a list that other threads append to, in steps that none of them interrupts."""
+    taken = queued[:]
+    del queued[: len(taken)]
+    return taken
 
 
 def _is_local(path: Path) -> bool:
