@@ -8,6 +8,7 @@ there is either the complete checkpoint or something that does not look like one
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable
@@ -19,6 +20,8 @@ from typing import Self
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Manifest
 from mltrain.errors import StorageError
 from mltrain.tracking.artifacts import discard_staged, discard_temporary, is_litter
+
+_PROBE = re.compile(r"\.probe\.[0-9a-f]{8}\.tmp", re.ASCII)
 
 
 class Spool:
@@ -131,6 +134,8 @@ class Staging:
 def probe(folder: Path) -> None:
     """Make sure that files in a folder can be written and made durable, and that the folder itself is.
 
+    What an earlier one left that was killed is removed; one of somebody who is at it just now is not missed by him.
+
     Raises:
         StorageError: they cannot: it is read-only, full, not allowed, or fails.
     """
@@ -143,6 +148,8 @@ def probe(folder: Path) -> None:
         raise _refused(folder, error) from error
     temporary = folder / f".probe.{secrets.token_hex(4)}.tmp"
     try:
+        for left in [file for file in folder.iterdir() if _PROBE.fullmatch(file.name)]:
+            discard_temporary(left)
         with temporary.open("xb") as file:
             file.write(b"probe")
             file.flush()

@@ -358,6 +358,17 @@ def test_a_folder_that_can_be_written_is_as_it_was_after_the_probe(tmp_path: Pat
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_a_probe_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".probe.0123abcd.tmp", ".probe.mine.tmp", ".other.0123abcd.tmp", "probe.0123abcd.tmp"):
+        (tmp_path / name).write_text("probe")
+    probe(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        ".other.0123abcd.tmp",
+        ".probe.mine.tmp",
+        "probe.0123abcd.tmp",
+    ]
+
+
 def test_a_folder_that_cannot_be_written_is_refused_at_any_call(tmp_path: Path, disk: Disk) -> None:
     for number in itertools.count(1):
         disk.fails(number, errno.EROFS)
