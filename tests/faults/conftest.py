@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,16 @@ from tests.conftest import Workplace
 from tests.faults.proxy import FaultProxy
 from tests.forkserver import ForkServer
 from tests.servers import TrackingServer
+
+
+HOURS = 4
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the long sweeps their time: a single test of them lets every call of a training fail."""
+    if os.environ.get("MLTRAIN_SWEEP") == "full":
+        for item in items:
+            item.add_marker(pytest.mark.timeout(HOURS * 3600), append=False)
 
 
 @pytest.fixture(scope="session")
