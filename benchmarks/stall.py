@@ -6,6 +6,7 @@ Every contestant trains the same transformer (weights and both moments of AdamW 
 in turn, with one torch thread and a store on the local disk. Measured are
 
 * stall: how long the training thread is held by a save, over a memcpy of the state into kept buffers in the same process;
+* stall and step: the same with what the step after it takes longer than others, where copying goes on under it;
 * slow-down: steps while a checkpoint is being written over steps while none is, by the clock and by the CPU time of the
   training thread (which leaves out what other programs take);
 * memory: the peak of the process over that of the same run in which nothing is saved, in units of the state;
@@ -27,7 +28,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-CONTESTANTS = ("nothing", "mltrain", "torch.save + log_artifact", "async_save")
+CONTESTANTS = ("nothing", "mltrain", "mltrain, late copy", "torch.save + log_artifact", "async_save")
 SAVES, STEPS_BETWEEN = 6, 14
 
 
@@ -46,7 +47,7 @@ class Contestant(Protocol):
 class Ours:
     """A manager on a run of a local tracking store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
         import mlflow
 
         from mltrain import CheckpointManager
@@ -83,10 +84,23 @@ class Nothing(Ours):
         return 0.0
 
 
+class Late(Ours):
+    """The same, copied under the next forward and backward."""
+
+    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
+        from mltrain.late_copy import LateCopy
+
+        super().__init__(folder, optimizer)
+        self._late = LateCopy([optimizer])
+
+    def save(self, state: Mapping[str, Any], step: int) -> None:
+        self._manager.save(state, step=step, late=self._late)
+
+
 class SaveAndLog:
     """What a loop with MLflow does: torch.save into a temporary file, log_artifact."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
         import mlflow
 
         self._mlflow, self._folder, self._count = mlflow, folder, 0
@@ -114,7 +128,7 @@ class SaveAndLog:
 class AsyncSave:
     """torch.distributed.checkpoint.async_save on one rank, into local files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
         import torch.distributed as dist
 
         dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
@@ -139,8 +153,8 @@ class AsyncSave:
         return size_of(self._folder / "checkpoints") / self._count
 
 
-MAKERS: dict[str, Callable[[Path], Contestant]] = dict(
-    zip(CONTESTANTS, (Nothing, Ours, SaveAndLog, AsyncSave), strict=True)
+MAKERS: dict[str, Callable[[Path, torch.optim.Optimizer], Contestant]] = dict(
+    zip(CONTESTANTS, (Nothing, Ours, Late, SaveAndLog, AsyncSave), strict=True)
 )
 
 
@@ -197,18 +211,21 @@ def contest(name: str, megabytes: int) -> dict[str, Any]:
         training.step()
     state_bytes = sum(tensor.nbytes for tensor in training.tensors())
     stalls: list[float] = []
+    next_steps: list[float] = []
     steps: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as place:
-        contestant = MAKERS[name](Path(place))
+        contestant = MAKERS[name](Path(place), training.optimizer)
         for _ in range(SAVES):
             began = time.perf_counter()
             contestant.save(training.state(), training.steps)
             stalls.append(time.perf_counter() - began)
-            for _ in range(STEPS_BETWEEN):
+            for number in range(STEPS_BETWEEN):
                 busy, clock, cpu = contestant.busy(), time.perf_counter(), time.thread_time()
                 training.step()
                 taken = time.perf_counter() - clock, time.thread_time() - cpu
-                if busy == contestant.busy():
+                if number == 0:
+                    next_steps.append(taken[0])
+                elif busy == contestant.busy():
                     steps[busy].append(taken)
         contestant.finish()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -220,12 +237,14 @@ def contest(name: str, megabytes: int) -> dict[str, Any]:
         else None
         for i in (0, 1)
     ]
+    ordinary = statistics.median(s[0] for s in steps[False])
     return {
         "state": state_bytes,
         "memcpy": memcpy,
         "first": stalls[0] / memcpy,
         "stalls": [stall / memcpy for stall in stalls[1:]],
-        "step": statistics.median(s[0] for s in steps[False]),
+        "held": [(stall + step - ordinary) / memcpy for stall, step in zip(stalls[1:], next_steps[1:], strict=True)],
+        "step": ordinary,
         "written": len(steps[True]),
         "slow_clock": slow[0],
         "slow_cpu": slow[1],
@@ -258,6 +277,7 @@ def main(megabytes: int, rounds: int) -> None:
         over = [(o["peak"] - n["peak"]) / state for o, n in zip(found, results["nothing"], strict=True)]
         print(name)
         print(f"  stall, memcpys           {spread([s for o in found for s in o['stalls']], '.2f')}")
+        print(f"  stall and step, memcpys  {spread([s for o in found for s in o['held']], '.2f')}")
         print(f"  the first stall          {spread([o['first'] for o in found], '.2f')}")
         if found[0]["slow_clock"] is not None:
             steps = sum(o["written"] for o in found)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mltrain.errors import StateMismatch, UsageError
+from mltrain.late_copy import LateCopy, Rest
 from mltrain.tree import flatten
 
 log = logging.getLogger(__name__)
@@ -103,19 +104,21 @@ def own_rng(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a state on the host, taken at a step boundary. Nothing changes it any more.
+    """A copy of a state on the host, taken at a step boundary. Nothing that the training does changes it any more.
 
     Attributes:
         tree: the state as JSON values, in which tensors are references (see :mod:`mltrain.tree`).
-        tensors: name to tensor; all on the CPU, none shares memory with a live one.
+        tensors: name to tensor; all on the CPU, none shares memory with a live one. Complete when the rest is.
         weights: the name of the part that is a model's weights, if there is one.
         parts: the names of all parts.
+        rest: what is still to be copied.
     """
 
     tree: Any
     tensors: Mapping[str, torch.Tensor]
     weights: str | None
     parts: tuple[str, ...]
+    rest: Rest = field(default_factory=Rest)
 
 
 class HostBuffers:
@@ -128,15 +131,22 @@ class HostBuffers:
         self._pinned = torch.cuda.is_available()  # page-locked memory, so that a GPU copies without waiting in between
         self._kept: dict[str, torch.Tensor] = {}
 
-    def copy(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Copy tensors of any device into the buffers and return these, each as dense as its original."""
+    def copy(self, tensors: Mapping[str, torch.Tensor], rest: Rest | None = None) -> dict[str, torch.Tensor]:
+        """Copy tensors of any device into the buffers and return these, each as dense as its original.
+
+        Args:
+            tensors: by name.
+            rest: takes over those that may be copied late.
+        """
         copies = {}
         for name, tensor in tensors.items():
             buffer = self._kept.pop(name, None)
             if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
                 buffer = None  # before another one is taken: never both at once
                 buffer = torch.empty_like(tensor, device="cpu", pin_memory=self._pinned)
-            copies[name] = buffer.copy_(tensor, non_blocking=self._pinned)
+            copies[name] = buffer
+            if rest is None or not rest.takes(buffer, tensor):
+                buffer.copy_(tensor, non_blocking=self._pinned)
         if self._pinned:
             torch.cuda.synchronize()
         self._kept = copies
@@ -147,15 +157,21 @@ WEIGHTS_NAMES = ("model", "model_state_dict", "state_dict", "net", "weights")
 """A part of one of these names that maps names to tensors is a model's weights."""
 
 
-def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
+def snapshot(state: Mapping[str, Any], buffers: HostBuffers, late: LateCopy | None = None) -> Snapshot:
     """Copy a nesting of tensors and plain values into host buffers.
+
+    Args:
+        state: names to tensors and plain values.
+        buffers: that it is copied into.
+        late: says what may be copied later than now.
 
     Raises:
         UnsupportedValue: something is neither; the message names the path to it. Nothing has been copied then.
     """
     weights = next((name for name in WEIGHTS_NAMES if _is_weights(state.get(name))), None)
     flat = flatten(state, weights)
-    return Snapshot(flat.tree, buffers.copy(flat.tensors), weights, tuple(str(name) for name in state))
+    rest = late.begin() if late is not None else Rest()
+    return Snapshot(flat.tree, buffers.copy(flat.tensors, rest), weights, tuple(str(name) for name in state), rest)
 
 
 def _is_weights(part: Any) -> bool:

@@ -39,6 +39,17 @@ class HasDevice(Protocol):
 
 
 @runtime_checkable
+class AllowsLateCopy(Protocol):
+    """A step that says whether its checkpoints may be copied under the next forward and backward.
+
+    They may where nothing but ``optimizer.step()`` changes what its optimizers hold: neither the model's forward, nor the step
+    itself before that, nor the body of the loop around the trainer.
+    """
+
+    late_copy: bool
+
+
+@runtime_checkable
 class HasEpochMetrics(Protocol):
     """A step that accumulates metrics over an epoch."""
 
@@ -60,6 +71,7 @@ class Supervised:
             loss over the batch; accumulation ends within the step, so every boundary is an optimizer step.
         metrics: name to torchmetrics-like object (``update(output, target)``, ``compute()``, ``reset()``),
             accumulated over the epoch on the training batches.
+        late_copy: see :class:`AllowsLateCopy`.
     """
 
     def __init__(
@@ -72,6 +84,7 @@ class Supervised:
         clip: float | None = None,
         accumulate: int = 1,
         metrics: Mapping[str, Any] | None = None,
+        late_copy: bool = False,
     ) -> None:
         if accumulate < 1:
             raise UsageError(f"accumulate={accumulate}: a batch is cut into at least one piece.")
@@ -81,6 +94,7 @@ class Supervised:
         self.scheduler = scheduler
         self.clip = clip
         self.accumulate = accumulate
+        self.late_copy = late_copy
         self.metrics = dict(metrics or {})
         self.device = torch.device("cpu")
         self._autocast: torch.dtype | None = None

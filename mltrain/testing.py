@@ -28,6 +28,7 @@ from mltrain.checkpoint.codec import decode, encode
 from mltrain.checkpoint.manifest import Kind
 from mltrain.evaluate import reader
 from mltrain.history import History
+from mltrain.late_copy import LateCopy
 from mltrain.outcome import Outcome, Silence
 from mltrain.project import Project, find
 from mltrain.request import Request
@@ -105,6 +106,7 @@ class MemorySaver:
         kind: Kind,
         extra: Mapping[str, bytes],
         data: Mapping[str, str],
+        late: LateCopy | None = None,
     ) -> None:
         """Keep a state.
 

@@ -21,9 +21,10 @@ from mltrain.config import Config
 from mltrain.data import Loader, mixed
 from mltrain.errors import NonFiniteLoss, RunHeld, UsageError
 from mltrain.history import History
+from mltrain.late_copy import LateCopy
 from mltrain.schedules import is_schedule, plans, replan
 from mltrain.state import Progress, Rng, Stateful, TrainState, own_rng
-from mltrain.steps import HasDevice, HasEpochMetrics, HasParts, Metrics, Step
+from mltrain.steps import AllowsLateCopy, HasDevice, HasEpochMetrics, HasParts, Metrics, Step
 from mltrain.stopping import EarlyStopping, improves
 from mltrain.triggers import Every, Moment
 
@@ -100,6 +101,7 @@ class Saver(Protocol):
         kind: Kind,
         extra: Mapping[str, bytes],
         data: Mapping[str, str],
+        late: LateCopy | None,
     ) -> Any:
         """Save a state, without waiting for a network."""
         ...
@@ -179,6 +181,9 @@ class Trainer:
             "rng": Rng(),
         }.items():
             self.state.add(name, part)
+        allowed = isinstance(task.step, AllowsLateCopy) and task.step.late_copy
+        optimizers = [part for part in self.state.parts.values() if isinstance(part, torch.optim.Optimizer)]
+        self._late = LateCopy(optimizers if allowed else ())
         self._due = Every(epochs=config.save_interval, steps=config.save_every_steps, minutes=config.save_every_minutes)
         self._saved_at = time.monotonic()
         self._saved_step = 0
@@ -236,6 +241,7 @@ class Trainer:
                 "history.csv": self.history.to_csv(),
             },
             data=self._data,
+            late=None if self.done or self._stop.requested else self._late,  # what comes after the end is not known
         )
         self._saved_at, self._saved_step, self._rollbacks = time.monotonic(), self.progress.step, 0
         self._resumed_rng = None
@@ -248,6 +254,7 @@ class Trainer:
         """
         planned = {name: plans(part) for name, part in self.state.parts.items() if is_schedule(part)}
         optional = self.state.parts.keys() - {"model"} if imported else _OWN_PARTS
+        self._late.finish()
         self.state.restore(parts, optional=optional, ignore_unknown=imported)
         for name, plan in planned.items():
             replan(self.state.parts[name], plan)
@@ -318,6 +325,7 @@ class Trainer:
         once, and every metric keeps one value a step.
         """
         step_parts = self.task.step.parts() if isinstance(self.task.step, HasParts) else {}
+        self._late.finish()
         trained = {name: part for name, part in {**step_parts, **self.task.state}.items() if not is_schedule(part)}
         TrainState(trained).restore({name: kept[name] for name in trained})
         self._rollbacks += 1

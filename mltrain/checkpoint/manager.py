@@ -30,6 +30,7 @@ from mltrain.errors import (
     RunHeld,
     UsageError,
 )
+from mltrain.late_copy import LateCopy
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,7 @@ class CheckpointManager:
         best: bool = False,
         extra: Mapping[str, bytes] | None = None,
         data: Mapping[str, str] | None = None,
+        late: LateCopy | None = None,
     ) -> CheckpointId:
         """Save a state. Two saves of the same step make one checkpoint.
 
@@ -151,6 +153,7 @@ class CheckpointManager:
             best: whether the caller declares it the best so far.
             extra: further small files of the checkpoint, name to content.
             data: fingerprint of the data.
+            late: says what of the state may be copied under the next forward and backward; none: nothing.
 
         Returns:
             Its identity.
@@ -216,7 +219,7 @@ class CheckpointManager:
             parent = next((one for one in reversed(line) if not self._writer.lost(one)), origin)
             return manifest.model_copy(update={"parent": parent, "pending": tuple(self.run.pending(step))})
 
-        self._writer.submit(state, manifest, extra or {}, complete)
+        self._writer.submit(state, manifest, extra or {}, complete, late)
         self._saved = [*self._saved[-_REMEMBERED:], (manifest, key)]
         self._steps.add(step)
         return manifest.id

@@ -14,7 +14,8 @@ from typing import Any
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import MltrainError, RunHeld, StorageError
+from mltrain.errors import MltrainError, RunHeld, StorageError, UsageError
+from mltrain.late_copy import LateCopy
 from mltrain.state import HostBuffers, Snapshot, snapshot
 
 log = logging.getLogger(__name__)
@@ -74,14 +75,16 @@ class Writer:
         manifest: Manifest,
         extra: Mapping[str, bytes],
         complete: Complete = lambda manifest: manifest,
+        late: LateCopy | None = None,
     ) -> None:
         """Copy a state and write it in the background.
 
         Args:
-            state: of tensors and plain values; may change as soon as this returns.
+            state: of tensors and plain values; may change as soon as this returns, but for what ``late`` names.
             manifest: without files and tensors.
             extra: further small files.
             complete: adds to the manifest what is known only when it is written; called in the background for each try.
+            late: says what may be copied later than now.
 
         Raises:
             UnsupportedValue: the state holds something else; the message names the path to it.
@@ -89,7 +92,7 @@ class Writer:
         self._give_way.set()  # what waits for a disk to recover is older than this
         self.settle()  # the one host copy may still be on its way to the local disk
         self._give_way.clear()
-        copied = snapshot(state, self._buffers)
+        copied = snapshot(state, self._buffers, late)
         self._lost.discard(manifest.id)
         staging = self._disk.submit(self._stage, copied, manifest, complete, dict(extra))
         self._staging = staging
@@ -142,6 +145,7 @@ class Writer:
 
     def _stage(self, copied: Snapshot, draft: Manifest, complete: Complete, extra: dict[str, bytes]) -> None:
         began = time.monotonic()
+        copied.rest.finish()
         manifest = self._written(copied, draft, complete, extra)
         if manifest is None:
             self._lost.add(draft.id)
@@ -163,6 +167,13 @@ class Writer:
         self, copied: Snapshot, draft: Manifest, complete: Complete, extra: dict[str, bytes]
     ) -> Manifest | None:
         """Write a snapshot, again under another name where the disk refuses; none: it could not be kept."""
+        if copied.rest.changed:
+            self.failure = UsageError(
+                "Something changed parameters or optimizer state in place after a checkpoint was due and before the next "
+                "optimizer.step(), so it would have been of no step. From now on all is copied at once, as without late_copy."
+            )
+            log.error("A checkpoint could not be written: %s", self.failure)
+            return None
         deadline = time.monotonic() + self._patience
         tries, pause = 0, 0.5
         while True:

@@ -9,7 +9,6 @@ from tests.faults.proxy import FaultProxy
 from tests.forkserver import ForkServer
 from tests.servers import TrackingServer
 
-
 HOURS = 4
 
 

@@ -42,28 +42,28 @@ SABOTAGES = (
         SPOOL,
         "                    size += _write_all(file.fileno(), piece)\n                os.fsync(file.fileno())\n",
         "                    size += _write_all(file.fileno(), piece)\n",
-        "test_spool.py::test_everything_is_flushed_before_the_name_is_given",
+        "checkpoint/test_spool.py::test_everything_is_flushed_before_the_name_is_given",
     ),
     Sabotage(
         "the folder of the checkpoints is not flushed",
         SPOOL,
         "        try:\n            _fsync_folder(target.parent)\n",
         "        try:\n            pass\n",
-        "test_spool.py::test_everything_is_flushed_before_the_name_is_given",
+        "checkpoint/test_spool.py::test_everything_is_flushed_before_the_name_is_given",
     ),
     Sabotage(
         "written in place, without a rename",
         SPOOL,
         'Staging(self.root / f"{identity.name}.{secrets.token_hex(4)}.tmp")',
         "Staging(self.root / identity.name)",
-        "test_spool.py::test_while_it_is_being_written_it_does_not_look_like_a_checkpoint",
+        "checkpoint/test_spool.py::test_while_it_is_being_written_it_does_not_look_like_a_checkpoint",
     ),
     Sabotage(
         "an older checkpoint of the same name is overwritten",
         SPOOL,
         '        raise FileExistsError(errno.EEXIST, "a checkpoint of this attempt and step exists already", str(target))\n',
         "        discard_staged(target)\n",
-        "test_spool.py::test_a_checkpoint_is_never_overwritten",
+        "checkpoint/test_spool.py::test_a_checkpoint_is_never_overwritten",
     ),
     Sabotage(
         "the manifest is uploaded first",
@@ -72,21 +72,21 @@ SABOTAGES = (
         "        self.artifacts.upload(staged / FILE_NAME, folder)\n"
         "        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n"
         "        return\n",
-        "test_store.py::test_an_upload_ends_with_the_manifest",
+        "checkpoint/test_store.py::test_an_upload_ends_with_the_manifest",
     ),
     Sabotage(
         "the folder is uploaded in one call",
         STORE,
         "        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n",
         "        self.artifacts._repository.log_artifacts(str(staged), folder)\n        return\n",
-        "test_store.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
+        "checkpoint/test_store.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
     ),
     Sabotage(
         "digests are not compared",
         STORE,
         "        if hashlib.sha256(content).hexdigest() != entry.sha256:\n",
         "        if False:\n",
-        "test_store.py::test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised",
+        "checkpoint/test_store.py::test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised",
     ),
     Sabotage(
         "a memory of manifests is believed",
@@ -94,14 +94,14 @@ SABOTAGES = (
         "        try:\n            if known is not None and self.artifacts.local_root is None:\n",
         "        if known is not None:\n            self._known[identity] = known\n            return known.manifest\n"
         "        try:\n            if known is not None and self.artifacts.local_root is None:\n",
-        "test_store.py::test_a_checkpoint_that_somebody_else_removed_is_not_remembered",
+        "checkpoint/test_store.py::test_a_checkpoint_that_somebody_else_removed_is_not_remembered",
     ),
     Sabotage(
         "the staged copy goes with the upload",
         STORE,
         "            if earlier.id.order < manifest.id.order:\n",
         "            if earlier.id.order <= manifest.id.order:\n",
-        "test_store.py::test_the_staged_copy_stays_until_a_later_one_is_committed",
+        "checkpoint/test_store.py::test_the_staged_copy_stays_until_a_later_one_is_committed",
     ),
     Sabotage(
         "data are removed before the manifest",
@@ -111,35 +111,42 @@ SABOTAGES = (
         "        with os.scandir(folder) as entries:\n"
         "            for entry in sorted(entries, key=lambda entry: entry.name == MANIFEST):\n"
         "                if not entry.is_dir(follow_symlinks=False):\n",
-        "test_store.py::test_a_removal_that_was_cut_short_leaves_no_checkpoint",
+        "checkpoint/test_store.py::test_a_removal_that_was_cut_short_leaves_no_checkpoint",
     ),
     Sabotage(
         "pruned and announced before the commit",
         WRITER,
         "        try:\n            self._store.publish(manifest)\n",
         "        self._committed(manifest)\n        try:\n            self._store.publish(manifest)\n",
-        "test_writer.py::test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed",
+        "checkpoint/test_writer.py::test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed",
     ),
     Sabotage(
         "a failing disk is not told to anybody",
         WRITER,
         "                self.failure = error  # what was half written is gone\n",
         "                pass\n",
-        "test_writer.py::test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason",
+        "checkpoint/test_writer.py::test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason",
     ),
     Sabotage(
         "the buffers of batch norm are copied later",
         "mltrain/state.py",
-        "            copies[name] = buffer.copy_(tensor, non_blocking=self._pinned)\n",
-        '            copies[name] = tensor if "running_" in name else buffer.copy_(tensor, non_blocking=self._pinned)\n',
-        "test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
+        "            copies[name] = buffer\n",
+        '            copies[name] = tensor if "running_" in name else buffer\n',
+        "checkpoint/test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
     ),
     Sabotage(
         "the state of the optimizers is copied later",
         "mltrain/state.py",
-        "            copies[name] = buffer.copy_(tensor, non_blocking=self._pinned)\n",
-        '            copies[name] = tensor if "exp_avg" in name else buffer.copy_(tensor, non_blocking=self._pinned)\n',
-        "test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
+        "            copies[name] = buffer\n",
+        '            copies[name] = tensor if "exp_avg" in name else buffer\n',
+        "checkpoint/test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
+    ),
+    Sabotage(
+        "the optimizers do not wait for what is copied late",
+        "mltrain/late_copy.py",
+        "register_step_pre_hook(lambda *_: self.finish())",
+        "register_step_pre_hook(lambda *_: None)",
+        "test_late_copy.py::test_what_is_copied_late_is_the_state_of_the_boundary",
     ),
 )
 
@@ -163,7 +170,7 @@ def passed(copy: Path, tests: Iterable[str]) -> bool:
             output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            places = [f"tests/checkpoint/{test}" for test in tests]
+            places = [f"tests/{test}" for test in tests]
             code = int(pytest.main(["-q", "-x", "-c", os.devnull, "--rootdir", str(copy), *places]))
         except BaseException:  # noqa: BLE001 - whatever it is, the parent has to read of it
             traceback.print_exc()

@@ -1,0 +1,230 @@
+"""Checkpoints that are copied under the next forward and backward are those of the boundary, or there is none."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mltrain.checkpoint.retention import Latest
+from mltrain.data import ResumableLoader
+from mltrain.late_copy import LateCopy, Rest
+from mltrain.state import HostBuffers, seed_everything, snapshot
+from mltrain.steps import Supervised
+from mltrain.testing import MemoryTracker, StopAt
+from mltrain.trainer import Task, Trainer
+from tests import tiny
+from tests.checkpoint.runs import FolderRun
+from tests.conftest import same
+
+WIDE = 160
+"""A weight of so many times 128 floats is copied late."""
+STEPS = 6
+
+
+def net(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(inputs, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, WIDE), nn.Linear(WIDE, outputs)
+    )
+
+
+class Classifier(Supervised):
+    """Batch norm changes its buffers in every forward."""
+
+    def __init__(self) -> None:
+        model = net(6, 2)
+        super().__init__(model, nn.CrossEntropyLoss(), torch.optim.AdamW(model.parameters()), clip=1.0, late_copy=True)
+
+
+class Adversarial:
+    """Two networks and two optimizers, the second one's step long after the first one's."""
+
+    late_copy = True
+
+    def __init__(self) -> None:
+        self.generator, self.discriminator = net(6, 6), net(6, 1)
+        self.for_generator = torch.optim.Adam(self.generator.parameters())
+        self.for_discriminator = torch.optim.SGD(self.discriminator.parameters(), lr=1e-2, momentum=0.9)
+
+    def parts(self) -> Any:
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "for_generator": self.for_generator,
+            "for_discriminator": self.for_discriminator,
+        }
+
+    def __call__(self, batch: Any) -> Any:
+        real = batch[0]
+        self.for_discriminator.zero_grad()
+        made = self.generator(torch.randn_like(real))
+        loss = self.discriminator(made.detach()).sigmoid().mean() - self.discriminator(real).sigmoid().mean()
+        loss.backward()
+        self.for_discriminator.step()
+        self.for_generator.zero_grad()
+        (-self.discriminator(made).sigmoid().mean()).backward()
+        self.for_generator.step()
+        return {"loss": loss.detach()}
+
+
+class Meddling(Classifier):
+    """Changes a weight before the optimizer does, once."""
+
+    def __call__(self, batch: Any) -> Any:
+        if self.optimizer.state and not hasattr(self, "done"):
+            self.done = True
+            with torch.no_grad():
+                self.model[3].weight.mul_(0.5)  # type: ignore[operator, union-attr, index]
+        return super().__call__(batch)
+
+
+class Watched:
+    """Makes the disk's thread copy late: not before the next forward is through, or only when nobody else has done it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.forwards = self.late = self.by_training = 0
+        self.never = False
+        finish, takes = Rest.finish, Rest.takes
+
+        def slow_finish(rest: Rest) -> None:
+            before, deadline = self.forwards, time.monotonic() + 1.0
+            if threading.current_thread().name.startswith("mltrain-disk"):
+                while rest._pairs and (self.never or self.forwards == before) and time.monotonic() < deadline:
+                    time.sleep(0.001)
+            else:
+                self.by_training += bool(rest._pairs)
+            finish(rest)
+
+        def counted(rest: Rest, buffer: torch.Tensor, tensor: torch.Tensor) -> bool:
+            taken = takes(rest, buffer, tensor)
+            self.late += taken
+            return taken
+
+        patch.setattr(Rest, "finish", slow_finish)
+        patch.setattr(Rest, "takes", counted)
+
+    def count(self, *_: Any) -> None:
+        self.forwards += 1
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    yield Watched(monkeypatch)
+
+
+def trained(make: Any, folder: Path, watched: Watched, *, late: bool) -> dict[int, Any]:
+    """Train, save after every step, and return the states that were saved, by step."""
+    run = FolderRun(folder)
+    seed_everything(1)
+    step = make()
+    step.late_copy = late
+    for part in step.parts().values():
+        if isinstance(part, nn.Module):
+            part.register_forward_hook(watched.count)
+    config = tiny.Config(epochs=1, save_every_steps=1)
+    with run.manager(policy=Latest(100)) as manager:
+        trainer = Trainer(
+            Task(step, ResumableLoader(tiny.Noisy(8 * STEPS), 8)), config, MemoryTracker(), manager, StopAt()
+        )
+        for _ in trainer.steps():
+            pass
+        assert manager.wait(60)
+        return {manifest.step: manager.peek(f"step:{manifest.step}") for manifest in manager.checkpoints()}
+
+
+@pytest.mark.parametrize("make", [Classifier, Adversarial])
+def test_what_is_copied_late_is_the_state_of_the_boundary(make: Any, tmp_path: Path, watched: Watched) -> None:
+    at_once = trained(make, tmp_path / "at once", watched, late=False)
+    assert watched.late == 0
+    late = trained(make, tmp_path / "late", watched, late=True)
+    assert watched.late >= 2 * (STEPS - 1), "weights and moments of all but the last checkpoint"
+    assert list(late) == list(range(1, STEPS + 1))
+    for step, state in at_once.items():
+        assert same(late[step], state), f"the checkpoint of step {step}"
+
+
+def test_an_optimizer_that_comes_first_copies_itself(tmp_path: Path, watched: Watched) -> None:
+    at_once = trained(Classifier, tmp_path / "at once", watched, late=False)
+    watched.never = True
+    late = trained(Classifier, tmp_path / "late", watched, late=True)
+    assert watched.by_training == STEPS - 1
+    assert all(same(late[step], state) for step, state in at_once.items())
+
+
+def test_a_change_that_no_optimizer_made_costs_one_checkpoint_and_the_late_copy(
+    tmp_path: Path, watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = trained(Meddling, tmp_path / "at once", watched, late=False)
+    found = trained(Meddling, tmp_path / "late", watched, late=True)
+    assert list(found) == [2, 3, 4, 5, 6]
+    assert all(same(state, expected[step]) for step, state in found.items())
+    assert caplog.text.count("would have been of no step") == 1
+
+
+def test_only_large_tensors_of_optimizers_are_copied_late() -> None:
+    model = net(6, 2)
+    free = nn.Parameter(torch.zeros(128, WIDE))  # which no optimizer has
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    late, state = (
+        LateCopy([optimizer]),
+        {"model": model.state_dict() | {"free": free}, "average": torch.ones(128, WIDE)},
+    )
+    copied = snapshot(state, HostBuffers(), late)
+    with torch.no_grad():
+        for tensor in (*model.state_dict().values(), free, state["average"]):
+            tensor.fill_(7)
+    copied.rest.finish()
+    later = {name for name, tensor in copied.tensors.items() if bool((tensor == 7).all())}
+    assert later == {"model.3.weight"}
+    assert copied.rest.changed
+
+
+def test_a_tensor_that_only_shares_memory_with_a_parameter_is_copied_at_once() -> None:
+    memory = torch.zeros(2 * 128 * WIDE)
+    weight = nn.Parameter(memory[: 128 * WIDE])
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    copied = snapshot({"model": {"all": memory}}, HostBuffers(), LateCopy([optimizer]))
+    memory.fill_(7)
+    copied.rest.finish()
+    assert not any(tensor.any() for tensor in copied.tensors.values())
+
+
+def test_an_optimizer_waits_for_a_copy_that_is_under_way() -> None:
+    weight = nn.Parameter(torch.zeros(128, WIDE))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    late = LateCopy([optimizer])
+    copied = snapshot({"model": {"weight": weight}}, HostBuffers(), late)
+    weight.grad = torch.ones_like(weight)
+    stepping = threading.Thread(target=optimizer.step)
+    with late._rest._lock:  # as while another thread is copying
+        stepping.start()
+        stepping.join(0.2)
+        assert stepping.is_alive()
+        assert not weight.any()
+    stepping.join()
+    copied.rest.finish()
+    assert weight.all()
+    assert not copied.tensors["model.weight"].any()
+    assert not copied.rest.changed
+
+
+def test_a_state_is_put_back_only_when_the_copy_is_complete(tmp_path: Path, watched: Watched) -> None:
+    seed_everything(1)
+    run, step = FolderRun(tmp_path), Classifier()
+    with run.manager() as manager:
+        task = Task(step, ResumableLoader(tiny.Noisy(16), 8))
+        trainer = Trainer(task, tiny.Config(epochs=9), MemoryTracker(), manager, StopAt())
+        next(trainer.steps())
+        blank = {name: {**part} for name, part in trainer.state.state_dict().items()}
+        blank["model"] = {name: torch.zeros_like(tensor) for name, tensor in blank["model"].items()}
+        saved = step.model[3].weight.clone()  # type: ignore[operator, union-attr, index]
+        trainer.save("step")
+        trainer.restore(blank)
+        assert manager.wait(60)
+        kept = manager.peek("step:1")
+    assert kept is not None
+    assert torch.equal(kept["model"]["3.weight"], saved)
