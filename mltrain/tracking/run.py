@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -384,8 +383,10 @@ class TrackedRun:
         if not self.overtaken:
             if self.journal.left_out:
                 self.set_tag("mltrain.points_left_out", str(self.journal.left_out))
-            with suppress(StorageError):  # the record of this attempt's end is not worth an error of its own
+            try:
                 self.log_file(self._written(ATTEMPTS_FILE, self._attempts_as_json()))
+            except StorageError as error:
+                log.warning("The record of attempts does not say how this one ended: %s", error)
             self.set_tag(STATUS_TAG, _said(status))
             delivered = self.sender.drain(grace)
             # A store that takes no files keeps nobody from saying to the server how the run ended.
