@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mltrain.errors import MltrainError as MltrainError
     from mltrain.evaluate import load_best as load_best
     from mltrain.evaluate import pull as pull
+    from mltrain.late_copy import LateCopy as LateCopy
     from mltrain.pipeline import Pipeline as Pipeline
     from mltrain.pipeline import Stage as Stage
     from mltrain.state import Stateful as Stateful
@@ -45,6 +46,7 @@ _HOMES = {
     "MltrainError": "errors",
     "load_best": "evaluate",
     "pull": "evaluate",
+    "LateCopy": "late_copy",
     "Pipeline": "pipeline",
     "Stage": "pipeline",
     "Stateful": "state",

@@ -20,6 +20,7 @@ PUBLIC = [
     "EarlyStopping",
     "Every",
     "EveryNth",
+    "LateCopy",
     "Latest",
     "MltrainError",
     "Named",
