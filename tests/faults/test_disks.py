@@ -305,3 +305,43 @@ def test_whichever_call_fails_the_training_ends_with_all_its_checkpoints(
         count += 1
     assert count >= 2
     print(f"{count} calls of {call} failed, one after the other")
+
+
+SLOW = """
+import os, threading, time
+from tiny import *
+from tiny import Faulty
+
+plain, flush, under_way = Faulty.__call__, os.fsync, threading.Event()
+
+def slow(descriptor):
+    if threading.current_thread().name.startswith("mltrain-disk"):
+        under_way.set()
+        time.sleep(0.5)
+        under_way.clear()
+    return flush(descriptor)
+
+def step(self, batch):
+    os.fsync = slow  # from the first step on
+    if under_way.is_set():
+        with open("meanwhile", "a") as file:
+            file.write("x")
+    return plain(self, batch)
+
+Faulty.__call__ = step
+"""
+
+
+def test_where_each_flush_takes_half_a_second_the_training_goes_on_meanwhile(
+    workplace: Workplace, undisturbed: tuple[Workplace, str]
+) -> None:
+    reference, run_id = undisturbed
+    (workplace.folder / "slow.py").write_text(SLOW, encoding="utf-8")
+    done = workplace.mltrain("train", "slow.py")
+    assert done.code == 0, done.err
+    assert "could not" not in done.err
+    meanwhile = len((workplace.folder / "meanwhile").read_text())
+    assert meanwhile >= 3 * 5, "each of the first three epochs is followed by one that begins while it is being written"
+    all_intact(workplace, done.run_id)
+    assert same(workplace.weights(done.run_id), reference.weights(run_id))
+    assert workplace.points(done.run_id) == reference.points(run_id)
