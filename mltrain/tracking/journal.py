@@ -35,6 +35,7 @@ _MOST_QUEUED = 100_000
 _MOST_KEPT = 500_000
 """So many points are kept in memory while the disk refuses them; then the oldest go, and that is said."""
 _POINT = ("key", "step", "value", "timestamp")
+_STEPS = 2**63
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (
     id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, key TEXT NOT NULL, step INTEGER NOT NULL,
@@ -110,12 +111,18 @@ class Journal:
         self._writer.start()
 
     def log_metrics(self, values: Mapping[str, float], step: int, timestamp: int) -> None:
-        """Queue metric points of one step."""
+        """Queue metric points of one step.
+
+        Raises:
+            TypeError, ValueError: a value is no number, or the step is beyond 64 bits.
+        """
         step = int(step)
+        if not -_STEPS <= step < _STEPS:
+            raise ValueError(f"A step of at most 64 bits was expected, and {step:.3e} came.")
         points: list[str | float] = []
         for key, value in values.items():
             # NumPy's numbers and tensors would reach the database as bytes, or not at all.
-            points += (key, step, float(value), timestamp)
+            points += (key if key.isascii() else _writable(key), step, float(value), timestamp)
         self._queue(points)
 
     def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
@@ -124,7 +131,7 @@ class Journal:
 
     def log_item(self, kind: Kind, key: str, value: str) -> None:
         """Queue a parameter, a tag, or a file."""
-        self._items.append((kind, key, value))
+        self._items.append((kind, _writable(key), _writable(value)))
 
     def _queue(self, points: list[str | float]) -> None:
         self._points.extend(points)  # in one step, which no other thread interrupts
@@ -293,6 +300,9 @@ class Journal:
                     if excess:
                         log.error("The oldest %d points are lost: memory is bounded.", excess // len(_POINT))
                         del points[:excess]
+                except Exception:  # whatever it is, the thread goes on: what comes next can be written
+                    log.exception("%d entries cannot be kept in the journal", len(points) // len(_POINT) + len(items))
+                    points, items = [], []
             self._room.set()
             for event in flushes:
                 event.set()
@@ -326,7 +336,7 @@ class Journal:
             try:
                 yield
                 self._database.execute("COMMIT")
-            except sqlite3.Error:
+            except BaseException:
                 if self._database.in_transaction:  # SQLite has ended some by itself
                     self._database.execute("ROLLBACK")
                 raise
@@ -344,6 +354,11 @@ def journal_budget() -> int:
         return int(float(os.environ.get("MLTRAIN_JOURNAL_GB", "2")) * 1e9)
     except ValueError:
         return 2 * 10**9
+
+
+def _writable(text: str) -> str:
+    """Spell out halves of surrogate pairs, by which Python stands for bytes that are no text; no database takes them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _taken(queued: list[_T]) -> list[_T]:

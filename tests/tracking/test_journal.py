@@ -146,6 +146,33 @@ def test_a_value_that_is_no_number_is_refused_where_it_is_logged(journal: Journa
     assert journal.unsent() == 1
 
 
+def test_text_that_no_database_takes_is_spelled_out_and_what_follows_is_kept(journal: Journal) -> None:
+    journal.log_item("tag", "place", "/data/\udcff")
+    journal.log_metrics({"a\ud800": 1, "é": 2}, 1, 1)
+    journal.flush()
+    assert [(item.key, item.value) for item in journal.unsent_items()] == [("place", "/data/\\udcff")]
+    assert [key for key, *_ in points(journal)] == ["a\\ud800", "é"]
+
+
+def test_a_step_beyond_64_bits_is_refused_where_it_is_logged(journal: Journal) -> None:
+    with pytest.raises(ValueError, match="64 bits"):
+        journal.log_metrics({"a": 1}, 2**63, 1)
+    journal.log_metrics({"a": 1}, 2**63 - 1, 1)
+    journal.flush()
+    assert journal.unsent() == 1
+
+
+def test_entries_that_cannot_be_written_at_all_do_not_end_the_journal(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal.add_points([("a\ud800", 1, 1.0, 1)])
+    journal.flush()
+    journal.log_metrics({"a": 1}, 1, 1)
+    journal.flush()
+    assert points(journal) == [("a", 1, 1.0, 1)]
+    assert "1 entries cannot be kept" in caplog.text
+
+
 def journal_of_attempts(place: Path, attempts: dict[int, list[int]]) -> None:
     for attempt, steps in attempts.items():
         journal = Journal(place, attempt)
