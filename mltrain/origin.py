@@ -42,7 +42,7 @@ class Origin:
         """The checkpoint, if it is of the run itself."""
         return self.manifest if self.run_id is None else None
 
-    def compare(self, code: Mapping[str, Any], data: Mapping[str, str], *, allow_change: bool) -> None:
+    def check(self, code: Mapping[str, Any], data: Mapping[str, str], *, allow_change: bool) -> None:
         """Say what is different from when the checkpoint was written.
 
         Args:

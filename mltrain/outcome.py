@@ -1,4 +1,4 @@
-"""How a training ended, and whom that is shown to while it runs."""
+"""What a training tells: a display while it runs, an outcome when it has ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -89,9 +89,9 @@ class Resolved:
                 "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"
             )
         self.project = find(word) if isinstance(word, str) else word
-        self.config = self.over(base)
+        self.config = self.config_over(base)
 
-    def over(self, base: Mapping[str, Any] | None) -> Config:
+    def config_over(self, base: Mapping[str, Any] | None) -> Config:
         """Return the configuration that the request means, laid over ``base``, or over the project's own file.
 
         Raises:

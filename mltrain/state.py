@@ -143,7 +143,8 @@ class HostBuffers:
             buffer = self._kept.pop(name, None)
             if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
                 buffer = None  # before another one is taken: never both at once
-                buffer = torch.empty_like(tensor, device="cpu", pin_memory=self._pinned)
+                with torch.inference_mode(False):  # else it could not be written to anywhere else
+                    buffer = torch.empty_like(tensor, device="cpu", pin_memory=self._pinned)
             copies[name] = buffer
             if rest is None or not rest.takes(buffer, tensor):
                 buffer.copy_(tensor, non_blocking=self._pinned)

@@ -203,6 +203,12 @@ class Trainer:
             NonFiniteLoss: the loss became NaN or infinite, and the configuration says to abort.
             RunHeld: another process has taken the run over.
         """
+        try:
+            yield from self._steps()
+        finally:
+            self._late.finish()  # whoever goes on may change what was trained
+
+    def _steps(self) -> Iterator[Progress]:
         fruitless = -1
         while not (self.done or self._stop.requested):
             ended = False
@@ -230,6 +236,9 @@ class Trainer:
 
     def save(self, kind: Kind) -> None:
         """Save the present state."""
+        self._save(kind, None)
+
+    def _save(self, kind: Kind, late: LateCopy | None) -> None:
         self._saver.save(
             self.state.state_dict(),
             step=self.progress.step,
@@ -241,7 +250,7 @@ class Trainer:
                 "history.csv": self.history.to_csv(),
             },
             data=self._data,
-            late=None if self.done or self._stop.requested else self._late,  # what comes after the end is not known
+            late=late,
         )
         self._saved_at, self._saved_step, self._rollbacks = time.monotonic(), self.progress.step, 0
         self._resumed_rng = None
@@ -336,6 +345,7 @@ class Trainer:
         )
 
     def _end_epoch(self) -> None:
+        self._late.finish()  # evaluation may swap weights
         self.progress.epoch += 1
         self.progress.batch = 0
         step, epoch = self.progress.step, self.progress.epoch
@@ -371,7 +381,7 @@ class Trainer:
         is_best = epoch_ended and self.best.step == self.progress.step
         wanted, self._stop.checkpoint_wanted = self._stop.checkpoint_wanted, False
         if self._due.due(moment) or is_best or wanted or (epoch_ended and self.done):
-            self.save("epoch" if epoch_ended else "step")
+            self._save("epoch" if epoch_ended else "step", self._late)
         elif self._stop.requested:
             self.save("interrupted")
 

@@ -29,13 +29,11 @@ from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
 from mltrain.tracking.run import Status, TrackedRun
-from mltrain.tracking.server import Server, connect, places
+from mltrain.tracking.server import TRAINING_PATIENCE, Server, connect, places
 from mltrain.trainer import Task, Trainer
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 30.0
-"""For how many seconds a question to the tracking server is repeated that the training cannot begin without."""
 _RETRY_SECONDS = 2.0
 
 
@@ -52,10 +50,10 @@ def train(request: Request, display: Display | None = None, stop: StopRequest | 
     """
     remember_environment()
     if stop is not None:
-        return _Session(request, display or Silence(), stop, connect(patience=_PATIENCE), None).run()
+        return _Session(request, display or Silence(), stop, connect(patience=TRAINING_PATIENCE), None).run()
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
-        return _Session(request, display or Silence(), stop, connect(patience=_PATIENCE), launcher).run()
+        return _Session(request, display or Silence(), stop, connect(patience=TRAINING_PATIENCE), launcher).run()
 
 
 class _Session:
@@ -163,13 +161,13 @@ class _Session:
         origin = origins.choose(self._request, manager)
         if origin.own is not None:
             params = json.loads(manager.store.fetch(origin.own, only=lambda name: name == "params.json")["params.json"])
-            config = self._config = self._resolved.over(params)
+            config = self._config = self._resolved.config_over(params)
             run.attempt.changed = config.changes_from(params)
             run.set_tag("mltrain.resumed_from", origin.own.name)
         run.attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(self._project.place)
         task, run.attempt.data = built or self._built()
-        origin.compare(run.attempt.code, run.attempt.data, allow_change=self._request.allow_change)
+        origin.check(run.attempt.code, run.attempt.data, allow_change=self._request.allow_change)
         trainer = Trainer(task, config, run, manager, self._stop, data=run.attempt.data)
         if origin.parts is not None:
             trainer.restore(origin.parts, imported=origin.manifest is not None and origin.manifest.kind == "imported")

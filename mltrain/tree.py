@@ -238,7 +238,7 @@ class _Writer:
             self.tensors[name] = as_bytes(value)
             return {**reference, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
         self.tensors[name] = value
-        if not value.is_contiguous() and _is_dense(value):
+        if not value.is_contiguous() and is_dense(value):
             reference["stride"] = list(value.stride())
         return reference
 
@@ -319,7 +319,7 @@ class _Reader:
         if "stride" in tree:
             stride = tuple(int(step) for step in tree["stride"])
             restrided = torch.empty_like(tensor, device="meta").as_strided(tensor.shape, stride)
-            if not _is_dense(restrided):
+            if not is_dense(restrided):
                 raise ValueError(f"{name!r} has strides that do not fit its shape")
             tensor = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
         self._done[name] = tensor = tensor.to(self._device)
@@ -435,7 +435,7 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill their memory without gaps and overlaps, in whatever order of dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

@@ -149,7 +149,8 @@ def probe(folder: Path) -> None:
     temporary = folder / f".probe.{secrets.token_hex(4)}.tmp"
     try:
         for left in [file for file in folder.iterdir() if _PROBE.fullmatch(file.name)]:
-            discard_temporary(left)
+            with suppress(OSError):  # of somebody else
+                discard_temporary(left)
         with temporary.open("xb") as file:
             file.write(b"probe")
             file.flush()

@@ -14,8 +14,8 @@ from typing import Any
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import MltrainError, RunHeld, StorageError, UsageError
-from mltrain.late_copy import LateCopy
+from mltrain.errors import MltrainError, RunHeld, StorageError
+from mltrain.late_copy import LateCopy, Rest
 from mltrain.state import HostBuffers, Snapshot, snapshot
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ PATIENCE = 30.0
 
 _TRIES_AT_ONCE = 2
 _LONGEST_PAUSE = 5.0
+_LOOK_SECONDS = 0.5
 
 Complete = Callable[[Manifest], Manifest]
 
@@ -56,6 +57,7 @@ class Writer:
         self._buffers = HostBuffers()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="mltrain-disk")
         self._net = ThreadPoolExecutor(1, thread_name_prefix="mltrain-store")
+        self._rest = Rest()
         self._staging: Future[None] | None = None
         self._give_way = threading.Event()
         self._jobs: list[Future[None]] = []
@@ -93,6 +95,9 @@ class Writer:
         self.settle()  # the one host copy may still be on its way to the local disk
         self._give_way.clear()
         copied = snapshot(state, self._buffers, late)
+        self._rest = copied.rest
+        if not copied.rest.left:
+            copied.rest.confirm()
         self._lost.discard(manifest.id)
         staging = self._disk.submit(self._stage, copied, manifest, complete, dict(extra))
         self._staging = staging
@@ -104,7 +109,8 @@ class Writer:
         self._disk.submit(lambda: self._later(job))
 
     def settle(self) -> None:
-        """Wait until what was submitted is on the local disk, or is given up."""
+        """Wait until what was submitted is on the local disk, or is given up; for the thread that trains."""
+        self._rest.confirm()
         if self._staging is not None:
             self._staging.result()
 
@@ -116,7 +122,8 @@ class Writer:
             self._later(lambda: self._publish(newest))
 
     def drain(self, seconds: float) -> bool:
-        """Wait for everything submitted, for at most so long; return whether it is all committed."""
+        """Wait for everything submitted, for at most so long; return whether it is all committed. For the thread that trains."""
+        self._rest.confirm()
         deadline = time.monotonic() + seconds
         for pool in (self._disk, self._net):
             marker = pool.submit(lambda: None)
@@ -128,6 +135,7 @@ class Writer:
 
     def close(self) -> None:
         """Take no more work; what is under way is abandoned where it stands, complete in staging or invisible."""
+        self._rest.confirm()
         self._closed = True
         self._give_way.set()
         self._disk.shutdown(wait=False, cancel_futures=True)
@@ -145,7 +153,6 @@ class Writer:
 
     def _stage(self, copied: Snapshot, draft: Manifest, complete: Complete, extra: dict[str, bytes]) -> None:
         began = time.monotonic()
-        copied.rest.finish()
         manifest = self._written(copied, draft, complete, extra)
         if manifest is None:
             self._lost.add(draft.id)
@@ -167,12 +174,7 @@ class Writer:
         self, copied: Snapshot, draft: Manifest, complete: Complete, extra: dict[str, bytes]
     ) -> Manifest | None:
         """Write a snapshot, again under another name where the disk refuses; none: it could not be kept."""
-        if copied.rest.changed:
-            self.failure = UsageError(
-                "Something changed parameters or optimizer state in place after a checkpoint was due and before the next "
-                "optimizer.step(), so it would have been of no step. From now on all is copied at once, as without late_copy."
-            )
-            log.error("A checkpoint could not be written: %s", self.failure)
+        if not self._is_whole(copied.rest):
             return None
         deadline = time.monotonic() + self._patience
         tries, pause = 0, 0.5
@@ -195,6 +197,27 @@ class Writer:
             if time.monotonic() >= deadline or self._give_way.wait(min(pause, deadline - time.monotonic())):
                 return None
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _is_whole(self, rest: Rest) -> bool:
+        """Copy what is left of a snapshot, wait until the training's thread has confirmed it, and return whether it is one."""
+        rest.copy()
+        while not rest.confirmed.wait(_LOOK_SECONDS):
+            try:
+                self._net.submit(lambda: None)
+            except RuntimeError:  # the interpreter is ending: nobody trains any more
+                rest.confirm()
+        if rest.changed:
+            why = (
+                "something changed parameters or optimizer state in place after it was due and before the next "
+                "optimizer.step(), so it would have been of no step. From now on all is copied at once, as without late_copy."
+            )
+        elif rest.error is not None:
+            why = f"{type(rest.error).__name__}: {rest.error}"
+        else:
+            return True
+        self.failure = StorageError(f"A checkpoint could not be written: {why}")
+        log.error("%s", self.failure)
+        return False
 
     def _later(self, job: Callable[[], None]) -> None:
         with self._lock:

@@ -136,9 +136,9 @@ def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool,
     """Continue a pipeline whose run's id was given to ``mltrain train``; return the exit code, or none if it is none."""
     from mltrain.tracking.opening import created_as
     from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG
-    from mltrain.tracking.server import connect
+    from mltrain.tracking.server import TRAINING_PATIENCE, connect
 
-    server = connect()
+    server = connect(patience=TRAINING_PATIENCE)
     tags = server.run(created_as(server, run_id)).data.tags
     if PIPELINE_TAG not in tags or STAGE_TAG in tags:
         return None

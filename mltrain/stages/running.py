@@ -25,7 +25,7 @@ from mltrain.tracking import opening
 from mltrain.tracking.attempts import CONFIG_FILE, holder_of
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG, Status, TrackedRun
-from mltrain.tracking.server import Server, connect, places
+from mltrain.tracking.server import TRAINING_PATIENCE, Server, connect, places
 from mltrain.training import train
 
 
@@ -36,7 +36,7 @@ def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
         MltrainError: what cannot be done; the runs that there are by then are closed as FAILED.
     """
     launcher = launchers.detect(os.environ)
-    server, pipeline = connect(), order.located.pipeline
+    server, pipeline = connect(patience=TRAINING_PATIENCE), order.located.pipeline
     overrides = dict(order.overrides)
     experiment = overrides.pop("experiment", None)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:

@@ -297,9 +297,9 @@ class Journal:
                     waiting = len(points) // len(_POINT) + len(items)
                     log.error("%d entries could not be written to the journal: %s", waiting, error)
                     excess = max(0, len(points) - _MOST_KEPT * len(_POINT))
-                    if excess:
-                        log.error("The oldest %d points are lost: memory is bounded.", excess // len(_POINT))
-                        del points[:excess]
+                    if excess or len(items) > _MOST_KEPT:
+                        log.error("The oldest of them are lost, because memory is bounded to %d of a kind.", _MOST_KEPT)
+                        del points[:excess], items[:-_MOST_KEPT]
                 except Exception:  # whatever it is, the thread goes on: what comes next can be written
                     log.exception("%d entries cannot be kept in the journal", len(points) // len(_POINT) + len(items))
                     points, items = [], []

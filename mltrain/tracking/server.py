@@ -31,6 +31,8 @@ _CLIENT_DEFAULTS = {
 }
 
 RUN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+TRAINING_PATIENCE = 30.0
+"""For how many seconds a question is repeated that a training or a pipeline cannot begin without."""
 LONGEST_WAIT = 60.0
 """A server that asks for more patience than so many seconds is asked again all the same."""
 
@@ -161,7 +163,7 @@ _REMEDIES = {
 }
 
 
-def connect(uri: str | None = None, *, patience: float = 0.0) -> Server:
+def connect(uri: str | None = None, *, patience: float = 5.0) -> Server:
     """Return the tracking server at ``uri``; none: the one that the environment names, or MLflow's default.
 
     Args:

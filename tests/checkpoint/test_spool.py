@@ -361,9 +361,11 @@ def test_a_folder_that_can_be_written_is_as_it_was_after_the_probe(tmp_path: Pat
 def test_a_probe_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
     for name in (".probe.0123abcd.tmp", ".probe.mine.tmp", ".other.0123abcd.tmp", "probe.0123abcd.tmp"):
         (tmp_path / name).write_text("probe")
+    (tmp_path / ".probe.01234567.tmp").mkdir()  # whatever cannot be removed is in nobody's way
     probe(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         ".other.0123abcd.tmp",
+        ".probe.01234567.tmp",
         ".probe.mine.tmp",
         "probe.0123abcd.tmp",
     ]

@@ -144,8 +144,8 @@ SABOTAGES = (
     Sabotage(
         "the optimizers do not wait for what is copied late",
         "mltrain/late_copy.py",
-        "register_step_pre_hook(lambda *_: self.finish())",
-        "register_step_pre_hook(lambda *_: None)",
+        "register_optimizer_step_pre_hook(before_step)",
+        "register_optimizer_step_pre_hook(lambda *_: None)",
         "test_late_copy.py::test_what_is_copied_late_is_the_state_of_the_boundary",
     ),
 )
