@@ -4,7 +4,7 @@ python benchmarks/tracking.py [--steps 20000] [--store sqlite|server] [--rounds 
 
 Each way runs in a process of its own; the server is MLflow's, with one worker. A round is the loop without tracking, with it,
 and without again; the ratio of a round is of its own three. Because machines change their speed within such a minute, the loop
-is also measured by turns, in one process: 4,000 steps with tracking and 4,000 without, once all points are sent. There the
+is also measured by turns, in one process: 20,000 steps with tracking and 20,000 without, once all points are sent. There the
 clock is compared with the CPU time of the training's thread: the difference is what it waits for others, and the rest what
 sharing the machine costs. "With the flush" is until the tracking store has every point. What the store itself can take is
 measured beside it: the same number of points in batches of 1,000, and nothing else. Lightning's logger is among the ways where
@@ -25,7 +25,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-TURN = 4_000
+TURN = 20_000
 OTHERS = ("log_metric", "log_metrics", "log_metrics, asynchronous", "Lightning's MLFlowLogger")
 
 

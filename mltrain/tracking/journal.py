@@ -123,23 +123,25 @@ class Journal:
         for key, value in values.items():
             # NumPy's numbers and tensors would reach the database as bytes, or not at all.
             points += (key if key.isascii() else _writable(key), step, float(value), timestamp)
-        self._queue(points)
+        self._points.extend(points)  # in one step, which no other thread interrupts
+        if len(self._points) > _MOST_QUEUED * len(_POINT):
+            self._wait_for_room()
 
     def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
         """Queue points (key, step, value, timestamp) that were born earlier."""
-        self._queue(list(chain.from_iterable(points)))
+        self._points.extend(list(chain.from_iterable(points)))
+        if len(self._points) > _MOST_QUEUED * len(_POINT):
+            self._wait_for_room()
 
     def log_item(self, kind: Kind, key: str, value: str) -> None:
         """Queue a parameter, a tag, or a file."""
         self._items.append((kind, _writable(key), _writable(value)))
 
-    def _queue(self, points: list[str | float]) -> None:
-        self._points.extend(points)  # in one step, which no other thread interrupts
-        if len(self._points) > _MOST_QUEUED * len(_POINT):
-            self._room.clear()
-            self._asked.set()
-            while not self._room.wait(0.5) and self._writer.is_alive():
-                continue
+    def _wait_for_room(self) -> None:
+        self._room.clear()
+        self._asked.set()
+        while not self._room.wait(0.5) and self._writer.is_alive():
+            continue
 
     def flush(self) -> None:
         """Return when everything queued so far is on the disk, or the disk has refused it, which is logged."""

@@ -20,10 +20,14 @@ _ROWS = 2000
 
 
 class Delivered:
-    """The points that a server has beyond a step, by key and step."""
+    """The points that a server has beyond a step.
+
+    Attributes:
+        points: value by key and step.
+    """
 
     def __init__(self, points: Mapping[tuple[str, int], float] | None = None) -> None:
-        self._points = dict(points or {})
+        self.points = dict(points or {})
         self._differing: set[str] = set()
 
     def new(self, values: Mapping[str, float], step: int, compared: bool) -> Mapping[str, float]:
@@ -34,14 +38,12 @@ class Delivered:
             step: optimizer steps done.
             compared: whether one that is there has to be the same; if not, that is said once a key.
         """
-        if not self._points:
-            return values
         return {key: value for key, value in values.items() if not self._has(key, step, float(value), compared)}
 
     def _has(self, key: str, step: int, value: float, compared: bool) -> bool:
-        if (key, step) not in self._points:
+        if (key, step) not in self.points:
             return False
-        before = self._points[(key, step)]
+        before = self.points[(key, step)]
         if compared and not _same(before, value) and key not in self._differing:
             self._differing.add(key)
             log.warning(

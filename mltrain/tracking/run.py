@@ -321,7 +321,8 @@ class TrackedRun:
             step: optimizer steps done.
             compared: whether a value that was delivered before has to be the same now; wall-clock values need not be.
         """
-        values = self._delivered.new(values, step, compared)
+        if self._delivered.points:
+            values = self._delivered.new(values, step, compared)
         if values:
             self.journal.log_metrics(values, step, time.time_ns() // 1_000_000)
 
