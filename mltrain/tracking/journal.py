@@ -129,7 +129,8 @@ class Journal:
 
     def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
         """Queue points (key, step, value, timestamp) that were born earlier."""
-        self._points.extend(list(chain.from_iterable(points)))
+        cleaned = [(_writable(key), step, value, timestamp) for key, step, value, timestamp in points]
+        self._points.extend(list(chain.from_iterable(cleaned)))
         if len(self._points) > _MOST_QUEUED * len(_POINT):
             self._wait_for_room()
 
@@ -302,8 +303,11 @@ class Journal:
                     if excess or len(items) > _MOST_KEPT:
                         log.error("The oldest of them are lost, because memory is bounded to %d of a kind.", _MOST_KEPT)
                         del points[:excess], items[:-_MOST_KEPT]
-                except Exception:  # whatever it is, the thread goes on: what comes next can be written
-                    log.exception("%d entries cannot be kept in the journal", len(points) // len(_POINT) + len(items))
+                except Exception:  # not the disk's: trying again would keep what comes next from being written, too
+                    lost = len(points) // len(_POINT) + len(items)
+                    log.exception(
+                        "%d entries cannot be kept in the journal, and are lost. This is a mistake of mltrain's", lost
+                    )
                     points, items = [], []
             self._room.set()
             for event in flushes:
