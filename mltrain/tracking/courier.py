@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class Courier:
         self._setting = {"journal": str(journal), "uri": uri, "parent": os.getpid()}
         self._started = -math.inf
         self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._said = select.poll()
         self._ready = False
         self._closed = False
 
@@ -80,7 +81,9 @@ class Courier:
             return "later" if time.monotonic() - self._started < _STARTING_SECONDS else "otherwise"
         if not self._tell({"run": run_id}):
             return "otherwise"
-        answer = self._answer(self._process)
+        while (answer := self._answer(0.5)) is None:
+            if self._process.poll() is not None:  # a worker that was forked at the wrong moment holds its pipe open
+                return "otherwise"
         if "error" in answer:
             log.debug("The process that sends points: %s", answer["error"])
         return "sent" if "sent" in answer else "otherwise"
@@ -91,8 +94,9 @@ class Courier:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            with suppress(OSError):  # what was not read by then
-                self._process.stdin.close()  # type: ignore[union-attr]
+            for pipe in (self._process.stdin, self._process.stdout):
+                with suppress(OSError):  # what was not read by then
+                    pipe.close()  # type: ignore[union-attr]
 
     def _start(self) -> None:
         self._started = time.monotonic()
@@ -104,27 +108,24 @@ class Courier:
             text=True,
             process_group=0,  # a Ctrl+C at the terminal is for the training
         )
-        threading.Thread(target=self._listen, args=(self._process,), name="mltrain-courier", daemon=True).start()
+        self._said.register(self._process.stdout, select.POLLIN)  # type: ignore[arg-type]
         self._tell(self._setting)
 
-    def _listen(self, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        with process.stdout as answers:
-            for line in answers:
-                self._answers.put(json.loads(line))
-
     def _is_ready(self) -> bool:
-        if not self._ready:
-            with suppress(queue.Empty):
-                self._ready = "ready" in self._answers.get_nowait()
+        self._ready = self._ready or "ready" in (self._answer(0.0) or {})
         return self._ready
 
-    def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
-        while True:
-            with suppress(queue.Empty):
-                return self._answers.get(timeout=0.5)
-            if process.poll() is not None:
-                return {"error": f"it has ended with {process.returncode}"}
+    def _answer(self, seconds: float) -> dict[str, Any] | None:
+        """Return what the process says within so long; none: it says nothing."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        if not self._said.poll(1000 * seconds):
+            return None
+        try:
+            line = self._process.stdout.readline()
+        except ValueError:
+            return {"error": "it was closed"}
+        return json.loads(line) if line.endswith("\n") else {"error": "it has ended"}
 
     def _tell(self, said: dict[str, Any]) -> bool:
         assert self._process is not None
@@ -132,7 +133,7 @@ class Courier:
         try:
             self._process.stdin.write(json.dumps(said) + "\n")
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # it has ended, or was closed
             return False
         return True
 

@@ -324,7 +324,7 @@ class TrackedRun:
         if self._delivered.points:
             values = self._delivered.new(values, step, compared)
         if values:
-            self.journal.log_metrics(values, step, time.time_ns() // 1_000_000)
+            self.journal.log_metrics(values, step, time.time_ns())
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag; never waits for the server."""
@@ -470,7 +470,7 @@ class TrackedRun:
             self._system_at = now
             # The age by a clock that never jumps, so that no two of these points have the same step.
             age = self._age + int(now - self._opened_at)
-            self.journal.log_metrics(system_metrics(), age, time.time_ns() // 1_000_000)
+            self.journal.log_metrics(system_metrics(), age, time.time_ns())
         return held
 
 
