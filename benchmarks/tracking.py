@@ -2,13 +2,13 @@
 
 python benchmarks/tracking.py [--steps 20000] [--store sqlite|server] [--rounds 3] [--others 300]
 
-Each way runs in a process of its own; the server is MLflow's, with one worker. A round is the loop without tracking, with it,
-and without again; the ratio of a round is of its own three. Because machines change their speed within such a minute, the loop
-is also measured by turns, in one process: 20,000 steps with tracking and 20,000 without, once all points are sent. There the
-clock is compared with the CPU time of the training's thread: the difference is what it waits for others, and the rest what
-sharing the machine costs. "With the flush" is until the tracking store has every point. What the store itself can take is
-measured beside it: the same number of points in batches of 1,000, and nothing else. Lightning's logger is among the ways where
-Lightning is installed.
+Each way runs in a process of its own; the server is MLflow's, with one worker. Two processes of the same program differ in speed
+by up to a fifth, and machines change theirs within a minute, so the loop with tracking stands between two without, in the same
+process: as a whole run, from before the process that sends is started until the tracking store has every point ("with the
+flush"), and by turns of 20,000 steps, each of which begins when all points are sent. There the clock is compared with the CPU
+time of the training's thread: the difference is what it waits for others, and the rest what sharing the machine costs. What the
+store itself can take is measured beside it: the same number of points in batches of 1,000, and nothing else. Lightning's logger
+is among the ways where Lightning is installed.
 """
 
 import argparse
@@ -57,10 +57,6 @@ def nothing(values: dict[str, float], step: int) -> None:
 def measured(way: str, steps: int) -> dict[str, float]:
     """Run one way in this process."""
     loop(300, nothing)  # warm
-    began = time.perf_counter()
-    if way == "none":
-        seconds = loop(steps, nothing)
-        return {"steps": steps, "loop": seconds, "all": seconds}
     if way == "mltrain by turns":
         from mltrain.tracking.opening import open_run
 
@@ -198,15 +194,14 @@ def report(one: Callable[[str, int], dict[str, float]], steps: int, rounds: int,
     ratios: list[float] = []
     flushed: list[float] = []
     for _ in range(rounds):
-        before, tracked, alone, after = (one(way, steps) for way in ("none", "mltrain", "store", "none"))
-        assert tracked["points"] == 3 * steps
-        rate = (before["loop"] + after["loop"]) / 2
-        plain += [before["loop"], after["loop"]]
+        tracked, alone = one("mltrain", steps), one("store", steps)
+        rate = steps / tracked["plain"]
+        plain.append(rate)
         ratios.append(tracked["loop"] / rate)
         flushed.append(tracked["all"] / min(rate, alone["all"]))
         print(
-            f"{store}: without tracking {before['loop']:.0f} and {after['loop']:.0f} steps/s; the store alone takes "
-            f"{3 * alone['all']:.0f} points/s; mltrain {tracked['loop']:.0f} steps/s, {tracked['all']:.0f} with the flush",
+            f"{store}: without tracking {rate:.0f} steps/s; the store alone takes {3 * alone['all']:.0f} points/s; mltrain "
+            f"{tracked['loop']:.0f} steps/s = {ratios[-1]:.3f}, {tracked['all']:.0f} with the flush = {flushed[-1]:.3f}",
             flush=True,
         )
     turns = one("mltrain by turns", 2 * steps)
@@ -215,7 +210,7 @@ def report(one: Callable[[str, int], dict[str, float]], steps: int, rounds: int,
         f"tracking; in the first turn, in which the process that sends starts, {turns['first']:.3f}; "
         f"{1e6 * turns['waited']:.0f} µs a step were waited for other threads"
     )
-    print(f"mltrain in the loop: {spread(ratios)} of no tracking")
+    print(f"mltrain in the loop, whole runs: {spread(ratios)} of no tracking")
     print(f"with the last flush: {spread(flushed)} of what is possible, the slower of no tracking and the store alone")
     for way in OTHERS:
         if way.startswith("Lightning") and importlib.util.find_spec("lightning") is None:

@@ -32,7 +32,7 @@ POINTS_A_BATCH = 1000
 """What MLflow's REST interface takes at most in one call."""
 _STARTING_SECONDS = 30.0
 """For so long points may wait for the process, which has MLflow to import, before they are sent without it."""
-_LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.1
 
 Fate = Literal["sent", "later", "otherwise"]
 """Of a batch: it is there; it is to be asked for again when the process has started; it is to be sent without it."""
@@ -78,7 +78,7 @@ class Courier:
         if self._process is None or self._process.poll() is not None:
             return "otherwise"
         if not self._is_ready():
-            return "later" if time.monotonic() - self._started < _STARTING_SECONDS else "otherwise"
+            return "later" if self.starting else "otherwise"
         if not self._tell({"run": run_id}):
             return "otherwise"
         while (answer := self._answer(0.5)) is None:
@@ -87,6 +87,11 @@ class Courier:
         if "error" in answer:
             log.debug("The process that sends points: %s", answer["error"])
         return "sent" if "sent" in answer else "otherwise"
+
+    @property
+    def starting(self) -> bool:
+        """Whether points wait for the process, which is not ready yet."""
+        return self._process is not None and not self._ready and time.monotonic() - self._started < _STARTING_SECONDS
 
     def close(self) -> None:
         """End the process, at once; called from any thread."""
@@ -167,7 +172,7 @@ def main() -> None:
 def _end_with(parent: int) -> None:
     """End when the parent does. Its end of the pipe tells that late: data workers that it forked hold it open, too."""
     while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)
     os._exit(0)
 
 

@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when
 
 from mltrain.errors import RunHeld, RunNotFound, StorageError, TrackingError
 from mltrain.tracking.artifacts import Artifacts, discard_sent
-from mltrain.tracking.courier import POINTS_A_BATCH, Courier, send_points
+from mltrain.tracking.courier import LOOK_SECONDS, POINTS_A_BATCH, Courier, send_points
 from mltrain.tracking.journal import Journal, StoredItem, StoredPoint
 from mltrain.tracking.lease import HEARTBEAT_SECONDS
 from mltrain.tracking.persistence import may_pass
@@ -103,7 +103,8 @@ class Sender:
             if not sent and stopping:
                 return
             if not sent:
-                self._journal.arrived.wait(HEARTBEAT_SECONDS)
+                starting = self._courier is not None and self._courier.starting
+                self._journal.arrived.wait(LOOK_SECONDS if starting else HEARTBEAT_SECONDS)
                 self._journal.arrived.clear()
 
     def _ours(self) -> None:
