@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import queue
-import select
 import signal
 import subprocess
 import sys
@@ -62,9 +61,10 @@ class Courier:
         self._setting = {"journal": str(journal), "uri": uri, "parent": os.getpid()}
         self._started = -math.inf
         self._process: subprocess.Popen[str] | None = None
-        self._said = select.poll()
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._ready = False
         self._closed = False
+        self._lock = threading.Lock()
 
     def deliver(self, run_id: str, waiting: int) -> Fate:
         """Have a batch sent.
@@ -73,7 +73,7 @@ class Courier:
             run_id: of the run.
             waiting: how many points wait, counted up to a batch.
         """
-        if self._process is None and waiting >= POINTS_A_BATCH and not self._closed:
+        if self._process is None and waiting >= POINTS_A_BATCH:
             self._start()
         if self._process is None or self._process.poll() is not None:
             return "otherwise"
@@ -81,9 +81,7 @@ class Courier:
             return "later" if self.starting else "otherwise"
         if not self._tell({"run": run_id}):
             return "otherwise"
-        while (answer := self._answer(0.5)) is None:
-            if self._process.poll() is not None:  # a worker that was forked at the wrong moment holds its pipe open
-                return "otherwise"
+        answer = self._answer(self._process)
         if "error" in answer:
             log.debug("The process that sends points: %s", answer["error"])
         return "sent" if "sent" in answer else "otherwise"
@@ -91,46 +89,60 @@ class Courier:
     @property
     def starting(self) -> bool:
         """Whether points wait for the process, which is not ready yet."""
-        return self._process is not None and not self._ready and time.monotonic() - self._started < _STARTING_SECONDS
+        process = self._process
+        waiting = process is not None and process.poll() is None and not self._ready and not self._closed
+        return waiting and time.monotonic() - self._started < _STARTING_SECONDS
 
     def close(self) -> None:
         """End the process, at once; called from any thread."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                with suppress(OSError):  # what was not read by then
-                    pipe.close()  # type: ignore[union-attr]
+            with suppress(OSError):  # what was not read by then
+                self._process.stdin.close()  # type: ignore[union-attr]
 
     def _start(self) -> None:
-        self._started = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            process_group=0,  # a Ctrl+C at the terminal is for the training
-        )
-        self._said.register(self._process.stdout, select.POLLIN)  # type: ignore[arg-type]
+        with self._lock:
+            if self._closed:
+                return
+            self._started = time.monotonic()
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", __name__],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    process_group=0,  # a Ctrl+C at the terminal is for the training
+                )
+            except OSError as error:
+                self._closed = True
+                log.warning("No process that sends points can be started, so the training's does it: %s", error)
+                return
+        threading.Thread(target=self._listen, args=(self._process,), name="mltrain-courier", daemon=True).start()
         self._tell(self._setting)
 
+    def _listen(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        with process.stdout as answers:
+            for line in answers:
+                with suppress(ValueError):  # whatever else was printed before answers had the pipe to themselves
+                    self._answers.put(json.loads(line))
+
     def _is_ready(self) -> bool:
-        self._ready = self._ready or "ready" in (self._answer(0.0) or {})
+        if not self._ready:
+            with suppress(queue.Empty):
+                self._ready = "ready" in self._answers.get_nowait()
         return self._ready
 
-    def _answer(self, seconds: float) -> dict[str, Any] | None:
-        """Return what the process says within so long; none: it says nothing."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        if not self._said.poll(1000 * seconds):
-            return None
-        try:
-            line = self._process.stdout.readline()
-        except ValueError:
-            return {"error": "it was closed"}
-        return json.loads(line) if line.endswith("\n") else {"error": "it has ended"}
+    def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
+        while True:
+            with suppress(queue.Empty):
+                return self._answers.get(timeout=0.5)
+            if process.poll() is not None:
+                return {"error": f"it has ended with {process.returncode}"}
 
     def _tell(self, said: dict[str, Any]) -> bool:
         assert self._process is not None

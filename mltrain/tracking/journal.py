@@ -29,10 +29,8 @@ _UNSENT, _SENT, _PARKED, _DROPPED = range(4)
 _GATHER_SECONDS = 0.5
 _ROWS_A_STATEMENT = 250
 """SQLite's module lets other threads run for every statement, and then waits for its turn: a training of short steps pays for
-each. One statement of thousands of rows, on the other hand, takes SQLite longer than the same rows by hundreds, and thirty times
-as long where a row has something to compute."""
-_STATEMENTS_KEPT = 16
-"""Each that is kept for its next use keeps memory for all its rows; Python's 128 would keep a hundred megabytes."""
+each. But a statement of thousands of rows with something to compute takes SQLite ten times as long a row; and of each number of
+rows the module keeps a statement, with memory for all of them, for the next time."""
 _MOST_QUEUED = 100_000
 """So many points may wait for the local disk; then the training waits for it as well, and memory does not grow."""
 _MOST_KEPT = 500_000
@@ -41,7 +39,7 @@ _POINT = ("key", "step", "value", "timestamp")
 _PLACEHOLDERS = ("?", "?", "?", "?/1000000")
 """SQLite makes milliseconds of nanoseconds. In Python this division of large numbers costs 2 µs amid a training step, whose
 data has pushed all else out of the caches."""
-_FIRST_STEP, _LAST_STEP = -(2**63), 2**63 - 1
+_LEAST, _MOST = -(2**63), 2**63 - 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (
     id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, key TEXT NOT NULL, step INTEGER NOT NULL,
@@ -95,9 +93,7 @@ class Journal:
         self._budget = journal_budget() if budget is None else budget
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(
-                path, check_same_thread=False, timeout=60, isolation_level=None, cached_statements=_STATEMENTS_KEPT
-            )
+            self._database = sqlite3.connect(path, check_same_thread=False, timeout=60, isolation_level=None)
             self._database.execute(f"PRAGMA journal_mode={'WAL' if _is_local(path) else 'DELETE'}")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_SCHEMA)
@@ -130,7 +126,7 @@ class Journal:
             TypeError, ValueError: a value is no number, or the step is beyond 64 bits.
         """
         step = int(step)
-        if not _FIRST_STEP <= step <= _LAST_STEP:
+        if not _LEAST <= step <= _MOST:
             raise ValueError(f"A step of at most 64 bits was expected, and {step:.3e} came.")
         points: list[str | float] = []
         for key, value in values.items():
@@ -141,8 +137,8 @@ class Journal:
             self._wait_for_room()
 
     def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
-        """Queue points (key, step, value, timestamp in milliseconds since 1970) that were born earlier."""
-        cleaned = [(_writable(key), step, value, 1_000_000 * timestamp) for key, step, value, timestamp in points]
+        """Queue points (key, step, value, timestamp in milliseconds since 1970) that were born earlier, at most in 2262."""
+        cleaned = [(_writable(key), step, value, min(_MOST, 1_000_000 * at)) for key, step, value, at in points]
         self._points.extend(list(chain.from_iterable(cleaned)))
         if len(self._points) > _MOST_QUEUED * len(_POINT):
             self._wait_for_room()

@@ -101,6 +101,35 @@ def test_its_death_is_noticed_at_once(courier: Courier, journal: Journal, run_id
     assert journal.unsent() == 1500
 
 
+def test_where_no_process_can_be_started_points_are_sent_without_it(
+    courier: Courier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    for _ in range(2):
+        assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+    assert not courier.starting
+    assert len([line for line in caplog.messages if "can be started" in line]) == 1
+
+
+def test_one_that_was_closed_is_not_started(courier: Courier) -> None:
+    courier.close()
+    assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+    assert courier._process is None
+
+
+def test_it_is_starting_until_it_is_ready_or_has_ended(courier: Courier, journal: Journal, run_id: str) -> None:
+    assert not courier.starting
+    assert courier.deliver(run_id, POINTS_A_BATCH) == "later"
+    assert courier.starting
+    started(courier, run_id)
+    assert not courier.starting
+    courier.close()
+    assert not courier.starting
+
+
 def test_it_ends_with_whoever_started_it(courier: Courier, journal: Journal, run_id: str) -> None:
     started(courier, run_id)
     assert courier._process is not None

@@ -157,6 +157,12 @@ def test_text_that_no_database_takes_is_spelled_out_and_what_follows_is_kept(jou
     assert [key for key, *_ in points(journal)] == ["a\\ud800", "é", "b\\ud800"]
 
 
+def test_a_time_that_no_clock_has_costs_nothing_else(journal: Journal) -> None:
+    journal.add_points([("a", 1, 1.0, 2**62), ("b", 1, 2.0, 1_700_000_000_000)])  # a manifest may hold it
+    journal.flush()
+    assert points(journal) == [("a", 1, 1.0, (2**63 - 1) // 1_000_000), ("b", 1, 2.0, 1_700_000_000_000)]
+
+
 def test_a_step_beyond_64_bits_is_refused_where_it_is_logged(journal: Journal) -> None:
     with pytest.raises(ValueError, match="64 bits"):
         journal.log_metrics({"a": 1}, 2**63, 1)
