@@ -39,7 +39,7 @@ _POINT = ("key", "step", "value", "timestamp")
 _PLACEHOLDERS = ("?", "?", "?", "?/1000000")
 """SQLite makes milliseconds of nanoseconds. In Python this division of large numbers costs 2 µs amid a training step, whose
 data has pushed all else out of the caches."""
-_LEAST, _MOST = -(2**63), 2**63 - 1
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (
     id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, key TEXT NOT NULL, step INTEGER NOT NULL,
@@ -89,7 +89,8 @@ class Journal:
     def __init__(self, path: Path, attempt: int, budget: int | None = None) -> None:
         self.attempt = attempt
         self.left_out = 0
-        """How many points there was no room for."""
+        """How many points are lost: there was no room for them, or they could not be written."""
+        self._said_full = False
         self._budget = journal_budget() if budget is None else budget
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ class Journal:
             TypeError, ValueError: a value is no number, or the step is beyond 64 bits.
         """
         step = int(step)
-        if not _LEAST <= step <= _MOST:
+        if not _INT64_MIN <= step <= _INT64_MAX:
             raise ValueError(f"A step of at most 64 bits was expected, and {step:.3e} came.")
         points: list[str | float] = []
         for key, value in values.items():
@@ -138,7 +139,7 @@ class Journal:
 
     def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
         """Queue points (key, step, value, timestamp in milliseconds since 1970) that were born earlier, at most in 2262."""
-        cleaned = [(_writable(key), step, value, min(_MOST, 1_000_000 * at)) for key, step, value, at in points]
+        cleaned = [(_writable(key), step, value, min(_INT64_MAX, 1_000_000 * at)) for key, step, value, at in points]
         self._points.extend(list(chain.from_iterable(cleaned)))
         if len(self._points) > _MOST_QUEUED * len(_POINT):
             self._wait_for_room()
@@ -311,12 +312,14 @@ class Journal:
                     excess = max(0, len(points) - _MOST_KEPT * len(_POINT))
                     if excess or len(items) > _MOST_KEPT:
                         log.error("The oldest of them are lost, because memory is bounded to %d of a kind.", _MOST_KEPT)
+                        self.left_out += excess // len(_POINT)
                         del points[:excess], items[:-_MOST_KEPT]
                 except Exception:  # not the disk's: trying again would keep what comes next from being written, too
                     lost = len(points) // len(_POINT) + len(items)
                     log.exception(
                         "%d entries cannot be kept in the journal, and are lost. This is a mistake of mltrain's", lost
                     )
+                    self.left_out += len(points) // len(_POINT)
                     points, items = [], []
             self._room.set()
             for event in flushes:
@@ -325,7 +328,8 @@ class Journal:
     def _store(self, points: list[str | float], items: list[tuple[Kind, str, str]]) -> None:
         with self._transaction():
             if points and not self._has_room():
-                if not self.left_out:
+                if not self._said_full:
+                    self._said_full = True
                     log.error(
                         "The journal has reached its budget of %.1f GB, because the tracking server has been away for so "
                         "long. Further metric points are NOT kept; checkpoints are. MLTRAIN_JOURNAL_GB gives it more.",

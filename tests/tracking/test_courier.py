@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -118,6 +120,31 @@ def test_one_that_was_closed_is_not_started(courier: Courier) -> None:
     courier.close()
     assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
     assert courier._process is None
+
+
+def test_one_that_is_closed_while_it_starts_ends(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, start = threading.Event(), subprocess.Popen
+
+    def slow(*words: Any, **options: Any) -> Any:
+        entered.set()
+        time.sleep(0.3)
+        return start(*words, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    asking = threading.Thread(target=courier.deliver, args=("0" * 32, POINTS_A_BATCH))
+    asking.start()
+    assert entered.wait(10)
+    courier.close()
+    asking.join()
+    assert courier._process is not None
+    assert courier._process.poll() is not None
+
+
+def test_what_is_printed_before_its_answers_is_none(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    talks = """read setting; echo welcome; echo '{"ready": true}'; read order; echo '{"sent": 1}'; read end"""
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(["sh", "-c", talks], **options))
+    assert started(courier, "0" * 32) >= 1
 
 
 def test_it_is_starting_until_it_is_ready_or_has_ended(courier: Courier, journal: Journal, run_id: str) -> None:

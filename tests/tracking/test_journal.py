@@ -182,6 +182,7 @@ def test_entries_that_cannot_be_written_at_all_do_not_end_the_journal(
     journal.flush()
     assert points(journal) == [("a", 1, 1.0, 1)]
     assert "1 entries cannot be kept" in caplog.text
+    assert journal.left_out == 1  # so that the run's record says it
 
 
 def journal_of_attempts(place: Path, attempts: dict[int, list[int]]) -> None:
@@ -284,6 +285,21 @@ def test_thousands_of_points_at_once_cost_neither_seconds_nor_memory(journal: Jo
         written += count
     assert time.process_time() - began < 1e-5 * written
     assert process.memory_info().rss - before < 40e6
+
+
+def test_what_memory_has_no_room_for_while_the_disk_refuses_is_counted(
+    journal: Journal, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mltrain.tracking.journal._MOST_KEPT", 10)
+    with closing(sqlite3.connect(place)) as database:
+        database.execute("ALTER TABLE points RENAME TO away")
+        journal.add_points(("loss", step, 0.0, 0) for step in range(25))
+        journal.flush()
+        database.execute("ALTER TABLE away RENAME TO points")
+    journal.flush()
+    assert [step for _, step, *_ in points(journal)] == list(range(15, 25))
+    assert journal.left_out == 15
+    assert "The oldest of them are lost" in caplog.text
 
 
 def test_what_was_refused_can_be_tried_again(journal: Journal) -> None:
