@@ -5,8 +5,6 @@ worker processes nor an interruption changes what augmentation draws.
 """
 
 import itertools
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +16,9 @@ from mltrain.generators import Aside, seed_cheaply
 from mltrain.state import Stateful
 
 _MASK = 2**64 - 1
-_TINY_SECONDS, _AHEAD_SECONDS = 0.0002, 0.002
+_MULTINOMIAL_ITEMS = 2**24
+"""More categories than these are refused by ``torch.multinomial``."""
+_CHUNK = 2**20
 
 
 @runtime_checkable
@@ -53,6 +53,11 @@ def mixed(*numbers: int, state: int = 0) -> int:
 
 class ResumableLoader:
     """Batches of a map-style dataset, in an order that follows from (seed, epoch), resumable at any batch.
+
+    With ``num_workers=0`` a batch is fetched when the training asks for it, and never earlier, so a dataset may have state
+    (a counter, a cache, a position in a file, a generator of its own). If the dataset has ``state_dict()`` and
+    ``load_state_dict()``, its state is saved and restored with the position. Worker processes fetch ahead, each with
+    a copy of the dataset, so with ``num_workers`` above 0 the state of a dataset is neither saved nor restored.
 
     Args:
         dataset: anything with ``__len__`` and ``__getitem__``.
@@ -127,21 +132,23 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         """Return the batches from the present position to the end of the epoch, then stand at the next epoch."""
         batches = len(self)
-        for fetched in self._fetched(self._remaining()):
+        state, remaining = mixed(self.seed, self.epoch), range(self.batch, batches)
+        for fetched in self._fetched(_Requests(self._order(), self.batch_size, state, remaining)):
             self.batch += 1
             if self.batch == batches:
                 self.epoch, self.batch = self.epoch + 1, 0
             yield fetched
 
     def state_dict(self) -> dict[str, Any]:
-        """Return position, seed, and the lengths that say whether the position still means the same."""
-        return {
+        """Return position, seed, the lengths that belong to them, and the dataset's own state where it has one."""
+        own = {
             "epoch": self.epoch,
             "batch": self.batch,
             "seed": self.seed,
             "items": len(self.dataset),
             "batch_size": self.batch_size,
         }
+        return {**own, "dataset": dict(self.dataset.state_dict())} if self._keeps_state else own
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue at a position.
@@ -160,28 +167,34 @@ class ResumableLoader:
                 advice="Resume with the data and batch size of before, or from a checkpoint at the end of an epoch.",
             )
         self.epoch, self.batch, self.seed = state_dict["epoch"], state_dict["batch"], state_dict["seed"]
+        if self._keeps_state and "dataset" in state_dict:
+            self.dataset.load_state_dict(state_dict["dataset"])
 
-    def _order(self) -> list[int]:
+    @property
+    def _keeps_state(self) -> bool:
+        """Whether this process's copy of the dataset is the one that changes, and its state can be saved."""
+        return self.num_workers == 0 and isinstance(self.dataset, Stateful)
+
+    def _order(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch) >> 1)
+        items = len(self.dataset)
+        if self.weights is not None and items <= _MULTINOMIAL_ITEMS:
+            return torch.multinomial(self.weights, items, replacement=True, generator=generator)
         if self.weights is not None:
-            return torch.multinomial(self.weights, len(self.dataset), replacement=True, generator=generator).tolist()
+            return _drawn_by_sums(self.weights, items, generator)
         if self.shuffle:
-            return torch.randperm(len(self.dataset), generator=generator).tolist()
-        return list(range(len(self.dataset)))
+            return torch.randperm(items, generator=generator)
+        return torch.arange(items)
 
-    def _remaining(self) -> list[tuple[int, list[int]]]:
-        order, size, state = self._order(), self.batch_size, mixed(self.seed, self.epoch)
-        return [
-            (mixed(batch, state=state), order[batch * size : (batch + 1) * size])
-            for batch in range(self.batch, len(self))
-        ]
-
-    def _fetched(self, requests: list[tuple[int, list[int]]]) -> Iterator[Any]:
+    def _fetched(self, requests: "_Requests") -> Iterator[Any]:
         if self.num_workers == 0 and not self._pin_memory:
-            yield from self._fetched_here(requests)
+            for request in requests:
+                with self._aside:
+                    fetched = self._fetch[request]
+                yield fetched
             return
         # DataLoader draws a base seed for its workers from a generator: from one of its own, not from the training's.
-        yield from DataLoader(
+        batches = DataLoader(
             self._fetch,
             batch_size=None,
             sampler=requests,
@@ -189,22 +202,14 @@ class ResumableLoader:
             pin_memory=self._pin_memory,
             generator=torch.Generator().manual_seed(0),
         )
-
-    def _fetched_here(self, requests: list[tuple[int, list[int]]]) -> Iterator[Any]:
-        # Setting the training's random numbers aside costs about as much as fetching a batch of tiny items, so of these
-        # as many are fetched in one go as two milliseconds allow. Larger ones come one by one, and are freed when used.
-        position = 0
-        while position < len(requests):
-            ahead: deque[Any] = deque()
+        if self.num_workers:
+            yield from batches
+            return
+        fetching = iter(batches)  # fetches in this process, whose generators belong to the training
+        for _ in requests:
             with self._aside:
-                deadline = began = time.perf_counter()
-                while not ahead or (position < len(requests) and time.perf_counter() < deadline):
-                    ahead.append(self._fetch[requests[position]])
-                    position += 1
-                    if len(ahead) == 1 and time.perf_counter() - began < _TINY_SECONDS:
-                        deadline = began + _AHEAD_SECONDS
-            while ahead:
-                yield ahead.popleft()
+                fetched = next(fetching)
+            yield fetched
 
 
 class StreamLoader:
@@ -278,6 +283,36 @@ class StreamLoader:
         self.epoch, self.batch, self.seed = state_dict["epoch"], state_dict["batch"], state_dict["seed"]
         self._over = state_dict["over"]
         self.dataset.load_state_dict(state_dict["dataset"])
+
+
+class _Requests:
+    """Seed and item numbers of every batch in a range, made one batch at a time."""
+
+    def __init__(self, order: torch.Tensor, batch_size: int, state: int, batches: range) -> None:
+        self._order = order
+        self._batch_size = batch_size
+        self._state = state
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        size = self._batch_size
+        for batch in self._batches:
+            yield mixed(batch, state=self._state), self._order[batch * size : (batch + 1) * size].tolist()
+
+
+def _drawn_by_sums(weights: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw items with replacement in proportion to weights, by bisecting their running sums in 64-bit numbers."""
+    sums = weights.cumsum(0)
+    drawn = torch.empty(count, dtype=torch.int64)
+    for begin in range(0, count, _CHUNK):
+        part = drawn[begin : begin + _CHUNK]
+        uniform = torch.rand(len(part), dtype=torch.float64, generator=generator)
+        # On the right side of equal sums, so that an item of weight 0 is never drawn.
+        torch.searchsorted(sums, uniform.mul_(sums[-1]), right=True, out=part)
+    return drawn
 
 
 class _Fetch(Dataset[Any]):

@@ -75,6 +75,27 @@ def test_weights_draw_items_in_proportion() -> None:
     assert sum(index >= 200 for index in drawn) > sum(index < 100 for index in drawn)
 
 
+def test_orders_are_those_of_earlier_releases() -> None:
+    """A run that an earlier release left in the middle of an epoch has to go on with the same items."""
+    weighted = loader(12, 4, weights=[float(number % 4) for number in range(12)])
+    assert order(epoch_of(loader())) == [3, 5, 6, 2, 7, 4, 1, 9, 0, 8]
+    assert order(epoch_of(weighted)) == [1, 10, 5, 6, 5, 7, 6, 7, 6, 10, 6, 11]
+
+
+def test_more_weights_than_torch_draws_from_at_once() -> None:
+    size = 2**24 + 3
+    weights = torch.zeros(size)
+    weights[[5, 2**24, size - 1]] = torch.tensor([1.0, 2.0, 1.0])
+    batches = ResumableLoader(range(size), 1000, weights=weights, seed=3)
+    begun = iter(batches)
+    counts = torch.bincount(next(begun), minlength=size)
+    assert counts.nonzero().flatten().tolist() == [5, 2**24, size - 1]
+    assert 420 < counts[2**24] < 580
+    resumed = ResumableLoader(range(size), 1000, weights=weights, seed=0)
+    resumed.load_state_dict(batches.state_dict())
+    assert identical(next(iter(resumed)), next(begun))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     size=st.integers(1, 20),
@@ -170,6 +191,79 @@ def test_only_with_a_seed_for_every_sample_it_does_not_matter_what_the_others_dr
         return next(iter(ResumableLoader(dataset, 6, seed=1, shuffle=False, seed_samples=seed_samples)))[1][1:]
 
     assert identical(draws(Greedy(6)), draws(Noisy(6))) == seed_samples
+
+
+class Counting:
+    """Items that tell how many were fetched before them, and that it says to whoever asks."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.fetched = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        self.fetched += 1
+        return index, self.fetched
+
+
+class Resumable(Counting):
+    def state_dict(self) -> dict[str, int]:
+        return {"fetched": self.fetched}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.fetched = state["fetched"]
+
+
+def test_no_item_is_fetched_before_its_batch_is_asked_for() -> None:
+    dataset, collated = Counting(40), []
+
+    def collate(items: list[Any]) -> list[Any]:
+        collated.append(len(items))
+        return items
+
+    seen = [(dataset.fetched, len(collated)) for _ in ResumableLoader(dataset, 4, seed=1, collate=collate)]
+    assert seen == [(4 * batch, batch) for batch in range(1, 11)]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 10, 14])
+def test_a_dataset_with_a_state_of_its_own_goes_on_with_it(stop: int) -> None:
+    def endless(batches: ResumableLoader) -> Iterator[Any]:
+        while True:
+            yield from batches
+
+    whole = endless(ResumableLoader(Resumable(40), 4, seed=1))
+    expected = [next(whole) for _ in range(20)]
+    broken = ResumableLoader(Resumable(40), 4, seed=1)
+    begun = endless(broken)
+    got = [next(begun) for _ in range(stop)]
+    resumed = ResumableLoader(Resumable(40), 4, seed=1)
+    resumed.load_state_dict(broken.state_dict())
+    rest = endless(resumed)
+    got += [next(rest) for _ in range(20 - stop)]
+    assert identical(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_copies_of_a_dataset_in_workers_leave_no_state_behind() -> None:
+    helped = ResumableLoader(Resumable(8), 4, num_workers=1)
+    epoch_of(helped)
+    assert "dataset" not in helped.state_dict()
+    alone = ResumableLoader(Resumable(8), 4)
+    epoch_of(alone)
+    helped.load_state_dict(alone.state_dict())
+    assert helped.dataset.fetched == 0
+    old = {key: value for key, value in alone.state_dict().items() if key != "dataset"}
+    alone.load_state_dict(old)
+    assert alone.dataset.fetched == 8, "a checkpoint without a state of the dataset leaves it as it is"
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+def test_pinned_batches_leave_the_random_numbers_of_the_training_alone() -> None:
+    before = Rng().state_dict()
+    assert identical(epoch_of(loader(pin_memory=True)), epoch_of(loader()))
+    assert identical(Rng().state_dict(), before)
 
 
 def test_a_dataset_may_fetch_a_batch_at_a_time() -> None:
