@@ -1,6 +1,7 @@
 """Which device computes, and how deterministically."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -27,8 +28,22 @@ def chosen(name: str) -> torch.device:
     return torch.device(name)
 
 
-def set_up(num_threads: int | None, deterministic: bool) -> None:
-    """Set the number of CPU threads of torch, and deterministic algorithms; what has no such algorithm warns."""
+def make_current(device: torch.device, cuda: Any = torch.cuda) -> None:
+    """Make a CUDA device the current one.
+
+    ``tensor.cuda()``, streams, libraries and the project's own code use the current device, which is otherwise the first.
+    """
+    if device.type == "cuda" and device.index is not None:
+        cuda.set_device(device)
+
+
+def set_up(num_threads: int | None, deterministic: bool, device: str = "auto") -> None:
+    """Set the current device, the number of CPU threads, and deterministic algorithms; what has none warns.
+
+    Raises:
+        ConfigError: this machine does not have the device.
+    """
+    make_current(chosen(device))
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     if deterministic:

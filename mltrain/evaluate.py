@@ -224,7 +224,7 @@ def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
     Raises:
         StateMismatch: the weights do not fit the model.
     """
-    devices.set_up(config.num_threads, config.deterministic)
+    devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     task = project.build(config)
     if isinstance(task.step, HasDevice):

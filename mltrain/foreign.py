@@ -125,7 +125,7 @@ def import_file(
         run = opening.create(server, experiment, file.stem, "imported", {"mltrain.imported": file.name})
         return _stored(run, foreign, report)
     config = project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
-    devices.set_up(config.num_threads, config.deterministic)
+    devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     run = opening.create(
         server, experiment or config.experiment, file.stem, project.name, {"mltrain.imported": file.name}

@@ -61,26 +61,43 @@ class Progress:
 class Rng:
     """The random number generators of Python, NumPy, torch and every CUDA device, as one stateful part."""
 
+    def __init__(self, cuda: Any = torch.cuda, mps: Any = torch.backends.mps) -> None:
+        self._cuda = cuda
+        self._mps = mps
+
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all generators of this process."""
         version, words, gauss = random.getstate()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {
+        state = {
             "python": [version, np.array(words, dtype=np.uint32), gauss],
             "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state(),
-            "cuda": cuda,
+            "cuda": [],
         }
+        if self._cuda.is_available():
+            state |= {"cuda": self._cuda.get_rng_state_all(), "cuda_device": self._cuda.current_device()}
+        if self._mps.is_available():
+            state["mps"] = torch.mps.get_rng_state()
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put all generators back; states of CUDA devices that this machine lacks are left alone."""
+        """Put all generators back.
+
+        CUDA devices that this machine lacks are left out. The device that computes gets the state of the one that did.
+        """
         version, words, gauss = state_dict["python"]
         random.setstate((version, tuple(int(word) for word in words), gauss))
         np.random.set_state(state_dict["numpy"])
         torch.set_rng_state(state_dict["torch"].cpu())
-        if torch.cuda.is_available():
-            for device, state in zip(range(torch.cuda.device_count()), state_dict["cuda"], strict=False):
-                torch.cuda.set_rng_state(state.cpu(), device)
+        states = dict(enumerate(state_dict["cuda"]))
+        if self._cuda.is_available() and states:
+            then, now = state_dict.get("cuda_device"), self._cuda.current_device()
+            if then in states and then != now:
+                states[now] = states[then]
+            for device in states.keys() & set(range(self._cuda.device_count())):
+                self._cuda.set_rng_state(states[device].cpu(), device)
+        if "mps" in state_dict and self._mps.is_available():
+            torch.mps.set_rng_state(state_dict["mps"].cpu())
 
 
 def seed_everything(seed: int) -> None:
@@ -125,10 +142,16 @@ class HostBuffers:
     """Host memory that a snapshot is copied into, kept from checkpoint to checkpoint.
 
     One snapshot at a time lives in it: the caller lets go of the last one before it takes the next.
+
+    Args:
+        cuda: says whether there are CUDA devices, and waits for one.
+        pin: whether the memory is page-locked. If ``None``, it is where there is a CUDA device.
     """
 
-    def __init__(self) -> None:
-        self._pinned = torch.cuda.is_available()  # page-locked memory, so that a GPU copies without waiting in between
+    def __init__(self, cuda: Any = torch.cuda, *, pin: bool | None = None) -> None:
+        self._cuda = cuda
+        self._late = cuda.is_available()  # copies from a GPU are queued, and waited for once
+        self._pinned = self._late if pin is None else pin
         self._kept: dict[str, torch.Tensor] = {}
 
     def copy(self, tensors: Mapping[str, torch.Tensor], rest: Rest | None = None) -> dict[str, torch.Tensor]:
@@ -139,6 +162,7 @@ class HostBuffers:
             rest: takes over those that may be copied late.
         """
         copies = {}
+        queued = set()
         for name, tensor in tensors.items():
             buffer = self._kept.pop(name, None)
             if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
@@ -147,9 +171,11 @@ class HostBuffers:
                     buffer = torch.empty_like(tensor, device="cpu", pin_memory=self._pinned)
             copies[name] = buffer
             if rest is None or not rest.takes(buffer, tensor):
-                buffer.copy_(tensor, non_blocking=self._pinned)
-        if self._pinned:
-            torch.cuda.synchronize()
+                late = self._late and tensor.device.type == "cuda"
+                buffer.copy_(tensor, non_blocking=late)
+                queued |= {tensor.device} if late else set()
+        for device in queued:  # each has queues of its own: waiting for the current device waits for no other
+            self._cuda.synchronize(device)
         self._kept = copies
         return dict(copies)
 

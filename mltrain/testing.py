@@ -229,7 +229,7 @@ def _in_memory(project: Project, overrides: Mapping[str, Any] | None, interrupt_
     tracker, saver = MemoryTracker(), MemorySaver()
     for stop_at in (*interrupt_at, None):
         stop = StopAt(stop_at)
-        devices.set_up(config.num_threads, config.deterministic)
+        devices.set_up(config.num_threads, config.deterministic, config.device)
         seed_everything(config.seed)
         task = project.build(config)
         trainer = Trainer(task, config, tracker, saver, stop)

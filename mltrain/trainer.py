@@ -155,6 +155,7 @@ class Trainer:
         self._stop = stop
         self._data = dict(data or {})
         self.device = devices.chosen(config.device)
+        devices.make_current(self.device)
         if isinstance(task.step, HasDevice):
             task.step.prepare(self.device, config.amp)
         self.progress = Progress()

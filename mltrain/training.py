@@ -142,7 +142,7 @@ class _Session:
     def _built(self) -> tuple[Task, dict[str, str]]:
         """Build the task, reproducibly, and take the fingerprint of its data."""
         config = self._config
-        devices.set_up(config.num_threads, config.deterministic)
+        devices.set_up(config.num_threads, config.deterministic, config.device)
         seed_everything(config.seed)
         return self._project.build(config), fingerprint.data(config.places())
 

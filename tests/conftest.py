@@ -23,6 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 TINY = Path(__file__).parent / "tiny.py"
 
+collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from mltrain.device import make_current
 from mltrain.errors import StateMismatch, UnsupportedValue, UsageError
 from mltrain.state import HostBuffers, Progress, Rng, Stateful, TrainState, fitted, own_rng, seed_everything, snapshot
 from tests.values import identical
@@ -128,6 +129,91 @@ def test_host_memory_is_used_again_from_one_snapshot_to_the_next() -> None:
     assert not second["w"].any()
     assert buffers.copy({"w": torch.zeros(9)})["w"].shape == (9,)
     assert buffers.copy({"w": torch.zeros(9, dtype=torch.float64)})["w"].dtype is torch.float64
+
+
+class Cuda:
+    """A device module of two CUDA devices that are not there; notes what it is asked for."""
+
+    def __init__(self, current: int = 0, devices: int = 2) -> None:
+        self.current = current
+        self.states = [torch.tensor([device], dtype=torch.uint8) for device in range(devices)]
+        self.waited: list[torch.device] = []
+
+    def is_available(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return len(self.states)
+
+    def current_device(self) -> int:
+        return self.current
+
+    def set_device(self, device: torch.device) -> None:
+        self.current = device.index
+
+    def synchronize(self, device: torch.device | None = None) -> None:
+        self.waited.append(torch.device("cuda", self.current) if device is None else device)
+
+    def get_rng_state_all(self) -> list[torch.Tensor]:
+        return [state.clone() for state in self.states]
+
+    def set_rng_state(self, state: torch.Tensor, device: int) -> None:
+        self.states[device] = state.clone()
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says it is on a CUDA device."""
+
+    number = 0
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", self.number)
+
+
+class OnSecond(OnCuda):
+    number = 1
+
+
+def test_a_snapshot_waits_for_every_device_that_it_copied_from() -> None:
+    cuda = Cuda()
+    one, two, here = torch.ones(2).as_subclass(OnCuda), torch.ones(2).as_subclass(OnSecond), torch.ones(2)
+    buffers = HostBuffers(cuda, pin=False)
+    buffers.copy({"here": here})
+    assert cuda.waited == []
+    buffers.copy({"two": two, "here": here})
+    assert cuda.waited == [torch.device("cuda:1")]
+    cuda.waited.clear()
+    buffers.copy({"one": one, "two": two, "again": two})
+    assert sorted(cuda.waited, key=str) == [torch.device("cuda:0"), torch.device("cuda:1")]
+
+
+def test_the_configured_device_becomes_the_current_one() -> None:
+    cuda = Cuda()
+    make_current(torch.device("cuda:1"), cuda)
+    assert cuda.current == 1
+    for device in ("cpu", "cuda", "mps"):
+        make_current(torch.device(device), cuda)
+    assert cuda.current == 1
+
+
+def test_generators_of_all_devices_go_back_and_the_one_that_computes_comes_first() -> None:
+    state = Rng(Cuda(current=1)).state_dict()
+    same, fewer, more = Cuda(current=1), Cuda(devices=1), Cuda(current=2, devices=3)
+    for cuda in (same, fewer, more):
+        cuda.states = [torch.tensor([9], dtype=torch.uint8) for _ in cuda.states]
+        Rng(cuda).load_state_dict(state)
+    assert [int(s) for s in same.states] == [0, 1]
+    assert [int(s) for s in fewer.states] == [1]  # it trained on the second device, and goes on with its generator
+    assert [int(s) for s in more.states] == [0, 1, 1]
+
+
+def test_generators_of_checkpoints_without_the_device_go_back_by_number() -> None:
+    state = Rng(Cuda()).state_dict()
+    del state["cuda_device"]
+    cuda = Cuda(current=1)
+    Rng(cuda).load_state_dict({**state, "cuda": [torch.tensor([7], dtype=torch.uint8)] * 2})
+    assert [int(s) for s in cuda.states] == [7, 7]
 
 
 def test_a_refused_snapshot_leaves_the_buffers_as_they_were() -> None:

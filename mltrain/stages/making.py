@@ -79,7 +79,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     run.attempt.data = fingerprint.data(places_given)
     run.record_attempt()
     run.record_data(places_given)
-    devices.set_up(config.num_threads, config.deterministic)
+    devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     display.waiting("making files")
     with tempfile.TemporaryDirectory(prefix="mltrain-") as folder:
