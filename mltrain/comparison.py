@@ -42,7 +42,7 @@ def compared(server: Server, run_ids: Sequence[str]) -> Comparison:
     runs = [server.run(run_id) for run_id in run_ids]
     parameters = _side_by_side(_parameters(server, run) for run in runs)
     return Comparison(
-        [row(run) for run in runs],
+        [row(server, run) for run in runs],
         {key: values for key, values in parameters.items() if any(value != values[0] for value in values)},
         _side_by_side(_best(server, run_id) for run_id in run_ids),
         _side_by_side(dict(run.data.metrics) for run in runs),

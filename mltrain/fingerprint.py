@@ -34,16 +34,6 @@ def host() -> str:
     return socket.gethostname()
 
 
-def boot() -> str:
-    """Return something that differs from one boot of this machine to the next."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        import psutil
-
-        return str(int(psutil.boot_time()))
-
-
 def code(folder: Path) -> dict[str, str]:
     """Return git commit, whether files differ from it, remote without secrets, and a digest of the Python files."""
     found = {"digest": _digest_of_code(folder)}

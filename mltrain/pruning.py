@@ -81,7 +81,7 @@ def plan_run(server: Server, run_id: str, keep: Policy | None) -> RunPlan:
         ConfigError: no policy is given, and its own is not known.
     """
     run = server.run(run_id)
-    if state(run) in _LIVE:
+    if state(server, run) in _LIVE:
         raise RunHeld(f"Run {run_id} is being trained and prunes itself; prune it when it has ended.")
     return _planned(server, run, keep)
 
@@ -99,7 +99,7 @@ def plan_experiment(server: Server, experiment: str, rules: Rules) -> list[RunPl
     chosen = _best_runs(server, runs, rules.best_runs) if rules.best_runs is not None else None
     for run in runs:
         run_id, name = run.info.run_id, run.info.run_name
-        if state(run) in _LIVE:
+        if state(server, run) in _LIVE:
             plans.append(RunPlan(run_id, name, left_alone="it is being trained"))
             continue
         keep = rules.keep
@@ -127,7 +127,7 @@ def carry_out(server: Server, plan: RunPlan) -> int:
         return 0
     store, removed = plan.checkpoints.store, []
     with lock_if_here(server, plan.run_id):  # neither a resume nor a sync of this host comes in between
-        if state(server.run(plan.run_id)) in _LIVE:
+        if state(server, server.run(plan.run_id)) in _LIVE:
             raise RunHeld(f"Run {plan.run_id} was resumed meanwhile; nothing was removed.")
         try:
             for removal in plan.removals:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Literal, Self
 
-import psutil
+from mltrain.process import is_running
 
 _SAME_REQUEST_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
@@ -120,15 +120,9 @@ class StopRequest:
         elif self.hurry.is_set() and not same:
             _say("\nNot waiting for the upload; once more to leave at once.\n")
 
-    def _launcher_runs(self) -> bool:
-        try:
-            return bool(psutil.Process(self._launcher_pid).status() != psutil.STATUS_ZOMBIE)
-        except psutil.Error:
-            return False
-
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
-            if self._launcher_pid is not None and not self._launcher_runs():
+            if self._launcher_pid is not None and not is_running(self._launcher_pid):
                 self.request("the launcher's death")
                 return
 

@@ -202,7 +202,7 @@ def _rows(
     used = {name: run for name, run in {**before.used, **uses}.items() if run is not None}
     mode: Any = said.get("mode", "skip")
     rows = status(server, pipeline, parent, configs, Plan(used=used), mode)
-    about = {"pipeline": pipeline.name, **({"run_id": None} if parent is None else row(parent))}
+    about = {"pipeline": pipeline.name, **({"run_id": None} if parent is None else row(server, parent))}
     return about, rows
 
 

@@ -68,7 +68,7 @@ def plan_clearing(server: Server, pipeline: Pipeline, parent: Any, stages: Colle
                 "own: --run new"
             )
     for name, run in runs:
-        if state(run) in _LIVE:
+        if state(server, run) in _LIVE:
             raise RunHeld(f"The stage {name!r} is being trained (run {run.info.run_id}); nothing was cleared.")
     return [_planned(server, name, run) for name, run in runs]
 
@@ -102,7 +102,7 @@ def clear(server: Server, clearing: Clearing) -> None:
         StorageError: the store does not allow it.
     """
     run = server.run(clearing.run_id)
-    if state(run) in _LIVE:
+    if state(server, run) in _LIVE:
         raise RunHeld(f"Run {clearing.run_id} was resumed meanwhile; nothing more was cleared.")
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     models = registry.made_models(server, clearing.run_id, run.info.experiment_id)

@@ -23,7 +23,7 @@ def followed(server: Server, run_id: str, *, seconds: float = 0.5) -> Iterator[s
     shown = 0
     while True:
         run = server.run(run_id)
-        live = state(run) in _LIVE
+        live = state(server, run) in _LIVE
         text = _text(server, run_id, str(run.info.artifact_uri))
         if text is None and not live:
             raise NoCheckpoint(f"Run {run_id} has no {LOG_FILE}, here or among its artifacts.")

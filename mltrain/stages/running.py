@@ -9,6 +9,7 @@ from mltrain.config import Config
 from mltrain.errors import MltrainError, RunHeld, UsageError
 from mltrain.outcome import STOPPED, STOPPED_STAGED, Outcome
 from mltrain.pipeline import Stage
+from mltrain.process import same
 from mltrain.request import Request
 from mltrain.signals import StopRequest
 from mltrain.stages.clearing import Clearing, clear, plan_clearing
@@ -227,8 +228,7 @@ class _Session:
         """Whether a stage's run was held by the very process that held the pipeline, whose end has been waited for."""
         if run_id is None or not self._holder:
             return False
-        process = [holder_of(self._server.run(run_id)).get(key) for key in ("host", "boot", "pid", "born")]
-        return process == [self._holder.get(key) for key in ("host", "boot", "pid", "born")]
+        return same(holder_of(self._server.run(run_id)), self._holder)
 
     def _decide(self, decision: Decision, number: int, count: int) -> None:
         self._decisions.append(decision)

@@ -88,7 +88,7 @@ def _surveyed(server: Server, run: Any, stage: Stage, recipe: Recipe, mode: Mode
     record = _record(run, artifacts, checkpoints, recipe)
     changed = changes(record, recipe)
     epoch = int(run.data.metrics["epoch"]) if "epoch" in run.data.metrics else None
-    found = Found(run.info.run_id, state(run), changed, _where(stage, epoch, record))
+    found = Found(run.info.run_id, state(server, run), changed, _where(stage, epoch, record))
     output = None
     if found.state == "finished" and decide(stage, found, mode).action == "skip":
         output, wrong, recoverable = verified(stage, run.info.run_id, artifacts, checkpoints)

@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
-
-from mltrain import fingerprint
+from mltrain import fingerprint, process
 from mltrain.errors import CheckpointError, RunHeld, RunNotFound
 from mltrain.tracking.artifacts import Artifacts
+from mltrain.tracking.home import was_left
 from mltrain.tracking.server import Refusal, Server, tags_of
 
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
-"""How long a holder on another machine may be silent before it counts as dead."""
+"""How long a holder that cannot be seen from here may be silent before it counts as dead."""
 
 CONFIG_FILE = "config.json"
 ATTEMPTS_FILE = "attempts.json"
@@ -40,7 +39,7 @@ class Attempt:
 
     ordinal: int
     host: str = field(default_factory=fingerprint.host)
-    boot: str = field(default_factory=fingerprint.boot)
+    boot: str = field(default_factory=process.boot)
     pid: int = field(default_factory=os.getpid)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     resumed_from: str | None = None
@@ -117,25 +116,23 @@ def named(holder: Mapping[str, Any]) -> str:
     return f"process {holder.get('pid')} on {holder.get('host')} (attempt {holder.get('attempt')})"
 
 
-def is_alive(holder: Mapping[str, Any]) -> bool | None:
-    """Whether a holder's process runs; none when it is on another machine and cannot be known from here."""
-    if holder.get("host") != fingerprint.host():
-        return None
-    if holder.get("boot") != fingerprint.boot():
-        return False
-    try:
-        process = psutil.Process(int(holder.get("pid", 0)))
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - holder.get("born", 0)) < 2
-    except (psutil.Error, ValueError):
-        return False
+def is_alive(server: Server, run: Any) -> bool | None:
+    """Whether the process that holds a run is alive, as far as that can be known from this machine.
+
+    Returns:
+        ``None`` where it cannot be known; then the heartbeat of the run tells.
+    """
+    holder = holder_of(run)
+    alive = process.is_alive(holder)
+    return False if alive is None and was_left(server, run.info.run_id, holder) else alive
 
 
 def await_lease(server: Server, run: Any) -> None:
-    """Return when the run's holder is gone; on another machine, when its heartbeat did not change for the lease."""
+    """Return when the run's holder is gone: where that cannot be seen, when its heartbeat did not change for the lease."""
     if not is_held(run):
         return
     holder = holder_of(run)
-    alive = is_alive(holder)
+    alive = is_alive(server, run)
     who = named(holder)
     held = RunHeld(
         f"Run {run.info.run_id} is being written by {who}. Stop that one first, or take the run over with --take-over."
@@ -158,14 +155,7 @@ def await_lease(server: Server, run: Any) -> None:
 
 def own_hold(ordinal: int) -> str:
     """Return what says that this process holds a run as its attempt number ``ordinal``."""
-    holder = {
-        "attempt": ordinal,
-        "host": fingerprint.host(),
-        "boot": fingerprint.boot(),
-        "pid": os.getpid(),
-        "born": psutil.Process().create_time(),
-    }
-    return json.dumps(holder)
+    return json.dumps({"attempt": ordinal, **process.own()})
 
 
 def claim_attempt(server: Server, run_id: str, ordinal: int) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,17 @@ import filelock
 import platformdirs
 import psutil
 
-from mltrain import fingerprint
+from mltrain import process
 from mltrain.checkpoint.spool import replace_file
 from mltrain.errors import RunHeld, StorageError
 from mltrain.tracking.server import RUN_ID, Server
 
 _HOLDER_FILE = "holder.json"
 _RECORD_SECONDS = 2.0
+_OF_ONE_KERNEL = frozenset(
+    ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs", "ntfs", "refs")
+)
+"""Filesystems whose locks are known to be released when their holder ends; on those of a network or a host this is not sure."""
 
 
 def homes(server: Server) -> Path:
@@ -95,7 +99,7 @@ def locked(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock:
             f"{lock.lock_file} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
         ) from error
     with suppress(StorageError):
-        replace_file(home / _HOLDER_FILE, json.dumps({"host": fingerprint.host(), "pid": os.getpid()}).encode())
+        replace_file(home / _HOLDER_FILE, json.dumps(process.own()).encode())
     return lock
 
 
@@ -120,13 +124,36 @@ def lock_if_here(server: Server, run_id: str) -> Iterator[None]:
         lock.release()
 
 
+def was_left(server: Server, run_id: str, holder: Mapping[str, Any]) -> bool:
+    """Whether a process that wrote to a run from this home has ended: then the kernel has released its lock.
+
+    This holds for processes of other containers and of earlier boots as well, but only where the lock is on a disk that one
+    kernel has for itself.
+    """
+    home = homes(server) / _name_of(server, run_id)
+    try:
+        if not process.same(json.loads((home / _HOLDER_FILE).read_text(encoding="utf-8")), holder):
+            return False
+        if _filesystem(home) not in _OF_ONE_KERNEL:
+            return False
+        with filelock.FileLock(home / "lock", timeout=0):
+            return True
+    except (OSError, ValueError, AttributeError):  # a lock that is held is an OSError, too
+        return False
+
+
+def _filesystem(place: Path) -> str:
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if place.resolve().is_relative_to(mount.mountpoint)]
+    return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype.lower() if mounts else ""
+
+
 def _recorded_holder(home: Path) -> str:
     """Name the holder; where it has taken the lock this instant, the record may still be of the one before it."""
     deadline = time.monotonic() + _RECORD_SECONDS
     while time.monotonic() < deadline:
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             holder: Any = json.loads((home / _HOLDER_FILE).read_text(encoding="utf-8"))
-            if psutil.pid_exists(int(holder["pid"])):
+            if process.is_alive(holder) is not False:
                 return f"process {int(holder['pid'])}"
         time.sleep(0.05)
     return "another process"

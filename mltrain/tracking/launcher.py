@@ -15,7 +15,8 @@ from typing import Literal
 
 import psutil
 
-from mltrain import fingerprint
+from mltrain import process
+from mltrain.process import is_running
 from mltrain.tracking.server import Server, connect
 
 LAUNCHER_OF = "mltrain.launcher_of"
@@ -34,14 +35,6 @@ class Launcher:
     def alive(self) -> bool:
         """Whether the launching process still runs."""
         return self.pid is not None and is_running(self.pid)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for yet does not."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 def detect(environment: MutableMapping[str, str]) -> Launcher | None:
@@ -66,8 +59,8 @@ def nest(server: Server, launcher: Launcher, run_id: str) -> None:
     client = server.client
     server.insist(client.set_tag, launcher.run_id, "mlflow.parentRunId", run_id)
     server.insist(client.set_tag, launcher.run_id, LAUNCHER_OF, run_id)
-    who = json.dumps({"host": fingerprint.host(), "boot": fingerprint.boot(), "pid": launcher.pid})
-    server.insist(client.set_tag, launcher.run_id, _LAUNCHER, who)
+    who = process.described(launcher.pid) if launcher.pid is not None else {}
+    server.insist(client.set_tag, launcher.run_id, _LAUNCHER, json.dumps(who))
     if launcher.pid is not None:
         after(server, launcher.pid, launcher.run_id, "delete")
 
@@ -94,8 +87,7 @@ def repair(server: Server, run_id: str, experiment_id: str) -> None:
             who = json.loads(run.data.tags.get(_LAUNCHER, "{}"))
         except ValueError:
             continue
-        here = who.get("host") == fingerprint.host() and who.get("boot") == fingerprint.boot()
-        if run.info.run_id != run_id and here and not (who.get("pid") and is_running(who["pid"])):
+        if run.info.run_id != run_id and process.is_alive(who) is False:
             server.insist(server.client.delete_run, run.info.run_id)
 
 

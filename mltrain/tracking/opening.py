@@ -23,7 +23,6 @@ from mltrain.tracking.attempts import (
     Attempt,
     await_lease,
     claim_attempt,
-    holder_of,
     holder_tags,
     is_alive,
     last_attempt,
@@ -126,7 +125,7 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
     except BaseException:
         lock.release()
         raise
-    if take_over and is_alive(holder_of(run)) is not False:
+    if take_over and is_alive(server, run) is not False:
         opened.settle(HEARTBEAT_SECONDS + 1.0)
     return opened
 

@@ -27,17 +27,17 @@ def listed(server: Server, experiment: str | None, most: int) -> list[dict[str, 
     else:
         identities = [known.experiment_id for known in server.call(client.search_experiments)]
     runs = server.call(client.search_runs, identities, filter_string=f"tags.`{STATUS_TAG}` != ''", max_results=most)
-    return [row(run) for run in runs if LAUNCHER_OF not in run.data.tags]
+    return [row(server, run) for run in runs if LAUNCHER_OF not in run.data.tags]
 
 
-def row(run: Any) -> dict[str, Any]:
+def row(server: Server, run: Any) -> dict[str, Any]:
     """Return what is worth knowing of a run at a glance."""
     tags, metrics = run.data.tags, run.data.metrics
     return {
         "run_id": run.info.run_id,
         "name": run.info.run_name,
         "project": tags.get(PROJECT_TAG),
-        "state": state(run),
+        "state": state(server, run),
         "status": run.info.status,
         "epoch": int(metrics["epoch"]) if "epoch" in metrics else None,
         "latest": tags.get("mltrain.latest"),
@@ -48,12 +48,12 @@ def row(run: Any) -> dict[str, Any]:
     }
 
 
-def state(run: Any) -> str:
+def state(server: Server, run: Any) -> str:
     """Return ``running``, ``finished``, ``stopped``, ``failed``, ``dead``, or ``unknown`` for a holder elsewhere."""
     said = run.data.tags.get(STATUS_TAG)
     if said != "running":
         return said or _ENDED.get(run.info.status, "unknown")
-    alive = is_alive(holder_of(run))
+    alive = is_alive(server, run)
     return "running elsewhere" if alive is None else "running" if alive else "dead"
 
 

@@ -11,7 +11,6 @@ from mltrain.tracking.attempts import (
     LEASE_SECONDS,
     STATUS_OF,
     STATUS_TAG,
-    holder_of,
     is_alive,
 )
 from mltrain.tracking.server import Server, tags_of
@@ -35,12 +34,12 @@ def reap(server: Server, *, lease_seconds: float = LEASE_SECONDS) -> Iterator[Re
     watched = []
     for run in _found(server, f"attributes.status = 'RUNNING' and tags.`{STATUS_TAG}` != 'running'"):
         status = STATUS_OF.get(tags_of(run).get(STATUS_TAG, ""))
-        if status is not None and not is_alive(holder_of(run)):
+        if status is not None and not is_alive(server, run):
             # It had said how it ended, and was killed before MLflow's own status followed.
             server.insist(server.client.set_terminated, run.info.run_id, status)
             yield Reaped(run.info.run_id, run.info.run_name, "closed")
     for run in _found(server, f"tags.`{STATUS_TAG}` = 'running'"):
-        alive = is_alive(holder_of(run))
+        alive = is_alive(server, run)
         if alive is None:
             watched.append(run)
         elif alive:

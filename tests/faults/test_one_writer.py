@@ -7,8 +7,11 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +153,53 @@ def test_sync_on_a_machine_that_was_overtaken_sends_nothing_of_the_abandoned_str
 def test_a_dead_holder_is_taken_over_at_once(workplace: Workplace) -> None:
     done = workplace.mltrain("train", "tiny.py", "kill_at=8")
     resumed = workplace.mltrain("train", "--resume-run", done.run_id, "kill_at=0")
+    assert resumed.code == 0, resumed.err
+    assert "sign of life" not in resumed.err
+
+
+@contextmanager
+def in_a_container(workplace: Workplace, *words: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run mltrain where process ids are counted from 1, on the same kernel and with the same name of the machine."""
+    with (workplace.folder / "container").open("wb") as said:
+        apart = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-m", "mltrain")
+        container = subprocess.Popen([*apart, *words], cwd=workplace.folder, env=workplace.environment, stdout=said)
+        try:
+            yield container
+        finally:
+            container.kill()
+            container.wait()
+
+
+def run_in(workplace: Workplace) -> str:
+    deadline = time.monotonic() + 120
+    while "run_id=" not in (said := (workplace.folder / "container").read_text()) or "epoch " not in said:
+        assert time.monotonic() < deadline, said
+        time.sleep(0.1)
+    return said.partition("run_id=")[2].split()[0]
+
+
+def test_a_live_holder_in_another_container_is_not_dead(workplace: Workplace) -> None:
+    with in_a_container(workplace, "train", "tiny.py", "epochs=100000", "sleep=0.05"):
+        run_id = run_in(workplace)
+        other = workplace.elsewhere("another-home")
+        refused = other.mltrain("train", "--resume-run", run_id)
+        assert refused.code == 4, refused.err
+        (row,) = other.mltrain("runs", "--json").json
+        assert row["state"] == "running elsewhere"
+        # And the other way round: the container's mltrain looks at a holder outside.
+        outside = workplace.start("train", "tiny.py", "epochs=100000", "sleep=0.05")
+        second = outside.until("run_id=").partition("run_id=")[2].split()[0]
+        with in_a_container(other, "train", "--resume-run", second) as asking:
+            assert asking.wait(120) == 4
+        outside.child.kill(signal.SIGKILL)
+        outside.wait()
+    assert "mltrain.attempt.2" not in MlflowClient(workplace.uri).get_run(run_id).data.params
+
+
+def test_a_dead_holder_of_another_container_with_the_same_home_is_taken_over_at_once(workplace: Workplace) -> None:
+    with in_a_container(workplace, "train", "tiny.py", "epochs=100000", "sleep=0.05"):
+        run_id = run_in(workplace)
+    resumed = workplace.mltrain("train", "--resume-run", run_id, "epochs=2", "sleep=0")
     assert resumed.code == 0, resumed.err
     assert "sign of life" not in resumed.err
 
