@@ -213,6 +213,8 @@ def read_mapping(file: Path) -> dict[str, Any]:
         raise ConfigError(f"The configuration {file} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"The configuration {file} is not UTF-8 text.") from None
+    except ValueError as error:  # a name with a NUL
+        raise ConfigError(f"The configuration {file} cannot be read: {error}.") from None
     try:
         content = json.loads(text, object_pairs_hook=_unique) if file.suffix == ".json" else _yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -306,7 +308,10 @@ def _parsed(field: FieldInfo, value: Any, key: str, source: str) -> Any:
     if not isinstance(value, str):
         return value
     if _is_place(field.annotation) and value not in NOT_GIVEN:
-        return str(Path(value).expanduser().absolute())  # so that a resume finds it from anywhere on this machine
+        try:
+            return str(Path(value).expanduser().absolute())  # so that a resume finds it from anywhere on this machine
+        except RuntimeError as error:
+            raise ConfigError(f"{key} (from {source}): {value!r:.80} is no path here: {error}") from None
     if value in NOT_GIVEN:
         if _allows(field.annotation, type(None)):
             return None

@@ -195,7 +195,7 @@ def evaluate(
     server = connect()
     checkpoints = reader(run_id, server)
     recorded = recorded_config(checkpoints.store.artifacts)
-    found = find(project) if project else find(str(recorded["project"]), recorded=True)
+    found = find(project) if project else find(str(recorded.get("project") or ""), recorded=True)
     candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such(checkpoint))

@@ -4,17 +4,19 @@ A pipeline is a registered name, a ``.py`` file with ``PIPELINE``, or a folder w
 trained is also a project: ``PIPELINE:STAGE``.
 
 A run records the registered name, or the path relative to its git root. Code always comes from here, never from the
-tracking store: a resume looks for what was recorded in the working directory and in its git root.
+tracking store: a resume accepts a recorded word only if it is a registered name, or leads to a file below the working
+directory or its git root. Anybody who can write to the tracking store can record any word, and the file is executed.
 """
 
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +28,8 @@ from mltrain.trainer import Task
 
 GROUP = "mltrain.projects"
 PIPELINES = "mltrain.pipelines"
+_STORES = frozenset({"mlruns", "mlartifacts"})
+"""Folders in which MLflow keeps artifacts; no code comes from there, although they often lie below the working directory."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +92,25 @@ def find_pipeline(word: str, *, recorded: bool = False) -> Located:
 
     Args:
         word: a registered name, a file, or a folder with ``pipeline.py``.
-        recorded: whether the word comes from a run; then it is also looked for in the git root.
+        recorded: whether the word comes from a run; then it is looked for in the git root as well, and only below these.
 
     Raises:
-        UsageError: there is no such pipeline, or it is not one.
+        UsageError: there is no such pipeline, or it is not one, or what the run recorded is not to be executed.
     """
     registered = {entry.name: entry.value for entry in metadata.entry_points(group=PIPELINES)}
     if word in registered:
         return _pipeline_of(word, _imported(word, registered[word]))
-    for base in _roots(recorded):
-        path = (base / word).resolve()
-        file = path / "pipeline.py" if path.is_dir() else path
-        if file.suffix == ".py" and file.is_file():
-            return _pipeline_of(_recorded_name(path), _loaded(file))
+    code = _code(word, "pipeline.py", recorded)
+    if code is not None:
+        return _pipeline_of(_recorded_name(code.place), _loaded(code.file))
     known = ", ".join(sorted(registered)) or "none"
+    if recorded:
+        raise UsageError(
+            f"The run was made by the pipeline {word!r:.200}, which is not found here. Go to the checkout that has it, or "
+            f"name it: mltrain pipeline PIPELINE --run ID. Registered here: {known}."
+        )
     raise UsageError(
-        f"There is no pipeline {word!r}: a registered name, a .py file or a folder with pipeline.py was expected."
+        f"There is no pipeline {word!r:.200}: a registered name, a .py file or a folder with pipeline.py was expected."
         f"{nearest(word, registered)} Registered here: {known}."
     )
 
@@ -115,9 +122,64 @@ def _pipeline_of(word: str, module: ModuleType) -> Located:
     return Located(word, pipeline)
 
 
-def _roots(recorded: bool) -> list[Path]:
-    root = fingerprint.git_root(Path.cwd()) if recorded else None
-    return [Path.cwd(), *([root] if root is not None else [])]
+@dataclass(frozen=True)
+class _Code:
+    """The file or folder that a word names, and the Python file to load."""
+
+    place: Path
+    file: Path
+
+
+def _code(word: str, script: str, recorded: bool) -> _Code | None:
+    """Return the code that a word names, or ``None`` if there is no such file.
+
+    Raises:
+        UsageError: the word comes from a run, and is no path below the working directory or its git root.
+    """
+    roots = [Path.cwd().resolve()]
+    if recorded:
+        root = fingerprint.git_root(Path.cwd())
+        roots += [root.resolve()] if root is not None else []
+        _check_form(word)
+    outside = False
+    for base in roots:
+        try:
+            place = (base / word).resolve()
+            file = place / script if place.is_dir() else place
+            if file.suffix != ".py" or not file.is_file():
+                continue
+            real = file.resolve()
+        except (OSError, ValueError, RuntimeError):  # too long for a file system, with a NUL, a loop of links
+            continue
+        if not recorded or any(_is_below(real, root) for root in roots):
+            return _Code(place, file)
+        outside = True
+    if outside:
+        raise _refused(word, "a file outside of these folders, or one in an artifact store")
+    return None
+
+
+def _is_below(file: Path, root: Path) -> bool:
+    return file.is_relative_to(root) and not _STORES & set(file.relative_to(root).parts)
+
+
+def _check_form(word: str) -> None:
+    """Refuse a recorded word that could lead out of the folders in which recorded code is looked for."""
+    windows = PureWindowsPath(word)
+    if not word:
+        raise _refused(word, "no word at all")
+    if PurePosixPath(word).is_absolute() or windows.drive or windows.root or "\\" in word:
+        raise _refused(word, "an absolute path")
+    if ".." in PurePosixPath(word).parts or word.startswith("~"):
+        raise _refused(word, "a path that leads out of its folder")
+
+
+def _refused(word: str, what: str) -> UsageError:
+    return UsageError(
+        f"The project or pipeline that the run recorded, {word!r:.200}, is not executed. Expected a registered name, or the "
+        f"path of a file or folder below the working directory or its git root, got {what}. Name it yourself. Try: mltrain "
+        "train PROJECT --resume-run ID, mltrain evaluate ID PROJECT, or mltrain pipeline PIPELINE --run ID"
+    )
 
 
 def find(word: str, *, recorded: bool = False) -> Project:
@@ -125,30 +187,28 @@ def find(word: str, *, recorded: bool = False) -> Project:
 
     Args:
         word: a registered name, a file, a folder, or ``PIPELINE:STAGE``.
-        recorded: whether the word comes from a run; then it is also looked for in the git root.
+        recorded: whether the word comes from a run; then it is looked for in the git root as well, and only below these.
 
     Raises:
-        UsageError: there is no such project, or it is not one.
+        UsageError: there is no such project, or it is not one, or what the run recorded is not to be executed.
     """
     registered = {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
     if word in registered:
         return _of_module(word, _imported(word, registered[word]))
     pipeline, colon, stage = word.rpartition(":")
-    if colon and not Path(word).exists():
+    if colon and not set(stage) & set("./\\") and not os.path.exists(word):  # noqa: PTH110 - a word too long for a path is no error
         return find_pipeline(pipeline, recorded=recorded).project(stage)
-    for base in _roots(recorded):
-        path = (base / word).resolve()
-        file = path / "project.py" if path.is_dir() else path
-        if file.suffix == ".py" and file.is_file():
-            return _of_module(_recorded_name(path), _loaded(file), place=path)
+    code = _code(word, "project.py", recorded)
+    if code is not None:
+        return _of_module(_recorded_name(code.place), _loaded(code.file), place=code.place)
     known = ", ".join(sorted(registered)) or "none"
     if recorded:
         raise UsageError(
-            f"The run was trained by the project {word!r}, which is not found here. Go to the checkout that has it, or "
+            f"The run was trained by the project {word!r:.200}, which is not found here. Go to the checkout that has it, or "
             f"name it: mltrain train PROJECT --resume-run …. Registered here: {known}."
         )
     raise UsageError(
-        f"There is no project {word!r}: a registered name, a .py file or a folder with project.py was expected."
+        f"There is no project {word!r:.200}: a registered name, a .py file or a folder with project.py was expected."
         f"{nearest(word, registered)} Registered here: {known}."
     )
 

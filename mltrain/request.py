@@ -83,7 +83,7 @@ class Resolved:
             recorded = recorded_config(open_artifacts(run.info.artifact_uri, server.uri))
             base = recorded["config"]
             if not word:
-                word = find(recorded.get("project") or run.data.tags.get(PROJECT_TAG, ""), recorded=True)
+                word = find(str(recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")), recorded=True)
         if word is None:
             raise UsageError(
                 "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"

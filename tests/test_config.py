@@ -338,6 +338,17 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     assert Example.load([yaml_file(tmp_path, "# nothing\n")]) == Example()
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_an_error_of_the_configuration(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Example.load([Path(name)])
+
+
+def test_a_home_that_nobody_has_is_an_error_of_the_key() -> None:
+    with pytest.raises(ConfigError, match="image_path"):
+        Example.load(overrides={"image_path": "~nobody-of-this-name/images"})
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.yaml cannot be read: No such file"):
         Example.load([tmp_path / "missing.yaml"])

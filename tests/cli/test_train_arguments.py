@@ -56,6 +56,16 @@ def test_a_file_with_an_equals_sign_in_its_name_is_a_project(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
+    "value", ["[" + ", ".join(f"class_{n:03}" for n in range(60)) + "]", "a/" * 5000, "two\nlines\0"]
+)
+def test_a_value_that_no_file_name_can_hold_is_a_value(value: str) -> None:
+    assert parse([f"names={value}", f"--others={value}", "more", f"rest={value}"]) == (
+        "more",
+        dict.fromkeys(("names", "others", "rest"), value),
+    )
+
+
+@pytest.mark.parametrize(
     ("words", "what"),
     [
         (["one", "two"], "'two': the project is 'one' already"),
