@@ -20,7 +20,7 @@
 A message says what happened, what was expected, what came instead, and what to do next.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MltrainError(Exception):
@@ -93,7 +93,7 @@ class TrackingError(MltrainError, ConnectionError):
 
 
 class NonFiniteLoss(MltrainError, ArithmeticError):
-    """The loss became NaN or infinite."""
+    """The loss, the weights or the optimizer's state became NaN or infinite."""
 
     exit_code = 7
 
@@ -125,11 +125,12 @@ class StateMismatch(MltrainError, ValueError):
             ("of another shape", self.reshaped),
         ):
             if names:
-                lines.append(f"  {title} ({len(names)}): " + _shortened(names))
+                lines.append(f"  {title} ({len(names)}): " + shortened(names))
         lines.append(advice)
         super().__init__("\n".join(lines))
 
 
-def _shortened(names: tuple[str, ...], most: int = 12) -> str:
+def shortened(names: Sequence[str], most: int = 12) -> str:
+    """Return names joined by commas; beyond ``most``, how many more there are."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" … and {rest} more" if rest > 0 else "")

@@ -16,8 +16,9 @@ from torch import nn
 
 from mltrain import device as devices
 from mltrain import fingerprint
+from mltrain.checkpoint.finite import nonfinite
 from mltrain.checkpoint.manager import CheckpointManager
-from mltrain.errors import DamagedCheckpoint, StateMismatch, UsageError
+from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, StateMismatch, UsageError, shortened
 from mltrain.project import Project
 from mltrain.signals import StopRequest
 from mltrain.state import fitted, seed_everything
@@ -27,6 +28,7 @@ from mltrain.tracking.run import TrackedRun
 from mltrain.tracking.server import Server
 from mltrain.trainer import Trainer
 from mltrain.training import policy_of
+from mltrain.tree import flatten
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +120,17 @@ def import_file(
 
     Raises:
         UsageError, DamagedCheckpoint: the file is of no use.
+        NonFiniteLoss: its weights or optimizer state are not finite.
         StateMismatch: the weights do not fit the project's model.
     """
     foreign, report = read(file), Report()
+    flat = flatten({"model": foreign.model, "optimizer": foreign.optimizer}, "model")
+    wrong = nonfinite(flat.tree, flat.tensors)
+    if wrong:
+        raise NonFiniteLoss(
+            f"{file} cannot be trained on: {len(wrong)} tensor(s) of weights or optimizer state hold NaN or infinity. Expected "
+            f"finite numbers, got: {shortened(wrong, 5)}. Try: an earlier file of the same training."
+        )
     if project is None:
         run = opening.create(server, experiment, file.stem, "imported", {"mltrain.imported": file.name})
         return _stored(run, foreign, report)

@@ -25,7 +25,9 @@ import torch
 
 from mltrain import device as devices
 from mltrain.checkpoint.codec import decode, encode
+from mltrain.checkpoint.finite import nonfinite
 from mltrain.checkpoint.manifest import Kind
+from mltrain.errors import MltrainError, NonFiniteLoss
 from mltrain.evaluate import reader
 from mltrain.history import History
 from mltrain.late_copy import LateCopy
@@ -91,10 +93,12 @@ class MemorySaver:
 
     Attributes:
         checkpoints: all of them, oldest first.
+        failure: why the newest was not kept: its weights or optimizer state are not finite.
     """
 
     def __init__(self) -> None:
         self.checkpoints: list[Kept] = []
+        self.failure: MltrainError | None = None
 
     def save(
         self,
@@ -113,7 +117,12 @@ class MemorySaver:
         Raises:
             UnsupportedValue: it holds something that no checkpoint can hold.
         """
-        encoded = encode(snapshot(state, HostBuffers()))
+        copied = snapshot(state, HostBuffers())
+        wrong = nonfinite(copied.tree, copied.tensors)
+        self.failure = NonFiniteLoss(f"Not finite at step {step}: {', '.join(wrong)}") if wrong else None
+        if wrong:
+            return
+        encoded = encode(copied)
         files = {file.name: b"".join(bytes(piece) for piece in file.content) for file in encoded.files}
         self.checkpoints.append(Kept(step, epoch, kind, dict(metrics), {**files, **extra}))
 

@@ -27,6 +27,7 @@ from mltrain.errors import (
     DamagedCheckpoint,
     MltrainError,
     NoCheckpoint,
+    NonFiniteLoss,
     RunHeld,
     UsageError,
 )
@@ -309,6 +310,7 @@ class CheckpointManager:
 
         Raises:
             StorageError: the newest checkpoint could not be kept anywhere.
+            NonFiniteLoss: the weights or optimizer state that were saved last are not finite; the run is FAILED then.
         """
         if self._closed:
             return
@@ -316,7 +318,7 @@ class CheckpointManager:
         self.wait()
         failure = self._writer.failure
         self.abandon()
-        self.run.detach(status)
+        self.run.detach("FAILED" if isinstance(failure, NonFiniteLoss) and status == "FINISHED" else status)
         if failure is not None:
             raise failure
 
@@ -345,7 +347,11 @@ class CheckpointManager:
 
     @property
     def failure(self) -> MltrainError | None:
-        """Why the newest checkpoint could not be kept anywhere, if so."""
+        """Why the newest checkpoint was not kept, if so.
+
+        It is a :class:`~mltrain.errors.NonFiniteLoss` where its weights or optimizer state are not finite. It is known once
+        :meth:`wait` has returned, and None again as soon as a later checkpoint is complete on this disk.
+        """
         return self._writer.failure
 
     @property

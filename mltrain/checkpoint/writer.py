@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from mltrain.checkpoint.finite import nonfinite
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import MltrainError, RunHeld, StorageError
+from mltrain.errors import MltrainError, NonFiniteLoss, RunHeld, StorageError, shortened
 from mltrain.late_copy import LateCopy, Rest
 from mltrain.state import HostBuffers, Snapshot, snapshot
 
@@ -69,7 +70,10 @@ class Writer:
         self.newest_committed: Manifest | None = None
         self.newest_staged: Manifest | None = None
         self.failure: MltrainError | None = None
-        """Why the newest checkpoint could not be kept anywhere, if so."""
+        """Why the newest checkpoint was not kept: :class:`NonFiniteLoss` where its weights or optimizer state are not finite.
+
+        None as soon as a later one is complete on the local disk. Known once :meth:`settle` has returned.
+        """
 
     def submit(
         self,
@@ -174,7 +178,7 @@ class Writer:
         self, copied: Snapshot, draft: Manifest, complete: Complete, extra: dict[str, bytes]
     ) -> Manifest | None:
         """Write a snapshot, again under another name where the disk refuses; none: it could not be kept."""
-        if not self._is_whole(copied.rest):
+        if not self._is_whole(copied.rest) or not self._is_finite(copied, draft):
             return None
         deadline = time.monotonic() + self._patience
         tries, pause = 0, 0.5
@@ -218,6 +222,19 @@ class Writer:
         self.failure = StorageError(f"A checkpoint could not be written: {why}")
         log.error("%s", self.failure)
         return False
+
+    def _is_finite(self, copied: Snapshot, draft: Manifest) -> bool:
+        """Return whether a training can go on from a snapshot: from NaN it cannot, so the checkpoint before stays the newest."""
+        wrong = nonfinite(copied.tree, copied.tensors)
+        if wrong:
+            self.failure = NonFiniteLoss(
+                f"{draft.title} ({draft.name}) is not a checkpoint: {len(wrong)} tensor(s) of weights or optimizer state hold "
+                f"NaN or infinity. Expected finite numbers, got: {shortened(wrong, 5)}. The last finite checkpoint stays the "
+                "newest. Try: resume from it with a lower learning rate or gradient clipping; register a buffer that is meant "
+                "to hold infinity with persistent=False."
+            )
+            log.error("%s", self.failure)
+        return not wrong
 
     def _later(self, job: Callable[[], None]) -> None:
         with self._lock:
