@@ -21,7 +21,7 @@ from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, UsageError
 from mltrain.project import Project, find
 from mltrain.stages.outputs import fetched_inputs
 from mltrain.state import fitted, own_rng, seed_everything
-from mltrain.steps import HasDevice, HasParts
+from mltrain.steps import HasDevice, HasParts, floats
 from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.run import pins_of
@@ -210,9 +210,9 @@ def evaluate(
         metrics: dict[str, float] = {}
         if task.report is not None and to is not None:
             to.mkdir(parents=True, exist_ok=True)
-            metrics = {name: float(value) for name, value in task.report(to).items()}
+            metrics = floats(task.report(to), "report()")
         elif task.evaluate is not None:
-            metrics = {name: float(value) for name, value in task.evaluate().items()}
+            metrics = floats(task.evaluate(), "evaluate()")
         else:
             raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
     return Evaluation(run_id, manifest, metrics)

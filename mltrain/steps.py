@@ -54,7 +54,7 @@ class HasEpochMetrics(Protocol):
     """A step that accumulates metrics over an epoch."""
 
     def epoch_metrics(self) -> Mapping[str, float]:
-        """Return the metrics of the epoch and start anew."""
+        """Return the metrics of the epoch and start anew. When it raises, nothing has started anew."""
         ...
 
 
@@ -160,10 +160,9 @@ class Supervised:
         return result
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Return each metric over the epoch's training batches and start anew."""
-        values = {}
-        for name, metric in self.metrics.items():
-            values[name] = float(metric.compute())
+        """Return each metric over the epoch's training batches and start anew; when one raises, none has started anew."""
+        values = floats({name: metric.compute() for name, metric in self.metrics.items()}, "Supervised(metrics=)")
+        for metric in self.metrics.values():
             metric.reset()
         return values
 
@@ -190,6 +189,43 @@ class _Metrics:
             metric.reset()
             metric.load_state_dict(state_dict[name]["state"])
             metric._update_count = state_dict[name]["updates"]  # without it compute() warns of a metric never updated
+
+
+def floats(values: Any, source: str) -> dict[str, float]:
+    """Return metrics as floats by name.
+
+    Args:
+        values: name to number: Python's, NumPy's, or a tensor with one element.
+        source: what returned them, for the message.
+
+    Raises:
+        UsageError: it is not a mapping, a name is not text, or a value is not a real number.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(
+            f"{source} returned {_described(values)}. Expected a mapping from names to numbers, such as {{'val/loss': 0.5}}."
+        )
+    numbers = {}
+    for name, value in values.items():
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"{source} returned a metric called {name!r:.80}. Expected text such as 'val/loss'.")
+        try:
+            number = value if isinstance(value, float) else value.item() if hasattr(value, "item") else value
+            if isinstance(number, (str, bytes)):
+                raise TypeError("text")
+            # No file and no database takes half of a surrogate pair, by which Python stands for bytes that are not text.
+            numbers[name if name.isascii() else name.encode(errors="backslashreplace").decode()] = float(number)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise UsageError(
+                f"{source} returned {_described(value)} as the metric {name!r:.200}. Expected one real number: a float, an "
+                "int, or an array or tensor with one element."
+            ) from None
+    return numbers
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else f", {value!r:.80},")
 
 
 def moved(batch: Any, device: torch.device) -> Any:

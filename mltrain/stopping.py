@@ -16,9 +16,11 @@ def improves(value: float, over: float | None, mode: Mode, min_delta: float = 0.
 
 
 class EarlyStopping:
-    """Says when a metric has not improved for ``patience`` evaluations in a row (none: never).
+    """Ends a training when a metric has not improved on its best value for ``patience`` evaluations in a row.
 
-    The rule is that of Prechelt, "Early Stopping - But When?" (1998), criterion UP with strips of one evaluation.
+    The rule is that of Goodfellow, Bengio and Courville, "Deep Learning" (2016), algorithm 7.1, with an evaluation every so
+    many epochs in place of steps, and with ``min_delta``, the smallest change that counts as an improvement. If ``patience``
+    is None, it never ends one.
     """
 
     def __init__(self, metric: str, mode: Mode, patience: int | None, min_delta: float = 0.0) -> None:

@@ -8,12 +8,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from mltrain import device as devices
 from mltrain.checkpoint.manifest import Kind
@@ -24,7 +26,7 @@ from mltrain.history import History
 from mltrain.late_copy import LateCopy
 from mltrain.schedules import is_schedule, plans, replan
 from mltrain.state import Progress, Rng, Stateful, TrainState, own_rng
-from mltrain.steps import AllowsLateCopy, HasDevice, HasEpochMetrics, HasParts, Metrics, Step
+from mltrain.steps import AllowsLateCopy, HasDevice, HasEpochMetrics, HasParts, Metrics, Step, floats
 from mltrain.stopping import EarlyStopping, improves
 from mltrain.triggers import Every, Moment
 
@@ -44,8 +46,10 @@ class Task:
     Attributes:
         step: trains on one batch and returns metrics.
         loader: gives the batches and knows where it is.
-        evaluate: measures on held-out data and returns floats such as ``val/loss``.
-        images: makes pictures of fixed held-out samples (PIL images, uint8 arrays of shape (H, W, 3), or figures).
+        evaluate: measures on held-out data and returns floats such as ``val/loss``. When it raises, the end of the epoch is
+            saved as it was before, the training ends with that error, and a resume evaluates again.
+        images: makes pictures of fixed held-out samples, by name: PIL images, figures, files, arrays or tensors (see
+            :func:`mltrain.tracking.images.as_image`). Called when the epoch is saved; an error is logged as a warning.
         report: evaluates thoroughly, writes tables and pictures into a folder, and returns floats.
         state: further parts that belong to every checkpoint, by name.
     """
@@ -211,6 +215,8 @@ class Trainer:
 
     def _steps(self) -> Iterator[Progress]:
         fruitless = -1
+        if self.means.ended and not (self.done or self._stop.requested):  # saved when the evaluation of an epoch failed
+            self._end_epoch()
         while not (self.done or self._stop.requested):
             ended = False
             for batch in self._batches():
@@ -222,13 +228,13 @@ class Trainer:
                 self._take(metrics)
                 if ended:
                     self._end_epoch()
-                self._save_if_due(ended)
+                else:
+                    self._save_if_due(epoch_ended=False)
                 yield self.progress
                 if self._stop.requested:
                     return
             if not ended and self.progress.batch:  # a loader without a length says only now that the epoch is over
                 self._end_epoch()
-                self._save_if_due(epoch_ended=True)
             elif not ended and fruitless == self.progress.step:
                 raise UsageError("The loader gave no batch in a whole epoch: there is nothing to train on.")
             elif not ended:  # a loader that was put back at the very end of an epoch gives nothing before the next one
@@ -284,11 +290,44 @@ class Trainer:
         return self._saved_step != self.progress.step
 
     def evaluate(self) -> dict[str, float]:
-        """Evaluate under random numbers of its own, so that it changes nothing in the training."""
+        """Evaluate under random numbers of its own, so that it changes nothing in the training.
+
+        Raises:
+            UsageError: something that was measured is not a number, or has no name.
+        """
+        return self._evaluated(self.progress.epoch)
+
+    def show(self) -> None:
+        """Make the pictures of the epoch that has just ended, and hand them to the tracker.
+
+        An exact resume calls this as well, because the process may have been killed between the checkpoint and its pictures.
+        """
+        if self.task.images is None or self.progress.batch or not self._is_evaluated(self.progress.epoch):
+            return
+        self._late.finish()  # pictures may swap weights, too
+        try:
+            with torch.no_grad(), own_rng(mixed(self.config.seed, self.progress.epoch) & 0xFFFFFFFF):
+                self._tracker.log_pictures(self.task.images(), self.progress.step, self.progress.epoch)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.warning(
+                "The pictures of epoch %d are missing: %s: %s (%s, line %s). The training goes on.",
+                self.progress.epoch,
+                type(error).__name__,
+                error,
+                where.filename,
+                where.lineno,
+            )
+            log.debug("The pictures of epoch %d", self.progress.epoch, exc_info=True)
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        return epoch > 0 and (epoch % self.config.eval_interval == 0 or epoch == self.config.epochs)
+
+    def _evaluated(self, epoch: int) -> dict[str, float]:
         if self.task.evaluate is None:
             return {}
-        with torch.no_grad(), own_rng(mixed(self.config.seed, self.progress.epoch) & 0xFFFFFFFF):
-            return {name: float(value) for name, value in self.task.evaluate().items()}
+        with torch.no_grad(), own_rng(mixed(self.config.seed, epoch) & 0xFFFFFFFF):
+            return floats(self.task.evaluate(), "evaluate()")
 
     def _batches(self) -> Iterator[Any]:
         """Begin the rest of an epoch. Loaders of others may draw a seed when they begin: within an epoch it was drawn before."""
@@ -302,7 +341,7 @@ class Trainer:
             Rng().load_state_dict(self._resumed_rng)
 
     def _take(self, metrics: Metrics) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
+        values = floats(metrics, "The step")
         loss = values.get("loss", 0.0)
         if not math.isfinite(loss):
             self._meet_nonfinite(loss)
@@ -346,27 +385,48 @@ class Trainer:
         )
 
     def _end_epoch(self) -> None:
+        """Evaluate, judge and save; only then comes what may fail without costing the epoch."""
         self._late.finish()  # evaluation may swap weights
+        measured = self._measured()
         self.progress.epoch += 1
         self.progress.batch = 0
         step, epoch = self.progress.step, self.progress.epoch
-        measured = {f"train/{name}": value for name, value in self.means.taken().items()}
-        if isinstance(self.task.step, HasEpochMetrics):
-            measured |= {f"train/{name}": value for name, value in self.task.step.epoch_metrics().items()}
-        if epoch % self.config.eval_interval == 0 or epoch == self.config.epochs:
-            measured |= self.evaluate()
+        if self._is_evaluated(epoch):
             self._judge(measured)
-            if self.task.images is not None:
-                with torch.no_grad(), own_rng(mixed(self.config.seed, epoch) & 0xFFFFFFFF):
-                    self._tracker.log_pictures(self.task.images(), step, epoch)
         self.measured = measured
         rate = {"learning_rate": self.task.step.learning_rate} if hasattr(self.task.step, "learning_rate") else {}
         seconds, self._epoch_began = time.monotonic() - self._epoch_began, time.monotonic()
         loss = {"loss_total": measured["train/loss"]} if "train/loss" in measured else {}
-        self.history.add({"epoch": epoch, "step": step, **loss, **rate, **measured})
+        self.history.add({**measured, **loss, **rate, "epoch": epoch, "step": step})
+        # Before the checkpoint, which carries the points that the tracking server has not acknowledged.
         self._tracker.log_metrics({**measured, **rate, "epoch": epoch}, step)
         self._tracker.log_metrics({"system/epoch_seconds": seconds}, step, compared=False)
+        self._save_if_due(epoch_ended=True)
         self._tracker.log_epoch(self.history)
+        self.show()
+
+    def _measured(self) -> dict[str, float]:
+        """Return what was measured in the epoch that ends, its evaluation included.
+
+        The code of users comes first, and nothing else has changed by then: when it raises, the state is saved as it is, and a
+        resume begins with this evaluation. Its points are recorded then, once.
+        """
+        weights = _places(self.state.parts.values())
+        try:
+            evaluated = self._evaluated(self.progress.epoch + 1) if self._is_evaluated(self.progress.epoch + 1) else {}
+            step = self.task.step
+            of_step = floats(step.epoch_metrics(), "epoch_metrics()") if isinstance(step, HasEpochMetrics) else {}
+        except Exception:
+            if _places(self.state.parts.values()) == weights:
+                self.means.ended = True
+                self._save("step", None)
+            else:
+                log.error(
+                    "The end of the epoch is not saved: its evaluation changed the model's parameters, then failed."
+                )
+            raise
+        means = {**self.means.taken(), **of_step}
+        return {**{f"train/{name}": value for name, value in means.items()}, **evaluated}
 
     def _judge(self, measured: Mapping[str, float]) -> None:
         value = measured.get(self.config.best_metric)
@@ -404,12 +464,28 @@ class Best:
         self.value, self.epoch, self.step = state_dict["value"], state_dict["epoch"], state_dict["step"]
 
 
+def _places(parts: Iterable[Stateful]) -> list[tuple[int, int]]:
+    """Return where in memory the parameters of modules are, and how often torch has changed each in place."""
+    modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+    return [
+        (tensor.data_ptr(), tensor._version)
+        for module in modules
+        for tensor in module.parameters()
+        if not is_lazy(tensor)
+    ]
+
+
 class Means:
-    """Running means over the epoch under way: a stateful part, so that a resume in its middle loses nothing."""
+    """Running means over the epoch under way: a stateful part, so that a resume in its middle loses nothing.
+
+    Attributes:
+        ended: whether all batches of the epoch are done, and only its evaluation is missing.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
+        self.ended = False
 
     def add(self, values: Mapping[str, float]) -> None:
         """Take the values of a step in."""
@@ -420,13 +496,15 @@ class Means:
     def taken(self) -> dict[str, float]:
         """Return the means and start anew."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
+        self._sums, self._counts, self.ended = {}, {}, False
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """Return sums and counts."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        ended = {"ended": True} if self.ended else {}
+        return {"sums": dict(self._sums), "counts": dict(self._counts), **ended}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take sums and counts over."""
         self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
+        self.ended = bool(state_dict.get("ended", False))

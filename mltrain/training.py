@@ -187,6 +187,7 @@ class _Session:
         matters = [key for key in run.attempt.changed if type(self._config).affects_training(key)]
         if not rolled_back and not matters:
             run.continue_exactly_after(step)
+            trainer.show()
         else:
             log.warning(
                 "From step %d on new values are recorded beside those that the run may have there already (%s). "

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from mltrain.outcome import Silence
 from mltrain.request import Request
 from mltrain.tracking.attempts import recorded_config
+from mltrain.tracking.images import ui_identity
 from mltrain.tracking.journal import Journal
 from mltrain.tracking.run import TrackedRun
 from mltrain.training import train
@@ -112,3 +113,55 @@ def test_who_has_read_the_id_can_resume(tmp_path: Path, monkeypatch: pytest.Monk
 
     outcome = train(Request(project=tiny.__file__, overrides={"epochs": 1, "hidden": 5}), Told())
     assert (outcome.exit_code, recorded) == (0, [5])
+
+
+ODD_NAMES = """
+from dataclasses import replace
+from pathlib import Path
+import os, signal
+import mltrain, numpy as np
+from tests import tiny
+
+class Config(tiny.Config):
+    weights: dict[str, float] = {"dice (liver)": 1.0}
+    marker: str = ""
+
+def build(config):
+    task = tiny.build(config)
+    def evaluate():
+        return {**task.evaluate(), "val/F1@0.5": 0.5, "val/F1#0.5": 0.25, "/val//x": 1.0, "x" * 300: 2.0, "a\\nb": 3.0}
+    epochs = []
+    def images():
+        epochs.append(0)
+        if config.marker and len(epochs) == 2 and not Path(config.marker).exists():
+            Path(config.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"scan (liver)": np.random.rand(8, 8, 3), "wrong": "no such file.png"}
+    return replace(task, evaluate=evaluate, images=images)
+"""
+
+
+def test_names_that_mlflow_refuses_cost_no_point_no_picture_and_no_checkpoint(workplace: Workplace) -> None:
+    (workplace.folder / "odd.py").write_text(ODD_NAMES)
+    marker = workplace.folder / "killed"
+    killed = workplace.mltrain("train", "odd.py", f"marker={marker}", "best_metric=val/F1@0.5", "best_mode=max")
+    assert (killed.code, marker.exists()) == (-9, True), killed.err
+    done = workplace.mltrain("train", "--resume-run", killed.run_id)
+    assert done.code == 0, done.err
+    client = MlflowClient(workplace.uri)
+    points = workplace.points(done.run_id)
+    expected = {"val/F1_0.5": 0.5, "val/x": 1.0, "a_b": 3.0}
+    assert {key: points[key] for key in expected} == {
+        key: [(step, value) for step in (6, 12, 18, 24)] for key, value in expected.items()
+    }
+    assert sum(key.startswith("val/F1_0.5-") for key in points) == 1
+    assert sum(key.startswith("x" * 200) for key in points) == 1
+    assert client.get_run(done.run_id).data.params["weights.dice _liver_"] == "1.0"
+    pictures = [file.path for file in client.list_artifacts(done.run_id, "images") if file.path.endswith(".png")]
+    shown = [(found[0], found[1]) for path in pictures if (found := ui_identity(path.removeprefix("images/")))]
+    assert sorted(shown) == [("scan _liver_", step) for step in (6, 12, 18, 24)], "once each, that of the kill included"
+    assert "The picture wrong of epoch 1 is missing" in killed.err
+    assert "mltrain sync" not in done.out
+    assert "Sent" not in workplace.mltrain("sync").out
+    checkpoints = workplace.mltrain("checkpoints", done.run_id, "--json").json
+    assert all(one["metrics"]["val/F1@0.5"] == 0.5 and one["metrics"]["x" * 300] == 2.0 for one in checkpoints)

@@ -32,6 +32,7 @@ from mltrain.errors import (
     UsageError,
 )
 from mltrain.late_copy import LateCopy
+from mltrain.steps import floats
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ class CheckpointManager:
                 epoch=epoch if epoch is not None else (before.epoch if before is not None else 0),
                 parent=before.id if before is not None else None,
                 ancestry=ancestry_after(self.resumed_from),
-                metrics={name: float(value) for name, value in (metrics or {}).items()},
+                metrics=floats(metrics or {}, "save(metrics=)"),
                 best=best,
                 parts=tuple(str(name) for name in state),
                 files={},

@@ -15,6 +15,7 @@ from mltrain.project import source_of
 from mltrain.signals import StopRequest
 from mltrain.stages import outputs
 from mltrain.state import seed_everything
+from mltrain.steps import floats
 from mltrain.tracking import opening
 from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.home import grace_seconds
@@ -83,7 +84,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     seed_everything(config.seed)
     display.waiting("making files")
     with tempfile.TemporaryDirectory(prefix="mltrain-") as folder:
-        metrics = {name: float(value) for name, value in stage.make(config, Path(folder)).items()}
+        metrics = floats(stage.make(config, Path(folder)), f"The stage {stage.name!r}")
         output = outputs.commit(run.id, run.artifacts, f"a{run.ordinal:02d}", Path(folder))
     if not output.files:
         raise DataError(f"The stage {stage.name!r} made no files, so that it hands nothing on.")

@@ -11,16 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mltrain.errors import UsageError
 from mltrain.history import CsvLog, History, learning_curves
 from mltrain.tracking.artifacts import OUTBOX, Artifacts
 from mltrain.tracking.images import as_image, save_for_ui, ui_identity, ui_stem
-from mltrain.tracking.journal import Journal
+from mltrain.tracking.journal import Journal, image_step
+from mltrain.tracking.names import Names, picture_name
 
 log = logging.getLogger(__name__)
 
 LOG_FILE = "log.csv"
 CURVES_FILE = "learning_curves.png"
 _CURVES_SECONDS = 60.0
+_MOST_WAITING = 10_000
 
 
 class Gallery:
@@ -38,18 +41,24 @@ class Gallery:
         self._log: CsvLog | None = None
         self._drawn = -math.inf
         self._delivered: set[tuple[str, int]] = set()
+        self._names = Names("picture", picture_name)
 
     def let_pass(self, artifacts: Artifacts, step: int) -> None:
-        """Send none of the pictures beyond a step that the run has already."""
+        """Send none of the pictures from a step on that the run has already, or that wait on this disk to be sent."""
         names = (entry.name for entry in artifacts.entries("images"))
-        self._delivered = {found for name in names if (found := ui_identity(name)) and found[1] > step}
+        waiting = {(item.key, image_step(item.value)) for item in self._journal.unsent_items(_MOST_WAITING, "image")}
+        self._delivered = {found for name in names if (found := ui_identity(name)) and found[1] >= step} | waiting
 
     def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
         """Log pictures of one step; see :meth:`TrackedRun.log_pictures`."""
         timestamp = time.time_ns() // 1_000_000
-        for name, picture in pictures.items():
+        for name, picture in self._names.translated(pictures).items():
             if (name, step) not in self._delivered:
-                kept = picture if hasattr(picture, "savefig") else as_image(picture)
+                try:
+                    kept = picture if hasattr(picture, "savefig") else as_image(picture)
+                except (UsageError, OSError, ValueError) as error:
+                    log.warning("The picture %s of epoch %d is missing: %s", name, epoch, error)
+                    continue
                 self._in_background(self._encode, name, kept, step, epoch, timestamp)
 
     def log_epoch(self, history: History) -> None:
@@ -63,8 +72,10 @@ class Gallery:
             self._in_background(self._draw, copy.deepcopy(history))
 
     def finish_epochs(self, history: History) -> None:
-        """Draw the learning curves once more, with all epochs."""
+        """Update the log and draw the learning curves once more, with all epochs."""
         if history.rows:
+            self._drawn = math.inf
+            self.log_epoch(history)
             self._in_background(self._draw, history)
 
     def close(self) -> None:

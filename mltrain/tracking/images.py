@@ -1,28 +1,41 @@
 """Pictures as the MLflow UI wants them, figures, and the note of a run."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mltrain.errors import UsageError
 
 PREVIEW_PIXELS = 512
+_CHANNELS = (1, 3, 4)
 _UI_NAME = re.compile(r"(.+)\+step\+(\d+)\+timestamp\+\d+\+[0-9a-f-]{36}\.png", re.ASCII)
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9_. -]*"
 _KEY = re.compile(rf"(?=.{{1,100}}$){_WORD}(/{_WORD})*", re.ASCII)  # so that its files are artifacts with valid names
 
 
 def as_image(picture: Any) -> Any:
-    """Return a PIL image of a PIL image, a uint8 array of shape (H, W) or (H, W, 3), or a matplotlib figure.
+    """Return a PIL image of what is usually called a picture.
+
+    Args:
+        picture: a PIL image; a matplotlib figure; the path of an image file; or an array or tensor of shape (H, W),
+            (H, W, C) or (C, H, W), with 1, 3 or 4 channels. If both layouts are possible, channels come last in an array
+            and first in a tensor. A leading dimension of 1 is left out. Values are uint8; whole numbers from 0 to 255;
+            uint16 of its full range; booleans; or floats from 0 to 1 (from 0 to 255, if the largest is above 2). Floats
+            beyond that are clipped, and NaN is black.
 
     Raises:
         UsageError: it is none of these.
     """
     from PIL import Image
 
+    if isinstance(picture, (str, os.PathLike)):
+        with Image.open(picture) as opened:
+            return opened.convert("L" if opened.mode == "L" else "RGB")
     if isinstance(picture, Image.Image):
         return picture if picture.mode in ("RGB", "L") else picture.convert("RGB")
     if hasattr(picture, "savefig"):
@@ -31,13 +44,56 @@ def as_image(picture: Any) -> Any:
         canvas = FigureCanvasAgg(picture)
         canvas.draw()  # type: ignore[no-untyped-call]
         return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
-    shape = tuple(getattr(picture, "shape", ()))
-    if str(getattr(picture, "dtype", "")) == "uint8" and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
-        return Image.fromarray(picture)
-    raise UsageError(
-        f"A picture is a PIL image, a matplotlib figure or a uint8 array of shape (H, W) or (H, W, 3); a "
-        f"{type(picture).__name__} of shape {shape} came."
-    )
+    pixels = _pixels(picture)
+    if pixels is None:
+        shape = f" of shape {tuple(picture.shape)}" if hasattr(picture, "shape") else ""
+        kind = f" and dtype {picture.dtype}" if hasattr(picture, "dtype") else ""
+        raise UsageError(
+            "A picture is a PIL image, a matplotlib figure, the path of an image file, or an array or tensor of shape "
+            "(H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels of uint8 or of floats from 0 to 1. "
+            f"Got a {type(picture).__name__}{shape}{kind}."
+        )
+    return Image.fromarray(pixels[..., :3] if pixels.ndim == 3 else pixels)
+
+
+def _pixels(picture: Any) -> Any:
+    """Return an array or tensor as uint8 of shape (H, W), (H, W, 3) or (H, W, 4), or None if it is not a picture."""
+    channels_first = isinstance(picture, torch.Tensor)
+    if isinstance(picture, torch.Tensor):
+        picture = picture.detach().cpu()
+        picture = picture.float() if picture.is_floating_point() else picture  # NumPy has no bfloat16
+    if not isinstance(picture, torch.Tensor) and not hasattr(picture, "__array__"):
+        return None
+    array = np.asarray(picture)
+    array = array[0] if array.ndim == 4 and len(array) == 1 else array
+    if array.ndim not in (2, 3) or array.size == 0:
+        return None
+    if array.ndim == 3:
+        first, last = array.shape[0] in _CHANNELS, array.shape[2] in _CHANNELS
+        if not (first or last):
+            return None
+        array = np.moveaxis(array, 0, 2) if first and (channels_first or not last) else array
+        array = array[..., 0] if array.shape[2] == 1 else array
+    pixels = _bytes(array)
+    return None if pixels is None else np.ascontiguousarray(pixels)
+
+
+def _bytes(array: Any) -> Any:
+    """Return values as uint8, or None if they are not those of a picture."""
+    kind = array.dtype.kind
+    if kind == "b":
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return (array // 257).astype(np.uint8)
+    if kind in "iu":
+        return array.astype(np.uint8) if array.min() >= 0 and array.max() <= 255 else None
+    if kind != "f":
+        return None
+    values = np.nan_to_num(array.astype(np.float32), nan=0.0)
+    scale = 255.0 if values.max() <= 2 else 1.0
+    return np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)
 
 
 def ui_stem(name: str, step: int, timestamp: int, identifier: object) -> str:

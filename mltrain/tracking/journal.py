@@ -181,11 +181,12 @@ class Journal:
                 ).fetchone()[0]
             )
 
-    def unsent_items(self, most: int = 100) -> list[StoredItem]:
-        """Return the oldest parameters, tags and files that the server has not acknowledged."""
+    def unsent_items(self, most: int = 100, kind: Kind | None = None) -> list[StoredItem]:
+        """Return the oldest parameters, tags and files, or those of one kind, that the server has not acknowledged."""
         with self._lock:
             rows = self._database.execute(
-                "SELECT id, kind, key, value FROM items WHERE state = 0 ORDER BY id LIMIT ?", (most,)
+                "SELECT id, kind, key, value FROM items WHERE state = 0 AND kind = coalesce(?, kind) ORDER BY id LIMIT ?",
+                (kind, most),
             ).fetchall()
         return [StoredItem(*row) for row in rows]
 

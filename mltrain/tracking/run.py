@@ -23,7 +23,7 @@ from mltrain.errors import MltrainError, StorageError
 from mltrain.history import History
 from mltrain.redaction import redacted, redacted_tree
 from mltrain.tracking import launcher as launchers
-from mltrain.tracking import registry
+from mltrain.tracking import names, registry
 from mltrain.tracking.artifacts import STAGING, Artifacts, open_artifacts
 from mltrain.tracking.attempts import (
     ATTEMPTS_FILE,
@@ -42,6 +42,7 @@ from mltrain.tracking.journal import Journal
 from mltrain.tracking.late import LateArtifacts
 from mltrain.tracking.launcher import Launcher
 from mltrain.tracking.lease import Lease
+from mltrain.tracking.names import Names
 from mltrain.tracking.persistence import may_pass
 from mltrain.tracking.points import Delivered, delivered_beyond
 from mltrain.tracking.records import REMOVED_TAG, append_removals
@@ -115,6 +116,7 @@ class TrackedRun:
         self._settled_at = -math.inf
         self._said_pending = False
         self._delivered = Delivered()
+        self._metric_names = Names("metric", names.key)
         self.lease = Lease(server, self.attempt.ordinal)
         if self._registration is not None:
             self.id, self.name = self._registration.birth.id, self._registration.birth.name
@@ -256,7 +258,7 @@ class TrackedRun:
         self.write_json(CONFIG_FILE, {"schema": 1, "project": project, "config": config})
         # An adopted run holds the launcher's parameters, quoted.
         held = self.server.run(self.id).data.params if self.launcher is not None else {}
-        for key, value in parameters.items():
+        for key, value in Names("parameter", names.key).translated(parameters).items():
             if key not in held:
                 self.journal.log_item("param", key, redacted(value))
         self.set_tag(PROJECT_TAG, project)
@@ -317,10 +319,11 @@ class TrackedRun:
         """Log metric points of one step; never waits for the server.
 
         Args:
-            values: name to value.
+            values: name to value. A name that MLflow does not accept is translated, see :mod:`mltrain.tracking.names`.
             step: optimizer steps done.
             compared: whether a value that was delivered before has to be the same now; wall-clock values need not be.
         """
+        values = self._metric_names.translated(values)
         if self._delivered.points:
             values = self._delivered.new(values, step, compared)
         if values:

@@ -33,6 +33,62 @@ def test_pictures_of_every_kind_are_pictures() -> None:
     assert as_image(Image.fromarray(grey)).mode == "L"
 
 
+def float_pixels() -> Any:
+    return np.array([[[0.0, 0.5, 1.0], [1.5, -1.0, np.nan]]])
+
+
+EXPECTED = [[[0, 128, 255], [255, 0, 0]]]
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        float_pixels(),
+        float_pixels().astype(np.float16),
+        float_pixels()[None],
+        np.moveaxis(float_pixels(), 2, 0).astype(np.float32),
+        torch.tensor(float_pixels()).permute(2, 0, 1).requires_grad_(),
+        torch.tensor(float_pixels()).permute(2, 0, 1).bfloat16(),
+        np.array(EXPECTED),
+        np.array(EXPECTED, dtype=np.uint16) * 257,
+        np.array(EXPECTED, dtype=float),
+        torch.tensor(EXPECTED, dtype=torch.uint8).permute(2, 0, 1)[None],
+        np.dstack([float_pixels(), [[0.5, 0.5]]]),
+    ],
+    ids=lambda picture: f"{type(picture).__name__}-{picture.dtype}-{tuple(picture.shape)}",
+)
+def test_the_pictures_of_other_libraries_are_pictures(picture: Any) -> None:
+    assert np.asarray(as_image(picture)).tolist() == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "grey",
+    [
+        np.array([[0.0, 0.5, 1.0]]),
+        np.array([[[0.0], [0.5], [1.0]]]),
+        torch.tensor([[[0.0, 0.5, 1.0]]]),
+        torch.tensor([[[[0.0, 0.5, 1.0]]]]),
+    ],
+    ids=lambda picture: f"{type(picture).__name__}-{tuple(picture.shape)}",
+)
+def test_a_single_channel_is_grey(grey: Any) -> None:
+    assert (as_image(grey).mode, np.asarray(as_image(grey)).tolist()) == ("L", [[0, 128, 255]])
+
+
+def test_a_mask_is_black_and_white_and_a_file_is_read(tmp_path: Path) -> None:
+    mask = np.array([[True, False]])
+    as_image(mask).save(tmp_path / "mask.png")
+    for same in (mask, torch.tensor(mask), tmp_path / "mask.png", str(tmp_path / "mask.png")):
+        assert np.asarray(as_image(same)).tolist() == [[255, 0]]
+
+
+def test_if_both_layouts_are_possible_channels_are_first_in_a_tensor_and_last_in_an_array() -> None:
+    square = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    assert np.array_equal(np.asarray(as_image(square)), square)
+    assert np.array_equal(np.asarray(as_image(torch.tensor(square))), np.moveaxis(square, 0, 2))
+    assert np.array_equal(np.asarray(as_image(torch.zeros(2, 5, 3))), np.zeros((2, 5, 3)))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "P", "1", "CMYK", "I;16", "LA"])
 def test_a_picture_of_another_mode_becomes_colours(mode: str) -> None:
     assert as_image(Image.new(mode, (2, 3))).mode == "RGB"
@@ -41,14 +97,15 @@ def test_a_picture_of_another_mode_becomes_colours(mode: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        np.zeros((2, 3), dtype=np.float32),
-        np.zeros((2, 3), dtype=bool),
-        np.zeros((3, 4, 2), dtype=np.uint8),
-        np.zeros((2, 3, 4), dtype=np.uint8),
-        np.zeros((1, 2, 3, 3), dtype=np.uint8),
+        np.zeros((2, 4, 2), dtype=np.uint8),
+        np.zeros((2, 2, 3, 3), dtype=np.uint8),
+        np.zeros((0, 3), dtype=np.uint8),
         np.zeros(4, dtype=np.uint8),
-        torch.zeros(2, 3, dtype=torch.uint8),
-        "picture.png",
+        np.full((2, 3), 256),
+        np.full((2, 3), -1),
+        np.zeros((2, 3), dtype=complex),
+        np.array([["a"]]),
+        torch.zeros(2, 2, 3, 3),
         None,
         [[1, 2]],
     ],

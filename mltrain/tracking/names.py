@@ -1,0 +1,81 @@
+"""Names that MLflow accepts, made from the names that users give.
+
+The rule: each character that is not accepted becomes ``_``; so do ``..`` and whatever would make a path resolve to another
+one, such as a doubled slash; what is too long is cut. If two names become one, the one that comes later ends in a hash of the
+name that was given.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_LONGEST_KEY = 250
+_LONGEST_PICTURE = 100
+_HASH = 8
+# As in mlflow.utils.validation; colons only where this system's files may have them.
+_REFUSED_IN_KEYS = re.compile(r"[^/\w.\- ]" if os.name == "nt" else r"[^/\w.\- :]")
+_REFUSED_IN_PICTURES = re.compile(r"[^/A-Za-z0-9_.\- ]")
+
+
+def key(name: str) -> str:
+    """Return the key of a metric or parameter: ``name`` itself, if MLflow accepts it."""
+    parts = [part for part in _REFUSED_IN_KEYS.sub("_", name).split("/") if part not in ("", ".")]
+    path = "/".join("__" if part == ".." else part for part in parts)
+    return _cut(f"__{path[2:]}" if path.startswith("..") else path or "_", name, _LONGEST_KEY)
+
+
+def picture_name(name: str) -> str:
+    """Return the name of a picture: ``name`` itself, if files and artifacts can have it."""
+    parts = [part for part in _REFUSED_IN_PICTURES.sub("_", name).split("/") if part not in ("", ".")]
+    return _cut("/".join(re.sub(r"^[.\- ]", "_", part) for part in parts) or "_", name, _LONGEST_PICTURE)
+
+
+class Names:
+    """The names of one kind, each with the one that MLflow is given in its place. Two names never share one.
+
+    Args:
+        kind: what they name, for the warning.
+        rule: makes a name that MLflow accepts.
+    """
+
+    def __init__(self, kind: str, rule: Callable[[str], str]) -> None:
+        self._kind = kind
+        self._rule = rule
+        self._given: dict[Any, str] = {}
+        self._taken: set[str] = set()
+        self._all_unchanged = True
+
+    def translated(self, values: Mapping[Any, _T]) -> Mapping[str, _T]:
+        """Return the values under names that MLflow accepts."""
+        if not values.keys() <= self._given.keys():
+            unknown = [name for name in values if name not in self._given]
+            for name in sorted(
+                unknown, key=lambda name: self._rule(str(name)) != name
+            ):  # an accepted name keeps itself
+                self._add(name)
+        return values if self._all_unchanged else {self._given[name]: value for name, value in values.items()}
+
+    def _add(self, name: Any) -> None:
+        made = self._rule(str(name))
+        if made in self._taken:
+            made = self._rule(f"{made[: _LONGEST_PICTURE - _HASH - 1]}-{_hash(str(name))}")
+        self._given[name] = made
+        self._taken.add(made)
+        if made != name:
+            self._all_unchanged = False
+            log.warning("MLflow accepts no %s called %.300r; in the run it is called %r.", self._kind, name, made)
+
+
+def _cut(made: str, name: str, longest: int) -> str:
+    return made if len(made) <= longest else f"{made[: longest - _HASH - 1]}-{_hash(name)}"
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()[:_HASH]
