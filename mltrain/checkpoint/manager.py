@@ -108,6 +108,7 @@ class CheckpointManager:
         self._writer = Writer(self.store, self._after_commit, self._overflow)
         self._saved: list[tuple[Manifest, _Key]] = []  # the last few of the present line
         self._steps: set[int] = set()  # those that this attempt has saved
+        self._unread: tuple[Manifest, ...] | None = None  # the newest that nobody loaded; None before anybody looked
         self.resumed_from: Manifest | None = None
         self._damaged: set[CheckpointId] = set()
         self._cut_short: set[CheckpointId] = set()
@@ -140,10 +141,11 @@ class CheckpointManager:
         data: Mapping[str, str] | None = None,
         late: LateCopy | None = None,
     ) -> CheckpointId:
-        """Save a state. Two saves of the same step make one checkpoint.
+        """Save a state. Two saves of the same step make one checkpoint; otherwise steps grow.
 
-        After an earlier state has been loaded, saving a step that this process has been at before, or one before that,
-        rolls the run back: what was saved beyond the loaded state is abandoned, and a new attempt begins.
+        Only :meth:`load` goes back: saving a step after that which this process has been at before, or a smaller one, rolls
+        the run back to the loaded state. What was saved beyond it is abandoned, and a new attempt begins. A run that has
+        checkpoints and is continued without a load goes on from the newest of them.
 
         Args:
             state: names to tensors and plain values, nested as you like.
@@ -162,8 +164,8 @@ class CheckpointManager:
 
         Raises:
             UnsupportedValue: the state holds something that is not plain data; the message names the path to it.
-            UsageError: a further file has a name that no file of a checkpoint can have, or a step, an epoch, a metric or a
-                kind is none.
+            UsageError: a further file has a name that no file of a checkpoint can have; a step, an epoch, a metric or a kind
+                is none; or the step, or the epoch where no step is given, goes back without a load. Nothing is removed then.
             RunHeld: another process has taken the run over.
         """
         for name in extra or {}:
@@ -178,16 +180,16 @@ class CheckpointManager:
         while self._saved and self._writer.lost(self._saved[-1][0].id):
             self._saved.pop()
         last, last_key = self._saved[-1] if self._saved else (None, None)
-        if last is not None and key is not None and key == last_key and kind != "interrupted":
+        if last is not None and ((key is not None and key == last_key and kind != "interrupted") or step == last.step):
             if best:
                 self._declare_best(last)
             return last.id
-        before = last or self.resumed_from
+        before = last or self._continued(key)
+        if before is not None:
+            _refuse_going_back(key, before)
         last_step = before.step if before is not None else 0
         if step is None:
             step = epoch if epoch is not None and epoch > last_step else last_step + 1
-        elif last is not None and step == last.step:
-            return last.id  # an interruption right after a checkpoint: the state is there already
         if self._was_beyond(step):
             self.run.begin_attempt(before.id if before is not None else None)
             self._steps.clear()
@@ -265,6 +267,7 @@ class CheckpointManager:
                     f"None of the checkpoints of run {self.run.id} is usable. "
                     f"See what is wrong with: mltrain verify {self.run.id}"
                 )
+            self._unread = () if which == "latest" else self._unread
             return None
         manifest, parts = self._reader.load(which, self.device)
         self.resumed_from, self._saved = manifest, []
@@ -365,6 +368,16 @@ class CheckpointManager:
         pins = {identity: why for name, why in self.run.pins().items() if (identity := CheckpointId.parse(name))}
         return replace(self._reader.context, pins=pins)
 
+    def _continued(self, key: _Key) -> Manifest | None:
+        """Return the checkpoint that the first save continues from: the loaded one, else the newest that the run has."""
+        if self.resumed_from is None and self._unread is None and self.run.ordinal > 1:
+            # An earlier attempt may have left some. Not to look would abandon them all.
+            self._unread = tuple(self._reader.matching("latest")[:1])
+        for newest in self._unread or () if self.resumed_from is None else ():
+            _refuse_going_back(key, newest, least=1, unread=True)
+            self.resumed_from = newest
+        return self.resumed_from
+
     def _was_beyond(self, step: int) -> bool:
         """Whether this attempt has saved this step or a later one already."""
         ordinal = self.run.ordinal
@@ -443,6 +456,20 @@ class CheckpointManager:
         origin = self.resumed_from.id if self.resumed_from is not None and self.newest_committed is None else None
         survey = self.store.survey(damaged=self._note_damage)
         return self._pruner.prune(survey, self.context(), origin, self.newest_committed)
+
+
+def _refuse_going_back(key: _Key, before: Manifest, *, least: int = 0, unread: bool = False) -> None:
+    """Refuse a step, or an epoch that is counted by, that is not beyond a checkpoint by at least so many."""
+    if key is None:
+        return
+    word, number = key
+    newest = before.step if word == "step" else before.epoch
+    if number < newest + least:
+        raise UsageError(
+            f"{word} {number} cannot be saved after {word} {newest} ({before.name}). Expected {word}s that grow over the whole "
+            f"run, got {number}{' without a load' if unread else ''}; nothing was removed. Try: load_latest_checkpoint() before "
+            f"the first save to continue, load('{word}:N') to go back, or {word}= with a number that never starts again."
+        )
 
 
 def _counter(state: Mapping[str, Any], *names: str) -> int | None:

@@ -161,6 +161,70 @@ def test_a_rolled_back_run_goes_on_from_there_and_abandons_the_rest(run: FolderR
     assert {removal["rule"] for removal in back.removals} == {"abandoned: the run was rolled back before it"}
 
 
+NET = {"model": {"weight": torch.ones(3)}}
+BACK: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
+    ([{"step": 100}, {"step": 200}], {"step": 50}, "step 50 cannot be saved after step 200"),
+    ([{"step": 100}, {"step": 200}], {"step": 199, "kind": "interrupted"}, "step 199 .* after step 200"),
+    ([{"step": 100}, {"step": 200}], {"step": 100, "best": True}, "step 100 .* after step 200"),
+    ([{"state": {"step": 100}}, {"state": {"step": 200}}], {"state": {"step": 10}}, "step 10 .* after step 200"),
+    ([{"state": {"global_step": 7}}], {"state": {"global_step": 3}, "epoch": 9}, "step 3 .* after step 7"),
+    ([{"epoch": 1}, {"epoch": 5}], {"epoch": 1}, "epoch 1 .* after epoch 5"),
+    ([{"epoch": 5}], {"state": {"epoch": 4}, "kind": "interrupted"}, "epoch 4 .* after epoch 5"),
+]
+
+
+def saved(manager: CheckpointManager, state: dict[str, Any] | None = None, **named: Any) -> None:
+    manager.save({**NET, **(state or {})}, **named)
+
+
+@pytest.mark.parametrize(("before", "back", "says"), BACK, ids=[str(back) for _, back, _ in BACK])
+def test_without_a_load_nothing_goes_back_and_nothing_is_removed(
+    before: list[dict[str, Any]], back: dict[str, Any], says: str, local: FolderRun
+) -> None:
+    with local.manager() as manager:
+        for named in before:
+            saved(manager, **named)
+        with pytest.raises(UsageError, match=says):
+            saved(manager, **back)
+        saved(manager)
+        manager.wait()
+        assert len(manager.checkpoints()) == len(before) + 1
+    assert (local.attempts, local.removals) == ([], [])
+    later = local.next_attempt()
+    with later.manager() as manager:  # a new process that has loaded nothing knows no better
+        with pytest.raises(UsageError, match=r"load_latest_checkpoint\(\)"):
+            saved(manager, **back)
+        manager.wait()
+        assert len(manager.checkpoints()) == len(before) + 1
+    assert later.removals == []
+
+
+def test_a_run_that_is_continued_without_a_load_goes_on_from_its_newest_checkpoint(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 3, loss=float)
+    other = without_staging(run)
+    with other.manager() as manager:
+        with pytest.raises(UsageError, match="epoch 3 cannot be saved after epoch 3"):
+            manager.save_epoch_checkpoint(state_at(3), 3)
+        assert manager.load("interrupted") is None
+        train(manager, 4, 5, loss=float)
+        assert epochs(manager) == [1, 2, 3, 4, 5]
+        assert manager.best().epoch == 1  # type: ignore[union-attr]
+    assert other.removals == []
+
+
+def test_a_smaller_step_than_the_loaded_one_is_no_way_back_either(run: FolderRun) -> None:
+    with run.manager() as manager:
+        for step in (100, 200, 300):
+            manager.save(state_at(step), step=step)
+        manager.load("step:200")
+        with pytest.raises(UsageError, match="step 50 cannot be saved after step 200"):
+            manager.save(state_at(50), step=50)
+        manager.save(state_at(200, again=True), step=200)
+        manager.wait()
+        assert [m.name for m in manager.checkpoints()][-1] == "step-000000200-a02"
+
+
 def test_a_loop_may_look_at_an_earlier_state_and_go_on(run: FolderRun) -> None:
     with run.manager() as manager:
         train(manager, 1, 4, loss=lambda epoch: abs(epoch - 2))
