@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mltrain.errors import ConfigError
-from mltrain.redaction import DEFAULT, REDACTED, is_secret_name, redacted_tree, remember
+from mltrain.redaction import DEFAULT, REDACTED, is_secret, redacted_tree, remember
 
 NOT_GIVEN = frozenset({"", "''", '""', "none", "None", "null", "~"})
 """Words that mean "not given", so that every empty parameter of an MLproject may arrive."""
@@ -354,8 +354,8 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)), None)
 
 
-def _is_secret(name: str, field: FieldInfo) -> bool:
-    return _allows(field.annotation, SecretStr) or (is_secret_name(name) and _allows(field.annotation, str))
+def _is_secret(name: str, field: FieldInfo, value: str) -> bool:
+    return _allows(field.annotation, SecretStr) or (_allows(field.annotation, str) and is_secret(name, value))
 
 
 def _plain(value: Any) -> Any:
@@ -368,7 +368,7 @@ def _secrets(config: BaseModel) -> Iterator[str]:
         value = _plain(getattr(config, name))
         if isinstance(value, BaseModel):
             yield from _secrets(value)
-        elif isinstance(value, str) and _is_secret(name, field):
+        elif isinstance(value, str) and _is_secret(name, field, value):
             yield value
 
 
@@ -378,7 +378,7 @@ def _masked(config: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
         value = _plain(getattr(config, name))
         if isinstance(value, BaseModel) and isinstance(values.get(name), dict):
             masked[name] = _masked(value, values[name])
-        elif value and _is_secret(name, field):
+        elif value and isinstance(value, str) and _is_secret(name, field, value):
             masked[name] = DEFAULT if value == _plain(field.get_default(call_default_factory=True)) else REDACTED
     return masked
 
@@ -396,8 +396,8 @@ def _secrets_of_environment(model: type[BaseModel], prefix: str = "") -> dict[st
             inner = _secrets_of_environment(nested, f"{prefix}{name}.")
             if inner:
                 found[name] = inner
-        elif _is_secret(name, field) and os.environ.get(_variable(prefix + name)):
-            found[name] = os.environ[_variable(prefix + name)]
+        elif (given := os.environ.get(_variable(prefix + name))) and _is_secret(name, field, given):
+            found[name] = given
     return found
 
 

@@ -1,60 +1,135 @@
 """Secrets: known by the names of what holds them and by their form, and taken out before anything leaves the process.
 
-What counts as a secret: the value of an environment variable or of a configuration key whose name says so (``password``,
-``api_key``, ``HF_TOKEN`` …), a :class:`pydantic.SecretStr`, user and password in a URI, and what looks like a key of a
-well-known service.
+What counts as a secret: the value of a configuration key whose own name says so (``password``, ``api_key``, ``hf_token`` …), a
+:class:`pydantic.SecretStr`, user and password in a URI, and what looks like a key of a well-known service. The value of
+such a key, or of an environment variable of such a name, is taken out of all other text only if it is hard to guess:
+``POSTGRES_PASSWORD=mlflow`` must not take ``mlflow`` out of the paths and names that a resume needs.
 """
 
+import math
 import os
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 REDACTED = "[redacted]"
 DEFAULT = "[redacted: the default]"
 """Stands for a secret that was not given, so that a resume need not ask for it."""
-_SHORTEST = 6
-"""A shorter value from the environment would be found in innocent words."""
+_GUESSABLE_BITS = 40.0
+_WORD_BITS = 13.0
+"""Of one word among some ten thousand."""
 
 _NAME = re.compile(
-    r"(^|[^a-z0-9])(passwords?|passwd|passphrase|pwd|secrets?|token|apikey|credentials?|"
-    r"(api|access|private|secret|auth|signing|encryption|account)[_.-]?key|bearer|authorization|dsn|"
-    r"connection[_.-]?string)($|[^a-z0-9])"
+    r"(?<![a-z0-9])(passwords?|passwd|passphrase|pwd|secrets?|token|apikey|credentials?|"
+    r"(?:api|access|private|secret|auth|signing|encryption|account)-?key|bearer|authorization|dsn|"
+    r"connection-?string)(?![a-z])"
 )
+_SPECIAL_TOKEN = re.compile(
+    r"(?<![a-z0-9])(?:mask|pad|padding|eos|bos|sos|eot|eod|unk|unknown|sep|separator|cls|class|special|additional|extra|image|img|"
+    r"video|audio|text|vision|speech|language|lang|start|end|begin|stop|first|last|next|prefix|suffix|middle|"
+    r"infill|fim|prompt|label|blank|newline|space|sentinel|register|memory|noise|decoder|encoder|word|num|max|min|"
+    r"per)(?![a-z0-9])"
+)
+"""``mask_token`` is a token of a tokenizer, as ``hf_token`` is none."""
+_CREDENTIAL_TOKEN = re.compile(
+    r"(?<![a-z0-9])(?:api|auth|access|refresh|bearer|hf|hub|huggingface|github|gh|gitlab|git|wandb|mlflow|tracking|slack|telegram|"
+    r"bot|discord|aws|azure|gcp|google|session|security|secret|personal|deploy|login|user|client|service|account|"
+    r"csrf|jwt|oauth|server|registry|private|npm|pypi|kaggle|neptune|comet|openai)(?![a-z0-9])"
+)
+Telling = Literal["always", "perhaps", "never"]
+_RUNS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|.", re.S)
 _USERINFO = re.compile(r"(?<=://)[^\s/@\"'<>]+(?=@)")
 _QUERY = re.compile(
     r"([?&;](?:[a-z_-]*(?:password|passwd|secret|token|signature|api[_-]?key|access[_-]?key)|sig)=)[^&\s\"'#]+", re.I
 )
 _FORMS = re.compile(
     r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}"
-    r"|sk-[A-Za-z0-9_-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|xox[abpr]-[A-Za-z0-9-]{10,}|AIza[A-Za-z0-9_-]{30,}"
+    r"|sk-(?=[\w-]*[A-Z])(?=[\w-]*[0-9])[A-Za-z0-9_-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|xox[abpr]-[A-Za-z0-9-]{10,}|AIza[A-Za-z0-9_-]{30,}"
     r"|dapi[0-9a-f]{32}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"
 )
-_HEADER = re.compile(r"(\b(?:bearer|basic)\s+)[A-Za-z0-9+/=._~-]{12,}", re.I)
+_HEADER = re.compile(r"(\b(?:bearer|basic)\s+)([A-Za-z0-9+/=._~-]{12,})", re.I)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _known: set[str] = set()
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what is called so is a secret: ``api_key``, ``db.password``, ``hfToken``; not ``tokenizer``."""
+    """Whether what is called so is a secret: ``api_key``, ``db.password``, ``hfToken``; not ``tokenizer``, ``mask_token``."""
+    return _telling(name) == "always"
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a value of this name is a secret.
+
+    Where the name alone does not tell (``speaker_token``, ``secret_santa``), a value that is hard to guess is one.
+    """
+    telling = _telling(name)
+    return telling == "always" or (telling == "perhaps" and _is_hard_to_guess(value))
+
+
+def _telling(name: str) -> Telling:
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return _NAME.search(spaced.lower().replace("_", "-")) is not None
+    plain = re.sub(r"[^a-z0-9]+", "-", spaced.lower())
+    found = [_telling_word(plain[: word.start()], word[0], plain[word.end() :]) for word in _NAME.finditer(plain)]
+    return next((telling for telling in ("always", "perhaps") if telling in found), "never")
+
+
+def _telling_word(before: str, word: str, after: str) -> Telling:
+    if word == "token":
+        if _SPECIAL_TOKEN.search(before):
+            return "never"
+        if before and not _CREDENTIAL_TOKEN.search(before):
+            return "perhaps"
+    # What follows makes it something about a secret (token_dropout, private_key_frames), or one more of it (password_2).
+    return "always" if re.fullmatch(r"-?\d*", after) else "perhaps"
+
+
+def _is_hard_to_guess(value: str) -> bool:
+    """Whether a value is no everyday word, nor a few of them with digits, so that other text cannot hold it by chance.
+
+    Estimated as by zxcvbn (Wheeler, USENIX Security 2016), without its lists: what can be pronounced counts as a word, and
+    all else is counted by its alphabet.
+    """
+    if re.fullmatch(
+        r"<.*>|\[.*\]|[a-z0-9+.-]+://[^@?]*", value, re.S
+    ):  # a token of a tokenizer, a URI without a password
+        return False
+    bits, before = 0.0, ""
+    for run in _RUNS.findall(value):
+        if run.isdigit():
+            bits += len(run) * math.log2(10)
+        elif run[0].isalpha():
+            letters = len(run) * math.log2(26)
+            bits += min(letters, max(_WORD_BITS, 2.2 * len(run) * (len(run) > 14))) if _is_word(run) else letters
+            bits += 8.0 * before.isdigit()  # a letter behind a digit: not a word with a number
+        else:
+            bits += 1.0 if run in "_-./\\: ,=+[](){}<>|" else _GUESSABLE_BITS / 1.5
+        before = run
+    return bits >= _GUESSABLE_BITS
+
+
+def _is_word(letters: str) -> bool:
+    """Whether letters can be pronounced, or are few enough to be an abbreviation."""
+    lowered = letters.lower()
+    vowels = sum(letter in "aeiouy" for letter in lowered)
+    odd = re.search(r"[^aeiouy]{5}|q[^u]|[jv][^aeiouy]", lowered)
+    return len(letters) <= 8 or (vowels >= len(letters) / 4 and odd is None)
 
 
 def remember(values: Iterable[str]) -> None:
-    """Take these values out of all text from now on."""
+    """Take those of these values that are hard to guess out of all text from now on."""
     for value in values:
-        if len(value) >= _SHORTEST:
+        if _is_hard_to_guess(value):
             _known.update({value, urllib.parse.quote(value, safe=""), urllib.parse.quote(value)})
 
 
 def remember_environment(environment: Mapping[str, str] = os.environ) -> None:
     """Take the values of the environment's variables with telling names, and of URIs in it, out of all text from now on.
 
-    What is a place here is no secret, whatever its name says: ``PWD``, ``AWS_WEB_IDENTITY_TOKEN_FILE``.
+    Values that are easy to guess stay, and so does what is a place here, whatever its name says: ``PWD``,
+    ``AWS_WEB_IDENTITY_TOKEN_FILE``.
     """
-    remember(value for name, value in environment.items() if is_secret_name(name) and not os.path.exists(value))  # noqa: PTH110 - a value too long for a path is no error
+    remember(value for name, value in environment.items() if is_secret(name, value) and not os.path.exists(value))  # noqa: PTH110 - a value too long for a path is no error
     for value in environment.values():
         remember(_passwords(value))
 
@@ -66,7 +141,7 @@ def redacted(text: str) -> str:
             text = text.replace(value, REDACTED)
     if "://" in text:
         text = _QUERY.sub(rf"\1{REDACTED}", _USERINFO.sub(REDACTED, text))
-    return _HEADER.sub(rf"\1{REDACTED}", _FORMS.sub(REDACTED, text))
+    return _HEADER.sub(_without_header, _FORMS.sub(REDACTED, text))
 
 
 def harmless(text: str) -> str:
@@ -91,6 +166,10 @@ def redacted_uri(uri: str) -> str:
     if "@" not in parsed.netloc and not parsed.query:
         return uri
     return parsed._replace(netloc=parsed.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _without_header(found: re.Match[str]) -> str:
+    return f"{found[1]}{REDACTED}" if _is_hard_to_guess(found[2]) else found[0]
 
 
 def _passwords(text: str) -> Iterable[str]:

@@ -10,7 +10,16 @@ from pydantic import SecretStr
 
 from mltrain.config import Config
 from mltrain.errors import ConfigError
-from mltrain.redaction import DEFAULT, REDACTED, harmless, is_secret_name, redacted, remember, remember_environment
+from mltrain.redaction import (
+    DEFAULT,
+    REDACTED,
+    harmless,
+    is_secret,
+    is_secret_name,
+    redacted,
+    remember,
+    remember_environment,
+)
 from tests.conftest import Workplace
 
 PROJECT = """
@@ -147,6 +156,104 @@ def test_names_that_only_sound_alike(name: str) -> None:
     assert not is_secret_name(name)
 
 
+SPECIAL = [
+    *(
+        f"{word}_token"
+        for word in ("mask", "pad", "eos", "bos", "unk", "sep", "cls", "special", "image", "decoder_start")
+    ),
+    *(
+        "tokenizer.mask_token",
+        "maskToken",
+        "additional_special_tokens",
+        "num_tokens",
+        "pad_token_id",
+        "max_tokens_per_batch",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("value", ["[MASK]", "<extra_id_0>", "<|endoftext|>", "pad", "</s>"])
+def test_a_token_of_a_tokenizer_is_no_secret(name: str, value: str) -> None:
+    assert not is_secret(name, value)
+
+
+@pytest.mark.parametrize("name", ["speaker_token", "token_dropout", "token_type", "private_key_frames", "secret_santa"])
+def test_where_the_name_does_not_tell_a_value_that_is_hard_to_guess_is_a_secret(name: str) -> None:
+    assert not is_secret(name, "alice")
+    assert not is_secret(name, "<speaker_01>")
+    assert is_secret(name, secrets.token_hex(16))
+
+
+@pytest.mark.parametrize("name", ["token", "hf_token", "api_token", "db_password", "GITHUB_TOKEN", "password_2"])
+def test_where_the_name_tells_even_a_word_is_a_secret(name: str) -> None:
+    assert is_secret(name, "mlflow")
+
+
+class Tokenizing(Config):
+    mask_token: str = "[MASK]"
+    eos_token: str | None = None
+    token_type: str = "word"
+    hf_token: str = ""
+
+
+def test_a_recorded_token_of_a_tokenizer_is_not_asked_for() -> None:
+    config = Tokenizing.load(overrides={"mask_token": "<extra_id_0>", "eos_token": "</s>", "token_type": "char"})
+    assert Tokenizing.load(base=config.resolved()) == config
+
+
+EVERYDAY = [
+    "mlflow",
+    "training",
+    "postgres",
+    "segmentation",
+    "password",
+    "resnet50",
+    "mlflow_data",
+    "model-v1",
+    "train2024",
+]
+
+
+@pytest.mark.parametrize("value", EVERYDAY)
+def test_an_everyday_password_takes_no_word_out_of_what_a_resume_needs(value: str) -> None:
+    remember_environment({"POSTGRES_PASSWORD": value, "DATABASE_URL": f"postgresql://me:{value}@db/{value}"})
+    Secretive.load(overrides={"api_key": value})
+    config = Tokenizing.load(
+        overrides={"run_name": value, "model_save_path": f"/data/{value}", "experiment": f"a {value} b"}
+    )
+    assert Tokenizing.load(base=config.resolved()) == config
+    said = f"{value} ui --backend-store-uri sqlite:////home/{value}.db"
+    assert redacted(said) == said
+    assert redacted(f"postgresql://me:{value}@db/{value}") == f"postgresql://{REDACTED}@db/{value}"
+    assert Secretive.load(overrides={"api_key": value}).resolved()["api_key"] == REDACTED
+
+
+def test_a_password_that_is_hard_to_guess_is_taken_out_of_all_text() -> None:
+    for value in (
+        secrets.token_hex(8),
+        secrets.token_hex(16),
+        "x7#Kp2!q",
+        "correct-horse-battery-staple",
+        "Training1!",
+    ):
+        remember_environment({"POSTGRES_PASSWORD": value})
+        assert redacted(f"log in as me:{value}, please") == f"log in as me:{REDACTED}, please"
+
+
+def test_an_everyday_password_in_the_environment_changes_nothing_of_a_training(workplace: Workplace) -> None:
+    place = workplace.folder / "training_data"
+    place.mkdir()
+    environment = {"POSTGRES_PASSWORD": "mlflow", "DB_PASSWORD": "training", "HF_TOKEN": "tiny"}
+    done = workplace.mltrain("train", "tiny.py", "epochs=1", f"data={place}", "run_name=a training", **environment)
+    assert done.code == 0, done.err
+    resumed = workplace.mltrain("train", "--resume-run", done.run_id, "epochs=2", **environment)
+    assert resumed.code == 0, resumed.err
+    run = MlflowClient(workplace.uri).get_run(done.run_id)
+    assert (run.data.params["data"], run.info.run_name) == (str(place), "a training")
+    assert REDACTED not in done.out + done.err + resumed.out + resumed.err + str(run.to_dictionary())
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -158,6 +265,10 @@ def test_names_that_only_sound_alike(name: str) -> None:
         ("AKIAABCDEFGHIJKLMNOP", REDACTED),
         ("mail me@host, see http://host/x", "mail me@host, see http://host/x"),
         ("a basic model", "a basic model"),
+        ("a basic segmentation_model", "a basic segmentation_model"),
+        ("Basic dXNlcjpwYXNzd29yZA==", f"Basic {REDACTED}"),
+        ("/data/sk-learn-gradient-boosting-v2", "/data/sk-learn-gradient-boosting-v2"),
+        ("sk-proj-AbC123defGHI456jklMNO", REDACTED),
     ],
 )
 def test_what_looks_like_a_secret_is_taken_out(text: str, expected: str) -> None:
