@@ -1,6 +1,5 @@
 """What comes after training: pull the best model, verified; evaluate it again, also on other data."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -199,10 +198,7 @@ def evaluate(
     candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such(checkpoint))
-    manifest, parts = checkpoints.store.newest_usable(candidates)
-    params = json.loads(
-        checkpoints.store.fetch(manifest, only=lambda name: name == "params.json").get("params.json", b"{}")
-    )
+    manifest, (parts, params) = checkpoints.store.first_usable(candidates, checkpoints.store.configured)
     inputs = fetched_inputs(server, server.run(run_id), overrides or ())
     config = found.config.load(overrides={**inputs, **(overrides or {})}, base=params or recorded["config"])
     task = built(found, config, parts)

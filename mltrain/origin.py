@@ -26,11 +26,13 @@ class Origin:
         manifest: of the checkpoint; none: the start.
         parts: its verified contents.
         run_id: of the run that it belongs to, where that is another one.
+        params: the configuration beside it, where it is of the run itself and has one.
     """
 
     manifest: Manifest | None = None
     parts: Mapping[str, Any] | None = None
     run_id: str | None = None
+    params: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
         if self.manifest is None:
@@ -102,9 +104,9 @@ class Origins:
             return self._branched(manager, request.fork_run, request.resume_from)
         if request.resume_run is None:
             return Origin()
-        parts = manager.load(request.resume_from)
-        if parts is not None:
-            return Origin(manager.resumed_from, parts)
+        loaded = manager.load_configured(request.resume_from)
+        if loaded is not None:
+            return Origin(manager.resumed_from, loaded[0], params=loaded[1])
         if request.resume_from != "latest":
             raise UsageError(
                 f"Run {self._run.id} has no checkpoint {request.resume_from!r}. Resume without --resume-from."

@@ -1,6 +1,5 @@
 """A whole training: from a project and a request to a run that is closed with its true status."""
 
-import json
 import logging
 import os
 import time
@@ -160,9 +159,9 @@ class _Session:
         self._manager = manager
         origin = origins.choose(self._request, manager)
         if origin.own is not None:
-            params = json.loads(manager.store.fetch(origin.own, only=lambda name: name == "params.json")["params.json"])
-            config = self._config = self._resolved.config_over(params)
-            run.attempt.changed = config.changes_from(params)
+            if origin.params is not None:
+                config = self._config = self._resolved.config_over(origin.params)
+                run.attempt.changed = config.changes_from(origin.params)
             run.set_tag("mltrain.resumed_from", origin.own.name)
         run.attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(self._project.place)

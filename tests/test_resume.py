@@ -45,6 +45,25 @@ def test_a_resume_needs_nothing_but_the_tracking_store(
     assert [run.info.status for run in MlflowClient(workplace.uri).search_runs(["0"])] == ["FINISHED"]
 
 
+@pytest.mark.parametrize("how", ["missing", "one bit"])
+def test_a_damaged_configuration_of_the_newest_checkpoint_costs_no_more_than_that_one(
+    how: str, workplace: Workplace, undisturbed: tuple[Workplace, str]
+) -> None:
+    run_id = workplace.mltrain("train", "tiny.py", "epochs=2").run_id
+    file = max((workplace.folder / "mlruns" / "0" / run_id).glob("artifacts/checkpoints/*/params.json"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    if how == "one bit":
+        file.write_bytes(content)
+    assert workplace.mltrain("evaluate", run_id, "--checkpoint", "latest").code == 0
+    resumed = workplace.mltrain("train", "--resume-run", run_id, "epochs=4")
+    assert resumed.code == 0, resumed.err
+    assert f"{file.parent.name} is damaged" in resumed.err
+    reference, straight = undisturbed
+    assert workplace.points(run_id) == reference.points(straight)
+
+
 def test_more_epochs_continue_the_same_run(workplace: Workplace, undisturbed: tuple[Workplace, str]) -> None:
     short = workplace.mltrain("train", "tiny.py", "epochs=2")
     longer = workplace.mltrain("train", "--resume-run", short.run_id, "epochs=4")

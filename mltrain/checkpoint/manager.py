@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 RETENTION_TAG = "mltrain.retention"
 """The tag that spells the policy of a run, for ``mltrain prune``."""
+
+T = TypeVar("T")
 
 _REMEMBERED = 8
 
@@ -260,20 +262,14 @@ class CheckpointManager:
             NoCheckpoint: there is none of this name, epoch or step (the message lists those there are), or all that
                 there are are damaged.
         """
-        self._writer.settle()
-        if which in ("latest", "best", "interrupted") and not self._reader.matching(which):
-            if self._damaged and not self._reader.all():
-                raise NoCheckpoint(
-                    f"None of the checkpoints of run {self.run.id} is usable. "
-                    f"See what is wrong with: mltrain verify {self.run.id}"
-                )
-            self._unread = () if which == "latest" else self._unread
-            return None
-        manifest, parts = self._reader.load(which, self.device)
-        self.resumed_from, self._saved = manifest, []
-        self.run.deliver_pending(manifest.pending)
-        log.info("Loaded %s (%s) of run %s", manifest.title, manifest.name, self.run.id)
-        return parts
+        return self._load(which, self._reader.load)
+
+    def load_configured(self, which: str = "latest") -> tuple[dict[str, Any], Mapping[str, Any] | None] | None:
+        """Load a state and the configuration beside it, both verified before a checkpoint is chosen; see :meth:`load`.
+
+        The configuration is ``None`` where a checkpoint was imported without one.
+        """
+        return self._load(which, self._reader.load_configured)
 
     def peek(self, which: str = "latest") -> dict[str, Any] | None:
         """Return a state, verified, and change nothing: the next save continues from where it would have.
@@ -367,6 +363,22 @@ class CheckpointManager:
         """Return what policies may ask: the time, pins, what best means."""
         pins = {identity: why for name, why in self.run.pins().items() if (identity := CheckpointId.parse(name))}
         return replace(self._reader.context, pins=pins)
+
+    def _load(self, which: str, load: Callable[[str, torch.device], tuple[Manifest, T]]) -> T | None:
+        self._writer.settle()
+        if which in ("latest", "best", "interrupted") and not self._reader.matching(which):
+            if self._damaged and not self._reader.all():
+                raise NoCheckpoint(
+                    f"None of the checkpoints of run {self.run.id} is usable. "
+                    f"See what is wrong with: mltrain verify {self.run.id}"
+                )
+            self._unread = () if which == "latest" else self._unread
+            return None
+        manifest, loaded = load(which, self.device)
+        self.resumed_from, self._saved = manifest, []
+        self.run.deliver_pending(manifest.pending)
+        log.info("Loaded %s (%s) of run %s", manifest.title, manifest.name, self.run.id)
+        return loaded
 
     def _continued(self, key: _Key) -> Manifest | None:
         """Return the checkpoint that the first save continues from: the loaded one, else the newest that the run has."""

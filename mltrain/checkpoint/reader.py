@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import current_line
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.retention import Context
-from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.store import PARAMS, CheckpointStore
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError
 from mltrain.tracking.artifacts import Artifacts
 
@@ -70,6 +70,30 @@ class CheckpointReader:
             raise NoCheckpoint(self.none_such(which))
         return self.store.newest_usable(candidates, self._damaged, device)
 
+    def load_configured(
+        self, which: str = "latest", device: torch.device | None = None
+    ) -> tuple[Manifest, tuple[dict[str, Any], Mapping[str, Any] | None]]:
+        """Load a checkpoint with its configuration, both verified before it is chosen; see :meth:`load`.
+
+        One without a configuration is passed over, unless it was imported.
+
+        Raises:
+            NoCheckpoint: there is none that this means, or none is intact and has a configuration.
+        """
+        candidates = self.matching(which)
+        if not candidates:
+            raise NoCheckpoint(self.none_such(which))
+        usable = [manifest for manifest in candidates if PARAMS in manifest.files or manifest.kind == "imported"]
+        for manifest in candidates:
+            if manifest not in usable:
+                log.warning("Checkpoint %s has no %s: mltrain train did not write it.", manifest.name, PARAMS)
+        if not usable:
+            raise NoCheckpoint(
+                f"None of the {len(candidates)} checkpoints of run {self.store.run_id} has a configuration. Expected "
+                f"{PARAMS} beside the state, as mltrain train writes it. Try: resume with the loop that wrote them."
+            )
+        return self.store.first_usable(usable, lambda manifest: self.store.configured(manifest, device), self._damaged)
+
     def first_intact(
         self, candidates: Sequence[Manifest], only: Callable[[str], bool], received: Received | None = None
     ) -> tuple[Manifest, dict[str, bytearray]]:
@@ -78,22 +102,18 @@ class CheckpointReader:
         Raises:
             NoCheckpoint: none is.
         """
-        for manifest in candidates:
+
+        def read(manifest: Manifest) -> dict[str, bytearray]:
             files: dict[str, bytearray] = {}
             wanted = [name for name in manifest.files if only(name)]
             total = sum(manifest.files[name].size for name in wanted)
-            try:
-                for name in wanted:
-                    files |= self.store.fetch(manifest, only=name.__eq__)
-                    if received is not None:
-                        received(name, len(files[name]), total)
-            except DamagedCheckpoint as error:
-                log.warning("Checkpoint %s is damaged and left aside: %s", manifest.name, error)
-                continue
-            return manifest, files
-        raise NoCheckpoint(
-            f"None of the {len(candidates)} checkpoints is intact. See: mltrain verify {self.store.run_id}"
-        )
+            for name in wanted:
+                files |= self.store.fetch(manifest, only=name.__eq__)
+                if received is not None:
+                    received(name, len(files[name]), total)
+            return files
+
+        return self.store.first_usable(candidates, read)
 
     def first(self, which: str) -> Manifest:
         """Return the manifest of the first choice, unverified.

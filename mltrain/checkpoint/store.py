@@ -1,11 +1,12 @@
 """The checkpoints of one run in its artifact store: commit, list, verify, fetch, remove."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +19,11 @@ from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, LocalArtifacts, d
 from mltrain.tracking.persistence import may_pass
 
 log = logging.getLogger(__name__)
+
+PARAMS = "params.json"
+"""The file of a checkpoint that holds the configuration it was trained with."""
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -273,22 +279,60 @@ class CheckpointStore:
         """
         return decode(self.fetch(manifest, only=lambda name: name.startswith(("model", "state"))), device)
 
+    def configured(
+        self, manifest: Manifest, device: torch.device | None = None
+    ) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+        """Return the parts of a checkpoint and its configuration, both verified; None where it has no configuration.
+
+        Raises:
+            DamagedCheckpoint: it is not what was committed, or its configuration is none.
+        """
+        files = self.fetch(manifest, only=lambda name: name.startswith(("model", "state")) or name == PARAMS)
+        content = files.pop(PARAMS, None)
+        try:
+            params = json.loads(content) if content is not None else None
+        except (ValueError, RecursionError) as error:
+            raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} is not valid JSON: {error}") from None
+        if not isinstance(params, Mapping | None):
+            raise DamagedCheckpoint(
+                f"{PARAMS} of {manifest.name} holds a {type(params).__name__}, not a configuration."
+            )
+        return decode(files, device), params
+
     def newest_usable(
         self,
         candidates: Iterable[Manifest],
         damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
         device: torch.device | None = None,
     ) -> tuple[Manifest, dict[str, Any]]:
-        """Return the first of the candidates that is intact, with its parts; say so of each that is not.
+        """Return the first of the candidates that is intact, with its parts; report each that is not.
 
         Raises:
             NoCheckpoint: none is.
+        """
+        return self.first_usable(candidates, lambda manifest: self.load(manifest, device), damaged)
+
+    def first_usable(
+        self,
+        candidates: Iterable[Manifest],
+        read: Callable[[Manifest], R],
+        damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
+    ) -> tuple[Manifest, R]:
+        """Return the first of the candidates that can be read, with what was read; report each that cannot.
+
+        Args:
+            candidates: the first choice first.
+            read: reads all that the caller wants of one, verified.
+            damaged: called with each that is not intact; if ``None``, it is logged.
+
+        Raises:
+            NoCheckpoint: none can.
         """
         tried = 0
         for manifest in candidates:
             tried += 1
             try:
-                return manifest, self.load(manifest, device)
+                return manifest, read(manifest)
             except DamagedCheckpoint as error:
                 (damaged or _warn)(manifest.id, error)
         raise NoCheckpoint(

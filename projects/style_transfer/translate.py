@@ -4,7 +4,6 @@ python -m projects.style_transfer.translate --run RUN_ID --input pictures --to S
 """
 
 import argparse
-import json
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -37,11 +36,10 @@ def load_translator(run_id: str, checkpoint: str = "best", device: str = "auto")
 
     """
     checkpoints = reader(run_id)
-    manifest, parts = checkpoints.load(checkpoint)
+    _, (parts, params) = checkpoints.load_configured(checkpoint)
     if not {"model", "codec", "styles"} <= parts.keys():
         raise DataError(f"Run {run_id} is no style transfer: its checkpoints hold {', '.join(sorted(parts))}.")
-    (params,) = checkpoints.store.fetch(manifest, only=lambda name: name == "params.json").values()
-    translator = restored(Config.load(base=json.loads(bytes(params))), parts)
+    translator = restored(Config.load(base=params), parts)
     translator.codec.to(devices.chosen(device))
     translator.net.to(devices.chosen(device))
     return translator

@@ -263,6 +263,57 @@ def test_of_a_damaged_latest_the_one_before_is_used_and_that_is_said(
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
+def configured(manager: CheckpointManager, first: int, last: int) -> None:
+    for epoch in range(first, last + 1):
+        params = b'{"lr": %d}' % epoch
+        manager.save(state_at(epoch), epoch=epoch, kind="epoch", extra={"params.json": params})
+    assert manager.wait(60)
+
+
+def changed(run: FolderRun, step: int, how: str) -> None:
+    path = f"checkpoints/step-{step:09d}-a01/params.json"
+    content = bytearray(run.place.files.read(path))
+    if how == "missing":
+        run.place.files.drop(path)
+    else:
+        content[3] ^= 1
+        run.place.files.write(path, bytes(content))
+
+
+@pytest.mark.parametrize("how", ["missing", "one bit"])
+def test_a_configuration_is_verified_before_a_checkpoint_is_chosen(how: str, run: FolderRun) -> None:
+    with run.manager() as manager:
+        configured(manager, 1, 3)
+    changed(run, 3, how)
+    other = without_staging(run)
+    with other.manager() as manager:
+        parts, params = manager.load_configured() or ({}, None)
+        assert (parts["epoch"], params) == (2, {"lr": 2})
+        assert manager.resumed_from.step == 2  # type: ignore[union-attr]
+        assert manager.peek()["epoch"] == 3, "a loop that reads no configuration needs none"  # type: ignore[index]
+    assert "params.json" in other.tags["mltrain.damaged.step-000000003-a01"]
+
+
+def test_a_checkpoint_without_a_configuration_is_passed_over_unless_it_was_imported(
+    local: FolderRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    with local.manager() as manager:
+        manager.save(state_at(1), step=1, kind="imported")
+        assert (manager.load_configured() or ({}, {}))[1] is None
+        configured(manager, 2, 2)
+        manager.save(state_at(3), step=3)
+        manager.save(state_at(4), step=4, extra={"params.json": b"[1]"})
+        manager.save(state_at(5), step=5, extra={"params.json": b"{lr"})
+        parts, params = manager.load_configured() or ({}, None)
+        assert (parts["epoch"], params) == (2, {"lr": 2})
+    assert "step-000000003-a01 has no params.json" in caplog.text
+    assert "step-000000004-a01" in caplog.text
+    with FolderRun(local.folder / "by hand").manager() as manager:
+        train(manager, 1, 2)
+        with pytest.raises(NoCheckpoint, match="has a configuration"):
+            manager.load_configured()
+
+
 def test_when_all_are_damaged_training_does_not_start_afresh(file: str, run: FolderRun) -> None:
     with run.manager() as manager:
         train(manager, 1, 2)
