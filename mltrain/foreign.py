@@ -21,7 +21,7 @@ from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, StateMismatch, UsageError, shortened
 from mltrain.project import Project
 from mltrain.signals import StopRequest
-from mltrain.state import fitted, seed_everything
+from mltrain.state import TrainState, fitted, seed_everything
 from mltrain.tracking import opening
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.run import TrackedRun
@@ -198,13 +198,11 @@ def _apply(foreign: Foreign, trainer: Trainer, report: Report) -> None:
         if state is None or part is None:
             report.left.append(f"{name}: not in the {'file' if state is None else 'project'}")
             continue
-        before = part.state_dict()
         try:
-            part.load_state_dict(state)
+            TrainState({name: part}).restore({name: state})
             report.taken.append(name)
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            part.load_state_dict(before)
-            report.left.append(f"{name}: does not fit ({type(error).__name__}: {error})")
+        except StateMismatch as error:
+            report.left.append(f"{name}: does not fit ({error})")
     epoch = foreign.epoch
     step = foreign.step or epoch * (trainer.batches or 0)
     trainer.progress.load_state_dict({"step": step, "epoch": epoch, "batch": 0})

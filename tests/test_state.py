@@ -1,5 +1,6 @@
 """What a training is at a step boundary: copied out and put back as one."""
 
+import copy
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,7 +13,18 @@ from torch import nn
 
 from mltrain.device import make_current
 from mltrain.errors import StateMismatch, UnsupportedValue, UsageError
-from mltrain.state import HostBuffers, Progress, Rng, Stateful, TrainState, fitted, own_rng, seed_everything, snapshot
+from mltrain.state import (
+    HostBuffers,
+    Progress,
+    Rng,
+    Stateful,
+    TrainState,
+    fitted,
+    is_lazy,
+    own_rng,
+    seed_everything,
+    snapshot,
+)
 from tests.values import identical
 
 
@@ -315,3 +327,436 @@ def test_many_missing_names_are_counted_and_not_all_listed() -> None:
     assert len(caught.value.missing) == 40
     assert "missing in the checkpoint (40)" in str(caught.value)
     assert "and 28 more" in str(caught.value)
+
+
+class Refuses(Part):
+    """A part that takes over half of its state and then raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(a=1, b=torch.zeros(2))
+        self.error: BaseException | None = error
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.values["a"] = state_dict["a"]
+        self.values["b"].fill_(7)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        self.values = dict(state_dict)
+
+
+def stepped(state: TrainState) -> dict[str, Any]:
+    """Do a step with the parts called ``model`` and ``optimizer``, and return the state after it as a copy."""
+    net, optimizer = state.parts["model"], state.parts["optimizer"]
+    assert isinstance(net, nn.Module)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    optimizer.zero_grad()
+    net(torch.randn(4, 2)).square().sum().backward()
+    optimizer.step()
+    return copy.deepcopy(state.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("no"), StateMismatch),
+        (ZeroDivisionError(), StateMismatch),
+        (AssertionError(), StateMismatch),
+        (UsageError("so it is"), UsageError),
+        (OSError("disk"), OSError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (SystemExit(3), SystemExit),
+    ],
+)
+def test_a_part_that_refuses_leaves_all_parts_as_they_were(error: BaseException, raised: type[BaseException]) -> None:
+    def fresh(last: Any) -> TrainState:
+        net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        return TrainState({"model": net, "optimizer": optimizer, "scheduler": schedule, "rng": Rng(), "last": last})
+
+    parts = stepped(fresh(Part(a=5, b=torch.ones(2))))
+    target = fresh(Refuses(error))
+    stepped(target)
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(raised):
+        target.restore(parts)
+    assert identical(target.state_dict(), before)
+    net = target.parts["model"]
+    assert isinstance(net, nn.Module)
+    target.restore(parts)  # and they can be restored afterwards
+    assert identical(target.state_dict()["model"], parts["model"])
+
+
+def test_an_optimizer_that_refuses_leaves_the_model_as_it_was() -> None:
+    def fresh(width: int) -> TrainState:
+        net = nn.Linear(2, 3)
+        return TrainState({"model": net, "optimizer": torch.optim.SGD([net.weight, net.bias][:width], momentum=0.9)})
+
+    parts, target = stepped(fresh(2)), fresh(1)
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(StateMismatch, match=r"model\.bias"):
+        target.restore(parts)
+    assert identical(target.state_dict(), before)
+
+
+def test_a_lazy_module_that_has_to_go_back_is_lazy_again() -> None:
+    def fresh(last: Any) -> TrainState:
+        net = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+        return TrainState({"last": last, "optimizer": torch.optim.AdamW(net.parameters()), "model": net})
+
+    source = fresh(Part(a=2, b=torch.ones(2)))
+    parts = stepped(source)
+    target = fresh(Refuses(RuntimeError("no")))
+    with pytest.raises(StateMismatch):
+        target.restore(parts)
+    net, optimizer = target.parts["model"], target.parts["optimizer"]
+    assert isinstance(net, nn.Sequential)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert all(is_lazy(parameter) for parameter in net.parameters())
+    assert not optimizer.state
+    target.restore(parts)
+    assert identical(target.state_dict(), parts)
+    seed_everything(1)
+    expected = stepped(source)
+    seed_everything(1)
+    assert identical(stepped(target), expected)
+
+
+def test_a_lazy_module_is_not_touched_by_the_question_whether_weights_fit() -> None:
+    net, lazy = nn.Linear(2, 3), nn.LazyLinear(3)
+    fitted(net.state_dict(), lazy)
+    assert is_lazy(lazy.weight)
+    assert is_lazy(lazy.bias)
+    with pytest.raises(StateMismatch) as caught:
+        fitted({"weight": torch.ones(3, 2)}, lazy)
+    assert caught.value.missing == ("bias",)
+    assert is_lazy(lazy.weight)
+
+
+class Grows(nn.Module):
+    """Has a buffer that takes the shape of what it is given, as torch's observers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(0))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        self.seen.resize_(state_dict[f"{prefix}seen"].shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Renames(nn.Module):
+    """Takes weights of an earlier version of itself, in which the layer was called ``old``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = nn.Linear(2, 3)
+        self.register_load_state_dict_pre_hook(self._rename)
+
+    @staticmethod
+    def _rename(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for key in list(state_dict):
+            if key.startswith(f"{prefix}old."):
+                state_dict[key.replace(f"{prefix}old.", f"{prefix}new.")] = state_dict.pop(key)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.new(x)
+
+
+class Lenient(nn.Linear):
+    """Leaves out what it has not, whatever it is asked."""
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state_dict, strict=False)
+
+
+class Remembers(nn.Linear):
+    """Has more to remember than tensors."""
+
+    seen = 0
+
+    def get_extra_state(self) -> Any:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = state["seen"]
+
+
+WEIGHT, BIAS = torch.ones(3, 2), torch.ones(3)
+TAKEN: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "grows": (Grows, {"seen": torch.ones(5)}),
+    "renames": (Renames, {"old.weight": WEIGHT, "old.bias": BIAS}),
+    "lenient": (lambda: Lenient(2, 3), {"weight": WEIGHT, "bias": BIAS, "more": BIAS}),
+    "remembers": (lambda: Remembers(2, 3), {"weight": WEIGHT, "bias": BIAS, "_extra_state": {"seen": 3}}),
+    "lazy": (lambda: nn.LazyLinear(3), {"weight": WEIGHT, "bias": BIAS}),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrapped"),
+    [
+        (kind, wrapped)
+        for kind in TAKEN
+        for wrapped in ("plain", "inside", "compiled", "data parallel")
+        if kind != "lenient" or wrapped not in ("inside", "compiled")  # torch asks the outermost module only
+    ],
+)
+def test_what_torch_takes_is_taken(kind: str, wrapped: str) -> None:
+    make, weights = TAKEN[kind]
+    alone, net = make(), make()
+    alone.load_state_dict(weights)
+    if wrapped == "inside":
+        net, weights = nn.ModuleDict({"net": net}), {f"net.{key}": value for key, value in weights.items()}
+    if wrapped == "compiled":
+        net = torch.compile(net, backend="eager")  # type: ignore[assignment]
+    if wrapped == "data parallel":
+        weights = {f"module.{key}": value for key, value in weights.items()}
+    before = copy.deepcopy(dict(net.state_dict())) if kind != "lazy" else {}
+    fitted(weights, net)
+    if kind != "lazy":
+        assert identical(dict(net.state_dict()), before)
+    TrainState({"model": net}).restore({"model": weights})
+    assert identical(list(net.state_dict().values()), list(alone.state_dict().values()))
+
+
+def test_what_a_module_refuses_leaves_it_as_it_was() -> None:
+    net = nn.Sequential(OrderedDict(remembers=Remembers(2, 3), grows=Grows()))
+    before = copy.deepcopy(dict(net.state_dict()))
+    wrong = {**copy.deepcopy(before), "remembers._extra_state": {"seen": 3}, "grows.seen": torch.ones(4), "more": BIAS}
+    with pytest.raises(StateMismatch) as caught:
+        fitted(wrong, net)
+    assert caught.value.unexpected == ("more",)
+    assert identical(dict(net.state_dict()), before)
+
+
+def test_weights_go_into_a_data_parallel_module_and_out_of_it() -> None:
+    plain, wrapped = nn.Linear(2, 3), nn.DataParallel(nn.Linear(2, 3))
+    TrainState({"model": wrapped}).restore({"model": plain.state_dict()})
+    assert identical(list(wrapped.state_dict().values()), list(plain.state_dict().values()))
+    other = nn.Linear(2, 3)
+    TrainState({"model": other}).restore({"model": wrapped.state_dict()})
+    assert identical(dict(other.state_dict()), dict(plain.state_dict()))
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(2, 2)
+        self.decoder = nn.Linear(2, 2)
+        self.unused = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def two(groups: Callable[[Two], Any], *, wrap: Callable[[Two], nn.Module] = lambda net: net) -> TrainState:
+    torch.manual_seed(0)
+    net = Two()
+    optimizer = torch.optim.AdamW(groups(net), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 0.9**step] * len(optimizer.param_groups))
+    return TrainState({"model": wrap(net), "optimizer": optimizer, "scheduler": schedule})
+
+
+def in_two(net: Two) -> list[dict[str, Any]]:
+    return [
+        {"params": list(net.encoder.parameters()), "lr": 1e-2},
+        {"params": list(net.decoder.parameters()), "lr": 1e-4},
+    ]
+
+
+def swapped(net: Two) -> list[dict[str, Any]]:
+    return in_two(net)[::-1]
+
+
+def turned(net: Two) -> list[dict[str, Any]]:
+    return [{**group, "params": group["params"][::-1]} for group in in_two(net)]
+
+
+def moments(state: TrainState) -> dict[str, Any]:
+    """Moments and rate of every parameter by name."""
+    optimizer, net = state.parts["optimizer"], state.parts["model"]
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert isinstance(net, nn.Module)
+    names = {id(parameter): name.replace("_orig_mod.", "") for name, parameter in net.named_parameters()}
+    found = {
+        names[id(one)]: {"lr": group["lr"], "initial_lr": group["initial_lr"], **optimizer.state[one]}
+        for group in optimizer.param_groups
+        for one in group["params"]
+    }
+    return dict(sorted(found.items()))
+
+
+@pytest.mark.parametrize("groups", [swapped, turned, lambda net: turned(net)[::-1]])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_state_of_an_optimizer_follows_the_names_of_its_parameters(
+    groups: Any, compiled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = two(in_two)
+    parts = stepped(source)
+    wrap = (lambda net: torch.compile(net, backend="eager")) if compiled else (lambda net: net)
+    target = two(groups, wrap=wrap)
+    target.restore(parts)
+    assert identical(moments(target), moments(source))
+    assert "another order" in caplog.text
+    for state in (source, target):
+        optimizer, schedule = state.parts["optimizer"], state.parts["scheduler"]
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+        optimizer.zero_grad()
+        optimizer.step()
+        schedule.step()
+    assert identical(moments(target), moments(source))
+
+
+def test_the_state_of_an_optimizer_that_is_built_alike_is_given_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    parts, target = stepped(two(in_two)), two(in_two)
+    target.restore(parts)
+    assert identical(target.state_dict(), parts)
+    assert caplog.text == ""
+    other = two(in_two).parts["optimizer"]
+    other.load_state_dict(parts["optimizer"])  # torch itself reads it
+
+
+@pytest.mark.parametrize(
+    ("groups", "named"),
+    [
+        (lambda net: in_two(net)[:1], ("model.decoder.bias", "model.decoder.weight")),
+        (lambda net: [*in_two(net), {"params": [net.unused]}], ("model.unused",)),
+        (lambda net: [{"params": [*net.encoder.parameters(), net.decoder.weight]}], ("model.decoder.bias",)),
+    ],
+)
+def test_an_optimizer_of_other_parameters_is_refused_by_name(groups: Any, named: tuple[str, ...]) -> None:
+    parts, target = stepped(two(in_two)), two(groups)
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(StateMismatch) as caught:
+        target.restore(parts)
+    assert (*caught.value.missing, *caught.value.unexpected) == named
+    assert identical(target.state_dict(), before)
+
+
+def test_groups_are_split_where_their_settings_are_clear_and_refused_where_they_are_not() -> None:
+    def one(net: Two) -> list[dict[str, Any]]:
+        return [{"params": [*net.encoder.parameters(), *net.decoder.parameters()]}]
+
+    source, target = two(one), two(in_two)
+    target.restore(stepped(source))
+    assert identical(moments(target), moments(source))
+    with pytest.raises(StateMismatch, match="whose settings differ"):
+        two(one).restore(stepped(two(in_two)))
+
+
+def test_a_group_with_a_name_keeps_its_settings_when_it_takes_over_parameters() -> None:
+    def groups(net: Two, bias_in: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [
+            {"params": [net.encoder.weight], "lr": 1e-2, "name": "slow"},
+            {"params": [net.decoder.weight], "lr": 1e-4, "name": "fast"},
+        ]
+        found[bias_in]["params"] += [net.encoder.bias]
+        return found
+
+    parts, target = stepped(two(lambda net: groups(net, 0))), two(lambda net: groups(net, 1))
+    target.restore(parts)
+    optimizer = target.parts["optimizer"]
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [1e-2, 1e-4]
+
+
+def test_several_optimizers_and_modules_each_go_by_their_names() -> None:
+    def gan(turn: int) -> TrainState:
+        torch.manual_seed(0)
+        first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+        both = {"g": first, "d": second}
+        optimizers = {
+            f"optimizer_{name}": torch.optim.SGD(list(net.parameters())[::turn], lr=0.1, momentum=0.9)
+            for name, net in both.items()
+        }
+        return TrainState({**optimizers, **both})
+
+    def step(state: TrainState) -> None:
+        for name in "gd":
+            net, optimizer = state.parts[name], state.parts[f"optimizer_{name}"]
+            assert isinstance(net, nn.Module)
+            assert isinstance(optimizer, torch.optim.Optimizer)
+            optimizer.zero_grad()
+            net(torch.ones(1, 2)).square().sum().backward()
+            optimizer.step()
+
+    source, target = gan(1), gan(-1)
+    step(source)
+    target.restore(copy.deepcopy(source.state_dict()))
+    step(source)
+    step(target)
+    assert identical(
+        [dict(target.parts[n].state_dict()) for n in "gd"], [dict(source.parts[n].state_dict()) for n in "gd"]
+    )
+
+
+def test_tied_parameters_have_one_name() -> None:
+    def tied() -> TrainState:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        net[1].weight = net[0].weight
+        return TrainState({"model": net, "optimizer": torch.optim.AdamW(net.parameters())})
+
+    parts, target = stepped(tied()), tied()
+    target.restore(parts)
+    assert identical(target.state_dict(), parts)
+
+
+def unknown(*shapes: tuple[int, ...], named: bool = False) -> tuple[TrainState, torch.optim.Optimizer]:
+    parameters: list[Any] = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    given = [(f"p{len(one.shape)}{one.numel()}", one) for one in parameters] if named else parameters
+    optimizer = torch.optim.AdamW(given)
+    for one in parameters:
+        one.grad = torch.ones_like(one) * one.numel()
+    optimizer.step()
+    return TrainState({"optimizer": optimizer}), optimizer
+
+
+def test_parameters_of_no_known_module_go_by_place_and_shape() -> None:
+    source, _ = unknown((2,), (3, 3))
+    parts = copy.deepcopy(source.state_dict())
+    unknown((2,), (3, 3))[0].restore(parts)
+    with pytest.raises(StateMismatch, match="another shape"):
+        unknown((3, 3), (2,))[0].restore(parts)
+    with pytest.raises(StateMismatch, match="parameter 1 of group 0"):
+        unknown((2,))[0].restore(parts)
+
+
+def test_parameters_that_their_optimizer_names_go_by_that() -> None:
+    source, one = unknown((2,), (3, 3), named=True)
+    target, other = unknown((3, 3), (2,), named=True)
+    target.restore(copy.deepcopy(source.state_dict()))
+    assert other.param_groups[0]["param_names"] == ["p29", "p12"]
+    (small, large), (first, second) = one.param_groups[0]["params"], other.param_groups[0]["params"]
+    assert identical(dict(other.state[first]), dict(one.state[large]))
+    assert identical(dict(other.state[second]), dict(one.state[small]))
+
+
+def test_checkpoints_without_names_go_by_place_and_are_refused_by_shape() -> None:
+    source, _ = unknown((2,), (3, 3))
+    parts = copy.deepcopy(source.state_dict())
+    del parts["optimizer"]["parameters"]
+    target, _ = unknown((2,), (3, 3))
+    target.restore(parts)
+    assert identical(target.state_dict()["optimizer"]["state"], parts["optimizer"]["state"])
+    for shapes in ([(3, 3), (2,)], [(2,), (3, 4)], [(2,)], [(2,), (3, 3), (1,)]):
+        with pytest.raises(StateMismatch, match="optimizer"):
+            unknown(*shapes)[0].restore(parts)
+
+
+def test_the_state_of_another_kind_of_optimizer_is_refused() -> None:
+    parts = copy.deepcopy(unknown((2,))[0].state_dict())
+    other = TrainState({"optimizer": torch.optim.SGD([nn.Parameter(torch.ones(2))], momentum=0.9)})
+    with pytest.raises(StateMismatch, match="momentum"):
+        other.restore(parts)
+
+
+def test_the_optimizer_of_a_module_that_renames_its_weights_goes_by_place(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(OrderedDict(old=nn.Linear(2, 3)))
+    source = TrainState({"model": net, "optimizer": torch.optim.AdamW(net.parameters())})
+    parts, other = stepped(source), Renames()
+    target = TrainState({"model": other, "optimizer": torch.optim.AdamW(other.parameters())})
+    target.restore(parts)
+    assert "model.old.weight is model.new.weight" in caplog.text
+    assert identical(target.state_dict()["optimizer"]["state"], parts["optimizer"]["state"])
