@@ -12,22 +12,28 @@ from mltrain.outcome import Display, Outcome
 from mltrain.tracking.run import TrackedRun
 from mltrain.trainer import Trainer
 
+log = logging.getLogger(__name__)
+
 LOG_FILE = "stage.log"
 
 
-class LoggedStage:
-    """A display that also writes down what it shows, with warnings and errors; a ``with`` block closes the file.
+class LoggedStage(logging.Handler):
+    """A display that also writes down what it shows, with warnings and errors; a ``with`` block ends the writing.
 
-    The file is ``stage.log`` in the run's folder on this machine, and after every epoch among the artifacts.
+    The file is ``stage.log`` in the run's folder on this machine, and after every epoch among the artifacts. A disk that
+    refuses a line ends no stage: that is logged once, and the line is missing.
     """
 
     def __init__(self, stage: str, inner: Display) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
         self._stage = stage
         self._inner = inner
         self._run: TrackedRun | None = None
-        self._handler: logging.Handler | None = None
         self._file: Path | None = None
         self._epoch = -1
+        self._refused = False
+        self._torn = False
 
     def __enter__(self) -> Self:
         return self
@@ -37,9 +43,11 @@ class LoggedStage:
     ) -> None:
         if error is not None:
             self._write(f"{type(error).__name__}: {error}")
-        if self._handler is not None:
-            logging.getLogger("mltrain").removeHandler(self._handler)
-            self._handler.close()
+        logging.getLogger("mltrain").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a warning or an error."""
+        self._write(self.format(record))
 
     def opened(self, run: TrackedRun, where: str) -> None:
         """Open the file, and write which attempt of which run this is."""
@@ -47,10 +55,7 @@ class LoggedStage:
         if not self._file.exists():  # it was begun on another machine
             with suppress(OSError, MltrainError):
                 self._file.write_bytes(bytes(run.artifacts.read(LOG_FILE, 2**26)))
-        self._handler = logging.FileHandler(self._file, encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        self._handler.setLevel(logging.WARNING)
-        logging.getLogger("mltrain").addHandler(self._handler)
+        logging.getLogger("mltrain").addHandler(self)
         self._write(f"stage {self._stage}, run {run.id}, attempt {run.ordinal} on {run.attempt.host}")
         self._inner.opened(run, where)
 
@@ -82,10 +87,19 @@ class LoggedStage:
         self._inner.ended(outcome)
 
     def _write(self, line: str) -> None:
-        if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
+        if self._file is None:
+            return
+        try:
+            with self._file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                begin = "\n" if self._torn else ""  # after half a line that the disk took
+                file.write(f"{begin}{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
+            self._torn = False
+        except OSError as error:
+            self._torn = True
+            if not self._refused:
+                self._refused = True  # before the warning, which comes here as well
+                log.warning("%s cannot be written: %s. The stage goes on without it.", self._file, error.strerror)
 
     def _send(self) -> None:
-        if self._run is not None and self._file is not None:
+        if self._run is not None and self._file is not None and self._file.is_file():
             self._run.log_file(self._file)
