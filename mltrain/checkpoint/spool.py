@@ -11,8 +11,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -194,6 +195,37 @@ def replace_file(target: Path, content: bytes) -> None:
         with suppress(OSError):
             discard_temporary(temporary)
         raise _refused(target, error) from error
+
+
+def set_aside(path: Path, *, beside: Sequence[str] = ()) -> Path:
+    """Rename something damaged, so that it is kept for people; return where it is now.
+
+    Args:
+        path: of a file or folder.
+        beside: ends of the names of files that belong to it, and go with it.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+    put_back(path, aside, beside=beside)
+    return aside
+
+
+def put_back(aside: Path, path: Path, *, beside: Sequence[str] = ()) -> None:
+    """Give what was set aside its name back, in place of whatever has that name now.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        aside.replace(path)
+        for end in beside:
+            source = aside.with_name(aside.name + end)
+            if os.path.lexists(source):
+                source.replace(path.with_name(path.name + end))
+    except OSError as error:
+        raise _refused(path, error) from error
 
 
 def _write_all(descriptor: int, piece: bytes | memoryview) -> int:
