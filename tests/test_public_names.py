@@ -59,7 +59,7 @@ COMMANDS = {
     "pull": ["--checkpoint", "--experiment", "--json", "--metric", "--mode", "--to", "RUN_ID"],
     "reap": ["--json"],
     "runs": ["--experiment", "--json", "--most"],
-    "sync": ["--json"],
+    "sync": ["--from", "--json"],
     "train": [
         *("--allow-change", "--config", "--default-project", "--experiment", "--fork-run", "--name", "--preset"),
         *("--require-tracking", "--resume-from", "--resume-run", "--take-over", "ARGUMENTS"),

@@ -85,6 +85,10 @@ class Run(Protocol):
         """Add lines to the record of what retention removed."""
         ...
 
+    def mark_only_local(self, checkpoint: str, status: Status) -> None:
+        """Record that the newest checkpoint is on this host only, and which status the run gets when it is sent."""
+        ...
+
     def detach(self, status: Status) -> None:
         """Deliver what is left and let go of the run, with this status where it was opened for the manager."""
         ...

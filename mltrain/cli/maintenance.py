@@ -21,27 +21,41 @@ def add_to(app: typer.Typer) -> None:
     app.command("import", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(import_)
 
 
-def sync(as_json: bool = _JSON) -> None:
-    """Send what was left behind on this machine: metric points, pictures, staged checkpoints. As often as you like."""
+def sync(
+    as_json: bool = _JSON,
+    address: str = typer.Option(
+        None, "--from", help="Another address of the store: send here what waits for that, runs never created too."
+    ),
+) -> None:
+    """Send what was left behind on this machine: metric points, pictures, staged checkpoints. As often as you like.
+
+    Exit code 5 if something could not be sent. What waits for another tracking store is listed.
+    """
     from mltrain.tracking.server import connect
     from mltrain.tracking.sync import sync as run_sync
 
-    results = list(run_sync(connect(patience=10.0)))
+    results = list(run_sync(connect(patience=10.0), address=address))
+    failed = any(r.failed or (not r.address and (r.left or r.refused)) for r in results)
     if as_json:
         print(json.dumps([asdict(result) for result in results], indent=1))
-    else:
-        for result in results:
-            if result.said:
-                print(f"{result.run_id}: {result.said}")
-            elif result.sent or result.uploaded or result.dropped or result.left or result.refused:
-                print(
-                    f"{result.run_id}: {result.sent} records sent, {len(result.uploaded)} checkpoints uploaded, "
-                    f"{result.dropped} kept here because a later attempt overtook them, {result.left} still waiting, "
-                    f"{result.refused} refused by the server"
-                )
-        if not any(result.left or result.refused for result in results):
-            print("Nothing is waiting on this machine.")
-    sys.exit(5 if any(result.left or result.refused for result in results) else 0)
+        sys.exit(5 if failed else 0)
+    for result in results:
+        if result.sent or result.uploaded or result.dropped or (result.left and not result.address) or result.refused:
+            print(
+                f"{result.run_id}: {result.sent} records sent, {len(result.uploaded)} checkpoints uploaded, "
+                f"{result.dropped} kept here because a later attempt overtook them, {result.left} still waiting, "
+                f"{result.refused} refused by the server"
+            )
+        if result.said:
+            print(f"{result.run_id}: {harmless(result.said)}")
+    elsewhere = sorted({result.address for result in results if result.address})
+    for there in elsewhere:
+        print(
+            f"If this tracking store was at {harmless(there)}, send what waits for that with: mltrain sync --from {there}"
+        )
+    if not failed and not any(result.said for result in results):
+        print("Nothing is waiting on this machine.")
+    sys.exit(5 if failed else 0)
 
 
 def reap(as_json: bool = _JSON) -> None:

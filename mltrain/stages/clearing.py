@@ -13,7 +13,7 @@ from mltrain.pipeline import Pipeline
 from mltrain.stages.parent import RETIRED_TAG, children
 from mltrain.tracking import registry
 from mltrain.tracking.artifacts import OUTPUTS, discard_staged, open_artifacts
-from mltrain.tracking.home import home_of
+from mltrain.tracking.home import known_home
 from mltrain.tracking.opening import user
 from mltrain.tracking.overview import state
 from mltrain.tracking.run import pins_of
@@ -111,7 +111,7 @@ def clear(server: Server, clearing: Clearing) -> None:
         registry.remove_models(server, models, identity.name)
     for name in clearing.outputs:
         artifacts.remove_output(name)
-    staging = home_of(server, clearing.run_id) / "staging"
+    staging = known_home(server, clearing.run_id) / "staging"
     if staging.is_dir():
         for folder in Spool(staging).complete():
             discard_staged(folder)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from mltrain.errors import MltrainError, NoCheckpoint
 from mltrain.stages.log import LOG_FILE
 from mltrain.tracking.artifacts import open_artifacts
-from mltrain.tracking.home import home_of
+from mltrain.tracking.home import known_home
 from mltrain.tracking.overview import state
 from mltrain.tracking.server import Server
 
@@ -38,7 +38,7 @@ def followed(server: Server, run_id: str, *, seconds: float = 0.5) -> Iterator[s
 
 def _text(server: Server, run_id: str, artifact_uri: str) -> str | None:
     try:
-        return (home_of(server, run_id) / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+        return (known_home(server, run_id) / LOG_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         pass
     try:

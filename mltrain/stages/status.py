@@ -12,7 +12,7 @@ from mltrain.stages.log import LOG_FILE
 from mltrain.stages.outputs import Output
 from mltrain.stages.parent import Plan
 from mltrain.stages.survey import Survey, handed_on, recipe_of, survey
-from mltrain.tracking.home import home_of
+from mltrain.tracking.home import known_home
 from mltrain.tracking.server import Server
 
 
@@ -122,7 +122,7 @@ def _given(server: Server, stage: Stage, run_id: str, outputs: dict[str, Output]
 
 
 def _log(server: Server, run_id: str) -> str | None:
-    file = home_of(server, run_id) / LOG_FILE
+    file = known_home(server, run_id) / LOG_FILE
     return str(file) if file.is_file() else None
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +30,10 @@ HOLDER_TAG = "mltrain.holder"
 HEARTBEAT_TAG = "mltrain.heartbeat"
 STATUS_OF = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's status for what :data:`STATUS_TAG` says of a run that has ended."""
+ONLY_LOCAL_TAG = "mltrain.newest_only_local"
+"""While the newest checkpoint is not in the artifact store: its name and the host that has it."""
+WHEN_SENT_TAG = "mltrain.status_when_sent"
+"""Beside :data:`ONLY_LOCAL_TAG`: what :data:`STATUS_TAG` becomes when ``mltrain sync`` has sent that checkpoint."""
 CLAIM = "mltrain.attempt."
 _CLAIM = re.compile(r"mltrain\.attempt\.(\d{1,6})", re.ASCII)
 
@@ -151,6 +156,19 @@ def await_lease(server: Server, run: Any) -> None:
             raise held
         if not is_held(now):
             return
+
+
+def only_local_tags(checkpoint: str, when_sent: str) -> dict[str, str]:
+    """Return the tags of a run that has ended, and whose newest checkpoint is on this host only."""
+    return {ONLY_LOCAL_TAG: f"{checkpoint} on {fingerprint.host()}", WHEN_SENT_TAG: when_sent}
+
+
+def forget_only_local(server: Server, run_id: str, tags: Mapping[str, str]) -> None:
+    """Remove the tags of :func:`only_local_tags` where they are set."""
+    for key in (ONLY_LOCAL_TAG, WHEN_SENT_TAG):
+        if key in tags:
+            with suppress(RunNotFound):  # an earlier try got this far
+                server.insist(server.client.delete_tag, run_id, key)
 
 
 def own_hold(ordinal: int) -> str:

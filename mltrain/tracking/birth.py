@@ -5,6 +5,7 @@ be: whoever is not sure whether the run was created already, this process or ``m
 """
 
 import json
+import logging
 import os
 import threading
 import time
@@ -17,7 +18,10 @@ from typing import Any
 from mltrain.checkpoint.spool import replace_file
 from mltrain.errors import RunNotFound
 from mltrain.redaction import redacted
-from mltrain.tracking.server import Refusal, Server
+from mltrain.tracking.home import created_from
+from mltrain.tracking.server import RUN_ID, Refusal, Server
+
+log = logging.getLogger(__name__)
 
 BIRTH_TAG = "mltrain.birth"
 BIRTH_FILE = "birth.json"
@@ -53,11 +57,31 @@ class Birth:
 
 
 def recorded_birth(home: Path) -> Birth | None:
-    """Return what was recorded of a run that could not be created at once, or none."""
+    """Return the record of a run that could not be created at once; ``None`` if there is none.
+
+    Where the record is damaged, what else is known takes its place: the run's id, or a name to create it by.
+    """
+    file = home / BIRTH_FILE
     try:
-        return Birth(**json.loads((home / BIRTH_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        birth = Birth(**{name: raw[name] for name in Birth.__dataclass_fields__ if name in raw})
+        texts = (birth.name, birth.id, birth.experiment or "", *birth.tags, *birth.tags.values())
+        if not all(isinstance(text, str) for text in texts) or not isinstance(birth.began, int):
+            raise ValueError("a field is of another type")
+        if not RUN_ID.fullmatch(birth.id) or not RUN_ID.fullmatch(birth.run_id or birth.id):
+            raise ValueError("it names no run")
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        run_id = created_from(home)
+        log.warning(
+            "The record %s is damaged (%s). %s",
+            file,
+            error,
+            f"The run was created as {run_id}." if run_id else "The run's experiment and name are lost with it.",
+        )
+        return Birth(None, f"recovered-{home.name[:8]}", {}, id=home.name, run_id=run_id)
+    return birth
 
 
 class Registration:

@@ -1,8 +1,11 @@
 """The folder on this host where a run is staged, journalled and locked."""
 
 import json
+import logging
 import os
+import re
 import time
+import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,9 +17,12 @@ import platformdirs
 import psutil
 
 from mltrain import process
-from mltrain.checkpoint.spool import replace_file
+from mltrain.checkpoint.spool import replace_file, set_aside
 from mltrain.errors import RunHeld, StorageError
+from mltrain.redaction import redacted_uri
 from mltrain.tracking.server import RUN_ID, Server
+
+log = logging.getLogger(__name__)
 
 _HOLDER_FILE = "holder.json"
 _RECORD_SECONDS = 2.0
@@ -24,21 +30,92 @@ _OF_ONE_KERNEL = frozenset(
     ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs", "ntfs", "refs")
 )
 """Filesystems whose locks are known to be released when their holder ends; on those of a network or a host this is not sure."""
+_ADDRESS_FILE = "store.json"
+_STORE_FOLDER = re.compile(r"[0-9a-f]{12}", re.ASCII)
+_NAMED = ("databricks", "databricks-uc", "uc")
+_PORTS = {"http": 80, "https": 443}
 
 
 def homes(server: Server) -> Path:
-    """Return the folder that holds the homes of all runs of a tracking store on this host."""
-    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
-    return Path(base).expanduser() / uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12]
+    """Return the folder for the homes of all runs of a tracking store on this host."""
+    return _base() / _folder_name(address_of(server.uri))
+
+
+def address_of(uri: str) -> str:
+    """Return one spelling for all tracking URIs that certainly mean one store; without user name and password.
+
+    Paths are absolute, hosts in lower case, ``localhost`` stands for the loopback addresses, and default ports are left out.
+    """
+    parts = urllib.parse.urlsplit(uri)
+    if uri in _NAMED:
+        return uri
+    if len(parts.scheme) <= 1 or parts.scheme == "file":  # a path; one letter is a drive of Windows
+        path = urllib.parse.unquote(parts.path) if parts.scheme == "file" else uri
+        return Path(os.path.realpath(path)).as_uri()
+    if parts.scheme.partition("+")[0] == "sqlite":
+        path, _, options = uri.partition(":///")[2].partition("?")
+        if not path or path == ":memory:" or path.startswith("file:"):
+            return uri
+        return f"sqlite:///{os.path.realpath(path)}{'?' + options if options else ''}"
+    try:
+        host, port = (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        return uri
+    if host in ("127.0.0.1", "::1", "0.0.0.0"):  # noqa: S104 - compared, not bound
+        host = "localhost"
+    where = f"[{host}]" if ":" in host else host
+    if port is not None and port != _PORTS.get(parts.scheme):
+        where += f":{port}"
+    return urllib.parse.urlunsplit((parts.scheme, where, parts.path.rstrip("/"), parts.query, ""))
+
+
+def stores(server: Server) -> Iterator[tuple[Path, str | None]]:
+    """Yield the folders of all tracking stores on this host, and where each store is.
+
+    The folder of this server comes first, then the one that an earlier version made for this spelling of its URI.
+
+    Yields:
+        The folder, and the address of the store without its secrets; ``None`` if it is this server's. An earlier version
+        recorded no address: then the name of the folder stands for it.
+    """
+    own = [homes(server), _base() / _folder_name(server.uri)]
+    yield from ((root, None) for root in dict.fromkeys(own) if root.is_dir())
+    for root in sorted(_base().glob("*")):
+        if root not in own and _STORE_FOLDER.fullmatch(root.name) and root.is_dir():
+            address = _recorded_address(root)
+            yield root, None if address == redacted_uri(address_of(server.uri)) else address
+
+
+def may_be(server: Server, address: str | None) -> bool:
+    """Whether an address may be that of this server; two files that both exist and differ are two stores.
+
+    Args:
+        server: the one in use.
+        address: as :func:`stores` yields it.
+    """
+    here, there = (_database_of(uri) for uri in (address_of(server.uri), address or ""))
+    return address is None or here is None or there is None or here.samefile(there)
 
 
 def home_of(server: Server, run_id: str) -> Path:
-    """Return the folder on this host for staging, journal and log of a run.
+    """Return the folder on this host for staging, journal and log of a run, and make it if need be.
 
     Raises:
         StorageError: it cannot be made.
     """
-    return _made(homes(server) / _name_of(server, run_id))
+    return _made(known_home(server, run_id))
+
+
+def known_home(server: Server, run_id: str) -> Path:
+    """Return the folder for a run, made or not.
+
+    Where the run was written to from this host under another address of its store, that is the folder: ids are unique.
+    """
+    for root, address in stores(server):
+        home = root / _name_in(root, run_id)
+        if home.is_dir() and may_be(server, address):
+            return home
+    return homes(server) / run_id
 
 
 def outputs_home(server: Server) -> Path:
@@ -50,16 +127,48 @@ def outputs_home(server: Server) -> Path:
     return _made(homes(server) / "outputs")
 
 
-def _name_of(server: Server, run_id: str) -> str:
+def record_address(server: Server, home: Path) -> None:
+    """Note for people where the store of a run is, beside its home."""
+    file = home.parent / _ADDRESS_FILE
+    if not file.is_file():
+        with suppress(StorageError):
+            replace_file(file, json.dumps({"uri": redacted_uri(address_of(server.uri))}).encode())
+
+
+def _database_of(address: str) -> Path | None:
+    """Return the file of a database that is on this host and exists, else ``None``."""
+    kind, _, path = address.partition(":///")
+    file = Path(path.partition("?")[0])
+    return file if kind.partition("+")[0] == "sqlite" and file.is_file() else None
+
+
+def _base() -> Path:
+    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
+    return Path(base).expanduser()
+
+
+def _folder_name(address: str) -> str:
+    return uuid.uuid5(uuid.NAMESPACE_URL, address).hex[:12]
+
+
+def _recorded_address(root: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((root / _ADDRESS_FILE).read_text(encoding="utf-8"))["uri"])
+    return f"unknown (see {root})"
+
+
+def _name_in(root: Path, run_id: str) -> str:
     """Return what a run's home is called: where it was written to before it was created, by what it went by then."""
     with suppress(OSError, ValueError):
-        earlier = (homes(server) / f"{run_id}.home").read_text(encoding="ascii")
+        earlier = (root / f"{run_id}.home").read_text(encoding="ascii")
         return earlier if RUN_ID.fullmatch(earlier) else run_id
     return run_id
 
 
 def _made(home: Path) -> Path:
     try:
+        if os.path.lexists(home) and not home.is_dir():
+            log.warning("%s is no folder. It is kept as %s, and a folder takes its place.", home, set_aside(home).name)
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
@@ -68,13 +177,34 @@ def _made(home: Path) -> Path:
     return home
 
 
-def remember_home(server: Server, run_id: str, home: Path) -> None:
+def remember_home(run_id: str, home: Path) -> None:
     """Let a run be found in the home that it had before it was created.
 
     Raises:
         StorageError: the disk refuses.
     """
-    replace_file(homes(server) / f"{run_id}.home", home.name.encode("ascii"))
+    replace_file(home.parent / f"{run_id}.home", home.name.encode("ascii"))
+
+
+def created_from(home: Path) -> str | None:
+    """Return the id of the run that was created for a home from before that; ``None`` if there is none."""
+    for file in home.parent.glob("*.home"):
+        with suppress(OSError, ValueError):
+            if RUN_ID.fullmatch(file.stem) and file.read_text(encoding="ascii") == home.name:
+                return file.stem
+    return None
+
+
+def lock_file(home: Path) -> filelock.BaseFileLock:
+    """Return the lock of a home, not taken; what is in its place and no file is set aside.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    file = home / "lock"
+    if file.is_dir() or (file.is_symlink() and not file.exists()):
+        log.warning("%s is no file. It is kept as %s, and a new one takes its place.", file, set_aside(file).name)
+    return filelock.FileLock(file)
 
 
 def locked(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock:
@@ -84,7 +214,7 @@ def locked(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock:
         RunHeld: another process has it, and it is not to be taken over.
         StorageError: it cannot be made.
     """
-    lock = filelock.FileLock(home / "lock")
+    lock = lock_file(home)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -110,10 +240,11 @@ def lock_if_here(server: Server, run_id: str) -> Iterator[None]:
     Raises:
         RunHeld: somebody here is writing to it, or sending what was left behind.
     """
-    lock = filelock.FileLock(homes(server) / _name_of(server, run_id) / "lock")
-    if not Path(lock.lock_file).parent.is_dir():
+    home = known_home(server, run_id)
+    if not home.is_dir():
         yield
         return
+    lock = lock_file(home)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -130,7 +261,7 @@ def was_left(server: Server, run_id: str, holder: Mapping[str, Any]) -> bool:
     This holds for processes of other containers and of earlier boots as well, but only where the lock is on a disk that one
     kernel has for itself.
     """
-    home = homes(server) / _name_of(server, run_id)
+    home = known_home(server, run_id)
     try:
         if not process.same(json.loads((home / _HOLDER_FILE).read_text(encoding="utf-8")), holder):
             return False

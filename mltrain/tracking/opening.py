@@ -20,22 +20,24 @@ from mltrain.tracking import launcher as launchers
 from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.attempts import (
     HOLDER_TAG,
+    ONLY_LOCAL_TAG,
     Attempt,
     await_lease,
     claim_attempt,
+    forget_only_local,
     holder_tags,
     is_alive,
     last_attempt,
     recorded_attempts,
 )
 from mltrain.tracking.birth import Birth, Registration, recorded_birth
-from mltrain.tracking.home import home_of, homes, locked
+from mltrain.tracking.home import home_of, known_home, locked
 from mltrain.tracking.launcher import Launcher
 from mltrain.tracking.lease import HEARTBEAT_SECONDS
 from mltrain.tracking.left import publish_left
 from mltrain.tracking.retry import FullJitter
 from mltrain.tracking.run import TrackedRun, age_of
-from mltrain.tracking.server import RUN_ID, Refusal, Server, connect
+from mltrain.tracking.server import RUN_ID, Refusal, Server, connect, tags_of
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,8 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
         claim_attempt(server, run_id, ordinal)
         server.insist(server.client.update_run, run_id, status="RUNNING")
         _set_tags(server, run_id, holder_tags(ordinal))
+        _warn_of_newer_elsewhere(run)
+        forget_only_local(server, run_id, tags_of(run))
         if launcher is not None:
             launchers.nest(server, launcher, run_id)
         launchers.repair(server, run_id, run.info.experiment_id)
@@ -128,6 +132,19 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
     if take_over and is_alive(server, run) is not False:
         opened.settle(HEARTBEAT_SECONDS + 1.0)
     return opened
+
+
+def _warn_of_newer_elsewhere(run: Any) -> None:
+    """Warn where the run's newest checkpoint is on another host only."""
+    checkpoint, _, host = tags_of(run).get(ONLY_LOCAL_TAG, "").partition(" on ")
+    if host and host != fingerprint.host():
+        log.warning(
+            "The newest checkpoint of this run, %s, is on %s only, and this resume continues from an older one. To use it, "
+            "run mltrain sync on %s before you resume.",
+            checkpoint,
+            host,
+            host,
+        )
 
 
 def open_run(run_id: str | None = None) -> TrackedRun:
@@ -164,7 +181,8 @@ def created_as(server: Server, run_id: str) -> str:
     Raises:
         RunNotFound: it began on this machine and has not been created yet.
     """
-    birth = recorded_birth(homes(server) / run_id) if RUN_ID.fullmatch(run_id) else None
+    home = known_home(server, run_id) if RUN_ID.fullmatch(run_id) else None
+    birth = recorded_birth(home) if home is not None and home.name == run_id else None
     if birth is None:
         return run_id
     if birth.run_id is None:

@@ -33,11 +33,12 @@ from mltrain.tracking.attempts import (
     Attempt,
     claim_attempt,
     holder_tags,
+    only_local_tags,
 )
 from mltrain.tracking.birth import Registration
 from mltrain.tracking.courier import Courier
 from mltrain.tracking.gallery import Gallery
-from mltrain.tracking.home import grace_seconds, home_of, remember_home
+from mltrain.tracking.home import grace_seconds, home_of, record_address, remember_home
 from mltrain.tracking.journal import Journal
 from mltrain.tracking.late import LateArtifacts
 from mltrain.tracking.launcher import Launcher
@@ -64,6 +65,8 @@ PIPELINE_TAG = "mltrain.pipeline"
 STAGE_TAG = "mltrain.stage"
 """On the run of a stage: the stage's name."""
 PIN_TAG = "mltrain.pin."
+LEFT_OUT_TAG = "mltrain.points_left_out"
+"""How many metric points a run has lost for good."""
 
 
 class TrackedRun:
@@ -85,6 +88,8 @@ class TrackedRun:
         artifacts: of the run.
         home: the folder on this host for staging, journal and log.
         owned: whether this process decides about the run's status.
+        lost: after :meth:`close`, how many records neither the server nor this disk has taken.
+        closed: after :meth:`close`, whether the server has taken the run's status.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class TrackedRun:
         self.attempt = attempts[-1]
         self.launcher = launcher
         self.owned = True
+        self.lost, self.closed = 0, False
         self._lock = lock
         self._listeners: list[Callable[[], None]] = []
         self._known = threading.Event()
@@ -127,6 +133,7 @@ class TrackedRun:
             self.lease.begin(self.id)
             self._known.set()
         self.home = home or home_of(server, self.id)
+        record_address(server, self.home)
         # Who takes a run over on the same host leaves its journal to the process that still has it open.
         mine = "journal.sqlite" if lock.is_locked else f"journal-a{self.attempt.ordinal:02d}.sqlite"
         self.journal = Journal(self.home / mine, self.attempt.ordinal)
@@ -217,7 +224,11 @@ class TrackedRun:
         At most 100,000, the oldest; where more wait, it is said that the rest is on this disk only.
         """
         self.journal.flush()
-        waiting = self.journal.unsent_points(_MOST_PENDING, step)
+        try:
+            waiting = self.journal.unsent_points(_MOST_PENDING, step)
+        except StorageError as error:
+            log.warning("The checkpoint at step %d carries no metric points: %s", step, error)
+            return []
         if len(waiting) == _MOST_PENDING and not self._said_pending:
             self._said_pending = True
             log.warning(
@@ -353,6 +364,16 @@ class TrackedRun:
         """Draw the learning curves once more, with all epochs."""
         self._gallery.finish_epochs(history)
 
+    def mark_only_local(self, checkpoint: str, status: Status) -> None:
+        """Record that the newest checkpoint is on this host only.
+
+        Args:
+            checkpoint: its name.
+            status: that the run gets when ``mltrain sync`` has sent it.
+        """
+        for key, value in only_local_tags(checkpoint, _said(status)).items():
+            self.set_tag(key, value)
+
     def detach(self, status: Status) -> None:
         """Deliver what is left and let go of the run; its status is the caller's affair unless it was opened here."""
         if self.owned:
@@ -361,7 +382,7 @@ class TrackedRun:
         self._closing = True
         self._gallery.close()
         if not self.overtaken:
-            self.set_tag(STATUS_TAG, "finished")
+            self.set_tag(STATUS_TAG, _said(status))
             self.sender.drain(grace_seconds())
         self._let_go()
 
@@ -376,7 +397,8 @@ class TrackedRun:
                 run FAILED then.
 
         Returns:
-            Whether everything was delivered. What was not waits on this disk for ``mltrain sync``.
+            Whether everything was delivered. What was not waits on this disk for ``mltrain sync``, but for what is
+            :attr:`lost`.
         """
         deadline = time.monotonic() + grace
         self.attempt.ended = datetime.now(UTC).isoformat(timespec="seconds")
@@ -386,17 +408,22 @@ class TrackedRun:
         delivered = False
         if not self.overtaken:
             if self.journal.left_out:
-                self.set_tag("mltrain.points_left_out", str(self.journal.left_out))
+                self.set_tag(LEFT_OUT_TAG, str(self.journal.left_out))
             try:
                 self.log_file(self._written(ATTEMPTS_FILE, self._attempts_as_json()))
             except StorageError as error:
                 log.warning("The record of attempts does not say how this one ended: %s", error)
             self.set_tag(STATUS_TAG, _said(status))
             delivered = self.sender.drain(grace)
+            self.lost = self.journal.lost()
+            if self.lost and status == "FINISHED" and self.journal.unsent():
+                # A resume brings back what a checkpoint carries; so the run is not said to be complete.
+                status = "KILLED"
+                self._finished_within(status, max(2.0, deadline - time.monotonic()))
             # A store that takes no files keeps nobody from saying to the server how the run ended.
             if delivered or (self.known and not self.journal.unsent_points(1)):
-                delivered = self._finished_within(status, max(2.0, deadline - time.monotonic())) and delivered
-            delivered = delivered and self.journal.parked() == 0 and not self.journal.left_out
+                self.closed = self._finished_within(status, max(2.0, deadline - time.monotonic()))
+            delivered = delivered and self.closed and self.journal.parked() == 0 and not self.lost
         launcher = None if self.overtaken or self.launcher is None or self.launcher.run_id != self.id else self.launcher
         self._let_go()
         if launcher is not None and launcher.pid is not None and (interrupted() or status != "FINISHED"):
@@ -449,7 +476,7 @@ class TrackedRun:
             info = self._registration.info()
             self._registration.discard_doubles()
             artifacts = open_artifacts(info.artifact_uri, self.server.uri)
-            remember_home(self.server, info.run_id, self.home)
+            remember_home(info.run_id, self.home)
             replace(self._registration.birth, run_id=info.run_id).save(self.home)
             with self._naming:
                 if isinstance(self.artifacts, LateArtifacts):

@@ -5,6 +5,7 @@ attempt k beyond the step where attempt k+1 branched off stay here, and that is 
 """
 
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,20 +13,45 @@ from pathlib import Path
 import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId
-from mltrain.errors import MltrainError
-from mltrain.tracking.artifacts import open_artifacts
-from mltrain.tracking.attempts import STATUS_OF, STATUS_TAG, Attempt, last_attempt, recorded_attempts
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.errors import MltrainError, RunNotFound
+from mltrain.redaction import redacted_uri
+from mltrain.tracking.artifacts import Artifacts, open_artifacts
+from mltrain.tracking.attempts import (
+    ONLY_LOCAL_TAG,
+    STATUS_OF,
+    STATUS_TAG,
+    WHEN_SENT_TAG,
+    Attempt,
+    forget_only_local,
+    last_attempt,
+    recorded_attempts,
+)
 from mltrain.tracking.birth import Birth, Registration, recorded_birth
-from mltrain.tracking.home import homes, remember_home
+from mltrain.tracking.home import address_of, lock_file, may_be, remember_home, stores
 from mltrain.tracking.journal import Journal
 from mltrain.tracking.left import has_left, publish_left
 from mltrain.tracking.sender import Sender
 from mltrain.tracking.server import RUN_ID, Server, tags_of
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Synced:
-    """What became of what one run had left behind here."""
+    """What became of what one run had left behind here.
+
+    Attributes:
+        run_id: of the run; of one that has not been created, what it goes by.
+        sent: how many records were sent.
+        uploaded: names of checkpoints.
+        dropped: how many points, pictures and checkpoints a later attempt had overtaken.
+        left: how many records still wait.
+        refused: how many records the server refuses for good.
+        said: why nothing was sent, or what is wrong with the run's folder on this host.
+        failed: whether something could not be sent that should have been.
+        address: where it waits for, if that is not the server in use.
+    """
 
     run_id: str
     sent: int = 0
@@ -34,57 +60,115 @@ class Synced:
     left: int = 0
     refused: int = 0
     said: str = ""
+    failed: bool = False
+    address: str = ""
 
 
-def sync(server: Server, *, seconds: float = 600.0) -> Iterator[Synced]:
-    """Send what every run has left behind on this machine, for this tracking store."""
-    root = homes(server)
-    if not root.is_dir():
-        return
-    for home in sorted(folder for folder in root.iterdir() if RUN_ID.fullmatch(folder.name)):
-        for journal in sorted(home.glob("journal*.sqlite")):
-            try:
-                with filelock.FileLock(home / "lock", timeout=0):
-                    yield _synced(server, home, journal, seconds)
-            except filelock.Timeout:
-                yield Synced(home.name, said="it is being trained and sends by itself")
-            except MltrainError as error:
-                yield Synced(home.name, said=str(error))
+def sync(server: Server, *, seconds: float = 600.0, address: str | None = None) -> Iterator[Synced]:
+    """Send what every run has left behind on this machine.
+
+    A run that waits for another address of its store is sent to this server where the server has it. One that the server
+    does not have, or that was never created, is listed with its address.
+
+    Args:
+        server: gets it.
+        seconds: how long one run may take.
+        address: another address of this server's store, whose runs are sent here, those that were never created as well.
+    """
+    also = redacted_uri(address_of(address)) if address is not None else None
+    for root, there in stores(server):
+        ours = there is None or there == also or (address is not None and root.name == address)
+        for home in sorted(folder for folder in root.iterdir() if RUN_ID.fullmatch(folder.name)):
+            yield from _of_home(server, home, seconds, None if ours else there)
 
 
-def _synced(server: Server, home: Path, file: Path, seconds: float) -> Synced:
+def _of_home(server: Server, home: Path, seconds: float, address: str | None) -> Iterator[Synced]:
+    """Send what is in one home; nothing that is wrong with it keeps others from being sent."""
+    try:
+        if not home.is_dir():
+            return
+        with lock_file(home).acquire(timeout=0):
+            for file in sorted(home.glob("journal*.sqlite")) or [home / "journal.sqlite"]:
+                synced = _synced(server, home, file, seconds, address)
+                if address is None or synced != Synced(synced.run_id):  # nothing waits there: no concern of this store
+                    yield synced
+    except filelock.Timeout:
+        yield Synced(home.name, said="it is being trained and sends by itself")
+    except RunNotFound as error:
+        yield Synced(home.name, said=str(error))
+    except (MltrainError, OSError) as error:
+        yield Synced(home.name, said=str(error), failed=True)
+    except Exception as error:
+        log.exception("What waits in %s could not be sent", home)
+        yield Synced(home.name, said=f"{type(error).__name__}: {error}", failed=True)
+
+
+def _synced(server: Server, home: Path, file: Path, seconds: float, address: str | None) -> Synced:
     journal = Journal(file, 10**6)
     try:
+        harm = f"its journal was damaged, and is kept as {journal.damaged}" if journal.damaged is not None else ""
         birth = recorded_birth(home)
         journal.unpark()
         run_id = home.name if birth is None or birth.run_id is None else birth.run_id
-        if not journal.unsent() and not has_left(home):
-            return Synced(run_id)
-        if birth is not None and birth.run_id is None:
+        before = journal.unsent()
+        if not before and not has_left(home):
+            return Synced(run_id, said=harm, failed=bool(harm))
+        unborn = birth is not None and birth.run_id is None
+        if address is not None and (unborn or not _is_at(server, run_id, address)):
+            return Synced(run_id, left=before, said=f"waits for {address}", address=address)
+        if unborn and birth is not None:
             run_id = _created(server, birth, home)
         run = server.run(run_id)
         artifacts = open_artifacts(run.info.artifact_uri, server.uri)
-        ends = _ends(recorded_attempts(artifacts, last_attempt(run.data.params)))
+        attempt = last_attempt(run.data.params)
+        ends = _ends(recorded_attempts(artifacts, attempt))
         dropped = journal.drop_beyond(ends)
         # The records first: they name the run's configuration, without which its checkpoints are of no use.
         before = journal.unsent()
         drained = Sender(server, lambda: run_id, journal, artifacts, lambda: True).drain(seconds)
         left = publish_left(run_id, home, artifacts, ends)
-        status = STATUS_OF.get(tags_of(server.run(run_id)).get(STATUS_TAG, ""))
-        if drained and status is not None:
-            server.insist(server.client.set_terminated, run_id, status)
+        if drained:
+            _settle(server, run_id, artifacts, attempt)
         waiting, refused = journal.unsent(), journal.parked()
         sent = before - waiting - refused
-        return Synced(run_id, sent, left.uploaded, dropped + left.dropped, waiting, refused)
+        return Synced(
+            run_id, sent, left.uploaded, dropped + left.dropped, waiting, refused, said=harm, failed=bool(harm)
+        )
     finally:
         journal.close()
+
+
+def _is_at(server: Server, run_id: str, address: str) -> bool:
+    """Whether a run that waits for another address is found at this server: then both are one store, as ids are unique."""
+    if not may_be(server, address):
+        return False
+    try:
+        server.run(run_id)
+    except RunNotFound:
+        return False
+    return True
+
+
+def _settle(server: Server, run_id: str, artifacts: Artifacts, attempt: int) -> None:
+    """Set the status that the run's tags tell; FINISHED only when its newest checkpoint is in the store."""
+    tags = tags_of(server.run(run_id))
+    said = tags.get(STATUS_TAG, "")
+    newest = CheckpointId.parse(tags.get(ONLY_LOCAL_TAG, "").partition(" ")[0])
+    newest = newest if newest is not None and newest.attempt == attempt else None
+    if newest is not None and CheckpointStore(run_id, artifacts).manifest(newest) is not None:
+        if said in STATUS_OF and WHEN_SENT_TAG in tags:
+            said = tags[WHEN_SENT_TAG]
+            server.insist(server.client.set_tag, run_id, STATUS_TAG, said)
+        forget_only_local(server, run_id, tags)
+    if said in STATUS_OF:
+        server.insist(server.client.set_terminated, run_id, STATUS_OF[said])
 
 
 def _created(server: Server, birth: Birth, home: Path) -> str:
     registration = Registration(server, birth, tried=True)
     run_id = str(registration.info().run_id)
     registration.discard_doubles()
-    remember_home(server, run_id, home)
+    remember_home(run_id, home)
     replace(birth, run_id=run_id).save(home)
     return run_id
 

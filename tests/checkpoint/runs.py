@@ -39,6 +39,7 @@ class FolderRun:
         self.without_models: list[str] = []
         self.points: list[Point] = []
         self.status: str | None = None
+        self.only_local: tuple[str, str] | None = None
 
     @property
     def announced(self) -> str | None:
@@ -80,6 +81,9 @@ class FolderRun:
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
         self.removals += records
+
+    def mark_only_local(self, checkpoint: str, status: str) -> None:
+        self.only_local = (checkpoint, status)
 
     def detach(self, status: str) -> None:
         self.status = status

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 from mltrain.errors import RunNotFound
 from mltrain.tracking.birth import BIRTH_TAG, Birth, Registration, experiment_id, recorded_birth
+from mltrain.tracking.home import remember_home
 from mltrain.tracking.server import Refusal, Server
 from tests.conftest import fresh_database
 
@@ -102,8 +103,23 @@ def test_a_birth_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
     birth = Birth("experiment", "name", {"a": "ü"})
     birth.save(tmp_path)
     assert recorded_birth(tmp_path) == birth
-    (tmp_path / "birth.json").write_text('{"id": 1')
-    assert recorded_birth(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ['{"id": 1', "[]", "{}", '{"experiment": 1, "name": 2, "tags": 3}', "\0" * 100])
+def test_of_a_damaged_birth_what_else_is_known_takes_its_place(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / ("a" * 32)
+    Birth("experiment", "name", {}, id=home.name).save(home)
+    (home / "birth.json").write_text(content)
+    recovered = recorded_birth(home)
+    assert recovered is not None
+    assert (recovered.id, recovered.run_id) == (home.name, None)
+    assert str(home / "birth.json") in caplog.text
+    remember_home("b" * 32, home)
+    created = recorded_birth(home)
+    assert created is not None
+    assert created.run_id == "b" * 32
 
 
 def test_an_experiment_is_made_where_there_is_none_and_refused_where_it_is_deleted(server: Server) -> None:
