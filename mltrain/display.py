@@ -6,6 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mltrain import fingerprint
 from mltrain.outcome import STOPPED, STOPPED_STAGED, Outcome
 from mltrain.redaction import harmless
 from mltrain.tracking.run import TrackedRun
@@ -97,17 +98,25 @@ class Terminal:
             line(f"Best: {outcome.best.title} ({outcome.best.name}){': ' + shown if shown else ''}")
         if outcome.newest is not None:
             line(f"Newest checkpoint: {outcome.newest.name} ({outcome.newest.size / 1e6:.1f} MB)")
+        if outcome.lost:
+            line(f"{outcome.lost} records (metric points, tags or files) are LOST: neither server nor disk took them.")
         if not outcome.known:
             line(
                 "The tracking server never answered: there is no run yet. Create it, and send everything, with: mltrain sync"
             )
             line("Resume, Evaluate and Pull work after that.")
             return
-        if not outcome.delivered:
+        if outcome.only_local:
+            line(
+                f"The newest checkpoint is on this machine only ({fingerprint.host()}): the artifact store has not taken it. "
+                "Send it with: mltrain sync"
+            )
+            line("Or resume on this machine. A resume elsewhere begins from an older checkpoint.")
+        if not outcome.delivered and not outcome.lost:
             line(f"Some records are still on this disk only{_because(outcome.trouble)}. Send them with: mltrain sync")
         line(f"Resume:   mltrain train --resume-run {outcome.run_id}")
-        if outcome.exit_code == STOPPED_STAGED:
-            line("The newest checkpoint is in local staging only: resume on this machine, or run mltrain sync first.")
+        if outcome.lost:
+            line("A resume records again what the newest checkpoint carries of the lost metric points.")
         if outcome.exit_code not in (STOPPED, STOPPED_STAGED):
             line(f"Evaluate: mltrain evaluate {outcome.run_id} --to evaluation")
             line(f"Pull:     mltrain pull {outcome.run_id} --to model")

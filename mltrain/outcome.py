@@ -25,6 +25,8 @@ class Outcome:
         delivered: whether the tracking server has everything; else the rest waits on this disk for ``mltrain sync``.
         known: whether the tracking server has the run at all; else ``mltrain sync`` creates it.
         trouble: why the tracking server did not take everything.
+        only_local: whether the newest checkpoint is on this machine only, and ``mltrain sync`` is needed to send it.
+        lost: how many records neither the tracking server nor this disk has taken.
     """
 
     run_id: str
@@ -36,6 +38,8 @@ class Outcome:
     delivered: bool = True
     known: bool = True
     trouble: str | None = None
+    only_local: bool = False
+    lost: int = 0
 
 
 class Display(Protocol):

@@ -189,8 +189,8 @@ class _Session:
             trainer.show()
         else:
             log.warning(
-                "From step %d on new values are recorded beside those that the run may have there already (%s). "
-                "For a curve of its own use --fork-run %s.",
+                "From step %d on new values are recorded beside those that the run may have there already (%s): MLflow deletes "
+                "no points. For a curve of its own use --fork-run %s.",
                 step,
                 f"changed: {', '.join(matters)}" if matters else f"rolled back to {origin}",
                 run.id,
@@ -216,16 +216,20 @@ class _Session:
         committed = manager.newest_committed is not None and manager.newest_committed.step == step
         staged = manager.newest_staged is not None and manager.newest_staged.step == step
         resumed_here = not trainer.unsaved and manager.newest_staged is None and manager.failure is None
+        newest = manager.newest_staged or manager.resumed_from
+        if resumed_here and not self._stop.hurry.is_set():
+            staged = not manager.publish_resumed()
+            resumed_here = not staged
+        in_store = committed or resumed_here
         # Where the store has not taken the newest, it is not asked for the best either: it may not answer.
-        answers = committed or resumed_here or run.artifacts.local_root is not None
-        best = self._best(manager) if answers else None
+        best = self._best(manager) if in_store or run.artifacts.local_root is not None else None
         manager.abandon()
         code, why = 0, "all epochs done"
         if trainer.stopping.exhausted:
             why = f"no improvement of {trainer.stopping.metric} in {trainer.stopping.patience} evaluations"
         if stopped:
-            code, why = STOPPED if committed or resumed_here else STOPPED_STAGED, f"stopped by {self._stop.reason}"
-        if not (committed or staged or resumed_here):
+            code, why = STOPPED if in_store else STOPPED_STAGED, f"stopped by {self._stop.reason}"
+        if not (in_store or staged):
             code, why = (
                 NOT_KEPT,
                 f"the last checkpoint could not be kept: {manager.failure or 'it was not written in time'}",
@@ -234,12 +238,34 @@ class _Session:
         self._note(run, best)
         left = deadline - time.monotonic() if stopped or run.trouble is not None else grace_seconds()
         grace = 0.0 if self._stop.hurry.is_set() else max(1.0, left)
-        status: Status = "KILLED" if stopped else "FAILED" if code else "FINISHED"
+        only_local = newest if staged and not in_store else None
+        if only_local is not None:
+            run.mark_only_local(only_local.name, "KILLED" if stopped else "FINISHED")
+        # FINISHED means that the store has it all; what is not there yet can be resumed, or sent by mltrain sync.
+        status: Status = "FINISHED" if in_store and not stopped else "KILLED"
         delivered = run.close(status, why, grace, interrupted=lambda: self._stop.requested)
         if run.overtaken:
             raise RunHeld("Another process has taken this run over; this one ends without writing anything more.")
+        if code == 0 and only_local is not None and run.closed:
+            code = (
+                STOPPED_STAGED  # a tracking server that is away may be what keeps it: that is no fault of the training
+            )
+        if code in (0, STOPPED) and run.lost:
+            code = NOT_KEPT
         row = trainer.history.rows[-1] if trainer.history.rows else {}
-        outcome = Outcome(run.id, code, why, manager.newest_staged, best, row, delivered, run.known, run.trouble)
+        outcome = Outcome(
+            run.id,
+            code,
+            why,
+            newest if only_local is not None else manager.newest_staged,
+            best,
+            row,
+            delivered,
+            run.known,
+            run.trouble,
+            only_local is not None,
+            run.lost,
+        )
         self._display.ended(outcome)
         return outcome
 

@@ -303,7 +303,9 @@ class CheckpointManager:
     def close(self, status: Status = "FINISHED") -> None:
         """Wait until everything saved is committed, and let go of the run.
 
-        A process that ends without it still completes what it saved, and its run is KILLED.
+        A process that ends without it still completes what it saved, and its run is KILLED. So is a run whose newest
+        checkpoint the artifact store does not take: its tag ``mltrain.newest_only_local`` names the host that has it, and
+        ``mltrain sync`` there sends it and sets the status.
 
         Args:
             status: of the run, where the manager opened it; an active MLflow run's status is not touched.
@@ -315,10 +317,23 @@ class CheckpointManager:
         if self._closed:
             return
         self._closed = True
-        self.wait()
-        failure = self._writer.failure
+        if not self.wait():
+            self.retry()
+            self.wait()
+        failure, only_local = self._writer.failure, self.only_local
         self.abandon()
-        self.run.detach("FAILED" if isinstance(failure, NonFiniteLoss) and status == "FINISHED" else status)
+        if only_local is not None:
+            self.run.mark_only_local(only_local.name, status)
+            log.warning(
+                "The newest checkpoint, %s, is on this machine only: the artifact store did not take it. Send it with: "
+                "mltrain sync",
+                only_local.name,
+            )
+        if status == "FINISHED" and isinstance(failure, NonFiniteLoss):
+            status = "FAILED"
+        elif status == "FINISHED" and (failure is not None or only_local is not None):
+            status = "KILLED"
+        self.run.detach(status)
         if failure is not None:
             raise failure
 
@@ -331,8 +346,29 @@ class CheckpointManager:
         atexit.unregister(self._left)
         self._writer.close()
 
+    @property
+    def only_local(self) -> Manifest | None:
+        """The newest checkpoint of this attempt where the artifact store does not have it, else ``None``."""
+        staged, committed = self.newest_staged, self.newest_committed
+        return staged if staged is not None and (committed is None or committed.id != staged.id) else None
+
+    def publish_resumed(self) -> bool:
+        """Upload the checkpoint that was loaded where it is on this machine only; return whether the store has it now."""
+        loaded = self.resumed_from
+        if loaded is None or loaded.run_id != self.store.run_id or loaded.id not in {m.id for m in self.store.staged()}:
+            return True
+        try:
+            if self.store.manifest(loaded.id) is None:
+                self.store.publish(loaded)
+        except MltrainError as error:
+            log.error("Checkpoint %s is complete on this disk, but could not be uploaded: %s", loaded.name, error)
+            return False
+        return True
+
     def _left(self) -> None:
         """The process ends without :meth:`close`. The threads have been waited for by the interpreter."""
+        if self.only_local is not None:
+            self.run.mark_only_local(self.only_local.name, "KILLED")
         self.run.detach("KILLED")
 
     @property

@@ -9,7 +9,7 @@ from mltrain import device as devices
 from mltrain import fingerprint
 from mltrain.config import Config
 from mltrain.errors import DataError, MltrainError
-from mltrain.outcome import Display, Outcome
+from mltrain.outcome import NOT_KEPT, Display, Outcome
 from mltrain.pipeline import Stage
 from mltrain.project import source_of
 from mltrain.signals import StopRequest
@@ -91,7 +91,8 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     run.log_metrics(metrics, 1)
     why = f"{len(output.files)} files made"
     delivered = run.close("FINISHED", why, grace_seconds())
-    outcome = Outcome(run.id, 0, why, None, None, metrics, delivered)
+    code = NOT_KEPT if run.lost else 0
+    outcome = Outcome(run.id, code, why, None, None, metrics, delivered, run.known, run.trouble, lost=run.lost)
     display.ended(outcome)
     return outcome
 

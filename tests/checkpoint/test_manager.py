@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from torch import nn
 
 from mltrain.checkpoint.manager import CheckpointManager
@@ -655,3 +656,24 @@ def test_a_process_that_ends_without_closing_completes_what_it_saved(where: str,
     assert (done.returncode, done.stderr) == (0, "")
     with FolderRun(tmp_path, 2).manager() as manager:
         assert epochs(manager) == [1]
+
+
+class Refusing(LocalArtifactRepository):  # type: ignore[misc]
+    """A store that takes no checkpoints."""
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        if "checkpoints" in (artifact_path or ""):
+            raise OSError("made to fail")
+        super().log_artifact(local_file, artifact_path)
+
+
+def test_a_run_whose_newest_checkpoint_the_store_does_not_take_is_not_finished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts", Refusing))
+    with run.manager() as manager:
+        for epoch in (1, 2):
+            manager.save_epoch_checkpoint(state_at(epoch), epoch)
+    assert run.status == "KILLED"
+    assert run.only_local == ("step-000000002-a01", "FINISHED")
+    assert "mltrain sync" in caplog.text

@@ -138,6 +138,50 @@ def test_what_the_server_refuses_is_kept_and_the_rest_flows(
     assert_as_undisturbed(remote, done, done.run_id, undisturbed)
 
 
+def test_a_newest_checkpoint_that_the_store_refuses_is_exit_76_and_finished_when_it_is_sent(
+    proxy: FaultProxy, disturbed: Workplace, remote: Workplace, undisturbed: Undisturbed
+) -> None:
+    proxy.rules = [Rule("PUT .*/checkpoints/", ["413"])]
+    done = disturbed.mltrain("train", "tiny.py", **QUICK)
+    assert proxy.happened["413"] > 0
+    assert done.code == 76, done.err
+    assert "on this machine only" in done.out
+    assert "mltrain sync" in done.out
+    run = MlflowClient(remote.uri).get_run(done.run_id)
+    assert run.info.status == "KILLED"
+    newest, _, host = run.data.tags["mltrain.newest_only_local"].partition(" on ")
+    assert newest in done.out
+    assert host
+    assert disturbed.mltrain("sync").code == 5
+    assert MlflowClient(remote.uri).get_run(done.run_id).info.status == "KILLED"
+    proxy.rules = []
+    synced = disturbed.mltrain("sync")
+    assert synced.code == 0, synced.out + synced.err
+    reference, reference_id = undisturbed
+    assert remote.points(done.run_id) == reference.points(reference_id)
+    assert remote.mltrain("verify", done.run_id).code == 0
+    run = MlflowClient(remote.uri).get_run(done.run_id)
+    assert (run.info.status, run.data.tags["mltrain.status"]) == ("FINISHED", "finished")
+    assert "mltrain.newest_only_local" not in run.data.tags
+
+
+def test_a_resume_on_the_machine_that_alone_has_the_newest_checkpoint_sends_it(
+    proxy: FaultProxy, disturbed: Workplace, remote: Workplace, undisturbed: Undisturbed
+) -> None:
+    proxy.rules = [Rule("PUT .*/checkpoints/", ["413"])]
+    done = disturbed.mltrain("train", "tiny.py", **QUICK)
+    assert done.code == 76, done.err
+    proxy.rules = []
+    resumed = disturbed.mltrain("train", "--resume-run", done.run_id)
+    assert resumed.code == 0, resumed.err
+    run = MlflowClient(remote.uri).get_run(done.run_id)
+    assert run.info.status == "FINISHED"
+    assert "mltrain.newest_only_local" not in run.data.tags
+    assert remote.mltrain("checkpoints", done.run_id, "--json").json[-1]["epoch"] == 4
+    reference, reference_id = undisturbed
+    assert remote.points(done.run_id) == reference.points(reference_id)
+
+
 def test_retry_after_is_heeded_within_reason(proxy: FaultProxy, disturbed: Workplace) -> None:
     proxy.rules = [Rule("runs/log-batch", ["429"], most=1, retry_after="3")]
     began = time.monotonic()
