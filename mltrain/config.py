@@ -68,7 +68,13 @@ class Config(BaseModel):
     early_stopping_min_delta: float = Field(0.0, ge=0, description="A smaller improvement is none.")
 
     on_nonfinite: Literal["abort", "skip", "rollback"] = Field(
-        "abort", description="What a NaN or infinite loss does; rollback: go back to the last checkpoint, data go on."
+        "abort",
+        description="What a NaN or infinite loss or gradient does; rollback: go back to the last checkpoint, data go on.",
+    )
+    nonfinite_limit: int = Field(
+        20,
+        ge=1,
+        description="A training gives up after so many steps in a row with a NaN or infinite loss or gradient.",
     )
     on_usr1: Literal["stop", "checkpoint"] = Field("stop", description="What SIGUSR1 does.")
 
@@ -81,6 +87,7 @@ class Config(BaseModel):
     execution_fields: ClassVar[frozenset[str]] = frozenset(
         {"device", "num_threads", "epochs", "experiment", "run_name", "save_interval", "save_every_steps"}
         | {"save_every_minutes", "checkpoint_mode", "max_to_keep", "retention", "on_usr1", "staging_gigabytes"}
+        | {"nonfinite_limit"}
         | {"early_stopping_patience", "early_stopping_metric", "early_stopping_mode", "early_stopping_min_delta"}
     )
     """Fields whose change on a resume leaves the values that a step computes as they were planned."""

@@ -1,19 +1,27 @@
 """A ready-made training step: forward, backward, clipping, accumulation, mixed precision, schedule."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mltrain.errors import UsageError
 from mltrain.state import Stateful
 
 Metrics = Mapping[str, float | Tensor]
 
+_MOST_OVERFLOWS = 30
+"""A gradient scaler begins at 2**16 and halves at each overflow. After so many in a row the gradient itself is not finite."""
+
 
 class Step(Protocol):
-    """One optimizer step: a callable of a batch that returns metrics; ``loss`` among them is watched for NaN."""
+    """One optimizer step: a callable of a batch that returns metrics.
+
+    ``loss`` and ``grad_norm`` among them are watched: where one is NaN or infinite, the step must not have changed what it
+    trains, and the trainer does what ``on_nonfinite`` says.
+    """
 
     def __call__(self, batch: Any) -> Metrics:
         """Train on one batch."""
@@ -58,6 +66,20 @@ class HasEpochMetrics(Protocol):
         ...
 
 
+@runtime_checkable
+class FollowsMetric(Protocol):
+    """A step whose schedule follows the metric that decides which checkpoint is best."""
+
+    @property
+    def follows(self) -> Literal["min", "max"] | None:
+        """Whether the schedule takes less or more of the metric for better; None if it does not follow the metric."""
+        ...
+
+    def evaluated(self, value: float) -> None:
+        """Take the metric of an evaluation into account; called before the epoch is saved."""
+        ...
+
+
 class Supervised:
     """Trains ``model`` on batches ``(input, target)``.
 
@@ -65,7 +87,8 @@ class Supervised:
         model: maps an input to an output.
         loss: maps (output, target) to a scalar tensor.
         optimizer: over the model's parameters.
-        scheduler: stepped once after each optimizer step.
+        scheduler: stepped once after each optimizer step, so one that is meant for epochs is planned in steps. A
+            ``ReduceLROnPlateau`` is stepped after each evaluation, with the value of ``best_metric``.
         clip: largest L2 norm of the gradient; none: not clipped.
         accumulate: into how many micro-batches a batch is cut, to save memory. The gradient is that of the mean
             loss over the batch; accumulation ends within the step, so every boundary is an optimizer step.
@@ -99,6 +122,7 @@ class Supervised:
         self.device = torch.device("cpu")
         self._autocast: torch.dtype | None = None
         self.scaler = torch.amp.GradScaler(enabled=False)
+        self._overflows = 0
         for metric in self.metrics.values():
             metric.persistent(True)  # torchmetrics leaves half-finished epochs out of state_dict() otherwise
 
@@ -127,14 +151,17 @@ class Supervised:
         return parts
 
     def __call__(self, batch: Any) -> Metrics:
-        """Do one optimizer step and return ``loss``, and the gradient's norm before clipping where it is clipped.
+        """Do one optimizer step and return ``loss``, and ``grad_norm`` before clipping if the gradient is clipped.
 
-        A loss that is NaN or infinite is returned, and nothing is updated.
+        If the loss or the gradient is not finite, nothing is updated, and both are returned. A gradient scaler that is still
+        looking for its scale makes infinite gradients on purpose; these steps are left out, and do not count until
+        there are 30 in a row.
         """
         self.model.train()
         inputs, targets = moved(batch, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
+        outputs = []
         pieces = list(zip(_cut(inputs, self.accumulate), _cut(targets, self.accumulate), strict=True))
         size = sum(_length(piece) for piece, _ in pieces)
         for piece, target in pieces:
@@ -144,24 +171,68 @@ class Supervised:
                 loss = self.loss(output, target) * share
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-            for metric in self.metrics.values():
-                metric.update(output.detach(), target)
-        result: dict[str, float | Tensor] = {"loss": total}
-        if not torch.isfinite(total):
+            if self.metrics:
+                outputs.append((output.detach(), target))
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clipped()
+        fine = bool(torch.isfinite(total + norm.to(total.device)))  # a GPU is waited for once
+        fine = fine or (bool(torch.isfinite(total)) and self._fits(norm))
+        overflow = not fine and bool(torch.isfinite(total)) and self._looks_for_scale
+        self._overflows = self._overflows + 1 if overflow else 0
+        if not (fine or overflow):
             self.optimizer.zero_grad(set_to_none=True)
-            return result  # no update: weights that a resume or the next batch goes on from stay as they were
-        if self.clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            result["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).detach()
+            self.scaler.update()
+            return {"loss": total, "grad_norm": norm}  # a resume and the next batch go on from the weights before
+        result: dict[str, float | Tensor] = {"loss": total}
+        if self.clip is not None and fine:
+            result["grad_norm"] = norm
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scheduler is not None:
+        for output, target in outputs:
+            for metric in self.metrics.values():
+                metric.update(output, target)
+        if self.scheduler is not None and self.follows is None:
             self.scheduler.step()
         return result
 
+    @property
+    def follows(self) -> Literal["min", "max"] | None:
+        """Whether less or more of the best metric is better, for ``ReduceLROnPlateau``; None for any other schedule."""
+        return self.scheduler.mode if isinstance(self.scheduler, ReduceLROnPlateau) else None
+
+    def evaluated(self, value: float) -> None:
+        """Step a schedule that follows the best metric."""
+        self.scheduler.step(value)
+
+    def _clipped(self) -> Tensor:
+        """Clip the gradient, if so configured, and return the norm that it had; of all that the optimizer would update."""
+        held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if self.clip is None:
+            return _norm(held)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).detach()
+        own = {id(parameter) for parameter in self.model.parameters()}
+        rest = [parameter for parameter in held if id(parameter) not in own]
+        # What is not clipped is not part of the norm, but has to be finite as well.
+        return norm + 0 * _norm(rest).to(norm.device) if rest else norm
+
+    def _fits(self, norm: Tensor) -> bool:
+        """Whether only the norm is too large for its dtype, and each number of an unclipped gradient is finite."""
+        if self.clip is not None or torch.isnan(norm):
+            return False
+        held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return all(bool(torch.isfinite(gradient).all()) for gradient in _gradients(held))
+
+    @property
+    def _looks_for_scale(self) -> bool:
+        return self.scaler.is_enabled() and self._overflows < _MOST_OVERFLOWS
+
     def epoch_metrics(self) -> dict[str, float]:
-        """Return each metric over the epoch's training batches and start anew; when one raises, none has started anew."""
-        values = floats({name: metric.compute() for name, metric in self.metrics.items()}, "Supervised(metrics=)")
+        """Return each metric over the epoch's training batches and start anew; when one raises, none has started anew.
+
+        A metric that saw no batch, because no step of the epoch was finite, is left out.
+        """
+        seen = {name: metric for name, metric in self.metrics.items() if getattr(metric, "update_called", True)}
+        values = floats({name: metric.compute() for name, metric in seen.items()}, "Supervised(metrics=)")
         for metric in self.metrics.values():
             metric.reset()
         return values
@@ -170,6 +241,15 @@ class Supervised:
     def learning_rate(self) -> float:
         """Of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    gradients = (parameter.grad.detach() for parameter in parameters if parameter.grad is not None)
+    return [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
+
+
+def _norm(parameters: Iterable[Tensor]) -> Tensor:
+    return nn.utils.get_total_norm(_gradients(parameters))
 
 
 class _Metrics:

@@ -19,14 +19,15 @@ from torch.nn.parameter import is_lazy
 
 from mltrain import device as devices
 from mltrain.checkpoint.manifest import Kind
-from mltrain.config import Config
+from mltrain.checkpoint.retention import metrics_of, parse
+from mltrain.config import Config, nearest
 from mltrain.data import Loader, mixed
-from mltrain.errors import NonFiniteLoss, RunHeld, UsageError
+from mltrain.errors import MltrainError, NonFiniteLoss, RunHeld, UsageError
 from mltrain.history import History
 from mltrain.late_copy import LateCopy
 from mltrain.schedules import is_schedule, plans, replan
 from mltrain.state import Progress, Rng, Stateful, TrainState, own_rng
-from mltrain.steps import AllowsLateCopy, HasDevice, HasEpochMetrics, HasParts, Metrics, Step, floats
+from mltrain.steps import AllowsLateCopy, FollowsMetric, HasDevice, HasEpochMetrics, HasParts, Metrics, Step, floats
 from mltrain.stopping import EarlyStopping, improves
 from mltrain.triggers import Every, Moment
 
@@ -34,6 +35,14 @@ log = logging.getLogger(__name__)
 
 _ROLLBACKS = 3
 """How often in a row a training goes back to one and the same checkpoint before it gives up."""
+
+_CONSEQUENCES = {
+    "best_metric": ", so no checkpoint is the best one. Try: mltrain train --resume-run with a best_metric that is measured.",
+    "early_stopping_metric": ", so early stopping could not end the training.",
+    "retention": ", by which the policy was to choose checkpoints.",
+}
+_WATCHED = ("loss", "grad_norm")
+_COUNTERS = ("ended", "skipped", "skipped_in_a_row", "rollbacks")
 
 _OWN_PARTS = frozenset({"history", "best", "stopping", "means"})
 """Parts that a checkpoint may lack: training goes on without them, and that is said."""
@@ -120,6 +129,16 @@ class HasPeek(Protocol):
         ...
 
 
+@runtime_checkable
+class HasFailure(Protocol):
+    """A saver that says why it could not keep the newest state: because that is not finite, for example."""
+
+    @property
+    def failure(self) -> MltrainError | None:
+        """Why the newest state was not kept, or None."""
+        ...
+
+
 class Stop(Protocol):
     """Whether somebody asked to stop; :class:`mltrain.signals.StopRequest` is one."""
 
@@ -158,6 +177,7 @@ class Trainer:
         self._saver = saver
         self._stop = stop
         self._data = dict(data or {})
+        check_schedule(task, config)
         self.device = devices.chosen(config.device)
         devices.make_current(self.device)
         if isinstance(task.step, HasDevice):
@@ -192,7 +212,10 @@ class Trainer:
         self._due = Every(epochs=config.save_interval, steps=config.save_every_steps, minutes=config.save_every_minutes)
         self._saved_at = time.monotonic()
         self._saved_step = 0
-        self._rollbacks = 0
+        self._failing = saver if isinstance(saver, HasFailure) else None
+        self._refused: MltrainError | None = None
+        self._wanted = _wanted(task, config)
+        self._missed: set[str] = set()
         self._resumed_rng: Mapping[str, Any] | None = None
         self._epoch_began = time.monotonic()
 
@@ -205,7 +228,8 @@ class Trainer:
         """Train, and yield after every optimizer step, when evaluation and the save decision of that step are made.
 
         Raises:
-            NonFiniteLoss: the loss became NaN or infinite, and the configuration says to abort.
+            NonFiniteLoss: the loss, its gradient or the weights became NaN or infinite, and the configuration says to abort
+                or nothing else helps.
             RunHeld: another process has taken the run over.
         """
         try:
@@ -215,6 +239,8 @@ class Trainer:
 
     def _steps(self) -> Iterator[Progress]:
         fruitless = -1
+        if self.done:
+            self._refuse_untrained()
         if self.means.ended and not (self.done or self._stop.requested):  # saved when the evaluation of an epoch failed
             self._end_epoch()
         while not (self.done or self._stop.requested):
@@ -240,12 +266,20 @@ class Trainer:
             elif not ended:  # a loader that was put back at the very end of an epoch gives nothing before the next one
                 fruitless = self.progress.step
                 self._draw_again()
+        if self.done:
+            self._refuse_untrained()
+            for name in sorted(self._missed):
+                log.warning(
+                    "No evaluation measured %s=%s%s", self._wanted[name], name, _CONSEQUENCES[self._wanted[name]]
+                )
 
     def save(self, kind: Kind) -> None:
         """Save the present state."""
         self._save(kind, None)
 
     def _save(self, kind: Kind, late: LateCopy | None) -> None:
+        if not self.means.skipped_in_a_row:
+            self.means.rollbacks = 0
         self._saver.save(
             self.state.state_dict(),
             step=self.progress.step,
@@ -259,7 +293,7 @@ class Trainer:
             data=self._data,
             late=late,
         )
-        self._saved_at, self._saved_step, self._rollbacks = time.monotonic(), self.progress.step, 0
+        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
         self._resumed_rng = None
 
     def restore(self, parts: Mapping[str, Any], *, imported: bool = False) -> None:
@@ -342,9 +376,15 @@ class Trainer:
 
     def _take(self, metrics: Metrics) -> None:
         values = floats(metrics, "The step")
-        loss = values.get("loss", 0.0)
-        if not math.isfinite(loss):
-            self._meet_nonfinite(loss)
+        wrong = [f"{name} is {values[name]}" for name in _WATCHED if not math.isfinite(values.get(name, 0.0))]
+        refused = self._failing.failure if self._failing is not None else None
+        if isinstance(refused, NonFiniteLoss) and refused is not self._refused:
+            self._refused = refused  # told once: it stays until a later checkpoint is complete
+            if self.config.on_nonfinite != "rollback":
+                raise refused
+            wrong = wrong or ["the last checkpoint would have held weights or optimizer state that are not finite"]
+        if wrong:
+            self._meet_nonfinite(wrong[0])
             return
         self.means.add(values)
         if self.progress.step % self.config.log_interval == 0:
@@ -353,21 +393,50 @@ class Trainer:
         if self._tracker.overtaken:
             raise RunHeld("Another process has taken this run over; this one stops without writing anything more.")
 
-    def _meet_nonfinite(self, loss: float) -> None:
+    def _meet_nonfinite(self, wrong: str) -> None:
+        means = self.means
+        means.skip()
         where = f"step {self.progress.step} (epoch {self.progress.epoch + 1}, batch {self.progress.batch})"
-        may_go_back = self.config.on_nonfinite == "rollback" and self._rollbacks < _ROLLBACKS
-        kept = self._saver.peek() if may_go_back and isinstance(self._saver, HasPeek) else None
-        if kept is not None:
-            self._roll_back(kept, where)
-        elif self.config.on_nonfinite != "skip":
-            again = f" Going back to the last checkpoint {self._rollbacks} times did not help." * bool(self._rollbacks)
-            raise NonFiniteLoss(
-                f"The loss is {loss} at {where}.{again} The last checkpoint is intact: resume from it with a lower "
-                "learning rate or gradient clipping, or train on with on_nonfinite=skip or on_nonfinite=rollback."
+        if self.config.on_nonfinite == "abort":
+            raise self._hopeless(f"At {where} {wrong}.", "or train on with on_nonfinite=skip or on_nonfinite=rollback")
+        if means.skipped_in_a_row >= self.config.nonfinite_limit:
+            raise self._hopeless(
+                f"At {where} {wrong}, for the {means.skipped_in_a_row}th time in a row (nonfinite_limit)."
             )
+        if self.config.on_nonfinite == "rollback":
+            if means.rollbacks >= _ROLLBACKS:
+                raise self._hopeless(
+                    f"At {where} {wrong}. Going back to the last checkpoint {means.rollbacks} times did not help."
+                )
+            kept = self._saver.peek() if isinstance(self._saver, HasPeek) else None
+            if kept is None:
+                raise self._hopeless(f"At {where} {wrong}.")
+            self._roll_back(kept, f"At {where} {wrong}")
+        elif means.skipped_in_a_row == 1:
+            log.warning("At %s %s: the step is skipped.", where, wrong)
         self._tracker.log_metrics({"step/nonfinite": 1.0}, self.progress.step)
 
-    def _roll_back(self, kept: Mapping[str, Any], where: str) -> None:
+    def _refuse_untrained(self) -> None:
+        """A training is not done when none of its steps trained anything."""
+        if self.progress.step and not self.means.trained:
+            raise self._hopeless(
+                f"None of {self.progress.step} steps had a finite loss and gradient: nothing was trained."
+            )
+
+    def _hopeless(self, what: str, otherwise: str = "") -> NonFiniteLoss:
+        """Return the error that ends the training, with what there is to go on from."""
+        try:
+            kept = self._saver.peek() if isinstance(self._saver, HasPeek) else None
+        except MltrainError:
+            kept = None
+        remedy = "a lower learning rate or gradient clipping"
+        if kept is not None and self.means.trained:
+            advice = f"The checkpoint of step {kept['progress']['step']} is intact. Try: resume from it with {remedy}"
+        else:
+            advice = f"No checkpoint holds a trained state. Try: begin anew with {remedy}"
+        return NonFiniteLoss(f"{what} {advice}{f', {otherwise}' if otherwise else ''}.")
+
+    def _roll_back(self, kept: Mapping[str, Any], why: str) -> None:
         """Put what is trained back, but neither the position in the data nor the counters nor the schedule.
 
         So the batches that led here are passed over (as in PaLM, Chowdhery et al. 2022, section 5.1), steps are counted
@@ -375,18 +444,20 @@ class Trainer:
         """
         step_parts = self.task.step.parts() if isinstance(self.task.step, HasParts) else {}
         self._late.finish()
-        trained = {name: part for name, part in {**step_parts, **self.task.state}.items() if not is_schedule(part)}
+        parts = {**step_parts, **self.task.state}
+        # A schedule that follows a metric is one with the rates that it has set; any other is one with the counters.
+        trained = {name: part for name, part in parts.items() if not is_schedule(part) or hasattr(part, "is_better")}
         TrainState(trained).restore({name: kept[name] for name in trained})
-        self._rollbacks += 1
-        log.warning(
-            "The loss is not finite at %s: back to the state of step %d; the data go on from here.",
-            where,
-            kept["progress"]["step"],
-        )
+        self.means.rollbacks += 1
+        log.warning("%s: back to the state of step %d; the data go on from here.", why, kept["progress"]["step"])
 
     def _end_epoch(self) -> None:
         """Evaluate, judge and save; only then comes what may fail without costing the epoch."""
         self._late.finish()  # evaluation may swap weights
+        if self.means.skipped > 1 and not self.means.steps:
+            raise self._hopeless(
+                f"None of the {self.means.skipped} steps of epoch {self.progress.epoch + 1} had a finite loss and gradient."
+            )
         measured = self._measured()
         self.progress.epoch += 1
         self.progress.batch = 0
@@ -429,7 +500,23 @@ class Trainer:
         return {**{f"train/{name}": value for name, value in means.items()}, **evaluated}
 
     def _judge(self, measured: Mapping[str, float]) -> None:
+        for name in self._wanted:
+            if name in measured:
+                self._missed.discard(name)
+            elif name not in self._missed and not any(name in row for row in self.history.rows):
+                self._missed.add(name)
+                log.warning(
+                    "%s=%s was not measured at epoch %d.%s What was measured: %s.",
+                    self._wanted[name],
+                    name,
+                    self.progress.epoch,
+                    nearest(name, measured),
+                    f"{', '.join(measured)}"[:500] or "nothing",
+                )
         value = measured.get(self.config.best_metric)
+        step = self.task.step
+        if value is not None and isinstance(step, FollowsMetric) and step.follows is not None:
+            step.evaluated(value)
         if value is not None and improves(value, self.best.value, self.config.best_mode):
             self.best.value, self.best.epoch, self.best.step = value, self.progress.epoch, self.progress.step
         watched = measured.get(self.stopping.metric)
@@ -464,6 +551,39 @@ class Best:
         self.value, self.epoch, self.step = state_dict["value"], state_dict["epoch"], state_dict["step"]
 
 
+def check_schedule(task: Task, config: Config) -> None:
+    """Refuse a schedule that follows a metric which the training does not measure, or takes for better what is worse.
+
+    Raises:
+        UsageError: with what to change.
+    """
+    mode = task.step.follows if isinstance(task.step, FollowsMetric) else None
+    if mode is None:
+        return
+    if mode != config.best_mode:
+        raise UsageError(
+            f"ReduceLROnPlateau(mode={mode!r}) does not fit best_metric={config.best_metric}, which it follows. Expected the "
+            f"mode of best_mode, {config.best_mode!r}. Try: ReduceLROnPlateau(optimizer, mode={config.best_mode!r}), or "
+            f"best_mode={mode}."
+        )
+    if task.evaluate is None and not config.best_metric.startswith("train/"):
+        raise UsageError(
+            f"ReduceLROnPlateau follows best_metric={config.best_metric}, and the task has no evaluate() that measures it. "
+            "Try: Task(..., evaluate=...), or best_metric=train/loss."
+        )
+
+
+def _wanted(task: Task, config: Config) -> dict[str, str]:
+    """Return the names of metrics that the configuration relies on, with the key that names each."""
+    wanted = dict.fromkeys(metrics_of(parse(config.retention)), "retention") if config.retention is not None else {}
+    if config.early_stopping_patience is not None and config.early_stopping_metric is not None:
+        wanted[config.early_stopping_metric] = "early_stopping_metric"
+    default = Config.model_fields["best_metric"].default
+    if task.evaluate is not None or config.best_metric != default or config.early_stopping_patience is not None:
+        wanted[config.best_metric] = "best_metric"
+    return wanted
+
+
 def _places(parts: Iterable[Stateful]) -> list[tuple[int, int]]:
     """Return where in memory the parameters of modules are, and how often torch has changed each in place."""
     modules = [part for part in parts if isinstance(part, torch.nn.Module)]
@@ -480,31 +600,51 @@ class Means:
 
     Attributes:
         ended: whether all batches of the epoch are done, and only its evaluation is missing.
+        steps, skipped: how many steps of the epoch trained, and how many were not finite.
+        skipped_in_a_row: how many steps were not finite since the last that trained.
+        rollbacks: how often the training went back to a checkpoint since then.
+        trained: whether any step of the training has trained.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self.ended = False
+        self.steps = self.skipped = self.skipped_in_a_row = self.rollbacks = 0
+        self.trained = False
 
     def add(self, values: Mapping[str, float]) -> None:
         """Take the values of a step in."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
+        self.steps += 1
+        self.skipped_in_a_row = 0
+        self.trained = True
+
+    def skip(self) -> None:
+        """Count a step that was not finite; none of its values is taken in."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
 
     def taken(self) -> dict[str, float]:
         """Return the means and start anew."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts, self.ended = {}, {}, False
+        self.steps = self.skipped = 0
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return sums and counts."""
-        ended = {"ended": True} if self.ended else {}
-        return {"sums": dict(self._sums), "counts": dict(self._counts), **ended}
+        """Return sums and counts, and what else is not as usual."""
+        counters = {name: getattr(self, name) for name in _COUNTERS if getattr(self, name)}
+        unusual = {**counters, **({} if self.trained or not self.skipped_in_a_row else {"trained": False})}
+        return {"sums": dict(self._sums), "counts": dict(self._counts), "steps": self.steps, **unusual}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take sums and counts over."""
         self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
-        self.ended = bool(state_dict.get("ended", False))
+        for name in _COUNTERS:
+            setattr(self, name, state_dict.get(name, 0))
+        self.steps = state_dict.get("steps", max(self._counts.values(), default=0))
+        self.trained = state_dict.get("trained", True)
+        self.ended = bool(self.ended)

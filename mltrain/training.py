@@ -14,7 +14,7 @@ from mltrain.checkpoint.retention import Best, Latest, Policy, parse
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
-from mltrain.errors import MltrainError, RunHeld, RunNotFound
+from mltrain.errors import MltrainError, NonFiniteLoss, RunHeld, RunNotFound
 from mltrain.origin import Origin, Origins
 from mltrain.outcome import NOT_KEPT, STOPPED, STOPPED_STAGED, Display, Outcome, Silence
 from mltrain.redaction import remember_environment
@@ -29,7 +29,7 @@ from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
 from mltrain.tracking.run import Status, TrackedRun
 from mltrain.tracking.server import TRAINING_PATIENCE, Server, connect, places
-from mltrain.trainer import Task, Trainer
+from mltrain.trainer import Task, Trainer, check_schedule
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,9 @@ class _Session:
         config = self._config
         devices.set_up(config.num_threads, config.deterministic, config.device)
         seed_everything(config.seed)
-        return self._project.build(config), fingerprint.data(config.places())
+        task = self._project.build(config)
+        check_schedule(task, config)
+        return task, fingerprint.data(config.places())
 
     def _trained(self, run: TrackedRun, built: tuple[Task, dict[str, str]] | None) -> Outcome:
         config = self._config
@@ -212,6 +214,8 @@ class _Session:
         deadline = time.monotonic() + grace_seconds()
         self._display.waiting("writing and uploading checkpoints")
         self._upload(manager, lambda: stopped or run.trouble is not None, deadline)
+        if isinstance(manager.failure, NonFiniteLoss):
+            raise manager.failure
         step = trainer.progress.step
         committed = manager.newest_committed is not None and manager.newest_committed.step == step
         staged = manager.newest_staged is not None and manager.newest_staged.step == step

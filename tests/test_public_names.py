@@ -88,7 +88,8 @@ EXIT_CODES = {
 CONFIG_KEYS = [
     *("amp", "best_metric", "best_mode", "checkpoint_mode", "deterministic", "device", "early_stopping_metric"),
     *("early_stopping_min_delta", "early_stopping_mode", "early_stopping_patience", "epochs", "eval_interval"),
-    *("experiment", "log_interval", "max_to_keep", "model_save_path", "num_threads", "on_nonfinite", "on_usr1"),
+    *("experiment", "log_interval", "max_to_keep", "model_save_path", "nonfinite_limit", "num_threads", "on_nonfinite"),
+    "on_usr1",
     *("retention", "run_name", "save_every_minutes", "save_every_steps", "save_interval", "seed"),
     "staging_gigabytes",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mltrain.errors import UsageError
-from mltrain.steps import HasDevice, HasEpochMetrics, HasParts, Supervised, moved
+from mltrain.steps import FollowsMetric, HasDevice, HasEpochMetrics, HasParts, Supervised, moved
 from tests.values import identical
 
 
@@ -198,3 +198,73 @@ def test_a_batch_moves_with_all_that_it_holds() -> None:
     assert isinstance(there["b"][1], Pair)
     assert there["b"][1].right.device.type == "meta"
     assert identical(moved(nested, torch.device("cpu")), nested)
+
+
+def at_zero(net: nn.Module, **options: Any) -> Supervised:
+    """A step whose loss is finite while its gradient is NaN: the root of exactly zero has none."""
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target) + ((output - output) ** 2).sqrt().mean()
+
+    return Supervised(net, loss, torch.optim.AdamW(net.parameters(), lr=0.1), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"clip": 1.0}, {"accumulate": 3}])
+def test_a_gradient_that_is_not_finite_updates_nothing_and_is_returned(options: Any) -> None:
+    step = at_zero(network(), metrics={"accuracy": accuracy()}, **options)
+    before = copy.deepcopy({name: part.state_dict() for name, part in step.parts().items()})
+    result = step(batch())
+    assert torch.isfinite(result["loss"])
+    assert not torch.isfinite(result["grad_norm"])
+    assert identical({name: part.state_dict() for name, part in step.parts().items()}, before)
+    assert step.metrics["accuracy"].update_count == 0
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_the_gradient_of_everything_that_is_updated_counts(clip: float | None) -> None:
+    net = network()
+    frozen, other = net[0].weight.requires_grad_(False), nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([*net.parameters(), other], lr=0.1)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target) + other.square().sqrt()
+
+    step = Supervised(net, loss, optimizer, clip=clip)
+    assert not torch.isfinite(torch.as_tensor(step(batch())["grad_norm"]))
+    assert frozen.grad is None
+    assert other.item() == 0
+
+
+def test_a_gradient_whose_norm_has_no_number_of_its_dtype_is_finite() -> None:
+    net = nn.Linear(3, 2)
+    step = Supervised(net, lambda output, _: output.sum() * 1e30, torch.optim.SGD(net.parameters(), lr=1e-30))
+    before = net.bias.detach().clone()
+    assert step(batch()).keys() == {"loss"}
+    assert torch.allclose(net.bias, before - 8)
+
+
+def test_sparse_gradients_are_looked_at_as_well() -> None:
+    net = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 2))
+    step = Supervised(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1))
+    words, targets = torch.tensor([[0, 1], [1, 1]]), torch.tensor([0, 1])
+    assert step((words, targets)).keys() == {"loss"}
+    with torch.no_grad():
+        net[0].weight[2] = float("nan")
+    assert not torch.isfinite(torch.as_tensor(step((words + 1, targets))["grad_norm"]))
+
+
+def plateau(net: nn.Module, **options: Any) -> Supervised:
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5, **options)
+    return Supervised(net, nn.CrossEntropyLoss(), optimizer, scheduler=schedule)
+
+
+def test_a_schedule_that_follows_a_metric_moves_with_evaluations_only() -> None:
+    step = plateau(network())
+    assert isinstance(step, FollowsMetric)
+    assert (step.follows, plateau(network(), mode="max").follows, step_of(network()).follows) == ("min", "max", None)
+    step(batch())
+    assert step.learning_rate == 1.0
+    for value, rate in ((1.0, 1.0), (0.5, 1.0), (0.6, 0.5), (float("nan"), 0.25)):
+        step.evaluated(value)
+        assert step.learning_rate == rate

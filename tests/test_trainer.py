@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from mltrain.errors import NonFiniteLoss, UsageError
 from mltrain.state import TrainState, seed_everything
-from mltrain.steps import floats
+from mltrain.steps import Supervised, floats
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from mltrain.trainer import Task, Trainer
 from tests import tiny
@@ -309,3 +309,218 @@ def test_numbers_of_every_library_are_metrics() -> None:
     values = {"a": np.float32(0.5), "b": torch.tensor([0.5]), "c": np.array([0.5]), "d": True, "e": 1, "f": np.int64(2)}
     assert floats(values, "it") == {"a": 0.5, "b": 0.5, "c": 0.5, "d": 1.0, "e": 1.0, "f": 2.0}
     assert floats({"a\udc80": 1}, "it") == {"a\\udc80": 1.0}
+
+
+class NotFinite(tiny.Faulty):
+    """A step that trains nothing, and returns a NaN, at the steps that are given."""
+
+    name = "grad_norm"
+    at: frozenset[int] = frozenset()
+    counts = True
+
+    def parts(self) -> Any:
+        return super().parts() if self.counts else self.inner.parts()
+
+    def __call__(self, batch: Any) -> Any:
+        self.done += 1
+        if self.done in self.at:
+            return {"loss": 1.0, self.name: float("nan"), "draw": 100.0}
+        return self.inner(batch)
+
+
+def not_finite(*at: int, name: str = "grad_norm", counts: bool = True) -> Any:
+    def build(config: tiny.Config) -> Task:
+        task = tiny.build(config)
+        step = NotFinite(task.step.inner, config)  # type: ignore[attr-defined]
+        step.at, step.name, step.counts = frozenset(at), name, counts
+        return replace(task, step=step)
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_a_gradient_that_is_not_finite_counts_like_a_loss(name: str) -> None:
+    with pytest.raises(NonFiniteLoss, match=rf"step 3 .*{name} is nan.*No checkpoint holds a trained state"):
+        trained(not_finite(3, name=name), epochs=1)
+    with pytest.raises(NonFiniteLoss, match=rf"step 9 .*{name} is nan.*The checkpoint of step 6 is intact"):
+        trained(not_finite(9, name=name), epochs=2)
+    trainer, tracker, _ = trained(not_finite(3, 4, name=name), epochs=1, on_nonfinite="skip")
+    assert tracker.points["step/nonfinite"] == {3: 1.0, 4: 1.0}
+    assert "train/draw" not in tracker.points, "a step that is left out is no part of the means"
+    assert trainer.history.rows[0]["step"] == 6
+
+
+def test_skipping_gives_up_after_so_many_in_a_row_and_counts_on_after_a_resume() -> None:
+    build = not_finite(*range(4, 13))
+    trained(not_finite(*range(2, 18, 2)), epochs=3, on_nonfinite="skip", nonfinite_limit=2)
+    with pytest.raises(NonFiniteLoss, match=r"step 9 .*for the 6th time in a row"):
+        trained(build, epochs=3, on_nonfinite="skip", nonfinite_limit=6)
+    saver, config = MemorySaver(), tiny.Config(epochs=3, on_nonfinite="skip", nonfinite_limit=6, save_every_steps=1)
+    trainer = Trainer(build(config), config, MemoryTracker(), saver, StopAt())
+    for progress in trainer.steps():
+        if progress.step == 7:
+            break
+    with pytest.raises(NonFiniteLoss, match=r"step 9 .*for the 6th time in a row"):
+        resumed(saver, MemoryTracker(), build, epochs=3, on_nonfinite="skip", nonfinite_limit=6)
+
+
+def test_an_epoch_in_which_no_step_trained_ends_the_training() -> None:
+    with pytest.raises(NonFiniteLoss, match="None of the 6 steps of epoch 2"):
+        trained(not_finite(*range(7, 13)), epochs=3, on_nonfinite="skip")
+
+
+def test_a_training_in_which_nothing_was_trained_is_not_done() -> None:
+    keys: dict[str, Any] = {"epochs": 3, "items": 8, "on_nonfinite": "skip"}  # epochs of one step
+    trained(not_finite(1, 3), **keys)
+    tracker, saver, config = MemoryTracker(), MemorySaver(), tiny.Config(**keys)
+    build = not_finite(1, 2, 3)
+    with pytest.raises(NonFiniteLoss, match="None of 3 steps had a finite loss and gradient"):
+        list(Trainer(build(config), config, tracker, saver, StopAt()).steps())
+    with pytest.raises(NonFiniteLoss, match="None of 3 steps"):
+        resumed(saver, tracker, build, **keys)
+
+
+@pytest.mark.parametrize("save_every_steps", [0, 1])
+def test_going_back_gives_up_although_each_state_is_saved(save_every_steps: int) -> None:
+    build = not_finite(*range(9, 100), counts=False)
+    with pytest.raises(NonFiniteLoss, match=r"step 12 .*3 times did not help.*The checkpoint of step \d+ is intact"):
+        trained(build, epochs=9, on_nonfinite="rollback", save_every_steps=save_every_steps)
+
+
+class Refusing(MemorySaver):
+    """A saver that finds out in the background that weights are not finite, as a checkpoint manager does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: Exception | None = None
+
+    def save(self, state: Any, **more: Any) -> None:
+        finite = all(tensor.isfinite().all() for tensor in state["model"].values())
+        self.failure = None if finite else NonFiniteLoss("the weights are not finite")
+        if finite:
+            super().save(state, **more)
+
+
+def corrupted(at: int) -> Any:
+    def build(config: tiny.Config) -> Task:
+        task = tiny.build(config)
+        inner, calls = task.step, []
+
+        class OwnStep:
+            def parts(self) -> Any:
+                return inner.parts()  # type: ignore[attr-defined]
+
+            def __call__(self, batch: Any) -> Any:
+                inner(batch)
+                calls.append(0)
+                if len(calls) == at:
+                    with torch.no_grad():
+                        inner.inner.model[4].bias.fill_(float("nan"))  # type: ignore[attr-defined]
+                return {"loss": 1.0}
+
+        return Task(OwnStep(), task.loader)
+
+    return build
+
+
+@pytest.mark.parametrize("mode", ["abort", "skip"])
+def test_weights_that_a_step_corrupts_while_its_loss_is_finite_end_the_training(mode: Any) -> None:
+    config = tiny.Config(epochs=3, on_nonfinite=mode)
+    trainer = Trainer(corrupted(12)(config), config, MemoryTracker(), saver := Refusing(), StopAt())
+    with pytest.raises(NonFiniteLoss, match="weights are not finite"):
+        list(trainer.steps())
+    assert (trainer.progress.step, steps_saved(saver)) == (13, {6: "epoch"})
+
+
+def test_weights_that_a_step_corrupts_are_rolled_back() -> None:
+    config = tiny.Config(epochs=3, on_nonfinite="rollback")
+    trainer = Trainer(corrupted(12)(config), config, tracker := MemoryTracker(), saver := Refusing(), StopAt())
+    list(trainer.steps())
+    assert tracker.points["step/nonfinite"] == {13: 1.0}
+    assert steps_saved(saver) == {6: "epoch", 18: "epoch"}
+
+
+def without(name: str, epochs: Any) -> Any:
+    """A project whose evaluation measures a metric in some epochs only."""
+
+    def build(config: tiny.Config) -> Task:
+        task, count = tiny.build(config), []
+
+        def evaluate() -> Any:
+            count.append(0)
+            measured = dict(task.evaluate())  # type: ignore[misc]
+            return {key: value for key, value in measured.items() if key != name or len(count) in epochs}
+
+        return replace(task, evaluate=evaluate)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"best_metric": "val/los"}, "best_metric=val/los was not measured at epoch 1. Did you mean 'val/loss'?"),
+        ({"best_metric": "val/los", "eval_interval": 2}, "best_metric=val/los was not measured at epoch 2."),
+        (
+            {"early_stopping_metric": "val/acuracy", "early_stopping_patience": 1},
+            "early_stopping_metric=val/acuracy was not measured at epoch 1. Did you mean 'val/accuracy'?",
+        ),
+        ({"retention": "Latest(1) | (Best(2, 'val/iou') & Best(1))"}, "retention=val/iou was not measured at epoch 1."),
+    ],
+)
+def test_a_metric_that_nothing_measures_is_named_with_the_nearest(
+    keys: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, _, saver = trained(epochs=4, **keys)
+    assert caplog.text.count(said) == 1
+    assert caplog.text.count("No evaluation measured") == 1
+    caplog.clear()
+    trainer = Trainer(tiny.build(trainer.config), trainer.config, MemoryTracker(), saver, StopAt())
+    trainer.restore(saver.checkpoints[1].parts())
+    list(trainer.steps())
+    assert caplog.text.count(" was not measured at epoch ") == 1, "a resume names it again"
+
+
+def test_metrics_that_are_measured_now_and_then_are_no_news_and_the_default_needs_no_evaluation(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trained(epochs=2)
+    trained(lambda config: replace(tiny.build(config), evaluate=None), epochs=2)
+    trained(without("val/loss", {1, 3}), epochs=4)
+    assert "measured" not in caplog.text
+    trainer, _, _ = trained(without("val/loss", {3}), epochs=4)
+    assert caplog.text.count("was not measured at epoch 1") == 1
+    assert caplog.text.count("measured") == 2, "once it has come, it is not missed at the end"
+    assert trainer.best.epoch == 3
+
+
+def on_a_plateau(config: tiny.Config, **options: Any) -> Task:
+    task = tiny.build(config)
+    inner = task.step.inner  # type: ignore[attr-defined]
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        inner.optimizer, factor=0.5, patience=0, threshold=10, threshold_mode="abs", **options
+    )
+    return replace(task, step=Supervised(inner.model, inner.loss, inner.optimizer, scheduler=schedule))
+
+
+@pytest.mark.parametrize("eval_interval", [1, 2])
+def test_a_schedule_on_a_plateau_follows_evaluations_and_resumes_exactly(eval_interval: int) -> None:
+    keys = {"epochs": 6, "eval_interval": eval_interval}
+    whole, tracker, saver = trained(on_a_plateau, **keys)
+    rates = [tracker.points["learning_rate"][step] for step in range(6, 37, 6)]
+    evaluations = [epoch // eval_interval for epoch in range(1, 7)]
+    assert rates == [1e-2 * 0.5 ** max(0, done - 1) for done in evaluations]
+    part = MemorySaver()
+    part.checkpoints = saver.checkpoints[:3]
+    assert same(resumed(part, MemoryTracker(), on_a_plateau, **keys).state.state_dict(), whole.state.state_dict())
+
+
+def test_a_schedule_on_a_plateau_that_cannot_follow_its_metric_is_refused() -> None:
+    for build, keys, said in (
+        (on_a_plateau, {"best_mode": "max"}, r"Expected the mode of best_mode, 'max'"),
+        (lambda config: on_a_plateau(config, mode="max"), {}, r"ReduceLROnPlateau\(mode='max'\)"),
+        (lambda config: replace(on_a_plateau(config), evaluate=None), {}, r"no evaluate\(\) that measures it"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            trained(build, **keys)
+    trained(lambda config: replace(on_a_plateau(config), evaluate=None), epochs=1, best_metric="train/loss")

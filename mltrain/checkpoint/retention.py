@@ -255,6 +255,13 @@ class Budget(_Joinable):
         return f"Budget(gigabytes={_number(self.gigabytes)}, of={self.of})"
 
 
+def metrics_of(policy: Any) -> frozenset[str]:
+    """Return the metrics that a policy names."""
+    own = frozenset([policy.metric]) if isinstance(policy, Best) and policy.metric is not None else frozenset()
+    inner = [one for value in vars(policy).values() for one in (value if isinstance(value, tuple) else (value,))]
+    return own.union(*(metrics_of(one) for one in inner if isinstance(one, _Joinable)))
+
+
 def by_metric(manifests: Iterable[Manifest], metric: str, mode: Mode) -> list[Manifest]:
     """Return the checkpoints at whose step a metric was finite, the best first; of equal ones the older first."""
     measured = [m for m in manifests if math.isfinite(m.metrics.get(metric, math.nan))]

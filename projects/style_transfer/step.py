@@ -108,9 +108,10 @@ class TransferStep:
             loss = loss + energy
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
+        if norm.isfinite() or self.scaler.is_enabled():  # the scaler leaves such steps out itself
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.scheduler.step()
         return {"loss": loss.detach(), **terms, "grad_norm": norm.detach()}
 
     def _translated(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
