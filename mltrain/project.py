@@ -8,12 +8,17 @@ tracking store: a resume accepts a recorded word only if it is a registered name
 directory or its git root. Anybody who can write to the tracking store can record any word, and the file is executed.
 """
 
+import hashlib
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -25,6 +30,9 @@ from mltrain.config import Config, nearest
 from mltrain.errors import UsageError
 from mltrain.pipeline import Pipeline
 from mltrain.trainer import Task
+
+__path__: list[str] = []
+"""Makes this module a package: a project's file is imported as a module below it, also in processes started by spawn."""
 
 GROUP = "mltrain.projects"
 PIPELINES = "mltrain.pipelines"
@@ -232,16 +240,41 @@ def _imported(name: str, module: str) -> ModuleType:
 
 
 def _loaded(file: Path) -> ModuleType:
-    name = f"mltrain_project_{file.parent.name}_{file.stem}".replace("-", "_")
+    name = _module_name(file)
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"{file} cannot be imported.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))  # so that a project may import its neighbours
+        # So that a project may import its neighbours, and a worker process finds the project: it is given this list.
+        sys.path.insert(0, str(file.parent))
     spec.loader.exec_module(module)
     return module
+
+
+def _module_name(file: Path) -> str:
+    readable = re.sub(r"\W", "_", f"{file.parent.name}_{file.stem}", flags=re.ASCII)
+    return f"{__name__}.{readable}_{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}"
+
+
+class _ProjectFinder(importlib.abc.MetaPathFinder):
+    """Finds a project's file by the name of its module, which a pickle holds, in a process that has not loaded it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith(f"{__name__}."):
+            return None
+        for folder in sys.path:
+            with suppress(OSError):
+                for file in Path(folder).glob("*.py"):
+                    if _module_name(file) == fullname:
+                        return importlib.util.spec_from_file_location(fullname, file)
+        return None
+
+
+sys.meta_path.append(_ProjectFinder())
 
 
 def _of_module(name: str, module: ModuleType, place: Path | None = None) -> Project:

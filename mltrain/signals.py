@@ -3,21 +3,38 @@
 The first request lets the step under way finish; the training then commits an interrupted checkpoint and ends. SIGINT
 followed by SIGTERM within a second is one request, because that is what ``mlflow run`` sends at one Ctrl+C. A second
 SIGINT, a second later or more, does not wait for the upload; a third leaves at once.
+
+A signal to the process group, or to every process of a job, also reaches the children. They leave it to this process: it
+still needs them to finish its step, and ends them itself.
 """
 
+import atexit
+import mmap
+import multiprocessing
+import multiprocessing.process
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
+from weakref import WeakSet
 
 from mltrain.process import is_running
 
 _SAME_REQUEST_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
+_HEARD_SECONDS = 0.2
+"""For so long a child waits for the sign that its parent has received the same signal."""
+_PROCESS: Any = multiprocessing.process.BaseProcess
+_START = _PROCESS.start
+_TRACKER: Any = multiprocessing.resource_tracker
+_TRACKED = _TRACKER._IGNORED_SIGNALS
+"""Signals that are blocked while the process starts that counts semaphores; it inherits that."""
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
 
 
@@ -67,6 +84,7 @@ class StopRequest:
                 number = getattr(signal, name, None)
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._received)
+            _children.protect(list(self._before))
         if self._launcher_pid is not None:
             threading.Thread(target=self._watch, name="mltrain-launcher", daemon=True).start()
         return self
@@ -75,6 +93,8 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        if self._before:
+            _children.release()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -103,6 +123,8 @@ class StopRequest:
             self.checkpoint_wanted = True
             return
         first, same = self.reason is None, now - self._last < _SAME_REQUEST_SECONDS
+        if number == signal.SIGTERM and (self._in_steps or not first):
+            _children.heard()
         self.request(name)
         if name == "SIGINT" and (first or not same):
             self._interrupts += 1
@@ -125,6 +147,129 @@ class StopRequest:
             if self._launcher_pid is not None and not is_running(self._launcher_pid):
                 self.request("the launcher's death")
                 return
+
+
+class _Children:
+    """What the child processes do with the signals that this process handles.
+
+    Workers of a ``DataLoader``, and of loaders that took over its design, ignore them all: they end when their queue says so.
+    Other forked children, such as those of a ``multiprocessing.Pool``, ignore all but SIGTERM, by which a pool is ended;
+    they ignore that where this process has received it, too, and goes on.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: Sequence[signal.Signals] = ()
+        self._terms: Any = bytearray(1)
+        self._excused = 0
+        self._workers: WeakSet[multiprocessing.process.BaseProcess] = WeakSet()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+        atexit.register(self._end_workers)
+
+    def protect(self, numbers: Sequence[signal.Signals]) -> None:
+        """From now on children that are started leave these signals to this process."""
+        self._numbers = numbers
+        self._terms = mmap.mmap(-1, 1)  # shared with forked children: how often SIGTERM came here, modulo 256
+
+        def start(process: multiprocessing.process.BaseProcess) -> None:
+            self._started(process)
+
+        _PROCESS.start = start  # of every start method, and of torch's processes
+        _TRACKER._IGNORED_SIGNALS = tuple({*_TRACKED, *numbers})
+
+    def release(self) -> None:
+        """From now on children that are started behave as ever."""
+        self._numbers = ()
+        _PROCESS.start = _START
+        _TRACKER._IGNORED_SIGNALS = _TRACKED
+
+    def heard(self) -> None:
+        """Let the children know that SIGTERM came here, and that this process goes on."""
+        self._terms[0] = (self._terms[0] + 1) % 256
+
+    def _started(self, process: Any) -> None:
+        is_loader = getattr(process._target, "__name__", "") == "_worker_loop"
+        method = process._start_method or multiprocessing.get_start_method()
+        if is_loader or method == "forkserver":
+            process._target = _Child(process._target, self._numbers, is_loader)
+        if not is_loader:
+            _START(process)
+            return
+        self._workers.add(process)
+        # The child inherits that they are blocked, until it has its handlers. A fork server inherits it for good.
+        with _blocked(self._numbers):
+            _START(process)
+
+    def _forked(self) -> None:
+        self._workers.clear()
+        for number in self._numbers:
+            signal.signal(number, self._terminated if number == signal.SIGTERM else _ignored)
+        self._excused = self._terms[0]
+
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
+        deadline = time.monotonic() + _HEARD_SECONDS
+        while time.monotonic() < deadline:
+            if self._terms[0] != self._excused:
+                self._excused = (self._excused + 1) % 256
+                return
+            time.sleep(0.005)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _end_workers(self) -> None:
+        """Kill workers that hang, and ignore the SIGTERM with which ``multiprocessing`` would end them and then wait."""
+        for process in list(self._workers):
+            with suppress(ValueError, AttributeError):  # closed, or never started
+                process.kill()
+
+
+class _Child:
+    """The main function of a child process that is started with the signals blocked."""
+
+    def __init__(self, target: Callable[..., Any] | None, numbers: Sequence[signal.Signals], is_loader: bool) -> None:
+        self._target = target
+        self._numbers = numbers
+        self._is_loader = is_loader
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._is_loader:
+            from torch.utils.data import _utils
+
+            handling: Any = _utils.signal_handling
+            set_handlers = handling._set_worker_signal_handlers
+
+            def set_and_ignore() -> None:
+                set_handlers()  # its handler of SIGTERM, which is in C, ends the worker
+                self._ignore()
+
+            handling._set_worker_signal_handlers = set_and_ignore
+            self._ignore()
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        return self._target(*args, **kwargs) if self._target is not None else None
+
+    def _ignore(self) -> None:
+        for number in self._numbers:
+            signal.signal(number, _ignored)
+
+
+def _ignored(number: int, frame: FrameType | None) -> None:
+    """Do nothing. Other than with SIG_IGN, a program that the child starts can still be ended by the signal."""
+
+
+@contextmanager
+def _blocked(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_children = _Children()
 
 
 def _say(text: str) -> None:

@@ -69,7 +69,8 @@ def after(server: Server, pid: int, run_id: str, action: Action) -> None:
     """Do something to a run once a process has gone, from a process of its own that outlives this one."""
     environment = dict(os.environ, MLFLOW_TRACKING_URI=server.uri)
     subprocess.Popen(
-        [sys.executable, "-m", "mltrain.tracking.launcher", str(pid), run_id, action],
+        # -P: the user's working directory may hold modules of any name, and is not searched.
+        [sys.executable, "-P", "-m", "mltrain.tracking.launcher", str(pid), run_id, action],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -1,0 +1,32 @@
+"""The process that follows ``mlflow run`` searches no folder of the user's for its modules."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mltrain.tracking import launcher
+from mltrain.tracking.server import Server
+from tests.database import fresh_database
+
+
+@pytest.mark.faults
+def test_modules_in_the_working_directory_are_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    run_id = client.create_run("0").info.run_id
+    for name in ("json", "psutil", "mlflow", "mltrain"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'a').close()\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    launcher.after(Server(uri, client), gone.pid, run_id, "KILLED")
+    deadline = time.monotonic() + 120
+    while client.get_run(run_id).info.status != "KILLED" and not (tmp_path / "executed").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not (tmp_path / "executed").exists()
