@@ -14,18 +14,20 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
+import platformdirs
+
 from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.tracking.elsewhere import refuse_elsewhere
-from mltrain.tracking.persistence import named_errors, persistently, status_of
+from mltrain.tracking.persistence import full_disk, named_errors, persistently, status_of
 
 log = logging.getLogger(__name__)
 
@@ -345,6 +347,50 @@ class LocalArtifacts:
         return sorted(folder for folder in staging.iterdir() if is_litter(folder))
 
 
+_RECEIVED = "received"
+
+
+def state_folder() -> Path:
+    """Return the folder on this host below which mltrain keeps everything: ``MLTRAIN_HOME``, or the user's state folder."""
+    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
+    return Path(base).expanduser()
+
+
+@contextmanager
+def _receiving(path: str, size: int) -> Iterator[Path]:
+    """Make a folder for a file to be received into, where its disk has room; remove it afterwards.
+
+    It is below MLTRAIN_HOME, because the temporary folder is often memory, and only otherwise there.
+    """
+    places = [state_folder() / _RECEIVED, Path(tempfile.gettempdir())]
+    for place in places:
+        with suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(place).free >= size and os.access(place, os.W_OK):
+                break
+    else:
+        raise _no_room(path, size, places, "no room")
+    _discard_received(places[0])
+    with tempfile.TemporaryDirectory(prefix="mltrain-", dir=place) as temporary:
+        yield Path(temporary)
+
+
+def _no_room(path: str, size: int, places: Sequence[Path], why: str | None) -> StorageError:
+    return StorageError(
+        f"{path} cannot be received on this machine: {why}. Expected {size} bytes of room in {' or '.join(map(str, places))}. "
+        "Try: set MLTRAIN_HOME to a folder on a disk that has it"
+    )
+
+
+def _discard_received(folder: Path) -> None:
+    """Remove what processes that were killed while they received a file have left, once nobody has written to it for long."""
+    with suppress(OSError):
+        for left in folder.glob("mltrain-*"):
+            newest = max(path.lstat().st_mtime for path in (left, *left.iterdir()))
+            if not left.is_symlink() and time.time() - newest > DEAD_SECONDS:
+                shutil.rmtree(left)  # does not follow links
+
+
 class RemoteArtifacts:
     """Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like."""
 
@@ -386,16 +432,25 @@ class RemoteArtifacts:
             raise FileNotFoundError(path)
         if size > most:
             raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")
-        with tempfile.TemporaryDirectory(prefix="mltrain-") as temporary:
-            # download_artifacts() would list once more, and hide what went wrong behind one kind of error.
-            received = Path(temporary) / name
+        with _receiving(path, size) as temporary:
+            received = temporary / name
+
+            def download() -> None:
+                try:  # download_artifacts() would list once more, and hide what went wrong behind one kind of error
+                    self._repository._download_file(path, str(received))
+                except Exception as error:
+                    refusal = full_disk(error)
+                    if refusal is None:
+                        raise
+                    raise _no_room(path, size, [temporary.parent], refusal.strerror) from error
+
             try:
-                persistently(lambda: self._repository._download_file(path, str(received)))
+                persistently(download)
             except StorageError as error:
                 if status_of(error) == 404:
                     raise FileNotFoundError(path) from error  # removed since it was listed
                 raise
-            return LocalArtifacts(received.parent).read(name, most)
+            return LocalArtifacts(temporary).read(name, most)
 
     def remove_checkpoint(self, name: str) -> None:
         """See :class:`Artifacts`.

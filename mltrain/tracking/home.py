@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import platformdirs
 import psutil
 
 from mltrain import process
 from mltrain.checkpoint.spool import replace_file, set_aside
 from mltrain.errors import RunHeld, StorageError
 from mltrain.redaction import redacted_uri
+from mltrain.tracking.artifacts import state_folder
 from mltrain.tracking.server import RUN_ID, Server
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _PORTS = {"http": 80, "https": 443}
 
 def homes(server: Server) -> Path:
     """Return the folder for the homes of all runs of a tracking store on this host."""
-    return _base() / _folder_name(address_of(server.uri))
+    return state_folder() / _folder_name(address_of(server.uri))
 
 
 def address_of(uri: str) -> str:
@@ -78,9 +78,9 @@ def stores(server: Server) -> Iterator[tuple[Path, str | None]]:
         The folder, and the address of the store without its secrets; ``None`` if it is this server's. An earlier version
         recorded no address: then the name of the folder stands for it.
     """
-    own = [homes(server), _base() / _folder_name(server.uri)]
+    own = [homes(server), state_folder() / _folder_name(server.uri)]
     yield from ((root, None) for root in dict.fromkeys(own) if root.is_dir())
-    for root in sorted(_base().glob("*")):
+    for root in sorted(state_folder().glob("*")):
         if root not in own and _STORE_FOLDER.fullmatch(root.name) and root.is_dir():
             address = _recorded_address(root)
             yield root, None if address == redacted_uri(address_of(server.uri)) else address
@@ -140,11 +140,6 @@ def _database_of(address: str) -> Path | None:
     kind, _, path = address.partition(":///")
     file = Path(path.partition("?")[0])
     return file if kind.partition("+")[0] == "sqlite" and file.is_file() else None
-
-
-def _base() -> Path:
-    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
-    return Path(base).expanduser()
 
 
 def _folder_name(address: str) -> str:

@@ -1,5 +1,6 @@
 """Asking an artifact store again while what goes wrong may pass, and giving its errors one name."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,6 +11,7 @@ from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.tracking.retry import FullJitter
 
 RETRY_SECONDS = 60.0
+_REFUSALS = frozenset({errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 T = TypeVar("T")
 
@@ -50,6 +52,16 @@ def may_pass(error: BaseException) -> bool:
         return False
     status = status_of(error)
     return status is None or status in (408, 425, 429) or status >= 500
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """Return the refusal of a disk of this machine, full or read-only, that an error is or was caused by."""
+    at: BaseException | None = error
+    for _ in range(20):
+        if at is None or (isinstance(at, OSError) and at.errno in _REFUSALS):
+            break
+        at = at.__cause__ or at.__context__
+    return at if isinstance(at, OSError) and at.errno in _REFUSALS else None
 
 
 def status_of(error: BaseException) -> int | None:
