@@ -6,7 +6,6 @@ worker processes nor an interruption changes what augmentation draws.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pickle import PicklingError
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -204,23 +203,13 @@ class ResumableLoader:
             generator=torch.Generator().manual_seed(0),
         )
         if self.num_workers:
-            yield from self._started(batches)
+            yield from batches
             return
         fetching = iter(batches)  # fetches in this process, whose generators belong to the training
         for _ in requests:
             with self._aside:
                 fetched = next(fetching)
             yield fetched
-
-    def _started(self, batches: DataLoader[Any]) -> Iterator[Any]:
-        try:
-            return iter(batches)
-        except (PicklingError, AttributeError, TypeError) as error:
-            raise UsageError(
-                f"The dataset or the collate function cannot be sent to a worker process: {error}. Expected classes and "
-                f"functions that a module defines at its top level, got {type(self.dataset).__name__} and "
-                f"{self._collate!r:.80}. Try: num_workers=0"
-            ) from error
 
 
 class StreamLoader:

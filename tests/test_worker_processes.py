@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from mltrain.data import ResumableLoader
-from mltrain.errors import UsageError
 from mltrain.project import find
 
 SOURCE = """
@@ -84,9 +83,3 @@ def test_a_spawned_worker_fetches_from_a_dataset_of_the_project(spawn: None, tmp
     module = module_of(written(tmp_path / "here", "p.py"))
     loader = ResumableLoader(module.Own(), 2, shuffle=False, num_workers=1, collate=module.collated)
     assert [batch.flatten().tolist() for batch in loader] == [[1, 2], [3, 4]]
-
-
-@pytest.mark.filterwarnings("ignore:Got pickle error:UserWarning")
-def test_what_cannot_be_sent_to_a_spawned_worker_is_refused_with_the_remedy(spawn: None) -> None:
-    with pytest.raises(UsageError, match=r"top level.*num_workers=0"):
-        next(iter(ResumableLoader(range(4), 2, num_workers=1, collate=lambda items: items)))
