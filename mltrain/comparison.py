@@ -1,15 +1,18 @@
 """Runs side by side: what was configured otherwise, and what came of it."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mltrain.errors import MltrainError
+from mltrain.errors import MltrainError, StorageError
 from mltrain.evaluate import reader
-from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.artifacts import artifacts_of
 from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.overview import row
 from mltrain.tracking.server import Server
+
+log = logging.getLogger(__name__)
 
 Values = dict[str, list[Any]]
 """A key, and its value in each run; none where a run has none."""
@@ -52,7 +55,10 @@ def compared(server: Server, run_ids: Sequence[str]) -> Comparison:
 def _parameters(server: Server, run: Any) -> dict[str, Any]:
     """Return the typed values, not what a launcher wrote down; of a run that has none, the latter."""
     try:
-        recorded = recorded_config(open_artifacts(run.info.artifact_uri, server.uri))
+        recorded = recorded_config(artifacts_of(server, run))
+    except StorageError as error:
+        log.warning("Run %s is compared without its artifacts: %s", run.info.run_id, error)
+        return dict(run.data.params)
     except MltrainError:
         return dict(run.data.params)
     return dict(_flat(recorded["config"]))

@@ -16,15 +16,15 @@ from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
-from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, UsageError
+from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, StorageError, UsageError
 from mltrain.project import Project, find
 from mltrain.stages.outputs import fetched_inputs
 from mltrain.state import fitted, own_rng, seed_everything
 from mltrain.steps import HasDevice, HasParts, floats
-from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.artifacts import artifacts_of
 from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.run import pins_of
-from mltrain.tracking.server import Server, connect
+from mltrain.tracking.server import Server, connect, paged
 from mltrain.trainer import Task
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def reader(run_id: str, server: Server | None = None) -> CheckpointReader:
     """
     server = server or connect()
     run = server.run(run_id)
-    artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    artifacts = artifacts_of(server, run)
     metric, mode = meaning_of_best(run)
     pins = {identity: why for name, why in pins_of(run).items() if (identity := CheckpointId.parse(name))}
     return CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), pins, metric, mode))
@@ -147,21 +147,32 @@ def best_run(server: Server, experiment: str, metric: str | None, mode: Mode | N
 
     Raises:
         RunNotFound: there is no such experiment, or it has no checkpoint with such a metric.
+        StorageError: the artifacts of none of its runs can be read; one that cannot is a warning.
     """
     found = server.call(server.client.get_experiment_by_name, experiment)
     if found is None:
         raise RunNotFound(f"There is no experiment {experiment!r}.")
     best: tuple[float, str] | None = None
-    for run in server.call(server.client.search_runs, [found.experiment_id], max_results=1000):
-        artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    unusable: StorageError | None = None
+    readable = False
+    for run in paged(server.insist, server.client.search_runs, [found.experiment_id], max_results=1000):
         own_metric, own_mode = meaning_of_best(run)
         key, direction = metric or own_metric, mode or own_mode
-        checkpoints = CheckpointReader(CheckpointStore(run.info.run_id, artifacts), Context(now(), {}, key, direction))
-        first = next(iter(checkpoints.matching("best")), None)
+        try:
+            store = CheckpointStore(run.info.run_id, artifacts_of(server, run))
+            checkpoints = CheckpointReader(store, Context(now(), {}, key, direction))
+            first = next(iter(checkpoints.matching("best")), None)
+        except StorageError as error:
+            log.warning("Run %s is left aside: %s", run.info.run_id, error)
+            unusable = error
+            continue
+        readable = True
         if first is not None and key in first.metrics:
             value = first.metrics[key] * (1 if direction == "min" else -1)
             if best is None or value < best[0]:
                 best = value, run.info.run_id
+    if unusable is not None and not readable:
+        raise StorageError(f"No run of the experiment {experiment!r} can be read. The last: {unusable}")
     if best is None:
         raise RunNotFound(
             f"No run of the experiment {experiment!r} has a checkpoint with the metric {metric or 'that is its best'!r}."

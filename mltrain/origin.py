@@ -2,16 +2,19 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mltrain.checkpoint.manager import CheckpointManager
-from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.retention import Context, Mode
+from mltrain.checkpoint.spool import Spool
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import DataError, UsageError
+from mltrain.errors import DamagedCheckpoint, DataError, NoCheckpoint, UsageError
 from mltrain.request import Request
-from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.artifacts import artifacts_of
+from mltrain.tracking.home import known_home
 from mltrain.tracking.run import PIN_TAG, TrackedRun, pins_of
 from mltrain.tracking.server import Server
 
@@ -27,12 +30,16 @@ class Origin:
         parts: its verified contents.
         run_id: of the run that it belongs to, where that is another one.
         params: the configuration beside it, where it is of the run itself and has one.
+        passed_over: the checkpoints that come before it in the order of choice.
+        damaged: those of them that are damaged.
     """
 
     manifest: Manifest | None = None
     parts: Mapping[str, Any] | None = None
     run_id: str | None = None
     params: Mapping[str, Any] | None = None
+    passed_over: frozenset[CheckpointId] = frozenset()
+    damaged: Mapping[CheckpointId, DamagedCheckpoint] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.manifest is None:
@@ -82,41 +89,67 @@ class Origins:
 
     Args:
         server: has the runs.
-        run: that begins.
+        request: says what is asked for.
     """
 
-    def __init__(self, server: Server, run: TrackedRun) -> None:
+    def __init__(self, server: Server, request: Request) -> None:
         self._server = server
-        self._run = run
+        self._request = request
         self._pin: tuple[str, str] | None = None
 
-    def choose(self, request: Request, manager: CheckpointManager) -> Origin:
-        """Choose and verify what the state comes from; for a resume without any commit that is the start.
+    def choose(self, run: Any | None, metric: str, mode: Mode) -> Origin:
+        """Choose and verify what the state comes from, and change nothing; a resume without any commit begins at the start.
 
         Args:
-            request: says what is asked for.
-            manager: of the run's checkpoints.
+            run: MLflow's description of the run that is resumed; none: a new run begins.
+            metric: decides which checkpoint is best.
+            mode: whether less or more of it is better.
 
         Raises:
             UsageError, NoCheckpoint, DamagedCheckpoint: what is asked for is not there, or cannot be used.
         """
+        request = self._request
+        context = Context(now(), {}, metric, mode)
         if request.fork_run is not None:
-            return self._branched(manager, request.fork_run, request.resume_from)
-        if request.resume_run is None:
+            return self._branched(request.fork_run, request.resume_from, context)
+        if run is None:
+            if request.resume_from != "latest":
+                raise UsageError(
+                    f"--resume-from {request.resume_from} names a checkpoint of no run. Expected --resume-run or --fork-run "
+                    f"with it. Try: mltrain train --resume-run ID --resume-from {request.resume_from}"
+                )
             return Origin()
-        loaded = manager.load_configured(request.resume_from)
-        if loaded is not None:
-            return Origin(manager.resumed_from, loaded[0], params=loaded[1])
+        own = self._own(run, context)
+        if own is not None:
+            return own
         if request.resume_from != "latest":
             raise UsageError(
-                f"Run {self._run.id} has no checkpoint {request.resume_from!r}. Resume without --resume-from."
+                f"Run {run.info.run_id} has no checkpoint {request.resume_from!r}. Resume without --resume-from."
             )
-        branch = self._branch_point()
+        branch = self._branch_point(run)
         if branch is not None:
             log.warning("Nothing was committed before, so training starts again at the branch point.")
-            return self._branched(manager, *branch)
+            return self._branched(*branch, context)
         log.warning("Nothing was committed before, so training starts at step 0 in the same run.")
         return Origin()
+
+    def is_current(self, origin: Origin, manager: CheckpointManager) -> bool:
+        """Whether a checkpoint that was chosen before the run was claimed would still be chosen now."""
+        if self._request.resume_run is None:
+            return True
+        choices = [manifest.id for manifest in manager.matching(self._request.resume_from)]
+        if origin.own is None:
+            return not choices
+        first = next((identity for identity in choices if identity not in origin.passed_over), None)
+        return first == origin.own.id
+
+    def hold(self, origin: Origin, run: TrackedRun) -> None:
+        """Pin the checkpoint of another run that this one begins from."""
+        if origin.manifest is None or origin.run_id is None:
+            return
+        self._pin = (origin.run_id, f"{PIN_TAG}{origin.manifest.name}")
+        self._server.call(self._server.client.set_tag, *self._pin, _reason(run.id))
+        run.set_tag("mltrain.forked_from", f"{origin.run_id}/{origin.manifest.name}")
 
     def release(self) -> None:
         """Let the other run's policy decide on the checkpoint that this run began from: it has one of its own."""
@@ -124,22 +157,46 @@ class Origins:
             self._server.call(self._server.client.delete_tag, *self._pin)
             self._pin = None
 
-    def _branched(self, manager: CheckpointManager, source: str, which: str) -> Origin:
-        store = CheckpointStore(source, open_artifacts(self._server.run(source).info.artifact_uri, self._server.uri))
-        manifest, parts = CheckpointReader(store, manager.context()).load(which)
-        self._pin = (source, f"{PIN_TAG}{manifest.name}")
-        self._server.call(self._server.client.set_tag, *self._pin, self._reason)
-        self._run.set_tag("mltrain.forked_from", f"{source}/{manifest.name}")
+    def _own(self, run: Any, context: Context) -> Origin | None:
+        run_id, which = run.info.run_id, self._request.resume_from
+        artifacts = artifacts_of(self._server, run)
+        staging = known_home(self._server, run_id) / "staging"
+        spool = Spool(staging) if artifacts.local_root is None and staging.is_dir() else None
+        damaged: dict[CheckpointId, DamagedCheckpoint] = {}
+        checkpoints = CheckpointReader(CheckpointStore(run_id, artifacts, spool), context, damaged.__setitem__)
+        candidates = checkpoints.matching(which)
+        if not candidates and which not in ("latest", "best", "interrupted"):
+            raise NoCheckpoint(checkpoints.none_such(which))
+        announced = CheckpointId.parse(run.data.tags.get("mltrain.latest", ""))
+        wrong = [
+            identity
+            for identity, error in damaged.items()  # a manifest cut short that nobody announced was never committed
+            if not error.torn or (announced is not None and identity.order <= announced.order)
+        ]
+        if not candidates and wrong and not checkpoints.all():
+            raise NoCheckpoint(
+                f"None of the checkpoints of run {run_id} is usable. See what is wrong with: mltrain verify {run_id}"
+            )
+        if not candidates:
+            return None
+        manifest, (parts, params) = checkpoints.load_configured(which)
+        order = [candidate.id for candidate in candidates]
+        before = order[: order.index(manifest.id)] if manifest.id in order else []
+        return Origin(manifest, parts, params=params, passed_over=frozenset(before), damaged=damaged)
+
+    def _branched(self, source: str, which: str, context: Context) -> Origin:
+        artifacts = artifacts_of(self._server, self._server.run(source))
+        manifest, parts = CheckpointReader(CheckpointStore(source, artifacts), context).load(which)
         return Origin(manifest, parts, source)
 
-    def _branch_point(self) -> tuple[str, str] | None:
+    def _branch_point(self, run: Any) -> tuple[str, str] | None:
         """Return from which run and checkpoint a fork began that has no commit of its own, as the pin there tells."""
-        source = self._server.run(self._run.id).data.tags.get("mltrain.forked_from", "").partition("/")[0]
+        source = run.data.tags.get("mltrain.forked_from", "").partition("/")[0]
         if not source:
             return None
         pins = pins_of(self._server.run(source))
-        return next(((source, name) for name, reason in pins.items() if reason == self._reason), None)
+        return next(((source, name) for name, reason in pins.items() if reason == _reason(run.info.run_id)), None)
 
-    @property
-    def _reason(self) -> str:
-        return f"branch point of run {self._run.id}"
+
+def _reason(run_id: str) -> str:
+    return f"branch point of run {run_id}"

@@ -24,7 +24,7 @@ from mltrain.tracking.home import lock_if_here
 from mltrain.tracking.overview import state
 from mltrain.tracking.records import REMOVED_TAG, append_removals
 from mltrain.tracking.registry import MadeModel, in_use, made_models, remove_models
-from mltrain.tracking.server import Server
+from mltrain.tracking.server import Server, paged
 from mltrain.training import policy_of
 
 log = logging.getLogger(__name__)
@@ -225,22 +225,20 @@ def _resumed_from(run: Any, manifests: Sequence[Manifest]) -> CheckpointId | Non
 
 
 def _runs(server: Server, experiment_id: str) -> Sequence[Any]:
-    found: list[Any] = []
-    token: str | None = None
-    while True:
-        page = server.call(server.client.search_runs, [experiment_id], max_results=500, page_token=token)
-        found.extend(run for run in page if "mltrain.status" in run.data.tags)
-        token = page.token
-        if not token:
-            return found
+    found = paged(server.insist, server.client.search_runs, [experiment_id], max_results=1000)
+    return [run for run in found if "mltrain.status" in run.data.tags]
 
 
 def _best_runs(server: Server, runs: Sequence[Any], count: int) -> set[str]:
     values: list[tuple[float, str]] = []
     for run in runs:
-        checkpoints = reader(run.info.run_id, server)
-        context = checkpoints.context
-        best = best_of(current_line(checkpoints.all()), context)
+        try:
+            checkpoints = reader(run.info.run_id, server)
+            context = checkpoints.context
+            best = best_of(current_line(checkpoints.all()), context)
+        except (RunNotFound, StorageError) as error:  # its plan says so as well
+            log.warning("Run %s is left aside: %s", run.info.run_id, error)
+            continue
         if best is not None and context.metric in best.metrics:
             sign = 1 if context.mode == "min" else -1
             values.append((sign * best.metrics[context.metric], run.info.run_id))

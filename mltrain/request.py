@@ -10,7 +10,7 @@ from mltrain.errors import UsageError
 from mltrain.project import Project, find
 from mltrain.stages import outputs
 from mltrain.tracking import opening
-from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.artifacts import artifacts_of
 from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.run import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
 from mltrain.tracking.server import Server
@@ -80,7 +80,7 @@ class Resolved:
                 )
             inputs = outputs.fetched_inputs(server, run, request.overrides)
             self._request = replace(request, overrides={**inputs, **request.overrides})
-            recorded = recorded_config(open_artifacts(run.info.artifact_uri, server.uri))
+            recorded = recorded_config(artifacts_of(server, run))
             base = recorded["config"]
             if not word:
                 word = find(str(recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")), recorded=True)

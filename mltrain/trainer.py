@@ -71,6 +71,14 @@ class Task:
     state: Mapping[str, Stateful] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("step", "evaluate", "images", "report"):
+            part = getattr(self, name)
+            if not callable(part) and (name == "step" or part is not None):
+                raise UsageError(f"{name}={part!r:.80} of the task cannot be called. Expected a function.")
+        if not isinstance(self.state, Mapping) or not all(isinstance(name, str) for name in self.state):
+            raise UsageError(
+                f"state={self.state!r:.80} of the task is invalid. Expected a mapping from names to parts."
+            )
         if not isinstance(self.loader, Loader):
             raise UsageError(
                 f"A {type(self.loader).__name__} cannot say where it is, so a training could not be resumed within an "
@@ -194,9 +202,7 @@ class Trainer:
         self.measured: dict[str, float] = {}
         """What was measured at the present step."""
         self.state = TrainState()
-        for name, part in {
-            **(task.step.parts() if isinstance(task.step, HasParts) else {}),
-            **task.state,
+        own: dict[str, Stateful] = {
             "loader": task.loader,
             "progress": self.progress,
             "history": self.history,
@@ -204,8 +210,11 @@ class Trainer:
             "stopping": self.stopping,
             "means": self.means,
             "rng": Rng(),
-        }.items():
-            self.state.add(name, part)
+        }
+        step_parts = task.step.parts() if isinstance(task.step, HasParts) else {}
+        for parts in (step_parts, task.state, own):  # one after the other, so that no name hides another part
+            for name, part in parts.items():
+                self.state.add(name, part)
         allowed = isinstance(task.step, AllowsLateCopy) and task.step.late_copy
         optimizers = [part for part in self.state.parts.values() if isinstance(part, torch.optim.Optimizer)]
         self._late = LateCopy(optimizers if allowed else ())
@@ -218,6 +227,10 @@ class Trainer:
         self._missed: set[str] = set()
         self._resumed_rng: Mapping[str, Any] | None = None
         self._epoch_began = time.monotonic()
+
+    def attach(self, tracker: Tracker, saver: Saver) -> None:
+        """Record and save from now on with these."""
+        self._tracker, self._saver = tracker, saver
 
     @property
     def done(self) -> bool:

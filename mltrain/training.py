@@ -3,8 +3,12 @@
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from mltrain import device as devices
 from mltrain import fingerprint
@@ -14,17 +18,18 @@ from mltrain.checkpoint.retention import Best, Latest, Policy, parse
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
-from mltrain.errors import MltrainError, NonFiniteLoss, RunHeld, RunNotFound
+from mltrain.errors import ConfigError, MltrainError, NonFiniteLoss, RunHeld, RunNotFound, UsageError
 from mltrain.origin import Origin, Origins
 from mltrain.outcome import NOT_KEPT, STOPPED, STOPPED_STAGED, Display, Outcome, Silence
 from mltrain.redaction import remember_environment
 from mltrain.request import Request, Resolved
 from mltrain.signals import StopRequest
-from mltrain.state import seed_everything
+from mltrain.state import Rng, seed_everything
 from mltrain.tracking import launcher as launchers
 from mltrain.tracking import opening
+from mltrain.tracking.artifacts import refuse_unwritable
 from mltrain.tracking.attempts import recorded_config
-from mltrain.tracking.home import grace_seconds
+from mltrain.tracking.home import grace_seconds, refuse_unwritable_home
 from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
 from mltrain.tracking.run import Status, TrackedRun
@@ -55,8 +60,29 @@ def train(request: Request, display: Display | None = None, stop: StopRequest | 
         return _Session(request, display or Silence(), stop, connect(patience=TRAINING_PATIENCE), launcher).run()
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A training that can begin once its run is open: nothing was claimed, created or changed for it.
+
+    Attributes:
+        origin: what the state comes from.
+        trainer: with the task built and the state put back.
+        code: fingerprint of the project's code.
+        data: fingerprints of the data.
+        changed: keys of the configuration that differ from the checkpoint's, with both values.
+        random_numbers: the state of all generators with which training begins.
+    """
+
+    origin: Origin
+    trainer: Trainer
+    code: Mapping[str, str]
+    data: Mapping[str, str]
+    changed: Mapping[str, tuple[str, str]]
+    random_numbers: Mapping[str, Any]
+
+
 class _Session:
-    """One attempt, from opening the run to closing it."""
+    """One attempt, from the request to the closed run: first all that can be refused, then the run, then the training."""
 
     def __init__(
         self, request: Request, display: Display, stop: StopRequest, server: Server, launcher: Launcher | None
@@ -69,27 +95,65 @@ class _Session:
         self._manager: CheckpointManager | None = None
         self._resolved = Resolved(request, server)
         self._project, self._config = self._resolved.project, self._resolved.config
+        self._origins = Origins(server, request)
+        self._began = False
         stop.on_usr1 = self._config.on_usr1
 
     def run(self) -> Outcome:
-        # A new training is built before there is a run, so that data that cannot be read leave none behind.
-        built = self._built() if self._request.resume_run is None else None
+        try:
+            known = self._known()
+            refuse_unusable(self._config, self._server)
+            prepared = self._prepared(known)
+        except KeyboardInterrupt:
+            if self._request.resume_run is None:
+                raise
+            why = "stopped before the first step"
+            return Outcome(self._request.resume_run, self._stop.exit_code, why, None, None, {})
         run = self._opened()
         try:
-            self._announced(run)
-            return self._trained(run, built)
+            return self._trained(run, prepared)
         except KeyboardInterrupt:
             run.close("KILLED", f"stopped by {self._stop.reason} before the first step", grace_seconds())
             return Outcome(run.id, self._stop.exit_code, "stopped before the first step", None, None, {})
         except BaseException as error:
             self._settle()
-            run.close("FAILED", f"{type(error).__name__}: {error}"[:500], grace_seconds())
+            # A run that was resumed in vain is left with the status that it had.
+            status = "FAILED" if self._began else run.earlier or "FAILED"
+            run.close(status, f"{type(error).__name__}: {error}"[:500], grace_seconds())
             if not isinstance(error, MltrainError):
                 first = "" if run.known else "mltrain sync, then "
                 error.add_note(
-                    f"Run {run.id} is FAILED; what it committed is intact: {first}mltrain train --resume-run {run.id}"
+                    f"Run {run.id} is {status}; what it committed is intact: {first}mltrain train --resume-run {run.id}"
                 )
             raise
+
+    def _known(self) -> Any | None:
+        """Return MLflow's description of the run that is resumed, and refuse a run that cannot be had."""
+        if self._request.resume_run is not None:
+            return opening.resumable(self._server, self._request.resume_run, take_over=self._request.take_over)
+        if self._launcher is not None:
+            opening.adoptable(self._server, self._launcher)
+        return None
+
+    def _prepared(self, known: Any | None) -> _Prepared:
+        """Choose and verify the origin, build the task, compare code and data, and put the state back."""
+        config = self._config
+        code = fingerprint.code(self._project.place)
+        origin = self._origins.choose(known, config.best_metric, config.best_mode)
+        changed: Mapping[str, tuple[str, str]] = {}
+        if origin.own is not None and origin.params is not None:
+            config = self._config = self._resolved.config_over(origin.params)
+            changed = config.changes_from(origin.params)
+            refuse_unusable(config, self._server)
+        task, data = self._built()
+        origin.check(code, data, allow_change=self._request.allow_change)
+        nowhere: Any = None  # nothing is recorded or saved before the run is open
+        trainer = Trainer(task, config, nowhere, nowhere, self._stop, data=data)
+        if origin.parts is not None:
+            trainer.restore(origin.parts, imported=origin.manifest is not None and origin.manifest.kind == "imported")
+        else:
+            seed_everything(config.seed)
+        return _Prepared(origin, trainer, code, data, changed, Rng().state_dict())
 
     def _announced(self, run: TrackedRun) -> None:
         """Record what is trained, and then say what the run's id is: who has the id can resume it."""
@@ -143,42 +207,43 @@ class _Session:
         config = self._config
         devices.set_up(config.num_threads, config.deterministic, config.device)
         seed_everything(config.seed)
-        task = self._project.build(config)
+        task: Any = self._project.build(config)
+        if not isinstance(task, Task):
+            raise UsageError(
+                f"build() of the project {self._project.name!r} returned a {type(task).__name__}. Expected an mltrain.Task."
+            )
         check_schedule(task, config)
         return task, fingerprint.data(config.places())
 
-    def _trained(self, run: TrackedRun, built: tuple[Task, dict[str, str]] | None) -> Outcome:
-        config = self._config
-        origins = Origins(self._server, run)
+    def _trained(self, run: TrackedRun, prepared: _Prepared) -> Outcome:
         manager = CheckpointManager(
             run,
-            policy=policy_of(config),
-            metric=config.best_metric,
-            mode=config.best_mode,
-            committed=lambda *said: self._committed(origins, *said),
-            staging_gigabytes=config.staging_gigabytes,
+            policy=policy_of(self._config),
+            metric=self._config.best_metric,
+            mode=self._config.best_mode,
+            committed=self._committed,
+            staging_gigabytes=self._config.staging_gigabytes,
         )
         self._manager = manager
-        origin = origins.choose(self._request, manager)
+        self._announced(run)
+        if not self._origins.is_current(prepared.origin, manager):
+            prepared = self._prepared(self._server.run(run.id))  # another process has saved or pruned meanwhile
+        config, origin, trainer = self._config, prepared.origin, prepared.trainer
         if origin.own is not None:
-            if origin.params is not None:
-                config = self._config = self._resolved.config_over(origin.params)
-                run.attempt.changed = config.changes_from(origin.params)
+            manager.go_on_from(origin.own, origin.damaged)
             run.set_tag("mltrain.resumed_from", origin.own.name)
+        self._origins.hold(origin, run)
+        run.attempt.changed = dict(prepared.changed)
         run.attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
-        run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(self._project.place)
-        task, run.attempt.data = built or self._built()
-        origin.check(run.attempt.code, run.attempt.data, allow_change=self._request.allow_change)
-        trainer = Trainer(task, config, run, manager, self._stop, data=run.attempt.data)
-        if origin.parts is not None:
-            trainer.restore(origin.parts, imported=origin.manifest is not None and origin.manifest.kind == "imported")
-        else:
-            seed_everything(config.seed)
+        run.attempt.versions, run.attempt.code = fingerprint.versions(), dict(prepared.code)
+        run.attempt.data = dict(prepared.data)
+        trainer.attach(run, manager)
         if self._request.resume_run is not None:
             self._continue(run, trainer, origin)
         run.record_attempt()
         run.record_data({name: place for name, place in config.places().items() if name != "model_save_path"})
         self._note(run, None)
+        Rng().load_state_dict(prepared.random_numbers)  # opening the run may have drawn some
         return self._looped(run, manager, trainer, origin)
 
     def _continue(self, run: TrackedRun, trainer: Trainer, origin: Origin) -> None:
@@ -201,6 +266,7 @@ class _Session:
 
     def _looped(self, run: TrackedRun, manager: CheckpointManager, trainer: Trainer, origin: Origin) -> Outcome:
         first_step = trainer.progress.step
+        self._began = True
         self._display.began(trainer, str(origin))
         self._stop.finish_steps()
         for _ in trainer.steps():
@@ -296,9 +362,9 @@ class _Session:
             said = f"{self._config.best_metric} {best.metrics[self._config.best_metric]:.5g} at {best.title}"
         run.set_tag("mlflow.note.content", note(self._project.name, run.id, said, run.attempts))
 
-    def _committed(self, origins: Origins, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
+    def _committed(self, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
         """After a commit: release what this run began from, and copy weights to where the user wants them."""
-        origins.release()
+        self._origins.release()
         folder = self._config.model_save_path
         if folder is not None:
             copy_weights(store, manifest, folder, "latest")
@@ -328,3 +394,25 @@ def policy_of(config: Config) -> Policy:
     if config.retention is not None:
         return parse(config.retention)
     return Latest(1 if config.checkpoint_mode == "latest" else config.max_to_keep) | Best(1)
+
+
+def refuse_unusable(config: Config, server: Server) -> None:
+    """Refuse what a configuration asks of this machine and cannot have, before a run is opened for it.
+
+    Raises:
+        ConfigError: a value is out of bounds, this machine lacks the device, or the retention policy cannot be read.
+        StorageError: a folder that is written to cannot be.
+    """
+    try:
+        # A project that declares a key anew, for a default of its own, does not take its bounds away.
+        Config.model_validate({name: getattr(config, name) for name in Config.model_fields if hasattr(config, name)})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"{first['loc'][0]}={first['input']!r:.80} is not accepted: {first['msg'].lower()}."
+        ) from None
+    policy_of(config)
+    devices.chosen(config.device)
+    refuse_unwritable_home(server)
+    if config.model_save_path is not None:
+        refuse_unwritable(config.model_save_path, "Give another folder as model_save_path=FOLDER.")

@@ -72,6 +72,7 @@ class CheckpointManager:
             does not fit is removed by the policy, the least valuable first; the newest always stays.
 
     Raises:
+        UsageError: an argument is invalid; no run was created or opened.
         RunNotFound, RunHeld, TrackingError, StorageError: the run cannot be written to.
     """
 
@@ -87,15 +88,51 @@ class CheckpointManager:
         committed: Committed | None = None,
         staging_gigabytes: float = 20.0,
     ) -> None:
+        self.device = usable_device(device)
+        if policy is None:
+            _whole("max_to_keep", max_to_keep, 1)
+            policy = Latest(max_to_keep) | Best(1)
+        self.policy: Policy = _valid_policy(policy)
+        _refuse_unless(isinstance(metric, str) and metric != "", "metric", metric, "the name of a metric")
+        _refuse_unless(mode in ("min", "max"), "mode", mode, "'min' or 'max'")
+        _refuse_unless(committed is None or callable(committed), "committed", committed, "a function or None")
+        _refuse_unless(
+            _is_number(staging_gigabytes) and staging_gigabytes > 0,
+            "staging_gigabytes",
+            staging_gigabytes,
+            "a size above 0",
+        )
+        _refuse_unless(
+            run is None or isinstance(run, str) or callable(getattr(run, "begin_attempt", None)),
+            "run",
+            run,
+            "the id of a run",
+        )
+        self._metric = metric
+        self._staging_budget = Budget(gigabytes=staging_gigabytes, of=self.policy)
+        self._on_commit = committed
+        self._saved: list[tuple[Manifest, _Key]] = []  # the last few of the present line
+        self._steps: set[int] = set()  # those that this attempt has saved
+        self._unread: tuple[Manifest, ...] | None = None  # the newest that nobody loaded; None before anybody looked
+        self.resumed_from: Manifest | None = None
+        self._damaged: set[CheckpointId] = set()
+        self._cut_short: set[CheckpointId] = set()
+        self._closed = False
         if run is None or isinstance(run, str):
             from mltrain.tracking.opening import open_run
 
-            run = open_run(run)
+            opened = open_run(run)
+            try:
+                self._begin(opened, metric, mode)
+            except BaseException as error:
+                opened.withdraw(f"{type(error).__name__}: {error}"[:500])
+                raise
+        else:
+            self._begin(run, metric, mode)
+
+    def _begin(self, run: Run, metric: str, mode: Mode) -> None:
+        """Prepare staging and the background threads for a run that is open."""
         self.run: Run = run
-        self.device = torch.device(device)
-        self.policy: Policy = policy if policy is not None else Latest(max_to_keep) | Best(1)
-        self._metric = metric
-        self._staging_budget = Budget(gigabytes=staging_gigabytes, of=self.policy)
         spool = Spool(run.staging)
         for folder in (spool.root, run.artifacts.local_root):
             if folder is not None:
@@ -106,15 +143,7 @@ class CheckpointManager:
         if litter:
             log.info("Removed %d unfinished checkpoint(s) that an interrupted process left in %s", litter, spool.root)
         self._pruner = Pruner(run, self.store, self.policy)
-        self._on_commit = committed
         self._writer = Writer(self.store, self._after_commit, self._overflow)
-        self._saved: list[tuple[Manifest, _Key]] = []  # the last few of the present line
-        self._steps: set[int] = set()  # those that this attempt has saved
-        self._unread: tuple[Manifest, ...] | None = None  # the newest that nobody loaded; None before anybody looked
-        self.resumed_from: Manifest | None = None
-        self._damaged: set[CheckpointId] = set()
-        self._cut_short: set[CheckpointId] = set()
-        self._closed = False
         self.store.guard = self._guard
         run.when_known(self._known)
         run.set_tag("mltrain.best_metric", metric)
@@ -271,6 +300,23 @@ class CheckpointManager:
         """
         return self._load(which, self._reader.load_configured)
 
+    def go_on_from(self, manifest: Manifest, damaged: Mapping[CheckpointId, DamagedCheckpoint] | None = None) -> None:
+        """Let the next save continue from a checkpoint that was read already.
+
+        Args:
+            manifest: of the checkpoint.
+            damaged: the checkpoints that were found damaged on the way to it.
+        """
+        for identity, error in (damaged or {}).items():
+            self._note_damage(identity, error)
+        self.resumed_from, self._saved = manifest, []
+        self.run.deliver_pending(manifest.pending)
+        log.info("Loaded %s (%s) of run %s", manifest.title, manifest.name, self.run.id)
+
+    def matching(self, which: str) -> list[Manifest]:
+        """Return the checkpoints that a word may mean, the first choice first."""
+        return self._reader.matching(which)
+
     def peek(self, which: str = "latest") -> dict[str, Any] | None:
         """Return a state, verified, and change nothing: the next save continues from where it would have.
 
@@ -411,9 +457,7 @@ class CheckpointManager:
             self._unread = () if which == "latest" else self._unread
             return None
         manifest, loaded = load(which, self.device)
-        self.resumed_from, self._saved = manifest, []
-        self.run.deliver_pending(manifest.pending)
-        log.info("Loaded %s (%s) of run %s", manifest.title, manifest.name, self.run.id)
+        self.go_on_from(manifest)
         return loaded
 
     def _continued(self, key: _Key) -> Manifest | None:
@@ -544,3 +588,45 @@ def _count(name: str, value: Any) -> int:
         said = f"{value!r:.80}" if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
         raise UsageError(f"{name}: {said} cannot be saved; a whole number from 0 to {LARGEST_COUNT} was expected.")
     return number
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device that tensors can be put on here.
+
+    Raises:
+        UsageError: torch knows no such device, or this machine does not have it.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        lines = str(error).splitlines()
+        raise UsageError(
+            f"device={device!r:.80} is not usable here: {lines[0][:200] if lines else type(error).__name__} "
+            "Expected a device of this machine. Try: device='cpu'."
+        ) from None
+    return found
+
+
+def _valid_policy(policy: Any) -> Policy:
+    _refuse_unless(
+        not isinstance(policy, type) and callable(getattr(policy, "keep", None)),
+        "policy",
+        policy,
+        "Latest(3) | Best(1)",
+    )
+    return policy  # type: ignore[no-any-return] # what has keep() is one
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    _refuse_unless(is_whole, name, value, f"a whole number of at least {least}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _refuse_unless(valid: bool, name: str, value: Any, expected: str) -> None:
+    if not valid:
+        raise UsageError(f"{name}={value!r:.80} is invalid. Expected {expected}.")

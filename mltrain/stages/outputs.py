@@ -19,7 +19,7 @@ from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError
-from mltrain.tracking.artifacts import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS, Artifacts, discard_cached, open_artifacts
+from mltrain.tracking.artifacts import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS, Artifacts, artifacts_of, discard_cached
 from mltrain.tracking.artifacts import validated as valid_path
 from mltrain.tracking.home import outputs_home
 from mltrain.tracking.server import Server, tags_of
@@ -166,7 +166,7 @@ def fetched(server: Server, output: Output) -> Path:
         for name, entry in output.files.items():
             if not _intact(folder / name, entry):
                 if artifacts is None:
-                    artifacts = open_artifacts(server.run(output.run_id).info.artifact_uri, server.uri)
+                    artifacts = artifacts_of(server, server.run(output.run_id))
                 replace_file(folder / name, bytes(_received(artifacts, output, name, entry)))
     return folder
 
@@ -195,7 +195,7 @@ def _given(server: Server, key: str, one: Mapping[str, str]) -> Output:
     run_id, name = one["run"], one["name"]
     advice = "Train this stage anew: mltrain pipeline NAME --mode skip"
     try:
-        artifacts = open_artifacts(server.run(run_id).info.artifact_uri, server.uri)
+        artifacts = artifacts_of(server, server.run(run_id))
         identity = CheckpointId.parse(name)
         if identity is None:
             output = _recorded(run_id, artifacts, name)

@@ -8,11 +8,12 @@ from typing import Any
 
 from mltrain.errors import MltrainError, RunNotFound, UsageError
 from mltrain.pipeline import Pipeline
-from mltrain.tracking.artifacts import open_artifacts
+from mltrain.tracking.artifacts import artifacts_of
 from mltrain.tracking.attempts import recorded_config
+from mltrain.tracking.elsewhere import UnusableArtifacts
 from mltrain.tracking.opening import user
 from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG
-from mltrain.tracking.server import Server
+from mltrain.tracking.server import Server, paged
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +40,32 @@ class Plan:
 
 
 def recorded_plan(server: Server, pipeline: Pipeline, parent: Any) -> Plan:
-    """Return what was asked for; where the record is missing or damaged, what the runs of the stages tell of it."""
+    """Return what was asked for; where the record is missing or damaged, what the runs of the stages tell of it.
+
+    Raises:
+        StorageError: neither its artifacts nor those of any stage can be reached.
+    """
+    unusable: UnusableArtifacts | None
     try:
-        config = recorded_config(open_artifacts(parent.info.artifact_uri, server.uri))["config"]
+        config = recorded_config(artifacts_of(server, parent))["config"]
         names = {stage.name for stage in pipeline.stages}
         stages = {name: dict(one) for name, one in config["stages"].items() if name in names}
         return Plan(stages, {str(name): str(run) for name, run in config["used"].items() if name in names})
+    except UnusableArtifacts as error:
+        unusable = error
     except (RunNotFound, KeyError, TypeError, ValueError, AttributeError):
-        pass
+        unusable = None
     found: dict[str, Mapping[str, Any]] = {}
     for stage in pipeline.stages:
         for run in children(server, parent, stage.name):
             try:
-                recorded = recorded_config(open_artifacts(run.info.artifact_uri, server.uri))["config"]
+                recorded = recorded_config(artifacts_of(server, run))["config"]
             except MltrainError:
                 continue
             found[stage.name] = {**recorded, **dict.fromkeys(stage.needs)}
             break
+    if unusable is not None and not found:
+        raise unusable
     log.warning(
         "The record of pipeline run %s is missing or damaged; it is rebuilt from the runs of its stages (%s). Stages that "
         "were given with --use have to be given again.",
@@ -67,7 +77,8 @@ def recorded_plan(server: Server, pipeline: Pipeline, parent: Any) -> Plan:
 
 def newest_parent(server: Server, pipeline: Pipeline, experiment_id: str) -> Any | None:
     """Return the newest run of a pipeline in an experiment by this user, or none."""
-    found = server.call(
+    found = paged(
+        server.insist,
         server.client.search_runs,
         [experiment_id],
         filter_string=f"tags.`{PIPELINE_TAG}` = '{pipeline.name}' and tags.`mlflow.user` = '{user()}'",
@@ -92,7 +103,8 @@ def parent_of(server: Server, run_id: str) -> Any:
 
 def children(server: Server, parent: Any, stage: str) -> list[Any]:
     """Return the runs of a stage under a pipeline's run, newest first."""
-    found = server.call(
+    found = paged(
+        server.insist,
         server.client.search_runs,
         [parent.info.experiment_id],
         filter_string=f"tags.`{PARENT_TAG}` = '{parent.info.run_id}' and tags.`{STAGE_TAG}` = '{stage}'",

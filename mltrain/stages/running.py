@@ -27,7 +27,7 @@ from mltrain.tracking.attempts import CONFIG_FILE, holder_of
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG, Status, TrackedRun
 from mltrain.tracking.server import TRAINING_PATIENCE, Server, connect, places
-from mltrain.training import train
+from mltrain.training import refuse_unusable, train
 
 
 def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
@@ -52,6 +52,11 @@ def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
             if run is not None and name not in order.again
         }
         plan = Plan({name: config.resolved() for name, config in configs.items()}, used)
+        for stage in pipeline.stages:
+            if stage.build is not None and stage.name not in used:
+                refuse_unusable(configs[stage.name], server)
+        if parent is None and launcher is not None:
+            opening.adoptable(server, launcher)
         _check(server, order, parent, configs, plan)
         cleared = plan_clearing(server, pipeline, parent, order.again) if parent is not None and order.again else []
         if parent is not None and cleared and not confirm(cleared):

@@ -17,8 +17,9 @@ from mltrain.stages import outputs
 from mltrain.stages.decisions import Found, Mode, Recipe, Record, changes, decide, preferred
 from mltrain.stages.outputs import Output
 from mltrain.stages.parent import children
-from mltrain.tracking.artifacts import Artifacts, open_artifacts
+from mltrain.tracking.artifacts import Artifacts, artifacts_of
 from mltrain.tracking.attempts import recorded_config
+from mltrain.tracking.elsewhere import UnusableArtifacts
 from mltrain.tracking.overview import state
 from mltrain.tracking.server import Server, tags_of
 
@@ -75,7 +76,11 @@ def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: Mode
     """
     seen: dict[str, Survey] = {}
     for run in children(server, parent, stage.name):
-        one = _surveyed(server, run, stage, recipe, mode)
+        try:
+            one = _surveyed(server, run, stage, recipe, mode)
+        except UnusableArtifacts as error:
+            log.warning("Run %s of the stage %r is left aside: %s", run.info.run_id, stage.name, error)
+            continue
         assert one.found is not None
         seen[one.found.run_id] = one
     chosen = preferred(stage, [one.found for one in seen.values() if one.found is not None], mode)
@@ -83,7 +88,7 @@ def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: Mode
 
 
 def _surveyed(server: Server, run: Any, stage: Stage, recipe: Recipe, mode: Mode) -> Survey:
-    artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    artifacts = artifacts_of(server, run)
     checkpoints = reader(run.info.run_id, server)
     record = _record(run, artifacts, checkpoints, recipe)
     changed = changes(record, recipe)
@@ -131,7 +136,7 @@ def handed_on(server: Server, stage: Stage, run_id: str) -> Output:
         RunNotFound: there is no such run.
     """
     run = server.run(run_id)
-    artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    artifacts = artifacts_of(server, run)
     output, wrong, _ = verified(stage, run_id, artifacts, reader(run_id, server))
     if output is None:
         raise DamagedCheckpoint(f"Run {run_id} cannot be used as the stage {stage.name!r}: {wrong}.")

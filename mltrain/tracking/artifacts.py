@@ -5,6 +5,7 @@ So deletion takes the name of a checkpoint, matched by its strict pattern, and r
 a crash leaves behind is not a checkpoint any more.
 """
 
+import importlib.util
 import logging
 import os
 import re
@@ -21,13 +22,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import platformdirs
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.tracking.elsewhere import refuse_elsewhere
+from mltrain.redaction import redacted, redacted_uri
+from mltrain.tracking.elsewhere import UnusableArtifacts, refuse_elsewhere
 from mltrain.tracking.persistence import full_disk, named_errors, persistently, status_of
+
+if TYPE_CHECKING:
+    from mltrain.tracking.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +158,19 @@ def _output_name(name: str) -> str:
 def _without_surprises(path: str, flags: int) -> int:
     """Open a file, but neither follow a link nor wait at a pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def refuse_unwritable(folder: Path, remedy: str) -> None:
+    """Refuse a folder that cannot be made or written to, without making it.
+
+    Raises:
+        StorageError: the folder, or the nearest one above it that exists, is no folder or is not writable.
+    """
+    place = next(above for above in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(above))
+    if not place.is_dir():
+        raise StorageError(f"{folder} cannot be written: {place} is not a folder. {remedy}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StorageError(f"{folder} cannot be written: this user has no right to write to {place}. {remedy}")
 
 
 def discard_staged(folder: Path) -> None:
@@ -546,11 +564,30 @@ def _refuse_unless_model(place: str, model_id: str) -> None:
         )
 
 
+_CLIENTS = {
+    "s3": ("boto3", "boto3"),
+    "r2": ("boto3", "boto3"),
+    "b2": ("boto3", "boto3"),
+    "gs": ("google.cloud.storage", "google-cloud-storage"),
+    "wasbs": ("azure.storage.blob", "azure-storage-blob azure-identity"),
+    "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
+    "hdfs": ("pyarrow", "pyarrow"),
+    "viewfs": ("pyarrow", "pyarrow"),
+    "sftp": ("paramiko", "paramiko"),
+}
+"""For a scheme the module that MLflow needs to reach such a store, and what to install for it."""
+
+COMMITTED = ("mltrain.latest",)
+"""The tag that a run has only after a checkpoint was committed."""
+_RECORDED = ("mltrain.project", "mltrain.retention", *COMMITTED)
+"""Tags that a run has only after something was put among its artifacts, where these are on this machine."""
+
+
 def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
     """Return the artifacts at a run's artifact URI.
 
     Raises:
-        StorageError: it points elsewhere than a server of this URI may say.
+        UnusableArtifacts: the URI points elsewhere than a server of this URI may say, or cannot be reached from here.
     """
     refuse_elsewhere(artifact_uri, tracking_uri)
     parsed = urllib.parse.urlparse(artifact_uri)
@@ -558,7 +595,109 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
         return LocalArtifacts(Path(urllib.request.url2pathname(parsed.path)))
     if parsed.scheme == "" or (len(parsed.scheme) == 1 and os.name == "nt"):  # C:\ is a drive and not a scheme
         return LocalArtifacts(Path(artifact_uri))
+    place, store = redacted_uri(artifact_uri), redacted_uri(tracking_uri)
+    if parsed.scheme == "mlflow-artifacts" and not tracking_uri.startswith(("http://", "https://")):
+        raise UnusableArtifacts(
+            f"Artifacts at {place} can only be reached through the MLflow server that made this experiment, and the "
+            f"tracking URI is {store}. Expected the server's address. Try: MLFLOW_TRACKING_URI=http://HOST:PORT; or train in "
+            "another experiment, made with: mlflow experiments create --experiment-name NAME --artifact-location FOLDER"
+        )
+    module, packages = _CLIENTS.get(parsed.scheme, ("", ""))
+    if module and not _is_installed(module):
+        raise UnusableArtifacts(
+            f"Artifacts at {place} cannot be reached: the module {module} is not installed. Try: pip install {packages}"
+        )
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     kind = BucketArtifacts if parsed.scheme == "s3" else RemoteArtifacts
-    return kind(get_artifact_repository(artifact_uri, tracking_uri=tracking_uri))
+    try:
+        return kind(get_artifact_repository(artifact_uri, tracking_uri=tracking_uri))
+    except Exception as error:  # each kind of store has errors of its own
+        lines = redacted(str(error)).strip().splitlines()
+        raise UnusableArtifacts(
+            f"Artifacts at {place} cannot be reached with the tracking URI {store}: {type(error).__name__}: "
+            f"{lines[0][:300] if lines else ''} Expected a folder, an MLflow server or an object store whose client is "
+            "installed. Try: mltrain doctor"
+        ) from error
+
+
+def artifacts_of(server: "Server", run: Any, *, signs: Sequence[str] = _RECORDED) -> Artifacts:
+    """Return the artifacts of a run, which have to be where the run says if anything was ever put there.
+
+    Args:
+        server: has the run.
+        run: MLflow's description of it.
+        signs: tags by which the run tells that something was put there.
+
+    Raises:
+        UnusableArtifacts: they were moved, are not mounted, or cannot be reached from here.
+        StorageError: the artifact store does not answer.
+    """
+    artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    if artifacts.local_root is None:
+        signs = COMMITTED  # elsewhere tags may arrive before files
+    if any(sign in run.data.tags for sign in signs) and not artifacts.entries():
+        raise UnusableArtifacts(_missing(f"run {run.info.run_id}", run.info.artifact_uri, artifacts, server))
+    return artifacts
+
+
+def refuse_unusable_place(server: "Server", experiment: Any) -> None:
+    """Refuse an experiment in which a new run could not keep its artifacts.
+
+    Raises:
+        UnusableArtifacts: its place cannot be reached from here, or was there once and is gone.
+        StorageError: its place cannot be written to.
+    """
+    place = experiment.artifact_location
+    if not place:
+        return
+    root = open_artifacts(place, server.uri)
+    if root.local_root is None:
+        return
+    if not os.path.lexists(root.local_root):
+        query = f"tags.`{_RECORDED[0]}` != ''"
+        if server.call(server.client.search_runs, [experiment.experiment_id], query, max_results=1):
+            raise UnusableArtifacts(_missing(f"the experiment {experiment.name!r}", place, root, server))
+    refuse_unwritable(root.local_root, "Choose another experiment: --experiment NAME.")
+
+
+def _missing(whose: str, uri: str, artifacts: Artifacts, server: "Server") -> str:
+    """Say which folder is missing, and how the artifacts are found again."""
+    place = artifacts.local_root
+    if place is None:
+        return (
+            f"The artifacts of {whose} are not at {redacted_uri(uri)}: nothing is there, although the run has committed a "
+            "checkpoint. Expected what it committed. Try: give the server the storage that it had before "
+            "(mlflow server --artifacts-destination PLACE)."
+        )
+    place = place.absolute()
+    lost = next((above for above in (*reversed(place.parents), place) if not above.exists()), None)
+    what = f"the folder {lost} does not exist" if lost is not None else f"the folder {place} is empty"
+    remedy = "mount that folder, or move it back"
+    moved = _moved(place, server.uri) if lost is not None else None
+    if moved is not None:
+        remedy = f"mkdir -p {moved[0].parent} && ln -s {moved[1]} {moved[0]}"
+    elif lost is not None:
+        remedy += f"; where it has another name now: ln -s NEW_FOLDER {lost}"
+    return (
+        f"The artifacts of {whose} are not at {place}: {what}. Expected the folder that {redacted_uri(server.uri)} records. "
+        f"Try: {remedy}."
+    )
+
+
+def _moved(place: Path, tracking_uri: str) -> tuple[Path, Path] | None:
+    """Return which folder has another name now, and which, where the artifacts went along with the database."""
+    database = Path(tracking_uri.removeprefix("sqlite:///")).absolute().parent
+    for base in (database, Path.cwd()):
+        for length in range(2, len(place.parts)):
+            new = base.joinpath(*place.parts[-length:])
+            if new.is_dir() and new != place:
+                return Path(*place.parts[: 1 - length]), base / place.parts[-length]
+    return None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

@@ -18,8 +18,9 @@ from typing import Any
 from mltrain.checkpoint.spool import replace_file
 from mltrain.errors import RunNotFound
 from mltrain.redaction import redacted
+from mltrain.tracking.artifacts import refuse_unusable_place
 from mltrain.tracking.home import created_from
-from mltrain.tracking.server import RUN_ID, Refusal, Server
+from mltrain.tracking.server import RUN_ID, Refusal, Server, paged
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def recorded_birth(home: Path) -> Birth | None:
             raise ValueError("a field is of another type")
         if not RUN_ID.fullmatch(birth.id) or not RUN_ID.fullmatch(birth.run_id or birth.id):
             raise ValueError("it names no run")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         run_id = created_from(home)
@@ -106,11 +107,15 @@ class Registration:
 
         Raises:
             RunNotFound: its experiment is deleted.
+            StorageError: its experiment has no usable place for artifacts.
             TrackingError: the server does not answer, or refuses.
         """
         with self._lock:  # a call that hangs has to end before the next one looks for what it did
             if self._info is None:
                 self._experiment = self._experiment or experiment_id(self._server, self.birth.experiment)
+                if not self._unsure:  # else it may be there, and a place that is gone meanwhile changes nothing
+                    experiment = self._server.call(self._server.client.get_experiment, self._experiment)
+                    refuse_unusable_place(self._server, experiment)
                 found = self._found() if self._unsure else []
                 self._info = found[0].info if found else self._created()
             return self._info
@@ -136,7 +141,7 @@ class Registration:
 
     def _found(self) -> list[Any]:
         query = f"tags.`{BIRTH_TAG}` = '{self.birth.id}'"
-        runs = self._server.call(self._server.client.search_runs, [self._experiment], query, max_results=10)
+        runs = paged(self._server.call, self._server.client.search_runs, [self._experiment], query, max_results=100)
         return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 

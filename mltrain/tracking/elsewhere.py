@@ -18,11 +18,15 @@ ALLOWED = "MLTRAIN_ALLOW_ARTIFACTS"
 _OBJECT_STORES = frozenset({"s3", "gs", "wasb", "wasbs", "abfs", "abfss", "r2", "oss", "b2", "dbfs", "hdfs", "viewfs"})
 
 
+class UnusableArtifacts(StorageError):
+    """Artifacts at a place that cannot be used from here, however often it is tried."""
+
+
 def refuse_elsewhere(artifact_uri: str, tracking_uri: str) -> None:
     """Refuse an artifact URI that a tracking server may not name.
 
     Raises:
-        StorageError: it is a folder of this machine and the server is on another one, a host that is not the server's,
+        UnusableArtifacts: it is a folder of this machine and the server is on another one, a host that is not the server's,
             or of a kind that is not known.
     """
     artifacts, tracking = urllib.parse.urlsplit(artifact_uri), urllib.parse.urlsplit(tracking_uri)
@@ -35,7 +39,7 @@ def refuse_elsewhere(artifact_uri: str, tracking_uri: str) -> None:
     allowed = [prefix.strip() for prefix in os.environ.get(ALLOWED, "").split(",") if prefix.strip()]
     if any(_is_below(artifact_uri, prefix) for prefix in allowed):
         return
-    raise StorageError(
+    raise UnusableArtifacts(
         f"The tracking server {redacted_uri(tracking_uri)} wants artifacts to go to {redacted_uri(artifact_uri)}, which is "
         f"neither an object store nor the server itself. If that is right, allow it: {ALLOWED}={redacted_uri(artifact_uri)}"
     )

@@ -19,7 +19,7 @@ from mltrain import process
 from mltrain.checkpoint.spool import replace_file, set_aside
 from mltrain.errors import RunHeld, StorageError
 from mltrain.redaction import redacted_uri
-from mltrain.tracking.artifacts import state_folder
+from mltrain.tracking.artifacts import refuse_unwritable, state_folder
 from mltrain.tracking.server import RUN_ID, Server
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,15 @@ def known_home(server: Server, run_id: str) -> Path:
         if home.is_dir() and may_be(server, address):
             return home
     return homes(server) / run_id
+
+
+def refuse_unwritable_home(server: Server) -> None:
+    """Refuse a home for runs that cannot be made or written to, without making it.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    refuse_unwritable(homes(server), "Set MLTRAIN_HOME to a folder that is writable.")
 
 
 def outputs_home(server: Server) -> Path:

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import psutil
 
 from mltrain import process
+from mltrain.errors import RunNotFound
 from mltrain.process import is_running
-from mltrain.tracking.server import Server, connect
+from mltrain.tracking.server import Server, connect, paged
 
 LAUNCHER_OF = "mltrain.launcher_of"
 _LAUNCHER = "mltrain.launcher"
@@ -81,15 +83,15 @@ def after(server: Server, pid: int, run_id: str, action: Action) -> None:
 
 def repair(server: Server, run_id: str, experiment_id: str) -> None:
     """Remove launchers' runs under a run whose launchers have gone without anybody clearing up."""
-    for run in server.insist(
-        server.client.search_runs, [experiment_id], filter_string=f"tags.`{LAUNCHER_OF}` = '{run_id}'", max_results=100
-    ):
+    query = f"tags.`{LAUNCHER_OF}` = '{run_id}'"
+    for run in list(paged(server.insist, server.client.search_runs, [experiment_id], query, max_results=1000)):
         try:
             who = json.loads(run.data.tags.get(_LAUNCHER, "{}"))
         except ValueError:
             continue
         if run.info.run_id != run_id and process.is_alive(who) is False:
-            server.insist(server.client.delete_run, run.info.run_id)
+            with suppress(RunNotFound):  # somebody else was quicker
+                server.insist(server.client.delete_run, run.info.run_id)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,12 +1,13 @@
 """An overview of runs, with the state that is true and not only the status that was last written."""
 
+from itertools import islice
 from typing import Any
 
 from mltrain.errors import RunNotFound
 from mltrain.tracking.attempts import STATUS_TAG, holder_of, is_alive
 from mltrain.tracking.launcher import LAUNCHER_OF
 from mltrain.tracking.run import PROJECT_TAG
-from mltrain.tracking.server import Server
+from mltrain.tracking.server import Server, paged
 
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 
@@ -25,9 +26,12 @@ def listed(server: Server, experiment: str | None, most: int) -> list[dict[str, 
             raise RunNotFound(f"There is no experiment {experiment!r}.")
         identities = [found.experiment_id]
     else:
-        identities = [known.experiment_id for known in server.call(client.search_experiments)]
-    runs = server.call(client.search_runs, identities, filter_string=f"tags.`{STATUS_TAG}` != ''", max_results=most)
-    return [row(server, run) for run in runs if LAUNCHER_OF not in run.data.tags]
+        identities = [
+            known.experiment_id for known in paged(server.insist, client.search_experiments, max_results=1000)
+        ]
+    query, page = f"tags.`{STATUS_TAG}` != ''", max(1, min(most, 1000))
+    runs = paged(server.insist, client.search_runs, identities, filter_string=query, max_results=page)
+    return [row(server, run) for run in islice((one for one in runs if LAUNCHER_OF not in one.data.tags), max(0, most))]
 
 
 def row(server: Server, run: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mltrain.tracking.attempts import (
     STATUS_TAG,
     is_alive,
 )
-from mltrain.tracking.server import Server, tags_of
+from mltrain.tracking.server import Server, paged, tags_of
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,9 @@ def _closed(server: Server, run: Any) -> Reaped:
 
 def _found(server: Server, query: str) -> list[Any]:
     found: list[Any] = []
-    for experiment in server.insist(server.client.search_experiments):
-        token: str | None = None
-        while True:
-            page = server.insist(
-                server.client.search_runs,
-                [experiment.experiment_id],
-                filter_string=query,
-                max_results=500,
-                page_token=token,
-            )
-            found.extend(run for run in page if HOLDER_TAG in run.data.tags)
-            token = page.token
-            if not token:
-                break
+    for experiment in paged(server.insist, server.client.search_experiments, max_results=1000):
+        runs = paged(
+            server.insist, server.client.search_runs, [experiment.experiment_id], filter_string=query, max_results=500
+        )
+        found.extend(run for run in runs if HOLDER_TAG in run.data.tags)
     return found

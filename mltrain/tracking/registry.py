@@ -5,12 +5,11 @@ goes with its checkpoint, unless a version of a registered model was made from e
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from mltrain.tracking.artifacts import open_artifacts
-from mltrain.tracking.server import Refusal, Server
+from mltrain.tracking.server import Refusal, Server, paged
 
 MADE_FROM = "mltrain.checkpoint"
 _NAME = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
@@ -31,17 +30,15 @@ def made_models(server: Server, run_id: str, experiment_id: str) -> list[MadeMod
     Raises:
         TrackingError: the server does not answer.
     """
-
-    def page(token: str | None) -> Any:
-        return server.call(
-            server.client.search_logged_models,
-            experiment_ids=[experiment_id],
-            filter_string=f"source_run_id = '{run_id}'",
-            page_token=token,
-        )
-
     try:
-        found = list(_pages(page))
+        found = list(
+            paged(
+                server.call,
+                server.client.search_logged_models,
+                experiment_ids=[experiment_id],
+                filter_string=f"source_run_id = '{run_id}'",
+            )
+        )
     except Refusal as error:
         if getattr(error.__cause__, "error_code", None) == "ENDPOINT_NOT_FOUND":
             return []  # a server older than LoggedModels has none
@@ -82,17 +79,5 @@ def remove_models(server: Server, models: Iterable[MadeModel], checkpoint: str) 
 
 
 def _sources(server: Server, wanted: str) -> list[str]:
-    def page(token: str | None) -> Any:
-        return server.call(server.client.search_model_versions, wanted, max_results=1000, page_token=token)
-
-    return [str(version.source) for version in _pages(page)]
-
-
-def _pages(page: Callable[[str | None], Any]) -> Iterable[Any]:
-    token: str | None = None
-    while True:
-        found = page(token)
-        yield from found
-        token = found.token
-        if not token:
-            return
+    versions = paged(server.call, server.client.search_model_versions, wanted, max_results=1000)
+    return [str(version.source) for version in versions]

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +81,8 @@ class TrackedRun:
         home: the folder on this host for staging, journal and log; none: that of the run.
         launcher: the ``mlflow run`` that this process was started by.
         age: seconds since the run began, for the steps of what the machine does.
+        created: whether this process created the run.
+        earlier: the status with which the run had ended before this process opened it, if it had.
 
     Attributes:
         id: of the run; until it is created, what it goes by on this host.
@@ -102,8 +105,12 @@ class TrackedRun:
         home: Path | None = None,
         launcher: Launcher | None = None,
         age: int = 0,
+        created: bool = False,
+        earlier: Status | None = None,
     ) -> None:
         self.server = server
+        self.earlier = earlier
+        self._created = created
         self.attempts = attempts
         self.attempt = attempts[-1]
         self.launcher = launcher
@@ -123,20 +130,21 @@ class TrackedRun:
         self._said_pending = False
         self._delivered = Delivered()
         self._metric_names = Names("metric", names.key)
-        self.lease = Lease(server, self.attempt.ordinal)
         if self._registration is not None:
             self.id, self.name = self._registration.birth.id, self._registration.birth.name
             self.artifacts = LateArtifacts()
         else:
             self.id, self.name, self.experiment_id = known.run_id, known.run_name, known.experiment_id
             self.artifacts = open_artifacts(known.artifact_uri, server.uri)
-            self.lease.begin(self.id)
             self._known.set()
         self.home = home or home_of(server, self.id)
         record_address(server, self.home)
         # Who takes a run over on the same host leaves its journal to the process that still has it open.
         mine = "journal.sqlite" if lock.is_locked else f"journal-a{self.attempt.ordinal:02d}.sqlite"
         self.journal = Journal(self.home / mine, self.attempt.ordinal)
+        self.lease = Lease(server, self.attempt.ordinal)  # has a thread, so after what a disk may refuse
+        if self.known:
+            self.lease.begin(self.id)
         courier = Courier(self.home / mine, server.uri)
         self._gallery = Gallery(self.home, self.journal)
         # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
@@ -429,6 +437,16 @@ class TrackedRun:
         if launcher is not None and launcher.pid is not None and (interrupted() or status != "FINISHED"):
             launchers.after(self.server, launcher.pid, self.id, status)  # the launcher will call it FAILED
         return delivered
+
+    def withdraw(self, why: str) -> None:
+        """Let go of a run that was opened in vain: delete one that this process created, give another its status back."""
+        if self.owned:
+            self.close(self.earlier or "KILLED", why, grace_seconds())
+        else:
+            self.detach("KILLED")
+        if self._created:
+            with suppress(MltrainError):
+                self.server.call(self.server.client.delete_run, self.id)
 
     def _let_go(self) -> None:
         self.lease.close()

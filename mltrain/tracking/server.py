@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,6 +189,27 @@ def connect(uri: str | None = None, *, patience: float = 5.0) -> Server:
             "sqlite:///mlflow.db or http://127.0.0.1:5000.",
             permanent=True,
         ) from error
+
+
+def paged(ask: Callable[..., Any], function: Any, *arguments: Any, **named: Any) -> Iterator[Any]:
+    """Yield all that a search finds, page by page, as long as somebody takes them.
+
+    Args:
+        ask: :meth:`Server.call` or :meth:`Server.insist`.
+        function: of the client, with ``page_token``.
+        arguments: of the function.
+        named: of the function.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    token: str | None = None
+    while True:
+        page = ask(function, *arguments, page_token=token, **named)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def places(server: Server, experiment_id: str, run_id: str) -> str:

@@ -16,7 +16,7 @@ from mltrain.checkpoint.manifest import CheckpointId
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError, RunNotFound
 from mltrain.redaction import redacted_uri
-from mltrain.tracking.artifacts import Artifacts, open_artifacts
+from mltrain.tracking.artifacts import COMMITTED, Artifacts, artifacts_of
 from mltrain.tracking.attempts import (
     ONLY_LOCAL_TAG,
     STATUS_OF,
@@ -119,7 +119,7 @@ def _synced(server: Server, home: Path, file: Path, seconds: float, address: str
         if unborn and birth is not None:
             run_id = _created(server, birth, home)
         run = server.run(run_id)
-        artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+        artifacts = artifacts_of(server, run, signs=COMMITTED)
         attempt = last_attempt(run.data.params)
         ends = _ends(recorded_attempts(artifacts, attempt))
         dropped = journal.drop_beyond(ends)
