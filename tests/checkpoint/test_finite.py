@@ -137,6 +137,7 @@ def test_a_diverged_state_takes_no_place_and_the_run_ends_as_failed(
 def test_a_state_that_is_finite_again_is_kept(run: FolderRun) -> None:
     with run.manager() as manager:
         manager.save_epoch_checkpoint(diverged(1), 1)
+        manager.wait()
         manager.save_epoch_checkpoint(state_at(1), 1)
         assert manager.wait(60)
         assert manager.failure is None
