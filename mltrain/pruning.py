@@ -22,7 +22,7 @@ from mltrain.tracking.artifacts import DEAD_SECONDS, Artifacts
 from mltrain.tracking.attempts import CONFIG_FILE, last_attempt
 from mltrain.tracking.home import lock_if_here
 from mltrain.tracking.overview import state
-from mltrain.tracking.records import REMOVED_TAG, append_removals
+from mltrain.tracking.records import REMOVED_TAG, Removals
 from mltrain.tracking.registry import MadeModel, in_use, made_models, remove_models
 from mltrain.tracking.server import Server, paged
 from mltrain.training import policy_of
@@ -139,7 +139,7 @@ def carry_out(server: Server, plan: RunPlan) -> int:
             store.artifacts.remove_litter()
         finally:
             if removed:
-                said = append_removals(store.artifacts, [record_of(removal) for removal in removed])
+                said = Removals(store.artifacts).append([record_of(removal) for removal in removed])
                 server.call(server.client.set_tag, plan.run_id, REMOVED_TAG, said)
     return sum(removal.manifest.size for removal in removed)
 
@@ -149,7 +149,7 @@ def _planned(server: Server, run: Any, keep: Policy | None) -> RunPlan:
     checkpoints = reader(run_id, server)
     store, context = checkpoints.store, checkpoints.context
     survey = store.survey()
-    manifests, litter = survey.manifests, tuple(store.artifacts.litter(DEAD_SECONDS))
+    manifests, litter = tuple(checkpoints.noted(survey.manifests)), tuple(store.artifacts.litter(DEAD_SECONDS))
     resumed = _resumed_from(run, manifests)
     kept = retention.protected(manifests, context, resumed_from=resumed, in_use=())
     policy = (keep or _own_policy(run, store.artifacts)) if manifests else Latest(1)

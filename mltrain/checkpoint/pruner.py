@@ -6,11 +6,12 @@ from typing import Any
 
 from mltrain import fingerprint
 from mltrain.checkpoint import retention
+from mltrain.checkpoint.lineage import current_line
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.retention import Context, Policy, Removal
 from mltrain.checkpoint.run import Run
 from mltrain.checkpoint.store import CheckpointStore, Survey
-from mltrain.errors import StorageError, TrackingError
+from mltrain.errors import DamagedCheckpoint, StorageError, TrackingError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Pruner:
         unfinished = self._unfinished(survey, keep, newest)
         if not plan and not unfinished:
             return []
+        if plan and not self._have_successors(survey, context):
+            return []
         used = self._run.in_use()  # asked only now: it takes requests of its own
         for identity in unfinished:
             if identity.name not in used:
@@ -61,6 +64,21 @@ class Pruner:
         if removed and self._run.holds(certainly=True):
             self._run.record_removals([record_of(removal) for removal in removed])
         return removed
+
+    def _have_successors(self, survey: Survey, context: Context) -> bool:
+        """Look in the store for the newest and the best, without which nothing may go: the survey may be from memory."""
+        line = current_line(survey.manifests)
+        best = retention.best_of(line, context)
+        for identity in {line[-1].id, *([best.id] if best is not None else [])}:
+            try:
+                there = self._store.manifest(identity) is not None
+            except DamagedCheckpoint as error:
+                log.warning("%s", error)
+                there = False
+            if not there:
+                log.warning("%s is not in the store any more as it was committed, so nothing is removed.", identity)
+                return False
+        return True
 
     def _removed(self, removal: Removal) -> bool:
         try:

@@ -164,7 +164,7 @@ class CheckpointStore:
         waiting = [m for m in self.staged() if m.id.order < manifest.id.order and m.id not in self._published]
         if self._worth is None or not waiting:
             return []
-        committed = self.manifests()
+        committed = self.survey(remembered=True).manifests
         newest = max((m.id.order for m in committed), default=(0, 0))
         waiting = sorted((m for m in waiting if m.id.order > newest), key=lambda m: m.id.order)
         wanted = self._worth([*committed, *waiting, manifest]) if waiting else ()
@@ -222,10 +222,25 @@ class CheckpointStore:
         self._known[identity] = known
         return known.manifest
 
-    def survey(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> "Survey":
-        """Look at all checkpoint folders of the store; damaged manifests are reported and left out."""
-        manifests, uncommitted = [], []
-        for identity, found in self._read(self.names()):
+    def survey(
+        self,
+        *,
+        damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
+        remembered: bool = False,
+    ) -> "Survey":
+        """Look at all checkpoint folders of the store; damaged manifests are reported and left out.
+
+        Args:
+            damaged: called with each that is damaged; if ``None``, it is logged.
+            remembered: whether a manifest that was read or uploaded before is taken from memory where its folder is still
+                listed. Manifests do not change, so that is for the process that holds the run: one request, however many
+                checkpoints there are.
+        """
+        manifests, uncommitted, names = [], [], self.names()
+        memory = {name: self._known[name].manifest for name in names if remembered and name in self._known}
+        read = dict(self._read([name for name in names if name not in memory]))
+        for identity in names:
+            found = memory.get(identity) or read[identity]
             if isinstance(found, DamagedCheckpoint):
                 (damaged or _warn)(identity, found)
             elif found is None:

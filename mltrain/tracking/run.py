@@ -47,7 +47,7 @@ from mltrain.tracking.lease import Lease
 from mltrain.tracking.names import Names
 from mltrain.tracking.persistence import may_pass
 from mltrain.tracking.points import Delivered, delivered_beyond
-from mltrain.tracking.records import REMOVED_TAG, append_removals
+from mltrain.tracking.records import REMOVED_TAG, Removals
 from mltrain.tracking.sender import Sender
 from mltrain.tracking.server import Server, tags_of
 from mltrain.tracking.system import SYSTEM_KEYS, SYSTEM_SECONDS, system_metrics
@@ -137,6 +137,7 @@ class TrackedRun:
             self.id, self.name, self.experiment_id = known.run_id, known.run_name, known.experiment_id
             self.artifacts = open_artifacts(known.artifact_uri, server.uri)
             self._known.set()
+        self._removals = Removals(self.artifacts)
         self.home = home or home_of(server, self.id)
         record_address(server, self.home)
         # Who takes a run over on the same host leaves its journal to the process that still has it open.
@@ -266,7 +267,7 @@ class TrackedRun:
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add lines to ``retention.jsonl`` among the artifacts, and to the tag that sums it up."""
-        self.set_tag(REMOVED_TAG, append_removals(self.artifacts, records))
+        self.set_tag(REMOVED_TAG, self._removals.append(records))
 
     def record_start(self, config: Mapping[str, Any], parameters: Mapping[str, str], project: str) -> None:
         """Record what the run is: configuration as an artifact, parameters, project. Once, before the first step.

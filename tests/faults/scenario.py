@@ -14,7 +14,7 @@ import torch
 
 from mltrain.checkpoint.retention import Best, Latest
 from mltrain.tracking.artifacts import open_artifacts
-from mltrain.tracking.records import append_removals
+from mltrain.tracking.records import Removals
 from tests.checkpoint.runs import FolderRun
 from tests.places import FolderFiles, Place
 
@@ -25,7 +25,7 @@ class RecordingRun(FolderRun):
     """A run that keeps the record of removals among its artifacts, as a real one does."""
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
-        append_removals(self.artifacts, records)
+        Removals(self.artifacts).append(records)
 
 
 def loss_at(epoch: int) -> float:
