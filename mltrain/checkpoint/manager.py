@@ -21,7 +21,7 @@ from mltrain.checkpoint.reader import BEST_POINTER, CheckpointReader
 from mltrain.checkpoint.retention import Best, Budget, Context, Latest, Mode, Policy
 from mltrain.checkpoint.run import Run, Status
 from mltrain.checkpoint.spool import Spool, probe
-from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.store import CheckpointStore, Survey
 from mltrain.checkpoint.writer import Writer
 from mltrain.errors import (
     DamagedCheckpoint,
@@ -212,8 +212,7 @@ class CheckpointManager:
             self._saved.pop()
         last, last_key = self._saved[-1] if self._saved else (None, None)
         if last is not None and ((key is not None and key == last_key and kind != "interrupted") or step == last.step):
-            if best:
-                self._declare_best(last)
+            self._declare(last, {name: float(value) for name, value in (metrics or {}).items()}, best)
             return last.id
         before = last or self._continued(key)
         if before is not None:
@@ -268,7 +267,7 @@ class CheckpointManager:
     def save_best_model(
         self, state: Mapping[str, Any], metric: float | Mapping[str, float], epoch: int | None = None
     ) -> CheckpointId:
-        """Declare a state the best so far; where its epoch or step has just been saved, that checkpoint is meant."""
+        """Declare a state the best so far, with its metric; where its epoch or step has just been saved, that checkpoint."""
         metrics = metric if isinstance(metric, Mapping) else {self._metric: float(metric)}
         known = epoch if epoch is not None else _counter(state, "epoch")
         return self.save(state, epoch=epoch, metrics=metrics, kind="epoch" if known is not None else "step", best=True)
@@ -442,8 +441,12 @@ class CheckpointManager:
         return self._writer.idle
 
     def context(self) -> Context:
-        """Return what policies may ask: the time, pins, what best means."""
-        pins = {identity: why for name, why in self.run.pins().items() if (identity := CheckpointId.parse(name))}
+        """Return what policies may ask: the time, pins, what best means.
+
+        What this attempt has found damaged is pinned: its weights may be intact, and somebody may want to look.
+        """
+        pins = dict.fromkeys(self._damaged, "found damaged by the present attempt")
+        pins |= {identity: why for name, why in self.run.pins().items() if (identity := CheckpointId.parse(name))}
         return replace(self._reader.context, pins=pins)
 
     def _load(self, which: str, load: Callable[[str, torch.device], tuple[Manifest, T]]) -> T | None:
@@ -483,14 +486,14 @@ class CheckpointManager:
             return []
         keep = {staged[-1].id, *([self.resumed_from.id] if self.resumed_from is not None else [])}
         # The context without pins: a server that does not answer is why staging is full.
-        removals = retention.plan(staged, self._staging_budget, self._reader.context, keep)
+        removals = retention.plan(self._reader.noted(staged), self._staging_budget, self._reader.context, keep)
         for removal in removals:
             self.run.set_tag(f"mltrain.dropped.{removal.manifest.name}", removal.rule)
         return [(removal.manifest, removal.rule) for removal in removals]
 
     def _worth_uploading(self, manifests: Sequence[Manifest]) -> Collection[CheckpointId]:
         """Return what the policy would keep of these: an outage or a kill must not cost the best."""
-        line, context = current_line(manifests), self._reader.context
+        line, context = current_line(self._reader.noted(manifests)), self._reader.context
         best = retention.best_of(line, context)
         return self.policy.keep(line, context) | ({best.id} if best is not None else set())
 
@@ -504,9 +507,23 @@ class CheckpointManager:
             self.store.formerly, self.store.run_id = self.store.run_id, self.run.id
             self._writer.retry()
 
-    def _declare_best(self, manifest: Manifest) -> None:
-        self._reader.declared = manifest.id
-        self._writer.run(lambda: self.run.write_json(BEST_POINTER, {"checkpoint": manifest.name}))
+    def _declare(self, manifest: Manifest, metrics: Mapping[str, float], best: bool) -> None:
+        """Record what a later save of the same step says of its checkpoint, whose manifest does not change any more."""
+        if self._reader.note(manifest, metrics, best=best):
+            self._writer.run(self._record_notes)
+
+    def _record_notes(self) -> None:
+        if not self.run.holds():
+            return
+        committed = self._reader.noted(self.store.survey(damaged=self._note_damage, remembered=True).manifests)
+        self.run.write_json(BEST_POINTER, self._reader.notes_for_json(committed))
+        self._announce_best(committed)
+
+    def _announce_best(self, committed: Sequence[Manifest]) -> Manifest | None:
+        best = retention.best_of(current_line(committed), self._reader.context)
+        if best is not None:
+            self.run.set_tag("mltrain.best", best.name)
+        return best
 
     def _note_damage(self, identity: CheckpointId, error: DamagedCheckpoint) -> None:
         if identity in self._damaged or identity in self._cut_short:
@@ -530,14 +547,15 @@ class CheckpointManager:
         if self.run.overtaken:
             return
         self.run.set_tag("mltrain.latest", manifest.name)
+        held = self.run.holds(certainly=True)
+        # One look for all that follows. What this process has read or written before is not asked for again.
+        survey = self.store.survey(damaged=self._note_damage, remembered=True)
+        gone: set[CheckpointId] = set()
         try:
-            self.prune()
+            gone = {removal.manifest.id for removal in self._prune(survey)} if held else gone
         except MltrainError as error:  # what else follows from a commit must not wait for a server to come back
             log.warning("Old checkpoints stay for now: %s", error)
-        committed = self.store.manifests(damaged=self._note_damage)
-        best = retention.best_of(current_line(committed), self._reader.context)
-        if best is not None:
-            self.run.set_tag("mltrain.best", best.name)
+        best = self._announce_best(self._reader.noted(m for m in survey.manifests if m.id not in gone))
         if self._on_commit is not None:
             self._on_commit(manifest, best, self.store)
 
@@ -545,8 +563,11 @@ class CheckpointManager:
         """Remove what the policy does not keep, and record it. Called after every commit."""
         if not self.run.holds(certainly=True):
             return []
+        return self._prune(self.store.survey(damaged=self._note_damage))
+
+    def _prune(self, survey: Survey) -> list[retention.Removal]:
+        survey = replace(survey, manifests=tuple(self._reader.noted(survey.manifests)))
         origin = self.resumed_from.id if self.resumed_from is not None and self.newest_committed is None else None
-        survey = self.store.survey(damaged=self._note_damage)
         return self._pruner.prune(survey, self.context(), origin, self.newest_committed)
 
 

@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,12 +19,23 @@ from mltrain.tracking.artifacts import Artifacts
 log = logging.getLogger(__name__)
 
 BEST_POINTER = "best.json"
-"""An artifact that names the checkpoint declared best after it had been written. Believed only where that exists."""
+"""An artifact with what was declared of checkpoints after they had been written: manifests do not change any more.
+
+``checkpoint`` names the newest of those declared best, and stands alone where an older version wrote it. ``notes`` has all.
+"""
 
 Received = Callable[[str, int, int], None]
 """Told of a file that has arrived: its name, its bytes, and the bytes of all that are on their way."""
 
 Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
+
+
+@dataclass(frozen=True)
+class Note:
+    """What was declared of a checkpoint after it had been written: that it is best, and further metrics of its step."""
+
+    best: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class CheckpointReader:
@@ -38,14 +49,40 @@ class CheckpointReader:
 
     def __init__(self, store: CheckpointStore, context: Context, damaged: Damaged | None = None) -> None:
         self.store = store
-        self.declared = declared_best(store.artifacts)
+        self.notes = recorded_notes(store.artifacts)
         self._given = context
         self._damaged = damaged
 
     @property
     def context(self) -> Context:
         """What best means, now."""
-        return replace(self._given, now=now(), declared=self.declared)
+        declared = max((name for name, note in self.notes.items() if note.best), key=lambda n: n.order, default=None)
+        return replace(self._given, now=now(), declared=declared)
+
+    def noted(self, manifests: Iterable[Manifest]) -> list[Manifest]:
+        """Return manifests with what was declared of their checkpoints later."""
+        notes = self.notes
+        return [
+            _with_note(manifest, notes[manifest.id]) if manifest.id in notes else manifest for manifest in manifests
+        ]
+
+    def note(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> bool:
+        """Declare metrics of a checkpoint, or that it is best; return whether that is new."""
+        known = self.notes.get(manifest.id, Note())
+        note = Note(known.best or best, {**known.metrics, **metrics})
+        if _with_note(manifest, note) == _with_note(manifest, known):
+            return False
+        self.notes = {**self.notes, manifest.id: note}
+        return True
+
+    def notes_for_json(self, committed: Iterable[Manifest]) -> dict[str, Any]:
+        """Return the content of :data:`BEST_POINTER`, without checkpoints that are gone."""
+        there = {manifest.id for manifest in committed}
+        newest = max((identity.order for identity in there), default=(0, 0))
+        notes = [(n, note) for n, note in self.notes.items() if n in there or n.order > newest]
+        best = max((name for name, note in notes if note.best), key=lambda n: n.order, default=None)
+        rows = [{"checkpoint": n.name, "best": note.best, "metrics": [*note.metrics.items()]} for n, note in notes]
+        return {**({"checkpoint": best.name} if best is not None else {}), "notes": rows}
 
     def all(self) -> list[Manifest]:
         """Return all committed checkpoints, oldest first, those of abandoned lines included."""
@@ -53,7 +90,7 @@ class CheckpointReader:
         newest = max((manifest.id.order for manifest in committed), default=(0, 0))
         # Uploads are in order, so what is staged and older than the newest commit is there already, or was superseded.
         waiting = [manifest for manifest in self.store.staged() if manifest.id.order > newest]
-        return committed + sorted(waiting, key=lambda manifest: manifest.id.order)
+        return self.noted(committed + sorted(waiting, key=lambda manifest: manifest.id.order))
 
     def matching(self, which: str) -> list[Manifest]:
         """Return the checkpoints that a word may mean, the first choice first; see :func:`matching`."""
@@ -163,10 +200,22 @@ def matching(manifests: Sequence[Manifest], which: str, context: Context) -> lis
     )
 
 
-def declared_best(artifacts: Artifacts) -> CheckpointId | None:
-    """Return the checkpoint that :data:`BEST_POINTER` names, if there is one."""
+def recorded_notes(artifacts: Artifacts) -> dict[CheckpointId, Note]:
+    """Return what :data:`BEST_POINTER` declares; nothing where it cannot be read or is not as it was written."""
     try:
-        content = json.loads(artifacts.read(BEST_POINTER, 4096))
-        return CheckpointId.parse(content["checkpoint"])
-    except (OSError, ValueError, KeyError, TypeError, MltrainError):
-        return None
+        content = json.loads(artifacts.read(BEST_POINTER, 2**20))
+        rows = content.get("notes", [{"checkpoint": content.get("checkpoint"), "best": True}])
+        found = {CheckpointId.parse(row["checkpoint"]): _note_of(row) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MltrainError):
+        return {}
+    return {identity: note for identity, note in found.items() if identity is not None}
+
+
+def _note_of(row: Mapping[str, Any]) -> Note:
+    return Note(row["best"] is True, {str(name): float(value) for name, value in row.get("metrics", ())})
+
+
+def _with_note(manifest: Manifest, note: Note) -> Manifest:
+    return manifest.model_copy(
+        update={"best": manifest.best or note.best, "metrics": {**manifest.metrics, **note.metrics}}
+    )

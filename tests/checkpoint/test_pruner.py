@@ -1,13 +1,21 @@
 """Retention while a run is trained: what stays, what goes, and who may remove it."""
 
+import json
 import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import FileInfo
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from mltrain.checkpoint.retention import EveryNth, Latest, Pinned
+from mltrain.checkpoint.retention import Best, EveryNth, Latest, Pinned
 from mltrain.errors import TrackingError
+from mltrain.tracking.records import MOST_LINES, Removals, recorded_removals
 from tests.checkpoint.runs import FolderRun, cut_short, epochs, state_at, train
+from tests.places import Place, behind
 
 
 def test_the_newest_five_stay_by_default_and_the_best(run: FolderRun) -> None:
@@ -148,3 +156,87 @@ def test_who_is_overtaken_between_two_removals_removes_nothing_more(
     assert epochs(manager) == [2, 3, 4]
     assert later.removals == []  # what it did is for the new holder to find out, who may write
     manager.close()
+
+
+class Counted(LocalArtifactRepository):
+    """An artifact store that counts what it is asked for, and the bytes of the files that go either way."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.requests: Counter[str] = Counter()
+
+    def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+        self.requests["list"] += 1
+        return super().list_artifacts(path)
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        self.requests["put"] += 1
+        super().log_artifact(local_file, artifact_path)
+
+    def _download_file(self, remote_file_path: str, local_path: str) -> None:
+        self.requests["get"] += 1
+        super()._download_file(remote_file_path, local_path)
+
+    def delete_artifacts(self, artifact_path: str | None = None) -> None:
+        self.requests["delete"] += 1
+        super().delete_artifacts(artifact_path)
+
+
+class Recording(FolderRun):
+    """A run that keeps the record of removals among its artifacts, as a real one does."""
+
+    def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.recorder = getattr(self, "recorder", None) or Removals(self.artifacts)
+        self.tags["removed"] = self.recorder.append(records)
+
+
+def requests_of_a_commit(folder: Path, keep: int) -> Counter[str]:
+    repositories: list[Counted] = []
+
+    def repository(root: str) -> Counted:
+        repositories.append(Counted(root))
+        return repositories[-1]
+
+    run = Recording(folder, place=behind(folder / "artifacts", repository))
+    with run.manager(policy=Latest(keep) | Best(2)) as manager:
+        train(manager, 1, keep + 4, loss=float)
+        assert len(manager.checkpoints()) == keep + 2
+        (counted,) = repositories
+        counted.requests.clear()
+        train(manager, keep + 5, keep + 7, loss=float)
+        assert run.tags["removed"].startswith(f"{5} checkpoints")
+        return counted.requests
+
+
+def test_a_commit_asks_the_store_for_as_much_however_many_checkpoints_are_kept(tmp_path: Path) -> None:
+    few, many = requests_of_a_commit(tmp_path / "few", 5), requests_of_a_commit(tmp_path / "many", 30)
+    assert few == many
+    assert many["get"] == 0, "what this process wrote is not read again"
+    assert many["list"] <= 3 * 10
+
+
+def test_the_record_of_removals_is_complete_and_each_file_of_it_stays_small(place: Place) -> None:
+    place.files.write("retention.jsonl", b'{"checkpoint": "older", "bytes": 5}\n')
+    artifacts = place.opened()
+    removals = Removals(artifacts)
+    for number in range(2 * MOST_LINES):
+        said = removals.append([{"checkpoint": f"{number}", "bytes": 10}])
+    assert said == f"{2 * MOST_LINES + 1} checkpoints, {20 * MOST_LINES + 5} bytes"
+    files = {path: content for path, content in place.files.all().items() if path.startswith("retention")}
+    assert len(files) == 3
+    assert max(content.count(b"\n") for content in files.values()) <= MOST_LINES
+    names = [json.loads(line)["checkpoint"] for line in recorded_removals(artifacts)]
+    assert names == ["older", *map(str, range(2 * MOST_LINES))]
+    assert Removals(artifacts).append([{"checkpoint": "x", "bytes": 1}]).startswith(f"{2 * MOST_LINES + 2} checkpoints")
+
+
+def test_nothing_goes_where_the_best_is_only_remembered(run: FolderRun, caplog: pytest.LogCaptureFixture) -> None:
+    with run.manager(policy=Latest(3) | Best(1)) as manager:
+        train(manager, 1, 3, loss=float)
+        cut_short(run, 1)
+        train(manager, 4, 5, loss=float)
+        assert run.removals == []
+        assert "step-000000001-a01 is not in the store any more" in caplog.text
+        assert epochs(manager) == [2, 3, 4, 5]
+        train(manager, 6, 6, loss=float)
+        assert epochs(manager) == [2, 4, 5, 6], "the next best in its place"
