@@ -34,7 +34,10 @@ ONLY_LOCAL_TAG = "mltrain.newest_only_local"
 """While the newest checkpoint is not in the artifact store: its name and the host that has it."""
 WHEN_SENT_TAG = "mltrain.status_when_sent"
 """Beside :data:`ONLY_LOCAL_TAG`: what :data:`STATUS_TAG` becomes when ``mltrain sync`` has sent that checkpoint."""
+ENDED = "mltrain.ended."
+"""Before an attempt's number: how it ended. Unlike :data:`STATUS_TAG` only the attempt's own process writes it."""
 CLAIM = "mltrain.attempt."
+_CONCLUDING_TRIES = 5
 _CLAIM = re.compile(r"mltrain\.attempt\.(\d{1,6})", re.ASCII)
 
 
@@ -198,3 +201,51 @@ def claim_attempt(server: Server, run_id: str, ordinal: int) -> None:
 def holder_tags(ordinal: int) -> dict[str, str]:
     """Return the tags by which a run says that this process holds it."""
     return {HOLDER_TAG: own_hold(ordinal), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}
+
+
+def said_of(status: str) -> str:
+    """Return what :data:`STATUS_TAG` says of a run that ended with one of MLflow's statuses."""
+    return next(said for said, known in STATUS_OF.items() if known == status)
+
+
+def ending_tags(ordinal: int, said: str) -> dict[str, str]:
+    """Return the tags by which the holder says how its attempt ended."""
+    return {f"{ENDED}{ordinal}": said, STATUS_TAG: said}
+
+
+def conclude(server: Server, run_id: str, ordinal: int, said: str) -> bool:
+    """Set the state of a run as of an attempt that the caller need not hold, but never over a later attempt's.
+
+    MLflow cannot tie a write to what was read before it. So the run is read again after every write, until it says what is
+    true: that its last attempt is the one that was meant, or what that last attempt itself says. Where a resume came in
+    between, this puts its state back.
+
+    Args:
+        server: where the run is.
+        run_id: of the run.
+        ordinal: of the attempt.
+        said: a key of :data:`STATUS_OF`, or ``running``; what the attempt itself has said comes first.
+
+    Returns:
+        Whether the attempt is the last one of the run.
+
+    Raises:
+        RunNotFound, TrackingError: the run cannot be read or written.
+    """
+    wrote = False
+    for _ in range(_CONCLUDING_TRIES):
+        run = server.run(run_id)
+        last = last_attempt(run.data.params)
+        if last != ordinal and not wrote:
+            return False
+        true = tags_of(run).get(f"{ENDED}{last}") or (said if last == ordinal else "running")
+        status = STATUS_OF.get(true, "RUNNING")
+        if tags_of(run).get(STATUS_TAG) == true and run.info.status == status:
+            break
+        wrote = True
+        server.insist(server.client.set_tag, run_id, STATUS_TAG, true)
+        if status == "RUNNING":
+            server.insist(server.client.update_run, run_id, status=status)
+        else:
+            server.insist(server.client.set_terminated, run_id, status)
+    return last == ordinal

@@ -19,6 +19,7 @@ import psutil
 from mltrain import process
 from mltrain.errors import RunNotFound
 from mltrain.process import is_running
+from mltrain.tracking.attempts import HOLDER_TAG, conclude, said_of
 from mltrain.tracking.server import Server, connect, paged
 
 LAUNCHER_OF = "mltrain.launcher_of"
@@ -67,12 +68,20 @@ def nest(server: Server, launcher: Launcher, run_id: str) -> None:
         after(server, launcher.pid, launcher.run_id, "delete")
 
 
-def after(server: Server, pid: int, run_id: str, action: Action) -> None:
-    """Do something to a run once a process has gone, from a process of its own that outlives this one."""
+def after(server: Server, pid: int, run_id: str, action: Action, ordinal: int = 0) -> None:
+    """Do something to a run once a process has gone, from a process of its own that outlives this one.
+
+    Args:
+        server: where the run is.
+        pid: of the process.
+        run_id: of the run.
+        action: delete it, or give it this status.
+        ordinal: of the attempt that has this status; a later one's is left alone.
+    """
     environment = dict(os.environ, MLFLOW_TRACKING_URI=server.uri)
     subprocess.Popen(
         # -P: the user's working directory may hold modules of any name, and is not searched.
-        [sys.executable, "-P", "-m", "mltrain.tracking.launcher", str(pid), run_id, action],
+        [sys.executable, "-P", "-m", "mltrain.tracking.launcher", str(pid), run_id, action, str(ordinal)],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -95,15 +104,16 @@ def repair(server: Server, run_id: str, experiment_id: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Wait for a process to go, then delete or re-label a run: ``PID RUN_ID ACTION``."""
-    pid, run_id, action = int(arguments[0]), arguments[1], arguments[2]
+    """Wait for a process to go, then delete or re-label a run: ``PID RUN_ID ACTION ORDINAL``."""
+    pid, run_id, action, ordinal = int(arguments[0]), arguments[1], arguments[2], int(arguments[3])
     server = connect(patience=120.0)  # slow, so before the wait
     while is_running(pid):
         time.sleep(0.05)
     if action == "delete":
-        server.insist(server.client.delete_run, run_id)
+        if HOLDER_TAG not in server.run(run_id).data.tags:  # else somebody trains in it
+            server.insist(server.client.delete_run, run_id)
     else:
-        server.insist(server.client.set_terminated, run_id, action)
+        conclude(server, run_id, ordinal, said_of(action))
 
 
 if __name__ == "__main__":

@@ -1,65 +1,84 @@
 """Runs that are said to be running and are not: found, and closed as KILLED."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mltrain.errors import RunNotFound
 from mltrain.tracking.attempts import (
     HEARTBEAT_TAG,
     HOLDER_TAG,
     LEASE_SECONDS,
     STATUS_OF,
     STATUS_TAG,
+    conclude,
     is_alive,
+    is_held,
+    last_attempt,
 )
 from mltrain.tracking.server import Server, paged, tags_of
 
 
 @dataclass(frozen=True)
 class Reaped:
-    """A run that was said to be running, and what was found: ``closed``, ``alive`` or ``alive elsewhere``."""
+    """A run that was said to be running, and what was found.
+
+    ``closed``; ``alive`` here or ``alive elsewhere``; or ``resumed`` by somebody at this moment.
+    """
 
     run_id: str
     name: str
     found: str
 
 
-def reap(server: Server, *, lease_seconds: float = LEASE_SECONDS) -> Iterator[Reaped]:
-    """Close the runs whose holders are gone; never one whose process is alive here.
+def reap(
+    server: Server, *, lease_seconds: float = LEASE_SECONDS, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[Reaped]:
+    """Close the runs whose holders are gone; never one whose process is alive.
 
-    A holder on another machine is watched: it is gone when its heartbeat does not change for the length of the lease, on
-    the clock of this process.
+    A holder that cannot be seen from here is watched: it is gone when its heartbeat does not change for the length of the
+    lease, on the clock of this process.
+
+    Args:
+        server: whose runs.
+        lease_seconds: for how long a holder is watched.
+        sleep: waits for so many seconds.
     """
     watched = []
-    for run in _found(server, f"attributes.status = 'RUNNING' and tags.`{STATUS_TAG}` != 'running'"):
-        status = STATUS_OF.get(tags_of(run).get(STATUS_TAG, ""))
-        if status is not None and not is_alive(server, run):
-            # It had said how it ended, and was killed before MLflow's own status followed.
-            server.insist(server.client.set_terminated, run.info.run_id, status)
-            yield Reaped(run.info.run_id, run.info.run_name, "closed")
-    for run in _found(server, f"tags.`{STATUS_TAG}` = 'running'"):
-        alive = is_alive(server, run)
-        if alive is None:
-            watched.append(run)
-        elif alive:
-            yield Reaped(run.info.run_id, run.info.run_name, "alive")
-        else:
-            yield _closed(server, run)
-    if watched:
-        time.sleep(lease_seconds)
-        for run in watched:
-            after = server.run(run.info.run_id)
-            if tags_of(after).get(HEARTBEAT_TAG) != tags_of(run).get(HEARTBEAT_TAG):
-                yield Reaped(run.info.run_id, run.info.run_name, "alive elsewhere")
-            else:
+    for query in (
+        # It had said how it ended, and was killed before MLflow's own status followed.
+        f"attributes.status = 'RUNNING' and tags.`{STATUS_TAG}` != 'running'",
+        f"tags.`{STATUS_TAG}` = 'running'",
+    ):
+        for run in _found(server, query):
+            alive = is_alive(server, run)
+            if alive is None:
+                watched.append(run)
+            elif not alive:
                 yield _closed(server, run)
+            elif is_held(run):
+                yield Reaped(run.info.run_id, run.info.run_name, "alive")
+    if watched:
+        sleep(lease_seconds)
+    for before in watched:
+        try:
+            run = server.run(before.info.run_id)
+        except RunNotFound:  # somebody deleted it
+            continue
+        if tags_of(run).get(HEARTBEAT_TAG) != tags_of(before).get(HEARTBEAT_TAG):
+            yield Reaped(run.info.run_id, run.info.run_name, "alive elsewhere")
+        elif last_attempt(run.data.params) != last_attempt(before.data.params):
+            yield Reaped(run.info.run_id, run.info.run_name, "resumed")
+        elif is_held(run) or run.info.status == "RUNNING":
+            yield _closed(server, before)
 
 
 def _closed(server: Server, run: Any) -> Reaped:
-    server.insist(server.client.set_tag, run.info.run_id, STATUS_TAG, "stopped")
-    server.insist(server.client.set_terminated, run.info.run_id, "KILLED")
-    return Reaped(run.info.run_id, run.info.run_name, "closed")
+    said = tags_of(run).get(STATUS_TAG, "")
+    said = said if said in STATUS_OF and not is_held(run) else "stopped"
+    last = conclude(server, run.info.run_id, last_attempt(run.data.params), said)
+    return Reaped(run.info.run_id, run.info.run_name, "closed" if last else "resumed")
 
 
 def _found(server: Server, query: str) -> list[Any]:

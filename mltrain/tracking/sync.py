@@ -18,11 +18,13 @@ from mltrain.errors import MltrainError, RunNotFound
 from mltrain.redaction import redacted_uri
 from mltrain.tracking.artifacts import COMMITTED, Artifacts, artifacts_of
 from mltrain.tracking.attempts import (
+    ENDED,
     ONLY_LOCAL_TAG,
     STATUS_OF,
     STATUS_TAG,
     WHEN_SENT_TAG,
     Attempt,
+    conclude,
     forget_only_local,
     last_attempt,
     recorded_attempts,
@@ -158,10 +160,10 @@ def _settle(server: Server, run_id: str, artifacts: Artifacts, attempt: int) -> 
     if newest is not None and CheckpointStore(run_id, artifacts).manifest(newest) is not None:
         if said in STATUS_OF and WHEN_SENT_TAG in tags:
             said = tags[WHEN_SENT_TAG]
-            server.insist(server.client.set_tag, run_id, STATUS_TAG, said)
+            server.insist(server.client.set_tag, run_id, f"{ENDED}{attempt}", said)
         forget_only_local(server, run_id, tags)
     if said in STATUS_OF:
-        server.insist(server.client.set_terminated, run_id, STATUS_OF[said])
+        conclude(server, run_id, attempt, said)
 
 
 def _created(server: Server, birth: Birth, home: Path) -> str:
