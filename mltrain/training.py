@@ -18,7 +18,7 @@ from mltrain.checkpoint.retention import Best, Latest, Policy, parse
 from mltrain.checkpoint.spool import replace_file
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
-from mltrain.errors import ConfigError, MltrainError, NonFiniteLoss, RunHeld, RunNotFound, UsageError
+from mltrain.errors import ConfigError, MltrainError, NonFiniteLoss, RunNotFound, UsageError
 from mltrain.origin import Origin, Origins
 from mltrain.outcome import NOT_KEPT, STOPPED, STOPPED_STAGED, Display, Outcome, Silence
 from mltrain.redaction import remember_environment
@@ -116,10 +116,12 @@ class _Session:
             run.close("KILLED", f"stopped by {self._stop.reason} before the first step", grace_seconds())
             return Outcome(run.id, self._stop.exit_code, "stopped before the first step", None, None, {})
         except BaseException as error:
+            deadline = time.monotonic() + grace_seconds()
             self._settle()
             # A run that was resumed in vain is left with the status that it had.
             status = "FAILED" if self._began else run.earlier or "FAILED"
-            run.close(status, f"{type(error).__name__}: {error}"[:500], grace_seconds())
+            why = f"{type(error).__name__}: {error}"[:500]
+            run.close(status, why, max(1.0, deadline - time.monotonic()))
             if not isinstance(error, MltrainError):
                 first = "" if run.known else "mltrain sync, then "
                 error.add_note(
@@ -314,8 +316,7 @@ class _Session:
         # FINISHED means that the store has it all; what is not there yet can be resumed, or sent by mltrain sync.
         status: Status = "FINISHED" if in_store and not stopped else "KILLED"
         delivered = run.close(status, why, grace, interrupted=lambda: self._stop.requested)
-        if run.overtaken:
-            raise RunHeld("Another process has taken this run over; this one ends without writing anything more.")
+        run.require_hold()
         if code == 0 and only_local is not None and run.closed:
             code = (
                 STOPPED_STAGED  # a tracking server that is away may be what keeps it: that is no fault of the training

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from mltrain.checkpoint.finite import nonfinite
@@ -110,7 +111,8 @@ class Writer:
 
     def run(self, job: Callable[[], None]) -> None:
         """Do something in the background after what has been submitted so far has been staged and published."""
-        self._disk.submit(lambda: self._later(job))
+        with suppress(RuntimeError):  # it is closed
+            self._disk.submit(lambda: self._later(job))
 
     def settle(self) -> None:
         """Wait until what was submitted is on the local disk, or is given up; for the thread that trains."""
@@ -130,7 +132,10 @@ class Writer:
         self._rest.confirm()
         deadline = time.monotonic() + seconds
         for pool in (self._disk, self._net):
-            marker = pool.submit(lambda: None)
+            try:
+                marker = pool.submit(lambda: None)
+            except RuntimeError:  # it is closed, or the interpreter is ending: nothing more comes
+                break
             try:
                 marker.result(max(0.0, deadline - time.monotonic()))
             except TimeoutError:

@@ -4,12 +4,16 @@ import importlib
 import logging
 import os
 import sys
+import threading
+import time
 import traceback
 
 import typer
 
 from mltrain.errors import MltrainError
 from mltrain.redaction import harmless, redacted, remember_environment
+
+_THREADS_SECONDS = 1.0
 
 app = typer.Typer(
     name="mltrain",
@@ -46,14 +50,31 @@ def main() -> None:
     remember_environment()
     try:
         app()
+        code: object = 0
+    except SystemExit as leaving:
+        code = leaving.code
     except MltrainError as error:
         print(f"{_kind(error)}: {harmless(str(error))}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
     except Exception:  # noqa: BLE001 - whatever a user's code raises is shown, without the secrets it may name
         print(redacted(traceback.format_exc()), file=sys.stderr, end="", flush=True)
-        sys.exit(1)
+        code = 1
+    _leave(0 if code is None else code if isinstance(code, int) else 1)
+
+
+def _leave(code: int) -> None:
+    """End the process; a thread of mltrain that hangs in a request would be waited for otherwise."""
+    deadline = time.monotonic() + _THREADS_SECONDS
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("mltrain-") and not thread.daemon]
+    for thread in ours:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in ours):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 class _WithoutSecrets(logging.Formatter):

@@ -91,6 +91,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     run.log_metrics(metrics, 1)
     why = f"{len(output.files)} files made"
     delivered = run.close("FINISHED", why, grace_seconds())
+    run.require_hold()
     code = NOT_KEPT if run.lost else 0
     outcome = Outcome(run.id, code, why, None, None, metrics, delivered, run.known, run.trouble, lost=run.lost)
     display.ended(outcome)

@@ -247,6 +247,7 @@ class _Session:
         again = f"mltrain pipeline {self._order.located.word} --run {self._tracked.id} --mode resume"
         self._tracked.set_tag("mlflow.note.content", "\n".join([f"Pipeline: {why}.", "", *table, "", f"`{again}`"]))
         self._tracked.close(status, why, grace_seconds())
+        self._tracked.require_hold()
         result = Result(self._tracked.id, code, why, tuple(self._decisions), dict(self._runs))
         self._display.ended(result)
         return result

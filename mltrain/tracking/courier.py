@@ -32,6 +32,8 @@ POINTS_A_BATCH = 1000
 _STARTING_SECONDS = 30.0
 """For so long points may wait for the process, which has MLflow to import, before they are sent without it."""
 LOOK_SECONDS = 0.1
+_SIGN_SECONDS, SILENT_SECONDS = 1.0, 10.0
+"""How often the process says that it runs, and how long it may say nothing before it counts as stopped."""
 
 Fate = Literal["sent", "later", "otherwise"]
 """Of a batch: it is there; it is to be asked for again when the process has started; it is to be sent without it."""
@@ -55,9 +57,11 @@ class Courier:
     Args:
         journal: the file.
         uri: of the tracking server.
+        silent_seconds: after which a process that says nothing is given up.
     """
 
-    def __init__(self, journal: Path, uri: str) -> None:
+    def __init__(self, journal: Path, uri: str, *, silent_seconds: float = SILENT_SECONDS) -> None:
+        self._silent_seconds = silent_seconds
         self._setting = {"journal": str(journal), "uri": uri, "parent": os.getpid()}
         self._started = -math.inf
         self._process: subprocess.Popen[str] | None = None
@@ -75,13 +79,17 @@ class Courier:
         """
         if self._process is None and waiting >= POINTS_A_BATCH:
             self._start()
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or self._closed:
             return "otherwise"
+        if self._process.poll() is not None:
+            return self._given_up(f"it has ended with {self._process.returncode}")
         if not self._is_ready():
             return "later" if self.starting else "otherwise"
         if not self._tell({"run": run_id}):
-            return "otherwise"
+            return self._given_up("it takes no orders")
         answer = self._answer(self._process)
+        if answer is None:
+            return self._given_up("it is stopped")
         if "error" in answer:
             log.debug("The process that sends points: %s", answer["error"])
         # What waits in memory, because the disk refuses it, the process cannot see.
@@ -100,9 +108,17 @@ class Courier:
             self._closed = True
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_SIGN_SECONDS)
             with suppress(OSError):  # what was not read by then
                 self._process.stdin.close()  # type: ignore[union-attr]
+
+    def _given_up(self, why: str) -> Fate:
+        """End a process that does not do its work; the training's own does it from now on."""
+        if not self._closed:
+            log.warning("The process that sends points is given up, and the training's sends them: %s.", why)
+            self.close()
+        return "otherwise"
 
     def _start(self) -> None:
         with self._lock:
@@ -138,12 +154,18 @@ class Courier:
                 self._ready = "ready" in self._answers.get_nowait()
         return self._ready
 
-    def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
-        while True:
+    def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any] | None:
+        """Return the answer to an order, or ``None`` where the process has fallen silent."""
+        heard = time.monotonic()
+        while time.monotonic() - heard < self._silent_seconds:
             with suppress(queue.Empty):
-                return self._answers.get(timeout=0.5)
+                answer = self._answers.get(timeout=0.5)
+                heard = time.monotonic()
+                if "runs" not in answer:
+                    return answer
             if process.poll() is not None:
                 return {"error": f"it has ended with {process.returncode}"}
+        return None
 
     def _tell(self, said: dict[str, Any]) -> bool:
         assert self._process is not None
@@ -170,8 +192,21 @@ def main() -> None:
     journal = Journal(Path(setting["journal"]), 0, mend=False)
     server.client.made()
     print(json.dumps({"ready": True}), file=answers, flush=True)
+    working, turn = threading.Event(), threading.Lock()
+
+    def say(answer: dict[str, Any]) -> None:
+        with turn:
+            print(json.dumps(answer), file=answers, flush=True)
+
+    def say_that_it_runs() -> None:
+        while working.wait():
+            say({"runs": True})
+            time.sleep(_SIGN_SECONDS)
+
+    threading.Thread(target=say_that_it_runs, name="mltrain-sign", daemon=True).start()
     for batch in asked:
         answer: dict[str, Any]
+        working.set()
         try:
             points = journal.unsent_points(POINTS_A_BATCH)
             send_points(server, batch["run"], points)
@@ -179,7 +214,8 @@ def main() -> None:
             answer = {"sent": len(points)}
         except Exception as error:  # noqa: BLE001 - whatever it is, who asked does it otherwise
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+        working.clear()
+        say(answer)
 
 
 def _end_with(parent: int) -> None:

@@ -4,10 +4,11 @@ import copy
 import json
 import logging
 import math
+import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ class Gallery:
     def __init__(self, home: Path, journal: Journal) -> None:
         self._home = home
         self._journal = journal
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mltrain-pictures")
+        self._jobs: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._making: str | None = None
+        self._closed = False
+        # A daemon, because the interpreter waits at its end for all others, and the end of a process has a deadline.
+        self._worker = threading.Thread(target=self._work, name="mltrain-pictures", daemon=True)
+        self._worker.start()
         self._log: CsvLog | None = None
         self._drawn = -math.inf
         self._delivered: set[tuple[str, int]] = set()
@@ -59,7 +65,7 @@ class Gallery:
                 except (UsageError, OSError, ValueError) as error:
                     log.warning("The picture %s of epoch %d is missing: %s", name, epoch, error)
                     continue
-                self._in_background(self._encode, name, kept, step, epoch, timestamp)
+                self._in_background(f"{name} of step {step}", self._encode, name, kept, step, epoch, timestamp)
 
     def log_epoch(self, history: History) -> None:
         """Update the CSV log, and the learning curves unless they were drawn less than a minute ago."""
@@ -69,29 +75,41 @@ class Gallery:
         self._journal.log_item("file", "", str(self._log.path))
         if time.monotonic() - self._drawn > _CURVES_SECONDS:
             self._drawn = time.monotonic()
-            self._in_background(self._draw, copy.deepcopy(history))
+            self._in_background("the learning curves", self._draw, copy.deepcopy(history))
 
     def finish_epochs(self, history: History) -> None:
         """Update the log and draw the learning curves once more, with all epochs."""
         if history.rows:
             self._drawn = math.inf
             self.log_epoch(history)
-            self._in_background(self._draw, history)
+            self._in_background("the learning curves", self._draw, history)
 
-    def close(self) -> None:
-        """Wait until all pictures are made."""
-        self._pool.shutdown()
-
-    def _in_background(self, job: Callable[..., None], *arguments: Any) -> None:
-        def guarded() -> None:
+    def close(self, seconds: float) -> list[str]:
+        """Wait for at most so long until all pictures are made, and return the names of those that are not."""
+        self._jobs.put(None)
+        self._worker.join(seconds)
+        self._closed = True
+        left = [] if self._making is None else [self._making]
+        while True:
             try:
-                job(*arguments)
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return left
+            left += [job[0]] if job is not None else []
+
+    def _in_background(self, what: str, job: Callable[..., None], *arguments: Any) -> None:
+        self._jobs.put((what, lambda: job(*arguments)))
+
+    def _work(self) -> None:
+        while not self._closed and (job := self._jobs.get()) is not None:
+            self._making = job[0]
+            try:
+                job[1]()
             except OSError as error:
                 log.warning("A picture could not be kept: %s", error)
             except Exception:
                 log.exception("A picture could not be made")
-
-        self._pool.submit(guarded)
+            self._making = None
 
     def _draw(self, history: History) -> None:
         file = self._home / CURVES_FILE

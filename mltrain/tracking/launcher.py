@@ -68,7 +68,7 @@ def nest(server: Server, launcher: Launcher, run_id: str) -> None:
         after(server, launcher.pid, launcher.run_id, "delete")
 
 
-def after(server: Server, pid: int, run_id: str, action: Action, ordinal: int = 0) -> None:
+def after(server: Server, pid: int, run_id: str, action: Action, ordinal: int = 1) -> None:
     """Do something to a run once a process has gone, from a process of its own that outlives this one.
 
     Args:

@@ -20,7 +20,7 @@ import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId, Point
 from mltrain.checkpoint.spool import replace_file
-from mltrain.errors import MltrainError, StorageError
+from mltrain.errors import MltrainError, RunHeld, StorageError
 from mltrain.history import History
 from mltrain.redaction import redacted, redacted_tree
 from mltrain.tracking import launcher as launchers
@@ -29,12 +29,14 @@ from mltrain.tracking.artifacts import STAGING, Artifacts, open_artifacts
 from mltrain.tracking.attempts import (
     ATTEMPTS_FILE,
     CONFIG_FILE,
-    STATUS_OF,
-    STATUS_TAG,
+    ENDED,
     Attempt,
     claim_attempt,
+    conclude,
+    ending_tags,
     holder_tags,
     only_local_tags,
+    said_of,
 )
 from mltrain.tracking.birth import Registration
 from mltrain.tracking.courier import Courier
@@ -50,13 +52,14 @@ from mltrain.tracking.points import Delivered, delivered_beyond
 from mltrain.tracking.records import REMOVED_TAG, Removals
 from mltrain.tracking.sender import Sender
 from mltrain.tracking.server import Server, tags_of
-from mltrain.tracking.system import SYSTEM_KEYS, SYSTEM_SECONDS, system_metrics
+from mltrain.tracking.system import SYSTEM_KEYS, SYSTEM_SECONDS, SystemMonitor
 
 log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _MOST_PENDING = 100_000
+_MOST_NAMED = 10
 _ANSWER_SECONDS = 3.0
 """For so long after the end of its grace a process waits for the answer to its last question."""
 _LONGEST_TAG = 5000
@@ -124,10 +127,11 @@ class TrackedRun:
         self.artifacts: Artifacts
         self.experiment_id = ""
         self._age, self._opened_at = age, time.monotonic()
-        self._system_at = -math.inf
-        self._closing = False
+        self._closed: bool | None = None
+        """Once it is closed, whether everything was delivered."""
         self._settled_at = -math.inf
         self._said_pending = False
+        self._gone: str | None = None
         self._delivered = Delivered()
         self._metric_names = Names("metric", names.key)
         if self._registration is not None:
@@ -152,6 +156,7 @@ class TrackedRun:
         # race with finding out what the server has.
         self.journal.drop_overtaken(0, 0)
         self.sender = Sender(server, self._identity, self.journal, self.artifacts, self._keep, courier)
+        self._monitor = SystemMonitor(self._record_system)
 
     @property
     def known(self) -> bool:
@@ -170,6 +175,15 @@ class TrackedRun:
     def overtaken(self) -> bool:
         """Whether another process has taken the run over."""
         return self.lease.overtaken.is_set()
+
+    def require_hold(self) -> None:
+        """Raise what ends a process whose run another one has taken over.
+
+        Raises:
+            RunHeld: it was.
+        """
+        if self.overtaken:
+            raise RunHeld("Another process has taken this run over; this one ends without writing anything more.")
 
     def holds(self, *, certainly: bool = False) -> bool:
         """Whether this process still holds the run; asks the server where this process was stopped for a while."""
@@ -204,7 +218,11 @@ class TrackedRun:
         self.attempts.append(following)
         self.attempt = following
         self.lease.follow(following.ordinal)  # before it is claimed, or the heartbeat would take it for somebody else's
-        claim_attempt(self.server, self.id, following.ordinal)
+        try:
+            claim_attempt(self.server, self.id, following.ordinal)
+        except RunHeld:
+            self.lease.overtaken.set()  # the number is another's, and nothing is written in its name
+            raise
         self.journal.attempt = following.ordinal
         for key, value in holder_tags(following.ordinal).items():
             self.set_tag(key, value)
@@ -380,7 +398,7 @@ class TrackedRun:
             checkpoint: its name.
             status: that the run gets when ``mltrain sync`` has sent it.
         """
-        for key, value in only_local_tags(checkpoint, _said(status)).items():
+        for key, value in only_local_tags(checkpoint, said_of(status)).items():
             self.set_tag(key, value)
 
     def detach(self, status: Status) -> None:
@@ -388,11 +406,11 @@ class TrackedRun:
         if self.owned:
             self.close(status, "closed", grace_seconds())
             return
-        self._closing = True
-        self._gallery.close()
+        deadline = time.monotonic() + grace_seconds()
+        self._stop_recording(deadline)
         if not self.overtaken:
-            self.set_tag(STATUS_TAG, _said(status))
-            self.sender.drain(grace_seconds())
+            self._say(ended=said_of(status))
+            self.sender.drain(max(0.0, deadline - time.monotonic()))
         self._let_go()
 
     def close(self, status: Status, why: str, grace: float, *, interrupted: Callable[[], bool] = lambda: False) -> bool:
@@ -409,11 +427,12 @@ class TrackedRun:
             Whether everything was delivered. What was not waits on this disk for ``mltrain sync``, but for what is
             :attr:`lost`.
         """
+        if self._closed is not None:
+            return self._closed
         deadline = time.monotonic() + grace
         self.attempt.ended = datetime.now(UTC).isoformat(timespec="seconds")
         self.attempt.why = why
-        self._closing = True
-        self._gallery.close()
+        self._stop_recording(deadline)
         delivered = False
         if not self.overtaken:
             if self.journal.left_out:
@@ -422,8 +441,8 @@ class TrackedRun:
                 self.log_file(self._written(ATTEMPTS_FILE, self._attempts_as_json()))
             except StorageError as error:
                 log.warning("The record of attempts does not say how this one ended: %s", error)
-            self.set_tag(STATUS_TAG, _said(status))
-            delivered = self.sender.drain(grace)
+            self._say(ended=said_of(status))
+            delivered = self.sender.drain(max(0.0, deadline - time.monotonic()))
             self.lost = self.journal.lost()
             if self.lost and status == "FINISHED" and self.journal.unsent():
                 # A resume brings back what a checkpoint carries; so the run is not said to be complete.
@@ -433,10 +452,13 @@ class TrackedRun:
             if delivered or (self.known and not self.journal.unsent_points(1)):
                 self.closed = self._finished_within(status, max(2.0, deadline - time.monotonic()))
             delivered = delivered and self.closed and self.journal.parked() == 0 and not self.lost
+        self._closed = delivered
         launcher = None if self.overtaken or self.launcher is None or self.launcher.run_id != self.id else self.launcher
         self._let_go()
         if launcher is not None and launcher.pid is not None and (interrupted() or status != "FINISHED"):
-            launchers.after(self.server, launcher.pid, self.id, status)  # the launcher will call it FAILED
+            launchers.after(
+                self.server, launcher.pid, self.id, status, self.ordinal
+            )  # the launcher will call it FAILED
         return delivered
 
     def withdraw(self, why: str) -> None:
@@ -449,7 +471,26 @@ class TrackedRun:
             with suppress(MltrainError):
                 self.server.call(self.server.client.delete_run, self.id)
 
+    def _say(self, *, ended: str) -> None:
+        for key, value in ending_tags(self.ordinal, ended).items():
+            self.set_tag(key, value)
+
+    def _stop_recording(self, deadline: float) -> None:
+        """Make the last pictures, for at most half of the time that is left, and leave the status to this process."""
+        self._monitor.close()
+        left = self._gallery.close(max(0.0, deadline - time.monotonic()) / 2)
+        if left:
+            log.warning(
+                "%d pictures were not made before the end of the grace, and are lost: %s. MLTRAIN_GRACE_SECONDS gives them "
+                "more time.",
+                len(left),
+                ", ".join(left[:_MOST_NAMED]) + (", …" if len(left) > _MOST_NAMED else ""),
+            )
+            self.set_tag("mltrain.pictures_left_out", str(len(left)))
+        self.lease.end(max(0.0, deadline - time.monotonic()))
+
     def _let_go(self) -> None:
+        self._monitor.close()
         self.lease.close()
         self.journal.close()
         self._lock.release()
@@ -474,8 +515,10 @@ class TrackedRun:
                 return False
             if self._registration is not None:
                 self._registration.discard_doubles()
-            server.insist(server.client.set_tag, self.id, STATUS_TAG, _said(status))
-            server.insist(server.client.set_terminated, self.id, status)
+            server.insist(server.client.set_tag, self.id, f"{ENDED}{self.ordinal}", said_of(status))
+            if not conclude(server, self.id, self.ordinal, said_of(status)):
+                self.lease.overtaken.set()
+                return False
         except MltrainError as error:
             log.warning("The run's status could not be set: %s", error)
             return False
@@ -509,18 +552,21 @@ class TrackedRun:
         return self.id
 
     def _keep(self) -> bool:
-        """Renew the lease if need be, and see what the machine does. Called by the sender before every request."""
-        held = self.lease.keep()
-        if self.lease.gone is not None and self.sender.trouble != self.lease.gone:
-            log.warning("%s", self.lease.gone)
-            self.sender.trouble = self.lease.gone
-        now = time.monotonic()
-        if held and not self._closing and now - self._system_at >= SYSTEM_SECONDS:
-            self._system_at = now
-            # The age by a clock that never jumps, so that no two of these points have the same step.
-            age = self._age + int(now - self._opened_at)
-            self.journal.log_metrics(system_metrics(), age, time.time_ns())
+        """Return whether this process holds the run. Called by the sender before every request."""
+        held, gone = self.lease.keep(), self.lease.gone
+        if gone is not None and self.sender.trouble != gone:
+            log.warning("%s", gone)
+            self.sender.trouble = gone
+        if gone is None and self._gone is not None:
+            log.warning("Run %s was restored; what waited for it is sent.", self.id)
+            self.sender.release()
+        self._gone = gone
         return held
+
+    def _record_system(self, metrics: Mapping[str, float]) -> None:
+        # The age by a clock that never jumps, so that no two of these points have the same step.
+        age = self._age + int(time.monotonic() - self._opened_at)
+        self.journal.log_metrics(metrics, age, time.time_ns())
 
 
 def age_of(run: Any) -> int:
@@ -533,7 +579,3 @@ def age_of(run: Any) -> int:
 def pins_of(run: Any) -> dict[str, str]:
     """Return the names of a run's pinned checkpoints with the reasons."""
     return {key.removeprefix(PIN_TAG): why for key, why in tags_of(run).items() if key.startswith(PIN_TAG)}
-
-
-def _said(status: Status) -> str:
-    return next(said for said, known in STATUS_OF.items() if known == status)

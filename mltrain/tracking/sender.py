@@ -26,8 +26,6 @@ from mltrain.tracking.server import Patience, Refusal, Server
 log = logging.getLogger(__name__)
 
 _ITEMS_A_BATCH = 100
-_HELD_SECONDS = 60.0
-"""For how long nothing of a kind is sent that the server does not let this user send."""
 _SAY_SECONDS = 60.0
 
 
@@ -42,6 +40,8 @@ class Sender:
         keep: called before every request; returns False when this writer has been overtaken, after which nothing is sent
             any more.
         courier: sends points where they come fast; none: they are always sent from here.
+        held_seconds: for how long nothing of a kind is sent that the server does not let this user send.
+        held_at_the_end_seconds: the same once the sender drains.
     """
 
     def __init__(
@@ -52,6 +52,9 @@ class Sender:
         artifacts: Artifacts,
         keep: Callable[[], bool],
         courier: Courier | None = None,
+        *,
+        held_seconds: float = 60.0,
+        held_at_the_end_seconds: float = 5.0,
     ) -> None:
         self._server = server
         self._identity = identity
@@ -62,7 +65,9 @@ class Sender:
         self._courier = courier
         self._stop = threading.Event()
         self._give_up = threading.Event()
+        self._held_seconds, self._held_at_the_end_seconds = held_seconds, held_at_the_end_seconds
         self._held: dict[str, float] = {}
+        """Until when nothing of a kind is sent."""
         self._between = FullJitter(multiplier=0.5, max=HEARTBEAT_SECONDS)
         self._said = -math.inf
         self.trouble: str | None = None
@@ -71,16 +76,25 @@ class Sender:
         self._thread.start()
 
     def drain(self, seconds: float) -> bool:
-        """Deliver what is left for at most so long; return whether everything is delivered."""
+        """Deliver what is left for at most so long; return whether everything is delivered.
+
+        What the server refused because of who sends it, or because the run was deleted, is tried again until then.
+        """
+        deadline = time.monotonic() + seconds
         self._journal.flush()
+        self.release()
         self._stop.set()
         self._journal.arrived.set()
-        self._thread.join(seconds)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         self._give_up.set()
         if self._courier is not None:
             self._courier.close()
         self._thread.join(2.0)
         return not self._thread.is_alive() and self._journal.unsent() == 0
+
+    def release(self) -> None:
+        """Try at once what was held back: why it was refused may be over."""
+        self._held = {}
 
     def _run(self) -> None:
         failures = 0
@@ -101,8 +115,10 @@ class Sender:
                 self._give_up.wait(self._between.seconds(failures))
                 continue
             if not sent and stopping:
-                return
-            if not sent:
+                if not self._held:
+                    return
+                self._give_up.wait(LOOK_SECONDS)
+            elif not sent:
                 starting = self._courier is not None and self._courier.starting
                 self._journal.arrived.wait(LOOK_SECONDS if starting else HEARTBEAT_SECONDS)
                 self._journal.arrived.clear()
@@ -168,8 +184,9 @@ class Sender:
             if _may_pass(error):
                 raise
             if self._is_barred(error):
+                seconds = self._held_at_the_end_seconds if self._stop.is_set() else self._held_seconds
+                self._held[kind] = time.monotonic() + seconds
                 self._note(error)
-                self._held[kind] = time.monotonic() + _HELD_SECONDS
                 return False
             if len(batch) > 1:
                 self._deliver(kind, batch[: len(batch) // 2], send)

@@ -1,5 +1,8 @@
 """What the machine is doing while a run trains."""
 
+import threading
+from collections.abc import Callable
+
 import psutil
 
 SYSTEM_SECONDS = 15.0
@@ -18,3 +21,25 @@ def system_metrics() -> dict[str, float]:
     """Return what this machine is doing, under :data:`SYSTEM_KEYS`."""
     memory, own = psutil.virtual_memory(), psutil.Process().memory_info().rss
     return dict(zip(SYSTEM_KEYS, (psutil.cpu_percent(), memory.used / 1e6, memory.percent, own / 1e6), strict=True))
+
+
+class SystemMonitor:
+    """Records what the machine is doing at once and every 15 seconds, on a thread of its own.
+
+    Args:
+        record: takes the metrics.
+    """
+
+    def __init__(self, record: Callable[[dict[str, float]], None]) -> None:
+        self._record = record
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="mltrain-system", daemon=True).start()
+
+    def close(self) -> None:
+        """Record nothing more."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            self._record(system_metrics())
+            self._closed.wait(SYSTEM_SECONDS)

@@ -157,6 +157,29 @@ def test_a_dead_holder_is_taken_over_at_once(workplace: Workplace) -> None:
     assert "sign of life" not in resumed.err
 
 
+CLAIMED = """
+from mltrain.tracking.run import TrackedRun
+from tiny import Config, build
+
+_close = TrackedRun.close
+
+def close(run, *arguments, **named):
+    if not run.overtaken:
+        run.server.client.log_param(run.id, "mltrain.attempt.2", "{}")
+    return _close(run, *arguments, **named)
+
+TrackedRun.close = close
+"""
+
+
+def test_a_run_that_is_taken_over_at_the_very_end_ends_its_first_holder_with_exit_4(workplace: Workplace) -> None:
+    (workplace.folder / "claimed.py").write_text(CLAIMED)
+    done = workplace.mltrain("train", "claimed.py", "epochs=1")
+    assert done.code == 4, done.err
+    assert "Traceback" not in done.err
+    assert "taken this run over" in done.err
+
+
 @contextmanager
 def in_a_container(workplace: Workplace, *words: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Run mltrain where process ids are counted from 1, on the same kernel and with the same name of the machine."""

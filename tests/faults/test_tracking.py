@@ -240,6 +240,44 @@ def test_a_locked_database_holds_up_nothing_but_the_record(workplace: Workplace,
     assert workplace.points(done.run_id) == reference.points(run_id)
 
 
+def test_heartbeats_go_on_while_the_artifact_store_answers_nothing(
+    proxy: FaultProxy, disturbed: Workplace, remote: Workplace
+) -> None:
+    proxy.hang_seconds = 60.0
+    started = disturbed.start("train", "tiny.py", "epochs=100000", "sleep=0.2")
+    run_id = started.until("epoch    1/").partition("run_id=")[2].split()[0]
+    proxy.rules = [Rule("mlflow-artifacts", ["hang"])]
+    client = MlflowClient(remote.uri)
+    beats: set[str] = set()
+    began = time.monotonic()
+    while len(beats) < 6:
+        assert time.monotonic() - began < 50, beats  # the lease has 60 s
+        beats.add(client.get_run(run_id).data.tags["mltrain.heartbeat"])
+        time.sleep(0.5)
+    assert proxy.happened["hang"] > 0
+    started.child.kill(signal.SIGKILL)
+    started.wait()
+
+
+def test_a_run_that_is_deleted_and_restored_while_it_trains_is_complete_at_its_end(workplace: Workplace) -> None:
+    started = workplace.start("train", "tiny.py", "epochs=40", "sleep=0.1")
+    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
+    started.until("epoch    1/")
+    client = MlflowClient(workplace.uri)
+    client.delete_experiment("0")  # and with it its runs
+    deadline = time.monotonic() + 30
+    while "was deleted" not in started.err.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    client.restore_experiment("0")
+    done = started.wait()
+    assert done.code == 0, done.err
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.metrics["epoch"]) == ("FINISHED", 40)
+    assert len(client.get_metric_history(run_id, "val/loss")) == 40
+    assert "mltrain sync" not in done.out
+
+
 def test_a_run_that_is_deleted_meanwhile_goes_on_and_is_sent_when_it_is_back(
     workplace: Workplace, undisturbed: Undisturbed
 ) -> None:

@@ -103,6 +103,32 @@ def test_its_death_is_noticed_at_once(courier: Courier, journal: Journal, run_id
     assert journal.unsent() == 1500
 
 
+def test_one_that_is_stopped_is_given_up_with_a_warning(
+    uri: str, journal: Journal, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    courier = Courier(tmp_path / "journal.sqlite", uri, silent_seconds=2.0)
+    started(courier, run_id)
+    assert courier._process is not None
+    os.kill(courier._process.pid, signal.SIGSTOP)
+    assert courier.deliver(run_id, 1000) == "otherwise"
+    assert courier._process.poll() is not None  # it sends nothing later
+    assert courier.deliver(run_id, 1000) == "otherwise"
+    assert len([line for line in caplog.messages if "is given up" in line]) == 1
+    assert journal.unsent() == 1500
+
+
+def test_one_that_works_for_longer_than_it_may_be_silent_is_not_given_up(
+    courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = """read setting; echo '{"ready": true}'; read order
+    for i in 1 2 3 4; do sleep 0.5; echo '{"runs": true}'; done; echo '{"sent": 1}'; read end"""
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(["sh", "-c", talks], **options))
+    patient = Courier(Path("journal"), "sqlite://", silent_seconds=1.5)
+    started(patient, "0" * 32)
+    patient.close()
+
+
 def test_where_no_process_can_be_started_points_are_sent_without_it(
     courier: Courier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

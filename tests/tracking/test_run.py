@@ -1,6 +1,7 @@
 """A run that a process writes to, against MLflow's own database."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
 from mltrain.checkpoint.lineage import current_line
+from mltrain.errors import RunHeld
 from mltrain.tracking.attempts import ATTEMPTS_FILE, CLAIM
 from mltrain.tracking.launcher import Launcher
 from mltrain.tracking.lease import HEARTBEAT_SECONDS
@@ -64,7 +66,9 @@ def test_a_loop_that_rolls_itself_back_goes_on_as_the_next_attempt(uri: str, tmp
 def test_a_process_that_rolls_back_still_holds_its_run(uri: str) -> None:
     manager = CheckpointManager()
     manager.save(state(5, 1.0))
-    manager.save(state(3, 2.0))  # a counter that went back, without a load
+    manager.save(state(7, 1.0))
+    manager.load("step:5")
+    manager.save(state(6, 2.0))
     assert manager.run.ordinal == 2
     time.sleep(1.5 * HEARTBEAT_SECONDS)  # the heartbeat asks who holds the run
     assert not manager.run.overtaken
@@ -89,4 +93,59 @@ def test_a_request_that_comes_while_the_last_points_are_delivered_counts(
 
     monkeypatch.setattr(run.sender, "drain", interrupted_drain)
     assert run.close("FINISHED", "done", 60.0, interrupted=lambda: bool(asked))
-    assert [what[1:] for what in repaired] == [(1, run.id, "FINISHED")]
+    assert [what[1:] for what in repaired] == [(1, run.id, "FINISHED", 1)]
+
+
+def test_a_run_that_was_closed_is_not_closed_again(uri: str) -> None:
+    run = open_run()
+    assert run.close("FINISHED", "done", 60.0)
+    assert run.close("FAILED", "an error after it", 60.0)
+    assert MlflowClient(uri).get_run(run.id).info.status == "FINISHED"
+
+
+def test_a_claim_that_comes_while_the_run_is_closed_is_the_end_of_its_hold(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, client = open_run(), MlflowClient(uri)
+    drain = run.sender.drain
+
+    def overtaken_drain(seconds: float) -> bool:
+        delivered = drain(seconds)
+        client.log_param(run.id, f"{CLAIM}2", "{}")
+        return delivered
+
+    monkeypatch.setattr(run.sender, "drain", overtaken_drain)
+    assert not run.close("FINISHED", "done", 60.0)
+    assert client.get_run(run.id).info.status == "RUNNING"  # as whoever claimed it has it
+    with pytest.raises(RunHeld):
+        run.require_hold()
+
+
+def test_a_claim_that_is_lost_writes_nothing_in_the_winners_name(uri: str) -> None:
+    run, client = open_run(), MlflowClient(uri)
+    client.log_param(run.id, f"{CLAIM}2", "{}")
+    with pytest.raises(RunHeld):
+        run.begin_attempt(None)
+    assert run.overtaken
+    run.close("FAILED", "overtaken", 60.0)
+    assert client.get_run(run.id).info.status == "RUNNING"
+
+
+def test_pictures_do_not_hold_up_the_end_and_what_is_lost_is_named(uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Each of these figures takes until the test lets it go."""
+    go = threading.Event()
+
+    class Slow:
+        def savefig(self) -> None:
+            raise AssertionError("it is drawn on a canvas of its own")
+
+        def set_canvas(self, canvas: object) -> None:
+            go.wait(60)
+            raise OSError("too late")
+
+    run = open_run()
+    run.log_pictures({f"figure/{number}": Slow() for number in range(40)}, 1, 1)
+    run.close("KILLED", "stopped", 1.0)  # it returns though no picture is made
+    go.set()
+    assert "40 pictures were not made" in caplog.text
+    assert "figure/0 of step 1, figure/1 of step 1" in caplog.text
