@@ -313,17 +313,18 @@ class TrainState:
         """Return the state of a schedule with its values a group in the order that its optimizer's groups have now."""
         for name, order in sources.items():
             if self.parts[name] is schedule.optimizer and order != list(range(len(parts[name]["param_groups"]))):
-                return _reordered(state, order, len(parts[name]["param_groups"]))
+                return in_order_of_groups(state, order, len(parts[name]["param_groups"]))
         return state
 
 
-def _reordered(state: Any, order: list[int], count: int) -> Any:
+def in_order_of_groups(state: Any, order: Sequence[int], count: int) -> Any:
+    """Return the state of a schedule of ``count`` groups with its values a group in another order."""
     if not isinstance(state, Mapping):
         return state
     return {
         key: [value[index] for index in order]
         if key in _A_GROUP and isinstance(value, (list, tuple)) and len(value) == count
-        else [_reordered(inner, order, count) for inner in value]
+        else [in_order_of_groups(inner, order, count) for inner in value]
         if key == "_schedulers"
         else value
         for key, value in state.items()

@@ -1,7 +1,10 @@
 """Early stopping: a stateful part like any other, so that its counters survive a resume."""
 
+import logging
 import math
 from typing import Any, Literal
+
+log = logging.getLogger(__name__)
 
 Mode = Literal["min", "max"]
 
@@ -45,11 +48,20 @@ class EarlyStopping:
         return self.patience is not None and self.without_improvement >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters; patience and metric are configuration, and may change on a resume."""
-        return {"best": self.best, "best_epoch": self.best_epoch, "without_improvement": self.without_improvement}
+        """Return the counters and what they count by; patience is configuration, and may change on a resume."""
+        counters = {"best": self.best, "best_epoch": self.best_epoch, "without_improvement": self.without_improvement}
+        return {**counters, "judged_by": [self.metric, self.mode]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the counters over."""
+        """Take the counters over; those of another metric or mode begin anew."""
+        if state.get("judged_by", [self.metric, self.mode]) != [self.metric, self.mode]:
+            log.warning(
+                "Early stopping counted by %s %s; it begins anew with %s %s.",
+                *state["judged_by"],
+                self.metric,
+                self.mode,
+            )
+            return
         self.best = state["best"]
         self.best_epoch = state["best_epoch"]
         self.without_improvement = state["without_improvement"]

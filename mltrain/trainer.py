@@ -25,7 +25,7 @@ from mltrain.data import Loader, mixed
 from mltrain.errors import MltrainError, NonFiniteLoss, RunHeld, UsageError
 from mltrain.history import History
 from mltrain.late_copy import LateCopy
-from mltrain.schedules import is_schedule, plans, replan
+from mltrain.schedules import Built, counts_steps, is_schedule, put_settings
 from mltrain.state import Progress, Rng, Stateful, TrainState, own_rng
 from mltrain.steps import AllowsLateCopy, FollowsMetric, HasDevice, HasEpochMetrics, HasParts, Metrics, Step, floats
 from mltrain.stopping import EarlyStopping, improves
@@ -192,7 +192,7 @@ class Trainer:
             task.step.prepare(self.device, config.amp)
         self.progress = Progress()
         self.history = History()
-        self.best = Best()
+        self.best = Best(config.best_metric, config.best_mode)
         metric, mode = (
             config.early_stopping_metric or config.best_metric,
             config.early_stopping_mode or config.best_mode,
@@ -202,6 +202,9 @@ class Trainer:
         self.measured: dict[str, float] = {}
         """What was measured at the present step."""
         self.state = TrainState()
+        step_parts = task.step.parts() if isinstance(task.step, HasParts) else {}
+        texts = {key: text for key, text in config.flattened().items() if type(config).affects_training(key)}
+        self._built = Built({**step_parts, **task.state}, texts)
         own: dict[str, Stateful] = {
             "loader": task.loader,
             "progress": self.progress,
@@ -211,7 +214,6 @@ class Trainer:
             "means": self.means,
             "rng": Rng(),
         }
-        step_parts = task.step.parts() if isinstance(task.step, HasParts) else {}
         for parts in (step_parts, task.state, own):  # one after the other, so that no name hides another part
             for name, part in parts.items():
                 self.state.add(name, part)
@@ -293,8 +295,10 @@ class Trainer:
     def _save(self, kind: Kind, late: LateCopy | None) -> None:
         if not self.means.skipped_in_a_row:
             self.means.rollbacks = 0
+        state = self.state.state_dict()
+        state["progress"]["built"] = self._built.record  # of this part every release reads its counters only
         self._saver.save(
-            self.state.state_dict(),
+            state,
             step=self.progress.step,
             epoch=self.progress.epoch,
             metrics=self.measured,
@@ -309,18 +313,32 @@ class Trainer:
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
         self._resumed_rng = None
 
-    def restore(self, parts: Mapping[str, Any], *, imported: bool = False) -> None:
+    def restore(
+        self,
+        parts: Mapping[str, Any],
+        *,
+        imported: bool = False,
+        changed: Mapping[str, tuple[str, str]] | None = None,
+    ) -> None:
         """Continue from the parts of a checkpoint; one that was ``imported`` may lack any but the model.
+
+        Hyper-parameters of optimizers, schedules and other parts that were built with other values than those of the
+        training that wrote the checkpoint take effect; all others go on as the checkpoint has them.
+
+        Args:
+            parts: name to state.
+            imported: whether the checkpoint was imported.
+            changed: keys of the configuration that changed, with (before, now), for checkpoints of releases that recorded
+                nothing of what was built.
 
         Raises:
             StateMismatch: they do not fit this task.
         """
-        planned = {name: plans(part) for name, part in self.state.parts.items() if is_schedule(part)}
         optional = self.state.parts.keys() - {"model"} if imported else _OWN_PARTS
         self._late.finish()
-        self.state.restore(parts, optional=optional, ignore_unknown=imported)
-        for name, plan in planned.items():
-            replan(self.state.parts[name], plan)
+        changes = self._built.before(parts, changed or {})
+        sources = self.state.restore(changes.parts, optional=optional, ignore_unknown=imported)
+        changes.apply(sources)
         self._saved_step, self._resumed_rng = self.progress.step, parts.get("rng")
 
     @property
@@ -459,8 +477,11 @@ class Trainer:
         self._late.finish()
         parts = {**step_parts, **self.task.state}
         # A schedule that follows a metric is one with the rates that it has set; any other is one with the counters.
-        trained = {name: part for name, part in parts.items() if not is_schedule(part) or hasattr(part, "is_better")}
-        TrainState(trained).restore({name: kept[name] for name in trained})
+        trained = {name: part for name, part in parts.items() if not (is_schedule(part) and counts_steps(part))}
+        settings = self._built.settings()
+        changes = self._built.before(kept, {})  # the checkpoint may be from before the configuration changed
+        changes.apply(TrainState(trained).restore({name: changes.parts[name] for name in trained}))
+        put_settings(settings)
         self.means.rollbacks += 1
         log.warning("%s: back to the state of step %d; the data go on from here.", why, kept["progress"]["step"])
 
@@ -548,19 +569,27 @@ class Trainer:
 
 
 class Best:
-    """The best value so far, with its epoch and step: a stateful part."""
+    """The best value of a metric so far, with its epoch and step: a stateful part."""
 
-    def __init__(self) -> None:
+    def __init__(self, metric: str, mode: str) -> None:
+        self._judged_by = [metric, mode]
         self.value: float | None = None
         self.epoch = 0
         self.step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return value, epoch and step."""
-        return {"value": self.value, "epoch": self.epoch, "step": self.step}
+        """Return value, epoch and step, and what it is the best of."""
+        return {"value": self.value, "epoch": self.epoch, "step": self.step, "judged_by": self._judged_by}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take value, epoch and step over."""
+        """Take value, epoch and step over; the best by another metric or mode is not the best by this one."""
+        if state_dict.get("judged_by", self._judged_by) != self._judged_by:
+            log.warning(
+                "The best so far was judged by %s %s; it begins anew with %s %s.",
+                *state_dict["judged_by"],
+                *self._judged_by,
+            )
+            return
         self.value, self.epoch, self.step = state_dict["value"], state_dict["epoch"], state_dict["step"]
 
 

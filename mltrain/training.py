@@ -152,7 +152,8 @@ class _Session:
         nowhere: Any = None  # nothing is recorded or saved before the run is open
         trainer = Trainer(task, config, nowhere, nowhere, self._stop, data=data)
         if origin.parts is not None:
-            trainer.restore(origin.parts, imported=origin.manifest is not None and origin.manifest.kind == "imported")
+            imported = origin.manifest is not None and origin.manifest.kind == "imported"
+            trainer.restore(origin.parts, imported=imported, changed=changed)
         else:
             seed_everything(config.seed)
         return _Prepared(origin, trainer, code, data, changed, Rng().state_dict())
