@@ -155,7 +155,8 @@ def assert_resumes_exactly(
     """Assert that a training which is interrupted and resumed ends as one that was left alone, bit by bit.
 
     Trains once undisturbed and once interrupted after each of the given steps. At an interruption the state goes through
-    the files of a checkpoint, all random number generators are spoilt, and everything is built anew.
+    the files of a checkpoint, all random number generators are spoilt, and everything is built anew. After every step one
+    number is drawn from each global generator and compared (``testing/draws``), so a draw outside of the training shows.
 
     Args:
         project: a registered name, a file, a folder, or a :class:`~mltrain.project.Project`.
@@ -232,10 +233,20 @@ class _Trained:
     steps: int
 
 
+class _DrawingTracker(MemoryTracker):
+    """Draws from every global generator with each step, as trainings do, so that a draw by anybody else shows."""
+
+    def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
+        super().log_metrics(values, step, compared=compared)
+        if compared:
+            draws = random.random() + float(np.random.rand()) + float(torch.rand(()))  # noqa: S311 - what a training draws
+            self.points.setdefault("testing/draws", {})[step] = draws
+
+
 def _in_memory(project: Project, overrides: Mapping[str, Any] | None, interrupt_at: Sequence[int]) -> _Trained:
     files = [project.config_file] if project.config_file is not None else []
     config = project.config.load(files, overrides=overrides)
-    tracker, saver = MemoryTracker(), MemorySaver()
+    tracker, saver = _DrawingTracker(), MemorySaver()
     for stop_at in (*interrupt_at, None):
         stop = StopAt(stop_at)
         devices.set_up(config.num_threads, config.deterministic, config.device)

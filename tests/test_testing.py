@@ -77,6 +77,25 @@ def test_random_numbers_from_a_generator_of_its_own_are_found() -> None:
         assert_resumes_exactly(project(build), {"epochs": 2})
 
 
+def test_a_draw_that_only_a_new_process_makes_is_found_where_nothing_else_is_drawn() -> None:
+    class Warm(Drifting):
+        warm = False
+
+        def __call__(self, batch: Any) -> Any:
+            if not self.warm:
+                random.random()
+                self.warm = True
+            return self.inner(batch)
+
+    def build(config: tiny.Config) -> mltrain.Task:
+        net = nn.Linear(6, 2)
+        inner = mltrain.Supervised(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.1))
+        return mltrain.Task(Warm(inner), mltrain.ResumableLoader(tiny.Noisy(40), 8))
+
+    with pytest.raises(AssertionError, match="testing/draws at step 4"):
+        assert_resumes_exactly(project(build), {"epochs": 2}, interrupt_at=[3])
+
+
 def test_a_part_left_out_of_the_state_is_named() -> None:
     def build(config: tiny.Config) -> mltrain.Task:
         task = tiny.build(config)

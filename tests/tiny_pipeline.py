@@ -4,11 +4,13 @@ The second network is trained on what the first makes of the numbers, so that no
 """
 
 import os
+import random
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -92,7 +94,8 @@ class Meeting:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.done == self.config.raise_at:
             raise RuntimeError("the user's own mistake")
-        return self.inner(batch)
+        draw = random.random() + float(np.random.rand()) + float(torch.rand(()))
+        return {**self.inner(batch), "draw": draw}
 
 
 def net() -> nn.Sequential:
