@@ -99,8 +99,8 @@ def learning_curves(history: History) -> Any:
             points = [(row["epoch"], row[member]) for row in history.rows if member in row]
             if points:
                 marker = "o" if len(points) < 30 else ""
-                axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=member)
-        axes.set_title(title)
+                axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=member.replace("$", r"\$"))
+        axes.set_title(title.replace("$", r"\$"))  # else a formula
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

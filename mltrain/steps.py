@@ -178,7 +178,7 @@ class Supervised:
         fine = bool(torch.isfinite(total + norm.to(total.device)))  # a GPU is waited for once
         fine = fine or (bool(torch.isfinite(total)) and self._fits(norm))
         overflow = not fine and bool(torch.isfinite(total)) and self._looks_for_scale
-        self._overflows = self._overflows + 1 if overflow else 0
+        self._overflows = 0 if fine else self._overflows + 1
         if not (fine or overflow):
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.update()

@@ -10,6 +10,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -29,6 +30,7 @@ from mltrain.schedules import Built, counts_steps, is_schedule, put_settings
 from mltrain.state import Progress, Rng, Stateful, TrainState, own_rng
 from mltrain.steps import AllowsLateCopy, FollowsMetric, HasDevice, HasEpochMetrics, HasParts, Metrics, Step, floats
 from mltrain.stopping import EarlyStopping, improves
+from mltrain.tree import flatten
 from mltrain.triggers import Every, Moment
 
 log = logging.getLogger(__name__)
@@ -223,7 +225,7 @@ class Trainer:
         self._due = Every(epochs=config.save_interval, steps=config.save_every_steps, minutes=config.save_every_minutes)
         self._saved_at = time.monotonic()
         self._saved_step = 0
-        self._failing = saver if isinstance(saver, HasFailure) else None
+        self._failing: HasFailure | None = None
         self._refused: MltrainError | None = None
         self._wanted = _wanted(task, config)
         self._missed: set[str] = set()
@@ -254,6 +256,8 @@ class Trainer:
 
     def _steps(self) -> Iterator[Progress]:
         fruitless = -1
+        self._failing = self._saver if isinstance(self._saver, HasFailure) else None
+        self._flatten_parts()
         if self.done:
             self._refuse_untrained()
         if self.means.ended and not (self.done or self._stop.requested):  # saved when the evaluation of an epoch failed
@@ -287,6 +291,14 @@ class Trainer:
                 log.warning(
                     "No evaluation measured %s=%s%s", self._wanted[name], name, _CONSEQUENCES[self._wanted[name]]
                 )
+
+    def _flatten_parts(self) -> None:
+        """Refuse what no checkpoint can hold before the first step, and not when the first epoch is to be saved."""
+        step_parts = self.task.step.parts() if isinstance(self.task.step, HasParts) else {}
+        for name, part in {**step_parts, **self.task.state}.items():
+            if not isinstance(part, torch.nn.Module):
+                with suppress(ValueError):  # of a lazy module, which has no tensors yet
+                    flatten({name: part.state_dict()})
 
     def save(self, kind: Kind) -> None:
         """Save the present state."""
@@ -458,10 +470,13 @@ class Trainer:
         """Return the error that ends the training, with what there is to go on from."""
         try:
             kept = self._saver.peek() if isinstance(self._saver, HasPeek) else None
+            readable = True
         except MltrainError:
-            kept = None
+            kept, readable = None, False
         remedy = "a lower learning rate or gradient clipping"
-        if kept is not None and self.means.trained:
+        if not readable:
+            advice = f"The last checkpoint cannot be read now. Try: mltrain verify, then resume from an intact one with {remedy}"
+        elif kept is not None and self.means.trained:
             advice = f"The checkpoint of step {kept['progress']['step']} is intact. Try: resume from it with {remedy}"
         else:
             advice = f"No checkpoint holds a trained state. Try: begin anew with {remedy}"
@@ -499,7 +514,7 @@ class Trainer:
         if self._is_evaluated(epoch):
             self._judge(measured)
         self.measured = measured
-        rate = {"learning_rate": self.task.step.learning_rate} if hasattr(self.task.step, "learning_rate") else {}
+        rate = {name: measured.pop(name) for name in ("learning_rate",) if name in measured}
         seconds, self._epoch_began = time.monotonic() - self._epoch_began, time.monotonic()
         loss = {"loss_total": measured["train/loss"]} if "train/loss" in measured else {}
         self.history.add({**measured, **loss, **rate, "epoch": epoch, "step": step})
@@ -520,6 +535,7 @@ class Trainer:
         try:
             evaluated = self._evaluated(self.progress.epoch + 1) if self._is_evaluated(self.progress.epoch + 1) else {}
             step = self.task.step
+            rate = floats({"learning_rate": step.learning_rate}, "The step") if hasattr(step, "learning_rate") else {}
             of_step = floats(step.epoch_metrics(), "epoch_metrics()") if isinstance(step, HasEpochMetrics) else {}
         except Exception:
             if _places(self.state.parts.values()) == weights:
@@ -531,7 +547,7 @@ class Trainer:
                 )
             raise
         means = {**self.means.taken(), **of_step}
-        return {**{f"train/{name}": value for name, value in means.items()}, **evaluated}
+        return {**{f"train/{name}": value for name, value in means.items()}, **evaluated, **rate}
 
     def _judge(self, measured: Mapping[str, float]) -> None:
         for name in self._wanted:

@@ -134,3 +134,8 @@ def test_learning_curves_have_a_panel_a_metric_with_train_and_validation_togethe
 def test_learning_curves_can_be_drawn_of_anything(measured: list[dict[str, float]], tmp_path: Path) -> None:
     learning_curves(history_of(measured)).savefig(tmp_path / "curves.png", dpi=20)
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_a_name_with_the_signs_of_a_formula_can_be_drawn() -> None:
+    history = history_of([{"val/cost $a_$": 1.0, "train/$": 2.0}])
+    learning_curves(history).savefig(io.BytesIO(), format="png")

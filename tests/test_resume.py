@@ -184,3 +184,90 @@ def test_names_that_mlflow_refuses_cost_no_point_no_picture_and_no_checkpoint(wo
     assert "Sent" not in workplace.mltrain("sync").out
     checkpoints = workplace.mltrain("checkpoints", done.run_id, "--json").json
     assert all(one["metrics"]["val/F1@0.5"] == 0.5 and one["metrics"]["x" * 300] == 2.0 for one in checkpoints)
+
+
+FAILS_ONCE = """
+from dataclasses import replace
+import os
+from tests import tiny
+from tests.tiny import Config
+
+def build(config):
+    task, calls = tiny.build(config), []
+    def evaluate():
+        calls.append(0)
+        if len(calls) == 2 and "FAIL" in os.environ:
+            raise RuntimeError("a mistake in the evaluation")
+        return task.evaluate()
+    return replace(task, evaluate=evaluate)
+"""
+
+
+def test_a_resume_after_an_evaluation_that_raised_begins_with_that_evaluation(
+    workplace: Workplace, undisturbed: tuple[Workplace, str]
+) -> None:
+    (workplace.folder / "fails.py").write_text(FAILS_ONCE)
+    failed = workplace.mltrain("train", "fails.py", FAIL="1")
+    assert failed.code == 1, failed.err
+    assert "a mistake in the evaluation" in failed.err
+    checkpoints = workplace.mltrain("checkpoints", failed.run_id, "--json").json
+    assert [(one["step"], one["kind"]) for one in checkpoints] == [(6, "epoch"), (12, "step")]
+    resumed = workplace.mltrain("train", "--resume-run", failed.run_id)
+    assert resumed.code == 0, resumed.err
+    reference, run_id = undisturbed
+    expected, got = reference.weights(run_id), workplace.weights(failed.run_id)
+    assert {part for part in expected if not same(expected[part], got[part])} == set()
+    assert workplace.points(failed.run_id) == reference.points(run_id)
+
+
+def test_a_training_whose_weights_are_not_finite_at_the_end_is_failed(workplace: Workplace) -> None:
+    (workplace.folder / "corrupts.py").write_text(CORRUPTS)
+    done = workplace.mltrain("train", "corrupts.py", "epochs=2")
+    assert done.code == 7, done.err
+    client = MlflowClient(workplace.uri)
+    assert client.get_run(done.run_id).info.status == "FAILED"
+    checkpoints = workplace.mltrain("checkpoints", done.run_id, "--json").json
+    assert [one["step"] for one in checkpoints] == [6]
+
+
+CORRUPTS = """
+from dataclasses import replace
+import torch
+from tests import tiny
+from tests.tiny import Config
+
+def build(config):
+    task = tiny.build(config)
+    class OwnStep:
+        calls = 0
+        def parts(self):
+            return task.step.inner.parts()
+        def __call__(self, batch):
+            task.step.inner(batch)
+            self.calls += 1
+            if self.calls == 12:
+                with torch.no_grad():
+                    task.step.inner.model[0].weight.fill_(float("nan"))
+            return {"loss": 1.0}
+    return replace(task, step=OwnStep(), evaluate=lambda: {"val/loss": 1.0}, images=None)
+"""
+
+ON_A_PLATEAU = """
+from dataclasses import replace
+import torch, mltrain
+from tests import tiny
+from tests.tiny import Config
+
+def build(config):
+    task = tiny.build(config)
+    inner = task.step.inner
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(inner.optimizer, mode="max")
+    return replace(task, step=mltrain.Supervised(inner.model, inner.loss, inner.optimizer, scheduler=schedule))
+"""
+
+
+def test_a_schedule_that_cannot_follow_its_metric_leaves_no_run_behind(workplace: Workplace) -> None:
+    (workplace.folder / "plateau.py").write_text(ON_A_PLATEAU)
+    refused = workplace.mltrain("train", "plateau.py")
+    assert (refused.code, "mode='min'" in refused.err) == (2, True), refused.err
+    assert MlflowClient(workplace.uri).search_runs(["0"]) == []

@@ -268,3 +268,25 @@ def test_a_schedule_that_follows_a_metric_moves_with_evaluations_only() -> None:
     for value, rate in ((1.0, 1.0), (0.5, 1.0), (0.6, 0.5), (float("nan"), 0.25)):
         step.evaluated(value)
         assert step.learning_rate == rate
+
+
+def test_infinite_gradients_while_a_scaler_looks_for_its_scale_do_not_count_until_they_do_not_end() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target) * 1e8  # with the first scales the gradient overflows, as in fp16
+
+    net = network()
+    step = Supervised(
+        net, loss, torch.optim.SGD(net.parameters(), lr=1e-12), clip=1.0, metrics={"accuracy": accuracy()}
+    )
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**110)
+    results = [step(batch()) for _ in range(30)]
+    skipped = [result for result in results if "grad_norm" not in result]
+    assert 0 < len(skipped) < 30
+    assert all(torch.isfinite(result["grad_norm"]) for result in results[len(skipped) :])
+    assert step.metrics["accuracy"].update_count == 30
+
+    stuck = at_zero(network())
+    stuck.scaler = torch.amp.GradScaler("cpu")
+    results = [stuck(batch()) for _ in range(40)]
+    assert ["grad_norm" in result for result in results] == [False] * 30 + [True] * 10
+    assert stuck.parts()["scaler"] is stuck.scaler

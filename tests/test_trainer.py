@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mltrain.errors import NonFiniteLoss, UsageError
+from mltrain.errors import NonFiniteLoss, StorageError, UnsupportedValue, UsageError
 from mltrain.state import TrainState, seed_everything
 from mltrain.steps import Supervised, floats
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
@@ -507,8 +507,9 @@ def on_a_plateau(config: tiny.Config, **options: Any) -> Task:
 def test_a_schedule_on_a_plateau_follows_evaluations_and_resumes_exactly(eval_interval: int) -> None:
     keys = {"epochs": 6, "eval_interval": eval_interval}
     whole, tracker, saver = trained(on_a_plateau, **keys)
+    # The rate that an epoch was trained with is that of the evaluations before it.
     rates = [tracker.points["learning_rate"][step] for step in range(6, 37, 6)]
-    evaluations = [epoch // eval_interval for epoch in range(1, 7)]
+    evaluations = [epoch // eval_interval for epoch in range(6)]
     assert rates == [1e-2 * 0.5 ** max(0, done - 1) for done in evaluations]
     part = MemorySaver()
     part.checkpoints = saver.checkpoints[:3]
@@ -524,3 +525,48 @@ def test_a_schedule_on_a_plateau_that_cannot_follow_its_metric_is_refused() -> N
         with pytest.raises(UsageError, match=said):
             trained(build, **keys)
     trained(lambda config: replace(on_a_plateau(config), evaluate=None), epochs=1, best_metric="train/loss")
+
+
+def test_a_part_that_no_checkpoint_can_hold_is_refused_before_the_first_step() -> None:
+    class Holding:
+        def state_dict(self) -> Any:
+            return {"call": print}
+
+        def load_state_dict(self, state: Any) -> None:
+            raise NotImplementedError
+
+    config = tiny.Config()
+    trainer = Trainer(
+        replace(tiny.build(config), state={"mine": Holding()}), config, MemoryTracker(), MemorySaver(), StopAt()
+    )
+    with pytest.raises(UnsupportedValue, match="mine"):
+        next(trainer.steps())
+    assert trainer.progress.step == 0
+
+
+def test_a_learning_rate_that_cannot_be_read_costs_no_epoch() -> None:
+    class Odd(tiny.Faulty):
+        @property
+        def learning_rate(self) -> Any:
+            return [0.1, 0.2]
+
+    def build(config: tiny.Config) -> Task:
+        task = tiny.build(config)
+        return replace(task, step=Odd(task.step.inner, config))  # type: ignore[attr-defined]
+
+    saver, config = MemorySaver(), tiny.Config(epochs=1)
+    with pytest.raises(UsageError, match="as the metric 'learning_rate'"):
+        list(Trainer(build(config), config, MemoryTracker(), saver, StopAt()).steps())
+    assert steps_saved(saver) == {6: "step"}
+    assert resumed(saver, MemoryTracker(), epochs=1).progress.epoch == 1
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_intact() -> None:
+    class Away(MemorySaver):
+        def peek(self) -> Any:
+            raise StorageError("the artifact store does not answer")
+
+    config = tiny.Config(epochs=3)
+    trainer = Trainer(not_finite(9)(config), config, MemoryTracker(), Away(), StopAt())
+    with pytest.raises(NonFiniteLoss, match="The last checkpoint cannot be read now"):
+        list(trainer.steps())

@@ -23,6 +23,7 @@ from mltrain.checkpoint.run import Run, Status
 from mltrain.checkpoint.spool import Spool, probe
 from mltrain.checkpoint.store import CheckpointStore, Survey
 from mltrain.checkpoint.writer import Writer
+from mltrain.config import nearest
 from mltrain.errors import (
     DamagedCheckpoint,
     MltrainError,
@@ -42,6 +43,7 @@ RETENTION_TAG = "mltrain.retention"
 T = TypeVar("T")
 
 _REMEMBERED = 8
+_DEFAULT_METRIC = "val/loss"
 
 _Key = tuple[str, int] | None
 """What the caller counted a checkpoint by: its step or its epoch."""
@@ -83,7 +85,7 @@ class CheckpointManager:
         device: str | torch.device = "cpu",
         max_to_keep: int = 5,
         policy: Policy | None = None,
-        metric: str = "val/loss",
+        metric: str = _DEFAULT_METRIC,
         mode: Mode = "min",
         committed: Committed | None = None,
         staging_gigabytes: float = 20.0,
@@ -117,6 +119,7 @@ class CheckpointManager:
         self.resumed_from: Manifest | None = None
         self._damaged: set[CheckpointId] = set()
         self._cut_short: set[CheckpointId] = set()
+        self._missed: set[str] = set()
         self._closed = False
         if run is None or isinstance(run, str):
             from mltrain.tracking.opening import open_run
@@ -245,6 +248,8 @@ class CheckpointManager:
             place = ".".join(str(part) for part in first["loc"])
             raise UsageError(f"{place}={first['input']!r:.80} cannot be saved: {first['msg']}.") from None
 
+        if extra is None and not best:  # a trainer, which adds files, knows itself which epochs it evaluates
+            self._name_what_is_missing(manifest.metrics)
         line = [earlier.id for earlier, _ in self._saved]
         origin = self.resumed_from.id if self.resumed_from is not None else None
 
@@ -472,6 +477,19 @@ class CheckpointManager:
             _refuse_going_back(key, newest, least=1, unread=True)
             self.resumed_from = newest
         return self.resumed_from
+
+    def _name_what_is_missing(self, metrics: Mapping[str, float]) -> None:
+        """Name, once each, the metrics that decide what is best or kept, and that are not among those of a save."""
+        # What nobody asked for may be absent: then the caller declares the best, or there is none.
+        wanted = retention.metrics_of(self.policy) | ({self._metric} if self._metric != _DEFAULT_METRIC else set())
+        for name in sorted(wanted - metrics.keys() - self._missed if metrics else ()):
+            self._missed.add(name)
+            log.warning(
+                "The metric %r, which decides what is best or kept, is not among those that were saved: %s.%s",
+                name,
+                f"{', '.join(metrics)}"[:500],
+                nearest(name, metrics),
+            )
 
     def _was_beyond(self, step: int) -> bool:
         """Whether this attempt has saved this step or a later one already."""

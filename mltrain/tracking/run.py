@@ -63,6 +63,8 @@ _MOST_NAMED = 10
 _ANSWER_SECONDS = 3.0
 """For so long after the end of its grace a process waits for the answer to its last question."""
 _LONGEST_TAG = 5000
+_LONGEST_PARAMETER = 6000
+"""What MLflow takes; the whole value is in the configuration among the artifacts."""
 PROJECT_TAG = "mltrain.project"
 PIPELINE_TAG = "mltrain.pipeline"
 """On the run of a pipeline and on those of its stages: the pipeline's name."""
@@ -298,7 +300,7 @@ class TrackedRun:
         held = self.server.run(self.id).data.params if self.launcher is not None else {}
         for key, value in Names("parameter", names.key).translated(parameters).items():
             if key not in held:
-                self.journal.log_item("param", key, redacted(value))
+                self.journal.log_item("param", key, redacted(value)[:_LONGEST_PARAMETER])
         self.set_tag(PROJECT_TAG, project)
 
     def record_attempt(self) -> None:

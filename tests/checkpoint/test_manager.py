@@ -16,7 +16,7 @@ from torch import nn
 
 from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.checkpoint.manifest import Manifest, Point
-from mltrain.checkpoint.retention import Best, Latest
+from mltrain.checkpoint.retention import Best, Latest, parse
 from mltrain.errors import NoCheckpoint, StorageError, UnsupportedValue, UsageError
 from tests import places
 from tests.checkpoint.runs import FolderRun, cut_short, epochs, state_at, train
@@ -774,3 +774,22 @@ def test_a_run_whose_newest_checkpoint_the_store_does_not_take_is_not_finished(
     assert run.status == "KILLED"
     assert run.only_local == ("step-000000002-a01", "FINISHED")
     assert "mltrain sync" in caplog.text
+
+
+def test_a_metric_that_is_not_among_those_saved_is_named_once_with_the_nearest(
+    run: FolderRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    with run.manager(metric="acuracy", policy=parse("Latest(2) | Best(1, 'val/iuo')")) as manager:
+        manager.save_epoch_checkpoint(state_at(1), 1)
+        assert "among" not in caplog.text, "nothing was measured yet"
+        for epoch in (2, 3):
+            manager.save_epoch_checkpoint(state_at(epoch), epoch, {"accuracy": 0.5, "val/iou": 0.5})
+    assert caplog.text.count("'acuracy', which decides what is best or kept") == 1
+    assert "Did you mean 'accuracy'?" in caplog.text
+    assert "Did you mean 'val/iou'?" in caplog.text
+
+
+def test_the_default_metric_may_be_absent(run: FolderRun, caplog: pytest.LogCaptureFixture) -> None:
+    with run.manager() as manager:
+        manager.save_epoch_checkpoint(state_at(1), 1, {"accuracy": 0.5})
+    assert "among" not in caplog.text
