@@ -7,21 +7,20 @@ the artifacts of its run; ``output.json`` there is written last, and without it 
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest
-from mltrain.checkpoint.spool import replace_file
+from mltrain.checkpoint.spool import replace_file, set_aside
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError
 from mltrain.tracking.artifacts import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS, Artifacts, artifacts_of, discard_cached
 from mltrain.tracking.artifacts import validated as valid_path
-from mltrain.tracking.home import outputs_home
+from mltrain.tracking.home import lock_file, outputs_home
 from mltrain.tracking.server import Server, tags_of
 
 log = logging.getLogger(__name__)
@@ -157,9 +156,10 @@ def fetched(server: Server, output: Output) -> Path:
         StorageError: this machine's disk refuses.
     """
     folder = outputs_home(server) / output.digest
-    with filelock.FileLock(f"{folder}.lock"):
+    with lock_file(folder.with_name(f"{folder.name}.lock")):
         artifacts: Artifacts | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        if (os.path.lexists(folder) and not folder.is_dir()) or any((folder / name).is_dir() for name in output.files):
+            log.warning("%s is damaged. It is kept as %s, and received anew.", folder, set_aside(folder).name)
         for file in [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]:
             if file.relative_to(folder).as_posix() not in output.files or file.is_symlink():
                 discard_cached(folder, file)

@@ -199,13 +199,12 @@ def created_from(home: Path) -> str | None:
     return None
 
 
-def lock_file(home: Path) -> filelock.BaseFileLock:
-    """Return the lock of a home, not taken; what is in its place and no file is set aside.
+def lock_file(file: Path) -> filelock.BaseFileLock:
+    """Return a lock on this host, not taken; what is in its place and no file is set aside.
 
     Raises:
         StorageError: the disk refuses.
     """
-    file = home / "lock"
     if file.is_dir() or (file.is_symlink() and not file.exists()):
         log.warning("%s is no file. It is kept as %s, and a new one takes its place.", file, set_aside(file).name)
     return filelock.FileLock(file)
@@ -218,7 +217,7 @@ def locked(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock:
         RunHeld: another process has it, and it is not to be taken over.
         StorageError: it cannot be made.
     """
-    lock = lock_file(home)
+    lock = lock_file(home / "lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -248,7 +247,7 @@ def lock_if_here(server: Server, run_id: str) -> Iterator[None]:
     if not home.is_dir():
         yield
         return
-    lock = lock_file(home)
+    lock = lock_file(home / "lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

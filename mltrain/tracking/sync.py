@@ -89,7 +89,7 @@ def _of_home(server: Server, home: Path, seconds: float, address: str | None) ->
     try:
         if not home.is_dir():
             return
-        with lock_file(home).acquire(timeout=0):
+        with lock_file(home / "lock").acquire(timeout=0):
             for file in sorted(home.glob("journal*.sqlite")) or [home / "journal.sqlite"]:
                 synced = _synced(server, home, file, seconds, address)
                 if address is None or synced != Synced(synced.run_id):  # nothing waits there: no concern of this store

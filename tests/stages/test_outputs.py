@@ -1,6 +1,8 @@
 """What a stage hands on: committed by its record, compared with its digests, copied verified."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,6 +165,34 @@ def test_a_copy_holds_exactly_what_was_handed_on_and_is_put_right(server: Server
     }
     assert (folder / "parts" / "one.bin").read_bytes() == (made / "parts" / "one.bin").read_bytes()
     assert (made / "about.json").exists()
+
+
+def a_file_in_place_of_the_copy(copy: Path) -> None:
+    shutil.rmtree(copy)
+    copy.write_text("no folder")
+
+
+def a_folder_in_place_of_a_file(copy: Path) -> None:
+    (copy / "about.json").unlink()
+    (copy / "about.json").mkdir()
+
+
+def a_folder_in_place_of_the_lock(copy: Path) -> None:
+    lock = copy.with_name(f"{copy.name}.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+
+
+@pytest.mark.parametrize(
+    "harm", [a_file_in_place_of_the_copy, a_folder_in_place_of_a_file, a_folder_in_place_of_the_lock]
+)
+def test_what_stands_in_the_place_of_a_copy_is_set_aside(
+    harm: Callable[[Path], None], server: Server, made: Path
+) -> None:
+    output, _ = given_run(server, made)
+    harm(outputs.fetched(server, output))
+    again = outputs.fetched(server, output)
+    assert sorted(file.name for file in again.rglob("*") if file.is_file()) == ["about.json", "one.bin"]
 
 
 def test_what_is_damaged_in_the_store_is_not_handed_on(server: Server, made: Path) -> None:
