@@ -307,21 +307,20 @@ class _Session:
                 NOT_KEPT,
                 f"the last checkpoint could not be kept: {manager.failure or 'it was not written in time'}",
             )
+        only_local = newest if staged and not in_store else None
+        if only_local is not None:
+            run.mark_only_local(only_local.name, "KILLED" if stopped else "FINISHED")
+            why += "; the newest checkpoint is on this machine only"
         run.finish_epochs(trainer.history)
         self._note(run, best)
         left = deadline - time.monotonic() if stopped or run.trouble is not None else grace_seconds()
         grace = 0.0 if self._stop.hurry.is_set() else max(1.0, left)
-        only_local = newest if staged and not in_store else None
-        if only_local is not None:
-            run.mark_only_local(only_local.name, "KILLED" if stopped else "FINISHED")
         # FINISHED means that the store has it all; what is not there yet can be resumed, or sent by mltrain sync.
         status: Status = "FINISHED" if in_store and not stopped else "KILLED"
         delivered = run.close(status, why, grace, interrupted=lambda: self._stop.requested)
         run.require_hold()
         if code == 0 and only_local is not None and run.closed:
-            code = (
-                STOPPED_STAGED  # a tracking server that is away may be what keeps it: that is no fault of the training
-            )
+            code = STOPPED_STAGED  # where the tracking server is away as well, the training has done all that it could
         if code in (0, STOPPED) and run.lost:
             code = NOT_KEPT
         row = trainer.history.rows[-1] if trainer.history.rows else {}
@@ -342,7 +341,10 @@ class _Session:
         return outcome
 
     def _upload(self, manager: CheckpointManager, troubled: Callable[[], bool], deadline: float) -> None:
-        """Wait until everything is committed; once there is trouble, no longer than until the deadline."""
+        """Wait until everything is committed; once there is trouble, no longer than until the deadline.
+
+        Who is in a hurry waits for this disk only: what is complete there can be resumed from.
+        """
         tried = time.monotonic()
         while not manager.wait(0.2) and not self._stop.hurry.is_set():
             now = time.monotonic()
@@ -351,6 +353,7 @@ class _Session:
             if manager.idle and now - tried > _RETRY_SECONDS:
                 tried = now
                 manager.retry()
+        manager.settle(max(0.0, deadline - time.monotonic()))
 
     def _best(self, manager: CheckpointManager) -> Manifest | None:
         try:

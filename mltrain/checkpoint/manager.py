@@ -387,6 +387,10 @@ class CheckpointManager:
         if failure is not None:
             raise failure
 
+    def settle(self, seconds: float) -> None:
+        """Wait until what was saved is complete on this disk, or given up, for at most so long."""
+        self._writer.settle(seconds)
+
     def retry(self) -> None:
         """Try again, in the background, to upload what could not be uploaded."""
         self._writer.retry()

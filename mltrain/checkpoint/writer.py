@@ -114,11 +114,16 @@ class Writer:
         with suppress(RuntimeError):  # it is closed
             self._disk.submit(lambda: self._later(job))
 
-    def settle(self) -> None:
-        """Wait until what was submitted is on the local disk, or is given up; for the thread that trains."""
+    def settle(self, seconds: float | None = None) -> None:
+        """Wait until what was submitted is on the local disk, or is given up; for the thread that trains.
+
+        Args:
+            seconds: to wait at most. If ``None``, there is no limit.
+        """
         self._rest.confirm()
         if self._staging is not None:
-            self._staging.result()
+            with suppress(TimeoutError):
+                self._staging.result(seconds)
 
     def retry(self) -> None:
         """Try again, in the background, to upload the newest checkpoint that could not be uploaded."""

@@ -152,9 +152,10 @@ class _Session:
             if self._tracked.overtaken:
                 raise RunHeld("Another process has taken this pipeline over; this one stops.")
             outcome = self._stage(stage, number)
-            if outcome is not None and outcome.exit_code:
-                stopped = outcome.exit_code in (STOPPED, STOPPED_STAGED, self._stop.exit_code)
-                code = STOPPED if outcome.exit_code == self._stop.exit_code and self._outputs else outcome.exit_code
+            failed = 0 if outcome is None else outcome.exit_code or (STOPPED_STAGED if outcome.only_local else 0)
+            if outcome is not None and failed:
+                stopped = failed in (STOPPED, STOPPED_STAGED, self._stop.exit_code)
+                code = STOPPED if failed == self._stop.exit_code and self._outputs else failed
                 return "KILLED" if stopped else "FAILED", code, f"{stage.name}: {outcome.why}"
         missing = [stage.name for stage in pipeline.stages if stage.name not in self._outputs]
         if missing:
@@ -197,7 +198,7 @@ class _Session:
         folders = {key: str(fetched(self._server, output)) for key, output in inputs.items()}
         outcome = self._done(stage, decision, folders, tags)
         self._runs[stage.name] = outcome.run_id
-        if outcome.exit_code == 0:
+        if outcome.exit_code == 0 and not outcome.only_local:  # the next stage takes what is in the store
             self._outputs[stage.name] = handed_on(self._server, stage, outcome.run_id)
         return outcome
 

@@ -413,6 +413,7 @@ class TrackedRun:
         if not self.overtaken:
             self._say(ended=said_of(status))
             self.sender.drain(max(0.0, deadline - time.monotonic()))
+            self._report_lost()
         self._let_go()
 
     def close(self, status: Status, why: str, grace: float, *, interrupted: Callable[[], bool] = lambda: False) -> bool:
@@ -445,7 +446,7 @@ class TrackedRun:
                 log.warning("The record of attempts does not say how this one ended: %s", error)
             self._say(ended=said_of(status))
             delivered = self.sender.drain(max(0.0, deadline - time.monotonic()))
-            self.lost = self.journal.lost()
+            self._report_lost()
             if self.lost and status == "FINISHED" and self.journal.unsent():
                 # A resume brings back what a checkpoint carries; so the run is not said to be complete.
                 status = "KILLED"
@@ -490,6 +491,15 @@ class TrackedRun:
             )
             self.set_tag("mltrain.pictures_left_out", str(len(left)))
         self.lease.end(max(0.0, deadline - time.monotonic()))
+
+    def _report_lost(self) -> None:
+        self.lost = self.journal.lost()
+        if self.lost:
+            log.error(
+                "%d records (metric points, tags or files) are lost: neither the tracking server nor this disk took them. A "
+                "resume records again what its checkpoint carries of the points.",
+                self.lost,
+            )
 
     def _let_go(self) -> None:
         self._monitor.close()

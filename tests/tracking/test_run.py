@@ -149,3 +149,18 @@ def test_pictures_do_not_hold_up_the_end_and_what_is_lost_is_named(uri: str, cap
     go.set()
     assert "40 pictures were not made" in caplog.text
     assert "figure/0 of step 1, figure/1 of step 1" in caplog.text
+
+
+def test_a_resume_warns_of_a_newer_checkpoint_that_another_host_alone_has(
+    uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with CheckpointManager() as manager:
+        manager.save(state(1, 1.0))
+    run_id = manager.run.id
+    client = MlflowClient(uri)
+    client.set_tag(run_id, "mltrain.newest_only_local", "step-000000002-a01 on another-host")
+    client.set_tag(run_id, "mltrain.status_when_sent", "finished")
+    CheckpointManager(run_id).close()
+    assert "step-000000002-a01, is on another-host only" in caplog.text
+    tags = client.get_run(run_id).data.tags
+    assert not [key for key in tags if "only_local" in key or "when_sent" in key]
