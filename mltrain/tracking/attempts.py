@@ -57,6 +57,8 @@ class Attempt:
     versions: dict[str, str] = field(default_factory=dict)
     ended: str | None = None
     why: str | None = None
+    withdrawn: bool = False
+    """Whether it ended before it began to train, and overtook nothing."""
 
 
 def recorded_config(artifacts: Artifacts) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from mltrain.tracking.attempts import (
     Attempt,
     await_lease,
     claim_attempt,
-    forget_only_local,
     holder_of,
     holder_tags,
     is_alive,
@@ -231,7 +230,6 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
         server.insist(server.client.update_run, run_id, status="RUNNING")
         _set_tags(server, run_id, holder_tags(ordinal))
         _warn_of_newer_elsewhere(run)
-        forget_only_local(server, run_id, tags_of(run))
         if launcher is not None:
             launchers.nest(server, launcher, run_id)
         launchers.repair(server, run_id, run.info.experiment_id)

@@ -34,6 +34,7 @@ from mltrain.tracking.attempts import (
     claim_attempt,
     conclude,
     ending_tags,
+    forget_only_local,
     holder_tags,
     only_local_tags,
     said_of,
@@ -121,6 +122,7 @@ class TrackedRun:
         self.launcher = launcher
         self.owned = True
         self.lost, self.closed = 0, False
+        self._only_local = False
         self._lock = lock
         self._listeners: list[Callable[[], None]] = []
         self._known = threading.Event()
@@ -400,6 +402,7 @@ class TrackedRun:
             checkpoint: its name.
             status: that the run gets when ``mltrain sync`` has sent it.
         """
+        self._only_local = True
         for key, value in only_local_tags(checkpoint, said_of(status)).items():
             self.set_tag(key, value)
 
@@ -466,6 +469,7 @@ class TrackedRun:
 
     def withdraw(self, why: str) -> None:
         """Let go of a run that was opened in vain: delete one that this process created, give another its status back."""
+        self.attempt.withdrawn = True
         if self.owned:
             self.close(self.earlier or "KILLED", why, grace_seconds())
         else:
@@ -531,6 +535,9 @@ class TrackedRun:
             if not conclude(server, self.id, self.ordinal, said_of(status)):
                 self.lease.overtaken.set()
                 return False
+            # What an earlier attempt left on a host is overtaken by this one, or sent.
+            if not self._only_local and not self.attempt.withdrawn:
+                forget_only_local(server, self.id, tags_of(server.run(self.id)))
         except MltrainError as error:
             log.warning("The run's status could not be set: %s", error)
             return False

@@ -122,8 +122,9 @@ def _synced(server: Server, home: Path, file: Path, seconds: float, address: str
             run_id = _created(server, birth, home)
         run = server.run(run_id)
         artifacts = artifacts_of(server, run, signs=COMMITTED)
-        attempt = last_attempt(run.data.params)
-        ends = _ends(recorded_attempts(artifacts, attempt))
+        attempts = [a for a in recorded_attempts(artifacts, last_attempt(run.data.params)) if not a.withdrawn]
+        attempt = attempts[-1].ordinal if attempts else 0
+        ends = _ends(attempts)
         dropped = journal.drop_beyond(ends)
         # The records first: they name the run's configuration, without which its checkpoints are of no use.
         before = journal.unsent()
@@ -153,17 +154,21 @@ def _is_at(server: Server, run_id: str, address: str) -> bool:
 
 def _settle(server: Server, run_id: str, artifacts: Artifacts, attempt: int) -> None:
     """Set the status that the run's tags tell; FINISHED only when its newest checkpoint is in the store."""
-    tags = tags_of(server.run(run_id))
+    run = server.run(run_id)
+    tags, last = (
+        tags_of(run),
+        last_attempt(run.data.params),
+    )  # one that was withdrawn may be later than the last that trained
     said = tags.get(STATUS_TAG, "")
     newest = CheckpointId.parse(tags.get(ONLY_LOCAL_TAG, "").partition(" ")[0])
     newest = newest if newest is not None and newest.attempt == attempt else None
     if newest is not None and CheckpointStore(run_id, artifacts).manifest(newest) is not None:
         if said in STATUS_OF and WHEN_SENT_TAG in tags:
             said = tags[WHEN_SENT_TAG]
-            server.insist(server.client.set_tag, run_id, f"{ENDED}{attempt}", said)
+            server.insist(server.client.set_tag, run_id, f"{ENDED}{last}", said)
         forget_only_local(server, run_id, tags)
     if said in STATUS_OF:
-        conclude(server, run_id, attempt, said)
+        conclude(server, run_id, last, said)
 
 
 def _created(server: Server, birth: Birth, home: Path) -> str:

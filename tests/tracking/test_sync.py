@@ -215,6 +215,25 @@ def test_a_newest_checkpoint_that_only_this_machine_has_is_sent_and_then_the_run
     assert not [key for key in after.data.tags if "only_local" in key or "when_sent" in key]
 
 
+def test_a_resume_that_was_refused_overtakes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mltrain.tracking.opening import resume
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    server = at(store)
+    with CheckpointManager() as manager:
+        manager.save({"model": {"weight": torch.ones(2)}}, step=1)
+    run_id = manager.run.id
+    server.client.set_tag(run_id, "mltrain.newest_only_local", "step-000000001-a01 on here")
+    server.client.set_tag(run_id, "mltrain.status_when_sent", "finished")
+    server.client.set_terminated(run_id, "KILLED")
+    resume(server, run_id, take_over=False, launcher=None).withdraw("refused")
+    journal = Journal(home_of(server, run_id) / "journal.sqlite", 1)
+    journal.add_points([("loss", 7, 0.5, 1_000)])
+    journal.close()
+    assert [(synced.sent, synced.dropped) for synced in sync(server)] == [(1, 0)]
+    assert server.run(run_id).info.status == "FINISHED"
+
+
 def test_nothing_is_written_twice(store: Path) -> None:
     server = at(store)
     run_id = left_behind(server, 1, 2)
