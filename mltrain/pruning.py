@@ -49,7 +49,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What would go from one run, and why it is left alone if it is."""
+    """What would go from one run, and why it is left alone if it is; ``failure``: what keeps it from being read."""
 
     run_id: str
     name: str
@@ -59,6 +59,7 @@ class RunPlan:
     kept: Mapping[CheckpointId, str] = field(default_factory=dict)
     models: tuple[MadeModel, ...] = ()
     left_alone: str | None = None
+    failure: MltrainError | None = None
     checkpoints: CheckpointReader | None = None
 
     @property
@@ -112,7 +113,7 @@ def plan_experiment(server: Server, experiment: str, rules: Rules) -> list[RunPl
         try:
             plans.append(_planned(server, run, keep))
         except MltrainError as error:
-            plans.append(RunPlan(run_id, name, left_alone=str(error).splitlines()[0]))
+            plans.append(RunPlan(run_id, name, left_alone=str(error).splitlines()[0], failure=error))
     return plans
 
 

@@ -134,7 +134,15 @@ class _Session:
         if self._request.resume_run is not None:
             return opening.resumable(self._server, self._request.resume_run, take_over=self._request.take_over)
         if self._launcher is not None:
-            opening.adoptable(self._server, self._launcher)
+            found = opening.adoptable(self._server, self._launcher)
+            wanted = self._config.experiment
+            experiment = self._server.insist(self._server.client.get_experiment, found.info.experiment_id).name
+            if wanted is not None and wanted != experiment:
+                log.warning(
+                    "experiment=%s is not used: the run that MLFLOW_RUN_ID names is in the experiment %s.",
+                    wanted,
+                    experiment,
+                )
         return None
 
     def _prepared(self, known: Any | None) -> _Prepared:

@@ -218,6 +218,9 @@ def prune(
     count = sum(len(plan.removals) + len(plan.uncommitted) + len(plan.litter) for plan in plans)
     if not as_json:
         print(f"In total {count} to remove, {total / 1e6:.1f} MB, of {len(plans)} run(s).")
+    failures = [plan.failure for plan in plans if plan.failure is not None]
+    if failures and len(failures) == len(plans):
+        sys.exit(failures[-1].exit_code)  # not a single run could be read
     if dry_run or count == 0:
         return
     if not yes and not typer.confirm("Remove these?"):

@@ -148,6 +148,9 @@ def adoptable(server: Server, launcher: Launcher) -> Any:
         remedy = f"continue it with: mltrain train --resume-run {launcher.run_id}; or unset MLFLOW_RUN_ID for a new run"
     else:
         remedy = "env -u MLFLOW_RUN_ID mltrain train …, which creates a run"
+    status: Any = STATUS_OF.get(run.data.tags.get(STATUS_TAG, ""))
+    if launcher.pid is not None and status is not None:
+        launchers.after(server, launcher.pid, run.info.run_id, status)  # mlflow run --run-id will call it FAILED
     raise UsageError(
         f"MLFLOW_RUN_ID names the run {launcher.run_id}, which holds {recorded}. Expected a run in which nothing was "
         f"recorded but parameters. Try: {remedy}."

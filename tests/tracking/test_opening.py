@@ -85,6 +85,18 @@ def test_the_refusal_names_the_command_that_continues_the_training(server: Serve
         adopted(server, run_id)
 
 
+def test_mlflow_run_does_not_leave_a_refused_training_as_failed(
+    server: Server, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = empty_run(client)
+    adopted(server, run_id)
+    repaired: list[tuple[object, ...]] = []
+    monkeypatch.setattr("mltrain.tracking.launcher.after", lambda *what: repaired.append(what[1:]))
+    with pytest.raises(UsageError):
+        opening.adoptable(server, Launcher(run_id, 1))
+    assert repaired == [(1, run_id, "FINISHED")]
+
+
 @pytest.mark.parametrize("run_id", ["0" * 32, "a word", "deleted"])
 def test_a_run_that_is_not_there_is_not_adopted(run_id: str, server: Server, client: MlflowClient) -> None:
     if run_id == "deleted":
