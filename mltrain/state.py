@@ -359,13 +359,21 @@ def _wrapped(keys: Iterable[str]) -> bool:
 def _names(parts: Mapping[str, Any]) -> dict[int, str]:
     """Return the names of the parameters of all modules among the parts, by identity: ``part.module.parameter``."""
     names: dict[int, str] = {}
-    for part, module in parts.items():
-        if isinstance(module, nn.Module):
-            found = list(module.named_parameters())  # a tied parameter has its first name
-            wrapped = _wrapped(name for name, _ in found)
-            for name, parameter in found:
-                names.setdefault(id(parameter), f"{part}.{_bare(name, wrapped)}")
+    for part, module in _modules(parts):
+        found = list(module.named_parameters())  # a tied parameter has its first name
+        wrapped = _wrapped(name for name, _ in found)
+        for name, parameter in found:
+            names.setdefault(id(parameter), f"{part}.{_bare(name, wrapped)}")
     return names
+
+
+def _modules(parts: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules among the parts, then those that other parts hold as attributes."""
+    yield from ((name, part) for name, part in parts.items() if isinstance(part, nn.Module))
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            held = getattr(part, "__dict__", {})
+            yield from ((f"{name}.{key}", one) for key, one in list(held.items()) if isinstance(one, nn.Module))
 
 
 def _described(optimizer: Any, names: Mapping[int, str]) -> list[list[tuple[str | None, Any, list[int] | None]]]:

@@ -692,6 +692,40 @@ def test_several_optimizers_and_modules_each_go_by_their_names() -> None:
     )
 
 
+class Holder:
+    """A part that keeps a module to itself."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"net": dict(self.net.state_dict())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.net.load_state_dict(state_dict["net"])
+
+
+def test_parameters_of_a_module_that_another_part_holds_have_names() -> None:
+    def held(groups: Any) -> TrainState:
+        state = two(groups)
+        net = state.parts["model"]
+        assert isinstance(net, nn.Module)
+        return TrainState({"optimizer": state.parts["optimizer"], "holder": Holder(net)})
+
+    def moved(state: TrainState) -> Any:
+        holder = state.parts["holder"]
+        assert isinstance(holder, Holder)
+        return moments(TrainState({"optimizer": state.parts["optimizer"], "model": holder.net}))
+
+    whole = two(in_two)
+    stepped(whole)
+    net = whole.parts["model"]
+    assert isinstance(net, nn.Module)
+    source, target = TrainState({"optimizer": whole.parts["optimizer"], "holder": Holder(net)}), held(swapped)
+    target.restore(copy.deepcopy(source.state_dict()))
+    assert identical(moved(target), moved(source))
+
+
 def test_tied_parameters_have_one_name() -> None:
     def tied() -> TrainState:
         net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
