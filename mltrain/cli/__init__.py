@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 
 import typer
 
@@ -65,14 +66,15 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process; a thread of mltrain that hangs in a request would be waited for otherwise."""
+    """End the process, though a thread of mltrain hangs in a request or still draws; what is kept is on the disk by now."""
     deadline = time.monotonic() + _THREADS_SECONDS
-    ours = [thread for thread in threading.enumerate() if thread.name.startswith("mltrain-") and not thread.daemon]
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("mltrain-")]
     for thread in ours:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in ours):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError, ValueError, AttributeError):  # nobody may read any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 

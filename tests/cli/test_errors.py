@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,22 @@ def test_json_is_json_also_when_there_is_nothing(workplace: Workplace) -> None:
     assert json.loads(workplace.mltrain("runs", "--json").out) == []
     shutil.rmtree(workplace.folder / "home", ignore_errors=True)
     assert json.loads(workplace.mltrain("sync", "--json").out) == []
+
+
+HANGING = """
+import sys, threading
+from mltrain.cli import main
+threading.Thread(target=threading.Event().wait, name="mltrain-store").start()
+sys.argv = ["mltrain", *{words}]
+main()
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["train", "no-such-project.py"], 2)])
+def test_a_thread_that_hangs_does_not_keep_the_process_from_ending(words: list[str], code: int, tmp_path: Path) -> None:
+    program = HANGING.format(words=words)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout or done.stderr  # what was printed has come out
