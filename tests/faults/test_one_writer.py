@@ -194,7 +194,7 @@ def in_a_container(workplace: Workplace, *words: str) -> Iterator["subprocess.Po
 
 
 def run_in(workplace: Workplace) -> str:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while "run_id=" not in (said := (workplace.folder / "container").read_text()) or "epoch " not in said:
         assert time.monotonic() < deadline, said
         time.sleep(0.1)
@@ -205,7 +205,7 @@ def test_a_live_holder_in_another_container_is_not_dead(workplace: Workplace) ->
     with in_a_container(workplace, "train", "tiny.py", "epochs=100000", "sleep=0.05"):
         run_id = run_in(workplace)
         other = workplace.elsewhere("another-home")
-        refused = other.mltrain("train", "--resume-run", run_id)
+        refused = other.mltrain("train", "--resume-run", run_id, timeout=240)
         assert refused.code == 4, refused.err
         (row,) = other.mltrain("runs", "--json").json
         assert row["state"] == "running elsewhere"
@@ -213,7 +213,7 @@ def test_a_live_holder_in_another_container_is_not_dead(workplace: Workplace) ->
         outside = workplace.start("train", "tiny.py", "epochs=100000", "sleep=0.05")
         second = outside.until("run_id=").partition("run_id=")[2].split()[0]
         with in_a_container(other, "train", "--resume-run", second) as asking:
-            assert asking.wait(120) == 4
+            assert asking.wait(240) == 4
         outside.child.kill(signal.SIGKILL)
         outside.wait()
     assert "mltrain.attempt.2" not in MlflowClient(workplace.uri).get_run(run_id).data.params
