@@ -53,7 +53,7 @@ def _found(tree: Any, path: str, tensors: Mapping[str, Tensor]) -> Iterator[str]
         for place, tensor in _numbers(entries["state"], f"{path}.state", tensors):
             if not _is_finite(tensor):
                 yield place
-    elif _are_weights(path.rpartition(".")[2], entries, tensors):
+    elif _are_weights(path, entries, tensors):
         for place, tensor in _numbers(tree, path, tensors):
             if not _is_finite(tensor) and (place.rpartition(".")[2] in _OF_PARAMETERS or not _is_mask(tensor)):
                 yield place
@@ -75,9 +75,9 @@ def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
             yield from _entries(tree["of"])
 
 
-def _are_weights(name: str, entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+def _are_weights(path: str, entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
     """Whether a mapping is a model's weights; running means of metrics have weights as well, but single numbers."""
-    if name in WEIGHTS_NAMES and any(_is_tensor(entry) for entry in entries.values()):
+    if path in WEIGHTS_NAMES and any(_is_tensor(entry) for entry in entries.values()):
         return True
     return any(
         key.rpartition(".")[2] == "weight" and _is_tensor(entry) and _row(entry, tensors).numel() > 1

@@ -101,6 +101,7 @@ def test_what_is_no_weight_may_be_anything() -> None:
         "history": {"rows": [{"val/loss": NAN}]},
         "rng": torch.get_rng_state(),
         "seen": torch.tensor([NAN]),
+        "figures": {"model": {"loss": torch.tensor([NAN, 1.0])}},
     }
     assert wrong({**state_at(1), **state}) == []
     assert wrong({"model": {"ids": torch.tensor([2**31 - 1, -1], dtype=torch.int32), "on": torch.tensor([True])}}) == []
