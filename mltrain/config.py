@@ -92,6 +92,9 @@ class Config(BaseModel):
     )
     """Fields whose change on a resume leaves the values that a step computes as they were planned."""
 
+    output_fields: ClassVar[frozenset[str]] = frozenset({"model_save_path"})
+    """Places that the training writes to; what they hold is no data, and may change freely."""
+
     @classmethod
     def load(
         cls,
@@ -204,6 +207,10 @@ class Config(BaseModel):
             for name, field in type(self).model_fields.items()
             if _is_place(field.annotation) and (value := getattr(self, name)) is not None
         }
+
+    def data_places(self) -> dict[str, Path]:
+        """The places that hold data: all but those of :attr:`output_fields`."""
+        return {name: place for name, place in self.places().items() if name not in self.output_fields}
 
 
 def read_mapping(file: Path) -> dict[str, Any]:

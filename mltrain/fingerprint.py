@@ -8,14 +8,20 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from mltrain.contents import Contents, contents_of
 from mltrain.redaction import redacted_uri
+from mltrain.written import ALL, Units, as_at_start
 
+ABSENT = "absent"
+"""In place of the digest of a place that does not exist."""
 _SAMPLED_FILES = 64
 _SAMPLED_BYTES = 65536
 _MOST_FILES = 200_000
+_CODE = "imports:"
 
 
 def versions() -> dict[str, str]:
@@ -34,9 +40,15 @@ def host() -> str:
     return socket.gethostname()
 
 
-def code(folder: Path) -> dict[str, str]:
-    """Return git commit, whether files differ from it, remote without secrets, and a digest of the Python files."""
-    found = {"digest": _digest_of_code(folder)}
+def code(place: Path) -> dict[str, str]:
+    """Return git commit, whether files differ from it, remote without secrets, and a digest of the project's own code.
+
+    Args:
+        place: a Python file, or a folder; if it has a ``project.py``, that and what it imports count, else all its Python files
+            but those in environments, hidden folders, installed packages and checkouts of their own.
+    """
+    folder = place if place.is_dir() else place.parent
+    found = {"digest": _digest_of_code(place)}
     commit = _git(folder, "rev-parse", "HEAD")
     if commit:
         found["commit"] = commit
@@ -45,6 +57,11 @@ def code(folder: Path) -> dict[str, str]:
         if remote:
             found["remote"] = redacted_uri(remote)
     return found
+
+
+def same_code(before: str, now: str) -> bool:
+    """Whether two digests of code are equal; those of different rules cannot tell."""
+    return before == now or before.startswith(_CODE) != now.startswith(_CODE)
 
 
 def imported_code(file: Path) -> str:
@@ -70,7 +87,11 @@ def imported_code(file: Path) -> str:
 
 def _imports(file: Path, content: bytes, root: Path) -> Iterator[Path]:
     bases = [file.parent, *(Path(entry or ".").resolve() for entry in sys.path)]
-    for node in ast.walk(ast.parse(content)):
+    try:
+        parsed = ast.parse(content)
+    except (SyntaxError, ValueError):  # whoever runs it will hear of that
+        return
+    for node in ast.walk(parsed):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -92,14 +113,62 @@ def _sources(names: list[str], bases: list[Path], root: Path) -> Iterator[Path]:
             found = next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
             if found is not None:
                 found = found.resolve()
-                if found.is_relative_to(root) and own not in found.parents and "site-packages" not in found.parts:
+                if found.is_relative_to(root) and own not in found.parents and not _is_installed(found, root):
                     yield found
                 break
 
 
+def _is_installed(file: Path, root: Path) -> bool:
+    """Whether a file below a root belongs to an environment, an installed package or a hidden folder."""
+    folders = [folder for folder in file.parents if folder.is_relative_to(root) and folder != root]
+    return any(_is_foreign(folder) for folder in folders)
+
+
+def _is_foreign(folder: Path) -> bool:
+    name = folder.name
+    return (
+        name in ("site-packages", "dist-packages", "node_modules")
+        or name.startswith(".")
+        or (folder / "pyvenv.cfg").is_file()
+    )
+
+
 def data(places: Mapping[str, Path]) -> dict[str, str]:
-    """Return one digest a place: over names and sizes of its files, and over the contents of a sample of them."""
-    return {name: _digest_of_data(place) for name, place in sorted(places.items())}
+    """Return one digest a place, over the names, sizes and contents of its files; :mod:`mltrain.contents` has the rule."""
+    return {name: digest_of(contents) for name, contents in contents_by_name(places).items()}
+
+
+def contents_by_name(places: Mapping[str, Path]) -> dict[str, Contents | None]:
+    """Return the contents of each place, and ``None`` for one that does not exist."""
+    there = {name: os.path.exists(place) for name, place in sorted(places.items())}  # noqa: PTH110 - no error if too long
+    return {name: contents_of(places[name]) if exists else None for name, exists in there.items()}
+
+
+def digest_of(contents: Contents | None) -> str:
+    """Return the digest of a place's contents."""
+    return contents.digest if contents is not None else ABSENT
+
+
+def same_data(before: str, now: str, place: Path, units: Units, *, may_fill: bool) -> bool:
+    """Whether a place holds the data of before, apart from what the training wrote into it.
+
+    Args:
+        before: the digest of then, by the rule of then: an earlier version or another budget may have computed it.
+        now: the digest of now.
+        place: the file or folder.
+        units: what the training wrote there.
+        may_fill: whether a place where nothing was may hold anything now.
+    """
+    if before == now or units == ALL:
+        return True
+    if before == ABSENT or "(0 files" in before:
+        return may_fill or not as_at_start(contents_of(place), units).files
+    rule = before.partition(":")[0] if ":" in before else None
+    if rule is None:
+        return _digest_before_contents(place) == before
+    if rule != "sha256" and not rule.removeprefix("sample").isdigit():
+        return False
+    return as_at_start(contents_of(place, rule), units).digest == before
 
 
 def git_root(folder: Path) -> Path | None:
@@ -123,15 +192,32 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _digest_of_code(folder: Path) -> str:
+def _digest_of_code(place: Path) -> str:
+    file = place / "project.py" if place.is_dir() else place
+    if file.is_file():
+        return _CODE + imported_code(file)
     digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*.py"))
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+    for one in sorted(_own_code(place)):
+        with suppress(OSError):
+            digest.update(one.relative_to(place).as_posix().encode() + b"\0" + one.read_bytes() + b"\0")
+    return _CODE + digest.hexdigest()[:16]
 
 
-def _digest_of_data(place: Path) -> str:
+def _own_code(folder: Path) -> Iterator[Path]:
+    for current, folders, names in os.walk(folder):
+        above = Path(current)
+        folders[:] = [
+            name
+            for name in folders
+            if not _is_foreign(above / name)
+            and name not in ("__pycache__", "build", "dist", "mlruns", "mlartifacts")
+            and not (above / name / ".git").exists()
+        ]
+        yield from (above / name for name in names if name.endswith(".py"))
+
+
+def _digest_before_contents(place: Path) -> str:
+    """Return the digest that earlier versions recorded: of the first 64 KiB of at most 127 files."""
     digest = hashlib.sha256()
     entries = sorted(_files(place))
     for relative, size, _ in entries:

@@ -143,7 +143,7 @@ def import_file(
     try:
         run.record_start(config.resolved(), config.flattened(), project.name)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(project.place)
-        run.attempt.data = fingerprint.data(config.places())
+        run.attempt.data = fingerprint.data(config.data_places())
         manager = CheckpointManager(run, policy=policy_of(config), metric=config.best_metric, mode=config.best_mode)
         trainer = Trainer(project.build(config), config, run, manager, StopRequest(), data=run.attempt.data)
         _apply(foreign, trainer, report)

@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from mltrain import fingerprint
 from mltrain.checkpoint.manager import CheckpointManager
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader
@@ -17,6 +19,7 @@ from mltrain.tracking.artifacts import artifacts_of
 from mltrain.tracking.home import known_home
 from mltrain.tracking.run import PIN_TAG, TrackedRun, pins_of
 from mltrain.tracking.server import Server
+from mltrain.written import Units
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +54,22 @@ class Origin:
         """The checkpoint, if it is of the run itself."""
         return self.manifest if self.run_id is None else None
 
-    def check(self, code: Mapping[str, Any], data: Mapping[str, str], *, allow_change: bool) -> None:
+    def check(
+        self,
+        code: Mapping[str, Any],
+        data: Mapping[str, str],
+        places: Mapping[str, Path],
+        written: Mapping[str, Units],
+        *,
+        allow_change: bool,
+    ) -> None:
         """Say what is different from when the checkpoint was written.
 
         Args:
             code: fingerprint of the project's code now.
             data: fingerprints of the data now, by the configuration's key.
+            places: where the data are, by the same keys.
+            written: what the training wrote there, which is no data.
             allow_change: go on with other data.
 
         Raises:
@@ -65,7 +78,7 @@ class Origin:
         if self.manifest is None:
             return
         before = self.manifest.code
-        if before.get("digest") and before.get("digest") != code.get("digest"):
+        if before.get("digest") and not fingerprint.same_code(before["digest"], code.get("digest", "")):
             log.warning(
                 "The project's code is not that of the checkpoint (commit %s then, %s now); this is recorded.",
                 before.get("commit", "unknown")[:12],
@@ -74,13 +87,15 @@ class Origin:
         changed = [
             f"{name}: {digest} then, {data[name]} now"
             for name, digest in self.manifest.data.items()
-            if data.get(name, digest) != digest
+            if name in data
+            and not fingerprint.same_data(digest, data[name], places[name], written.get(name, {}), may_fill=True)
         ]
         if changed and not allow_change:
             raise DataError(
                 "The data are not those that the checkpoint was trained on ("
                 + "; ".join(changed)
-                + "). Give the places of the same data as key=value, or resume with --allow-change."
+                + "). Give the places of the same data as key=value, or resume with --allow-change. If the training itself "
+                "writes there, name the field in output_fields of the configuration's class."
             )
 
 

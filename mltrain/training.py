@@ -33,8 +33,9 @@ from mltrain.tracking.home import grace_seconds, refuse_unwritable_home
 from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
 from mltrain.tracking.run import Status, TrackedRun
-from mltrain.tracking.server import TRAINING_PATIENCE, Server, connect, places
+from mltrain.tracking.server import TRAINING_PATIENCE, Server, connect, places, tags_of
 from mltrain.trainer import Task, Trainer, check_schedule
+from mltrain.written import WRITTEN_TAG, Watch, units_of
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class _Session:
         self._server = server
         self._launcher = launcher
         self._manager: CheckpointManager | None = None
+        self._watch: Watch | None = None
         self._resolved = Resolved(request, server)
         self._project, self._config = self._resolved.project, self._resolved.config
         self._origins = Origins(server, request)
@@ -100,6 +102,13 @@ class _Session:
         stop.on_usr1 = self._config.on_usr1
 
     def run(self) -> Outcome:
+        try:
+            return self._run()
+        finally:
+            if self._watch is not None:
+                self._watch.close()
+
+    def _run(self) -> Outcome:
         try:
             known = self._known()
             refuse_unusable(self._config, self._server)
@@ -155,8 +164,10 @@ class _Session:
             config = self._config = self._resolved.config_over(origin.params)
             changed = config.changes_from(origin.params)
             refuse_unusable(config, self._server)
-        task, data = self._built()
-        origin.check(code, data, allow_change=self._request.allow_change)
+        written = self._written()
+        task, data = self._built(written)
+        allowed = self._request.allow_change
+        origin.check(code, data, config.data_places(), units_of(written), allow_change=allowed)
         nowhere: Any = None  # nothing is recorded or saved before the run is open
         trainer = Trainer(task, config, nowhere, nowhere, self._stop, data=data)
         if origin.parts is not None:
@@ -213,10 +224,21 @@ class _Session:
         late, seconds = not request.require_tracking, opening.soon(self._server)
         return opening.create(self._server, self._config.experiment, name, word, tags, late=late, seconds=seconds)
 
-    def _built(self) -> tuple[Task, dict[str, str]]:
-        """Build the task, reproducibly, and take the fingerprint of its data."""
-        config = self._config
+    def _built(self, written: str) -> tuple[Task, dict[str, str]]:
+        """Build the task, reproducibly, and take the fingerprint of its data, without what an earlier attempt wrote there."""
+        config, places = self._config, self._config.data_places()
         devices.set_up(config.num_threads, config.deterministic, config.device)
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = watch = Watch(places, written)
+
+        def began() -> dict[str, str]:
+            found = fingerprint.contents_by_name(places)
+            start = watch.began({name: contents for name, contents in found.items() if contents is not None})
+            return {name: fingerprint.digest_of(start.get(name)) for name in found}
+
+        # What the first build unpacks is data. Later it is compared as it was left, before it is built again.
+        before = None if self._request.resume_run is None and self._request.fork_run is None else began()
         seed_everything(config.seed)
         task: Any = self._project.build(config)
         if not isinstance(task, Task):
@@ -224,7 +246,14 @@ class _Session:
                 f"build() of the project {self._project.name!r} returned a {type(task).__name__}. Expected an mltrain.Task."
             )
         check_schedule(task, config)
-        return task, fingerprint.data(config.places())
+        return task, began() if before is None else before
+
+    def _written(self) -> str:
+        """Return what earlier attempts, or the run that this one branches from, wrote into the places of the data."""
+        source = self._request.resume_run or self._request.fork_run
+        if source is None:
+            return ""
+        return str(tags_of(self._server.run(opening.created_as(self._server, source))).get(WRITTEN_TAG, ""))
 
     def _trained(self, run: TrackedRun, prepared: _Prepared) -> Outcome:
         manager = CheckpointManager(
@@ -252,7 +281,9 @@ class _Session:
         if self._request.resume_run is not None:
             self._continue(run, trainer, origin)
         run.record_attempt()
-        run.record_data({name: place for name, place in config.places().items() if name != "model_save_path"})
+        run.record_data(config.data_places())
+        if self._watch is not None:
+            self._watch.tell(lambda text: run.set_tag(WRITTEN_TAG, text))
         self._note(run, None)
         Rng().load_state_dict(prepared.random_numbers)  # opening the run may have drawn some
         return self._looped(run, manager, trainer, origin)
@@ -282,6 +313,8 @@ class _Session:
         self._stop.finish_steps()
         for _ in trainer.steps():
             self._display.stepped(trainer)
+            if self._watch is not None:
+                self._watch.look()
         if self._stop.requested and trainer.progress.step == first_step and not trainer.done:
             raise KeyboardInterrupt
         return self._closed(run, manager, trainer)

@@ -12,7 +12,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    ("errors", "redaction", "tree", "state", "config", "fingerprint", "process", "device", "generators", "late_copy"),
+    (
+        "errors",
+        "redaction",
+        "tree",
+        "state",
+        "config",
+        "contents",
+        "written",
+        "fingerprint",
+        "process",
+        "device",
+        "generators",
+        "late_copy",
+    ),
     ("history", "stopping", "triggers", "signals", "schedules", "steps", "data", "checkpoint", "tracking"),
     (
         "trainer",

@@ -1,4 +1,4 @@
-"""The fingerprint of a stage's code: its file, and what that imports from the same checkout; nothing else."""
+"""The fingerprint of code: a project's or stage's file, and what that imports from the same checkout; nothing else."""
 
 import subprocess
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mltrain.fingerprint import imported_code
+from mltrain.fingerprint import code, imported_code, same_code
 
 
 @pytest.fixture
@@ -78,3 +78,65 @@ def test_the_same_code_elsewhere_has_the_same_digest(
     checkout.rename(tmp_path / "moved")
     monkeypatch.syspath_prepend(str(tmp_path / "moved"))
     assert imported_code(tmp_path / "moved" / "stage.py") == before
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    for name in ("project.py", "near.py", "parts/__init__.py", "parts/one.py", "parts/two.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"name = {name!r}\n")
+    (folder / "project.py").write_text("import near\nfrom parts import one, two\n")
+    return folder
+
+
+FOREIGN = [
+    ".venv/lib/python3.11/site-packages/x/near.py",
+    "env/lib/x.py",
+    ".hidden/x.py",
+    "node_modules/x/x.py",
+    "build/lib/x.py",
+    "dist/x.py",
+    "mlruns/0/x.py",
+    "__pycache__/x.py",
+    "checkout/x.py",
+]
+
+
+@pytest.mark.parametrize("with_project", [True, False])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_lies_beside_a_project_is_no_code_of_it(name: str, with_project: bool, project: Path) -> None:
+    if not with_project:
+        (project / "project.py").rename(project / "main.py")
+    before = code(project)["digest"]
+    (project / name).parent.mkdir(parents=True)
+    (project / name).write_text("x = 1\n")
+    if name.startswith("env"):
+        (project / "env" / "pyvenv.cfg").touch()
+    if name.startswith("checkout"):
+        subprocess.run(["git", "init", "-q", str(project / "checkout")], check=True)
+    (project / "circle").symlink_to(project)
+    assert code(project)["digest"] == before
+
+
+@pytest.mark.parametrize("with_project", [True, False])
+def test_contents_that_change_places_are_other_code(with_project: bool, project: Path) -> None:
+    if not with_project:
+        (project / "project.py").rename(project / "main.py")
+    before = code(project)["digest"]
+    one, two = (project / "parts" / name for name in ("one.py", "two.py"))
+    texts = one.read_text(), two.read_text()
+    two.write_text(texts[0])
+    one.write_text(texts[1])
+    assert code(project)["digest"] != before
+
+
+def test_code_that_is_none_has_a_digest(project: Path) -> None:
+    (project / "project.py").write_text("this is no Python")
+    assert same_code(code(project)["digest"], code(project / "project.py")["digest"])
+
+
+def test_digests_of_different_rules_do_not_tell_of_a_change(project: Path) -> None:
+    now = code(project)["digest"]
+    assert same_code("0123456789abcdef", now)
+    assert not same_code(now[:-4] + "zzzz", now)

@@ -173,7 +173,7 @@ SPECIAL = [
 
 
 @pytest.mark.parametrize("name", SPECIAL)
-@pytest.mark.parametrize("value", ["[MASK]", "<extra_id_0>", "<|endoftext|>", "pad", "</s>"])
+@pytest.mark.parametrize("value", ["[MASK]", "<extra_id_0>", "<|endoftext|>", "pad", "</s>", "#!END#!"])
 def test_a_token_of_a_tokenizer_is_no_secret(name: str, value: str) -> None:
     assert not is_secret(name, value)
 

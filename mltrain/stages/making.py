@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mltrain.tracking.artifacts import open_artifacts
 from mltrain.tracking.home import grace_seconds
 from mltrain.tracking.run import TrackedRun
 from mltrain.tracking.server import Server, places
+from mltrain.written import WRITTEN_TAG, Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +77,18 @@ def make(making: Making, server: Server, display: Display, stop: StopRequest) ->
 def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) -> Outcome:
     config, stage = making.config, making.stage
     assert stage.make is not None
-    places_given = {name: place for name, place in config.places().items() if name != "model_save_path"}
+    places_given = config.data_places()
     run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(source_of(stage.make))
-    run.attempt.data = fingerprint.data(places_given)
+    found = fingerprint.contents_by_name(places_given)
+    run.attempt.data = {name: fingerprint.digest_of(contents) for name, contents in found.items()}
     run.record_attempt()
     run.record_data(places_given)
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     display.waiting("making files")
-    with tempfile.TemporaryDirectory(prefix="mltrain-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mltrain-") as folder, closing(Watch(places_given)) as watch:
+        watch.began({name: contents for name, contents in found.items() if contents is not None})
+        watch.tell(lambda text: run.set_tag(WRITTEN_TAG, text))
         metrics = floats(stage.make(config, Path(folder)), f"The stage {stage.name!r}")
         output = outputs.commit(run.id, run.artifacts, f"a{run.ordinal:02d}", Path(folder))
     if not output.files:

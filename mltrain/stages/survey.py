@@ -22,6 +22,7 @@ from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.elsewhere import UnusableArtifacts
 from mltrain.tracking.overview import state
 from mltrain.tracking.server import Server, tags_of
+from mltrain.written import WRITTEN_TAG, units_of
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def recipe_of(stage: Stage, config: Config, inputs: Mapping[str, Output]) -> Rec
 
 def data_of(stage: Stage, config: Config) -> dict[str, str]:
     """Return the fingerprints of the places that the configuration names and no stage hands on."""
-    own = {key: place for key, place in config.places().items() if key not in (*stage.needs, "model_save_path")}
+    own = {key: place for key, place in config.data_places().items() if key not in stage.needs}
     return fingerprint.data(own)
 
 
@@ -163,9 +164,21 @@ def _record(run: Any, artifacts: Artifacts, checkpoints: CheckpointReader, recip
     digests = {key: one["digest"] for key, one in outputs.inputs_of(run).items()}
     try:
         said = json.loads(tags_of(run)[RECIPE_TAG])
-        return Record(config, digests, dict(said["data"]), str(said["code"]))
+        return Record(config, digests, _data_now(run, dict(said["data"]), recipe), str(said["code"]))
     except (KeyError, ValueError, TypeError):
         return Record(config, digests, {}, "")
+
+
+def _data_now(run: Any, before: dict[str, str], recipe: Recipe) -> dict[str, str]:
+    """Return the digests of a run's data, by the present rule where the data are the same, apart from what the run wrote."""
+    places, written = recipe.config.places(), units_of(tags_of(run).get(WRITTEN_TAG, ""))
+    same = {
+        name: recipe.data[name]
+        for name, digest in before.items()
+        if name in recipe.data
+        and fingerprint.same_data(digest, recipe.data[name], places[name], written.get(name, {}), may_fill=False)
+    }
+    return before | same
 
 
 def _where(stage: Stage, epoch: int | None, record: Record) -> str:
