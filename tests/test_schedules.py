@@ -296,3 +296,12 @@ def test_going_back_after_a_loss_that_is_not_finite_keeps_the_rate_of_now() -> N
     optimizer = trainer.state.parts["optimizer"]
     assert isinstance(optimizer, Optimizer)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.01, 0.5), (0.001, 0.5)]
+
+
+def test_going_back_does_not_take_the_rate_back_that_a_schedule_has_moved_since() -> None:
+    _, parts, _ = trained(Config(), MADE["exponential"], THEN)
+    rates, _, trainer = trained(Config(), MADE["exponential"], THEN + 4)
+    trainer._roll_back(parts, "step 11")
+    optimizer = trainer.state.parts["optimizer"]
+    assert isinstance(optimizer, Optimizer)
+    assert settings(optimizer) == rates[-1]
