@@ -21,6 +21,7 @@ from mltrain.project import Project, find
 from mltrain.stages.outputs import fetched_inputs
 from mltrain.state import fitted, own_rng, seed_everything
 from mltrain.steps import HasDevice, HasParts, floats
+from mltrain.tracking import names
 from mltrain.tracking.artifacts import artifacts_of
 from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.run import pins_of
@@ -80,7 +81,7 @@ def pull(
         run_id: the run; or ``experiment``.
         to: a folder; made where it is missing.
         experiment: its name: the best run in it by ``metric`` and ``mode`` is taken.
-        metric: the metric that decides; none: the runs' own.
+        metric: the metric that decides, by the name that the project or the run has for it; none: the runs' own.
         mode: ``min`` or ``max``.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
         received: told of every file that has arrived and is verified: its name, its bytes, the bytes of all.
@@ -160,8 +161,12 @@ def best_run(server: Server, experiment: str, metric: str | None, mode: Mode | N
         key, direction = metric or own_metric, mode or own_mode
         try:
             store = CheckpointStore(run.info.run_id, artifacts_of(server, run))
-            checkpoints = CheckpointReader(store, Context(now(), {}, key, direction))
-            first = next(iter(checkpoints.matching("best")), None)
+            first = _best_by(store, key, direction)
+            if key in run.data.metrics and (first is None or key not in first.metrics):
+                # Checkpoints have the name that the project gave; the run has the one that MLflow accepts.
+                given = (name for manifest in store.manifests() for name in manifest.metrics)
+                key = next((name for name in given if names.key(name) == key), key)
+                first = _best_by(store, key, direction)
         except StorageError as error:
             log.warning("Run %s is left aside: %s", run.info.run_id, error)
             unusable = error
@@ -178,6 +183,10 @@ def best_run(server: Server, experiment: str, metric: str | None, mode: Mode | N
             f"No run of the experiment {experiment!r} has a checkpoint with the metric {metric or 'that is its best'!r}."
         )
     return best[1]
+
+
+def _best_by(store: CheckpointStore, metric: str, mode: Mode) -> Manifest | None:
+    return next(iter(CheckpointReader(store, Context(now(), {}, metric, mode)).matching("best")), None)
 
 
 def evaluate(

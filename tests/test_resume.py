@@ -184,6 +184,9 @@ def test_names_that_mlflow_refuses_cost_no_point_no_picture_and_no_checkpoint(wo
     assert "Sent" not in workplace.mltrain("sync").out
     checkpoints = workplace.mltrain("checkpoints", done.run_id, "--json").json
     assert all(one["metrics"]["val/F1@0.5"] == 0.5 and one["metrics"]["x" * 300] == 2.0 for one in checkpoints)
+    for name in ("val/F1@0.5", "val/F1_0.5"):
+        pulled = workplace.mltrain("pull", "--experiment", "Default", "--metric", name, "--mode", "max", "--to", "m")
+        assert pulled.code == 0, pulled.err
 
 
 FAILS_ONCE = """
