@@ -284,3 +284,12 @@ def test_a_second_process_on_the_same_pipeline_is_refused(tiny: TinyPipeline) ->
     assert tiny("--mode", "resume").code == 4
     assert tiny.states() == ["done", "running", "missing"]
     assert started.wait().code == 0
+
+
+def test_one_byte_of_a_stage_s_data_runs_it_anew(tiny: TinyPipeline) -> None:
+    source = tiny.workplace.folder / "source.bin"
+    source.write_bytes(bytes(10**6))
+    assert tiny("--mode", "skip", f"numbers.source={source}").code == 0
+    assert tiny.actions("--mode", "skip") == dict.fromkeys(STAGES, "skip")
+    flipped(source)
+    assert tiny.actions("--mode", "skip")["numbers"] == "run"
