@@ -35,9 +35,9 @@ class Client:
         self.calls += 1
         self.between.pop(self.calls, lambda: None)()
 
-    def search_experiments(self) -> list[Any]:
+    def search_experiments(self, **_: Any) -> Any:
         self._call()
-        return [SimpleNamespace(experiment_id="0")]
+        return Page([SimpleNamespace(experiment_id="0")])
 
     def search_runs(self, *_: Any, filter_string: str, **__: Any) -> Any:
         self._call()
