@@ -524,7 +524,7 @@ def test_a_disk_that_takes_nothing_is_reported_at_the_end(local: FolderRun, monk
         manager.wait()
     with pytest.raises(StorageError, match="Free some space"):
         manager.close()
-    assert local.status == "FINISHED", "the run is let go of nevertheless"
+    assert local.status == "KILLED", "the run is let go of nevertheless, and its newest checkpoint is nowhere"
 
 
 @pytest.mark.parametrize(
