@@ -68,7 +68,7 @@ def nest(server: Server, launcher: Launcher, run_id: str) -> None:
         after(server, launcher.pid, launcher.run_id, "delete")
 
 
-def after(server: Server, pid: int, run_id: str, action: Action, ordinal: int = 1) -> None:
+def after(server: Server, pid: int, run_id: str, action: Action, ordinal: int = 1) -> "subprocess.Popen[bytes]":
     """Do something to a run once a process has gone, from a process of its own that outlives this one.
 
     Args:
@@ -77,9 +77,12 @@ def after(server: Server, pid: int, run_id: str, action: Action, ordinal: int = 
         run_id: of the run.
         action: delete it, or give it this status.
         ordinal: of the attempt that has this status; a later one's is left alone.
+
+    Returns:
+        That process, which a caller that outlives it may wait for.
     """
     environment = dict(os.environ, MLFLOW_TRACKING_URI=server.uri)
-    subprocess.Popen(
+    return subprocess.Popen(
         # -P: the user's working directory may hold modules of any name, and is not searched.
         [sys.executable, "-P", "-m", "mltrain.tracking.launcher", str(pid), run_id, action, str(ordinal)],
         env=environment,
