@@ -32,7 +32,7 @@ class Origin:
         manifest: of the checkpoint; none: the start.
         parts: its verified contents.
         run_id: of the run that it belongs to, where that is another one.
-        params: the configuration beside it, where it is of the run itself and has one.
+        params: the configuration beside it, where it has one.
         passed_over: the checkpoints that come before it in the order of choice.
         damaged: those of them that are damaged.
     """
@@ -201,8 +201,13 @@ class Origins:
 
     def _branched(self, source: str, which: str, context: Context) -> Origin:
         artifacts = artifacts_of(self._server, self._server.run(source))
-        manifest, parts = CheckpointReader(CheckpointStore(source, artifacts), context).load(which)
-        return Origin(manifest, parts, source)
+        checkpoints = CheckpointReader(CheckpointStore(source, artifacts), context)
+        try:
+            manifest, (parts, params) = checkpoints.load_configured(which)
+        except NoCheckpoint:  # a loop of one's own writes none that has a configuration
+            manifest, parts = checkpoints.load(which)
+            params = None
+        return Origin(manifest, parts, source, params=params)
 
     def _branch_point(self, run: Any) -> tuple[str, str] | None:
         """Return from which run and checkpoint a fork began that has no commit of its own, as the pin there tells."""

@@ -53,12 +53,10 @@ class Built:
 
     Args:
         parts: of the step and the task, by name.
-        config: the configuration's values that may change what is trained, as text by key.
     """
 
-    def __init__(self, parts: Mapping[str, Stateful], config: Mapping[str, str]) -> None:
+    def __init__(self, parts: Mapping[str, Stateful]) -> None:
         self._parts = dict(parts)
-        self._config = dict(config)
         self._schedules = {name: part for name, part in parts.items() if is_schedule(part)}
         self._fresh = {name: copy.deepcopy(dict(part.state_dict())) for name, part in self._schedules.items()}
         self._groups = {
@@ -69,8 +67,8 @@ class Built:
             ]
         }
         self._now = json.loads(json.dumps({name: self._described(name) for name in parts}))
-        self.record = json.dumps({"config": self._config, "parts": self._now})
-        """What a checkpoint says of it, as JSON."""
+        self.record = json.dumps({"parts": self._now})
+        """What a checkpoint says of it, as JSON. It depends on nothing else, so equal trainings have equal checkpoints."""
 
     def _described(self, name: str) -> Any:
         """Return the plain values of a part as it was built."""
@@ -102,18 +100,11 @@ class Built:
 
         Args:
             parts: the states of a checkpoint.
-            changed: keys of the configuration whose values changed, for a checkpoint that has no record.
+            changed: keys of the configuration whose values changed, each with (before, now).
         """
         text = parts["progress"].get("built") if isinstance(parts.get("progress"), Mapping) else None
-        record = json.loads(text) if isinstance(text, str) else None
-        if record is not None:
-            then = record["config"]
-            changed = {
-                key: (then.get(key, "(not set)"), value)
-                for key, value in self._config.items()
-                if then.get(key, "(not set)") != value
-            }
-        return Changes(self, record["parts"] if record is not None else None, parts, changed)
+        then = json.loads(text)["parts"] if isinstance(text, str) else None
+        return Changes(self, then, parts, changed)
 
 
 class Changes:

@@ -205,8 +205,7 @@ class Trainer:
         """What was measured at the present step."""
         self.state = TrainState()
         step_parts = task.step.parts() if isinstance(task.step, HasParts) else {}
-        texts = {key: text for key, text in config.flattened().items() if type(config).affects_training(key)}
-        self._built = Built({**step_parts, **task.state}, texts)
+        self._built = Built({**step_parts, **task.state})
         own: dict[str, Stateful] = {
             "loader": task.loader,
             "progress": self.progress,
@@ -340,8 +339,7 @@ class Trainer:
         Args:
             parts: name to state.
             imported: whether the checkpoint was imported.
-            changed: keys of the configuration that changed, with (before, now), for checkpoints of releases that recorded
-                nothing of what was built.
+            changed: keys of the configuration that changed since the checkpoint, each with (before, now).
 
         Raises:
             StateMismatch: they do not fit this task.

@@ -162,8 +162,9 @@ class _Session:
         changed: Mapping[str, tuple[str, str]] = {}
         if origin.own is not None and origin.params is not None:
             config = self._config = self._resolved.config_over(origin.params)
-            changed = config.changes_from(origin.params)
             refuse_unusable(config, self._server)
+        if origin.params is not None:
+            changed = config.changes_from(origin.params)
         written = self._written()
         task, data = self._built(written)
         allowed = self._request.allow_change
@@ -172,7 +173,8 @@ class _Session:
         trainer = Trainer(task, config, nowhere, nowhere, self._stop, data=data)
         if origin.parts is not None:
             imported = origin.manifest is not None and origin.manifest.kind == "imported"
-            trainer.restore(origin.parts, imported=imported, changed=changed)
+            matters = {key: both for key, both in changed.items() if type(config).affects_training(key)}
+            trainer.restore(origin.parts, imported=imported, changed=matters)
         else:
             seed_everything(config.seed)
         return _Prepared(origin, trainer, code, data, changed, Rng().state_dict())
@@ -273,7 +275,7 @@ class _Session:
             manager.go_on_from(origin.own, origin.damaged)
             run.set_tag("mltrain.resumed_from", origin.own.name)
         self._origins.hold(origin, run)
-        run.attempt.changed = dict(prepared.changed)
+        run.attempt.changed = dict(prepared.changed) if origin.own is not None else {}
         run.attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
         run.attempt.versions, run.attempt.code = fingerprint.versions(), dict(prepared.code)
         run.attempt.data = dict(prepared.data)
