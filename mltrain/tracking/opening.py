@@ -18,7 +18,7 @@ from typing import Any
 from mltrain import fingerprint
 from mltrain.errors import MltrainError, RunHeld, RunNotFound, UsageError
 from mltrain.tracking import launcher as launchers
-from mltrain.tracking.artifacts import artifacts_of, open_artifacts
+from mltrain.tracking.artifacts import artifacts_of, open_artifacts, refuse_unwritable
 from mltrain.tracking.attempts import (
     HOLDER_TAG,
     ONLY_LOCAL_TAG,
@@ -143,6 +143,7 @@ def adoptable(server: Server, launcher: Launcher) -> Any:
         raise RunNotFound(f"MLFLOW_RUN_ID is set to {launcher.run_id!r:.80}. {error} Or unset MLFLOW_RUN_ID.") from None
     recorded = _recorded_in(server, run)
     if recorded is None:
+        _refuse_unwritable_artifacts(server, run)
         return run
     if HOLDER_TAG in run.data.tags or PROJECT_TAG in run.data.tags:
         remedy = f"continue it with: mltrain train --resume-run {launcher.run_id}; or unset MLFLOW_RUN_ID for a new run"
@@ -204,8 +205,14 @@ def resumable(server: Server, run_id: str, *, take_over: bool) -> Any:
             "Stop that one first, or take the run over with --take-over."
         )
     refuse_unwritable_home(server)
-    artifacts_of(server, run)
+    _refuse_unwritable_artifacts(server, run)
     return run
+
+
+def _refuse_unwritable_artifacts(server: Server, run: Any) -> None:
+    root = artifacts_of(server, run).local_root
+    if root is not None:
+        refuse_unwritable(root, "Mount it for writing, or give this user the right to write there.")
 
 
 def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher | None) -> TrackedRun:
@@ -292,10 +299,10 @@ def open_run(run_id: str | None = None) -> TrackedRun:
                 "from this loop all the same."
             )
         refuse_unwritable_home(server)
+        _refuse_unwritable_artifacts(server, known)
         if HOLDER_TAG in known.data.tags:
             run = resume(server, identity, take_over=False, launcher=None)
         else:
-            artifacts_of(server, known)  # one that cannot be used is refused before the tags
             lock = locked(home_of(server, identity), identity, take_over=False)
             try:
                 _set_tags(server, identity, holder_tags(1))
