@@ -140,8 +140,11 @@ class Supervised:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     def parts(self) -> dict[str, Stateful]:
-        """Return model, optimizer, and what else there is of scheduler, gradient scaler and metrics."""
+        """Return model, optimizer, and what else there is of trainable loss, scheduler, gradient scaler and metrics."""
         parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}
+        # A loss without parameters holds settings such as class weights, which the configuration may change on a resume.
+        if isinstance(self.loss, nn.Module) and any(one.requires_grad for one in self.loss.parameters()):
+            parts["loss_module"] = self.loss
         if self.scheduler is not None:
             parts["scheduler"] = self.scheduler
         if self.scaler.is_enabled():

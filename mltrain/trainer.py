@@ -46,7 +46,7 @@ _CONSEQUENCES = {
 _WATCHED = ("loss", "grad_norm")
 _COUNTERS = ("ended", "skipped", "skipped_in_a_row", "rollbacks")
 
-_OWN_PARTS = frozenset({"history", "best", "stopping", "means"})
+_OWN_PARTS = frozenset({"history", "best", "stopping", "means", "loss_module"})
 """Parts that a checkpoint may lack: training goes on without them, and that is said."""
 
 

@@ -48,6 +48,25 @@ def test_a_training_that_resumes_exactly_passes() -> None:
     assert_resumes_exactly(project(), {"epochs": 3})
 
 
+def test_a_loss_that_learns_resumes_exactly() -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(output * self.scale, target)
+
+    def build(config: tiny.Config) -> mltrain.Task:
+        net, loss = nn.Linear(3, 2), Weighted()
+        inputs = torch.randn(24, 3)
+        data = torch.utils.data.TensorDataset(inputs, (inputs.sum(1) > 0).long())
+        optimizer = torch.optim.SGD([*net.parameters(), *loss.parameters()], lr=0.5, momentum=0.9)
+        return mltrain.Task(mltrain.Supervised(net, loss, optimizer), mltrain.ResumableLoader(data, 4))
+
+    assert_resumes_exactly(project(build), {"epochs": 2})
+
+
 @pytest.mark.parametrize("steps", [(1, 2, 3), (2, 5, 7, 11), (6, 12)])
 def test_it_may_be_interrupted_any_number_of_times(steps: tuple[int, ...]) -> None:
     assert_resumes_exactly(project(), {"epochs": 3}, interrupt_at=steps)
