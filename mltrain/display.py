@@ -23,7 +23,13 @@ class Terminal:
         self._progress: Progress | None = None
         self._shown_epoch = -1
         self._look = ""
+        self._named = False
         self._epoch_began = time.monotonic()
+
+    def resuming(self, run_id: str) -> None:
+        """Print the run's id on a line of its own before the task is built, which may take long."""
+        line(f"run_id={run_id}")
+        self._named = True
 
     def opened(self, run: TrackedRun, where: str) -> None:
         """Say where the run is kept and print its id on a line of its own."""
@@ -36,7 +42,8 @@ class Terminal:
             else "Checkpoints and artifacts go to the server."
         )
         line(f"The log grows in {run.home / 'log.csv'}")
-        line(f"run_id={run.id}")
+        if not self._named:
+            line(f"run_id={run.id}")
 
     def began(self, trainer: Trainer, origin: str) -> None:
         """Say where training begins, and start the bar."""

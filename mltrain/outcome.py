@@ -45,6 +45,10 @@ class Outcome:
 class Display(Protocol):
     """What a training shows while it runs."""
 
+    def resuming(self, run_id: str) -> None:
+        """The run that is resumed is known, and nothing in it was changed yet."""
+        ...
+
     def opened(self, run: TrackedRun, where: str) -> None:
         """The run is known."""
         ...
@@ -68,6 +72,9 @@ class Display(Protocol):
 
 class Silence:
     """A display that shows nothing."""
+
+    def resuming(self, run_id: str) -> None:
+        """Show nothing."""
 
     def opened(self, run: TrackedRun, where: str) -> None:
         """Show nothing."""

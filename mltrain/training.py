@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from mltrain.tracking.attempts import recorded_config
 from mltrain.tracking.home import grace_seconds, refuse_unwritable_home
 from mltrain.tracking.images import note
 from mltrain.tracking.launcher import Launcher
+from mltrain.tracking.reaper import close_if_left
 from mltrain.tracking.run import Status, TrackedRun
 from mltrain.tracking.server import TRAINING_PATIENCE, Server, connect, places, tags_of
 from mltrain.trainer import Task, Trainer, check_schedule
@@ -111,12 +113,16 @@ class _Session:
     def _run(self) -> Outcome:
         try:
             known = self._known()
+            if known is not None:
+                self._display.resuming(known.info.run_id)
             refuse_unusable(self._config, self._server)
             prepared = self._prepared(known)
         except KeyboardInterrupt:
             if self._request.resume_run is None:
                 raise
             why = "stopped before the first step"
+            with suppress(MltrainError):
+                close_if_left(self._server, self._request.resume_run)  # this process does not hold it, and nobody does
             return Outcome(self._request.resume_run, self._stop.exit_code, why, None, None, {})
         run = self._opened()
         try:

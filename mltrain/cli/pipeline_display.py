@@ -15,6 +15,9 @@ class TerminalStage(Terminal):
         super().__init__()
         self._stage = stage
 
+    def resuming(self, run_id: str) -> None:
+        """Show nothing: the run is named when it is open."""
+
     def opened(self, run: TrackedRun, where: str) -> None:
         """Say which run it is and where its log grows."""
         line(f"  run {run.id}; follow it with: tail -f {run.home / LOG_FILE}")

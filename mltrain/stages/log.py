@@ -49,6 +49,10 @@ class LoggedStage(logging.Handler):
         """Write a warning or an error."""
         self._write(self.format(record))
 
+    def resuming(self, run_id: str) -> None:
+        """Write nothing yet: the file belongs to whoever holds the run."""
+        self._inner.resuming(run_id)
+
     def opened(self, run: TrackedRun, where: str) -> None:
         """Open the file, and write which attempt of which run this is."""
         self._run, self._file = run, run.home / LOG_FILE

@@ -74,6 +74,17 @@ def reap(
             yield _closed(server, before)
 
 
+def close_if_left(server: Server, run_id: str) -> None:
+    """Close a run as KILLED if it is said to be running and its process is known to be gone.
+
+    Raises:
+        RunNotFound, TrackingError: the run cannot be read or written.
+    """
+    run = server.run(run_id)
+    if is_held(run) and is_alive(server, run) is False:
+        _closed(server, run)
+
+
 def _closed(server: Server, run: Any) -> Reaped:
     said = tags_of(run).get(STATUS_TAG, "")
     said = said if said in STATUS_OF and not is_held(run) else "stopped"
