@@ -453,6 +453,7 @@ class TrackedRun:
             if self.lost and status == "FINISHED" and self.journal.unsent():
                 # A resume brings back what a checkpoint carries; so the run is not said to be complete.
                 status = "KILLED"
+                self._say(ended=said_of(status))  # after what is journalled above, for mltrain sync
                 self._finished_within(status, max(2.0, deadline - time.monotonic()))
             # A store that takes no files keeps nobody from saying to the server how the run ended.
             if delivered or (self.known and not self.journal.unsent_points(1)):
