@@ -81,7 +81,7 @@ def pull(
         run_id: the run; or ``experiment``.
         to: a folder; made where it is missing.
         experiment: its name: the best run in it by ``metric`` and ``mode`` is taken.
-        metric: the metric that decides, by the name that the project or the run has for it; none: the runs' own.
+        metric: the metric that decides, by the name that the project or the run has for it. If ``None``, each run's own.
         mode: ``min`` or ``max``.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
         received: told of every file that has arrived and is verified: its name, its bytes, the bytes of all.

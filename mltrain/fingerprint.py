@@ -89,7 +89,7 @@ def _imports(file: Path, content: bytes, root: Path) -> Iterator[Path]:
     bases = [file.parent, *(Path(entry or ".").resolve() for entry in sys.path)]
     try:
         parsed = ast.parse(content)
-    except (SyntaxError, ValueError):  # whoever runs it will hear of that
+    except (SyntaxError, ValueError):  # running it raises the error
         return
     for node in ast.walk(parsed):
         names: list[str] = []

@@ -116,7 +116,7 @@ class Origins:
         """Choose and verify what the state comes from, and change nothing; a resume without any commit begins at the start.
 
         Args:
-            run: MLflow's description of the run that is resumed; none: a new run begins.
+            run: MLflow's description of the run that is resumed; ``None`` for a new run.
             metric: decides which checkpoint is best.
             mode: whether less or more of it is better.
 

@@ -115,7 +115,7 @@ class CheckpointReader:
         One without a configuration is passed over, unless it was imported.
 
         Raises:
-            NoCheckpoint: there is none that this means, or none is intact and has a configuration.
+            NoCheckpoint: no checkpoint matches, or no match is intact and has a configuration.
         """
         candidates = self.matching(which)
         if not candidates:

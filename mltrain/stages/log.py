@@ -50,7 +50,7 @@ class LoggedStage(logging.Handler):
         self._write(self.format(record))
 
     def resuming(self, run_id: str) -> None:
-        """Write nothing yet: the file belongs to whoever holds the run."""
+        """Write nothing yet: the file belongs to the holder of the run."""
         self._inner.resuming(run_id)
 
     def opened(self, run: TrackedRun, where: str) -> None:

@@ -58,7 +58,7 @@ class Birth:
 
 
 def recorded_birth(home: Path) -> Birth | None:
-    """Return the record of a run that could not be created at once; ``None`` if there is none.
+    """Return the record of a run that could not be created at once; ``None`` without such a record.
 
     Where the record is damaged, what else is known takes its place: the run's id, or a name to create it by.
     """

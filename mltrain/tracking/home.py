@@ -191,7 +191,7 @@ def remember_home(run_id: str, home: Path) -> None:
 
 
 def created_from(home: Path) -> str | None:
-    """Return the id of the run that was created for a home from before that; ``None`` if there is none."""
+    """Return the id of the run that was created for a home from before that; ``None`` without such a record."""
     for file in home.parent.glob("*.home"):
         with suppress(OSError, ValueError):
             if RUN_ID.fullmatch(file.stem) and file.read_text(encoding="ascii") == home.name:

@@ -22,7 +22,7 @@ from mltrain.tracking.server import Server, paged, tags_of
 
 @dataclass(frozen=True)
 class Reaped:
-    """A run that was said to be running, and what was found.
+    """A run recorded as running, and what ``reap`` found.
 
     ``closed``; ``alive`` here or ``alive elsewhere``; or ``resumed`` by somebody at this moment.
     """
@@ -75,7 +75,7 @@ def reap(
 
 
 def close_if_left(server: Server, run_id: str) -> None:
-    """Close a run as KILLED if it is said to be running and its process is known to be gone.
+    """Close a run as KILLED if it is recorded as running and its process is known to be gone.
 
     Raises:
         RunNotFound, TrackingError: the run cannot be read or written.
