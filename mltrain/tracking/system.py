@@ -8,6 +8,9 @@ import psutil
 SYSTEM_SECONDS = 15.0
 """How often the use of CPU and memory is recorded; the step of such a point is the run's age in seconds."""
 
+_LAST_SECONDS = 1.0
+"""For so long the end of a run waits for a record that is being made."""
+
 SYSTEM_KEYS = (
     "system/cpu_utilization_percentage",
     "system/system_memory_usage_megabytes",
@@ -33,13 +36,18 @@ class SystemMonitor:
     def __init__(self, record: Callable[[dict[str, float]], None]) -> None:
         self._record = record
         self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="mltrain-system", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="mltrain-system", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Record nothing more."""
+        """Record nothing more: what was recorded after the journal has been sent would wait on this disk."""
         self._closed.set()
+        self._thread.join(_LAST_SECONDS)
 
     def _watch(self) -> None:
         while not self._closed.is_set():
-            self._record(system_metrics())
+            metrics = system_metrics()
+            if self._closed.is_set():
+                return
+            self._record(metrics)
             self._closed.wait(SYSTEM_SECONDS)

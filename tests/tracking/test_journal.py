@@ -276,15 +276,34 @@ def test_the_training_waits_for_a_slow_disk_and_memory_does_not_grow(
     assert "could not be written" not in caplog.text  # a lock is waited for, and is no error
 
 
-def test_thousands_of_points_at_once_cost_neither_seconds_nor_memory(journal: Journal) -> None:
+COUNTS = range(3000, 3600, 15)
+"""Each time another number of rows, for which SQLite needs another statement."""
+
+
+def plainly_written(database: sqlite3.Connection, count: int) -> None:
+    """Do to a table what the journal does with points, row by row."""
+    rows = [("loss", step, 0.1 * step, 0) for step in range(count)]
+    with database:
+        database.executemany("INSERT INTO points (key, step, value, timestamp) VALUES (?, ?, ?, ?/1000000)", rows)
+    ids = database.execute("SELECT id FROM points ORDER BY id").fetchall()
+    with database:
+        database.executemany("DELETE FROM points WHERE id = ?", ids)
+
+
+def test_thousands_of_points_at_once_cost_neither_time_nor_memory(journal: Journal, tmp_path: Path) -> None:
     process = psutil.Process()
-    before, began, written = process.memory_info().rss, time.process_time(), 0
-    for count in range(3000, 3600, 15):  # each time another number of rows, for which SQLite needs another statement
-        journal.add_points(("loss", step, 0.1 * step, 0) for step in range(count))
-        journal.flush()
-        journal.mark_sent(journal.unsent_points(count))
-        written += count
-    assert time.process_time() - began < 1e-5 * written
+    before, ours, plain = process.memory_info().rss, 0.0, 0.0
+    with closing(sqlite3.connect(tmp_path / "plain.sqlite")) as database:
+        database.execute("CREATE TABLE points (id INTEGER PRIMARY KEY, key TEXT, step INTEGER, value REAL, timestamp)")
+        for count in COUNTS:
+            began = time.process_time()
+            journal.add_points(("loss", step, 0.1 * step, 0) for step in range(count))
+            journal.flush()
+            journal.mark_sent(journal.unsent_points(count))
+            between = time.process_time()
+            plainly_written(database, count)
+            ours, plain = ours + between - began, plain + time.process_time() - between
+    assert ours < 4 * plain  # measured: 1.4; with one statement for all rows 9
     assert process.memory_info().rss - before < 40e6
 
 
