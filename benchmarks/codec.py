@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from mltrain.checkpoint.codec import decode
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
-from mltrain.checkpoint.spool import Spool
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
+from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.state import HostBuffers, snapshot
-from mltrain.tracking.artifacts import LocalArtifacts
+from mltrain.store.local import LocalArtifacts
 
 ROUNDS = 9
 

@@ -20,14 +20,14 @@ from mlflow import MlflowClient
 
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
 from mltrain.checkpoint.retention import parse
-from mltrain.checkpoint.spool import Spool
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
+from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.pruning import Rules, carry_out, plan_experiment
-from mltrain.state import HostBuffers, snapshot
-from mltrain.tracking.artifacts import LocalArtifacts
-from mltrain.tracking.server import Server
-from tests.database import fresh_database
-from tests.servers import TrackingServer
+from mltrain.commands.prune import Rules, carry_out, plan_experiment
+from mltrain.store.local import LocalArtifacts
+from mltrain.tracking.client import Server
+from tests.support.database import fresh_database
+from tests.support.servers import TrackingServer
 
 KEEP = "Latest(2) | Best(1)"
 NOBODY = "0" * 32

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.prune import Counted
-from tests.database import fresh_database
-from tests.servers import TrackingServer
+from tests.support.database import fresh_database
+from tests.support.servers import TrackingServer
 
 BEYOND = 100
 KEYS = ("loss", "accuracy", "rate", "norm")

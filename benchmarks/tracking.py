@@ -58,7 +58,7 @@ def measured(way: str, steps: int) -> dict[str, float]:
     """Run one way in this process."""
     loop(300, nothing)  # warm
     if way == "mltrain by turns":
-        from mltrain.tracking.opening import open_run
+        from mltrain.run.opening import open_run
 
         run, done = open_run(), 0
         ratios: list[float] = []
@@ -78,7 +78,7 @@ def measured(way: str, steps: int) -> dict[str, float]:
         spreads = {"low": low, "median": median, "high": high, "first": ratios[0]}
         return {"steps": steps, "loop": 1.0, "all": 1.0, "waited": waited / done, **spreads}
     if way == "mltrain":
-        from mltrain.tracking.opening import open_run
+        from mltrain.run.opening import open_run
 
         before = loop(steps, nothing)
         run = open_run()

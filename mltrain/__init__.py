@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mltrain.checkpoint.manager import CheckpointManager as CheckpointManager
+    from mltrain.checkpoint.late_copy import LateCopy as LateCopy
     from mltrain.checkpoint.retention import Best as Best
     from mltrain.checkpoint.retention import Budget as Budget
     from mltrain.checkpoint.retention import EveryNth as EveryNth
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     from mltrain.checkpoint.retention import Named as Named
     from mltrain.checkpoint.retention import Pinned as Pinned
     from mltrain.checkpoint.retention import Younger as Younger
+    from mltrain.commands.evaluate import load_best as load_best
+    from mltrain.commands.evaluate import pull as pull
+    from mltrain.commands.train import train as train
     from mltrain.config import Config as Config
     from mltrain.data import ResumableLoader as ResumableLoader
     from mltrain.data import StreamLoader as StreamLoader
     from mltrain.errors import MltrainError as MltrainError
-    from mltrain.evaluate import load_best as load_best
-    from mltrain.evaluate import pull as pull
-    from mltrain.late_copy import LateCopy as LateCopy
+    from mltrain.manager import CheckpointManager as CheckpointManager
     from mltrain.pipeline import Pipeline as Pipeline
     from mltrain.pipeline import Stage as Stage
+    from mltrain.run.opening import open_run as open_run
     from mltrain.state import Stateful as Stateful
     from mltrain.state import TrainState as TrainState
     from mltrain.steps import Supervised as Supervised
     from mltrain.stopping import EarlyStopping as EarlyStopping
-    from mltrain.tracking.opening import open_run as open_run
     from mltrain.trainer import Task as Task
     from mltrain.trainer import Trainer as Trainer
-    from mltrain.training import train as train
     from mltrain.triggers import Every as Every
 
 _HOMES = {
-    "CheckpointManager": "checkpoint.manager",
+    "CheckpointManager": "manager",
     "Best": "checkpoint.retention",
     "Budget": "checkpoint.retention",
     "EveryNth": "checkpoint.retention",
@@ -44,19 +44,19 @@ _HOMES = {
     "ResumableLoader": "data",
     "StreamLoader": "data",
     "MltrainError": "errors",
-    "load_best": "evaluate",
-    "pull": "evaluate",
-    "LateCopy": "late_copy",
+    "load_best": "commands.evaluate",
+    "pull": "commands.evaluate",
+    "LateCopy": "checkpoint.late_copy",
     "Pipeline": "pipeline",
     "Stage": "pipeline",
     "Stateful": "state",
     "TrainState": "state",
     "Supervised": "steps",
     "EarlyStopping": "stopping",
-    "open_run": "tracking.opening",
+    "open_run": "run.opening",
     "Task": "trainer",
     "Trainer": "trainer",
-    "train": "training",
+    "train": "commands.train",
     "Every": "triggers",
 }
 

@@ -5,7 +5,6 @@ PyYAML reads a string, and ``no`` stays a string where a string is wanted.
 """
 
 import copy
-import difflib
 import json
 import os
 import types
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mltrain.errors import ConfigError
+from mltrain.errors import ConfigError, nearest
 from mltrain.redaction import DEFAULT, REDACTED, is_secret, redacted_tree, remember
 
 NOT_GIVEN = frozenset({"", "''", '""', "none", "None", "null", "~"})
@@ -238,12 +237,6 @@ def read_mapping(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds a {type(content).__name__} at its top level; a mapping of keys was expected.")
     return content
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean '…'?`` for the known word most like this one, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mltrain.errors import StateMismatch, UsageError
-from mltrain.generators import Aside, seed_cheaply
+from mltrain.rng import Aside, seed_cheaply
 from mltrain.state import Stateful
 
 _MASK = 2**64 - 1

@@ -20,6 +20,7 @@
 A message says what happened, what was expected, what came instead, and what to do next.
 """
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 
@@ -134,3 +135,9 @@ def shortened(names: Sequence[str], most: int = 12) -> str:
     """Return names joined by commas; beyond ``most``, how many more there are."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" … and {rest} more" if rest > 0 else "")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean '…'?`` for the known word most like this one, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

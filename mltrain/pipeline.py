@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mltrain.config import Config, nearest, read_mapping
-from mltrain.errors import ConfigError, UsageError
+from mltrain.config import Config, read_mapping
+from mltrain.errors import ConfigError, UsageError, nearest
 from mltrain.trainer import Task
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)

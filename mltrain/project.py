@@ -25,10 +25,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType
 from typing import Any
 
-from mltrain import fingerprint
-from mltrain.config import Config, nearest
-from mltrain.errors import UsageError
+from mltrain.config import Config
+from mltrain.errors import UsageError, nearest
 from mltrain.pipeline import Pipeline
+from mltrain.provenance import fingerprint
 from mltrain.trainer import Task
 
 __path__: list[str] = []

@@ -24,7 +24,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 from weakref import WeakSet
 
-from mltrain.process import is_running
+from mltrain.ownership.liveness import is_running
 
 _SAME_REQUEST_SECONDS = 1.0
 _LOOK_SECONDS = 0.5

@@ -26,18 +26,20 @@ import torch
 from mltrain import device as devices
 from mltrain.checkpoint.codec import decode, encode
 from mltrain.checkpoint.finite import nonfinite
+from mltrain.checkpoint.late_copy import LateCopy
 from mltrain.checkpoint.manifest import Kind
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
+from mltrain.commands.evaluate import reader
+from mltrain.commands.result import Outcome, Silence
+from mltrain.commands.train import train
+from mltrain.commands.train_request import Request
 from mltrain.errors import MltrainError, NonFiniteLoss
-from mltrain.evaluate import reader
 from mltrain.history import History
-from mltrain.late_copy import LateCopy
-from mltrain.outcome import Outcome, Silence
 from mltrain.project import Project, find
-from mltrain.request import Request
-from mltrain.state import HostBuffers, Progress, seed_everything, snapshot
-from mltrain.tracking.server import connect
+from mltrain.rng import seed_everything
+from mltrain.state import Progress
+from mltrain.tracking.client import connect
 from mltrain.trainer import Trainer
-from mltrain.training import train
 
 _CLOCKS = ("system/",)
 """Metrics that tell the time, and are therefore not compared."""

@@ -19,18 +19,19 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from mltrain import device as devices
+from mltrain.checkpoint.late_copy import LateCopy
 from mltrain.checkpoint.manifest import Kind
+from mltrain.checkpoint.pytree import flatten
 from mltrain.checkpoint.retention import metrics_of, parse
-from mltrain.config import Config, nearest
+from mltrain.config import Config
 from mltrain.data import Loader, mixed
-from mltrain.errors import MltrainError, NonFiniteLoss, RunHeld, UsageError
+from mltrain.errors import MltrainError, NonFiniteLoss, RunHeld, UsageError, nearest
 from mltrain.history import History
-from mltrain.late_copy import LateCopy
+from mltrain.rng import Rng, own_rng
 from mltrain.schedules import Built, counts_steps, is_schedule, put_settings
-from mltrain.state import Progress, Rng, Stateful, TrainState, own_rng
+from mltrain.state import Progress, Stateful, TrainState
 from mltrain.steps import AllowsLateCopy, FollowsMetric, HasDevice, HasEpochMetrics, HasParts, Metrics, Step, floats
 from mltrain.stopping import EarlyStopping, improves
-from mltrain.tree import flatten
 from mltrain.triggers import Every, Moment
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Task:
         evaluate: measures on held-out data and returns floats such as ``val/loss``. When it raises, the end of the epoch is
             saved as it was before, the training ends with that error, and a resume evaluates again.
         images: makes pictures of fixed held-out samples, by name: PIL images, figures, files, arrays or tensors (see
-            :func:`mltrain.tracking.images.as_image`). Called when the epoch is saved; an error is logged as a warning.
+            :func:`mltrain.delivery.images.as_image`). Called when the epoch is saved; an error is logged as a warning.
         report: evaluates thoroughly, writes tables and pictures into a folder, and returns floats.
         state: further parts that belong to every checkpoint, by name.
     """

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mltrain.config import NOT_GIVEN, RESERVED, Config, nearest, read_mapping
-from mltrain.errors import ConfigError
+from mltrain.config import NOT_GIVEN, RESERVED, Config, read_mapping
+from mltrain.errors import ConfigError, nearest
 
 
 class Network(BaseModel):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mltrain.data import Loader, ResumableLoader, StreamLoader, mixed
 from mltrain.errors import StateMismatch, UsageError
-from mltrain.state import Rng, seed_everything
-from tests.values import identical
+from mltrain.rng import Rng, seed_everything
+from tests.support.values import identical
 
 
 class Noisy:

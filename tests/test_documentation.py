@@ -11,7 +11,7 @@ import yaml
 from typer.main import get_command
 
 from mltrain.cli import app
-from tests.conftest import Workplace
+from tests.support.workplace import Workplace
 
 CHECKOUT = Path(__file__).parent.parent
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]

@@ -12,8 +12,8 @@ from mltrain.checkpoint.codec import decode
 from mltrain.checkpoint.manifest import FILE_NAME, Manifest
 from mltrain.errors import DamagedCheckpoint
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt, differences
-from tests import tiny
 from tests.golden.contents import everything
+from tests.support import tiny
 
 RELEASES = sorted(found for found in (Path(__file__).parent / "golden").iterdir() if (found / "losses.json").is_file())
 

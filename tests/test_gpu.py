@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from mltrain.checkpoint.snapshot import HostBuffers
 from mltrain.device import make_current
-from mltrain.state import HostBuffers, Rng
+from mltrain.rng import Rng
 
 pytestmark = pytest.mark.gpu
 

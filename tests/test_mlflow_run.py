@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import Workplace
+from tests.support.workplace import Workplace
 
 CHECKOUT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -42,7 +42,7 @@ def visible(workplace: Workplace, expected: int) -> dict[str, str]:
 
 
 def test_a_training_and_its_resume_are_one_visible_run(workplace: Workplace) -> None:
-    first = mlflow_run(workplace, "project=tests/tiny.py", "epochs=2", "lr=1e-3")
+    first = mlflow_run(workplace, "project=tests/support/tiny.py", "epochs=2", "lr=1e-3")
     said = first.communicate(timeout=120)[0]
     assert first.returncode == 0, said
     (run_id,) = visible(workplace, 1)
@@ -58,7 +58,7 @@ def test_a_training_and_its_resume_are_one_visible_run(workplace: Workplace) -> 
 
 @pytest.mark.faults
 def test_ctrl_c_at_the_launcher_leaves_a_killed_run_that_resumes(workplace: Workplace) -> None:
-    started = mlflow_run(workplace, "project=tests/tiny.py", "epochs=1000", "sleep=0.1", "save_interval=0")
+    started = mlflow_run(workplace, "project=tests/support/tiny.py", "epochs=1000", "sleep=0.1", "save_interval=0")
     assert started.stdout is not None
     while "epoch " not in (line := started.stdout.readline()) or "/1000" not in line:
         assert line, "the launcher ended before the first epoch"
@@ -76,7 +76,7 @@ def test_ctrl_c_at_the_launcher_leaves_a_killed_run_that_resumes(workplace: Work
 
 @pytest.mark.faults
 def test_the_death_of_the_launcher_is_a_request_to_stop(workplace: Workplace) -> None:
-    started = mlflow_run(workplace, "project=tests/tiny.py", "epochs=1000", "sleep=0.1", "save_interval=0")
+    started = mlflow_run(workplace, "project=tests/support/tiny.py", "epochs=1000", "sleep=0.1", "save_interval=0")
     assert started.stdout is not None
     while "/1000" not in (line := started.stdout.readline()):
         assert line, "the launcher ended before the first epoch"

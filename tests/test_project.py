@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 
 from mltrain.errors import UsageError
 from mltrain.project import find, find_pipeline
-from mltrain.tracking.run import PIPELINE_TAG, PROJECT_TAG
-from tests.conftest import Workplace
+from mltrain.run.tracked import PIPELINE_TAG, PROJECT_TAG
+from tests.support.workplace import Workplace
 
 PROJECT = "import os\nopen(os.environ['EXECUTED'], 'a').close()\ndef build(config): ...\n"
 PIPELINE = """

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mltrain.outcome import Silence
-from mltrain.request import Request
-from mltrain.tracking.attempts import recorded_config
-from mltrain.tracking.images import ui_identity
-from mltrain.tracking.journal import Journal
-from mltrain.tracking.run import TrackedRun
-from mltrain.training import train
-from tests import tiny
-from tests.conftest import Workplace, fresh_database, same
+from mltrain.commands.result import Silence
+from mltrain.commands.train import train
+from mltrain.commands.train_request import Request
+from mltrain.delivery.images import ui_identity
+from mltrain.delivery.journal import Journal
+from mltrain.ownership.attempts import recorded_config
+from mltrain.run.tracked import TrackedRun
+from tests.support import tiny
+from tests.support.database import fresh_database
+from tests.support.equality import same
+from tests.support.workplace import Workplace
 
 
 @pytest.mark.parametrize("kill_at", [3, 9])
@@ -139,7 +141,7 @@ from dataclasses import replace
 from pathlib import Path
 import os, signal
 import mltrain, numpy as np
-from tests import tiny
+from tests.support import tiny
 
 class Config(tiny.Config):
     weights: dict[str, float] = {"dice (liver)": 1.0}
@@ -192,8 +194,8 @@ def test_names_that_mlflow_refuses_cost_no_point_no_picture_and_no_checkpoint(wo
 FAILS_ONCE = """
 from dataclasses import replace
 import os
-from tests import tiny
-from tests.tiny import Config
+from tests.support import tiny
+from tests.support.tiny import Config
 
 def build(config):
     task, calls = tiny.build(config), []
@@ -236,8 +238,8 @@ def test_a_training_whose_weights_are_not_finite_at_the_end_is_failed(workplace:
 CORRUPTS = """
 from dataclasses import replace
 import torch
-from tests import tiny
-from tests.tiny import Config
+from tests.support import tiny
+from tests.support.tiny import Config
 
 def build(config):
     task = tiny.build(config)
@@ -258,8 +260,8 @@ def build(config):
 ON_A_PLATEAU = """
 from dataclasses import replace
 import torch, mltrain
-from tests import tiny
-from tests.tiny import Config
+from tests.support import tiny
+from tests.support.tiny import Config
 
 def build(config):
     task = tiny.build(config)

@@ -20,7 +20,7 @@ from mltrain.redaction import (
     remember,
     remember_environment,
 )
-from tests.conftest import Workplace
+from tests.support.workplace import Workplace
 
 PROJECT = """
 import os

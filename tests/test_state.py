@@ -11,21 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.device import make_current
 from mltrain.errors import StateMismatch, UnsupportedValue, UsageError
-from mltrain.state import (
-    HostBuffers,
-    Progress,
-    Rng,
-    Stateful,
-    TrainState,
-    fitted,
-    is_lazy,
-    own_rng,
-    seed_everything,
-    snapshot,
-)
-from tests.values import identical
+from mltrain.rng import Rng, own_rng, seed_everything
+from mltrain.state import Progress, Stateful, TrainState, fitted, is_lazy
+from tests.support.values import identical
 
 
 def draws() -> list[float]:

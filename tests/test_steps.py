@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mltrain.errors import UsageError
 from mltrain.steps import FollowsMetric, HasDevice, HasEpochMetrics, HasParts, Supervised, moved
-from tests.values import identical
+from tests.support.values import identical
 
 
 class Pair(NamedTuple):

@@ -19,7 +19,7 @@ from mltrain.testing import (
     assert_resumes_exactly,
     differences,
 )
-from tests import tiny
+from tests.support import tiny
 
 
 def project(build: Any = tiny.build, config: Any = tiny.Config) -> Project:

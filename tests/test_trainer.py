@@ -11,12 +11,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mltrain.errors import NonFiniteLoss, StorageError, UnsupportedValue, UsageError
-from mltrain.state import TrainState, seed_everything
+from mltrain.rng import seed_everything
+from mltrain.state import TrainState
 from mltrain.steps import Supervised, floats
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from mltrain.trainer import Task, Trainer
-from tests import tiny
-from tests.conftest import same
+from tests.support import tiny
+from tests.support.equality import same
 
 
 def trained(build: Any = tiny.build, **keys: Any) -> tuple[Trainer, MemoryTracker, MemorySaver]:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from mltrain.checkpoint.manifest import TensorEntry
+from mltrain.checkpoint.pytree import as_bytes, unflatten
+from mltrain.checkpoint.snapshot import Snapshot
 from mltrain.errors import DamagedCheckpoint
-from mltrain.state import Snapshot
-from mltrain.tree import as_bytes, unflatten
 
 LARGEST_FILE = 2 * 10**9
 """Files are split so that they stay below this many bytes, unless a single tensor is larger."""
@@ -223,7 +223,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _named(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of a mapping that :mod:`mltrain.tree` describes, plain or as pairs, whose keys are text."""
+    """Yield the entries of a mapping that :mod:`mltrain.checkpoint.pytree` describes, plain or as pairs, whose keys are text."""
     for key, item in tree["of"] if "$" in tree else tree.items():
         if isinstance(key, str):
             yield key, item

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mltrain.state import WEIGHTS_NAMES
-from mltrain.tree import is_dense
+from mltrain.checkpoint.pytree import is_dense
+from mltrain.checkpoint.snapshot import WEIGHTS_NAMES
 
 _PIECE = 2**22
 _OF_PARAMETERS = ("weight", "bias")
@@ -41,7 +41,7 @@ def nonfinite(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[st
     begins at infinity. Hyper-parameters of optimizers are not looked at.
 
     Args:
-        tree: a state as :func:`mltrain.tree.flatten` describes it.
+        tree: a state as :func:`mltrain.checkpoint.pytree.flatten` describes it.
         tensors: its tensors, on the CPU.
     """
     return list(_found(tree, "", tensors))

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from mltrain import fingerprint
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import current_line
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.retention import Context, Policy, Removal
-from mltrain.checkpoint.run import Run
 from mltrain.checkpoint.store import CheckpointStore, Survey
 from mltrain.errors import DamagedCheckpoint, StorageError, TrackingError
+from mltrain.provenance import fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError
-from mltrain.tracking.artifacts import Artifacts
+from mltrain.store.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,14 @@ import torch
 
 from mltrain.checkpoint.codec import LARGEST_FILE, EncodedFile, decode, encode
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, FileEntry, Manifest
-from mltrain.checkpoint.spool import Spool, readdressed
+from mltrain.checkpoint.snapshot import Snapshot
+from mltrain.checkpoint.staging import Spool, readdressed
 from mltrain.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, StorageError
-from mltrain.state import Snapshot
-from mltrain.tracking.artifacts import CHECKPOINTS, Artifacts, LocalArtifacts, discard_staged, side_by_side
-from mltrain.tracking.persistence import may_pass
+from mltrain.store.artifacts import Artifacts, side_by_side
+from mltrain.store.local import LocalArtifacts
+from mltrain.store.names import CHECKPOINTS
+from mltrain.store.removal import discard_staged
+from mltrain.store.retry import may_pass
 
 log = logging.getLogger(__name__)
 

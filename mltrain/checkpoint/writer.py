@@ -14,11 +14,11 @@ from contextlib import suppress
 from typing import Any
 
 from mltrain.checkpoint.finite import nonfinite
+from mltrain.checkpoint.late_copy import LateCopy, Rest
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.snapshot import HostBuffers, Snapshot, snapshot
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError, NonFiniteLoss, RunHeld, StorageError, shortened
-from mltrain.late_copy import LateCopy, Rest
-from mltrain.state import HostBuffers, Snapshot, snapshot
 
 log = logging.getLogger(__name__)
 

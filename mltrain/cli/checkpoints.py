@@ -21,7 +21,7 @@ def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
     """List the checkpoints of a run: the newest last, abandoned lines marked."""
     from mltrain.checkpoint.lineage import current_line
     from mltrain.checkpoint.retention import best_of
-    from mltrain.evaluate import reader
+    from mltrain.commands.evaluate import reader
 
     found = reader(run_id)
     manifests = found.all()
@@ -66,7 +66,7 @@ def inspect(
     run_id: str = _RUN, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
 ) -> None:
     """Show what a checkpoint holds: parts, sizes, metrics, versions, whether it is complete and intact."""
-    from mltrain.evaluate import reader
+    from mltrain.commands.evaluate import reader
 
     found = reader(run_id)
     manifest = found.first(checkpoint)
@@ -107,8 +107,8 @@ def inspect(
 def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
     """Compare every file of every checkpoint with its digest, and name each that is wrong, and what was left behind."""
     from mltrain.checkpoint.manifest import CheckpointId
+    from mltrain.commands.evaluate import reader
     from mltrain.errors import DamagedCheckpoint
-    from mltrain.evaluate import reader
 
     store, intact, wrong = reader(run_id).store, [], {}
 
@@ -149,9 +149,9 @@ def pin(
     reason: str = typer.Option("", "--reason", help="Why it has to stay."),
 ) -> None:
     """Protect a checkpoint from every retention policy."""
-    from mltrain.evaluate import reader
-    from mltrain.tracking.run import PIN_TAG
-    from mltrain.tracking.server import connect
+    from mltrain.commands.evaluate import reader
+    from mltrain.run.tracked import PIN_TAG
+    from mltrain.tracking.client import connect
 
     server = connect()
     manifest = reader(run_id, server).first(checkpoint)
@@ -161,10 +161,10 @@ def pin(
 
 def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint", help=_WHICH)) -> None:
     """Let retention decide about a checkpoint again."""
+    from mltrain.commands.evaluate import reader
     from mltrain.errors import NoCheckpoint
-    from mltrain.evaluate import reader
-    from mltrain.tracking.run import PIN_TAG
-    from mltrain.tracking.server import connect
+    from mltrain.run.tracked import PIN_TAG
+    from mltrain.tracking.client import connect
 
     server = connect()
     found = reader(run_id, server)
@@ -196,9 +196,9 @@ def prune(
 ) -> None:
     """Remove old checkpoints from the tracking store: what would go and why, then the deed."""
     from mltrain.checkpoint.retention import parse
+    from mltrain.commands.prune import Rules, carry_out, plan_experiment, plan_run
     from mltrain.errors import RunHeld, StorageError, TrackingError, UsageError
-    from mltrain.pruning import Rules, carry_out, plan_experiment, plan_run
-    from mltrain.tracking.server import connect
+    from mltrain.tracking.client import connect
 
     if (run_id is None) == (experiment is None):
         raise UsageError("Prune a run or an experiment: mltrain prune ID, or mltrain prune --experiment NAME.")

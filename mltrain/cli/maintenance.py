@@ -31,8 +31,8 @@ def sync(
 
     Exit code 5 if something could not be sent. What waits for another tracking store is listed.
     """
-    from mltrain.tracking.server import connect
-    from mltrain.tracking.sync import sync as run_sync
+    from mltrain.delivery.sync import sync as run_sync
+    from mltrain.tracking.client import connect
 
     results = list(run_sync(connect(patience=10.0), address=address))
     failed = any(r.failed or (not r.address and (r.left or r.refused)) for r in results)
@@ -60,8 +60,8 @@ def sync(
 
 def reap(as_json: bool = _JSON) -> None:
     """Close runs that are said to be running and whose processes are gone, as KILLED."""
-    from mltrain.tracking.reaper import reap as run_reap
-    from mltrain.tracking.server import connect
+    from mltrain.ownership.reaper import reap as run_reap
+    from mltrain.tracking.client import connect
 
     found = list(run_reap(connect(patience=10.0)))
     if as_json:
@@ -75,8 +75,8 @@ def reap(as_json: bool = _JSON) -> None:
 
 def doctor(as_json: bool = _JSON) -> None:
     """Look whether tracking, artifact store, disks and clock can keep what is promised."""
-    from mltrain.doctor import examine
-    from mltrain.tracking.server import connect
+    from mltrain.commands.doctor import examine
+    from mltrain.tracking.client import connect
 
     findings = []
     for finding in examine(connect()):
@@ -100,9 +100,9 @@ def import_(
 
     Nothing in the file is executed. With a project the run can be resumed at once: mltrain train --resume-run ID
     """
-    from mltrain.foreign import import_file
+    from mltrain.commands.import_checkpoint import import_file
     from mltrain.project import find
-    from mltrain.tracking.server import connect
+    from mltrain.tracking.client import connect
 
     word, overrides = parse(arguments or [])
     report = import_file(file, connect(), find(word) if word else None, overrides, experiment)

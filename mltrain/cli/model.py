@@ -26,7 +26,7 @@ def evaluate(
     as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
 ) -> None:
     """Evaluate a checkpoint of a run, on its data or on other data; the run is not changed."""
-    from mltrain.evaluate import evaluate as run_evaluation
+    from mltrain.commands.evaluate import evaluate as run_evaluation
 
     project, overrides = parse(arguments or [])
     done = run_evaluation(run_id, checkpoint=checkpoint, overrides=overrides, project=project, to=to)
@@ -50,8 +50,8 @@ def pull(
     as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
 ) -> None:
     """Pull a model from the tracking store, verified, with its configuration and history beside it."""
+    from mltrain.commands.evaluate import pull as run_pull
     from mltrain.errors import UsageError
-    from mltrain.evaluate import pull as run_pull
 
     if mode not in (None, "min", "max"):
         raise UsageError(f"--mode {mode}: min or max was expected.")

@@ -14,8 +14,8 @@ from mltrain.config import NOT_GIVEN
 from mltrain.errors import UsageError
 
 if TYPE_CHECKING:
+    from mltrain.pipelines.cleanup import Clearing
     from mltrain.project import Located
-    from mltrain.stages.clearing import Clearing
 
 _MODES = ("scratch", "resume", "skip")
 _QUESTION = """What next?
@@ -97,8 +97,8 @@ def pipeline(
         chosen, stages = _asked(located)
         if chosen is None:
             return
-    from mltrain.stages.order import Order
-    from mltrain.stages.running import run as run_pipeline
+    from mltrain.pipelines.request import Order
+    from mltrain.pipelines.runner import run as run_pipeline
 
     order = Order(
         located=located,
@@ -134,17 +134,17 @@ def pipeline(
 
 def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool, allow_change: bool) -> int | None:
     """Continue a pipeline whose run's id was given to ``mltrain train``; return the exit code, or none if it is none."""
-    from mltrain.tracking.opening import created_as
-    from mltrain.tracking.run import PIPELINE_TAG, STAGE_TAG
-    from mltrain.tracking.server import TRAINING_PATIENCE, connect
+    from mltrain.run.opening import created_as
+    from mltrain.run.tracked import PIPELINE_TAG, STAGE_TAG
+    from mltrain.tracking.client import TRAINING_PATIENCE, connect
 
     server = connect(patience=TRAINING_PATIENCE)
     tags = server.run(created_as(server, run_id)).data.tags
     if PIPELINE_TAG not in tags or STAGE_TAG in tags:
         return None
     from mltrain.cli.pipeline_display import TerminalPipeline
-    from mltrain.stages.order import Order
-    from mltrain.stages.running import run as run_pipeline
+    from mltrain.pipelines.request import Order
+    from mltrain.pipelines.runner import run as run_pipeline
 
     order = Order(
         located=_located(None, run_id),
@@ -167,9 +167,9 @@ def _located(word: str | None, run: str | None) -> "Located":
 
         known = ", ".join(sorted(entry.name for entry in metadata.entry_points(group=PIPELINES))) or "none"
         raise UsageError(f"Which pipeline? Name it: mltrain pipeline NAME, or --run ID. Registered here: {known}.")
-    from mltrain.stages.parent import parent_of
-    from mltrain.tracking.run import PROJECT_TAG
-    from mltrain.tracking.server import connect
+    from mltrain.pipelines.pipeline_run import parent_of
+    from mltrain.run.tracked import PROJECT_TAG
+    from mltrain.tracking.client import connect
 
     return find_pipeline(parent_of(connect(), run).data.tags.get(PROJECT_TAG, ""), recorded=True)
 
@@ -187,10 +187,10 @@ def _uses(words: Sequence[str]) -> dict[str, str | None]:
 def _rows(
     located: "Located", said: dict[str, str], files: list[Path], overrides: dict[str, Any], uses: dict[str, str | None]
 ) -> tuple[dict[str, Any], list[Any]]:
-    from mltrain.stages.parent import Plan, chosen_parent, recorded_plan
-    from mltrain.stages.status import status
-    from mltrain.tracking.overview import row
-    from mltrain.tracking.server import connect
+    from mltrain.pipelines.pipeline_run import Plan, chosen_parent, recorded_plan
+    from mltrain.pipelines.status import status
+    from mltrain.run.listing import row
+    from mltrain.tracking.client import connect
 
     server, pipeline = connect(), located.pipeline
     overrides = dict(overrides)
@@ -215,7 +215,7 @@ def _show(seen: tuple[dict[str, Any], list[Any]], as_json: bool) -> None:
         )
         return
     from mltrain.cli.tables import table
-    from mltrain.stages.status import shown
+    from mltrain.pipelines.status import shown
 
     if about["run_id"] is None:
         print(f"Pipeline {about['pipeline']}: you have no run of it in this experiment yet.")
@@ -265,9 +265,9 @@ def _confirmed(cleared: "Sequence[Clearing]", yes: bool, as_json: bool) -> bool:
 
 def _follow(located: "Located", run: str | None, stage: str, experiment: str | None) -> None:
     from mltrain.errors import RunNotFound
-    from mltrain.stages.follow import followed
-    from mltrain.stages.parent import children, chosen_parent
-    from mltrain.tracking.server import connect
+    from mltrain.pipelines.pipeline_run import children, chosen_parent
+    from mltrain.pipelines.tail import followed
+    from mltrain.tracking.client import connect
 
     server, name = connect(), located.pipeline.stage(stage).name
     parent = chosen_parent(server, located.pipeline, run, experiment)

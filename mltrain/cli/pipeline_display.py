@@ -1,11 +1,11 @@
 """What a pipeline shows on a terminal: a line a decision, and each stage as a training shows itself."""
 
-from mltrain.display import Terminal, line
-from mltrain.outcome import Display, Outcome, Silence
-from mltrain.stages.decisions import Decision
-from mltrain.stages.log import LOG_FILE
-from mltrain.stages.order import Result
-from mltrain.tracking.run import TrackedRun
+from mltrain.cli.display import Terminal, line
+from mltrain.commands.result import Display, Outcome, Silence
+from mltrain.pipelines.decisions import Decision
+from mltrain.pipelines.event_log import LOG_FILE
+from mltrain.pipelines.request import Result
+from mltrain.run.tracked import TrackedRun
 
 
 class TerminalStage(Terminal):

@@ -19,8 +19,8 @@ def runs(
     as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
 ) -> None:
     """List runs with their true state: running, finished, stopped, failed, dead (killed without a word)."""
-    from mltrain.tracking.overview import listed
-    from mltrain.tracking.server import connect
+    from mltrain.run.listing import listed
+    from mltrain.tracking.client import connect
 
     rows = listed(connect(), experiment, most)
     if as_json:
@@ -37,9 +37,9 @@ def compare(
     as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
 ) -> None:
     """Show runs side by side: which parameters differ, what the best checkpoint of each measured, the last values."""
-    from mltrain.comparison import compared
+    from mltrain.commands.compare import compared
     from mltrain.errors import UsageError
-    from mltrain.tracking.server import connect
+    from mltrain.tracking.client import connect
 
     if len(run_ids) < 2:
         raise UsageError("One run has nothing to be compared with: give the ids of two or more. See: mltrain runs")

@@ -80,9 +80,9 @@ def train(
         if code is not None:
             sys.exit(code)
 
-    from mltrain.display import Terminal
-    from mltrain.request import Request
-    from mltrain.training import train as run_training
+    from mltrain.cli.display import Terminal
+    from mltrain.commands.train import train as run_training
+    from mltrain.commands.train_request import Request
 
     outcome = run_training(
         Request(

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mltrain.tracking.artifacts import open_artifacts
-from mltrain.tracking.server import Refusal, Server, paged
+from mltrain.store.opening import open_artifacts
+from mltrain.tracking.client import Refusal, Server, paged
 
 MADE_FROM = "mltrain.checkpoint"
 _NAME = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)

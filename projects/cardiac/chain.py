@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import mltrain
-from mltrain.state import own_rng, seed_everything
+from mltrain.rng import own_rng, seed_everything
 from projects.cardiac import infarct, motion, registration, weights
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mltrain.state import own_rng
+from mltrain.rng import own_rng
 from projects.style_transfer.pictures import random_crops
 
 _CROPS_EACH = 8

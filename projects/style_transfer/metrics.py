@@ -9,7 +9,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from mltrain.state import own_rng
+from mltrain.rng import own_rng
 from projects.style_transfer.classifier import share_named, trained_classifier
 from projects.style_transfer.losses import patch_distance, structure_distance
 from projects.style_transfer.pictures import random_crops

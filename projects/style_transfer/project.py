@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 import mltrain
-from mltrain.state import own_rng
+from mltrain.rng import own_rng
 from projects.style_transfer.autoencoder import AutoencoderCodec
 from projects.style_transfer.codec import Codec, LinearCodec, Standardized, codec_in, inner_weights
 from projects.style_transfer.flow import Flow, Method, even_times

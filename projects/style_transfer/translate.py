@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from mltrain import device as devices
+from mltrain.commands.evaluate import reader
 from mltrain.errors import DataError, MltrainError
-from mltrain.evaluate import reader
-from mltrain.state import own_rng
+from mltrain.rng import own_rng
 from projects.segmentation.folders import pictures_in
 from projects.style_transfer.flow import even_times
 from projects.style_transfer.pictures import as_pixels, read_pictures

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mltrain.config import nearest
-from mltrain.errors import DataError
-from mltrain.state import own_rng
+from mltrain.errors import DataError, nearest
+from mltrain.rng import own_rng
 from projects.style_transfer.codec import Standardized
 from projects.style_transfer.flow import Flow, matching_loss
 from projects.style_transfer.pictures import padded

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from mltrain import fingerprint
 from mltrain.checkpoint import codec
-from mltrain.checkpoint.spool import replace_file
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint
-from mltrain.state import HostBuffers, snapshot
+from mltrain.provenance import fingerprint
+from mltrain.store.durable import replace_file
 
 FORMAT = "mltrain checkpoint file"
 VERSION = 1

@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 import mltrain
 from mltrain import device as devices
 from mltrain.errors import DataError
+from mltrain.rng import own_rng
 from mltrain.signals import StopRequest
-from mltrain.state import own_rng
 from projects.tool_wear import checkpoint_file, places
 from projects.tool_wear.examples import Examples, signals_of, split_of
 from projects.tool_wear.held_out import HeldOut

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mltrain.checkpoint.manager import CheckpointManager
+from mltrain.commands.evaluate import reader
 from mltrain.errors import UsageError
-from mltrain.evaluate import reader
 from mltrain.history import History
-from mltrain.tracking.opening import open_run
+from mltrain.manager import CheckpointManager
+from mltrain.run.opening import open_run
 from mltrain.trainer import Saver, Tracker
 from projects.tool_wear import checkpoint_file
 

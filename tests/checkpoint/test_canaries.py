@@ -15,8 +15,8 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.retention import Best, Budget, EveryNth, Latest, Named, Pinned, Policy, Younger
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import StorageError
-from tests.checkpoint.runs import RUN_ID, FolderRun, manifest_of
-from tests.places import Place
+from tests.support.places import Place
+from tests.support.runs import RUN_ID, FolderRun, manifest_of
 
 ONE = "step-000000001-a01"
 CANARIES = [

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mltrain.checkpoint.codec import STATE_TREE, decode, decode_weights, encode, read_tensors
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.errors import DamagedCheckpoint
-from mltrain.state import HostBuffers, snapshot
-from tests.checkpoint.runs import snapshot_of
-from tests.values import DTYPES, identical, random_tensor, states, tensors
+from tests.support.runs import snapshot_of
+from tests.support.values import DTYPES, identical, random_tensor, states, tensors
 
 
 def files_of(state: Mapping[str, Any], **options: Any) -> dict[str, bytes]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mltrain.checkpoint.finite import nonfinite
 from mltrain.errors import NonFiniteLoss
-from tests.checkpoint.runs import FolderRun, epochs, snapshot_of, state_at, train
-from tests.values import identical
+from tests.support.runs import FolderRun, epochs, snapshot_of, state_at, train
+from tests.support.values import identical
 
 NAN, INF = math.nan, math.inf
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.complex64]
@@ -148,9 +148,9 @@ def test_a_state_that_is_finite_again_is_kept(run: FolderRun) -> None:
 def test_a_foreign_file_that_is_not_finite_makes_no_run(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    from mltrain.foreign import import_file
-    from mltrain.tracking.server import Server
-    from tests.database import fresh_database
+    from mltrain.commands.import_checkpoint import import_file
+    from mltrain.tracking.client import Server
+    from tests.support.database import fresh_database
 
     fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

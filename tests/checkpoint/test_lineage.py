@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mltrain.checkpoint.lineage import ancestry_after, current_line, line_of, newest
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
-from tests.checkpoint.runs import manifest_of
+from tests.support.runs import manifest_of
 
 
 def commits(attempt: int, steps: list[int], origin: Manifest | None = None) -> list[Manifest]:

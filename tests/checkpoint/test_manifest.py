@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from mltrain.checkpoint.manifest import MAX_BYTES, CheckpointId, Manifest, Point, is_extra_file
 from mltrain.errors import DamagedCheckpoint
-from tests.checkpoint.runs import RUN_ID, manifest_of
+from tests.support.runs import RUN_ID, manifest_of
 
 identities = st.builds(CheckpointId, attempt=st.integers(1, 999_999), step=st.integers(0, 10**9 - 1))
 numbers = st.floats() | st.integers(-5, 5).map(float)

@@ -13,9 +13,9 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.retention import Best, EveryNth, Latest, Pinned
 from mltrain.errors import TrackingError
-from mltrain.tracking.records import MOST_LINES, Removals, recorded_removals
-from tests.checkpoint.runs import FolderRun, cut_short, epochs, state_at, train
-from tests.places import Place, behind
+from mltrain.run.removal_log import MOST_LINES, Removals, recorded_removals
+from tests.support.places import Place, behind
+from tests.support.runs import FolderRun, cut_short, epochs, state_at, train
 
 
 def test_the_newest_five_stay_by_default_and_the_best(run: FolderRun) -> None:

@@ -28,7 +28,7 @@ from mltrain.checkpoint.retention import (
     protected,
 )
 from mltrain.errors import ConfigError
-from tests.checkpoint.runs import manifest_of
+from tests.support.runs import manifest_of
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 CONTEXT = Context(NOW)

@@ -16,14 +16,14 @@ import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
-from mltrain.checkpoint.spool import Spool
+from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError
-from mltrain.tracking import persistence
-from mltrain.tracking.artifacts import RemoteArtifacts
-from tests.checkpoint.runs import RUN_ID, manifest_of, snapshot_of, state_at, store_in
-from tests.places import Files, Place, behind, folder
-from tests.values import identical
+from mltrain.store import retry
+from mltrain.store.remote import RemoteArtifacts
+from tests.support.places import Files, Place, behind, folder
+from tests.support.runs import RUN_ID, manifest_of, snapshot_of, state_at, store_in
+from tests.support.values import identical
 
 EXTRA = {"params.json": b'{"lr": 0.1}', "history.csv": b"epoch\n1\n"}
 
@@ -427,7 +427,7 @@ def test_a_store_that_does_not_answer_is_not_a_damaged_checkpoint(
         def list_artifacts(self, path: str | None = None) -> Any:
             raise ConnectionError("nobody there")
 
-    monkeypatch.setattr(persistence, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.05)
     store = CheckpointStore(RUN_ID, RemoteArtifacts(Silent(str(tmp_path))))
     with pytest.raises(StorageError, match="nobody there"):
         store.manifests()

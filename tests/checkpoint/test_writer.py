@@ -17,15 +17,15 @@ from torch import nn
 
 from mltrain.checkpoint.codec import encode
 from mltrain.checkpoint.manifest import Manifest
-from mltrain.checkpoint.spool import Spool
+from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.writer import Writer
 from mltrain.errors import UnsupportedValue
-from mltrain.tracking import persistence
-from mltrain.tracking.artifacts import RemoteArtifacts
-from tests.checkpoint.runs import RUN_ID, FolderRun, manifest_of, snapshot_of, state_at, store_in
-from tests.places import behind
-from tests.values import identical
+from mltrain.store import retry
+from mltrain.store.remote import RemoteArtifacts
+from tests.support.places import behind
+from tests.support.runs import RUN_ID, FolderRun, manifest_of, snapshot_of, state_at, store_in
+from tests.support.values import identical
 
 
 class Gate(LocalArtifactRepository):
@@ -268,7 +268,7 @@ def test_an_upload_is_tried_again_while_the_store_is_away_for_a_moment(
                 raise ConnectionResetError("reset by peer")
             super().log_artifact(local_file, artifact_path)
 
-    monkeypatch.setattr(persistence, "RETRY_SECONDS", 30)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 30)
     (tmp_path / "artifacts").mkdir()
     repository = Stumbling(str(tmp_path / "artifacts"))
     bench = Bench(CheckpointStore(RUN_ID, RemoteArtifacts(repository), Spool(tmp_path / "spool")))

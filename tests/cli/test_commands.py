@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import Workplace
+from tests.support.workplace import Workplace
 
 
 @pytest.fixture(scope="module")

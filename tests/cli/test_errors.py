@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import Done, Workplace
+from tests.support.workplace import Done, Workplace
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +119,9 @@ def test_when_no_checkpoint_is_intact_nothing_starts_from_zero(workplace: Workpl
 def test_a_checkpoint_without_history_loads_and_says_so(workplace: Workplace) -> None:
     from mlflow import MlflowClient
 
-    from mltrain.checkpoint.manager import CheckpointManager
-    from mltrain.tracking import opening as runs
-    from mltrain.tracking.server import Server
+    from mltrain.manager import CheckpointManager
+    from mltrain.run import opening as runs
+    from mltrain.tracking.client import Server
 
     run_id, _ = damaged(workplace)
     server = Server(workplace.uri, MlflowClient(workplace.uri))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Workplace
-from tests.pipelines import TinyPipeline
+from tests.support.example_pipelines import TinyPipeline
+from tests.support.workplace import Workplace
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from mltrain.testing import differences
-from tests.conftest import Done, Workplace
+from tests.support.workplace import Done, Workplace
 
 SEED = int(os.environ.get("MLTRAIN_SEED", "0"))
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Workplace
 from tests.faults.proxy import FaultProxy
-from tests.forkserver import ForkServer
-from tests.servers import TrackingServer
+from tests.support.forkserver import ForkServer
+from tests.support.servers import TrackingServer
+from tests.support.workplace import Workplace
 
 HOURS = 4
 

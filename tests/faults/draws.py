@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-TRAINING = ("drawing_project.py", "tiny.py", "tiny_pipeline.py", "mltrain/generators.py", "mltrain/state.py")
+TRAINING = ("drawing_project.py", "tiny.py", "tiny_pipeline.py", "mltrain/rng.py", "mltrain/state.py")
 """Files whose draws belong to the training: the projects of the tests, and what seeds, sets aside and restores."""
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from tests.checkpoint.runs import FolderRun, state_at
+from tests.support.runs import FolderRun, state_at
 
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 WITHOUT_THE_JOURNAL = 2

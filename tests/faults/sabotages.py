@@ -34,36 +34,37 @@ class Sabotage:
     test: str
 
 
-SPOOL, STORE, WRITER = (f"mltrain/checkpoint/{name}.py" for name in ("spool", "store", "writer"))
+STAGING, STORE, WRITER = (f"mltrain/checkpoint/{name}.py" for name in ("staging", "store", "writer"))
+DURABLE, REMOVAL, SNAPSHOT = "mltrain/store/durable.py", "mltrain/store/removal.py", "mltrain/checkpoint/snapshot.py"
 
 SABOTAGES = (
     Sabotage(
         "files are not flushed",
-        SPOOL,
-        "                    size += _write_all(file.fileno(), piece)\n                os.fsync(file.fileno())\n",
-        "                    size += _write_all(file.fileno(), piece)\n",
-        "checkpoint/test_spool.py::test_everything_is_flushed_before_the_name_is_given",
+        DURABLE,
+        "                size += _write_all(opened.fileno(), piece)\n            os.fsync(opened.fileno())\n",
+        "                size += _write_all(opened.fileno(), piece)\n",
+        "checkpoint/test_staging.py::test_everything_is_flushed_before_the_name_is_given",
     ),
     Sabotage(
         "the folder of the checkpoints is not flushed",
-        SPOOL,
-        "        try:\n            _fsync_folder(target.parent)\n",
-        "        try:\n            pass\n",
-        "checkpoint/test_spool.py::test_everything_is_flushed_before_the_name_is_given",
+        DURABLE,
+        "    try:\n        _fsync_folder(target.parent)\n",
+        "    try:\n        pass\n",
+        "checkpoint/test_staging.py::test_everything_is_flushed_before_the_name_is_given",
     ),
     Sabotage(
         "written in place, without a rename",
-        SPOOL,
+        STAGING,
         'Staging(self.root / f"{identity.name}.{secrets.token_hex(4)}.tmp")',
         "Staging(self.root / identity.name)",
-        "checkpoint/test_spool.py::test_while_it_is_being_written_it_does_not_look_like_a_checkpoint",
+        "checkpoint/test_staging.py::test_while_it_is_being_written_it_does_not_look_like_a_checkpoint",
     ),
     Sabotage(
         "an older checkpoint of the same name is overwritten",
-        SPOOL,
+        DURABLE,
         '        raise FileExistsError(errno.EEXIST, "a checkpoint of this attempt and step exists already", str(target))\n',
         "        discard_staged(target)\n",
-        "checkpoint/test_spool.py::test_a_checkpoint_is_never_overwritten",
+        "checkpoint/test_staging.py::test_a_checkpoint_is_never_overwritten",
     ),
     Sabotage(
         "the manifest is uploaded first",
@@ -105,7 +106,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "data are removed before the manifest",
-        "mltrain/tracking/artifacts.py",
+        REMOVAL,
         "        (folder / MANIFEST).unlink(missing_ok=True)\n        with os.scandir(folder) as entries:\n"
         "            for entry in entries:\n                if not entry.is_dir(follow_symlinks=False):\n",
         "        with os.scandir(folder) as entries:\n"
@@ -129,24 +130,24 @@ SABOTAGES = (
     ),
     Sabotage(
         "the buffers of batch norm are copied later",
-        "mltrain/state.py",
+        SNAPSHOT,
         "            copies[name] = buffer\n",
         '            copies[name] = tensor if "running_" in name else buffer\n',
         "checkpoint/test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
     ),
     Sabotage(
         "the state of the optimizers is copied later",
-        "mltrain/state.py",
+        SNAPSHOT,
         "            copies[name] = buffer\n",
         '            copies[name] = tensor if "exp_avg" in name else buffer\n',
         "checkpoint/test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
     ),
     Sabotage(
         "the optimizers do not wait for what is copied late",
-        "mltrain/late_copy.py",
+        "mltrain/checkpoint/late_copy.py",
         "register_optimizer_step_pre_hook(before_step)",
         "register_optimizer_step_pre_hook(lambda *_: None)",
-        "test_late_copy.py::test_what_is_copied_late_is_the_state_of_the_boundary",
+        "checkpoint/test_late_copy.py::test_what_is_copied_late_is_the_state_of_the_boundary",
     ),
 )
 

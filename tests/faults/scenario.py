@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from mltrain.checkpoint.retention import Best, Latest
-from mltrain.tracking.artifacts import open_artifacts
-from mltrain.tracking.records import Removals
-from tests.checkpoint.runs import FolderRun
-from tests.places import FolderFiles, Place
+from mltrain.run.removal_log import Removals
+from mltrain.store.opening import open_artifacts
+from tests.support.places import FolderFiles, Place
+from tests.support.runs import FolderRun
 
 POLICY = Latest(1) | Best(1)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Started
 from tests.faults.calls import CALLS as NUMBERS
 from tests.faults.calls import Call, Calls
-from tests.forkserver import CALLS, ForkServer
+from tests.support.forkserver import CALLS, ForkServer
+from tests.support.workplace import Started
 
 pytestmark = pytest.mark.faults
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mltrain.evaluate import reader
-from mltrain.stages import outputs
-from mltrain.tracking.artifacts import LocalArtifacts
-from mltrain.tracking.server import Server
-from tests.conftest import Done, Workplace, same
+from mltrain.commands.evaluate import reader
+from mltrain.run import stage_outputs as outputs
+from mltrain.store.local import LocalArtifacts
+from mltrain.tracking.client import Server
+from tests.support.equality import same
+from tests.support.workplace import Done, Workplace
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 

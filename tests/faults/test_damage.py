@@ -18,9 +18,10 @@ from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint
-from tests.checkpoint.runs import RUN_ID, FolderRun, state_at
-from tests.conftest import Workplace, same
-from tests.values import identical
+from tests.support.equality import same
+from tests.support.runs import RUN_ID, FolderRun, state_at
+from tests.support.values import identical
+from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests import places
-from tests.checkpoint.runs import FolderRun, state_at
-from tests.conftest import Started, Workplace, same
-from tests.pipelines import TinyPipeline
+from tests.support import places
+from tests.support.equality import same
+from tests.support.example_pipelines import TinyPipeline
+from tests.support.runs import FolderRun, state_at
+from tests.support.workplace import Started, Workplace
 
 pytestmark = pytest.mark.faults
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import Done, Workplace
-from tests.forkserver import ForkServer
-from tests.servers import BucketServer, TrackingServer
+from tests.support.forkserver import ForkServer
+from tests.support.servers import BucketServer, TrackingServer
+from tests.support.workplace import Done, Workplace
 
 pytestmark = pytest.mark.faults
 
@@ -85,7 +85,7 @@ def test_only_the_training_draws(stored: Workplace, tmp_path: Path) -> None:
 
 
 def test_only_the_trainings_of_a_pipeline_draw(workplace: Workplace) -> None:
-    shutil.copy(HERE.parent / "tiny_pipeline.py", workplace.folder)
+    shutil.copy(HERE.parent / "support" / "tiny_pipeline.py", workplace.folder)
     mltrain = Watcher(workplace)
     mltrain("pipeline", "tiny_pipeline.py", "--mode", "scratch")
     mltrain("pipeline", "tiny_pipeline.py", "--mode", "skip")

@@ -17,14 +17,15 @@ import pytest
 
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.tracking.artifacts import LocalArtifacts
-from tests.checkpoint.runs import RUN_ID
-from tests.conftest import Workplace, same
+from mltrain.store.local import LocalArtifacts
 from tests.faults import scenario
 from tests.faults.calls import Call, Calls
-from tests.forkserver import CALLS, ForkServer
-from tests.places import Place, bucket, folder, server
-from tests.servers import BucketServer, TrackingServer
+from tests.support.equality import same
+from tests.support.forkserver import CALLS, ForkServer
+from tests.support.places import Place, bucket, folder, server
+from tests.support.runs import RUN_ID
+from tests.support.servers import BucketServer, TrackingServer
+from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import Workplace
+from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
 
@@ -158,7 +158,7 @@ def test_a_dead_holder_is_taken_over_at_once(workplace: Workplace) -> None:
 
 
 CLAIMED = """
-from mltrain.tracking.run import TrackedRun
+from mltrain.run.tracked import TrackedRun
 from tiny import Config, build
 
 _close = TrackedRun.close

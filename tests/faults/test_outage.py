@@ -54,7 +54,7 @@ def test_ten_minutes_without_a_server_lose_nothing_and_hold_nobody(
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
     }.items():
         monkeypatch.setenv(name, value)
-    from mltrain.tracking.opening import open_run
+    from mltrain.run.opening import open_run
 
     run = open_run()
     loop = Loop(run.log_metrics)

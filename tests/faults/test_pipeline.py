@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from tests.conftest import Workplace
-from tests.pipelines import STAGES, TinyPipeline
+from tests.support.example_pipelines import STAGES, TinyPipeline
+from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from mltrain.testing import assert_survives_kills
-from tests import tiny
-from tests.conftest import Workplace
 from tests.faults.campaign import SEED, Reference, Victim, command_line, moments, trials
-from tests.forkserver import ForkServer
+from tests.support import tiny
+from tests.support.forkserver import ForkServer
+from tests.support.workplace import Workplace
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import Workplace
 from tests.faults.campaign import SEED, Reference, Victim, status, trials
-from tests.forkserver import ForkServer
+from tests.support.forkserver import ForkServer
+from tests.support.workplace import Workplace
 from tests.test_mlflow_run import mlflow_run, visible
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
@@ -72,7 +72,7 @@ def test_a_signal_at_a_random_moment_of_mlflow_run_leaves_one_run_that_resumes(
     while sent < wanted:
         number += 1
         workplace = Workplace(tmp_path / f"victim-{number}", fork_server)
-        started = mlflow_run(workplace, "project=tests/tiny.py", *PHASES)
+        started = mlflow_run(workplace, "project=tests/support/tiny.py", *PHASES)
         assert started.stdout is not None
         said = ""
         while "Training on" not in said:

@@ -19,11 +19,11 @@ from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.retention import Context, Policy
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError
-from mltrain.tracking.artifacts import open_artifacts
-from tests.checkpoint.runs import manifest_of
-from tests.conftest import Workplace
-from tests.forkserver import ForkServer
-from tests.servers import BucketServer, TrackingServer
+from mltrain.store.opening import open_artifacts
+from tests.support.forkserver import ForkServer
+from tests.support.runs import manifest_of
+from tests.support.servers import BucketServer, TrackingServer
+from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
 

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from tests.conftest import Workplace, same
-from tests.servers import TrackingServer
+from tests.support.equality import same
+from tests.support.servers import TrackingServer
+from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
 

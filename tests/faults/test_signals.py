@@ -9,8 +9,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import Workplace
 from tests.faults.campaign import command_line
+from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
 

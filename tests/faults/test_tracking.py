@@ -13,8 +13,8 @@ from contextlib import closing
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import Done, Workplace
 from tests.faults.proxy import Fault, FaultProxy, Rule
+from tests.support.workplace import Done, Workplace
 
 pytestmark = pytest.mark.faults
 

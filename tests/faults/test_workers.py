@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Workplace
+from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
 

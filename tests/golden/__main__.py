@@ -22,11 +22,11 @@ def main(version: str) -> None:
     os.chdir(tempfile.mkdtemp())
     os.environ["MLFLOW_TRACKING_URI"], os.environ["MLTRAIN_HOME"] = "sqlite:///mlflow.db", str(Path.cwd() / "home")
     import mltrain  # MLflow reads the environment when it is first asked
-    from mltrain.request import Request
-    from mltrain.state import seed_everything
+    from mltrain.commands.train import train
+    from mltrain.commands.train_request import Request
+    from mltrain.rng import seed_everything
     from mltrain.testing import MemorySaver, MemoryTracker, StopAt
-    from mltrain.training import train
-    from tests import tiny
+    from tests.support import tiny
 
     with mltrain.CheckpointManager() as manager:
         manager.save(everything(), step=7, epoch=2, metrics={"val/loss": 0.25})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mltrain
-from tests.conftest import Workplace
+from tests.support.workplace import Workplace
 
 LOOP = Path(mltrain.__file__).parent.parent / "projects" / "plain_loop" / "loop.py"
 

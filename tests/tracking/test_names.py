@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric, _validate_param
 
-from mltrain.tracking.images import ui_stem
+from mltrain.delivery.images import ui_stem
 from mltrain.tracking.names import Names, key, picture_name
 
 texts = st.text(max_size=300) | st.text("./ -:_@aB\n", max_size=20)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import mltrain
 from mltrain.config import Config
-from mltrain.state import seed_everything
+from mltrain.rng import seed_everything
 from projects.cardiac import chain
 from tests.projects.cardiac.conftest import Study
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
-from tests.conftest import Workplace, same
 from tests.projects.cardiac.conftest import Study
+from tests.support.equality import same
+from tests.support.workplace import Workplace
 
 STAGES = Path(__file__).parents[3] / "projects" / "cardiac"
 

@@ -10,7 +10,7 @@ import torch
 
 import mltrain
 from mltrain.errors import DataError
-from mltrain.state import seed_everything
+from mltrain.rng import seed_everything
 from projects.cardiac import chain, infarct_input
 from projects.cardiac.deformation import DeformationNet, jacobian_determinant
 from projects.cardiac.infarct import Config, InfarctNet, Slices, build, turned

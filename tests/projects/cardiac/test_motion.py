@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mltrain.errors import DataError
-from mltrain.state import seed_everything
+from mltrain.rng import seed_everything
 from projects.cardiac import motion, prepared
 from projects.cardiac.motion import Config, FramePairs, MotionLoss, build
 from projects.cardiac.prepared import Cohort

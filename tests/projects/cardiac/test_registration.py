@@ -8,7 +8,7 @@ import torch
 
 import mltrain
 from mltrain.errors import DataError
-from mltrain.state import seed_everything
+from mltrain.rng import seed_everything
 from projects.cardiac import preparation
 from projects.cardiac.deformation import Deformation
 from projects.cardiac.prepared import Cohort

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from mltrain.delivery.images import as_image, ui_stem
 from mltrain.errors import DataError
-from mltrain.tracking.images import as_image, ui_stem
 from projects.segmentation.folders import Sample
 from projects.segmentation.gallery import Gallery
 from projects.segmentation.model import SegmentationNet

@@ -10,7 +10,8 @@ from PIL import Image
 
 from projects.style_transfer import project
 from projects.style_transfer.translate import main
-from tests.conftest import Workplace, same
+from tests.support.equality import same
+from tests.support.workplace import Workplace
 
 PROJECT = Path(project.__file__).parent
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mltrain.state import own_rng
+from mltrain.rng import own_rng
 from projects.tool_wear.learner import Learner, Recipe, TrainingWindows
 from projects.tool_wear.project import Config
 from projects.tool_wear.windows import Windows

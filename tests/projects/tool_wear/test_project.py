@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import mltrain
 from mltrain.errors import ConfigError, DataError
-from mltrain.state import seed_everything
+from mltrain.rng import seed_everything
 from projects.tool_wear import npz, phm, project
 from projects.tool_wear.project import Config, build, split_of
 from projects.tool_wear.windows import UNLABELLED, Windows

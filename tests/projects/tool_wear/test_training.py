@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from projects.tool_wear import ToolWearClassifier, npz
 from projects.tool_wear.predict import predict
 from projects.tool_wear.project import Config, split_of
-from tests.conftest import Workplace, same
+from tests.support.equality import same
+from tests.support.workplace import Workplace
 
 from .waves import SMALL, TRAIN, VAL
 

@@ -1,0 +1,139 @@
+"""Copying parameters and optimizer state under the next forward and backward, where the step allows it.
+
+Between the boundary of a step and the next ``optimizer.step()`` nothing needs to change them, so they may be copied by the
+thread that writes the checkpoint, while the training goes on; ``optimizer.step()`` waits for what is left. This is the snapshot
+of CheckFreq (Mohan, Phanishayee and Chidambaram, FAST 2021). Everything else is copied at the boundary: a forward in training
+mode already changes the buffers of batch norm and the generators of random numbers.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from mltrain.checkpoint.pytree import is_dense
+
+SMALLEST = 1 << 16
+"""Bytes of a tensor from which on it is copied late; less costs more to hand over than to copy."""
+
+
+class Rest:
+    """What of a snapshot is still to be copied: by any thread, and by the training's before it changes any of it.
+
+    Args:
+        tensors: that may be copied late.
+
+    Attributes:
+        confirmed: set when the training's thread has looked whether a tensor was changed in place before it was copied. No
+            other can: torch counts a change only when it is done.
+        changed: whether one was; then the snapshot is of no step.
+        error: why it could not be copied, if so.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+        self._held = {_place(tensor): tensor for tensor in tensors}
+        self._versions: list[tuple[Tensor, int]] = []
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._lock = threading.RLock()
+        self._thread = threading.get_ident()
+        self.confirmed = threading.Event()
+        self.changed = False
+        self.error: Exception | None = None
+
+    def takes(self, buffer: Tensor, tensor: Tensor) -> bool:
+        """Take a tensor over that is to be copied into a buffer, if it may be copied late; return whether."""
+        held = self._held.get(_place(tensor)) if self._held and is_dense(tensor) else None
+        if held is None:
+            return False
+        self._versions.append((held, held._version))
+        self._pairs.append((buffer, tensor))
+        return True
+
+    @property
+    def left(self) -> bool:
+        """Whether there is anything still to be copied."""
+        return bool(self._pairs)
+
+    def copy(self) -> None:
+        """Copy what is left, or wait until another thread has done so."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+            try:
+                for buffer, tensor in pairs:
+                    buffer.copy_(tensor)
+            except Exception as error:  # noqa: BLE001 - it is not the training's affair, which may be the one that copies
+                self.error = error
+
+    def confirm(self) -> None:
+        """Copy what is left, and look whether anything was changed meanwhile; for the thread that trains."""
+        if not self.confirmed.is_set():
+            self.copy()
+            self.changed = any(tensor._version != version for tensor, version in self._versions)
+            self._versions, self._held = [], {}
+            self.confirmed.set()
+
+    def before_step(self) -> None:
+        """Do so where this is the thread that trains; another one, which trains something else, only copies."""
+        if threading.get_ident() == self._thread:
+            self.confirm()
+        else:
+            self.copy()
+
+
+class LateCopy:
+    """Lets parameters and state of optimizers be copied late, and makes every optimizer of this process wait for it.
+
+    A tensor that anything else changes in place before the next step of an optimizer is noticed, unless it is changed through
+    ``.data`` or NumPy: the checkpoint is given up, and all later ones are copied at once.
+
+    Args:
+        optimizers: whose parameters and state may be copied late; dense ones on the CPU are.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+        self._optimizers = list(optimizers)
+        self._allowed = bool(self._optimizers)
+        self._rest = Rest()
+        if self._allowed:
+            this = weakref.ref(self)
+
+            def before_step(*_: object) -> None:
+                late = this()
+                if late is not None:
+                    late._rest.before_step()
+
+            # Of all optimizers, because one that shares parameters with these need not be among them.
+            weakref.finalize(self, register_optimizer_step_pre_hook(before_step).remove)
+
+    def begin(self) -> Rest:
+        """Return the rest of a snapshot that is taken now, for the thread that writes it to copy."""
+        self.finish()
+        self._allowed = self._allowed and not self._rest.changed
+        self._rest = Rest(self._large() if self._allowed else ())
+        return self._rest
+
+    def finish(self) -> None:
+        """Return when the last snapshot is complete; to be called before anything but an optimizer changes what is trained."""
+        self._rest.confirm()
+
+    def _large(self) -> Iterator[Tensor]:
+        for tensor in self._tensors():
+            plain = tensor.layout is torch.strided and tensor.is_cpu and not tensor.is_inference()
+            if plain and tensor.nbytes >= SMALLEST and is_dense(tensor):
+                yield tensor
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                yield from group["params"]
+            for state in optimizer.state.values():
+                if isinstance(state, Mapping):
+                    yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Where a dense tensor is in memory."""
+    return tensor.data_ptr(), tensor.nbytes

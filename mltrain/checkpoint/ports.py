@@ -1,0 +1,94 @@
+"""What checkpoints need of the run that they are artifacts of."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from mltrain.checkpoint.manifest import CheckpointId, Point
+from mltrain.store.artifacts import Artifacts
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Run(Protocol):
+    """What a manager needs of a run; :class:`mltrain.run.tracked.TrackedRun` is one."""
+
+    id: str
+    artifacts: Artifacts
+
+    @property
+    def staging(self) -> Path:
+        """Where checkpoints are staged."""
+        ...
+
+    @property
+    def ordinal(self) -> int:
+        """The ordinal of the attempt that writes."""
+        ...
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether another process has taken the run over."""
+        ...
+
+    @property
+    def announced(self) -> str | None:
+        """The name of the newest checkpoint that the run was told is committed."""
+        ...
+
+    def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
+        """Go on as the next attempt: this process has rolled the run back to a checkpoint."""
+        ...
+
+    @property
+    def code(self) -> Mapping[str, str]:
+        """The fingerprint of the code that runs."""
+        ...
+
+    def holds(self, *, certainly: bool = False) -> bool:
+        """Whether this process still holds the run; ``certainly``: where that cannot be known, it does not."""
+        ...
+
+    def when_known(self, listener: Callable[[], None]) -> None:
+        """Call somebody as soon as the run exists in the tracking store, and has the id that it keeps."""
+        ...
+
+    def pending(self, step: int) -> Sequence[Point]:
+        """Return the metric points up to a step that the server has not acknowledged."""
+        ...
+
+    def deliver_pending(self, points: Sequence[Point]) -> None:
+        """Send the points that a checkpoint carried, with the times of their birth."""
+        ...
+
+    def pins(self) -> Mapping[str, str]:
+        """Return the names of pinned checkpoints with the reasons."""
+        ...
+
+    def in_use(self) -> Collection[str]:
+        """Return the names of checkpoints that others refer to."""
+        ...
+
+    def remove_models(self, checkpoint: str) -> None:
+        """Remove the LoggedModels that were made from a checkpoint."""
+        ...
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set a tag, without waiting."""
+        ...
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Put a small file among the artifacts, now."""
+        ...
+
+    def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to the record of what retention removed."""
+        ...
+
+    def mark_only_local(self, checkpoint: str, status: Status) -> None:
+        """Record that the newest checkpoint is on this host only, and which status the run gets when it is sent."""
+        ...
+
+    def detach(self, status: Status) -> None:
+        """Deliver what is left and let go of the run, with this status where it was opened for the manager."""
+        ...

@@ -1,0 +1,112 @@
+"""Local staging: a checkpoint is written here, made durable, and renamed into place.
+
+It is staged in a folder with a name of its own (``step-…-a….<random>.tmp``), the manifest is written last, and the folder gets
+its name when all is flushed. Whatever instant the power fails, there is either the complete checkpoint or something that
+does not look like one.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Manifest
+from mltrain.errors import StorageError
+from mltrain.store.durable import make_folder, refused, rename_folder, replace_file, write_file
+from mltrain.store.removal import discard_staged, is_litter
+
+
+class Spool:
+    """A folder for staged checkpoints of one run.
+
+    Raises:
+        StorageError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        make_folder(root)
+
+    def staging(self, identity: CheckpointId) -> "Staging":
+        """Begin to stage a checkpoint."""
+        return Staging(self.root / f"{identity.name}.{secrets.token_hex(4)}.tmp")
+
+    def complete(self) -> list[Path]:
+        """Return the folders of checkpoints that are committed here, in the order of their names."""
+        try:
+            return sorted(f for f in self.root.iterdir() if CheckpointId.parse(f.name) and (f / FILE_NAME).is_file())
+        except OSError as error:
+            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Check that disk.") from error
+
+    def discard_litter(self) -> int:
+        """Remove what interrupted stagings left; only for who holds the run. Return how many there were."""
+        try:
+            litter = [folder for folder in self.root.iterdir() if is_litter(folder)]
+        except OSError as error:
+            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Check that disk.") from error
+        for folder in litter:
+            discard_staged(folder)
+        return len(litter)
+
+
+class Staging:
+    """A checkpoint being written. Leaving the block without :meth:`commit` removes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, FileEntry] = {}
+        self._committed = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir()
+        except OSError as error:
+            raise refused(self.folder.parent, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._committed:
+            discard_staged(self.folder)
+
+    def write(self, name: str, content: Iterable[bytes | memoryview]) -> FileEntry:
+        """Write a file, hash it on the way and flush it to the disk.
+
+        Raises:
+            StorageError: the disk is full or fails.
+        """
+        size, digest = write_file(self.folder / name, content)
+        self.files[name] = FileEntry(size=size, sha256=digest)
+        return self.files[name]
+
+    def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> Path:
+        """Write the manifest, make everything durable, and rename the folder to ``target``.
+
+        Args:
+            manifest: of the checkpoint.
+            target: where it becomes visible.
+            guard: called last before that; what it raises, this raises.
+
+        Raises:
+            StorageError: the disk is full or fails, or ``target`` exists.
+        """
+        self.write(FILE_NAME, [manifest.to_json()])
+        del self.files[FILE_NAME]
+        rename_folder(self.folder, target, guard)
+        self._committed = True
+        return target
+
+
+def readdressed(folder: Path, run_id: str) -> Manifest:
+    """Write the true id of a run into the manifest of a checkpoint that was staged before the run had one; return it.
+
+    Raises:
+        StorageError: the disk refuses.
+        DamagedCheckpoint: the manifest is not as it was written.
+    """
+    content = (folder / FILE_NAME).read_bytes()
+    manifest = Manifest.from_json(content, name=folder.name).model_copy(update={"run_id": run_id})
+    replace_file(folder / FILE_NAME, manifest.to_json())
+    return manifest

@@ -1,0 +1,1 @@
+"""What the command line calls: train, evaluate, compare, prune, import, doctor."""

@@ -1,0 +1,86 @@
+"""Runs side by side: what was configured otherwise, and what came of it."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mltrain.commands.evaluate import reader
+from mltrain.errors import MltrainError, StorageError
+from mltrain.ownership.attempts import recorded_config
+from mltrain.run.listing import row
+from mltrain.tracking.client import Server
+from mltrain.tracking.places import artifacts_of
+
+log = logging.getLogger(__name__)
+
+Values = dict[str, list[Any]]
+"""A key, and its value in each run; none where a run has none."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side.
+
+    Attributes:
+        runs: what is worth knowing of each at a glance.
+        parameters: those that are not the same in all.
+        best: what was measured at the best checkpoint of each.
+        last: the last value of every metric.
+    """
+
+    runs: Sequence[Mapping[str, Any]]
+    parameters: Values
+    best: Values
+    last: Values
+
+
+def compared(server: Server, run_ids: Sequence[str]) -> Comparison:
+    """Compare runs.
+
+    Raises:
+        RunNotFound: there is no such run.
+        TrackingError: the server does not answer.
+    """
+    runs = [server.run(run_id) for run_id in run_ids]
+    parameters = _side_by_side(_parameters(server, run) for run in runs)
+    return Comparison(
+        [row(server, run) for run in runs],
+        {key: values for key, values in parameters.items() if any(value != values[0] for value in values)},
+        _side_by_side(_best(server, run_id) for run_id in run_ids),
+        _side_by_side(dict(run.data.metrics) for run in runs),
+    )
+
+
+def _parameters(server: Server, run: Any) -> dict[str, Any]:
+    """Return the typed values, not what a launcher wrote down; of a run that has none, the latter."""
+    try:
+        recorded = recorded_config(artifacts_of(server, run))
+    except StorageError as error:
+        log.warning("Run %s is compared without its artifacts: %s", run.info.run_id, error)
+        return dict(run.data.params)
+    except MltrainError:
+        return dict(run.data.params)
+    return dict(_flat(recorded["config"]))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _best(server: Server, run_id: str) -> dict[str, Any]:
+    try:
+        manifest = reader(run_id, server).first("best")
+    except MltrainError:
+        return {}
+    return {"epoch": manifest.epoch, "step": manifest.step, **manifest.metrics}
+
+
+def _side_by_side(columns: Iterable[Mapping[str, Any]]) -> Values:
+    columns = list(columns)
+    keys = {key: None for column in columns for key in column}
+    return {key: [column.get(key) for column in columns] for key in keys}

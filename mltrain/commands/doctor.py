@@ -1,0 +1,133 @@
+"""Whether this machine and the tracking store can keep what mltrain promises, looked at one by one."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
+from mltrain.checkpoint.staging import Spool
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.errors import MltrainError
+from mltrain.ownership.run_folder import home_of
+from mltrain.provenance import fingerprint
+from mltrain.store.opening import open_artifacts
+from mltrain.tracking.client import Server
+
+_ENOUGH_BYTES = 5 * 10**9
+_CLOCK_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, how it is, and what to do about it."""
+
+    what: str
+    state: Literal["good", "note", "bad"]
+    said: str
+
+
+def examine(server: Server) -> Iterator[Finding]:
+    """Look at tracking, artifact store, disks, clock, versions and devices; changes nothing that stays."""
+    yield Finding(
+        "versions", "good", ", ".join(f"{name} {version}" for name, version in fingerprint.versions().items())
+    )
+    yield Finding("devices", "good", _devices())
+    yield _guarded("tracking", lambda: _tracking(server))
+    yield _guarded("clock", lambda: _clock(server))
+    yield _guarded("staging", lambda: _disk(home_of(server, "0" * 32)))
+    yield _guarded("artifact store", lambda: _store(server))
+
+
+def _guarded(what: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except MltrainError as error:
+        return Finding(what, "bad", str(error))
+
+
+def _devices() -> str:
+    found = [f"cpu ({torch.get_num_threads()} threads)"]
+    found += [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return ", ".join(found + (["mps"] if torch.backends.mps.is_available() else []))
+
+
+def _tracking(server: Server) -> Finding:
+    began = time.monotonic()
+    server.call(server.client.search_experiments, max_results=1)
+    return Finding("tracking", "good", f"{server.shown} answers in {1000 * (time.monotonic() - began):.0f} ms")
+
+
+def _clock(server: Server) -> Finding:
+    if not server.uri.startswith("http"):
+        return Finding("clock", "good", "the tracking store is on this machine's clock")
+    import requests
+
+    try:
+        answered = requests.head(f"{server.uri}/health", timeout=10).headers.get("Date", "")
+        apart = abs((parsedate_to_datetime(answered) - now()).total_seconds())
+    except (requests.RequestException, ValueError, TypeError):
+        return Finding("clock", "note", "the server does not tell its time")
+    state: Literal["good", "note"] = "good" if apart < _CLOCK_SECONDS else "note"
+    return Finding(
+        "clock", state, f"{apart:.0f} s from the server's; nothing is ordered by clocks, but charts show them"
+    )
+
+
+def _disk(folder: Path) -> Finding:
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        began = time.monotonic()
+        staging = Spool(Path(place)).staging(CheckpointId(attempt=1, step=0))
+        with staging:
+            staging.write("model.safetensors", [b"\0" * 2**20] * 32)
+        seconds = time.monotonic() - began
+    free = shutil.disk_usage(folder).free
+    said = f"{folder.parent}: {_filesystem(folder)}, {free / 1e9:.0f} GB free, writes {32 / max(seconds, 1e-6):.0f} MiB/s durably"
+    return Finding("staging", "good" if free > _ENOUGH_BYTES else "note", said)
+
+
+def _store(server: Server) -> Finding:
+    run = server.call(server.client.create_run, "0", run_name="mltrain doctor")
+    try:
+        artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+        with tempfile.TemporaryDirectory() as place:
+            store = CheckpointStore(run.info.run_id, artifacts, Spool(Path(place)))
+            blank = Manifest(
+                run_id=run.info.run_id,
+                id=CheckpointId(attempt=1, step=1),
+                kind="step",
+                epoch=0,
+                parent=None,
+                parts=("model",),
+                files={},
+                created=now(),
+            )
+            written = store.stage(snapshot({"model": {"weight": torch.arange(1000.0)}}, HostBuffers()), blank, {})
+            store.publish(written)
+            problems = store.problems(written)
+            store.remove(written.id)
+            if problems or store.names():
+                return Finding("artifact store", "bad", f"{problems or 'it does not delete'}: retention cannot work")
+        where = (
+            f"{artifacts.local_root} ({_filesystem(artifacts.local_root)})"
+            if artifacts.local_root
+            else run.info.artifact_uri
+        )
+        return Finding("artifact store", "good", f"{where}: writes, reads back and deletes")
+    finally:
+        server.call(server.client.delete_run, run.info.run_id)
+
+
+def _filesystem(folder: Path) -> str:
+    place = os.path.realpath(folder)
+    mounts = [m for m in psutil.disk_partitions(all=True) if (place + "/").startswith(m.mountpoint.rstrip("/") + "/")]
+    return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else "unknown filesystem"

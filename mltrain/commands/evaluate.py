@@ -1,0 +1,264 @@
+"""What comes after training: pull the best model, verified; evaluate it again, also on other data."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mltrain import device as devices
+from mltrain.checkpoint.codec import STATE_TREE, decode_weights
+from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
+from mltrain.checkpoint.reader import CheckpointReader, Received
+from mltrain.checkpoint.retention import Context
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.config import Config
+from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, StorageError, UsageError
+from mltrain.ownership.attempts import recorded_config
+from mltrain.project import Project, find
+from mltrain.rng import own_rng, seed_everything
+from mltrain.run.stage_outputs import fetched_inputs
+from mltrain.run.tracked import pins_of
+from mltrain.state import fitted
+from mltrain.steps import HasDevice, HasParts, floats
+from mltrain.store.durable import replace_file
+from mltrain.tracking import names
+from mltrain.tracking.client import Server, connect, paged
+from mltrain.tracking.places import artifacts_of
+from mltrain.trainer import Task
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A model that was pulled: from which run and checkpoint, to which folder."""
+
+    run_id: str
+    manifest: Manifest
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured, and on which checkpoint."""
+
+    run_id: str
+    manifest: Manifest
+    metrics: Mapping[str, float]
+
+
+def reader(run_id: str, server: Server | None = None) -> CheckpointReader:
+    """Return the checkpoints of a run, to be read.
+
+    Raises:
+        RunNotFound, TrackingError: the run cannot be reached.
+    """
+    server = server or connect()
+    run = server.run(run_id)
+    artifacts = artifacts_of(server, run)
+    metric, mode = meaning_of_best(run)
+    pins = {identity: why for name, why in pins_of(run).items() if (identity := CheckpointId.parse(name))}
+    return CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), pins, metric, mode))
+
+
+def pull(
+    run_id: str | None = None,
+    *,
+    to: Path,
+    experiment: str | None = None,
+    metric: str | None = None,
+    mode: Mode | None = None,
+    checkpoint: str = "best",
+    received: Received | None = None,
+) -> Pulled:
+    """Pull the weights of a checkpoint, verified, with configuration, history and manifest beside them.
+
+    Args:
+        run_id: the run; or ``experiment``.
+        to: a folder; made where it is missing.
+        experiment: its name: the best run in it by ``metric`` and ``mode`` is taken.
+        metric: the metric that decides, by the name that the project or the run has for it. If ``None``, each run's own.
+        mode: ``min`` or ``max``.
+        checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
+        received: told of every file that has arrived and is verified: its name, its bytes, the bytes of all.
+
+    Raises:
+        NoCheckpoint: there is none, or none is intact.
+        StorageError: the folder cannot be written.
+    """
+    server = connect()
+    if (run_id is None) == (experiment is None):
+        raise UsageError("Pull from a run or from an experiment: give one of the two.")
+    if run_id is None:
+        assert experiment is not None
+        run_id = best_run(server, experiment, metric, mode)
+    checkpoints = reader(run_id, server)
+    candidates = checkpoints.matching(checkpoint)
+    if not candidates and checkpoint == "best":
+        candidates = checkpoints.matching("latest")
+        if candidates:
+            log.warning("No checkpoint was measured or declared best; the newest is taken.")
+    if not candidates:
+        raise NoCheckpoint(checkpoints.none_such(checkpoint))
+    manifest, files = checkpoints.first_intact(
+        candidates, lambda name: name.startswith(("model", "params", "history")), received
+    )
+    for name, content in files.items():
+        replace_file(to / name, bytes(content))
+    replace_file(to / FILE_NAME, manifest.to_json())
+    return Pulled(run_id, manifest, to)
+
+
+def load_best(
+    run_id: str | None = None,
+    *,
+    experiment: str | None = None,
+    metric: str | None = None,
+    mode: Mode | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Return the weights of the best checkpoint of a run, or of the best run of an experiment, verified.
+
+    Returns:
+        Names to tensors, for ``model.load_state_dict``; a tied weight stands under all of its names.
+
+    Raises:
+        NoCheckpoint: there is none that is intact.
+    """
+    server = connect()
+    if (run_id is None) == (experiment is None):
+        raise UsageError("Load from a run or from an experiment: give one of the two.")
+    if run_id is None:
+        assert experiment is not None
+        run_id = best_run(server, experiment, metric, mode)
+    checkpoints = reader(run_id, server)
+    candidates = checkpoints.matching("best")
+    if not candidates:
+        raise NoCheckpoint(checkpoints.none_such("best"))
+    _, files = checkpoints.first_intact(candidates, lambda name: name.startswith("model") or name == STATE_TREE)
+    return decode_weights(files, torch.device(device))
+
+
+def best_run(server: Server, experiment: str, metric: str | None, mode: Mode | None) -> str:
+    """Return the id of the run of an experiment whose best checkpoint is best.
+
+    Raises:
+        RunNotFound: there is no such experiment, or it has no checkpoint with such a metric.
+        StorageError: the artifacts of none of its runs can be read; one that cannot is a warning.
+    """
+    found = server.call(server.client.get_experiment_by_name, experiment)
+    if found is None:
+        raise RunNotFound(f"There is no experiment {experiment!r}.")
+    best: tuple[float, str] | None = None
+    unusable: StorageError | None = None
+    readable = False
+    for run in paged(server.insist, server.client.search_runs, [found.experiment_id], max_results=1000):
+        own_metric, own_mode = meaning_of_best(run)
+        key, direction = metric or own_metric, mode or own_mode
+        try:
+            store = CheckpointStore(run.info.run_id, artifacts_of(server, run))
+            first = _best_by(store, key, direction)
+            if key in run.data.metrics and (first is None or key not in first.metrics):
+                # Checkpoints have the name that the project gave; the run has the one that MLflow accepts.
+                given = (name for manifest in store.manifests() for name in manifest.metrics)
+                key = next((name for name in given if names.key(name) == key), key)
+                first = _best_by(store, key, direction)
+        except StorageError as error:
+            log.warning("Run %s is left aside: %s", run.info.run_id, error)
+            unusable = error
+            continue
+        readable = True
+        if first is not None and key in first.metrics:
+            value = first.metrics[key] * (1 if direction == "min" else -1)
+            if best is None or value < best[0]:
+                best = value, run.info.run_id
+    if unusable is not None and not readable:
+        raise StorageError(f"No run of the experiment {experiment!r} can be read. The last: {unusable}")
+    if best is None:
+        raise RunNotFound(
+            f"No run of the experiment {experiment!r} has a checkpoint with the metric {metric or 'that is its best'!r}."
+        )
+    return best[1]
+
+
+def _best_by(store: CheckpointStore, metric: str, mode: Mode) -> Manifest | None:
+    return next(iter(CheckpointReader(store, Context(now(), {}, metric, mode)).matching("best")), None)
+
+
+def evaluate(
+    run_id: str,
+    *,
+    checkpoint: str = "best",
+    overrides: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    to: Path | None = None,
+) -> Evaluation:
+    """Evaluate a checkpoint of a run with the project's code, on the run's data or on other data.
+
+    Nothing of the run is changed.
+
+    Args:
+        run_id: the run.
+        checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
+        overrides: keys of the configuration, such as other data locations.
+        project: in place of the recorded one.
+        to: a folder for the project's report: tables and pictures.
+
+    Raises:
+        NoCheckpoint, StateMismatch, DataError: it cannot be evaluated.
+    """
+    server = connect()
+    checkpoints = reader(run_id, server)
+    recorded = recorded_config(checkpoints.store.artifacts)
+    found = find(project) if project else find(str(recorded.get("project") or ""), recorded=True)
+    candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
+    if not candidates:
+        raise NoCheckpoint(checkpoints.none_such(checkpoint))
+    manifest, (parts, params) = checkpoints.store.first_usable(candidates, checkpoints.store.configured)
+    inputs = fetched_inputs(server, server.run(run_id), overrides or ())
+    config = found.config.load(overrides={**inputs, **(overrides or {})}, base=params or recorded["config"])
+    task = built(found, config, parts)
+    with torch.no_grad(), own_rng(config.seed):
+        metrics: dict[str, float] = {}
+        if task.report is not None and to is not None:
+            to.mkdir(parents=True, exist_ok=True)
+            metrics = floats(task.report(to), "report()")
+        elif task.evaluate is not None:
+            metrics = floats(task.evaluate(), "evaluate()")
+        else:
+            raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
+    return Evaluation(run_id, manifest, metrics)
+
+
+def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
+    """Build a project's task and put into it what a checkpoint knows of its model and further parts.
+
+    Raises:
+        StateMismatch: the weights do not fit the model.
+    """
+    devices.set_up(config.num_threads, config.deterministic, config.device)
+    seed_everything(config.seed)
+    task = project.build(config)
+    if isinstance(task.step, HasDevice):
+        task.step.prepare(devices.chosen(config.device), "off")
+    own = {**(task.step.parts() if isinstance(task.step, HasParts) else {}), **task.state}
+    for name, part in own.items():
+        if name not in parts or name in ("optimizer", "scheduler", "scaler", "metrics"):
+            continue
+        state = fitted(parts[name], part, name) if isinstance(part, torch.nn.Module) else parts[name]
+        try:
+            part.load_state_dict(state)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise StateMismatch(f"the part {name!r}: {type(error).__name__}: {error}") from error
+    return task
+
+
+def meaning_of_best(run: Any) -> tuple[str, Mode]:
+    """Return the metric that decides which checkpoint of a run is best, and whether less or more of it is better."""
+    tags = run.data.tags
+    return tags.get("mltrain.best_metric", "val/loss"), "max" if tags.get("mltrain.best_mode") == "max" else "min"

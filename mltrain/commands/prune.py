@@ -1,0 +1,247 @@
+"""Retention after training: of one run, or across the runs of an experiment. First a plan, then the deed."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from mltrain.checkpoint import retention
+from mltrain.checkpoint.lineage import current_line, newest
+from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.pruner import record_of
+from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.retention import Best, Latest, Policy, Removal, best_of
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.commands.evaluate import reader
+from mltrain.commands.train import policy_of
+from mltrain.config import Config
+from mltrain.errors import ConfigError, DamagedCheckpoint, MltrainError, RunHeld, RunNotFound, StorageError
+from mltrain.manager import RETENTION_TAG
+from mltrain.ownership.attempts import CONFIG_FILE, last_attempt
+from mltrain.ownership.run_folder import lock_if_here
+from mltrain.run.listing import state
+from mltrain.run.removal_log import REMOVED_TAG, Removals
+from mltrain.store.artifacts import Artifacts
+from mltrain.store.removal import DEAD_SECONDS
+from mltrain.tracking.client import Server, paged
+from mltrain.tracking.registry import MadeModel, in_use, made_models, remove_models
+
+log = logging.getLogger(__name__)
+
+_LIVE = ("running", "running elsewhere")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What stays, across the runs of an experiment.
+
+    Attributes:
+        keep: the policy within a run; none: the one that each run was trained with.
+        best_runs: only so many runs, by their best checkpoints, keep what ``keep`` says; the others their best and newest.
+        only_best_after_days: runs that ended longer ago keep their best and newest.
+    """
+
+    keep: Policy | None = None
+    best_runs: int | None = None
+    only_best_after_days: float | None = None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What would go from one run, and why it is left alone if it is; ``failure``: what keeps it from being read."""
+
+    run_id: str
+    name: str
+    removals: tuple[Removal, ...] = ()
+    uncommitted: tuple[CheckpointId, ...] = ()
+    litter: tuple[str, ...] = ()
+    kept: Mapping[CheckpointId, str] = field(default_factory=dict)
+    models: tuple[MadeModel, ...] = ()
+    left_alone: str | None = None
+    failure: MltrainError | None = None
+    checkpoints: CheckpointReader | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What the removals free, without litter."""
+        return sum(removal.manifest.size for removal in self.removals)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would go."""
+        return not (self.removals or self.uncommitted or self.litter)
+
+
+def plan_run(server: Server, run_id: str, keep: Policy | None) -> RunPlan:
+    """Return what would go from a run.
+
+    Raises:
+        RunHeld: the run is being trained; it prunes itself.
+        RunNotFound, TrackingError, StorageError: it cannot be read.
+        ConfigError: no policy is given, and its own is not known.
+    """
+    run = server.run(run_id)
+    if state(server, run) in _LIVE:
+        raise RunHeld(f"Run {run_id} is being trained and prunes itself; prune it when it has ended.")
+    return _planned(server, run, keep)
+
+
+def plan_experiment(server: Server, experiment: str, rules: Rules) -> list[RunPlan]:
+    """Return what would go from each run of an experiment; live runs are left alone.
+
+    Raises:
+        RunNotFound: there is no such experiment.
+    """
+    found = server.call(server.client.get_experiment_by_name, experiment)
+    if found is None:
+        raise RunNotFound(f"There is no experiment {experiment!r}.")
+    plans, runs = [], list(_runs(server, found.experiment_id))
+    chosen = _best_runs(server, runs, rules.best_runs) if rules.best_runs is not None else None
+    for run in runs:
+        run_id, name = run.info.run_id, run.info.run_name
+        if state(server, run) in _LIVE:
+            plans.append(RunPlan(run_id, name, left_alone="it is being trained"))
+            continue
+        keep = rules.keep
+        ended = datetime.fromtimestamp((run.info.end_time or run.info.start_time) / 1000, UTC)
+        old = rules.only_best_after_days is not None and (
+            (datetime.now(UTC) - ended).total_seconds() > 86400 * rules.only_best_after_days
+        )
+        if old or (chosen is not None and run_id not in chosen):
+            keep = Latest(1) | Best(1)
+        try:
+            plans.append(_planned(server, run, keep))
+        except MltrainError as error:
+            plans.append(RunPlan(run_id, name, left_alone=str(error).splitlines()[0], failure=error))
+    return plans
+
+
+def carry_out(server: Server, plan: RunPlan) -> int:
+    """Remove what a plan says, record it in the run, and return the bytes freed.
+
+    Raises:
+        StorageError: the store does not allow it.
+        RunHeld: somebody resumed the run meanwhile.
+    """
+    if plan.empty or plan.checkpoints is None:
+        return 0
+    store, removed = plan.checkpoints.store, []
+    with lock_if_here(server, plan.run_id):  # neither a resume nor a sync of this host comes in between
+        if state(server, server.run(plan.run_id)) in _LIVE:
+            raise RunHeld(f"Run {plan.run_id} was resumed meanwhile; nothing was removed.")
+        try:
+            for removal in plan.removals:
+                remove_models(server, plan.models, removal.manifest.name)
+                store.remove(removal.manifest.id)
+                removed.append(removal)
+            for identity in plan.uncommitted:
+                store.remove(identity)
+            store.artifacts.remove_litter()
+        finally:
+            if removed:
+                said = Removals(store.artifacts).append([record_of(removal) for removal in removed])
+                server.call(server.client.set_tag, plan.run_id, REMOVED_TAG, said)
+    return sum(removal.manifest.size for removal in removed)
+
+
+def _planned(server: Server, run: Any, keep: Policy | None) -> RunPlan:
+    run_id, experiment_id = run.info.run_id, run.info.experiment_id
+    checkpoints = reader(run_id, server)
+    store, context = checkpoints.store, checkpoints.context
+    survey = store.survey()
+    manifests, litter = tuple(checkpoints.noted(survey.manifests)), tuple(store.artifacts.litter(DEAD_SECONDS))
+    resumed = _resumed_from(run, manifests)
+    kept = retention.protected(manifests, context, resumed_from=resumed, in_use=())
+    policy = (keep or _own_policy(run, store.artifacts)) if manifests else Latest(1)
+    uncommitted = tuple(identity for identity in survey.uncommitted if identity not in kept)
+    removals = retention.plan(manifests, policy, context, kept)
+    models: tuple[MadeModel, ...] = ()
+    if removals or uncommitted:  # what follows is asked only where something would go: it takes requests of its own
+        used = [identity for name in in_use(server, run_id, experiment_id) if (identity := CheckpointId.parse(name))]
+        kept = retention.protected(manifests, context, resumed_from=resumed, in_use=used)
+        uncommitted = tuple(identity for identity in survey.uncommitted if identity not in kept)
+    if removals:
+        intact = _newest_intact(store, manifests)
+        if intact is not None:
+            kept.setdefault(intact, "the newest that is intact")
+        removals = retention.plan(manifests, policy, context, kept)
+        models = tuple(made_models(server, run_id, experiment_id))
+    return RunPlan(
+        run_id, run.info.run_name, tuple(removals), uncommitted, litter, kept, models, checkpoints=checkpoints
+    )
+
+
+def _newest_intact(store: CheckpointStore, manifests: Sequence[Manifest]) -> CheckpointId | None:
+    """Return the newest checkpoint of the line whose every byte is as committed: what a resume would begin from.
+
+    Nobody watched over the store since the training ended; before others go, it is looked at.
+    """
+    for manifest in reversed(current_line(manifests)):
+        problems = store.problems(manifest)
+        if not problems:
+            return manifest.id
+        log.warning("Checkpoint %s of run %s is damaged: %s", manifest.name, store.run_id, problems[0])
+    return None
+
+
+def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
+    """Return the policy that a run was trained with.
+
+    Raises:
+        ConfigError: it cannot be known. Another one in its place would remove what somebody wanted to keep.
+    """
+    spelled = run.data.tags.get(RETENTION_TAG)
+    if spelled is None:
+        config = _recorded(run.info.run_id, artifacts)
+        known = {name: config[name] for name in ("retention", "checkpoint_mode", "max_to_keep") if name in config}
+        return policy_of(Config.load(base=known))
+    try:
+        return retention.parse(spelled)
+    except ConfigError:
+        raise ConfigError(
+            f"Run {run.info.run_id} keeps its checkpoints by {spelled!r:.200}, which cannot be read here. "
+            "Say what is to stay with --keep."
+        ) from None
+
+
+def _recorded(run_id: str, artifacts: Artifacts) -> Mapping[str, Any]:
+    try:
+        config: Mapping[str, Any] = json.loads(artifacts.read(CONFIG_FILE, 2**20))["config"]
+        return config
+    except StorageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, DamagedCheckpoint):
+        raise ConfigError(
+            f"By which policy run {run_id} keeps its checkpoints was not recorded. Say what is to stay with --keep."
+        ) from None
+
+
+def _resumed_from(run: Any, manifests: Sequence[Manifest]) -> CheckpointId | None:
+    """Return where the last attempt began, as long as it has no commit of its own."""
+    name, newest_commit = run.data.tags.get("mltrain.resumed_from"), newest(manifests)
+    if name is None or newest_commit is None or newest_commit.id.attempt >= last_attempt(run.data.params):
+        return None
+    return CheckpointId.parse(name)
+
+
+def _runs(server: Server, experiment_id: str) -> Sequence[Any]:
+    found = paged(server.insist, server.client.search_runs, [experiment_id], max_results=1000)
+    return [run for run in found if "mltrain.status" in run.data.tags]
+
+
+def _best_runs(server: Server, runs: Sequence[Any], count: int) -> set[str]:
+    values: list[tuple[float, str]] = []
+    for run in runs:
+        try:
+            checkpoints = reader(run.info.run_id, server)
+            context = checkpoints.context
+            best = best_of(current_line(checkpoints.all()), context)
+        except (RunNotFound, StorageError) as error:  # its plan says so as well
+            log.warning("Run %s is left aside: %s", run.info.run_id, error)
+            continue
+        if best is not None and context.metric in best.metrics:
+            sign = 1 if context.mode == "min" else -1
+            values.append((sign * best.metrics[context.metric], run.info.run_id))
+    return {run_id for _, run_id in sorted(values)[:count]}

@@ -1,0 +1,222 @@
+"""Where the state of a training comes from: the start, a checkpoint of its own run, or one of another run."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.retention import Context, Mode
+from mltrain.checkpoint.staging import Spool
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.commands.train_request import Request
+from mltrain.errors import DamagedCheckpoint, DataError, NoCheckpoint, UsageError
+from mltrain.manager import CheckpointManager
+from mltrain.ownership.run_folder import known_home
+from mltrain.provenance import fingerprint
+from mltrain.provenance.written import Units
+from mltrain.run.tracked import PIN_TAG, TrackedRun, pins_of
+from mltrain.tracking.client import Server
+from mltrain.tracking.places import artifacts_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a training begins from.
+
+    Attributes:
+        manifest: of the checkpoint; none: the start.
+        parts: its verified contents.
+        run_id: of the run that it belongs to, where that is another one.
+        params: the configuration beside it, where it has one.
+        passed_over: the checkpoints that come before it in the order of choice.
+        damaged: those of them that are damaged.
+    """
+
+    manifest: Manifest | None = None
+    parts: Mapping[str, Any] | None = None
+    run_id: str | None = None
+    params: Mapping[str, Any] | None = None
+    passed_over: frozenset[CheckpointId] = frozenset()
+    damaged: Mapping[CheckpointId, DamagedCheckpoint] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if self.manifest is None:
+            return "the start"
+        return f"{self.manifest.title} ({self.manifest.name})" + (f" of run {self.run_id}" if self.run_id else "")
+
+    @property
+    def own(self) -> Manifest | None:
+        """The checkpoint, if it is of the run itself."""
+        return self.manifest if self.run_id is None else None
+
+    def check(
+        self,
+        code: Mapping[str, Any],
+        data: Mapping[str, str],
+        places: Mapping[str, Path],
+        written: Mapping[str, Units],
+        *,
+        allow_change: bool,
+    ) -> None:
+        """Say what is different from when the checkpoint was written.
+
+        Args:
+            code: fingerprint of the project's code now.
+            data: fingerprints of the data now, by the configuration's key.
+            places: where the data are, by the same keys.
+            written: what the training wrote there, which is no data.
+            allow_change: go on with other data.
+
+        Raises:
+            DataError: the data are others, and that is not allowed.
+        """
+        if self.manifest is None:
+            return
+        before = self.manifest.code
+        if before.get("digest") and not fingerprint.same_code(before["digest"], code.get("digest", "")):
+            log.warning(
+                "The project's code is not that of the checkpoint (commit %s then, %s now); this is recorded.",
+                before.get("commit", "unknown")[:12],
+                code.get("commit", "unknown")[:12],
+            )
+        changed = [
+            f"{name}: {digest} then, {data[name]} now"
+            for name, digest in self.manifest.data.items()
+            if name in data
+            and not fingerprint.same_data(digest, data[name], places[name], written.get(name, {}), may_fill=True)
+        ]
+        if changed and not allow_change:
+            raise DataError(
+                "The data are not those that the checkpoint was trained on ("
+                + "; ".join(changed)
+                + "). Give the places of the same data as key=value, or resume with --allow-change. If the training itself "
+                "writes there, name the field in output_fields of the configuration's class."
+            )
+
+
+class Origins:
+    """Chooses what a run begins from, and keeps a checkpoint of another run in being until this one has its own.
+
+    Args:
+        server: has the runs.
+        request: says what is asked for.
+    """
+
+    def __init__(self, server: Server, request: Request) -> None:
+        self._server = server
+        self._request = request
+        self._pin: tuple[str, str] | None = None
+
+    def choose(self, run: Any | None, metric: str, mode: Mode) -> Origin:
+        """Choose and verify what the state comes from, and change nothing; a resume without any commit begins at the start.
+
+        Args:
+            run: MLflow's description of the run that is resumed; ``None`` for a new run.
+            metric: decides which checkpoint is best.
+            mode: whether less or more of it is better.
+
+        Raises:
+            UsageError, NoCheckpoint, DamagedCheckpoint: what is asked for is not there, or cannot be used.
+        """
+        request = self._request
+        context = Context(now(), {}, metric, mode)
+        if request.fork_run is not None:
+            return self._branched(request.fork_run, request.resume_from, context)
+        if run is None:
+            if request.resume_from != "latest":
+                raise UsageError(
+                    f"--resume-from {request.resume_from} names a checkpoint of no run. Expected --resume-run or --fork-run "
+                    f"with it. Try: mltrain train --resume-run ID --resume-from {request.resume_from}"
+                )
+            return Origin()
+        own = self._own(run, context)
+        if own is not None:
+            return own
+        if request.resume_from != "latest":
+            raise UsageError(
+                f"Run {run.info.run_id} has no checkpoint {request.resume_from!r}. Resume without --resume-from."
+            )
+        branch = self._branch_point(run)
+        if branch is not None:
+            log.warning("Nothing was committed before, so training starts again at the branch point.")
+            return self._branched(*branch, context)
+        log.warning("Nothing was committed before, so training starts at step 0 in the same run.")
+        return Origin()
+
+    def is_current(self, origin: Origin, manager: CheckpointManager) -> bool:
+        """Whether a checkpoint that was chosen before the run was claimed would still be chosen now."""
+        if self._request.resume_run is None:
+            return True
+        choices = [manifest.id for manifest in manager.matching(self._request.resume_from)]
+        if origin.own is None:
+            return not choices
+        first = next((identity for identity in choices if identity not in origin.passed_over), None)
+        return first == origin.own.id
+
+    def hold(self, origin: Origin, run: TrackedRun) -> None:
+        """Pin the checkpoint of another run that this one begins from."""
+        if origin.manifest is None or origin.run_id is None:
+            return
+        self._pin = (origin.run_id, f"{PIN_TAG}{origin.manifest.name}")
+        self._server.call(self._server.client.set_tag, *self._pin, _reason(run.id))
+        run.set_tag("mltrain.forked_from", f"{origin.run_id}/{origin.manifest.name}")
+
+    def release(self) -> None:
+        """Let the other run's policy decide on the checkpoint that this run began from: it has one of its own."""
+        if self._pin is not None:
+            self._server.call(self._server.client.delete_tag, *self._pin)
+            self._pin = None
+
+    def _own(self, run: Any, context: Context) -> Origin | None:
+        run_id, which = run.info.run_id, self._request.resume_from
+        artifacts = artifacts_of(self._server, run)
+        staging = known_home(self._server, run_id) / "staging"
+        spool = Spool(staging) if artifacts.local_root is None and staging.is_dir() else None
+        damaged: dict[CheckpointId, DamagedCheckpoint] = {}
+        checkpoints = CheckpointReader(CheckpointStore(run_id, artifacts, spool), context, damaged.__setitem__)
+        candidates = checkpoints.matching(which)
+        if not candidates and which not in ("latest", "best", "interrupted"):
+            raise NoCheckpoint(checkpoints.none_such(which))
+        announced = CheckpointId.parse(run.data.tags.get("mltrain.latest", ""))
+        wrong = [
+            identity
+            for identity, error in damaged.items()  # a manifest cut short that nobody announced was never committed
+            if not error.torn or (announced is not None and identity.order <= announced.order)
+        ]
+        if not candidates and wrong and not checkpoints.all():
+            raise NoCheckpoint(
+                f"None of the checkpoints of run {run_id} is usable. See what is wrong with: mltrain verify {run_id}"
+            )
+        if not candidates:
+            return None
+        manifest, (parts, params) = checkpoints.load_configured(which)
+        order = [candidate.id for candidate in candidates]
+        before = order[: order.index(manifest.id)] if manifest.id in order else []
+        return Origin(manifest, parts, params=params, passed_over=frozenset(before), damaged=damaged)
+
+    def _branched(self, source: str, which: str, context: Context) -> Origin:
+        artifacts = artifacts_of(self._server, self._server.run(source))
+        checkpoints = CheckpointReader(CheckpointStore(source, artifacts), context)
+        try:
+            manifest, (parts, params) = checkpoints.load_configured(which)
+        except NoCheckpoint:  # a loop of one's own writes none that has a configuration
+            manifest, parts = checkpoints.load(which)
+            params = None
+        return Origin(manifest, parts, source, params=params)
+
+    def _branch_point(self, run: Any) -> tuple[str, str] | None:
+        """Return from which run and checkpoint a fork began that has no commit of its own, as the pin there tells."""
+        source = run.data.tags.get("mltrain.forked_from", "").partition("/")[0]
+        if not source:
+            return None
+        pins = pins_of(self._server.run(source))
+        return next(((source, name) for name, reason in pins.items() if reason == _reason(run.info.run_id)), None)
+
+
+def _reason(run_id: str) -> str:
+    return f"branch point of run {run_id}"

@@ -1,0 +1,110 @@
+"""What somebody wants trained, and which project and configuration that means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mltrain.config import Config
+from mltrain.errors import UsageError
+from mltrain.ownership.attempts import recorded_config
+from mltrain.project import Project, find
+from mltrain.run import opening
+from mltrain.run import stage_outputs as outputs
+from mltrain.run.tracked import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
+from mltrain.tracking.client import Server
+from mltrain.tracking.places import artifacts_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What somebody wants trained.
+
+    Attributes:
+        project: a registered name, a file or a folder, or a project itself; none: the one that the resumed run recorded.
+        files: configuration files, over the project's own.
+        preset: a named overlay of the configuration.
+        overrides: keys and values, over all else.
+        config: the whole configuration, in the place of files, preset and overrides.
+        resume_run: the id of the run to continue.
+        resume_from: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or a checkpoint's name.
+        fork_run: the id of a run whose checkpoint starts a new run.
+        take_over: do not wait for a holder on another machine to show that it is dead.
+        allow_change: resume although the data are not those of the checkpoint.
+        require_tracking: do not begin without a tracking server that answers.
+        parent: the run that a new run becomes a child of.
+        tags: further tags of a new run, there from its first moment.
+    """
+
+    project: str | Project | None = None
+    files: tuple[Path, ...] = ()
+    preset: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    config: Config | None = None
+    resume_run: str | None = None
+    resume_from: str = "latest"
+    fork_run: str | None = None
+    take_over: bool = False
+    allow_change: bool = False
+    require_tracking: bool = False
+    parent: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class Resolved:
+    """A request whose project is found and whose configuration is checked, before anything is claimed or created.
+
+    Attributes:
+        project: what is trained.
+        config: how.
+
+    Args:
+        request: what is wanted.
+        server: has the run that is resumed or forked, and with it what that run recorded.
+
+    Raises:
+        UsageError: neither a project nor a run is named, or the run is a pipeline's.
+        RunNotFound, ConfigError: there is no such run, or the configuration is not valid.
+    """
+
+    def __init__(self, request: Request, server: Server) -> None:
+        self._request = request
+        source = request.resume_run or request.fork_run
+        word = request.project
+        base: Mapping[str, Any] | None = None
+        if source is not None and not (isinstance(word, Project) and request.config is not None):
+            run = server.run(opening.created_as(server, source))
+            if PIPELINE_TAG in run.data.tags and STAGE_TAG not in run.data.tags:
+                raise UsageError(
+                    f"Run {source} is a pipeline's. Go on with it: mltrain pipeline --run {source} --mode resume"
+                )
+            inputs = outputs.fetched_inputs(server, run, request.overrides)
+            self._request = replace(request, overrides={**inputs, **request.overrides})
+            recorded = recorded_config(artifacts_of(server, run))
+            base = recorded["config"]
+            if not word:
+                word = find(str(recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")), recorded=True)
+        if word is None:
+            raise UsageError(
+                "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"
+            )
+        self.project = find(word) if isinstance(word, str) else word
+        self.config = self.config_over(base)
+
+    def config_over(self, base: Mapping[str, Any] | None) -> Config:
+        """Return the configuration that the request means, laid over ``base``, or over the project's own file.
+
+        Raises:
+            ConfigError: it is not valid.
+        """
+        request, project = self._request, self.project
+        if request.config is not None:
+            return request.config
+        own = [project.config_file] if project.config_file is not None and base is None else []
+        if base is not None and request.preset is not None and project.config_file is not None:
+            # A preset of the project's file may be laid over a resumed configuration, without the file's other keys.
+            overlay = project.config.overlay(project.config_file, request.preset)
+            return project.config.load(request.files, overrides={**overlay, **request.overrides}, base=base)
+        return project.config.load(
+            (*own, *request.files), preset=request.preset, overrides=request.overrides, base=base
+        )

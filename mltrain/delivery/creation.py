@@ -1,0 +1,168 @@
+"""How a run comes to be: exactly once, also when the server's answer is lost, or when the server comes hours later.
+
+MLflow gives a run its id. Until then the training goes by an id of its own, which is also the value of a tag of the run to
+be: whoever is not sure whether the run was created already, this process or ``mltrain sync``, looks for that tag first.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mltrain.errors import RunNotFound
+from mltrain.ownership.run_folder import created_from
+from mltrain.redaction import redacted
+from mltrain.store.durable import replace_file
+from mltrain.tracking.client import RUN_ID, Refusal, Server, paged
+from mltrain.tracking.places import refuse_unusable_place
+
+log = logging.getLogger(__name__)
+
+BIRTH_TAG = "mltrain.birth"
+BIRTH_FILE = "birth.json"
+
+
+@dataclass(frozen=True)
+class Birth:
+    """A run to be created.
+
+    Attributes:
+        experiment: its name; none: MLflow's choice.
+        name: of the run.
+        tags: that it has from the start.
+        id: what it goes by until it is created.
+        began: when, in milliseconds since 1970.
+        run_id: MLflow's id, once it is known.
+    """
+
+    experiment: str | None
+    name: str
+    tags: Mapping[str, str]
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    began: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    run_id: str | None = None
+
+    def save(self, home: Path) -> None:
+        """Write it to a disk, so that ``mltrain sync`` can make up for it.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        replace_file(home / BIRTH_FILE, json.dumps(asdict(self), indent=1).encode())
+
+
+def recorded_birth(home: Path) -> Birth | None:
+    """Return the record of a run that could not be created at once; ``None`` without such a record.
+
+    Where the record is damaged, what else is known takes its place: the run's id, or a name to create it by.
+    """
+    file = home / BIRTH_FILE
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        birth = Birth(**{name: raw[name] for name in Birth.__dataclass_fields__ if name in raw})
+        texts = (birth.name, birth.id, birth.experiment or "", *birth.tags, *birth.tags.values())
+        if not all(isinstance(text, str) for text in texts) or not isinstance(birth.began, int):
+            raise ValueError("a field is of another type")
+        if not RUN_ID.fullmatch(birth.id) or not RUN_ID.fullmatch(birth.run_id or birth.id):
+            raise ValueError("it names no run")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        run_id = created_from(home)
+        log.warning(
+            "The record %s is damaged (%s). %s",
+            file,
+            error,
+            f"The run was created as {run_id}." if run_id else "The run's experiment and name are lost with it.",
+        )
+        return Birth(None, f"recovered-{home.name[:8]}", {}, id=home.name, run_id=run_id)
+    return birth
+
+
+class Registration:
+    """Creates a run, as often as it is asked to and never a second one.
+
+    Args:
+        server: where.
+        birth: the run.
+        tried: whether somebody tried before and does not know what came of it.
+    """
+
+    def __init__(self, server: Server, birth: Birth, *, tried: bool = False) -> None:
+        self.birth = birth
+        self._server = server
+        self._unsure = tried
+        self._experiment: str | None = None
+        self._info: Any = None
+        self._lock = threading.Lock()
+
+    def info(self) -> Any:
+        """Return MLflow's description of the run, which is created unless it was.
+
+        Raises:
+            RunNotFound: its experiment is deleted.
+            StorageError: its experiment has no usable place for artifacts.
+            TrackingError: the server does not answer, or refuses.
+        """
+        with self._lock:  # a call that hangs has to end before the next one looks for what it did
+            if self._info is None:
+                self._experiment = self._experiment or experiment_id(self._server, self.birth.experiment)
+                if not self._unsure:  # else it may be there, and a place that is gone meanwhile changes nothing
+                    experiment = self._server.call(self._server.client.get_experiment, self._experiment)
+                    refuse_unusable_place(self._server, experiment)
+                found = self._found() if self._unsure else []
+                self._info = found[0].info if found else self._created()
+            return self._info
+
+    def discard_doubles(self) -> int:
+        """Delete runs that a request whose answer was lost made after all; return how many there were."""
+        if self._info is None or not self._unsure:
+            return 0
+        doubles = [run for run in self._found() if run.info.run_id != self._info.run_id]
+        for run in doubles:
+            self._server.call(self._server.client.delete_run, run.info.run_id)
+        return len(doubles)
+
+    def _created(self) -> Any:
+        birth = self.birth
+        tags = {key: redacted(value) for key, value in birth.tags.items()} | {BIRTH_TAG: birth.id}
+        try:
+            create = self._server.client.create_run
+            return self._server.call(create, self._experiment, birth.began, tags, redacted(birth.name)).info
+        except Refusal as error:
+            self._unsure = self._unsure or not error.permanent
+            raise
+
+    def _found(self) -> list[Any]:
+        query = f"tags.`{BIRTH_TAG}` = '{self.birth.id}'"
+        runs = paged(self._server.call, self._server.client.search_runs, [self._experiment], query, max_results=100)
+        return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def experiment_id(server: Server, name: str | None) -> str:
+    """Return the id of an experiment, which is created where there is none of this name.
+
+    Raises:
+        RunNotFound: it is deleted.
+        TrackingError: the server does not answer, or refuses.
+    """
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if not name:
+        return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+    found = server.call(server.client.get_experiment_by_name, name)
+    if found is None:
+        try:
+            return str(server.call(server.client.create_experiment, name))
+        except Refusal:  # somebody else, or a request of ours whose answer was lost, was quicker
+            found = server.call(server.client.get_experiment_by_name, name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise RunNotFound(f"The experiment {name!r} is deleted. Restore it in the MLflow UI, or choose another name.")
+    return str(found.experiment_id)

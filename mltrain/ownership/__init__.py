@@ -1,0 +1,1 @@
+"""Which process may write to a run: claims, leases, locks, liveness."""

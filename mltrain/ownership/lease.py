@@ -1,0 +1,196 @@
+"""Holding a run: heartbeats, and noticing that somebody else has taken the run over."""
+
+import itertools
+import logging
+import math
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+from mltrain.errors import MltrainError
+from mltrain.ownership.attempts import HEARTBEAT_TAG, LEASE_SECONDS, STATUS_TAG, conclude, last_attempt
+from mltrain.tracking.client import Server
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+_TICK_SECONDS = 0.5
+_ASLEEP_SECONDS = 3.0
+_MARGIN_SECONDS = 10.0
+"""So long before others may take the run for abandoned its holder begins to doubt."""
+_MOST_HANGING = 3
+"""So many heartbeats may wait for an answer at once; a connection that hangs does not hold up the next one."""
+_BEFORE_IT_IS_DUE = 0.8
+"""A heartbeat also asks who holds the run, just before the sender would."""
+_ENDED = ("FINISHED", "FAILED", "KILLED")
+
+
+class Lease:
+    """The hold of one attempt on a run.
+
+    A thread of the lease sends heartbeats and does nothing else, so uploads, the sender and the training may take as long as
+    they like. A second thread ticks: a process that was stopped for a while may wake up to find its run taken over, and so may
+    one whose heartbeats were not delivered for almost as long as the lease. Then the holder asks the server before it writes.
+
+    Args:
+        server: where the run is.
+        ordinal: of this attempt; a higher one means that it is overtaken.
+        beat_seconds: between two heartbeats.
+        lease_seconds: after which others take a silent holder for dead.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        ordinal: int,
+        *,
+        beat_seconds: float = HEARTBEAT_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self.overtaken = threading.Event()
+        self.gone: str | None = None
+        """What has happened to the run, where somebody deleted it."""
+        self._server = replace(server, patience=0.0)  # the next heartbeat is the next try
+        self._ordinal = ordinal
+        self._beat_seconds = beat_seconds
+        self._doubt_seconds = max(beat_seconds, lease_seconds - _MARGIN_SECONDS)
+        self._run_id: str | None = None
+        self._beats = itertools.count(1)
+        self._confirmed = self._delivered = self._tick = time.monotonic()
+        self._doubted = self._in_vain = -math.inf
+        """When this process was last found to have been asleep, and when the server was last asked in vain."""
+        self._ending = False
+        self._closed = threading.Event()
+        self._setting = threading.Lock()
+        """Held while the status of the run is put right."""
+        threading.Thread(target=self._watch, name="mltrain-lease", daemon=True).start()
+        threading.Thread(target=self._beat_regularly, name="mltrain-heartbeat", daemon=True).start()
+
+    def begin(self, run_id: str) -> None:
+        """The run exists, and this attempt holds it."""
+        self._confirmed = self._delivered = time.monotonic()
+        self._run_id = run_id
+
+    def follow(self, ordinal: int) -> None:
+        """The run goes on under a later attempt of this process."""
+        self._ordinal = ordinal
+
+    def keep(self) -> bool:
+        """Return whether this attempt holds the run, by an answer of the server that is at most two heartbeats old.
+
+        Raises:
+            TrackingError: the server does not answer.
+        """
+        if not self.overtaken.is_set() and (self._doubtful() or self._age() > self._beat_seconds):
+            self._ask()
+        return not self.overtaken.is_set()
+
+    def holds(self, *, certainly: bool = False) -> bool:
+        """Whether this attempt still holds the run; asks the server only where there is doubt.
+
+        There is doubt after the process has been asleep, and while heartbeats cannot be delivered.
+
+        Args:
+            certainly: a server that does not answer then means no.
+        """
+        if not self.overtaken.is_set() and self._doubtful():
+            if time.monotonic() - self._in_vain < self._beat_seconds:
+                return not certainly  # it was asked a moment ago
+            try:
+                self._ask()
+            except MltrainError:
+                return not certainly
+        return not self.overtaken.is_set()
+
+    def end(self, seconds: float) -> None:
+        """Leave the status of the run to its holder, who sets how it ended; heartbeats go on.
+
+        Args:
+            seconds: for which a request that sets the status at this moment is waited for.
+        """
+        self._ending = True
+        if self._setting.acquire(timeout=seconds):
+            self._setting.release()
+
+    def close(self) -> None:
+        """Watch no more, and send no more heartbeats."""
+        self._ending = True
+        self._closed.set()
+
+    def _age(self) -> float:
+        return time.monotonic() - self._confirmed
+
+    def _doubtful(self) -> bool:
+        now = time.monotonic()
+        asleep = self._doubted > self._confirmed or now - self._tick > _ASLEEP_SECONDS
+        silent = self._run_id is not None and now - self._delivered > self._doubt_seconds
+        return asleep or (silent and self._age() > self._beat_seconds)
+
+    def _ask(self) -> Any:
+        """Ask the server who holds the run, and return the run, if it exists."""
+        asked, run = time.monotonic(), None
+        if self._run_id is not None:
+            try:
+                run = self._server.call(self._server.client.get_run, self._run_id)
+            except MltrainError:
+                self._in_vain = time.monotonic()
+                raise
+            if last_attempt(run.data.params) > self._ordinal:
+                self.overtaken.set()
+        if asked >= self._confirmed:  # else a later question has been answered already
+            self._confirmed = asked
+            self.gone = _gone(run)
+        return run
+
+    def _beat_regularly(self) -> None:
+        hanging: list[threading.Thread] = []
+        while not self._closed.wait(_BEFORE_IT_IS_DUE * self._beat_seconds):
+            hanging = [thread for thread in hanging if thread.is_alive()]
+            if self._run_id is None or len(hanging) >= _MOST_HANGING:
+                continue
+            beat = threading.Thread(target=self._beat, name="mltrain-beat", daemon=True)
+            try:
+                beat.start()
+                hanging.append(beat)
+            except RuntimeError:  # the interpreter is ending and starts no more threads
+                self._beat()
+
+    def _beat(self) -> None:
+        try:
+            run = self._ask()
+            self._put_right(run)
+            if self.overtaken.is_set() or self.gone is not None or self._closed.is_set() or self._doubtful():
+                return
+            sent, beat = time.monotonic(), f"{self._ordinal}.{next(self._beats)}"
+            self._server.call(self._server.client.set_tag, self._run_id, HEARTBEAT_TAG, beat)
+            self._delivered = max(self._delivered, sent)
+        except MltrainError as error:
+            log.debug("A heartbeat was not delivered: %s", error)
+
+    def _put_right(self, run: Any) -> None:
+        """Set a run to running again that somebody else has set to something else."""
+        with self._setting:
+            said = run.data.tags.get(STATUS_TAG, "running")
+            if self._ending or self.overtaken.is_set() or self.gone is not None:
+                return
+            if run.info.status not in _ENDED and said == "running":
+                return
+            log.warning("Somebody set the run to %s; it is running, and set to that again.", run.info.status)
+            conclude(self._server, run.info.run_id, self._ordinal, "running")
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_TICK_SECONDS):
+            now = time.monotonic()
+            if now - self._tick > _ASLEEP_SECONDS:
+                self._doubted = now  # before the tick, so that nobody in between believes that all is well
+            self._tick = now
+
+
+def _gone(run: Any) -> str | None:
+    if run is None or run.info.lifecycle_stage == "active":
+        return None
+    return (
+        f"Run {run.info.run_id} was deleted. Training goes on, and what it would record is kept on this disk. "
+        "Restore the run in the MLflow UI; what waits is sent then, or by: mltrain sync"
+    )

@@ -1,0 +1,1 @@
+"""Pipelines: several stages, each a resumable run under one parent."""

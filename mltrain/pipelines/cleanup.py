@@ -1,0 +1,123 @@
+"""Clearing stages: first a list of what would go, then the deed. Only runs under one pipeline's run, by their own user."""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mltrain.checkpoint.manifest import CheckpointId
+from mltrain.checkpoint.staging import Spool
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.errors import RunHeld, UsageError
+from mltrain.ownership.run_folder import known_home
+from mltrain.pipeline import Pipeline
+from mltrain.pipelines.pipeline_run import RETIRED_TAG, children
+from mltrain.run.listing import state
+from mltrain.run.opening import user
+from mltrain.run.tracked import pins_of
+from mltrain.store.names import OUTPUTS
+from mltrain.store.opening import open_artifacts
+from mltrain.store.removal import discard_staged
+from mltrain.tracking import registry
+from mltrain.tracking.client import Server, tags_of
+
+log = logging.getLogger(__name__)
+
+_LIVE = ("running", "running elsewhere")
+
+
+@dataclass(frozen=True)
+class Clearing:
+    """What would go from the run of a stage.
+
+    Attributes:
+        stage: its name.
+        run_id: the run; it is deleted (and can be restored in the MLflow UI) unless something of it is kept.
+        name: of the run.
+        checkpoints: that would be removed for good.
+        outputs: made files that would be, by attempt.
+        bytes: of the checkpoints.
+        kept: pinned and registered checkpoints, with the reasons.
+    """
+
+    stage: str
+    run_id: str
+    name: str
+    checkpoints: tuple[CheckpointId, ...] = ()
+    outputs: tuple[str, ...] = ()
+    bytes: int = 0
+    kept: Mapping[CheckpointId, str] = field(default_factory=dict)
+
+
+def plan_clearing(server: Server, pipeline: Pipeline, parent: Any, stages: Collection[str]) -> list[Clearing]:
+    """Return what would go from the runs of some stages.
+
+    Raises:
+        RunHeld: one of them is being trained.
+        UsageError: one of them, or the pipeline's run, is somebody else's.
+    """
+    runs = [
+        (stage.name, run)
+        for stage in pipeline.stages
+        if stage.name in stages
+        for run in reversed(children(server, parent, stage.name))
+    ]
+    for run in (parent, *(run for _, run in runs)) if runs else ():
+        owner = tags_of(run).get("mlflow.user", "nobody")
+        if owner != user():
+            raise UsageError(
+                f"Run {run.info.run_id} belongs to {owner!r}, and only its owner clears it. Begin a pipeline run of your "
+                "own: --run new"
+            )
+    for name, run in runs:
+        if state(server, run) in _LIVE:
+            raise RunHeld(f"The stage {name!r} is being trained (run {run.info.run_id}); nothing was cleared.")
+    return [_planned(server, name, run) for name, run in runs]
+
+
+def _planned(server: Server, stage: str, run: Any) -> Clearing:
+    run_id = run.info.run_id
+    artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    store = CheckpointStore(run_id, artifacts)
+    reasons = dict.fromkeys(registry.in_use(server, run_id, run.info.experiment_id), "registered") | {
+        name: f"pinned: {why}" for name, why in pins_of(run).items()
+    }
+    names = store.names()
+    sizes = {manifest.id: manifest.size for manifest in store.manifests(damaged=lambda identity, error: None)}
+    going = tuple(identity for identity in names if identity.name not in reasons)
+    return Clearing(
+        stage,
+        run_id,
+        run.info.run_name,
+        going,
+        tuple(entry.name for entry in artifacts.entries(OUTPUTS) if entry.is_dir),
+        sum(sizes.get(identity, 0) for identity in going),
+        {identity: reasons[identity.name] for identity in names if identity.name in reasons},
+    )
+
+
+def clear(server: Server, clearing: Clearing) -> None:
+    """Remove what was listed, for good; then delete the run, unless something of it is kept.
+
+    Raises:
+        RunHeld: somebody resumed the run meanwhile.
+        StorageError: the store does not allow it.
+    """
+    run = server.run(clearing.run_id)
+    if state(server, run) in _LIVE:
+        raise RunHeld(f"Run {clearing.run_id} was resumed meanwhile; nothing more was cleared.")
+    artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    models = registry.made_models(server, clearing.run_id, run.info.experiment_id)
+    for identity in clearing.checkpoints:
+        artifacts.remove_checkpoint(identity.name)
+        registry.remove_models(server, models, identity.name)
+    for name in clearing.outputs:
+        artifacts.remove_output(name)
+    staging = known_home(server, clearing.run_id) / "staging"
+    if staging.is_dir():
+        for folder in Spool(staging).complete():
+            discard_staged(folder)
+    if clearing.kept:
+        server.call(server.client.set_tag, clearing.run_id, RETIRED_TAG, "cleared")
+    else:
+        server.call(server.client.delete_run, clearing.run_id)

@@ -1,0 +1,109 @@
+"""The log of a stage: lines in a file that grows while the stage runs, here and among the artifacts of its run."""
+
+import logging
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mltrain.commands.result import Display, Outcome
+from mltrain.errors import MltrainError
+from mltrain.run.tracked import TrackedRun
+from mltrain.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+LOG_FILE = "stage.log"
+
+
+class LoggedStage(logging.Handler):
+    """A display that also writes down what it shows, with warnings and errors; a ``with`` block ends the writing.
+
+    The file is ``stage.log`` in the run's folder on this machine, and after every epoch among the artifacts. A disk that
+    refuses a line ends no stage: that is logged once, and the line is missing.
+    """
+
+    def __init__(self, stage: str, inner: Display) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        self._stage = stage
+        self._inner = inner
+        self._run: TrackedRun | None = None
+        self._file: Path | None = None
+        self._epoch = -1
+        self._refused = False
+        self._torn = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._write(f"{type(error).__name__}: {error}")
+        logging.getLogger("mltrain").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a warning or an error."""
+        self._write(self.format(record))
+
+    def resuming(self, run_id: str) -> None:
+        """Write nothing yet: the file belongs to the holder of the run."""
+        self._inner.resuming(run_id)
+
+    def opened(self, run: TrackedRun, where: str) -> None:
+        """Open the file, and write which attempt of which run this is."""
+        self._run, self._file = run, run.home / LOG_FILE
+        if not self._file.exists():  # it was begun on another machine
+            with suppress(OSError, MltrainError):
+                self._file.write_bytes(bytes(run.artifacts.read(LOG_FILE, 2**26)))
+        logging.getLogger("mltrain").addHandler(self)
+        self._write(f"stage {self._stage}, run {run.id}, attempt {run.ordinal} on {run.attempt.host}")
+        self._inner.opened(run, where)
+
+    def began(self, trainer: Trainer, origin: str) -> None:
+        """Write where training begins."""
+        self._epoch = trainer.progress.epoch
+        self._write(f"training from {origin}: {self._epoch} of {trainer.config.epochs} epochs are done")
+        self._inner.began(trainer, origin)
+
+    def stepped(self, trainer: Trainer) -> None:
+        """At the end of an epoch, write its row."""
+        if trainer.progress.epoch != self._epoch and trainer.history.rows:
+            self._epoch = trainer.progress.epoch
+            row = trainer.history.rows[-1]
+            figures = " ".join(f"{name}={value:.5g}" for name, value in row.items() if "/" in name)
+            self._write(f"epoch {self._epoch} of {trainer.config.epochs} {figures}")
+            self._send()
+        self._inner.stepped(trainer)
+
+    def waiting(self, what: str) -> None:
+        """Write what is waited for."""
+        self._write(what)
+        self._send()
+        self._inner.waiting(what)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Write how it ended."""
+        self._write(f"ended: {outcome.why}")
+        self._inner.ended(outcome)
+
+    def _write(self, line: str) -> None:
+        if self._file is None:
+            return
+        try:
+            with self._file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                begin = "\n" if self._torn else ""  # after half a line that the disk took
+                file.write(f"{begin}{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
+            self._torn = False
+        except OSError as error:
+            self._torn = True
+            if not self._refused:
+                self._refused = True  # before the warning, which comes here as well
+                log.warning("%s cannot be written: %s. The stage goes on without it.", self._file, error.strerror)
+
+    def _send(self) -> None:
+        if self._run is not None and self._file is not None and self._file.is_file():
+            self._run.log_file(self._file)

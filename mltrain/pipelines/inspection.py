@@ -1,0 +1,195 @@
+"""What the tracking store has of a pipeline: its runs, the runs of its stages, and whether their outputs are intact."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.commands.evaluate import reader
+from mltrain.config import Config
+from mltrain.errors import DamagedCheckpoint, MltrainError, RunNotFound
+from mltrain.ownership.attempts import recorded_config
+from mltrain.pipeline import Stage
+from mltrain.pipelines.decisions import Found, Mode, Recipe, Record, changes, decide, preferred
+from mltrain.pipelines.pipeline_run import children
+from mltrain.project import source_of
+from mltrain.provenance import fingerprint
+from mltrain.provenance.written import WRITTEN_TAG, units_of
+from mltrain.run import stage_outputs as outputs
+from mltrain.run.listing import state
+from mltrain.run.stage_outputs import Output
+from mltrain.store.allowlist import UnusableArtifacts
+from mltrain.store.artifacts import Artifacts
+from mltrain.tracking.client import Server, tags_of
+from mltrain.tracking.places import artifacts_of
+
+log = logging.getLogger(__name__)
+
+RECIPE_TAG = "mltrain.stage.recipe"
+
+
+def recipe_of(stage: Stage, config: Config, inputs: Mapping[str, Output]) -> Recipe:
+    """Return what a stage's output follows from, as things are now."""
+    function = stage.build or stage.make
+    assert function is not None
+    code = fingerprint.imported_code(source_of(function))
+    return Recipe(config, {key: output.digest for key, output in inputs.items()}, data_of(stage, config), code)
+
+
+def data_of(stage: Stage, config: Config) -> dict[str, str]:
+    """Return the fingerprints of the places that the configuration names and no stage hands on."""
+    own = {key: place for key, place in config.data_places().items() if key not in stage.needs}
+    return fingerprint.data(own)
+
+
+def recipe_tags(recipe: Recipe) -> dict[str, str]:
+    """Return the tags by which a new run says what it is made from; the configuration is its ``config.json``."""
+    return {RECIPE_TAG: json.dumps({"code": recipe.code, "data": recipe.data})}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is of a stage.
+
+    Attributes:
+        found: the run that would be kept or continued, else the newest; none: there is none.
+        output: what it hands on, where that is intact.
+        epoch: epochs done.
+        best: its best metric, with the name.
+    """
+
+    found: Found | None
+    output: Output | None = None
+    epoch: int | None = None
+    best: tuple[str, float] | None = None
+
+
+def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: Mode) -> Survey:
+    """Look at the runs of a stage. Outputs are read and compared with their digests where they would be used.
+
+    Args:
+        server: the tracking server.
+        parent: the pipeline's run.
+        stage: the stage.
+        recipe: what is wanted; inputs that it leaves out are not compared.
+        mode: in which it would be used.
+    """
+    seen: dict[str, Survey] = {}
+    for run in children(server, parent, stage.name):
+        try:
+            one = _surveyed(server, run, stage, recipe, mode)
+        except UnusableArtifacts as error:
+            log.warning("Run %s of the stage %r is left aside: %s", run.info.run_id, stage.name, error)
+            continue
+        assert one.found is not None
+        seen[one.found.run_id] = one
+    chosen = preferred(stage, [one.found for one in seen.values() if one.found is not None], mode)
+    return seen[chosen.run_id] if chosen is not None else Survey(None)
+
+
+def _surveyed(server: Server, run: Any, stage: Stage, recipe: Recipe, mode: Mode) -> Survey:
+    artifacts = artifacts_of(server, run)
+    checkpoints = reader(run.info.run_id, server)
+    record = _record(run, artifacts, checkpoints, recipe)
+    changed = changes(record, recipe)
+    epoch = int(run.data.metrics["epoch"]) if "epoch" in run.data.metrics else None
+    found = Found(run.info.run_id, state(server, run), changed, _where(stage, epoch, record))
+    output = None
+    if found.state == "finished" and decide(stage, found, mode).action == "skip":
+        output, wrong, recoverable = verified(stage, run.info.run_id, artifacts, checkpoints)
+        found = replace(found, damage=wrong, recoverable=recoverable)
+    return Survey(found, output, epoch, _best(run, checkpoints))
+
+
+def verified(
+    stage: Stage, run_id: str, artifacts: Artifacts, checkpoints: CheckpointReader
+) -> tuple[Output | None, str | None, bool]:
+    """Return what a run hands on where it is intact, else what is wrong, and whether the same run can make it again."""
+    if stage.make is not None:
+        try:
+            output = outputs.made(run_id, artifacts)
+            wrong = outputs.damage(artifacts, output)
+        except MltrainError as error:
+            wrong = str(error)
+        return (output, None, True) if wrong is None else (None, wrong, True)
+    line = checkpoints.matching(stage.hands_on) or checkpoints.matching("latest")
+    if not line:
+        return None, "it has no checkpoint", False
+    output = outputs.trained(line[0])
+    wrong = outputs.damage(artifacts, output)
+    if wrong is None:
+        return output, None, True
+    # The end of a training can be trained again from a checkpoint before it. A best one in its middle cannot, without
+    # leaving what came after it behind.
+    newest = checkpoints.matching("latest")[0].id == line[0].id
+    earlier = newest and any(
+        not checkpoints.store.problems(manifest) for manifest in checkpoints.matching("latest")[1:]
+    )
+    return None, wrong, earlier
+
+
+def handed_on(server: Server, stage: Stage, run_id: str) -> Output:
+    """Return what any run hands on in the place of a stage, verified.
+
+    Raises:
+        DamagedCheckpoint: it hands nothing on that is intact.
+        RunNotFound: there is no such run.
+    """
+    run = server.run(run_id)
+    artifacts = artifacts_of(server, run)
+    output, wrong, _ = verified(stage, run_id, artifacts, reader(run_id, server))
+    if output is None:
+        raise DamagedCheckpoint(f"Run {run_id} cannot be used as the stage {stage.name!r}: {wrong}.")
+    return output
+
+
+def _record(run: Any, artifacts: Artifacts, checkpoints: CheckpointReader, recipe: Recipe) -> Record:
+    """Return what a run was made from: as its newest checkpoint says, which a resume may have changed, else as it began.
+
+    Inputs, data and code it says from its first moment. Where it was killed before it had recorded a configuration, it can
+    begin with any.
+    """
+    config: Mapping[str, Any] | None = None
+    for manifest in checkpoints.matching("latest"):
+        try:
+            config = json.loads(checkpoints.store.fetch(manifest, only="params.json".__eq__)["params.json"])
+            break
+        except (MltrainError, KeyError, ValueError):
+            continue
+    try:
+        config = config or recorded_config(artifacts)["config"]
+    except RunNotFound:
+        config = recipe.config.resolved()
+    digests = {key: one["digest"] for key, one in outputs.inputs_of(run).items()}
+    try:
+        said = json.loads(tags_of(run)[RECIPE_TAG])
+        return Record(config, digests, _data_now(run, dict(said["data"]), recipe), str(said["code"]))
+    except (KeyError, ValueError, TypeError):
+        return Record(config, digests, {}, "")
+
+
+def _data_now(run: Any, before: dict[str, str], recipe: Recipe) -> dict[str, str]:
+    """Return the digests of a run's data, by the present rule where the data are the same, apart from what the run wrote."""
+    places, written = recipe.config.places(), units_of(tags_of(run).get(WRITTEN_TAG, ""))
+    same = {
+        name: recipe.data[name]
+        for name, digest in before.items()
+        if name in recipe.data
+        and fingerprint.same_data(digest, recipe.data[name], places[name], written.get(name, {}), may_fill=False)
+    }
+    return before | same
+
+
+def _where(stage: Stage, epoch: int | None, record: Record) -> str:
+    if stage.make is not None:
+        return ""
+    total = record.config.get("epochs")
+    return f"epoch {epoch or 0}" + (f" of {total}" if total is not None else "")
+
+
+def _best(run: Any, checkpoints: CheckpointReader) -> tuple[str, float] | None:
+    metric = tags_of(run).get("mltrain.best_metric")
+    first: Sequence[Any] = checkpoints.matching("best") if metric is not None else ()
+    return (metric, first[0].metrics[metric]) if metric is not None and first and metric in first[0].metrics else None

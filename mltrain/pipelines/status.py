@@ -1,0 +1,136 @@
+"""The state of a pipeline at a glance: each stage with its run, how far it came, its best metric, and what comes next."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mltrain.config import Config
+from mltrain.errors import MltrainError
+from mltrain.ownership.run_folder import known_home
+from mltrain.pipeline import Pipeline, Stage
+from mltrain.pipelines.decisions import Decision, Found, Mode, decide
+from mltrain.pipelines.event_log import LOG_FILE
+from mltrain.pipelines.inspection import Survey, handed_on, recipe_of, survey
+from mltrain.pipelines.pipeline_run import Plan
+from mltrain.run.stage_outputs import Output
+from mltrain.tracking.client import Server
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage at a glance.
+
+    Attributes:
+        stage: its name.
+        state: ``done``, ``given``, ``missing``, ``damaged``, ``out of date``, ``running``, ``running elsewhere``,
+            ``stopped``, ``failed`` or ``dead`` (killed without a word).
+        run_id: of its run.
+        epoch, epochs: done, and wanted.
+        best_metric, best: the metric that decides which checkpoint is best, and its value there.
+        next: what the mode would do: ``skip``, ``resume``, ``run``; ``?`` where it depends on what earlier stages make.
+        why: in words.
+        log: its log on this machine, if it ran here.
+    """
+
+    stage: str
+    state: str
+    run_id: str | None
+    epoch: int | None
+    epochs: int | None
+    best_metric: str | None
+    best: float | None
+    next: str
+    why: str
+    log: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def status(
+    server: Server,
+    pipeline: Pipeline,
+    parent: Any | None,
+    configs: Mapping[str, Config],
+    plan: Plan,
+    mode: Mode = "skip",
+) -> list[Row]:
+    """Return a row for every stage. Outputs are verified; nothing is changed.
+
+    Args:
+        server: the tracking server.
+        pipeline: the pipeline.
+        parent: its run; none: nothing was run.
+        configs: what is wanted of each stage.
+        plan: which stages are given.
+        mode: of what would come next.
+    """
+    outputs: dict[str, Output] = {}
+    rows = []
+    for stage in pipeline.stages:
+        given = plan.used.get(stage.name)
+        if given is not None:
+            rows.append(_given(server, stage, given, outputs))
+            continue
+        inputs = {key: outputs[name] for key, name in stage.needs.items() if name in outputs}
+        known = inputs.keys() == stage.needs.keys()
+        recipe = recipe_of(stage, configs[stage.name], inputs)
+        seen = survey(server, parent, stage, recipe, mode) if parent is not None else Survey(None)
+        decision = decide(stage, seen.found, mode)
+        if known and decision.action == "skip" and seen.output is not None:
+            outputs[stage.name] = seen.output
+        rows.append(_row(server, stage, seen, decision, configs[stage.name], known))
+    return rows
+
+
+def _row(server: Server, stage: Stage, seen: Survey, decision: Decision, config: Config, known: bool) -> Row:
+    found = seen.found
+    lacking = not known and decision.action != "run"
+    metric, best = seen.best or (None, None)
+    return Row(
+        stage.name,
+        _state(found),
+        found.run_id if found is not None else None,
+        seen.epoch if stage.make is None else None,
+        config.epochs if stage.make is None else None,
+        metric,
+        best,
+        "?" if lacking else decision.action,
+        f"depends on what {' and '.join(sorted(set(stage.needs.values())))} will hand on" if lacking else decision.why,
+        _log(server, found.run_id) if found is not None else None,
+    )
+
+
+def _state(found: Found | None) -> str:
+    if found is None:
+        return "missing"
+    if found.state != "finished":
+        return found.state
+    if found.damage is not None:
+        return "damaged"
+    return "out of date" if found.changes else "done"
+
+
+def _given(server: Server, stage: Stage, run_id: str, outputs: dict[str, Output]) -> Row:
+    state, why = "given", f"given: run {run_id}"
+    try:
+        outputs[stage.name] = handed_on(server, stage, run_id)
+    except MltrainError as error:
+        state, why = "damaged", str(error)
+    return Row(stage.name, state, run_id, None, None, None, None, "skip" if state == "given" else "run", why, None)
+
+
+def _log(server: Server, run_id: str) -> str | None:
+    file = known_home(server, run_id) / LOG_FILE
+    return str(file) if file.is_file() else None
+
+
+def shown(rows: Sequence[Row]) -> list[list[str]]:
+    """Return the cells of a table for people."""
+    cells = []
+    for row in rows:
+        epochs = f"{row.epoch or 0}/{row.epochs}" if row.epochs is not None else ""
+        best = f"{row.best_metric} {row.best:.4g}" if row.best is not None else ""
+        cells.append([row.stage, row.state, epochs, best, row.run_id or "", row.next, row.why])
+    return cells

@@ -1,0 +1,1 @@
+"""Where a training comes from: its code, its data, what it wrote itself."""

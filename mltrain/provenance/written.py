@@ -1,0 +1,200 @@
+"""What a training itself writes into the places that its configuration names: output, and no data.
+
+Every file that this process opens for writing, makes, renames or removes in Python raises an audit event, which is matched with
+the places. Of each file and folder that was written the entries at the start of the training are recorded, so that a
+resume can compare the place as it was then. A folder without files at the start counts as a whole.
+"""
+
+import json
+import logging
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mltrain.provenance.contents import Contents, Entry
+
+log = logging.getLogger(__name__)
+
+WRITTEN_TAG = "mltrain.data.written"
+ALL = "*"
+"""In place of what was written: too much to list, so the place is not compared any more."""
+_MOST_UNITS = 64
+_LONGEST = 4500
+_CREATES = os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+Units = Mapping[str, Mapping[str, Any]] | str
+"""For each file or folder that was written its entries at the start, by name: size and digest. Or :data:`ALL`."""
+
+_watching: list["Watch"] = []
+_hooked = threading.Event()
+
+
+class Watch:
+    """Notices what this process writes into places, from its construction until it is closed.
+
+    Args:
+        places: by the names of their fields.
+        recorded: the text that an earlier attempt gave to ``told``.
+    """
+
+    def __init__(self, places: Mapping[str, Path], recorded: str = "") -> None:
+        self._roots = {name: {str(place.absolute()), os.path.realpath(place)} for name, place in places.items()}
+        self._names = {name: place.name for name, place in places.items()}
+        self._units: dict[str, Any] = {name: units for name, units in units_of(recorded).items() if name in places}
+        self._early: set[tuple[str, str]] = set()
+        self._stamps: dict[tuple[str, str], tuple[int, int]] = {}
+        self._contents: Mapping[str, Contents] | None = None
+        self._told: Callable[[str], None] | None = None
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        if not _hooked.is_set():
+            sys.addaudithook(_heard)
+            _hooked.set()
+        if places:
+            _watching.append(self)
+
+    def began(self, contents: Mapping[str, Contents]) -> dict[str, Contents]:
+        """Take the contents of the places, as the training begins with them; return them as they were at its start.
+
+        What was written since the construction made these contents. Only where it changes from now on it is output.
+        """
+        start = {name: as_at_start(found, self._units.get(name, {})) for name, found in contents.items()}
+        with self._lock:
+            self._contents = start
+            if len(self._early) <= _MOST_UNITS:  # more than that is data that were unpacked
+                self._stamps = {early: _stamp(self._path(*early)) for early in self._early}
+        return start
+
+    def look(self) -> None:
+        """Note which files changed that were opened before the training began, such as a log."""
+        for (name, path), stamp in list(self._stamps.items()):
+            if _stamp(self._path(name, path)) != stamp:
+                del self._stamps[name, path]
+                self._noted(name, path)
+
+    def tell(self, told: Callable[[str], None]) -> None:
+        """Call ``told`` with what was written, as text, now and whenever it is more."""
+        with self._lock:
+            self._told = told
+            if self._units:
+                told(self._text())
+
+    def close(self) -> None:
+        """Notice nothing any more."""
+        if self in _watching:
+            _watching.remove(self)
+
+    def notice(self, path: str) -> None:
+        """Note that a path was written."""
+        if os.getpid() != self._process:  # a worker of a loader: what it knows ends with it
+            return
+        for name, roots in self._roots.items():
+            for root in roots:
+                if path == root or path.startswith(root + os.sep):
+                    self._noted(name, os.path.relpath(path, root).replace(os.sep, "/"))
+                    break
+
+    def _path(self, name: str, path: str) -> Path:
+        return Path(next(iter(self._roots[name])), path)
+
+    def _noted(self, name: str, path: str) -> None:
+        with self._lock:
+            if self._contents is None:
+                self._early.add((name, path))
+            elif self._add(name, path) and self._told is not None:
+                self._told(self._text())
+
+    def _add(self, name: str, path: str) -> bool:
+        units = self._units.setdefault(name, {})
+        if units == ALL:
+            return False
+        files = self._contents[name].files if self._contents is not None and name in self._contents else {}
+        unit = _unit(
+            self._names[name] if path == "." and self._names[name] in files else path, files
+        )  # a place may be a file
+        if any(_within(unit, known) for known in units):
+            return False
+        units[unit] = {file: [e.size, e.digest] for file, e in files.items() if _within(file, unit)}
+        if len(units) > _MOST_UNITS or len(self._text()) > _LONGEST:
+            self._units[name] = ALL
+            log.warning(
+                "The training writes more than %d files among those that %s had: changes in it are not noticed any more.",
+                _MOST_UNITS,
+                name,
+            )
+        return True
+
+    def _text(self) -> str:
+        return json.dumps(self._units)
+
+
+def units_of(text: str) -> dict[str, Units]:
+    """Return what was written in each place, as the text of a tag tells; nothing where that is not as it was written."""
+    with suppress(ValueError, TypeError, AttributeError):
+        content = json.loads(text or "{}")
+        return {
+            str(name): ALL
+            if units == ALL
+            else {
+                str(unit): {str(f): [int(e[0]), str(e[1])] for f, e in files.items()} for unit, files in units.items()
+            }
+            for name, units in content.items()
+        }
+    return {}
+
+
+def as_at_start(contents: Contents, units: Units) -> Contents:
+    """Return contents as they were before what was written was written."""
+    if isinstance(units, str) or not units:
+        return contents
+    files = {name: entry for name, entry in contents.files.items() if not any(_within(name, unit) for unit in units)}
+    for entries in units.values():
+        files |= {name: Entry(size, digest) for name, (size, digest) in entries.items()}
+    return replace(contents, files=files)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    with suppress(OSError):
+        status = path.stat()
+        return (0, 0) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
+    return 0, 0
+
+
+def _unit(path: str, files: Mapping[str, Entry]) -> str:
+    """Return the highest folder above a path that had no files, else the path itself."""
+    parts = path.split("/")
+    for count in range(len(parts)):
+        folder = "/".join(parts[:count]) or "."
+        if not any(_within(file, folder) for file in files):
+            return folder
+    return path
+
+
+def _within(path: str, unit: str) -> bool:
+    return unit in (".", path) or path.startswith(unit + "/")
+
+
+def _heard(event: str, args: tuple[Any, ...]) -> None:
+    if _watching and event in ("open", "os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link"):
+        with suppress(Exception):  # whatever goes wrong here must not be the training's error
+            for path in _written(event, args):
+                for watch in tuple(_watching):
+                    watch.notice(path)
+
+
+def _written(event: str, args: tuple[Any, ...]) -> list[str]:
+    if event == "open":
+        path, mode, flags = args
+        writes = any(letter in mode for letter in "wax") if isinstance(mode, str) else bool(flags & _CREATES)
+        given = [path] if writes else []
+    elif event == "os.mkdir":
+        given = [] if os.path.isdir(args[0]) else [args[0]]  # noqa: PTH112 - it may be bytes
+    else:
+        given = [args[0]] if event == "os.remove" else list(args[:2]) if event == "os.rename" else [args[1]]
+    return [os.path.normpath(Path.cwd() / os.fsdecode(path)) for path in given if isinstance(path, (str, bytes))]

@@ -1,0 +1,1 @@
+"""Runs that this process writes to: created, adopted, resumed, listed."""

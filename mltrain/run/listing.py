@@ -1,0 +1,67 @@
+"""An overview of runs, with the state that is true and not only the status that was last written."""
+
+from itertools import islice
+from typing import Any
+
+from mltrain.errors import RunNotFound
+from mltrain.ownership.attempts import STATUS_TAG, holder_of, is_alive
+from mltrain.ownership.launcher import LAUNCHER_OF
+from mltrain.run.tracked import PROJECT_TAG
+from mltrain.tracking.client import Server, paged
+
+_ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+
+
+def listed(server: Server, experiment: str | None, most: int) -> list[dict[str, Any]]:
+    """Return the newest runs of mltrain, each as plain values.
+
+    Raises:
+        RunNotFound: there is no such experiment.
+        TrackingError: the server does not answer.
+    """
+    client = server.client
+    if experiment is not None:
+        found = server.call(client.get_experiment_by_name, experiment)
+        if found is None:
+            raise RunNotFound(f"There is no experiment {experiment!r}.")
+        identities = [found.experiment_id]
+    else:
+        identities = [
+            known.experiment_id for known in paged(server.insist, client.search_experiments, max_results=1000)
+        ]
+    query, page = f"tags.`{STATUS_TAG}` != ''", max(1, min(most, 1000))
+    runs = paged(server.insist, client.search_runs, identities, filter_string=query, max_results=page)
+    return [row(server, run) for run in islice((one for one in runs if LAUNCHER_OF not in one.data.tags), max(0, most))]
+
+
+def row(server: Server, run: Any) -> dict[str, Any]:
+    """Return what is worth knowing of a run at a glance."""
+    tags, metrics = run.data.tags, run.data.metrics
+    return {
+        "run_id": run.info.run_id,
+        "name": run.info.run_name,
+        "project": tags.get(PROJECT_TAG),
+        "state": state(server, run),
+        "status": run.info.status,
+        "epoch": int(metrics["epoch"]) if "epoch" in metrics else None,
+        "latest": tags.get("mltrain.latest"),
+        "best": tags.get("mltrain.best"),
+        "started": _time(run.info.start_time),
+        "experiment_id": run.info.experiment_id,
+        "holder": holder_of(run) or None,
+    }
+
+
+def state(server: Server, run: Any) -> str:
+    """Return ``running``, ``finished``, ``stopped``, ``failed``, ``dead``, or ``unknown`` for a holder elsewhere."""
+    said = run.data.tags.get(STATUS_TAG)
+    if said != "running":
+        return said or _ENDED.get(run.info.status, "unknown")
+    alive = is_alive(server, run)
+    return "running elsewhere" if alive is None else "running" if alive else "dead"
+
+
+def _time(milliseconds: int | None) -> str | None:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds") if milliseconds else None

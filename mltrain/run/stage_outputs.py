@@ -1,0 +1,249 @@
+"""What a stage hands on: files in the artifact store with their digests, and verified copies of them on this machine.
+
+A training hands on the weights of a checkpoint. A stage that makes files has them under ``output/a<attempt>/`` among
+the artifacts of its run; ``output.json`` there is written last, and without it there is no output.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError
+from mltrain.ownership.run_folder import lock_file, outputs_home
+from mltrain.store.artifacts import Artifacts
+from mltrain.store.durable import replace_file, set_aside
+from mltrain.store.names import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS
+from mltrain.store.names import validated as valid_path
+from mltrain.store.removal import discard_cached
+from mltrain.tracking.client import Server, tags_of
+from mltrain.tracking.places import artifacts_of
+
+log = logging.getLogger(__name__)
+
+INPUTS_TAG = "mltrain.stage.inputs"
+_SCHEMA = 1
+_LARGEST_RECORD = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a run hands on.
+
+    Attributes:
+        run_id: of the run.
+        name: of a checkpoint, or ``a<attempt>`` of files that were made.
+        files: path below the output's folder to size and SHA-256.
+    """
+
+    run_id: str
+    name: str
+    files: Mapping[str, FileEntry]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and contents: equal for equal outputs, whoever made them."""
+        listed = [(name, entry.size, entry.sha256) for name, entry in sorted(self.files.items())]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(entry.size for entry in self.files.values())
+
+    @property
+    def folder(self) -> str:
+        """Its folder among the artifacts of the run."""
+        return f"{CHECKPOINTS if CheckpointId.parse(self.name) else OUTPUTS}/{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.name} of run {self.run_id} ({len(self.files)} files, {self.size / 1e6:.1f} MB)"
+
+
+def trained(manifest: Manifest) -> Output:
+    """Return what a checkpoint hands on: its weights."""
+    files = {name: entry for name, entry in manifest.files.items() if name.startswith("model")}
+    return Output(manifest.run_id, manifest.name, files)
+
+
+def made(run_id: str, artifacts: Artifacts) -> Output:
+    """Return what the newest attempt of a run made.
+
+    Raises:
+        NoCheckpoint: none has made anything completely.
+        DamagedCheckpoint: the record of what it made is not as it was written.
+    """
+    names = sorted((e.name for e in artifacts.entries(OUTPUTS) if e.is_dir), key=lambda n: (len(n), n), reverse=True)
+    for name in names:
+        found = _recorded(run_id, artifacts, name)
+        if found is not None:
+            return found
+    raise NoCheckpoint(f"Run {run_id} has made no output completely.")
+
+
+def _recorded(run_id: str, artifacts: Artifacts, name: str) -> Output | None:
+    try:
+        content = json.loads(artifacts.read(f"{OUTPUTS}/{name}/{OUTPUT_RECORD}", _LARGEST_RECORD))
+        files = {valid_path(path): FileEntry(**entry) for path, entry in content["files"].items()}
+        output = Output(run_id, name, files)
+        if (content["schema"], content["run_id"], content["digest"]) != (_SCHEMA, run_id, output.digest):
+            raise ValueError("it does not belong here, or is not of this format")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except DamagedCheckpoint:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{OUTPUT_RECORD} of {name} is not as it was written: {error}") from None
+    return output
+
+
+def commit(run_id: str, artifacts: Artifacts, name: str, folder: Path) -> Output:
+    """Put all files of a folder into the artifact store, the record last.
+
+    Raises:
+        StorageError: the store refuses, or a file has a name that no artifact can have.
+    """
+    files = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        relative = valid_path(file.relative_to(folder).as_posix())
+        if relative == OUTPUT_RECORD:
+            raise StorageError(f"A stage may not make a file {OUTPUT_RECORD}: the record of what it made is called so.")
+        content = file.read_bytes()
+        files[relative] = FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        _put(artifacts, file, f"{OUTPUTS}/{name}/{relative}", content)
+    output = Output(run_id, name, files)
+    record = {
+        "schema": _SCHEMA,
+        "run_id": run_id,
+        "digest": output.digest,
+        "files": {path: entry.model_dump() for path, entry in files.items()},
+    }
+    with tempfile.TemporaryDirectory(prefix="mltrain-") as temporary:
+        file = Path(temporary) / OUTPUT_RECORD
+        file.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _put(artifacts, file, f"{OUTPUTS}/{name}/{OUTPUT_RECORD}", file.read_bytes())
+    return output
+
+
+def _put(artifacts: Artifacts, file: Path, path: str, content: bytes) -> None:
+    if artifacts.local_root is not None:
+        replace_file(artifacts.local_root / path, content)  # flushed to the disk, which MLflow does not do
+    else:
+        artifacts.upload(file, path.rpartition("/")[0])
+
+
+def damage(artifacts: Artifacts, output: Output) -> str | None:
+    """Compare every file of an output with its digest; return what is wrong with the first that is, else none."""
+    for name, entry in sorted(output.files.items()):
+        try:
+            _received(artifacts, output, name, entry)
+        except DamagedCheckpoint as error:
+            return str(error)
+    return None
+
+
+def fetched(server: Server, output: Output) -> Path:
+    """Return a folder on this machine with the files of an output and nothing else, every one verified.
+
+    A copy that is there already is checked; what is missing or damaged in it is received again.
+
+    Raises:
+        DamagedCheckpoint: the artifact store has not what was handed on.
+        StorageError: this machine's disk refuses.
+    """
+    folder = outputs_home(server) / output.digest
+    with lock_file(folder.with_name(f"{folder.name}.lock")):
+        artifacts: Artifacts | None = None
+        if (os.path.lexists(folder) and not folder.is_dir()) or any((folder / name).is_dir() for name in output.files):
+            log.warning("%s is damaged. It is kept as %s, and received anew.", folder, set_aside(folder).name)
+        for file in [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]:
+            if file.relative_to(folder).as_posix() not in output.files or file.is_symlink():
+                discard_cached(folder, file)
+        for name, entry in output.files.items():
+            if not _intact(folder / name, entry):
+                if artifacts is None:
+                    artifacts = artifacts_of(server, server.run(output.run_id))
+                replace_file(folder / name, bytes(_received(artifacts, output, name, entry)))
+    return folder
+
+
+def inputs_of(run: Any) -> dict[str, dict[str, str]]:
+    """Return what a stage's run was given, as its tag tells: for each key the run, the name and the digest of an output."""
+    try:
+        given = json.loads(tags_of(run).get(INPUTS_TAG, "{}"))
+        return {str(key): {word: str(one[word]) for word in ("run", "name", "digest")} for key, one in given.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        log.warning("What run %s was given cannot be read from its tag %s.", run.info.run_id, INPUTS_TAG)
+        return {}
+
+
+def fetched_inputs(server: Server, run: Any, given: Collection[str] = ()) -> dict[str, str]:
+    """Return for each input of a stage's run a folder on this machine that holds it, verified; not for keys ``given``.
+
+    Raises:
+        NoCheckpoint, DamagedCheckpoint: an input is not there any more, or not what it was.
+    """
+    wanted = {key: one for key, one in inputs_of(run).items() if key not in given}
+    return {key: str(fetched(server, _given(server, key, one))) for key, one in wanted.items()}
+
+
+def _given(server: Server, key: str, one: Mapping[str, str]) -> Output:
+    run_id, name = one["run"], one["name"]
+    advice = "Train this stage anew: mltrain pipeline NAME --mode skip"
+    try:
+        artifacts = artifacts_of(server, server.run(run_id))
+        identity = CheckpointId.parse(name)
+        if identity is None:
+            output = _recorded(run_id, artifacts, name)
+        else:
+            manifest = CheckpointStore(run_id, artifacts).manifest(identity)
+            output = trained(manifest) if manifest is not None else None
+    except StorageError:
+        raise
+    except MltrainError as error:
+        raise NoCheckpoint(f"The input {key} ({name} of run {run_id}) cannot be had: {error} {advice}") from None
+    if output is None or output.digest != one["digest"]:
+        raise NoCheckpoint(f"The input {key}, {name} of run {run_id}, is not there any more. {advice}")
+    return output
+
+
+def described(inputs: Mapping[str, Output]) -> str:
+    """Return the text of the tag that :func:`inputs_of` reads."""
+    return json.dumps({key: {"run": out.run_id, "name": out.name, "digest": out.digest} for key, out in inputs.items()})
+
+
+def _received(artifacts: Artifacts, output: Output, name: str, entry: FileEntry) -> bytearray:
+    try:
+        content = artifacts.read(f"{output.folder}/{name}", entry.size)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedCheckpoint(f"{name} of {output.name} is missing") from None
+    except (StorageError, DamagedCheckpoint):
+        raise
+    except OSError as error:
+        raise DamagedCheckpoint(f"{name} of {output.name} cannot be read: {error.strerror or error}") from None
+    if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise DamagedCheckpoint(f"{name} of {output.name} is not what was committed")
+    return content
+
+
+def _intact(file: Path, entry: FileEntry) -> bool:
+    try:
+        return file.stat().st_size == entry.size and hashlib.sha256(file.read_bytes()).hexdigest() == entry.sha256
+    except OSError:
+        return False
+
+
+def unfinished(artifacts: Artifacts) -> list[str]:
+    """Return the names of outputs that were begun and never recorded."""
+    return [
+        entry.name
+        for entry in artifacts.entries(OUTPUTS)
+        if entry.is_dir and OUTPUT_RECORD not in {inner.name for inner in artifacts.entries(f"{OUTPUTS}/{entry.name}")}
+    ]

@@ -1,0 +1,206 @@
+"""Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mltrain.errors import DamagedCheckpoint, StorageError
+from mltrain.store.artifacts import Entry, side_by_side, state_folder
+from mltrain.store.local import LocalArtifacts
+from mltrain.store.names import (
+    CHECKPOINT,
+    CHECKPOINTS,
+    COMPONENT,
+    MANIFEST,
+    OUTPUT_RECORD,
+    OUTPUTS,
+    output_name,
+    refuse_unless_model,
+    validated,
+)
+from mltrain.store.removal import DEAD_SECONDS, discard_received
+from mltrain.store.retry import full_disk, persistently, status_of
+
+log = logging.getLogger(__name__)
+
+_RECEIVED = "received"
+
+
+@contextmanager
+def _receiving(path: str, size: int) -> Iterator[Path]:
+    """Make a folder for a file to be received into, where its disk has room; remove it afterwards.
+
+    It is below MLTRAIN_HOME, because the temporary folder is often memory, and only otherwise there.
+    """
+    places = [state_folder() / _RECEIVED, Path(tempfile.gettempdir())]
+    for place in places:
+        with suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(place).free >= size and os.access(place, os.W_OK):
+                break
+    else:
+        raise _no_room(path, size, places, "no room")
+    discard_received(places[0])
+    with tempfile.TemporaryDirectory(prefix="mltrain-", dir=place) as temporary:
+        yield Path(temporary)
+
+
+def _no_room(path: str, size: int, places: Sequence[Path], why: str | None) -> StorageError:
+    return StorageError(
+        f"{path} cannot be received on this machine: {why}. Expected {size} bytes of room in {' or '.join(map(str, places))}. "
+        "Try: set MLTRAIN_HOME to a folder on a disk that has it"
+    )
+
+
+class RemoteArtifacts:
+    """Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like."""
+
+    def __init__(self, repository: Any) -> None:
+        self.local_root: Path | None = None
+        self._repository = repository
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        """See :class:`Artifacts`."""
+        path = validated(folder) if folder else None
+        listed = persistently(lambda: self._repository.list_artifacts(path))
+        found = [Entry(PurePosixPath(info.path).name, info.is_dir, info.file_size) for info in listed]
+        return [entry for entry in found if COMPONENT.fullmatch(entry.name)]
+
+    def upload(self, file: Path, folder: str = "") -> None:
+        """See :class:`Artifacts`."""
+        self.upload_all([file], folder)
+
+    def upload_all(self, files: Sequence[Path], folder: str) -> None:
+        """See :class:`Artifacts`."""
+        path = validated(folder) if folder else None
+        sizes = {validated(file.name): file.stat().st_size for file in files}
+
+        def sent(file: Path) -> None:
+            persistently(lambda: self._repository.log_artifact(str(file), path))
+
+        side_by_side(sent, files)
+        there = {entry.name: entry.size for entry in self.entries(folder)}
+        for name, size in sizes.items():
+            if there.get(name) != size:
+                raise StorageError(f"{name} has {size} bytes here and {there.get(name)} in the artifact store.")
+
+    def read(self, path: str, most: int) -> bytearray:
+        """See :class:`Artifacts`."""
+        validated(path)
+        folder, _, name = path.rpartition("/")
+        size = next((entry.size for entry in self.entries(folder) if entry.name == name and not entry.is_dir), None)
+        if size is None:
+            raise FileNotFoundError(path)
+        if size > most:
+            raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")
+        with _receiving(path, size) as temporary:
+            received = temporary / name
+
+            def download() -> None:
+                try:  # download_artifacts() would list once more, and hide what went wrong behind one kind of error
+                    self._repository._download_file(path, str(received))
+                except Exception as error:
+                    refusal = full_disk(error)
+                    if refusal is None:
+                        raise
+                    raise _no_room(path, size, [temporary.parent], refusal.strerror) from error
+
+            try:
+                persistently(download)
+            except StorageError as error:
+                if status_of(error) == 404:
+                    raise FileNotFoundError(path) from error  # removed since it was listed
+                raise
+            return LocalArtifacts(temporary).read(name, most)
+
+    def remove_checkpoint(self, name: str) -> None:
+        """See :class:`Artifacts`.
+
+        Some stores answer that all went well when they removed nothing (S3 lists what was refused in its answer, which
+        MLflow does not read), so every step is looked at before the next.
+        """
+        if not CHECKPOINT.fullmatch(name):
+            raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
+        folder = f"{CHECKPOINTS}/{name}"
+        persistently(lambda: self._repository.delete_artifacts(f"{folder}/{MANIFEST}"))
+        if MANIFEST in {entry.name for entry in self.entries(folder)}:
+            raise StorageError(f"The artifact store did not remove {folder}/{MANIFEST}; is deleting permitted there?")
+        persistently(lambda: self._repository.delete_artifacts(folder))
+        if self.entries(folder):
+            raise StorageError(f"The artifact store did not remove all of {folder}; is deleting permitted there?")
+
+    def remove_output(self, name: str) -> None:
+        """See :class:`Artifacts`; every step is looked at, as for a checkpoint."""
+        folder = f"{OUTPUTS}/{output_name(name)}"
+        for path in (f"{folder}/{OUTPUT_RECORD}", folder):
+            persistently(partial(self._repository.delete_artifacts, path))
+            left = {entry.name for entry in self.entries(folder)}
+            if OUTPUT_RECORD in left or (left and path == folder):
+                raise StorageError(f"The artifact store did not remove all of {path}; is deleting permitted there?")
+
+    def remove_model(self, model_id: str) -> None:
+        """See :class:`Artifacts`."""
+        refuse_unless_model(str(self._repository.artifact_uri), model_id)
+        for entry in self.entries():
+            persistently(partial(self._repository.delete_artifacts, validated(entry.name)))
+        if self.entries():
+            raise StorageError(f"The artifact store did not remove all of {self._repository.artifact_uri}.")
+
+    def litter(self, untouched: float = 0.0) -> list[str]:
+        """See :class:`Artifacts`; what a server keeps of broken uploads cannot be seen from here."""
+        return []
+
+    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
+        """See :class:`Artifacts`."""
+        return 0
+
+
+class BucketArtifacts(RemoteArtifacts):
+    """Artifacts in an S3 bucket, where an upload that was cut short keeps its parts, unseen, until somebody ends it."""
+
+    def litter(self, untouched: float = 0.0) -> list[str]:
+        """See :class:`Artifacts`."""
+        return sorted(upload["Key"].removeprefix(self._prefix) for upload in self._unfinished(untouched))
+
+    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
+        """See :class:`Artifacts`."""
+        uploads = self._unfinished(untouched)
+        client = self._repository._get_s3_client()
+        for upload in uploads:
+            place = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            persistently(partial(client.abort_multipart_upload, **place))
+        return len(uploads)
+
+    @property
+    def _bucket(self) -> str:
+        return str(self._repository.parse_s3_compliant_uri(self._repository.artifact_uri)[0])
+
+    @property
+    def _prefix(self) -> str:
+        return str(self._repository.parse_s3_compliant_uri(self._repository.artifact_uri)[1]).rstrip("/") + "/"
+
+    def _unfinished(self, untouched: float) -> list[dict[str, Any]]:
+        client = self._repository._get_s3_client()
+
+        def listed() -> list[dict[str, Any]]:
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            return [upload for page in pages for upload in page.get("Uploads", [])]
+
+        def silent(upload: dict[str, Any]) -> float:
+            parts = client.list_parts(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            times: list[datetime] = [upload["Initiated"], *(part["LastModified"] for part in parts.get("Parts", []))]
+            return (datetime.now(UTC) - max(times)).total_seconds()
+
+        try:
+            uploads = persistently(listed)
+            return [one for one in uploads if untouched <= 0 or persistently(partial(silent, one)) >= untouched]
+        except StorageError as error:  # listing them is a right of its own, and not every store can
+            log.warning("Whether unfinished uploads take up room in the bucket cannot be seen: %s", error)
+            return []

@@ -1,0 +1,108 @@
+"""Removal from the disks of this machine: nothing else in mltrain deletes, and no path is removed, only names that are known.
+
+A checkpoint loses its manifest before its data: what a crash leaves behind is not a checkpoint any more.
+"""
+
+import os
+import re
+import shutil
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mltrain.errors import StorageError
+from mltrain.store.names import CACHED, MANIFEST, OUTBOX, OUTPUT_RECORD, STAGED, TEMPORARY
+
+DEAD_SECONDS = 3600.0
+"""A temporary file of a run that nobody writes to, and that was not written to for so long, belongs to nobody."""
+
+
+def is_litter(folder: Path) -> bool:
+    """Whether this is a checkpoint that somebody began to stage."""
+    return (
+        STAGED.fullmatch(folder.name) is not None and folder.suffix == ".tmp" and stat.S_ISDIR(folder.lstat().st_mode)
+    )
+
+
+def discard_staged(folder: Path) -> None:
+    """Remove a staged checkpoint, complete or not: a flat folder with a checkpoint's name, its manifest first."""
+    remove_flat(folder, STAGED)
+
+
+def discard_temporary(file: Path) -> None:
+    """Remove a file that was about to replace another one, and nothing else."""
+    if not TEMPORARY.fullmatch(file.name):
+        raise StorageError(f"{file} is not a temporary file; it was not removed.")
+    file.unlink(missing_ok=True)
+
+
+def discard_sent(file: Path) -> None:
+    """Remove a picture that has been uploaded, from the outbox and from nowhere else."""
+    if OUTBOX not in (file.parent.name, file.parent.parent.name) or ".." in file.parts:
+        raise StorageError(f"{file} is not in an outbox; it was not removed.")
+    file.unlink(missing_ok=True)
+
+
+def discard_cached(folder: Path, file: Path) -> None:
+    """Remove a file that does not belong to a cached output: one below a folder that is named by a SHA-256."""
+    inside = file.relative_to(folder).parts if file.is_relative_to(folder) else ()
+    if not CACHED.fullmatch(folder.name) or not inside or ".." in inside:
+        raise StorageError(f"{file} is not in a cached output; it was not removed.")
+    if any(parent.is_symlink() for parent in file.parents if parent.is_relative_to(folder)):
+        raise StorageError(f"{file} is reached through a link; it was not removed.")
+    file.unlink(missing_ok=True)
+
+
+def discard_received(folder: Path) -> None:
+    """Remove what processes that were killed while they received a file have left, once nobody has written to it for long."""
+    with suppress(OSError):
+        for left in folder.glob("mltrain-*"):
+            newest = max(path.lstat().st_mtime for path in (left, *left.iterdir()))
+            if not left.is_symlink() and time.time() - newest > DEAD_SECONDS:
+                shutil.rmtree(left)  # does not follow links
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of plain files and folders; a link is removed itself, and never what it points at."""
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise StorageError(f"{folder} is not a folder; nothing was removed.")
+        (folder / OUTPUT_RECORD).unlink(missing_ok=True)
+        for current, folders, names in os.walk(folder, topdown=False, followlinks=False):
+            for name in names:
+                (Path(current) / name).unlink(missing_ok=True)
+            for name in folders:
+                path = Path(current) / name
+                if path.is_symlink():
+                    path.unlink()
+                else:
+                    path.rmdir()
+        folder.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{folder.name} could not be removed completely: {error}") from error
+
+
+def remove_flat(folder: Path, pattern: re.Pattern[str]) -> None:
+    """Remove a flat folder with a checkpoint's name, its manifest first.
+
+    Raises:
+        StorageError: it has another name, is no folder, or the disk refuses.
+    """
+    if not pattern.fullmatch(folder.name):
+        raise StorageError(f"{folder.name!r} is not the name of a checkpoint; nothing was removed.")
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise StorageError(f"{folder} is not a folder; nothing was removed.")
+        (folder / MANIFEST).unlink(missing_ok=True)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    Path(entry.path).unlink(missing_ok=True)
+        folder.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{folder.name} could not be removed completely: {error}") from error

@@ -1,0 +1,92 @@
+"""Where the artifacts of a run are, and what is wrong when they are not where the run says."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mltrain.redaction import redacted_uri
+from mltrain.store.allowlist import UnusableArtifacts
+from mltrain.store.artifacts import Artifacts, refuse_unwritable
+from mltrain.store.opening import open_artifacts
+from mltrain.tracking.client import Server
+
+COMMITTED = ("mltrain.latest",)
+"""The tag that a run has only after a checkpoint was committed."""
+_RECORDED = ("mltrain.project", "mltrain.retention", *COMMITTED)
+"""Tags that a run has only after something was put among its artifacts, where these are on this machine."""
+
+
+def artifacts_of(server: Server, run: Any, *, signs: Sequence[str] = _RECORDED) -> Artifacts:
+    """Return the artifacts of a run, which have to be where the run says if anything was ever put there.
+
+    Args:
+        server: has the run.
+        run: MLflow's description of it.
+        signs: tags by which the run tells that something was put there.
+
+    Raises:
+        UnusableArtifacts: they were moved, are not mounted, or cannot be reached from here.
+        StorageError: the artifact store does not answer.
+    """
+    artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    if artifacts.local_root is None:
+        signs = COMMITTED  # elsewhere tags may arrive before files
+    if any(sign in run.data.tags for sign in signs) and not artifacts.entries():
+        raise UnusableArtifacts(_missing(f"run {run.info.run_id}", run.info.artifact_uri, artifacts, server))
+    return artifacts
+
+
+def refuse_unusable_place(server: Server, experiment: Any) -> None:
+    """Refuse an experiment in which a new run could not keep its artifacts.
+
+    Raises:
+        UnusableArtifacts: its place cannot be reached from here, or was there once and is gone.
+        StorageError: its place cannot be written to.
+    """
+    place = experiment.artifact_location
+    if not place:
+        return
+    root = open_artifacts(place, server.uri)
+    if root.local_root is None:
+        return
+    if not os.path.lexists(root.local_root):
+        query = f"tags.`{_RECORDED[0]}` != ''"
+        if server.call(server.client.search_runs, [experiment.experiment_id], query, max_results=1):
+            raise UnusableArtifacts(_missing(f"the experiment {experiment.name!r}", place, root, server))
+    refuse_unwritable(root.local_root, "Choose another experiment: --experiment NAME.")
+
+
+def _missing(whose: str, uri: str, artifacts: Artifacts, server: Server) -> str:
+    """Say which folder is missing, and how the artifacts are found again."""
+    place = artifacts.local_root
+    if place is None:
+        return (
+            f"The artifacts of {whose} are not at {redacted_uri(uri)}: nothing is there, although the run has committed a "
+            "checkpoint. Expected what it committed. Try: give the server the storage that it had before "
+            "(mlflow server --artifacts-destination PLACE)."
+        )
+    place = place.absolute()
+    lost = next((above for above in (*reversed(place.parents), place) if not above.exists()), None)
+    what = f"the folder {lost} does not exist" if lost is not None else f"the folder {place} is empty"
+    remedy = "mount that folder, or move it back"
+    moved = _moved(place, server.uri) if lost is not None else None
+    if moved is not None:
+        remedy = f"mkdir -p {moved[0].parent} && ln -s {moved[1]} {moved[0]}"
+    elif lost is not None:
+        remedy += f"; where it has another name now: ln -s NEW_FOLDER {lost}"
+    return (
+        f"The artifacts of {whose} are not at {place}: {what}. Expected the folder that {redacted_uri(server.uri)} records. "
+        f"Try: {remedy}."
+    )
+
+
+def _moved(place: Path, tracking_uri: str) -> tuple[Path, Path] | None:
+    """Return which folder has another name now, and which, where the artifacts went along with the database."""
+    database = Path(tracking_uri.removeprefix("sqlite:///")).absolute().parent
+    for base in (database, Path.cwd()):
+        for length in range(2, len(place.parts)):
+            new = base.joinpath(*place.parts[-length:])
+            if new.is_dir() and new != place:
+                return Path(*place.parts[: 1 - length]), base / place.parts[-length]
+    return None

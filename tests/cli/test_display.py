@@ -1,0 +1,50 @@
+"""What a training shows: on a terminal with a live bar, elsewhere without."""
+
+import io
+import re
+
+import pytest
+import torch
+from rich.console import Console
+
+import mltrain
+from mltrain.cli.display import Terminal
+from mltrain.trainer import Trainer
+
+
+class Quiet:
+    """Neither records nor saves nor stops."""
+
+    overtaken = False
+    requested = False
+    checkpoint_wanted = False
+
+    def log_metrics(self, *arguments: object, **named: object) -> None: ...
+    def log_pictures(self, *arguments: object, **named: object) -> None: ...
+    def log_epoch(self, *arguments: object, **named: object) -> None: ...
+    def save(self, *arguments: object, **named: object) -> None: ...
+
+
+def trainer(epochs: int) -> Trainer:
+    net = torch.nn.Linear(2, 1)
+    step = mltrain.Supervised(net, torch.nn.MSELoss(), torch.optim.SGD(net.parameters(), lr=0.1))
+    data = torch.utils.data.TensorDataset(torch.ones(6, 2), torch.ones(6, 1))
+    quiet = Quiet()
+    config = mltrain.Config(epochs=epochs, device="cpu", best_metric="train/loss")
+    return Trainer(mltrain.Task(step, mltrain.ResumableLoader(data, 2)), config, quiet, quiet, quiet)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_training_of_several_epochs_is_shown_to_its_end(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown, display = io.StringIO(), Terminal()
+    display._console = Console(file=shown, force_terminal=is_terminal, width=100)
+    training = trainer(3)
+    display.began(training, "the start")
+    for _ in training.steps():
+        display.stepped(training)
+    display.finish()
+    said = capsys.readouterr().out + shown.getvalue()  # beside a live bar, lines are printed by the bar's console
+    assert re.findall(r"epoch +(\d)/3 +train/loss", said) == ["1", "2", "3"]
+    assert ("━" in said) == is_terminal

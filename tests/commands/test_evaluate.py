@@ -1,0 +1,104 @@
+"""Commands over many runs: all of them are seen, and one that cannot be used stands in nobody's way."""
+
+import logging
+import sqlite3
+import uuid
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from mltrain import CheckpointManager
+from mltrain.cli.checkpoints import prune
+from mltrain.commands.compare import compared
+from mltrain.commands.evaluate import best_run, pull
+from mltrain.commands.prune import Rules, plan_experiment
+from mltrain.errors import StorageError
+from mltrain.pipeline import Pipeline, Stage
+from mltrain.pipelines.pipeline_run import children, newest_parent
+from mltrain.run.opening import user
+from mltrain.tracking.client import Server, connect
+from tests.support import tiny
+from tests.support.database import fresh_database
+
+MORE_THAN_A_PAGE = 1005
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return connect()
+
+
+def trained(loss: float) -> str:
+    with CheckpointManager() as manager:
+        state = {"model": {"weight": torch.full((2,), loss)}, "epoch": 1}
+        manager.save_epoch_checkpoint(state, 1, {"val/loss": loss})
+    return manager.run.id
+
+
+def many(tmp_path: Path, count: int, tags: Mapping[str, str], place: str = "{root}/0/{run}/artifacts") -> list[str]:
+    """Add runs newer than all others to the database, by the thousand."""
+    names = [uuid.uuid4().hex for _ in range(count)]
+    root = tmp_path / "mlruns"
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.executemany(
+            "INSERT INTO runs (run_uuid, name, user_id, status, start_time, end_time, lifecycle_stage, artifact_uri, "
+            "experiment_id) VALUES (?, ?, 'somebody', 'FINISHED', ?, ?, 'active', ?, 0)",
+            [(run, run, 2**42 + n, 2**42 + n, place.format(root=root, run=run)) for n, run in enumerate(names)],
+        )
+        rows = [(key, value, run) for run in names for key, value in tags.items()]
+        database.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", rows)
+        database.commit()
+    return names
+
+
+def test_the_best_of_an_experiment_is_found_behind_a_thousand_newer_runs(server: Server, tmp_path: Path) -> None:
+    best = trained(1.0)
+    many(tmp_path, MORE_THAN_A_PAGE, {})
+    assert best_run(server, "Default", None, None) == best
+
+
+def test_runs_whose_artifacts_cannot_be_used_are_named_and_left_aside(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best, other = trained(1.0), trained(2.0)
+    wrong = [
+        *many(tmp_path, 1, {"mltrain.status": "finished"}, "nothing://known/{run}"),
+        *many(tmp_path, 1, {"mltrain.status": "finished", "mltrain.latest": "step-000000001-a01"}),
+        *many(tmp_path, 1, {"mltrain.status": "finished"}, "mlflow-artifacts:/0/{run}/artifacts"),
+    ]
+    with caplog.at_level(logging.WARNING):
+        assert pull(experiment="Default", to=tmp_path / "model").run_id == best
+    assert all(run_id in caplog.text for run_id in wrong)
+    plans = {plan.run_id: plan.left_alone for plan in plan_experiment(server, "Default", Rules(best_runs=1))}
+    assert [plans[run_id] for run_id in (best, other)] == [None, None]
+    assert all(plans[run_id] is not None for run_id in wrong)
+    assert compared(server, [best, *wrong]).best["epoch"] == [1, None, None, None]
+
+
+def test_where_no_run_can_be_read_that_is_an_error_of_the_store(server: Server, tmp_path: Path) -> None:
+    many(tmp_path, 2, {}, "nothing://known/{run}")
+    with pytest.raises(StorageError, match="nothing://known"):
+        best_run(server, "Default", None, None)
+    many(tmp_path, 1, {"mltrain.status": "finished"}, "nothing://known/{run}")
+    with pytest.raises(SystemExit) as ended:
+        prune(None, "Default", None, None, None, dry_run=True, yes=False, as_json=False)
+    assert ended.value.code == StorageError.exit_code
+
+
+def test_the_run_of_a_pipeline_is_found_behind_a_thousand_runs_of_its_stages(server: Server, tmp_path: Path) -> None:
+    pipeline = Pipeline("long", [Stage("first", tiny.Config, build=tiny.build)])
+    own = {"mltrain.pipeline": "long", "mlflow.user": user()}
+    (parent,) = many(tmp_path, 1, own)
+    stages = many(tmp_path, MORE_THAN_A_PAGE, {**own, "mltrain.stage": "first", "mlflow.parentRunId": parent})
+    found = newest_parent(server, pipeline, "0")
+    assert found is not None
+    assert found.info.run_id == parent
+    client = MlflowClient(server.uri)
+    assert {run.info.run_id for run in children(server, client.get_run(parent), "first")} == set(stages)

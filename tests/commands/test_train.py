@@ -1,0 +1,244 @@
+"""What can be refused is refused before a run is claimed, created or changed: a refused attempt leaves no trace."""
+
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mltrain import CheckpointManager
+from mltrain.checkpoint.retention import Latest
+from mltrain.commands.train import train
+from mltrain.commands.train_request import Request
+from mltrain.errors import MltrainError, StateMismatch, StorageError
+from mltrain.pipeline import Pipeline, Stage
+from mltrain.pipelines.request import Order
+from mltrain.pipelines.runner import run as run_pipeline
+from mltrain.project import Located, Project
+from tests.support import tiny
+from tests.support.database import fresh_database
+
+TINY = Project("tiny", tiny.Config, tiny.build, Path(tiny.__file__))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A store with one finished run, which many attempts are made on."""
+    folder = tmp_path_factory.mktemp("refused")
+    fresh_database(folder / "mlflow.db", folder / "mlruns")
+    (folder / "data").mkdir()
+    (folder / "data" / "file").write_text("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("MLTRAIN_HOME", str(folder / "home"))
+        yield folder, train(Request(project=TINY, overrides={"epochs": 1, "data": str(folder / "data")})).run_id
+
+
+@pytest.fixture
+def store(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained[0] / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return trained[0]
+
+
+def everything(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """All that the tracking store holds, and all files among the artifacts."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        rows = list(database.iterdump())
+    return rows, sorted((str(file), file.stat().st_mtime_ns) for file in (folder / "mlruns").rglob("*"))
+
+
+class Unchanged:
+    """A block that raises an error on purpose and leaves no trace: no row, no file, no home, no thread.
+
+    What it has read of the data may stay in the cache of digests, which belongs to no run.
+    """
+
+    def __init__(self, folder: Path, home: Path, kind: type[MltrainError] = MltrainError) -> None:
+        self.folder, self.home, self.kind = folder, home, kind
+
+    def __enter__(self) -> None:
+        self.before, self.threads = everything(self.folder), set(threading.enumerate())
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        assert isinstance(error, self.kind), error
+        assert everything(self.folder) == self.before
+        assert not self.home.is_dir() or {file.name for file in self.home.iterdir()} == {"fingerprints.sqlite"}
+        assert set(threading.enumerate()) <= self.threads
+        return True
+
+
+class Mute:
+    """A part without a state."""
+
+
+def built_with(**changes: Any) -> Project:
+    """A project whose task is built in a way that cannot be trained."""
+
+    def build(config: tiny.Config) -> Any:
+        task = tiny.build(config)
+        given = {name: getattr(task, name) for name in ("step", "loader", "evaluate", "images", "report", "state")}
+        return type(task)(**{**given, **changes})
+
+    return Project("tiny", tiny.Config, build, Path(tiny.__file__))
+
+
+BAD_KEYS = {
+    "a device that is not here": {"device": "cuda:7"},
+    "half precision on the CPU": {"amp": "fp16"},
+    "a policy that cannot be read": {"retention": "Newest(2)"},
+    "negative epochs": {"epochs": "-1"},
+    "no checkpoint to keep": {"max_to_keep": "0"},
+    "neither less nor more": {"best_mode": "maximum"},
+    "a folder below a file": {"model_save_path": f"{tiny.__file__}/weights"},
+    "data that are not there": {"data": "/nowhere/at/all", "num_threads": "0"},
+}
+BAD_TASKS: dict[str, dict[str, Any]] = {
+    "a step that cannot be called": {"step": 3},
+    "pictures that cannot be called": {"images": {"a": 1}},
+    "an evaluation that cannot be called": {"evaluate": 0.5},
+    "a part with a name that is taken": {"state": {"progress": tiny.build(tiny.Config()).loader}},
+    "a part without a state": {"state": {"mute": Mute()}},
+    "parts that are no mapping": {"state": [1]},
+}
+
+
+@pytest.mark.parametrize("how", ["new", "resumed", "forked"])
+@pytest.mark.parametrize("what", [*BAD_KEYS, *BAD_TASKS])
+def test_a_training_that_cannot_be_is_refused_before_there_is_a_run(
+    what: str, how: str, store: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    source = {"new": {}, "resumed": {"resume_run": trained[1]}, "forked": {"fork_run": trained[1]}}[how]
+    project = built_with(**BAD_TASKS[what]) if what in BAD_TASKS else TINY
+    with Unchanged(store, tmp_path / "home"):
+        train(Request(project=project, overrides={"epochs": 3, **BAD_KEYS.get(what, {})}, **source))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("which", ["step:999", "epoch:7", "interrupted", "newest", "step-000000999-a01"])
+@pytest.mark.parametrize("source", ["resume_run", "fork_run", None])
+def test_a_checkpoint_that_is_not_there_is_refused_before_the_run_is_claimed(
+    which: str, source: str | None, store: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    named: dict[str, Any] = {source: trained[1]} if source is not None else {}
+    with Unchanged(store, tmp_path / "home"):
+        train(Request(project=TINY, resume_from=which, **named))
+
+
+@pytest.mark.parametrize("source", ["resume_run", "fork_run"])
+def test_a_model_of_another_shape_is_refused_before_the_run_is_claimed(
+    source: str, store: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    named: dict[str, Any] = {source: trained[1]}
+    with Unchanged(store, tmp_path / "home", StateMismatch):
+        train(Request(project=TINY, overrides={"epochs": 3, "hidden": 17}, **named))
+
+
+def test_changed_data_are_refused_before_the_run_is_claimed(
+    store: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("two")
+    with Unchanged(store, tmp_path / "home"):
+        train(Request(project=TINY, resume_run=trained[1], overrides={"epochs": 3, "data": str(tmp_path / "other")}))
+
+
+@pytest.mark.parametrize("how", ["new", "resumed", "forked", "a loop of one's own"])
+def test_a_home_that_cannot_be_written_is_refused_before_there_is_a_run(
+    how: str, store: Path, trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "file" / "home"))
+    with Unchanged(store, tmp_path / "home", StorageError):
+        if how == "a loop of one's own":
+            CheckpointManager()
+        source = {"new": {}, "resumed": {"resume_run": trained[1]}, "forked": {"fork_run": trained[1]}}[how]
+        train(Request(project=TINY, overrides={"epochs": 3}, **source))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_to_keep": 0},
+        {"max_to_keep": 2.5},
+        {"max_to_keep": True},
+        {"device": "cpuu"},
+        {"device": "cuda:7"},
+        {"device": None},
+        {"policy": "Latest(3)"},
+        {"policy": Latest},
+        {"metric": ""},
+        {"metric": 3},
+        {"mode": "maximum"},
+        {"staging_gigabytes": 0},
+        {"staging_gigabytes": "20"},
+        {"staging_gigabytes": float("nan")},
+        {"committed": "a word"},
+        {"run": "not an id"},
+        {"run": "0" * 32},
+        {"run": 7},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("run", ["new", "resumed"])
+def test_arguments_of_a_manager_are_checked_before_a_run_is_opened(
+    arguments: dict[str, Any], run: str, store: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    with Unchanged(store, tmp_path / "home"):
+        CheckpointManager(**{**({"run": trained[1]} if run == "resumed" else {}), **arguments})
+
+
+def test_a_new_run_whose_artifacts_cannot_be_written_is_deleted_and_nothing_is_held(
+    store: Path, tmp_path: Path
+) -> None:
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    experiment = client.create_experiment("full", "/proc/mltrain/artifacts")
+    threads = set(threading.enumerate())
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError):
+        patch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+        CheckpointManager()
+    assert client.search_runs([experiment]) == []
+    assert set(threading.enumerate()) <= threads
+
+
+@pytest.mark.parametrize("key", ["device=cuda:7", "retention=Newest(2)", "epochs=-1", "from", "stage"])
+def test_a_pipeline_that_cannot_be_is_refused_before_there_is_a_run(key: str, store: Path, tmp_path: Path) -> None:
+    stages = [
+        Stage("first", tiny.Config, build=tiny.build),
+        Stage("second", tiny.Config, build=tiny.build, needs={"data": "first"}),
+    ]
+    located = Located("tiny", Pipeline("tiny", stages))
+    name, equals, value = key.partition("=")
+    order: dict[str, Any] = {"overrides": {f"second.{name}": value}} if equals else {}
+    order |= {"from": {"start": "nothing"}, "stage": {"only": "second"}}.get(key, {})
+    with Unchanged(store, tmp_path / "home"):
+        run_pipeline(Order(located=located, mode="scratch", **order), Quiet(), lambda cleared: True)
+
+
+def test_a_resume_that_fails_once_the_run_is_claimed_leaves_it_with_its_status(
+    trained: tuple[Path, str], store: Path
+) -> None:
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    attempts = Path(client.get_run(trained[1]).info.artifact_uri) / "attempts.json"
+    kept = attempts.read_bytes()
+    attempts.unlink()
+    attempts.mkdir()  # so that the record of the new attempt is refused
+    try:
+        with pytest.raises(StorageError):
+            train(Request(project=TINY, resume_run=trained[1], overrides={"epochs": 3}))
+    finally:
+        shutil.rmtree(attempts)
+        attempts.write_bytes(kept)
+    run = client.get_run(trained[1])
+    assert (run.info.status, run.data.tags["mltrain.status"]) == ("FINISHED", "finished")
+
+
+class Quiet:
+    """A display of a pipeline that shows nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **named: None

@@ -1,0 +1,130 @@
+"""How a run comes to be: exactly once."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mltrain.delivery.creation import BIRTH_TAG, Birth, Registration, experiment_id, recorded_birth
+from mltrain.errors import RunNotFound
+from mltrain.ownership.run_folder import remember_home
+from mltrain.tracking.client import Refusal, Server
+from tests.support.database import fresh_database
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    return Server(uri, MlflowClient(uri))
+
+
+class Losing:
+    """A client whose first creations are applied, and whose answers never arrive."""
+
+    def __init__(self, client: MlflowClient, lost: int, *, late: bool = False) -> None:
+        self._client = client
+        self._lost = lost
+        self._late = late
+        self.applied: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def create_run(self, *arguments: Any) -> Any:
+        if self._lost > 0:
+            self._lost -= 1
+            self.applied.append(arguments)
+            if not self._late:
+                self._client.create_run(*arguments)
+            raise ConnectionError("reset")
+        created = self._client.create_run(*arguments)
+        if self._late:
+            for earlier in self.applied:
+                self._client.create_run(*earlier)  # the request that had been on its way all the time
+        return created
+
+
+def active(server: Server, birth: Birth) -> list[str]:
+    return [run.info.run_id for run in server.client.search_runs(["0"], f"tags.`{BIRTH_TAG}` = '{birth.id}'")]
+
+
+def test_asking_twice_creates_once(server: Server) -> None:
+    birth = Birth(None, "name", {"a": "b"})
+    registration = Registration(server, birth)
+    assert registration.info().run_id == registration.info().run_id
+    run = server.run(registration.info().run_id)
+    assert (run.info.run_name, run.data.tags["a"], run.info.start_time) == ("name", "b", birth.began)
+    assert active(server, birth) == [run.info.run_id]
+
+
+def test_a_lost_answer_makes_no_second_run(server: Server) -> None:
+    birth = Birth(None, "name", {})
+    registration = Registration(Server(server.uri, Losing(server.client, 1)), birth)
+    with pytest.raises(Refusal):
+        registration.info()
+    assert active(server, birth) == [registration.info().run_id]
+
+
+def test_another_process_finds_what_this_one_created_without_knowing(server: Server) -> None:
+    birth = Birth(None, "name", {})
+    with pytest.raises(Refusal):
+        Registration(Server(server.uri, Losing(server.client, 1)), birth).info()
+    assert active(server, birth) == [Registration(server, birth, tried=True).info().run_id]
+
+
+def test_a_request_that_is_applied_very_late_leaves_no_second_run(server: Server) -> None:
+    birth = Birth(None, "name", {})
+    registration = Registration(Server(server.uri, Losing(server.client, 1, late=True)), birth)
+    with pytest.raises(Refusal):
+        registration.info()
+    info = registration.info()
+    assert len(active(server, birth)) == 2
+    assert registration.discard_doubles() == 1
+    assert active(server, birth) == [info.run_id]
+
+
+def test_threads_that_ask_at_once_get_the_same_run(server: Server) -> None:
+    registration = Registration(server, Birth(None, "name", {}))
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(registration.info().run_id)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+
+
+def test_a_birth_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
+    assert recorded_birth(tmp_path) is None
+    birth = Birth("experiment", "name", {"a": "ü"})
+    birth.save(tmp_path)
+    assert recorded_birth(tmp_path) == birth
+
+
+@pytest.mark.parametrize("content", ['{"id": 1', "[]", "{}", '{"experiment": 1, "name": 2, "tags": 3}', "\0" * 100])
+def test_of_a_damaged_birth_what_else_is_known_takes_its_place(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / ("a" * 32)
+    Birth("experiment", "name", {}, id=home.name).save(home)
+    (home / "birth.json").write_text(content)
+    recovered = recorded_birth(home)
+    assert recovered is not None
+    assert (recovered.id, recovered.run_id) == (home.name, None)
+    assert str(home / "birth.json") in caplog.text
+    remember_home("b" * 32, home)
+    created = recorded_birth(home)
+    assert created is not None
+    assert created.run_id == "b" * 32
+
+
+def test_an_experiment_is_made_where_there_is_none_and_refused_where_it_is_deleted(server: Server) -> None:
+    made = experiment_id(server, "new")
+    assert experiment_id(server, "new") == made
+    server.client.delete_experiment(made)
+    with pytest.raises(RunNotFound, match="deleted"):
+        experiment_id(server, "new")

@@ -1,0 +1,130 @@
+"""What the server or the store refuses for good does not hold up the rest."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mltrain.delivery.journal import Journal
+from mltrain.delivery.sender import Sender
+from mltrain.errors import StorageError
+from mltrain.store.local import LocalArtifacts
+from mltrain.tracking.client import Refusal
+
+
+class Recording:
+    """A tracking server that takes points, or refuses those of one key."""
+
+    client = None
+
+    def __init__(self, refused: str = "") -> None:
+        self.taken: list[tuple[str, int]] = []
+        self.refused = refused
+        self.denied = False
+        """Whether the user may not write, or the run is deleted."""
+        self.asked = threading.Semaphore(0)
+        self.client: Any = self
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        self.asked.release()
+        if self.denied:
+            raise Refusal("403: not you", permanent=True, denied=True)
+        if any(metric.key == self.refused for metric in metrics):
+            raise Refusal("400: bad key", permanent=True)
+        self.taken += [(metric.key, metric.step) for metric in metrics]
+
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"))
+
+    def call(self, function: Any, *arguments: Any, **named: Any) -> Any:
+        return function(*arguments, **named)
+
+
+class Forbidding(LocalArtifacts):
+    """An artifact store that answers 403."""
+
+    def upload(self, file: Path, folder: str = "") -> None:
+        forbidden = ConnectionError("403")
+        forbidden.response = type("Response", (), {"status_code": 403})  # type: ignore[attr-defined]
+        raise StorageError("403") from forbidden
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal.sqlite", 1)
+
+
+def test_a_file_that_is_refused_is_parked_and_points_flow(journal: Journal, tmp_path: Path) -> None:
+    server = Recording()
+    sender = Sender(server, lambda: "0" * 32, journal, Forbidding(tmp_path), lambda: True)  # type: ignore[arg-type]
+    journal.log_item("file", "", str(tmp_path / "file"))
+    journal.log_metrics({"a": 1.0}, 1, 1)
+    assert sender.drain(20)
+    assert server.taken == [("a", 1)]
+    journal.close()
+
+
+def test_a_point_that_is_refused_is_parked_and_the_others_of_its_batch_flow(journal: Journal, tmp_path: Path) -> None:
+    server = Recording(refused="bad")
+    for step in range(50):
+        journal.log_metrics({"bad" if step == 17 else "good": float(step)}, step, step)
+    journal.flush()
+    sender = Sender(server, lambda: "0" * 32, journal, LocalArtifacts(tmp_path), lambda: True)  # type: ignore[arg-type]
+    assert sender.drain(20)
+    assert sorted(server.taken) == [("good", step) for step in range(50) if step != 17]
+    journal.close()
+
+
+def denied(journal: Journal, folder: Path, **seconds: float) -> tuple[Recording, Sender]:
+    """A sender that has been denied to send a point."""
+    server = Recording()
+    server.denied = True
+    journal.log_metrics({"a": 1.0}, 1, 1)
+    journal.flush()
+    sender = Sender(server, lambda: "0" * 32, journal, LocalArtifacts(folder), lambda: True, **seconds)  # type: ignore[arg-type]
+    assert server.asked.acquire(timeout=20)
+    while sender.trouble is None:  # until it has taken notice
+        threading.Event().wait(0.01)
+    return server, sender
+
+
+def test_what_was_denied_is_tried_once_more_at_the_end(journal: Journal, tmp_path: Path) -> None:
+    server, sender = denied(journal, tmp_path)
+    server.denied = False
+    assert sender.drain(20)
+    assert server.taken == [("a", 1)]
+    journal.close()
+
+
+def test_what_is_granted_while_the_sender_drains_is_sent(journal: Journal, tmp_path: Path) -> None:
+    server, sender = denied(journal, tmp_path, held_at_the_end_seconds=0.05)
+    drained: list[bool] = []
+    draining = threading.Thread(target=lambda: drained.append(sender.drain(20)))
+    draining.start()
+    assert server.asked.acquire(timeout=20)
+    server.denied = False
+    draining.join()
+    assert drained == [True]
+    assert server.taken == [("a", 1)]
+    journal.close()
+
+
+def test_what_is_denied_to_the_end_is_left_in_the_journal(journal: Journal, tmp_path: Path) -> None:
+    server, sender = denied(journal, tmp_path, held_at_the_end_seconds=0.05)
+    assert not sender.drain(0.3)
+    assert server.asked.acquire(timeout=20)
+    assert journal.unsent() == 1
+    journal.close()
+
+
+def test_what_was_held_back_is_tried_at_once_when_it_is_released(journal: Journal, tmp_path: Path) -> None:
+    server, sender = denied(journal, tmp_path, held_seconds=3600.0)
+    server.denied = False
+    sender.release()
+    journal.arrived.set()
+    assert server.asked.acquire(timeout=20)
+    assert sender.drain(20)
+    assert server.taken == [("a", 1)]
+    journal.close()

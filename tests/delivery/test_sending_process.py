@@ -1,0 +1,247 @@
+"""Points that come fast are sent by a process of its own, and none is lost or sent otherwise than they were born."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from mltrain.delivery.journal import Journal
+from mltrain.delivery.sender import Sender
+from mltrain.delivery.sending_process import POINTS_A_BATCH, Courier
+from mltrain.store.local import LocalArtifacts
+from mltrain.tracking.client import Server
+from tests.support.database import fresh_database
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def run_id(uri: str) -> str:
+    return str(MlflowClient(uri).create_run("0").info.run_id)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal(tmp_path / "journal.sqlite", 1)
+    opened.add_points(("loss", step, float(step), 1_700_000_000_000 + step) for step in range(2500))
+    opened.flush()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def courier(uri: str, tmp_path: Path) -> Iterator[Courier]:
+    made = Courier(tmp_path / "journal.sqlite", uri)
+    yield made
+    made.close()
+
+
+def started(courier: Courier, run_id: str) -> int:
+    """Wait until it delivers a batch; return how often it was asked in vain."""
+    deadline, vain = time.monotonic() + 120, 0
+    while courier.deliver(run_id, POINTS_A_BATCH) != "sent":
+        assert time.monotonic() < deadline
+        vain += 1
+        time.sleep(0.05)
+    return vain
+
+
+def test_it_is_started_when_a_full_batch_waits(courier: Courier) -> None:
+    assert courier.deliver("0" * 32, POINTS_A_BATCH - 1) == "otherwise"
+    assert courier._process is None
+    assert courier.deliver("0" * 32, POINTS_A_BATCH) == "later"
+    assert courier._process is not None
+
+
+def test_nobody_waits_for_one_that_does_not_get_ready(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mltrain.delivery.sending_process._STARTING_SECONDS", 0.0)
+    assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+
+
+def test_it_sends_what_is_in_the_journal_oldest_first_and_removes_it_there(
+    courier: Courier, journal: Journal, uri: str, run_id: str
+) -> None:
+    assert started(courier, run_id) >= 1
+    history = MlflowClient(uri).get_metric_history(run_id, "loss")
+    expected = [(step, float(step), 1_700_000_000_000 + step) for step in range(POINTS_A_BATCH)]
+    assert [(point.step, point.value, point.timestamp) for point in history] == expected
+    assert [point.step for point in journal.unsent_points(1)] == [POINTS_A_BATCH]
+    assert courier.deliver(run_id, 1000) == "sent"
+    assert courier.deliver(run_id, 500) == "sent"  # a last one that is not full
+    assert journal.unsent() == 0
+
+
+def test_what_does_not_go_through_stays_for_whoever_asked(courier: Courier, journal: Journal, run_id: str) -> None:
+    started(courier, run_id)
+    assert courier.deliver("0" * 32, 1000) == "otherwise"
+    assert journal.unsent() == 1500
+    assert courier.deliver(run_id, 1000) == "sent"
+
+
+def test_its_death_is_noticed_at_once(courier: Courier, journal: Journal, run_id: str) -> None:
+    started(courier, run_id)
+    assert courier._process is not None
+    os.kill(courier._process.pid, signal.SIGKILL)
+    began = time.monotonic()
+    for _ in range(3):
+        assert courier.deliver(run_id, 1000) == "otherwise"
+    assert time.monotonic() - began < 5
+    assert journal.unsent() == 1500
+
+
+def test_one_that_is_stopped_is_given_up_with_a_warning(
+    uri: str, journal: Journal, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    courier = Courier(tmp_path / "journal.sqlite", uri, silent_seconds=2.0)
+    started(courier, run_id)
+    assert courier._process is not None
+    os.kill(courier._process.pid, signal.SIGSTOP)
+    assert courier.deliver(run_id, 1000) == "otherwise"
+    assert courier._process.poll() is not None  # it sends nothing later
+    assert courier.deliver(run_id, 1000) == "otherwise"
+    assert len([line for line in caplog.messages if "is given up" in line]) == 1
+    assert journal.unsent() == 1500
+
+
+def test_one_that_works_for_longer_than_it_may_be_silent_is_not_given_up(
+    courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = """read setting; echo '{"ready": true}'; read order
+    for i in 1 2 3 4; do sleep 0.5; echo '{"runs": true}'; done; echo '{"sent": 1}'; read end"""
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(["sh", "-c", talks], **options))
+    patient = Courier(Path("journal"), "sqlite://", silent_seconds=1.5)
+    started(patient, "0" * 32)
+    patient.close()
+
+
+def test_where_no_process_can_be_started_points_are_sent_without_it(
+    courier: Courier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    for _ in range(2):
+        assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+    assert not courier.starting
+    assert len([line for line in caplog.messages if "can be started" in line]) == 1
+
+
+def test_one_that_was_closed_is_not_started(courier: Courier) -> None:
+    courier.close()
+    assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+    assert courier._process is None
+
+
+def test_one_that_is_closed_while_it_starts_ends(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, start = threading.Event(), subprocess.Popen
+
+    def slow(*words: Any, **options: Any) -> Any:
+        entered.set()
+        time.sleep(0.3)
+        return start(*words, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    asking = threading.Thread(target=courier.deliver, args=("0" * 32, POINTS_A_BATCH))
+    asking.start()
+    assert entered.wait(10)
+    courier.close()
+    asking.join()
+    assert courier._process is not None
+    assert courier._process.poll() is not None
+
+
+def test_what_is_printed_before_its_answers_is_none(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+    talks = """read setting; echo welcome; echo '{"ready": true}'; read order; echo '{"sent": 1}'; read end"""
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(["sh", "-c", talks], **options))
+    assert started(courier, "0" * 32) >= 1
+
+
+def test_it_is_starting_until_it_is_ready_or_has_ended(courier: Courier, journal: Journal, run_id: str) -> None:
+    assert not courier.starting
+    assert courier.deliver(run_id, POINTS_A_BATCH) == "later"
+    assert courier.starting
+    started(courier, run_id)
+    assert not courier.starting
+    courier.close()
+    assert not courier.starting
+
+
+def test_it_ends_with_whoever_started_it(courier: Courier, journal: Journal, run_id: str) -> None:
+    started(courier, run_id)
+    assert courier._process is not None
+    assert courier._process.stdin is not None
+    courier._process.stdin.close()
+    assert courier._process.wait(10) == 0
+
+
+PARENT = """
+import json, os, sys, time
+from mltrain.delivery.sending_process import Courier
+courier = Courier(sys.argv[1], sys.argv[2])
+while courier.deliver(sys.argv[3], 1000) != "sent":
+    time.sleep(0.05)
+worker = os.fork()  # as a data loader does: it holds the parent's ends of all pipes
+if worker == 0:
+    time.sleep(60)
+print(json.dumps([courier._process.pid, worker]), flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_does_not_outlive_a_killed_training_whose_data_workers_do(
+    journal: Journal, uri: str, run_id: str, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", PARENT, str(tmp_path / "journal.sqlite"), uri, run_id]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        courier, worker = json.loads(parent.stdout.readline())
+        assert psutil.pid_exists(courier)
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 5
+        while psutil.pid_exists(courier) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ended, worker_lives = not psutil.pid_exists(courier), psutil.pid_exists(worker)
+        os.kill(worker, signal.SIGKILL)
+    assert worker_lives
+    assert ended
+
+
+def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
+    courier: Courier, journal: Journal, uri: str, run_id: str, tmp_path: Path
+) -> None:
+    server = Server(uri, MlflowClient(uri))
+    sender = Sender(server, lambda: run_id, journal, LocalArtifacts(tmp_path), lambda: True, courier)
+    deadline = time.monotonic() + 120
+    step = 2500
+    journal.add_points(("loss", n, float(n), n) for n in range(step, step + 2000))
+    step += 2000
+    while not courier._ready and time.monotonic() < deadline:
+        journal.add_points([("loss", step, float(step), step)])
+        step += 1
+        time.sleep(0.1)
+    assert courier._ready
+    journal.add_points(("loss", n, float(n), n) for n in range(step, step + 2000))
+    step += 2000
+    assert sender.drain(60)
+    assert courier._process is not None
+    assert courier._process.poll() is not None  # it does not outlive the sender
+    history = MlflowClient(uri).get_metric_history(run_id, "loss")
+    assert sorted(point.step for point in history) == list(range(step))

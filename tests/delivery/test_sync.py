@@ -1,0 +1,241 @@
+"""``mltrain sync``: what waits on this machine is sent, run by run, whatever is wrong with one of them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from mltrain import CheckpointManager
+from mltrain.delivery.creation import Birth
+from mltrain.delivery.journal import Journal
+from mltrain.delivery.sync import Synced, sync
+from mltrain.ownership.run_folder import home_of, known_home, remember_home
+from mltrain.run.tracked import TrackedRun
+from mltrain.tracking.client import Server, connect
+from tests.support.database import fresh_database
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return tmp_path / "mlflow.db"
+
+
+def at(file: Path) -> Server:
+    return connect(f"sqlite:///{file}", patience=0.0)
+
+
+def left_behind(server: Server, *steps: int) -> str:
+    """Return the id of a run, of which these points wait on this machine."""
+    run_id = str(server.client.create_run("0").info.run_id)
+    journal = Journal(home_of(server, run_id) / "journal.sqlite", 1)
+    journal.add_points(("loss", step, 0.5, 1_000 + step) for step in steps)
+    journal.close()
+    return run_id
+
+
+def steps_of(server: Server, run_id: str) -> list[int]:
+    return [point.step for point in server.client.get_metric_history(run_id, "loss")]
+
+
+def harm_journal(home: Path) -> None:
+    (home / "journal.sqlite").write_bytes(b"\xff" * 5000)
+
+
+def harm_lock(home: Path) -> None:
+    (home / "lock").unlink(missing_ok=True)
+    (home / "lock").mkdir()
+
+
+def harm_birth(home: Path) -> None:
+    (home / "birth.json").mkdir()
+
+
+def harm_staging(home: Path) -> None:
+    (home / "staging" / "step-000000001-a01").mkdir(parents=True)
+    (home / "staging" / "step-000000001-a01" / "manifest.json").write_bytes(b"\xff")
+
+
+def harm_home(home: Path) -> None:
+    shutil.rmtree(home)
+    home.write_text("no folder")
+
+
+@pytest.mark.parametrize("harm", [harm_journal, harm_lock, harm_birth, harm_staging, harm_home])
+def test_what_is_wrong_with_one_run_keeps_no_other_from_being_sent(harm: Callable[[Path], None], store: Path) -> None:
+    server = at(store)
+    runs = sorted(left_behind(server, 1, 2) for _ in range(3))
+    harm(home_of(server, runs[0]))
+    found = {synced.run_id: synced for synced in sync(server)}
+    assert [steps_of(server, run_id) for run_id in runs[1:]] == [[1, 2], [1, 2]]
+    if harm is harm_journal:
+        assert found[runs[0]].failed
+        assert "damaged" in found[runs[0]].said
+    else:
+        assert not any(found[run_id].failed for run_id in runs[1:])
+    assert not any(synced.failed for synced in sync(server) if synced.run_id != runs[0])
+
+
+def test_what_waits_for_another_address_is_sent_where_the_run_is_found(store: Path, tmp_path: Path) -> None:
+    there = at(store)
+    run_id = left_behind(there, 1, 2, 3)
+    moved = tmp_path / "moved.db"
+    store.rename(moved)
+    here = at(moved)
+    assert [synced.sent for synced in sync(here)] == [3]
+    assert steps_of(here, run_id) == [1, 2, 3]
+    assert known_home(here, run_id) == known_home(there, run_id)  # a resume finds what was staged there
+
+
+def test_what_waits_for_another_store_is_listed_and_stays(store: Path, tmp_path: Path) -> None:
+    there = at(store)
+    run_id = left_behind(there, 1)
+    record(there, run_id)
+    fresh_database(tmp_path / "other.db", tmp_path / "other")
+    here = at(tmp_path / "other.db")
+    left_behind(here)
+    waiting = [synced for synced in sync(here) if synced.address]
+    assert [(synced.run_id, synced.left, str(store) in synced.address) for synced in waiting] == [(run_id, 1, True)]
+    assert [synced.sent for synced in sync(there)] == [1]
+
+
+def test_a_copy_of_a_database_that_is_still_there_is_another_store(store: Path, tmp_path: Path) -> None:
+    there = at(store)
+    run_id = left_behind(there, 1)
+    record(there, run_id)
+    shutil.copy(store, tmp_path / "copy.db")
+    here = at(tmp_path / "copy.db")
+    assert [synced.sent for synced in sync(here)] == [0]
+    assert steps_of(here, run_id) == []
+    assert known_home(here, run_id) != known_home(there, run_id)
+    assert [synced.sent for synced in sync(here, address=f"sqlite:///{store}")] == [1]
+    assert steps_of(here, run_id) == [1]
+
+
+def test_a_run_that_was_never_created_is_created_at_another_address_when_that_is_named(
+    store: Path, tmp_path: Path
+) -> None:
+    there = at(store)
+    birth = Birth(None, "late", {})
+    home = home_of(there, birth.id)
+    birth.save(home)
+    journal = Journal(home / "journal.sqlite", 1)
+    journal.add_points([("loss", 1, 0.5, 1_000)])
+    journal.close()
+    record(there, birth.id)
+    moved = tmp_path / "moved.db"
+    store.rename(moved)
+    here = at(moved)
+    assert [(synced.run_id, synced.left) for synced in sync(here) if synced.address] == [(birth.id, 1)]
+    created = next(synced for synced in sync(here, address=f"sqlite:///{store}"))
+    assert steps_of(here, created.run_id) == [1]
+    assert known_home(here, created.run_id) == home
+
+
+def record(server: Server, run_id: str) -> None:
+    from mltrain.ownership.run_folder import record_address
+
+    record_address(server, home_of(server, run_id))
+
+
+def test_a_home_of_a_version_that_recorded_no_address_is_listed_too(store: Path, tmp_path: Path) -> None:
+    run_id = left_behind(at(store), 1)
+    store.unlink()
+    fresh_database(tmp_path / "other.db", tmp_path / "other")
+    [waiting] = sync(at(tmp_path / "other.db"))
+    assert (waiting.run_id, waiting.left) == (run_id, 1)
+    assert str(known_home(at(store), run_id).parent) in waiting.address
+
+
+def test_a_live_run_sends_by_itself(store: Path) -> None:
+    server = at(store)
+    left_behind(server, 1)
+    run_id = left_behind(server, 1)
+    from mltrain.ownership.run_folder import locked
+
+    lock = locked(home_of(server, run_id), run_id, take_over=False)
+    found = {synced.run_id: synced for synced in sync(server)}
+    lock.release()
+    assert "by itself" in found[run_id].said
+    assert steps_of(server, run_id) == []
+
+
+@pytest.mark.parametrize("harm", [harm_journal, harm_lock])
+def test_what_is_wrong_with_a_home_does_not_keep_its_run_from_being_resumed(
+    harm: Callable[[Path], None], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    with CheckpointManager() as manager:
+        manager.save({"model": {"weight": torch.ones(2)}}, step=1)
+    run_id = manager.run.id
+    harm(home_of(at(store), run_id))
+    with CheckpointManager(run_id) as again:
+        assert again.load_latest_checkpoint() is not None
+        again.save({"model": {"weight": torch.ones(2)}}, step=2)
+    assert MlflowClient(f"sqlite:///{store}").get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_damaged_record_of_a_birth_does_not_keep_the_created_run_from_being_found(store: Path) -> None:
+    from mltrain.run.opening import created_as
+
+    server = at(store)
+    run_id = left_behind(server)
+    born = home_of(server, "b" * 32)
+    remember_home(run_id, born)
+    (born / "birth.json").write_text("{")
+    shutil.rmtree(born.parent / run_id)
+    assert created_as(server, run_id) == run_id
+    assert created_as(server, "b" * 32) == run_id
+
+
+def test_a_newest_checkpoint_that_only_this_machine_has_is_sent_and_then_the_run_is_finished(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The artifact store takes no checkpoint: a folder stands where its file would be."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    server = at(store)
+    manager = CheckpointManager()
+    run: TrackedRun = manager.run  # type: ignore[assignment]
+    manager.save({"model": {"weight": torch.ones(2)}}, step=1)
+    assert manager.wait(60)
+    run.mark_only_local("step-000000001-a01", "FINISHED")
+    manager.close("KILLED")
+    assert server.run(run.id).info.status == "KILLED"
+    journal = Journal(run.home / "journal.sqlite", 1)
+    journal.log_item("tag", "a", "b")  # something to send
+    journal.close()
+    assert [synced.failed for synced in sync(server)] == [False]
+    after = server.run(run.id)
+    assert after.info.status == "FINISHED"
+    assert after.data.tags["mltrain.status"] == "finished"
+    assert not [key for key in after.data.tags if "only_local" in key or "when_sent" in key]
+
+
+def test_a_resume_that_was_refused_overtakes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mltrain.run.opening import resume
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    server = at(store)
+    with CheckpointManager() as manager:
+        manager.save({"model": {"weight": torch.ones(2)}}, step=1)
+    run_id = manager.run.id
+    server.client.set_tag(run_id, "mltrain.newest_only_local", "step-000000001-a01 on here")
+    server.client.set_tag(run_id, "mltrain.status_when_sent", "finished")
+    server.client.set_terminated(run_id, "KILLED")
+    resume(server, run_id, take_over=False, launcher=None).withdraw("refused")
+    journal = Journal(home_of(server, run_id) / "journal.sqlite", 1)
+    journal.add_points([("loss", 7, 0.5, 1_000)])
+    journal.close()
+    assert [(synced.sent, synced.dropped) for synced in sync(server)] == [(1, 0)]
+    assert server.run(run_id).info.status == "FINISHED"
+
+
+def test_nothing_is_written_twice(store: Path) -> None:
+    server = at(store)
+    run_id = left_behind(server, 1, 2)
+    assert [synced.sent for synced in sync(server)] == [2]
+    assert list(sync(server)) == [Synced(run_id)]

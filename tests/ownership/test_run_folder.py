@@ -1,0 +1,131 @@
+"""The home of a run: one folder for one store, however its address is spelled, and what its lock proves."""
+
+import json
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mltrain.errors import RunHeld
+from mltrain.ownership import liveness
+from mltrain.ownership.run_folder import address_of, home_of, homes, known_home, locked, stores, was_left
+from mltrain.tracking.client import Server
+
+RUN = "a" * 32
+HOLDING = """
+import json, sys
+from pathlib import Path
+from mltrain.ownership import liveness
+from mltrain.ownership.run_folder import locked
+lock = locked(Path(sys.argv[1]), "a" * 32, take_over=False)
+print(json.dumps(liveness.own()), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return Server("http://127.0.0.1:1", None)
+
+
+def elsewhere(who: dict[str, Any]) -> dict[str, Any]:
+    return {**who, "boot": "another"}
+
+
+def test_a_lock_that_is_free_proves_that_its_last_holder_has_ended(server: Server) -> None:
+    home = home_of(server, RUN)
+    words = [sys.executable, "-c", HOLDING, str(home)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holding:
+        assert holding.stdout is not None
+        who = json.loads(holding.stdout.readline())
+        assert not was_left(server, RUN, who)
+        with pytest.raises(RunHeld, match=f"process {holding.pid}"):
+            locked(home, RUN, take_over=False)
+        holding.kill()
+    assert was_left(server, RUN, who)
+    assert not was_left(server, RUN, elsewhere(who))  # that one wrote from another home
+
+
+def test_a_home_that_nobody_wrote_from_proves_nothing(server: Server) -> None:
+    assert not was_left(server, RUN, liveness.own())
+    home_of(server, RUN)
+    assert not was_left(server, RUN, liveness.own())
+    assert not was_left(server, RUN, {})
+
+
+def test_what_earlier_versions_recorded_in_a_home_proves_nothing(server: Server) -> None:
+    (home_of(server, RUN) / "holder.json").write_text(json.dumps({"host": "here", "pid": 1}))
+    assert not was_left(server, RUN, {"host": "here", "pid": 1, "attempt": 1, "boot": "", "born": 1.0})
+    (home_of(server, RUN) / "holder.json").write_text("[]")
+    assert not was_left(server, RUN, {})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("sqlite:///{here}/m.db", "sqlite:///{here}/./m.db"),
+        ("sqlite:///{here}/m.db", "sqlite:///{here}/deeper/../m.db"),
+        ("sqlite:///{here}/m.db", "sqlite:///m.db"),
+        ("sqlite:///{here}/m.db", "sqlite:///./m.db"),
+        ("sqlite:///{here}/m.db", "sqlite:///{here}/link/m.db"),
+        ("file://{here}/mlruns", "mlruns"),
+        ("file://{here}/mlruns", "{here}/mlruns/"),
+        ("file://{here}/mlruns", "./mlruns"),
+        ("http://localhost:5000", "http://127.0.0.1:5000/"),
+        ("http://LOCALHOST:5000", "http://[::1]:5000"),
+        ("http://example.org", "http://Example.org:80/"),
+        ("https://example.org/mlflow", "https://user:password@example.org:443/mlflow/"),
+        ("postgresql://a:b@db/mlflow", "postgresql://a:c@db/mlflow"),
+    ],
+)
+def test_spellings_of_one_store_have_one_folder(
+    one: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    one, other = one.format(here=tmp_path), other.format(here=tmp_path)
+    assert address_of(one) == address_of(other)
+    assert homes(Server(one, None)) == homes(Server(other, None))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("sqlite:///a.db", "sqlite:///b.db"),
+        ("http://localhost:5000", "http://localhost:5001"),
+        ("http://example.org", "https://example.org"),
+        ("http://example.org/a", "http://example.org/b"),
+        ("databricks", "databricks-uc"),
+    ],
+)
+def test_other_stores_have_other_folders(one: str, other: str) -> None:
+    assert homes(Server(one, None)) != homes(Server(other, None))
+
+
+def test_a_password_is_in_no_address() -> None:
+    assert "secret" not in address_of("postgresql://user:secret@db:5432/mlflow")
+
+
+def test_a_home_that_an_earlier_version_made_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path))
+    server = Server("http://127.0.0.1:5000/", None)
+    run_id = "a" * 32
+    earlier = tmp_path / uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12] / run_id
+    earlier.mkdir(parents=True)
+    assert known_home(server, run_id) == earlier
+    assert [(root, address) for root, address in stores(server)] == [(earlier.parent, None)]
+
+
+def test_a_home_in_whose_place_something_else_is_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path))
+    server = Server("http://localhost:5000", None)
+    place = homes(server) / ("a" * 32)
+    place.parent.mkdir(parents=True)
+    place.write_text("no folder")
+    assert home_of(server, "a" * 32).is_dir()
+    assert [file.read_text() for file in place.parent.glob("*.damaged-*")] == ["no folder"]

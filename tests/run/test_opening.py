@@ -1,0 +1,259 @@
+"""Which run a process may write to, and where its artifacts have to be."""
+
+import shutil
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from mltrain import CheckpointManager
+from mltrain.errors import MltrainError, RunNotFound, StorageError, UsageError
+from mltrain.ownership.launcher import LAUNCHER_OF, Launcher
+from mltrain.run import opening
+from mltrain.run.listing import listed
+from mltrain.store.allowlist import UnusableArtifacts
+from mltrain.store.opening import open_artifacts
+from mltrain.tracking.client import Server, connect, paged
+from mltrain.tracking.places import artifacts_of
+from tests.support.database import fresh_database
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return connect()
+
+
+@pytest.fixture
+def client(server: Server) -> MlflowClient:
+    return server.client.made()  # type: ignore[no-any-return] # it is one
+
+
+def empty_run(client: MlflowClient) -> str:
+    return str(client.create_run("0", run_name="launcher").info.run_id)
+
+
+def adopted(server: Server, run_id: str) -> None:
+    run = opening.adopt(server, Launcher(run_id, None), None, "project", {})
+    run.close("FINISHED", "done", 20.0)
+
+
+def dump(tmp_path: Path) -> list[str]:
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        return list(database.iterdump())
+
+
+def test_an_empty_run_with_the_parameters_of_its_launcher_is_adopted(server: Server, client: MlflowClient) -> None:
+    run_id = empty_run(client)
+    client.log_param(run_id, "epochs", "'3'")
+    client.set_terminated(run_id, "FAILED")  # a launcher that gave up before
+    run = opening.adopt(server, Launcher(run_id, None), None, "project", {})
+    assert client.get_run(run_id).info.status == "RUNNING"
+    run.close("FINISHED", "done", 20.0)
+
+
+@pytest.mark.parametrize("what", ["a training", "metrics", "an artifact", "a tag of mltrain", "a claim"])
+def test_a_run_in_which_something_was_recorded_is_not_adopted(
+    what: str, server: Server, client: MlflowClient, tmp_path: Path
+) -> None:
+    run_id = empty_run(client)
+    if what == "a training":
+        adopted(server, run_id)
+    elif what == "metrics":
+        client.log_metric(run_id, "loss", 1.0)
+    elif what == "an artifact":
+        client.log_text(run_id, "text", "notes.txt")
+    elif what == "a tag of mltrain":
+        client.set_tag(run_id, "mltrain.latest", "step-000000001-a01")
+    else:
+        client.log_param(run_id, "mltrain.attempt.1", "{}")
+    before = dump(tmp_path)
+    with pytest.raises(UsageError, match="MLFLOW_RUN_ID"):
+        adopted(server, run_id)
+    assert dump(tmp_path) == before
+
+
+def test_the_refusal_names_the_command_that_continues_the_training(server: Server, client: MlflowClient) -> None:
+    run_id = empty_run(client)
+    adopted(server, run_id)
+    with pytest.raises(UsageError, match=f"mltrain train --resume-run {run_id}"):
+        adopted(server, run_id)
+
+
+def test_mlflow_run_does_not_leave_a_refused_training_as_failed(
+    server: Server, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = empty_run(client)
+    adopted(server, run_id)
+    repaired: list[tuple[object, ...]] = []
+    monkeypatch.setattr("mltrain.ownership.launcher.after", lambda *what: repaired.append(what[1:]))
+    with pytest.raises(UsageError):
+        opening.adoptable(server, Launcher(run_id, 1))
+    assert repaired == [(1, run_id, "FINISHED")]
+
+
+@pytest.mark.parametrize("run_id", ["0" * 32, "a word", "deleted"])
+def test_a_run_that_is_not_there_is_not_adopted(run_id: str, server: Server, client: MlflowClient) -> None:
+    if run_id == "deleted":
+        run_id = empty_run(client)
+        client.delete_run(run_id)
+    with pytest.raises(RunNotFound, match="MLFLOW_RUN_ID"):
+        adopted(server, run_id)
+
+
+def test_a_run_is_adopted_once_also_by_two_at_the_same_moment(server: Server, client: MlflowClient) -> None:
+    run_id = empty_run(client)
+    first = opening.adoptable(server, Launcher(run_id, None))
+    adopted(server, run_id)
+    assert first.info.run_id == run_id  # the second had seen it empty as well
+    with pytest.raises(MltrainError):
+        adopted(server, run_id)
+
+
+@pytest.mark.parametrize("launcher", ["a finished training", "an orchestrator's run", "no run", "mlflow run"])
+def test_only_the_empty_run_of_mlflow_run_is_hidden_beside_a_resumed_one(
+    launcher: str, server: Server, client: MlflowClient
+) -> None:
+    resumed, other = empty_run(client), empty_run(client)
+    adopted(server, resumed)
+    if launcher == "a finished training":
+        adopted(server, other)
+    elif launcher == "no run":
+        other = "0" * 32
+    elif launcher == "mlflow run":
+        client.set_tag(other, "mlflow.project.entryPoint", "main")
+    run = opening.resume(server, resumed, take_over=False, launcher=Launcher(other, None))
+    run.close("FINISHED", "done", 20.0)
+    tags = client.get_run(other).data.tags if launcher != "no run" else {}
+    assert (LAUNCHER_OF in tags) == (launcher == "mlflow run")
+
+
+def test_a_loop_does_not_write_into_an_active_run_that_holds_a_training(server: Server, client: MlflowClient) -> None:
+    run_id = empty_run(client)
+    client.set_tag(run_id, "mltrain.project", "segmentation")
+    (Path(client.get_run(run_id).info.artifact_uri)).mkdir(parents=True)
+    with mlflow.start_run(run_id), pytest.raises(UsageError, match=f"mltrain train --resume-run {run_id}"):
+        CheckpointManager()
+
+
+def moved(server: Server, client: MlflowClient, tmp_path: Path, how: str) -> str:
+    run_id = empty_run(client)
+    adopted(server, run_id)
+    place = Path(client.get_run(run_id).info.artifact_uri)
+    place.mkdir(parents=True, exist_ok=True)
+    client.set_tag(run_id, "mltrain.project", "project")
+    (place / "config.json").write_text("{}")
+    if how == "moved":
+        (tmp_path / "mlruns").rename(tmp_path / "elsewhere")
+    elif how == "an empty mount point":
+        shutil.rmtree(tmp_path / "mlruns")
+        (tmp_path / "mlruns").mkdir()
+    else:
+        shutil.rmtree(place.parent)
+    return run_id
+
+
+@pytest.mark.parametrize("how", ["moved", "an empty mount point", "the folder of the run"])
+def test_artifacts_that_are_gone_are_named_and_their_folder_is_not_made_again(
+    how: str, server: Server, client: MlflowClient, tmp_path: Path
+) -> None:
+    run_id = moved(server, client, tmp_path, how)
+    place = Path(client.get_run(run_id).info.artifact_uri)
+    for attempt in (
+        lambda: artifacts_of(server, client.get_run(run_id)),
+        lambda: opening.resume(server, run_id, take_over=False, launcher=None),
+        lambda: opening.open_run(run_id),
+        lambda: CheckpointManager(run_id),
+    ):
+        before = dump(tmp_path)
+        with pytest.raises(StorageError, match=str(place)) as refused:
+            attempt()
+        assert refused.value.exit_code == 5
+        assert not place.exists()
+        assert dump(tmp_path) == before
+    assert (tmp_path / "mlruns").exists() == (how != "moved")
+
+
+def test_a_new_run_does_not_make_the_folder_of_an_experiment_that_was_moved(
+    server: Server, client: MlflowClient, tmp_path: Path
+) -> None:
+    moved(server, client, tmp_path, "moved")
+    with pytest.raises(StorageError, match=str(tmp_path / "mlruns")):
+        CheckpointManager()
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_what_moved_with_the_database_is_found_and_the_remedy_leads_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    fresh_database(old / "mlflow.db", old / "mlruns")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{old / 'mlflow.db'}")
+    with CheckpointManager() as manager:
+        run_id = manager.run.id
+    old.rename(new)
+    server = connect(f"sqlite:///{new / 'mlflow.db'}")
+    with pytest.raises(StorageError, match=f"ln -s {new / 'mlruns'} {old / 'mlruns'}"):
+        artifacts_of(server, server.run(run_id))
+
+
+def test_a_run_that_was_killed_before_anything_was_kept_is_no_moved_store(server: Server, client: MlflowClient) -> None:
+    run = client.get_run(empty_run(client))
+    assert artifacts_of(server, run).entries() == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("mlflow-artifacts:/7", "MLFLOW_TRACKING_URI=http"),
+        ("mlflow-artifacts://host:5000/7", "MLFLOW_TRACKING_URI=http"),
+        ("s3://bucket/7", "pip install boto3"),
+        ("gs://bucket/7", "pip install google-cloud-storage"),
+        ("sftp://host/7", "pip install paramiko"),
+        ("nothing://known/7", "nothing://known/7"),
+        ("runs:/7/model", "runs:/7/model"),
+    ],
+)
+def test_an_experiment_whose_artifacts_cannot_be_reached_gets_no_run(
+    uri: str, said: str, server: Server, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("boto3", "google.cloud.storage", "paramiko"):
+        monkeypatch.setitem(sys.modules, module, None)
+    experiment = client.create_experiment("elsewhere")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (uri, experiment))
+        database.commit()
+    before = dump(tmp_path)
+    with pytest.raises(UnusableArtifacts) as refused:
+        opening.create(server, "elsewhere", None, "project", {})
+    assert said in str(refused.value)
+    assert uri in str(refused.value)
+    assert dump(tmp_path) == before
+    with pytest.raises(UnusableArtifacts):
+        open_artifacts(uri, server.uri)
+
+
+def test_a_search_takes_all_pages(server: Server, client: MlflowClient) -> None:
+    made = {empty_run(client) for _ in range(7)}
+    found = [run.info.run_id for run in paged(server.insist, client.search_runs, ["0"], max_results=2)]
+    assert len(found) == 7
+    assert set(found) == made
+
+
+def test_runs_that_are_hidden_do_not_take_the_places_of_those_that_are_shown(
+    server: Server, client: MlflowClient
+) -> None:
+    for hidden in (False, True, True):
+        run_id = empty_run(client)
+        client.set_tag(run_id, "mltrain.status", "finished")
+        if hidden:
+            client.set_tag(run_id, LAUNCHER_OF, "0" * 32)
+    assert len(listed(server, None, 1)) == 1

@@ -1,0 +1,109 @@
+"""Machines as a user sees them, and the commands that run there."""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.database import fresh_database
+from tests.support.forkserver import Child, ForkServer
+
+TINY = Path(__file__).parent / "tiny.py"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def run_id(self) -> str:
+        return next(line.removeprefix("run_id=") for line in self.out.splitlines() if line.startswith("run_id="))
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A command that runs."""
+
+    child: Child
+    out: Path
+    err: Path
+
+    def wait(self, timeout: float = 120) -> Done:
+        code = self.child.wait(timeout)
+        # It may die before it has opened them.
+        out, err = (file.read_text() if file.exists() else "" for file in (self.out, self.err))
+        return Done(code, out, err)
+
+    def until(self, text: str, timeout: float = 60) -> str:
+        """Wait until the output holds a text; return the output."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            said = self.out.read_text() if self.out.exists() else ""
+            if text in said:
+                return said
+            if self.child.ended.wait(0.02):
+                break
+        raise AssertionError(f"{text!r} never came: {self.out.read_text()} {self.err.read_text()}")
+
+
+class Workplace:
+    """A machine as a user sees it: a working directory, a tracking store, a home for staging."""
+
+    def __init__(self, folder: Path, server: ForkServer, uri: str | None = None) -> None:
+        self.folder = folder
+        self.server = server
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TINY, folder)
+        if uri is None:
+            fresh_database(folder / "mlflow.db", folder / "mlruns")
+        self.uri = uri or f"sqlite:///{folder / 'mlflow.db'}"
+        self._commands = 0
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "MLTRAIN_"))},
+            "MLFLOW_TRACKING_URI": self.uri,
+            "MLTRAIN_HOME": str(folder / "home"),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def elsewhere(self, name: str) -> "Workplace":
+        """Another machine with the same tracking store: its own directory and home."""
+        return Workplace(self.folder.parent / name, self.server, self.uri)
+
+    def start(self, *words: str | Path, **environment: str) -> "Started":
+        self._commands += 1
+        out, err = (self.folder / f".{self._commands}.{name}" for name in ("out", "err"))
+        child = self.server.start([str(w) for w in words], self.folder, {**self.environment, **environment}, out, err)
+        return Started(child, out, err)
+
+    def mltrain(self, *words: str | Path, timeout: float = 120, **environment: str) -> Done:
+        return self.start(*words, **environment).wait(timeout)
+
+    def points(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
+        """All (step, value) of every metric that does not tell the time, in the order of the store."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith("system/")]
+        return {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in keys}
+
+    def weights(self, run_id: str) -> dict[str, Any]:
+        """Every part of the newest checkpoint, flattened to tensors by name."""
+        from mlflow import MlflowClient
+
+        from mltrain.commands.evaluate import reader
+        from mltrain.tracking.client import Server
+
+        found = reader(run_id, Server(self.uri, MlflowClient(self.uri)))
+        return found.load("latest")[1]
