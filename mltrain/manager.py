@@ -35,11 +35,18 @@ from mltrain.errors import (
 from mltrain.provenance import fingerprint
 from mltrain.steps import floats
 from mltrain.store.durable import probe
+from mltrain.tracking.tags import (
+    BEST_METRIC_TAG,
+    BEST_MODE_TAG,
+    BEST_TAG,
+    DAMAGED_PREFIX,
+    DROPPED_PREFIX,
+    LATEST_TAG,
+    RETENTION_TAG,
+)
 
 log = logging.getLogger(__name__)
 
-RETENTION_TAG = "mltrain.retention"
-"""The tag that spells the policy of a run, for ``mltrain prune``."""
 
 T = TypeVar("T")
 
@@ -150,8 +157,8 @@ class CheckpointManager:
         self._writer = Writer(self.store, self._after_commit, self._overflow)
         self.store.guard = self._guard
         run.when_known(self._known)
-        run.set_tag("mltrain.best_metric", metric)
-        run.set_tag("mltrain.best_mode", mode)
+        run.set_tag(BEST_METRIC_TAG, metric)
+        run.set_tag(BEST_MODE_TAG, mode)
         run.set_tag(RETENTION_TAG, str(self.policy))
         atexit.register(self._left)
 
@@ -511,7 +518,7 @@ class CheckpointManager:
         # The context without pins: a server that does not answer is why staging is full.
         removals = retention.plan(self._reader.noted(staged), self._staging_budget, self._reader.context, keep)
         for removal in removals:
-            self.run.set_tag(f"mltrain.dropped.{removal.manifest.name}", removal.rule)
+            self.run.set_tag(f"{DROPPED_PREFIX}{removal.manifest.name}", removal.rule)
         return [(removal.manifest, removal.rule) for removal in removals]
 
     def _worth_uploading(self, manifests: Sequence[Manifest]) -> Collection[CheckpointId]:
@@ -545,7 +552,7 @@ class CheckpointManager:
     def _announce_best(self, committed: Sequence[Manifest]) -> Manifest | None:
         best = retention.best_of(current_line(committed), self._reader.context)
         if best is not None:
-            self.run.set_tag("mltrain.best", best.name)
+            self.run.set_tag(BEST_TAG, best.name)
         return best
 
     def _note_damage(self, identity: CheckpointId, error: DamagedCheckpoint) -> None:
@@ -559,7 +566,7 @@ class CheckpointManager:
             return
         log.warning("Checkpoint %s is damaged and left aside: %s", identity.name, error)
         self._damaged.add(identity)
-        self.run.set_tag(f"mltrain.damaged.{identity.name}", str(error))
+        self.run.set_tag(f"{DAMAGED_PREFIX}{identity.name}", str(error))
 
     def _was_announced(self, identity: CheckpointId) -> bool:
         """Whether a checkpoint, or a later one, was said to be committed: then a manifest cut short is damage."""
@@ -569,7 +576,7 @@ class CheckpointManager:
     def _after_commit(self, manifest: Manifest) -> None:
         if self.run.overtaken:
             return
-        self.run.set_tag("mltrain.latest", manifest.name)
+        self.run.set_tag(LATEST_TAG, manifest.name)
         held = self.run.holds(certainly=True)
         # One look for all that follows. What this process has read or written before is not asked for again.
         survey = self.store.survey(damaged=self._note_damage, remembered=True)

@@ -2,11 +2,11 @@
 
 import logging
 import math
-from typing import Any, Literal
+from typing import Any
+
+from mltrain.checkpoint.retention import Mode
 
 log = logging.getLogger(__name__)
-
-Mode = Literal["min", "max"]
 
 
 def improves(value: float, over: float | None, mode: Mode, min_delta: float = 0.0) -> bool:

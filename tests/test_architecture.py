@@ -253,3 +253,18 @@ def test_no_module_is_a_drawer_for_everything() -> None:
     words = ("util", "helper", "misc", "common")
     wrong = [name_of(file) for file in files("mltrain", "projects") if any(word in file.stem for word in words)]
     assert wrong == []
+
+
+def test_tags_are_spelled_in_one_module() -> None:
+    from mltrain.tracking import tags
+
+    spelled = tuple(value for name, value in vars(tags).items() if name.isupper() and name != "NAMESPACE")
+    wrong = [
+        f"{name_of(file)}:{node.lineno} spells {node.value!r}"
+        for file in files("mltrain", "projects")
+        if file != Path(tags.__file__)
+        for node in ast.walk(source(file))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if node.value in spelled or any(tag.endswith(".") and node.value.startswith(tag) for tag in spelled)
+    ]
+    assert wrong == []

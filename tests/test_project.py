@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from mltrain.errors import UsageError
 from mltrain.project import find, find_pipeline
-from mltrain.run.tracked import PIPELINE_TAG, PROJECT_TAG
+from mltrain.tracking.tags import PIPELINE_TAG, PROJECT_TAG
 from tests.support.workplace import Workplace
 
 PROJECT = "import os\nopen(os.environ['EXECUTED'], 'a').close()\ndef build(config): ...\n"

@@ -150,12 +150,12 @@ def pin(
 ) -> None:
     """Protect a checkpoint from every retention policy."""
     from mltrain.commands.evaluate import reader
-    from mltrain.run.tracked import PIN_TAG
     from mltrain.tracking.client import connect
+    from mltrain.tracking.tags import PIN_PREFIX
 
     server = connect()
     manifest = reader(run_id, server).first(checkpoint)
-    server.call(server.client.set_tag, run_id, f"{PIN_TAG}{manifest.name}", reason or "pinned by hand")
+    server.call(server.client.set_tag, run_id, f"{PIN_PREFIX}{manifest.name}", reason or "pinned by hand")
     print(f"{manifest.title} ({manifest.name}) is pinned.")
 
 
@@ -163,8 +163,8 @@ def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint"
     """Let retention decide about a checkpoint again."""
     from mltrain.commands.evaluate import reader
     from mltrain.errors import NoCheckpoint
-    from mltrain.run.tracked import PIN_TAG
     from mltrain.tracking.client import connect
+    from mltrain.tracking.tags import PIN_PREFIX
 
     server = connect()
     found = reader(run_id, server)
@@ -172,7 +172,7 @@ def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint"
     if manifest.id not in found.context.pins:
         pinned = ", ".join(identity.name for identity in found.context.pins) or "none"
         raise NoCheckpoint(f"{manifest.name} is not pinned. Pinned: {pinned}.")
-    server.call(server.client.delete_tag, run_id, f"{PIN_TAG}{manifest.name}")
+    server.call(server.client.delete_tag, run_id, f"{PIN_PREFIX}{manifest.name}")
     print(f"{manifest.title} ({manifest.name}) is not pinned any more.")
 
 

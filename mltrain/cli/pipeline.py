@@ -135,8 +135,8 @@ def pipeline(
 def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool, allow_change: bool) -> int | None:
     """Continue a pipeline whose run's id was given to ``mltrain train``; return the exit code, or none if it is none."""
     from mltrain.run.opening import created_as
-    from mltrain.run.tracked import PIPELINE_TAG, STAGE_TAG
     from mltrain.tracking.client import TRAINING_PATIENCE, connect
+    from mltrain.tracking.tags import PIPELINE_TAG, STAGE_TAG
 
     server = connect(patience=TRAINING_PATIENCE)
     tags = server.run(created_as(server, run_id)).data.tags
@@ -168,8 +168,8 @@ def _located(word: str | None, run: str | None) -> "Located":
         known = ", ".join(sorted(entry.name for entry in metadata.entry_points(group=PIPELINES))) or "none"
         raise UsageError(f"Which pipeline? Name it: mltrain pipeline NAME, or --run ID. Registered here: {known}.")
     from mltrain.pipelines.pipeline_run import parent_of
-    from mltrain.run.tracked import PROJECT_TAG
     from mltrain.tracking.client import connect
+    from mltrain.tracking.tags import PROJECT_TAG
 
     return find_pipeline(parent_of(connect(), run).data.tags.get(PROJECT_TAG, ""), recorded=True)
 

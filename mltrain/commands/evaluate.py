@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -12,7 +12,7 @@ from mltrain import device as devices
 from mltrain.checkpoint.codec import STATE_TREE, decode_weights
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader, Received
-from mltrain.checkpoint.retention import Context
+from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
 from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, StorageError, UsageError
@@ -27,11 +27,10 @@ from mltrain.store.durable import replace_file
 from mltrain.tracking import names
 from mltrain.tracking.client import Server, connect, paged
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import BEST_METRIC_TAG, BEST_MODE_TAG
 from mltrain.trainer import Task
 
 log = logging.getLogger(__name__)
-
-Mode = Literal["min", "max"]
 
 
 @dataclass(frozen=True)
@@ -261,4 +260,4 @@ def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
 def meaning_of_best(run: Any) -> tuple[str, Mode]:
     """Return the metric that decides which checkpoint of a run is best, and whether less or more of it is better."""
     tags = run.data.tags
-    return tags.get("mltrain.best_metric", "val/loss"), "max" if tags.get("mltrain.best_mode") == "max" else "min"
+    return tags.get(BEST_METRIC_TAG, "val/loss"), "max" if tags.get(BEST_MODE_TAG) == "max" else "min"

@@ -18,15 +18,15 @@ from mltrain.commands.evaluate import reader
 from mltrain.commands.train import policy_of
 from mltrain.config import Config
 from mltrain.errors import ConfigError, DamagedCheckpoint, MltrainError, RunHeld, RunNotFound, StorageError
-from mltrain.manager import RETENTION_TAG
 from mltrain.ownership.attempts import CONFIG_FILE, last_attempt
 from mltrain.ownership.run_folder import lock_if_here
 from mltrain.run.listing import state
-from mltrain.run.removal_log import REMOVED_TAG, Removals
+from mltrain.run.removal_log import Removals
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import DEAD_SECONDS
 from mltrain.tracking.client import Server, paged
 from mltrain.tracking.registry import MadeModel, in_use, made_models, remove_models
+from mltrain.tracking.tags import REMOVED_TAG, RESUMED_FROM_TAG, RETENTION_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def _recorded(run_id: str, artifacts: Artifacts) -> Mapping[str, Any]:
 
 def _resumed_from(run: Any, manifests: Sequence[Manifest]) -> CheckpointId | None:
     """Return where the last attempt began, as long as it has no commit of its own."""
-    name, newest_commit = run.data.tags.get("mltrain.resumed_from"), newest(manifests)
+    name, newest_commit = run.data.tags.get(RESUMED_FROM_TAG), newest(manifests)
     if name is None or newest_commit is None or newest_commit.id.attempt >= last_attempt(run.data.params):
         return None
     return CheckpointId.parse(name)
@@ -228,7 +228,7 @@ def _resumed_from(run: Any, manifests: Sequence[Manifest]) -> CheckpointId | Non
 
 def _runs(server: Server, experiment_id: str) -> Sequence[Any]:
     found = paged(server.insist, server.client.search_runs, [experiment_id], max_results=1000)
-    return [run for run in found if "mltrain.status" in run.data.tags]
+    return [run for run in found if STATUS_TAG in run.data.tags]
 
 
 def _best_runs(server: Server, runs: Sequence[Any], count: int) -> set[str]:

@@ -17,9 +17,10 @@ from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import known_home
 from mltrain.provenance import fingerprint
 from mltrain.provenance.written import Units
-from mltrain.run.tracked import PIN_TAG, TrackedRun, pins_of
+from mltrain.run.tracked import TrackedRun, pins_of
 from mltrain.tracking.client import Server
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import FORKED_FROM_TAG, LATEST_TAG, PIN_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +163,9 @@ class Origins:
         """Pin the checkpoint of another run that this one begins from."""
         if origin.manifest is None or origin.run_id is None:
             return
-        self._pin = (origin.run_id, f"{PIN_TAG}{origin.manifest.name}")
+        self._pin = (origin.run_id, f"{PIN_PREFIX}{origin.manifest.name}")
         self._server.call(self._server.client.set_tag, *self._pin, _reason(run.id))
-        run.set_tag("mltrain.forked_from", f"{origin.run_id}/{origin.manifest.name}")
+        run.set_tag(FORKED_FROM_TAG, f"{origin.run_id}/{origin.manifest.name}")
 
     def release(self) -> None:
         """Let the other run's policy decide on the checkpoint that this run began from: it has one of its own."""
@@ -182,7 +183,7 @@ class Origins:
         candidates = checkpoints.matching(which)
         if not candidates and which not in ("latest", "best", "interrupted"):
             raise NoCheckpoint(checkpoints.none_such(which))
-        announced = CheckpointId.parse(run.data.tags.get("mltrain.latest", ""))
+        announced = CheckpointId.parse(run.data.tags.get(LATEST_TAG, ""))
         wrong = [
             identity
             for identity, error in damaged.items()  # a manifest cut short that nobody announced was never committed
@@ -211,7 +212,7 @@ class Origins:
 
     def _branch_point(self, run: Any) -> tuple[str, str] | None:
         """Return from which run and checkpoint a fork began that has no commit of its own, as the pin there tells."""
-        source = run.data.tags.get("mltrain.forked_from", "").partition("/")[0]
+        source = run.data.tags.get(FORKED_FROM_TAG, "").partition("/")[0]
         if not source:
             return None
         pins = pins_of(self._server.run(source))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from mltrain import device as devices
 from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.ports import Status
 from mltrain.checkpoint.retention import Best, Latest, Policy, parse
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.result import NOT_KEPT, STOPPED, STOPPED_STAGED, Display, Outcome, Silence
@@ -28,15 +29,16 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.reaper import close_if_left
 from mltrain.ownership.run_folder import grace_seconds, refuse_unwritable_home
 from mltrain.provenance import fingerprint
-from mltrain.provenance.written import WRITTEN_TAG, Watch, units_of
+from mltrain.provenance.written import Watch, units_of
 from mltrain.redaction import remember_environment
 from mltrain.rng import Rng, seed_everything
 from mltrain.run import opening
-from mltrain.run.tracked import Status, TrackedRun
+from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.store.artifacts import refuse_unwritable
 from mltrain.store.durable import replace_file
 from mltrain.tracking.client import TRAINING_PATIENCE, Server, connect, places, tags_of
+from mltrain.tracking.tags import FORKED_FROM_TAG, RESUMED_FROM_TAG, REWOUND_PREFIX, WRITTEN_TAG
 from mltrain.trainer import Task, Trainer, check_schedule
 
 log = logging.getLogger(__name__)
@@ -225,7 +227,7 @@ class _Session:
         if request.parent is not None:
             tags["mlflow.parentRunId"] = request.parent
         if request.fork_run is not None:
-            tags |= {"mlflow.parentRunId": request.fork_run, "mltrain.forked_from": request.fork_run}
+            tags |= {"mlflow.parentRunId": request.fork_run, FORKED_FROM_TAG: request.fork_run}
         name, word = self._config.run_name, self._project.name
         if self._launcher is not None:
             return opening.adopt(self._server, self._launcher, name, word, tags)
@@ -279,7 +281,7 @@ class _Session:
         config, origin, trainer = self._config, prepared.origin, prepared.trainer
         if origin.own is not None:
             manager.go_on_from(origin.own, origin.damaged)
-            run.set_tag("mltrain.resumed_from", origin.own.name)
+            run.set_tag(RESUMED_FROM_TAG, origin.own.name)
         self._origins.hold(origin, run)
         run.attempt.changed = dict(prepared.changed) if origin.own is not None else {}
         run.attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
@@ -312,7 +314,7 @@ class _Session:
                 f"changed: {', '.join(matters)}" if matters else f"rolled back to {origin}",
                 run.id,
             )
-            run.set_tag(f"mltrain.rewound.{run.attempt.ordinal}", str(step))
+            run.set_tag(f"{REWOUND_PREFIX}{run.attempt.ordinal}", str(step))
 
     def _looped(self, run: TrackedRun, manager: CheckpointManager, trainer: Trainer, origin: Origin) -> Outcome:
         first_step = trainer.progress.step

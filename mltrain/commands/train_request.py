@@ -11,9 +11,9 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
 from mltrain.run import opening
 from mltrain.run import stage_outputs as outputs
-from mltrain.run.tracked import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
 from mltrain.tracking.client import Server
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,10 @@ from mltrain.redaction import redacted
 from mltrain.store.durable import replace_file
 from mltrain.tracking.client import RUN_ID, Refusal, Server, paged
 from mltrain.tracking.places import refuse_unusable_place
+from mltrain.tracking.tags import BIRTH_TAG
 
 log = logging.getLogger(__name__)
 
-BIRTH_TAG = "mltrain.birth"
 BIRTH_FILE = "birth.json"
 
 

@@ -19,23 +19,13 @@ from mltrain.delivery.creation import Birth, Registration, recorded_birth
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
 from mltrain.errors import MltrainError, RunNotFound
-from mltrain.ownership.attempts import (
-    ENDED,
-    ONLY_LOCAL_TAG,
-    STATUS_OF,
-    STATUS_TAG,
-    WHEN_SENT_TAG,
-    Attempt,
-    conclude,
-    forget_only_local,
-    last_attempt,
-    recorded_attempts,
-)
+from mltrain.ownership.attempts import STATUS_OF, Attempt, conclude, forget_only_local, last_attempt, recorded_attempts
 from mltrain.ownership.run_folder import address_of, lock_file, may_be, remember_home, stores
 from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import Artifacts
 from mltrain.tracking.client import RUN_ID, Server, tags_of
 from mltrain.tracking.places import COMMITTED, artifacts_of
+from mltrain.tracking.tags import ENDED_PREFIX, ONLY_LOCAL_TAG, STATUS_TAG, WHEN_SENT_TAG
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +156,7 @@ def _settle(server: Server, run_id: str, artifacts: Artifacts, attempt: int) -> 
     if newest is not None and CheckpointStore(run_id, artifacts).manifest(newest) is not None:
         if said in STATUS_OF and WHEN_SENT_TAG in tags:
             said = tags[WHEN_SENT_TAG]
-            server.insist(server.client.set_tag, run_id, f"{ENDED}{last}", said)
+            server.insist(server.client.set_tag, run_id, f"{ENDED_PREFIX}{last}", said)
         forget_only_local(server, run_id, tags)
     if said in STATUS_OF:
         conclude(server, run_id, last, said)

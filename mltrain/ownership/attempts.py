@@ -18,6 +18,15 @@ from mltrain.ownership.run_folder import was_left
 from mltrain.provenance import fingerprint
 from mltrain.store.artifacts import Artifacts
 from mltrain.tracking.client import Refusal, Server, tags_of
+from mltrain.tracking.tags import (
+    ATTEMPT_PREFIX,
+    ENDED_PREFIX,
+    HEARTBEAT_TAG,
+    HOLDER_TAG,
+    ONLY_LOCAL_TAG,
+    STATUS_TAG,
+    WHEN_SENT_TAG,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,20 +35,10 @@ LEASE_SECONDS = 60.0
 
 CONFIG_FILE = "config.json"
 ATTEMPTS_FILE = "attempts.json"
-STATUS_TAG = "mltrain.status"
-HOLDER_TAG = "mltrain.holder"
-HEARTBEAT_TAG = "mltrain.heartbeat"
 STATUS_OF = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's status for what :data:`STATUS_TAG` says of a run that has ended."""
-ONLY_LOCAL_TAG = "mltrain.newest_only_local"
-"""While the newest checkpoint is not in the artifact store: its name and the host that has it."""
-WHEN_SENT_TAG = "mltrain.status_when_sent"
-"""Beside :data:`ONLY_LOCAL_TAG`: what :data:`STATUS_TAG` becomes when ``mltrain sync`` has sent that checkpoint."""
-ENDED = "mltrain.ended."
-"""Before an attempt's number: how it ended. Unlike :data:`STATUS_TAG` only the attempt's own process writes it."""
-CLAIM = "mltrain.attempt."
 _CONCLUDING_TRIES = 5
-_CLAIM = re.compile(r"mltrain\.attempt\.(\d{1,6})", re.ASCII)
+_CLAIM = re.compile(re.escape(ATTEMPT_PREFIX) + r"(\d{1,6})", re.ASCII)
 
 
 @dataclass
@@ -104,7 +103,7 @@ def holder_of(run: Any) -> dict[str, Any]:
     The claim is made before the tag is set: who has claimed the run is about to write to it.
     """
     tagged = _parsed(tags_of(run).get(HOLDER_TAG, "{}"))
-    claimed = _parsed(run.data.params.get(f"{CLAIM}{last_attempt(run.data.params)}", "{}"))
+    claimed = _parsed(run.data.params.get(f"{ATTEMPT_PREFIX}{last_attempt(run.data.params)}", "{}"))
     return claimed if claimed.get("attempt", 0) > tagged.get("attempt", 0) else tagged
 
 
@@ -191,7 +190,7 @@ def claim_attempt(server: Server, run_id: str, ordinal: int) -> None:
     """
     try:
         # Repeated with the same value where an answer is lost; no other process has the same.
-        server.insist(server.client.log_param, run_id, f"{CLAIM}{ordinal}", own_hold(ordinal))
+        server.insist(server.client.log_param, run_id, f"{ATTEMPT_PREFIX}{ordinal}", own_hold(ordinal))
     except Refusal as error:
         if "Changing param values" not in str(error.__cause__ or error):
             raise
@@ -213,7 +212,7 @@ def said_of(status: str) -> str:
 
 def ending_tags(ordinal: int, said: str) -> dict[str, str]:
     """Return the tags by which the holder says how its attempt ended."""
-    return {f"{ENDED}{ordinal}": said, STATUS_TAG: said}
+    return {f"{ENDED_PREFIX}{ordinal}": said, STATUS_TAG: said}
 
 
 def conclude(server: Server, run_id: str, ordinal: int, said: str) -> bool:
@@ -241,7 +240,7 @@ def conclude(server: Server, run_id: str, ordinal: int, said: str) -> bool:
         last = last_attempt(run.data.params)
         if last != ordinal and not wrote:
             return False
-        true = tags_of(run).get(f"{ENDED}{last}") or (said if last == ordinal else "running")
+        true = tags_of(run).get(f"{ENDED_PREFIX}{last}") or (said if last == ordinal else "running")
         status = STATUS_OF.get(true, "RUNNING")
         if tags_of(run).get(STATUS_TAG) == true and run.info.status == status:
             break

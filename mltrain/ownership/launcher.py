@@ -18,12 +18,10 @@ import psutil
 
 from mltrain.errors import RunNotFound
 from mltrain.ownership import liveness
-from mltrain.ownership.attempts import HOLDER_TAG, conclude, said_of
+from mltrain.ownership.attempts import conclude, said_of
 from mltrain.ownership.liveness import is_running
 from mltrain.tracking.client import Server, connect, paged
-
-LAUNCHER_OF = "mltrain.launcher_of"
-_LAUNCHER = "mltrain.launcher"
+from mltrain.tracking.tags import HOLDER_TAG, LAUNCHER_OF_TAG, LAUNCHER_TAG
 
 Action = Literal["delete", "KILLED", "FAILED", "FINISHED"]
 
@@ -61,9 +59,9 @@ def nest(server: Server, launcher: Launcher, run_id: str) -> None:
         return
     client = server.client
     server.insist(client.set_tag, launcher.run_id, "mlflow.parentRunId", run_id)
-    server.insist(client.set_tag, launcher.run_id, LAUNCHER_OF, run_id)
+    server.insist(client.set_tag, launcher.run_id, LAUNCHER_OF_TAG, run_id)
     who = liveness.described(launcher.pid) if launcher.pid is not None else {}
-    server.insist(client.set_tag, launcher.run_id, _LAUNCHER, json.dumps(who))
+    server.insist(client.set_tag, launcher.run_id, LAUNCHER_TAG, json.dumps(who))
     if launcher.pid is not None:
         after(server, launcher.pid, launcher.run_id, "delete")
 
@@ -95,10 +93,10 @@ def after(server: Server, pid: int, run_id: str, action: Action, ordinal: int = 
 
 def repair(server: Server, run_id: str, experiment_id: str) -> None:
     """Remove launchers' runs under a run whose launchers have gone without anybody clearing up."""
-    query = f"tags.`{LAUNCHER_OF}` = '{run_id}'"
+    query = f"tags.`{LAUNCHER_OF_TAG}` = '{run_id}'"
     for run in list(paged(server.insist, server.client.search_runs, [experiment_id], query, max_results=1000)):
         try:
-            who = json.loads(run.data.tags.get(_LAUNCHER, "{}"))
+            who = json.loads(run.data.tags.get(LAUNCHER_TAG, "{}"))
         except ValueError:
             continue
         if run.info.run_id != run_id and liveness.is_alive(who) is False:

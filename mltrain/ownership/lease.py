@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from mltrain.errors import MltrainError
-from mltrain.ownership.attempts import HEARTBEAT_TAG, LEASE_SECONDS, STATUS_TAG, conclude, last_attempt
+from mltrain.ownership.attempts import LEASE_SECONDS, conclude, last_attempt
 from mltrain.tracking.client import Server
+from mltrain.tracking.tags import HEARTBEAT_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
 

@@ -6,18 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mltrain.errors import RunNotFound
-from mltrain.ownership.attempts import (
-    HEARTBEAT_TAG,
-    HOLDER_TAG,
-    LEASE_SECONDS,
-    STATUS_OF,
-    STATUS_TAG,
-    conclude,
-    is_alive,
-    is_held,
-    last_attempt,
-)
+from mltrain.ownership.attempts import LEASE_SECONDS, STATUS_OF, conclude, is_alive, is_held, last_attempt
 from mltrain.tracking.client import Server, paged, tags_of
+from mltrain.tracking.tags import HEARTBEAT_TAG, HOLDER_TAG, STATUS_TAG
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import RunHeld, UsageError
 from mltrain.ownership.run_folder import known_home
 from mltrain.pipeline import Pipeline
-from mltrain.pipelines.pipeline_run import RETIRED_TAG, children
+from mltrain.pipelines.pipeline_run import children
 from mltrain.run.listing import state
 from mltrain.run.opening import user
 from mltrain.run.tracked import pins_of
@@ -20,6 +20,7 @@ from mltrain.store.opening import open_artifacts
 from mltrain.store.removal import discard_staged
 from mltrain.tracking import registry
 from mltrain.tracking.client import Server, tags_of
+from mltrain.tracking.tags import STAGE_RETIRED_TAG
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,6 @@ def clear(server: Server, clearing: Clearing) -> None:
         for folder in Spool(staging).complete():
             discard_staged(folder)
     if clearing.kept:
-        server.call(server.client.set_tag, clearing.run_id, RETIRED_TAG, "cleared")
+        server.call(server.client.set_tag, clearing.run_id, STAGE_RETIRED_TAG, "cleared")
     else:
         server.call(server.client.delete_run, clearing.run_id)

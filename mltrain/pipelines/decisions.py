@@ -7,7 +7,7 @@ from typing import Any, Literal
 from mltrain.config import Config
 from mltrain.pipeline import Stage
 
-Mode = Literal["scratch", "resume", "skip"]
+StageMode = Literal["scratch", "resume", "skip"]
 Action = Literal["skip", "resume", "run"]
 
 _LENGTH = frozenset({"epochs"} | {f"early_stopping_{what}" for what in ("patience", "metric", "mode", "min_delta")})
@@ -106,7 +106,7 @@ class Decision:
     run_id: str | None = None
 
 
-def preferred(stage: Stage, found: Sequence[Found], mode: Mode) -> Found | None:
+def preferred(stage: Stage, found: Sequence[Found], mode: StageMode) -> Found | None:
     """Return the run that would be kept or continued, of those there are, the newest first; else the newest."""
     for finished in (True, False):
         for one in found:
@@ -115,7 +115,7 @@ def preferred(stage: Stage, found: Sequence[Found], mode: Mode) -> Found | None:
     return found[0] if found else None
 
 
-def decide(stage: Stage, found: Found | None, mode: Mode) -> Decision:
+def decide(stage: Stage, found: Found | None, mode: StageMode) -> Decision:
     """Return what is to be done about a stage, given a run of it.
 
     ``skip``: an unchanged and intact one is kept, an unchanged and unfinished one continued; any change means a new run.

@@ -14,7 +14,7 @@ from mltrain.ownership.run_folder import grace_seconds
 from mltrain.pipeline import Stage
 from mltrain.project import source_of
 from mltrain.provenance import fingerprint
-from mltrain.provenance.written import WRITTEN_TAG, Watch
+from mltrain.provenance.written import Watch
 from mltrain.rng import seed_everything
 from mltrain.run import opening
 from mltrain.run import stage_outputs as outputs
@@ -23,6 +23,7 @@ from mltrain.signals import StopRequest
 from mltrain.steps import floats
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import Server, places
+from mltrain.tracking.tags import WRITTEN_TAG
 
 
 @dataclass(frozen=True, kw_only=True)

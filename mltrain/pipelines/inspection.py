@@ -12,11 +12,11 @@ from mltrain.config import Config
 from mltrain.errors import DamagedCheckpoint, MltrainError, RunNotFound
 from mltrain.ownership.attempts import recorded_config
 from mltrain.pipeline import Stage
-from mltrain.pipelines.decisions import Found, Mode, Recipe, Record, changes, decide, preferred
+from mltrain.pipelines.decisions import Found, Recipe, Record, StageMode, changes, decide, preferred
 from mltrain.pipelines.pipeline_run import children
 from mltrain.project import source_of
 from mltrain.provenance import fingerprint
-from mltrain.provenance.written import WRITTEN_TAG, units_of
+from mltrain.provenance.written import units_of
 from mltrain.run import stage_outputs as outputs
 from mltrain.run.listing import state
 from mltrain.run.stage_outputs import Output
@@ -24,10 +24,9 @@ from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.store.artifacts import Artifacts
 from mltrain.tracking.client import Server, tags_of
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import BEST_METRIC_TAG, STAGE_RECIPE_TAG, WRITTEN_TAG
 
 log = logging.getLogger(__name__)
-
-RECIPE_TAG = "mltrain.stage.recipe"
 
 
 def recipe_of(stage: Stage, config: Config, inputs: Mapping[str, Output]) -> Recipe:
@@ -46,7 +45,7 @@ def data_of(stage: Stage, config: Config) -> dict[str, str]:
 
 def recipe_tags(recipe: Recipe) -> dict[str, str]:
     """Return the tags by which a new run says what it is made from; the configuration is its ``config.json``."""
-    return {RECIPE_TAG: json.dumps({"code": recipe.code, "data": recipe.data})}
+    return {STAGE_RECIPE_TAG: json.dumps({"code": recipe.code, "data": recipe.data})}
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Survey:
     best: tuple[str, float] | None = None
 
 
-def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: Mode) -> Survey:
+def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
     """Look at the runs of a stage. Outputs are read and compared with their digests where they would be used.
 
     Args:
@@ -89,7 +88,7 @@ def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: Mode
     return seen[chosen.run_id] if chosen is not None else Survey(None)
 
 
-def _surveyed(server: Server, run: Any, stage: Stage, recipe: Recipe, mode: Mode) -> Survey:
+def _surveyed(server: Server, run: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
     artifacts = artifacts_of(server, run)
     checkpoints = reader(run.info.run_id, server)
     record = _record(run, artifacts, checkpoints, recipe)
@@ -164,7 +163,7 @@ def _record(run: Any, artifacts: Artifacts, checkpoints: CheckpointReader, recip
         config = recipe.config.resolved()
     digests = {key: one["digest"] for key, one in outputs.inputs_of(run).items()}
     try:
-        said = json.loads(tags_of(run)[RECIPE_TAG])
+        said = json.loads(tags_of(run)[STAGE_RECIPE_TAG])
         return Record(config, digests, _data_now(run, dict(said["data"]), recipe), str(said["code"]))
     except (KeyError, ValueError, TypeError):
         return Record(config, digests, {}, "")
@@ -190,6 +189,6 @@ def _where(stage: Stage, epoch: int | None, record: Record) -> str:
 
 
 def _best(run: Any, checkpoints: CheckpointReader) -> tuple[str, float] | None:
-    metric = tags_of(run).get("mltrain.best_metric")
+    metric = tags_of(run).get(BEST_METRIC_TAG)
     first: Sequence[Any] = checkpoints.matching("best") if metric is not None else ()
     return (metric, first[0].metrics[metric]) if metric is not None and first and metric in first[0].metrics else None

@@ -10,16 +10,14 @@ from mltrain.errors import MltrainError, RunNotFound, UsageError
 from mltrain.ownership.attempts import recorded_config
 from mltrain.pipeline import Pipeline
 from mltrain.run.opening import user
-from mltrain.run.tracked import PIPELINE_TAG, STAGE_TAG
 from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.tracking.client import Server, paged
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import PIPELINE_TAG, STAGE_RETIRED_TAG, STAGE_TAG
 
 log = logging.getLogger(__name__)
 
 PARENT_TAG = "mlflow.parentRunId"
-RETIRED_TAG = "mltrain.stage.retired"
-"""On a run that was cleared but for what is pinned or registered: it is no run of the stage any more."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def children(server: Server, parent: Any, stage: str) -> list[Any]:
         filter_string=f"tags.`{PARENT_TAG}` = '{parent.info.run_id}' and tags.`{STAGE_TAG}` = '{stage}'",
         max_results=1000,
     )
-    return [run for run in found if RETIRED_TAG not in run.data.tags]
+    return [run for run in found if STAGE_RETIRED_TAG not in run.data.tags]
 
 
 def experiment_id(server: Server, name: str | None) -> str | None:

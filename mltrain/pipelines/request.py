@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from mltrain.commands.result import Display
 from mltrain.errors import UsageError
 from mltrain.pipelines.cleanup import Clearing
-from mltrain.pipelines.decisions import Decision, Mode
+from mltrain.pipelines.decisions import Decision, StageMode
 from mltrain.project import Located
 from mltrain.run.tracked import TrackedRun
 
@@ -32,7 +32,7 @@ class Order:
     """
 
     located: Located
-    mode: Mode
+    mode: StageMode
     run: str | None = None
     start: str | None = None
     only: str | None = None

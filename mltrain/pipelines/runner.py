@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from mltrain.checkpoint.ports import Status
 from mltrain.commands.result import STOPPED, STOPPED_STAGED, Outcome
 from mltrain.commands.train import refuse_unusable, train
 from mltrain.commands.train_request import Request
@@ -16,7 +17,7 @@ from mltrain.ownership.liveness import same
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.pipeline import Stage
 from mltrain.pipelines.cleanup import Clearing, clear, plan_clearing
-from mltrain.pipelines.decisions import Decision, Mode, decide
+from mltrain.pipelines.decisions import Decision, StageMode, decide
 from mltrain.pipelines.event_log import LoggedStage
 from mltrain.pipelines.file_stage import Making, make
 from mltrain.pipelines.inspection import handed_on, recipe_of, recipe_tags, survey
@@ -24,10 +25,11 @@ from mltrain.pipelines.pipeline_run import PARENT_TAG, Plan, chosen_parent, reco
 from mltrain.pipelines.request import Confirm, Order, PipelineDisplay, Result
 from mltrain.pipelines.status import status
 from mltrain.run import opening
-from mltrain.run.stage_outputs import INPUTS_TAG, Output, described, fetched
-from mltrain.run.tracked import PIPELINE_TAG, STAGE_TAG, Status, TrackedRun
+from mltrain.run.stage_outputs import Output, described, fetched
+from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.tracking.client import TRAINING_PATIENCE, Server, connect, places
+from mltrain.tracking.tags import PIPELINE_TAG, STAGE_INPUTS_TAG, STAGE_TAG
 
 
 def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
@@ -174,7 +176,7 @@ class _Session:
             return None
         inputs = {key: self._outputs[name] for key, name in stage.needs.items()}
         recipe = recipe_of(stage, self._configs[stage.name], inputs)
-        mode: Mode = "scratch" if stage.name in order.again else "resume" if aside else order.mode
+        mode: StageMode = "scratch" if stage.name in order.again else "resume" if aside else order.mode
         found = survey(self._server, self._server.run(self._tracked.id), stage, recipe, mode)
         decision = decide(stage, found.found, mode)
         if decision.action == "skip" and found.output is not None and decision.run_id is not None:
@@ -192,7 +194,7 @@ class _Session:
             PIPELINE_TAG: order.located.pipeline.name,
             STAGE_TAG: stage.name,
             PARENT_TAG: self._tracked.id,
-            INPUTS_TAG: described(inputs),
+            STAGE_INPUTS_TAG: described(inputs),
             **recipe_tags(recipe),
         }
         folders = {key: str(fetched(self._server, output)) for key, output in inputs.items()}

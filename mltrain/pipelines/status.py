@@ -8,7 +8,7 @@ from mltrain.config import Config
 from mltrain.errors import MltrainError
 from mltrain.ownership.run_folder import known_home
 from mltrain.pipeline import Pipeline, Stage
-from mltrain.pipelines.decisions import Decision, Found, Mode, decide
+from mltrain.pipelines.decisions import Decision, Found, StageMode, decide
 from mltrain.pipelines.event_log import LOG_FILE
 from mltrain.pipelines.inspection import Survey, handed_on, recipe_of, survey
 from mltrain.pipelines.pipeline_run import Plan
@@ -54,7 +54,7 @@ def status(
     parent: Any | None,
     configs: Mapping[str, Config],
     plan: Plan,
-    mode: Mode = "skip",
+    mode: StageMode = "skip",
 ) -> list[Row]:
     """Return a row for every stage. Outputs are verified; nothing is changed.
 

@@ -21,7 +21,6 @@ from mltrain.provenance.contents import Contents, Entry
 
 log = logging.getLogger(__name__)
 
-WRITTEN_TAG = "mltrain.data.written"
 ALL = "*"
 """In place of what was written: too much to list, so the place is not compared any more."""
 _MOST_UNITS = 64

@@ -4,10 +4,9 @@ from itertools import islice
 from typing import Any
 
 from mltrain.errors import RunNotFound
-from mltrain.ownership.attempts import STATUS_TAG, holder_of, is_alive
-from mltrain.ownership.launcher import LAUNCHER_OF
-from mltrain.run.tracked import PROJECT_TAG
+from mltrain.ownership.attempts import holder_of, is_alive
 from mltrain.tracking.client import Server, paged
+from mltrain.tracking.tags import BEST_TAG, LATEST_TAG, LAUNCHER_OF_TAG, PROJECT_TAG, STATUS_TAG
 
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 
@@ -31,7 +30,9 @@ def listed(server: Server, experiment: str | None, most: int) -> list[dict[str, 
         ]
     query, page = f"tags.`{STATUS_TAG}` != ''", max(1, min(most, 1000))
     runs = paged(server.insist, client.search_runs, identities, filter_string=query, max_results=page)
-    return [row(server, run) for run in islice((one for one in runs if LAUNCHER_OF not in one.data.tags), max(0, most))]
+    return [
+        row(server, run) for run in islice((one for one in runs if LAUNCHER_OF_TAG not in one.data.tags), max(0, most))
+    ]
 
 
 def row(server: Server, run: Any) -> dict[str, Any]:
@@ -44,8 +45,8 @@ def row(server: Server, run: Any) -> dict[str, Any]:
         "state": state(server, run),
         "status": run.info.status,
         "epoch": int(metrics["epoch"]) if "epoch" in metrics else None,
-        "latest": tags.get("mltrain.latest"),
-        "best": tags.get("mltrain.best"),
+        "latest": tags.get(LATEST_TAG),
+        "best": tags.get(BEST_TAG),
         "started": _time(run.info.start_time),
         "experiment_id": run.info.experiment_id,
         "holder": holder_of(run) or None,

@@ -20,10 +20,7 @@ from mltrain.delivery.creation import Birth, Registration, recorded_birth
 from mltrain.errors import MltrainError, RunHeld, RunNotFound, UsageError
 from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import (
-    HOLDER_TAG,
-    ONLY_LOCAL_TAG,
     STATUS_OF,
-    STATUS_TAG,
     Attempt,
     await_lease,
     claim_attempt,
@@ -39,12 +36,13 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.ownership.run_folder import home_of, known_home, locked, refuse_unwritable_home
 from mltrain.provenance import fingerprint
-from mltrain.run.tracked import PROJECT_TAG, TrackedRun, age_of
+from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.artifacts import refuse_unwritable
 from mltrain.store.opening import open_artifacts
 from mltrain.store.retry import FullJitter
 from mltrain.tracking.client import RUN_ID, Refusal, Server, connect, tags_of
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import HOLDER_TAG, NAMESPACE, ONLY_LOCAL_TAG, PROJECT_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +182,7 @@ def _recorded_in(server: Server, run: Any) -> str | None:
     tags, project = run.data.tags, run.data.tags.get(PROJECT_TAG)
     if project:
         return f"a training of the project {project!r}"
-    if any(key.startswith("mltrain.") for key in (*tags, *run.data.params)):
+    if any(key.startswith(NAMESPACE) for key in (*tags, *run.data.params)):
         return "checkpoints or records of mltrain"
     if run.data.metrics:
         return f"metrics ({', '.join(sorted(run.data.metrics)[:3])} …)"

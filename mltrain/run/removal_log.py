@@ -16,7 +16,6 @@ from mltrain.store.artifacts import Artifacts
 
 REMOVALS_FILE = "retention.jsonl"
 REMOVALS_FOLDER = "retention"
-REMOVED_TAG = "mltrain.removed"
 MOST_LINES = 50
 
 

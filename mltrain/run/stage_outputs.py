@@ -25,10 +25,10 @@ from mltrain.store.names import validated as valid_path
 from mltrain.store.removal import discard_cached
 from mltrain.tracking.client import Server, tags_of
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import STAGE_INPUTS_TAG
 
 log = logging.getLogger(__name__)
 
-INPUTS_TAG = "mltrain.stage.inputs"
 _SCHEMA = 1
 _LARGEST_RECORD = 64 * 2**20
 
@@ -177,10 +177,10 @@ def fetched(server: Server, output: Output) -> Path:
 def inputs_of(run: Any) -> dict[str, dict[str, str]]:
     """Return what a stage's run was given, as its tag tells: for each key the run, the name and the digest of an output."""
     try:
-        given = json.loads(tags_of(run).get(INPUTS_TAG, "{}"))
+        given = json.loads(tags_of(run).get(STAGE_INPUTS_TAG, "{}"))
         return {str(key): {word: str(one[word]) for word in ("run", "name", "digest")} for key, one in given.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        log.warning("What run %s was given cannot be read from its tag %s.", run.info.run_id, INPUTS_TAG)
+        log.warning("What run %s was given cannot be read from its tag %s.", run.info.run_id, STAGE_INPUTS_TAG)
         return {}
 
 

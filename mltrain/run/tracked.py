@@ -14,11 +14,12 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId, Point
+from mltrain.checkpoint.ports import Status
 from mltrain.delivery.creation import Registration
 from mltrain.delivery.deduplication import Delivered, delivered_beyond
 from mltrain.delivery.journal import Journal
@@ -32,7 +33,6 @@ from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import (
     ATTEMPTS_FILE,
     CONFIG_FILE,
-    ENDED,
     Attempt,
     claim_attempt,
     conclude,
@@ -46,7 +46,7 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import Lease
 from mltrain.ownership.run_folder import grace_seconds, home_of, record_address, remember_home
 from mltrain.redaction import redacted, redacted_tree
-from mltrain.run.removal_log import REMOVED_TAG, Removals
+from mltrain.run.removal_log import Removals
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.deferred import LateArtifacts
 from mltrain.store.durable import replace_file
@@ -56,10 +56,20 @@ from mltrain.store.retry import may_pass
 from mltrain.tracking import names, registry
 from mltrain.tracking.client import Server, tags_of
 from mltrain.tracking.names import Names
+from mltrain.tracking.tags import (
+    CHANGED_PREFIX,
+    ENDED_PREFIX,
+    LATEST_TAG,
+    PICTURES_LEFT_OUT_TAG,
+    PIN_PREFIX,
+    POINTS_LEFT_OUT_TAG,
+    PROJECT_TAG,
+    REMOVED_TAG,
+    REWOUND_PREFIX,
+)
 
 log = logging.getLogger(__name__)
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _MOST_PENDING = 100_000
 _MOST_NAMED = 10
@@ -68,14 +78,6 @@ _ANSWER_SECONDS = 3.0
 _LONGEST_TAG = 5000
 _LONGEST_PARAMETER = 6000
 """What MLflow takes; the whole value is in the configuration among the artifacts."""
-PROJECT_TAG = "mltrain.project"
-PIPELINE_TAG = "mltrain.pipeline"
-"""On the run of a pipeline and on those of its stages: the pipeline's name."""
-STAGE_TAG = "mltrain.stage"
-"""On the run of a stage: the stage's name."""
-PIN_TAG = "mltrain.pin."
-LEFT_OUT_TAG = "mltrain.points_left_out"
-"""How many metric points a run has lost for good."""
 
 
 class TrackedRun:
@@ -203,7 +205,7 @@ class TrackedRun:
     @property
     def announced(self) -> str | None:
         """The name of the newest checkpoint that the run was told is committed."""
-        return tags_of(self.server.run(self.id)).get("mltrain.latest") if self.known else None
+        return tags_of(self.server.run(self.id)).get(LATEST_TAG) if self.known else None
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         """Go on as the next attempt: this process has rolled the run back to a checkpoint.
@@ -232,7 +234,7 @@ class TrackedRun:
         self.journal.attempt = following.ordinal
         for key, value in holder_tags(following.ordinal).items():
             self.set_tag(key, value)
-        self.set_tag(f"mltrain.rewound.{following.ordinal}", str(resumed_from.step if resumed_from is not None else 0))
+        self.set_tag(f"{REWOUND_PREFIX}{following.ordinal}", str(resumed_from.step if resumed_from is not None else 0))
         self.record_attempt()
 
     @property
@@ -312,7 +314,7 @@ class TrackedRun:
         self.write_json(ATTEMPTS_FILE, self._attempts_as_json())
         if self.attempt.changed:
             changes = {key: list(change) for key, change in self.attempt.changed.items()}
-            self.set_tag(f"mltrain.changed.{self.attempt.ordinal}", json.dumps(redacted_tree(changes)))
+            self.set_tag(f"{CHANGED_PREFIX}{self.attempt.ordinal}", json.dumps(redacted_tree(changes)))
         if self.attempt.code.get("commit"):
             self.set_tag("mlflow.source.git.commit", self.attempt.code["commit"])
 
@@ -444,7 +446,7 @@ class TrackedRun:
         delivered = False
         if not self.overtaken:
             if self.journal.left_out:
-                self.set_tag(LEFT_OUT_TAG, str(self.journal.left_out))
+                self.set_tag(POINTS_LEFT_OUT_TAG, str(self.journal.left_out))
             try:
                 self.log_file(self._written(ATTEMPTS_FILE, self._attempts_as_json()))
             except StorageError as error:
@@ -496,7 +498,7 @@ class TrackedRun:
                 len(left),
                 ", ".join(left[:_MOST_NAMED]) + (", …" if len(left) > _MOST_NAMED else ""),
             )
-            self.set_tag("mltrain.pictures_left_out", str(len(left)))
+            self.set_tag(PICTURES_LEFT_OUT_TAG, str(len(left)))
         self.lease.end(max(0.0, deadline - time.monotonic()))
 
     def _report_lost(self) -> None:
@@ -534,7 +536,7 @@ class TrackedRun:
                 return False
             if self._registration is not None:
                 self._registration.discard_doubles()
-            server.insist(server.client.set_tag, self.id, f"{ENDED}{self.ordinal}", said_of(status))
+            server.insist(server.client.set_tag, self.id, f"{ENDED_PREFIX}{self.ordinal}", said_of(status))
             if not conclude(server, self.id, self.ordinal, said_of(status)):
                 self.lease.overtaken.set()
                 return False
@@ -600,4 +602,4 @@ def age_of(run: Any) -> int:
 
 def pins_of(run: Any) -> dict[str, str]:
     """Return the names of a run's pinned checkpoints with the reasons."""
-    return {key.removeprefix(PIN_TAG): why for key, why in tags_of(run).items() if key.startswith(PIN_TAG)}
+    return {key.removeprefix(PIN_PREFIX): why for key, why in tags_of(run).items() if key.startswith(PIN_PREFIX)}

@@ -10,10 +10,11 @@ from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.store.artifacts import Artifacts, refuse_unwritable
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import Server
+from mltrain.tracking.tags import LATEST_TAG, PROJECT_TAG, RETENTION_TAG
 
-COMMITTED = ("mltrain.latest",)
+COMMITTED = (LATEST_TAG,)
 """The tag that a run has only after a checkpoint was committed."""
-_RECORDED = ("mltrain.project", "mltrain.retention", *COMMITTED)
+_RECORDED = (PROJECT_TAG, RETENTION_TAG, *COMMITTED)
 """Tags that a run has only after something was put among its artifacts, where these are on this machine."""
 
 

@@ -1,6 +1,6 @@
 """What else refers to the checkpoints of a run: versions of registered models, and LoggedModels made from them.
 
-A LoggedModel belongs to a checkpoint when its source run is the checkpoint's and its tag :data:`MADE_FROM` names it. It
+A LoggedModel belongs to a checkpoint when its source run is the checkpoint's and its tag ``mltrain.checkpoint`` names it. It
 goes with its checkpoint, unless a version of a registered model was made from either: then both stay.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import Refusal, Server, paged
+from mltrain.tracking.tags import MADE_FROM_TAG
 
-MADE_FROM = "mltrain.checkpoint"
 _NAME = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 
 
@@ -44,9 +44,9 @@ def made_models(server: Server, run_id: str, experiment_id: str) -> list[MadeMod
             return []  # a server older than LoggedModels has none
         raise
     return [
-        MadeModel(model.model_id, model.tags[MADE_FROM], model.artifact_location)
+        MadeModel(model.model_id, model.tags[MADE_FROM_TAG], model.artifact_location)
         for model in found
-        if _NAME.fullmatch(model.tags.get(MADE_FROM, ""))
+        if _NAME.fullmatch(model.tags.get(MADE_FROM_TAG, ""))
     ]
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mltrain.delivery.creation import BIRTH_TAG, Birth, Registration, experiment_id, recorded_birth
+from mltrain.delivery.creation import Birth, Registration, experiment_id, recorded_birth
 from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import remember_home
 from mltrain.tracking.client import Refusal, Server
+from mltrain.tracking.tags import BIRTH_TAG
 from tests.support.database import fresh_database
 
 

@@ -10,9 +10,9 @@ import pytest
 
 import mltrain.ownership.lease as lease_module
 from mltrain.errors import TrackingError
-from mltrain.ownership.attempts import CLAIM, HEARTBEAT_TAG, STATUS_TAG
 from mltrain.ownership.lease import Lease
 from mltrain.tracking.client import Refusal, Server
+from mltrain.tracking.tags import ATTEMPT_PREFIX, HEARTBEAT_TAG, STATUS_TAG
 
 RUN = "a" * 32
 
@@ -37,7 +37,7 @@ class Client:
             self.hanging.wait(30)
         if not self.answers:
             raise ConnectionError("reset")
-        params = {f"{CLAIM}{attempt}": "somebody" for attempt in range(1, self.attempts + 1)}
+        params = {f"{ATTEMPT_PREFIX}{attempt}": "somebody" for attempt in range(1, self.attempts + 1)}
         info = SimpleNamespace(run_id=run_id, lifecycle_stage=self.stage, status=self.status)
         return SimpleNamespace(info=info, data=SimpleNamespace(params=params, tags=dict(self.tags)))
 

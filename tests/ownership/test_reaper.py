@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from mltrain.ownership import liveness
-from mltrain.ownership.attempts import CLAIM, HEARTBEAT_TAG, HOLDER_TAG, STATUS_OF, STATUS_TAG, conclude, ending_tags
+from mltrain.ownership.attempts import STATUS_OF, conclude, ending_tags
 from mltrain.ownership.reaper import reap
 from mltrain.tracking.client import Server
+from mltrain.tracking.tags import ATTEMPT_PREFIX, HEARTBEAT_TAG, HOLDER_TAG, STATUS_TAG
 
 RUN = "a" * 32
 DEAD = {**liveness.own(), "ticks": 1}
@@ -66,7 +67,7 @@ class Client:
         return SimpleNamespace(info=info, data=SimpleNamespace(params=dict(self.params), tags=dict(self.tags)))
 
     def claim(self) -> None:
-        self.params[f"{CLAIM}2"] = json.dumps({"attempt": 2, **liveness.own()})
+        self.params[f"{ATTEMPT_PREFIX}2"] = json.dumps({"attempt": 2, **liveness.own()})
 
     def begin(self) -> None:
         self.status = "RUNNING"
@@ -119,7 +120,7 @@ def test_a_resume_before_any_of_its_calls_stays_running(call: int, kind: str) ->
     client = RUNS[kind]()
     client.between[call] = client.resume
     reaped(client)
-    if f"{CLAIM}2" in client.params:
+    if f"{ATTEMPT_PREFIX}2" in client.params:
         assert state(client) == ("RUNNING", "running")
 
 
@@ -129,7 +130,7 @@ def test_a_resume_that_also_finishes_before_any_of_its_calls_stays_finished(call
     client = RUNS[kind]()
     client.between[call] = client.resume_and_finish
     reaped(client)
-    if f"{CLAIM}2" in client.params:
+    if f"{ATTEMPT_PREFIX}2" in client.params:
         assert state(client) == ("FINISHED", "finished")
 
 
@@ -145,7 +146,7 @@ def test_a_resume_whose_claim_and_tags_fall_between_different_calls_stays_runnin
     client.between.pop(claimed, None)
     for then in client.between.values():  # what the resume does after the reaper has gone
         then()
-    if f"{CLAIM}2" in client.params:
+    if f"{ATTEMPT_PREFIX}2" in client.params:
         assert state(client) == ("RUNNING", "running")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import mltrain
 from mltrain.pipeline import Stage
-from mltrain.pipelines.decisions import Changes, Found, Mode, Recipe, Record, changes, decide, preferred
+from mltrain.pipelines.decisions import Changes, Found, Recipe, Record, StageMode, changes, decide, preferred
 
 
 class Config(mltrain.Config):
@@ -95,7 +95,7 @@ CODE, INPUT, DATA = Changes(code=True), Changes(inputs=["before"]), Changes(data
         ("resume", replace(DONE, state="failed", changes=INPUT), "run", "another input"),
     ],
 )
-def test_the_table_of_decisions(mode: Mode, found: Found | None, action: str, why: str) -> None:
+def test_the_table_of_decisions(mode: StageMode, found: Found | None, action: str, why: str) -> None:
     decision = decide(MODEL, found, mode)
     assert decision.action == action
     assert why in decision.why

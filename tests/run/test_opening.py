@@ -12,13 +12,14 @@ from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
 from mltrain.errors import MltrainError, RunNotFound, StorageError, UsageError
-from mltrain.ownership.launcher import LAUNCHER_OF, Launcher
+from mltrain.ownership.launcher import Launcher
 from mltrain.run import opening
 from mltrain.run.listing import listed
 from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import Server, connect, paged
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import LAUNCHER_OF_TAG
 from tests.support.database import fresh_database
 
 
@@ -131,7 +132,7 @@ def test_only_the_empty_run_of_mlflow_run_is_hidden_beside_a_resumed_one(
     run = opening.resume(server, resumed, take_over=False, launcher=Launcher(other, None))
     run.close("FINISHED", "done", 20.0)
     tags = client.get_run(other).data.tags if launcher != "no run" else {}
-    assert (LAUNCHER_OF in tags) == (launcher == "mlflow run")
+    assert (LAUNCHER_OF_TAG in tags) == (launcher == "mlflow run")
 
 
 def test_a_loop_does_not_write_into_an_active_run_that_holds_a_training(server: Server, client: MlflowClient) -> None:
@@ -255,5 +256,5 @@ def test_runs_that_are_hidden_do_not_take_the_places_of_those_that_are_shown(
         run_id = empty_run(client)
         client.set_tag(run_id, "mltrain.status", "finished")
         if hidden:
-            client.set_tag(run_id, LAUNCHER_OF, "0" * 32)
+            client.set_tag(run_id, LAUNCHER_OF_TAG, "0" * 32)
     assert len(listed(server, None, 1)) == 1

@@ -17,6 +17,7 @@ from mltrain.store.artifacts import Artifacts
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.remote import RemoteArtifacts
 from mltrain.tracking.client import Server
+from mltrain.tracking.tags import STAGE_INPUTS_TAG
 from tests.support.database import fresh_database
 
 RUN = "0" * 32
@@ -213,7 +214,7 @@ def test_an_intact_copy_needs_no_store(server: Server, made: Path) -> None:
 
 def test_inputs_of_a_run_are_fetched_by_its_tag_and_given_ones_are_left_alone(server: Server, made: Path) -> None:
     output, artifacts = given_run(server, made)
-    run = server.client.create_run("0", tags={outputs.INPUTS_TAG: outputs.described({"files": output})})
+    run = server.client.create_run("0", tags={STAGE_INPUTS_TAG: outputs.described({"files": output})})
     assert outputs.fetched_inputs(server, run) == {"files": str(outputs.fetched(server, output))}
     assert outputs.fetched_inputs(server, run, {"files"}) == {}
     artifacts.remove_output("a01")
@@ -223,5 +224,5 @@ def test_inputs_of_a_run_are_fetched_by_its_tag_and_given_ones_are_left_alone(se
 
 @pytest.mark.parametrize("tag", ["", "{", "[]", '{"files": 1}', '{"files": {"run": "x"}}'])
 def test_a_tag_that_cannot_be_read_names_no_inputs(tag: str) -> None:
-    run = SimpleNamespace(info=SimpleNamespace(run_id=RUN), data=SimpleNamespace(tags={outputs.INPUTS_TAG: tag}))
+    run = SimpleNamespace(info=SimpleNamespace(run_id=RUN), data=SimpleNamespace(tags={STAGE_INPUTS_TAG: tag}))
     assert outputs.inputs_of(run) == {}

@@ -12,10 +12,11 @@ from mlflow import MlflowClient
 from mltrain import CheckpointManager
 from mltrain.checkpoint.lineage import current_line
 from mltrain.errors import RunHeld
-from mltrain.ownership.attempts import ATTEMPTS_FILE, CLAIM
+from mltrain.ownership.attempts import ATTEMPTS_FILE
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.run.opening import open_run
+from mltrain.tracking.tags import ATTEMPT_PREFIX
 from tests.support.database import fresh_database
 
 
@@ -44,7 +45,7 @@ def test_a_loop_that_rolls_itself_back_goes_on_as_the_next_attempt(uri: str, tmp
 
     run = MlflowClient(uri).get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert f"{CLAIM}2" in run.data.params
+    assert f"{ATTEMPT_PREFIX}2" in run.data.params
     assert run.data.tags["mltrain.rewound.2"] == "1"
     artifacts = Path(run.info.artifact_uri)
     attempts = json.loads((artifacts / ATTEMPTS_FILE).read_text())["attempts"]
@@ -111,7 +112,7 @@ def test_a_claim_that_comes_while_the_run_is_closed_is_the_end_of_its_hold(
 
     def overtaken_drain(seconds: float) -> bool:
         delivered = drain(seconds)
-        client.log_param(run.id, f"{CLAIM}2", "{}")
+        client.log_param(run.id, f"{ATTEMPT_PREFIX}2", "{}")
         return delivered
 
     monkeypatch.setattr(run.sender, "drain", overtaken_drain)
@@ -123,7 +124,7 @@ def test_a_claim_that_comes_while_the_run_is_closed_is_the_end_of_its_hold(
 
 def test_a_claim_that_is_lost_writes_nothing_in_the_winners_name(uri: str) -> None:
     run, client = open_run(), MlflowClient(uri)
-    client.log_param(run.id, f"{CLAIM}2", "{}")
+    client.log_param(run.id, f"{ATTEMPT_PREFIX}2", "{}")
     with pytest.raises(RunHeld):
         run.begin_attempt(None)
     assert run.overtaken
