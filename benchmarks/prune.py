@@ -25,7 +25,7 @@ from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.prune import Rules, carry_out, plan_experiment
 from mltrain.store.local import LocalArtifacts
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from tests.support.database import fresh_database
 from tests.support.servers import TrackingServer
 
@@ -42,9 +42,9 @@ class Counted:
     @contextmanager
     def open(self) -> Iterator["Counted"]:
         """Count until the block ends."""
-        call, send = Server.call, requests.Session.send
+        call, send = TrackingClient._tried, requests.Session.send
 
-        def counted_call(server: Server, *arguments: Any, **named: Any) -> Any:
+        def counted_call(server: TrackingClient, *arguments: Any, **named: Any) -> Any:
             self.calls += 1
             return call(server, *arguments, **named)
 
@@ -52,11 +52,11 @@ class Counted:
             self.requests += 1
             return send(session, *arguments, **named)
 
-        Server.call, requests.Session.send = counted_call, counted_send  # type: ignore[method-assign, assignment]
+        TrackingClient._tried, requests.Session.send = counted_call, counted_send  # type: ignore[method-assign, assignment]
         try:
             yield self
         finally:
-            Server.call, requests.Session.send = call, send  # type: ignore[method-assign]
+            TrackingClient._tried, requests.Session.send = call, send  # type: ignore[method-assign]
 
 
 def sample(folder: Path) -> Manifest:
@@ -95,7 +95,7 @@ def make(client: MlflowClient, name: str, runs: int, checkpoints: int, root: Pat
             (place / FILE_NAME).write_bytes(manifest.to_json())
 
 
-def measure(where: str, server: Server, name: str, runs: int) -> None:
+def measure(where: str, server: TrackingClient, name: str, runs: int) -> None:
     """Plan, carry out, and print a row of the table."""
     with Counted().open() as counted:
         began, cpu = time.monotonic(), time.process_time()
@@ -134,7 +134,7 @@ def main() -> None:
         os.chdir(folder)
         for runs in given.runs:
             make(MlflowClient(uri), f"of {runs}", runs, given.checkpoints, folder / "mlruns", folder / f"t{runs}")
-            measure("this machine", Server(uri, MlflowClient(uri)), f"of {runs}", runs)
+            measure("this machine", TrackingClient(uri, MlflowClient(uri)), f"of {runs}", runs)
         if given.server_runs:
             (folder / "server").mkdir()
             tracking = TrackingServer(folder / "server")
@@ -145,7 +145,7 @@ def main() -> None:
                 for runs in given.server_runs:
                     root = tracking.folder / "artifacts"
                     make(client, f"of {runs}", runs, given.checkpoints, root, folder / f"s{runs}")
-                    measure("a server", Server(tracking.uri, client), f"of {runs}", runs)
+                    measure("a server", TrackingClient(tracking.uri, client), f"of {runs}", runs)
             finally:
                 tracking.kill()
 

@@ -155,7 +155,7 @@ def pin(
 
     server = connect()
     manifest = reader(run_id, server).first(checkpoint)
-    server.call(server.client.set_tag, run_id, f"{PIN_PREFIX}{manifest.name}", reason or "pinned by hand")
+    server.once.set_tag(run_id, f"{PIN_PREFIX}{manifest.name}", reason or "pinned by hand")
     print(f"{manifest.title} ({manifest.name}) is pinned.")
 
 
@@ -172,7 +172,7 @@ def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint"
     if manifest.id not in found.context.pins:
         pinned = ", ".join(identity.name for identity in found.context.pins) or "none"
         raise NoCheckpoint(f"{manifest.name} is not pinned. Pinned: {pinned}.")
-    server.call(server.client.delete_tag, run_id, f"{PIN_PREFIX}{manifest.name}")
+    server.once.delete_tag(run_id, f"{PIN_PREFIX}{manifest.name}")
     print(f"{manifest.title} ({manifest.name}) is not pinned any more.")
 
 

@@ -34,7 +34,7 @@ def sync(
     from mltrain.delivery.sync import sync as run_sync
     from mltrain.tracking.client import connect
 
-    results = list(run_sync(connect(patience=10.0), address=address))
+    results = list(run_sync(connect(retry_seconds=10.0), address=address))
     failed = any(r.failed or (not r.address and (r.left or r.refused)) for r in results)
     if as_json:
         print(json.dumps([asdict(result) for result in results], indent=1))
@@ -63,7 +63,7 @@ def reap(as_json: bool = _JSON) -> None:
     from mltrain.ownership.reaper import reap as run_reap
     from mltrain.tracking.client import connect
 
-    found = list(run_reap(connect(patience=10.0)))
+    found = list(run_reap(connect(retry_seconds=10.0)))
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
         return

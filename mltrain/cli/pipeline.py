@@ -135,10 +135,10 @@ def pipeline(
 def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool, allow_change: bool) -> int | None:
     """Continue a pipeline whose run's id was given to ``mltrain train``; return the exit code, or none if it is none."""
     from mltrain.run.opening import created_as
-    from mltrain.tracking.client import TRAINING_PATIENCE, connect
+    from mltrain.tracking.client import TRAINING_RETRY_SECONDS, connect
     from mltrain.tracking.tags import PIPELINE_TAG, STAGE_TAG
 
-    server = connect(patience=TRAINING_PATIENCE)
+    server = connect(retry_seconds=TRAINING_RETRY_SECONDS)
     tags = server.run(created_as(server, run_id)).data.tags
     if PIPELINE_TAG not in tags or STAGE_TAG in tags:
         return None

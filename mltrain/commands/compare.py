@@ -9,7 +9,7 @@ from mltrain.commands.evaluate import reader
 from mltrain.errors import MltrainError, StorageError
 from mltrain.ownership.attempts import recorded_config
 from mltrain.run.listing import row
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Comparison:
     last: Values
 
 
-def compared(server: Server, run_ids: Sequence[str]) -> Comparison:
+def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
     """Compare runs.
 
     Raises:
@@ -52,7 +52,7 @@ def compared(server: Server, run_ids: Sequence[str]) -> Comparison:
     )
 
 
-def _parameters(server: Server, run: Any) -> dict[str, Any]:
+def _parameters(server: TrackingClient, run: Any) -> dict[str, Any]:
     """Return the typed values, not what a launcher wrote down; of a run that has none, the latter."""
     try:
         recorded = recorded_config(artifacts_of(server, run))
@@ -72,7 +72,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield prefix + key, value
 
 
-def _best(server: Server, run_id: str) -> dict[str, Any]:
+def _best(server: TrackingClient, run_id: str) -> dict[str, Any]:
     try:
         manifest = reader(run_id, server).first("best")
     except MltrainError:

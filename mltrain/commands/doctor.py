@@ -21,7 +21,7 @@ from mltrain.errors import MltrainError
 from mltrain.ownership.run_folder import home_of
 from mltrain.provenance import fingerprint
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 
 _ENOUGH_BYTES = 5 * 10**9
 _CLOCK_SECONDS = 60
@@ -36,7 +36,7 @@ class Finding:
     said: str
 
 
-def examine(server: Server) -> Iterator[Finding]:
+def examine(server: TrackingClient) -> Iterator[Finding]:
     """Look at tracking, artifact store, disks, clock, versions and devices; changes nothing that stays."""
     yield Finding(
         "versions", "good", ", ".join(f"{name} {version}" for name, version in fingerprint.versions().items())
@@ -61,13 +61,13 @@ def _devices() -> str:
     return ", ".join(found + (["mps"] if torch.backends.mps.is_available() else []))
 
 
-def _tracking(server: Server) -> Finding:
+def _tracking(server: TrackingClient) -> Finding:
     began = time.monotonic()
-    server.call(server.client.search_experiments, max_results=1)
+    next(server.once.search_experiments(page=1), None)
     return Finding("tracking", "good", f"{server.shown} answers in {1000 * (time.monotonic() - began):.0f} ms")
 
 
-def _clock(server: Server) -> Finding:
+def _clock(server: TrackingClient) -> Finding:
     if not server.uri.startswith("http"):
         return Finding("clock", "good", "the tracking store is on this machine's clock")
     import requests
@@ -95,8 +95,8 @@ def _disk(folder: Path) -> Finding:
     return Finding("staging", "good" if free > _ENOUGH_BYTES else "note", said)
 
 
-def _store(server: Server) -> Finding:
-    run = server.call(server.client.create_run, "0", run_name="mltrain doctor")
+def _store(server: TrackingClient) -> Finding:
+    run = server.create_run("0", time.time_ns() // 1_000_000, {}, "mltrain doctor")
     try:
         artifacts = open_artifacts(run.info.artifact_uri, server.uri)
         with tempfile.TemporaryDirectory() as place:
@@ -124,7 +124,7 @@ def _store(server: Server) -> Finding:
         )
         return Finding("artifact store", "good", f"{where}: writes, reads back and deletes")
     finally:
-        server.call(server.client.delete_run, run.info.run_id)
+        server.once.delete_run(run.info.run_id)
 
 
 def _filesystem(folder: Path) -> str:

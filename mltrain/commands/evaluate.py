@@ -25,7 +25,7 @@ from mltrain.state import fitted
 from mltrain.steps import HasDevice, HasParts, floats
 from mltrain.store.durable import replace_file
 from mltrain.tracking import names
-from mltrain.tracking.client import Server, connect, paged
+from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import BEST_METRIC_TAG, BEST_MODE_TAG
 from mltrain.trainer import Task
@@ -51,7 +51,7 @@ class Evaluation:
     metrics: Mapping[str, float]
 
 
-def reader(run_id: str, server: Server | None = None) -> CheckpointReader:
+def reader(run_id: str, server: TrackingClient | None = None) -> CheckpointReader:
     """Return the checkpoints of a run, to be read.
 
     Raises:
@@ -143,20 +143,17 @@ def load_best(
     return decode_weights(files, torch.device(device))
 
 
-def best_run(server: Server, experiment: str, metric: str | None, mode: Mode | None) -> str:
+def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: Mode | None) -> str:
     """Return the id of the run of an experiment whose best checkpoint is best.
 
     Raises:
         RunNotFound: there is no such experiment, or it has no checkpoint with such a metric.
         StorageError: the artifacts of none of its runs can be read; one that cannot is a warning.
     """
-    found = server.call(server.client.get_experiment_by_name, experiment)
-    if found is None:
-        raise RunNotFound(f"There is no experiment {experiment!r}.")
     best: tuple[float, str] | None = None
     unusable: StorageError | None = None
     readable = False
-    for run in paged(server.insist, server.client.search_runs, [found.experiment_id], max_results=1000):
+    for run in server.search_runs([server.once.experiment_id(experiment)], ""):
         own_metric, own_mode = meaning_of_best(run)
         key, direction = metric or own_metric, mode or own_mode
         try:

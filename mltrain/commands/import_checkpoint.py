@@ -28,7 +28,7 @@ from mltrain.run import opening
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.state import TrainState, fitted
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from mltrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def read(file: Path) -> Foreign:
 
 
 def import_file(
-    file: Path, server: Server, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
+    file: Path, server: TrackingClient, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
 ) -> Report:
     """Make a file the first commit of a new run.
 

@@ -24,7 +24,7 @@ from mltrain.run.listing import state
 from mltrain.run.removal_log import Removals
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import DEAD_SECONDS
-from mltrain.tracking.client import Server, paged
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.registry import MadeModel, in_use, made_models, remove_models
 from mltrain.tracking.tags import REMOVED_TAG, RESUMED_FROM_TAG, RETENTION_TAG, STATUS_TAG
 
@@ -74,7 +74,7 @@ class RunPlan:
         return not (self.removals or self.uncommitted or self.litter)
 
 
-def plan_run(server: Server, run_id: str, keep: Policy | None) -> RunPlan:
+def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPlan:
     """Return what would go from a run.
 
     Raises:
@@ -88,16 +88,13 @@ def plan_run(server: Server, run_id: str, keep: Policy | None) -> RunPlan:
     return _planned(server, run, keep)
 
 
-def plan_experiment(server: Server, experiment: str, rules: Rules) -> list[RunPlan]:
+def plan_experiment(server: TrackingClient, experiment: str, rules: Rules) -> list[RunPlan]:
     """Return what would go from each run of an experiment; live runs are left alone.
 
     Raises:
         RunNotFound: there is no such experiment.
     """
-    found = server.call(server.client.get_experiment_by_name, experiment)
-    if found is None:
-        raise RunNotFound(f"There is no experiment {experiment!r}.")
-    plans, runs = [], list(_runs(server, found.experiment_id))
+    plans, runs = [], list(_runs(server, server.once.experiment_id(experiment)))
     chosen = _best_runs(server, runs, rules.best_runs) if rules.best_runs is not None else None
     for run in runs:
         run_id, name = run.info.run_id, run.info.run_name
@@ -118,7 +115,7 @@ def plan_experiment(server: Server, experiment: str, rules: Rules) -> list[RunPl
     return plans
 
 
-def carry_out(server: Server, plan: RunPlan) -> int:
+def carry_out(server: TrackingClient, plan: RunPlan) -> int:
     """Remove what a plan says, record it in the run, and return the bytes freed.
 
     Raises:
@@ -142,11 +139,11 @@ def carry_out(server: Server, plan: RunPlan) -> int:
         finally:
             if removed:
                 said = Removals(store.artifacts).append([record_of(removal) for removal in removed])
-                server.call(server.client.set_tag, plan.run_id, REMOVED_TAG, said)
+                server.once.set_tag(plan.run_id, REMOVED_TAG, said)
     return sum(removal.manifest.size for removal in removed)
 
 
-def _planned(server: Server, run: Any, keep: Policy | None) -> RunPlan:
+def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
     run_id, experiment_id = run.info.run_id, run.info.experiment_id
     checkpoints = reader(run_id, server)
     store, context = checkpoints.store, checkpoints.context
@@ -226,12 +223,12 @@ def _resumed_from(run: Any, manifests: Sequence[Manifest]) -> CheckpointId | Non
     return CheckpointId.parse(name)
 
 
-def _runs(server: Server, experiment_id: str) -> Sequence[Any]:
-    found = paged(server.insist, server.client.search_runs, [experiment_id], max_results=1000)
+def _runs(server: TrackingClient, experiment_id: str) -> Sequence[Any]:
+    found = server.search_runs([experiment_id], "")
     return [run for run in found if STATUS_TAG in run.data.tags]
 
 
-def _best_runs(server: Server, runs: Sequence[Any], count: int) -> set[str]:
+def _best_runs(server: TrackingClient, runs: Sequence[Any], count: int) -> set[str]:
     values: list[tuple[float, str]] = []
     for run in runs:
         try:

@@ -18,7 +18,7 @@ from mltrain.ownership.run_folder import known_home
 from mltrain.provenance import fingerprint
 from mltrain.provenance.written import Units
 from mltrain.run.tracked import TrackedRun, pins_of
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import FORKED_FROM_TAG, LATEST_TAG, PIN_PREFIX
 
@@ -108,7 +108,7 @@ class Origins:
         request: says what is asked for.
     """
 
-    def __init__(self, server: Server, request: Request) -> None:
+    def __init__(self, server: TrackingClient, request: Request) -> None:
         self._server = server
         self._request = request
         self._pin: tuple[str, str] | None = None
@@ -164,13 +164,13 @@ class Origins:
         if origin.manifest is None or origin.run_id is None:
             return
         self._pin = (origin.run_id, f"{PIN_PREFIX}{origin.manifest.name}")
-        self._server.call(self._server.client.set_tag, *self._pin, _reason(run.id))
+        self._server.once.set_tag(*self._pin, _reason(run.id))
         run.set_tag(FORKED_FROM_TAG, f"{origin.run_id}/{origin.manifest.name}")
 
     def release(self) -> None:
         """Let the other run's policy decide on the checkpoint that this run began from: it has one of its own."""
         if self._pin is not None:
-            self._server.call(self._server.client.delete_tag, *self._pin)
+            self._server.once.delete_tag(*self._pin)
             self._pin = None
 
     def _own(self, run: Any, context: Context) -> Origin | None:

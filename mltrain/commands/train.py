@@ -37,7 +37,7 @@ from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.store.artifacts import refuse_unwritable
 from mltrain.store.durable import replace_file
-from mltrain.tracking.client import TRAINING_PATIENCE, Server, connect, places, tags_of
+from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect, location, tags_of
 from mltrain.tracking.tags import FORKED_FROM_TAG, RESUMED_FROM_TAG, REWOUND_PREFIX, WRITTEN_TAG
 from mltrain.trainer import Task, Trainer, check_schedule
 
@@ -59,10 +59,12 @@ def train(request: Request, display: Display | None = None, stop: StopRequest | 
     """
     remember_environment()
     if stop is not None:
-        return _Session(request, display or Silence(), stop, connect(patience=TRAINING_PATIENCE), None).run()
+        return _Session(request, display or Silence(), stop, connect(retry_seconds=TRAINING_RETRY_SECONDS), None).run()
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
-        return _Session(request, display or Silence(), stop, connect(patience=TRAINING_PATIENCE), launcher).run()
+        return _Session(
+            request, display or Silence(), stop, connect(retry_seconds=TRAINING_RETRY_SECONDS), launcher
+        ).run()
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class _Session:
     """One attempt, from the request to the closed run: first all that can be refused, then the run, then the training."""
 
     def __init__(
-        self, request: Request, display: Display, stop: StopRequest, server: Server, launcher: Launcher | None
+        self, request: Request, display: Display, stop: StopRequest, server: TrackingClient, launcher: Launcher | None
     ) -> None:
         self._request = request
         self._display = display
@@ -153,7 +155,7 @@ class _Session:
         if self._launcher is not None:
             found = opening.adoptable(self._server, self._launcher)
             wanted = self._config.experiment
-            experiment = self._server.insist(self._server.client.get_experiment, found.info.experiment_id).name
+            experiment = self._server.get_experiment(found.info.experiment_id).name
             if wanted is not None and wanted != experiment:
                 log.warning(
                     "experiment=%s is not used: the run that MLFLOW_RUN_ID names is in the experiment %s.",
@@ -195,7 +197,7 @@ class _Session:
             self._recorded(run)  # a request to stop interrupts once, and the run that it leaves can be resumed
             raise
         finally:
-            run.when_known(lambda: self._display.opened(run, places(self._server, run.experiment_id, run.id)))
+            run.when_known(lambda: self._display.opened(run, location(self._server, run.experiment_id, run.id)))
 
     def _recorded(self, run: TrackedRun) -> None:
         if self._request.resume_run is None or self._unrecorded(run):
@@ -452,7 +454,7 @@ def policy_of(config: Config) -> Policy:
     return Latest(1 if config.checkpoint_mode == "latest" else config.max_to_keep) | Best(1)
 
 
-def refuse_unusable(config: Config, server: Server) -> None:
+def refuse_unusable(config: Config, server: TrackingClient) -> None:
     """Refuse what a configuration asks of this machine and cannot have, before a run is opened for it.
 
     Raises:

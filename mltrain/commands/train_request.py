@@ -11,7 +11,7 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
 from mltrain.run import opening
 from mltrain.run import stage_outputs as outputs
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
 
@@ -67,7 +67,7 @@ class Resolved:
         RunNotFound, ConfigError: there is no such run, or the configuration is not valid.
     """
 
-    def __init__(self, request: Request, server: Server) -> None:
+    def __init__(self, request: Request, server: TrackingClient) -> None:
         self._request = request
         source = request.resume_run or request.fork_run
         word = request.project

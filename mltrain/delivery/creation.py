@@ -19,7 +19,7 @@ from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import created_from
 from mltrain.redaction import redacted
 from mltrain.store.durable import replace_file
-from mltrain.tracking.client import RUN_ID, Refusal, Server, paged
+from mltrain.tracking.client import RUN_ID, Refusal, TrackingClient
 from mltrain.tracking.places import refuse_unusable_place
 from mltrain.tracking.tags import BIRTH_TAG
 
@@ -94,7 +94,7 @@ class Registration:
         tried: whether somebody tried before and does not know what came of it.
     """
 
-    def __init__(self, server: Server, birth: Birth, *, tried: bool = False) -> None:
+    def __init__(self, server: TrackingClient, birth: Birth, *, tried: bool = False) -> None:
         self.birth = birth
         self._server = server
         self._unsure = tried
@@ -114,7 +114,7 @@ class Registration:
             if self._info is None:
                 self._experiment = self._experiment or experiment_id(self._server, self.birth.experiment)
                 if not self._unsure:  # else it may be there, and a place that is gone meanwhile changes nothing
-                    experiment = self._server.call(self._server.client.get_experiment, self._experiment)
+                    experiment = self._server.once.get_experiment(self._experiment)
                     refuse_unusable_place(self._server, experiment)
                 found = self._found() if self._unsure else []
                 self._info = found[0].info if found else self._created()
@@ -126,26 +126,26 @@ class Registration:
             return 0
         doubles = [run for run in self._found() if run.info.run_id != self._info.run_id]
         for run in doubles:
-            self._server.call(self._server.client.delete_run, run.info.run_id)
+            self._server.once.delete_run(run.info.run_id)
         return len(doubles)
 
     def _created(self) -> Any:
         birth = self.birth
         tags = {key: redacted(value) for key, value in birth.tags.items()} | {BIRTH_TAG: birth.id}
         try:
-            create = self._server.client.create_run
-            return self._server.call(create, self._experiment, birth.began, tags, redacted(birth.name)).info
+            assert self._experiment is not None
+            return self._server.create_run(self._experiment, birth.began, tags, redacted(birth.name)).info
         except Refusal as error:
             self._unsure = self._unsure or not error.permanent
             raise
 
     def _found(self) -> list[Any]:
         query = f"tags.`{BIRTH_TAG}` = '{self.birth.id}'"
-        runs = paged(self._server.call, self._server.client.search_runs, [self._experiment], query, max_results=100)
+        runs = self._server.once.search_runs([str(self._experiment)], query, page=100)
         return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
-def experiment_id(server: Server, name: str | None) -> str:
+def experiment_id(server: TrackingClient, name: str | None) -> str:
     """Return the id of an experiment, which is created where there is none of this name.
 
     Raises:
@@ -155,12 +155,12 @@ def experiment_id(server: Server, name: str | None) -> str:
     name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if not name:
         return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-    found = server.call(server.client.get_experiment_by_name, name)
+    found = server.once.find_experiment(name)
     if found is None:
         try:
-            return str(server.call(server.client.create_experiment, name))
+            return str(server.create_experiment(name))
         except Refusal:  # somebody else, or a request of ours whose answer was lost, was quicker
-            found = server.call(server.client.get_experiment_by_name, name)
+            found = server.once.find_experiment(name)
             if found is None:
                 raise
     if found.lifecycle_stage != "active":

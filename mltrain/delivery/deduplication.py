@@ -10,13 +10,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mltrain.compat.private import MOST_POINTS, latest_points
 from mltrain.delivery.system_metrics import SYSTEM_KEYS
-from mltrain.tracking.client import LateClient, Server
+from mltrain.tracking.client import TrackingClient
 
 log = logging.getLogger(__name__)
-
-_ROWS = 2000
-"""MLflow returns at most 2,500 points of an interval, and picks some where there are more."""
 
 
 class Delivered:
@@ -52,46 +50,31 @@ class Delivered:
         return True
 
 
-def delivered_beyond(server: Server, run: Any, step: int) -> Delivered:
+def delivered_beyond(server: TrackingClient, run: Any, step: int) -> Delivered:
     """Return what a run has beyond a step.
 
     Raises:
         TrackingError: the server does not answer.
     """
     points: dict[tuple[str, int], float] = {}
-    for latest in run.data._metric_objs:  # the public mapping has the values without their steps
+    for latest in latest_points(run):
         if latest.step > step and latest.key not in SYSTEM_KEYS:
             for point in points_between(server, run.info.run_id, latest.key, step + 1, latest.step):
                 points[(latest.key, point[0])] = point[1]
     return Delivered(points)
 
 
-def points_between(server: Server, run_id: str, key: str, first: int, last: int) -> Iterator[tuple[int, float]]:
+def points_between(server: TrackingClient, run_id: str, key: str, first: int, last: int) -> Iterator[tuple[int, float]]:
     """Yield step and value of the points of a key from one step to another, both included."""
     spans = [(first, last)]
     while spans:
         low, high = spans.pop()
-        found = server.insist(_interval, server, run_id, key, low, high)
-        if len(found) >= _ROWS and low < high:  # perhaps only some of them
+        found = server.points_between(run_id, key, low, high)
+        if len(found) >= MOST_POINTS and low < high:  # perhaps only some of them
             middle = (low + high) // 2
             spans += [(middle + 1, high), (low, middle)]
         else:
             yield from found
-
-
-def _interval(server: Server, run_id: str, key: str, first: int, last: int) -> list[tuple[int, float]]:
-    client = server.client.made() if isinstance(server.client, LateClient) else server.client
-    store: Any = client._tracking_client.store
-    if not server.uri.startswith(("http://", "https://")):
-        found = store.get_metric_history_bulk_interval([run_id], key, _ROWS, first, last)
-        return [(int(metric.step), float(metric.value)) for metric in found]
-    from mlflow.utils.rest_utils import http_request, verify_rest_response
-
-    # MLflow's client does not offer what its UI asks the server for.
-    endpoint = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
-    asked = {"run_ids": run_id, "metric_key": key, "start_step": first, "end_step": last, "max_results": _ROWS}
-    answer = verify_rest_response(http_request(store.get_host_creds(), endpoint, "GET", params=asked), endpoint)
-    return [(int(m.get("step", 0)), float(m.get("value", 0.0))) for m in answer.json().get("metrics", [])]
 
 
 def _same(before: float, now: float) -> bool:

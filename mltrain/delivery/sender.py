@@ -21,7 +21,7 @@ from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import discard_sent
 from mltrain.store.retry import FullJitter, may_pass
-from mltrain.tracking.client import Patience, Refusal, Server
+from mltrain.tracking.client import Backoff, Refusal, TrackingClient
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Sender:
 
     def __init__(
         self,
-        server: Server,
+        server: TrackingClient,
         identity: Callable[[], str],
         journal: Journal,
         artifacts: Artifacts,
@@ -56,7 +56,7 @@ class Sender:
         held_seconds: float = 60.0,
         held_at_the_end_seconds: float = 5.0,
     ) -> None:
-        self._server = server
+        self._server = server.once  # the sender retries by itself
         self._identity = identity
         self._run_id = ""
         self._journal = journal
@@ -173,7 +173,7 @@ class Sender:
         try:
             Retrying(
                 retry=retry_if_exception(_may_pass),
-                wait=Patience(multiplier=0.5, max=30),
+                wait=Backoff(multiplier=0.5, max=30),
                 stop=stop_when_event_set(self._give_up) | stop_after_attempt(tries),  # type: ignore[arg-type] # infinity is meant
                 sleep=self._pause,
                 before=lambda _: self._ours(),
@@ -206,7 +206,7 @@ class Sender:
         if not isinstance(error, Refusal):
             return False
         try:
-            run = self._server.call(self._server.client.get_run, self._run_id)
+            run = self._server.get_run(self._run_id)
         except TrackingError:
             return True
         except RunNotFound:
@@ -221,32 +221,14 @@ class Sender:
         send_points(self._server, self._run_id, points)
 
     def _send_params(self, items: Sequence[StoredItem]) -> None:
-        from mlflow.entities import Param
-
-        self._server.call(
-            self._server.client.log_batch, self._run_id, params=[Param(item.key, item.value) for item in items]
-        )
+        self._server.log_params(self._run_id, [(item.key, item.value) for item in items])
 
     def _send_tags(self, items: Sequence[StoredItem]) -> None:
-        from mlflow.entities import RunTag
-
-        latest = {item.key: item.value for item in items}
-        self._server.call(
-            self._server.client.log_batch, self._run_id, tags=[RunTag(key, value) for key, value in latest.items()]
-        )
+        self._server.set_tags(self._run_id, {item.key: item.value for item in items})
 
     def _send_inputs(self, items: Sequence[StoredItem]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         for item in items:
-            inputs = [
-                DatasetInput(
-                    Dataset(raw["name"], raw["digest"], "local", json.dumps({"uri": raw["place"]})),
-                    [InputTag("mlflow.data.context", raw["context"])],
-                )
-                for raw in json.loads(item.value)
-            ]
-            self._server.call(self._server.client.log_inputs, self._run_id, inputs)
+            self._server.log_datasets(self._run_id, json.loads(item.value))
 
     def _send_file(self, items: Sequence[StoredItem]) -> None:
         for item in items:

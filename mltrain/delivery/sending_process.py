@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from mltrain.delivery.journal import Journal, StoredPoint
-from mltrain.tracking.client import Server, connect
+from mltrain.tracking.client import TrackingClient, connect
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,13 @@ Fate = Literal["sent", "later", "otherwise"]
 """Of a batch: it is there; it is to be asked for again when the process has started; it is to be sent without it."""
 
 
-def send_points(server: Server, run_id: str, points: Sequence[StoredPoint]) -> None:
+def send_points(server: TrackingClient, run_id: str, points: Sequence[StoredPoint]) -> None:
     """Send metric points with the times of their birth.
 
     Raises:
-        RunNotFound, TrackingError: as :meth:`Server.call`.
+        RunNotFound, TrackingError: as :class:`TrackingClient`.
     """
-    from mlflow.entities import Metric
-
-    metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
-    server.call(server.client.log_batch, run_id, metrics=metrics)
+    server.once.log_points(run_id, [(point.key, point.value, point.timestamp, point.step) for point in points])
 
 
 class Courier:

@@ -23,7 +23,7 @@ from mltrain.ownership.attempts import STATUS_OF, Attempt, conclude, forget_only
 from mltrain.ownership.run_folder import address_of, lock_file, may_be, remember_home, stores
 from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import Artifacts
-from mltrain.tracking.client import RUN_ID, Server, tags_of
+from mltrain.tracking.client import RUN_ID, TrackingClient, tags_of
 from mltrain.tracking.places import COMMITTED, artifacts_of
 from mltrain.tracking.tags import ENDED_PREFIX, ONLY_LOCAL_TAG, STATUS_TAG, WHEN_SENT_TAG
 
@@ -57,7 +57,7 @@ class Synced:
     address: str = ""
 
 
-def sync(server: Server, *, seconds: float = 600.0, address: str | None = None) -> Iterator[Synced]:
+def sync(server: TrackingClient, *, seconds: float = 600.0, address: str | None = None) -> Iterator[Synced]:
     """Send what every run has left behind on this machine.
 
     A run that waits for another address of its store is sent to this server where the server has it. One that the server
@@ -75,7 +75,7 @@ def sync(server: Server, *, seconds: float = 600.0, address: str | None = None) 
             yield from _of_home(server, home, seconds, None if ours else there)
 
 
-def _of_home(server: Server, home: Path, seconds: float, address: str | None) -> Iterator[Synced]:
+def _of_home(server: TrackingClient, home: Path, seconds: float, address: str | None) -> Iterator[Synced]:
     """Send what is in one home; nothing that is wrong with it keeps others from being sent."""
     try:
         if not home.is_dir():
@@ -96,7 +96,7 @@ def _of_home(server: Server, home: Path, seconds: float, address: str | None) ->
         yield Synced(home.name, said=f"{type(error).__name__}: {error}", failed=True)
 
 
-def _synced(server: Server, home: Path, file: Path, seconds: float, address: str | None) -> Synced:
+def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, address: str | None) -> Synced:
     journal = Journal(file, 10**6)
     try:
         harm = f"its journal was damaged, and is kept as {journal.damaged}" if journal.damaged is not None else ""
@@ -132,7 +132,7 @@ def _synced(server: Server, home: Path, file: Path, seconds: float, address: str
         journal.close()
 
 
-def _is_at(server: Server, run_id: str, address: str) -> bool:
+def _is_at(server: TrackingClient, run_id: str, address: str) -> bool:
     """Whether a run that waits for another address is found at this server: then both are one store, as ids are unique."""
     if not may_be(server, address):
         return False
@@ -143,7 +143,7 @@ def _is_at(server: Server, run_id: str, address: str) -> bool:
     return True
 
 
-def _settle(server: Server, run_id: str, artifacts: Artifacts, attempt: int) -> None:
+def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: int) -> None:
     """Set the status that the run's tags tell; FINISHED only when its newest checkpoint is in the store."""
     run = server.run(run_id)
     tags, last = (
@@ -156,13 +156,13 @@ def _settle(server: Server, run_id: str, artifacts: Artifacts, attempt: int) -> 
     if newest is not None and CheckpointStore(run_id, artifacts).manifest(newest) is not None:
         if said in STATUS_OF and WHEN_SENT_TAG in tags:
             said = tags[WHEN_SENT_TAG]
-            server.insist(server.client.set_tag, run_id, f"{ENDED_PREFIX}{last}", said)
+            server.set_tag(run_id, f"{ENDED_PREFIX}{last}", said)
         forget_only_local(server, run_id, tags)
     if said in STATUS_OF:
         conclude(server, run_id, last, said)
 
 
-def _created(server: Server, birth: Birth, home: Path) -> str:
+def _created(server: TrackingClient, birth: Birth, home: Path) -> str:
     registration = Registration(server, birth, tried=True)
     run_id = str(registration.info().run_id)
     registration.discard_doubles()

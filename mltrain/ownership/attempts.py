@@ -17,7 +17,7 @@ from mltrain.ownership import liveness
 from mltrain.ownership.run_folder import was_left
 from mltrain.provenance import fingerprint
 from mltrain.store.artifacts import Artifacts
-from mltrain.tracking.client import Refusal, Server, tags_of
+from mltrain.tracking.client import Refusal, TrackingClient, tags_of
 from mltrain.tracking.tags import (
     ATTEMPT_PREFIX,
     ENDED_PREFIX,
@@ -126,7 +126,7 @@ def named(holder: Mapping[str, Any]) -> str:
     return f"process {holder.get('pid')} on {holder.get('host')} (attempt {holder.get('attempt')})"
 
 
-def is_alive(server: Server, run: Any) -> bool | None:
+def is_alive(server: TrackingClient, run: Any) -> bool | None:
     """Whether the process that holds a run is alive, as far as that can be known from this machine.
 
     Returns:
@@ -137,7 +137,7 @@ def is_alive(server: Server, run: Any) -> bool | None:
     return False if alive is None and was_left(server, run.info.run_id, holder) else alive
 
 
-def await_lease(server: Server, run: Any) -> None:
+def await_lease(server: TrackingClient, run: Any) -> None:
     """Return when the run's holder is gone: where that cannot be seen, when its heartbeat did not change for the lease."""
     if not is_held(run):
         return
@@ -168,12 +168,12 @@ def only_local_tags(checkpoint: str, when_sent: str) -> dict[str, str]:
     return {ONLY_LOCAL_TAG: f"{checkpoint} on {fingerprint.host()}", WHEN_SENT_TAG: when_sent}
 
 
-def forget_only_local(server: Server, run_id: str, tags: Mapping[str, str]) -> None:
+def forget_only_local(server: TrackingClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Remove the tags of :func:`only_local_tags` where they are set."""
     for key in (ONLY_LOCAL_TAG, WHEN_SENT_TAG):
         if key in tags:
             with suppress(RunNotFound):  # an earlier try got this far
-                server.insist(server.client.delete_tag, run_id, key)
+                server.delete_tag(run_id, key)
 
 
 def own_hold(ordinal: int) -> str:
@@ -181,7 +181,7 @@ def own_hold(ordinal: int) -> str:
     return json.dumps({"attempt": ordinal, **liveness.own()})
 
 
-def claim_attempt(server: Server, run_id: str, ordinal: int) -> None:
+def claim_attempt(server: TrackingClient, run_id: str, ordinal: int) -> None:
     """Claim an attempt of a run: parameters are write-once, so of several processes exactly one wins.
 
     Raises:
@@ -190,7 +190,7 @@ def claim_attempt(server: Server, run_id: str, ordinal: int) -> None:
     """
     try:
         # Repeated with the same value where an answer is lost; no other process has the same.
-        server.insist(server.client.log_param, run_id, f"{ATTEMPT_PREFIX}{ordinal}", own_hold(ordinal))
+        server.log_param(run_id, f"{ATTEMPT_PREFIX}{ordinal}", own_hold(ordinal))
     except Refusal as error:
         if "Changing param values" not in str(error.__cause__ or error):
             raise
@@ -215,7 +215,7 @@ def ending_tags(ordinal: int, said: str) -> dict[str, str]:
     return {f"{ENDED_PREFIX}{ordinal}": said, STATUS_TAG: said}
 
 
-def conclude(server: Server, run_id: str, ordinal: int, said: str) -> bool:
+def conclude(server: TrackingClient, run_id: str, ordinal: int, said: str) -> bool:
     """Set the state of a run as of an attempt that the caller need not hold, but never over a later attempt's.
 
     MLflow cannot tie a write to what was read before it. So the run is read again after every write, until it says what is
@@ -245,9 +245,9 @@ def conclude(server: Server, run_id: str, ordinal: int, said: str) -> bool:
         if tags_of(run).get(STATUS_TAG) == true and run.info.status == status:
             break
         wrote = True
-        server.insist(server.client.set_tag, run_id, STATUS_TAG, true)
+        server.set_tag(run_id, STATUS_TAG, true)
         if status == "RUNNING":
-            server.insist(server.client.update_run, run_id, status=status)
+            server.update_run(run_id, status=status)
         else:
-            server.insist(server.client.set_terminated, run_id, status)
+            server.set_terminated(run_id, status)
     return last == ordinal

@@ -20,7 +20,7 @@ from mltrain.errors import RunNotFound
 from mltrain.ownership import liveness
 from mltrain.ownership.attempts import conclude, said_of
 from mltrain.ownership.liveness import is_running
-from mltrain.tracking.client import Server, connect, paged
+from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.tags import HOLDER_TAG, LAUNCHER_OF_TAG, LAUNCHER_TAG
 
 Action = Literal["delete", "KILLED", "FAILED", "FINISHED"]
@@ -53,20 +53,19 @@ def detect(environment: MutableMapping[str, str]) -> Launcher | None:
     return Launcher(run_id, None)
 
 
-def nest(server: Server, launcher: Launcher, run_id: str) -> None:
+def nest(server: TrackingClient, launcher: Launcher, run_id: str) -> None:
     """Put the launcher's run under the run that it resumed, and let it disappear when the launcher has gone."""
     if launcher.run_id == run_id:
         return
-    client = server.client
-    server.insist(client.set_tag, launcher.run_id, "mlflow.parentRunId", run_id)
-    server.insist(client.set_tag, launcher.run_id, LAUNCHER_OF_TAG, run_id)
+    server.set_tag(launcher.run_id, "mlflow.parentRunId", run_id)
+    server.set_tag(launcher.run_id, LAUNCHER_OF_TAG, run_id)
     who = liveness.described(launcher.pid) if launcher.pid is not None else {}
-    server.insist(client.set_tag, launcher.run_id, LAUNCHER_TAG, json.dumps(who))
+    server.set_tag(launcher.run_id, LAUNCHER_TAG, json.dumps(who))
     if launcher.pid is not None:
         after(server, launcher.pid, launcher.run_id, "delete")
 
 
-def after(server: Server, pid: int, run_id: str, action: Action, ordinal: int = 1) -> "subprocess.Popen[bytes]":
+def after(server: TrackingClient, pid: int, run_id: str, action: Action, ordinal: int = 1) -> "subprocess.Popen[bytes]":
     """Do something to a run once a process has gone, from a process of its own that outlives this one.
 
     Args:
@@ -91,28 +90,28 @@ def after(server: Server, pid: int, run_id: str, action: Action, ordinal: int = 
     )
 
 
-def repair(server: Server, run_id: str, experiment_id: str) -> None:
+def repair(server: TrackingClient, run_id: str, experiment_id: str) -> None:
     """Remove launchers' runs under a run whose launchers have gone without anybody clearing up."""
     query = f"tags.`{LAUNCHER_OF_TAG}` = '{run_id}'"
-    for run in list(paged(server.insist, server.client.search_runs, [experiment_id], query, max_results=1000)):
+    for run in list(server.search_runs([experiment_id], query)):
         try:
             who = json.loads(run.data.tags.get(LAUNCHER_TAG, "{}"))
         except ValueError:
             continue
         if run.info.run_id != run_id and liveness.is_alive(who) is False:
             with suppress(RunNotFound):  # somebody else was quicker
-                server.insist(server.client.delete_run, run.info.run_id)
+                server.delete_run(run.info.run_id)
 
 
 def main(arguments: list[str]) -> None:
     """Wait for a process to go, then delete or re-label a run: ``PID RUN_ID ACTION ORDINAL``."""
     pid, run_id, action, ordinal = int(arguments[0]), arguments[1], arguments[2], int(arguments[3])
-    server = connect(patience=120.0)  # slow, so before the wait
+    server = connect(retry_seconds=120.0)  # slow, so before the wait
     while is_running(pid):
         time.sleep(0.05)
     if action == "delete":
         if HOLDER_TAG not in server.run(run_id).data.tags:  # else somebody trains in it
-            server.insist(server.client.delete_run, run_id)
+            server.delete_run(run_id)
     else:
         conclude(server, run_id, ordinal, said_of(action))
 

@@ -5,12 +5,11 @@ import logging
 import math
 import threading
 import time
-from dataclasses import replace
 from typing import Any
 
 from mltrain.errors import MltrainError
 from mltrain.ownership.attempts import LEASE_SECONDS, conclude, last_attempt
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import HEARTBEAT_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class Lease:
 
     def __init__(
         self,
-        server: Server,
+        server: TrackingClient,
         ordinal: int,
         *,
         beat_seconds: float = HEARTBEAT_SECONDS,
@@ -52,7 +51,7 @@ class Lease:
         self.overtaken = threading.Event()
         self.gone: str | None = None
         """What has happened to the run, where somebody deleted it."""
-        self._server = replace(server, patience=0.0)  # the next heartbeat is the next try
+        self._server = server.once  # the next heartbeat is the next try
         self._ordinal = ordinal
         self._beat_seconds = beat_seconds
         self._doubt_seconds = max(beat_seconds, lease_seconds - _MARGIN_SECONDS)
@@ -133,7 +132,7 @@ class Lease:
         asked, run = time.monotonic(), None
         if self._run_id is not None:
             try:
-                run = self._server.call(self._server.client.get_run, self._run_id)
+                run = self._server.get_run(self._run_id)
             except MltrainError:
                 self._in_vain = time.monotonic()
                 raise
@@ -164,7 +163,7 @@ class Lease:
             if self.overtaken.is_set() or self.gone is not None or self._closed.is_set() or self._doubtful():
                 return
             sent, beat = time.monotonic(), f"{self._ordinal}.{next(self._beats)}"
-            self._server.call(self._server.client.set_tag, self._run_id, HEARTBEAT_TAG, beat)
+            self._server.set_tag(run.info.run_id, HEARTBEAT_TAG, beat)
             self._delivered = max(self._delivered, sent)
         except MltrainError as error:
             log.debug("A heartbeat was not delivered: %s", error)

@@ -7,7 +7,7 @@ from typing import Any
 
 from mltrain.errors import RunNotFound
 from mltrain.ownership.attempts import LEASE_SECONDS, STATUS_OF, conclude, is_alive, is_held, last_attempt
-from mltrain.tracking.client import Server, paged, tags_of
+from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.tags import HEARTBEAT_TAG, HOLDER_TAG, STATUS_TAG
 
 
@@ -24,7 +24,7 @@ class Reaped:
 
 
 def reap(
-    server: Server, *, lease_seconds: float = LEASE_SECONDS, sleep: Callable[[float], None] = time.sleep
+    server: TrackingClient, *, lease_seconds: float = LEASE_SECONDS, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Reaped]:
     """Close the runs whose holders are gone; never one whose process is alive.
 
@@ -65,7 +65,7 @@ def reap(
             yield _closed(server, before)
 
 
-def close_if_left(server: Server, run_id: str) -> None:
+def close_if_left(server: TrackingClient, run_id: str) -> None:
     """Close a run as KILLED if it is recorded as running and its process is known to be gone.
 
     Raises:
@@ -76,18 +76,16 @@ def close_if_left(server: Server, run_id: str) -> None:
         _closed(server, run)
 
 
-def _closed(server: Server, run: Any) -> Reaped:
+def _closed(server: TrackingClient, run: Any) -> Reaped:
     said = tags_of(run).get(STATUS_TAG, "")
     said = said if said in STATUS_OF and not is_held(run) else "stopped"
     last = conclude(server, run.info.run_id, last_attempt(run.data.params), said)
     return Reaped(run.info.run_id, run.info.run_name, "closed" if last else "resumed")
 
 
-def _found(server: Server, query: str) -> list[Any]:
+def _found(server: TrackingClient, query: str) -> list[Any]:
     found: list[Any] = []
-    for experiment in paged(server.insist, server.client.search_experiments, max_results=1000):
-        runs = paged(
-            server.insist, server.client.search_runs, [experiment.experiment_id], filter_string=query, max_results=500
-        )
+    for experiment in server.search_experiments():
+        runs = server.search_runs([experiment.experiment_id], query)
         found.extend(run for run in runs if HOLDER_TAG in run.data.tags)
     return found

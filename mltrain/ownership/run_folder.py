@@ -20,7 +20,7 @@ from mltrain.ownership import liveness
 from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import refuse_unwritable, state_folder
 from mltrain.store.durable import replace_file, set_aside
-from mltrain.tracking.client import RUN_ID, Server
+from mltrain.tracking.client import RUN_ID, TrackingClient
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _NAMED = ("databricks", "databricks-uc", "uc")
 _PORTS = {"http": 80, "https": 443}
 
 
-def homes(server: Server) -> Path:
+def homes(server: TrackingClient) -> Path:
     """Return the folder for the homes of all runs of a tracking store on this host."""
     return state_folder() / _folder_name(address_of(server.uri))
 
@@ -69,7 +69,7 @@ def address_of(uri: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, where, parts.path.rstrip("/"), parts.query, ""))
 
 
-def stores(server: Server) -> Iterator[tuple[Path, str | None]]:
+def stores(server: TrackingClient) -> Iterator[tuple[Path, str | None]]:
     """Yield the folders of all tracking stores on this host, and where each store is.
 
     The folder of this server comes first, then the one that an earlier version made for this spelling of its URI.
@@ -86,7 +86,7 @@ def stores(server: Server) -> Iterator[tuple[Path, str | None]]:
             yield root, None if address == redacted_uri(address_of(server.uri)) else address
 
 
-def may_be(server: Server, address: str | None) -> bool:
+def may_be(server: TrackingClient, address: str | None) -> bool:
     """Whether an address may be that of this server; two files that both exist and differ are two stores.
 
     Args:
@@ -97,7 +97,7 @@ def may_be(server: Server, address: str | None) -> bool:
     return address is None or here is None or there is None or here.samefile(there)
 
 
-def home_of(server: Server, run_id: str) -> Path:
+def home_of(server: TrackingClient, run_id: str) -> Path:
     """Return the folder on this host for staging, journal and log of a run, and make it if need be.
 
     Raises:
@@ -106,7 +106,7 @@ def home_of(server: Server, run_id: str) -> Path:
     return _made(known_home(server, run_id))
 
 
-def known_home(server: Server, run_id: str) -> Path:
+def known_home(server: TrackingClient, run_id: str) -> Path:
     """Return the folder for a run, made or not.
 
     Where the run was written to from this host under another address of its store, that is the folder: ids are unique.
@@ -118,7 +118,7 @@ def known_home(server: Server, run_id: str) -> Path:
     return homes(server) / run_id
 
 
-def refuse_unwritable_home(server: Server) -> None:
+def refuse_unwritable_home(server: TrackingClient) -> None:
     """Refuse a home for runs that cannot be made or written to, without making it.
 
     Raises:
@@ -127,7 +127,7 @@ def refuse_unwritable_home(server: Server) -> None:
     refuse_unwritable(homes(server), "Set MLTRAIN_HOME to a folder that is writable.")
 
 
-def outputs_home(server: Server) -> Path:
+def outputs_home(server: TrackingClient) -> Path:
     """Return the folder on this host that holds copies of what stages of pipelines handed on, by their digests.
 
     Raises:
@@ -136,7 +136,7 @@ def outputs_home(server: Server) -> Path:
     return _made(homes(server) / "outputs")
 
 
-def record_address(server: Server, home: Path) -> None:
+def record_address(server: TrackingClient, home: Path) -> None:
     """Note for people where the store of a run is, beside its home."""
     file = home.parent / _ADDRESS_FILE
     if not file.is_file():
@@ -237,7 +237,7 @@ def locked(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock:
 
 
 @contextmanager
-def lock_if_here(server: Server, run_id: str) -> Iterator[None]:
+def lock_if_here(server: TrackingClient, run_id: str) -> Iterator[None]:
     """Hold the lock of a run's writer, where the run was ever written to from this host.
 
     Raises:
@@ -258,7 +258,7 @@ def lock_if_here(server: Server, run_id: str) -> Iterator[None]:
         lock.release()
 
 
-def was_left(server: Server, run_id: str, holder: Mapping[str, Any]) -> bool:
+def was_left(server: TrackingClient, run_id: str, holder: Mapping[str, Any]) -> bool:
     """Whether a process that wrote to a run from this home has ended: then the kernel has released its lock.
 
     This holds for processes of other containers and of earlier boots as well, but only where the lock is on a disk that one

@@ -19,7 +19,7 @@ from mltrain.store.names import OUTPUTS
 from mltrain.store.opening import open_artifacts
 from mltrain.store.removal import discard_staged
 from mltrain.tracking import registry
-from mltrain.tracking.client import Server, tags_of
+from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.tags import STAGE_RETIRED_TAG
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Clearing:
     kept: Mapping[CheckpointId, str] = field(default_factory=dict)
 
 
-def plan_clearing(server: Server, pipeline: Pipeline, parent: Any, stages: Collection[str]) -> list[Clearing]:
+def plan_clearing(server: TrackingClient, pipeline: Pipeline, parent: Any, stages: Collection[str]) -> list[Clearing]:
     """Return what would go from the runs of some stages.
 
     Raises:
@@ -76,7 +76,7 @@ def plan_clearing(server: Server, pipeline: Pipeline, parent: Any, stages: Colle
     return [_planned(server, name, run) for name, run in runs]
 
 
-def _planned(server: Server, stage: str, run: Any) -> Clearing:
+def _planned(server: TrackingClient, stage: str, run: Any) -> Clearing:
     run_id = run.info.run_id
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     store = CheckpointStore(run_id, artifacts)
@@ -97,7 +97,7 @@ def _planned(server: Server, stage: str, run: Any) -> Clearing:
     )
 
 
-def clear(server: Server, clearing: Clearing) -> None:
+def clear(server: TrackingClient, clearing: Clearing) -> None:
     """Remove what was listed, for good; then delete the run, unless something of it is kept.
 
     Raises:
@@ -119,6 +119,6 @@ def clear(server: Server, clearing: Clearing) -> None:
         for folder in Spool(staging).complete():
             discard_staged(folder)
     if clearing.kept:
-        server.call(server.client.set_tag, clearing.run_id, STAGE_RETIRED_TAG, "cleared")
+        server.once.set_tag(clearing.run_id, STAGE_RETIRED_TAG, "cleared")
     else:
-        server.call(server.client.delete_run, clearing.run_id)
+        server.once.delete_run(clearing.run_id)

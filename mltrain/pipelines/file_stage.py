@@ -22,7 +22,7 @@ from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.steps import floats
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.client import Server, places
+from mltrain.tracking.client import TrackingClient, location
 from mltrain.tracking.tags import WRITTEN_TAG
 
 
@@ -47,7 +47,7 @@ class Making:
     take_over: bool = False
 
 
-def make(making: Making, server: Server, display: Display, stop: StopRequest) -> Outcome:
+def make(making: Making, server: TrackingClient, display: Display, stop: StopRequest) -> Outcome:
     """Make the files, commit them, and close the run with its true status.
 
     Raises:
@@ -60,7 +60,7 @@ def make(making: Making, server: Server, display: Display, stop: StopRequest) ->
         run = opening.create(server, config.experiment, config.run_name, making.word, making.tags)
     try:
         run.record_start(config.resolved(), config.flattened(), making.word)
-        display.opened(run, places(server, run.experiment_id, run.id))
+        display.opened(run, location(server, run.experiment_id, run.id))
         if making.resume_run is not None:
             run.continue_exactly_after(-1)
             _discard_unfinished(server, run)
@@ -104,7 +104,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     return outcome
 
 
-def _discard_unfinished(server: Server, run: TrackedRun) -> None:
+def _discard_unfinished(server: TrackingClient, run: TrackedRun) -> None:
     """Remove what earlier attempts had begun to put into the store; nobody else writes there now."""
     artifacts = open_artifacts(server.run(run.id).info.artifact_uri, server.uri)
     for name in outputs.unfinished(artifacts):

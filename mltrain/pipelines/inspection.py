@@ -22,7 +22,7 @@ from mltrain.run.listing import state
 from mltrain.run.stage_outputs import Output
 from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.store.artifacts import Artifacts
-from mltrain.tracking.client import Server, tags_of
+from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import BEST_METRIC_TAG, STAGE_RECIPE_TAG, WRITTEN_TAG
 
@@ -65,7 +65,7 @@ class Survey:
     best: tuple[str, float] | None = None
 
 
-def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
+def survey(server: TrackingClient, parent: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
     """Look at the runs of a stage. Outputs are read and compared with their digests where they would be used.
 
     Args:
@@ -88,7 +88,7 @@ def survey(server: Server, parent: Any, stage: Stage, recipe: Recipe, mode: Stag
     return seen[chosen.run_id] if chosen is not None else Survey(None)
 
 
-def _surveyed(server: Server, run: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
+def _surveyed(server: TrackingClient, run: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
     artifacts = artifacts_of(server, run)
     checkpoints = reader(run.info.run_id, server)
     record = _record(run, artifacts, checkpoints, recipe)
@@ -129,7 +129,7 @@ def verified(
     return None, wrong, earlier
 
 
-def handed_on(server: Server, stage: Stage, run_id: str) -> Output:
+def handed_on(server: TrackingClient, stage: Stage, run_id: str) -> Output:
     """Return what any run hands on in the place of a stage, verified.
 
     Raises:

@@ -11,7 +11,7 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.pipeline import Pipeline
 from mltrain.run.opening import user
 from mltrain.store.allowlist import UnusableArtifacts
-from mltrain.tracking.client import Server, paged
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import PIPELINE_TAG, STAGE_RETIRED_TAG, STAGE_TAG
 
@@ -37,7 +37,7 @@ class Plan:
         return {"stages": dict(self.configs), "used": dict(self.used)}
 
 
-def recorded_plan(server: Server, pipeline: Pipeline, parent: Any) -> Plan:
+def recorded_plan(server: TrackingClient, pipeline: Pipeline, parent: Any) -> Plan:
     """Return what was asked for; where the record is missing or damaged, what the runs of the stages tell of it.
 
     Raises:
@@ -73,19 +73,16 @@ def recorded_plan(server: Server, pipeline: Pipeline, parent: Any) -> Plan:
     return Plan(found)
 
 
-def newest_parent(server: Server, pipeline: Pipeline, experiment_id: str) -> Any | None:
+def newest_parent(server: TrackingClient, pipeline: Pipeline, experiment_id: str) -> Any | None:
     """Return the newest run of a pipeline in an experiment by this user, or none."""
-    found = paged(
-        server.insist,
-        server.client.search_runs,
+    found = server.search_runs(
         [experiment_id],
-        filter_string=f"tags.`{PIPELINE_TAG}` = '{pipeline.name}' and tags.`mlflow.user` = '{user()}'",
-        max_results=1000,
+        f"tags.`{PIPELINE_TAG}` = '{pipeline.name}' and tags.`mlflow.user` = '{user()}'",
     )
     return next((run for run in found if STAGE_TAG not in run.data.tags), None)
 
 
-def parent_of(server: Server, run_id: str) -> Any:
+def parent_of(server: TrackingClient, run_id: str) -> Any:
     """Return a pipeline's run, given its id or that of the run of one of its stages.
 
     Raises:
@@ -99,28 +96,25 @@ def parent_of(server: Server, run_id: str) -> Any:
     return run
 
 
-def children(server: Server, parent: Any, stage: str) -> list[Any]:
+def children(server: TrackingClient, parent: Any, stage: str) -> list[Any]:
     """Return the runs of a stage under a pipeline's run, newest first."""
-    found = paged(
-        server.insist,
-        server.client.search_runs,
+    found = server.search_runs(
         [parent.info.experiment_id],
-        filter_string=f"tags.`{PARENT_TAG}` = '{parent.info.run_id}' and tags.`{STAGE_TAG}` = '{stage}'",
-        max_results=1000,
+        f"tags.`{PARENT_TAG}` = '{parent.info.run_id}' and tags.`{STAGE_TAG}` = '{stage}'",
     )
     return [run for run in found if STAGE_RETIRED_TAG not in run.data.tags]
 
 
-def experiment_id(server: Server, name: str | None) -> str | None:
+def experiment_id(server: TrackingClient, name: str | None) -> str | None:
     """Return the id of the experiment that is meant, or none where it does not exist yet."""
     name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if not name:
         return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-    found = server.call(server.client.get_experiment_by_name, name)
+    found = server.once.find_experiment(name)
     return str(found.experiment_id) if found is not None else None
 
 
-def chosen_parent(server: Server, pipeline: Pipeline, run: str | None, experiment: str | None) -> Any | None:
+def chosen_parent(server: TrackingClient, pipeline: Pipeline, run: str | None, experiment: str | None) -> Any | None:
     """Return the pipeline's run that is meant: by its id or a stage's; else the newest; none: there is none, or ``new``.
 
     Raises:

@@ -28,7 +28,7 @@ from mltrain.run import opening
 from mltrain.run.stage_outputs import Output, described, fetched
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
-from mltrain.tracking.client import TRAINING_PATIENCE, Server, connect, places
+from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect, location
 from mltrain.tracking.tags import PIPELINE_TAG, STAGE_INPUTS_TAG, STAGE_TAG
 
 
@@ -39,7 +39,7 @@ def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
         MltrainError: what cannot be done; the runs that there are by then are closed as FAILED.
     """
     launcher = launchers.detect(os.environ)
-    server, pipeline = connect(patience=TRAINING_PATIENCE), order.located.pipeline
+    server, pipeline = connect(retry_seconds=TRAINING_RETRY_SECONDS), order.located.pipeline
     overrides = dict(order.overrides)
     experiment = overrides.pop("experiment", None)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
@@ -75,7 +75,7 @@ def run(order: Order, display: PipelineDisplay, confirm: Confirm) -> Result:
         return _Session(order, plan, configs, server, tracked, stop, display, cleared, holder).run(new=parent is None)
 
 
-def _check(server: Server, order: Order, parent: Any | None, configs: Mapping[str, Config], plan: Plan) -> None:
+def _check(server: TrackingClient, order: Order, parent: Any | None, configs: Mapping[str, Config], plan: Plan) -> None:
     """Refuse, before any run is touched, runs that cannot be used, and a single stage that lacks what it needs."""
     pipeline = order.located.pipeline
     for name, run_id in order.use.items():
@@ -101,7 +101,7 @@ class _Session:
         order: Order,
         plan: Plan,
         configs: Mapping[str, Config],
-        server: Server,
+        server: TrackingClient,
         tracked: TrackedRun,
         stop: StopRequest,
         display: PipelineDisplay,
@@ -125,9 +125,9 @@ class _Session:
     def run(self, *, new: bool) -> Result:
         try:
             self._record(new)  # before its id is told: who has that can go on with it
-            where = places(self._server, self._tracked.experiment_id, self._tracked.id)
+            where = location(self._server, self._tracked.experiment_id, self._tracked.id)
             self._display.opened(self._tracked, where, new=new)
-            experiment = self._server.call(self._server.client.get_experiment, self._tracked.experiment_id)
+            experiment = self._server.once.get_experiment(self._tracked.experiment_id)
             self._experiment = str(experiment.name)
             return self._closed(*self._stages())
         except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from mltrain.pipelines.event_log import LOG_FILE
 from mltrain.pipelines.inspection import Survey, handed_on, recipe_of, survey
 from mltrain.pipelines.pipeline_run import Plan
 from mltrain.run.stage_outputs import Output
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Row:
 
 
 def status(
-    server: Server,
+    server: TrackingClient,
     pipeline: Pipeline,
     parent: Any | None,
     configs: Mapping[str, Config],
@@ -84,7 +84,7 @@ def status(
     return rows
 
 
-def _row(server: Server, stage: Stage, seen: Survey, decision: Decision, config: Config, known: bool) -> Row:
+def _row(server: TrackingClient, stage: Stage, seen: Survey, decision: Decision, config: Config, known: bool) -> Row:
     found = seen.found
     lacking = not known and decision.action != "run"
     metric, best = seen.best or (None, None)
@@ -112,7 +112,7 @@ def _state(found: Found | None) -> str:
     return "out of date" if found.changes else "done"
 
 
-def _given(server: Server, stage: Stage, run_id: str, outputs: dict[str, Output]) -> Row:
+def _given(server: TrackingClient, stage: Stage, run_id: str, outputs: dict[str, Output]) -> Row:
     state, why = "given", f"given: run {run_id}"
     try:
         outputs[stage.name] = handed_on(server, stage, run_id)
@@ -121,7 +121,7 @@ def _given(server: Server, stage: Stage, run_id: str, outputs: dict[str, Output]
     return Row(stage.name, state, run_id, None, None, None, None, "skip" if state == "given" else "run", why, None)
 
 
-def _log(server: Server, run_id: str) -> str | None:
+def _log(server: TrackingClient, run_id: str) -> str | None:
     file = known_home(server, run_id) / LOG_FILE
     return str(file) if file.is_file() else None
 

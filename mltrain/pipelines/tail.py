@@ -8,13 +8,13 @@ from mltrain.ownership.run_folder import known_home
 from mltrain.pipelines.event_log import LOG_FILE
 from mltrain.run.listing import state
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 
 _MOST = 2**26
 _LIVE = ("running", "running elsewhere")
 
 
-def followed(server: Server, run_id: str, *, seconds: float = 0.5) -> Iterator[str]:
+def followed(server: TrackingClient, run_id: str, *, seconds: float = 0.5) -> Iterator[str]:
     """Yield the lines of a stage's log, and new ones as they come, until the run has ended.
 
     Raises:
@@ -36,7 +36,7 @@ def followed(server: Server, run_id: str, *, seconds: float = 0.5) -> Iterator[s
         time.sleep(seconds)
 
 
-def _text(server: Server, run_id: str, artifact_uri: str) -> str | None:
+def _text(server: TrackingClient, run_id: str, artifact_uri: str) -> str | None:
     try:
         return (known_home(server, run_id) / LOG_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:

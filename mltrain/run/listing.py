@@ -3,39 +3,32 @@
 from itertools import islice
 from typing import Any
 
-from mltrain.errors import RunNotFound
 from mltrain.ownership.attempts import holder_of, is_alive
-from mltrain.tracking.client import Server, paged
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import BEST_TAG, LATEST_TAG, LAUNCHER_OF_TAG, PROJECT_TAG, STATUS_TAG
 
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 
 
-def listed(server: Server, experiment: str | None, most: int) -> list[dict[str, Any]]:
+def listed(server: TrackingClient, experiment: str | None, most: int) -> list[dict[str, Any]]:
     """Return the newest runs of mltrain, each as plain values.
 
     Raises:
         RunNotFound: there is no such experiment.
         TrackingError: the server does not answer.
     """
-    client = server.client
     if experiment is not None:
-        found = server.call(client.get_experiment_by_name, experiment)
-        if found is None:
-            raise RunNotFound(f"There is no experiment {experiment!r}.")
-        identities = [found.experiment_id]
+        identities = [server.once.experiment_id(experiment)]
     else:
-        identities = [
-            known.experiment_id for known in paged(server.insist, client.search_experiments, max_results=1000)
-        ]
+        identities = [known.experiment_id for known in server.search_experiments()]
     query, page = f"tags.`{STATUS_TAG}` != ''", max(1, min(most, 1000))
-    runs = paged(server.insist, client.search_runs, identities, filter_string=query, max_results=page)
+    runs = server.search_runs(identities, query, page=page)
     return [
         row(server, run) for run in islice((one for one in runs if LAUNCHER_OF_TAG not in one.data.tags), max(0, most))
     ]
 
 
-def row(server: Server, run: Any) -> dict[str, Any]:
+def row(server: TrackingClient, run: Any) -> dict[str, Any]:
     """Return what is worth knowing of a run at a glance."""
     tags, metrics = run.data.tags, run.data.metrics
     return {
@@ -53,7 +46,7 @@ def row(server: Server, run: Any) -> dict[str, Any]:
     }
 
 
-def state(server: Server, run: Any) -> str:
+def state(server: TrackingClient, run: Any) -> str:
     """Return ``running``, ``finished``, ``stopped``, ``failed``, ``dead``, or ``unknown`` for a holder elsewhere."""
     said = run.data.tags.get(STATUS_TAG)
     if said != "running":

@@ -40,7 +40,7 @@ from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.artifacts import refuse_unwritable
 from mltrain.store.opening import open_artifacts
 from mltrain.store.retry import FullJitter
-from mltrain.tracking.client import RUN_ID, Refusal, Server, connect, tags_of
+from mltrain.tracking.client import RUN_ID, Refusal, TrackingClient, active_run_id, connect, tags_of
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import HOLDER_TAG, NAMESPACE, ONLY_LOCAL_TAG, PROJECT_TAG, STATUS_TAG
 
@@ -55,7 +55,7 @@ one that answers with errors."""
 
 
 def create(
-    server: Server,
+    server: TrackingClient,
     experiment: str | None,
     name: str | None,
     project: str,
@@ -99,11 +99,13 @@ def create(
         if lock is not None:
             lock.release()
         with suppress(MltrainError):
-            server.call(server.client.delete_run, info.run_id)
+            server.once.delete_run(info.run_id)
         raise
 
 
-def adopt(server: Server, launcher: Launcher, name: str | None, project: str, tags: Mapping[str, str]) -> TrackedRun:
+def adopt(
+    server: TrackingClient, launcher: Launcher, name: str | None, project: str, tags: Mapping[str, str]
+) -> TrackedRun:
     """Make the empty run that ``MLFLOW_RUN_ID`` names the run of a new training.
 
     Raises:
@@ -118,11 +120,11 @@ def adopt(server: Server, launcher: Launcher, name: str | None, project: str, ta
     try:
         claim_attempt(server, info.run_id, 1)  # of workers that were started with the same id, one has the run
         if name is not None:
-            server.insist(server.client.update_run, info.run_id, name=name)
+            server.update_run(info.run_id, name=name)
         if info.status != "RUNNING":
-            server.insist(server.client.update_run, info.run_id, status="RUNNING")
+            server.update_run(info.run_id, status="RUNNING")
         own = {key: value for key, value in _own_tags(project).items() if key != "mlflow.source.name"}
-        _set_tags(server, info.run_id, {**own, **tags})
+        server.set_tags(info.run_id, {**own, **tags})
         info = server.run(info.run_id).info
         return TrackedRun(server, [Attempt(1)], lock, info, launcher=launcher, age=age_of(run))
     except BaseException:
@@ -130,7 +132,7 @@ def adopt(server: Server, launcher: Launcher, name: str | None, project: str, ta
         raise
 
 
-def adoptable(server: Server, launcher: Launcher) -> Any:
+def adoptable(server: TrackingClient, launcher: Launcher) -> Any:
     """Return the run that ``MLFLOW_RUN_ID`` names, which a new training may have if nothing was recorded in it.
 
     Raises:
@@ -158,7 +160,7 @@ def adoptable(server: Server, launcher: Launcher) -> Any:
     )
 
 
-def beside(server: Server, launcher: Launcher | None, run_id: str) -> Launcher | None:
+def beside(server: TrackingClient, launcher: Launcher | None, run_id: str) -> Launcher | None:
     """Return the launcher whose own, empty run is to be hidden while another run is resumed, or none.
 
     A run in which something was recorded is left as it is, and so is one that ``mlflow run`` did not make.
@@ -177,7 +179,7 @@ def beside(server: Server, launcher: Launcher | None, run_id: str) -> Launcher |
     return launcher if launcher.pid is not None or _ENTRY_POINT in run.data.tags else None
 
 
-def _recorded_in(server: Server, run: Any) -> str | None:
+def _recorded_in(server: TrackingClient, run: Any) -> str | None:
     """Say what was recorded in a run besides parameters and tags of others, or return none if nothing was."""
     tags, project = run.data.tags, run.data.tags.get(PROJECT_TAG)
     if project:
@@ -190,7 +192,7 @@ def _recorded_in(server: Server, run: Any) -> str | None:
     return f"artifacts ({', '.join(sorted(entry.name for entry in found)[:3])} …)" if found else None
 
 
-def resumable(server: Server, run_id: str, *, take_over: bool) -> Any:
+def resumable(server: TrackingClient, run_id: str, *, take_over: bool) -> Any:
     """Return a run that may be resumed, as far as can be seen without waiting and without changing anything.
 
     Raises:
@@ -209,13 +211,13 @@ def resumable(server: Server, run_id: str, *, take_over: bool) -> Any:
     return run
 
 
-def _refuse_unwritable_artifacts(server: Server, run: Any) -> None:
+def _refuse_unwritable_artifacts(server: TrackingClient, run: Any) -> None:
     root = artifacts_of(server, run).local_root
     if root is not None:
         refuse_unwritable(root, "Mount it for writing, or give this user the right to write there.")
 
 
-def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher | None) -> TrackedRun:
+def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: Launcher | None) -> TrackedRun:
     """Continue a run as its next attempt.
 
     Raises:
@@ -237,8 +239,8 @@ def resume(server: Server, run_id: str, *, take_over: bool, launcher: Launcher |
         ordinal = last_attempt(run.data.params) + 1
         claim_attempt(server, run_id, ordinal)
         claimed = True
-        server.insist(server.client.update_run, run_id, status="RUNNING")
-        _set_tags(server, run_id, holder_tags(ordinal))
+        server.update_run(run_id, status="RUNNING")
+        server.set_tags(run_id, holder_tags(ordinal))
         _warn_of_newer_elsewhere(run)
         if launcher is not None:
             launchers.nest(server, launcher, run_id)
@@ -281,15 +283,13 @@ def open_run(run_id: str | None = None) -> TrackedRun:
         UsageError: the active run holds a training of a project, which continues by its own command.
         RunNotFound, RunHeld, TrackingError: it cannot be written to.
     """
-    server = connect(patience=10.0)
-    import mlflow
-
-    active = mlflow.active_run()
+    server = connect(retry_seconds=10.0)
+    active = active_run_id()
     script = Path(sys.argv[0]) if sys.argv[0] else Path("loop")
     if run_id is None and active is None:
         run = create(server, None, None, script.stem or "loop", {})
     else:
-        identity = run_id or active.info.run_id
+        identity = str(run_id or active)
         known = server.run(created_as(server, identity))
         project = known.data.tags.get(PROJECT_TAG)
         if run_id is None and project:
@@ -305,24 +305,24 @@ def open_run(run_id: str | None = None) -> TrackedRun:
         else:
             lock = locked(home_of(server, identity), identity, take_over=False)
             try:
-                _set_tags(server, identity, holder_tags(1))
+                server.set_tags(identity, holder_tags(1))
                 earlier = ended_as(known)
                 run = TrackedRun(server, [Attempt(1)], lock, known.info, age=age_of(known), earlier=earlier)
             except BaseException:
                 lock.release()
                 raise
-        run.owned = active is None or active.info.run_id != identity
+        run.owned = active != identity
     if script.is_file():
         run.attempt.code = fingerprint.code(script)
     return run
 
 
-def _put_back(server: Server, run: Any) -> None:
+def _put_back(server: TrackingClient, run: Any) -> None:
     """Give a run the status that it had before this process claimed it; of one that had not ended, that of a stopped one."""
     status = ended_as(run) or "KILLED"
     said = next(said for said, known in STATUS_OF.items() if known == status)
-    server.call(server.client.set_tag, run.info.run_id, STATUS_TAG, run.data.tags.get(STATUS_TAG, said))
-    server.call(server.client.set_terminated, run.info.run_id, status, run.info.end_time)
+    server.once.set_tag(run.info.run_id, STATUS_TAG, run.data.tags.get(STATUS_TAG, said))
+    server.once.set_terminated(run.info.run_id, status, run.info.end_time)
 
 
 def ended_as(run: Any) -> Any:
@@ -330,7 +330,7 @@ def ended_as(run: Any) -> Any:
     return run.info.status if run.info.status in ("FINISHED", "FAILED", "KILLED") else None
 
 
-def created_as(server: Server, run_id: str) -> str:
+def created_as(server: TrackingClient, run_id: str) -> str:
     """Return the id that MLflow gave to a run; what a run went by before that is understood as well.
 
     Raises:
@@ -348,12 +348,12 @@ def created_as(server: Server, run_id: str) -> str:
     return birth.run_id
 
 
-def soon(server: Server) -> float:
+def soon(server: TrackingClient) -> float:
     """Return the seconds that a training waits for its run before it begins without."""
     return _SERVER_SECONDS if server.uri.startswith(("http://", "https://")) else _DATABASE_SECONDS
 
 
-def _registered(server: Server, registration: Registration, seconds: float) -> Any:
+def _registered(server: TrackingClient, registration: Registration, seconds: float) -> Any:
     """Create the run, but wait no longer than so. A call that hangs goes on in the background."""
     found: list[Any] = []
     over = threading.Event()
@@ -383,7 +383,7 @@ def _registered(server: Server, registration: Registration, seconds: float) -> A
     return found[0]
 
 
-def _unborn(server: Server, registration: Registration, why: Refusal) -> TrackedRun:
+def _unborn(server: TrackingClient, registration: Registration, why: Refusal) -> TrackedRun:
     birth = registration.birth
     home = home_of(server, birth.id)
     birth.save(home)
@@ -394,12 +394,6 @@ def _unborn(server: Server, registration: Registration, why: Refusal) -> Tracked
         home,
     )
     return TrackedRun(server, [Attempt(1)], locked(home, birth.id, take_over=False), registration, home=home)
-
-
-def _set_tags(server: Server, run_id: str, tags: Mapping[str, str]) -> None:
-    from mlflow.entities import RunTag
-
-    server.insist(server.client.log_batch, run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def user() -> str:

@@ -23,7 +23,7 @@ from mltrain.store.durable import replace_file, set_aside
 from mltrain.store.names import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS
 from mltrain.store.names import validated as valid_path
 from mltrain.store.removal import discard_cached
-from mltrain.tracking.client import Server, tags_of
+from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import STAGE_INPUTS_TAG
 
@@ -149,7 +149,7 @@ def damage(artifacts: Artifacts, output: Output) -> str | None:
     return None
 
 
-def fetched(server: Server, output: Output) -> Path:
+def fetched(server: TrackingClient, output: Output) -> Path:
     """Return a folder on this machine with the files of an output and nothing else, every one verified.
 
     A copy that is there already is checked; what is missing or damaged in it is received again.
@@ -184,7 +184,7 @@ def inputs_of(run: Any) -> dict[str, dict[str, str]]:
         return {}
 
 
-def fetched_inputs(server: Server, run: Any, given: Collection[str] = ()) -> dict[str, str]:
+def fetched_inputs(server: TrackingClient, run: Any, given: Collection[str] = ()) -> dict[str, str]:
     """Return for each input of a stage's run a folder on this machine that holds it, verified; not for keys ``given``.
 
     Raises:
@@ -194,7 +194,7 @@ def fetched_inputs(server: Server, run: Any, given: Collection[str] = ()) -> dic
     return {key: str(fetched(server, _given(server, key, one))) for key, one in wanted.items()}
 
 
-def _given(server: Server, key: str, one: Mapping[str, str]) -> Output:
+def _given(server: TrackingClient, key: str, one: Mapping[str, str]) -> Output:
     run_id, name = one["run"], one["name"]
     advice = "Train this stage anew: mltrain pipeline NAME --mode skip"
     try:

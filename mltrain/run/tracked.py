@@ -20,6 +20,7 @@ import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId, Point
 from mltrain.checkpoint.ports import Status
+from mltrain.compat.private import latest_points
 from mltrain.delivery.creation import Registration
 from mltrain.delivery.deduplication import Delivered, delivered_beyond
 from mltrain.delivery.journal import Journal
@@ -54,7 +55,7 @@ from mltrain.store.names import STAGING
 from mltrain.store.opening import open_artifacts
 from mltrain.store.retry import may_pass
 from mltrain.tracking import names, registry
-from mltrain.tracking.client import Server, tags_of
+from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.names import Names
 from mltrain.tracking.tags import (
     CHANGED_PREFIX,
@@ -107,7 +108,7 @@ class TrackedRun:
 
     def __init__(
         self,
-        server: Server,
+        server: TrackingClient,
         attempts: list[Attempt],
         lock: filelock.BaseFileLock,
         known: Any,
@@ -481,7 +482,7 @@ class TrackedRun:
             self.detach("KILLED")
         if self._created:
             with suppress(MltrainError):
-                self.server.call(self.server.client.delete_run, self.id)
+                self.server.once.delete_run(self.id)
 
     def _say(self, *, ended: str) -> None:
         for key, value in ending_tags(self.ordinal, ended).items():
@@ -530,13 +531,13 @@ class TrackedRun:
         return done == [True]
 
     def _finished(self, status: Status, seconds: float) -> bool:
-        server = replace(self.server, patience=seconds)
+        server = replace(self.server, retry_seconds=seconds)
         try:
             if not self.holds(certainly=True):
                 return False
             if self._registration is not None:
                 self._registration.discard_doubles()
-            server.insist(server.client.set_tag, self.id, f"{ENDED_PREFIX}{self.ordinal}", said_of(status))
+            server.set_tag(self.id, f"{ENDED_PREFIX}{self.ordinal}", said_of(status))
             if not conclude(server, self.id, self.ordinal, said_of(status)):
                 self.lease.overtaken.set()
                 return False
@@ -595,7 +596,7 @@ class TrackedRun:
 
 def age_of(run: Any) -> int:
     """Return how many seconds old a run is, beyond all steps at which the state of its machine was recorded."""
-    recorded = [int(latest.step) for latest in run.data._metric_objs if latest.key in SYSTEM_KEYS]
+    recorded = [int(latest.step) for latest in latest_points(run) if latest.key in SYSTEM_KEYS]
     by_clock = (time.time_ns() // 1_000_000 - (run.info.start_time or 0)) // 1000
     return max(0, by_clock, *(step + int(SYSTEM_SECONDS) for step in recorded))
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mltrain.compat.private import download, s3_client
 from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.store.artifacts import Entry, side_by_side, state_folder
 from mltrain.store.local import LocalArtifacts
@@ -103,9 +104,9 @@ class RemoteArtifacts:
         with _receiving(path, size) as temporary:
             received = temporary / name
 
-            def download() -> None:
-                try:  # download_artifacts() would list once more, and hide what went wrong behind one kind of error
-                    self._repository._download_file(path, str(received))
+            def receive() -> None:
+                try:
+                    download(self._repository, path, received)
                 except Exception as error:
                     refusal = full_disk(error)
                     if refusal is None:
@@ -113,7 +114,7 @@ class RemoteArtifacts:
                     raise _no_room(path, size, [temporary.parent], refusal.strerror) from error
 
             try:
-                persistently(download)
+                persistently(receive)
             except StorageError as error:
                 if status_of(error) == 404:
                     raise FileNotFoundError(path) from error  # removed since it was listed
@@ -172,7 +173,7 @@ class BucketArtifacts(RemoteArtifacts):
     def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
         """See :class:`Artifacts`."""
         uploads = self._unfinished(untouched)
-        client = self._repository._get_s3_client()
+        client = s3_client(self._repository)
         for upload in uploads:
             place = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
             persistently(partial(client.abort_multipart_upload, **place))
@@ -187,7 +188,7 @@ class BucketArtifacts(RemoteArtifacts):
         return str(self._repository.parse_s3_compliant_uri(self._repository.artifact_uri)[1]).rstrip("/") + "/"
 
     def _unfinished(self, untouched: float) -> list[dict[str, Any]]:
-        client = self._repository._get_s3_client()
+        client = s3_client(self._repository)
 
         def listed() -> list[dict[str, Any]]:
             pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)

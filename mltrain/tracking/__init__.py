@@ -1,5 +1,1 @@
-"""Everything that talks to MLflow. No other package imports it."""
-
-from mltrain.tracking import own_random
-
-own_random.install()
+"""The tracking server: a typed client, the names of all tags, and the registry."""

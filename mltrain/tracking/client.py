@@ -1,88 +1,216 @@
-"""The tracking server, as mltrain speaks to it: short time-outs, errors by what can be done about them."""
+"""The tracking server behind typed methods: short time-outs, retries, and errors by what can be done about them."""
 
-import os
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
 
+from mltrain.compat import private
 from mltrain.errors import RunNotFound, TrackingError
 from mltrain.redaction import redacted, redacted_uri, remember_environment
 from mltrain.store.retry import FullJitter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-# MLflow's defaults hold a call for four minutes when the server is gone, and sleep for as long as a Retry-After says. Here
-# whoever calls repeats, and can stop.
-_CLIENT_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # would draw from Python's global random numbers
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # said once, at the start
-    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
-}
+    from mlflow.entities import Experiment, LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
 
 RUN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
-TRAINING_PATIENCE = 30.0
-"""For how many seconds a question is repeated that a training or a pipeline cannot begin without."""
-LONGEST_WAIT = 60.0
-"""A server that asks for more patience than so many seconds is asked again all the same."""
+TRAINING_RETRY_SECONDS = 30.0
+"""For how many seconds a training or a pipeline retries what it cannot begin without."""
+_PAGE = 1000
+"""Entries that one request of a search asks for."""
 
 
 @dataclass(frozen=True)
-class Server:
-    """A tracking server or database, by its URI; ``patience``: for how many seconds :meth:`insist` repeats."""
+class TrackingClient:
+    """A tracking server or database.
+
+    Every method raises :class:`~mltrain.errors.RunNotFound` for what does not exist and :class:`Refusal`, a
+    :class:`~mltrain.errors.TrackingError`, for every other failure. All but those that create something retry failures that
+    may pass.
+
+    Attributes:
+        uri: of the server or database.
+        client: an ``MlflowClient``.
+        retry_seconds: for how many seconds a method retries; 0 for one try.
+    """
 
     uri: str
     client: Any
-    patience: float = 0.0
+    retry_seconds: float = 0.0
+
+    @property
+    def once(self) -> "TrackingClient":
+        """The same client without retries."""
+        return replace(self, retry_seconds=0.0)
+
+    @property
+    def shown(self) -> str:
+        """The URI without user name and password."""
+        return redacted_uri(self.uri)
 
     def run(self, run_id: str) -> "Run":
-        """Return a run.
+        """Return a run that is not deleted.
 
         Raises:
-            RunNotFound: there is none of this id, or it is deleted.
-            TrackingError: the server does not answer.
+            RunNotFound: The id is malformed, or no run has it, or that run is deleted.
+            TrackingError: The server does not answer.
         """
         if not RUN_ID.fullmatch(run_id):
             raise RunNotFound(
                 f"{run_id!r:.80} is not the id of a run: 32 hexadecimal digits were expected. "
                 "List the runs with: mltrain runs"
             )
-        run = self.insist(self.client.get_run, run_id)
+        run = self.get_run(run_id)
         if run.info.lifecycle_stage != "active":
             raise RunNotFound(f"Run {run_id} is deleted. Restore it in the MLflow UI, or choose another: mltrain runs")
         return run
 
-    def insist(self, function: Any, *arguments: Any, **named: Any) -> Any:
-        """Call the client, again and again while what goes wrong may pass; only for what may be repeated.
+    def get_run(self, run_id: str) -> "Run":
+        """Return a run, deleted or not."""
+        run: Run = self._retried(self.client.get_run, run_id)
+        return run
+
+    def search_runs(self, experiment_ids: Iterable[str], query: str, *, page: int = _PAGE) -> Iterator["Run"]:
+        """Yield the active runs that a query finds, newest first, and request further pages as they are needed."""
+        return self._paged(self.client.search_runs, list(experiment_ids), filter_string=query, max_results=page)
+
+    def create_run(self, experiment_id: str, start_time: int, tags: Mapping[str, str], name: str) -> "Run":
+        """Create a run, with one try: a request whose response is lost may have created it."""
+        run: Run = self._tried(self.client.create_run, experiment_id, start_time, tags, name)
+        return run
+
+    def update_run(self, run_id: str, **changed: str) -> None:
+        """Set ``status`` or ``name`` of a run."""
+        self._retried(self.client.update_run, run_id, **changed)
+
+    def set_terminated(self, run_id: str, *status_and_end: Any) -> None:
+        """Set the final status of a run and, as a second argument, its end in milliseconds since 1970."""
+        self._retried(self.client.set_terminated, run_id, *status_and_end)
+
+    def delete_run(self, run_id: str) -> None:
+        """Move a run to MLflow's trash."""
+        self._retried(self.client.delete_run, run_id)
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        """Set one tag of a run."""
+        self._retried(self.client.set_tag, run_id, key, value)
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        """Delete one tag of a run."""
+        self._retried(self.client.delete_tag, run_id, key)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run in one request."""
+        from mlflow.entities import RunTag
+
+        self._retried(self.client.log_batch, run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_param(self, run_id: str, key: str, value: str) -> None:
+        """Log a parameter, which can be written once; the same value may be sent again."""
+        self._retried(self.client.log_param, run_id, key, value)
+
+    def log_params(self, run_id: str, params: Iterable[tuple[str, str]]) -> None:
+        """Log parameters, key and value, in one request."""
+        from mlflow.entities import Param
+
+        self._retried(self.client.log_batch, run_id, params=[Param(key, value) for key, value in params])
+
+    def log_points(self, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
+        """Log metric points in one request: key, value, milliseconds since 1970, and step of each."""
+        from mlflow.entities import Metric
+
+        self._retried(self.client.log_batch, run_id, metrics=[Metric(*point) for point in points])
+
+    def log_datasets(self, run_id: str, datasets: Iterable[Mapping[str, str]]) -> None:
+        """Log the datasets that a run reads: ``name``, ``digest``, ``place`` and ``context`` of each."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(raw["name"], raw["digest"], "local", json.dumps({"uri": raw["place"]})),
+                [InputTag("mlflow.data.context", raw["context"])],
+            )
+            for raw in datasets
+        ]
+        self._retried(self.client.log_inputs, run_id, inputs)
+
+    def points_between(self, run_id: str, key: str, first: int, last: int) -> list[tuple[int, float]]:
+        """Return step and value of a metric's points; see :func:`mltrain.compat.private.points_between`."""
+
+        def found() -> list[tuple[int, float]]:
+            client = self.client.made() if isinstance(self.client, DeferredClient) else self.client
+            return private.points_between(client, self.uri, run_id, key, first, last)
+
+        points: list[tuple[int, float]] = self._retried(found)
+        return points
+
+    def get_experiment(self, experiment_id: str) -> "Experiment":
+        """Return an experiment by its id."""
+        experiment: Experiment = self._retried(self.client.get_experiment, experiment_id)
+        return experiment
+
+    def find_experiment(self, name: str) -> "Experiment | None":
+        """Return an experiment by its name, or ``None`` if there is none."""
+        found: Experiment | None = self._retried(self.client.get_experiment_by_name, name)
+        return found
+
+    def experiment_id(self, name: str) -> str:
+        """Return the id of an experiment.
 
         Raises:
-            RunNotFound: what was asked for does not exist.
-            TrackingError: it went wrong for longer than this server's ``patience``, or for good.
+            RunNotFound: No experiment has this name.
+            TrackingError: The server does not answer.
         """
+        found = self.find_experiment(name)
+        if found is None:
+            raise RunNotFound(f"There is no experiment {name!r}.")
+        return str(found.experiment_id)
+
+    def create_experiment(self, name: str) -> str:
+        """Create an experiment, with one try, and return its id."""
+        return str(self._tried(self.client.create_experiment, name))
+
+    def search_experiments(self, *, page: int = _PAGE) -> Iterator["Experiment"]:
+        """Yield all active experiments."""
+        return self._paged(self.client.search_experiments, max_results=page)
+
+    def search_logged_models(self, experiment_id: str, query: str) -> Iterator["LoggedModel"]:
+        """Yield the LoggedModels of an experiment that a query finds."""
+        return self._paged(self.client.search_logged_models, experiment_ids=[experiment_id], filter_string=query)
+
+    def delete_logged_model(self, model_id: str) -> None:
+        """Delete a LoggedModel."""
+        self._retried(self.client.delete_logged_model, model_id)
+
+    def search_model_versions(self, query: str) -> Iterator["ModelVersion"]:
+        """Yield the versions of registered models that a query finds."""
+        return self._paged(self.client.search_model_versions, query, max_results=_PAGE)
+
+    def _paged(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Iterator[Any]:
+        token: str | None = None
+        while True:
+            page = self._retried(function, *arguments, page_token=token, **named)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _retried(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         return Retrying(
-            stop=stop_after_delay(self.patience),
-            wait=Patience(multiplier=0.2, max=5),
+            stop=stop_after_delay(self.retry_seconds),
+            wait=Backoff(multiplier=0.2, max=5),
             retry=retry_if_exception(lambda error: isinstance(error, Refusal) and not error.permanent),
             reraise=True,
-        )(self.call, function, *arguments, **named)
+        )(self._tried, function, *arguments, **named)
 
-    def call(self, function: Any, *arguments: Any, **named: Any) -> Any:
-        """Call the client once and translate what it raises.
-
-        Raises:
-            RunNotFound: what was asked for does not exist.
-            TrackingError: everything else that goes wrong; ``permanent`` says whether repeating is useless.
-        """
+    def _tried(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call MLflow's client once and translate what it raises."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -90,7 +218,7 @@ class Server:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise RunNotFound(
-                    f"The tracking store {self.shown} has it not: {first_line(error)} "
+                    f"Not found in {self.shown}: {first_line(error)} "
                     "Is MLFLOW_TRACKING_URI the one of the training? List the runs with: mltrain runs"
                 ) from None
             status = error.get_http_status_code()
@@ -98,19 +226,14 @@ class Server:
                 f"{self.shown} refused: {first_line(error)}{_REMEDIES.get(status, '')}",
                 permanent=_is_permanent(error),
                 denied=status in (401, 403, 404),
-                wait=_asked_to_wait(error),
+                wait=private.asked_to_wait(error),
             ) from error
         except Exception as error:  # HTTP and database clients raise what they like
             raise Refusal(f"{self.shown} does not answer: {type(error).__name__}: {first_line(error)}") from error
 
-    @property
-    def shown(self) -> str:
-        """The URI without user name and password."""
-        return redacted_uri(self.uri)
 
-
-class LateClient:
-    """An ``MlflowClient`` that is made when it is used: making one asks a database for its tables, which may be locked."""
+class DeferredClient:
+    """An ``MlflowClient`` created at its first use: creating one asks a database for its tables, which may be locked."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -123,7 +246,7 @@ class LateClient:
         return call
 
     def made(self) -> "MlflowClient":
-        """Return the client itself; raises whatever its making raises."""
+        """Return the client itself, and create it if need be."""
         if self._made is None:
             from mlflow import MlflowClient
 
@@ -132,12 +255,12 @@ class LateClient:
 
 
 class Refusal(TrackingError):
-    """A call that failed.
+    """A request that failed.
 
     Attributes:
-        permanent: repeating it is useless.
-        denied: whoever asked may not; what was to be sent is nothing wrong with.
-        wait: the seconds that the server asked to wait for.
+        permanent: Whether the same request fails again.
+        denied: Whether the server refuses this user or URI rather than the content of the request.
+        wait: Seconds that the server asks to wait before a retry.
     """
 
     def __init__(self, message: str, *, permanent: bool = False, denied: bool = False, wait: float = 0.0) -> None:
@@ -147,8 +270,8 @@ class Refusal(TrackingError):
         self.wait = wait
 
 
-class Patience(FullJitter):
-    """Full jitter, but not before the server said that it wants to be asked again."""
+class Backoff(FullJitter):
+    """Full jitter on top of the wait that the server asks for."""
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Return the seconds to wait before the next try."""
@@ -163,26 +286,25 @@ _REMEDIES = {
 }
 
 
-def connect(uri: str | None = None, *, patience: float = 5.0) -> Server:
-    """Return the tracking server at ``uri``; none: the one that the environment names, or MLflow's default.
+def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingClient:
+    """Return a client of a tracking server.
 
     Args:
-        uri: of the tracking server.
-        patience: for how many seconds :meth:`Server.insist` repeats a call.
+        uri: of the server. If ``None``, the one that the environment names, or MLflow's default.
+        retry_seconds: for how many seconds its methods retry.
 
     Raises:
-        TrackingError: the URI is not usable.
+        TrackingError: MLflow cannot use the URI.
     """
     remember_environment()
-    for name, value in _CLIENT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    private.set_client_defaults()
     import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
         uri = uri or mlflow.get_tracking_uri()
         remember_environment({"MLFLOW_TRACKING_URI": uri})  # it may have been set otherwise
-        return Server(uri, LateClient(uri), patience)
+        return TrackingClient(uri, DeferredClient(uri), retry_seconds)
     except MlflowException as error:
         raise Refusal(
             f"MLflow cannot use the tracking URI: {first_line(error)} Set MLFLOW_TRACKING_URI, for example to "
@@ -191,29 +313,16 @@ def connect(uri: str | None = None, *, patience: float = 5.0) -> Server:
         ) from error
 
 
-def paged(ask: Callable[..., Any], function: Any, *arguments: Any, **named: Any) -> Iterator[Any]:
-    """Yield all that a search finds, page by page, as long as somebody takes them.
+def active_run_id() -> str | None:
+    """Return the id of the run that is active in MLflow's fluent interface, or ``None``."""
+    import mlflow
 
-    Args:
-        ask: :meth:`Server.call` or :meth:`Server.insist`.
-        function: of the client, with ``page_token``.
-        arguments: of the function.
-        named: of the function.
-
-    Raises:
-        TrackingError: the server does not answer.
-    """
-    token: str | None = None
-    while True:
-        page = ask(function, *arguments, page_token=token, **named)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    active = mlflow.active_run()
+    return str(active.info.run_id) if active is not None else None
 
 
-def places(server: Server, experiment_id: str, run_id: str) -> str:
-    """Say where runs are kept and how to look at this one."""
+def location(server: TrackingClient, experiment_id: str, run_id: str) -> str:
+    """Return for people where runs are kept, and how to open this one."""
     if server.uri.startswith(("http://", "https://")):
         page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
         return f"Runs are kept at {server.shown}\nLook at this one: {server.shown.rstrip('/')}/{page}"
@@ -237,22 +346,3 @@ def tags_of(run: "Run") -> Mapping[str, str]:
 def _is_permanent(error: Any) -> bool:
     status = error.get_http_status_code()
     return 400 <= status < 500 and status not in (408, 425, 429) and error.error_code != "TEMPORARILY_UNAVAILABLE"
-
-
-def _asked_to_wait(error: BaseException | None) -> float:
-    """Return the seconds of an answer's Retry-After, within reason.
-
-    MLflow's errors leave the headers out; the answer itself is still there, in one of the frames that raised.
-    """
-    while error is not None:
-        trace = error.__traceback__
-        while trace is not None:
-            headers = getattr(trace.tb_frame.f_locals.get("response"), "headers", None)
-            if isinstance(headers, Mapping) and "Retry-After" in headers:
-                try:
-                    return min(LONGEST_WAIT, max(0.0, float(headers["Retry-After"])))
-                except ValueError:
-                    return 0.0  # a date: whose clock is right is not known
-            trace = trace.tb_next
-        error = error.__cause__ or error.__context__
-    return 0.0

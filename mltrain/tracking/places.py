@@ -9,7 +9,7 @@ from mltrain.redaction import redacted_uri
 from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.store.artifacts import Artifacts, refuse_unwritable
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import LATEST_TAG, PROJECT_TAG, RETENTION_TAG
 
 COMMITTED = (LATEST_TAG,)
@@ -18,7 +18,7 @@ _RECORDED = (PROJECT_TAG, RETENTION_TAG, *COMMITTED)
 """Tags that a run has only after something was put among its artifacts, where these are on this machine."""
 
 
-def artifacts_of(server: Server, run: Any, *, signs: Sequence[str] = _RECORDED) -> Artifacts:
+def artifacts_of(server: TrackingClient, run: Any, *, signs: Sequence[str] = _RECORDED) -> Artifacts:
     """Return the artifacts of a run, which have to be where the run says if anything was ever put there.
 
     Args:
@@ -38,7 +38,7 @@ def artifacts_of(server: Server, run: Any, *, signs: Sequence[str] = _RECORDED) 
     return artifacts
 
 
-def refuse_unusable_place(server: Server, experiment: Any) -> None:
+def refuse_unusable_place(server: TrackingClient, experiment: Any) -> None:
     """Refuse an experiment in which a new run could not keep its artifacts.
 
     Raises:
@@ -53,12 +53,12 @@ def refuse_unusable_place(server: Server, experiment: Any) -> None:
         return
     if not os.path.lexists(root.local_root):
         query = f"tags.`{_RECORDED[0]}` != ''"
-        if server.call(server.client.search_runs, [experiment.experiment_id], query, max_results=1):
+        if any(server.once.search_runs([experiment.experiment_id], query, page=1)):
             raise UnusableArtifacts(_missing(f"the experiment {experiment.name!r}", place, root, server))
     refuse_unwritable(root.local_root, "Choose another experiment: --experiment NAME.")
 
 
-def _missing(whose: str, uri: str, artifacts: Artifacts, server: Server) -> str:
+def _missing(whose: str, uri: str, artifacts: Artifacts, server: TrackingClient) -> str:
     """Say which folder is missing, and how the artifacts are found again."""
     place = artifacts.local_root
     if place is None:

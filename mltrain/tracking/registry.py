@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.client import Refusal, Server, paged
+from mltrain.tracking.client import Refusal, TrackingClient
 from mltrain.tracking.tags import MADE_FROM_TAG
 
 _NAME = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
@@ -24,21 +24,14 @@ class MadeModel:
     location: str
 
 
-def made_models(server: Server, run_id: str, experiment_id: str) -> list[MadeModel]:
+def made_models(server: TrackingClient, run_id: str, experiment_id: str) -> list[MadeModel]:
     """Return the LoggedModels that were made from checkpoints of a run.
 
     Raises:
         TrackingError: the server does not answer.
     """
     try:
-        found = list(
-            paged(
-                server.call,
-                server.client.search_logged_models,
-                experiment_ids=[experiment_id],
-                filter_string=f"source_run_id = '{run_id}'",
-            )
-        )
+        found = list(server.once.search_logged_models(experiment_id, f"source_run_id = '{run_id}'"))
     except Refusal as error:
         if getattr(error.__cause__, "error_code", None) == "ENDPOINT_NOT_FOUND":
             return []  # a server older than LoggedModels has none
@@ -50,7 +43,7 @@ def made_models(server: Server, run_id: str, experiment_id: str) -> list[MadeMod
     ]
 
 
-def in_use(server: Server, run_id: str, experiment_id: str) -> set[str]:
+def in_use(server: TrackingClient, run_id: str, experiment_id: str) -> set[str]:
     """Return the names of a run's checkpoints that versions of registered models were made from, directly or not.
 
     An alias belongs to a version, so what an alias leads to is among them.
@@ -66,7 +59,7 @@ def in_use(server: Server, run_id: str, experiment_id: str) -> set[str]:
     return names
 
 
-def remove_models(server: Server, models: Iterable[MadeModel], checkpoint: str) -> None:
+def remove_models(server: TrackingClient, models: Iterable[MadeModel], checkpoint: str) -> None:
     """Remove the LoggedModels that were made from a checkpoint: their files first, so that it can be repeated.
 
     Raises:
@@ -75,9 +68,8 @@ def remove_models(server: Server, models: Iterable[MadeModel], checkpoint: str) 
     for model in models:
         if model.checkpoint == checkpoint:
             open_artifacts(model.location, server.uri).remove_model(model.model_id)
-            server.call(server.client.delete_logged_model, model.model_id)
+            server.once.delete_logged_model(model.model_id)
 
 
-def _sources(server: Server, wanted: str) -> list[str]:
-    versions = paged(server.call, server.client.search_model_versions, wanted, max_results=1000)
-    return [str(version.source) for version in versions]
+def _sources(server: TrackingClient, wanted: str) -> list[str]:
+    return [str(version.source) for version in server.once.search_model_versions(wanted)]

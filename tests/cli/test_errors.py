@@ -121,10 +121,10 @@ def test_a_checkpoint_without_history_loads_and_says_so(workplace: Workplace) ->
 
     from mltrain.manager import CheckpointManager
     from mltrain.run import opening as runs
-    from mltrain.tracking.client import Server
+    from mltrain.tracking.client import TrackingClient
 
     run_id, _ = damaged(workplace)
-    server = Server(workplace.uri, MlflowClient(workplace.uri))
+    server = TrackingClient(workplace.uri, MlflowClient(workplace.uri))
     run = runs.resume(server, run_id, take_over=False, launcher=None)
     manager = CheckpointManager(run)
     parts = manager.load()

@@ -20,7 +20,7 @@ from mltrain.errors import StorageError
 from mltrain.pipeline import Pipeline, Stage
 from mltrain.pipelines.pipeline_run import children, newest_parent
 from mltrain.run.opening import user
-from mltrain.tracking.client import Server, connect
+from mltrain.tracking.client import TrackingClient, connect
 from tests.support import tiny
 from tests.support.database import fresh_database
 
@@ -28,7 +28,7 @@ MORE_THAN_A_PAGE = 1005
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
     fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
@@ -58,14 +58,16 @@ def many(tmp_path: Path, count: int, tags: Mapping[str, str], place: str = "{roo
     return names
 
 
-def test_the_best_of_an_experiment_is_found_behind_a_thousand_newer_runs(server: Server, tmp_path: Path) -> None:
+def test_the_best_of_an_experiment_is_found_behind_a_thousand_newer_runs(
+    server: TrackingClient, tmp_path: Path
+) -> None:
     best = trained(1.0)
     many(tmp_path, MORE_THAN_A_PAGE, {})
     assert best_run(server, "Default", None, None) == best
 
 
 def test_runs_whose_artifacts_cannot_be_used_are_named_and_left_aside(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: TrackingClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     best, other = trained(1.0), trained(2.0)
     wrong = [
@@ -82,7 +84,7 @@ def test_runs_whose_artifacts_cannot_be_used_are_named_and_left_aside(
     assert compared(server, [best, *wrong]).best["epoch"] == [1, None, None, None]
 
 
-def test_where_no_run_can_be_read_that_is_an_error_of_the_store(server: Server, tmp_path: Path) -> None:
+def test_where_no_run_can_be_read_that_is_an_error_of_the_store(server: TrackingClient, tmp_path: Path) -> None:
     many(tmp_path, 2, {}, "nothing://known/{run}")
     with pytest.raises(StorageError, match="nothing://known"):
         best_run(server, "Default", None, None)
@@ -92,7 +94,9 @@ def test_where_no_run_can_be_read_that_is_an_error_of_the_store(server: Server, 
     assert ended.value.code == StorageError.exit_code
 
 
-def test_the_run_of_a_pipeline_is_found_behind_a_thousand_runs_of_its_stages(server: Server, tmp_path: Path) -> None:
+def test_the_run_of_a_pipeline_is_found_behind_a_thousand_runs_of_its_stages(
+    server: TrackingClient, tmp_path: Path
+) -> None:
     pipeline = Pipeline("long", [Stage("first", tiny.Config, build=tiny.build)])
     own = {"mltrain.pipeline": "long", "mlflow.user": user()}
     (parent,) = many(tmp_path, 1, own)

@@ -10,16 +10,16 @@ from mlflow import MlflowClient
 from mltrain.delivery.creation import Birth, Registration, experiment_id, recorded_birth
 from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import remember_home
-from mltrain.tracking.client import Refusal, Server
+from mltrain.tracking.client import Refusal, TrackingClient
 from mltrain.tracking.tags import BIRTH_TAG
 from tests.support.database import fresh_database
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Server:
+def server(tmp_path: Path) -> TrackingClient:
     fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    return Server(uri, MlflowClient(uri))
+    return TrackingClient(uri, MlflowClient(uri))
 
 
 class Losing:
@@ -48,11 +48,11 @@ class Losing:
         return created
 
 
-def active(server: Server, birth: Birth) -> list[str]:
+def active(server: TrackingClient, birth: Birth) -> list[str]:
     return [run.info.run_id for run in server.client.search_runs(["0"], f"tags.`{BIRTH_TAG}` = '{birth.id}'")]
 
 
-def test_asking_twice_creates_once(server: Server) -> None:
+def test_asking_twice_creates_once(server: TrackingClient) -> None:
     birth = Birth(None, "name", {"a": "b"})
     registration = Registration(server, birth)
     assert registration.info().run_id == registration.info().run_id
@@ -61,24 +61,24 @@ def test_asking_twice_creates_once(server: Server) -> None:
     assert active(server, birth) == [run.info.run_id]
 
 
-def test_a_lost_answer_makes_no_second_run(server: Server) -> None:
+def test_a_lost_answer_makes_no_second_run(server: TrackingClient) -> None:
     birth = Birth(None, "name", {})
-    registration = Registration(Server(server.uri, Losing(server.client, 1)), birth)
+    registration = Registration(TrackingClient(server.uri, Losing(server.client, 1)), birth)
     with pytest.raises(Refusal):
         registration.info()
     assert active(server, birth) == [registration.info().run_id]
 
 
-def test_another_process_finds_what_this_one_created_without_knowing(server: Server) -> None:
+def test_another_process_finds_what_this_one_created_without_knowing(server: TrackingClient) -> None:
     birth = Birth(None, "name", {})
     with pytest.raises(Refusal):
-        Registration(Server(server.uri, Losing(server.client, 1)), birth).info()
+        Registration(TrackingClient(server.uri, Losing(server.client, 1)), birth).info()
     assert active(server, birth) == [Registration(server, birth, tried=True).info().run_id]
 
 
-def test_a_request_that_is_applied_very_late_leaves_no_second_run(server: Server) -> None:
+def test_a_request_that_is_applied_very_late_leaves_no_second_run(server: TrackingClient) -> None:
     birth = Birth(None, "name", {})
-    registration = Registration(Server(server.uri, Losing(server.client, 1, late=True)), birth)
+    registration = Registration(TrackingClient(server.uri, Losing(server.client, 1, late=True)), birth)
     with pytest.raises(Refusal):
         registration.info()
     info = registration.info()
@@ -87,7 +87,7 @@ def test_a_request_that_is_applied_very_late_leaves_no_second_run(server: Server
     assert active(server, birth) == [info.run_id]
 
 
-def test_threads_that_ask_at_once_get_the_same_run(server: Server) -> None:
+def test_threads_that_ask_at_once_get_the_same_run(server: TrackingClient) -> None:
     registration = Registration(server, Birth(None, "name", {}))
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(registration.info().run_id)) for _ in range(4)]
@@ -123,7 +123,7 @@ def test_of_a_damaged_birth_what_else_is_known_takes_its_place(
     assert created.run_id == "b" * 32
 
 
-def test_an_experiment_is_made_where_there_is_none_and_refused_where_it_is_deleted(server: Server) -> None:
+def test_an_experiment_is_made_where_there_is_none_and_refused_where_it_is_deleted(server: TrackingClient) -> None:
     made = experiment_id(server, "new")
     assert experiment_id(server, "new") == made
     server.client.delete_experiment(made)

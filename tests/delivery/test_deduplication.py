@@ -13,15 +13,15 @@ from sqlalchemy import Engine, event
 
 from mltrain.delivery.deduplication import Delivered, delivered_beyond, points_between
 from mltrain.delivery.system_metrics import SYSTEM_KEYS
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from tests.support.database import fresh_database
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Server:
+def server(tmp_path: Path) -> TrackingClient:
     fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    return Server(uri, MlflowClient(uri))
+    return TrackingClient(uri, MlflowClient(uri))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def rows() -> Iterator[list[int]]:
     event.remove(Engine, "after_cursor_execute", count)
 
 
-def run_with(server: Server, points: dict[str, range]) -> str:
+def run_with(server: TrackingClient, points: dict[str, range]) -> str:
     run_id = str(server.client.create_run("0").info.run_id)
     for key, steps in points.items():
         metrics = [Metric(key, float(step), 1_700_000_000_000 + step, step) for step in steps]
@@ -47,7 +47,7 @@ def run_with(server: Server, points: dict[str, range]) -> str:
     return run_id
 
 
-def test_only_what_is_beyond_the_start_is_delivered_already(server: Server) -> None:
+def test_only_what_is_beyond_the_start_is_delivered_already(server: TrackingClient) -> None:
     run_id = run_with(server, {"loss": range(100), "val/loss": range(0, 90, 10)})
     delivered = delivered_beyond(server, server.run(run_id), 95)
     for step in (95, 96, 99, 100):
@@ -56,7 +56,7 @@ def test_only_what_is_beyond_the_start_is_delivered_already(server: Server) -> N
         assert "val/loss" in new
 
 
-def test_a_key_that_ends_before_the_start_is_not_looked_at(server: Server, rows: list[int]) -> None:
+def test_a_key_that_ends_before_the_start_is_not_looked_at(server: TrackingClient, rows: list[int]) -> None:
     run_id = run_with(server, {f"old{n}": range(3) for n in range(20)} | {"loss": range(50)})
     run = server.run(run_id)
     rows.clear()
@@ -67,13 +67,13 @@ def test_a_key_that_ends_before_the_start_is_not_looked_at(server: Server, rows:
     assert len(rows) == few
 
 
-def test_what_the_machine_did_is_not_looked_at(server: Server) -> None:
+def test_what_the_machine_did_is_not_looked_at(server: TrackingClient) -> None:
     run_id = run_with(server, {SYSTEM_KEYS[0]: range(0, 900, 15)})
     delivered = delivered_beyond(server, server.run(run_id), 10)
     assert delivered.new({SYSTEM_KEYS[0]: 1.0}, 15, False) == {SYSTEM_KEYS[0]: 1.0}
 
 
-def test_more_points_than_an_answer_holds_are_all_read(server: Server) -> None:
+def test_more_points_than_an_answer_holds_are_all_read(server: TrackingClient) -> None:
     run_id = run_with(server, {"loss": range(5000)})
     found = list(points_between(server, run_id, "loss", 100, 4999))
     assert sorted(step for step, _ in found) == list(range(100, 5000))

@@ -6,18 +6,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
 from mltrain.errors import StorageError
 from mltrain.store.local import LocalArtifacts
-from mltrain.tracking.client import Refusal
+from mltrain.tracking.client import TrackingClient
 
 
 class Recording:
     """A tracking server that takes points, or refuses those of one key."""
-
-    client = None
 
     def __init__(self, refused: str = "") -> None:
         self.taken: list[tuple[str, int]] = []
@@ -25,21 +25,17 @@ class Recording:
         self.denied = False
         """Whether the user may not write, or the run is deleted."""
         self.asked = threading.Semaphore(0)
-        self.client: Any = self
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
         self.asked.release()
         if self.denied:
-            raise Refusal("403: not you", permanent=True, denied=True)
+            raise MlflowException("not you", error_code=PERMISSION_DENIED)
         if any(metric.key == self.refused for metric in metrics):
-            raise Refusal("400: bad key", permanent=True)
+            raise MlflowException("bad key", error_code=INVALID_PARAMETER_VALUE)
         self.taken += [(metric.key, metric.step) for metric in metrics]
 
     def get_run(self, run_id: str) -> Any:
         return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"))
-
-    def call(self, function: Any, *arguments: Any, **named: Any) -> Any:
-        return function(*arguments, **named)
 
 
 class Forbidding(LocalArtifacts):
@@ -58,7 +54,9 @@ def journal(tmp_path: Path) -> Journal:
 
 def test_a_file_that_is_refused_is_parked_and_points_flow(journal: Journal, tmp_path: Path) -> None:
     server = Recording()
-    sender = Sender(server, lambda: "0" * 32, journal, Forbidding(tmp_path), lambda: True)  # type: ignore[arg-type]
+    sender = Sender(
+        TrackingClient("http://127.0.0.1:1", server), lambda: "0" * 32, journal, Forbidding(tmp_path), lambda: True
+    )
     journal.log_item("file", "", str(tmp_path / "file"))
     journal.log_metrics({"a": 1.0}, 1, 1)
     assert sender.drain(20)
@@ -71,7 +69,9 @@ def test_a_point_that_is_refused_is_parked_and_the_others_of_its_batch_flow(jour
     for step in range(50):
         journal.log_metrics({"bad" if step == 17 else "good": float(step)}, step, step)
     journal.flush()
-    sender = Sender(server, lambda: "0" * 32, journal, LocalArtifacts(tmp_path), lambda: True)  # type: ignore[arg-type]
+    sender = Sender(
+        TrackingClient("http://127.0.0.1:1", server), lambda: "0" * 32, journal, LocalArtifacts(tmp_path), lambda: True
+    )
     assert sender.drain(20)
     assert sorted(server.taken) == [("good", step) for step in range(50) if step != 17]
     journal.close()
@@ -83,7 +83,14 @@ def denied(journal: Journal, folder: Path, **seconds: float) -> tuple[Recording,
     server.denied = True
     journal.log_metrics({"a": 1.0}, 1, 1)
     journal.flush()
-    sender = Sender(server, lambda: "0" * 32, journal, LocalArtifacts(folder), lambda: True, **seconds)  # type: ignore[arg-type]
+    sender = Sender(
+        TrackingClient("http://127.0.0.1:1", server),
+        lambda: "0" * 32,
+        journal,
+        LocalArtifacts(folder),
+        lambda: True,
+        **seconds,
+    )
     assert server.asked.acquire(timeout=20)
     while sender.trouble is None:  # until it has taken notice
         threading.Event().wait(0.01)

@@ -19,7 +19,7 @@ from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
 from mltrain.delivery.sending_process import POINTS_A_BATCH, Courier
 from mltrain.store.local import LocalArtifacts
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from tests.support.database import fresh_database
 
 
@@ -227,7 +227,7 @@ def test_it_does_not_outlive_a_killed_training_whose_data_workers_do(
 def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
     courier: Courier, journal: Journal, uri: str, run_id: str, tmp_path: Path
 ) -> None:
-    server = Server(uri, MlflowClient(uri))
+    server = TrackingClient(uri, MlflowClient(uri))
     sender = Sender(server, lambda: run_id, journal, LocalArtifacts(tmp_path), lambda: True, courier)
     deadline = time.monotonic() + 120
     step = 2500

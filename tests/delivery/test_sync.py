@@ -14,7 +14,7 @@ from mltrain.delivery.journal import Journal
 from mltrain.delivery.sync import Synced, sync
 from mltrain.ownership.run_folder import home_of, known_home, remember_home
 from mltrain.run.tracked import TrackedRun
-from mltrain.tracking.client import Server, connect
+from mltrain.tracking.client import TrackingClient, connect
 from tests.support.database import fresh_database
 
 
@@ -25,11 +25,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "mlflow.db"
 
 
-def at(file: Path) -> Server:
-    return connect(f"sqlite:///{file}", patience=0.0)
+def at(file: Path) -> TrackingClient:
+    return connect(f"sqlite:///{file}", retry_seconds=0.0)
 
 
-def left_behind(server: Server, *steps: int) -> str:
+def left_behind(server: TrackingClient, *steps: int) -> str:
     """Return the id of a run, of which these points wait on this machine."""
     run_id = str(server.client.create_run("0").info.run_id)
     journal = Journal(home_of(server, run_id) / "journal.sqlite", 1)
@@ -38,7 +38,7 @@ def left_behind(server: Server, *steps: int) -> str:
     return run_id
 
 
-def steps_of(server: Server, run_id: str) -> list[int]:
+def steps_of(server: TrackingClient, run_id: str) -> list[int]:
     return [point.step for point in server.client.get_metric_history(run_id, "loss")]
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_was_never_created_is_created_at_another_address_when_that_is
     assert known_home(here, created.run_id) == home
 
 
-def record(server: Server, run_id: str) -> None:
+def record(server: TrackingClient, run_id: str) -> None:
     from mltrain.ownership.run_folder import record_address
 
     record_address(server, home_of(server, run_id))

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mltrain.commands.evaluate import reader
 from mltrain.run import stage_outputs as outputs
 from mltrain.store.local import LocalArtifacts
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from tests.support.equality import same
 from tests.support.workplace import Done, Workplace
 
@@ -81,7 +81,7 @@ class Cardiac:
         return MlflowClient(self.workplace.uri)
 
     def parts(self, run_id: str) -> object:
-        return reader(run_id, Server(self.workplace.uri, self.client)).load("latest")[1]
+        return reader(run_id, TrackingClient(self.workplace.uri, self.client)).load("latest")[1]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mltrain.ownership import launcher
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from tests.support.database import fresh_database
 
 
@@ -23,6 +23,6 @@ def test_modules_in_the_working_directory_are_not_executed(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    assert launcher.after(Server(uri, client), gone.pid, run_id, "KILLED").wait(120) == 0
+    assert launcher.after(TrackingClient(uri, client), gone.pid, run_id, "KILLED").wait(120) == 0
     assert client.get_run(run_id).info.status == "KILLED"
     assert not (tmp_path / "executed").exists()

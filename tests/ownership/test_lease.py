@@ -11,7 +11,7 @@ import pytest
 import mltrain.ownership.lease as lease_module
 from mltrain.errors import TrackingError
 from mltrain.ownership.lease import Lease
-from mltrain.tracking.client import Refusal, Server
+from mltrain.tracking.client import Refusal, TrackingClient
 from mltrain.tracking.tags import ATTEMPT_PREFIX, HEARTBEAT_TAG, STATUS_TAG
 
 RUN = "a" * 32
@@ -68,7 +68,7 @@ def client() -> Client:
 @pytest.fixture
 def quiet(client: Client) -> Iterator[Lease]:
     """A lease that sends no heartbeat while a test lasts."""
-    held = Lease(Server("http://127.0.0.1:1", client), 1, beat_seconds=3600.0, lease_seconds=7200.0)
+    held = Lease(TrackingClient("http://127.0.0.1:1", client), 1, beat_seconds=3600.0, lease_seconds=7200.0)
     held.begin(RUN)
     yield held
     held.close()
@@ -76,7 +76,7 @@ def quiet(client: Client) -> Iterator[Lease]:
 
 @pytest.fixture
 def lease(client: Client) -> Iterator[Lease]:
-    held = Lease(Server("http://127.0.0.1:1", client), 1, beat_seconds=0.05)
+    held = Lease(TrackingClient("http://127.0.0.1:1", client), 1, beat_seconds=0.05)
     held.begin(RUN)
     yield held
     held.close()
@@ -175,7 +175,7 @@ def test_an_answer_from_before_the_sleep_does_not_end_the_doubt(quiet: Lease, cl
 
 
 def test_who_could_not_deliver_heartbeats_for_the_lease_asks_before_it_writes(client: Client) -> None:
-    lease = Lease(Server("http://127.0.0.1:1", client), 1, beat_seconds=0.05, lease_seconds=0.1)
+    lease = Lease(TrackingClient("http://127.0.0.1:1", client), 1, beat_seconds=0.05, lease_seconds=0.1)
     lease.begin(RUN)
     client.answers = False
     until(lease._doubtful)
@@ -187,7 +187,7 @@ def test_who_could_not_deliver_heartbeats_for_the_lease_asks_before_it_writes(cl
 
 
 def test_who_was_asleep_and_cannot_ask_goes_on_but_does_not_act_for_certain(client: Client) -> None:
-    lease = Lease(Server("http://127.0.0.1:1", client), 1, beat_seconds=0.05, lease_seconds=7200.0)
+    lease = Lease(TrackingClient("http://127.0.0.1:1", client), 1, beat_seconds=0.05, lease_seconds=7200.0)
     lease.begin(RUN)
     client.answers = False
     asleep(lease)
@@ -218,7 +218,7 @@ def test_a_server_that_does_not_answer_is_told_to_who_keeps(quiet: Lease, client
 
 def test_a_deleted_run_is_said_and_gets_no_heartbeat_until_it_is_restored(client: Client) -> None:
     client.stage = "deleted"
-    lease = Lease(Server("http://127.0.0.1:1", client), 1, beat_seconds=0.05)
+    lease = Lease(TrackingClient("http://127.0.0.1:1", client), 1, beat_seconds=0.05)
     lease.begin(RUN)
     until(lambda: lease.gone is not None)
     assert lease.keep()
@@ -275,7 +275,7 @@ def test_a_status_that_is_being_put_right_is_waited_for(lease: Lease, client: Cl
 
 
 def test_a_run_that_does_not_exist_yet_is_not_asked_for(client: Client) -> None:
-    lease = Lease(Server("http://127.0.0.1:1", client), 1, beat_seconds=0.05)
+    lease = Lease(TrackingClient("http://127.0.0.1:1", client), 1, beat_seconds=0.05)
     try:
         assert lease.keep()
         asleep(lease)

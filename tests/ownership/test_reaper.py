@@ -10,7 +10,7 @@ import pytest
 from mltrain.ownership import liveness
 from mltrain.ownership.attempts import STATUS_OF, conclude, ending_tags
 from mltrain.ownership.reaper import reap
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import ATTEMPT_PREFIX, HEARTBEAT_TAG, HOLDER_TAG, STATUS_TAG
 
 RUN = "a" * 32
@@ -87,8 +87,8 @@ class Client:
         self.status = "FINISHED"
 
 
-def server(client: Client) -> Server:
-    return Server("http://127.0.0.1:1", client)
+def server(client: Client) -> TrackingClient:
+    return TrackingClient("http://127.0.0.1:1", client)
 
 
 def reaped(client: Client, meanwhile: Callable[[], None] = lambda: None) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from mltrain.errors import RunHeld
 from mltrain.ownership import liveness
 from mltrain.ownership.run_folder import address_of, home_of, homes, known_home, locked, stores, was_left
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 
 RUN = "a" * 32
 HOLDING = """
@@ -27,16 +27,16 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return Server("http://127.0.0.1:1", None)
+    return TrackingClient("http://127.0.0.1:1", None)
 
 
 def elsewhere(who: dict[str, Any]) -> dict[str, Any]:
     return {**who, "boot": "another"}
 
 
-def test_a_lock_that_is_free_proves_that_its_last_holder_has_ended(server: Server) -> None:
+def test_a_lock_that_is_free_proves_that_its_last_holder_has_ended(server: TrackingClient) -> None:
     home = home_of(server, RUN)
     words = [sys.executable, "-c", HOLDING, str(home)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holding:
@@ -50,14 +50,14 @@ def test_a_lock_that_is_free_proves_that_its_last_holder_has_ended(server: Serve
     assert not was_left(server, RUN, elsewhere(who))  # that one wrote from another home
 
 
-def test_a_home_that_nobody_wrote_from_proves_nothing(server: Server) -> None:
+def test_a_home_that_nobody_wrote_from_proves_nothing(server: TrackingClient) -> None:
     assert not was_left(server, RUN, liveness.own())
     home_of(server, RUN)
     assert not was_left(server, RUN, liveness.own())
     assert not was_left(server, RUN, {})
 
 
-def test_what_earlier_versions_recorded_in_a_home_proves_nothing(server: Server) -> None:
+def test_what_earlier_versions_recorded_in_a_home_proves_nothing(server: TrackingClient) -> None:
     (home_of(server, RUN) / "holder.json").write_text(json.dumps({"host": "here", "pid": 1}))
     assert not was_left(server, RUN, {"host": "here", "pid": 1, "attempt": 1, "boot": "", "born": 1.0})
     (home_of(server, RUN) / "holder.json").write_text("[]")
@@ -90,7 +90,7 @@ def test_spellings_of_one_store_have_one_folder(
     (tmp_path / "link").symlink_to(tmp_path)
     one, other = one.format(here=tmp_path), other.format(here=tmp_path)
     assert address_of(one) == address_of(other)
-    assert homes(Server(one, None)) == homes(Server(other, None))
+    assert homes(TrackingClient(one, None)) == homes(TrackingClient(other, None))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_spellings_of_one_store_have_one_folder(
     ],
 )
 def test_other_stores_have_other_folders(one: str, other: str) -> None:
-    assert homes(Server(one, None)) != homes(Server(other, None))
+    assert homes(TrackingClient(one, None)) != homes(TrackingClient(other, None))
 
 
 def test_a_password_is_in_no_address() -> None:
@@ -113,7 +113,7 @@ def test_a_password_is_in_no_address() -> None:
 
 def test_a_home_that_an_earlier_version_made_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path))
-    server = Server("http://127.0.0.1:5000/", None)
+    server = TrackingClient("http://127.0.0.1:5000/", None)
     run_id = "a" * 32
     earlier = tmp_path / uuid.uuid5(uuid.NAMESPACE_URL, server.uri).hex[:12] / run_id
     earlier.mkdir(parents=True)
@@ -123,7 +123,7 @@ def test_a_home_that_an_earlier_version_made_is_found(tmp_path: Path, monkeypatc
 
 def test_a_home_in_whose_place_something_else_is_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path))
-    server = Server("http://localhost:5000", None)
+    server = TrackingClient("http://localhost:5000", None)
     place = homes(server) / ("a" * 32)
     place.parent.mkdir(parents=True)
     place.write_text("no folder")

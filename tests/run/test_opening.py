@@ -17,14 +17,14 @@ from mltrain.run import opening
 from mltrain.run.listing import listed
 from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.client import Server, connect, paged
+from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import LAUNCHER_OF_TAG
 from tests.support.database import fresh_database
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
     fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
@@ -32,7 +32,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 @pytest.fixture
-def client(server: Server) -> MlflowClient:
+def client(server: TrackingClient) -> MlflowClient:
     return server.client.made()  # type: ignore[no-any-return] # it is one
 
 
@@ -40,7 +40,7 @@ def empty_run(client: MlflowClient) -> str:
     return str(client.create_run("0", run_name="launcher").info.run_id)
 
 
-def adopted(server: Server, run_id: str) -> None:
+def adopted(server: TrackingClient, run_id: str) -> None:
     run = opening.adopt(server, Launcher(run_id, None), None, "project", {})
     run.close("FINISHED", "done", 20.0)
 
@@ -50,7 +50,9 @@ def dump(tmp_path: Path) -> list[str]:
         return list(database.iterdump())
 
 
-def test_an_empty_run_with_the_parameters_of_its_launcher_is_adopted(server: Server, client: MlflowClient) -> None:
+def test_an_empty_run_with_the_parameters_of_its_launcher_is_adopted(
+    server: TrackingClient, client: MlflowClient
+) -> None:
     run_id = empty_run(client)
     client.log_param(run_id, "epochs", "'3'")
     client.set_terminated(run_id, "FAILED")  # a launcher that gave up before
@@ -61,7 +63,7 @@ def test_an_empty_run_with_the_parameters_of_its_launcher_is_adopted(server: Ser
 
 @pytest.mark.parametrize("what", ["a training", "metrics", "an artifact", "a tag of mltrain", "a claim"])
 def test_a_run_in_which_something_was_recorded_is_not_adopted(
-    what: str, server: Server, client: MlflowClient, tmp_path: Path
+    what: str, server: TrackingClient, client: MlflowClient, tmp_path: Path
 ) -> None:
     run_id = empty_run(client)
     if what == "a training":
@@ -80,7 +82,9 @@ def test_a_run_in_which_something_was_recorded_is_not_adopted(
     assert dump(tmp_path) == before
 
 
-def test_the_refusal_names_the_command_that_continues_the_training(server: Server, client: MlflowClient) -> None:
+def test_the_refusal_names_the_command_that_continues_the_training(
+    server: TrackingClient, client: MlflowClient
+) -> None:
     run_id = empty_run(client)
     adopted(server, run_id)
     with pytest.raises(UsageError, match=f"mltrain train --resume-run {run_id}"):
@@ -88,7 +92,7 @@ def test_the_refusal_names_the_command_that_continues_the_training(server: Serve
 
 
 def test_mlflow_run_does_not_leave_a_refused_training_as_failed(
-    server: Server, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    server: TrackingClient, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = empty_run(client)
     adopted(server, run_id)
@@ -100,7 +104,7 @@ def test_mlflow_run_does_not_leave_a_refused_training_as_failed(
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "a word", "deleted"])
-def test_a_run_that_is_not_there_is_not_adopted(run_id: str, server: Server, client: MlflowClient) -> None:
+def test_a_run_that_is_not_there_is_not_adopted(run_id: str, server: TrackingClient, client: MlflowClient) -> None:
     if run_id == "deleted":
         run_id = empty_run(client)
         client.delete_run(run_id)
@@ -108,7 +112,7 @@ def test_a_run_that_is_not_there_is_not_adopted(run_id: str, server: Server, cli
         adopted(server, run_id)
 
 
-def test_a_run_is_adopted_once_also_by_two_at_the_same_moment(server: Server, client: MlflowClient) -> None:
+def test_a_run_is_adopted_once_also_by_two_at_the_same_moment(server: TrackingClient, client: MlflowClient) -> None:
     run_id = empty_run(client)
     first = opening.adoptable(server, Launcher(run_id, None))
     adopted(server, run_id)
@@ -119,7 +123,7 @@ def test_a_run_is_adopted_once_also_by_two_at_the_same_moment(server: Server, cl
 
 @pytest.mark.parametrize("launcher", ["a finished training", "an orchestrator's run", "no run", "mlflow run"])
 def test_only_the_empty_run_of_mlflow_run_is_hidden_beside_a_resumed_one(
-    launcher: str, server: Server, client: MlflowClient
+    launcher: str, server: TrackingClient, client: MlflowClient
 ) -> None:
     resumed, other = empty_run(client), empty_run(client)
     adopted(server, resumed)
@@ -135,7 +139,9 @@ def test_only_the_empty_run_of_mlflow_run_is_hidden_beside_a_resumed_one(
     assert (LAUNCHER_OF_TAG in tags) == (launcher == "mlflow run")
 
 
-def test_a_loop_does_not_write_into_an_active_run_that_holds_a_training(server: Server, client: MlflowClient) -> None:
+def test_a_loop_does_not_write_into_an_active_run_that_holds_a_training(
+    server: TrackingClient, client: MlflowClient
+) -> None:
     run_id = empty_run(client)
     client.set_tag(run_id, "mltrain.project", "segmentation")
     (Path(client.get_run(run_id).info.artifact_uri)).mkdir(parents=True)
@@ -143,7 +149,7 @@ def test_a_loop_does_not_write_into_an_active_run_that_holds_a_training(server: 
         CheckpointManager()
 
 
-def moved(server: Server, client: MlflowClient, tmp_path: Path, how: str) -> str:
+def moved(server: TrackingClient, client: MlflowClient, tmp_path: Path, how: str) -> str:
     run_id = empty_run(client)
     adopted(server, run_id)
     place = Path(client.get_run(run_id).info.artifact_uri)
@@ -162,7 +168,7 @@ def moved(server: Server, client: MlflowClient, tmp_path: Path, how: str) -> str
 
 @pytest.mark.parametrize("how", ["moved", "an empty mount point", "the folder of the run"])
 def test_artifacts_that_are_gone_are_named_and_their_folder_is_not_made_again(
-    how: str, server: Server, client: MlflowClient, tmp_path: Path
+    how: str, server: TrackingClient, client: MlflowClient, tmp_path: Path
 ) -> None:
     run_id = moved(server, client, tmp_path, how)
     place = Path(client.get_run(run_id).info.artifact_uri)
@@ -182,7 +188,7 @@ def test_artifacts_that_are_gone_are_named_and_their_folder_is_not_made_again(
 
 
 def test_a_new_run_does_not_make_the_folder_of_an_experiment_that_was_moved(
-    server: Server, client: MlflowClient, tmp_path: Path
+    server: TrackingClient, client: MlflowClient, tmp_path: Path
 ) -> None:
     moved(server, client, tmp_path, "moved")
     with pytest.raises(StorageError, match=str(tmp_path / "mlruns")):
@@ -206,7 +212,9 @@ def test_what_moved_with_the_database_is_found_and_the_remedy_leads_there(
         artifacts_of(server, server.run(run_id))
 
 
-def test_a_run_that_was_killed_before_anything_was_kept_is_no_moved_store(server: Server, client: MlflowClient) -> None:
+def test_a_run_that_was_killed_before_anything_was_kept_is_no_moved_store(
+    server: TrackingClient, client: MlflowClient
+) -> None:
     run = client.get_run(empty_run(client))
     assert artifacts_of(server, run).entries() == []
 
@@ -224,7 +232,7 @@ def test_a_run_that_was_killed_before_anything_was_kept_is_no_moved_store(server
     ],
 )
 def test_an_experiment_whose_artifacts_cannot_be_reached_gets_no_run(
-    uri: str, said: str, server: Server, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, said: str, server: TrackingClient, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("boto3", "google.cloud.storage", "paramiko"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -242,15 +250,15 @@ def test_an_experiment_whose_artifacts_cannot_be_reached_gets_no_run(
         open_artifacts(uri, server.uri)
 
 
-def test_a_search_takes_all_pages(server: Server, client: MlflowClient) -> None:
+def test_a_search_takes_all_pages(server: TrackingClient, client: MlflowClient) -> None:
     made = {empty_run(client) for _ in range(7)}
-    found = [run.info.run_id for run in paged(server.insist, client.search_runs, ["0"], max_results=2)]
+    found = [run.info.run_id for run in server.search_runs(["0"], "", page=2)]
     assert len(found) == 7
     assert set(found) == made
 
 
 def test_runs_that_are_hidden_do_not_take_the_places_of_those_that_are_shown(
-    server: Server, client: MlflowClient
+    server: TrackingClient, client: MlflowClient
 ) -> None:
     for hidden in (False, True, True):
         run_id = empty_run(client)

@@ -16,7 +16,7 @@ from mltrain.run import stage_outputs as outputs
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.remote import RemoteArtifacts
-from mltrain.tracking.client import Server
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import STAGE_INPUTS_TAG
 from tests.support.database import fresh_database
 
@@ -141,20 +141,20 @@ def test_a_file_that_no_artifact_can_be_called_is_refused(name: str, artifacts: 
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
     fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    return Server(uri, MlflowClient(uri))
+    return TrackingClient(uri, MlflowClient(uri))
 
 
-def given_run(server: Server, made: Path) -> tuple[outputs.Output, LocalArtifacts]:
+def given_run(server: TrackingClient, made: Path) -> tuple[outputs.Output, LocalArtifacts]:
     run = server.client.create_run("0")
     artifacts = LocalArtifacts(Path(run.info.artifact_uri))
     return outputs.commit(run.info.run_id, artifacts, "a01", made), artifacts
 
 
-def test_a_copy_holds_exactly_what_was_handed_on_and_is_put_right(server: Server, made: Path) -> None:
+def test_a_copy_holds_exactly_what_was_handed_on_and_is_put_right(server: TrackingClient, made: Path) -> None:
     output, _ = given_run(server, made)
     folder = outputs.fetched(server, output)
     (folder / "parts" / "one.bin").write_bytes(b"damaged")
@@ -190,7 +190,7 @@ def a_folder_in_place_of_the_lock(copy: Path) -> None:
     "harm", [a_file_in_place_of_the_copy, a_folder_in_place_of_a_file, a_folder_in_place_of_the_lock]
 )
 def test_what_stands_in_the_place_of_a_copy_is_set_aside(
-    harm: Callable[[Path], None], server: Server, made: Path
+    harm: Callable[[Path], None], server: TrackingClient, made: Path
 ) -> None:
     output, _ = given_run(server, made)
     harm(outputs.fetched(server, output))
@@ -198,21 +198,23 @@ def test_what_stands_in_the_place_of_a_copy_is_set_aside(
     assert sorted(file.name for file in again.rglob("*") if file.is_file()) == ["about.json", "one.bin"]
 
 
-def test_what_is_damaged_in_the_store_is_not_handed_on(server: Server, made: Path) -> None:
+def test_what_is_damaged_in_the_store_is_not_handed_on(server: TrackingClient, made: Path) -> None:
     output, artifacts = given_run(server, made)
     (Path(str(artifacts.local_root)) / "output" / "a01" / "about.json").write_text("[]")
     with pytest.raises(DamagedCheckpoint, match=r"about.json of a01 is not what was committed"):
         outputs.fetched(server, output)
 
 
-def test_an_intact_copy_needs_no_store(server: Server, made: Path) -> None:
+def test_an_intact_copy_needs_no_store(server: TrackingClient, made: Path) -> None:
     output, artifacts = given_run(server, made)
     folder = outputs.fetched(server, output)
     artifacts.remove_output("a01")
     assert outputs.fetched(server, output) == folder
 
 
-def test_inputs_of_a_run_are_fetched_by_its_tag_and_given_ones_are_left_alone(server: Server, made: Path) -> None:
+def test_inputs_of_a_run_are_fetched_by_its_tag_and_given_ones_are_left_alone(
+    server: TrackingClient, made: Path
+) -> None:
     output, artifacts = given_run(server, made)
     run = server.client.create_run("0", tags={STAGE_INPUTS_TAG: outputs.described({"files": output})})
     assert outputs.fetched_inputs(server, run) == {"files": str(outputs.fetched(server, output))}

@@ -103,7 +103,7 @@ class Workplace:
         from mlflow import MlflowClient
 
         from mltrain.commands.evaluate import reader
-        from mltrain.tracking.client import Server
+        from mltrain.tracking.client import TrackingClient
 
-        found = reader(run_id, Server(self.uri, MlflowClient(self.uri)))
+        found = reader(run_id, TrackingClient(self.uri, MlflowClient(self.uri)))
         return found.load("latest")[1]

@@ -13,7 +13,7 @@ import tenacity
 from mlflow.utils.name_utils import _generate_random_name
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
-from mltrain.tracking import own_random
+from mltrain.compat import own_random
 
 DRAWS: dict[str, Callable[[], object]] = {
     "s3transfer": lambda: s3transfer.utils.random_file_extension(),
@@ -37,7 +37,7 @@ def test_modules_imported_before_and_after_are_changed_alike() -> None:
     code = (
         "import random, sys\n"
         "import tenacity.wait\n"
-        "import mltrain.tracking\n"
+        "import mltrain.compat\n"
         "import s3transfer.utils, opentelemetry.sdk.metrics._internal.exemplar.exemplar_reservoir as reservoir\n"
         "state = random.getstate()\n"
         "s3transfer.utils.random.choice('ab'), tenacity.wait.random.uniform(0, 1), reservoir.randrange(9)\n"

@@ -1,0 +1,91 @@
+"""Private attributes, endpoints and defaults of MLflow; each has a test that fails when MLflow no longer has it."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+# MLflow's defaults hold a call for four minutes when the server is gone, and sleep for as long as a Retry-After says.
+# mltrain retries by itself, and can stop.
+CLIENT_DEFAULTS: Mapping[str, str] = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # would draw from Python's global random numbers
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # mltrain prints it once, at the start
+    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
+}
+LONGEST_WAIT = 60.0
+"""Seconds to which the wait that a server asks for is cut."""
+MOST_POINTS = 2000
+"""Points of one answer to :func:`points_between`. MLflow returns at most 2,500, and samples where there are more."""
+INTERVAL_ENDPOINT = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
+
+
+def set_client_defaults() -> None:
+    """Set MLflow's environment variables to mltrain's defaults where the user has not set them."""
+    for name, value in CLIENT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def latest_points(run: Any) -> Iterable[Any]:
+    """Return the latest point of every metric of a run; the public mapping has the values without their steps."""
+    points: Iterable[Any] = run.data._metric_objs
+    return points
+
+
+def points_between(client: Any, uri: str, run_id: str, key: str, first: int, last: int) -> list[tuple[int, float]]:
+    """Return step and value of a metric's points between two steps, which MLflow's client does not offer.
+
+    Args:
+        client: an ``MlflowClient``.
+        uri: of its tracking store.
+        run_id: of the run.
+        key: of the metric.
+        first: step.
+        last: step, included.
+
+    Returns:
+        At most :data:`MOST_POINTS` points; where there are that many, MLflow may have left some out.
+    """
+    store: Any = client._tracking_client.store
+    if not uri.startswith(("http://", "https://")):
+        found = store.get_metric_history_bulk_interval([run_id], key, MOST_POINTS, first, last)
+        return [(int(metric.step), float(metric.value)) for metric in found]
+    from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+    asked = {"run_ids": run_id, "metric_key": key, "start_step": first, "end_step": last, "max_results": MOST_POINTS}
+    answer = http_request(store.get_host_creds(), INTERVAL_ENDPOINT, "GET", params=asked)
+    points = verify_rest_response(answer, INTERVAL_ENDPOINT).json().get("metrics", [])
+    return [(int(point.get("step", 0)), float(point.get("value", 0.0))) for point in points]
+
+
+def asked_to_wait(error: BaseException | None) -> float:
+    """Return the seconds of a response's Retry-After header, at most :data:`LONGEST_WAIT`, or 0.
+
+    MLflow's errors leave the headers out; the response itself is still in one of the frames that raised.
+    """
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            headers = getattr(trace.tb_frame.f_locals.get("response"), "headers", None)
+            if isinstance(headers, Mapping) and "Retry-After" in headers:
+                try:
+                    return min(LONGEST_WAIT, max(0.0, float(headers["Retry-After"])))
+                except ValueError:
+                    return 0.0  # a date, and the two clocks may differ
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+    return 0.0
+
+
+def download(repository: Any, path: str, file: Path) -> None:
+    """Download one artifact. ``download_artifacts`` would list first, and give every failure the same error."""
+    repository._download_file(path, str(file))
+
+
+def s3_client(repository: Any) -> Any:
+    """Return the boto3 client of an S3 artifact repository."""
+    return repository._get_s3_client()

@@ -1,0 +1,102 @@
+"""MLflow still has what mltrain uses of it beyond its public interface."""
+
+import inspect
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import mlflow.environment_variables
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.server.handlers import get_endpoints
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+from mlflow.store.tracking.rest_store import RestStore
+
+from mltrain.compat import private
+from tests.support.database import fresh_database
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> MlflowClient:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture
+def run_id(client: MlflowClient) -> str:
+    run_id = str(client.create_run("0").info.run_id)
+    client.log_batch(run_id, metrics=[Metric("loss", 2.0 * step, 1_700_000_000_000 + step, step) for step in range(20)])
+    return run_id
+
+
+@pytest.mark.parametrize("name", sorted(private.CLIENT_DEFAULTS))
+def test_mlflow_reads_the_environment_variable(name: str) -> None:
+    assert name in vars(mlflow.environment_variables)
+
+
+def test_a_run_has_its_latest_points_with_their_steps(client: MlflowClient, run_id: str) -> None:
+    assert [(point.key, point.step) for point in private.latest_points(client.get_run(run_id))] == [("loss", 19)]
+
+
+def test_a_database_returns_the_points_between_two_steps(client: MlflowClient, run_id: str) -> None:
+    found = private.points_between(client, "sqlite:///", run_id, "loss", 3, 5)
+    assert sorted(found) == [(3, 6.0), (4, 8.0), (5, 10.0)]
+
+
+def test_a_server_has_the_endpoint_for_the_points_between_two_steps() -> None:
+    assert private.INTERVAL_ENDPOINT in {path for path, _, methods in get_endpoints() if "GET" in methods}
+    store = MlflowClient("http://127.0.0.1:1")._tracking_client.store
+    assert isinstance(store, RestStore)
+    assert callable(store.get_host_creds)
+
+
+@pytest.mark.parametrize("kind", [MlflowArtifactsRepository, HttpArtifactRepository, S3ArtifactRepository])
+def test_an_artifact_repository_downloads_one_file(kind: type) -> None:
+    assert list(inspect.signature(kind._download_file).parameters) == ["self", "remote_file_path", "local_path"]  # type: ignore[attr-defined]
+
+
+def test_the_repository_of_a_bucket_has_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    repository = S3ArtifactRepository("s3://bucket/folder")
+    assert callable(private.s3_client(repository).list_multipart_uploads)
+    assert repository.parse_s3_compliant_uri("s3://bucket/folder") == ("bucket", "folder")
+
+
+class Busy(BaseHTTPRequestHandler):
+    """A server that asks to come back later."""
+
+    wait = "7"
+
+    def do_GET(self) -> None:
+        self.send_response(429)
+        self.send_header("Retry-After", self.wait)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name, value in private.CLIENT_DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("wait", "seconds"), [("7", 7.0), ("3600", private.LONGEST_WAIT), ("Fri, 31 Dec 1999", 0.0)])
+def test_the_seconds_that_a_server_asks_to_wait_are_found(
+    wait: str, seconds: float, busy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Busy, "wait", wait)
+    with pytest.raises(MlflowException) as raised:
+        MlflowClient(busy).get_run("a" * 32)
+    assert private.asked_to_wait(raised.value) == seconds
