@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from mltrain.state import TrainState as TrainState
     from mltrain.steps import Supervised as Supervised
     from mltrain.stopping import EarlyStopping as EarlyStopping
-    from mltrain.trainer import Task as Task
-    from mltrain.trainer import Trainer as Trainer
-    from mltrain.triggers import Every as Every
+    from mltrain.task import Task as Task
+    from mltrain.trainer.loop import Trainer as Trainer
+    from mltrain.trainer.ports import NullSaver as NullSaver
+    from mltrain.trainer.ports import NullTracker as NullTracker
 
 _HOMES = {
     "CheckpointManager": "manager",
@@ -54,10 +55,11 @@ _HOMES = {
     "Supervised": "steps",
     "EarlyStopping": "stopping",
     "open_run": "run.opening",
-    "Task": "trainer",
-    "Trainer": "trainer",
+    "Task": "task",
+    "Trainer": "trainer.loop",
+    "NullSaver": "trainer.ports",
+    "NullTracker": "trainer.ports",
     "train": "commands.train",
-    "Every": "triggers",
 }
 
 __all__ = sorted(_HOMES)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from mltrain.config import Config, read_mapping
 from mltrain.errors import ConfigError, UsageError, nearest
-from mltrain.trainer import Task
+from mltrain.task import Task
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 

@@ -29,7 +29,7 @@ from mltrain.config import Config
 from mltrain.errors import UsageError, nearest
 from mltrain.pipeline import Pipeline
 from mltrain.provenance import fingerprint
-from mltrain.trainer import Task
+from mltrain.task import Task
 
 __path__: list[str] = []
 """Makes this module a package: a project's file is imported as a module below it, also in processes started by spawn."""

@@ -581,3 +581,14 @@ def _refused(name: str, part: Any, error: Exception) -> StateMismatch:
 
 def _dimensions(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(",") if number.strip())
+
+
+def versions(parts: Iterable[Any]) -> list[tuple[int, int]]:
+    """Return where in memory the parameters of modules are, and how often torch has changed each in place."""
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return [
+        (tensor.data_ptr(), tensor._version)
+        for module in modules
+        for tensor in module.parameters()
+        if not is_lazy(tensor)
+    ]

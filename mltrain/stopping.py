@@ -1,7 +1,8 @@
-"""Early stopping: a stateful part like any other, so that its counters survive a resume."""
+"""The best value of a metric so far, and early stopping: stateful parts, so that a resume keeps them."""
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mltrain.checkpoint.retention import Mode
@@ -16,6 +17,37 @@ def improves(value: float, over: float | None, mode: Mode, min_delta: float = 0.
     if over is None or not math.isfinite(over):
         return True
     return value < over - min_delta if mode == "min" else value > over + min_delta
+
+
+class BestSoFar:
+    """The best value of a metric so far, with its epoch and step: a stateful part."""
+
+    def __init__(self, metric: str, mode: Mode) -> None:
+        self._mode: Mode = mode
+        self._judged_by = [metric, mode]
+        self.value: float | None = None
+        self.epoch = 0
+        self.step = 0
+
+    def update(self, value: float, epoch: int, step: int) -> None:
+        """Take the metric of an evaluation into account."""
+        if improves(value, self.value, self._mode):
+            self.value, self.epoch, self.step = value, epoch, step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return value, epoch and step, and the metric and mode that decided."""
+        return {"value": self.value, "epoch": self.epoch, "step": self.step, "judged_by": self._judged_by}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over value, epoch and step, unless another metric or mode decided on them."""
+        if state_dict.get("judged_by", self._judged_by) != self._judged_by:
+            log.warning(
+                "The best so far was judged by %s %s; it begins anew with %s %s.",
+                *state_dict["judged_by"],
+                *self._judged_by,
+            )
+            return
+        self.value, self.epoch, self.step = state_dict["value"], state_dict["epoch"], state_dict["step"]
 
 
 class EarlyStopping:

@@ -39,7 +39,7 @@ from mltrain.project import Project, find
 from mltrain.rng import seed_everything
 from mltrain.state import Progress
 from mltrain.tracking.client import connect
-from mltrain.trainer import Trainer
+from mltrain.trainer.loop import Trainer
 
 _CLOCKS = ("system/",)
 """Metrics that tell the time, and are therefore not compared."""

@@ -89,11 +89,10 @@ def trained(config: Config, make: Make, until: int, parts: Any = None) -> tuple[
     loader = mltrain.ResumableLoader(torch.utils.data.TensorDataset(x, x[:, :1]), 1)
     saver = MemorySaver()
     state = {"average": Averaged(config.decay)}
-    trainer = mltrain.Trainer(mltrain.Task(step, loader, state=state), config, MemoryTracker(), saver, StopAt(until))
+    stop = StopAt(until)
+    trainer = mltrain.Trainer(mltrain.Task(step, loader, state=state), config, MemoryTracker(), saver, stop)
     if parts is not None:
         trainer.restore(copy.deepcopy(parts), changed=config.changes_from(Config().resolved()))
-    stop = trainer._stop
-    assert isinstance(stop, StopAt)
     stop.progress = trainer.progress
     rates = [settings(optimizer), *(settings(optimizer) for _ in trainer.steps())]
     return rates, saver.checkpoints[-1].parts() if saver.checkpoints else None, trainer
@@ -296,7 +295,7 @@ def test_groups_in_another_order_take_their_changes_along() -> None:
 def test_going_back_after_a_loss_that_is_not_finite_keeps_the_rate_of_now() -> None:
     _, parts, _ = trained(Config(), MADE["none"], THEN)
     _, _, trainer = trained(Config(lr=0.01, weight_decay=0.5), MADE["none"], THEN, parts)
-    trainer._roll_back(parts, "step 7")
+    trainer.training.roll_back(parts)
     optimizer = trainer.state.parts["optimizer"]
     assert isinstance(optimizer, Optimizer)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.01, 0.5), (0.001, 0.5)]
@@ -305,7 +304,7 @@ def test_going_back_after_a_loss_that_is_not_finite_keeps_the_rate_of_now() -> N
 def test_going_back_does_not_take_the_rate_back_that_a_schedule_has_moved_since() -> None:
     _, parts, _ = trained(Config(), MADE["exponential"], THEN)
     rates, _, trainer = trained(Config(), MADE["exponential"], THEN + 4)
-    trainer._roll_back(parts, "step 11")
+    trainer.training.roll_back(parts)
     optimizer = trainer.state.parts["optimizer"]
     assert isinstance(optimizer, Optimizer)
     assert settings(optimizer) == rates[-1]

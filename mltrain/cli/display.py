@@ -10,7 +10,7 @@ from mltrain.commands.result import STOPPED, STOPPED_STAGED, Outcome
 from mltrain.provenance import fingerprint
 from mltrain.redaction import harmless
 from mltrain.run.tracked import TrackedRun
-from mltrain.trainer import Trainer
+from mltrain.trainer.loop import Trainer
 
 _MOST_COLUMNS = 6
 

@@ -24,11 +24,11 @@ from mltrain.run.tracked import pins_of
 from mltrain.state import fitted
 from mltrain.steps import HasDevice, HasParts, floats
 from mltrain.store.durable import replace_file
+from mltrain.task import Task
 from mltrain.tracking import names
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import BEST_METRIC_TAG, BEST_MODE_TAG
-from mltrain.trainer import Task
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.state import TrainState, fitted
 from mltrain.tracking.client import TrackingClient
-from mltrain.trainer import Trainer
+from mltrain.trainer.loop import Trainer
 
 log = logging.getLogger(__name__)
 

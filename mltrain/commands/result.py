@@ -6,7 +6,7 @@ from typing import Protocol
 
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.run.tracked import TrackedRun
-from mltrain.trainer import Trainer
+from mltrain.trainer.loop import Trainer
 
 STOPPED, STOPPED_STAGED, NOT_KEPT = 75, 76, 5
 

@@ -37,9 +37,10 @@ from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.store.artifacts import refuse_unwritable
 from mltrain.store.durable import replace_file
+from mltrain.task import Task, check_schedule
 from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect, location, tags_of
 from mltrain.tracking.tags import FORKED_FROM_TAG, RESUMED_FROM_TAG, REWOUND_PREFIX, WRITTEN_TAG
-from mltrain.trainer import Task, Trainer, check_schedule
+from mltrain.trainer.loop import Trainer
 
 log = logging.getLogger(__name__)
 

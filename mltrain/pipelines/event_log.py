@@ -10,7 +10,7 @@ from typing import Self
 from mltrain.commands.result import Display, Outcome
 from mltrain.errors import MltrainError
 from mltrain.run.tracked import TrackedRun
-from mltrain.trainer import Trainer
+from mltrain.trainer.loop import Trainer
 
 log = logging.getLogger(__name__)
 

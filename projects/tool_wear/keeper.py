@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltrain.errors import DataError, StateMismatch
-from mltrain.trainer import Saver
+from mltrain.trainer.ports import Saver
 from projects.tool_wear.places import Place
 
 OWN = "classifier"

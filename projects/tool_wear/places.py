@@ -12,10 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 from mltrain.commands.evaluate import reader
 from mltrain.errors import UsageError
-from mltrain.history import History
 from mltrain.manager import CheckpointManager
 from mltrain.run.opening import open_run
-from mltrain.trainer import Saver, Tracker
+from mltrain.trainer.ports import NullSaver, NullTracker, Saver, Tracker
 from projects.tool_wear import checkpoint_file
 
 State = dict[str, Any]
@@ -63,7 +62,7 @@ class Nowhere:
     @contextmanager
     def opened(self) -> Iterator[Opened]:
         """Open nothing."""
-        yield Opened(_Unsaved(), _Untracked(), self.read)
+        yield Opened(NullSaver(), NullTracker(), self.read)
 
     def __str__(self) -> str:
         return "nowhere"
@@ -82,7 +81,7 @@ class File:
     @contextmanager
     def opened(self) -> Iterator[Opened]:
         """Open the file for a training: every save replaces it as a whole."""
-        yield Opened(_InFile(self.path), _Untracked(), self.read)
+        yield Opened(_InFile(self.path), NullTracker(), self.read)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -125,11 +124,6 @@ class Run:
         return self.id
 
 
-class _Unsaved:
-    def save(self, state: Mapping[str, Any], **facts: Any) -> None:
-        """Save nothing."""
-
-
 class _InFile:
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -137,18 +131,3 @@ class _InFile:
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
         """Write the file anew."""
         checkpoint_file.write(self._path, state)
-
-
-class _Untracked:
-    """Records nothing: without a server the history is in the checkpoints, and is what training returns."""
-
-    overtaken = False
-
-    def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
-        """Record nothing."""
-
-    def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
-        """Record nothing."""
-
-    def log_epoch(self, history: History) -> None:
-        """Record nothing."""

@@ -17,8 +17,9 @@ from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.data import ResumableLoader
 from mltrain.rng import seed_everything
 from mltrain.steps import Supervised
+from mltrain.task import Task
 from mltrain.testing import MemoryTracker, StopAt
-from mltrain.trainer import Task, Trainer
+from mltrain.trainer.loop import Trainer
 from tests.support import tiny
 from tests.support.equality import same
 from tests.support.runs import FolderRun

@@ -9,7 +9,7 @@ from rich.console import Console
 
 import mltrain
 from mltrain.cli.display import Terminal
-from mltrain.trainer import Trainer
+from mltrain.trainer.loop import Trainer
 
 
 class Quiet:

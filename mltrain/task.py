@@ -1,0 +1,98 @@
+"""What a project trains: a step, a loader, and how the result is measured."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mltrain.checkpoint.retention import metrics_of, parse
+from mltrain.config import Config
+from mltrain.data import Loader
+from mltrain.errors import UsageError
+from mltrain.state import Stateful, TrainState
+from mltrain.steps import FollowsMetric, HasParts, Step
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, and how it is judged.
+
+    Attributes:
+        step: trains on one batch and returns metrics.
+        loader: gives the batches and knows its position.
+        evaluate: measures on held-out data and returns floats such as ``val/loss``. If it raises, the trainer saves the state
+            from before the evaluation and ends with that error; a resume evaluates again.
+        images: makes pictures of fixed held-out samples, by name: PIL images, figures, files, arrays or tensors (see
+            :func:`mltrain.delivery.images.as_image`). Called when the epoch is saved; an error is logged as a warning.
+        report: evaluates thoroughly, writes tables and pictures into a folder, and returns floats.
+        state: further parts that belong to every checkpoint, by name.
+    """
+
+    step: Step
+    loader: Loader
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    images: Callable[[], Mapping[str, Any]] | None = None
+    report: Callable[[Path], Mapping[str, float]] | None = None
+    state: Mapping[str, Stateful] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("step", "evaluate", "images", "report"):
+            part = getattr(self, name)
+            if not callable(part) and (name == "step" or part is not None):
+                raise UsageError(f"{name}={part!r:.80} of the task cannot be called. Expected a function.")
+        if not isinstance(self.state, Mapping) or not all(isinstance(name, str) for name in self.state):
+            raise UsageError(
+                f"state={self.state!r:.80} of the task is invalid. Expected a mapping from names to parts."
+            )
+        if not isinstance(self.loader, Loader):
+            raise UsageError(
+                f"A {type(self.loader).__name__} cannot say where it is, so a training could not be resumed within an "
+                "epoch: a loader with state_dict() and load_state_dict() was expected. Take "
+                "mltrain.ResumableLoader(dataset, batch_size), mltrain.StreamLoader for an iterable dataset, or the "
+                "StatefulDataLoader of torchdata."
+            )
+
+    def parts(self) -> dict[str, Stateful]:
+        """Return the stateful parts of the step, then those of :attr:`state`, by name.
+
+        Raises:
+            UsageError: two parts have the same name, or one has no ``state_dict`` and ``load_state_dict``.
+        """
+        state = TrainState()
+        for parts in (self.step.parts() if isinstance(self.step, HasParts) else {}, self.state):
+            for name, part in parts.items():
+                state.add(name, part)
+        return state.parts
+
+
+def check_schedule(task: Task, config: Config) -> None:
+    """Check that a schedule which follows a metric follows one that is measured.
+
+    Raises:
+        UsageError: nothing measures the metric, or the schedule's mode is not ``best_mode``.
+    """
+    mode = task.step.follows if isinstance(task.step, FollowsMetric) else None
+    if mode is None:
+        return
+    if mode != config.best_mode:
+        raise UsageError(
+            f"ReduceLROnPlateau(mode={mode!r}) does not fit best_metric={config.best_metric}, which it follows. Expected the "
+            f"mode of best_mode, {config.best_mode!r}. Try: ReduceLROnPlateau(optimizer, mode={config.best_mode!r}), or "
+            f"best_mode={mode}."
+        )
+    if task.evaluate is None and not config.best_metric.startswith("train/"):
+        raise UsageError(
+            f"ReduceLROnPlateau follows best_metric={config.best_metric}, and the task has no evaluate() that measures it. "
+            "Try: Task(..., evaluate=...), or best_metric=train/loss."
+        )
+
+
+def metrics_relied_on(task: Task, config: Config) -> dict[str, str]:
+    """Return the metrics that the configuration relies on, each with the key that names it."""
+    metrics = dict.fromkeys(metrics_of(parse(config.retention)), "retention") if config.retention is not None else {}
+    if config.early_stopping_patience is not None and config.early_stopping_metric is not None:
+        metrics[config.early_stopping_metric] = "early_stopping_metric"
+    default = Config.model_fields["best_metric"].default
+    if task.evaluate is not None or config.best_metric != default or config.early_stopping_patience is not None:
+        metrics[config.best_metric] = "best_metric"
+    return metrics

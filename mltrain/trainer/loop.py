@@ -1,0 +1,237 @@
+"""The training loop. It reads from top to bottom and has no hooks: what a callback would do is code in the loop's body.
+
+>>> for progress in trainer.steps():
+...     print(progress.step, trainer.measured)
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mltrain.checkpoint.manifest import Kind
+from mltrain.config import Config
+from mltrain.errors import RunHeld, UsageError
+from mltrain.rng import Rng
+from mltrain.state import Progress, versions
+from mltrain.steps import Metrics, floats
+from mltrain.task import Task
+from mltrain.trainer.evaluation import Evaluation
+from mltrain.trainer.judging import Judge
+from mltrain.trainer.ports import NeverStop, NullSaver, NullTracker, Saver, Stop, Tracker
+from mltrain.trainer.recovery import Recovery
+from mltrain.trainer.saving import Saving
+from mltrain.trainer.training import Training
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains a task: steps, evaluation, one save decision a step.
+
+    Args:
+        task: what to train.
+        config: how long, how often.
+        tracker: records what is measured. If ``None``, nothing is recorded.
+        saver: keeps checkpoints. If ``None``, none is kept.
+        stop: asked after every step. If ``None``, the training runs to its end.
+        data: fingerprint of the data, which becomes part of every checkpoint.
+
+    Attributes:
+        training: what is trained, and what is remembered of it.
+        measured: the metrics of the present step; empty within an epoch.
+        device, state, progress, history, best, stopping: see :class:`~mltrain.trainer.training.Training`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: Config,
+        tracker: Tracker | None = None,
+        saver: Saver | None = None,
+        stop: Stop | None = None,
+        data: Mapping[str, str] | None = None,
+    ) -> None:
+        self.training = training = Training(task, config)
+        self.task, self.config, self.device, self.state = task, config, training.device, training.state
+        self.progress, self.history = training.progress, training.history
+        self.best, self.stopping = training.best, training.stopping
+        self.measured: dict[str, float] = {}
+        self._tracker = tracker if tracker is not None else NullTracker()
+        self._stop = stop if stop is not None else NeverStop()
+        self._evaluation = Evaluation(training)
+        self._judge = Judge(training)
+        self._saving = Saving(training, data or {}, saver if saver is not None else NullSaver())
+        self._recovery = Recovery(training, self._saving)
+        self._epoch_began = time.monotonic()
+
+    def attach(self, tracker: Tracker, saver: Saver) -> None:
+        """Record and save from now on with these."""
+        self._tracker = tracker
+        self._saving.attach(saver)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train: all epochs are done, or early stopping has ended the training."""
+        return self.progress.epoch >= self.config.epochs or self.stopping.exhausted
+
+    @property
+    def batches(self) -> int | None:
+        """How many batches an epoch has, or None if the loader has no length."""
+        try:
+            return len(self.task.loader)  # type: ignore[arg-type] # a loader need not have a length
+        except TypeError:
+            return None
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether steps were done since the last save or restore."""
+        return self._saving.unsaved
+
+    def steps(self) -> Iterator[Progress]:
+        """Train, and yield after every optimizer step, when evaluation and the save decision of that step are made.
+
+        Raises:
+            NonFiniteLoss: the loss, its gradient or the weights became NaN or infinite, and the configuration says to abort
+                or nothing else helps.
+            RunHeld: another process has taken the run over.
+        """
+        try:
+            yield from self._steps()
+        finally:
+            self.training.late.finish()  # the caller may change what was trained
+
+    def _steps(self) -> Iterator[Progress]:
+        self.training.check_savable()
+        if self.done:
+            self._recovery.refuse_untrained()
+        if self.training.means.ended and not (self.done or self._stop.requested):  # its evaluation had failed
+            self._end_epoch()
+        fruitless = -1
+        while not (self.done or self._stop.requested):
+            ended = False
+            for batch in self._rest_of_epoch():
+                metrics = self.task.step(batch)
+                self.progress.step += 1
+                self.progress.batch += 1
+                ended = self.progress.batch == self.batches
+                self.measured = {}
+                self._take(metrics)
+                if ended:
+                    self._end_epoch()
+                else:
+                    self._save_if_due(epoch_ended=False)
+                yield self.progress
+                if self._stop.requested:
+                    return
+            if not ended and self.progress.batch:  # a loader without a length says only now that the epoch is over
+                self._end_epoch()
+            elif not ended and fruitless == self.progress.step:
+                raise UsageError("The loader gave no batch in a whole epoch: there is nothing to train on.")
+            elif not ended:  # a loader that was restored at the very end of an epoch gives nothing before the next one
+                fruitless = self.progress.step
+                self._restore_rng()
+        if self.done:
+            self._recovery.refuse_untrained()
+            self._judge.conclude()
+
+    def _rest_of_epoch(self) -> Iterator[Any]:
+        """Begin the rest of an epoch, and only then restore the generators: a loader may draw when its iteration begins."""
+        batches = iter(self.task.loader)
+        if self.progress.batch:
+            self._restore_rng()
+        return batches
+
+    def _restore_rng(self) -> None:
+        if self._saving.resumed_rng is not None:
+            Rng().load_state_dict(self._saving.resumed_rng)
+
+    def _take(self, metrics: Metrics) -> None:
+        """Record the metrics of a step, or recover from it."""
+        values, step = floats(metrics, "The step"), self.progress.step
+        if self._recovery.recovered(values):
+            self._tracker.log_metrics({"step/nonfinite": 1.0}, step)
+            return
+        self.training.means.add(values)
+        if step % self.config.log_interval == 0:
+            self._tracker.log_metrics({f"step/{name}": value for name, value in values.items()}, step)
+        if self._tracker.overtaken:
+            raise RunHeld("Another process has taken this run over; this one stops without writing anything more.")
+
+    def _end_epoch(self) -> None:
+        """Evaluate, judge and save; only then comes what may fail without costing the epoch."""
+        self.training.late.finish()  # evaluation may swap weights
+        self._recovery.refuse_untrained_epoch()
+        measured = self.measured = self._evaluated()
+        self.progress.epoch += 1
+        self.progress.batch = 0
+        step, epoch = self.progress.step, self.progress.epoch
+        if self._evaluation.is_due(epoch):
+            self._judge.judge(measured)
+        rate = {name: measured.pop(name) for name in ("learning_rate",) if name in measured}
+        loss = {"loss_total": measured["train/loss"]} if "train/loss" in measured else {}
+        self.history.add({**measured, **loss, **rate, "epoch": epoch, "step": step})
+        seconds, self._epoch_began = time.monotonic() - self._epoch_began, time.monotonic()
+        # Before the checkpoint, which carries the points that the tracking server has not acknowledged.
+        self._tracker.log_metrics({**measured, **rate, "epoch": epoch}, step)
+        self._tracker.log_metrics({"system/epoch_seconds": seconds}, step, compared=False)
+        self._save_if_due(epoch_ended=True)
+        self._tracker.log_epoch(self.history)
+        self.show()
+
+    def _evaluated(self) -> dict[str, float]:
+        """Return what the epoch measured; when that fails, save the state, so that a resume begins with this evaluation."""
+        weights = versions(self.state.parts.values())
+        try:
+            return self._evaluation.measured()
+        except Exception:
+            if versions(self.state.parts.values()) == weights:
+                self.training.means.ended = True
+                self.save("step")
+            else:
+                log.error(
+                    "The end of the epoch is not saved: its evaluation changed the model's parameters, then failed."
+                )
+            raise
+
+    def _save_if_due(self, *, epoch_ended: bool) -> None:
+        asked, self._stop.checkpoint_wanted = self._stop.checkpoint_wanted, False
+        last_or_best = epoch_ended and (self.done or self.best.step == self.progress.step)
+        if self._saving.is_due(epoch_ended=epoch_ended) or last_or_best or asked:
+            self._saving.save("epoch" if epoch_ended else "step", self.measured, self.training.late)
+        elif self._stop.requested:
+            self.save("interrupted")
+
+    def save(self, kind: Kind) -> None:
+        """Save the present state."""
+        self._saving.save(kind, self.measured)
+
+    def show(self) -> None:
+        """Make the pictures of the epoch that has just ended, and hand them to the tracker.
+
+        An exact resume calls this as well, because the process may have been killed between the checkpoint and its pictures.
+        """
+        self._evaluation.show(self._tracker)
+
+    def restore(
+        self,
+        parts: Mapping[str, Any],
+        *,
+        imported: bool = False,
+        changed: Mapping[str, tuple[str, str]] | None = None,
+    ) -> None:
+        """Continue from the parts of a checkpoint.
+
+        Hyper-parameters of optimizers, schedules and other parts that were built with other values than those of the
+        training that wrote the checkpoint take effect; all others go on as the checkpoint has them.
+
+        Args:
+            parts: name to state.
+            imported: whether the checkpoint was imported; it may lack any part but the model.
+            changed: keys of the configuration that changed since the checkpoint, each with (before, now).
+
+        Raises:
+            StateMismatch: they do not fit this task.
+        """
+        self.training.restore(parts, imported=imported, changed=changed)
+        self._saving.restored(parts.get("rng"))

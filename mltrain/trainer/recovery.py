@@ -1,0 +1,101 @@
+"""What a training does when a loss, a gradient or the weights are not finite."""
+
+import logging
+import math
+from collections.abc import Mapping
+
+from mltrain.errors import MltrainError, NonFiniteLoss
+from mltrain.trainer.saving import Saving
+from mltrain.trainer.training import Training
+
+log = logging.getLogger(__name__)
+
+_ROLLBACKS = 3
+"""How often in a row a training goes back to one and the same checkpoint before it gives up."""
+
+_WATCHED = ("loss", "grad_norm")
+
+
+class Recovery:
+    """Skips a step that is not finite, rolls back, or gives up, as ``on_nonfinite`` says.
+
+    Args:
+        training: what is put back; its configuration says what to do, and how often in a row.
+        saving: reads the newest checkpoint back.
+    """
+
+    def __init__(self, training: Training, saving: Saving) -> None:
+        self._training = training
+        self._config = training.config
+        self._saving = saving
+
+    def recovered(self, values: Mapping[str, float]) -> bool:
+        """Return whether a step with these metrics was not finite, after having skipped it or rolled back.
+
+        Raises:
+            NonFiniteLoss: the configuration says to abort, or skipping and rolling back did not help.
+        """
+        wrong = [f"{name} is {values[name]}" for name in _WATCHED if not math.isfinite(values.get(name, 0.0))]
+        refused = self._saving.new_failure()
+        if refused is not None:
+            if self._config.on_nonfinite != "rollback":
+                raise refused
+            wrong = wrong or ["the last checkpoint would have held weights or optimizer state that are not finite"]
+        if wrong:
+            self._recover(wrong[0])
+        return bool(wrong)
+
+    def refuse_untrained_epoch(self) -> None:
+        """Raise if no step of the epoch that ends has trained.
+
+        Raises:
+            NonFiniteLoss: none of several steps had a finite loss and gradient.
+        """
+        means, epoch = self._training.means, self._training.progress.epoch + 1
+        if means.skipped > 1 and not means.steps:
+            raise self._hopeless(f"None of the {means.skipped} steps of epoch {epoch} had a finite loss and gradient.")
+
+    def refuse_untrained(self) -> None:
+        """Raise if no step of a training that ends has trained.
+
+        Raises:
+            NonFiniteLoss: none of its steps had a finite loss and gradient.
+        """
+        steps = self._training.progress.step
+        if steps and not self._training.means.trained:
+            raise self._hopeless(f"None of {steps} steps had a finite loss and gradient: nothing was trained.")
+
+    def _recover(self, wrong: str) -> None:
+        means, progress = self._training.means, self._training.progress
+        means.skip()
+        what = f"At step {progress.step} (epoch {progress.epoch + 1}, batch {progress.batch}) {wrong}"
+        if self._config.on_nonfinite == "abort":
+            raise self._hopeless(f"{what}.", ", or train on with on_nonfinite=skip or on_nonfinite=rollback")
+        if means.skipped_in_a_row >= self._config.nonfinite_limit:
+            raise self._hopeless(f"{what}, for the {means.skipped_in_a_row}th time in a row (nonfinite_limit).")
+        if self._config.on_nonfinite == "rollback":
+            if means.rollbacks >= _ROLLBACKS:
+                raise self._hopeless(f"{what}. Going back to the last checkpoint {means.rollbacks} times did not help.")
+            kept = self._saving.newest()
+            if kept is None:
+                raise self._hopeless(f"{what}.")
+            self._training.roll_back(kept)
+            means.rollbacks += 1
+            log.warning("%s: back to the state of step %d; the data go on from here.", what, kept["progress"]["step"])
+        elif means.skipped_in_a_row == 1:
+            log.warning("%s: the step is skipped.", what)
+
+    def _hopeless(self, what: str, otherwise: str = "") -> NonFiniteLoss:
+        """Return the error that ends the training, with advice on what to resume from."""
+        try:
+            kept, readable = self._saving.newest(), True
+        except MltrainError:
+            kept, readable = None, False
+        remedy = "a lower learning rate or gradient clipping"
+        if not readable:
+            advice = f"The last checkpoint cannot be read now. Try: mltrain verify, then resume from an intact one with {remedy}"
+        elif kept is not None and self._training.means.trained:
+            advice = f"The checkpoint of step {kept['progress']['step']} is intact. Try: resume from it with {remedy}"
+        else:
+            advice = f"No checkpoint holds a trained state. Try: begin anew with {remedy}"
+        return NonFiniteLoss(f"{what} {advice}{otherwise}.")

@@ -1,0 +1,98 @@
+"""Deciding when a state is saved, and handing it to the saver."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mltrain.checkpoint.late_copy import LateCopy
+from mltrain.checkpoint.manifest import Kind
+from mltrain.errors import NonFiniteLoss
+from mltrain.trainer.ports import HasFailure, HasPeek, Saver
+from mltrain.trainer.training import Training
+
+
+class Saving:
+    """Saves the state of a training, and reads it back.
+
+    Args:
+        training: its state is saved, as often as its configuration says.
+        data: fingerprint of the data, which becomes part of every checkpoint.
+        saver: keeps the states.
+    """
+
+    def __init__(self, training: Training, data: Mapping[str, str], saver: Saver) -> None:
+        self._training = training
+        self._data = dict(data)
+        self._saved_at = time.monotonic()
+        self._saved_step = 0
+        self._resumed_rng: Mapping[str, Any] | None = None
+        self._reported: NonFiniteLoss | None = None
+        self.attach(saver)
+
+    def attach(self, saver: Saver) -> None:
+        """Save from now on with this saver."""
+        self._saver = saver
+        self._failing = saver if isinstance(saver, HasFailure) else None
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether steps were done since the last save or restore."""
+        return self._saved_step != self._training.progress.step
+
+    @property
+    def resumed_rng(self) -> Mapping[str, Any] | None:
+        """The generators of the restored checkpoint, until a step is done or a state is saved."""
+        return None if self.unsaved else self._resumed_rng
+
+    def restored(self, rng: Mapping[str, Any] | None) -> None:
+        """Note that the present state is that of a checkpoint, with the generators of random numbers that it holds."""
+        self._saved_step, self._resumed_rng = self._training.progress.step, rng
+
+    def is_due(self, *, epoch_ended: bool) -> bool:
+        """Whether one of the configured intervals ends at this step boundary."""
+        config, progress = self._training.config, self._training.progress
+        return (
+            bool(config.save_interval and epoch_ended and progress.epoch % config.save_interval == 0)
+            or bool(config.save_every_steps and progress.step % config.save_every_steps == 0)
+            or 0 < 60 * config.save_every_minutes <= time.monotonic() - self._saved_at
+        )
+
+    def save(self, kind: Kind, measured: Mapping[str, float], late: LateCopy | None = None) -> None:
+        """Save the present state.
+
+        Args:
+            kind: why it is saved.
+            measured: the metrics of the present step.
+            late: copies large tensors under the next step. If ``None``, everything is copied now.
+        """
+        training, progress = self._training, self._training.progress
+        if not training.means.skipped_in_a_row:
+            training.means.rollbacks = 0
+        self._saver.save(
+            training.state_dict(),
+            step=progress.step,
+            epoch=progress.epoch,
+            metrics=measured,
+            kind=kind,
+            extra={
+                "params.json": json.dumps(training.config.resolved(), indent=1).encode(),
+                "history.csv": training.history.to_csv(),
+            },
+            data=self._data,
+            late=late,
+        )
+        self._saved_at, self._saved_step = time.monotonic(), progress.step
+        self._resumed_rng = None
+
+    def newest(self) -> Mapping[str, Any] | None:
+        """Return the parts of the newest checkpoint, or None if there is none or the saver cannot read it back."""
+        return self._saver.peek() if isinstance(self._saver, HasPeek) else None
+
+    def new_failure(self) -> NonFiniteLoss | None:
+        """Return the error of a state that the saver refused as not finite, once; None otherwise."""
+        failure = self._failing.failure if self._failing is not None else None
+        if not isinstance(failure, NonFiniteLoss) or failure is self._reported:
+            return None
+        self._reported = failure  # the saver holds it until a later checkpoint is complete
+        return failure

@@ -1,0 +1,121 @@
+"""What is trained: the parts of the task and the trainer's own, how they are saved, restored and rolled back."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from mltrain import device as devices
+from mltrain.checkpoint.late_copy import LateCopy
+from mltrain.checkpoint.pytree import flatten
+from mltrain.config import Config
+from mltrain.history import History
+from mltrain.rng import Rng
+from mltrain.schedules import Built, counts_steps, is_schedule, put_settings
+from mltrain.state import Progress, Stateful, TrainState
+from mltrain.steps import AllowsLateCopy, HasDevice
+from mltrain.stopping import BestSoFar, EarlyStopping
+from mltrain.task import Task, check_schedule
+from mltrain.trainer.means import Means
+
+_OWN_PARTS = frozenset({"history", "best", "stopping", "means", "loss_module"})
+"""Parts that a checkpoint may lack: a warning is logged, and the training goes on with new ones."""
+
+
+class Training:
+    """A task on its device, with all that has to be remembered of its training.
+
+    Args:
+        task: what is trained.
+        config: where and how.
+
+    Attributes:
+        device: where the step computes.
+        progress: steps, epochs, and batches of the epoch under way.
+        history: the table of epochs.
+        best: the best value of ``best_metric`` so far.
+        stopping: early stopping.
+        means: running means over the epoch under way.
+        state: the parts of the task, those above, the loader and the generators of random numbers.
+        late: copies parameters and optimizer state under the next step, where the task's step allows it.
+
+    Raises:
+        UsageError: a schedule follows a metric that nothing measures, or two parts have the same name.
+        ConfigError: this machine does not have the device.
+    """
+
+    def __init__(self, task: Task, config: Config) -> None:
+        check_schedule(task, config)
+        self.task, self.config = task, config
+        self.device = devices.chosen(config.device)
+        devices.make_current(self.device)
+        if isinstance(task.step, HasDevice):
+            task.step.prepare(self.device, config.amp)
+        self.progress = Progress()
+        self.history = History()
+        self.best = BestSoFar(config.best_metric, config.best_mode)
+        metric, mode = (
+            config.early_stopping_metric or config.best_metric,
+            config.early_stopping_mode or config.best_mode,
+        )
+        self.stopping = EarlyStopping(metric, mode, config.early_stopping_patience, config.early_stopping_min_delta)
+        self.means = Means()
+        self._parts = task.parts()
+        self._built = Built(self._parts)
+        self.state = TrainState(dict(self._parts))
+        own: dict[str, Stateful] = {
+            "loader": task.loader,
+            "progress": self.progress,
+            "history": self.history,
+            "best": self.best,
+            "stopping": self.stopping,
+            "means": self.means,
+            "rng": Rng(),
+        }
+        for name, part in own.items():
+            self.state.add(name, part)
+        allowed = isinstance(task.step, AllowsLateCopy) and task.step.late_copy
+        optimizers = [part for part in self._parts.values() if isinstance(part, torch.optim.Optimizer)]
+        self.late = LateCopy(optimizers if allowed else ())
+
+    def check_savable(self) -> None:
+        """Check, before the first step and not at the first save, that a checkpoint can hold every part of the task.
+
+        Raises:
+            UnsupportedValue: a part holds a value of a type that no checkpoint can hold.
+        """
+        for name, part in self._parts.items():
+            if not isinstance(part, torch.nn.Module):
+                with suppress(ValueError):  # of a lazy module, which has no tensors yet
+                    flatten({name: part.state_dict()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of all parts, and with it what they were built with."""
+        state = self.state.state_dict()
+        state["progress"]["built"] = self._built.record  # releases that do not know it read the counters only
+        return state
+
+    def restore(
+        self, parts: Mapping[str, Any], *, imported: bool, changed: Mapping[str, tuple[str, str]] | None
+    ) -> None:
+        """Restore all parts from a checkpoint; see :meth:`mltrain.Trainer.restore`."""
+        optional = self.state.parts.keys() - {"model"} if imported else _OWN_PARTS
+        self.late.finish()
+        changes = self._built.before(parts, changed or {})
+        sources = self.state.restore(changes.parts, optional=optional, ignore_unknown=imported)
+        changes.apply(sources)
+
+    def roll_back(self, parts: Mapping[str, Any]) -> None:
+        """Restore what is trained, but neither the position in the data nor the counters nor the schedule.
+
+        So the batches that led here are passed over (as in PaLM, Chowdhery et al. 2022, section 5.1), steps are counted
+        once, and every metric keeps one value a step.
+        """
+        self.late.finish()
+        # A schedule that follows a metric belongs to the rates that it has set; any other belongs to the counters.
+        trained = {name: part for name, part in self._parts.items() if not (is_schedule(part) and counts_steps(part))}
+        settings = self._built.settings()
+        changes = self._built.before(parts, {})  # the checkpoint may be from before the configuration changed
+        changes.apply(TrainState(trained).restore({name: changes.parts[name] for name in trained}))
+        put_settings(settings)

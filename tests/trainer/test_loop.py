@@ -1,0 +1,47 @@
+"""The loop."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import mltrain
+from mltrain.errors import NonFiniteLoss, UsageError
+from mltrain.rng import seed_everything
+from mltrain.task import Task
+from tests.support import tiny
+from tests.support.equality import same
+from tests.support.trainings import trained
+
+
+def test_a_loader_that_gives_nothing_is_said() -> None:
+    class Empty:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: Any) -> None:
+            pass
+
+    def build(config: tiny.Config) -> Task:
+        return Task(tiny.build(config).step, Empty())
+
+    with pytest.raises(UsageError, match="no batch"):
+        trained(build)
+
+
+def test_a_trainer_without_a_store_trains_the_same() -> None:
+    config = tiny.Config(epochs=2)
+    seed_everything(config.seed)
+    trainer = mltrain.Trainer(tiny.build(config), config)
+    seed_everything(config.seed)
+    assert [progress.step for progress in trainer.steps()] == list(range(1, 13))
+    assert same(trainer.state.state_dict(), trained(epochs=2)[0].state.state_dict())
+
+
+def test_a_trainer_without_a_store_has_nothing_to_roll_back_to() -> None:
+    config = tiny.Config(epochs=1, nan_at=3, on_nonfinite="rollback")
+    with pytest.raises(NonFiniteLoss, match="No checkpoint holds a trained state"):
+        list(mltrain.Trainer(tiny.build(config), config).steps())
