@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from tests.support.waiting import eventually
 from tests.support.workplace import Workplace
 
 CHECKOUT = Path(__file__).parent.parent
@@ -33,12 +33,9 @@ def mlflow_run(workplace: Workplace, *parameters: str, entry_point: str = "main"
 
 def visible(workplace: Workplace, expected: int) -> dict[str, str]:
     """The active runs with their statuses, once what follows the launcher has been cleared up."""
-    client, deadline = MlflowClient(workplace.uri), time.monotonic() + 20
-    while True:
-        found = {run.info.run_id: str(run.info.status) for run in client.search_runs(["0"])}
-        if len(found) == expected or time.monotonic() > deadline:
-            return found
-        time.sleep(0.2)
+    client = MlflowClient(workplace.uri)
+    eventually(lambda: len(client.search_runs(["0"])) == expected, f"{expected} visible runs")
+    return {run.info.run_id: str(run.info.status) for run in client.search_runs(["0"])}
 
 
 def test_a_training_and_its_resume_are_one_visible_run(workplace: Workplace) -> None:
@@ -66,10 +63,7 @@ def test_ctrl_c_at_the_launcher_leaves_a_killed_run_that_resumes(workplace: Work
     said = started.communicate(timeout=60)[0]
     (run_id,) = visible(workplace, 1)
     assert "stopped by SIGINT" in said
-    deadline = time.monotonic() + 20
-    while visible(workplace, 1)[run_id] != "KILLED" and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert visible(workplace, 1)[run_id] == "KILLED"
+    eventually(lambda: visible(workplace, 1)[run_id] == "KILLED", "a run that is KILLED")
     rows = workplace.mltrain("checkpoints", run_id, "--json").json
     assert rows[-1]["kind"] in ("interrupted", "epoch")  # an epoch, where the stop fell on the end of one
 

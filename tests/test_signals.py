@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from mltrain import signals
 from mltrain.signals import STOPPING, StopRequest
+from tests.support.waiting import eventually, let_pass
 
 ALL = [name for name in STOPPING if hasattr(signal, name)]
 
@@ -72,7 +72,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> float:
 def test_a_second_interrupt_later_does_not_wait_for_the_upload(soon: float, capfd: pytest.CaptureFixture[str]) -> None:
     with in_steps() as stop:
         send("SIGINT", "SIGTERM")
-        time.sleep(soon)
+        let_pass(soon)
         assert not stop.hurry.is_set()
         send("SIGINT")
         assert stop.hurry.is_set()
@@ -83,7 +83,7 @@ def test_a_second_terminate_is_not_impatience(soon: float) -> None:
     with in_steps() as stop:
         for _ in range(4):
             send("SIGTERM")
-            time.sleep(soon)
+            let_pass(soon)
     assert not stop.hurry.is_set()
 
 
@@ -169,9 +169,7 @@ def test_the_death_of_the_launcher_is_a_request(monkeypatch: pytest.MonkeyPatch)
         launcher.wait()
         assert launcher.stdin is not None
         launcher.stdin.close()
-        deadline = time.monotonic() + 30
-        while not stop.requested and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: stop.requested, "a request to stop")
     assert stop.reason == "the launcher's death"
 
 

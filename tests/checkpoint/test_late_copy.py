@@ -1,7 +1,6 @@
 """Checkpoints that are copied under the next forward and backward are those of the boundary, or there is none."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mltrain.trainer.loop import Trainer
 from tests.support import tiny
 from tests.support.equality import same
 from tests.support.runs import FolderRun
+from tests.support.waiting import eventually, let_pass
 
 WIDE = 160
 """A weight of so many times 128 floats is copied late."""
@@ -94,10 +94,9 @@ class Watched:
         copy, takes = Rest.copy, Rest.takes
 
         def slow_copy(rest: Rest) -> None:
-            before, deadline = self.forwards, time.monotonic() + 30.0
+            before = self.forwards
             if threading.current_thread().name.startswith("mltrain-disk"):
-                while rest.left and (self.never or self.forwards == before) and time.monotonic() < deadline:
-                    time.sleep(0.001)
+                eventually(lambda: not rest.left or not (self.never or self.forwards == before), "a forward", 30.0)
             else:
                 self.by_training += rest.left
             copy(rest)
@@ -224,7 +223,7 @@ def test_an_evaluation_may_swap_weights(tmp_path: Path, watched: Watched) -> Non
         weight = made[-1].model[3].weight  # type: ignore[operator, union-attr, index]
         kept = weight.data.clone()
         weight.data.zero_()
-        time.sleep(0.05)
+        let_pass(0.05)
         weight.data.copy_(kept)
         return {"val/loss": 0.0}
 
@@ -364,7 +363,7 @@ def test_an_optimizer_waits_for_a_copy_that_is_under_way() -> None:
     def hold() -> None:
         with copied.rest._lock:  # as while another thread is copying
             copying.set()
-            time.sleep(0.2)
+            let_pass(0.2)
             seen.append(bool(weight.any()))
 
     holder = threading.Thread(target=hold)

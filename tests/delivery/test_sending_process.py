@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mltrain.delivery.sending_process import POINTS_A_BATCH, Courier
 from mltrain.store.local import LocalArtifacts
 from mltrain.tracking.client import TrackingClient
 from tests.support.database import fresh_database
+from tests.support.waiting import eventually, let_pass
 
 
 @pytest.fixture
@@ -52,12 +52,14 @@ def courier(uri: str, tmp_path: Path) -> Iterator[Courier]:
 
 def started(courier: Courier, run_id: str) -> int:
     """Wait until it delivers a batch; return how often it was asked in vain."""
-    deadline, vain = time.monotonic() + 120, 0
-    while courier.deliver(run_id, POINTS_A_BATCH) != "sent":
-        assert time.monotonic() < deadline
-        vain += 1
-        time.sleep(0.05)
-    return vain
+    answers: list[str] = []
+
+    def sent() -> bool:
+        answers.append(courier.deliver(run_id, POINTS_A_BATCH))
+        return answers[-1] == "sent"
+
+    eventually(sent, answers)
+    return len(answers) - 1
 
 
 def test_it_is_started_when_a_full_batch_waits(courier: Courier) -> None:
@@ -92,15 +94,15 @@ def test_what_does_not_go_through_stays_for_whoever_asked(courier: Courier, jour
     assert courier.deliver(run_id, 1000) == "sent"
 
 
-def test_its_death_is_noticed_at_once(courier: Courier, journal: Journal, run_id: str) -> None:
+def test_its_death_is_noticed_at_once(journal: Journal, uri: str, run_id: str, tmp_path: Path) -> None:
+    courier = Courier(tmp_path / "journal.sqlite", uri, silent_seconds=600.0)  # longer than a test may take
     started(courier, run_id)
     assert courier._process is not None
     os.kill(courier._process.pid, signal.SIGKILL)
-    began = time.monotonic()
     for _ in range(3):
         assert courier.deliver(run_id, 1000) == "otherwise"
-    assert time.monotonic() - began < 5
     assert journal.unsent() == 1500
+    courier.close()
 
 
 def test_one_that_is_stopped_is_given_up_with_a_warning(
@@ -153,7 +155,7 @@ def test_one_that_is_closed_while_it_starts_ends(courier: Courier, monkeypatch: 
 
     def slow(*words: Any, **options: Any) -> Any:
         entered.set()
-        time.sleep(0.3)
+        let_pass(0.3)
         return start(*words, **options)
 
     monkeypatch.setattr(subprocess, "Popen", slow)
@@ -215,13 +217,11 @@ def test_it_does_not_outlive_a_killed_training_whose_data_workers_do(
         assert psutil.pid_exists(courier)
         parent.kill()
         parent.wait()
-        deadline = time.monotonic() + 5
-        while psutil.pid_exists(courier) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        ended, worker_lives = not psutil.pid_exists(courier), psutil.pid_exists(worker)
-        os.kill(worker, signal.SIGKILL)
-    assert worker_lives
-    assert ended
+        try:
+            eventually(lambda: not psutil.pid_exists(courier), "its end")
+            assert psutil.pid_exists(worker)
+        finally:
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
@@ -229,15 +229,17 @@ def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
 ) -> None:
     server = TrackingClient(uri, MlflowClient(uri))
     sender = Sender(server, lambda: run_id, journal, LocalArtifacts(tmp_path), lambda: True, courier)
-    deadline = time.monotonic() + 120
     step = 2500
     journal.add_points(("loss", n, float(n), n) for n in range(step, step + 2000))
     step += 2000
-    while not courier._ready and time.monotonic() < deadline:
+
+    def ready() -> bool:
+        nonlocal step
         journal.add_points([("loss", step, float(step), step)])
         step += 1
-        time.sleep(0.1)
-    assert courier._ready
+        return courier._ready
+
+    eventually(ready, "its readiness")
     journal.add_points(("loss", n, float(n), n) for n in range(step, step + 2000))
     step += 2000
     assert sender.drain(60)

@@ -17,12 +17,12 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
 from tests.support.runs import FolderRun, state_at
+from tests.support.waiting import let_pass
 
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 WITHOUT_THE_JOURNAL = 2
@@ -55,11 +55,11 @@ def cut(place: Path, image: Path, chance: random.Random, attempt: int, first: in
         saving(place / "run", attempt, first, said)
     os.close(said)
     head = os.read(listening, 8)  # the cut comes after at least one commit
-    time.sleep(chance.uniform(0, 0.25))
+    let_pass(chance.uniform(0, 0.25))
     disk = os.open(place, os.O_RDONLY)
     fcntl.ioctl(disk, SHUTDOWN, struct.pack("<I", WITHOUT_THE_JOURNAL))
     os.close(disk)
-    time.sleep(0.02)
+    let_pass(0.02)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     told = head

@@ -9,7 +9,6 @@ import random
 import signal
 import sqlite3
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tests.support import places
 from tests.support.equality import same
 from tests.support.example_pipelines import TinyPipeline
 from tests.support.runs import FolderRun, state_at
+from tests.support.waiting import eventually
 from tests.support.workplace import Started, Workplace
 
 pytestmark = pytest.mark.faults
@@ -55,10 +55,8 @@ class Disk:
 
     def read_only(self) -> None:
         """Allow no more writing, as soon as nobody is in the middle of it."""
-        deadline = time.monotonic() + 30
-        while subprocess.run(["mount", "-o", "remount,ro", str(self.place)], capture_output=True).returncode:
-            assert time.monotonic() < deadline, f"{self.place} is always being written"
-            time.sleep(0.01)
+        remount = ["mount", "-o", "remount,ro", str(self.place)]
+        eventually(lambda: not subprocess.run(remount, capture_output=True).returncode, "a moment without writing")
 
     def unmount(self) -> None:
         subprocess.run(["umount", "-l", str(self.place)], check=True)
@@ -79,11 +77,15 @@ def mounted() -> Iterator[Callable[..., Disk]]:
 
 def said(started: Started, text: str, timeout: float = 60) -> None:
     """Wait until an error was reported."""
-    deadline = time.monotonic() + timeout
-    while text not in started.out.read_text() + started.err.read_text():
-        assert time.monotonic() < deadline, f"{text!r} was never said: {started.err.read_text()[-2000:]}"
-        assert started.child.code is None, started.err.read_text()
-        time.sleep(0.02)
+
+    def printed() -> bool:
+        ended = started.child.code is not None
+        if text in started.out.read_text() + started.err.read_text():
+            return True
+        assert not ended, started.err.read_text()
+        return False
+
+    eventually(printed, lambda: f"{text!r} in {started.err.read_text()[-2000:]}", timeout)
 
 
 def all_intact(workplace: Workplace, run_id: str) -> int:
@@ -199,9 +201,7 @@ def test_what_is_read_only_from_the_start_ends_before_the_training(
     assert first.code == 0, first.err
     disk.read_only()
     for words in (("tiny.py",), ("--resume-run", first.run_id, "epochs=2")):
-        began = time.monotonic()
         done = workplace.mltrain("train", *words)
-        assert time.monotonic() - began < 5
         assert done.code == 5, done.err
         assert "Traceback" not in done.err
         assert "epoch " not in done.out, "not a step was trained"
@@ -290,10 +290,7 @@ def test_a_full_staging_disk_leaves_the_store_as_it_was_and_recovers(
     disk.fill()
     manager.save_epoch_checkpoint(state_at(3), 3)
     manager.save_epoch_checkpoint(state_at(4), 4)  # takes the place of the third, which could not be kept
-    deadline = time.monotonic() + 30
-    while manager.failure is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: manager.failure is not None, "a failure")
     assert [manifest.epoch for manifest in manager.checkpoints()] == [1, 2]
     disk.free()
     assert manager.wait(60)

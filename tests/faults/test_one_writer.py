@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests.support.waiting import eventually, let_pass
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
@@ -49,17 +49,14 @@ def test_of_two_resumes_at_once_one_wins_and_the_other_names_it(same_host: bool,
     run_id = stopped_run(workplace)
     other = workplace if same_host else workplace.elsewhere("another-home")
     for number in range(20 if FULL else 2):
-        began = time.monotonic()
         pair = [
             place.start("train", "--resume-run", run_id, "sleep=0.05", "signal_at=0", MLTRAIN_GRACE_SECONDS="120")
             for place in (workplace, other)
         ]
-        while not any(one.child.ended.is_set() for one in pair):
-            assert time.monotonic() - began < 30
-            time.sleep(0.02)
+        eventually(lambda pair=pair: any(one.child.ended.is_set() for one in pair), "a refusal")
         lost, won = sorted(pair, key=lambda one: not one.child.ended.is_set())
         refused = lost.wait()
-        assert time.monotonic() - began < 10
+        assert not won.child.ended.is_set()
         assert refused.code == 4, refused.err
         assert f"process {won.child.pid}" in refused.err
         won.until("val/loss")
@@ -94,11 +91,8 @@ def test_a_stopped_holder_that_wakes_up_after_a_takeover_changes_nothing(
     (workplace.folder / "asleep.py").write_text(ASLEEP)
     holder = workplace.start("train", "asleep.py", "epochs=1000", *words, STOP_HERE="yes")
     run_id = holder.until("run_id=").partition("run_id=")[2].split()[0]
-    deadline = time.monotonic() + 60
-    while psutil.Process(holder.child.pid).status() != psutil.STATUS_STOPPED:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(4)  # so long that it has to doubt
+    eventually(lambda: psutil.Process(holder.child.pid).status() == psutil.STATUS_STOPPED, "its stop")
+    let_pass(4)  # so long that it has to doubt
     taker = workplace.mltrain("train", "--resume-run", run_id, "--take-over", "epochs=3")
     assert taker.code == 0, taker.err
     before = everything(workplace, run_id)
@@ -113,15 +107,14 @@ def test_a_stopped_holder_that_wakes_up_after_a_takeover_changes_nothing(
     assert everything(workplace, run_id)["points"] == before["points"]
 
 
-def test_a_live_holder_that_is_taken_over_stops_within_ten_seconds(workplace: Workplace) -> None:
+def test_a_live_holder_that_is_taken_over_stops_while_the_other_trains(workplace: Workplace) -> None:
     holder = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05")
     run_id = holder.until("run_id=").partition("run_id=")[2].split()[0]
     holder.until("epoch    1/")
     taker = workplace.start("train", "--resume-run", run_id, "--take-over", "epochs=40", "sleep=0.03")
     taker.until("run_id=")
-    began = time.monotonic()
     assert holder.wait(30).code == 4
-    assert time.monotonic() - began < 10
+    assert taker.child.code is None, "the holder stops while the other one trains"
     assert taker.wait().code == 0
     points = everything(workplace, run_id)["points"]
     assert len({(key, step) for key, step, *_ in points}) == len(points)
@@ -194,11 +187,9 @@ def in_a_container(workplace: Workplace, *words: str) -> Iterator["subprocess.Po
 
 
 def run_in(workplace: Workplace) -> str:
-    deadline = time.monotonic() + 240
-    while "run_id=" not in (said := (workplace.folder / "container").read_text()) or "epoch " not in said:
-        assert time.monotonic() < deadline, said
-        time.sleep(0.1)
-    return said.partition("run_id=")[2].split()[0]
+    output = workplace.folder / "container"
+    eventually(lambda: "run_id=" in output.read_text() and "epoch " in output.read_text(), output.read_text, 240.0)
+    return output.read_text().partition("run_id=")[2].split()[0]
 
 
 def test_a_live_holder_in_another_container_is_not_dead(workplace: Workplace) -> None:

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from tests.faults.campaign import SEED, Reference, Victim, status, trials
 from tests.support.forkserver import ForkServer
+from tests.support.waiting import eventually, let_pass
 from tests.support.workplace import Workplace
 from tests.test_mlflow_run import mlflow_run, visible
 
@@ -78,7 +79,7 @@ def test_a_signal_at_a_random_moment_of_mlflow_run_leaves_one_run_that_resumes(
         while "Training on" not in said:
             said += (line := started.stdout.readline())
             assert line, said
-        time.sleep(random_numbers.uniform(0, 2.0))
+        let_pass(random_numbers.uniform(0, 2.0))
         if started.poll() is not None:
             continue
         if random_numbers.random() < 0.5:
@@ -88,10 +89,7 @@ def test_a_signal_at_a_random_moment_of_mlflow_run_leaves_one_run_that_resumes(
         sent += 1
         said += started.communicate(timeout=60)[0]
         (run_id,) = visible(workplace, 1)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while status(workplace, run_id) not in ("KILLED", "FINISHED") and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert status(workplace, run_id) in ("KILLED", "FINISHED"), said
+        eventually(lambda of=(workplace, run_id): status(*of) in ("KILLED", "FINISHED"), said, GRACE_SECONDS)
         if status(workplace, run_id) == "KILLED":
             resumed = workplace.mltrain("train", "tiny.py", "--resume-run", run_id)
             assert resumed.code == 0, said + resumed.err

@@ -1,7 +1,6 @@
 """FAULTS A6-A11: requests to stop, at any phase, directly and through ``mlflow run``."""
 
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.faults.campaign import command_line
+from tests.support.waiting import eventually, let_pass
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
@@ -25,12 +25,10 @@ def test_a_signal_finishes_the_step_and_commits_an_interrupted_checkpoint(number
         "train", "tiny.py", "epochs=1000", "sleep=0.05", "save_interval=0", "best_metric=none-such"
     )
     started.until("Training on cpu")
-    time.sleep(0.6)
-    began = time.monotonic()
+    let_pass(0.6)
     started.child.kill(number)
     done = started.wait()
-    assert done.code == 75, done.err
-    assert time.monotonic() - began < 25
+    assert done.code == 75, done.err  # what is not in the store when the grace is over ends with 76
     assert f"mltrain train --resume-run {done.run_id}" in done.out
     assert status(workplace, done.run_id) == "KILLED"
     rows = workplace.mltrain("checkpoints", done.run_id, "--json").json
@@ -43,7 +41,7 @@ def test_an_interrupt_before_the_first_step_leaves_no_checkpoint_and_a_killed_ru
     (workplace.folder / "slow.py").write_text(slow, encoding="utf-8")
     started = workplace.start("train", "slow.py", "--resume-run", first.run_id)
     run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
-    time.sleep(0.5)
+    let_pass(0.5)
     started.child.kill(signal.SIGINT)
     done = started.wait(30)
     assert done.code == 130, done.err
@@ -55,7 +53,7 @@ def test_int_and_term_within_a_second_are_one_request(workplace: Workplace) -> N
     started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.4")
     started.until("epoch ")
     started.child.kill(signal.SIGINT)
-    time.sleep(0.25)
+    let_pass(0.25)
     started.child.kill(signal.SIGTERM)
     assert started.wait().code == 75
 
@@ -63,7 +61,7 @@ def test_int_and_term_within_a_second_are_one_request(workplace: Workplace) -> N
 def test_usr1_can_mean_to_save_and_go_on(workplace: Workplace) -> None:
     started = workplace.start("train", "tiny.py", "epochs=3", "sleep=0.1", "on_usr1=checkpoint", "save_interval=0")
     started.until("Training on cpu")
-    time.sleep(0.35)
+    let_pass(0.35)
     started.child.kill(signal.SIGUSR1)
     done = started.wait()
     assert done.code == 0, done.err
@@ -75,7 +73,7 @@ def test_a_stopped_process_that_goes_on_finishes(workplace: Workplace) -> None:
     started = workplace.start("train", "tiny.py", "epochs=3", "sleep=0.05")
     started.until("Training on cpu")
     started.child.kill(signal.SIGSTOP)
-    time.sleep(2)
+    let_pass(2)
     assert started.child.code is None
     started.child.kill(signal.SIGCONT)
     assert started.wait().code == 0
@@ -162,10 +160,8 @@ def test_the_end_of_a_data_worker_is_an_error_that_names_it(fate: str, said: str
     assert said in done.err
     assert f"mltrain train --resume-run {done.run_id}" in done.err.strip().splitlines()[-1]
     assert status(workplace, done.run_id) == "FAILED"
-    deadline = time.monotonic() + 20  # a worker looks every five seconds whether its parent is there
-    while (left := processes_in(workplace.folder) - before) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left == set()
+    # A worker looks every five seconds whether its parent is there.
+    eventually(lambda: processes_in(workplace.folder) <= before, "the end of every worker")
     resumed = workplace.mltrain("train", "--resume-run", done.run_id)
     assert resumed.code == 0, resumed.err
 
@@ -173,9 +169,7 @@ def test_the_end_of_a_data_worker_is_an_error_that_names_it(fate: str, said: str
 def test_a_hangup_that_was_ignored_at_the_start_is_ignored(workplace: Workplace) -> None:
     """What ``nohup`` does."""
     process = command_line(workplace, "train", "tiny.py", "epochs=3", "sleep=0.1", ignored=signal.SIGHUP)
-    deadline = time.monotonic() + 60
-    while "Training on cpu" not in (workplace.folder / "out").read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    eventually(lambda: "Training on cpu" in (workplace.folder / "out").read_text())
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 0, (workplace.folder / "err").read_text()
     assert "all epochs done" in (workplace.folder / "out").read_text()

@@ -13,7 +13,9 @@ from contextlib import closing
 import pytest
 from mlflow import MlflowClient
 
+from mltrain.ownership.attempts import LEASE_SECONDS
 from tests.faults.proxy import Fault, FaultProxy, Rule
+from tests.support.waiting import eventually, let_pass
 from tests.support.workplace import Done, Workplace
 
 pytestmark = pytest.mark.faults
@@ -96,13 +98,12 @@ def test_what_a_run_went_by_before_it_was_created_is_understood(proxy: FaultProx
 
 
 @pytest.mark.parametrize("fault", ["reset", "hang"])
-def test_who_requires_tracking_is_told_within_ten_seconds(
+def test_who_requires_tracking_is_told_before_a_hanging_request_ends(
     fault: Fault, proxy: FaultProxy, disturbed: Workplace
 ) -> None:
+    proxy.hang_seconds = 600.0  # no command of a test may take so long
     proxy.rules = [Rule(EVERYTHING, [fault])]
-    began = time.monotonic()
     done = disturbed.mltrain("train", "tiny.py", "--require-tracking")
-    assert time.monotonic() - began < 10
     assert done.code == 6
     assert "Traceback" not in done.err
     assert proxy.happened[fault] > 0
@@ -230,7 +231,7 @@ def test_a_locked_database_holds_up_nothing_but_the_record(workplace: Workplace,
         database.execute("BEGIN EXCLUSIVE")
         locked = time.monotonic()
         started.until("epoch    4/4")  # training goes on
-        time.sleep(max(0.0, (60 if FULL else 8) - (time.monotonic() - locked)))
+        let_pass(max(0.0, (60 if FULL else 8) - (time.monotonic() - locked)))
         database.execute("ROLLBACK")
     done = started.wait()
     assert done.code == 0, done.err
@@ -249,11 +250,12 @@ def test_heartbeats_go_on_while_the_artifact_store_answers_nothing(
     proxy.rules = [Rule("mlflow-artifacts", ["hang"])]
     client = MlflowClient(remote.uri)
     beats: set[str] = set()
-    began = time.monotonic()
-    while len(beats) < 6:
-        assert time.monotonic() - began < 50, beats  # the lease has 60 s
+
+    def six_came() -> bool:
         beats.add(client.get_run(run_id).data.tags["mltrain.heartbeat"])
-        time.sleep(0.5)
+        return len(beats) >= 6
+
+    eventually(six_came, beats, LEASE_SECONDS)
     assert proxy.happened["hang"] > 0
     started.child.kill(signal.SIGKILL)
     started.wait()
@@ -265,10 +267,7 @@ def test_a_run_that_is_deleted_and_restored_while_it_trains_is_complete_at_its_e
     started.until("epoch    1/")
     client = MlflowClient(workplace.uri)
     client.delete_experiment("0")  # and with it its runs
-    deadline = time.monotonic() + 30
-    while "was deleted" not in started.err.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: "was deleted" in started.err.read_text())
     client.restore_experiment("0")
     done = started.wait()
     assert done.code == 0, done.err
@@ -303,10 +302,7 @@ def test_a_run_that_somebody_sets_finished_is_running_again_and_this_is_said(wor
     started.until("epoch ")
     client = MlflowClient(workplace.uri)
     client.set_terminated(run_id, "FINISHED")
-    deadline = time.monotonic() + 30
-    while client.get_run(run_id).info.status != "RUNNING":
-        assert time.monotonic() < deadline, "nobody noticed"
-        time.sleep(0.2)
+    eventually(lambda: client.get_run(run_id).info.status == "RUNNING", "a run that is RUNNING again")
     started.child.kill(signal.SIGTERM)
     done = started.wait()
     assert "Somebody set the run to FINISHED" in done.err

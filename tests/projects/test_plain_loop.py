@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import mltrain
+from tests.support.waiting import let_pass
 from tests.support.workplace import Workplace
 
 LOOP = Path(mltrain.__file__).parent.parent / "projects" / "plain_loop" / "loop.py"
@@ -37,7 +37,7 @@ def test_a_killed_loop_continues_the_same_run(workplace: Workplace, monkeypatch:
     run_id = first.stdout.readline().strip().removeprefix("run_id=")
     while not first.stdout.readline().startswith("epoch 30:"):
         assert first.poll() is None
-    time.sleep(0.2)  # so that a checkpoint beyond the first ones is committed before the kill
+    let_pass(0.2)  # so that a checkpoint beyond the first ones is committed before the kill
     first.send_signal(signal.SIGKILL)
     first.communicate()
     second = start(workplace, run_id)

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.run.opening import open_run
 from mltrain.tracking.tags import ATTEMPT_PREFIX
 from tests.support.database import fresh_database
+from tests.support.waiting import let_pass
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_process_that_rolls_back_still_holds_its_run(uri: str) -> None:
     manager.load("step:5")
     manager.save(state(6, 2.0))
     assert manager.run.ordinal == 2
-    time.sleep(1.5 * HEARTBEAT_SECONDS)  # the heartbeat asks who holds the run
+    let_pass(1.5 * HEARTBEAT_SECONDS)  # the heartbeat asks who holds the run
     assert not manager.run.overtaken
     manager.close()
     (run,) = MlflowClient(uri).search_runs(["0"])

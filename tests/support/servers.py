@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.database import fresh_database
+from tests.support.waiting import eventually
 
 
 class _Process:
@@ -43,14 +43,15 @@ class _Process:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                with urllib.request.urlopen(self.page, timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError(f"{self.command()[0]} did not start")
+        eventually(self.answers, f"the start of {self.command()[0]}")
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, f"{self.command()[0]} ended"
+        try:
+            with urllib.request.urlopen(self.page, timeout=2):
+                return True
+        except OSError:
+            return False
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)

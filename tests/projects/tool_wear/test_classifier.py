@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 
 from mltrain.errors import ConfigError, DamagedCheckpoint, DataError, NoCheckpoint, StateMismatch, UsageError
 from projects.tool_wear import Position, ToolWearClassifier, checkpoint_file
+from tests.support.waiting import eventually, let_pass
 
 from .waves import SMALL, TRAIN, VAL, inverted
 
@@ -121,18 +121,15 @@ def training(file: Path) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not file.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    eventually(lambda: file.exists() or process.poll() is not None, file)
+    assert process.poll() is None, process.communicate()[1]
     return process
 
 
 def test_a_killed_training_resumes_as_if_nothing_had_happened(tmp_path: Path, whole_file: bytes) -> None:
     file = tmp_path / "killed.ckpt"
     process = training(file)
-    time.sleep(random.Random(0).uniform(0.05, 0.3))
+    let_pass(random.Random(0).uniform(0.05, 0.3))
     process.kill()
     process.communicate()
     assert 0 < ToolWearClassifier().load_checkpoint(file).epoch < LONG

@@ -1,0 +1,41 @@
+"""Rules for the tests themselves."""
+
+import ast
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+CLOCKS = ("sleep", "monotonic", "perf_counter", "process_time", "thread_time")
+ALLOWED = {
+    "support/waiting.py": "the one place that waits",
+    "support/workplace.py": "waits for the output of a command, or for its end, whichever comes first",
+    "support/tiny.py": "a project whose steps are slow when its configuration says so",
+    "support/tiny_pipeline.py": "a pipeline whose stages are slow when their configuration says so",
+    "projects/tool_wear/waves.py": "a training whose epochs are slow enough to be stopped",
+    "faults/workers_project.py": "a project whose workers are slow enough to be killed at work",
+    "faults/drawing_project.py": "a project whose steps leave other threads a turn",
+    "faults/campaign.py": "measures how long a training takes, to draw a moment within it",
+    "faults/test_random_kills.py": "measures how long a training takes, to draw a moment within it",
+    "faults/test_random_signals.py": "the grace, which is promised in seconds",
+    "faults/test_outage.py": "a call is held for less than the network's own time-out in seconds",
+    "faults/test_tracking.py": "a server's Retry-After, which is a lower bound in seconds; how long a fault lasts",
+    "faults/test_cardiac_pipeline.py": "waits for the output of a command, or for its end, whichever comes first",
+    "delivery/test_journal.py": "a ratio of two measurements side by side",
+    "ownership/test_lease.py": "sets the clock that the lease reads",
+    "cli/test_pipeline_command.py": "reads a terminal until the command ends",
+}
+"""The files that read a clock or sleep, and why. What a test waits for is an event, and what it compares is no duration."""
+
+
+def reads_a_clock(file: Path) -> bool:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            return True
+        if isinstance(node, ast.Attribute) and node.attr in CLOCKS and ast.unparse(node.value) == "time":
+            return True
+    return False
+
+
+def test_only_these_files_read_a_clock_or_sleep() -> None:
+    found = {file.relative_to(TESTS).as_posix() for file in TESTS.rglob("*.py") if reads_a_clock(file)}
+    assert found - ALLOWED.keys() == set(), "wait with tests.support.waiting.eventually, compare ratios or events"
+    assert ALLOWED.keys() - found == set(), "these need no exception any more"
