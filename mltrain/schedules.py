@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mltrain.errors import StateMismatch
-from mltrain.state import Stateful, in_order_of_groups, is_lazy, is_optimizer
+from mltrain.restoring.optimizers import in_order_of_groups, is_optimizer
+from mltrain.restoring.undo import is_lazy
+from mltrain.state import Stateful
 
 log = logging.getLogger(__name__)
 

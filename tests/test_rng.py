@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrain.rng import Aside, Rng, seed_cheaply, seed_everything
+from mltrain.rng import Aside, Rng, own_rng, seed_cheaply, seed_everything
+from tests.support.fake_cuda import Cuda
+from tests.support.parts import draws
 from tests.support.values import identical
 
 DRAWS = st.lists(st.sampled_from(["normal", "uniform", "integers", "choice", "seed", "torch", "python"]), max_size=5)
@@ -67,3 +69,71 @@ def test_a_seed_decides_what_all_three_draw(seed: int) -> None:
         seed_cheaply(seed)
         drawn.append(draw(["normal", "uniform", "torch", "python"]))
     assert drawn[0] == drawn[1]
+
+
+def test_all_generators_go_on_where_they_were() -> None:
+    seed_everything(3)
+    draws()  # leaves half of a pair of normal deviates in Python's and NumPy's generators
+    before = Rng().state_dict()
+    expected = [draws() for _ in range(3)]
+    Rng().load_state_dict(before)
+    assert [draws() for _ in range(3)] == expected
+
+
+def test_the_state_of_all_generators_survives_the_files() -> None:
+    from tests.checkpoint.test_codec import decode, files_of
+
+    seed_everything(4)
+    draws()
+    files = files_of({"rng": Rng().state_dict()})
+    expected = draws()
+    Rng().load_state_dict(decode(files)["rng"])
+    assert draws() == expected
+
+
+def test_one_seed_seeds_all_generators() -> None:
+    seed_everything(5)
+    expected = draws()
+    seed_everything(6)
+    assert draws() != expected
+    seed_everything(5)
+    assert draws() == expected
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_a_block_may_draw_without_the_training_noticing(error: type[Exception] | None) -> None:
+    def block() -> list[float]:
+        with own_rng(7):
+            drawn = draws()
+            if error is not None:
+                raise error
+        return drawn
+
+    seed_everything(1)
+    expected = draws()
+    seed_everything(1)
+    if error is None:
+        assert block() == block()
+    else:
+        with pytest.raises(error):
+            block()
+    assert draws() == expected
+
+
+def test_generators_of_all_devices_go_back_and_the_one_that_computes_comes_first() -> None:
+    state = Rng(Cuda(current=1)).state_dict()
+    same, fewer, more = Cuda(current=1), Cuda(devices=1), Cuda(current=2, devices=3)
+    for cuda in (same, fewer, more):
+        cuda.states = [torch.tensor([9], dtype=torch.uint8) for _ in cuda.states]
+        Rng(cuda).load_state_dict(state)
+    assert [int(s) for s in same.states] == [0, 1]
+    assert [int(s) for s in fewer.states] == [1]  # it trained on the second device, and goes on with its generator
+    assert [int(s) for s in more.states] == [0, 1, 1]
+
+
+def test_generators_of_checkpoints_without_the_device_go_back_by_number() -> None:
+    state = Rng(Cuda()).state_dict()
+    del state["cuda_device"]
+    cuda = Cuda(current=1)
+    Rng(cuda).load_state_dict({**state, "cuda": [torch.tensor([7], dtype=torch.uint8)] * 2})
+    assert [int(s) for s in cuda.states] == [7, 7]

@@ -18,10 +18,10 @@ from mltrain.config import Config
 from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, StorageError, UsageError
 from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
+from mltrain.restoring.modules import fitted
 from mltrain.rng import own_rng, seed_everything
 from mltrain.run.stage_outputs import fetched_inputs
 from mltrain.run.tracked import pins_of
-from mltrain.state import fitted
 from mltrain.steps import HasDevice, HasParts, floats
 from mltrain.store.durable import replace_file
 from mltrain.task import Task

@@ -23,11 +23,12 @@ from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.project import Project
 from mltrain.provenance import fingerprint
+from mltrain.restoring.modules import fitted
 from mltrain.rng import seed_everything
 from mltrain.run import opening
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
-from mltrain.state import TrainState, fitted
+from mltrain.state import TrainState
 from mltrain.tracking.client import TrackingClient
 from mltrain.trainer.loop import Trainer
 

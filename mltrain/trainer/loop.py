@@ -12,8 +12,9 @@ from typing import Any
 from mltrain.checkpoint.manifest import Kind
 from mltrain.config import Config
 from mltrain.errors import RunHeld, UsageError
+from mltrain.restoring.modules import versions
 from mltrain.rng import Rng
-from mltrain.state import Progress, versions
+from mltrain.state import Progress
 from mltrain.steps import Metrics, floats
 from mltrain.task import Task
 from mltrain.trainer.evaluation import Evaluation

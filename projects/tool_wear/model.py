@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mltrain.errors import StateMismatch
-from mltrain.state import fitted
+from mltrain.restoring.modules import fitted
 from projects.tool_wear.scaler import Scaler
 
 

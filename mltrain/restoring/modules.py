@@ -1,0 +1,136 @@
+"""Restoring weights: whether they fit a module, and under which names."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from mltrain.errors import StateMismatch
+from mltrain.restoring.undo import UndoModule, is_lazy
+
+_WRAPPERS = ("_orig_mod", "module")
+
+
+def bare_name(key: str, wrapped: bool) -> str:
+    """Return a name without the prefix of ``torch.compile``, and of DistributedDataParallel if ``wrapped``."""
+    steps = [step for step in key.split(".") if step != _WRAPPERS[0]]
+    return ".".join(steps[1:] if wrapped and steps[0] == _WRAPPERS[1] else steps)
+
+
+def _wrapped(keys: Iterable[str]) -> bool:
+    """Whether all names begin as DistributedDataParallel spells them."""
+    bare = [bare_name(key, False) for key in keys]
+    return bool(bare) and all(key.startswith(f"{_WRAPPERS[1]}.") for key in bare)
+
+
+def names_of_parameters(parts: Mapping[str, Any]) -> dict[int, str]:
+    """Return the names of the parameters of all modules among the parts, by identity: ``part.module.parameter``."""
+    names: dict[int, str] = {}
+    for part, module in _modules(parts):
+        found = list(module.named_parameters())  # a tied parameter has its first name
+        wrapped = _wrapped(name for name, _ in found)
+        for name, parameter in found:
+            names.setdefault(id(parameter), f"{part}.{bare_name(name, wrapped)}")
+    return names
+
+
+def _modules(parts: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules among the parts, then those that other parts hold as attributes."""
+    yield from ((name, part) for name, part in parts.items() if isinstance(part, nn.Module))
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            held = getattr(part, "__dict__", {})
+            yield from ((f"{name}.{key}", one) for key, one in list(held.items()) if isinstance(one, nn.Module))
+
+
+def fitted(weights: Mapping[str, Any], module: nn.Module, name: str = "model") -> dict[str, Any]:
+    """Return ``weights`` under the names that ``module`` uses, or refuse; the module stays as it is.
+
+    ``torch.compile`` and DistributedDataParallel wrap a module and prefix its names; weights go either way. Where names or
+    shapes differ, the module's own ``load_state_dict`` decides: lazy modules, observers that grow, and modules that
+    rename what they load take them.
+
+    Raises:
+        StateMismatch: with the missing, unexpected and reshaped names.
+    """
+    if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
+        raise StateMismatch(f"the module {name!r}: it holds a {type(weights).__name__} and no tensors by name")
+    own = module.state_dict()
+    given = _spelled(weights, module, own)
+    if given.keys() == own.keys() and all(_alike(given[key], own[key]) for key in own):
+        return given
+    before = UndoModule(module)
+    try:
+        module.load_state_dict(given)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
+        raise refused(name, module, error) from error
+    finally:
+        before.undo()
+    return given
+
+
+def _alike(given: Any, own: Any) -> bool:
+    if not isinstance(own, Tensor):
+        return not isinstance(given, Tensor)
+    return isinstance(given, Tensor) and not (is_lazy(own) or is_lazy(given)) and given.shape == own.shape
+
+
+def _spelled(weights: Mapping[str, Any], module: nn.Module, own: Iterable[str]) -> dict[str, Any]:
+    """Return weights under the names of a module; unknown names come below the deepest module that is known."""
+    theirs, ours = _wrapped(weights), _wrapped(own)
+    names = {bare_name(key, ours): key for key in own}
+    paths = {bare_name(f"{path}.", ours).removesuffix("."): path for path, _ in module.named_modules() if path}
+    spelled = {}
+    for key, value in weights.items():
+        bare = bare_name(key, theirs)
+        steps = bare.split(".")
+        for cut in range(len(steps) - 1, -1, -1) if bare not in names else ():
+            path = paths.get(".".join(steps[:cut]))
+            if path is not None:
+                names[bare] = ".".join([path, *steps[cut:]])
+                break
+        spelled[names.get(bare, bare)] = value
+    return spelled if len(spelled) == len(weights) else dict(weights)
+
+
+_SHAPES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)")
+
+
+_LISTS = (
+    re.compile(r"^\s*Missing key\(s\) in state_dict: (.*?)\.?\s*$", re.MULTILINE),
+    re.compile(r"^\s*Unexpected key\(s\) in state_dict: (.*?)\.?\s*$", re.MULTILINE),
+)
+
+
+def refused(name: str, part: Any, error: Exception) -> StateMismatch:
+    """Translate the error of a part that refuses its state; for a module, into lists of names."""
+    if not isinstance(part, nn.Module):
+        return StateMismatch(f"the part {name!r}: {type(error).__name__}: {error}")
+    text = str(error)
+    missing, unexpected = (
+        sorted(bare_name(key, False) for line in pattern.findall(text) for key in re.findall(r'"([^"]*)"', line))
+        for pattern in _LISTS
+    )
+    reshaped = [
+        f"{bare_name(key, False)} {_dimensions(given)} here {_dimensions(own)}"
+        for key, given, own in _SHAPES.findall(text)
+    ]
+    if not (reshaped or missing or unexpected):
+        return StateMismatch(f"the module {name!r}: {type(error).__name__}: {error}")
+    return StateMismatch(f"the module {name!r}", missing=missing, unexpected=unexpected, reshaped=sorted(reshaped))
+
+
+def _dimensions(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(",") if number.strip())
+
+
+def versions(parts: Iterable[Any]) -> list[tuple[int, int]]:
+    """Return where in memory the parameters of modules are, and how often torch has changed each in place."""
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return [
+        (tensor.data_ptr(), tensor._version)
+        for module in modules
+        for tensor in module.parameters()
+        if not is_lazy(tensor)
+    ]

@@ -1,0 +1,206 @@
+"""Restoring the state of an optimizer by the names of its parameters."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mltrain.errors import StateMismatch
+from mltrain.restoring.undo import is_lazy
+
+log = logging.getLogger(__name__)
+
+
+def in_order_of_groups(state: Any, order: Sequence[int], count: int) -> Any:
+    """Return the state of a schedule of ``count`` groups with its values a group in another order."""
+    if not isinstance(state, Mapping):
+        return state
+    return {
+        key: [value[index] for index in order]
+        if key in _A_GROUP and isinstance(value, (list, tuple)) and len(value) == count
+        else [in_order_of_groups(inner, order, count) for inner in value]
+        if key == "_schedulers"
+        else value
+        for key, value in state.items()
+    }
+
+
+_A_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "max_momentums", "lr_lambdas", "eta_mins")
+"""What torch's schedules remember for each group of an optimizer."""
+
+
+def is_optimizer(part: Any) -> bool:
+    """Whether a part is an optimizer of torch, or a wrapper with groups of parameters as one has."""
+    groups = None if isinstance(part, nn.Module) else getattr(part, "param_groups", None)
+    return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
+
+
+def described(optimizer: Any, names: Mapping[int, str]) -> list[list[tuple[str | None, Any, list[int] | None]]]:
+    """Return (name, parameter, shape) of the parameters of each group.
+
+    A parameter of no known module has the name that its group was given, or none. A lazy one has no shape yet.
+    """
+    groups = []
+    for group in optimizer.param_groups:
+        given = group.get("param_names") or [None] * len(group["params"])
+        groups.append(
+            [
+                (names.get(id(one), given[index]), one, None if is_lazy(one) else list(one.shape))
+                for index, one in enumerate(group["params"])
+            ]
+        )
+    return groups
+
+
+_LIKE_THE_PARAMETER = frozenset(
+    {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"}
+    | {"sum", "ax", "prev", "step_size"}
+)
+"""State of torch's optimizers that has the shape of its parameter."""
+
+
+_SWITCHES = frozenset({"foreach", "fused", "capturable", "maximize", "differentiable", "decoupled_weight_decay"})
+"""Options that versions of torch added to groups; an optimizer sets the ones that a state lacks itself."""
+
+
+def by_name(state: Any, optimizer: Any, name: str, names: Mapping[int, str]) -> tuple[Any, list[int]]:
+    """Return the state of an optimizer in the order of its parameters now, and the group that each group continues.
+
+    Raises:
+        StateMismatch: it is of other parameters or another kind of optimizer, or groups whose values differ became one.
+    """
+    what = f"the optimizer {name!r}"
+    if not isinstance(state, Mapping) or "param_groups" not in state or "state" not in state:
+        if isinstance(optimizer, torch.optim.Optimizer):
+            raise StateMismatch(f"{what}: it has no groups of parameters")
+        return state, list(range(len(optimizer.param_groups)))  # a wrapper with a state of its own
+    saved, own = state["param_groups"], described(optimizer, names)
+    lacking = {
+        key
+        for key in getattr(optimizer, "defaults", {})
+        if key not in _SWITCHES and any(key not in group for group in saved)
+    }
+    if lacking:
+        raise StateMismatch(
+            f"{what}, which is a {type(optimizer).__name__}: the state of another kind of optimizer lacks its settings",
+            missing=sorted(lacking),
+        )
+    recorded = state.get("parameters")
+    if recorded is None:  # of a release that kept no names
+        sizes = [len(group["params"]) for group in saved]
+        if sizes != [len(group) for group in own]:
+            raise StateMismatch(f"{what}: its groups had {sizes} parameters and have {[len(group) for group in own]}")
+        recorded = [[[None, None] for _ in group["params"]] for group in saved]
+    before = _entries([[(key, None, shape) for key, shape in group] for group in recorded])
+    now = _entries(own)
+    if len(before) == len(now):
+        before = _renamed(before, now, what)
+    if before.keys() != now.keys():
+        raise StateMismatch(
+            f"{what}", missing=sorted(now.keys() - before.keys()), unexpected=sorted(before.keys() - now.keys())
+        )
+    reshaped = [
+        f"{key} {tuple(was)} here {tuple(shape)}"
+        for key, (group, index, shape) in now.items()
+        if shape is not None and (was := _shape(state, saved, before[key], shape)) != shape
+    ]
+    if reshaped:
+        raise StateMismatch(what, reshaped=sorted(reshaped))
+    order = _sources(before, now, saved, optimizer.param_groups, what)
+    if [place[:2] for place in before.values()] == [now[key][:2] for key in before] and len(saved) == len(own):
+        return state, order  # nothing moved
+    log.warning("The parameters of %s are in another order or in other groups; its state follows them by name.", what)
+    groups: list[dict[str, Any]] = []
+    for number, group in enumerate(optimizer.param_groups):
+        groups.append({**saved[order[number]], "params": [None] * len(group["params"])})
+        groups[-1].pop("param_names", None)
+    for key, (number, index, _) in now.items():
+        source, position, _ = before[key]
+        groups[number]["params"][index] = saved[source]["params"][position]
+    return {**state, "param_groups": groups}, order
+
+
+_Entry = tuple[int, int, list[int] | None]
+
+
+def _entries(groups: Sequence[Sequence[tuple[str | None, Any, Any]]]) -> dict[str, _Entry]:
+    """Return where each parameter is, by its name; one without a name has that of its place."""
+    entries: dict[str, _Entry] = {}
+    for number, group in enumerate(groups):
+        for index, (name, _, shape) in enumerate(group):
+            place = f"parameter {index} of group {number}"
+            entries[name if name is not None and name not in entries else place] = (
+                number,
+                index,
+                list(shape) if shape is not None else None,
+            )
+    return entries
+
+
+def _renamed(before: dict[str, _Entry], now: dict[str, _Entry], what: str) -> dict[str, _Entry]:
+    """Give parameters their present names where each is at the place, and of the shape, of one whose name is gone.
+
+    The module has taken the weights by then, so it renames them itself when it loads.
+    """
+    places = {place[:2]: key for key, place in now.items()}
+    gone = {key: places.get(place[:2]) for key, place in before.items() if key not in now}
+    new = {key for key in now if key not in before}
+    alike = all(
+        to in new and (before[key][2] is None or now[to][2] is None or before[key][2] == now[to][2])
+        for key, to in gone.items()
+        if to is not None
+    )
+    if not gone or not alike or set(gone.values()) != new:
+        return before
+    known = {key: to for key, to in gone.items() if not key.startswith("parameter ")}
+    if known:
+        log.warning(
+            "Parameters of %s have other names: %s.", what, ", ".join(f"{k} is {to}" for k, to in known.items())
+        )
+    return {str(gone.get(key, key)): place for key, place in before.items()}
+
+
+def _shape(
+    state: Mapping[str, Any], saved: Sequence[Mapping[str, Any]], place: _Entry, otherwise: list[int]
+) -> list[int]:
+    """Return the shape of a saved parameter: as recorded, or as its state tells."""
+    if place[2] is not None:
+        return place[2]
+    own = state["state"].get(saved[place[0]]["params"][place[1]], {})
+    shapes = [
+        list(value.shape)
+        for key, value in (own.items() if isinstance(own, Mapping) else ())
+        if key in _LIKE_THE_PARAMETER and isinstance(value, torch.Tensor) and value.dim()
+    ]
+    return next((shape for shape in shapes if shape != otherwise), otherwise)
+
+
+def _sources(
+    before: Mapping[str, _Entry],
+    now: Mapping[str, _Entry],
+    saved: Sequence[Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+    what: str,
+) -> list[int]:
+    """Return which saved group each group takes its settings from: the one of its parameters."""
+    order = []
+    for number, group in enumerate(groups):
+        found = sorted({before[key][0] for key, place in now.items() if place[0] == number})
+        named = [index for index in found if "name" in group and saved[index].get("name") == group["name"]]
+        found = named or found or [min(number, len(saved) - 1)]
+        if any(not _same_settings(saved[index], saved[found[0]]) for index in found[1:]):
+            raise StateMismatch(
+                f"{what}: its group {number} has the parameters of groups {found} of the checkpoint, whose settings differ",
+                advice="Give it the groups of before, or give groups a name that says which settings go on.",
+            )
+        order.append(found[0])
+    return order
+
+
+def _same_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    ignored = {"params", "param_names", "name"}
+    return {key: value for key, value in one.items() if key not in ignored} == {
+        key: value for key, value in other.items() if key not in ignored
+    }
