@@ -1,9 +1,13 @@
-"""Which device computes, and how deterministically."""
+"""Which device computes, how deterministically, and with which tensors."""
 
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mltrain.errors import ConfigError
 
@@ -51,3 +55,63 @@ def set_up(num_threads: int | None, deterministic: bool, device: str = "auto") -
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch with all its tensors on ``device``; from page-locked memory without waiting."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=batch.is_pinned() if device.type == "cuda" else False)
+    if isinstance(batch, Mapping):
+        return {key: moved(item, device) for key, item in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        items = [moved(item, device) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
+
+
+def mixing(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which tensors of the CPU may be mixed with those on ``device``.
+
+    An evaluation is called in it, so that its data need not be where its model is. Where torch refuses to compute with both,
+    the tensors of the CPU are moved and the function is called again; every other call is torch's own. A tensor that a function
+    changes in place is never moved. A tensor that NumPy asks for is copied to the CPU.
+    """
+    return nullcontext() if device.type == "cpu" else _Mixing(device)
+
+
+class _Mixing(TorchFunctionMode):
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, TypeError):
+            name = getattr(func, "__name__", "")
+            if name in ("numpy", "__array__") and self._is_here(args[0]):
+                return func(args[0].cpu(), *args[1:], **kwargs)
+            changed = 1 if name.startswith("__i") or name == "__setitem__" or (name[-1:] == "_" != name[-2:-1]) else 0
+            fixed, free = args[:changed], (args[changed:], kwargs)
+            given = list(_tensors(free))
+            if "out" in kwargs or all(one.device.type != "cpu" for one in given):
+                raise
+            if not any(map(self._is_here, (*_tensors(fixed), *given))):
+                raise
+            positional, named = moved(free, self._device)
+        return func(*fixed, *positional, **named)
+
+    def _is_here(self, tensor: Tensor) -> bool:
+        return tensor.device.type == self._device.type
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a nesting."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (Mapping, list, tuple)):
+        for one in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _tensors(one)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mltrain.device import moved
 from mltrain.errors import UsageError
 from mltrain.state import Stateful
 
@@ -309,18 +310,6 @@ def floats(values: Any, source: str) -> dict[str, float]:
 def _described(value: Any) -> str:
     shape = getattr(value, "shape", None)
     return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else f", {value!r:.80},")
-
-
-def moved(batch: Any, device: torch.device) -> Any:
-    """Return a batch with all its tensors on ``device``; from page-locked memory without waiting."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=batch.is_pinned() if device.type == "cuda" else False)
-    if isinstance(batch, Mapping):
-        return {key: moved(item, device) for key, item in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        items = [moved(item, device) for item in batch]
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    return batch
 
 
 def _length(tree: Any) -> int:

@@ -1,10 +1,16 @@
 """What only a machine with CUDA devices can show; elsewhere this file is not collected."""
 
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
 import pytest
 import torch
 
+import mltrain
 from mltrain.checkpoint.snapshot import HostBuffers
-from mltrain.device import make_current
+from mltrain.device import make_current, mixing
 from mltrain.rng import Rng
 
 pytestmark = pytest.mark.gpu
@@ -31,3 +37,26 @@ def test_the_last_device_computes_and_its_generator_goes_on() -> None:
     assert expected.device == device
     Rng().load_state_dict(state)
     assert torch.rand(3, device="cuda").equal(expected)
+
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_readme_project_trains_and_evaluates_on_the_device() -> None:
+    project = ModuleType("readme_project")
+    code = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[0]
+    exec(code, vars(project))
+    config = project.Config(epochs=2, device="cuda")
+    trainer = mltrain.Trainer(project.build(config), config)
+    list(trainer.steps())
+    assert [row["val/loss"] > 0 for row in trainer.history.rows] == [True, True]
+
+
+def test_an_evaluation_mixes_tensors_of_both_and_hands_them_to_numpy() -> None:
+    net = torch.nn.Linear(3, 2).cuda()
+    inputs, labels = torch.randn(8, 3), torch.zeros(8, dtype=torch.int64)
+    with torch.no_grad(), mixing(torch.device("cuda")):
+        output = net(inputs)
+        assert output.is_cuda
+        assert float(torch.nn.functional.cross_entropy(output, labels)) > 0
+        assert np.asarray(output.argmax(1).numpy()).shape == (8,)

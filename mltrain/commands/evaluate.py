@@ -219,7 +219,7 @@ def evaluate(
     inputs = fetched_inputs(server, server.run(run_id), overrides or ())
     config = found.config.load(overrides={**inputs, **(overrides or {})}, base=params or recorded["config"])
     task = built(found, config, parts)
-    with torch.no_grad(), own_rng(config.seed):
+    with torch.no_grad(), own_rng(config.seed), devices.mixing(devices.chosen(config.device)):
         metrics: dict[str, float] = {}
         if task.report is not None and to is not None:
             to.mkdir(parents=True, exist_ok=True)

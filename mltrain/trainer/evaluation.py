@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from mltrain import device as devices
 from mltrain.data import mixed
 from mltrain.rng import own_rng
 from mltrain.steps import HasEpochMetrics, floats
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 class Evaluation:
     """Calls ``evaluate()`` and ``images()`` of a task, without gradients and under random numbers of its own.
+
+    They may mix tensors of the CPU with those on the training's device, and call ``eval()`` of their models themselves.
 
     Args:
         training: what is evaluated; its configuration says how often.
@@ -71,5 +74,6 @@ class Evaluation:
 
     @contextmanager
     def _beside_the_training(self, epoch: int) -> Iterator[None]:
-        with torch.no_grad(), own_rng(mixed(self._config.seed, epoch) & 0xFFFFFFFF):
+        seed = mixed(self._config.seed, epoch) & 0xFFFFFFFF
+        with torch.no_grad(), own_rng(seed), devices.mixing(self._training.device):
             yield
