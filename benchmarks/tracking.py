@@ -69,7 +69,7 @@ def measured(way: str, steps: int) -> dict[str, float]:
             with_it = loop(TURN, lambda values, step, first=done: run.log_metrics(values, first + step))  # type: ignore[misc]
             waited += max(0.0, with_it - (time.thread_time() - began))
             done += TURN
-            while run.journal.unsent():
+            while run.outbox.journal.unsent():
                 time.sleep(0.05)
             before, plain = plain, loop(TURN, nothing)
             ratios.append((before + plain) / 2 / with_it)

@@ -13,8 +13,12 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Run(Protocol):
     """What a manager needs of a run; :class:`mltrain.run.tracked.TrackedRun` is one."""
 
-    id: str
     artifacts: Artifacts
+
+    @property
+    def id(self) -> str:
+        """The run's id; until the run is created, its provisional id."""
+        ...
 
     @property
     def staging(self) -> Path:

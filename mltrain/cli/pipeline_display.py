@@ -39,7 +39,7 @@ class TerminalPipeline:
     def opened(self, run: TrackedRun, where: str, *, new: bool) -> None:
         """Say where the run is kept, whether it is gone on with, and print its id on a line of its own."""
         line(where)
-        line(f"{'New' if new else 'Going on with'} run {run.name} (attempt {run.ordinal})")
+        line(f"{'New' if new else 'Going on with'} run {run.identity.name} (attempt {run.ordinal})")
         line(f"run_id={run.id}")
 
     def decided(self, decision: Decision, number: int, count: int) -> None:

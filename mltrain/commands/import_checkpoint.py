@@ -154,7 +154,7 @@ def import_file(
     except BaseException as error:
         run.close("FAILED", str(error).splitlines()[0], grace_seconds())
         raise
-    run.record_attempt()
+    run.record.attempt()
     return _reported(run, manager, report)
 
 

@@ -139,7 +139,7 @@ class _Session:
             deadline = time.monotonic() + grace_seconds()
             self._settle()
             # A run that was resumed in vain is left with the status that it had.
-            status = "FAILED" if self._began else run.earlier or "FAILED"
+            status = "FAILED" if self._began else run.ending.opened.earlier or "FAILED"
             why = f"{type(error).__name__}: {error}"[:500]
             run.close(status, why, max(1.0, deadline - time.monotonic()))
             if not isinstance(error, MltrainError):
@@ -198,7 +198,9 @@ class _Session:
             self._recorded(run)  # a request to stop interrupts once, and the run that it leaves can be resumed
             raise
         finally:
-            run.when_known(lambda: self._display.opened(run, location(self._server, run.experiment_id, run.id)))
+            run.when_known(
+                lambda: self._display.opened(run, location(self._server, run.identity.experiment_id, run.id))
+            )
 
     def _recorded(self, run: TrackedRun) -> None:
         if self._request.resume_run is None or self._unrecorded(run):
@@ -293,8 +295,8 @@ class _Session:
         trainer.attach(run, manager)
         if self._request.resume_run is not None:
             self._continue(run, trainer, origin)
-        run.record_attempt()
-        run.record_data(config.data_places())
+        run.record.attempt()
+        run.record.data(config.data_places())
         if self._watch is not None:
             self._watch.tell(lambda text: run.set_tag(WRITTEN_TAG, text))
         self._note(run, None)
@@ -365,7 +367,7 @@ class _Session:
         if only_local is not None:
             run.mark_only_local(only_local.name, "KILLED" if stopped else "FINISHED")
             why += "; the newest checkpoint is on this machine only"
-        run.finish_epochs(trainer.history)
+        run.outbox.finish_epochs(trainer.history)
         self._note(run, best)
         left = deadline - time.monotonic() if stopped or run.trouble is not None else grace_seconds()
         grace = 0.0 if self._stop.hurry.is_set() else max(1.0, left)
@@ -373,9 +375,9 @@ class _Session:
         status: Status = "FINISHED" if in_store and not stopped else "KILLED"
         delivered = run.close(status, why, grace, interrupted=lambda: self._stop.requested)
         run.require_hold()
-        if code == 0 and only_local is not None and run.closed:
+        if code == 0 and only_local is not None and run.ending.closed:
             code = STOPPED_STAGED  # where the tracking server is away as well, the training has done all that it could
-        if code in (0, STOPPED) and run.lost:
+        if code in (0, STOPPED) and run.ending.lost:
             code = NOT_KEPT
         row = trainer.history.rows[-1] if trainer.history.rows else {}
         outcome = Outcome(
@@ -389,7 +391,7 @@ class _Session:
             run.known,
             run.trouble,
             only_local is not None,
-            run.lost,
+            run.ending.lost,
         )
         self._display.ended(outcome)
         return outcome
@@ -419,7 +421,7 @@ class _Session:
         said = None
         if best is not None and self._config.best_metric in best.metrics:
             said = f"{self._config.best_metric} {best.metrics[self._config.best_metric]:.5g} at {best.title}"
-        run.set_tag("mlflow.note.content", note(self._project.name, run.id, said, run.attempts))
+        run.set_tag("mlflow.note.content", note(self._project.name, run.id, said, run.hold.attempts))
 
     def _committed(self, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
         """After a commit: release what this run began from, and copy weights to where the user wants them."""

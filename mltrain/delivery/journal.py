@@ -118,6 +118,7 @@ class Journal:
         mend: set a damaged file aside. Not for a second process beside the one that writes.
 
     Attributes:
+        path: of the SQLite file.
         damaged: where a damaged file was set aside to; ``None`` if it was intact.
 
     Raises:
@@ -127,7 +128,7 @@ class Journal:
     def __init__(self, path: Path, attempt: int, budget: int | None = None, *, mend: bool = True) -> None:
         self.attempt = attempt
         self.damaged: Path | None = None
-        self._path, self._mend = path, mend
+        self.path, self._mend = path, mend
         self._in_memory = False
         """Whether the disk refuses at present, and entries wait in memory."""
         self._on_disk = True
@@ -306,25 +307,25 @@ class Journal:
     def _opened(self) -> sqlite3.Connection:
         """Open the file; set it aside where it is damaged and a new one can be made in its place."""
         try:
-            return _connected(self._path)
+            return _connected(self.path)
         except sqlite3.Error as error:
-            if not self._mend or not _means_damage(error) or not os.path.lexists(self._path):
+            if not self._mend or not _means_damage(error) or not os.path.lexists(self.path):
                 raise
             return self._anew(error)
 
     def _anew(self, error: sqlite3.Error) -> sqlite3.Connection:
         """Set the file aside and open a new one; leave it where it is if the disk takes no new one either."""
-        aside = set_aside(self._path, beside=_BESIDE)
+        aside = set_aside(self.path, beside=_BESIDE)
         try:
-            database = _connected(self._path)
+            database = _connected(self.path)
         except sqlite3.Error:
-            put_back(aside, self._path, beside=_BESIDE)
+            put_back(aside, self.path, beside=_BESIDE)
             raise
         self.damaged = aside
         log.warning(
             "The journal %s is damaged (%s). It is kept as %s for people, and a new one begins. What the tracking server had "
             "not taken from it comes back only where a checkpoint carries it.",
-            self._path,
+            self.path,
             error,
             aside.name,
         )
@@ -369,7 +370,7 @@ class Journal:
                     return self._database.execute(query.format_map(all_of)).fetchall()
             except sqlite3.Error as error:
                 if not (again and self._mended(error)):
-                    raise StorageError(f"The journal {self._path} cannot be read: {error}.") from error
+                    raise StorageError(f"The journal {self.path} cannot be read: {error}.") from error
         raise AssertionError
 
     def _count(self, what: str) -> int:
@@ -521,7 +522,7 @@ class Journal:
             with self._transaction():
                 yield
         except sqlite3.Error as error:
-            raise StorageError(f"The journal {self._path} cannot be written: {error}.") from error
+            raise StorageError(f"The journal {self.path} cannot be written: {error}.") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

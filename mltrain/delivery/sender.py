@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
 
@@ -29,16 +29,38 @@ _ITEMS_A_BATCH = 100
 _SAY_SECONDS = 60.0
 
 
+class Destination(Protocol):
+    """The run that a sender delivers to."""
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """Where files and pictures go."""
+        ...
+
+    def created(self) -> str:
+        """Return the run's id, and create the run if need be; raise while that is not possible."""
+        ...
+
+
+class Fence(Protocol):
+    """Tells whether this process may still write to the run; :class:`mltrain.ownership.lease.Lease` is one."""
+
+    gone: str | None
+    """What has happened to the run, where somebody deleted it."""
+
+    def keep(self) -> bool:
+        """Return whether this process holds the run."""
+        ...
+
+
 class Sender:
     """Delivers what the journal of a run holds, on a thread of its own.
 
     Args:
         server: where the run is.
-        identity: returns the id of the run, and creates it if need be; raises while it cannot be known.
+        run: which run.
         journal: what to deliver.
-        artifacts: where files and images go.
-        keep: called before every request; returns False when this writer has been overtaken, after which nothing is sent
-            any more.
+        fence: asked before every request. Once it says no, nothing is sent any more.
         courier: sends points where they come fast; none: they are always sent from here.
         held_seconds: for how long nothing of a kind is sent that the server does not let this user send.
         held_at_the_end_seconds: the same once the sender drains.
@@ -47,21 +69,20 @@ class Sender:
     def __init__(
         self,
         server: TrackingClient,
-        identity: Callable[[], str],
+        run: Destination,
         journal: Journal,
-        artifacts: Artifacts,
-        keep: Callable[[], bool],
+        fence: Fence,
         courier: Courier | None = None,
         *,
         held_seconds: float = 60.0,
         held_at_the_end_seconds: float = 5.0,
     ) -> None:
         self._server = server.once  # the sender retries by itself
-        self._identity = identity
+        self._run = run
         self._run_id = ""
         self._journal = journal
-        self._artifacts = artifacts
-        self._keep = keep
+        self._fence = fence
+        self._gone: str | None = None
         self._courier = courier
         self._stop = threading.Event()
         self._give_up = threading.Event()
@@ -72,7 +93,7 @@ class Sender:
         self._said = -math.inf
         self.trouble: str | None = None
         """Why the last delivery failed, if it did."""
-        self._thread = threading.Thread(target=self._run, name="mltrain-sender", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="mltrain-sender", daemon=True)
         self._thread.start()
 
     def drain(self, seconds: float) -> bool:
@@ -96,13 +117,13 @@ class Sender:
         """Try at once what was held back: why it was refused may be over."""
         self._held = {}
 
-    def _run(self) -> None:
+    def _work(self) -> None:
         failures = 0
         while not self._give_up.is_set():
             stopping = self._stop.is_set()
             try:
-                self._run_id = self._run_id or self._identity()
-                self._ours()
+                self._run_id = self._run_id or self._run.created()
+                self._require_hold()
                 sent = self._deliver_once()
                 failures = 0
                 if not self._held:
@@ -123,8 +144,16 @@ class Sender:
                 self._journal.arrived.wait(LOOK_SECONDS if starting else HEARTBEAT_SECONDS)
                 self._journal.arrived.clear()
 
-    def _ours(self) -> None:
-        if not self._keep():
+    def _require_hold(self) -> None:
+        held, gone = self._fence.keep(), self._fence.gone
+        if gone is not None and self.trouble != gone:
+            log.warning("%s", gone)
+            self.trouble = gone
+        if gone is None and self._gone is not None:
+            log.warning("Run %s was restored; what waited for it is sent.", self._run_id)
+            self.release()
+        self._gone = gone
+        if not held:
             raise RunHeld("Another process has taken the run over.")
 
     def _deliver_once(self) -> bool:
@@ -176,7 +205,7 @@ class Sender:
                 wait=Backoff(multiplier=0.5, max=30),
                 stop=stop_when_event_set(self._give_up) | stop_after_attempt(tries),  # type: ignore[arg-type] # infinity is meant
                 sleep=self._pause,
-                before=lambda _: self._ours(),
+                before=lambda _: self._require_hold(),
                 before_sleep=lambda state: self._note(state.outcome.exception() if state.outcome else None),
                 reraise=True,
             )(send, batch)
@@ -232,13 +261,13 @@ class Sender:
 
     def _send_file(self, items: Sequence[StoredItem]) -> None:
         for item in items:
-            self._artifacts.upload(Path(item.value), item.key)
+            self._run.artifacts.upload(Path(item.value), item.key)
 
     def _send_image(self, items: Sequence[StoredItem]) -> None:
         for item in items:
             for path, folder in json.loads(item.value)["files"]:
                 if Path(path).exists():  # else an earlier try got this far
-                    self._artifacts.upload(Path(path), folder)
+                    self._run.artifacts.upload(Path(path), folder)
                     discard_sent(Path(path))
 
     def _pause(self, seconds: float) -> None:

@@ -57,6 +57,28 @@ class Synced:
     address: str = ""
 
 
+@dataclass(frozen=True)
+class Existing:
+    """A run that exists, as the destination of a sender."""
+
+    id: str
+    artifacts: Artifacts
+
+    def created(self) -> str:
+        """Return the run's id."""
+        return self.id
+
+
+class HostLock:
+    """The lock on this host as the fence of a sender: it is held for as long as the sender runs."""
+
+    gone: str | None = None
+
+    def keep(self) -> bool:
+        """Return whether this process holds the run."""
+        return True
+
+
 def sync(server: TrackingClient, *, seconds: float = 600.0, address: str | None = None) -> Iterator[Synced]:
     """Send what every run has left behind on this machine.
 
@@ -119,7 +141,7 @@ def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, addr
         dropped = journal.drop_beyond(ends)
         # The records first: they name the run's configuration, without which its checkpoints are of no use.
         before = journal.unsent()
-        drained = Sender(server, lambda: run_id, journal, artifacts, lambda: True).drain(seconds)
+        drained = Sender(server, Existing(run_id, artifacts), journal, HostLock()).drain(seconds)
         left = publish_left(run_id, home, artifacts, ends)
         if drained:
             _settle(server, run_id, artifacts, attempt)

@@ -60,7 +60,7 @@ def make(making: Making, server: TrackingClient, display: Display, stop: StopReq
         run = opening.create(server, config.experiment, config.run_name, making.word, making.tags)
     try:
         run.record_start(config.resolved(), config.flattened(), making.word)
-        display.opened(run, location(server, run.experiment_id, run.id))
+        display.opened(run, location(server, run.identity.experiment_id, run.id))
         if making.resume_run is not None:
             run.continue_exactly_after(-1)
             _discard_unfinished(server, run)
@@ -82,8 +82,8 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(source_of(stage.make))
     found = fingerprint.contents_by_name(places_given)
     run.attempt.data = {name: fingerprint.digest_of(contents) for name, contents in found.items()}
-    run.record_attempt()
-    run.record_data(places_given)
+    run.record.attempt()
+    run.record.data(places_given)
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     display.waiting("making files")
@@ -98,8 +98,8 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     why = f"{len(output.files)} files made"
     delivered = run.close("FINISHED", why, grace_seconds())
     run.require_hold()
-    code = NOT_KEPT if run.lost else 0
-    outcome = Outcome(run.id, code, why, None, None, metrics, delivered, run.known, run.trouble, lost=run.lost)
+    code = NOT_KEPT if run.ending.lost else 0
+    outcome = Outcome(run.id, code, why, None, None, metrics, delivered, run.known, run.trouble, lost=run.ending.lost)
     display.ended(outcome)
     return outcome
 

@@ -125,9 +125,9 @@ class _Session:
     def run(self, *, new: bool) -> Result:
         try:
             self._record(new)  # before its id is told: who has that can go on with it
-            where = location(self._server, self._tracked.experiment_id, self._tracked.id)
+            where = location(self._server, self._tracked.identity.experiment_id, self._tracked.id)
             self._display.opened(self._tracked, where, new=new)
-            experiment = self._server.once.get_experiment(self._tracked.experiment_id)
+            experiment = self._server.once.get_experiment(self._tracked.identity.experiment_id)
             self._experiment = str(experiment.name)
             return self._closed(*self._stages())
         except KeyboardInterrupt:
@@ -145,7 +145,7 @@ class _Session:
             self._tracked.record_start(self._plan.as_json(), {"pipeline": self._order.located.pipeline.name}, word)
         else:
             self._tracked.write_json(CONFIG_FILE, {"schema": 1, "project": word, "config": self._plan.as_json()})
-        self._tracked.record_attempt()
+        self._tracked.record.attempt()
 
     def _stages(self) -> tuple[Status, int, str]:
         pipeline, order = self._order.located.pipeline, self._order

@@ -36,6 +36,7 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.ownership.run_folder import home_of, known_home, locked, refuse_unwritable_home
 from mltrain.provenance import fingerprint
+from mltrain.run.ending import Opened
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.artifacts import refuse_unwritable
 from mltrain.store.opening import open_artifacts
@@ -94,7 +95,7 @@ def create(
     lock = None
     try:
         lock = locked(home_of(server, info.run_id), info.run_id, take_over=False)
-        return TrackedRun(server, [Attempt(1)], lock, info, created=True)
+        return TrackedRun(server, [Attempt(1)], lock, info, opened=Opened(created=True))
     except BaseException:
         if lock is not None:
             lock.release()
@@ -126,7 +127,7 @@ def adopt(
         own = {key: value for key, value in _own_tags(project).items() if key != "mlflow.source.name"}
         server.set_tags(info.run_id, {**own, **tags})
         info = server.run(info.run_id).info
-        return TrackedRun(server, [Attempt(1)], lock, info, launcher=launcher, age=age_of(run))
+        return TrackedRun(server, [Attempt(1)], lock, info, opened=Opened(launcher=launcher, age=age_of(run)))
     except BaseException:
         lock.release()
         raise
@@ -217,8 +218,17 @@ def _refuse_unwritable_artifacts(server: TrackingClient, run: Any) -> None:
         refuse_unwritable(root, "Mount it for writing, or give this user the right to write there.")
 
 
-def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: Launcher | None) -> TrackedRun:
+def resume(
+    server: TrackingClient, run_id: str, *, take_over: bool, launcher: Launcher | None, owned: bool = True
+) -> TrackedRun:
     """Continue a run as its next attempt.
+
+    Args:
+        server: where the run is.
+        run_id: of the run, or its provisional id.
+        take_over: whether to continue although another process holds the run.
+        launcher: the ``mlflow run`` that started this process.
+        owned: whether this process decides about the run's status.
 
     Raises:
         RunNotFound: there is no such run.
@@ -250,7 +260,12 @@ def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: La
             # Staged elsewhere than beside the artifacts, because it was not known then where these would be.
             publish_left(run_id, home, artifacts, {})
         opened = TrackedRun(
-            server, attempts, lock, run.info, home=home, launcher=launcher, age=age_of(run), earlier=ended_as(run)
+            server,
+            attempts,
+            lock,
+            run.info,
+            home,
+            Opened(earlier=ended_as(run), launcher=launcher, owned=owned, age=age_of(run)),
         )
     except BaseException:
         if claimed:
@@ -259,7 +274,7 @@ def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: La
         lock.release()
         raise
     if take_over and is_alive(server, run) is not False:
-        opened.settle(HEARTBEAT_SECONDS + 1.0)
+        opened.outbox.settle(HEARTBEAT_SECONDS + 1.0)
     return opened
 
 
@@ -301,17 +316,16 @@ def open_run(run_id: str | None = None) -> TrackedRun:
         refuse_unwritable_home(server)
         _refuse_unwritable_artifacts(server, known)
         if HOLDER_TAG in known.data.tags:
-            run = resume(server, identity, take_over=False, launcher=None)
+            run = resume(server, identity, take_over=False, launcher=None, owned=active != identity)
         else:
             lock = locked(home_of(server, identity), identity, take_over=False)
             try:
                 server.set_tags(identity, holder_tags(1))
-                earlier = ended_as(known)
-                run = TrackedRun(server, [Attempt(1)], lock, known.info, age=age_of(known), earlier=earlier)
+                opened = Opened(earlier=ended_as(known), owned=active != identity, age=age_of(known))
+                run = TrackedRun(server, [Attempt(1)], lock, known.info, opened=opened)
             except BaseException:
                 lock.release()
                 raise
-        run.owned = active != identity
     if script.is_file():
         run.attempt.code = fingerprint.code(script)
     return run
@@ -393,7 +407,7 @@ def _unborn(server: TrackingClient, registration: Registration, why: Refusal) ->
         why,
         home,
     )
-    return TrackedRun(server, [Attempt(1)], locked(home, birth.id, take_over=False), registration, home=home)
+    return TrackedRun(server, [Attempt(1)], locked(home, birth.id, take_over=False), registration, home)
 
 
 def user() -> str:

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
 from mltrain.delivery.sending_process import POINTS_A_BATCH, Courier
+from mltrain.delivery.sync import Existing, HostLock
 from mltrain.store.local import LocalArtifacts
 from mltrain.tracking.client import TrackingClient
 from tests.support.database import fresh_database
@@ -195,6 +196,7 @@ def test_it_ends_with_whoever_started_it(courier: Courier, journal: Journal, run
 
 PARENT = """
 import json, os, sys, time
+from mltrain.delivery.sync import Existing, HostLock
 from mltrain.delivery.sending_process import Courier
 courier = Courier(sys.argv[1], sys.argv[2])
 while courier.deliver(sys.argv[3], 1000) != "sent":
@@ -228,7 +230,7 @@ def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
     courier: Courier, journal: Journal, uri: str, run_id: str, tmp_path: Path
 ) -> None:
     server = TrackingClient(uri, MlflowClient(uri))
-    sender = Sender(server, lambda: run_id, journal, LocalArtifacts(tmp_path), lambda: True, courier)
+    sender = Sender(server, Existing(run_id, LocalArtifacts(tmp_path)), journal, HostLock(), courier)
     step = 2500
     journal.add_points(("loss", n, float(n), n) for n in range(step, step + 2000))
     step += 2000

@@ -151,17 +151,17 @@ def test_a_dead_holder_is_taken_over_at_once(workplace: Workplace) -> None:
 
 
 CLAIMED = """
-from mltrain.run.tracked import TrackedRun
+from mltrain.run.ending import Ending
 from tiny import Config, build
 
-_close = TrackedRun.close
+_close = Ending.close
 
-def close(run, *arguments, **named):
-    if not run.overtaken:
-        run.server.client.log_param(run.id, "mltrain.attempt.2", "{}")
-    return _close(run, *arguments, **named)
+def close(ending, *arguments, **named):
+    if not ending._hold.overtaken:
+        ending._server.client.log_param(ending._run.id, "mltrain.attempt.2", "{}")
+    return _close(ending, *arguments, **named)
 
-TrackedRun.close = close
+Ending.close = close
 """
 
 

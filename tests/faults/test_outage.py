@@ -71,7 +71,7 @@ def test_ten_minutes_without_a_server_lose_nothing_and_hold_nobody(
         held += calls
     let_pass(max(0.0, (60 if STEPS > 10_000 else 6) - (time.monotonic() - began)))
     away = time.monotonic() - began
-    waiting = run.journal.unsent()
+    waiting = run.outbox.journal.unsent()
     proxy.rules = []
     after, _ = loop.run(STEPS // 4)
     assert run.close("FINISHED", "done", 300.0)

@@ -14,7 +14,9 @@ from mltrain.errors import RunHeld
 from mltrain.ownership.attempts import ATTEMPTS_FILE
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
+from mltrain.run import opening
 from mltrain.run.opening import open_run
+from mltrain.tracking.client import connect
 from mltrain.tracking.tags import ATTEMPT_PREFIX
 from tests.support.database import fresh_database
 from tests.support.waiting import let_pass
@@ -84,15 +86,15 @@ def test_a_request_that_comes_while_the_last_points_are_delivered_counts(
     """The launcher that was asked as well calls the run FAILED; somebody has to put that right after it."""
     repaired: list[tuple[object, ...]] = []
     monkeypatch.setattr("mltrain.ownership.launcher.after", lambda *what: repaired.append(what))
-    run = open_run()
-    run.launcher = Launcher(run.id, 1)
-    drain, asked = run.sender.drain, []
+    launcher = Launcher(str(MlflowClient(uri).create_run("0").info.run_id), 1)
+    run = opening.adopt(connect(), launcher, None, "project", {})
+    drain, asked = run.outbox.sender.drain, []
 
     def interrupted_drain(seconds: float) -> bool:
         asked.append(True)
         return drain(seconds)
 
-    monkeypatch.setattr(run.sender, "drain", interrupted_drain)
+    monkeypatch.setattr(run.outbox.sender, "drain", interrupted_drain)
     assert run.close("FINISHED", "done", 60.0, interrupted=lambda: bool(asked))
     assert [what[1:] for what in repaired] == [(1, run.id, "FINISHED", 1)]
 
@@ -108,14 +110,14 @@ def test_a_claim_that_comes_while_the_run_is_closed_is_the_end_of_its_hold(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, client = open_run(), MlflowClient(uri)
-    drain = run.sender.drain
+    drain = run.outbox.sender.drain
 
     def overtaken_drain(seconds: float) -> bool:
         delivered = drain(seconds)
         client.log_param(run.id, f"{ATTEMPT_PREFIX}2", "{}")
         return delivered
 
-    monkeypatch.setattr(run.sender, "drain", overtaken_drain)
+    monkeypatch.setattr(run.outbox.sender, "drain", overtaken_drain)
     assert not run.close("FINISHED", "done", 60.0)
     assert client.get_run(run.id).info.status == "RUNNING"  # as whoever claimed it has it
     with pytest.raises(RunHeld):

@@ -1,0 +1,166 @@
+"""What a run records, on its way to the tracking server: journal, media, sender."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mltrain.checkpoint.manifest import Point
+from mltrain.delivery.deduplication import Delivered, delivered_beyond
+from mltrain.delivery.identity import RunIdentity
+from mltrain.delivery.journal import Journal
+from mltrain.delivery.media import Gallery
+from mltrain.delivery.sender import Sender
+from mltrain.delivery.sending_process import Courier
+from mltrain.delivery.system_metrics import SystemMonitor
+from mltrain.errors import StorageError
+from mltrain.history import History
+from mltrain.ownership.lease import Lease
+from mltrain.redaction import redacted
+from mltrain.tracking import names
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.names import Names
+from mltrain.tracking.tags import PICTURES_LEFT_OUT_TAG
+
+log = logging.getLogger(__name__)
+
+_MOST_PENDING = 100_000
+_MOST_NAMED = 10
+_LONGEST_TAG = 5000
+
+
+class Outbox:
+    """Takes what a run records without waiting, and delivers it.
+
+    Args:
+        server: where the run is.
+        run: which run; the sender creates it if need be.
+        journal: of this attempt, on this host.
+        lease: is asked before every request.
+        age: seconds since the run began, for the steps of the system metrics.
+
+    Attributes:
+        journal: holds what is not delivered yet.
+        sender: delivers it.
+    """
+
+    def __init__(self, server: TrackingClient, run: RunIdentity, journal: Journal, lease: Lease, age: int) -> None:
+        self._server = server
+        self._run = run
+        self._age, self._opened_at = age, time.monotonic()
+        self._settled_at = -math.inf
+        self._warned_of_pending = False
+        self._delivered = Delivered()
+        self._metric_names = Names("metric", names.key)
+        self.journal = journal
+        self._media = Gallery(run.home, journal)
+        # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
+        # race with finding out what the server has.
+        journal.drop_overtaken(0, 0)
+        self.sender = Sender(server, run, journal, lease, Courier(journal.path, server.uri))
+        self._monitor = SystemMonitor(self._record_system)
+
+    def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
+        """Log metric points of one step; never waits for the server.
+
+        Args:
+            values: name to value. A name that MLflow does not accept is translated, see :mod:`mltrain.tracking.names`.
+            step: optimizer steps done.
+            compared: whether a value that was delivered before has to be the same now; wall-clock values need not be.
+        """
+        values = self._metric_names.translated(values)
+        if self._delivered.points:
+            values = self._delivered.new(values, step, compared)
+        if values:
+            self.journal.log_metrics(values, step, time.time_ns())
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set a tag; never waits for the server."""
+        self.journal.log_item("tag", key, redacted(value)[:_LONGEST_TAG])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; never waits for the server."""
+        for key, value in tags.items():
+            self.set_tag(key, value)
+
+    def log_file(self, file: Path, folder: str = "") -> None:
+        """Upload a file, replacing one of its name; never waits. The file has to stay until it is sent."""
+        self.journal.log_item("file", folder, str(file))
+
+    def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
+        """Log pictures that the UI scrolls by step, and as files in a folder of the epoch; never waits for the server.
+
+        The picture ``inference/A_to_B`` of epoch 5 is the file ``inference/epoch_0005/A_to_B.jpg`` among the artifacts.
+        A background thread encodes them.
+        """
+        self._media.log_pictures(pictures, step, epoch)
+
+    def log_epoch(self, history: History) -> None:
+        """Update the CSV log, and the learning curves unless they were drawn less than a minute ago."""
+        self._media.log_epoch(history)
+
+    def finish_epochs(self, history: History) -> None:
+        """Draw the learning curves once more, with all epochs."""
+        self._media.finish_epochs(history)
+
+    def pending(self, step: int) -> list[Point]:
+        """Return the metric points up to ``step`` that the server has not acknowledged, for the checkpoint at that step.
+
+        These are at most 100,000, the oldest; a warning tells where more wait.
+        """
+        self.journal.flush()
+        try:
+            waiting = self.journal.unsent_points(_MOST_PENDING, step)
+        except StorageError as error:
+            log.warning("The checkpoint at step %d carries no metric points: %s", step, error)
+            return []
+        if len(waiting) == _MOST_PENDING and not self._warned_of_pending:
+            self._warned_of_pending = True
+            log.warning(
+                "More than %d metric points wait for the tracking server. Checkpoints carry the oldest of them; the rest "
+                "is in %s only: resume on this machine, or run mltrain sync on it first.",
+                _MOST_PENDING,
+                self._run.home,
+            )
+        return [Point(key=p.key, step=p.step, value=p.value, timestamp=p.timestamp) for p in waiting]
+
+    def deliver_pending(self, points: Sequence[Point]) -> None:
+        """Send the points that a checkpoint carried, with their original timestamps, which MLflow collapses."""
+        self.journal.add_points((p.key, p.step, p.value, p.timestamp) for p in points)
+
+    def settle(self, seconds: float) -> None:
+        """Note for how long an overtaken process may still write until it notices; its points are read after that."""
+        self._settled_at = time.monotonic() + seconds
+
+    def continue_exactly_after(self, step: int, earlier_attempts: Sequence[int]) -> None:
+        """Skip points beyond ``step`` that the server already has: in an exact continuation (key, step) is identity."""
+        time.sleep(max(0.0, self._settled_at - time.monotonic()))
+        # Pictures that an earlier attempt left unsent here are made anew from there on.
+        self.journal.drop_beyond(dict.fromkeys(earlier_attempts, step))
+        self._delivered = delivered_beyond(self._server, self._server.run(self._run.id), step)
+        self._media.let_pass(self._run.artifacts, step)
+
+    def stop_recording(self, deadline: float) -> None:
+        """Record nothing more of the machine, and make the last pictures for at most half of the time that remains."""
+        self._monitor.close()
+        unmade = self._media.close(max(0.0, deadline - time.monotonic()) / 2)
+        if unmade:
+            log.warning(
+                "%d pictures were not made before the end of the grace, and are lost: %s. MLTRAIN_GRACE_SECONDS gives them "
+                "more time.",
+                len(unmade),
+                ", ".join(unmade[:_MOST_NAMED]) + (", …" if len(unmade) > _MOST_NAMED else ""),
+            )
+            self.set_tag(PICTURES_LEFT_OUT_TAG, str(len(unmade)))
+
+    def close(self) -> None:
+        """Close the journal; what is in it waits for ``mltrain sync``."""
+        self._monitor.close()
+        self.journal.close()
+
+    def _record_system(self, metrics: Mapping[str, float]) -> None:
+        # The age by a clock that never jumps, so that no two of these points have the same step.
+        age = self._age + int(time.monotonic() - self._opened_at)
+        self.journal.log_metrics(metrics, age, time.time_ns())

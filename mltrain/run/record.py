@@ -1,0 +1,115 @@
+"""What a run records of itself: configuration, parameters, attempts, data, small files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mltrain.delivery.identity import RunIdentity
+from mltrain.delivery.outbox import Outbox
+from mltrain.errors import StorageError
+from mltrain.ownership.attempts import ATTEMPTS_FILE, CONFIG_FILE
+from mltrain.ownership.hold import Hold
+from mltrain.redaction import redacted, redacted_tree
+from mltrain.store.durable import replace_file
+from mltrain.store.retry import may_pass
+from mltrain.tracking import names
+from mltrain.tracking.names import Names
+from mltrain.tracking.tags import CHANGED_PREFIX, PROJECT_TAG
+
+_LONGEST_PARAMETER = 6000
+"""What MLflow takes; the whole value is in the configuration among the artifacts."""
+
+
+class Record:
+    """Writes what describes a run.
+
+    Args:
+        run: which run.
+        hold: has its attempts.
+        outbox: takes parameters, tags and files.
+    """
+
+    def __init__(self, run: RunIdentity, hold: Hold, outbox: Outbox) -> None:
+        self._run = run
+        self._hold = hold
+        self._outbox = outbox
+
+    def start(
+        self, config: Mapping[str, Any], parameters: Mapping[str, str], project: str, held: Mapping[str, str]
+    ) -> None:
+        """Record configuration, parameters and project, once, before the first step.
+
+        Args:
+            config: becomes an artifact.
+            parameters: name to text.
+            project: of the run.
+            held: parameters that the run has already: an adopted run holds its launcher's, quoted.
+
+        Raises:
+            StorageError: The artifact store refuses.
+        """
+        self.write_json(CONFIG_FILE, {"schema": 1, "project": project, "config": config})
+        for key, value in Names("parameter", names.key).translated(parameters).items():
+            if key not in held:
+                self._outbox.journal.log_item("param", key, redacted(value)[:_LONGEST_PARAMETER])
+        self._outbox.set_tag(PROJECT_TAG, project)
+
+    def attempt(self) -> None:
+        """Write the list of attempts, the current one last, and what changed in it."""
+        self.write_json(ATTEMPTS_FILE, self._attempts())
+        attempt = self._hold.attempt
+        if attempt.changed:
+            changes = {key: list(change) for key, change in attempt.changed.items()}
+            self._outbox.set_tag(f"{CHANGED_PREFIX}{attempt.ordinal}", json.dumps(redacted_tree(changes)))
+        if attempt.code.get("commit"):
+            self._outbox.set_tag("mlflow.source.git.commit", attempt.code["commit"])
+
+    def data(self, places: Mapping[str, Path]) -> None:
+        """Record where the data lie and what their fingerprints are, as datasets that the UI shows and compares."""
+        digests = self._hold.attempt.data
+        inputs = [
+            {
+                "name": name,
+                "digest": digests[name][:36],
+                "place": redacted(str(place)),
+                "context": "evaluation" if name.startswith(("val", "test")) else "training",
+            }
+            for name, place in places.items()
+            if name in digests
+        ]
+        if inputs:
+            self._outbox.journal.log_item("inputs", "datasets", json.dumps(inputs))
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Put a small JSON file among the artifacts: now, or as soon as the artifact store can be reached.
+
+        Raises:
+            StorageError: The artifact store refuses for good, or this disk does.
+        """
+        file, artifacts = self._written(name, content), self._run.artifacts
+        if self._run.known and (artifacts.local_root is not None or self._outbox.sender.trouble is None):
+            try:
+                artifacts.upload(file)
+                return
+            except StorageError as error:
+                if artifacts.local_root is not None or not may_pass(error.__cause__ or error):
+                    raise
+        self._outbox.log_file(file)
+
+    def queue_attempts(self) -> None:
+        """Write the list of attempts on this disk, and leave its upload to the sender.
+
+        Raises:
+            StorageError: This disk refuses.
+        """
+        self._outbox.log_file(self._written(ATTEMPTS_FILE, self._attempts()))
+
+    def _attempts(self) -> dict[str, Any]:
+        return {"schema": 1, "attempts": [asdict(attempt) for attempt in self._hold.attempts]}
+
+    def _written(self, name: str, content: Any) -> Path:
+        file = self._run.home / name
+        replace_file(file, json.dumps(redacted_tree(content), indent=1, default=str).encode())
+        return file
