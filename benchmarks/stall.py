@@ -62,7 +62,7 @@ class Ours:
         self._manager.save(state, step=step)
 
     def busy(self) -> bool:
-        return not self._manager.idle
+        return not self._manager.committer.idle
 
     def finish(self) -> None:
         assert self._manager.wait(600)
@@ -94,7 +94,7 @@ class Late(Ours):
         self._late = LateCopy([optimizer])
 
     def save(self, state: Mapping[str, Any], step: int) -> None:
-        self._manager.save(state, step=step, late=self._late)
+        self._manager.save(self._late.allow(state), step=step)
 
 
 class SaveAndLog:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mltrain.errors import ConfigError
+from mltrain.errors import ConfigError, UsageError
 
 
 def chosen(name: str) -> torch.device:
@@ -30,6 +30,24 @@ def chosen(name: str) -> torch.device:
             f"device={name} is not on this machine; there are: {', '.join(there)}. Use device=auto or cpu."
         )
     return torch.device(name)
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """Return a device that tensors can be put on here.
+
+    Raises:
+        UsageError: torch knows no such device, or this machine does not have it.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        lines = str(error).splitlines()
+        raise UsageError(
+            f"device={device!r:.80} is not usable here: {lines[0][:200] if lines else type(error).__name__} "
+            "Expected a device of this machine. Try: device='cpu'."
+        ) from None
+    return found
 
 
 def make_current(device: torch.device, cuda: Any = torch.cuda) -> None:

@@ -26,7 +26,6 @@ import torch
 from mltrain import device as devices
 from mltrain.checkpoint.codec import decode, encode
 from mltrain.checkpoint.finite import nonfinite
-from mltrain.checkpoint.late_copy import LateCopy
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.commands.evaluate import reader
@@ -112,7 +111,6 @@ class MemorySaver:
         kind: Kind,
         extra: Mapping[str, bytes],
         data: Mapping[str, str],
-        late: LateCopy | None = None,
     ) -> None:
         """Keep a state.
 

@@ -30,15 +30,14 @@ def test_a_loop_goes_on_where_another_one_stopped(run: FolderRun) -> None:
     with run.next_attempt().manager() as manager:
         state = manager.load_latest_checkpoint()
         assert identical(state, state_at(3))
-        assert manager.resumed_from is not None
         train(manager, 4, 5)
         assert [manifest.name for manifest in manager.checkpoints()][-2:] == [
             "step-000000004-a02",
             "step-000000005-a02",
         ]
-        newest = manager.checkpoints()[-2]
-    assert newest.parent == manager.resumed_from.id
-    assert newest.ancestry == (manager.resumed_from.id,)
+        loaded, newest = manager.checkpoints()[-3:-1]
+    assert newest.parent == loaded.id
+    assert newest.ancestry == (loaded.id,)
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 4)])
@@ -378,9 +377,9 @@ def test_a_configuration_is_verified_before_a_checkpoint_is_chosen(how: str, run
     changed(run, 3, how)
     other = without_staging(run)
     with other.manager() as manager:
-        parts, params = manager.load_configured() or ({}, None)
-        assert (parts["epoch"], params) == (2, {"lr": 2})
-        assert manager.resumed_from.step == 2  # type: ignore[union-attr]
+        manifest, (parts, params) = manager.reader.load_configured()
+        assert (manifest.step, parts["epoch"], params) == (2, 2, {"lr": 2})
+        manager.continue_from(manifest)
         assert manager.peek()["epoch"] == 3, "a loop that reads no configuration needs none"  # type: ignore[index]
         train(manager, 3, 3)
         assert [m.name for m in manager.checkpoints()][2:] == ["step-000000003-a01", "step-000000003-a02"]
@@ -396,19 +395,21 @@ def test_a_checkpoint_without_a_configuration_is_passed_over_unless_it_was_impor
 ) -> None:
     with local.manager() as manager:
         manager.save(state_at(1), step=1, kind="imported")
-        assert (manager.load_configured() or ({}, {}))[1] is None
+        assert manager.wait(60)
+        assert manager.reader.load_configured()[1][1] is None
         configured(manager, 2, 2)
         manager.save(state_at(3), step=3)
         manager.save(state_at(4), step=4, extra={"params.json": b"[1]"})
         manager.save(state_at(5), step=5, extra={"params.json": b"{lr"})
-        parts, params = manager.load_configured() or ({}, None)
+        assert manager.wait(60)
+        _, (parts, params) = manager.reader.load_configured()
         assert (parts["epoch"], params) == (2, {"lr": 2})
     assert "step-000000003-a01 has no params.json" in caplog.text
     assert "step-000000004-a01" in caplog.text
     with FolderRun(local.folder / "by hand").manager() as manager:
         train(manager, 1, 2)
         with pytest.raises(NoCheckpoint, match="has a configuration"):
-            manager.load_configured()
+            manager.reader.load_configured()
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
@@ -516,7 +517,7 @@ def test_a_disk_that_takes_nothing_is_reported_at_the_end(local: FolderRun, monk
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mltrain.checkpoint.writer.PATIENCE", 0)
+    monkeypatch.setattr("mltrain.checkpoint.committer.DISK_RETRY_SECONDS", 0)
     manager = local.manager()
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
@@ -645,7 +646,7 @@ def test_a_step_that_could_not_be_kept_is_saved_when_it_is_saved_again(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mltrain.checkpoint.writer.PATIENCE", 0)
+    monkeypatch.setattr("mltrain.checkpoint.committer.DISK_RETRY_SECONDS", 0)
     with local.manager() as manager:
         train(manager, 1, 1)
         with monkeypatch.context() as patch:

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.pytree import is_dense
-from mltrain.checkpoint.snapshot import WEIGHTS_NAMES
+from mltrain.checkpoint.snapshot import WEIGHTS_NAMES, Snapshot
+from mltrain.errors import NonFiniteLoss, shortened
 
 _PIECE = 2**22
 _OF_PARAMETERS = ("weight", "bias")
@@ -45,6 +47,22 @@ def nonfinite(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[st
         tensors: its tensors, on the CPU.
     """
     return list(_found(tree, "", tensors))
+
+
+def refuse_nonfinite(snapshot: Snapshot, draft: Manifest) -> None:
+    """Refuse a snapshot that no training can go on from: the checkpoint before it stays the newest.
+
+    Raises:
+        NonFiniteLoss: its weights or optimizer state are not finite.
+    """
+    wrong = nonfinite(snapshot.tree, snapshot.tensors)
+    if wrong:
+        raise NonFiniteLoss(
+            f"{draft.title} ({draft.name}) is not a checkpoint: {len(wrong)} tensor(s) of weights or optimizer state hold "
+            f"NaN or infinity. Expected finite numbers, got: {shortened(wrong, 5)}. The last finite checkpoint stays the "
+            "newest. Try: resume from it with a lower learning rate or gradient clipping; register a buffer that is meant "
+            "to hold infinity with persistent=False."
+        )
 
 
 def _found(tree: Any, path: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:

@@ -8,16 +8,20 @@ mode already changes the buffers of batch norm and the generators of random numb
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from mltrain.checkpoint.pytree import is_dense
+from mltrain.errors import StorageError
 
 SMALLEST = 1 << 16
 """Bytes of a tensor from which on it is copied late; less costs more to hand over than to copy."""
+
+_LOOK_SECONDS = 0.5
 
 
 class Rest:
@@ -67,6 +71,28 @@ class Rest:
             except Exception as error:  # noqa: BLE001 - it is not the training's affair, which may be the one that copies
                 self.error = error
 
+    def complete(self, stopped: Callable[[], bool]) -> None:
+        """Copy what is left and wait until the training's thread has confirmed it; for the thread that writes.
+
+        Args:
+            stopped: answers whether no thread trains any more because the interpreter is ending.
+
+        Raises:
+            StorageError: the snapshot is of no step, or could not be copied.
+        """
+        self.copy()
+        while not self.confirmed.wait(_LOOK_SECONDS):
+            if stopped():
+                self.confirm()
+        if self.changed:
+            raise StorageError(
+                "A checkpoint could not be written: something changed parameters or optimizer state in place after it was due "
+                "and before the next optimizer.step(), so it would have been of no step. From now on all is copied at once, as "
+                "without late_copy."
+            )
+        if self.error is not None:
+            raise StorageError(f"A checkpoint could not be written: {type(self.error).__name__}: {self.error}")
+
     def confirm(self) -> None:
         """Copy what is left, and look whether anything was changed meanwhile; for the thread that trains."""
         if not self.confirmed.is_set():
@@ -108,6 +134,10 @@ class LateCopy:
             # Of all optimizers, because one that shares parameters with these need not be among them.
             weakref.finalize(self, register_optimizer_step_pre_hook(before_step).remove)
 
+    def allow(self, state: Mapping[str, Any]) -> "LateState":
+        """Return a state to save, of which what the optimizers hold may be copied under the next forward and backward."""
+        return LateState(state, self)
+
     def begin(self) -> Rest:
         """Return the rest of a snapshot that is taken now, for the thread that writes it to copy."""
         self.finish()
@@ -132,6 +162,19 @@ class LateCopy:
             for state in optimizer.state.values():
                 if isinstance(state, Mapping):
                     yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+class LateState(dict[str, Any]):
+    """A state of which parameters and optimizer state may be copied late; for a saver that cannot, a plain dictionary.
+
+    Args:
+        state: names to tensors and plain values.
+        late: copies them.
+    """
+
+    def __init__(self, state: Mapping[str, Any], late: LateCopy) -> None:
+        super().__init__(state)
+        self.late = late
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:

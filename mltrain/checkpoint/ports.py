@@ -37,7 +37,23 @@ class Run(Protocol):
 
     @property
     def announced(self) -> str | None:
-        """The name of the newest checkpoint that the run was told is committed."""
+        """The name of the newest checkpoint that :meth:`announce_latest` recorded."""
+        ...
+
+    def announce_latest(self, checkpoint: str) -> None:
+        """Record the name of the newest commit, without waiting."""
+        ...
+
+    def announce_best(self, checkpoint: str) -> None:
+        """Record the name of the best checkpoint, without waiting."""
+        ...
+
+    def report_damaged(self, checkpoint: str, what: str) -> None:
+        """Record that a checkpoint is damaged, and how, without waiting."""
+        ...
+
+    def report_dropped(self, checkpoint: str, rule: str) -> None:
+        """Record that a checkpoint left this disk before it was uploaded, and by which rule, without waiting."""
         ...
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:

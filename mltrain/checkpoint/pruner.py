@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from mltrain.checkpoint import retention
+from mltrain.checkpoint.damage import Damage
 from mltrain.checkpoint.lineage import current_line
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.ports import Run
+from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context, Policy, Removal
-from mltrain.checkpoint.store import CheckpointStore, Survey
+from mltrain.checkpoint.store import Survey
 from mltrain.errors import DamagedCheckpoint, StorageError, TrackingError
 from mltrain.provenance import fingerprint
 
@@ -21,29 +24,31 @@ class Pruner:
 
     Args:
         run: that the checkpoints belong to.
-        store: where they are.
-        policy: which ones stay.
+        reader: of its checkpoints.
+        policy: decides which of them stay.
+        damage: what this attempt has found damaged stays.
     """
 
-    def __init__(self, run: Run, store: CheckpointStore, policy: Policy) -> None:
+    def __init__(self, run: Run, reader: CheckpointReader, policy: Policy, damage: Damage) -> None:
         self._run = run
-        self._store = store
+        self._reader = reader
+        self._store = reader.store
         self._policy = policy
+        self._damage = damage
         self._refused = False
         self._stuck: set[CheckpointId] = set()
 
-    def prune(
-        self, survey: Survey, context: Context, origin: CheckpointId | None, newest: Manifest | None
-    ) -> list[Removal]:
-        """Remove what the policy does not keep, and what processes that died left half uploaded or half removed.
+    def prune(self, survey: Survey, newest: Manifest | None, resumed_from: CheckpointId | None = None) -> list[Removal]:
+        """Remove what the policy does not keep, and what dead processes left half uploaded or half removed.
 
         Args:
             survey: of the store, made while the run was held.
-            context: what policies may ask.
-            origin: what this attempt was resumed from, until it has committed something itself.
-            newest: what this attempt has committed last.
+            newest: the newest commit of this attempt, if it has one.
+            resumed_from: the checkpoint that this attempt continues from, until it has a commit of its own.
         """
-        keep = retention.protected(survey.manifests, context, resumed_from=origin, in_use=())
+        survey = replace(survey, manifests=tuple(self._reader.noted(survey.manifests)))
+        context = self.context()
+        keep = retention.protected(survey.manifests, context, resumed_from=resumed_from, in_use=())
         plan = retention.plan(survey.manifests, self._policy, context, keep)
         unfinished = self._unfinished(survey, keep, newest)
         if not plan and not unfinished:
@@ -64,6 +69,11 @@ class Pruner:
         if removed and self._run.holds(certainly=True):
             self._run.record_removals([record_of(removal) for removal in removed])
         return removed
+
+    def context(self) -> Context:
+        """Return what policies may ask: the time, pins, what best means."""
+        pins = {one: why for name, why in self._run.pins().items() if (one := CheckpointId.parse(name))}
+        return replace(self._reader.context, pins={**self._damage.pins(), **pins})
 
     def _have_successors(self, survey: Survey, context: Context) -> bool:
         """Look in the store for the newest and the best, without which nothing may go: the survey may be from memory."""

@@ -1,9 +1,8 @@
 """Reading the checkpoints of a run: which there are, which one a word means, loading it verified. Writes nothing."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,31 +10,17 @@ import torch
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import current_line
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.notes import Notes
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore
-from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError
-from mltrain.store.artifacts import Artifacts
+from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
 
 log = logging.getLogger(__name__)
-
-BEST_POINTER = "best.json"
-"""An artifact with what was declared of checkpoints after they had been written: manifests do not change any more.
-
-``checkpoint`` names the newest of those declared best, and stands alone where an older version wrote it. ``notes`` has all.
-"""
 
 Received = Callable[[str, int, int], None]
 """Told of a file that has arrived: its name, its bytes, and the bytes of all that are on their way."""
 
 Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
-
-
-@dataclass(frozen=True)
-class Note:
-    """What was declared of a checkpoint after it had been written: that it is best, and further metrics of its step."""
-
-    best: bool = False
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class CheckpointReader:
@@ -49,40 +34,18 @@ class CheckpointReader:
 
     def __init__(self, store: CheckpointStore, context: Context, damaged: Damaged | None = None) -> None:
         self.store = store
-        self.notes = recorded_notes(store.artifacts)
+        self.notes = Notes.read(store.artifacts)
         self._given = context
         self._damaged = damaged
 
     @property
     def context(self) -> Context:
         """What best means, now."""
-        declared = max((name for name, note in self.notes.items() if note.best), key=lambda n: n.order, default=None)
-        return replace(self._given, now=now(), declared=declared)
+        return replace(self._given, now=now(), declared=self.notes.best)
 
     def noted(self, manifests: Iterable[Manifest]) -> list[Manifest]:
         """Return manifests with what was declared of their checkpoints later."""
-        notes = self.notes
-        return [
-            _with_note(manifest, notes[manifest.id]) if manifest.id in notes else manifest for manifest in manifests
-        ]
-
-    def note(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> bool:
-        """Declare metrics of a checkpoint, or that it is best; return whether that is new."""
-        known = self.notes.get(manifest.id, Note())
-        note = Note(known.best or best, {**known.metrics, **metrics})
-        if _with_note(manifest, note) == _with_note(manifest, known):
-            return False
-        self.notes = {**self.notes, manifest.id: note}
-        return True
-
-    def notes_for_json(self, committed: Iterable[Manifest]) -> dict[str, Any]:
-        """Return the content of :data:`BEST_POINTER`, without checkpoints that are gone."""
-        there = {manifest.id for manifest in committed}
-        newest = max((identity.order for identity in there), default=(0, 0))
-        notes = [(n, note) for n, note in self.notes.items() if n in there or n.order > newest]
-        best = max((name for name, note in notes if note.best), key=lambda n: n.order, default=None)
-        rows = [{"checkpoint": n.name, "best": note.best, "metrics": [*note.metrics.items()]} for n, note in notes]
-        return {**({"checkpoint": best.name} if best is not None else {}), "notes": rows}
+        return self.notes.over(manifests)
 
     def all(self) -> list[Manifest]:
         """Return all committed checkpoints, oldest first, those of abandoned lines included."""
@@ -197,25 +160,4 @@ def matching(manifests: Sequence[Manifest], which: str, context: Context) -> lis
     raise UsageError(
         f"{which!r:.80} does not name a checkpoint: latest, best, interrupted, epoch:N, step:N or a name such as "
         "step-000000420-a01 was expected."
-    )
-
-
-def recorded_notes(artifacts: Artifacts) -> dict[CheckpointId, Note]:
-    """Return what :data:`BEST_POINTER` declares; nothing where it cannot be read or is not as it was written."""
-    try:
-        content = json.loads(artifacts.read(BEST_POINTER, 2**20))
-        rows = content.get("notes", [{"checkpoint": content.get("checkpoint"), "best": True}])
-        found = {CheckpointId.parse(row["checkpoint"]): _note_of(row) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MltrainError):
-        return {}
-    return {identity: note for identity, note in found.items() if identity is not None}
-
-
-def _note_of(row: Mapping[str, Any]) -> Note:
-    return Note(row["best"] is True, {str(name): float(value) for name, value in row.get("metrics", ())})
-
-
-def _with_note(manifest: Manifest, note: Note) -> Manifest:
-    return manifest.model_copy(
-        update={"best": manifest.best or note.best, "metrics": {**manifest.metrics, **note.metrics}}
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mltrain.checkpoint.late_copy import LateCopy, Rest
+from mltrain.checkpoint.late_copy import LateState, Rest
 from mltrain.checkpoint.pytree import flatten
 
 
@@ -75,20 +75,19 @@ WEIGHTS_NAMES = ("model", "model_state_dict", "state_dict", "net", "weights")
 """A part of one of these names that maps names to tensors is a model's weights."""
 
 
-def snapshot(state: Mapping[str, Any], buffers: HostBuffers, late: LateCopy | None = None) -> Snapshot:
+def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
     """Copy a nesting of tensors and plain values into host buffers.
 
     Args:
-        state: names to tensors and plain values.
+        state: names to tensors and plain values; of a :class:`LateState` a part may be copied later than now.
         buffers: that it is copied into.
-        late: says what may be copied later than now.
 
     Raises:
         UnsupportedValue: something is neither; the message names the path to it. Nothing has been copied then.
     """
     weights = next((name for name in WEIGHTS_NAMES if _is_weights(state.get(name))), None)
     flat = flatten(state, weights)
-    rest = late.begin() if late is not None else Rest()
+    rest = state.late.begin() if isinstance(state, LateState) else Rest()
     return Snapshot(flat.tree, buffers.copy(flat.tensors, rest), weights, tuple(str(name) for name in state), rest)
 
 

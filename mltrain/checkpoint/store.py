@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,14 +65,9 @@ class CheckpointStore:
         artifacts: of the run.
         spool: where checkpoints are staged. Where the artifacts are on this machine, staging is beside them, and a
             commit is one rename; elsewhere the staged copy is uploaded and stays until a later one is committed.
-            None: only to be read.
-        worth: asked which of the checkpoints that never got beyond staging are to be uploaded before a newer one; told
-            all that are committed, those, and the newer one, oldest first. None: none, the newer one supersedes them.
-
-    Attributes:
-        run_id: the run.
-        formerly: what it went by before it was created; staged checkpoints may still name that.
-        guard: called before anything is committed; raises where this process does not hold the run any more.
+            If ``None``, the checkpoints can only be read.
+        formerly: the provisional id of the run, if it was created offline; staged checkpoints may still name it.
+        largest_file: bytes that a file of weights may have.
     """
 
     def __init__(
@@ -81,23 +76,41 @@ class CheckpointStore:
         artifacts: Artifacts,
         spool: Spool | None = None,
         *,
+        formerly: str | None = None,
         largest_file: int = LARGEST_FILE,
-        worth: Callable[[Sequence[Manifest]], Collection[CheckpointId]] | None = None,
     ) -> None:
-        self.run_id = run_id
-        self.formerly: str | None = None
-        self.guard: Callable[[], None] = lambda: None
         self.artifacts = artifacts
         self.spool = spool
+        self._run_id = run_id
+        self._formerly = formerly
         self._largest_file = largest_file
         self._known: dict[CheckpointId, _Read] = {}
-        self._worth = worth
-        self._published: set[CheckpointId] = set()
 
-    def stage(self, snapshot: Snapshot, manifest: Manifest, extra: dict[str, bytes]) -> Manifest:
+    @property
+    def run_id(self) -> str:
+        """The id of the run; a provisional one until the run is created."""
+        return self._run_id
+
+    def adopt(self, run_id: str) -> None:
+        """Go on under the id that the tracking server gave the run; what is staged under the provisional one is kept."""
+        self._formerly, self._run_id = self._run_id, run_id
+
+    def stage(
+        self,
+        snapshot: Snapshot,
+        manifest: Manifest,
+        extra: Mapping[str, bytes],
+        require_lease: Callable[[], None] = lambda: None,
+    ) -> Manifest:
         """Write a snapshot to the disk and return its manifest, completed with files and tensors.
 
         Where the artifacts are on this machine, this commits it.
+
+        Args:
+            snapshot: of the state.
+            manifest: without files and tensors.
+            extra: further small files.
+            require_lease: called last before the checkpoint gets its name; what it raises, this raises.
 
         Raises:
             StorageError: the disk refuses.
@@ -115,28 +128,38 @@ class CheckpointStore:
                     "aliases": dict(encoded.aliases),
                 }
             )
-            staging.commit(complete, self._place(manifest.id), self.guard)
+            staging.commit(complete, self._place(manifest.id), require_lease)
         return complete
 
-    def publish(self, manifest: Manifest) -> None:
+    def publish(
+        self,
+        manifest: Manifest,
+        backlog: Sequence[Manifest] = (),
+        require_lease: Callable[[], None] = lambda: None,
+    ) -> None:
         """Upload a staged checkpoint file by file, the manifest last; then drop earlier staged copies.
 
-        Earlier ones that are worth it, and never got there, go first: what is older than a commit is never uploaded.
+        A store on this machine has it already.
+
+        Args:
+            manifest: of the checkpoint.
+            backlog: earlier ones that go first: what is older than a commit is never uploaded.
+            require_lease: called before each manifest is uploaded; what it raises, this raises.
 
         Raises:
             StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
         """
         if self.artifacts.local_root is not None:
             return
-        self.guard()
-        for earlier in self._backlog(manifest):
+        require_lease()
+        for earlier in backlog:
             try:
-                self._upload(earlier)
+                self._upload(earlier, require_lease)
             except (StorageError, FileNotFoundError) as error:
                 if isinstance(error, StorageError) and (error.__cause__ is None or may_pass(error.__cause__)):
                     raise
                 log.warning("Checkpoint %s could not be uploaded and is left out: %s", earlier.name, error)
-        self._upload(manifest)
+        self._upload(manifest, require_lease)
         for earlier in self.staged():
             if earlier.id.order < manifest.id.order:
                 self.discard_staged(earlier.id)
@@ -150,28 +173,16 @@ class CheckpointStore:
         if self.artifacts.local_root is None:
             discard_staged(self._place(identity))
 
-    def _upload(self, manifest: Manifest) -> None:
+    def _upload(self, manifest: Manifest, require_lease: Callable[[], None]) -> None:
         staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
-        if manifest.run_id == self.formerly:
+        if manifest.run_id == self._formerly:
             manifest = readdressed(staged, self.run_id)
         # That all data are there is looked at last before the manifest says so: somebody may remove what has none.
         self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)
-        self.guard()
+        require_lease()
         self.artifacts.upload(staged / FILE_NAME, folder)
         content = manifest.to_json()
         self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
-        self._published.add(manifest.id)
-
-    def _backlog(self, manifest: Manifest) -> list[Manifest]:
-        """Return the staged checkpoints that are to be uploaded before this one, oldest first."""
-        waiting = [m for m in self.staged() if m.id.order < manifest.id.order and m.id not in self._published]
-        if self._worth is None or not waiting:
-            return []
-        committed = self.survey(remembered=True).manifests
-        newest = max((m.id.order for m in committed), default=(0, 0))
-        waiting = sorted((m for m in waiting if m.id.order > newest), key=lambda m: m.id.order)
-        wanted = self._worth([*committed, *waiting, manifest]) if waiting else ()
-        return [m for m in waiting if m.id in wanted]
 
     def staged(self) -> list[Manifest]:
         """Return what is complete in local staging; for a store on this machine, nothing."""
@@ -182,7 +193,7 @@ class CheckpointStore:
             try:
                 content = (folder / FILE_NAME).read_bytes()
                 manifest = Manifest.from_json(content, name=folder.name)
-                if manifest.run_id == self.formerly:
+                if manifest.run_id == self._formerly:
                     manifest = readdressed(folder, self.run_id)
                 found.append(Manifest.from_json(manifest.to_json(), run_id=self.run_id, name=folder.name))
             except (OSError, DamagedCheckpoint) as error:

@@ -183,7 +183,8 @@ def _reported(run: TrackedRun, manager: CheckpointManager, report: Report) -> Re
     if failure is not None:
         raise failure
     report.run_id = run.id
-    report.checkpoint = manager.newest_staged.name if manager.newest_staged is not None else ""
+    staged = manager.committer.newest_staged
+    report.checkpoint = staged.name if staged is not None else ""
     return report
 
 

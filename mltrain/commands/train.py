@@ -285,7 +285,7 @@ class _Session:
             prepared = self._prepared(self._server.run(run.id))  # another process has saved or pruned meanwhile
         config, origin, trainer = self._config, prepared.origin, prepared.trainer
         if origin.own is not None:
-            manager.go_on_from(origin.own, origin.damaged)
+            manager.continue_from(origin.own, origin.damaged)
             run.set_tag(RESUMED_FROM_TAG, origin.own.name)
         self._origins.hold(origin, run)
         run.attempt.changed = dict(prepared.changed) if origin.own is not None else {}
@@ -332,9 +332,9 @@ class _Session:
                 self._watch.look()
         if self._stop.requested and trainer.progress.step == first_step and not trainer.done:
             raise KeyboardInterrupt
-        return self._closed(run, manager, trainer)
+        return self._closed(run, manager, trainer, origin)
 
-    def _closed(self, run: TrackedRun, manager: CheckpointManager, trainer: Trainer) -> Outcome:
+    def _closed(self, run: TrackedRun, manager: CheckpointManager, trainer: Trainer, origin: Origin) -> Outcome:
         stopped = not trainer.done
         deadline = time.monotonic() + grace_seconds()
         self._display.waiting("writing and uploading checkpoints")
@@ -342,12 +342,13 @@ class _Session:
         if isinstance(manager.failure, NonFiniteLoss):
             raise manager.failure
         step = trainer.progress.step
-        committed = manager.newest_committed is not None and manager.newest_committed.step == step
-        staged = manager.newest_staged is not None and manager.newest_staged.step == step
-        resumed_here = not trainer.unsaved and manager.newest_staged is None and manager.failure is None
-        newest = manager.newest_staged or manager.resumed_from
-        if resumed_here and not self._stop.hurry.is_set():
-            staged = not manager.publish_resumed()
+        committer = manager.committer
+        committed = committer.newest_committed is not None and committer.newest_committed.step == step
+        staged = committer.newest_staged is not None and committer.newest_staged.step == step
+        resumed_here = not trainer.unsaved and committer.newest_staged is None and manager.failure is None
+        newest = committer.newest_staged or origin.own
+        if resumed_here and origin.own is not None and not self._stop.hurry.is_set():
+            staged = not committer.upload_again(origin.own)
             resumed_here = not staged
         in_store = committed or resumed_here
         # Where the store has not taken the newest, it is not asked for the best either: it may not answer.
@@ -384,7 +385,7 @@ class _Session:
             run.id,
             code,
             why,
-            newest if only_local is not None else manager.newest_staged,
+            newest if only_local is not None else committer.newest_staged,
             best,
             row,
             delivered,
@@ -404,12 +405,12 @@ class _Session:
         tried = time.monotonic()
         while not manager.wait(0.2) and not self._stop.hurry.is_set():
             now = time.monotonic()
-            if (troubled() or manager.idle) and now > deadline:
+            if (troubled() or manager.committer.idle) and now > deadline:
                 return
-            if manager.idle and now - tried > _RETRY_SECONDS:
+            if manager.committer.idle and now - tried > _RETRY_SECONDS:
                 tried = now
-                manager.retry()
-        manager.settle(max(0.0, deadline - time.monotonic()))
+                manager.committer.retry()
+        manager.committer.settle(max(0.0, deadline - time.monotonic()))
 
     def _best(self, manager: CheckpointManager) -> Manifest | None:
         try:

@@ -40,8 +40,7 @@ def publish_left(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping[in
     if not has_left(home):
         return Left()
     spool = Spool(home / "staging")
-    store = CheckpointStore(run_id, LateArtifacts(artifacts), spool)
-    store.formerly = home.name
+    store = CheckpointStore(run_id, LateArtifacts(artifacts), spool, formerly=home.name)
     newest = max((manifest.id.order for manifest in store.manifests()), default=(0, 0))
     uploaded, dropped = [], 0
     for manifest in store.staged():

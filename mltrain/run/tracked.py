@@ -23,7 +23,15 @@ from mltrain.run.record import Record
 from mltrain.run.removal_log import Removals
 from mltrain.tracking import registry
 from mltrain.tracking.client import TrackingClient, tags_of
-from mltrain.tracking.tags import LATEST_TAG, PIN_PREFIX, REMOVED_TAG, REWOUND_PREFIX
+from mltrain.tracking.tags import (
+    BEST_TAG,
+    DAMAGED_PREFIX,
+    DROPPED_PREFIX,
+    LATEST_TAG,
+    PIN_PREFIX,
+    REMOVED_TAG,
+    REWOUND_PREFIX,
+)
 
 
 class TrackedRun:
@@ -123,6 +131,22 @@ class TrackedRun:
     def announced(self) -> str | None:
         """The name of the newest checkpoint that the run's tags call committed."""
         return tags_of(self.server.run(self.id)).get(LATEST_TAG) if self.known else None
+
+    def announce_latest(self, checkpoint: str) -> None:
+        """Record the name of the newest commit."""
+        self.set_tag(LATEST_TAG, checkpoint)
+
+    def announce_best(self, checkpoint: str) -> None:
+        """Record the name of the best checkpoint."""
+        self.set_tag(BEST_TAG, checkpoint)
+
+    def report_damaged(self, checkpoint: str, what: str) -> None:
+        """Record that a checkpoint is damaged, and how."""
+        self.set_tag(f"{DAMAGED_PREFIX}{checkpoint}", what)
+
+    def report_dropped(self, checkpoint: str, rule: str) -> None:
+        """Record that a checkpoint left this disk before it was uploaded, and by which rule."""
+        self.set_tag(f"{DROPPED_PREFIX}{checkpoint}", rule)
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         """Go on as the next attempt: this process has rolled the run back to a checkpoint.

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from mltrain.checkpoint.late_copy import LateCopy
 from mltrain.checkpoint.manifest import Kind
 from mltrain.errors import MltrainError
 from mltrain.history import History
@@ -43,7 +42,6 @@ class Saver(Protocol):
         kind: Kind,
         extra: Mapping[str, bytes],
         data: Mapping[str, str],
-        late: LateCopy | None,
     ) -> Any:
         """Save a state, without waiting for a network."""
         ...

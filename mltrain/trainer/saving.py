@@ -69,8 +69,9 @@ class Saving:
         training, progress = self._training, self._training.progress
         if not training.means.skipped_in_a_row:
             training.means.rollbacks = 0
+        state = training.state_dict()
         self._saver.save(
-            training.state_dict(),
+            state if late is None else late.allow(state),
             step=progress.step,
             epoch=progress.epoch,
             metrics=measured,
@@ -80,7 +81,6 @@ class Saving:
                 "history.csv": training.history.to_csv(),
             },
             data=self._data,
-            late=late,
         )
         self._saved_at, self._saved_step = time.monotonic(), progress.step
         self._resumed_rng = None

@@ -112,10 +112,12 @@ class Run:
         with CheckpointManager(run, metric="val/loss", mode="min") as manager:
 
             def resume() -> State:
-                state = manager.load_latest_checkpoint()
-                if state is None or manager.resumed_from is None:
+                found = manager.read("latest")
+                if found is None:
                     raise UsageError(f"Run {self.id} has no checkpoint to resume from.")
-                run.continue_exactly_after(manager.resumed_from.step)
+                manifest, state = found
+                manager.continue_from(manifest)
+                run.continue_exactly_after(manifest.step)
                 return state
 
             yield Opened(manager, run, resume)

@@ -278,11 +278,11 @@ def test_a_copy_that_fails_costs_its_checkpoint_and_says_so(
     with FolderRun(tmp_path).manager() as manager:
         with monkeypatch.context() as patch:
             patch.setattr(LateCopy, "begin", broken)
-            manager.save({"model": {"weight": weight}}, step=1, late=late)
+            manager.save(late.allow({"model": {"weight": weight}}), step=1)
             optimizer.step()
             manager.wait(60)
         assert "RuntimeError: The size of tensor" in caplog.text
-        manager.save({"model": {"weight": weight}}, step=2, late=late)
+        manager.save(late.allow({"model": {"weight": weight}}), step=2)
         optimizer.step()
         assert manager.wait(60)
         assert [manifest.step for manifest in manager.checkpoints()] == [2]
@@ -297,7 +297,7 @@ def test_states_of_every_kind_can_be_saved() -> None:
     with torch.inference_mode():
         optimizer.state["made"] = {"there": torch.zeros(128, WIDE)}  # type: ignore[index]
     late = LateCopy([optimizer])
-    copied = snapshot({"optimizer": dict(optimizer.state_dict()["state"])}, HostBuffers(), late)
+    copied = snapshot(late.allow({"optimizer": dict(optimizer.state_dict()["state"])}), HostBuffers())
     optimizer.step()
     assert copied.rest.error is None
     assert not copied.rest.changed
@@ -308,7 +308,7 @@ def test_two_snapshots_at_once_are_both_whole() -> None:
     optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
     weight.grad = torch.ones_like(weight)
     late = LateCopy([optimizer])
-    first, second = (snapshot({"model": {"weight": weight}}, HostBuffers(), late) for _ in range(2))
+    first, second = (snapshot(late.allow({"model": {"weight": weight}}), HostBuffers()) for _ in range(2))
     optimizer.step()
     for copied in (first, second):
         copied.rest.copy()
@@ -332,7 +332,7 @@ def test_only_large_tensors_of_optimizers_are_copied_late() -> None:
         LateCopy([optimizer]),
         {"model": model.state_dict() | {"free": free}, "average": torch.ones(128, WIDE)},
     )
-    copied = snapshot(state, HostBuffers(), late)
+    copied = snapshot(late.allow(state), HostBuffers())
     with torch.no_grad():
         for tensor in (*model.state_dict().values(), free, state["average"]):
             tensor.fill_(7)
@@ -346,7 +346,7 @@ def test_a_tensor_that_only_shares_memory_with_a_parameter_is_copied_at_once() -
     memory = torch.zeros(2 * 128 * WIDE)
     weight = nn.Parameter(memory[: 128 * WIDE])
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    copied = snapshot({"model": {"all": memory}}, HostBuffers(), LateCopy([optimizer]))
+    copied = snapshot(LateCopy([optimizer]).allow({"model": {"all": memory}}), HostBuffers())
     memory.fill_(7)
     copied.rest.confirm()
     assert not any(tensor.any() for tensor in copied.tensors.values())
@@ -356,7 +356,7 @@ def test_an_optimizer_waits_for_a_copy_that_is_under_way() -> None:
     weight = nn.Parameter(torch.zeros(128, WIDE))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     late = LateCopy([optimizer])
-    copied = snapshot({"model": {"weight": weight}}, HostBuffers(), late)
+    copied = snapshot(late.allow({"model": {"weight": weight}}), HostBuffers())
     weight.grad = torch.ones_like(weight)
     copying, seen = threading.Event(), []
 

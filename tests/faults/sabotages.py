@@ -34,7 +34,7 @@ class Sabotage:
     test: str
 
 
-STAGING, STORE, WRITER = (f"mltrain/checkpoint/{name}.py" for name in ("staging", "store", "writer"))
+STAGING, STORE, COMMITTER = (f"mltrain/checkpoint/{name}.py" for name in ("staging", "store", "committer"))
 DURABLE, REMOVAL, SNAPSHOT = "mltrain/store/durable.py", "mltrain/store/removal.py", "mltrain/checkpoint/snapshot.py"
 
 SABOTAGES = (
@@ -116,31 +116,32 @@ SABOTAGES = (
     ),
     Sabotage(
         "pruned and announced before the commit",
-        WRITER,
-        "        try:\n            self._store.publish(manifest)\n",
-        "        self._committed(manifest)\n        try:\n            self._store.publish(manifest)\n",
-        "checkpoint/test_writer.py::test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed",
+        COMMITTER,
+        "            try:\n                earlier = self._backlog.worth_uploading_before(staged)\n",
+        "            if self._on_commit is not None:\n                self._on_commit(staged, None, self._store)\n"
+        "            try:\n                earlier = self._backlog.worth_uploading_before(staged)\n",
+        "checkpoint/test_committer.py::test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed",
     ),
     Sabotage(
         "a failing disk is not told to anybody",
-        WRITER,
-        "                self.failure = error  # what was half written is gone\n",
-        "                pass\n",
-        "checkpoint/test_writer.py::test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason",
+        COMMITTER,
+        "        self.failure = reason\n",
+        "        pass\n",
+        "checkpoint/test_committer.py::test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason",
     ),
     Sabotage(
         "the buffers of batch norm are copied later",
         SNAPSHOT,
         "            copies[name] = buffer\n",
         '            copies[name] = tensor if "running_" in name else buffer\n',
-        "checkpoint/test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
+        "checkpoint/test_committer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
     ),
     Sabotage(
         "the state of the optimizers is copied later",
         SNAPSHOT,
         "            copies[name] = buffer\n",
         '            copies[name] = tensor if "exp_avg" in name else buffer\n',
-        "checkpoint/test_writer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
+        "checkpoint/test_committer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
     ),
     Sabotage(
         "the optimizers do not wait for what is copied late",

@@ -45,6 +45,18 @@ class FolderRun:
     def announced(self) -> str | None:
         return self.tags.get("mltrain.latest")
 
+    def announce_latest(self, checkpoint: str) -> None:
+        self.tags["mltrain.latest"] = checkpoint
+
+    def announce_best(self, checkpoint: str) -> None:
+        self.tags["mltrain.best"] = checkpoint
+
+    def report_damaged(self, checkpoint: str, what: str) -> None:
+        self.tags[f"mltrain.damaged.{checkpoint}"] = what
+
+    def report_dropped(self, checkpoint: str, rule: str) -> None:
+        self.tags[f"mltrain.dropped.{checkpoint}"] = rule
+
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         self.ordinal += 1
         self.attempts.append(resumed_from.name if resumed_from is not None else "the start")

@@ -1,4 +1,4 @@
-"""The background writer: the training waits for a copy into memory and a busy local disk, and for nothing else."""
+"""The commit in the background: the training waits for a copy into memory and a busy local disk, and for nothing else."""
 
 import copy
 import errno
@@ -16,15 +16,19 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from torch import nn
 
 from mltrain.checkpoint.codec import encode
-from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.committer import Committer
+from mltrain.checkpoint.damage import Damage
+from mltrain.checkpoint.manifest import Manifest, Point, now
+from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.retention import Context, Latest
+from mltrain.checkpoint.settings import Settings
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.checkpoint.writer import Writer
 from mltrain.errors import UnsupportedValue
 from mltrain.store import retry
-from mltrain.store.remote import RemoteArtifacts
 from tests.support.places import behind
-from tests.support.runs import RUN_ID, FolderRun, manifest_of, snapshot_of, state_at, store_in
+from tests.support.runs import RUN_ID, FolderRun, manifest_of, snapshot_of, state_at
 from tests.support.values import identical
 
 
@@ -47,35 +51,51 @@ class Gate(LocalArtifactRepository):
 
 
 class Bench:
-    """A writer, and what it said it has committed."""
+    """A committer, and the steps that it announced as committed."""
 
-    def __init__(self, store: CheckpointStore, patience: float = 0) -> None:
-        self.store = store
+    def __init__(self, run: FolderRun, disk_retry_seconds: float = 0) -> None:
+        self.run = run
+        self.store = CheckpointStore(RUN_ID, run.artifacts, Spool(run.staging))
         self.committed: list[int] = []
-        self.writer = Writer(store, lambda manifest: self.committed.append(manifest.step), patience=patience)
+        damage = Damage(run)
+        reader = CheckpointReader(self.store, Context(now()), damage.note)
+        settings = Settings(Latest(100), committed=lambda manifest, best, store: self.announced(manifest))
+        self.committer = Committer(run, reader, settings, damage, disk_retry_seconds)
+        self._buffers = HostBuffers()
+
+    def announced(self, manifest: Manifest) -> None:
+        self.committed.append(manifest.step)
 
     def save(self, step: int, **more: Any) -> None:
-        self.writer.submit(state_at(step, **more), manifest_of(step), {"params.json": b"{}"})
+        self.put(step, state_at(step, **more))
+
+    def put(self, step: int, state: Any) -> None:
+        self.committer.make_way()
+        self.committer.commit(snapshot(state, self._buffers), manifest_of(step), {"params.json": b"{}"})
 
     def settled(self) -> bool:
-        return self.writer.drain(60)
+        return self.committer.wait(60)
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(store_in(tmp_path))
+    bench = Bench(FolderRun(tmp_path))
     yield bench
-    bench.writer.close()
+    bench.committer.close()
+
+
+def beyond(folder: Path, repository: Any) -> FolderRun:
+    return FolderRun(folder, place=behind(folder / "artifacts", lambda _: repository))
 
 
 @pytest.fixture
 def far(tmp_path: Path) -> Iterator[tuple[Bench, Gate]]:
     gate = Gate(tmp_path / "artifacts")
-    bench = Bench(CheckpointStore(RUN_ID, RemoteArtifacts(gate), Spool(tmp_path / "spool")))
+    bench = Bench(beyond(tmp_path, gate))
     yield bench, gate
     gate.open.set()
     bench.settled()
-    bench.writer.close()
+    bench.committer.close()
 
 
 def steps(manifests: list[Manifest]) -> list[int]:
@@ -88,29 +108,30 @@ def test_what_is_submitted_is_committed_in_order(here: Bench) -> None:
     assert here.settled()
     assert here.committed == [1, 2, 3, 4, 5]
     assert steps(here.store.manifests()) == [1, 2, 3, 4, 5]
-    assert here.writer.newest_committed == here.writer.newest_staged == here.store.manifests()[-1]
-    assert here.writer.idle
+    assert here.committer.newest_committed == here.committer.newest_staged == here.store.manifests()[-1]
+    assert here.committer.idle
 
 
 def test_a_state_may_change_as_soon_as_it_is_submitted(here: Bench) -> None:
     weights = torch.zeros(1000)
     for step in range(1, 6):
         weights.fill_(step)
-        here.writer.submit({"model": {"w": weights}}, manifest_of(step), {})
+        here.put(step, {"model": {"w": weights}})
         weights.fill_(-1)
     assert here.settled()
     for manifest in here.store.manifests():
         assert identical(here.store.load(manifest), {"model": {"w": torch.full((1000,), float(manifest.step))}})
 
 
-def test_the_manifest_is_completed_when_the_state_is_written(here: Bench) -> None:
+def test_the_manifest_is_completed_when_the_state_is_written(here: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     makers: list[str] = []
 
-    def complete(manifest: Manifest) -> Manifest:
+    def pending(step: int) -> list[Point]:
         makers.append(threading.current_thread().name)
-        return manifest
+        return []
 
-    here.writer.submit(state_at(1), manifest_of(1), {}, complete)
+    monkeypatch.setattr(here.run, "pending", pending)
+    here.save(1)
     assert here.settled()
     assert all(name.startswith("mltrain-disk") for name in makers)
     assert len(makers) == 1
@@ -129,10 +150,10 @@ def test_training_goes_on_while_the_artifact_store_does_not_answer(far: tuple[Be
     for step in range(1, 6):
         bench.save(step)
     assert gate.reached.wait(60)
-    assert not bench.writer.drain(0.01)
+    assert not bench.committer.wait(0.01)
     assert bench.committed == []
-    assert bench.writer.newest_committed is None
-    assert not bench.writer.idle
+    assert bench.committer.newest_committed is None
+    assert not bench.committer.idle
     gate.open.set()
     assert bench.settled()
     assert bench.committed == [1, 2, 3, 4, 5]
@@ -144,7 +165,7 @@ def test_everything_is_complete_on_this_disk_while_it_waits_for_the_store(far: t
     bench.save(2)
     assert gate.reached.wait(60)
     bench.save(3)
-    bench.writer.submit(state_at(4), manifest_of(4), {})  # returns when the third is on the disk
+    bench.save(4)  # returns when the third is on the disk
     assert steps(bench.store.staged())[:3] == [1, 2, 3]
 
 
@@ -159,9 +180,9 @@ def test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed(
     with caplog.at_level(logging.ERROR):
         assert not bench.settled(), "not all is committed"
     assert "step-000000002-a01 is complete on this disk" in caplog.text
-    assert (bench.writer.idle, bench.committed) == (True, [1])
-    assert bench.writer.newest_staged is not None
-    assert (bench.writer.newest_staged.step, bench.writer.failure) == (2, None)
+    assert (bench.committer.idle, bench.committed) == (True, [1])
+    assert bench.committer.newest_staged is not None
+    assert (bench.committer.newest_staged.step, bench.committer.failure) == (2, None)
     assert steps(bench.store.staged()) == [1, 2]
     bench.save(3)
     assert bench.settled()
@@ -182,7 +203,7 @@ def test_a_disk_that_fails_once_is_tried_again(here: Bench, monkeypatch: pytest.
     here.save(1)
     assert here.settled()
     assert failed
-    assert (here.committed, here.writer.failure) == ([1], None)
+    assert (here.committed, here.committer.failure) == ([1], None)
 
 
 def test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason(
@@ -198,50 +219,56 @@ def test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason(
         patch.setattr(os, "write", full)
         here.save(2)
         here.settled()
-        assert here.writer.idle
-    assert "Free some space" in str(here.writer.failure)
-    assert here.writer.newest_committed is not None
-    assert here.writer.newest_committed.step == 1
+        assert here.committer.idle
+    assert "Free some space" in str(here.committer.failure)
+    assert here.committer.newest_committed is not None
+    assert here.committer.newest_committed.step == 1
     assert caplog.text.count("could not be written (try") == 2
     assert steps(here.store.manifests()) == [1], "nothing older was touched"
     assert list(Path(here.store.spool.root).iterdir()) == []  # type: ignore[union-attr]
     here.save(3)
     assert here.settled()
-    assert here.writer.failure is None
+    assert here.committer.failure is None
     assert here.committed == [1, 3]
 
 
-def test_a_mistake_in_the_background_is_kept_as_the_reason(here: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    def mistake(manifest: Manifest) -> Manifest:
+def test_a_mistake_in_the_background_is_kept_as_the_reason(
+    here: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mistake(step: int) -> list[Point]:
         raise KeyError("nobody knows")
 
-    here.writer.submit(state_at(1), manifest_of(1), {}, mistake)
-    here.settled()
-    assert "nobody knows" in str(here.writer.failure)
+    with monkeypatch.context() as patch:
+        patch.setattr(here.run, "pending", mistake)
+        here.save(1)
+        here.settled()
+    assert "nobody knows" in str(here.committer.failure)
     assert "nobody knows" in caplog.text
     here.save(2)
     assert here.settled()
-    assert (here.committed, here.writer.failure) == ([2], None)
+    assert (here.committed, here.committer.failure) == ([2], None)
 
 
-def test_a_failing_clean_up_does_not_stop_the_next_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = store_in(tmp_path)
-
+def test_a_failing_clean_up_does_not_stop_the_next_checkpoint(
+    here: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def failing(manifest: Manifest) -> None:
         raise ZeroDivisionError(f"while pruning after {manifest.step}")
 
-    writer = Writer(store, failing)
+    monkeypatch.setattr(here, "announced", failing)
     for step in (1, 2):
-        writer.submit(state_at(step), manifest_of(step), {})
-    assert writer.drain(60)
-    writer.close()
-    assert steps(store.manifests()) == [1, 2]
+        here.save(step)
+    assert here.settled()
+    assert steps(here.store.manifests()) == [1, 2]
     assert "while pruning after 2" in caplog.text
 
 
-def test_a_job_runs_after_what_was_submitted_before_it(here: Bench) -> None:
+def test_what_is_declared_of_a_checkpoint_is_recorded_after_its_commit(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(here.run, "write_json", lambda name, content: here.committed.append(-1))
     here.save(1)
-    here.writer.run(lambda: here.committed.append(-1))
+    here.committer.declare(manifest_of(1), {"val/loss": 0.5}, best=True)
     here.save(2)
     assert here.settled()
     assert here.committed == [1, -1, 2]
@@ -249,9 +276,9 @@ def test_a_job_runs_after_what_was_submitted_before_it(here: Bench) -> None:
 
 def test_a_checkpoint_of_the_same_step_twice_is_said_and_the_first_stays(here: Bench) -> None:
     here.save(1)
-    here.writer.submit(state_at(9), manifest_of(1), {})
+    here.put(1, state_at(9))
     here.settled()
-    assert "exists already" in str(here.writer.failure)
+    assert "exists already" in str(here.committer.failure)
     (manifest,) = here.store.manifests()
     assert identical(here.store.load(manifest), state_at(1))
 
@@ -271,10 +298,10 @@ def test_an_upload_is_tried_again_while_the_store_is_away_for_a_moment(
     monkeypatch.setattr(retry, "RETRY_SECONDS", 30)
     (tmp_path / "artifacts").mkdir()
     repository = Stumbling(str(tmp_path / "artifacts"))
-    bench = Bench(CheckpointStore(RUN_ID, RemoteArtifacts(repository), Spool(tmp_path / "spool")))
-    bench.writer.submit(state_at(1), manifest_of(1), {})
+    bench = Bench(beyond(tmp_path, repository))
+    bench.save(1)
     assert bench.settled()
-    bench.writer.close()
+    bench.committer.close()
     assert bench.committed == [1]
     assert repository.stumbles >= 6
 
@@ -300,19 +327,19 @@ class Full:
 
 
 def test_a_checkpoint_is_kept_as_soon_as_there_is_space_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(store_in(tmp_path), patience=60)
+    bench = Bench(FolderRun(tmp_path), disk_retry_seconds=60)
     disk = Full(monkeypatch)
     bench.save(1)
     assert disk.was_tried(3), "twice at once, and again after a while"
-    assert not bench.writer.idle
+    assert not bench.committer.idle
     disk.full = False
     assert bench.settled()
-    assert (bench.committed, bench.writer.failure, bench.writer.lost(manifest_of(1).id)) == ([1], None, False)
-    bench.writer.close()
+    assert (bench.committed, bench.committer.failure, bench.committer.lost(manifest_of(1).id)) == ([1], None, False)
+    bench.committer.close()
 
 
 def test_what_waits_for_space_gives_way_to_a_newer_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(store_in(tmp_path), patience=10**6)
+    bench = Bench(FolderRun(tmp_path), disk_retry_seconds=10**6)
     disk = Full(monkeypatch)
     for step in (1, 2):
         bench.save(step)
@@ -321,18 +348,18 @@ def test_what_waits_for_space_gives_way_to_a_newer_checkpoint(tmp_path: Path, mo
     bench.save(3)
     assert bench.settled()
     assert bench.committed[-1] == 3
-    assert bench.writer.lost(manifest_of(1).id)
-    bench.writer.close()
+    assert bench.committer.lost(manifest_of(1).id)
+    bench.committer.close()
 
 
 def test_a_process_that_is_told_to_end_does_not_wait_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(store_in(tmp_path), patience=10**6)
+    bench = Bench(FolderRun(tmp_path), disk_retry_seconds=10**6)
     disk = Full(monkeypatch)
     bench.save(1)
     assert disk.was_tried(2)
-    bench.writer.close()
-    bench.writer.settle()
-    assert "No space left" in str(bench.writer.failure)
+    bench.committer.close()
+    bench.committer.settle()
+    assert "No space left" in str(bench.committer.failure)
 
 
 def test_training_goes_on_while_the_disk_takes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,14 +370,14 @@ def test_training_goes_on_while_the_disk_takes_its_time(tmp_path: Path, monkeypa
         assert slow.wait(60)
         fsync(descriptor)
 
-    bench = Bench(store_in(tmp_path))
+    bench = Bench(FolderRun(tmp_path))
     monkeypatch.setattr(os, "fsync", flushed)
     bench.save(1)  # returns
     assert reached.wait(60)
     assert bench.store.manifests() == []
     slow.set()
     assert bench.settled()
-    bench.writer.close()
+    bench.committer.close()
 
 
 def test_over_its_budget_staging_loses_what_the_policy_values_least(
@@ -365,7 +392,7 @@ def test_over_its_budget_staging_loses_what_the_policy_values_least(
         if epoch == 1:
             assert gate.reached.wait(60)
     assert not manager.wait(0.01)
-    manager._writer.settle()
+    manager.committer.settle()
     kept = steps(manager.store.staged())
     assert kept == [1, 3, 6, 7], "the best and the newest that fit in, and the one on its way"
     assert "epoch 2 (step-000000002-a01) was removed from this disk before it could be uploaded" in caplog.text
@@ -401,10 +428,10 @@ def test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do
         return write(descriptor, content)
 
     monkeypatch.setattr(os, "write", waits)
-    bench = Bench(store_in(tmp_path))
+    bench = Bench(FolderRun(tmp_path))
     step()
     expected = copy.deepcopy(state())
-    bench.writer.submit(state(), manifest_of(1), {})
+    bench.put(1, state())
     for _ in range(3):
         step()  # forward changes batch norm and the generator; backward and the optimizers all else, while nothing is written
     assert bench.store.manifests() == []
@@ -416,4 +443,4 @@ def test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do
     assert identical(
         loaded, {**expected, "model": OrderedDict(expected["model"]), "critic": OrderedDict(expected["critic"])}
     )
-    bench.writer.close()
+    bench.committer.close()

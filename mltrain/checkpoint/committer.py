@@ -1,0 +1,280 @@
+"""The commit of a checkpoint, from a copy in memory to the artifact store: one straight line.
+
+It runs in two threads, because two things are waited for: this disk, which frees the copy in memory, and the artifact store,
+which receives what was staged. Threads and not processes: hashing, writing and uploading release the interpreter's lock, and
+a process would need a second copy of the state (``benchmarks/stall.py`` measures what the training loses by it).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from mltrain.checkpoint import retention
+from mltrain.checkpoint.backlog import Backlog
+from mltrain.checkpoint.damage import Damage
+from mltrain.checkpoint.finite import refuse_nonfinite
+from mltrain.checkpoint.late_copy import Rest
+from mltrain.checkpoint.lineage import current_line
+from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.notes import NOTES_FILE
+from mltrain.checkpoint.ports import Run
+from mltrain.checkpoint.pruner import Pruner
+from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.retention import Context, Removal
+from mltrain.checkpoint.settings import Settings
+from mltrain.checkpoint.snapshot import Snapshot
+from mltrain.checkpoint.worker import Worker
+from mltrain.errors import MltrainError, RunHeld, StorageError
+
+log = logging.getLogger(__name__)
+
+DISK_RETRY_SECONDS = 30.0
+"""For so long a checkpoint that this disk refuses is tried again, unless a newer one takes its place before."""
+
+_TRIES_AT_ONCE = 2
+_LONGEST_PAUSE = 5.0
+
+
+class Committer:
+    """Commits the checkpoints of one run, one after the other.
+
+    Args:
+        run: that the checkpoints belong to.
+        reader: of the run's checkpoints; its store receives them.
+        settings: which ones stay, and who is called after each commit.
+        damage: receives the damaged checkpoints that a commit comes across.
+        disk_retry_seconds: see :data:`DISK_RETRY_SECONDS`, which applies if it is ``None``.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        reader: CheckpointReader,
+        settings: Settings,
+        damage: Damage,
+        disk_retry_seconds: float | None = None,
+    ) -> None:
+        self._run = run
+        self._reader = reader
+        self._store = reader.store
+        self._backlog = Backlog(run, reader, settings.policy, settings.staging_gigabytes)
+        self._pruner = Pruner(run, reader, settings.policy, damage)
+        self._damage = damage
+        self._on_commit = settings.committed
+        self._disk_retry_seconds = DISK_RETRY_SECONDS if disk_retry_seconds is None else disk_retry_seconds
+        self._disk = Worker("mltrain-disk")
+        self._uploads = Worker("mltrain-store")
+        self._rest = Rest()
+        self._give_way = threading.Event()
+        self._lost: set[CheckpointId] = set()
+        self.newest_committed: Manifest | None = None
+        self.newest_staged: Manifest | None = None
+        self.failure: MltrainError | None = None
+        """Why the newest checkpoint was not kept: a ``NonFiniteLoss`` where its weights or optimizer state are not finite.
+
+        None as soon as a later one is complete on this disk. Known once :meth:`settle` has returned.
+        """
+        run.when_known(self._run_created)
+
+    def commit(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> None:
+        """Commit a snapshot in the background.
+
+        Args:
+            snapshot: of the state. The one before it is on this disk or given up: see :meth:`make_way`.
+            draft: its manifest, without files and tensors.
+            extra: further small files of the checkpoint.
+        """
+        self._rest = snapshot.rest
+        if not snapshot.rest.left:
+            snapshot.rest.confirm()
+        self._lost.discard(draft.id)
+        self._disk.do(lambda: self._commit_to_disk(snapshot, draft, dict(extra)))
+
+    def _commit_to_disk(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> None:
+        began = time.monotonic()
+        try:
+            snapshot.rest.complete(lambda: self._uploads.refuses)
+            refuse_nonfinite(snapshot, draft)
+            staged = self._stage(snapshot, draft, extra)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            self._give_up(draft, error)
+            return
+        self.failure, self.newest_staged = None, staged
+        seconds = time.monotonic() - began
+        log.info("Saved %s (%s, %.1f MB) in %.2f s", staged.title, staged.name, staged.size / 1e6, seconds)
+        self._backlog.add(staged)
+        self._uploads.do(lambda: self._commit_to_store(staged))
+        try:
+            self._backlog.trim(staged)
+        except MltrainError as error:
+            log.warning("Staging could not be kept to its budget: %s", error)
+
+    def _commit_to_store(self, staged: Manifest) -> None:
+        with self._backlog.uploading(staged) as waits:
+            if not waits:
+                return  # staging had no room for it any more
+            try:
+                earlier = self._backlog.worth_uploading_before(staged)
+                self._store.publish(staged, earlier, self._require_lease)
+            except StorageError as error:
+                log.error(
+                    "Checkpoint %s is complete on this disk, but could not be uploaded: %s A newer one, or mltrain sync, "
+                    "takes its place.",
+                    staged.name,
+                    error,
+                )
+                return
+        self._backlog.committed(staged)
+        self.newest_committed = staged
+        if self._run.overtaken:
+            return
+        self._run.announce_latest(staged.name)
+        held = self._run.holds(certainly=True)
+        # One survey for all that follows; it asks for no manifest that this process has read or written before.
+        survey = self._store.survey(damaged=self._damage.note, remembered=True)
+        removed: set[CheckpointId] = set()
+        try:
+            removed = {one.manifest.id for one in self._pruner.prune(survey, staged)} if held else removed
+        except MltrainError as error:  # the rest of a commit must not wait for a server to come back
+            log.warning("Old checkpoints stay for now: %s", error)
+        best = self._announce_best(self._reader.noted(m for m in survey.manifests if m.id not in removed))
+        if self._on_commit is not None:
+            self._on_commit(staged, best, self._store)
+
+    def _stage(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> Manifest:
+        """Write a snapshot to this disk, again under another name where the disk refuses."""
+        deadline = time.monotonic() + self._disk_retry_seconds
+        tries, pause = 0, 0.5
+        while True:
+            tries += 1
+            try:
+                manifest = draft.model_copy(update={"pending": tuple(self._run.pending(draft.step))})
+                return self._store.stage(snapshot, manifest, extra, self._require_lease)
+            except StorageError as error:
+                self._fail(error)  # what was half written is gone
+                log.error("A checkpoint could not be written (try %d): %s", tries, error)
+                if tries >= _TRIES_AT_ONCE:
+                    if time.monotonic() >= deadline or self._give_way.wait(min(pause, deadline - time.monotonic())):
+                        raise
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _fail(self, reason: MltrainError) -> None:
+        self.failure = reason
+
+    def _give_up(self, draft: Manifest, error: Exception) -> None:
+        self._lost.add(draft.id)
+        if isinstance(error, RunHeld):
+            log.warning("%s", error)
+        elif isinstance(error, MltrainError):
+            self._fail(error)
+        else:
+            log.exception("A checkpoint could not be written")
+            self._fail(StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}"))
+        log.error(
+            "%s was not kept; the training goes on, and older checkpoints were not touched. %s", draft.title, error
+        )
+
+    def _require_lease(self) -> None:
+        if not self._run.holds():
+            raise RunHeld("Another process has taken this run over; this one commits nothing more.")
+
+    def _announce_best(self, committed: Sequence[Manifest]) -> Manifest | None:
+        best = retention.best_of(current_line(committed), self._reader.context)
+        if best is not None:
+            self._run.announce_best(best.name)
+        return best
+
+    def prune(self, origin: CheckpointId | None) -> list[Removal]:
+        """Remove what the policy does not keep; ``origin`` stays until this attempt has a commit of its own."""
+        if not self._run.holds(certainly=True):
+            return []
+        newest, survey = self.newest_committed, self._store.survey(damaged=self._damage.note)
+        return self._pruner.prune(survey, newest, origin if newest is None else None)
+
+    def context(self) -> Context:
+        """Return what policies may ask: the time, pins, what best means."""
+        return self._pruner.context()
+
+    def declare(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> None:
+        """Record what a caller says of a checkpoint that was saved before: its manifest does not change any more."""
+        if self._reader.notes.add(manifest, metrics, best=best):
+            self._disk.do(lambda: self._uploads.do(self._record_notes))  # after what was saved before
+
+    def _record_notes(self) -> None:
+        if not self._run.holds():
+            return
+        committed = self._reader.noted(self._store.survey(damaged=self._damage.note, remembered=True).manifests)
+        self._run.write_json(NOTES_FILE, self._reader.notes.to_json(committed))
+        self._announce_best(committed)
+
+    def _run_created(self) -> None:
+        """Upload what was staged before the run existed, under the id that the run has now."""
+        if self._store.run_id != self._run.id:
+            self._store.adopt(self._run.id)
+            self.retry()
+
+    def upload_again(self, manifest: Manifest) -> bool:
+        """Upload a checkpoint that an earlier process staged, where the store does not have it; return whether it has now."""
+        if manifest.run_id != self._store.run_id or manifest.id not in {one.id for one in self._store.staged()}:
+            return True
+        try:
+            if self._store.manifest(manifest.id) is None:
+                self._store.publish(manifest, (), self._require_lease)
+        except MltrainError as error:
+            log.error("Checkpoint %s is complete on this disk, but could not be uploaded: %s", manifest.name, error)
+            return False
+        return True
+
+    def lost(self, identity: CheckpointId) -> bool:
+        """Whether a checkpoint could not be kept anywhere."""
+        return identity in self._lost
+
+    @property
+    def only_local(self) -> Manifest | None:
+        """The newest checkpoint of this attempt, if the artifact store does not have it."""
+        staged, committed = self.newest_staged, self.newest_committed
+        return staged if staged is not None and (committed is None or committed.id != staged.id) else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way; what is not committed then waits for another try."""
+        return self._disk.idle and self._uploads.idle
+
+    def make_way(self) -> None:
+        """Wait until the snapshot under way is on this disk; give it up where the disk refuses it.
+
+        For the thread that trains. There is one copy in memory at a time, and the next one is newer.
+        """
+        self._give_way.set()
+        self.settle()
+        self._give_way.clear()
+
+    def settle(self, seconds: float | None = None) -> None:
+        """Wait until what was saved is on this disk, or is given up; for the thread that trains.
+
+        Args:
+            seconds: to wait at most. If ``None``, there is no limit.
+        """
+        self._rest.confirm()
+        self._disk.wait(seconds)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until everything saved is in the store; return whether it is. For the thread that trains."""
+        self._rest.confirm()
+        deadline = time.monotonic() + seconds
+        done = self._disk.wait(seconds) and self._uploads.wait(max(0.0, deadline - time.monotonic()))
+        return done and self._backlog.newest is None
+
+    def retry(self) -> None:
+        """Try again, in the background, to upload the newest checkpoint that could not be uploaded."""
+        newest = self._backlog.newest
+        if newest is not None and self.idle:
+            self._uploads.do(lambda: self._commit_to_store(newest))
+
+    def close(self) -> None:
+        """Take no more work; what is under way is abandoned where it stands, complete in staging or invisible."""
+        self._rest.confirm()
+        self._give_way.set()
+        self._disk.close()
+        self._uploads.close()

@@ -1,0 +1,226 @@
+"""What is known of a checkpoint before it is written: its step and epoch, and the line that it continues."""
+
+import logging
+import operator
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from mltrain.checkpoint.committer import Committer
+from mltrain.checkpoint.lineage import ancestry_after
+from mltrain.checkpoint.manifest import LARGEST_COUNT, CheckpointId, Kind, Manifest, now
+from mltrain.checkpoint.ports import Run
+from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.errors import UsageError, nearest
+from mltrain.provenance import fingerprint
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 8
+
+
+@dataclass(frozen=True)
+class Count:
+    """How far the training is at a save.
+
+    Attributes:
+        step: optimizer steps done. If ``None``, the epoch decides, or the step before.
+        epoch: epochs done. If ``None``, that of the checkpoint before.
+    """
+
+    step: int | None
+    epoch: int | None
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], step: Any, epoch: Any) -> "Count":
+        """Return what the caller counts by: the given numbers, or else those in the state.
+
+        Raises:
+            UsageError: a number is not a whole number that a checkpoint can have.
+        """
+        return cls(
+            _count("step", step) if step is not None else _counter(state, "step", "global_step"),
+            _count("epoch", epoch) if epoch is not None else _counter(state, "epoch"),
+        )
+
+    @property
+    def key(self) -> tuple[str, int] | None:
+        """What the caller counts by and the number, if the caller counts."""
+        if self.step is not None:
+            return "step", self.step
+        return ("epoch", self.epoch) if self.epoch is not None else None
+
+
+class Drafts:
+    """Drafts the manifests of the checkpoints that one process saves, each a continuation of the one before.
+
+    Args:
+        run: that the checkpoints belong to.
+        reader: of the run's checkpoints.
+        committer: of the drafts.
+    """
+
+    def __init__(self, run: Run, reader: CheckpointReader, committer: Committer) -> None:
+        self._run = run
+        self._reader = reader
+        self._committer = committer
+        self._saved: list[tuple[Manifest, Count]] = []  # the last few of the present line
+        self._steps: set[int] = set()  # those that this attempt has saved
+        self._unread: Manifest | None = None
+        self._looked = False
+        self.origin: Manifest | None = None
+        """The checkpoint that the line continues from: the loaded one, else the newest of an earlier attempt."""
+
+    def continue_from(self, manifest: Manifest) -> None:
+        """Let the next draft continue from a checkpoint."""
+        self.origin, self._saved = manifest, []
+
+    def begin_afresh(self) -> None:
+        """Do not look for a checkpoint to continue from: the caller found none."""
+        self._looked = True
+
+    def same(self, count: Count, kind: Kind) -> Manifest | None:
+        """Return the newest checkpoint of this line if it has this very count."""
+        while self._saved and self._committer.lost(self._saved[-1][0].id):
+            self._saved.pop()
+        if not self._saved:
+            return None
+        newest, before = self._saved[-1]
+        counted_again = count.key is not None and count.key == before.key and kind != "interrupted"
+        return newest if counted_again or count.step == newest.step else None
+
+    def draft(
+        self,
+        state: Mapping[str, Any],
+        count: Count,
+        kind: Kind,
+        metrics: Mapping[str, float],
+        data: Mapping[str, str],
+        *,
+        best: bool,
+    ) -> Manifest:
+        """Draft the manifest of a state, without its files; where the state lies before saved ones, in a new attempt.
+
+        Raises:
+            UsageError: the count goes back without a load, or a value cannot stand in a manifest.
+            RunHeld: another process has taken the run over.
+        """
+        before = self._saved[-1][0] if self._saved else self._continued(count)
+        if before is not None:
+            _refuse_going_back(count, before)
+        last_step = before.step if before is not None else 0
+        step = count.step
+        if step is None:
+            step = count.epoch if count.epoch is not None and count.epoch > last_step else last_step + 1
+        if self._was_beyond(step):
+            self._run.begin_attempt(before.id if before is not None else None)
+            self._steps.clear()
+        try:
+            return Manifest(
+                run_id=self._run.id,
+                id=CheckpointId(attempt=self._run.ordinal, step=step),
+                kind=kind,
+                epoch=count.epoch if count.epoch is not None else (before.epoch if before is not None else 0),
+                parent=before.id if before is not None else None,
+                ancestry=ancestry_after(self.origin),
+                metrics=dict(metrics),
+                best=best,
+                parts=tuple(str(name) for name in state),
+                files={},
+                created=now(),
+                versions=fingerprint.versions(),
+                code=dict(self._run.code),
+                data=dict(data),
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"{place}={first['input']!r:.80} cannot be saved: {first['msg']}.") from None
+
+    def submitted(self, manifest: Manifest, count: Count) -> None:
+        """Remember a draft that is being written: the next one continues it."""
+        self._saved = [*self._saved[-_REMEMBERED:], (manifest, count)]
+        self._steps.add(manifest.step)
+
+    def _continued(self, count: Count) -> Manifest | None:
+        """Return the checkpoint that the first save continues from: the loaded one, else the newest of the run."""
+        if self.origin is None and not self._looked and self._run.ordinal > 1:
+            # An earlier attempt may have saved some. Not to look would abandon them all.
+            self._unread = next(iter(self._reader.matching("latest")), None)
+            self._looked = True
+        if self.origin is None and self._unread is not None:
+            _refuse_going_back(count, self._unread, least=1, unread=True)
+            self.origin = self._unread
+        return self.origin
+
+    def _was_beyond(self, step: int) -> bool:
+        """Whether this attempt has saved this step or a later one already."""
+        attempt = self._run.ordinal
+        return any(
+            saved >= step and not self._committer.lost(CheckpointId(attempt=attempt, step=saved))
+            for saved in self._steps
+        )
+
+
+class ExpectedMetrics:
+    """Names once each metric that decides what is best or kept, and that is not among those of a save.
+
+    Args:
+        names: of these metrics.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = set(names)
+
+    def check(self, metrics: Mapping[str, float]) -> None:
+        """Log a warning about those that are missing; without any metric nothing is expected."""
+        for name in sorted(self._names - metrics.keys() if metrics else ()):
+            self._names.remove(name)
+            log.warning(
+                "The metric %r, which decides what is best or kept, is not among those that were saved: %s.%s",
+                name,
+                f"{', '.join(metrics)}"[:500],
+                nearest(name, metrics),
+            )
+
+
+def _refuse_going_back(count: Count, before: Manifest, *, least: int = 0, unread: bool = False) -> None:
+    """Refuse a step, or an epoch that is counted by, that is not beyond a checkpoint by at least so many."""
+    if count.key is None:
+        return
+    word, number = count.key
+    newest = before.step if word == "step" else before.epoch
+    if number < newest + least:
+        raise UsageError(
+            f"{word} {number} cannot be saved after {word} {newest} ({before.name}). Expected {word}s that grow over the whole "
+            f"run, got {number}{' without a load' if unread else ''}; nothing was removed. Try: load_latest_checkpoint() before "
+            f"the first save to continue, load('{word}:N') to go back, or {word}= with a number that never starts again."
+        )
+
+
+def _counter(state: Mapping[str, Any], *names: str) -> int | None:
+    """Return the first of these entries of a state that is a whole number: Python's, NumPy's or a tensor's."""
+    for name in names:
+        value = state.get(name)
+        if isinstance(value, bool):
+            continue
+        try:
+            operator.index(value)  # type: ignore[arg-type] # whether it is one is the question
+        except (TypeError, ValueError):
+            continue
+        return _count(name, value)
+    return None
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except (TypeError, ValueError):
+        number = -1
+    if isinstance(value, bool) or not 0 <= number <= LARGEST_COUNT:
+        # Python refuses to spell numbers of thousands of digits.
+        given = f"{value!r:.80}" if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
+        raise UsageError(f"{name}: {given} cannot be saved; a whole number from 0 to {LARGEST_COUNT} was expected.")
+    return number

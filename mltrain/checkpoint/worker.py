@@ -1,0 +1,84 @@
+"""A thread that does one job at a time, in the order in which they come."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+
+from mltrain.errors import MltrainError
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """A background thread with a queue of jobs. An error of a job is logged, and the next job runs.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._jobs: list[Future[None]] = []
+        self._closed = False
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Queue a job; a closed worker drops it."""
+        with self._lock:
+            try:
+                self._jobs = [*(one for one in self._jobs if not one.done()), self._pool.submit(_logged, job)]
+                return
+            except RuntimeError:
+                if self._closed:
+                    return
+        # The interpreter is ending and takes no more work. It waits for this thread, so the job is still done.
+        _logged(job)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until the jobs queued so far are done; return whether they are.
+
+        Args:
+            seconds: to wait at most. If ``None``, there is no limit.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            try:
+                job.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                return False
+            except CancelledError:
+                pass
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job is queued or under way."""
+        with self._lock:
+            return all(job.done() for job in self._jobs)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it takes no more work: it is closed, or the interpreter is ending."""
+        try:
+            self._pool.submit(lambda: None)
+        except RuntimeError:
+            return True
+        return False
+
+    def close(self) -> None:
+        """Drop what is queued and take no more work; do not wait for the job under way."""
+        self._closed = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _logged(job: Callable[[], None]) -> None:
+    try:
+        job()
+    except MltrainError as error:
+        log.warning("In the background: %s", error)
+    except Exception:
+        log.exception("In the background")
