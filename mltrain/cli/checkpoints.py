@@ -1,4 +1,4 @@
-"""``mltrain checkpoints``, ``inspect``, ``verify``, ``pin``, ``unpin``, ``prune``: what a run has saved."""
+"""``mltrain checkpoints``, ``inspect``, ``verify``, ``pin``, ``unpin``: the checkpoints of a run."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (checkpoints, inspect, verify, pin, unpin, prune):
+    for command in (checkpoints, inspect, verify, pin, unpin):
         app.command(command.__name__)(command)
 
 
@@ -176,69 +176,6 @@ def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint"
     print(f"{manifest.title} ({manifest.name}) is not pinned any more.")
 
 
-def prune(
-    run_id: str = typer.Argument(None, help="The id of the run; or --experiment.", show_default=False),
-    experiment: str = typer.Option(None, "--experiment", help="Prune all runs of this experiment."),
-    keep: str = typer.Option(
-        None, "--keep", metavar="EXPR", help="'Latest(3) | Best(2)'; none: each run's own policy."
-    ),
-    best_runs: int = typer.Option(
-        None, "--best-runs", min=0, help="Runs beyond the K best keep only their best and newest."
-    ),
-    old_days: float = typer.Option(
-        None, "--only-best-after-days", min=0, help="Runs ended earlier keep only best and newest."
-    ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would go, and change nothing."),
-    yes: bool = typer.Option(False, "--yes", help="Do not ask."),
-    as_json: bool = typer.Option(
-        False, "--json", help="As JSON, for programs; does not ask, so needs --dry-run or --yes."
-    ),
-) -> None:
-    """Remove old checkpoints from the tracking store: what would go and why, then the deed."""
-    from mltrain.checkpoint.retention import parse
-    from mltrain.commands.prune import Rules, carry_out, plan_experiment, plan_run
-    from mltrain.errors import RunHeld, StorageError, TrackingError, UsageError
-    from mltrain.tracking.client import connect
-
-    if (run_id is None) == (experiment is None):
-        raise UsageError("Prune a run or an experiment: mltrain prune ID, or mltrain prune --experiment NAME.")
-    if as_json and not (dry_run or yes):
-        raise UsageError("--json does not ask: add --dry-run or --yes.")
-    policy, server = parse(keep) if keep is not None else None, connect()
-    if experiment is not None:
-        plans = plan_experiment(server, experiment, Rules(policy, best_runs, old_days))
-    else:
-        plans = [plan_run(server, run_id, policy)]
-    if as_json:
-        print(json.dumps([_plan_facts(plan) for plan in plans], indent=1))
-    else:
-        for plan in plans:
-            _show(plan)
-    total = sum(plan.bytes for plan in plans)
-    count = sum(len(plan.removals) + len(plan.uncommitted) + len(plan.litter) for plan in plans)
-    if not as_json:
-        print(f"In total {count} to remove, {total / 1e6:.1f} MB, of {len(plans)} run(s).")
-    failures = [plan.failure for plan in plans if plan.failure is not None]
-    if failures and len(failures) == len(plans):
-        sys.exit(failures[-1].exit_code)  # not a single run could be read
-    if dry_run or count == 0:
-        return
-    if not yes and not typer.confirm("Remove these?"):
-        print("Nothing was removed.")
-        return
-    freed, refused = 0, None
-    for plan in plans:
-        try:
-            freed += carry_out(server, plan)
-        except (RunHeld, StorageError, TrackingError) as error:
-            refused = error  # of the last one; the others go on
-            print(f"Run {plan.run_id}: {error}", file=sys.stderr)
-    if not as_json:
-        print(f"Removed; {freed / 1e6:.1f} MB are free. The record is in each run: retention.jsonl.")
-    if refused is not None:
-        sys.exit(refused.exit_code)
-
-
 def _facts(manifest: Any) -> dict[str, Any]:
     return {
         "checkpoint": manifest.name,
@@ -272,31 +209,3 @@ def _numel(shape: tuple[int, ...]) -> int:
 def _width(dtype: str) -> int:
     digits = "".join(character for character in dtype.split("_")[0] if character.isdigit())
     return max(1, int(digits) // 8) if digits else 1
-
-
-def _show(plan: Any) -> None:
-    print(f"Run {plan.run_id} ({plan.name}):")
-    if plan.left_alone:
-        print(f"  left alone: {plan.left_alone}")
-        return
-    for removal in plan.removals:
-        print(f"  would go  {removal.manifest.name}  {removal.manifest.size / 1e6:8.1f} MB  {removal.rule}")
-    for identity in plan.uncommitted:
-        print(f"  would go  {identity.name}  without a manifest, left by a process that died")
-    for path in plan.litter:
-        print(f"  would go  {path}  left by an interrupted upload")
-    for identity, reason in plan.kept.items():
-        print(f"  stays     {identity.name}  {reason}")
-
-
-def _plan_facts(plan: Any) -> dict[str, Any]:
-    return {
-        "run_id": plan.run_id,
-        "name": plan.name,
-        "left_alone": plan.left_alone,
-        "remove": [{"checkpoint": r.manifest.name, "bytes": r.manifest.size, "rule": r.rule} for r in plan.removals],
-        "uncommitted": [identity.name for identity in plan.uncommitted],
-        "litter": list(plan.litter),
-        "keep": {identity.name: reason for identity, reason in plan.kept.items()},
-        "bytes": plan.bytes,
-    }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from mltrain.cli.train import parse
+from mltrain.cli.arguments import parse
 from mltrain.redaction import harmless
 
 _JSON = typer.Option(False, "--json", help="As JSON, for programs.")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from mltrain.cli.train import parse
+from mltrain.cli.arguments import parse
 
 
 def add_to(app: typer.Typer) -> None:

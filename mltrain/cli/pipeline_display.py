@@ -1,29 +1,35 @@
-"""What a pipeline shows on a terminal: a line a decision, and each stage as a training shows itself."""
+"""Shows a pipeline on a terminal: its decisions, its stages, its status and its result."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mltrain.cli.display import Terminal, line
+from mltrain.cli.tables import table
 from mltrain.commands.result import Display, Outcome, Silence
 from mltrain.pipelines.decisions import Decision
 from mltrain.pipelines.event_log import LOG_FILE
 from mltrain.pipelines.request import Result
+from mltrain.pipelines.status import Row, shown
 from mltrain.run.tracked import TrackedRun
 
 
 class TerminalStage(Terminal):
-    """A training as a stage: its run is named, and what comes next is the pipeline's affair."""
+    """Shows the training of a stage."""
 
     def __init__(self, stage: str) -> None:
         super().__init__()
         self._stage = stage
 
     def resuming(self, run_id: str) -> None:
-        """Show nothing: the run is named when it is open."""
+        """Show nothing; ``opened`` names the run."""
 
     def opened(self, run: TrackedRun, where: str) -> None:
-        """Say which run it is and where its log grows."""
+        """Print the run's id and the path of its log."""
         line(f"  run {run.id}; follow it with: tail -f {run.home / LOG_FILE}")
 
     def ended(self, outcome: Outcome) -> None:
-        """Say how it ended and what its best checkpoint is."""
+        """Print how the stage ended and its best checkpoint."""
         self.finish()
         line(f"  {self._stage}: {outcome.why}")
         if outcome.best is not None:
@@ -37,13 +43,13 @@ class TerminalPipeline:
     """Shows a pipeline to a person."""
 
     def opened(self, run: TrackedRun, where: str, *, new: bool) -> None:
-        """Say where the run is kept, whether it is gone on with, and print its id on a line of its own."""
+        """Print where the run is stored, whether it is new, and its id on a line of its own."""
         line(where)
-        line(f"{'New' if new else 'Going on with'} run {run.identity.name} (attempt {run.ordinal})")
+        line(f"{'New' if new else 'Resuming'} run {run.identity.name} (attempt {run.ordinal})")
         line(f"run_id={run.id}")
 
     def decided(self, decision: Decision, number: int, count: int) -> None:
-        """Say what will be done, and why."""
+        """Print the decision about a stage, and why."""
         line(f"[{number}/{count}] {decision.stage}: {decision.action} ({decision.why})")
 
     def stage(self, name: str) -> Display:
@@ -51,7 +57,7 @@ class TerminalPipeline:
         return TerminalStage(name)
 
     def ended(self, result: Result) -> None:
-        """Say how it ended and what can be done next."""
+        """Print how the pipeline ended and the next commands."""
         line(f"Ended: {result.why}.")
         line(f"Status: mltrain pipeline --run {result.run_id} --status")
         if result.exit_code:
@@ -61,7 +67,7 @@ class TerminalPipeline:
 
 
 class QuietPipeline:
-    """Shows nothing: the result is printed as JSON."""
+    """Shows nothing, because the result is printed as JSON."""
 
     def opened(self, run: TrackedRun, where: str, *, new: bool) -> None:
         """Show nothing."""
@@ -70,8 +76,35 @@ class QuietPipeline:
         """Show nothing."""
 
     def stage(self, name: str) -> Display:
-        """Return what shows nothing."""
+        """Return a display that shows nothing."""
         return Silence()
 
     def ended(self, result: Result) -> None:
         """Show nothing."""
+
+
+def print_result(result: Result) -> None:
+    """Print how a pipeline ended, as JSON."""
+    stages = [
+        {"stage": d.stage, "action": d.action, "why": d.why, "run_id": result.stages.get(d.stage, d.run_id)}
+        for d in result.decisions
+    ]
+    facts = {"run_id": result.run_id, "exit_code": result.exit_code, "why": result.why, "stages": stages}
+    print(json.dumps(facts, indent=1))
+
+
+def print_status(about: Mapping[str, Any], rows: Sequence[Row], as_json: bool) -> None:
+    """Print the pipeline's run and the state of every stage, as a table or as JSON."""
+    if as_json:
+        facts = {key: about.get(key) for key in ("pipeline", "run_id", "name", "state", "started")}
+        print(json.dumps({**facts, "stages": [row.as_json() for row in rows]}, indent=1))
+        return
+    if about["run_id"] is None:
+        print(f"Pipeline {about['pipeline']}: you have no run of it in this experiment yet.")
+    else:
+        run = f"run {about['run_id']} ({about['name']}, {about['state']}), {about['started']}"
+        print(f"Pipeline {about['pipeline']}: {run}")
+    table("Stages", ("stage", "state", "epochs", "best", "run_id", "next", "why"), shown(rows))
+    for row in rows:
+        if row.log is not None:
+            print(f"Log of {row.stage}: {row.log}")

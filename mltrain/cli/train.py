@@ -6,10 +6,8 @@ from pathlib import Path
 
 import typer
 
-from mltrain.config import NOT_GIVEN
+from mltrain.cli.arguments import given, parse
 from mltrain.errors import UsageError
-
-_GIVEN_AS_WORDS = {"project", "resume_run", "resume_from", "fork_run", "preset", "config", "default_project"}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -53,32 +51,29 @@ def train(
 
     mltrain train --resume-run ID
     """
-    project, overrides = parse(arguments or [])
-    words = {
-        "config": str(config) if config is not None else None,
-        "preset": preset,
-        "resume_run": resume_run,
-        "resume_from": resume_from,
-        "fork_run": fork_run,
-        "project": project,
-    }
-    for word in _GIVEN_AS_WORDS & overrides.keys():
-        words[word] = overrides.pop(word)
-    given = {word: value for word, value in words.items() if value is not None and value not in NOT_GIVEN}
-    for key, option in (("run_name", name), ("experiment", experiment)):
-        if option is not None and option not in NOT_GIVEN:
-            overrides[key] = option
-    if "resume_run" in given and "fork_run" in given:
-        raise UsageError("--resume-run continues a run and --fork-run begins a new one: give one of the two.")
-    if not given.keys() & {"project", "resume_run", "fork_run"} and default_project is not None:
-        given["project"] = default_project
-
-    if "resume_run" in given and "project" not in given:
+    project, overrides = parse(arguments)
+    words = given(
+        {
+            "project": project,
+            "config": str(config) if config is not None else None,
+            "preset": preset,
+            "resume_run": resume_run,
+            "resume_from": resume_from,
+            "fork_run": fork_run,
+            "default_project": default_project,
+        },
+        overrides,
+    )
+    overrides |= given({"run_name": name, "experiment": experiment}, {})
+    if "resume_run" in words and "fork_run" in words:
+        raise UsageError("--resume-run continues a run and --fork-run begins a new one. Give one of the two.")
+    if "resume_run" in words and "project" not in words:
         from mltrain.cli.pipeline import resume_by_parent
 
-        code = resume_by_parent(given["resume_run"], overrides, take_over=take_over, allow_change=allow_change)
+        code = resume_by_parent(words["resume_run"], overrides, take_over=take_over, allow_change=allow_change)
         if code is not None:
             sys.exit(code)
+    default = words.get("default_project") if not words.keys() & {"resume_run", "fork_run"} else None
 
     from mltrain.cli.display import Terminal
     from mltrain.commands.train import train as run_training
@@ -86,13 +81,13 @@ def train(
 
     outcome = run_training(
         Request(
-            project=given.get("project"),
-            files=(Path(given["config"]),) if "config" in given else (),
-            preset=given.get("preset"),
+            project=words.get("project", default),
+            files=(Path(words["config"]),) if "config" in words else (),
+            preset=words.get("preset"),
             overrides=overrides,
-            resume_run=given.get("resume_run"),
-            resume_from=given.get("resume_from", "latest"),
-            fork_run=given.get("fork_run"),
+            resume_run=words.get("resume_run"),
+            resume_from=words.get("resume_from", "latest"),
+            fork_run=words.get("fork_run"),
             take_over=take_over,
             allow_change=allow_change,
             require_tracking=require_tracking,
@@ -100,40 +95,8 @@ def train(
         Terminal(),
     )
     if not outcome.delivered:
-        # Everything is on the disk. Threads that are still waiting for a server must not hold the process any longer.
+        # Everything is on the disk, and threads that still wait for a server must not hold the process any longer.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(outcome.exit_code)
     sys.exit(outcome.exit_code)
-
-
-def parse(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
-    """Split what is left of a command line into a project and configuration keys.
-
-    ``key=value``, ``--key=value`` and ``--key value`` are accepted, so that whatever ``mlflow run -P key=value`` appends
-    arrives; a value that means "not given" leaves its key out, and ``null`` means none.
-
-    Raises:
-        UsageError: a second project, or a key without a value.
-    """
-    project: str | None = None
-    overrides: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word.startswith("-"):
-            key, equals, value = word.lstrip("-").partition("=")
-            if not equals:
-                if not rest or rest[0].startswith("--"):
-                    raise UsageError(f"{word} has no value: {word} VALUE or {word.lstrip('-')}=VALUE was expected.")
-                value = rest.pop(0)
-        elif "=" in word and not os.path.exists(word):  # noqa: PTH110 - a word too long for a path is no error
-            key, _, value = word.partition("=")
-        elif project is None:
-            project = word
-            continue
-        else:
-            raise UsageError(f"{word!r}: the project is {project!r} already; configuration is given as key=value.")
-        if value not in NOT_GIVEN - {"null"}:
-            overrides[key.replace("-", "_")] = value
-    return project, overrides

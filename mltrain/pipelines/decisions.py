@@ -1,4 +1,4 @@
-"""What is to be done about a stage, and why: from what is wanted and what there is. Nothing is done here."""
+"""Decides what to do about a stage, and why. Pure: reads nothing and changes nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ StageMode = Literal["scratch", "resume", "skip"]
 Action = Literal["skip", "resume", "run"]
 
 _LENGTH = frozenset({"epochs"} | {f"early_stopping_{what}" for what in ("patience", "metric", "mode", "min_delta")})
-"""Keys that may change while a training goes on, and that decide where it ends: another value is another model."""
+"""Keys that may change during a training and decide where it ends, so another value gives another model."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a stage's output follows from, as it is wanted now.
+    """What determines a stage's output, as requested now.
 
     Attributes:
         config: the whole configuration.
-        inputs: for each key of ``needs``, the digest of what is handed on.
-        data: fingerprints of other places that the configuration names.
+        inputs: the digest of the output behind each key of ``needs``.
+        data: fingerprints of other paths that the configuration names.
         code: digest of the stage's code.
     """
 
@@ -33,7 +33,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Record:
-    """The same of a run that there is, as it was recorded."""
+    """What determined the output of an existing run, as recorded."""
 
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs between a run and what is wanted, in words: by kind."""
+    """What differs between a run and the request, by kind."""
 
     config: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     inputs: Sequence[str] = ()
@@ -54,13 +54,16 @@ class Changes:
         return bool(self.config or self.inputs or self.data or self.code)
 
     def __str__(self) -> str:
-        said = [f"{key} {before} → {now}" for key, (before, now) in self.config.items()]
-        said += [f"another input {key}" for key in self.inputs] + [f"other data in {key}" for key in self.data]
-        return "; ".join(said + ["other code"] * self.code)
+        parts = [f"{key} {before} → {now}" for key, (before, now) in self.config.items()]
+        parts += [f"another input {key}" for key in self.inputs] + [f"other data in {key}" for key in self.data]
+        return "; ".join(parts + ["other code"] * self.code)
 
 
 def changes(record: Record, recipe: Recipe) -> Changes:
-    """Compare a run with what is wanted. Keys that leave the outcome alone (device, checkpoints, names) do not count."""
+    """Compare a run with the request.
+
+    Keys that do not affect the outcome (device, checkpoints, names) are ignored.
+    """
     kind = type(recipe.config)
 
     def matters(key: str) -> bool:
@@ -77,15 +80,15 @@ def changes(record: Record, recipe: Recipe) -> Changes:
 
 @dataclass(frozen=True)
 class Found:
-    """A run of a stage that there is.
+    """An existing run of a stage.
 
     Attributes:
         run_id: of the run.
         state: ``finished``, ``stopped``, ``failed``, ``dead``, ``running`` or ``running elsewhere``.
-        changes: what differs from what is wanted.
-        where: how far it came, in words.
-        damage: of a finished one, what is wrong with its output; none: it is intact.
-        recoverable: whether its output can be made again in the same run, from an earlier checkpoint.
+        changes: what differs from the request.
+        where: how far it got, in words.
+        damage: what is wrong with the output of a finished run. If ``None``, the output is intact.
+        recoverable: whether the same run can make its output again from an earlier checkpoint.
     """
 
     run_id: str
@@ -98,7 +101,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to be done about a stage, and why. ``run_id``: of the run that is kept or continued."""
+    """What to do about a stage, and why; ``run_id`` is that of the run to keep or continue."""
 
     stage: str
     action: Action
@@ -107,7 +110,10 @@ class Decision:
 
 
 def preferred(stage: Stage, found: Sequence[Found], mode: StageMode) -> Found | None:
-    """Return the run that would be kept or continued, of those there are, the newest first; else the newest."""
+    """Return the run to keep or continue, else the newest.
+
+    A finished run is preferred to an unfinished one; ``found`` lists the newest first.
+    """
     for finished in (True, False):
         for one in found:
             if (one.state == "finished") == finished and decide(stage, one, mode).action != "run":
@@ -115,34 +121,58 @@ def preferred(stage: Stage, found: Sequence[Found], mode: StageMode) -> Found | 
     return found[0] if found else None
 
 
-def decide(stage: Stage, found: Found | None, mode: StageMode) -> Decision:
-    """Return what is to be done about a stage, given a run of it.
+_TABLE: tuple[tuple[str, Action, str], ...] = (
+    ("scratch", "run", "asked for"),
+    ("absent", "run", "there is no run of it"),
+    ("inputs", "run", "changed: {changes}"),
+    ("skip changed", "run", "changed: {changes}"),
+    ("finished data", "run", "changed: {changes}"),
+    ("files config", "run", "changed: {changes}"),
+    ("finished config outcome", "run", "changed: {changes}"),
+    ("finished config", "resume", "finished, and now longer or shorter: {changes}"),
+    ("unfinished", "resume", "{where}{but}"),
+    ("intact", "skip", "finished, and its output is intact{but}"),
+    ("recoverable", "resume", "its output is damaged ({damage}); made again from what is intact{but}"),
+    ("", "run", "its output is damaged ({damage})"),
+)
+"""The first row all of whose facts hold decides: facts, action, reason."""
 
-    ``skip``: an unchanged and intact one is kept, an unchanged and unfinished one continued; any change means a new run.
-    ``resume``: continues what there is. Other code is said, and stops nothing; another configuration continues an
-    unfinished training, and a finished one where only its length changed. ``scratch``: a new run.
-    """
 
-    def say(action: Action, why: str) -> Decision:
-        return Decision(stage.name, action, why, found.run_id if found is not None and action != "run" else None)
-
-    if mode == "scratch":
-        return say("run", "asked for")
+def _facts(stage: Stage, found: Found | None, mode: StageMode) -> frozenset[str]:
     if found is None:
-        return say("run", "there is no run of it")
-    changed = found.changes
-    finished = found.state == "finished"
-    if changed.inputs or (mode == "skip" and changed) or (finished and changed.data):
-        return say("run", f"changed: {changed}")
-    if changed.config and (stage.make is not None or (finished and not changed.config.keys() <= _LENGTH)):
-        return say("run", f"changed: {changed}")
-    but = f"; changed since: {changed}" if changed else ""
-    if finished and changed.config:
-        return say("resume", f"finished, and now longer or shorter: {changed}")
-    if not finished:
-        return say("resume", f"{found.state}{f' at {found.where}' if found.where else ''}{but}")
-    if found.damage is None:
-        return say("skip", f"finished, and its output is intact{but}")
-    if found.recoverable:
-        return say("resume", f"its output is damaged ({found.damage}); made again from what is intact{but}")
-    return say("run", f"its output is damaged ({found.damage})")
+        return frozenset({mode, "absent"})
+    changed, finished = found.changes, found.state == "finished"
+    facts: dict[str, object] = {
+        mode: True,
+        "finished": finished,
+        "unfinished": not finished,
+        "files": stage.make is not None,
+        "changed": changed,
+        "inputs": changed.inputs,
+        "data": changed.data,
+        "config": changed.config,
+        "outcome": changed.config.keys() - _LENGTH,
+        "intact": found.damage is None,
+        "recoverable": found.recoverable,
+    }
+    return frozenset(name for name, holds in facts.items() if holds)
+
+
+def decide(stage: Stage, found: Found | None, mode: StageMode) -> Decision:
+    """Return what to do about a stage, given one of its runs.
+
+    ``skip`` keeps an unchanged and intact run and continues an unchanged and unfinished one; any change means a new run.
+    ``resume`` continues the run. Changed code is reported and stops nothing; a changed configuration continues an unfinished
+    training, and a finished one if only its length changed. ``scratch`` means a new run.
+    """
+    facts = _facts(stage, found, mode)
+    action, why = next((action, why) for needed, action, why in _TABLE if facts.issuperset(needed.split()))
+    if found is None:
+        return Decision(stage.name, action, why)
+    why = why.format(
+        changes=found.changes,
+        where=f"{found.state}{f' at {found.where}' if found.where else ''}",
+        but=f"; changed since: {found.changes}" if found.changes else "",
+        damage=found.damage,
+    )
+    return Decision(stage.name, action, why, found.run_id if action != "run" else None)

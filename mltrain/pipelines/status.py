@@ -1,6 +1,6 @@
-"""The state of a pipeline at a glance: each stage with its run, how far it came, its best metric, and what comes next."""
+"""The state of a pipeline: each stage with its run, progress, best metric and next action."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,24 +11,24 @@ from mltrain.pipeline import Pipeline, Stage
 from mltrain.pipelines.decisions import Decision, Found, StageMode, decide
 from mltrain.pipelines.event_log import LOG_FILE
 from mltrain.pipelines.inspection import Survey, handed_on, recipe_of, survey
-from mltrain.pipelines.pipeline_run import Plan
+from mltrain.pipelines.plan import Planned
 from mltrain.run.stage_outputs import Output
 from mltrain.tracking.client import TrackingClient
 
 
 @dataclass(frozen=True)
 class Row:
-    """A stage at a glance.
+    """The state of one stage.
 
     Attributes:
         stage: its name.
         state: ``done``, ``given``, ``missing``, ``damaged``, ``out of date``, ``running``, ``running elsewhere``,
-            ``stopped``, ``failed`` or ``dead`` (killed without a word).
+            ``stopped``, ``failed`` or ``dead`` (killed).
         run_id: of its run.
-        epoch, epochs: done, and wanted.
-        best_metric, best: the metric that decides which checkpoint is best, and its value there.
-        next: what the mode would do: ``skip``, ``resume``, ``run``; ``?`` where it depends on what earlier stages make.
-        why: in words.
+        epoch, epochs: trained, and requested.
+        best_metric, best: the metric that ranks checkpoints, and its best value.
+        next: what the mode would do: ``skip``, ``resume`` or ``run``; ``?`` if it depends on the output of earlier stages.
+        why: the reason, in words.
         log: its log on this machine, if it ran here.
     """
 
@@ -48,28 +48,20 @@ class Row:
         return asdict(self)
 
 
-def status(
-    server: TrackingClient,
-    pipeline: Pipeline,
-    parent: Any | None,
-    configs: Mapping[str, Config],
-    plan: Plan,
-    mode: StageMode = "skip",
-) -> list[Row]:
-    """Return a row for every stage. Outputs are verified; nothing is changed.
+def status(server: TrackingClient, pipeline: Pipeline, planned: Planned, mode: StageMode = "skip") -> list[Row]:
+    """Return a row for every stage. Verifies outputs and changes nothing.
 
     Args:
         server: the tracking server.
         pipeline: the pipeline.
-        parent: its run; none: nothing was run.
-        configs: what is wanted of each stage.
-        plan: which stages are given.
-        mode: of what would come next.
+        planned: its run and the configuration of each stage.
+        mode: decides what the column ``next`` shows.
     """
+    parent, configs = planned.parent, planned.configs
     outputs: dict[str, Output] = {}
     rows = []
     for stage in pipeline.stages:
-        given = plan.used.get(stage.name)
+        given = planned.plan.used.get(stage.name)
         if given is not None:
             rows.append(_given(server, stage, given, outputs))
             continue

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mltrain.cli import main
-from mltrain.cli.train import parse
+from mltrain.cli.arguments import parse
 from mltrain.config import NOT_GIVEN
 from mltrain.errors import UsageError
 
@@ -68,8 +68,8 @@ def test_a_value_that_no_file_name_can_hold_is_a_value(value: str) -> None:
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["one", "two"], "'two': the project is 'one' already"),
-        (["--lr"], "--lr has no value: --lr VALUE or lr=VALUE was expected"),
+        (["one", "two"], "'two' is a second project after 'one'"),
+        (["--lr"], "--lr has no value. Expected --lr VALUE or lr=VALUE"),
         (["one", "--amp", "--lr", "3"], "--amp has no value"),
     ],
 )
@@ -97,8 +97,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["train"], "Which project? Name it: mltrain train PROJECT"),
         (["train", "resume_run=''", "--config", ""], "Which project?"),
-        (["train", "--resume-run", "a", "--fork-run", "b"], "give one of the two"),
-        (["train", "resume_run=a", "fork_run=b"], "give one of the two"),
+        (["train", "--resume-run", "a", "--fork-run", "b"], "Give one of the two"),
+        (["train", "resume_run=a", "fork_run=b"], "Give one of the two"),
         (["train", "no-such-project", "--lr", "3"], "There is no project 'no-such-project'"),
         (["train", "project=no-such-project", "lr=3"], "There is no project 'no-such-project'"),
         (["train", "--default-project", "no-such-default"], "There is no project 'no-such-default'"),

@@ -17,7 +17,7 @@ from mltrain.commands.train import train
 from mltrain.commands.train_request import Request
 from mltrain.errors import MltrainError, StateMismatch, StorageError
 from mltrain.pipeline import Pipeline, Stage
-from mltrain.pipelines.request import Order
+from mltrain.pipelines.request import PipelineRequest
 from mltrain.pipelines.runner import run as run_pipeline
 from mltrain.project import Located, Project
 from tests.support import tiny
@@ -216,7 +216,7 @@ def test_a_pipeline_that_cannot_be_is_refused_before_there_is_a_run(key: str, st
     order: dict[str, Any] = {"overrides": {f"second.{name}": value}} if equals else {}
     order |= {"from": {"start": "nothing"}, "stage": {"only": "second"}}.get(key, {})
     with Unchanged(store, tmp_path / "home"):
-        run_pipeline(Order(located=located, mode="scratch", **order), Quiet(), lambda cleared: True)
+        run_pipeline(PipelineRequest(located=located, mode="scratch", **order), Quiet(), lambda cleared: True)
 
 
 def test_a_resume_that_fails_once_the_run_is_claimed_leaves_it_with_its_status(
