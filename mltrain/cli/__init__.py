@@ -1,4 +1,4 @@
-"""The command line: one small module a group of commands, errors turned into a line and an exit code."""
+"""The command line: one module a group of commands; an error is one line and an exit code."""
 
 import importlib
 import logging
@@ -29,8 +29,8 @@ for _group in ("train", "pipeline", "runs", "checkpoints", "prune", "model", "ma
 
 @app.callback(invoke_without_command=True)
 def _options(
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more: every checkpoint saved and removed."),
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log every checkpoint saved and removed."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
     level = logging.INFO if verbose or os.environ.get("MLTRAIN_VERBOSE") else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
@@ -47,7 +47,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the program; an expected error is a message and an exit code, never a traceback."""
+    """Run the program; print an expected error without a traceback."""
     remember_environment()
     try:
         app()
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process, though a thread of mltrain hangs in a request or still draws; what is kept is on the disk by now."""
+    """End the process within a second, even if a thread of mltrain still waits for a server."""
     deadline = time.monotonic() + _THREADS_SECONDS
     ours = [thread for thread in threading.enumerate() if thread.name.startswith("mltrain-")]
     for thread in ours:

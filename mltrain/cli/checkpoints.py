@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 _RUN = typer.Argument(..., help="The id of the run.")
-_JSON = typer.Option(False, "--json", help="As JSON, for programs.")
+_JSON = typer.Option(False, "--json", help="Print JSON.")
 _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
 
 
@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
-    """List the checkpoints of a run: the newest last, abandoned lines marked."""
+    """List the checkpoints of a run, the newest last; mark abandoned ones."""
     from mltrain.checkpoint.lineage import current_line
     from mltrain.checkpoint.retention import best_of
     from mltrain.commands.evaluate import reader
@@ -65,7 +65,7 @@ def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
 def inspect(
     run_id: str = _RUN, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
 ) -> None:
-    """Show what a checkpoint holds: parts, sizes, metrics, versions, whether it is complete and intact."""
+    """Show a checkpoint: parts, sizes, metrics, versions, and whether it is complete and intact."""
     from mltrain.commands.evaluate import reader
 
     found = reader(run_id)
@@ -105,7 +105,7 @@ def inspect(
 
 
 def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
-    """Compare every file of every checkpoint with its digest, and name each that is wrong, and what was left behind."""
+    """Compare every file of every checkpoint with its digest; list damaged, uncommitted and temporary files."""
     from mltrain.checkpoint.manifest import CheckpointId
     from mltrain.commands.evaluate import reader
     from mltrain.errors import DamagedCheckpoint
@@ -146,7 +146,7 @@ def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
 def pin(
     run_id: str = _RUN,
     checkpoint: str = typer.Option(..., "--checkpoint", help=_WHICH),
-    reason: str = typer.Option("", "--reason", help="Why it has to stay."),
+    reason: str = typer.Option("", "--reason", help="Why the checkpoint must stay."),
 ) -> None:
     """Protect a checkpoint from every retention policy."""
     from mltrain.commands.evaluate import reader

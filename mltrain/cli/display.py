@@ -1,4 +1,4 @@
-"""What a training shows on a terminal: a live bar on stderr, a line an epoch on stdout, the next commands at the end."""
+"""Shows a training on a terminal: a progress bar on stderr, a line an epoch and the next commands on stdout."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ _MOST_COLUMNS = 6
 
 
 class Terminal:
-    """Shows a training to a person; on something that is not a terminal, without the bar."""
+    """Shows a training; the bar only on a terminal."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -27,12 +27,12 @@ class Terminal:
         self._epoch_began = time.monotonic()
 
     def resuming(self, run_id: str) -> None:
-        """Print the run's id on a line of its own before the task is built, which may take long."""
+        """Print the run's id before the task is built, which may take long."""
         line(f"run_id={run_id}")
         self._named = True
 
     def opened(self, run: TrackedRun, where: str) -> None:
-        """Say where the run is kept and print its id on a line of its own."""
+        """Print where the run is stored, and its id on a line of its own."""
         self._look = where.splitlines()[-1].partition(": ")[2]
         line(where)
         local = run.artifacts.local_root
@@ -46,7 +46,7 @@ class Terminal:
             line(f"run_id={run.id}")
 
     def began(self, trainer: Trainer, origin: str) -> None:
-        """Say where training begins, and start the bar."""
+        """Print where training begins, and start the bar."""
         config, progress = trainer.config, trainer.progress
         line(
             f"Training on {trainer.device} from {origin}: epoch {progress.epoch + 1} of {config.epochs}"
@@ -72,7 +72,7 @@ class Terminal:
         self._progress.start()
 
     def stepped(self, trainer: Trainer) -> None:
-        """Move the bar; at the end of an epoch print its line."""
+        """Advance the bar; print a line at the end of an epoch."""
         if self._progress is None:
             return
         progress = trainer.progress
@@ -85,19 +85,19 @@ class Terminal:
             self._progress.update(self._bar, completed=progress.batch)
 
     def waiting(self, what: str) -> None:
-        """Say what is being waited for."""
+        """Print what the training waits for."""
         if self._progress is not None:
             self._progress.stop()
         if self._console.is_terminal:
             self._console.print(f"[dim]{what} …[/dim]")
 
     def finish(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
 
     def ended(self, outcome: Outcome) -> None:
-        """Say how it ended, where the newest checkpoint is, and what can be done next."""
+        """Print how the training ended, its newest checkpoint and the next commands."""
         self.finish()
         line(f"Ended: {outcome.why}.")
         if outcome.best is not None:
@@ -145,7 +145,7 @@ def _because(trouble: str | None) -> str:
 
 
 def line(text: str) -> None:
-    """Print a line; a reader that went away (``| head``) does not end the training."""
+    """Print a line; ignore a closed pipe, such as that of ``| head``."""
     try:
         print(harmless(text), flush=True)
     except (BrokenPipeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""``mltrain sync``, ``reap``, ``doctor``, ``import``: keeping machine and store in order."""
+"""``mltrain sync``, ``reap``, ``doctor``, ``import``: maintenance of this machine and of the store."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import typer
 from mltrain.cli.arguments import parse
 from mltrain.redaction import harmless
 
-_JSON = typer.Option(False, "--json", help="As JSON, for programs.")
+_JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,12 +24,14 @@ def add_to(app: typer.Typer) -> None:
 def sync(
     as_json: bool = _JSON,
     address: str = typer.Option(
-        None, "--from", help="Another address of the store: send here what waits for that, runs never created too."
+        None,
+        "--from",
+        help="Former address of this store; also send its backlog, and create its runs.",
     ),
 ) -> None:
-    """Send what was left behind on this machine: metric points, pictures, staged checkpoints. As often as you like.
+    """Send the backlog of this machine: metric points, pictures, staged checkpoints. Safe to repeat.
 
-    Exit code 5 if something could not be sent. What waits for another tracking store is listed.
+    Exits with 5 if something could not be sent. Runs that wait for another tracking store are listed.
     """
     from mltrain.delivery.sync import sync as run_sync
     from mltrain.tracking.client import connect
@@ -59,7 +61,7 @@ def sync(
 
 
 def reap(as_json: bool = _JSON) -> None:
-    """Close runs that are said to be running and whose processes are gone, as KILLED."""
+    """Mark runs whose process has died as KILLED."""
     from mltrain.ownership.reaper import reap as run_reap
     from mltrain.tracking.client import connect
 
@@ -74,7 +76,7 @@ def reap(as_json: bool = _JSON) -> None:
 
 
 def doctor(as_json: bool = _JSON) -> None:
-    """Look whether tracking, artifact store, disks and clock can keep what is promised."""
+    """Check tracking server, artifact store, disks and clock."""
     from mltrain.commands.doctor import examine
     from mltrain.tracking.client import connect
 
@@ -91,14 +93,14 @@ def doctor(as_json: bool = _JSON) -> None:
 def import_(
     file: Path = typer.Argument(..., help="A .pth, .pt, .ckpt or .safetensors file."),
     arguments: list[str] = typer.Argument(
-        None, metavar="[PROJECT] [key=value ...]", help="The project that the weights belong to.", show_default=False
+        None, metavar="[PROJECT] [key=value ...]", help="The project of the weights.", show_default=False
     ),
     experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of the new run."),
     as_json: bool = _JSON,
 ) -> None:
-    """Make a foreign checkpoint the first commit of a new run: whatever it holds of weights, optimizer, epoch, history.
+    """Import a .pth or .safetensors file as the first checkpoint of a new run.
 
-    Nothing in the file is executed. With a project the run can be resumed at once: mltrain train --resume-run ID
+    No code in the file is executed. With a project the run can be resumed at once: mltrain train --resume-run ID
     """
     from mltrain.commands.import_checkpoint import import_file
     from mltrain.project import find

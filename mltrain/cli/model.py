@@ -1,4 +1,4 @@
-"""``mltrain evaluate`` and ``mltrain pull``: what comes after training."""
+"""``mltrain evaluate`` and ``mltrain pull``: use of a trained model."""
 
 import json
 import sys
@@ -20,12 +20,14 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     run_id: str = typer.Argument(..., help="The id of the run."),
-    arguments: list[str] = typer.Argument(None, metavar="[key=value ...]", help="Other data, say.", show_default=False),
+    arguments: list[str] = typer.Argument(
+        None, metavar="[key=value ...]", help="Such as other data.", show_default=False
+    ),
     checkpoint: str = typer.Option("best", "--checkpoint", help="best, latest, epoch:N, step:N or a name."),
     to: Path = typer.Option(None, "--to", help="A folder for the project's report: tables and pictures."),
-    as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Evaluate a checkpoint of a run, on its data or on other data; the run is not changed."""
+    """Evaluate a checkpoint on the run's data or on other data, without changing the run."""
     from mltrain.commands.evaluate import evaluate as run_evaluation
 
     project, overrides = parse(arguments or [])
@@ -41,20 +43,20 @@ def evaluate(
 
 
 def pull(
-    run_id: str = typer.Argument(None, help="The id of the run; or --experiment."),
+    run_id: str = typer.Argument(None, help="The id of the run, or --experiment."),
     to: Path = typer.Option(..., "--to", help="The folder to put the model into."),
     experiment: str = typer.Option(None, "--experiment", help="Take the best run of this experiment."),
-    metric: str = typer.Option(None, "--metric", help="By this metric; none: the runs' own."),
+    metric: str = typer.Option(None, "--metric", help="Metric that ranks the runs. Default: the runs' own."),
     mode: str = typer.Option(None, "--mode", help="min or max."),
     checkpoint: str = typer.Option("best", "--checkpoint", help="best, latest, epoch:N, step:N or a name."),
-    as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Pull a model from the tracking store, verified, with its configuration and history beside it."""
+    """Download a verified model with its configuration and history."""
     from mltrain.commands.evaluate import pull as run_pull
     from mltrain.errors import UsageError
 
     if mode not in (None, "min", "max"):
-        raise UsageError(f"--mode {mode}: min or max was expected.")
+        raise UsageError(f"--mode {mode} is unknown. Expected min or max.")
     direction: Any = mode
     with Progress(
         TextColumn("{task.fields[file]}"),

@@ -1,4 +1,4 @@
-"""``mltrain runs`` and ``mltrain compare``: which runs there are, what state they are in, how they differ."""
+"""``mltrain runs`` and ``mltrain compare``: the states and the differences of runs."""
 
 import dataclasses
 import json
@@ -15,10 +15,10 @@ def add_to(app: typer.Typer) -> None:
 
 def runs(
     experiment: str = typer.Option(None, "--experiment", help="Only runs of this experiment."),
-    most: int = typer.Option(50, "--most", help="At most so many, the newest first."),
-    as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
+    most: int = typer.Option(50, "--most", help="Maximal number of runs, the newest first."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """List runs with their true state: running, finished, stopped, failed, dead (killed without a word)."""
+    """List runs with their true state: running, finished, stopped, failed or dead (killed)."""
     from mltrain.run.listing import listed
     from mltrain.tracking.client import connect
 
@@ -33,16 +33,16 @@ def runs(
 
 
 def compare(
-    run_ids: list[str] = typer.Argument(..., metavar="ID ID...", help="Two runs or more."),
-    as_json: bool = typer.Option(False, "--json", help="As JSON, for programs."),
+    run_ids: list[str] = typer.Argument(..., metavar="ID ID...", help="The ids of two runs or more."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Show runs side by side: which parameters differ, what the best checkpoint of each measured, the last values."""
+    """Show runs side by side: differing parameters, metrics of the best checkpoints, last values."""
     from mltrain.commands.compare import compared
     from mltrain.errors import UsageError
     from mltrain.tracking.client import connect
 
     if len(run_ids) < 2:
-        raise UsageError("One run has nothing to be compared with: give the ids of two or more. See: mltrain runs")
+        raise UsageError("One run cannot be compared. Expected the ids of two or more. Try: mltrain runs")
     comparison = compared(connect(), run_ids)
     if as_json:
         print(json.dumps(dataclasses.asdict(comparison), indent=1))

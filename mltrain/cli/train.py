@@ -1,4 +1,4 @@
-"""``mltrain train``."""
+"""``mltrain train``: trains a project, or resumes a run."""
 
 import os
 import sys
@@ -36,10 +36,12 @@ def train(
     fork_run: str = typer.Option(
         None, "--fork-run", metavar="ID", help="Start a new run from a checkpoint of this one."
     ),
-    take_over: bool = typer.Option(False, "--take-over", help="Do not wait for a holder on another machine."),
+    take_over: bool = typer.Option(
+        False, "--take-over", help="Do not wait for a lease holder on another machine to expire."
+    ),
     allow_change: bool = typer.Option(False, "--allow-change", help="Resume although the data have changed."),
     require_tracking: bool = typer.Option(
-        False, "--require-tracking", help="Do not begin without a tracking server that answers."
+        False, "--require-tracking", help="Exit with 6 if the tracking server does not answer."
     ),
     default_project: str = typer.Option(None, "--default-project", hidden=True),
 ) -> None:

@@ -1,4 +1,4 @@
-"""Runs side by side: what was configured otherwise, and what came of it."""
+"""Compares runs: differing parameters, best and last metrics."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,18 +15,18 @@ from mltrain.tracking.places import artifacts_of
 log = logging.getLogger(__name__)
 
 Values = dict[str, list[Any]]
-"""A key, and its value in each run; none where a run has none."""
+"""A key, and its value in each run, or ``None``."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs side by side.
+    """A comparison of runs.
 
     Attributes:
-        runs: what is worth knowing of each at a glance.
-        parameters: those that are not the same in all.
-        best: what was measured at the best checkpoint of each.
-        last: the last value of every metric.
+        runs: a summary of each run.
+        parameters: parameters that differ.
+        best: metrics of each run's best checkpoint.
+        last: last value of every metric.
     """
 
     runs: Sequence[Mapping[str, Any]]
@@ -39,7 +39,7 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
     """Compare runs.
 
     Raises:
-        RunNotFound: there is no such run.
+        RunNotFound: a run does not exist.
         TrackingError: the server does not answer.
     """
     runs = [server.run(run_id) for run_id in run_ids]
@@ -53,7 +53,7 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
 
 
 def _parameters(server: TrackingClient, run: Any) -> dict[str, Any]:
-    """Return the typed values, not what a launcher wrote down; of a run that has none, the latter."""
+    """Return the typed values of a configuration, else the parameters that a launcher logged."""
     try:
         recorded = recorded_config(artifacts_of(server, run))
     except StorageError as error:

@@ -1,4 +1,4 @@
-"""Whether this machine and the tracking store can keep what mltrain promises, looked at one by one."""
+"""Checks whether this machine and the tracking store can keep mltrain's promises."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ _CLOCK_SECONDS = 60
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is, and what to do about it."""
+    """A check, its result, and the remedy."""
 
     what: str
     state: Literal["good", "note", "bad"]
@@ -37,7 +37,7 @@ class Finding:
 
 
 def examine(server: TrackingClient) -> Iterator[Finding]:
-    """Look at tracking, artifact store, disks, clock, versions and devices; changes nothing that stays."""
+    """Check tracking, artifact store, disks, clock, versions and devices; leave nothing behind."""
     yield Finding(
         "versions", "good", ", ".join(f"{name} {version}" for name, version in fingerprint.versions().items())
     )

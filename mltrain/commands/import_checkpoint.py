@@ -1,5 +1,6 @@
-"""Checkpoints that other programs wrote, as the start of a run: whatever they hold of weights, optimizer, schedule,
-epoch, step and history. Files are read with ``weights_only=True``: nothing in them is executed.
+"""Imports checkpoints of other programs as the first checkpoint of a run.
+
+Files are read with ``weights_only=True``, so no code in them is executed.
 """
 
 import logging
@@ -47,16 +48,16 @@ _PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.", "model.modul
 
 @dataclass
 class Foreign:
-    """What was found in a file.
+    """The contents of a foreign checkpoint.
 
     Attributes:
         model: names to tensors.
-        optimizer: its state, if there is one.
-        scheduler: its state, if there is one.
-        epoch: epochs done, if the file says so.
-        step: optimizer steps done, if the file says so.
-        history: one row an epoch, as far as it could be understood.
-        ignored: keys that nothing was made of.
+        optimizer: state of the optimizer, if present.
+        scheduler: state of the schedule, if present.
+        epoch: epochs trained, if recorded.
+        step: optimizer steps taken, if recorded.
+        history: one row an epoch, as far as its form is known.
+        ignored: keys that were not used.
     """
 
     model: dict[str, torch.Tensor]
@@ -70,7 +71,7 @@ class Foreign:
 
 @dataclass
 class Report:
-    """What was taken from a file and what was not, line by line."""
+    """Lines that list what was taken from the file and what was not."""
 
     taken: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -82,8 +83,8 @@ def read(file: Path) -> Foreign:
     """Read a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file.
 
     Raises:
-        UsageError: there is no such file, or it holds no weights.
-        DamagedCheckpoint: it cannot be read without running code, or not at all.
+        UsageError: the file does not exist or holds no weights.
+        DamagedCheckpoint: the file cannot be read without running code, or not at all.
     """
     content = _content(file)
     if not isinstance(content, Mapping):
@@ -115,13 +116,13 @@ def read(file: Path) -> Foreign:
 def import_file(
     file: Path, server: TrackingClient, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
 ) -> Report:
-    """Make a file the first commit of a new run.
+    """Import a file as the first checkpoint of a new run.
 
-    With a project, its weights are fitted to the project's model and the run can be resumed as any other. Without one,
-    the parts are stored as they are, for ``mltrain train PROJECT --resume-run`` and :class:`CheckpointManager`.
+    With a project, the weights are fitted to the project's model and the run can be resumed like any other. Without one,
+    the parts are stored unchanged, for ``mltrain train PROJECT --resume-run`` and :class:`CheckpointManager`.
 
     Raises:
-        UsageError, DamagedCheckpoint: the file is of no use.
+        UsageError, DamagedCheckpoint: the file cannot be used.
         NonFiniteLoss: its weights or optimizer state are not finite.
         StateMismatch: the weights do not fit the project's model.
     """
@@ -219,7 +220,7 @@ def _apply(foreign: Foreign, trainer: Trainer, report: Report) -> None:
 
 
 def _renamed(weights: Mapping[str, torch.Tensor], model: nn.Module) -> tuple[dict[str, Any], str]:
-    """Fit foreign names to a model's: as they are, or without (or with) one of the usual prefixes."""
+    """Map foreign names to a model's names, with or without a usual prefix."""
     own = {key.replace("_orig_mod.", "") for key in model.state_dict()}
     best, said = dict(weights), ""
     for prefix in _PREFIXES:
@@ -264,7 +265,7 @@ def _content(file: Path) -> Any:
 
 
 def _rows(history: Any) -> list[dict[str, float | int]]:
-    """Understand a history: a list of mappings, or a mapping from names to one number an epoch."""
+    """Return a history as rows; it is a list of mappings or a mapping of lists."""
     if isinstance(history, Mapping):
         columns = {str(name): values for name, values in history.items() if isinstance(values, (list, tuple))}
         length = max(map(len, columns.values()), default=0)

@@ -1,4 +1,4 @@
-"""Retention after training: of one run, or across the runs of an experiment. First a plan, then the deed."""
+"""Retention after training, for one run or for the runs of an experiment: plans, then removes."""
 
 import json
 import logging
@@ -35,12 +35,13 @@ _LIVE = ("running", "running elsewhere")
 
 @dataclass(frozen=True)
 class Rules:
-    """What stays, across the runs of an experiment.
+    """Which checkpoints stay, across the runs of an experiment.
 
     Attributes:
-        keep: the policy within a run; none: the one that each run was trained with.
-        best_runs: only so many runs, by their best checkpoints, keep what ``keep`` says; the others their best and newest.
-        only_best_after_days: runs that ended longer ago keep their best and newest.
+        keep: the policy within a run. If ``None``, each run's own policy applies.
+        best_runs: number of runs, ranked by their best checkpoints, that keep by the policy; the others keep their best and
+            newest checkpoint.
+        only_best_after_days: runs that ended longer ago keep their best and newest checkpoint.
     """
 
     keep: Policy | None = None
@@ -50,7 +51,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What would go from one run, and why it is left alone if it is; ``failure``: what keeps it from being read."""
+    """What pruning removes from one run, or why it skips the run.
+
+    ``failure`` is the error of a run that could not be read.
+    """
 
     run_id: str
     name: str
@@ -65,22 +69,22 @@ class RunPlan:
 
     @property
     def bytes(self) -> int:
-        """What the removals free, without litter."""
+        """Bytes that the removals free, without temporary files."""
         return sum(removal.manifest.size for removal in self.removals)
 
     @property
     def empty(self) -> bool:
-        """Whether nothing would go."""
+        """Whether there is nothing to remove."""
         return not (self.removals or self.uncommitted or self.litter)
 
 
 def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPlan:
-    """Return what would go from a run.
+    """Return what pruning removes from a run.
 
     Raises:
         RunHeld: the run is being trained; it prunes itself.
-        RunNotFound, TrackingError, StorageError: it cannot be read.
-        ConfigError: no policy is given, and its own is not known.
+        RunNotFound, TrackingError, StorageError: the run cannot be read.
+        ConfigError: no policy is given, and the run's own is unknown.
     """
     run = server.run(run_id)
     if state(server, run) in _LIVE:
@@ -89,10 +93,10 @@ def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPla
 
 
 def plan_experiment(server: TrackingClient, experiment: str, rules: Rules) -> list[RunPlan]:
-    """Return what would go from each run of an experiment; live runs are left alone.
+    """Return what pruning removes from each run of an experiment; skip live runs.
 
     Raises:
-        RunNotFound: there is no such experiment.
+        RunNotFound: the experiment does not exist.
     """
     plans, runs = [], list(_runs(server, server.once.experiment_id(experiment)))
     chosen = _best_runs(server, runs, rules.best_runs) if rules.best_runs is not None else None
@@ -116,11 +120,11 @@ def plan_experiment(server: TrackingClient, experiment: str, rules: Rules) -> li
 
 
 def carry_out(server: TrackingClient, plan: RunPlan) -> int:
-    """Remove what a plan says, record it in the run, and return the bytes freed.
+    """Carry out a plan, record it in the run, and return the bytes freed.
 
     Raises:
         StorageError: the store does not allow it.
-        RunHeld: somebody resumed the run meanwhile.
+        RunHeld: another process has resumed the run meanwhile.
     """
     if plan.empty or plan.checkpoints is None:
         return 0
@@ -171,9 +175,9 @@ def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
 
 
 def _newest_intact(store: CheckpointStore, manifests: Sequence[Manifest]) -> CheckpointId | None:
-    """Return the newest checkpoint of the line whose every byte is as committed: what a resume would begin from.
+    """Return the newest intact checkpoint of the line, which a resume would use.
 
-    Nobody watched over the store since the training ended; before others go, it is looked at.
+    The store may have changed since the training ended, so every byte is verified before other checkpoints are removed.
     """
     for manifest in reversed(current_line(manifests)):
         problems = store.problems(manifest)
@@ -187,7 +191,7 @@ def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
     """Return the policy that a run was trained with.
 
     Raises:
-        ConfigError: it cannot be known. Another one in its place would remove what somebody wanted to keep.
+        ConfigError: the policy is unknown. Any other one could remove checkpoints that the user wants to keep.
     """
     spelled = run.data.tags.get(RETENTION_TAG)
     if spelled is None:
@@ -216,7 +220,7 @@ def _recorded(run_id: str, artifacts: Artifacts) -> Mapping[str, Any]:
 
 
 def _resumed_from(run: Any, manifests: Sequence[Manifest]) -> CheckpointId | None:
-    """Return where the last attempt began, as long as it has no commit of its own."""
+    """Return the checkpoint from which the last attempt began, until it commits one of its own."""
     name, newest_commit = run.data.tags.get(RESUMED_FROM_TAG), newest(manifests)
     if name is None or newest_commit is None or newest_commit.id.attempt >= last_attempt(run.data.params):
         return None

@@ -1,4 +1,4 @@
-"""Clearing stages: first a list of what would go, then the deed. Only runs under one pipeline's run, by their own user."""
+"""Clears stages: plans what to remove, then removes it. Only the user's own runs under one pipeline's run."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -29,15 +29,15 @@ _LIVE = ("running", "running elsewhere")
 
 @dataclass(frozen=True)
 class Clearing:
-    """What would go from the run of a stage.
+    """What clearing removes from a stage's run.
 
     Attributes:
         stage: its name.
-        run_id: the run; it is deleted (and can be restored in the MLflow UI) unless something of it is kept.
-        name: of the run.
-        checkpoints: that would be removed for good.
-        outputs: made files that would be, by attempt.
-        bytes: of the checkpoints.
+        run_id: the run; it is deleted (and can be restored in the MLflow UI) unless a checkpoint of it is kept.
+        name: name of the run.
+        checkpoints: checkpoints to remove for good.
+        outputs: made files to remove for good, by attempt.
+        bytes: size of the checkpoints.
         kept: pinned and registered checkpoints, with the reasons.
     """
 
@@ -51,11 +51,11 @@ class Clearing:
 
 
 def plan_clearing(server: TrackingClient, pipeline: Pipeline, parent: Any, stages: Collection[str]) -> list[Clearing]:
-    """Return what would go from the runs of some stages.
+    """Return what clearing removes from the runs of some stages.
 
     Raises:
-        RunHeld: one of them is being trained.
-        UsageError: one of them, or the pipeline's run, is somebody else's.
+        RunHeld: a run is being trained.
+        UsageError: a run, or the pipeline's run, belongs to another user.
     """
     runs = [
         (stage.name, run)
@@ -98,10 +98,10 @@ def _planned(server: TrackingClient, stage: str, run: Any) -> Clearing:
 
 
 def clear(server: TrackingClient, clearing: Clearing) -> None:
-    """Remove what was listed, for good; then delete the run, unless something of it is kept.
+    """Remove what was planned; delete the run unless a checkpoint is kept.
 
     Raises:
-        RunHeld: somebody resumed the run meanwhile.
+        RunHeld: another process has resumed the run meanwhile.
         StorageError: the store does not allow it.
     """
     run = server.run(clearing.run_id)

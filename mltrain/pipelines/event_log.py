@@ -1,4 +1,4 @@
-"""The log of a stage: lines in a file that grows while the stage runs, here and among the artifacts of its run."""
+"""Writes the log of a stage while it runs, on this machine and among the artifacts of its run."""
 
 import logging
 from contextlib import suppress
@@ -18,7 +18,9 @@ LOG_FILE = "stage.log"
 
 
 class LoggedStage(logging.Handler):
-    """A display that also writes down what it shows, with warnings and errors; a ``with`` block ends the writing.
+    """A display that also writes what it shows, warnings and errors to a log file.
+
+    A ``with`` block closes the file.
 
     The file is ``stage.log`` in the run's folder on this machine, and after every epoch among the artifacts. A disk that
     refuses a line ends no stage: that is logged once, and the line is missing.
@@ -50,11 +52,11 @@ class LoggedStage(logging.Handler):
         self._write(self.format(record))
 
     def resuming(self, run_id: str) -> None:
-        """Write nothing yet: the file belongs to the holder of the run."""
+        """Write nothing yet, because the file belongs to the lease holder of the run."""
         self._inner.resuming(run_id)
 
     def opened(self, run: TrackedRun, where: str) -> None:
-        """Open the file, and write which attempt of which run this is."""
+        """Open the file; write the run and its attempt."""
         self._run, self._file = run, run.home / LOG_FILE
         if not self._file.exists():  # it was begun on another machine
             with suppress(OSError, MltrainError):
@@ -70,7 +72,7 @@ class LoggedStage(logging.Handler):
         self._inner.began(trainer, origin)
 
     def stepped(self, trainer: Trainer) -> None:
-        """At the end of an epoch, write its row."""
+        """Write a row at the end of an epoch."""
         if trainer.progress.epoch != self._epoch and trainer.history.rows:
             self._epoch = trainer.progress.epoch
             row = trainer.history.rows[-1]
@@ -80,13 +82,13 @@ class LoggedStage(logging.Handler):
         self._inner.stepped(trainer)
 
     def waiting(self, what: str) -> None:
-        """Write what is waited for."""
+        """Write what the training waits for."""
         self._write(what)
         self._send()
         self._inner.waiting(what)
 
     def ended(self, outcome: Outcome) -> None:
-        """Write how it ended."""
+        """Write how the training ended."""
         self._write(f"ended: {outcome.why}")
         self._inner.ended(outcome)
 

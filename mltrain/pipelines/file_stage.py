@@ -1,4 +1,4 @@
-"""A stage that makes files: a run like that of a training, whose outcome is committed as a whole or not at all."""
+"""Runs a stage that makes files; its output is committed as a whole or not at all."""
 
 import tempfile
 from collections.abc import Mapping
@@ -28,15 +28,15 @@ from mltrain.tracking.tags import WRITTEN_TAG
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """Which files somebody wants made.
+    """Request to make the files of a stage.
 
     Attributes:
-        stage: that makes them.
+        stage: the stage.
         config: its configuration.
-        word: the project that is recorded.
-        tags: of a new run.
-        resume_run: the run to make them in, where it was begun; what it had not committed is made from the start.
-        take_over: do not wait for a holder on another machine to show that it is dead.
+        word: project that the run records.
+        tags: tags of a new run.
+        resume_run: run to continue; uncommitted files are made again from the start.
+        take_over: do not wait for a lease holder on another machine to expire.
     """
 
     stage: Stage
@@ -51,7 +51,7 @@ def make(making: Making, server: TrackingClient, display: Display, stop: StopReq
     """Make the files, commit them, and close the run with its true status.
 
     Raises:
-        MltrainError: what cannot be done; the run, if there is one by then, is closed as FAILED.
+        MltrainError: the files could not be made; a run opened by then is closed as FAILED.
     """
     config = making.config
     if making.resume_run is not None:
@@ -93,7 +93,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
         metrics = floats(stage.make(config, Path(folder)), f"The stage {stage.name!r}")
         output = outputs.commit(run.id, run.artifacts, f"a{run.ordinal:02d}", Path(folder))
     if not output.files:
-        raise DataError(f"The stage {stage.name!r} made no files, so that it hands nothing on.")
+        raise DataError(f"The stage {stage.name!r} made no files, so it has no output.")
     run.log_metrics(metrics, 1)
     why = f"{len(output.files)} files made"
     delivered = run.close("FINISHED", why, grace_seconds())
@@ -105,7 +105,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
 
 
 def _discard_unfinished(server: TrackingClient, run: TrackedRun) -> None:
-    """Remove what earlier attempts had begun to put into the store; nobody else writes there now."""
+    """Remove uploads that earlier attempts did not finish; only the lease holder writes there."""
     artifacts = open_artifacts(server.run(run.id).info.artifact_uri, server.uri)
     for name in outputs.unfinished(artifacts):
         artifacts.remove_output(name)

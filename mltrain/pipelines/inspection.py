@@ -1,4 +1,4 @@
-"""What the tracking store has of a pipeline: its runs, the runs of its stages, and whether their outputs are intact."""
+"""Inspects the runs of a pipeline's stages, and verifies their outputs."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def recipe_of(stage: Stage, config: Config, inputs: Mapping[str, Output]) -> Recipe:
-    """Return what a stage's output follows from, as things are now."""
+    """Return what determines a stage's output now."""
     function = stage.build or stage.make
     assert function is not None
     code = fingerprint.imported_code(source_of(function))
@@ -38,25 +38,25 @@ def recipe_of(stage: Stage, config: Config, inputs: Mapping[str, Output]) -> Rec
 
 
 def data_of(stage: Stage, config: Config) -> dict[str, str]:
-    """Return the fingerprints of the places that the configuration names and no stage hands on."""
+    """Return the fingerprints of configured paths that are no stage's output."""
     own = {key: place for key, place in config.data_places().items() if key not in stage.needs}
     return fingerprint.data(own)
 
 
 def recipe_tags(recipe: Recipe) -> dict[str, str]:
-    """Return the tags by which a new run says what it is made from; the configuration is its ``config.json``."""
+    """Return the tags that record code and data; ``config.json`` records the configuration."""
     return {STAGE_RECIPE_TAG: json.dumps({"code": recipe.code, "data": recipe.data})}
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is of a stage.
+    """What was found of a stage.
 
     Attributes:
-        found: the run that would be kept or continued, else the newest; none: there is none.
-        output: what it hands on, where that is intact.
-        epoch: epochs done.
-        best: its best metric, with the name.
+        found: the run to keep or continue, else the newest. If ``None``, there is no run.
+        output: its output, if intact.
+        epoch: epochs trained.
+        best: name and value of its best metric.
     """
 
     found: Found | None
@@ -66,14 +66,14 @@ class Survey:
 
 
 def survey(server: TrackingClient, parent: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
-    """Look at the runs of a stage. Outputs are read and compared with their digests where they would be used.
+    """Inspect the runs of a stage; verify the outputs that would be used.
 
     Args:
         server: the tracking server.
         parent: the pipeline's run.
         stage: the stage.
-        recipe: what is wanted; inputs that it leaves out are not compared.
-        mode: in which it would be used.
+        recipe: what is requested; inputs that it leaves out are not compared.
+        mode: mode that decides which outputs would be used.
     """
     seen: dict[str, Survey] = {}
     for run in children(server, parent, stage.name):
@@ -105,7 +105,7 @@ def _surveyed(server: TrackingClient, run: Any, stage: Stage, recipe: Recipe, mo
 def verified(
     stage: Stage, run_id: str, artifacts: Artifacts, checkpoints: CheckpointReader
 ) -> tuple[Output | None, str | None, bool]:
-    """Return what a run hands on where it is intact, else what is wrong, and whether the same run can make it again."""
+    """Return a run's output if intact, else the damage and whether the run can make it again."""
     if stage.make is not None:
         try:
             output = outputs.made(run_id, artifacts)
@@ -130,25 +130,25 @@ def verified(
 
 
 def handed_on(server: TrackingClient, stage: Stage, run_id: str) -> Output:
-    """Return what any run hands on in the place of a stage, verified.
+    """Return the verified output of a run that takes a stage's place.
 
     Raises:
-        DamagedCheckpoint: it hands nothing on that is intact.
-        RunNotFound: there is no such run.
+        DamagedCheckpoint: the run has no intact output.
+        RunNotFound: the run does not exist.
     """
     run = server.run(run_id)
     artifacts = artifacts_of(server, run)
     output, wrong, _ = verified(stage, run_id, artifacts, reader(run_id, server))
     if output is None:
-        raise DamagedCheckpoint(f"Run {run_id} cannot be used as the stage {stage.name!r}: {wrong}.")
+        raise DamagedCheckpoint(f"Run {run_id} cannot take the place of the stage {stage.name!r}: {wrong}.")
     return output
 
 
 def _record(run: Any, artifacts: Artifacts, checkpoints: CheckpointReader, recipe: Recipe) -> Record:
-    """Return what a run was made from: as its newest checkpoint says, which a resume may have changed, else as it began.
+    """Return what determined a run's output.
 
-    Inputs, data and code it says from its first moment. Where it was killed before it had recorded a configuration, it can
-    begin with any.
+    The configuration is that of its newest checkpoint, which a resume may have changed, else that of its start. A run that
+    was killed before it recorded a configuration accepts any. Inputs, data and code are recorded when the run begins.
     """
     config: Mapping[str, Any] | None = None
     for manifest in checkpoints.matching("latest"):
@@ -170,7 +170,7 @@ def _record(run: Any, artifacts: Artifacts, checkpoints: CheckpointReader, recip
 
 
 def _data_now(run: Any, before: dict[str, str], recipe: Recipe) -> dict[str, str]:
-    """Return the digests of a run's data, by the present rule where the data are the same, apart from what the run wrote."""
+    """Return the digests of a run's data by the present rule, without what the run wrote."""
     places, written = recipe.config.places(), units_of(tags_of(run).get(WRITTEN_TAG, ""))
     same = {
         name: recipe.data[name]

@@ -1,4 +1,4 @@
-"""Following the log of a stage while it runs: from the file on this machine, else from the run's artifacts."""
+"""Follows the log of a running stage, from this machine's file or else from the run's artifacts."""
 
 import time
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ _LIVE = ("running", "running elsewhere")
 
 
 def followed(server: TrackingClient, run_id: str, *, seconds: float = 0.5) -> Iterator[str]:
-    """Yield the lines of a stage's log, and new ones as they come, until the run has ended.
+    """Yield the lines of a stage's log until the run ends.
 
     Raises:
-        NoCheckpoint: the run has no log, and none will come.
+        NoCheckpoint: the run has ended without a log.
     """
     shown = 0
     while True:

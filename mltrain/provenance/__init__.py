@@ -1,1 +1,1 @@
-"""Where a training comes from: its code, its data, what it wrote itself."""
+"""The origin of a training: its code, its data, and the files it writes."""

@@ -1,8 +1,8 @@
-"""The contents of the files in a place, by their digests, which a cache on this machine keeps from being computed twice.
+"""Digests of the files below a path, cached on this machine.
 
-Every file is read to its end as long as a place has no more bytes than the budget, ``MLTRAIN_FINGERPRINT_GB`` (4 by
-default). Of a larger place each file is sampled: its begin, its end and blocks in between at offsets that follow from its
-name and size. Sampled digests say so, and how much was not read. No digest depends on times, owners or the place's path.
+A path with at most ``MLTRAIN_FINGERPRINT_GB`` (4 by default) is read completely. In a larger one each file is sampled: its
+begin, its end, and blocks in between at offsets that depend on its name and size. A sampled digest records this and the
+number of unread bytes. No digest depends on times, owners or the path itself.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ _BLOCK = 65536
 _CHUNK = 2**20
 _MOST_CACHED = 500_000
 _NO_DATA = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-"""Files that a desktop leaves in a folder that somebody looked into."""
+"""Files that a desktop creates in a folder it displays."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file: its size in bytes, and the digest of its content or of a sample of it."""
+    """Size of a file in bytes, and the digest of its content or sample."""
 
     size: int
     digest: str
@@ -42,13 +42,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Contents:
-    """The files of a place.
+    """The files below a path.
 
     Attributes:
-        files: by their paths below the place, with slashes.
-        rule: ``sha256`` where every file was read, else ``sample`` with the bytes of each file that were read at most.
-        unread: bytes that were not read.
-        cut: whether there are more files than are looked at.
+        files: the files by their relative paths, with slashes.
+        rule: ``sha256`` if every file was read completely, else ``sample`` with the maximal bytes read of each file.
+        unread: number of bytes that were not read.
+        cut: whether there are more files than the limit.
     """
 
     files: Mapping[str, Entry] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Contents:
 
     @property
     def digest(self) -> str:
-        """One digest over names, sizes and contents, with the rule by which it was computed."""
+        """One digest over names, sizes and contents, with its rule."""
         digest = hashlib.sha256()
         for name, entry in sorted(self.files.items()):
             digest.update(os.fsencode(name) + f"\0{entry.size}\0{entry.digest}\n".encode())
@@ -72,7 +72,7 @@ def contents_of(place: Path, rule: str | None = None, *, settled_seconds: float 
 
     Args:
         place: the file or folder.
-        rule: of an earlier digest, to compute one that can be compared; if ``None``, the budget decides.
+        rule: rule of an earlier digest to compare with. If ``None``, the budget decides.
         settled_seconds: a file that changed more recently may change again within the same tick of its clock, so its digest
             is not kept in the cache.
     """
@@ -115,7 +115,7 @@ _File = tuple[str, Path, os.stat_result]
 
 
 def _files(place: Path) -> Iterator[_File]:
-    """Yield the files of a place, in an order that does not depend on the file system; at most one too many."""
+    """Yield the files below a path in a fixed order, at most one beyond the limit."""
     try:
         status = place.stat()
     except (OSError, ValueError):
@@ -205,7 +205,7 @@ def _digest_of(file: _File, most: int | None, stop: threading.Event) -> str | No
 
 
 def _offsets(name: str, size: int, most: int) -> list[int]:
-    """Return where blocks are read: at the begin, at the end, and in between as name and size decide."""
+    """Return the offsets of the blocks to read, which depend on name and size."""
     count = most // _BLOCK
     if not count:
         return []
@@ -215,7 +215,7 @@ def _offsets(name: str, size: int, most: int) -> list[int]:
 
 
 class _Cache:
-    """Digests of files on this machine, by path, size, times and inode; where it cannot be used, nothing is remembered."""
+    """Cache of digests on this machine, by path, size, times and inode; optional."""
 
     def __init__(self, most: int | None, settled_seconds: float) -> None:
         self._settled_seconds = settled_seconds
@@ -224,7 +224,7 @@ class _Cache:
         self._file = Path(home).expanduser() / "fingerprints.sqlite"
 
     def known(self, files: list[_File]) -> dict[str, str]:
-        """Return the digests of files that are as they were."""
+        """Return the cached digests of unchanged files."""
         found: dict[str, str] = {}
         if files and self._file.exists():
             try:
@@ -242,7 +242,7 @@ class _Cache:
         return found
 
     def keep(self, fresh: list[tuple[_File, str]]) -> None:
-        """Remember digests of files that did not change while they were read."""
+        """Cache the digests of files that did not change while being read."""
         rows = [
             (os.fsencode(path.absolute()), self._rule, _stamp(status), digest, int(time.time()))
             for (_, path, status), digest in fresh

@@ -1,4 +1,4 @@
-"""Where a training comes from: versions, the state of the code, the content of the data."""
+"""Fingerprints of a training's origin: versions, code and data."""
 
 import ast
 import hashlib
@@ -17,7 +17,7 @@ from mltrain.provenance.written import ALL, Units, as_at_start
 from mltrain.redaction import redacted_uri
 
 ABSENT = "absent"
-"""In place of the digest of a place that does not exist."""
+"""Stands for the digest of a missing path."""
 _SAMPLED_FILES = 64
 _SAMPLED_BYTES = 65536
 _MOST_FILES = 200_000
@@ -25,7 +25,7 @@ _CODE = "imports:"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a checkpoint may depend on."""
+    """Return the versions that a checkpoint may depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
     for name in ("mltrain", "torch", "numpy", "mlflow", "safetensors"):
         try:
@@ -41,7 +41,7 @@ def host() -> str:
 
 
 def code(place: Path) -> dict[str, str]:
-    """Return git commit, whether files differ from it, remote without secrets, and a digest of the project's own code.
+    """Return commit, uncommitted changes, remote without secrets, and a digest of the code.
 
     Args:
         place: a Python file, or a folder; if it has a ``project.py``, that and what it imports count, else all its Python files
@@ -60,14 +60,14 @@ def code(place: Path) -> dict[str, str]:
 
 
 def same_code(before: str, now: str) -> bool:
-    """Whether two digests of code are equal; those of different rules cannot tell."""
+    """Whether two digests of code are equal, or of rules that cannot be compared."""
     return before == now or before.startswith(_CODE) != now.startswith(_CODE)
 
 
 def imported_code(file: Path) -> str:
-    """Return a digest of a Python file and of all that it imports, directly or not, from the same checkout or folder.
+    """Return a digest of a Python file and its imports from the same checkout.
 
-    Installed packages are left out, and mltrain itself is. The files are read, not imported.
+    Indirect imports count. Installed packages and mltrain itself do not. The files are read, not imported.
     """
     file = file.resolve()
     root = git_root(file.parent) or file.parent
@@ -134,30 +134,30 @@ def _is_foreign(folder: Path) -> bool:
 
 
 def data(places: Mapping[str, Path]) -> dict[str, str]:
-    """Return one digest a place, over names, sizes and contents of its files; :mod:`mltrain.provenance.contents` has the rule."""
+    """Return one digest a path over its files; see :mod:`mltrain.provenance.contents`."""
     return {name: digest_of(contents) for name, contents in contents_by_name(places).items()}
 
 
 def contents_by_name(places: Mapping[str, Path]) -> dict[str, Contents | None]:
-    """Return the contents of each place, and ``None`` for one that does not exist."""
+    """Return the contents of each path, and ``None`` for a missing one."""
     there = {name: os.path.exists(place) for name, place in sorted(places.items())}  # noqa: PTH110 - no error if too long
     return {name: contents_of(places[name]) if exists else None for name, exists in there.items()}
 
 
 def digest_of(contents: Contents | None) -> str:
-    """Return the digest of a place's contents."""
+    """Return the digest of a path's contents."""
     return contents.digest if contents is not None else ABSENT
 
 
 def same_data(before: str, now: str, place: Path, units: Units, *, may_fill: bool) -> bool:
-    """Whether a place holds the data of before, apart from what the training wrote into it.
+    """Whether a path's data are unchanged, apart from what the training wrote.
 
     Args:
-        before: the digest of then, by the rule of then: an earlier version or another budget may have computed it.
-        now: the digest of now.
+        before: the earlier digest, perhaps by the rule of an earlier version or of another budget.
+        now: the present digest.
         place: the file or folder.
         units: what the training wrote there.
-        may_fill: whether a place where nothing was may hold anything now.
+        may_fill: whether a path that was missing may hold anything now.
     """
     if before == now or units == ALL:
         return True
@@ -172,7 +172,7 @@ def same_data(before: str, now: str, place: Path, units: Units, *, may_fill: boo
 
 
 def git_root(folder: Path) -> Path | None:
-    """Return the root of the checkout that a folder is in, or none."""
+    """Return the root of a folder's checkout, or ``None``."""
     root = _git(folder, "rev-parse", "--show-toplevel")
     return Path(root) if root else None
 
@@ -217,7 +217,7 @@ def _own_code(folder: Path) -> Iterator[Path]:
 
 
 def _digest_before_contents(place: Path) -> str:
-    """Return the digest that earlier versions recorded: of the first 64 KiB of at most 127 files."""
+    """Return the digest of earlier versions, over the first 64 KiB of at most 127 files."""
     digest = hashlib.sha256()
     entries = sorted(_files(place))
     for relative, size, _ in entries:

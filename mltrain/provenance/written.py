@@ -1,8 +1,8 @@
-"""What a training itself writes into the places that its configuration names: output, and no data.
+"""Tracks what a training writes below its configured paths, which is output and no data.
 
-Every file that this process opens for writing, makes, renames or removes in Python raises an audit event, which is matched with
-the places. Of each file and folder that was written the entries at the start of the training are recorded, so that a
-resume can compare the place as it was then. A folder without files at the start counts as a whole.
+Python raises an audit event for every file that this process opens for writing, makes, renames or removes. For each file and
+folder written, the entries at the start of the training are recorded, so that a resume compares the path as it was then. A
+folder without files at the start counts as a whole.
 """
 
 import json
@@ -22,24 +22,24 @@ from mltrain.provenance.contents import Contents, Entry
 log = logging.getLogger(__name__)
 
 ALL = "*"
-"""In place of what was written: too much to list, so the place is not compared any more."""
+"""Stands for too many writes to list; the path is no longer compared."""
 _MOST_UNITS = 64
 _LONGEST = 4500
 _CREATES = os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 Units = Mapping[str, Mapping[str, Any]] | str
-"""For each file or folder that was written its entries at the start, by name: size and digest. Or :data:`ALL`."""
+"""For each file or folder written, its entries at the start, or :data:`ALL`."""
 
 _watching: list["Watch"] = []
 _hooked = threading.Event()
 
 
 class Watch:
-    """Notices what this process writes into places, from its construction until it is closed.
+    """Tracks what this process writes below some paths until it is closed.
 
     Args:
-        places: by the names of their fields.
-        recorded: the text that an earlier attempt gave to ``told``.
+        places: the paths by the names of their fields.
+        recorded: the text that an earlier attempt passed to ``told``.
     """
 
     def __init__(self, places: Mapping[str, Path], recorded: str = "") -> None:
@@ -59,9 +59,9 @@ class Watch:
             _watching.append(self)
 
     def began(self, contents: Mapping[str, Contents]) -> dict[str, Contents]:
-        """Take the contents of the places, as the training begins with them; return them as they were at its start.
+        """Record the contents as the training begins; return them as they were at its start.
 
-        What was written since the construction made these contents. Only where it changes from now on it is output.
+        Writes since the construction made these contents; only later changes are output.
         """
         start = {name: as_at_start(found, self._units.get(name, {})) for name, found in contents.items()}
         with self._lock:
@@ -71,26 +71,26 @@ class Watch:
         return start
 
     def look(self) -> None:
-        """Note which files changed that were opened before the training began, such as a log."""
+        """Record changes of files opened before the training began, such as a log."""
         for (name, path), stamp in list(self._stamps.items()):
             if _stamp(self._path(name, path)) != stamp:
                 del self._stamps[name, path]
                 self._noted(name, path)
 
     def tell(self, told: Callable[[str], None]) -> None:
-        """Call ``told`` with what was written, as text, now and whenever it is more."""
+        """Call ``told`` with the record as text, now and whenever it grows."""
         with self._lock:
             self._told = told
             if self._units:
                 told(self._text())
 
     def close(self) -> None:
-        """Notice nothing any more."""
+        """Stop tracking."""
         if self in _watching:
             _watching.remove(self)
 
     def notice(self, path: str) -> None:
-        """Note that a path was written."""
+        """Record a write to a path."""
         if os.getpid() != self._process:  # a worker of a loader: what it knows ends with it
             return
         for name, roots in self._roots.items():
@@ -134,7 +134,7 @@ class Watch:
 
 
 def units_of(text: str) -> dict[str, Units]:
-    """Return what was written in each place, as the text of a tag tells; nothing where that is not as it was written."""
+    """Parse the text of the tag: what was written below each path; empty if damaged."""
     with suppress(ValueError, TypeError, AttributeError):
         content = json.loads(text or "{}")
         return {
@@ -149,7 +149,7 @@ def units_of(text: str) -> dict[str, Units]:
 
 
 def as_at_start(contents: Contents, units: Units) -> Contents:
-    """Return contents as they were before what was written was written."""
+    """Return the contents as they were before the writes."""
     if isinstance(units, str) or not units:
         return contents
     files = {name: entry for name, entry in contents.files.items() if not any(_within(name, unit) for unit in units)}
@@ -166,7 +166,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _unit(path: str, files: Mapping[str, Entry]) -> str:
-    """Return the highest folder above a path that had no files, else the path itself."""
+    """Return the highest folder above a path that had no files, else the path."""
     parts = path.split("/")
     for count in range(len(parts)):
         folder = "/".join(parts[:count]) or "."
