@@ -105,7 +105,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", "no-such-project", "--default-project", "segmentation"], "There is no project 'no-such-project'"),
         (["train", "--resume-run", "../../etc"], "is not the id of a run"),
         (["train", "resume_run=ABCDEF"], "is not the id of a run"),
-        (["train", "one", "two"], "the project is 'one' already"),
+        (["train", "one", "two"], "is a second project after 'one'"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
