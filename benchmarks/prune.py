@@ -19,7 +19,7 @@ import torch
 from mlflow import MlflowClient
 
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
-from mltrain.checkpoint.retention import parse
+from mltrain.checkpoint.policy_text import parse
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore

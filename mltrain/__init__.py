@@ -5,13 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mltrain.checkpoint.late_copy import LateCopy as LateCopy
-    from mltrain.checkpoint.retention import Best as Best
-    from mltrain.checkpoint.retention import Budget as Budget
-    from mltrain.checkpoint.retention import EveryNth as EveryNth
-    from mltrain.checkpoint.retention import Latest as Latest
-    from mltrain.checkpoint.retention import Named as Named
-    from mltrain.checkpoint.retention import Pinned as Pinned
-    from mltrain.checkpoint.retention import Younger as Younger
+    from mltrain.checkpoint.manifest import CheckpointId as CheckpointId
+    from mltrain.checkpoint.manifest import Manifest as Manifest
+    from mltrain.checkpoint.policies import *  # noqa: F403 - exactly its __all__
+    from mltrain.checkpoint.retention import Policy as Policy
     from mltrain.commands.evaluate import load_best as load_best
     from mltrain.commands.evaluate import pull as pull
     from mltrain.commands.train import train as train
@@ -34,13 +31,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CheckpointManager": "manager",
-    "Best": "checkpoint.retention",
-    "Budget": "checkpoint.retention",
-    "EveryNth": "checkpoint.retention",
-    "Latest": "checkpoint.retention",
-    "Named": "checkpoint.retention",
-    "Pinned": "checkpoint.retention",
-    "Younger": "checkpoint.retention",
     "Config": "config",
     "ResumableLoader": "data",
     "StreamLoader": "data",
@@ -48,6 +38,9 @@ _HOMES = {
     "load_best": "commands.evaluate",
     "pull": "commands.evaluate",
     "LateCopy": "checkpoint.late_copy",
+    "CheckpointId": "checkpoint.manifest",
+    "Manifest": "checkpoint.manifest",
+    "Policy": "checkpoint.retention",
     "Pipeline": "pipeline",
     "Stage": "pipeline",
     "Stateful": "state",
@@ -62,15 +55,18 @@ _HOMES = {
     "train": "commands.train",
 }
 
-__all__ = sorted(_HOMES)
-
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch and MLflow take seconds, and ``mltrain --help`` needs neither."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mltrain' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mltrain.{_HOMES[name]}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"mltrain.{_HOMES[name]}"), name)
+    policies = importlib.import_module("mltrain.checkpoint.policies")  # every policy there is public
+    if name == "__all__":
+        return sorted([*_HOMES, *policies.__all__])
+    if name in policies.__all__:
+        return getattr(policies, name)
+    raise AttributeError(f"module 'mltrain' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *__getattr__("__all__")])

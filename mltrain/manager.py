@@ -14,9 +14,10 @@ from mltrain.checkpoint.committer import Committer
 from mltrain.checkpoint.damage import Damage
 from mltrain.checkpoint.drafts import Count, Drafts, ExpectedMetrics
 from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, is_extra_file, now
+from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.ports import Run, Status
 from mltrain.checkpoint.reader import CheckpointReader
-from mltrain.checkpoint.retention import Best, Context, Latest, Mode, Policy
+from mltrain.checkpoint.retention import Context, Mode, Policy
 from mltrain.checkpoint.settings import DEFAULT_METRIC, Committed, Settings, refuse_unless
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mltrain.checkpoint.retention import metrics_of, parse
+from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.retention import metrics_of
 from mltrain.config import Config
 from mltrain.data import Loader
 from mltrain.errors import UsageError

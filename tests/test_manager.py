@@ -15,7 +15,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from torch import nn
 
 from mltrain.checkpoint.manifest import Manifest, Point
-from mltrain.checkpoint.retention import Best, Latest, parse
+from mltrain.checkpoint.policies import Best, Latest
+from mltrain.checkpoint.policy_text import parse
 from mltrain.errors import NoCheckpoint, StorageError, UnsupportedValue, UsageError
 from mltrain.manager import CheckpointManager
 from tests.support import places

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import current_line
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.policies import Budget
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
-from mltrain.checkpoint.retention import Budget, Policy
+from mltrain.checkpoint.retention import Policy
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,11 @@ from typing import Any
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.lineage import current_line, newest
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.policies import Best, Latest
+from mltrain.checkpoint.policy_text import parse
 from mltrain.checkpoint.pruner import record_of
 from mltrain.checkpoint.reader import CheckpointReader
-from mltrain.checkpoint.retention import Best, Latest, Policy, Removal, best_of
+from mltrain.checkpoint.retention import Policy, Removal, best_of
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.evaluate import reader
 from mltrain.commands.train import policy_of
@@ -199,7 +201,7 @@ def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
         known = {name: config[name] for name in ("retention", "checkpoint_mode", "max_to_keep") if name in config}
         return policy_of(Config.load(base=known))
     try:
-        return retention.parse(spelled)
+        return parse(spelled)
     except ConfigError:
         raise ConfigError(
             f"Run {run.info.run_id} keeps its checkpoints by {spelled!r:.200}, which cannot be read here. "

@@ -13,8 +13,10 @@ from pydantic import ValidationError
 
 from mltrain import device as devices
 from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.policies import Best, Latest
+from mltrain.checkpoint.policy_text import parse
 from mltrain.checkpoint.ports import Status
-from mltrain.checkpoint.retention import Best, Latest, Policy, parse
+from mltrain.checkpoint.retention import Policy
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.result import NOT_KEPT, STOPPED, STOPPED_STAGED, Display, Outcome, Silence
 from mltrain.commands.resume_source import Origin, Origins

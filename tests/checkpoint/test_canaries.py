@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
-from mltrain.checkpoint.retention import Best, Budget, EveryNth, Latest, Named, Pinned, Policy, Younger
+from mltrain.checkpoint.policies import Best, Budget, EveryNth, Latest, Named, Pinned, Younger
+from mltrain.checkpoint.retention import Policy
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import StorageError
 from tests.support.places import Place

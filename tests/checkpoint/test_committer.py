@@ -19,8 +19,9 @@ from mltrain.checkpoint.codec import encode
 from mltrain.checkpoint.committer import Committer
 from mltrain.checkpoint.damage import Damage
 from mltrain.checkpoint.manifest import Manifest, Point, now
+from mltrain.checkpoint.policies import Latest
 from mltrain.checkpoint.reader import CheckpointReader
-from mltrain.checkpoint.retention import Context, Latest
+from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.settings import Settings
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from mltrain.checkpoint.late_copy import LateCopy, Rest
-from mltrain.checkpoint.retention import Latest
+from mltrain.checkpoint.policies import Latest
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.data import ResumableLoader
 from mltrain.rng import seed_everything

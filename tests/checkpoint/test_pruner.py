@@ -11,7 +11,7 @@ import pytest
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from mltrain.checkpoint.retention import Best, EveryNth, Latest, Pinned
+from mltrain.checkpoint.policies import Best, EveryNth, Latest, Pinned
 from mltrain.errors import TrackingError
 from mltrain.run.removal_log import MOST_LINES, Removals, recorded_removals
 from tests.support.places import Place, behind

@@ -11,22 +11,9 @@ from hypothesis import strategies as st
 
 from mltrain.checkpoint.lineage import ancestry_after, current_line, newest
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
-from mltrain.checkpoint.retention import (
-    Best,
-    Budget,
-    Context,
-    EveryNth,
-    Latest,
-    Named,
-    Pinned,
-    Policy,
-    Younger,
-    best_of,
-    by_metric,
-    parse,
-    plan,
-    protected,
-)
+from mltrain.checkpoint.policies import Best, Budget, EveryNth, Latest, Named, Pinned, Younger
+from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.retention import Context, Policy, best_of, by_metric, plan, protected
 from mltrain.errors import ConfigError
 from tests.support.runs import manifest_of
 

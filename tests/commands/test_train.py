@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
-from mltrain.checkpoint.retention import Latest
+from mltrain.checkpoint.policies import Latest
 from mltrain.commands.train import train
 from mltrain.commands.train_request import Request
 from mltrain.errors import MltrainError, StateMismatch, StorageError
