@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from mltrain.data import ResumableLoader as ResumableLoader
     from mltrain.data import StreamLoader as StreamLoader
     from mltrain.errors import MltrainError as MltrainError
+    from mltrain.errors import RunHeld as RunHeld
+    from mltrain.errors import StateMismatch as StateMismatch
     from mltrain.manager import CheckpointManager as CheckpointManager
     from mltrain.pipeline import Pipeline as Pipeline
     from mltrain.pipeline import Stage as Stage
+    from mltrain.rng import Rng as Rng
     from mltrain.run.opening import open_run as open_run
+    from mltrain.signals import StopRequest as StopRequest
     from mltrain.state import Stateful as Stateful
     from mltrain.state import TrainState as TrainState
     from mltrain.steps import Supervised as Supervised
@@ -35,6 +39,10 @@ _HOMES = {
     "ResumableLoader": "data",
     "StreamLoader": "data",
     "MltrainError": "errors",
+    "RunHeld": "errors",
+    "StateMismatch": "errors",
+    "Rng": "rng",
+    "StopRequest": "signals",
     "load_best": "commands.evaluate",
     "pull": "commands.evaluate",
     "LateCopy": "checkpoint.late_copy",

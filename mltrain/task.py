@@ -21,8 +21,9 @@ class Task:
     Attributes:
         step: trains on one batch and returns metrics.
         loader: gives the batches and knows its position.
-        evaluate: measures on held-out data and returns floats such as ``val/loss``. If it raises, the trainer saves the state
-            from before the evaluation and ends with that error; a resume evaluates again.
+        evaluate: measures on held-out data and returns floats such as ``val/loss``. It calls ``eval()`` of the model itself,
+            and runs without gradients; its data may be on the CPU. If it raises, the trainer saves the state from before
+            the evaluation and ends with that error; a resume evaluates again.
         images: makes pictures of fixed held-out samples, by name: PIL images, figures, files, arrays or tensors (see
             :func:`mltrain.delivery.images.as_image`). Called when the epoch is saved; an error is logged as a warning.
         report: evaluates thoroughly, writes tables and pictures into a folder, and returns floats.

@@ -30,7 +30,7 @@ from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.commands.evaluate import reader
 from mltrain.commands.result import Outcome, Silence
-from mltrain.commands.train import train
+from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.errors import MltrainError, NonFiniteLoss
 from mltrain.history import History
@@ -397,7 +397,7 @@ def _tensor_differences(expected: torch.Tensor, got: torch.Tensor, path: str) ->
 
 
 def _main(request: str, kill_at: str) -> None:
-    train(Request(**json.loads(request)), _KillAt(int(kill_at)))
+    run_training(Request(**json.loads(request)), _KillAt(int(kill_at)))
 
 
 if __name__ == "__main__":

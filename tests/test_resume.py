@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mltrain.commands.result import Silence
-from mltrain.commands.train import train
+from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.delivery.images import ui_identity
 from mltrain.delivery.journal import Journal
@@ -132,7 +132,7 @@ def test_who_has_read_the_id_can_resume(tmp_path: Path, monkeypatch: pytest.Monk
         def opened(self, run: TrackedRun, where: str) -> None:
             recorded.append(recorded_config(run.artifacts)["config"]["hidden"])
 
-    outcome = train(Request(project=tiny.__file__, overrides={"epochs": 1, "hidden": 5}), Told())
+    outcome = run_training(Request(project=tiny.__file__, overrides={"epochs": 1, "hidden": 5}), Told())
     assert (outcome.exit_code, recorded) == (0, [5])
 
 

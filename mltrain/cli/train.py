@@ -78,7 +78,7 @@ def train(
     default = words.get("default_project") if not words.keys() & {"resume_run", "fork_run"} else None
 
     from mltrain.cli.display import Terminal
-    from mltrain.commands.train import train as run_training
+    from mltrain.commands.train import run_training
     from mltrain.commands.train_request import Request
 
     outcome = run_training(

@@ -18,7 +18,7 @@ from torch import nn
 from mltrain import device as devices
 from mltrain.checkpoint.finite import nonfinite
 from mltrain.checkpoint.pytree import flatten
-from mltrain.commands.train import policy_of
+from mltrain.commands.checks import policy_of
 from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, StateMismatch, UsageError, shortened
 from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds

@@ -16,8 +16,8 @@ from mltrain.checkpoint.pruner import record_of
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Policy, Removal, best_of
 from mltrain.checkpoint.store import CheckpointStore
+from mltrain.commands.checks import policy_of
 from mltrain.commands.evaluate import reader
-from mltrain.commands.train import policy_of
 from mltrain.config import Config
 from mltrain.errors import ConfigError, DamagedCheckpoint, MltrainError, RunHeld, RunNotFound, StorageError
 from mltrain.ownership.attempts import CONFIG_FILE, last_attempt

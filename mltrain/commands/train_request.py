@@ -1,4 +1,4 @@
-"""What somebody wants trained, and which project and configuration that means."""
+"""A request to train, and the project and configuration that it resolves to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.config import Config
-from mltrain.errors import UsageError
+from mltrain.errors import UsageError, nearest
 from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
 from mltrain.run import opening
@@ -18,10 +18,11 @@ from mltrain.tracking.tags import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What somebody wants trained.
+    """A request to train.
 
     Attributes:
-        project: a registered name, a file or a folder, or a project itself; none: the one that the resumed run recorded.
+        project: a registered name, a file or a folder, or a project itself. If ``None``, the one that the resumed run
+            recorded.
         files: configuration files, over the project's own.
         preset: a named overlay of the configuration.
         overrides: keys and values, over all else.
@@ -49,6 +50,44 @@ class Request:
     require_tracking: bool = False
     parent: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+OPTIONS = (
+    "name",
+    "config",
+    "preset",
+    "resume_run",
+    "resume_from",
+    "fork_run",
+    "take_over",
+    "allow_change",
+    "require_tracking",
+)
+"""Words of :func:`mltrain.train` that are not keys of a configuration."""
+
+
+def request_of(project: str | Path | Project | None, words: Mapping[str, Any]) -> Request:
+    """Return the request that the arguments of :func:`mltrain.train` mean.
+
+    Raises:
+        UsageError: a word is neither an option nor a key of the project's configuration, or there is no such project.
+    """
+    found = find(str(project)) if isinstance(project, (str, Path)) else project
+    keys = (found.config if found is not None else Config).model_fields
+    options = {word: value for word, value in words.items() if word in OPTIONS and word not in keys}
+    overrides = {word: value for word, value in words.items() if word not in options}
+    if found is not None:
+        known = [*OPTIONS, *keys]
+        for word in overrides:
+            if word.split(".")[0] not in known:
+                raise UsageError(
+                    f"{word!r} is neither an option of train() nor a key of the project {found.name!r}.{nearest(word, known)}"
+                )
+    if "name" in options:
+        overrides["run_name"] = options.pop("name")
+    config = options.pop("config", ())
+    files = (config,) if isinstance(config, (str, Path)) else config
+    return Request(project=found, files=tuple(map(Path, files)), overrides=overrides, **options)
 
 
 class Resolved:

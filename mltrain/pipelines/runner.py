@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from mltrain.checkpoint.ports import Status
+from mltrain.commands.checks import refuse_unusable
 from mltrain.commands.result import STOPPED, STOPPED_STAGED, Outcome
-from mltrain.commands.train import refuse_unusable, train
+from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.errors import MltrainError, RunHeld, UsageError
 from mltrain.ownership import launcher as launchers
@@ -218,7 +219,7 @@ class _Session:
                 take_over=take_over,
                 allow_change=request.allow_change,
             )
-            return train(training, display, self._stop)
+            return run_training(training, display, self._stop)
 
     def _died_with_the_pipeline(self, run_id: str | None) -> bool:
         """Whether the ended holder of the pipeline also held this stage's run."""

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
 from mltrain.checkpoint.policies import Latest
-from mltrain.commands.train import train
+from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.errors import MltrainError, StateMismatch, StorageError
 from mltrain.pipeline import Pipeline, Stage
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         patch.setenv("MLTRAIN_HOME", str(folder / "home"))
-        yield folder, train(Request(project=TINY, overrides={"epochs": 1, "data": str(folder / "data")})).run_id
+        yield folder, run_training(Request(project=TINY, overrides={"epochs": 1, "data": str(folder / "data")})).run_id
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_training_that_cannot_be_is_refused_before_there_is_a_run(
     source = {"new": {}, "resumed": {"resume_run": trained[1]}, "forked": {"fork_run": trained[1]}}[how]
     project = built_with(**BAD_TASKS[what]) if what in BAD_TASKS else TINY
     with Unchanged(store, tmp_path / "home"):
-        train(Request(project=project, overrides={"epochs": 3, **BAD_KEYS.get(what, {})}, **source))  # type: ignore[arg-type]
+        run_training(Request(project=project, overrides={"epochs": 3, **BAD_KEYS.get(what, {})}, **source))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("which", ["step:999", "epoch:7", "interrupted", "newest", "step-000000999-a01"])
@@ -126,7 +126,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_the_run_is_claimed(
 ) -> None:
     named: dict[str, Any] = {source: trained[1]} if source is not None else {}
     with Unchanged(store, tmp_path / "home"):
-        train(Request(project=TINY, resume_from=which, **named))
+        run_training(Request(project=TINY, resume_from=which, **named))
 
 
 @pytest.mark.parametrize("source", ["resume_run", "fork_run"])
@@ -135,7 +135,7 @@ def test_a_model_of_another_shape_is_refused_before_the_run_is_claimed(
 ) -> None:
     named: dict[str, Any] = {source: trained[1]}
     with Unchanged(store, tmp_path / "home", StateMismatch):
-        train(Request(project=TINY, overrides={"epochs": 3, "hidden": 17}, **named))
+        run_training(Request(project=TINY, overrides={"epochs": 3, "hidden": 17}, **named))
 
 
 def test_changed_data_are_refused_before_the_run_is_claimed(
@@ -144,7 +144,9 @@ def test_changed_data_are_refused_before_the_run_is_claimed(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("two")
     with Unchanged(store, tmp_path / "home"):
-        train(Request(project=TINY, resume_run=trained[1], overrides={"epochs": 3, "data": str(tmp_path / "other")}))
+        run_training(
+            Request(project=TINY, resume_run=trained[1], overrides={"epochs": 3, "data": str(tmp_path / "other")})
+        )
 
 
 @pytest.mark.parametrize("how", ["new", "resumed", "forked", "a loop of one's own"])
@@ -157,7 +159,7 @@ def test_a_home_that_cannot_be_written_is_refused_before_there_is_a_run(
         if how == "a loop of one's own":
             CheckpointManager()
         source = {"new": {}, "resumed": {"resume_run": trained[1]}, "forked": {"fork_run": trained[1]}}[how]
-        train(Request(project=TINY, overrides={"epochs": 3}, **source))  # type: ignore[arg-type]
+        run_training(Request(project=TINY, overrides={"epochs": 3}, **source))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_a_resume_that_fails_once_the_run_is_claimed_leaves_it_with_its_status(
     attempts.mkdir()  # so that the record of the new attempt is refused
     try:
         with pytest.raises(StorageError):
-            train(Request(project=TINY, resume_run=trained[1], overrides={"epochs": 3}))
+            run_training(Request(project=TINY, resume_run=trained[1], overrides={"epochs": 3}))
     finally:
         shutil.rmtree(attempts)
         attempts.write_bytes(kept)

@@ -22,7 +22,7 @@ def main(version: str) -> None:
     os.chdir(tempfile.mkdtemp())
     os.environ["MLFLOW_TRACKING_URI"], os.environ["MLTRAIN_HOME"] = "sqlite:///mlflow.db", str(Path.cwd() / "home")
     import mltrain  # MLflow reads the environment when it is first asked
-    from mltrain.commands.train import train
+    from mltrain.commands.train import run_training
     from mltrain.commands.train_request import Request
     from mltrain.rng import seed_everything
     from mltrain.testing import MemorySaver, MemoryTracker, StopAt
@@ -30,7 +30,7 @@ def main(version: str) -> None:
 
     with mltrain.CheckpointManager() as manager:
         manager.save(everything(), step=7, epoch=2, metrics={"val/loss": 0.25})
-    stopped = train(Request(project=tiny.__file__, overrides={"signal_at": 8}))
+    stopped = run_training(Request(project=tiny.__file__, overrides={"signal_at": 8}))
     for name, run_id in (("everything", manager.run.id), ("training", stopped.run_id)):
         (place,) = Path("mlruns").glob(f"*/{run_id}/artifacts/checkpoints")
         newest = max(place.iterdir(), key=lambda found: found.name)

@@ -1,0 +1,46 @@
+"""What a configuration asks of this machine, checked before a run is opened for it."""
+
+from pydantic import ValidationError
+
+from mltrain import device as devices
+from mltrain.checkpoint.policies import Best, Latest
+from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.retention import Policy
+from mltrain.config import Config
+from mltrain.errors import ConfigError
+from mltrain.ownership.run_folder import refuse_unwritable_home
+from mltrain.store.artifacts import refuse_unwritable
+from mltrain.tracking.client import TrackingClient
+
+
+def policy_of(config: Config) -> Policy:
+    """Return the retention policy of a configuration.
+
+    Raises:
+        ConfigError: its expression cannot be read.
+    """
+    if config.retention is not None:
+        return parse(config.retention)
+    return Latest(1 if config.checkpoint_mode == "latest" else config.max_to_keep) | Best(1)
+
+
+def refuse_unusable(config: Config, server: TrackingClient) -> None:
+    """Refuse a configuration that this machine cannot train.
+
+    Raises:
+        ConfigError: a value is out of bounds, this machine lacks the device, or the retention policy cannot be read.
+        StorageError: a folder that the training writes to is not writable.
+    """
+    try:
+        # A project that declares a key anew, for a default of its own, does not take its bounds away.
+        Config.model_validate({name: getattr(config, name) for name in Config.model_fields if hasattr(config, name)})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"{first['loc'][0]}={first['input']!r:.80} is not accepted: {first['msg'].lower()}."
+        ) from None
+    policy_of(config)
+    devices.chosen(config.device)
+    refuse_unwritable_home(server)
+    if config.model_save_path is not None:
+        refuse_unwritable(config.model_save_path, "Give another folder as model_save_path=FOLDER.")

@@ -1,0 +1,175 @@
+"""Ending a training: checkpoints arrive where they belong, and the run is closed with its true status."""
+
+import time
+from dataclasses import dataclass
+
+from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.ports import Status
+from mltrain.commands.preparation import Prepared
+from mltrain.commands.result import NOT_KEPT, STOPPED, STOPPED_STAGED, Display, Outcome
+from mltrain.delivery.images import note
+from mltrain.errors import MltrainError, NonFiniteLoss
+from mltrain.manager import CheckpointManager
+from mltrain.ownership.run_folder import grace_seconds
+from mltrain.run.tracked import TrackedRun
+from mltrain.signals import StopRequest
+
+_RETRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Where the last state of a training is kept.
+
+    Attributes:
+        in_store: whether the artifact store has it.
+        staged: whether this machine has it.
+        newest: the newest checkpoint that was staged or resumed from.
+    """
+
+    in_store: bool
+    staged: bool
+    newest: Manifest | None
+
+
+class Ending:
+    """Ends a training whose steps are done, or that was stopped.
+
+    Args:
+        run: is closed.
+        manager: writes and uploads the last checkpoints.
+        prepared: has the trainer that has trained, and the checkpoint that it began from.
+        stop: whether and why the training was stopped.
+        display: shows what is waited for, and the outcome.
+        project: name of the project, for the run's description.
+    """
+
+    def __init__(
+        self,
+        run: TrackedRun,
+        manager: CheckpointManager,
+        prepared: Prepared,
+        stop: StopRequest,
+        display: Display,
+        project: str,
+    ) -> None:
+        self._run = run
+        self._manager = manager
+        self._trainer, self._resumed = prepared.trainer, prepared.origin.own
+        self._stop = stop
+        self._display = display
+        self._project = project
+        self._stopped = not self._trainer.done
+
+    def outcome(self) -> Outcome:
+        """Wait for the last checkpoints, close the run, and return how the training ended.
+
+        Raises:
+            NonFiniteLoss: the last state is not finite, and was not kept.
+            RunHeld: another process has taken the run over.
+        """
+        run, manager = self._run, self._manager
+        deadline = time.monotonic() + grace_seconds()
+        self._display.waiting("writing and uploading checkpoints")
+        self._upload(deadline)
+        if isinstance(manager.failure, NonFiniteLoss):
+            raise manager.failure
+        kept = self._kept()
+        # If the store has not taken the newest, it may not answer; then it is not asked for the best either.
+        best = self._best() if kept.in_store or run.artifacts.local_root is not None else None
+        manager.abandon()
+        code, why = self._verdict(kept)
+        only_local = kept.newest if kept.staged and not kept.in_store else None
+        if only_local is not None:
+            run.mark_only_local(only_local.name, "KILLED" if self._stopped else "FINISHED")
+            why += "; the newest checkpoint is on this machine only"
+        run.outbox.finish_epochs(self._trainer.history)
+        describe(run, self._project, self._trainer.config.best_metric, best)
+        delivered = self._closed(kept, why, deadline)
+        if code == 0 and only_local is not None and run.ending.closed:
+            code = STOPPED_STAGED  # if the tracking server is away as well, the training has done all that it could
+        if code in (0, STOPPED) and run.ending.lost:
+            code = NOT_KEPT
+        rows = self._trainer.history.rows
+        outcome = Outcome(
+            run_id=run.id,
+            exit_code=code,
+            why=why,
+            newest=only_local or manager.committer.newest_staged,
+            best=best,
+            metrics=rows[-1] if rows else {},
+            delivered=delivered,
+            known=run.known,
+            trouble=run.trouble,
+            only_local=only_local is not None,
+            lost=run.ending.lost,
+        )
+        self._display.ended(outcome)
+        return outcome
+
+    def _upload(self, deadline: float) -> None:
+        """Wait until everything is committed; once there is trouble, no longer than until the deadline.
+
+        A second request to stop ends the wait for the store; what is complete on this disk can be resumed from.
+        """
+        committer, tried = self._manager.committer, time.monotonic()
+        while not self._manager.wait(0.2) and not self._stop.hurry.is_set():
+            now = time.monotonic()
+            if (self._in_trouble or committer.idle) and now > deadline:
+                return
+            if committer.idle and now - tried > _RETRY_SECONDS:
+                tried = now
+                committer.retry()
+        committer.settle(max(0.0, deadline - time.monotonic()))
+
+    @property
+    def _in_trouble(self) -> bool:
+        return self._stopped or self._run.trouble is not None
+
+    def _kept(self) -> _Kept:
+        """Return where the last state is kept, and publish a resumed one that the store lacks."""
+        committer, step, resumed = self._manager.committer, self._trainer.progress.step, self._resumed
+        committed = committer.newest_committed is not None and committer.newest_committed.step == step
+        staged = committer.newest_staged is not None and committer.newest_staged.step == step
+        resumed_here = not self._trainer.unsaved and committer.newest_staged is None and self._manager.failure is None
+        newest = committer.newest_staged or resumed
+        if resumed_here and resumed is not None and not self._stop.hurry.is_set():
+            staged = not committer.upload_again(resumed)
+            resumed_here = not staged
+        return _Kept(committed or resumed_here, staged, newest)
+
+    def _verdict(self, kept: _Kept) -> tuple[int, str]:
+        """Return the exit code and the reason why the training ended."""
+        stopping = self._trainer.stopping
+        if not (kept.in_store or kept.staged):
+            failure = self._manager.failure or "it was not written in time"
+            return NOT_KEPT, f"the last checkpoint could not be kept: {failure}"
+        if self._stopped:
+            return STOPPED if kept.in_store else STOPPED_STAGED, f"stopped by {self._stop.reason}"
+        if stopping.exhausted:
+            return 0, f"no improvement of {stopping.metric} in {stopping.patience} evaluations"
+        return 0, "all epochs done"
+
+    def _closed(self, kept: _Kept, why: str, deadline: float) -> bool:
+        """Close the run, and return whether the tracking server has everything."""
+        left = deadline - time.monotonic() if self._in_trouble else grace_seconds()
+        grace = 0.0 if self._stop.hurry.is_set() else max(1.0, left)
+        # FINISHED means that the store has it all; what is not there yet can be resumed, or sent by mltrain sync.
+        status: Status = "FINISHED" if kept.in_store and not self._stopped else "KILLED"
+        delivered = self._run.close(status, why, grace, interrupted=lambda: self._stop.requested)
+        self._run.require_hold()
+        return delivered
+
+    def _best(self) -> Manifest | None:
+        try:
+            return self._manager.best()
+        except MltrainError:
+            return None
+
+
+def describe(run: TrackedRun, project: str, metric: str, best: Manifest | None) -> None:
+    """Set the run's description in MLflow's pages: project, best checkpoint, attempts."""
+    value = None
+    if best is not None and metric in best.metrics:
+        value = f"{metric} {best.metrics[metric]:.5g} at {best.title}"
+    run.set_tag("mlflow.note.content", note(project, run.id, value, run.hold.attempts))

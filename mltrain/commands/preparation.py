@@ -1,0 +1,147 @@
+"""Preparing a training before its run is open: nothing is claimed, created or changed for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mltrain import device as devices
+from mltrain.commands.checks import refuse_unusable
+from mltrain.commands.resume_source import Origin, Origins
+from mltrain.commands.train_request import Request, Resolved
+from mltrain.config import Config
+from mltrain.errors import UsageError
+from mltrain.provenance import fingerprint
+from mltrain.provenance.written import Watch, units_of
+from mltrain.rng import Rng, seed_everything
+from mltrain.run import opening
+from mltrain.run.tracked import TrackedRun
+from mltrain.signals import StopRequest
+from mltrain.task import Task, check_schedule
+from mltrain.tracking.client import TrackingClient, tags_of
+from mltrain.tracking.tags import WRITTEN_TAG
+from mltrain.trainer.loop import Trainer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training that can begin once its run is open.
+
+    Attributes:
+        config: how it trains.
+        origin: what the state comes from.
+        trainer: with the task built and the state restored.
+        code: fingerprint of the project's code.
+        data: fingerprints of the data.
+        changed: keys of the configuration that differ from the checkpoint's, with both values.
+        random_numbers: the state of all generators with which training begins.
+    """
+
+    config: Config
+    origin: Origin
+    trainer: Trainer
+    code: Mapping[str, str]
+    data: Mapping[str, str]
+    changed: Mapping[str, tuple[str, str]]
+    random_numbers: Mapping[str, Any]
+
+    @property
+    def changes_that_matter(self) -> dict[str, tuple[str, str]]:
+        """The changed keys that may change what a step computes."""
+        return {key: both for key, both in self.changed.items() if type(self.config).affects_training(key)}
+
+
+class Preparation:
+    """Prepares a training as often as its origin changes, and watches what it writes among its data.
+
+    Args:
+        request: what is wanted.
+        server: has the run that is resumed or forked.
+        stop: asked after every step.
+
+    Attributes:
+        project: what is trained.
+        config: how, before a resumed checkpoint's own configuration is taken into account.
+        origins: chooses what the state comes from.
+    """
+
+    def __init__(self, request: Request, server: TrackingClient, stop: StopRequest) -> None:
+        self._request = request
+        self._server = server
+        self._stop = stop
+        self._resolved = Resolved(request, server)
+        self.project, self.config = self._resolved.project, self._resolved.config
+        self.origins = Origins(server, request)
+        self._watch: Watch | None = None
+
+    def prepare(self, known: Any | None) -> Prepared:
+        """Choose and verify the origin, build the task, compare code and data, and restore the state.
+
+        Args:
+            known: MLflow's description of the run that is resumed; ``None`` for a new run.
+        """
+        config = self.config
+        code = fingerprint.code(self.project.place)
+        origin = self.origins.choose(known, config.best_metric, config.best_mode)
+        if origin.own is not None and origin.params is not None:
+            config = self._resolved.config_over(origin.params)
+            refuse_unusable(config, self._server)
+        changed = config.changes_from(origin.params) if origin.params is not None else {}
+        written = self._written()
+        task, data = self._built(config, written)
+        origin.check(code, data, config.data_places(), units_of(written), allow_change=self._request.allow_change)
+        trainer = Trainer(task, config, stop=self._stop, data=data)  # records and saves nothing before the run is open
+        prepared = Prepared(config, origin, trainer, code, data, changed, {})
+        if origin.parts is not None:
+            imported = origin.manifest is not None and origin.manifest.kind == "imported"
+            trainer.restore(origin.parts, imported=imported, changed=prepared.changes_that_matter)
+        else:
+            seed_everything(config.seed)
+        return replace(prepared, random_numbers=Rng().state_dict())
+
+    def record_writes(self, run: TrackedRun) -> None:
+        """Record in the run, from now on, what the training writes into the places of its data."""
+        if self._watch is not None:
+            self._watch.tell(lambda text: run.set_tag(WRITTEN_TAG, text))
+
+    def look(self) -> None:
+        """Look whether the training has written into the places of its data."""
+        if self._watch is not None:
+            self._watch.look()
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def _built(self, config: Config, written: str) -> tuple[Task, dict[str, str]]:
+        """Build the task, reproducibly, and take the fingerprint of its data, without what an earlier attempt wrote there."""
+        places = config.data_places()
+        devices.set_up(config.num_threads, config.deterministic, config.device)
+        self.close()
+        self._watch = watch = Watch(places, written)
+
+        def began() -> dict[str, str]:
+            found = fingerprint.contents_by_name(places)
+            start = watch.began({name: contents for name, contents in found.items() if contents is not None})
+            return {name: fingerprint.digest_of(start.get(name)) for name in found}
+
+        # What the first build unpacks is data. A resume compares it as it was left, before the task is built again.
+        before = None if self._source is None else began()
+        seed_everything(config.seed)
+        task: Any = self.project.build(config)
+        if not isinstance(task, Task):
+            raise UsageError(
+                f"build() of the project {self.project.name!r} returned a {type(task).__name__}. Expected an mltrain.Task."
+            )
+        check_schedule(task, config)
+        return task, began() if before is None else before
+
+    @property
+    def _source(self) -> str | None:
+        return self._request.resume_run or self._request.fork_run
+
+    def _written(self) -> str:
+        """Return what earlier attempts, or the run that this one branches from, wrote into the places of the data."""
+        if self._source is None:
+            return ""
+        return str(tags_of(self._server.run(opening.created_as(self._server, self._source))).get(WRITTEN_TAG, ""))
