@@ -21,7 +21,7 @@ ALLOWED = {
     "faults/test_cardiac_pipeline.py": "waits for the output of a command, or for its end, whichever comes first",
     "delivery/test_journal.py": "a ratio of two measurements side by side",
     "ownership/test_lease.py": "sets the clock that the lease reads",
-    "cli/test_pipeline_command.py": "reads a terminal until the command ends",
+    "cli/test_pipeline.py": "reads a terminal until the command ends",
 }
 """The files that read a clock or sleep, and why. What a test waits for is an event, and what it compares is no duration."""
 

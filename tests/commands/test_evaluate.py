@@ -1,30 +1,19 @@
 """Commands over many runs: all of them are seen, and one that cannot be used stands in nobody's way."""
 
 import logging
-import sqlite3
-import uuid
-from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
-from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
-from mltrain.cli.checkpoints import prune
+from mltrain.cli.prune import prune
 from mltrain.commands.compare import compared
 from mltrain.commands.evaluate import best_run, pull
 from mltrain.commands.prune import Rules, plan_experiment
 from mltrain.errors import StorageError
-from mltrain.pipeline import Pipeline, Stage
-from mltrain.pipelines.pipeline_run import children, newest_parent
-from mltrain.run.opening import user
 from mltrain.tracking.client import TrackingClient, connect
-from tests.support import tiny
-from tests.support.database import fresh_database
-
-MORE_THAN_A_PAGE = 1005
+from tests.support.database import MORE_THAN_A_PAGE, fresh_database, many
 
 
 @pytest.fixture
@@ -40,22 +29,6 @@ def trained(loss: float) -> str:
         state = {"model": {"weight": torch.full((2,), loss)}, "epoch": 1}
         manager.save_epoch_checkpoint(state, 1, {"val/loss": loss})
     return manager.run.id
-
-
-def many(tmp_path: Path, count: int, tags: Mapping[str, str], place: str = "{root}/0/{run}/artifacts") -> list[str]:
-    """Add runs newer than all others to the database, by the thousand."""
-    names = [uuid.uuid4().hex for _ in range(count)]
-    root = tmp_path / "mlruns"
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        database.executemany(
-            "INSERT INTO runs (run_uuid, name, user_id, status, start_time, end_time, lifecycle_stage, artifact_uri, "
-            "experiment_id) VALUES (?, ?, 'somebody', 'FINISHED', ?, ?, 'active', ?, 0)",
-            [(run, run, 2**42 + n, 2**42 + n, place.format(root=root, run=run)) for n, run in enumerate(names)],
-        )
-        rows = [(key, value, run) for run in names for key, value in tags.items()]
-        database.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", rows)
-        database.commit()
-    return names
 
 
 def test_the_best_of_an_experiment_is_found_behind_a_thousand_newer_runs(
@@ -92,17 +65,3 @@ def test_where_no_run_can_be_read_that_is_an_error_of_the_store(server: Tracking
     with pytest.raises(SystemExit) as ended:
         prune(None, "Default", None, None, None, dry_run=True, yes=False, as_json=False)
     assert ended.value.code == StorageError.exit_code
-
-
-def test_the_run_of_a_pipeline_is_found_behind_a_thousand_runs_of_its_stages(
-    server: TrackingClient, tmp_path: Path
-) -> None:
-    pipeline = Pipeline("long", [Stage("first", tiny.Config, build=tiny.build)])
-    own = {"mltrain.pipeline": "long", "mlflow.user": user()}
-    (parent,) = many(tmp_path, 1, own)
-    stages = many(tmp_path, MORE_THAN_A_PAGE, {**own, "mltrain.stage": "first", "mlflow.parentRunId": parent})
-    found = newest_parent(server, pipeline, "0")
-    assert found is not None
-    assert found.info.run_id == parent
-    client = MlflowClient(server.uri)
-    assert {run.info.run_id for run in children(server, client.get_run(parent), "first")} == set(stages)

@@ -1,44 +1,18 @@
 """The one door to the artifacts of a run."""
 
-import errno
-import logging
 import os
 import shutil
-import string
 import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from mlflow.entities import FileInfo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store import retry
 from mltrain.store.artifacts import Artifacts, Entry
 from mltrain.store.local import LocalArtifacts
-from mltrain.store.names import validated
-from mltrain.store.opening import open_artifacts
 from mltrain.store.remote import RemoteArtifacts
-from mltrain.store.removal import discard_cached, discard_sent, discard_staged, discard_temporary
-
-NAME = "step-000000001-a01"
-HOSTILE = [
-    *("", ".", "..", "../x", "x/..", "x/../y", "/x", "//x", "x//y", "x/", "/", "./x", "x/./y", "\\x", "x\\..\\y"),
-    *("C:\\x", "C:/x", "x\0y", "x\ny", "x\n", "\x1b[31m", ".hidden", "x/.hidden", "~/x", "-rf", "x/-rf", " x", "x\t"),
-    *("%2e%2e/x", "x%2fy", "x%00", "a%2f..%2fb", "file:///etc", "http://x", "x?y", "x*", "x|y", "x;y", "$HOME", "`id`"),
-    *("x" * 201, "ä", "１", "x\u202ey", "\ud800", "x\x7f", "<b>", 'x"', "x'"),
-]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "artifacts" / "checkpoints" / NAME).mkdir(parents=True)
-    (tmp_path / "canary").write_text("precious")
-    return tmp_path / "artifacts"
+from tests.support.folders import HOSTILE, NAME, file_in, tree
 
 
 @pytest.fixture(params=["on this machine", "elsewhere"])
@@ -48,43 +22,6 @@ def artifacts(request: pytest.FixtureRequest, root: Path) -> Artifacts:
         if request.param == "on this machine"
         else RemoteArtifacts(LocalArtifactRepository(str(root)))
     )
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-def file_in(folder: Path, name: str = "a.json", content: bytes = b"content") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(content)
-    return folder / name
-
-
-@pytest.mark.parametrize("path", ["a", "a/b", "checkpoints/step-000000001-a01/model-00001-of-00002.safetensors"])
-def test_a_plain_path_stays_as_it_is(path: str) -> None:
-    assert validated(path) == path
-
-
-@pytest.mark.parametrize("path", HOSTILE, ids=repr)
-def test_a_hostile_path_is_refused(path: str) -> None:
-    with pytest.raises(StorageError, match="not a path of an artifact"):
-        validated(path)
-
-
-@settings(max_examples=300)
-@given(st.text() | st.text(string.ascii_letters + "./\\%~ \0", max_size=12))
-def test_what_is_accepted_stays_below_its_root(path: str) -> None:
-    try:
-        validated(path)
-    except StorageError:
-        return
-    place = os.path.normpath(os.path.join("/root/of/all", path))  # noqa: PTH118 - what a file system makes of it
-    assert place == f"/root/of/all/{path}"
-    assert path.isascii()
-    assert path.isprintable()
 
 
 @pytest.mark.parametrize("path", HOSTILE, ids=repr)
@@ -280,45 +217,6 @@ def test_what_nobody_put_into_a_checkpoint_is_not_removed_with_it(root: Path) ->
     assert (root / "checkpoints" / NAME / "folder" / "theirs").exists()
 
 
-@pytest.mark.parametrize("name", [NAME, f"{NAME}.0123abcd.tmp"])
-def test_a_staged_checkpoint_can_be_discarded(name: str, tmp_path: Path) -> None:
-    file_in(tmp_path / name)
-    discard_staged(tmp_path / name)
-    discard_staged(tmp_path / name)
-    assert not (tmp_path / name).exists()
-
-
-@pytest.mark.parametrize("name", ["spool", f"{NAME}.tmp", f"{NAME}.0123ABCD.tmp", f"{NAME}.0123abcd.tmp.x"])
-def test_nothing_else_can_be_discarded_as_staged(name: str, tmp_path: Path) -> None:
-    file_in(tmp_path / name)
-    with pytest.raises(StorageError, match="nothing was removed"):
-        discard_staged(tmp_path / name)
-    assert (tmp_path / name / "a.json").exists()
-
-
-def test_only_what_is_in_an_outbox_is_discarded_as_sent(tmp_path: Path) -> None:
-    sent, other = file_in(tmp_path / "outbox"), file_in(tmp_path / "inbox")
-    discard_sent(sent)
-    discard_sent(sent)
-    with pytest.raises(StorageError, match="not in an outbox"):
-        discard_sent(other)
-    with pytest.raises(StorageError, match="not in an outbox"):
-        discard_sent(tmp_path / "outbox" / ".." / "inbox" / "a.json")
-    beside = file_in(tmp_path, "journal.sqlite")
-    with pytest.raises(StorageError, match="not in an outbox"):
-        discard_sent(tmp_path / "outbox" / ".." / "journal.sqlite")
-    assert beside.exists()
-    assert (sent.exists(), other.exists()) == (False, True)
-
-
-def test_only_a_temporary_file_is_discarded_as_temporary(tmp_path: Path) -> None:
-    temporary, other = file_in(tmp_path, ".a.json.0123abcd.tmp"), file_in(tmp_path, "a.json")
-    discard_temporary(temporary)
-    with pytest.raises(StorageError, match="not a temporary file"):
-        discard_temporary(other)
-    assert (temporary.exists(), other.exists()) == (False, True)
-
-
 def aged(file: Path, seconds: float) -> Path:
     then = file.stat().st_mtime - seconds
     os.utime(file, (then, then))
@@ -426,194 +324,6 @@ def test_nothing_else_can_be_removed_as_a_model(place: str, model: str, tmp_path
     assert (tmp_path / place / "a.json").exists()
 
 
-def test_artifacts_on_this_machine_are_reached_directly(tmp_path: Path) -> None:
-    for uri in (str(tmp_path / "a b#c%20d"), (tmp_path / "a b#c%20d").as_uri()):
-        assert open_artifacts(uri, "sqlite://").local_root == tmp_path / "a b#c%20d"
-
-
-def test_artifacts_elsewhere_are_reached_through_mlflow() -> None:
-    remote = open_artifacts("mlflow-artifacts:/0/run/artifacts", "http://127.0.0.1:1")
-    assert isinstance(remote, RemoteArtifacts)
-    assert remote.local_root is None
-
-
-class Faulty(LocalArtifactRepository):
-    """MLflow's repository of a folder, which meets a list of errors before it answers."""
-
-    def __init__(self, folder: Path, errors: list[Exception]) -> None:
-        super().__init__(str(folder))
-        self.errors = errors
-        self.calls = 0
-
-    def list_artifacts(self, path: str | None = None) -> Any:
-        self.calls += 1
-        if self.errors:
-            raise self.errors.pop(0)
-        return super().list_artifacts(path)
-
-
-def http(status: int) -> Exception:
-    import requests
-
-    response = requests.Response()
-    response.status_code = status
-    return requests.HTTPError(f"{status}", response=response)
-
-
-@pytest.mark.parametrize(
-    "error", [ConnectionError("reset"), TimeoutError(), http(500), http(503), http(429), http(408)]
-)
-def test_what_may_pass_is_tried_again(error: Exception, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FullJitter", lambda **_: lambda state: 0)
-    repository = Faulty(root, [error, error, error])
-    assert [entry.name for entry in RemoteArtifacts(repository).entries()] == ["checkpoints"]
-    assert repository.calls == 4
-
-
-class Receiving(LocalArtifactRepository):  # type: ignore[misc] # MLflow has no types
-    """A store that notes where a file is received, and may be larger than it is, or meet a full disk there."""
-
-    def __init__(self, root: Path, size: int | None = None, error: Exception | None = None) -> None:
-        super().__init__(str(root))
-        (root / "file").write_bytes(b"content")
-        self.places: list[Path] = []
-        self._size = size
-        self._error = error
-
-    def list_artifacts(self, path: str | None = None) -> Any:
-        return [FileInfo(info.path, info.is_dir, self._size or info.file_size) for info in super().list_artifacts(path)]
-
-    def _download_file(self, remote_file_path: str, local_path: str) -> None:
-        self.places.append(Path(local_path))
-        if self._error is not None:
-            raise self._error
-        super()._download_file(remote_file_path, local_path)
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-def test_a_file_is_received_below_the_home_and_leaves_nothing_there(root: Path, home: Path) -> None:
-    repository = Receiving(root)
-    assert RemoteArtifacts(repository).read("file", 100) == b"content"
-    (place,) = repository.places
-    assert place.is_relative_to(home)
-    assert tree(home / "received") == {}
-
-
-def wrapped(error: Exception) -> Exception:
-    outer = RuntimeError("the download failed")
-    outer.__cause__ = error
-    return outer
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space"), wrapped(OSError(errno.EROFS, "Read-only"))])
-def test_a_full_disk_is_named_and_not_taken_for_the_store(error: Exception, root: Path, home: Path) -> None:
-    repository = Receiving(root, error=error)
-    with pytest.raises(StorageError, match="MLTRAIN_HOME") as refused:
-        RemoteArtifacts(repository).read("file", 100)
-    assert str(home / "received") in str(refused.value)
-    assert "store" not in str(refused.value)
-    assert len(repository.places) == 1
-
-
-def test_what_no_disk_has_room_for_is_refused_before_it_is_received(root: Path, home: Path) -> None:
-    repository = Receiving(root, size=2**60)
-    with pytest.raises(StorageError, match=f"{2**60} bytes of room in {home}"):
-        RemoteArtifacts(repository).read("file", 2**61)
-    assert repository.places == []
-
-
-def test_a_home_that_cannot_be_made_is_replaced_by_the_temporary_folder(root: Path, home: Path) -> None:
-    home.write_text("a file")
-    assert RemoteArtifacts(Receiving(root)).read("file", 100) == b"content"
-
-
-def test_what_killed_processes_had_received_is_removed_once_it_is_old(root: Path, home: Path) -> None:
-    for name, age in {"mltrain-old": 7200.0, "mltrain-new": 60.0}.items():
-        (home / "received" / name).mkdir(parents=True)
-        (home / "received" / name / "part").write_text("half")
-        for path in (home / "received" / name / "part", home / "received" / name):
-            os.utime(path, (time.time() - age,) * 2)
-    RemoteArtifacts(Receiving(root)).read("file", 100)
-    assert sorted(tree(home / "received")) == ["mltrain-new", "mltrain-new/part"]
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
-def test_what_will_not_pass_is_not_tried_again(status: int, root: Path) -> None:
-    repository = Faulty(root, [http(status)])
-    with pytest.raises(StorageError, match=str(status)):
-        RemoteArtifacts(repository).entries()
-    assert repository.calls == 1
-
-
-def denied() -> list[Exception]:
-    """How 403 arrives: from MLflow's listing of a bucket, from boto3's upload, and from a store that cannot do a thing."""
-    from boto3.exceptions import S3UploadFailedError
-    from botocore.exceptions import ClientError
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
-
-    answer = ClientError(
-        {"Error": {"Code": "AccessDenied", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "ListObjects"
-    )
-    hidden = S3UploadFailedError("Failed to upload: AccessDenied")
-    hidden.__context__ = answer
-    return [answer, hidden, MlflowException("no", error_code=PERMISSION_DENIED), NotImplementedError()]
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_a_refusal_is_recognised_wherever_it_is_hidden(number: int, root: Path) -> None:
-    repository = Faulty(root, [denied()[number]])
-    with pytest.raises(StorageError):
-        RemoteArtifacts(repository).entries()
-    assert repository.calls == 1
-
-
-def test_where_unfinished_uploads_may_not_be_listed_all_else_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import boto3
-    from botocore.stub import Stubber
-
-    from mltrain.store.remote import BucketArtifacts
-
-    client = boto3.client("s3", aws_access_key_id="x", aws_secret_access_key="y", region_name="us-east-1")
-    stubber = Stubber(client)
-    for _ in range(2):
-        stubber.add_client_error("list_multipart_uploads", "AccessDenied", http_status_code=403)
-    artifacts = open_artifacts("s3://bucket/0/run/artifacts", "sqlite://")
-    assert isinstance(artifacts, BucketArtifacts)
-    monkeypatch.setattr(artifacts._repository, "_get_s3_client", lambda: client)
-    with stubber, caplog.at_level(logging.WARNING):
-        assert (artifacts.litter(), artifacts.remove_litter()) == ([], 0)
-    stubber.assert_no_pending_responses()
-    assert "AccessDenied" in caplog.text
-
-
-def test_a_store_that_stays_away_is_given_up(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.05)
-    repository = Faulty(root, [ConnectionError("nobody there")] * 1000)
-    with caplog.at_level(logging.DEBUG), pytest.raises(StorageError, match="nobody there"):
-        RemoteArtifacts(repository).entries()
-    assert 1 < repository.calls < 1000
-
-
-def test_strange_names_of_a_remote_listing_are_left_out(root: Path) -> None:
-    from mlflow.entities import FileInfo
-
-    class Strange(LocalArtifactRepository):
-        def list_artifacts(self, path: str | None = None) -> Any:
-            return [FileInfo(f"{path}/{name}", False, 1) for name in ("fine", "..", "a\nb", ".hidden", "x%2e")]
-
-    assert [entry.name for entry in RemoteArtifacts(Strange(str(root))).entries("folder")] == ["fine"]
-
-
 def test_an_output_is_removed_with_its_folders_and_nothing_beside_it(artifacts: Artifacts, root: Path) -> None:
     for name in ("a01/parts/deep/file", "a01/output.json", "a02/output.json", "a010/x"):
         file_in((root / "output" / name).parent, Path(name).name)
@@ -650,23 +360,3 @@ def test_a_link_called_like_an_output_is_not_removed(root: Path, tmp_path: Path)
     with pytest.raises(StorageError, match="not a folder"):
         LocalArtifacts(root).remove_output("a01")
     assert (tmp_path / "precious" / "output.json").exists()
-
-
-def test_only_a_file_in_a_copy_of_an_output_can_be_discarded(tmp_path: Path) -> None:
-    copy = tmp_path / ("0a" * 32)
-    file_in(copy / "parts", "stray")
-    precious = file_in(tmp_path / "precious", "file")
-    (copy / "link").symlink_to(precious.parent)
-    for folder, file in (
-        (copy, precious),
-        (copy, copy),
-        (copy, copy / ".." / "precious" / "file"),
-        (copy, copy / "link" / "file"),
-        (precious.parent, precious),
-    ):
-        with pytest.raises(StorageError, match="was not removed"):
-            discard_cached(folder, file)
-    discard_cached(copy, copy / "parts" / "stray")
-    discard_cached(copy, copy / "link")
-    assert [path.name for path in copy.rglob("*")] == ["parts"]
-    assert precious.exists()

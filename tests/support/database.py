@@ -4,10 +4,14 @@ import atexit
 import shutil
 import sqlite3
 import tempfile
+import uuid
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 _template: list[Path] = []
+
+MORE_THAN_A_PAGE = 1005
 
 
 def fresh_database(target: Path, artifacts: Path) -> None:
@@ -23,3 +27,19 @@ def fresh_database(target: Path, artifacts: Path) -> None:
     with closing(sqlite3.connect(target)) as database:
         database.execute("UPDATE experiments SET artifact_location = ?", (str(artifacts / "0"),))
         database.commit()
+
+
+def many(tmp_path: Path, count: int, tags: Mapping[str, str], place: str = "{root}/0/{run}/artifacts") -> list[str]:
+    """Add runs newer than all others to the database, by the thousand."""
+    names = [uuid.uuid4().hex for _ in range(count)]
+    root = tmp_path / "mlruns"
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.executemany(
+            "INSERT INTO runs (run_uuid, name, user_id, status, start_time, end_time, lifecycle_stage, artifact_uri, "
+            "experiment_id) VALUES (?, ?, 'somebody', 'FINISHED', ?, ?, 'active', ?, 0)",
+            [(run, run, 2**42 + n, 2**42 + n, place.format(root=root, run=run)) for n, run in enumerate(names)],
+        )
+        rows = [(key, value, run) for run in names for key, value in tags.items()]
+        database.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", rows)
+        database.commit()
+    return names

@@ -90,6 +90,10 @@ class Workplace:
     def mltrain(self, *words: str | Path, timeout: float = 120, **environment: str) -> Done:
         return self.start(*words, **environment).wait(timeout)
 
+    def checkpoint_names(self, run_id: str) -> list[str]:
+        """The names of a run's checkpoints, the newest last."""
+        return [row["checkpoint"] for row in self.mltrain("checkpoints", run_id, "--json").json]
+
     def points(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
         """All (step, value) of every metric that does not tell the time, in the order of the store."""
         from mlflow import MlflowClient

@@ -2,7 +2,6 @@
 
 import os
 import pty
-import re
 import select
 import subprocess
 import sys
@@ -73,23 +72,6 @@ def test_a_pipeline_is_named_or_found_by_its_run(trained: TinyPipeline) -> None:
         "is not the run of a pipeline"
         in trained.workplace.mltrain("pipeline", "--run", training.run_id, "--status").err
     )
-
-
-def test_the_status_is_a_table_for_people_and_json_for_programs(trained: TinyPipeline) -> None:
-    shown = trained("--status").out
-    assert re.search(r"first +done +1/1 +val/loss 0\.\d+ +[0-9a-f]{32} +skip", shown)
-    assert re.search(r"second +stopped +0/1 .*resume +stopped at epoch 0 of 1", shown)
-    assert "Log of first: " in shown
-    rows = trained.status()
-    assert [row["state"] for row in rows.values()] == ["done", "done", "stopped"]
-    assert Path(rows["first"]["log"]).is_file()
-
-
-def test_a_status_before_anything_was_run_says_so(trained: TinyPipeline) -> None:
-    done = trained("--status", "experiment=another")
-    assert done.code == 0, done.err
-    assert "you have no run of it" in done.out
-    assert done.out.count("missing") == 3
 
 
 def test_a_stage_that_makes_files_is_no_project_of_its_own(trained: TinyPipeline) -> None:

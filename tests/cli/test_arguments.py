@@ -1,13 +1,11 @@
-"""What stands on the command line of ``mltrain train``, and what it means."""
+"""Words of a command line become a project and configuration keys."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mltrain.cli import main
 from mltrain.cli.arguments import parse
 from mltrain.config import NOT_GIVEN
 from mltrain.errors import UsageError
@@ -82,42 +80,3 @@ def test_nothing_given_is_changed_by_reading_it() -> None:
     words = ["one", "--lr", "3"]
     parse(words)
     assert words == ["one", "--lr", "3"]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there: nothing of this needs anybody
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["train"], "Which project? Name it: mltrain train PROJECT"),
-        (["train", "resume_run=''", "--config", ""], "Which project?"),
-        (["train", "--resume-run", "a", "--fork-run", "b"], "Give one of the two"),
-        (["train", "resume_run=a", "fork_run=b"], "Give one of the two"),
-        (["train", "no-such-project", "--lr", "3"], "There is no project 'no-such-project'"),
-        (["train", "project=no-such-project", "lr=3"], "There is no project 'no-such-project'"),
-        (["train", "--default-project", "no-such-default"], "There is no project 'no-such-default'"),
-        (["train", "no-such-project", "--default-project", "segmentation"], "There is no project 'no-such-project'"),
-        (["train", "--resume-run", "../../etc"], "is not the id of a run"),
-        (["train", "resume_run=ABCDEF"], "is not the id of a run"),
-        (["train", "one", "two"], "is a second project after 'one'"),
-    ],
-)
-def test_a_mistake_is_one_message_and_exit_code_2(
-    words: list[str], said: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["mltrain", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    printed = capsys.readouterr()
-    assert ended.value.code == 2
-    assert said in printed.err
-    assert printed.err.startswith("Error: ")
-    assert "Traceback" not in printed.err
-    assert printed.out == ""
-    assert not (here / "home").exists(), "nothing was begun"

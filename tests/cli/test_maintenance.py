@@ -1,0 +1,44 @@
+"""``mltrain import`` and ``mltrain doctor``."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.workplace import Workplace
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_foreign_checkpoint_becomes_the_first_of_a_run_that_trains_on(compiled: bool, workplace: Workplace) -> None:
+    run_id = workplace.mltrain("train", "tiny.py", "epochs=2").run_id
+    parts = workplace.weights(run_id)
+    prefix = "_orig_mod." if compiled else "module."
+    foreign = {
+        "state_dict": {prefix + name: tensor for name, tensor in parts["model"].items()},
+        "optimizer_state_dict": parts["optimizer"],
+        "epoch": 2,
+        "history": {"train/loss": [0.7, 0.6]},
+        "args": "unknown",
+    }
+    torch.save(foreign, workplace.folder / "foreign.pth")
+    imported = workplace.mltrain("import", "foreign.pth", "tiny.py", "epochs=3")
+    assert imported.code == 0, imported.err
+    assert "taken  optimizer" in imported.out
+    assert "left   args" in imported.out
+    resumed = workplace.mltrain("train", "--resume-run", imported.run_id)
+    assert resumed.code == 0, resumed.err
+    assert "epoch 3 of 3" in resumed.out
+
+
+def test_an_import_without_a_project_keeps_the_weights_as_they_are(workplace: Workplace) -> None:
+    torch.save({"layer.weight": torch.arange(6.0)}, workplace.folder / "plain.pt")
+    imported = workplace.mltrain("import", "plain.pt")
+    assert imported.code == 0, imported.err
+    workplace.mltrain("pull", imported.run_id, "--checkpoint", "latest", "--to", "out")
+    assert load_file(workplace.folder / "out" / "model.safetensors")["layer.weight"].equal(torch.arange(6.0))
+
+
+def test_doctor_finds_a_sound_machine_and_leaves_nothing_behind(workplace: Workplace) -> None:
+    done = workplace.mltrain("doctor", "--json")
+    assert done.code == 0, done.err
+    assert {finding["what"]: finding["state"] for finding in done.json}["artifact store"] == "good"
+    assert workplace.mltrain("runs", "--json").json == []

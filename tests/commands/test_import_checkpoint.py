@@ -1,0 +1,50 @@
+"""Foreign files are read without running code, and what they hold is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mltrain.commands.import_checkpoint import read
+from mltrain.errors import DamagedCheckpoint, UsageError
+
+
+def test_weights_optimizer_and_epoch_are_found_and_the_rest_is_named(tmp_path: Path) -> None:
+    weights = {"layer.weight": torch.arange(4.0)}
+    torch.save(
+        {"state_dict": weights, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3, "args": 1},
+        tmp_path / "a.pth",
+    )
+    found = read(tmp_path / "a.pth")
+    assert found.model["layer.weight"].equal(weights["layer.weight"])
+    assert found.optimizer == {"state": {}, "param_groups": []}
+    assert found.epoch == 3
+    assert "args" in found.ignored
+
+
+def test_bare_weights_are_weights(tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.ones(2)}, tmp_path / "a.pt")
+    assert set(read(tmp_path / "a.pt").model) == {"layer.weight"}
+
+
+class Code:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("executed",)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": Code()}, tmp_path / "a.pth")
+    with pytest.raises(DamagedCheckpoint):
+        read(tmp_path / "a.pth")
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_what_is_no_file_or_holds_no_weights_is_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "a.pth")
+    for file, message in (
+        (tmp_path / "a.pth", "no weights"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "b.pth", "no file"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            read(file)

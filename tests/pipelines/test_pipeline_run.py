@@ -1,0 +1,35 @@
+"""A pipeline's run and those of its stages are found among many."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mltrain.pipeline import Pipeline, Stage
+from mltrain.pipelines.pipeline_run import children, newest_parent
+from mltrain.run.opening import user
+from mltrain.tracking.client import TrackingClient, connect
+from tests.support import tiny
+from tests.support.database import MORE_THAN_A_PAGE, fresh_database, many
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return connect()
+
+
+def test_the_run_of_a_pipeline_is_found_behind_a_thousand_runs_of_its_stages(
+    server: TrackingClient, tmp_path: Path
+) -> None:
+    pipeline = Pipeline("long", [Stage("first", tiny.Config, build=tiny.build)])
+    own = {"mltrain.pipeline": "long", "mlflow.user": user()}
+    (parent,) = many(tmp_path, 1, own)
+    stages = many(tmp_path, MORE_THAN_A_PAGE, {**own, "mltrain.stage": "first", "mlflow.parentRunId": parent})
+    found = newest_parent(server, pipeline, "0")
+    assert found is not None
+    assert found.info.run_id == parent
+    client = MlflowClient(server.uri)
+    assert {run.info.run_id for run in children(server, client.get_run(parent), "first")} == set(stages)

@@ -1,0 +1,24 @@
+"""What a pipeline was asked for is recorded, and rebuilt from its stages."""
+
+import json
+
+import pytest
+
+from tests.support.example_pipelines import TinyPipeline
+from tests.support.workplace import Workplace
+
+
+@pytest.fixture
+def tiny(workplace: Workplace) -> TinyPipeline:
+    return TinyPipeline(workplace)
+
+
+def test_a_damaged_record_of_what_was_asked_for_is_rebuilt_from_the_stages(tiny: TinyPipeline) -> None:
+    parent = tiny("--mode", "resume", "epochs=1", "first.lr=0.02").run_id
+    (tiny.artifacts(parent) / "config.json").write_text("{")
+    done = tiny("--mode", "skip")
+    assert done.code == 0, done.err
+    assert "is rebuilt from the runs of its stages" in done.err
+    assert done.out.count(": skip (") == 3
+    recorded = json.loads((tiny.artifacts(parent) / "config.json").read_text())
+    assert recorded["config"]["stages"]["first"]["lr"] == 0.02

@@ -1,0 +1,60 @@
+"""Every module of mltrain has its test file at the same place in tests/, or is listed here with the reason."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "mltrain"
+DECLARATIONS = "declares names or protocols and does nothing"
+ELSEWHERE = {
+    "checkpoint/backlog.py": "checkpoint/test_committer.py",
+    "checkpoint/damage.py": "checkpoint/test_committer.py",
+    "checkpoint/drafts.py": "test_manager.py",
+    "checkpoint/notes.py": "test_manager.py",
+    "checkpoint/ports.py": DECLARATIONS,
+    "checkpoint/reader.py": "checkpoint/test_store.py",
+    "checkpoint/settings.py": DECLARATIONS,
+    "commands/compare.py": "cli/test_runs.py",
+    "commands/doctor.py": "cli/test_maintenance.py",
+    "commands/prune.py": "faults/test_retention.py",
+    "commands/result.py": DECLARATIONS,
+    "commands/resume_source.py": "commands/test_train.py",
+    "commands/train_request.py": "commands/test_train.py",
+    "delivery/backlog.py": "delivery/test_sync.py",
+    "delivery/identity.py": "delivery/test_creation.py",
+    "delivery/media.py": "delivery/test_images.py",
+    "delivery/outbox.py": "delivery/test_images.py",
+    "errors.py": "cli/test_errors.py",
+    "ownership/attempts.py": "ownership/test_reaper.py",
+    "ownership/hold.py": "run/test_tracked.py",
+    "pipelines/file_stage.py": "pipelines/test_runner.py",
+    "run/ending.py": "run/test_tracked.py",
+    "run/listing.py": "run/test_opening.py",
+    "run/record.py": "run/test_tracked.py",
+    "run/removal_log.py": "checkpoint/test_pruner.py",
+    "store/durable.py": "checkpoint/test_staging.py",
+    "store/local.py": "store/test_artifacts.py",
+    "tracking/places.py": "run/test_opening.py",
+    "tracking/registry.py": "faults/test_retention.py",
+    "tracking/tags.py": DECLARATIONS,
+    "trainer/means.py": "trainer/test_loop.py",
+    "trainer/ports.py": DECLARATIONS,
+}
+"""Modules whose statements are about what uses them: where those statements are."""
+
+
+def modules() -> dict[str, str]:
+    """Return each module with the test file that would mirror it."""
+    found = [file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py") if not file.stem.startswith("__")]
+    return {path.as_posix(): (path.parent / f"test_{path.name}").as_posix() for path in found}
+
+
+def test_every_module_has_its_test_file_or_is_listed() -> None:
+    missing = [module for module, mirror in modules().items() if not (TESTS / mirror).is_file()]
+    assert sorted(set(missing) - ELSEWHERE.keys()) == []
+
+
+def test_the_list_names_nothing_that_is_gone_or_mirrored() -> None:
+    known = modules()
+    assert [module for module in ELSEWHERE if module not in known] == []
+    assert [module for module in ELSEWHERE if (TESTS / known[module]).is_file()] == []
+    assert [file for file in ELSEWHERE.values() if file != DECLARATIONS and not (TESTS / file).is_file()] == []
