@@ -28,7 +28,6 @@ from mltrain.checkpoint.codec import decode, encode
 from mltrain.checkpoint.finite import nonfinite
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
-from mltrain.commands.evaluate import reader
 from mltrain.commands.result import Outcome, Silence
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
@@ -36,6 +35,7 @@ from mltrain.errors import MltrainError, NonFiniteLoss
 from mltrain.history import History
 from mltrain.project import Project, find
 from mltrain.rng import seed_everything
+from mltrain.run.checkpoints import open_checkpoints
 from mltrain.state import Progress
 from mltrain.tracking.client import connect
 from mltrain.trainer.loop import Trainer
@@ -322,7 +322,7 @@ def _places(folder: Path) -> dict[str, str]:
 
 def _recorded(folder: Path, run_id: str) -> _Trained:
     server = connect(_places(folder)["MLFLOW_TRACKING_URI"])
-    manifest, parts = reader(run_id, server).load("latest")
+    manifest, parts = open_checkpoints(run_id, server).load("latest")
     keys = [key for key in server.run(run_id).data.metrics if not key.startswith(_CLOCKS)]
     points = {key: {p.step: p.value for p in server.client.get_metric_history(run_id, key)} for key in keys}
     return _Trained(parts, points, manifest.step)

@@ -21,9 +21,9 @@ def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
     """List the checkpoints of a run, the newest last; mark abandoned ones."""
     from mltrain.checkpoint.lineage import current_line
     from mltrain.checkpoint.retention import best_of
-    from mltrain.commands.evaluate import reader
+    from mltrain.run.checkpoints import open_checkpoints
 
-    found = reader(run_id)
+    found = open_checkpoints(run_id)
     manifests = found.all()
     line = current_line(manifests)
     best, on_line, pins = best_of(line, found.context), {manifest.id for manifest in line}, found.context.pins
@@ -66,9 +66,9 @@ def inspect(
     run_id: str = _RUN, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
 ) -> None:
     """Show a checkpoint: parts, sizes, metrics, versions, and whether it is complete and intact."""
-    from mltrain.commands.evaluate import reader
+    from mltrain.run.checkpoints import open_checkpoints
 
-    found = reader(run_id)
+    found = open_checkpoints(run_id)
     manifest = found.first(checkpoint)
     problems = found.store.problems(manifest)
     parts = _parts(manifest)
@@ -107,10 +107,10 @@ def inspect(
 def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
     """Compare every file of every checkpoint with its digest; list damaged, uncommitted and temporary files."""
     from mltrain.checkpoint.manifest import CheckpointId
-    from mltrain.commands.evaluate import reader
     from mltrain.errors import DamagedCheckpoint
+    from mltrain.run.checkpoints import open_checkpoints
 
-    store, intact, wrong = reader(run_id).store, [], {}
+    store, intact, wrong = open_checkpoints(run_id).store, [], {}
 
     def damaged(identity: CheckpointId, error: DamagedCheckpoint) -> None:
         wrong[identity.name] = [str(error)]
@@ -149,25 +149,25 @@ def pin(
     reason: str = typer.Option("", "--reason", help="Why the checkpoint must stay."),
 ) -> None:
     """Protect a checkpoint from every retention policy."""
-    from mltrain.commands.evaluate import reader
+    from mltrain.run.checkpoints import open_checkpoints
     from mltrain.tracking.client import connect
     from mltrain.tracking.tags import PIN_PREFIX
 
     server = connect()
-    manifest = reader(run_id, server).first(checkpoint)
+    manifest = open_checkpoints(run_id, server).first(checkpoint)
     server.once.set_tag(run_id, f"{PIN_PREFIX}{manifest.name}", reason or "pinned by hand")
     print(f"{manifest.title} ({manifest.name}) is pinned.")
 
 
 def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint", help=_WHICH)) -> None:
     """Let retention decide about a checkpoint again."""
-    from mltrain.commands.evaluate import reader
     from mltrain.errors import NoCheckpoint
+    from mltrain.run.checkpoints import open_checkpoints
     from mltrain.tracking.client import connect
     from mltrain.tracking.tags import PIN_PREFIX
 
     server = connect()
-    found = reader(run_id, server)
+    found = open_checkpoints(run_id, server)
     manifest = found.first(checkpoint)
     if manifest.id not in found.context.pins:
         pinned = ", ".join(identity.name for identity in found.context.pins) or "none"

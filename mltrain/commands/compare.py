@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mltrain.commands.evaluate import reader
 from mltrain.errors import MltrainError, StorageError
 from mltrain.ownership.attempts import recorded_config
+from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.listing import row
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
@@ -74,7 +74,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 def _best(server: TrackingClient, run_id: str) -> dict[str, Any]:
     try:
-        manifest = reader(run_id, server).first("best")
+        manifest = open_checkpoints(run_id, server).first("best")
     except MltrainError:
         return {}
     return {"epoch": manifest.epoch, "step": manifest.step, **manifest.metrics}

@@ -10,7 +10,7 @@ import torch
 
 from mltrain import device as devices
 from mltrain.checkpoint.codec import STATE_TREE, decode_weights
-from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
+from mltrain.checkpoint.manifest import FILE_NAME, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader, Received
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
@@ -20,15 +20,14 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
 from mltrain.restoring.modules import fitted
 from mltrain.rng import own_rng, seed_everything
+from mltrain.run.checkpoints import meaning_of_best, open_checkpoints
 from mltrain.run.stage_outputs import fetched_inputs
-from mltrain.run.tracked import pins_of
 from mltrain.steps import HasDevice, HasParts, floats
 from mltrain.store.durable import replace_file
 from mltrain.task import Task
 from mltrain.tracking import names
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
-from mltrain.tracking.tags import BEST_METRIC_TAG, BEST_MODE_TAG
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +48,6 @@ class Evaluation:
     run_id: str
     manifest: Manifest
     metrics: Mapping[str, float]
-
-
-def reader(run_id: str, server: TrackingClient | None = None) -> CheckpointReader:
-    """Return the checkpoints of a run, to be read.
-
-    Raises:
-        RunNotFound, TrackingError: the run cannot be reached.
-    """
-    server = server or connect()
-    run = server.run(run_id)
-    artifacts = artifacts_of(server, run)
-    metric, mode = meaning_of_best(run)
-    pins = {identity: why for name, why in pins_of(run).items() if (identity := CheckpointId.parse(name))}
-    return CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), pins, metric, mode))
 
 
 def pull(
@@ -96,7 +81,7 @@ def pull(
     if run_id is None:
         assert experiment is not None
         run_id = best_run(server, experiment, metric, mode)
-    checkpoints = reader(run_id, server)
+    checkpoints = open_checkpoints(run_id, server)
     candidates = checkpoints.matching(checkpoint)
     if not candidates and checkpoint == "best":
         candidates = checkpoints.matching("latest")
@@ -135,7 +120,7 @@ def load_best(
     if run_id is None:
         assert experiment is not None
         run_id = best_run(server, experiment, metric, mode)
-    checkpoints = reader(run_id, server)
+    checkpoints = open_checkpoints(run_id, server)
     candidates = checkpoints.matching("best")
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such("best"))
@@ -209,7 +194,7 @@ def evaluate(
         NoCheckpoint, StateMismatch, DataError: it cannot be evaluated.
     """
     server = connect()
-    checkpoints = reader(run_id, server)
+    checkpoints = open_checkpoints(run_id, server)
     recorded = recorded_config(checkpoints.store.artifacts)
     found = find(project) if project else find(str(recorded.get("project") or ""), recorded=True)
     candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
@@ -252,9 +237,3 @@ def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise StateMismatch(f"the part {name!r}: {type(error).__name__}: {error}") from error
     return task
-
-
-def meaning_of_best(run: Any) -> tuple[str, Mode]:
-    """Return the metric that decides which checkpoint of a run is best, and whether less or more of it is better."""
-    tags = run.data.tags
-    return tags.get(BEST_METRIC_TAG, "val/loss"), "max" if tags.get(BEST_MODE_TAG) == "max" else "min"

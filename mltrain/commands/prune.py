@@ -17,11 +17,11 @@ from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Policy, Removal, best_of
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.checks import policy_of
-from mltrain.commands.evaluate import reader
 from mltrain.config import Config
 from mltrain.errors import ConfigError, DamagedCheckpoint, MltrainError, RunHeld, RunNotFound, StorageError
 from mltrain.ownership.attempts import CONFIG_FILE, last_attempt
 from mltrain.ownership.run_folder import lock_if_here
+from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.listing import state
 from mltrain.run.removal_log import Removals
 from mltrain.store.artifacts import Artifacts
@@ -151,7 +151,7 @@ def carry_out(server: TrackingClient, plan: RunPlan) -> int:
 
 def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
     run_id, experiment_id = run.info.run_id, run.info.experiment_id
-    checkpoints = reader(run_id, server)
+    checkpoints = open_checkpoints(run_id, server)
     store, context = checkpoints.store, checkpoints.context
     survey = store.survey()
     manifests, litter = tuple(checkpoints.noted(survey.manifests)), tuple(store.artifacts.litter(DEAD_SECONDS))
@@ -238,7 +238,7 @@ def _best_runs(server: TrackingClient, runs: Sequence[Any], count: int) -> set[s
     values: list[tuple[float, str]] = []
     for run in runs:
         try:
-            checkpoints = reader(run.info.run_id, server)
+            checkpoints = open_checkpoints(run.info.run_id, server)
             context = checkpoints.context
             best = best_of(current_line(checkpoints.all()), context)
         except (RunNotFound, StorageError) as error:  # its plan says so as well

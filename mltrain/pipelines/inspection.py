@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mltrain.checkpoint.reader import CheckpointReader
-from mltrain.commands.evaluate import reader
 from mltrain.config import Config
 from mltrain.errors import DamagedCheckpoint, MltrainError, RunNotFound
 from mltrain.ownership.attempts import recorded_config
@@ -18,6 +17,7 @@ from mltrain.project import source_of
 from mltrain.provenance import fingerprint
 from mltrain.provenance.written import units_of
 from mltrain.run import stage_outputs as outputs
+from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.listing import state
 from mltrain.run.stage_outputs import Output
 from mltrain.store.allowlist import UnusableArtifacts
@@ -90,7 +90,7 @@ def survey(server: TrackingClient, parent: Any, stage: Stage, recipe: Recipe, mo
 
 def _surveyed(server: TrackingClient, run: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
     artifacts = artifacts_of(server, run)
-    checkpoints = reader(run.info.run_id, server)
+    checkpoints = open_checkpoints(run.info.run_id, server)
     record = _record(run, artifacts, checkpoints, recipe)
     changed = changes(record, recipe)
     epoch = int(run.data.metrics["epoch"]) if "epoch" in run.data.metrics else None
@@ -138,7 +138,7 @@ def handed_on(server: TrackingClient, stage: Stage, run_id: str) -> Output:
     """
     run = server.run(run_id)
     artifacts = artifacts_of(server, run)
-    output, wrong, _ = verified(stage, run_id, artifacts, reader(run_id, server))
+    output, wrong, _ = verified(stage, run_id, artifacts, open_checkpoints(run_id, server))
     if output is None:
         raise DamagedCheckpoint(f"Run {run_id} cannot take the place of the stage {stage.name!r}: {wrong}.")
     return output

@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from mltrain import device as devices
-from mltrain.commands.evaluate import reader
 from mltrain.errors import DataError, MltrainError
 from mltrain.rng import own_rng
+from mltrain.run.checkpoints import open_checkpoints
 from projects.segmentation.folders import pictures_in
 from projects.style_transfer.flow import even_times
 from projects.style_transfer.pictures import as_pixels, read_pictures
@@ -35,7 +35,7 @@ def load_translator(run_id: str, checkpoint: str = "best", device: str = "auto")
         DataError: the run is one of another project.
 
     """
-    checkpoints = reader(run_id)
+    checkpoints = open_checkpoints(run_id)
     _, (parts, params) = checkpoints.load_configured(checkpoint)
     if not {"model", "codec", "styles"} <= parts.keys():
         raise DataError(f"Run {run_id} is no style transfer: its checkpoints hold {', '.join(sorted(parts))}.")

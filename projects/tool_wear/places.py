@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mltrain.commands.evaluate import reader
 from mltrain.errors import UsageError
 from mltrain.manager import CheckpointManager
+from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.opening import open_run
 from mltrain.trainer.ports import NullSaver, NullTracker, Saver, Tracker
 from projects.tool_wear import checkpoint_file
@@ -99,7 +99,7 @@ class Run:
         Raises:
             RunNotFound, TrackingError, NoCheckpoint: there is no such run, or it has no intact checkpoint.
         """
-        return reader(self.id).load("latest")[1]
+        return open_checkpoints(self.id).load("latest")[1]
 
     @contextmanager
     def opened(self) -> Iterator[Opened]:

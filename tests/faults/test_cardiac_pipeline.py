@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mltrain.commands.evaluate import reader
 from mltrain.run import stage_outputs as outputs
+from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.local import LocalArtifacts
 from mltrain.tracking.client import TrackingClient
 from tests.support.equality import same
@@ -81,7 +81,7 @@ class Cardiac:
         return MlflowClient(self.workplace.uri)
 
     def parts(self, run_id: str) -> object:
-        return reader(run_id, TrackingClient(self.workplace.uri, self.client)).load("latest")[1]
+        return open_checkpoints(run_id, TrackingClient(self.workplace.uri, self.client)).load("latest")[1]
 
 
 @pytest.fixture(scope="module")

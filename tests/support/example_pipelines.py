@@ -7,7 +7,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from mltrain.commands.evaluate import reader
+from mltrain.run.checkpoints import open_checkpoints
 from mltrain.tracking.client import TrackingClient
 from tests.support.equality import same
 from tests.support.workplace import Done, Started, Workplace
@@ -68,7 +68,7 @@ class TinyPipeline:
 
     def weights(self, stage: str) -> dict[str, Any]:
         """Every part of a stage's newest checkpoint."""
-        return reader(self.run_of(stage), TrackingClient(self.workplace.uri, self.client)).load("latest")[1]
+        return open_checkpoints(self.run_of(stage), TrackingClient(self.workplace.uri, self.client)).load("latest")[1]
 
     def same_as(self, other: "TinyPipeline") -> bool:
         """Whether both models are those of another pipeline, bit by bit, with optimizer, counters and random numbers."""

@@ -106,8 +106,8 @@ class Workplace:
         """Every part of the newest checkpoint, flattened to tensors by name."""
         from mlflow import MlflowClient
 
-        from mltrain.commands.evaluate import reader
+        from mltrain.run.checkpoints import open_checkpoints
         from mltrain.tracking.client import TrackingClient
 
-        found = reader(run_id, TrackingClient(self.uri, MlflowClient(self.uri)))
+        found = open_checkpoints(run_id, TrackingClient(self.uri, MlflowClient(self.uri)))
         return found.load("latest")[1]
