@@ -4,30 +4,24 @@ Text is parsed by the type of the field that it is meant for, never by YAML's gu
 PyYAML reads a string, and ``no`` stays a string where a string is wanted.
 """
 
-import copy
 import json
-import os
-import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mltrain.configuration.fields import is_place, merge, typed_entry
+from mltrain.configuration.files import known_names, presets_of, read_mapping
+from mltrain.configuration.secrets import (
+    masked_secrets,
+    secrets_of,
+    secrets_of_environment,
+    variable_of,
+    without_redacted,
+)
 from mltrain.errors import ConfigError, nearest
-from mltrain.redaction import DEFAULT, REDACTED, is_secret, redacted_tree, remember
-
-NOT_GIVEN = frozenset({"", "''", '""', "none", "None", "null", "~"})
-"""Words that mean "not given", so that every empty parameter of an MLproject may arrive."""
-
-RESERVED = frozenset({"project", "resume_run", "resume_from", "fork_run", "processes", "preset", "config", "presets"})
-"""Keys that belong to the command line or to the file, and can therefore not be fields of a configuration."""
-
-_MAX_FILE_BYTES = 1_000_000
+from mltrain.redaction import redacted_tree, remember
 
 
 class Config(BaseModel):
@@ -114,28 +108,28 @@ class Config(BaseModel):
         Raises:
             ConfigError: an unknown key (with the nearest known one), a wrong type, or a file that cannot be read.
         """
-        merged, missing = _without_redacted(dict(base or {}))
-        _merge(merged, _secrets_of_environment(cls))
+        merged, missing = without_redacted(dict(base or {}))
+        merge(merged, secrets_of_environment(cls))
         overlays: dict[str, Mapping[str, Any]] = dict(cls.presets)
         for file in files:
             content = read_mapping(file)
-            overlays.update(_presets_of(content.pop("presets", {}), file))
-            _merge(merged, cls._typed(content, str(file)))
+            overlays.update(presets_of(content.pop("presets", {}), file))
+            merge(merged, cls._typed(content, str(file)))
         if preset is not None:
             if preset not in overlays:
                 raise ConfigError(
-                    f"There is no preset {preset!r}. {_known('presets', overlays)}{nearest(preset, overlays)}"
+                    f"There is no preset {preset!r}. {known_names('presets', overlays)}{nearest(preset, overlays)}"
                 )
-            _merge(merged, cls._typed(overlays[preset], f"preset {preset}"))
-        _merge(merged, cls._typed(overrides or {}, "the command line"))
+            merge(merged, cls._typed(overlays[preset], f"preset {preset}"))
+        merge(merged, cls._typed(overrides or {}, "the command line"))
         for key in missing:
             if not _has(merged, key.split(".")):
                 raise ConfigError(
                     f"{key} was recorded without its secret. Give it again as {key}=…, or in the environment variable "
-                    f"{_variable(key)}."
+                    f"{variable_of(key)}."
                 )
         config = cls._validated(merged)
-        remember(_secrets(config))
+        remember(secrets_of(config))
         return config
 
     @classmethod
@@ -145,10 +139,10 @@ class Config(BaseModel):
         Raises:
             ConfigError: the file has no such preset.
         """
-        overlays = _presets_of(read_mapping(file).get("presets", {}), file)
+        overlays = presets_of(read_mapping(file).get("presets", {}), file)
         if preset not in overlays:
             raise ConfigError(
-                f"{file} has no preset {preset!r}. {_known('presets', overlays)}{nearest(preset, overlays)}"
+                f"{file} has no preset {preset!r}. {known_names('presets', overlays)}{nearest(preset, overlays)}"
             )
         return overlays[preset]
 
@@ -157,7 +151,7 @@ class Config(BaseModel):
         """Return ``given`` with its dotted keys nested and its texts parsed by the types of their fields."""
         typed: dict[str, Any] = {}
         for key, value in given.items():
-            _merge(typed, _typed_entry(cls, str(key).split("."), str(key), value, source))
+            merge(typed, typed_entry(cls, str(key).split("."), str(key), value, source))
         return typed
 
     @classmethod
@@ -172,7 +166,7 @@ class Config(BaseModel):
 
         ``load(base=...)`` gives the same configuration back, and asks for the secrets.
         """
-        masked: dict[str, Any] = redacted_tree(_masked(self, self.model_dump(mode="json")))
+        masked: dict[str, Any] = redacted_tree(masked_secrets(self, self.model_dump(mode="json")))
         return masked
 
     def flattened(self) -> dict[str, str]:
@@ -197,230 +191,19 @@ class Config(BaseModel):
         if name in cls.execution_fields:
             return False
         field = cls.model_fields.get(name)
-        return field is None or not _is_place(field.annotation)
+        return field is None or not is_place(field.annotation)
 
     def places(self) -> dict[str, Path]:
         """The fields that name files or folders, where they are given."""
         return {
             name: value
             for name, field in type(self).model_fields.items()
-            if _is_place(field.annotation) and (value := getattr(self, name)) is not None
+            if is_place(field.annotation) and (value := getattr(self, name)) is not None
         }
 
     def data_places(self) -> dict[str, Path]:
         """The places that hold data: all but those of :attr:`output_fields`."""
         return {name: place for name, place in self.places().items() if name not in self.output_fields}
-
-
-def read_mapping(file: Path) -> dict[str, Any]:
-    """Read a YAML or JSON file whose top level is a mapping; every scalar of a YAML file stays text.
-
-    Raises:
-        ConfigError: the file is missing, too large, malformed, has duplicate keys, aliases or Python tags.
-    """
-    try:
-        if file.stat().st_size > _MAX_FILE_BYTES:
-            raise ConfigError(f"{file} has more than {_MAX_FILE_BYTES} bytes: no configuration is that large.")
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"The configuration {file} cannot be read: {error.strerror or error}.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"The configuration {file} is not UTF-8 text.") from None
-    except ValueError as error:  # a name with a NUL
-        raise ConfigError(f"The configuration {file} cannot be read: {error}.") from None
-    try:
-        content = json.loads(text, object_pairs_hook=_unique) if file.suffix == ".json" else _yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is not a valid {file.suffix.lstrip('.').upper() or 'YAML'} file: {error}") from None
-    if content is None or content == "":
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds a {type(content).__name__} at its top level; a mapping of keys was expected.")
-    return content
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML whose scalars all stay text, without aliases (they can be a bomb), tags and duplicate keys."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own attribute
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        return _unique(
-            [(self.construct_object(k, deep=True), self.construct_object(v, deep=True)) for k, v in node.value]
-        )
-
-
-_PlainLoader.add_constructor(
-    "tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(typing.cast(yaml.MappingNode, node))
-)
-
-
-def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader, made stricter above
-
-
-def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    mapping: dict[Any, Any] = {}
-    for key, value in pairs:
-        if not isinstance(key, str):
-            raise ValueError(f"keys are text; {key!r} is not")
-        if key in mapping:
-            raise ValueError(f"the key {key!r} stands twice")
-        mapping[key] = value
-    return mapping
-
-
-def _presets_of(content: Any, file: Path) -> dict[str, Mapping[str, Any]]:
-    if isinstance(content, dict) and all(isinstance(overlay, dict) or overlay == "" for overlay in content.values()):
-        return {name: overlay or {} for name, overlay in content.items()}
-    raise ConfigError(f"{file}: 'presets' has to map each name to a mapping of keys.")
-
-
-def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
-    for key, value in new.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = copy.deepcopy(value)
-
-
-def _typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, source: str) -> dict[str, Any]:
-    name, rest = path[0], path[1:]
-    field = model.model_fields.get(name)
-    if field is None:
-        known = [known for known in model.model_fields if known not in RESERVED]
-        hint = " It belongs on the command line." if name in RESERVED else nearest(name, known)
-        raise ConfigError(f"Unknown key {key!r} (from {source}).{hint} {_known('keys', known)}")
-    nested = _model_in(field.annotation)
-    if rest:
-        if nested is None:
-            raise ConfigError(f"Unknown key {key!r} (from {source}): {name!r} has no keys of its own.")
-        return {name: _typed_entry(nested, rest, key, value, source)}
-    if nested is not None and isinstance(value, Mapping):
-        inner: dict[str, Any] = {}
-        for sub, sub_value in value.items():
-            _merge(inner, _typed_entry(nested, str(sub).split("."), f"{key}.{sub}", sub_value, source))
-        return {name: inner}
-    parsed = _parsed(field, value, key, source)
-    # What is not given and has no default is as if it were absent.
-    return {} if parsed is PydanticUndefined else {name: parsed}
-
-
-def _parsed(field: FieldInfo, value: Any, key: str, source: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    if _is_place(field.annotation) and value not in NOT_GIVEN:
-        try:
-            return str(Path(value).expanduser().absolute())  # so that a resume finds it from anywhere on this machine
-        except RuntimeError as error:
-            raise ConfigError(f"{key} (from {source}): {value!r:.80} is no path here: {error}") from None
-    if value in NOT_GIVEN:
-        if _allows(field.annotation, type(None)):
-            return None
-        if _allows(field.annotation, str) and value in ("", "''", '""'):
-            return ""
-        return field.get_default(call_default_factory=True)
-    if not _allows(field.annotation, str) and value[:1] in "[{" and _allows_collection(field.annotation):
-        try:
-            return _yaml(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{key} (from {source}): {value!r:.80} is not a list or mapping: {error}") from None
-    return value
-
-
-def _members(annotation: Any) -> Iterator[Any]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        for member in typing.get_args(annotation):
-            yield from _members(member)
-    elif typing.get_origin(annotation) is typing.Annotated:
-        yield from _members(typing.get_args(annotation)[0])
-    else:
-        yield annotation
-
-
-def _allows(annotation: Any, wanted: type) -> bool:
-    return wanted in _members(annotation)
-
-
-def _allows_collection(annotation: Any) -> bool:
-    return any(
-        (typing.get_origin(member) or member) in (list, tuple, dict, set, frozenset) for member in _members(annotation)
-    )
-
-
-def _is_place(annotation: Any) -> bool:
-    return _allows(annotation, Path)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    return next((m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)), None)
-
-
-def _is_secret(name: str, field: FieldInfo, value: str) -> bool:
-    return _allows(field.annotation, SecretStr) or (_allows(field.annotation, str) and is_secret(name, value))
-
-
-def _plain(value: Any) -> Any:
-    return value.get_secret_value() if isinstance(value, SecretStr) else value
-
-
-def _secrets(config: BaseModel) -> Iterator[str]:
-    """Yield the values of a configuration that are secrets."""
-    for name, field in type(config).model_fields.items():
-        value = _plain(getattr(config, name))
-        if isinstance(value, BaseModel):
-            yield from _secrets(value)
-        elif isinstance(value, str) and _is_secret(name, field, value):
-            yield value
-
-
-def _masked(config: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
-    masked = dict(values)
-    for name, field in type(config).model_fields.items():
-        value = _plain(getattr(config, name))
-        if isinstance(value, BaseModel) and isinstance(values.get(name), dict):
-            masked[name] = _masked(value, values[name])
-        elif value and isinstance(value, str) and _is_secret(name, field, value):
-            masked[name] = DEFAULT if value == _plain(field.get_default(call_default_factory=True)) else REDACTED
-    return masked
-
-
-def _variable(key: str) -> str:
-    return f"MLTRAIN_{key.upper().replace('.', '__')}"
-
-
-def _secrets_of_environment(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Return the secrets of a configuration that stand in the environment: ``api_key`` as ``MLTRAIN_API_KEY``."""
-    found: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        nested = _model_in(field.annotation)
-        if nested is not None:
-            inner = _secrets_of_environment(nested, f"{prefix}{name}.")
-            if inner:
-                found[name] = inner
-        elif (given := os.environ.get(_variable(prefix + name))) and _is_secret(name, field, given):
-            found[name] = given
-    return found
-
-
-def _without_redacted(values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Return recorded values without those whose secrets were taken out, and the keys of these."""
-    kept: dict[str, Any] = {}
-    missing: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            kept[name], inner = _without_redacted(value, f"{prefix}{name}.")
-            missing += inner
-        elif REDACTED in (text := json.dumps(value)):
-            missing.append(prefix + name)
-        elif DEFAULT not in text:
-            kept[name] = copy.deepcopy(value)
-    return kept, missing
 
 
 def _has(tree: Any, path: list[str]) -> bool:
@@ -443,11 +226,6 @@ def _text(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _known(what: str, names: Iterable[str]) -> str:
-    listed = ", ".join(sorted(names))
-    return f"Known {what}: {listed}." if listed else f"There are no {what}."
 
 
 def _explained(model: type[BaseModel], error: ValidationError) -> str:

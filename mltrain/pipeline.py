@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mltrain.config import Config, read_mapping
+from mltrain.config import Config
+from mltrain.configuration.files import read_mapping
 from mltrain.errors import ConfigError, UsageError, nearest
 from mltrain.task import Task
 

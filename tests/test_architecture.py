@@ -18,6 +18,7 @@ FLOORS = (
     ("store",),
     ("checkpoint",),
     (
+        "configuration",
         "config",
         "device",
         "rng",
@@ -218,12 +219,12 @@ def test_yaml_is_read_by_one_strict_loader_only() -> None:
         for name, call in calls(file)
         if name.startswith("yaml.") and name not in ("yaml.YAMLError", "yaml.safe_dump")
     }
-    assert readers == {("mltrain/config.py", "yaml.load", ("_PlainLoader",))}
+    assert readers == {("mltrain/configuration/files.py", "yaml.load", ("PlainLoader",))}
     from yaml import SafeLoader
 
-    from mltrain.config import _PlainLoader
+    from mltrain.configuration.files import PlainLoader
 
-    assert issubclass(_PlainLoader, SafeLoader)
+    assert issubclass(PlainLoader, SafeLoader)
 
 
 def test_torchvision_is_absent() -> None:

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mltrain.config import NOT_GIVEN, RESERVED, Config, read_mapping
+from mltrain.config import Config
+from mltrain.configuration.fields import NOT_GIVEN, RESERVED
+from mltrain.configuration.files import read_mapping
 from mltrain.errors import ConfigError, nearest
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 
-from mltrain.config import NOT_GIVEN
+from mltrain.configuration.fields import NOT_GIVEN
 from mltrain.errors import UsageError
 
 

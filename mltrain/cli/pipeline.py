@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mltrain.cli.arguments import given, parse
-from mltrain.config import NOT_GIVEN
+from mltrain.configuration.fields import NOT_GIVEN
 from mltrain.errors import UsageError
 
 if TYPE_CHECKING:

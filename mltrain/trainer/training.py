@@ -11,8 +11,10 @@ from mltrain.checkpoint.late_copy import LateCopy
 from mltrain.checkpoint.pytree import flatten
 from mltrain.config import Config
 from mltrain.history import History
+from mltrain.restoring.built import Built
+from mltrain.restoring.changes import Changes
 from mltrain.rng import Rng
-from mltrain.schedules import Built, counts_steps, is_schedule, put_settings
+from mltrain.schedules import counts_steps, is_schedule, put_settings
 from mltrain.state import Progress, Stateful, TrainState
 from mltrain.steps import AllowsLateCopy, HasDevice
 from mltrain.stopping import BestSoFar, EarlyStopping
@@ -102,7 +104,7 @@ class Training:
         """Restore all parts from a checkpoint; see :meth:`mltrain.Trainer.restore`."""
         optional = self.state.parts.keys() - {"model"} if imported else _OWN_PARTS
         self.late.finish()
-        changes = self._built.before(parts, changed or {})
+        changes = Changes(self._built, parts, changed or {})
         sources = self.state.restore(changes.parts, optional=optional, ignore_unknown=imported)
         changes.apply(sources)
 
@@ -116,6 +118,6 @@ class Training:
         # A schedule that follows a metric belongs to the rates that it has set; any other belongs to the counters.
         trained = {name: part for name, part in self._parts.items() if not (is_schedule(part) and counts_steps(part))}
         settings = self._built.settings()
-        changes = self._built.before(parts, {})  # the checkpoint may be from before the configuration changed
+        changes = Changes(self._built, parts, {})  # the checkpoint may be from before the configuration changed
         changes.apply(TrainState(trained).restore({name: changes.parts[name] for name in trained}))
         put_settings(settings)

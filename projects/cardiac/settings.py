@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mltrain.config import read_mapping
+from mltrain.configuration.files import read_mapping
 
 CONFIG_FILE = Path(__file__).with_name("config.yaml")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mltrain.cli.arguments import parse
-from mltrain.config import NOT_GIVEN
+from mltrain.configuration.fields import NOT_GIVEN
 from mltrain.errors import UsageError
 
 keys = st.from_regex(r"[a-z][a-z0-9_]{0,8}(\.[a-z]{1,4})?", fullmatch=True)

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 import mltrain
-from mltrain.config import read_mapping
+from mltrain.configuration.files import read_mapping
 from projects.cardiac import chain, preparation
 from projects.cardiac.settings import CONFIG_FILE, presets_of
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import mltrain
-from mltrain.config import read_mapping
+from mltrain.configuration.files import read_mapping
 from mltrain.errors import ConfigError, DataError
 from projects.segmentation import project
 from projects.segmentation.folders import FolderPair

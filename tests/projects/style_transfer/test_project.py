@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mltrain
-from mltrain.config import read_mapping
+from mltrain.configuration.files import read_mapping
 from mltrain.errors import ConfigError, DataError
 from projects.style_transfer import autoencoder
 from projects.style_transfer.autoencoder import AutoencoderCodec

@@ -1,0 +1,1 @@
+"""How a configuration is put together of files, texts and the environment."""

@@ -1,0 +1,108 @@
+"""Values for fields: dotted keys are nested, and text is parsed by the type of its field."""
+
+import copy
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from mltrain.configuration.files import known_names, plain_yaml
+from mltrain.errors import ConfigError, nearest
+
+NOT_GIVEN = frozenset({"", "''", '""', "none", "None", "null", "~"})
+"""Words that mean "not given", so that every empty parameter of an MLproject may arrive."""
+
+
+RESERVED = frozenset({"project", "resume_run", "resume_from", "fork_run", "processes", "preset", "config", "presets"})
+"""Keys that belong to the command line or to the file, and can therefore not be fields of a configuration."""
+
+
+def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Merge a nested mapping into another, the new values over the old."""
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = copy.deepcopy(value)
+
+
+def typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, source: str) -> dict[str, Any]:
+    """Return the value of a dotted key, nested and parsed by the type of its field."""
+    name, rest = path[0], path[1:]
+    field = model.model_fields.get(name)
+    if field is None:
+        known = [known for known in model.model_fields if known not in RESERVED]
+        hint = " It belongs on the command line." if name in RESERVED else nearest(name, known)
+        raise ConfigError(f"Unknown key {key!r} (from {source}).{hint} {known_names('keys', known)}")
+    nested = model_in(field.annotation)
+    if rest:
+        if nested is None:
+            raise ConfigError(f"Unknown key {key!r} (from {source}): {name!r} has no keys of its own.")
+        return {name: typed_entry(nested, rest, key, value, source)}
+    if nested is not None and isinstance(value, Mapping):
+        inner: dict[str, Any] = {}
+        for sub, sub_value in value.items():
+            merge(inner, typed_entry(nested, str(sub).split("."), f"{key}.{sub}", sub_value, source))
+        return {name: inner}
+    parsed = _parsed(field, value, key, source)
+    # What is not given and has no default is as if it were absent.
+    return {} if parsed is PydanticUndefined else {name: parsed}
+
+
+def _parsed(field: FieldInfo, value: Any, key: str, source: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    if is_place(field.annotation) and value not in NOT_GIVEN:
+        try:
+            return str(Path(value).expanduser().absolute())  # so that a resume finds it from anywhere on this machine
+        except RuntimeError as error:
+            raise ConfigError(f"{key} (from {source}): {value!r:.80} is no path here: {error}") from None
+    if value in NOT_GIVEN:
+        if allows(field.annotation, type(None)):
+            return None
+        if allows(field.annotation, str) and value in ("", "''", '""'):
+            return ""
+        return field.get_default(call_default_factory=True)
+    if not allows(field.annotation, str) and value[:1] in "[{" and _allows_collection(field.annotation):
+        try:
+            return plain_yaml(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{key} (from {source}): {value!r:.80} is not a list or mapping: {error}") from None
+    return value
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _members(member)
+    elif typing.get_origin(annotation) is typing.Annotated:
+        yield from _members(typing.get_args(annotation)[0])
+    else:
+        yield annotation
+
+
+def allows(annotation: Any, wanted: type) -> bool:
+    """Whether a value of a type may be given for an annotation."""
+    return wanted in _members(annotation)
+
+
+def _allows_collection(annotation: Any) -> bool:
+    return any(
+        (typing.get_origin(member) or member) in (list, tuple, dict, set, frozenset) for member in _members(annotation)
+    )
+
+
+def is_place(annotation: Any) -> bool:
+    """Whether a field names a file or folder."""
+    return allows(annotation, Path)
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the nested model of an annotation, or None."""
+    return next((m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)), None)

@@ -1,0 +1,249 @@
+"""What the configuration built, and how a resume makes changes of it take effect.
+
+A checkpoint brings back hyper-parameters beside what was learned: rates and weight decay of an optimizer's groups, the plan
+of a schedule, the decay of an average. So it records what these were when they were built. Where a resumed training builds
+another value, that one is meant; where it builds the same, what the checkpoint brings goes on.
+"""
+
+import copy
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from mltrain.errors import StateMismatch
+from mltrain.restoring.built import Built
+from mltrain.restoring.optimizers import in_order_of_groups, is_optimizer
+from mltrain.restoring.plain_values import differences, equal, plain, replaced
+from mltrain.schedules import (
+    RATES,
+    counts_steps,
+    is_schedule,
+    plan_of,
+    position,
+    same_optimizer,
+    set_setting,
+    settings_of,
+)
+
+log = logging.getLogger(__name__)
+
+
+_TEXT_OF_A_RATE = re.compile(r"(^|[._])(lr|rate|decay|momentum|betas?|gamma|warmup|warm_up)($|[._])")
+
+
+class Changes:
+    """The differences between what a checkpoint's training was built of and what this one is built of.
+
+    Args:
+        built: what this training is built of, before anything is restored.
+        saved: the states of a checkpoint.
+        config: changed keys of the configuration, each with (before, now).
+
+    Attributes:
+        parts: the checkpoint's states, with the values that the changed configuration gives to parts of any other kind than
+            modules, optimizers and schedules.
+        config: the changed keys of the configuration, each with (before, now).
+    """
+
+    def __init__(self, built: Built, saved: Mapping[str, Any], config: Mapping[str, tuple[str, str]]) -> None:
+        progress = saved.get("progress")
+        text = progress.get("built") if isinstance(progress, Mapping) else None
+        then: Mapping[str, Any] | None = json.loads(text)["parts"] if isinstance(text, str) else None
+        self._built = built
+        self._then = then
+        self._saved = saved
+        self.config = config
+        self._found: list[tuple[str, Any]] = []
+        self.parts = dict(saved)
+        for name, part in built.parts.items() if then is not None and config else ():
+            if name not in saved or is_optimizer(part) or is_schedule(part):
+                continue
+            for path, before, now in differences(then.get(name, {}), built.now[name]) if then is not None else ():
+                self._change_other(name, path, before, now)
+
+    def _change_other(self, name: str, path: tuple[Any, ...], before: Any, now: Any) -> None:
+        spelled = ".".join([name, *map(str, path)])
+        if isinstance(self._built.parts[name], nn.Module):
+            log.warning(
+                "%s is built as %s instead of %s, and keeps the checkpoint's value: it is one of the weights.",
+                spelled,
+                now,
+                before,
+            )
+            self._found.append((spelled, now))
+            return
+        try:
+            self.parts[name] = replaced(self.parts[name], path, now)
+        except (KeyError, IndexError, TypeError):
+            log.warning("%s is built as %s instead of %s, and the checkpoint's value stays.", spelled, now, before)
+        self._note(spelled, before, now)
+
+    def _note(self, what: str, before: Any, now: Any) -> None:
+        self._found.append((what, now))
+        log.warning("The configuration changed %s from %s to %s; that takes effect now.", what, before, now)
+
+    def apply(self, sources: Mapping[str, list[int]]) -> None:
+        """Make the changes take effect in optimizers and schedules that were restored.
+
+        Args:
+            sources: which group of the checkpoint each group of an optimizer continues.
+
+        Raises:
+            StateMismatch: the new plan of a schedule has ended before the present step.
+        """
+        plans = {name: self._plan_changes(name, sources) for name in self._built.schedules if name in self._saved}
+        optimizers: dict[str, Any] = {
+            name: part for name, part in self._built.parts.items() if is_optimizer(part) and name in self._saved
+        }
+        replayed: set[str] = set()
+        for name, optimizer in optimizers.items():
+            found = list(self._setting_changes(name, sources))
+            mine = [key for key in plans if same_optimizer(self._built.schedules[key].optimizer, optimizer)]  # type: ignore[attr-defined]
+            again = [key for key in mine if counts_steps(self._built.schedules[key])]
+            if again and (any(plans[key] for key in again) or any(key in RATES for _, key, _, _ in found)):
+                restored = settings_of(optimizer)
+                self._replay(again, optimizer)
+                replayed |= set(again)
+                fresh = self._built.groups[id(optimizer)]
+                for group, was, first in zip(optimizer.param_groups, restored, fresh, strict=True):
+                    for key in was.keys() - RATES:
+                        if equal(plain(group.get(key)), plain(first.get(key))):
+                            group[key] = was[key]  # no schedule drives it
+                found = [change for change in found if change[1] not in RATES]
+            for number, key, before, now in found:
+                set_setting(optimizer.param_groups[number], key, self._built.groups[id(optimizer)][number][key])
+                self._note(f"{key} of group {number} of {name}", before, now)
+        for name, changes in plans.items():
+            self._apply_plan(name, changes, name in replayed)
+        self._warn()
+
+    def _setting_changes(self, name: str, sources: Mapping[str, list[int]]) -> Iterator[tuple[int, str, Any, Any]]:
+        """Yield (group, setting, then, now) for what is built differently."""
+        now = self._built.now[name]
+        if self._then is not None:
+            recorded = self._then.get(name) or []
+        else:
+            state = self._saved[name]
+            recorded = plain([{k: v for k, v in g.items() if k != "params"} for g in state.get("param_groups", [])])
+        driven = (
+            RATES if any(same_optimizer(one.optimizer, self._built.parts[name]) for one in self._counting()) else ()
+        )
+        for number, group in enumerate(now):
+            source = sources.get(name, range(len(now)))[number]
+            before = recorded[source] if source < len(recorded) else {}
+            for key, value in group.items():
+                if key not in before or equal(before[key], value):
+                    continue
+                if self._then is None and (key in driven or not _concerned(self.config, key, value)):
+                    continue
+                yield number, key, before[key], value
+
+    def _counting(self) -> Iterator[Any]:
+        return (part for part in self._built.schedules.values() if counts_steps(part))
+
+    def _plan_changes(self, name: str, sources: Mapping[str, list[int]]) -> list[tuple[tuple[Any, ...], Any, Any]]:
+        now = self._built.now[name]
+        then = self._then.get(name, {}) if self._then is not None else plan_of(plain(self._saved[name]))
+        schedule: Any = self._built.schedules[name]
+        for optimizer, order in sources.items():
+            if same_optimizer(self._built.parts[optimizer], schedule.optimizer):
+                then = in_order_of_groups(then, order, len(self._saved[optimizer].get("param_groups", order)))
+        return list(differences(then, now))
+
+    def _replay(self, names: Sequence[str], optimizer: Any) -> None:
+        """Step schedules as they were built up to the present position, so that the rate is that of the new plan."""
+        for group, fresh in zip(optimizer.param_groups, self._built.groups[id(optimizer)], strict=True):
+            for key, value in fresh.items():
+                set_setting(group, key, value)
+        for name in names:
+            schedule: Any = self._built.schedules[name]
+            steps = position(schedule)
+            schedule.load_state_dict(copy.deepcopy(self._built.fresh[name]))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a schedule's step before any of the optimizer's
+                try:
+                    for _ in range(steps):
+                        schedule.step()
+                except ValueError as error:
+                    raise StateMismatch(
+                        f"the schedule {name!r}: {steps} steps are done, and its new plan ends before: {error}",
+                        advice="Plan for more steps, or go back with --resume-from.",
+                    ) from error
+
+    def _apply_plan(self, name: str, changes: list[tuple[tuple[Any, ...], Any, Any]], replayed: bool) -> None:
+        schedule: Any = self._built.schedules[name]
+        if not changes:
+            return
+        if replayed:
+            self._found += [(".".join(map(str, path)), now) for path, _, now in changes]
+            log.warning(
+                "The learning rate schedule %r was planned with %s and is re-planned with %s; it goes on from step %d of "
+                "the new plan.",
+                name,
+                _shown((path, before) for path, before, _ in changes),
+                _shown((path, now) for path, _, now in changes),
+                position(schedule),
+            )
+            return
+        state: Any = dict(schedule.state_dict())
+        for path, before, now in changes:
+            try:
+                state = replaced(state, path, now)
+                self._note(".".join([name, *map(str, path)]), before, now)
+            except (KeyError, IndexError, TypeError):
+                log.warning("%s of the schedule %r stays as the checkpoint has it.", ".".join(map(str, path)), name)
+        schedule.load_state_dict(state)
+
+    def _warn(self) -> None:
+        """Name changed keys that look like settings of an optimizer or schedule, and with which nothing was built."""
+        for key, (before, now) in self.config.items():
+            leaf = key.rpartition(".")[2]
+            if key == "seed":
+                log.warning(
+                    "seed was changed from %s to %s: evaluation draws by the new one, but the order of the data and the random "
+                    "numbers of the training go on from the checkpoint. A new run takes it whole.",
+                    before,
+                    now,
+                )
+            elif _TEXT_OF_A_RATE.search(key) and not any(
+                _number(now) == value or leaf in what or any(word in leaf for word in _words(what))
+                for what, value in self._found
+            ):
+                log.warning(
+                    "%s was changed from %s to %s, but no optimizer, schedule or other part of the state was built with another "
+                    "value: it takes effect only where the project's code reads it while training.",
+                    key,
+                    before,
+                    now,
+                )
+
+
+def _concerned(changed: Mapping[str, tuple[str, str]], key: str, value: Any) -> bool:
+    """Whether a changed key of the configuration seems to be what a setting was built with."""
+    return any(
+        key in name.rpartition(".")[2] or (key == "lr" and "learning_rate" in name) or _number(now) == value
+        for name, (_, now) in changed.items()
+    )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _words(what: str) -> list[str]:
+    return [
+        word for word in re.findall(r"[A-Za-z_]{2,}", what) if word not in ("of", "group", "optimizer", "scheduler")
+    ]
+
+
+def _shown(values: Iterator[tuple[tuple[Any, ...], Any]]) -> str:
+    said = [f"{'.'.join(map(str, path))}={value}" for path, value in values if "$functions" not in path]
+    return ", ".join(said[:6]) or "another function"
