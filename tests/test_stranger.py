@@ -1,5 +1,6 @@
 """What somebody else adds without touching this repository, and in how many files: see CONTRIBUTING."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -32,6 +33,17 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 class ShelfRepository(LocalArtifactRepository):
     def __init__(self, artifact_uri, *args, **options):
         super().__init__(urlsplit(artifact_uri).path)
+"""
+
+
+POLICY = """
+from dataclasses import dataclass
+import mltrain
+
+@dataclass(frozen=True)
+class OddEpochs(mltrain.Policy):
+    def keep(self, manifests, context):
+        return frozenset(manifest.id for manifest in manifests if manifest.epoch % 2)
 """
 
 
@@ -101,4 +113,17 @@ def test_a_store_is_two_files(stranger: Stranger) -> None:
     run_id = run_id_in(stranger.mltrain("train", *words))
     assert stranger.mltrain("verify", run_id).startswith("intact")
     assert [place.name for place in shelf.glob("*/artifacts/checkpoints/*")] == ["step-000000006-a01"]
+    assert stranger.files == 2
+
+
+def test_a_policy_is_two_files(stranger: Stranger) -> None:
+    stranger.write("theirs.py", POLICY)
+    stranger.declare("mltrain.policies", "OddEpochs", "theirs:OddEpochs")
+    (stranger.workplace.folder / "project.py").write_text(PROJECT, encoding="utf-8")
+    run_id = run_id_in(stranger.mltrain("train", "project.py", "epochs=5", "retention=OddEpochs() | Latest(2)"))
+    rows = json.loads(stranger.mltrain("checkpoints", run_id, "--json"))
+    assert [row["epoch"] for row in rows] == [1, 3, 4, 5]
+    stranger.mltrain("prune", run_id, "--keep", "OddEpochs() & Latest(2)", "--yes")
+    rows = json.loads(stranger.mltrain("checkpoints", run_id, "--json"))
+    assert [row["epoch"] for row in rows] == [5]
     assert stranger.files == 2
