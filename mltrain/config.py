@@ -35,7 +35,7 @@ class Config(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32, description="Everything random follows from it.")
     epochs: int = Field(10, ge=0, description="The total, also when a run is resumed.")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps.")
-    num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; none: torch's own choice.")
+    num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
     deterministic: bool = Field(True, description="Deterministic algorithms; what has none warns.")
     amp: Literal["off", "bf16", "fp16"] = Field("off", description="Automatic mixed precision.")
 
@@ -55,10 +55,12 @@ class Config(BaseModel):
     best_metric: str = Field("val/loss", min_length=1, description="The metric that decides which one is best.")
     best_mode: Literal["min", "max"] = Field("min", description="Whether less or more of it is better.")
 
-    early_stopping_patience: int | None = Field(None, ge=1, description="Evaluations without improvement; none: off.")
-    early_stopping_metric: str | None = Field(None, description="none: best_metric and best_mode.")
-    early_stopping_mode: Literal["min", "max"] | None = Field(None, description="none: best_mode.")
-    early_stopping_min_delta: float = Field(0.0, ge=0, description="A smaller improvement is none.")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Evaluations without improvement. Default: off."
+    )
+    early_stopping_metric: str | None = Field(None, description="Default: best_metric and best_mode.")
+    early_stopping_mode: Literal["min", "max"] | None = Field(None, description="Default: best_mode.")
+    early_stopping_min_delta: float = Field(0.0, ge=0, description="Smallest change that counts as an improvement.")
 
     on_nonfinite: Literal["abort", "skip", "rollback"] = Field(
         "abort",
@@ -71,8 +73,8 @@ class Config(BaseModel):
     )
     on_usr1: Literal["stop", "checkpoint"] = Field("stop", description="What SIGUSR1 does.")
 
-    experiment: str | None = Field(None, min_length=1, description="The MLflow experiment; none: MLflow's choice.")
-    run_name: str | None = Field(None, min_length=1, description="The name of a new run; none: a made-up one.")
+    experiment: str | None = Field(None, min_length=1, description="The MLflow experiment. Default: MLflow's choice.")
+    run_name: str | None = Field(None, min_length=1, description="The name of a new run. Default: a made-up one.")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named overlays of a project without a configuration file."""

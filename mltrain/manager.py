@@ -35,7 +35,7 @@ class CheckpointManager:
     """Durable checkpoints of any training loop, as artifacts of an MLflow run.
 
     >>> manager = CheckpointManager(max_to_keep=3)
-    >>> state = manager.load_latest_checkpoint()          # None: start afresh
+    >>> state = manager.load_latest_checkpoint()          # None means to start afresh
     >>> manager.save_epoch_checkpoint({"model": net.state_dict(), "epoch": epoch}, epoch)
 
     A state is a dictionary of tensors and plain values; the manager does not care what is inside. Saving copies it and

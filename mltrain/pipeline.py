@@ -157,7 +157,7 @@ class Pipeline:
 
     def _shared_out(self, overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         given: dict[str, dict[str, Any]] = {stage.name: {} for stage in self.stages}
-        for only_one in (False, True):  # what is said of one stage counts more than what is said of all
+        for only_one in (False, True):  # a stage's own value overrides that for all stages
             for key, value in overrides.items():
                 head, dot, rest = key.partition(".")
                 if bool(dot and head in given) != only_one:

@@ -40,7 +40,7 @@ class HasParts(Protocol):
 
 @runtime_checkable
 class HasDevice(Protocol):
-    """A step that is told where to compute and how, once, before training."""
+    """A step that learns its device and precision once, before training."""
 
     def prepare(self, device: torch.device, amp: str) -> None:
         """Move what it holds to the device."""
@@ -90,7 +90,7 @@ class Supervised:
         optimizer: over the model's parameters.
         scheduler: stepped once after each optimizer step, so one that is meant for epochs is planned in steps. A
             ``ReduceLROnPlateau`` is stepped after each evaluation, with the value of ``best_metric``.
-        clip: largest L2 norm of the gradient; none: not clipped.
+        clip: largest L2 norm of the gradient. If ``None``, not clipped.
         accumulate: into how many micro-batches a batch is cut, to save memory. The gradient is that of the mean
             loss over the batch; accumulation ends within the step, so every boundary is an optimizer step.
         metrics: name to torchmetrics-like object (``update(output, target)``, ``compute()``, ``reset()``),

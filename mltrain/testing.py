@@ -132,7 +132,7 @@ class MemorySaver:
 
 
 class StopAt:
-    """A request to stop once a trainer has done so many steps; none: never.
+    """A request to stop once a trainer has done so many steps. If ``None``, never.
 
     Attributes:
         progress: of the trainer that is to be stopped.
@@ -161,7 +161,7 @@ def assert_resumes_exactly(
     Args:
         project: a registered name, a file, a folder, or a :class:`~mltrain.project.Project`.
         overrides: keys of its configuration; make it small.
-        interrupt_at: steps, ascending; none: after the first step, in the middle, and before the last one.
+        interrupt_at: steps, ascending. If ``None``, after the first step, in the middle, and before the last one.
 
     Raises:
         AssertionError: what differs, part by part and metric by metric, with the first step at which it does.

@@ -94,11 +94,11 @@ def encode(snapshot: Snapshot, *, largest_file: int = LARGEST_FILE) -> Encoded:
 
 
 def decode(files: Mapping[str, bytes | bytearray], device: torch.device | None = None) -> dict[str, Any]:
-    """Return the parts from the files of a checkpoint, verified before by whoever received them.
+    """Return the parts from the files of a checkpoint, whose digests the caller has verified.
 
     Args:
         files: name to content.
-        device: where tensors go; none: the CPU.
+        device: where tensors go. If ``None``, the CPU.
 
     Raises:
         DamagedCheckpoint: the files do not belong together or are not of this format.

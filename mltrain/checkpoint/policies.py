@@ -36,7 +36,7 @@ class Latest(Policy):
 
 @dataclass(frozen=True)
 class Best(Policy):
-    """Keeps the ``count`` best by a metric measured at their step; none: the run's own best metric and mode.
+    """Keeps the ``count`` best by a metric measured at their step. If ``None``, the run's own best metric and mode.
 
     Of equal ones the older is better. Without a metric, what the caller declared best precedes what has only been measured.
     """

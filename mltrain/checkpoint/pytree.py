@@ -73,7 +73,7 @@ def flatten(state: Mapping[str, Any], weights: str | None = None) -> Flat:
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Tensor], device: torch.device | None = None) -> Any:
-    """Return the state that :func:`flatten` took apart, its tensors on ``device`` (none: where they are).
+    """Return the state that :func:`flatten` took apart, its tensors on ``device`` (where they are if ``None``).
 
     Raises:
         DamagedCheckpoint: the tree is not one that :func:`flatten` makes, or refers to tensors that are not there.

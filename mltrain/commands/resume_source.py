@@ -30,7 +30,7 @@ class Origin:
     """What a training begins from.
 
     Attributes:
-        manifest: of the checkpoint; none: the start.
+        manifest: of the checkpoint. If ``None``, the start.
         parts: its verified contents.
         run_id: of the run that it belongs to, where that is another one.
         params: the configuration beside it, where it has one.

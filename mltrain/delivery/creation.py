@@ -33,7 +33,7 @@ class Birth:
     """A run to be created.
 
     Attributes:
-        experiment: its name; none: MLflow's choice.
+        experiment: its name. If ``None``, MLflow's choice.
         name: of the run.
         tags: that it has from the start.
         id: what it goes by until it is created.

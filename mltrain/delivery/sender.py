@@ -61,7 +61,7 @@ class Sender:
         run: which run.
         journal: what to deliver.
         fence: asked before every request. Once it says no, nothing is sent any more.
-        courier: sends points where they come fast; none: they are always sent from here.
+        courier: sends points where they come fast. If ``None``, they are always sent from here.
         held_seconds: for how long nothing of a kind is sent that the server does not let this user send.
         held_at_the_end_seconds: the same once the sender drains.
     """

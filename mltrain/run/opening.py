@@ -69,8 +69,8 @@ def create(
 
     Args:
         server: where.
-        experiment: its name; none: MLflow's choice.
-        name: of the run; none: a made-up one.
+        experiment: its name. If ``None``, MLflow's choice.
+        name: of the run. If ``None``, a made-up one.
         project: what is trained.
         tags: to begin with.
         late: whether a server that does not answer may create it later, while the training goes on.

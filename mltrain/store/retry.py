@@ -87,7 +87,7 @@ def full_disk(error: BaseException) -> OSError | None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status that an error tells of, itself or in what caused it; none: it does not.
+    """Return the HTTP status in an error or in its causes, or ``None``.
 
     boto3 hides the answer to an upload in what its error was raised from, and MLflow that to a listing in a code.
     """

@@ -46,7 +46,7 @@ class Config(mltrain.Config):
     pixel_mm: float = Field(1.5, gt=0, description="Size of a pixel after resampling.")
     side: int = Field(80, ge=48, multiple_of=16, description="Of the square about the myocardium, in pixels.")
 
-    splits: Path | None = Field(None, description="JSON that names the cases of train and val; none: drawn.")
+    splits: Path | None = Field(None, description="JSON that names the cases of train and val. Default: drawn.")
     val_fraction: float = Field(1 / 3, gt=0, lt=1, description="Share of the patients held out where it is drawn.")
     split_seed: int = Field(0, ge=0, description="Of that draw; apart from seed.")
     patient_regex: str | None = Field(None, description="Cases in which it finds the same are one patient.")

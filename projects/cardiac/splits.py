@@ -26,7 +26,7 @@ def drawn(infarcted: Mapping[str, bool], fraction: float, seed: int, patient: st
         infarcted: case to whether it has an infarct.
         fraction: of the patients that is held out; at least one is, and at least one is not.
         seed: of the draw.
-        patient: a regular expression; cases in which it finds the same are one patient. None: each is its own.
+        patient: a regular expression; cases in which it finds the same are one patient. If ``None``, each is its own.
 
     Raises:
         DataError: there are fewer than two patients.

@@ -48,16 +48,18 @@ Channels = Annotated[Literal[1, 3], BeforeValidator(_number)]
 class Config(mltrain.Config):
     """Where images and masks are, and how the network is trained. ``config.yaml`` explains every key at length."""
 
-    num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU; none: torch's own choice.")
+    num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
     epochs: int = Field(40, ge=0, description="The total, also when a run is resumed.")
     best_metric: str = Field("val/f1", min_length=1, description="The metric that decides which one is best.")
     best_mode: Literal["min", "max"] = Field("max", description="Whether less or more of it is better.")
 
-    image_path: Path | None = Field(None, description="Folder of training images; none: the data set named by sample.")
+    image_path: Path | None = Field(
+        None, description="Folder of training images. Default: the data set named by sample."
+    )
     gt_path: Path | None = Field(
         None, description="Folder of their masks, paired by stem (a.jpg, a.png or a_mask.png)."
     )
-    val_image_path: Path | None = Field(None, description="Folder of held-out images; none: split from image_path.")
+    val_image_path: Path | None = Field(None, description="Folder of held-out images. Default: split from image_path.")
     val_gt_path: Path | None = Field(None, description="Folder of their masks.")
     test_image_dir: Path | None = Field(None, description="Images without masks to show predictions for, if any.")
     sample: Literal["mni152", "blobs"] = Field("mni152", description="What is trained on without image_path.")
@@ -69,9 +71,9 @@ class Config(mltrain.Config):
     empty_masks: EmptyMasks = Field("refuse", description="Masks without foreground: refuse, keep or drop.")
 
     image_size: ImageSize | None = Field(
-        None, description="128, or height x width as 112x96, multiples of 8; none: the images' own, 256 at most"
+        None, description="128, or height x width as 112x96, multiples of 8. Default: the images' own, 256 at most"
     )
-    channels: Channels | None = Field(None, description="1: grey, 3: colour; none: grey if all images are.")
+    channels: Channels | None = Field(None, description="1: grey, 3: colour. Default: grey if all images are.")
     batch_size: int = Field(8, ge=1, description="Images a step.")
     lr: float = Field(5e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
     weight_decay: float = Field(1e-2, ge=0, description="Of AdamW.")

@@ -23,7 +23,7 @@ def drawn(samples: Sequence[Sample], fraction: float, seed: int, group_regex: st
         fraction: share held out, between 0 and 1; at least one sample (or group) stays on either side.
         seed: of the draw.
         group_regex: searched in each stem; what it finds (its first group in parentheses, if it has one) names the
-            group of the sample, and a group is never divided. None: every sample is a group of its own.
+            group of the sample, and a group is never divided. If ``None``, every sample is a group of its own.
 
     Raises:
         DataError: the expression finds nothing in some stem, or there are fewer than two groups.

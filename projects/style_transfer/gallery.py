@@ -79,7 +79,7 @@ class Gallery:
 
 
 def pair_name(styles: Sequence[str], source: int, target: int) -> str:
-    """Return ``A_to_B`` in characters that are fit for files and pictures; alike names are told apart by numbers."""
+    """Return ``A_to_B`` in characters that are fit for files and pictures; numbers distinguish equal names."""
     fit = [re.sub(r"[^A-Za-z0-9_.-]", "_", style)[:40] for style in styles]
     told = [f"{index}_{name}" if fit.count(name) > 1 else name for index, name in enumerate(fit)]
     return f"{told[source]}_to_{told[target]}"

@@ -19,7 +19,7 @@ _TRIES = 8
 
 
 def read_picture(file: Path, short_side: int | None) -> Tensor:
-    """Return a picture as (3, H, W) uint8, its shorter side scaled to ``short_side`` pixels (none: its own size).
+    """Return a picture as (3, H, W) uint8, its shorter side scaled to ``short_side`` pixels (its own size if ``None``).
 
     Raises:
         UnreadablePixels: the file is no picture or cannot be decoded to its end.

@@ -36,8 +36,8 @@ class Config(mltrain.Config):
     eval_interval: int = Field(2, ge=1, description="Evaluation, and pictures, every N epochs.")
     save_interval: int = Field(2, ge=0, description="A checkpoint every N epochs; 0: none by epochs.")
 
-    image_dir: Path | None = Field(None, description="Folder with a folder for each style; none: the sample styles.")
-    test_image_dir: Path | None = Field(None, description="The same styles, held out; none: drawn from image_dir.")
+    image_dir: Path | None = Field(None, description="Folder with a folder for each style. Default: the sample styles.")
+    test_image_dir: Path | None = Field(None, description="The same styles, held out. Default: drawn from image_dir.")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="Share held out where nothing else says what is.")
     split_seed: int = Field(0, ge=0, description="Of that draw; apart from seed, so that runs share what is held out.")
     image_size: int = Field(64, ge=32, multiple_of=16, description="Side of the crops to train on, in pixels.")

@@ -55,7 +55,7 @@ def translate(
         pictures: a folder of pictures of any size.
         to: the style that is wanted.
         output: the folder to write into; made where it is missing.
-        source: the style that the pictures have; none: for each the one that fits best.
+        source: the style that the pictures have. If ``None``, for each the one that fits best.
         own_size: keep the pictures' size; else their shorter side is scaled to that of training, where the texture
             of a style has the scale that was learnt.
 

@@ -50,7 +50,7 @@ class Translator:
     flow: Flow
     """Over ``net``, with the number of steps of inference."""
     short_side: int | None
-    """What the shorter side of pictures was scaled to in training; none: nothing."""
+    """What the shorter side of pictures was scaled to in training. If ``None``, nothing."""
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""The velocity field of the flow: a small U-Net that is told the time and the style."""
+"""The velocity field of the flow: a small U-Net conditioned on time and style."""
 
 import math
 from typing import TypeVar

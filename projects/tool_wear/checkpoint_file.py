@@ -55,7 +55,7 @@ def write(file: Path, state: Mapping[str, Any]) -> None:
 
 
 def read(file: Path, device: torch.device | None = None) -> dict[str, Any]:
-    """Return the state that :func:`write` wrote, its tensors on ``device`` (none: the CPU).
+    """Return the state that :func:`write` wrote, its tensors on ``device`` (the CPU if ``None``).
 
     Raises:
         NoCheckpoint: there is no such file.

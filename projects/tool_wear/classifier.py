@@ -63,9 +63,9 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         dropout: between the layers and before the head.
         balanced: weigh classes in the loss by how rare they are.
         gain_jitter: random gain of each channel in training, as a relative spread.
-        patience: stop after this many epochs without a lower loss on the validation data; none: never.
+        patience: stop after this many epochs without a lower loss on the validation data. If ``None``, never.
         seed: everything random follows from it; the caller's random numbers are left alone.
-        num_threads: CPU threads while training; none: as torch is set.
+        num_threads: CPU threads while training. If ``None``, as torch is set.
 
     Attributes:
         model_: the network, with the weights of the best epoch where there was validation data, else of the last.
@@ -124,7 +124,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             train_data: signals (N, T, C) and N classes.
             val_data: the same, of tools that are not in ``train_data``.
             checkpoint_path: a file that every epoch's checkpoint replaces as a whole, which needs no server; or the id of
-                an MLflow run, which then gets checkpoints and curves. None: where the training is resumed from.
+                an MLflow run, which then gets checkpoints and curves. If ``None``, where the training is resumed from.
             resume_from_checkpoint: a file, or the id of a run, to continue from. On the same machine the result is, bit
                 for bit, that of a training that was never interrupted.
 
@@ -216,9 +216,9 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
         Args:
             file_path: the file; one of this name is replaced.
-            epoch: epochs done, where a loop of your own counted them; none: as trained.
-            best_epoch: the best of them; none: as trained.
-            epochs_without_improvement: evaluations since then; none: as trained.
+            epoch: epochs done, where a loop of your own counted them. If ``None``, as trained.
+            best_epoch: the best of them. If ``None``, as trained.
+            epochs_without_improvement: evaluations since then. If ``None``, as trained.
 
         Raises:
             NotFittedError: nothing was trained or loaded.

@@ -22,15 +22,15 @@ SYNTHETIC_VAL, SYNTHETIC_TEST = ("c5",), ("c6",)
 class Config(mltrain.Config):
     """What the tool wear classifier has to know."""
 
-    num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU; none: torch's own choice.")
+    num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
     epochs: int = Field(25, ge=0, description="The total, also when a run is resumed.")
     early_stopping_patience: int | None = Field(10, ge=1, description="Evaluations without a lower val/loss.")
 
-    data_path: Path | None = Field(None, description="A PHM-2010 folder or an NPZ file; none: generated tools.")
-    cache_path: Path | None = Field(None, description="Where windows of a folder are kept; none: the user's cache.")
+    data_path: Path | None = Field(None, description="A PHM-2010 folder or an NPZ file. Default: generated tools.")
+    cache_path: Path | None = Field(None, description="Where windows of a folder are kept. Default: the user's cache.")
     data_seed: int = Field(0, ge=0, description="Seed of the generated tools.")
     cuts: int = Field(315, ge=2, description="Cuts in the life of a generated tool.")
-    val_tools: tuple[str, ...] = Field((), description="Tools that choose the best epoch; none: the last one.")
+    val_tools: tuple[str, ...] = Field((), description="Tools that choose the best epoch. Default: the last one.")
     test_tools: tuple[str, ...] = Field((), description="Tools that only the report looks at.")
 
     window_steps: int = Field(128, ge=8, description="Samples in a window.")
