@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mltrain.commands.train import train as train
     from mltrain.config import Config as Config
     from mltrain.data import ResumableLoader as ResumableLoader
-    from mltrain.data import StreamLoader as StreamLoader
+    from mltrain.data import Workers as Workers
     from mltrain.errors import MltrainError as MltrainError
     from mltrain.errors import RunHeld as RunHeld
     from mltrain.errors import StateMismatch as StateMismatch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mltrain.state import TrainState as TrainState
     from mltrain.steps import Supervised as Supervised
     from mltrain.stopping import EarlyStopping as EarlyStopping
+    from mltrain.stream import StreamLoader as StreamLoader
     from mltrain.task import Task as Task
     from mltrain.trainer.loop import Trainer as Trainer
     from mltrain.trainer.ports import NullSaver as NullSaver
@@ -37,7 +38,8 @@ _HOMES = {
     "CheckpointManager": "manager",
     "Config": "config",
     "ResumableLoader": "data",
-    "StreamLoader": "data",
+    "StreamLoader": "stream",
+    "Workers": "data",
     "MltrainError": "errors",
     "RunHeld": "errors",
     "StateMismatch": "errors",

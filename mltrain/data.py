@@ -4,8 +4,8 @@ Every batch is fetched under random numbers that follow from (seed, epoch, batch
 worker processes nor an interruption changes what augmentation draws.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -51,6 +51,19 @@ def mixed(*numbers: int, state: int = 0) -> int:
     return state
 
 
+@dataclass(frozen=True)
+class Workers:
+    """How batches are fetched and handed over.
+
+    Attributes:
+        number: processes that fetch ahead; 0 fetches in the training's own.
+        pin_memory: whether batches are put into page-locked memory, for faster copies to a GPU.
+    """
+
+    number: int = 0
+    pin_memory: bool = False
+
+
 class ResumableLoader:
     """Batches of a map-style dataset, in an order that follows from (seed, epoch), resumable at any batch.
 
@@ -62,16 +75,15 @@ class ResumableLoader:
     Args:
         dataset: anything with ``__len__`` and ``__getitem__``.
         batch_size: items a batch.
-        shuffle: a new order every epoch; without it the items come as they stand.
-        weights: one non-negative number an item: each epoch draws ``len(dataset)`` items with replacement in
-            proportion to them. Excludes ``shuffle=False``.
+        shuffle: if true, every epoch has a new order; if false, items come as they stand. If it is one non-negative weight
+            an item, each epoch draws ``len(dataset)`` items with replacement in proportion to the weights.
         drop_last: leave a last incomplete batch out.
-        num_workers: processes that fetch ahead; 0 fetches in this one. It may change when a run is resumed.
-        seed: none takes ``torch.initial_seed()``, which the trainer sets from the configuration.
+        num_workers: how many processes fetch ahead, or :class:`Workers`; 0 fetches in this one. It may change when a run is
+            resumed.
+        seed: if ``None``, ``torch.initial_seed()``, which the trainer sets from the configuration.
         seed_samples: a seed for every sample in place of every batch; needed when the number of training processes
             may change, and slower.
         collate: makes a batch of a list of items; torch's default.
-        pin_memory: put batches into page-locked memory, for faster copies to a GPU.
 
     Attributes:
         epoch: the epoch that the next batch belongs to, from 0.
@@ -83,14 +95,12 @@ class ResumableLoader:
         dataset: Any,
         batch_size: int,
         *,
-        shuffle: bool = True,
-        weights: Sequence[float] | torch.Tensor | None = None,
+        shuffle: bool | Sequence[float] | torch.Tensor = True,
         drop_last: bool = False,
-        num_workers: int = 0,
+        num_workers: "int | Workers" = 0,
         seed: int | None = None,
         seed_samples: bool = False,
         collate: Callable[[list[Any]], Any] = default_collate,
-        pin_memory: bool = False,
     ) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise UsageError(
@@ -99,18 +109,17 @@ class ResumableLoader:
             )
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size}: a batch holds at least one item.")
-        if weights is not None and not shuffle:
-            raise UsageError("weights draw items at random, so they exclude shuffle=False.")
         self.dataset = dataset
         self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        self.shuffle = bool(shuffle) if isinstance(shuffle, int) else True
+        self.weights = None if isinstance(shuffle, int) else torch.as_tensor(shuffle, dtype=torch.float64)
         if self.weights is not None and len(self.weights) != len(dataset):
             raise UsageError(f"{len(self.weights)} weights for {len(dataset)} items: there has to be one for each.")
         if self.weights is not None and not (self.weights.min() >= 0 and 0 < self.weights.sum() < torch.inf):
             raise UsageError("The weights are proportions: finite, none of them negative, and not all of them 0.")
         self.drop_last = drop_last
-        self.num_workers = num_workers
+        workers = num_workers if isinstance(num_workers, Workers) else Workers(num_workers)
+        self.num_workers, self._pin_memory = workers.number, workers.pin_memory
         self.seed = torch.initial_seed() if seed is None else seed
         self.epoch = 0
         self.batch = 0
@@ -121,7 +130,6 @@ class ResumableLoader:
             )
         self._fetch = _Fetch(dataset, collate, seed_samples)
         self._collate = collate
-        self._pin_memory = pin_memory
         self._aside = Aside()
 
     def __len__(self) -> int:
@@ -210,79 +218,6 @@ class ResumableLoader:
             with self._aside:
                 fetched = next(fetching)
             yield fetched
-
-
-class StreamLoader:
-    """Batches of an iterable dataset that can say where it is, resumable at any batch.
-
-    Iterating over the dataset goes on from where it is; once it is exhausted, the next iteration begins anew. Items are
-    drawn in this process, every batch under one seed of its own. For several processes there is the
-    ``StatefulDataLoader`` of torchdata, which a :class:`~mltrain.Task` takes as it is.
-
-    Args:
-        dataset: iterable, with ``state_dict()`` and ``load_state_dict()`` that tell and set its position.
-        batch_size: items a batch.
-        drop_last: leave a last incomplete batch out.
-        seed: none takes ``torch.initial_seed()``, which the trainer sets from the configuration.
-        collate: makes a batch of a list of items; torch's default.
-
-    Attributes:
-        epoch: the epoch that the next batch belongs to, from 0.
-        batch: the position of the next batch in it, from 0.
-    """
-
-    def __init__(
-        self,
-        dataset: Any,
-        batch_size: int,
-        *,
-        drop_last: bool = False,
-        seed: int | None = None,
-        collate: Callable[[list[Any]], Any] = default_collate,
-    ) -> None:
-        if not (isinstance(dataset, Iterable) and isinstance(dataset, Stateful)):
-            raise UsageError(
-                f"A {type(dataset).__name__} cannot say where it is: an iterable with state_dict() and load_state_dict() "
-                "was expected. Give it both, or make it a dataset with a length and items by index for ResumableLoader."
-            )
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size}: a batch holds at least one item.")
-        self.dataset: Any = dataset
-        self.batch_size = batch_size
-        self.drop_last = drop_last
-        self.seed = torch.initial_seed() if seed is None else seed
-        self.epoch = 0
-        self.batch = 0
-        self._over = False
-        self._collate = collate
-        self._aside = Aside()
-
-    def __iter__(self) -> Iterator[Any]:
-        """Return the batches from the present position to the end of the epoch, then stand at the next epoch."""
-        items: Iterator[Any] | None = None
-        while not self._over:
-            with self._aside:
-                seed_cheaply(mixed(self.seed, self.epoch, self.batch))
-                items = items if items is not None else iter(self.dataset)
-                drawn = list(itertools.islice(items, self.batch_size))
-                # An exhausted dataset is at its beginning again, so that this was the end has to be remembered here.
-                self._over = len(drawn) < self.batch_size
-                fetched = self._collate(drawn) if drawn and not (self._over and self.drop_last) else None
-            if fetched is not None:
-                self.batch += 1
-                yield fetched
-        self.epoch, self.batch, self._over = self.epoch + 1, 0, False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return position and seed, and the dataset's own position."""
-        own = {"epoch": self.epoch, "batch": self.batch, "over": self._over, "seed": self.seed}
-        return {**own, "dataset": dict(self.dataset.state_dict())}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue at a position."""
-        self.epoch, self.batch, self.seed = state_dict["epoch"], state_dict["batch"], state_dict["seed"]
-        self._over = state_dict["over"]
-        self.dataset.load_state_dict(state_dict["dataset"])
 
 
 class _Requests:

@@ -24,7 +24,7 @@ from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.device import usable
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, NonFiniteLoss, UsageError
-from mltrain.steps import floats
+from mltrain.metrics import floats
 from mltrain.store.durable import probe
 from mltrain.tracking.tags import BEST_METRIC_TAG, BEST_MODE_TAG, RETENTION_TAG
 

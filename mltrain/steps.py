@@ -9,9 +9,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mltrain.device import moved
 from mltrain.errors import UsageError
+from mltrain.metrics import Metrics, floats
 from mltrain.state import Stateful
-
-Metrics = Mapping[str, float | Tensor]
 
 _MOST_OVERFLOWS = 30
 """A gradient scaler begins at 2**16 and halves at each overflow. After so many in a row the gradient itself is not finite."""
@@ -273,43 +272,6 @@ class _Metrics:
             metric.reset()
             metric.load_state_dict(state_dict[name]["state"])
             metric._update_count = state_dict[name]["updates"]  # without it compute() warns of a metric never updated
-
-
-def floats(values: Any, source: str) -> dict[str, float]:
-    """Return metrics as floats by name.
-
-    Args:
-        values: name to number: Python's, NumPy's, or a tensor with one element.
-        source: what returned them, for the message.
-
-    Raises:
-        UsageError: it is not a mapping, a name is not text, or a value is not a real number.
-    """
-    if not isinstance(values, Mapping):
-        raise UsageError(
-            f"{source} returned {_described(values)}. Expected a mapping from names to numbers, such as {{'val/loss': 0.5}}."
-        )
-    numbers = {}
-    for name, value in values.items():
-        if not isinstance(name, str) or not name:
-            raise UsageError(f"{source} returned a metric called {name!r:.80}. Expected text such as 'val/loss'.")
-        try:
-            number = value if isinstance(value, float) else value.item() if hasattr(value, "item") else value
-            if isinstance(number, (str, bytes)):
-                raise TypeError("text")
-            # No file and no database takes half of a surrogate pair, by which Python stands for bytes that are not text.
-            numbers[name if name.isascii() else name.encode(errors="backslashreplace").decode()] = float(number)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise UsageError(
-                f"{source} returned {_described(value)} as the metric {name!r:.200}. Expected one real number: a float, an "
-                "int, or an array or tensor with one element."
-            ) from None
-    return numbers
-
-
-def _described(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else f", {value!r:.80},")
 
 
 def _length(tree: Any) -> int:

@@ -28,6 +28,8 @@ FLOORS = (
         "stopping",
         "schedules",
         "steps",
+        "stream",
+        "metrics",
         "data",
         "task",
         "trainer",

@@ -40,6 +40,7 @@ PUBLIC = [
     "Task",
     "TrainState",
     "Trainer",
+    "Workers",
     "load_best",
     "open_run",
     "pull",

@@ -16,13 +16,14 @@ from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
 from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, StorageError, UsageError
+from mltrain.metrics import floats
 from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
 from mltrain.restoring.modules import fitted
 from mltrain.rng import own_rng, seed_everything
 from mltrain.run.checkpoints import meaning_of_best, open_checkpoints
 from mltrain.run.stage_outputs import fetched_inputs
-from mltrain.steps import HasDevice, HasParts, floats
+from mltrain.steps import HasDevice, HasParts
 from mltrain.store.durable import replace_file
 from mltrain.task import Task
 from mltrain.tracking import names

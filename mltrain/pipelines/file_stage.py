@@ -10,6 +10,7 @@ from mltrain import device as devices
 from mltrain.commands.result import NOT_KEPT, Display, Outcome
 from mltrain.config import Config
 from mltrain.errors import DataError, MltrainError
+from mltrain.metrics import floats
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.pipeline import Stage
 from mltrain.project import source_of
@@ -20,7 +21,6 @@ from mltrain.run import opening
 from mltrain.run import stage_outputs as outputs
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
-from mltrain.steps import floats
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient, location
 from mltrain.tracking.tags import WRITTEN_TAG

@@ -9,8 +9,9 @@ import torch
 
 from mltrain import device as devices
 from mltrain.data import mixed
+from mltrain.metrics import floats
 from mltrain.rng import own_rng
-from mltrain.steps import HasEpochMetrics, floats
+from mltrain.steps import HasEpochMetrics
 from mltrain.trainer.ports import Tracker
 from mltrain.trainer.training import Training
 

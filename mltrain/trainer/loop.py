@@ -12,10 +12,10 @@ from typing import Any
 from mltrain.checkpoint.manifest import Kind
 from mltrain.config import Config
 from mltrain.errors import RunHeld, UsageError
+from mltrain.metrics import Metrics, floats
 from mltrain.restoring.modules import versions
 from mltrain.rng import Rng
 from mltrain.state import Progress
-from mltrain.steps import Metrics, floats
 from mltrain.task import Task
 from mltrain.trainer.evaluation import Evaluation
 from mltrain.trainer.judging import Judge

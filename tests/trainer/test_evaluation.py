@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mltrain.errors import UsageError
+from mltrain.metrics import floats
 from mltrain.rng import seed_everything
-from mltrain.steps import floats
 from mltrain.task import Task
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from mltrain.trainer.loop import Trainer

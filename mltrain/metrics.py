@@ -1,0 +1,47 @@
+"""Metrics: what a step or an evaluation measured, by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mltrain.errors import UsageError
+
+Metrics = Mapping[str, float | Tensor]
+
+
+def floats(values: Any, source: str) -> dict[str, float]:
+    """Return metrics as floats by name.
+
+    Args:
+        values: name to number: Python's, NumPy's, or a tensor with one element.
+        source: what returned them, for the message.
+
+    Raises:
+        UsageError: it is not a mapping, a name is not text, or a value is not a real number.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(
+            f"{source} returned {_described(values)}. Expected a mapping from names to numbers, such as {{'val/loss': 0.5}}."
+        )
+    numbers = {}
+    for name, value in values.items():
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"{source} returned a metric called {name!r:.80}. Expected text such as 'val/loss'.")
+        try:
+            number = value if isinstance(value, float) else value.item() if hasattr(value, "item") else value
+            if isinstance(number, (str, bytes)):
+                raise TypeError("text")
+            # No file and no database takes half of a surrogate pair, by which Python stands for bytes that are not text.
+            numbers[name if name.isascii() else name.encode(errors="backslashreplace").decode()] = float(number)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise UsageError(
+                f"{source} returned {_described(value)} as the metric {name!r:.200}. Expected one real number: a float, an "
+                "int, or an array or tensor with one element."
+            ) from None
+    return numbers
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else f", {value!r:.80},")
