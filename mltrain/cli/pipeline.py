@@ -112,7 +112,7 @@ def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool,
     Returns:
         The exit code, or ``None`` if the run is not the run of a pipeline.
     """
-    from mltrain.run.opening import created_as
+    from mltrain.run.preparation import created_as
     from mltrain.tracking.client import TRAINING_RETRY_SECONDS, connect
     from mltrain.tracking.tags import PIPELINE_TAG, STAGE_TAG
 

@@ -31,6 +31,7 @@ from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.state import TrainState
 from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.tags import IMPORTED_TAG
 from mltrain.trainer.loop import Trainer
 
 log = logging.getLogger(__name__)
@@ -135,14 +136,12 @@ def import_file(
             f"finite numbers, got: {shortened(wrong, 5)}. Try: an earlier file of the same training."
         )
     if project is None:
-        run = opening.create(server, experiment, file.stem, "imported", {"mltrain.imported": file.name})
+        run = opening.create(server, experiment, file.stem, "imported", {IMPORTED_TAG: file.name})
         return _stored(run, foreign, report)
     config = project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
-    run = opening.create(
-        server, experiment or config.experiment, file.stem, project.name, {"mltrain.imported": file.name}
-    )
+    run = opening.create(server, experiment or config.experiment, file.stem, project.name, {IMPORTED_TAG: file.name})
     try:
         run.record_start(config.resolved(), config.flattened(), project.name)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(project.place)

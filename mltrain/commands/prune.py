@@ -20,7 +20,7 @@ from mltrain.commands.checks import policy_of
 from mltrain.config import Config
 from mltrain.errors import ConfigError, DamagedCheckpoint, MltrainError, RunHeld, RunNotFound, StorageError
 from mltrain.ownership.attempts import CONFIG_FILE, last_attempt
-from mltrain.ownership.run_folder import lock_if_here
+from mltrain.ownership.host_lock import lock_if_here
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.listing import state
 from mltrain.run.removal_log import Removals

@@ -20,13 +20,13 @@ from mltrain.manager import CheckpointManager
 from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import recorded_config
 from mltrain.ownership.launcher import Launcher
-from mltrain.ownership.reaper import close_if_left
+from mltrain.ownership.reaper import close_if_dead
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.project import Project
 from mltrain.provenance import fingerprint
 from mltrain.redaction import remember_environment
 from mltrain.rng import Rng
-from mltrain.run import opening
+from mltrain.run import adoption, opening
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.store.durable import replace_file
@@ -108,7 +108,7 @@ class _Session:
             if self._request.resume_run is None:
                 raise
             with suppress(MltrainError):
-                close_if_left(self._server, self._request.resume_run)  # no process holds it
+                close_if_dead(self._server, self._request.resume_run)  # no process holds it
             return self._stopped_early(self._request.resume_run)
         run = self._opened(prepared)
         try:
@@ -144,7 +144,7 @@ class _Session:
         if self._request.resume_run is not None:
             return opening.resumable(self._server, self._request.resume_run, take_over=self._request.take_over)
         if self._launcher is not None:
-            found = opening.adoptable(self._server, self._launcher)
+            found = adoption.adoptable(self._server, self._launcher)
             wanted = self._preparation.config.experiment
             experiment = self._server.get_experiment(found.info.experiment_id).name
             if wanted is not None and wanted != experiment:
@@ -169,9 +169,16 @@ class _Session:
             tags |= {"mlflow.parentRunId": request.fork_run, FORKED_FROM_TAG: request.fork_run}
         name, project = prepared.config.run_name, self._preparation.project.name
         if self._launcher is not None:
-            return opening.adopt(self._server, self._launcher, name, project, tags)
-        late, seconds = not request.require_tracking, opening.soon(self._server)
-        return opening.create(self._server, prepared.config.experiment, name, project, tags, late=late, seconds=seconds)
+            return adoption.adopt(self._server, self._launcher, name, project, tags)
+        return opening.create(
+            self._server,
+            prepared.config.experiment,
+            name,
+            project,
+            tags,
+            may_defer=not request.require_tracking,
+            seconds=opening.soon(self._server),
+        )
 
     def _trained(self, run: TrackedRun, prepared: Prepared) -> Outcome:
         """Record what is trained, train it, and close the run."""

@@ -9,8 +9,8 @@ from mltrain.config import Config
 from mltrain.errors import UsageError, nearest
 from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
-from mltrain.run import opening
 from mltrain.run import stage_outputs as outputs
+from mltrain.run.preparation import created_as
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
@@ -112,7 +112,7 @@ class Resolved:
         word = request.project
         base: Mapping[str, Any] | None = None
         if source is not None and not (isinstance(word, Project) and request.config is not None):
-            run = server.run(opening.created_as(server, source))
+            run = server.run(created_as(server, source))
             if PIPELINE_TAG in run.data.tags and STAGE_TAG not in run.data.tags:
                 raise UsageError(
                     f"Run {source} is a pipeline's. Go on with it: mltrain pipeline --run {source} --mode resume"

@@ -7,25 +7,25 @@ from pathlib import Path
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.store.artifacts import Artifacts
-from mltrain.store.deferred import LateArtifacts
+from mltrain.store.deferred import DeferredArtifacts
 from mltrain.store.removal import discard_staged
 
 
 @dataclass(frozen=True)
-class Left:
+class Uploaded:
     """What became of staged checkpoints: the names of those uploaded, and how many a later attempt had overtaken."""
 
     uploaded: tuple[str, ...] = ()
     dropped: int = 0
 
 
-def has_left(home: Path) -> bool:
+def has_backlog(home: Path) -> bool:
     """Whether anything complete is staged in a run's home."""
     staging = home / "staging"
     return staging.is_dir() and bool(Spool(staging).complete())
 
 
-def publish_left(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping[int, int]) -> Left:
+def publish_backlog(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping[int, int]) -> Uploaded:
     """Upload what is staged and newer than the newest commit.
 
     Args:
@@ -37,10 +37,10 @@ def publish_left(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping[in
     Raises:
         StorageError: the artifact store refuses.
     """
-    if not has_left(home):
-        return Left()
+    if not has_backlog(home):
+        return Uploaded()
     spool = Spool(home / "staging")
-    store = CheckpointStore(run_id, LateArtifacts(artifacts), spool, formerly=home.name)
+    store = CheckpointStore(run_id, DeferredArtifacts(artifacts), spool, formerly=home.name)
     newest = max((manifest.id.order for manifest in store.manifests()), default=(0, 0))
     uploaded, dropped = [], 0
     for manifest in store.staged():
@@ -50,4 +50,4 @@ def publish_left(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping[in
         elif manifest.id.order > newest:
             store.publish(manifest)
             uploaded.append(manifest.name)
-    return Left(tuple(uploaded), dropped)
+    return Uploaded(tuple(uploaded), dropped)

@@ -1,7 +1,7 @@
-"""How a run comes to be: exactly once, also when the server's answer is lost, or when the server comes hours later.
+"""Creates a run exactly once, also when the server's response is lost or comes hours later.
 
-MLflow gives a run its id. Until then the training goes by an id of its own, which is also the value of a tag of the run to
-be: whoever is not sure whether the run was created already, this process or ``mltrain sync``, looks for that tag first.
+MLflow gives a run its id. Until then the training uses a provisional id, which is the idempotency key of the creation: it is the
+value of a tag of the new run, and this process and ``mltrain sync`` search for that tag before they create the run again.
 """
 
 import json
@@ -21,22 +21,24 @@ from mltrain.redaction import redacted
 from mltrain.store.durable import replace_file
 from mltrain.tracking.client import RUN_ID, Refusal, TrackingClient
 from mltrain.tracking.places import refuse_unusable_place
-from mltrain.tracking.tags import BIRTH_TAG
+from mltrain.tracking.tags import REQUEST_ID_TAG
 
 log = logging.getLogger(__name__)
 
-BIRTH_FILE = "birth.json"
+SPEC_FILE = "birth.json"
 
 
 @dataclass(frozen=True)
-class Birth:
+class RunSpec:
     """A run to be created.
+
+    The fields are those of the file on the disk.
 
     Attributes:
         experiment: its name. If ``None``, MLflow's choice.
         name: of the run.
         tags: that it has from the start.
-        id: what it goes by until it is created.
+        id: its provisional id, and the idempotency key of its creation.
         began: when, in milliseconds since 1970.
         run_id: MLflow's id, once it is known.
     """
@@ -54,22 +56,22 @@ class Birth:
         Raises:
             StorageError: the disk refuses.
         """
-        replace_file(home / BIRTH_FILE, json.dumps(asdict(self), indent=1).encode())
+        replace_file(home / SPEC_FILE, json.dumps(asdict(self), indent=1).encode())
 
 
-def recorded_birth(home: Path) -> Birth | None:
+def recorded_spec(home: Path) -> RunSpec | None:
     """Return the record of a run that could not be created at once; ``None`` without such a record.
 
     Where the record is damaged, what else is known takes its place: the run's id, or a name to create it by.
     """
-    file = home / BIRTH_FILE
+    file = home / SPEC_FILE
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        birth = Birth(**{name: raw[name] for name in Birth.__dataclass_fields__ if name in raw})
-        texts = (birth.name, birth.id, birth.experiment or "", *birth.tags, *birth.tags.values())
-        if not all(isinstance(text, str) for text in texts) or not isinstance(birth.began, int):
+        spec = RunSpec(**{name: raw[name] for name in RunSpec.__dataclass_fields__ if name in raw})
+        texts = (spec.name, spec.id, spec.experiment or "", *spec.tags, *spec.tags.values())
+        if not all(isinstance(text, str) for text in texts) or not isinstance(spec.began, int):
             raise ValueError("a field is of another type")
-        if not RUN_ID.fullmatch(birth.id) or not RUN_ID.fullmatch(birth.run_id or birth.id):
+        if not RUN_ID.fullmatch(spec.id) or not RUN_ID.fullmatch(spec.run_id or spec.id):
             raise ValueError("it names no run")
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -81,21 +83,21 @@ def recorded_birth(home: Path) -> Birth | None:
             error,
             f"The run was created as {run_id}." if run_id else "The run's experiment and name are lost with it.",
         )
-        return Birth(None, f"recovered-{home.name[:8]}", {}, id=home.name, run_id=run_id)
-    return birth
+        return RunSpec(None, f"recovered-{home.name[:8]}", {}, id=home.name, run_id=run_id)
+    return spec
 
 
-class Registration:
+class RunCreation:
     """Creates a run, as often as it is asked to and never a second one.
 
     Args:
         server: where.
-        birth: the run.
+        spec: the run.
         tried: whether somebody tried before and does not know what came of it.
     """
 
-    def __init__(self, server: TrackingClient, birth: Birth, *, tried: bool = False) -> None:
-        self.birth = birth
+    def __init__(self, server: TrackingClient, spec: RunSpec, *, tried: bool = False) -> None:
+        self.spec = spec
         self._server = server
         self._unsure = tried
         self._experiment: str | None = None
@@ -112,7 +114,7 @@ class Registration:
         """
         with self._lock:  # a call that hangs has to end before the next one looks for what it did
             if self._info is None:
-                self._experiment = self._experiment or experiment_id(self._server, self.birth.experiment)
+                self._experiment = self._experiment or experiment_id(self._server, self.spec.experiment)
                 if not self._unsure:  # else it may be there, and a place that is gone meanwhile changes nothing
                     experiment = self._server.once.get_experiment(self._experiment)
                     refuse_unusable_place(self._server, experiment)
@@ -130,17 +132,17 @@ class Registration:
         return len(doubles)
 
     def _created(self) -> Any:
-        birth = self.birth
-        tags = {key: redacted(value) for key, value in birth.tags.items()} | {BIRTH_TAG: birth.id}
+        spec = self.spec
+        tags = {key: redacted(value) for key, value in spec.tags.items()} | {REQUEST_ID_TAG: spec.id}
         try:
             assert self._experiment is not None
-            return self._server.create_run(self._experiment, birth.began, tags, redacted(birth.name)).info
+            return self._server.create_run(self._experiment, spec.began, tags, redacted(spec.name)).info
         except Refusal as error:
             self._unsure = self._unsure or not error.permanent
             raise
 
     def _found(self) -> list[Any]:
-        query = f"tags.`{BIRTH_TAG}` = '{self.birth.id}'"
+        query = f"tags.`{REQUEST_ID_TAG}` = '{self.spec.id}'"
         runs = self._server.once.search_runs([str(self._experiment)], query, page=100)
         return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 

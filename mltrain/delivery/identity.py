@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mltrain.delivery.creation import Registration
+from mltrain.delivery.creation import RunCreation
 from mltrain.ownership.run_folder import home_of, record_address, remember_home
 from mltrain.store.artifacts import Artifacts
-from mltrain.store.deferred import LateArtifacts
+from mltrain.store.deferred import DeferredArtifacts
 from mltrain.store.names import STAGING
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
@@ -33,14 +33,14 @@ class RunIdentity:
 
     def __init__(self, server: TrackingClient, run: Any, home: Path | None) -> None:
         self._server = server
-        self._creation = run if isinstance(run, Registration) else None
+        self._creation = run if isinstance(run, RunCreation) else None
         self._created = threading.Event()
         self._naming = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         self.artifacts: Artifacts
         if self._creation is not None:
-            self.id, self.name, self.experiment_id = self._creation.birth.id, self._creation.birth.name, ""
-            self.artifacts = LateArtifacts()
+            self.id, self.name, self.experiment_id = self._creation.spec.id, self._creation.spec.name, ""
+            self.artifacts = DeferredArtifacts()
         else:
             self.id, self.name, self.experiment_id = run.run_id, run.run_name, run.experiment_id
             self.artifacts = open_artifacts(run.artifact_uri, server.uri)
@@ -78,9 +78,9 @@ class RunIdentity:
             self._creation.discard_doubles()
             artifacts = open_artifacts(info.artifact_uri, self._server.uri)
             remember_home(info.run_id, self.home)
-            replace(self._creation.birth, run_id=info.run_id).save(self.home)
+            replace(self._creation.spec, run_id=info.run_id).save(self.home)
             with self._naming:
-                if isinstance(self.artifacts, LateArtifacts):
+                if isinstance(self.artifacts, DeferredArtifacts):
                     self.artifacts.target = artifacts
                 self.id, self.experiment_id = info.run_id, info.experiment_id
                 self._created.set()

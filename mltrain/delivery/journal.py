@@ -1,7 +1,7 @@
 """A durable journal of what the tracking server has to learn: metric points, parameters, tags, files.
 
 The training thread puts entries into lists and goes on. A thread of the journal writes them to SQLite, within a second
-of their birth; the sender reads them from there and marks them when the server has acknowledged them.
+after they are logged; the sender reads them from there and marks them when the server has acknowledged them.
 
 A disk that refuses a write ends nothing: the entry stays in a table in memory, is sent from there like any other, and goes
 to the disk as soon as that takes it. A damaged file is set aside, and a new one takes its place.
@@ -89,7 +89,7 @@ _NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smbfs", "smb3", "fuse.sshfs", "l
 
 @dataclass(frozen=True)
 class StoredPoint:
-    """A metric point in the journal; ``timestamp`` in milliseconds since 1970, given at its birth."""
+    """A metric point in the journal; ``timestamp`` in milliseconds since 1970, given when it is logged."""
 
     id: int
     key: str

@@ -28,7 +28,7 @@ _CURVES_SECONDS = 60.0
 _MOST_WAITING = 10_000
 
 
-class Gallery:
+class MediaWriter:
     """What a run shows.
 
     Args:

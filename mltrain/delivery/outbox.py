@@ -11,9 +11,9 @@ from mltrain.checkpoint.manifest import Point
 from mltrain.delivery.deduplication import Delivered, delivered_beyond
 from mltrain.delivery.identity import RunIdentity
 from mltrain.delivery.journal import Journal
-from mltrain.delivery.media import Gallery
+from mltrain.delivery.media import MediaWriter
 from mltrain.delivery.sender import Sender
-from mltrain.delivery.sending_process import Courier
+from mltrain.delivery.sending_process import SenderProcess
 from mltrain.delivery.system_metrics import SystemMonitor
 from mltrain.errors import StorageError
 from mltrain.history import History
@@ -55,11 +55,11 @@ class Outbox:
         self._delivered = Delivered()
         self._metric_names = Names("metric", names.key)
         self.journal = journal
-        self._media = Gallery(run.home, journal)
+        self._media = MediaWriter(run.home, journal)
         # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
         # race with finding out what the server has.
         journal.drop_overtaken(0, 0)
-        self.sender = Sender(server, run, journal, lease, Courier(journal.path, server.uri))
+        self.sender = Sender(server, run, journal, lease, SenderProcess(journal.path, server.uri))
         self._monitor = SystemMonitor(self._record_system)
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
 
 from mltrain.delivery.journal import Journal, StoredItem, StoredPoint
-from mltrain.delivery.sending_process import LOOK_SECONDS, POINTS_A_BATCH, Courier, send_points
+from mltrain.delivery.sending_process import LOOK_SECONDS, POINTS_A_BATCH, SenderProcess, send_points
 from mltrain.errors import RunHeld, RunNotFound, StorageError, TrackingError
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.store.artifacts import Artifacts
@@ -61,7 +61,7 @@ class Sender:
         run: which run.
         journal: what to deliver.
         fence: asked before every request. Once it says no, nothing is sent any more.
-        courier: sends points where they come fast. If ``None``, they are always sent from here.
+        process: sends points where they come fast. If ``None``, they are always sent from here.
         held_seconds: for how long nothing of a kind is sent that the server does not let this user send.
         held_at_the_end_seconds: the same once the sender drains.
     """
@@ -72,7 +72,7 @@ class Sender:
         run: Destination,
         journal: Journal,
         fence: Fence,
-        courier: Courier | None = None,
+        process: SenderProcess | None = None,
         *,
         held_seconds: float = 60.0,
         held_at_the_end_seconds: float = 5.0,
@@ -83,7 +83,7 @@ class Sender:
         self._journal = journal
         self._fence = fence
         self._gone: str | None = None
-        self._courier = courier
+        self._process = process
         self._stop = threading.Event()
         self._give_up = threading.Event()
         self._held_seconds, self._held_at_the_end_seconds = held_seconds, held_at_the_end_seconds
@@ -108,8 +108,8 @@ class Sender:
         self._journal.arrived.set()
         self._thread.join(max(0.0, deadline - time.monotonic()))
         self._give_up.set()
-        if self._courier is not None:
-            self._courier.close()
+        if self._process is not None:
+            self._process.close()
         self._thread.join(2.0)
         return not self._thread.is_alive() and self._journal.unsent() == 0
 
@@ -140,7 +140,7 @@ class Sender:
                     return
                 self._give_up.wait(LOOK_SECONDS)
             elif not sent:
-                starting = self._courier is not None and self._courier.starting
+                starting = self._process is not None and self._process.starting
                 self._journal.arrived.wait(LOOK_SECONDS if starting else HEARTBEAT_SECONDS)
                 self._journal.arrived.clear()
 
@@ -172,12 +172,12 @@ class Sender:
         return sent
 
     def _deliver_points(self) -> bool:
-        if self._courier is not None:
+        if self._process is not None:
             waiting = self._journal.unsent_points_up_to(POINTS_A_BATCH)
-            fate = self._courier.deliver(self._run_id, waiting) if waiting else "otherwise"
-            if fate == "sent":
+            sent_by = self._process.deliver(self._run_id, waiting) if waiting else "otherwise"
+            if sent_by == "sent":
                 return True
-            if fate == "later" and not self._stop.is_set():
+            if sent_by == "later" and not self._stop.is_set():
                 return False
         points = self._journal.unsent_points(POINTS_A_BATCH)
         return bool(points) and self._deliver("point", points, self._send_points)

@@ -2,8 +2,8 @@
 
 To build a thousand points and send them holds Python's interpreter lock for tens of milliseconds, in which no thread of the
 training gets on. So once a thousand points wait, a second process reads them from the journal, sends them, and removes
-them there. It knows nothing of patience or refusals: it is told to send one batch after the other, and where one does not go
-through, whoever told it to sends that batch itself. It ends with the process that started it, even in the middle of a request:
+them there. It neither retries nor judges refusals: the sender orders one batch after the other, and where one does not go
+through, the sender sends that batch itself. It ends with the process that started it, even in the middle of a request:
 what it sent later would come beside what a resume computes again.
 """
 
@@ -35,12 +35,12 @@ LOOK_SECONDS = 0.1
 _SIGN_SECONDS, SILENT_SECONDS = 1.0, 10.0
 """How often the process says that it runs, and how long it may say nothing before it counts as stopped."""
 
-Fate = Literal["sent", "later", "otherwise"]
+Sent = Literal["sent", "later", "otherwise"]
 """Of a batch: it is there; it is to be asked for again when the process has started; it is to be sent without it."""
 
 
 def send_points(server: TrackingClient, run_id: str, points: Sequence[StoredPoint]) -> None:
-    """Send metric points with the times of their birth.
+    """Send metric points with their own timestamps.
 
     Raises:
         RunNotFound, TrackingError: as :class:`TrackingClient`.
@@ -48,7 +48,7 @@ def send_points(server: TrackingClient, run_id: str, points: Sequence[StoredPoin
     server.once.log_points(run_id, [(point.key, point.value, point.timestamp, point.step) for point in points])
 
 
-class Courier:
+class SenderProcess:
     """Starts the process when it is worth it, and tells it what to do. For one thread.
 
     Args:
@@ -67,7 +67,7 @@ class Courier:
         self._closed = False
         self._lock = threading.Lock()
 
-    def deliver(self, run_id: str, waiting: int) -> Fate:
+    def deliver(self, run_id: str, waiting: int) -> Sent:
         """Have a batch sent.
 
         Args:
@@ -110,7 +110,7 @@ class Courier:
             with suppress(OSError):  # what was not read by then
                 self._process.stdin.close()  # type: ignore[union-attr]
 
-    def _given_up(self, why: str) -> Fate:
+    def _given_up(self, why: str) -> Sent:
         """End a process that does not do its work; the training's own does it from now on."""
         if not self._closed:
             log.warning("The process that sends points is given up, and the training's sends them: %s.", why)
@@ -135,7 +135,7 @@ class Courier:
                 self._closed = True
                 log.warning("No process that sends points can be started, so the training's does it: %s", error)
                 return
-        threading.Thread(target=self._listen, args=(self._process,), name="mltrain-courier", daemon=True).start()
+        threading.Thread(target=self._listen, args=(self._process,), name="mltrain-answers", daemon=True).start()
         self._tell(self._setting)
 
     def _listen(self, process: "subprocess.Popen[str]") -> None:

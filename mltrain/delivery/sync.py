@@ -14,13 +14,14 @@ import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.delivery.backlog import has_left, publish_left
-from mltrain.delivery.creation import Birth, Registration, recorded_birth
+from mltrain.delivery.backlog import has_backlog, publish_backlog
+from mltrain.delivery.creation import RunCreation, RunSpec, recorded_spec
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
 from mltrain.errors import MltrainError, RunNotFound
 from mltrain.ownership.attempts import STATUS_OF, Attempt, conclude, forget_only_local, last_attempt, recorded_attempts
-from mltrain.ownership.run_folder import address_of, lock_file, may_be, remember_home, stores
+from mltrain.ownership.host_lock import lock_file
+from mltrain.ownership.run_folder import address_of, may_be, remember_home, stores
 from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import Artifacts
 from mltrain.tracking.client import RUN_ID, TrackingClient, tags_of
@@ -122,17 +123,17 @@ def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, addr
     journal = Journal(file, 10**6)
     try:
         harm = f"its journal was damaged, and is kept as {journal.damaged}" if journal.damaged is not None else ""
-        birth = recorded_birth(home)
+        spec = recorded_spec(home)
         journal.unpark()
-        run_id = home.name if birth is None or birth.run_id is None else birth.run_id
+        run_id = home.name if spec is None or spec.run_id is None else spec.run_id
         before = journal.unsent()
-        if not before and not has_left(home):
+        if not before and not has_backlog(home):
             return Synced(run_id, said=harm, failed=bool(harm))
-        unborn = birth is not None and birth.run_id is None
-        if address is not None and (unborn or not _is_at(server, run_id, address)):
+        uncreated = spec is not None and spec.run_id is None
+        if address is not None and (uncreated or not _is_at(server, run_id, address)):
             return Synced(run_id, left=before, said=f"waits for {address}", address=address)
-        if unborn and birth is not None:
-            run_id = _created(server, birth, home)
+        if uncreated and spec is not None:
+            run_id = _created(server, spec, home)
         run = server.run(run_id)
         artifacts = artifacts_of(server, run, signs=COMMITTED)
         attempts = [a for a in recorded_attempts(artifacts, last_attempt(run.data.params)) if not a.withdrawn]
@@ -142,7 +143,7 @@ def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, addr
         # The records first: they name the run's configuration, without which its checkpoints are of no use.
         before = journal.unsent()
         drained = Sender(server, Existing(run_id, artifacts), journal, HostLock()).drain(seconds)
-        left = publish_left(run_id, home, artifacts, ends)
+        left = publish_backlog(run_id, home, artifacts, ends)
         if drained:
             _settle(server, run_id, artifacts, attempt)
         waiting, refused = journal.unsent(), journal.parked()
@@ -184,12 +185,12 @@ def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: 
         conclude(server, run_id, last, said)
 
 
-def _created(server: TrackingClient, birth: Birth, home: Path) -> str:
-    registration = Registration(server, birth, tried=True)
-    run_id = str(registration.info().run_id)
-    registration.discard_doubles()
+def _created(server: TrackingClient, spec: RunSpec, home: Path) -> str:
+    creation = RunCreation(server, spec, tried=True)
+    run_id = str(creation.info().run_id)
+    creation.discard_doubles()
     remember_home(run_id, home)
-    replace(birth, run_id=run_id).save(home)
+    replace(spec, run_id=run_id).save(home)
     return run_id
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mltrain.errors import CheckpointError, RunHeld, RunNotFound
 from mltrain.ownership import liveness
-from mltrain.ownership.run_folder import was_left
+from mltrain.ownership.host_lock import has_ended
 from mltrain.provenance import fingerprint
 from mltrain.store.artifacts import Artifacts
 from mltrain.tracking.client import Refusal, TrackingClient, tags_of
@@ -134,7 +134,7 @@ def is_alive(server: TrackingClient, run: Any) -> bool | None:
     """
     holder = holder_of(run)
     alive = liveness.is_alive(holder)
-    return False if alive is None and was_left(server, run.info.run_id, holder) else alive
+    return False if alive is None and has_ended(server, run.info.run_id, holder) else alive
 
 
 def await_lease(server: TrackingClient, run: Any) -> None:

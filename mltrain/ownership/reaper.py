@@ -65,7 +65,7 @@ def reap(
             yield _closed(server, before)
 
 
-def close_if_left(server: TrackingClient, run_id: str) -> None:
+def close_if_dead(server: TrackingClient, run_id: str) -> None:
     """Close a run as KILLED if it is recorded as running and its process is known to be gone.
 
     Raises:

@@ -13,7 +13,7 @@ from mltrain.ownership.run_folder import known_home
 from mltrain.pipeline import Pipeline
 from mltrain.pipelines.pipeline_run import children
 from mltrain.run.listing import state
-from mltrain.run.opening import user
+from mltrain.run.preparation import user
 from mltrain.run.tracked import pins_of
 from mltrain.store.names import OUTPUTS
 from mltrain.store.opening import open_artifacts

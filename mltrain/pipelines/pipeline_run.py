@@ -5,7 +5,7 @@ from typing import Any
 
 from mltrain.errors import RunNotFound, UsageError
 from mltrain.pipeline import Pipeline
-from mltrain.run.opening import user
+from mltrain.run.preparation import user
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import PIPELINE_TAG, STAGE_RETIRED_TAG, STAGE_TAG
 

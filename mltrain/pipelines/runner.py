@@ -24,7 +24,7 @@ from mltrain.pipelines.pipeline_run import PARENT_TAG
 from mltrain.pipelines.plan import Planned, planned
 from mltrain.pipelines.request import Confirm, PipelineDisplay, PipelineRequest, Result
 from mltrain.pipelines.status import status
-from mltrain.run import opening
+from mltrain.run import adoption, opening
 from mltrain.run.stage_outputs import Output, described, fetched
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
@@ -47,7 +47,7 @@ def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) ->
             if stage.build is not None and stage.name not in found.plan.used:
                 refuse_unusable(found.configs[stage.name], server)
         if parent is None and launcher is not None:
-            opening.adoptable(server, launcher)
+            adoption.adoptable(server, launcher)
         _check(server, request, found)
         again = request.again
         cleared = plan_clearing(server, pipeline, parent, again) if parent is not None and again else []
@@ -57,7 +57,7 @@ def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) ->
         if parent is not None:
             tracked = opening.resume(server, parent.info.run_id, take_over=request.take_over, launcher=launcher)
         elif launcher is not None:
-            tracked = opening.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name})
+            tracked = adoption.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name})
         else:
             name = name or f"{pipeline.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
             experiment = request.overrides.get("experiment")

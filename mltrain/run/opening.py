@@ -5,7 +5,6 @@ exactly one wins. n is the fencing number: a writer that sees a higher one stops
 """
 
 import logging
-import socket
 import sys
 import threading
 import time
@@ -15,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mltrain.delivery.backlog import publish_left
-from mltrain.delivery.creation import Birth, Registration, recorded_birth
-from mltrain.errors import MltrainError, RunHeld, RunNotFound, UsageError
+from mltrain.delivery.backlog import publish_backlog
+from mltrain.delivery.creation import RunCreation, RunSpec
+from mltrain.errors import MltrainError, RunHeld, UsageError
 from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import (
     STATUS_OF,
@@ -32,23 +31,22 @@ from mltrain.ownership.attempts import (
     named,
     recorded_attempts,
 )
+from mltrain.ownership.host_lock import take_lock
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
-from mltrain.ownership.run_folder import home_of, known_home, locked, refuse_unwritable_home
+from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
 from mltrain.provenance import fingerprint
+from mltrain.run.adoption import beside
 from mltrain.run.ending import Opened
+from mltrain.run.preparation import created_as, ended_as, own_tags, refuse_unwritable_artifacts
 from mltrain.run.tracked import TrackedRun, age_of
-from mltrain.store.artifacts import refuse_unwritable
-from mltrain.store.opening import open_artifacts
 from mltrain.store.retry import FullJitter
-from mltrain.tracking.client import RUN_ID, Refusal, TrackingClient, active_run_id, connect, tags_of
+from mltrain.tracking.client import Refusal, TrackingClient, active_run_id, connect, tags_of
 from mltrain.tracking.places import artifacts_of
-from mltrain.tracking.tags import HOLDER_TAG, NAMESPACE, ONLY_LOCAL_TAG, PROJECT_TAG, STATUS_TAG
+from mltrain.tracking.tags import HOLDER_TAG, ONLY_LOCAL_TAG, PROJECT_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
 
-_ENTRY_POINT = "mlflow.project.entryPoint"
-"""The tag by which ``mlflow run`` marks the run that it makes."""
 
 _SERVER_SECONDS, _DATABASE_SECONDS, _ERROR_SECONDS = 5.0, 9.0, 2.0
 """How long a training waits for its run: for a silent server, for a silent database (which may have to be made), and for
@@ -62,7 +60,7 @@ def create(
     project: str,
     tags: Mapping[str, str],
     *,
-    late: bool = False,
+    may_defer: bool = False,
     seconds: float = 60.0,
 ) -> TrackedRun:
     """Create a run.
@@ -73,28 +71,28 @@ def create(
         name: of the run. If ``None``, a made-up one.
         project: what is trained.
         tags: to begin with.
-        late: whether a server that does not answer may create it later, while the training goes on.
+        may_defer: whether a server that does not answer may create it later, while the training goes on.
         seconds: how long to wait at most for a server or a database (which may have to be made) that is silent.
 
     Raises:
         RunNotFound: the experiment is deleted.
         StorageError: this host has no place for the run's home.
-        TrackingError: the server refuses, or does not answer and ``late`` is not set.
+        TrackingError: the server refuses, or does not answer and ``may_defer`` is false.
     """
     refuse_unwritable_home(server)
     # A name of our own: MLflow's would be drawn from Python's global random numbers, which belong to the training.
     name = name or f"{project.rsplit('/', 1)[-1].removesuffix('.py')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    birth = Birth(experiment, name, {**_own_tags(project), **tags})
-    registration = Registration(server, birth)
+    spec = RunSpec(experiment, name, {**own_tags(project), **tags})
+    creation = RunCreation(server, spec)
     try:
-        info = _registered(server, registration, seconds)
+        info = _created_within(server, creation, seconds)
     except Refusal as error:
-        if not late or error.permanent:
+        if not may_defer or error.permanent:
             raise
-        return _unborn(server, registration, error)
+        return _created_later(server, creation, error)
     lock = None
     try:
-        lock = locked(home_of(server, info.run_id), info.run_id, take_over=False)
+        lock = take_lock(home_of(server, info.run_id), info.run_id, take_over=False)
         return TrackedRun(server, [Attempt(1)], lock, info, opened=Opened(created=True))
     except BaseException:
         if lock is not None:
@@ -102,95 +100,6 @@ def create(
         with suppress(MltrainError):
             server.once.delete_run(info.run_id)
         raise
-
-
-def adopt(
-    server: TrackingClient, launcher: Launcher, name: str | None, project: str, tags: Mapping[str, str]
-) -> TrackedRun:
-    """Make the empty run that ``MLFLOW_RUN_ID`` names the run of a new training.
-
-    Raises:
-        RunNotFound, UsageError: see :func:`adoptable`.
-        RunHeld: another process has adopted it at this moment.
-        StorageError: this host has no place for the run's home.
-    """
-    run = adoptable(server, launcher)
-    refuse_unwritable_home(server)
-    info = run.info
-    lock = locked(home_of(server, info.run_id), info.run_id, take_over=False)
-    try:
-        claim_attempt(server, info.run_id, 1)  # of workers that were started with the same id, one has the run
-        if name is not None:
-            server.update_run(info.run_id, name=name)
-        if info.status != "RUNNING":
-            server.update_run(info.run_id, status="RUNNING")
-        own = {key: value for key, value in _own_tags(project).items() if key != "mlflow.source.name"}
-        server.set_tags(info.run_id, {**own, **tags})
-        info = server.run(info.run_id).info
-        return TrackedRun(server, [Attempt(1)], lock, info, opened=Opened(launcher=launcher, age=age_of(run)))
-    except BaseException:
-        lock.release()
-        raise
-
-
-def adoptable(server: TrackingClient, launcher: Launcher) -> Any:
-    """Return the run that ``MLFLOW_RUN_ID`` names, which a new training may have if nothing was recorded in it.
-
-    Raises:
-        RunNotFound: there is no such run.
-        UsageError: the run holds a training, or what another program recorded.
-    """
-    try:
-        run = server.run(launcher.run_id)
-    except RunNotFound as error:
-        raise RunNotFound(f"MLFLOW_RUN_ID is set to {launcher.run_id!r:.80}. {error} Or unset MLFLOW_RUN_ID.") from None
-    recorded = _recorded_in(server, run)
-    if recorded is None:
-        _refuse_unwritable_artifacts(server, run)
-        return run
-    if HOLDER_TAG in run.data.tags or PROJECT_TAG in run.data.tags:
-        remedy = f"continue it with: mltrain train --resume-run {launcher.run_id}; or unset MLFLOW_RUN_ID for a new run"
-    else:
-        remedy = "env -u MLFLOW_RUN_ID mltrain train …, which creates a run"
-    status: Any = STATUS_OF.get(run.data.tags.get(STATUS_TAG, ""))
-    if launcher.pid is not None and status is not None:
-        launchers.after(server, launcher.pid, run.info.run_id, status)  # mlflow run --run-id will call it FAILED
-    raise UsageError(
-        f"MLFLOW_RUN_ID names the run {launcher.run_id}, which holds {recorded}. Expected a run in which nothing was "
-        f"recorded but parameters. Try: {remedy}."
-    )
-
-
-def beside(server: TrackingClient, launcher: Launcher | None, run_id: str) -> Launcher | None:
-    """Return the launcher whose own, empty run is to be hidden while another run is resumed, or none.
-
-    A run in which something was recorded is left as it is, and so is one that ``mlflow run`` did not make.
-    """
-    if launcher is None or launcher.run_id == run_id:
-        return launcher
-    try:
-        run = server.run(launcher.run_id)
-    except RunNotFound:
-        log.warning("MLFLOW_RUN_ID names no run of this tracking store (%.80s); it is ignored.", launcher.run_id)
-        return None
-    recorded = _recorded_in(server, run)
-    if recorded is not None:
-        log.warning("MLFLOW_RUN_ID names the run %s, which holds %s; it is ignored.", launcher.run_id, recorded)
-        return None
-    return launcher if launcher.pid is not None or _ENTRY_POINT in run.data.tags else None
-
-
-def _recorded_in(server: TrackingClient, run: Any) -> str | None:
-    """Say what was recorded in a run besides parameters and tags of others, or return none if nothing was."""
-    tags, project = run.data.tags, run.data.tags.get(PROJECT_TAG)
-    if project:
-        return f"a training of the project {project!r}"
-    if any(key.startswith(NAMESPACE) for key in (*tags, *run.data.params)):
-        return "checkpoints or records of mltrain"
-    if run.data.metrics:
-        return f"metrics ({', '.join(sorted(run.data.metrics)[:3])} …)"
-    found = open_artifacts(run.info.artifact_uri, server.uri).entries()
-    return f"artifacts ({', '.join(sorted(entry.name for entry in found)[:3])} …)" if found else None
 
 
 def resumable(server: TrackingClient, run_id: str, *, take_over: bool) -> Any:
@@ -208,14 +117,8 @@ def resumable(server: TrackingClient, run_id: str, *, take_over: bool) -> Any:
             "Stop that one first, or take the run over with --take-over."
         )
     refuse_unwritable_home(server)
-    _refuse_unwritable_artifacts(server, run)
+    refuse_unwritable_artifacts(server, run)
     return run
-
-
-def _refuse_unwritable_artifacts(server: TrackingClient, run: Any) -> None:
-    root = artifacts_of(server, run).local_root
-    if root is not None:
-        refuse_unwritable(root, "Mount it for writing, or give this user the right to write there.")
 
 
 def resume(
@@ -244,21 +147,21 @@ def resume(
     if not take_over:
         await_lease(server, run)
     home = home_of(server, run_id)
-    lock, claimed = locked(home, run_id, take_over), False
+    lock, claimed = take_lock(home, run_id, take_over), False
     try:
         ordinal = last_attempt(run.data.params) + 1
         claim_attempt(server, run_id, ordinal)
         claimed = True
         server.update_run(run_id, status="RUNNING")
         server.set_tags(run_id, holder_tags(ordinal))
-        _warn_of_newer_elsewhere(run)
+        _warn_of_newer_on_another_host(run)
         if launcher is not None:
             launchers.nest(server, launcher, run_id)
         launchers.repair(server, run_id, run.info.experiment_id)
         attempts = [*recorded_attempts(artifacts, ordinal - 1), Attempt(ordinal)]
         if artifacts.local_root is not None:
             # Staged elsewhere than beside the artifacts, because it was not known then where these would be.
-            publish_left(run_id, home, artifacts, {})
+            publish_backlog(run_id, home, artifacts, {})
         opened = TrackedRun(
             server,
             attempts,
@@ -278,7 +181,7 @@ def resume(
     return opened
 
 
-def _warn_of_newer_elsewhere(run: Any) -> None:
+def _warn_of_newer_on_another_host(run: Any) -> None:
     """Warn where the run's newest checkpoint is on another host only."""
     checkpoint, _, host = tags_of(run).get(ONLY_LOCAL_TAG, "").partition(" on ")
     if host and host != fingerprint.host():
@@ -314,11 +217,11 @@ def open_run(run_id: str | None = None) -> TrackedRun:
                 "from this loop all the same."
             )
         refuse_unwritable_home(server)
-        _refuse_unwritable_artifacts(server, known)
+        refuse_unwritable_artifacts(server, known)
         if HOLDER_TAG in known.data.tags:
             run = resume(server, identity, take_over=False, launcher=None, owned=active != identity)
         else:
-            lock = locked(home_of(server, identity), identity, take_over=False)
+            lock = take_lock(home_of(server, identity), identity, take_over=False)
             try:
                 server.set_tags(identity, holder_tags(1))
                 opened = Opened(earlier=ended_as(known), owned=active != identity, age=age_of(known))
@@ -339,35 +242,12 @@ def _put_back(server: TrackingClient, run: Any) -> None:
     server.once.set_terminated(run.info.run_id, status, run.info.end_time)
 
 
-def ended_as(run: Any) -> Any:
-    """Return the status with which a run ended, or none if it had not ended."""
-    return run.info.status if run.info.status in ("FINISHED", "FAILED", "KILLED") else None
-
-
-def created_as(server: TrackingClient, run_id: str) -> str:
-    """Return the id that MLflow gave to a run; what a run went by before that is understood as well.
-
-    Raises:
-        RunNotFound: it began on this machine and has not been created yet.
-    """
-    home = known_home(server, run_id) if RUN_ID.fullmatch(run_id) else None
-    birth = recorded_birth(home) if home is not None and home.name == run_id else None
-    if birth is None:
-        return run_id
-    if birth.run_id is None:
-        raise RunNotFound(
-            f"{run_id} was trained here while the tracking server could not be reached, and is no run yet. "
-            "Create it, and send what is waiting, with: mltrain sync"
-        )
-    return birth.run_id
-
-
 def soon(server: TrackingClient) -> float:
     """Return the seconds that a training waits for its run before it begins without."""
     return _SERVER_SECONDS if server.uri.startswith(("http://", "https://")) else _DATABASE_SECONDS
 
 
-def _registered(server: TrackingClient, registration: Registration, seconds: float) -> Any:
+def _created_within(server: TrackingClient, creation: RunCreation, seconds: float) -> Any:
     """Create the run, but wait no longer than so. A call that hangs goes on in the background."""
     found: list[Any] = []
     over = threading.Event()
@@ -377,7 +257,7 @@ def _registered(server: TrackingClient, registration: Registration, seconds: flo
         failures, deadline = 0, time.monotonic() + _ERROR_SECONDS
         while not over.is_set():
             try:
-                found.append(registration.info())
+                found.append(creation.info())
                 break
             except (MltrainError, OSError) as error:
                 failures += 1
@@ -388,7 +268,7 @@ def _registered(server: TrackingClient, registration: Registration, seconds: flo
             over.wait(waits.seconds(failures))
         over.set()
 
-    threading.Thread(target=register, name="mltrain-birth", daemon=True).start()
+    threading.Thread(target=register, name="mltrain-creation", daemon=True).start()
     if not over.wait(seconds):
         over.set()
         raise Refusal(f"{server.shown} did not answer within {seconds:.0f} seconds.")
@@ -397,28 +277,14 @@ def _registered(server: TrackingClient, registration: Registration, seconds: flo
     return found[0]
 
 
-def _unborn(server: TrackingClient, registration: Registration, why: Refusal) -> TrackedRun:
-    birth = registration.birth
-    home = home_of(server, birth.id)
-    birth.save(home)
+def _created_later(server: TrackingClient, creation: RunCreation, why: Refusal) -> TrackedRun:
+    spec = creation.spec
+    home = home_of(server, spec.id)
+    spec.save(home)
     log.warning(
         "Training begins at once, although there is no run yet: %s It is recorded in %s until the server answers, and the "
         "run is created then. (--require-tracking makes this an error.)",
         why,
         home,
     )
-    return TrackedRun(server, [Attempt(1)], locked(home, birth.id, take_over=False), registration, home)
-
-
-def user() -> str:
-    """Return who trains here, as runs are marked; the host's name where the user has none."""
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return socket.gethostname()
-
-
-def _own_tags(project: str) -> dict[str, str]:
-    return {"mlflow.user": user(), "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
+    return TrackedRun(server, [Attempt(1)], take_lock(home, spec.id, take_over=False), creation, home)

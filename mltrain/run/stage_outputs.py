@@ -17,7 +17,8 @@ from typing import Any
 from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError
-from mltrain.ownership.run_folder import lock_file, outputs_home
+from mltrain.ownership.host_lock import lock_file
+from mltrain.ownership.run_folder import outputs_home
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.durable import replace_file, set_aside
 from mltrain.store.names import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS

@@ -8,7 +8,7 @@ from mltrain.store.artifacts import Artifacts, Entry
 from mltrain.store.removal import DEAD_SECONDS
 
 
-class LateArtifacts:
+class DeferredArtifacts:
     """Artifacts whose place becomes known later; see :class:`mltrain.store.artifacts.Artifacts`.
 
     Checkpoints are staged elsewhere and uploaded file by file, also where the place turns out to be on this machine.

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mltrain.delivery.creation import Birth, Registration, experiment_id, recorded_birth
+from mltrain.delivery.creation import RunCreation, RunSpec, experiment_id, recorded_spec
 from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import remember_home
 from mltrain.tracking.client import Refusal, TrackingClient
-from mltrain.tracking.tags import BIRTH_TAG
+from mltrain.tracking.tags import REQUEST_ID_TAG
 from tests.support.database import fresh_database
 
 
@@ -48,49 +48,49 @@ class Losing:
         return created
 
 
-def active(server: TrackingClient, birth: Birth) -> list[str]:
-    return [run.info.run_id for run in server.client.search_runs(["0"], f"tags.`{BIRTH_TAG}` = '{birth.id}'")]
+def active(server: TrackingClient, spec: RunSpec) -> list[str]:
+    return [run.info.run_id for run in server.client.search_runs(["0"], f"tags.`{REQUEST_ID_TAG}` = '{spec.id}'")]
 
 
 def test_asking_twice_creates_once(server: TrackingClient) -> None:
-    birth = Birth(None, "name", {"a": "b"})
-    registration = Registration(server, birth)
-    assert registration.info().run_id == registration.info().run_id
-    run = server.run(registration.info().run_id)
-    assert (run.info.run_name, run.data.tags["a"], run.info.start_time) == ("name", "b", birth.began)
-    assert active(server, birth) == [run.info.run_id]
+    spec = RunSpec(None, "name", {"a": "b"})
+    creation = RunCreation(server, spec)
+    assert creation.info().run_id == creation.info().run_id
+    run = server.run(creation.info().run_id)
+    assert (run.info.run_name, run.data.tags["a"], run.info.start_time) == ("name", "b", spec.began)
+    assert active(server, spec) == [run.info.run_id]
 
 
 def test_a_lost_answer_makes_no_second_run(server: TrackingClient) -> None:
-    birth = Birth(None, "name", {})
-    registration = Registration(TrackingClient(server.uri, Losing(server.client, 1)), birth)
+    spec = RunSpec(None, "name", {})
+    creation = RunCreation(TrackingClient(server.uri, Losing(server.client, 1)), spec)
     with pytest.raises(Refusal):
-        registration.info()
-    assert active(server, birth) == [registration.info().run_id]
+        creation.info()
+    assert active(server, spec) == [creation.info().run_id]
 
 
 def test_another_process_finds_what_this_one_created_without_knowing(server: TrackingClient) -> None:
-    birth = Birth(None, "name", {})
+    spec = RunSpec(None, "name", {})
     with pytest.raises(Refusal):
-        Registration(TrackingClient(server.uri, Losing(server.client, 1)), birth).info()
-    assert active(server, birth) == [Registration(server, birth, tried=True).info().run_id]
+        RunCreation(TrackingClient(server.uri, Losing(server.client, 1)), spec).info()
+    assert active(server, spec) == [RunCreation(server, spec, tried=True).info().run_id]
 
 
 def test_a_request_that_is_applied_very_late_leaves_no_second_run(server: TrackingClient) -> None:
-    birth = Birth(None, "name", {})
-    registration = Registration(TrackingClient(server.uri, Losing(server.client, 1, late=True)), birth)
+    spec = RunSpec(None, "name", {})
+    creation = RunCreation(TrackingClient(server.uri, Losing(server.client, 1, late=True)), spec)
     with pytest.raises(Refusal):
-        registration.info()
-    info = registration.info()
-    assert len(active(server, birth)) == 2
-    assert registration.discard_doubles() == 1
-    assert active(server, birth) == [info.run_id]
+        creation.info()
+    info = creation.info()
+    assert len(active(server, spec)) == 2
+    assert creation.discard_doubles() == 1
+    assert active(server, spec) == [info.run_id]
 
 
 def test_threads_that_ask_at_once_get_the_same_run(server: TrackingClient) -> None:
-    registration = Registration(server, Birth(None, "name", {}))
+    creation = RunCreation(server, RunSpec(None, "name", {}))
     found: list[str] = []
-    threads = [threading.Thread(target=lambda: found.append(registration.info().run_id)) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(creation.info().run_id)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -99,26 +99,26 @@ def test_threads_that_ask_at_once_get_the_same_run(server: TrackingClient) -> No
     assert len(set(found)) == 1
 
 
-def test_a_birth_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
-    assert recorded_birth(tmp_path) is None
-    birth = Birth("experiment", "name", {"a": "ü"})
-    birth.save(tmp_path)
-    assert recorded_birth(tmp_path) == birth
+def test_a_spec_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
+    assert recorded_spec(tmp_path) is None
+    spec = RunSpec("experiment", "name", {"a": "ü"})
+    spec.save(tmp_path)
+    assert recorded_spec(tmp_path) == spec
 
 
 @pytest.mark.parametrize("content", ['{"id": 1', "[]", "{}", '{"experiment": 1, "name": 2, "tags": 3}', "\0" * 100])
-def test_of_a_damaged_birth_what_else_is_known_takes_its_place(
+def test_of_a_damaged_spec_what_else_is_known_takes_its_place(
     content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     home = tmp_path / ("a" * 32)
-    Birth("experiment", "name", {}, id=home.name).save(home)
+    RunSpec("experiment", "name", {}, id=home.name).save(home)
     (home / "birth.json").write_text(content)
-    recovered = recorded_birth(home)
+    recovered = recorded_spec(home)
     assert recovered is not None
     assert (recovered.id, recovered.run_id) == (home.name, None)
     assert str(home / "birth.json") in caplog.text
     remember_home("b" * 32, home)
-    created = recorded_birth(home)
+    created = recorded_spec(home)
     assert created is not None
     assert created.run_id == "b" * 32
 

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
-from mltrain.delivery.sending_process import POINTS_A_BATCH, Courier
+from mltrain.delivery.sending_process import POINTS_A_BATCH, SenderProcess
 from mltrain.delivery.sync import Existing, HostLock
 from mltrain.store.local import LocalArtifacts
 from mltrain.tracking.client import TrackingClient
@@ -45,13 +45,13 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 @pytest.fixture
-def courier(uri: str, tmp_path: Path) -> Iterator[Courier]:
-    made = Courier(tmp_path / "journal.sqlite", uri)
+def courier(uri: str, tmp_path: Path) -> Iterator[SenderProcess]:
+    made = SenderProcess(tmp_path / "journal.sqlite", uri)
     yield made
     made.close()
 
 
-def started(courier: Courier, run_id: str) -> int:
+def started(courier: SenderProcess, run_id: str) -> int:
     """Wait until it delivers a batch; return how often it was asked in vain."""
     answers: list[str] = []
 
@@ -63,20 +63,20 @@ def started(courier: Courier, run_id: str) -> int:
     return len(answers) - 1
 
 
-def test_it_is_started_when_a_full_batch_waits(courier: Courier) -> None:
+def test_it_is_started_when_a_full_batch_waits(courier: SenderProcess) -> None:
     assert courier.deliver("0" * 32, POINTS_A_BATCH - 1) == "otherwise"
     assert courier._process is None
     assert courier.deliver("0" * 32, POINTS_A_BATCH) == "later"
     assert courier._process is not None
 
 
-def test_nobody_waits_for_one_that_does_not_get_ready(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_one_that_does_not_get_ready(courier: SenderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mltrain.delivery.sending_process._STARTING_SECONDS", 0.0)
     assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
 
 
 def test_it_sends_what_is_in_the_journal_oldest_first_and_removes_it_there(
-    courier: Courier, journal: Journal, uri: str, run_id: str
+    courier: SenderProcess, journal: Journal, uri: str, run_id: str
 ) -> None:
     assert started(courier, run_id) >= 1
     history = MlflowClient(uri).get_metric_history(run_id, "loss")
@@ -88,7 +88,9 @@ def test_it_sends_what_is_in_the_journal_oldest_first_and_removes_it_there(
     assert journal.unsent() == 0
 
 
-def test_what_does_not_go_through_stays_for_whoever_asked(courier: Courier, journal: Journal, run_id: str) -> None:
+def test_what_does_not_go_through_stays_for_whoever_asked(
+    courier: SenderProcess, journal: Journal, run_id: str
+) -> None:
     started(courier, run_id)
     assert courier.deliver("0" * 32, 1000) == "otherwise"
     assert journal.unsent() == 1500
@@ -96,7 +98,7 @@ def test_what_does_not_go_through_stays_for_whoever_asked(courier: Courier, jour
 
 
 def test_its_death_is_noticed_at_once(journal: Journal, uri: str, run_id: str, tmp_path: Path) -> None:
-    courier = Courier(tmp_path / "journal.sqlite", uri, silent_seconds=600.0)  # longer than a test may take
+    courier = SenderProcess(tmp_path / "journal.sqlite", uri, silent_seconds=600.0)  # longer than a test may take
     started(courier, run_id)
     assert courier._process is not None
     os.kill(courier._process.pid, signal.SIGKILL)
@@ -109,7 +111,7 @@ def test_its_death_is_noticed_at_once(journal: Journal, uri: str, run_id: str, t
 def test_one_that_is_stopped_is_given_up_with_a_warning(
     uri: str, journal: Journal, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    courier = Courier(tmp_path / "journal.sqlite", uri, silent_seconds=2.0)
+    courier = SenderProcess(tmp_path / "journal.sqlite", uri, silent_seconds=2.0)
     started(courier, run_id)
     assert courier._process is not None
     os.kill(courier._process.pid, signal.SIGSTOP)
@@ -121,19 +123,19 @@ def test_one_that_is_stopped_is_given_up_with_a_warning(
 
 
 def test_one_that_works_for_longer_than_it_may_be_silent_is_not_given_up(
-    courier: Courier, monkeypatch: pytest.MonkeyPatch
+    courier: SenderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talks = """read setting; echo '{"ready": true}'; read order
     for i in 1 2 3 4; do sleep 0.5; echo '{"runs": true}'; done; echo '{"sent": 1}'; read end"""
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(["sh", "-c", talks], **options))
-    patient = Courier(Path("journal"), "sqlite://", silent_seconds=1.5)
+    patient = SenderProcess(Path("journal"), "sqlite://", silent_seconds=1.5)
     started(patient, "0" * 32)
     patient.close()
 
 
 def test_where_no_process_can_be_started_points_are_sent_without_it(
-    courier: Courier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    courier: SenderProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: object, **__: object) -> None:
         raise BlockingIOError("Resource temporarily unavailable")
@@ -145,13 +147,13 @@ def test_where_no_process_can_be_started_points_are_sent_without_it(
     assert len([line for line in caplog.messages if "can be started" in line]) == 1
 
 
-def test_one_that_was_closed_is_not_started(courier: Courier) -> None:
+def test_one_that_was_closed_is_not_started(courier: SenderProcess) -> None:
     courier.close()
     assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
     assert courier._process is None
 
 
-def test_one_that_is_closed_while_it_starts_ends(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_closed_while_it_starts_ends(courier: SenderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, start = threading.Event(), subprocess.Popen
 
     def slow(*words: Any, **options: Any) -> Any:
@@ -169,14 +171,14 @@ def test_one_that_is_closed_while_it_starts_ends(courier: Courier, monkeypatch: 
     assert courier._process.poll() is not None
 
 
-def test_what_is_printed_before_its_answers_is_none(courier: Courier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_printed_before_its_answers_is_none(courier: SenderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     talks = """read setting; echo welcome; echo '{"ready": true}'; read order; echo '{"sent": 1}'; read end"""
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(["sh", "-c", talks], **options))
     assert started(courier, "0" * 32) >= 1
 
 
-def test_it_is_starting_until_it_is_ready_or_has_ended(courier: Courier, journal: Journal, run_id: str) -> None:
+def test_it_is_starting_until_it_is_ready_or_has_ended(courier: SenderProcess, journal: Journal, run_id: str) -> None:
     assert not courier.starting
     assert courier.deliver(run_id, POINTS_A_BATCH) == "later"
     assert courier.starting
@@ -186,7 +188,7 @@ def test_it_is_starting_until_it_is_ready_or_has_ended(courier: Courier, journal
     assert not courier.starting
 
 
-def test_it_ends_with_whoever_started_it(courier: Courier, journal: Journal, run_id: str) -> None:
+def test_it_ends_with_whoever_started_it(courier: SenderProcess, journal: Journal, run_id: str) -> None:
     started(courier, run_id)
     assert courier._process is not None
     assert courier._process.stdin is not None
@@ -197,8 +199,8 @@ def test_it_ends_with_whoever_started_it(courier: Courier, journal: Journal, run
 PARENT = """
 import json, os, sys, time
 from mltrain.delivery.sync import Existing, HostLock
-from mltrain.delivery.sending_process import Courier
-courier = Courier(sys.argv[1], sys.argv[2])
+from mltrain.delivery.sending_process import SenderProcess
+courier = SenderProcess(sys.argv[1], sys.argv[2])
 while courier.deliver(sys.argv[3], 1000) != "sent":
     time.sleep(0.05)
 worker = os.fork()  # as a data loader does: it holds the parent's ends of all pipes
@@ -227,7 +229,7 @@ def test_it_does_not_outlive_a_killed_training_whose_data_workers_do(
 
 
 def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
-    courier: Courier, journal: Journal, uri: str, run_id: str, tmp_path: Path
+    courier: SenderProcess, journal: Journal, uri: str, run_id: str, tmp_path: Path
 ) -> None:
     server = TrackingClient(uri, MlflowClient(uri))
     sender = Sender(server, Existing(run_id, LocalArtifacts(tmp_path)), journal, HostLock(), courier)

@@ -9,7 +9,7 @@ import torch
 from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
-from mltrain.delivery.creation import Birth
+from mltrain.delivery.creation import RunSpec
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sync import Synced, sync
 from mltrain.ownership.run_folder import home_of, known_home, remember_home
@@ -120,7 +120,7 @@ def test_a_run_that_was_never_created_is_created_at_another_address_when_that_is
     store: Path, tmp_path: Path
 ) -> None:
     there = at(store)
-    birth = Birth(None, "late", {})
+    birth = RunSpec(None, "late", {})
     home = home_of(there, birth.id)
     birth.save(home)
     journal = Journal(home / "journal.sqlite", 1)
@@ -155,9 +155,9 @@ def test_a_live_run_sends_by_itself(store: Path) -> None:
     server = at(store)
     left_behind(server, 1)
     run_id = left_behind(server, 1)
-    from mltrain.ownership.run_folder import locked
+    from mltrain.ownership.host_lock import take_lock
 
-    lock = locked(home_of(server, run_id), run_id, take_over=False)
+    lock = take_lock(home_of(server, run_id), run_id, take_over=False)
     found = {synced.run_id: synced for synced in sync(server)}
     lock.release()
     assert "by itself" in found[run_id].said
@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_home_does_not_keep_its_run_from_being_resumed(
 
 
 def test_a_damaged_record_of_a_birth_does_not_keep_the_created_run_from_being_found(store: Path) -> None:
-    from mltrain.run.opening import created_as
+    from mltrain.run.preparation import created_as
 
     server = at(store)
     run_id = left_behind(server)

@@ -1,67 +1,14 @@
 """The home of a run: one folder for one store, however its address is spelled, and what its lock proves."""
 
-import json
-import subprocess
-import sys
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mltrain.errors import RunHeld
-from mltrain.ownership import liveness
-from mltrain.ownership.run_folder import address_of, home_of, homes, known_home, locked, stores, was_left
+from mltrain.ownership.run_folder import address_of, home_of, homes, known_home, stores
 from mltrain.tracking.client import TrackingClient
 
 RUN = "a" * 32
-HOLDING = """
-import json, sys
-from pathlib import Path
-from mltrain.ownership import liveness
-from mltrain.ownership.run_folder import locked
-lock = locked(Path(sys.argv[1]), "a" * 32, take_over=False)
-print(json.dumps(liveness.own()), flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return TrackingClient("http://127.0.0.1:1", None)
-
-
-def elsewhere(who: dict[str, Any]) -> dict[str, Any]:
-    return {**who, "boot": "another"}
-
-
-def test_a_lock_that_is_free_proves_that_its_last_holder_has_ended(server: TrackingClient) -> None:
-    home = home_of(server, RUN)
-    words = [sys.executable, "-c", HOLDING, str(home)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holding:
-        assert holding.stdout is not None
-        who = json.loads(holding.stdout.readline())
-        assert not was_left(server, RUN, who)
-        with pytest.raises(RunHeld, match=f"process {holding.pid}"):
-            locked(home, RUN, take_over=False)
-        holding.kill()
-    assert was_left(server, RUN, who)
-    assert not was_left(server, RUN, elsewhere(who))  # that one wrote from another home
-
-
-def test_a_home_that_nobody_wrote_from_proves_nothing(server: TrackingClient) -> None:
-    assert not was_left(server, RUN, liveness.own())
-    home_of(server, RUN)
-    assert not was_left(server, RUN, liveness.own())
-    assert not was_left(server, RUN, {})
-
-
-def test_what_earlier_versions_recorded_in_a_home_proves_nothing(server: TrackingClient) -> None:
-    (home_of(server, RUN) / "holder.json").write_text(json.dumps({"host": "here", "pid": 1}))
-    assert not was_left(server, RUN, {"host": "here", "pid": 1, "attempt": 1, "boot": "", "born": 1.0})
-    (home_of(server, RUN) / "holder.json").write_text("[]")
-    assert not was_left(server, RUN, {})
 
 
 @pytest.mark.parametrize(

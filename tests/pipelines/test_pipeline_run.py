@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 
 from mltrain.pipeline import Pipeline, Stage
 from mltrain.pipelines.pipeline_run import children, newest_parent
-from mltrain.run.opening import user
+from mltrain.run.preparation import user
 from mltrain.tracking.client import TrackingClient, connect
 from tests.support import tiny
 from tests.support.database import MORE_THAN_A_PAGE, fresh_database, many

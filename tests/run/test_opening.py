@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mltrain import CheckpointManager
 from mltrain.errors import MltrainError, RunNotFound, StorageError, UsageError
 from mltrain.ownership.launcher import Launcher
-from mltrain.run import opening
+from mltrain.run import adoption, opening
 from mltrain.run.listing import listed
 from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.store.opening import open_artifacts
@@ -41,7 +41,7 @@ def empty_run(client: MlflowClient) -> str:
 
 
 def adopted(server: TrackingClient, run_id: str) -> None:
-    run = opening.adopt(server, Launcher(run_id, None), None, "project", {})
+    run = adoption.adopt(server, Launcher(run_id, None), None, "project", {})
     run.close("FINISHED", "done", 20.0)
 
 
@@ -56,7 +56,7 @@ def test_an_empty_run_with_the_parameters_of_its_launcher_is_adopted(
     run_id = empty_run(client)
     client.log_param(run_id, "epochs", "'3'")
     client.set_terminated(run_id, "FAILED")  # a launcher that gave up before
-    run = opening.adopt(server, Launcher(run_id, None), None, "project", {})
+    run = adoption.adopt(server, Launcher(run_id, None), None, "project", {})
     assert client.get_run(run_id).info.status == "RUNNING"
     run.close("FINISHED", "done", 20.0)
 
@@ -99,7 +99,7 @@ def test_mlflow_run_does_not_leave_a_refused_training_as_failed(
     repaired: list[tuple[object, ...]] = []
     monkeypatch.setattr("mltrain.ownership.launcher.after", lambda *what: repaired.append(what[1:]))
     with pytest.raises(UsageError):
-        opening.adoptable(server, Launcher(run_id, 1))
+        adoption.adoptable(server, Launcher(run_id, 1))
     assert repaired == [(1, run_id, "FINISHED")]
 
 
@@ -114,7 +114,7 @@ def test_a_run_that_is_not_there_is_not_adopted(run_id: str, server: TrackingCli
 
 def test_a_run_is_adopted_once_also_by_two_at_the_same_moment(server: TrackingClient, client: MlflowClient) -> None:
     run_id = empty_run(client)
-    first = opening.adoptable(server, Launcher(run_id, None))
+    first = adoption.adoptable(server, Launcher(run_id, None))
     adopted(server, run_id)
     assert first.info.run_id == run_id  # the second had seen it empty as well
     with pytest.raises(MltrainError):

@@ -14,7 +14,7 @@ from mltrain.errors import RunHeld
 from mltrain.ownership.attempts import ATTEMPTS_FILE
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
-from mltrain.run import opening
+from mltrain.run import adoption
 from mltrain.run.opening import open_run
 from mltrain.tracking.client import connect
 from mltrain.tracking.tags import ATTEMPT_PREFIX
@@ -87,7 +87,7 @@ def test_a_request_that_comes_while_the_last_points_are_delivered_counts(
     repaired: list[tuple[object, ...]] = []
     monkeypatch.setattr("mltrain.ownership.launcher.after", lambda *what: repaired.append(what))
     launcher = Launcher(str(MlflowClient(uri).create_run("0").info.run_id), 1)
-    run = opening.adopt(connect(), launcher, None, "project", {})
+    run = adoption.adopt(connect(), launcher, None, "project", {})
     drain, asked = run.outbox.sender.drain, []
 
     def interrupted_drain(seconds: float) -> bool:

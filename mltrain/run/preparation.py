@@ -1,0 +1,63 @@
+"""What is looked up before a run is opened: its true id, its status, its place, and who trains."""
+
+import socket
+from typing import Any
+
+from mltrain.delivery.creation import recorded_spec
+from mltrain.errors import RunNotFound
+from mltrain.ownership.attempts import (
+    holder_tags,
+)
+from mltrain.ownership.run_folder import known_home
+from mltrain.store.artifacts import refuse_unwritable
+from mltrain.tracking.client import RUN_ID, TrackingClient
+from mltrain.tracking.places import artifacts_of
+
+
+def created_as(server: TrackingClient, run_id: str) -> str:
+    """Return the id that MLflow gave to a run; what a run went by before that is understood as well.
+
+    Raises:
+        RunNotFound: it began on this machine and has not been created yet.
+    """
+    home = known_home(server, run_id) if RUN_ID.fullmatch(run_id) else None
+    spec = recorded_spec(home) if home is not None and home.name == run_id else None
+    if spec is None:
+        return run_id
+    if spec.run_id is None:
+        raise RunNotFound(
+            f"{run_id} was trained here while the tracking server could not be reached, and is no run yet. "
+            "Create it, and send what is waiting, with: mltrain sync"
+        )
+    return spec.run_id
+
+
+def ended_as(run: Any) -> Any:
+    """Return the status with which a run ended, or none if it had not ended."""
+    return run.info.status if run.info.status in ("FINISHED", "FAILED", "KILLED") else None
+
+
+def refuse_unwritable_artifacts(server: TrackingClient, run: Any) -> None:
+    """Refuse a run whose artifacts are on this machine and cannot be written.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    root = artifacts_of(server, run).local_root
+    if root is not None:
+        refuse_unwritable(root, "Mount it for writing, or give this user the right to write there.")
+
+
+def user() -> str:
+    """Return who trains here, as runs are marked; the host's name where the user has none."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return socket.gethostname()
+
+
+def own_tags(project: str) -> dict[str, str]:
+    """Return the tags that a run has from the start: user, source, and this process as its holder."""
+    return {"mlflow.user": user(), "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
