@@ -176,7 +176,7 @@ def test_entries_that_cannot_be_written_at_all_do_not_end_the_journal(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("mltrain.delivery.journal._POINT", ("key", "step", "value", "\ud800"))
+        patch.setattr("mltrain.delivery.journal_database.POINT", ("key", "step", "value", "\ud800"))
         journal.log_metrics({"a": 0}, 0, 1)
         journal.flush()
     journal.log_metrics({"a": 1}, 1, 1_000_000)
@@ -262,9 +262,9 @@ def test_beyond_its_budget_the_journal_takes_no_more_points_and_says_so(
 
 
 def test_the_training_waits_for_a_slow_disk_and_memory_does_not_grow(
-    journal: Journal, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("mltrain.delivery.journal._MOST_QUEUED", 100)
+    journal = Journal(place, 1, most_queued=100)
     with closing(sqlite3.connect(place, isolation_level=None, check_same_thread=False)) as database:
         database.execute("BEGIN EXCLUSIVE")
         threading.Timer(1.0, lambda: database.execute("ROLLBACK")).start()
@@ -273,6 +273,7 @@ def test_the_training_waits_for_a_slow_disk_and_memory_does_not_grow(
             assert len(journal._points) < 4 * 110
     journal.flush()
     assert journal.unsent() == 1000
+    journal.close()
     assert "could not be written" not in caplog.text  # a lock is waited for, and is no error
 
 
@@ -308,9 +309,9 @@ def test_thousands_of_points_at_once_cost_neither_time_nor_memory(journal: Journ
 
 
 def test_what_memory_has_no_room_for_while_the_disk_refuses_is_counted(
-    journal: Journal, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("mltrain.delivery.journal._MOST_KEPT", 10)
+    journal = Journal(place, 1, most_kept=10)
     with closing(sqlite3.connect(place)) as database:
         database.execute("ALTER TABLE points RENAME TO away")
         journal.add_points(("loss", step, 0.0, 0) for step in range(25))
@@ -319,6 +320,7 @@ def test_what_memory_has_no_room_for_while_the_disk_refuses_is_counted(
     journal.flush()
     assert [step for _, step, *_ in points(journal)] == list(range(15, 25))
     assert journal.left_out == 15
+    journal.close()
     assert "The oldest of them are lost" in caplog.text
 
 
@@ -467,7 +469,7 @@ def test_what_a_full_disk_refuses_can_be_sent_and_marked_from_memory(place: Path
         assert [point.step for point in journal.unsent_points(10_000)] == list(range(3000, 5000))
         journal.park(journal.unsent_points(1000))
         assert (journal.unsent(), journal.parked(), journal.lost()) == (1000, 1000, 2000)
-        journal._database.execute("PRAGMA max_page_count = 1000000")
+        journal._database._database.execute("PRAGMA max_page_count = 1000000")
         journal.flush()
         assert (journal.unsent(), journal.parked(), journal.lost()) == (1000, 1000, 0)
     with closing(Journal(place, 1)) as again:
@@ -483,7 +485,7 @@ def test_what_was_sent_while_the_disk_was_full_is_not_sent_again(place: Path) ->
         journal.add_points(("loss", step, 0.1, step) for step in range(100, 5000))
         journal.flush()
         journal.mark_sent(journal.unsent_points(60))
-        journal._database.execute("PRAGMA max_page_count = 1000000")
+        journal._database._database.execute("PRAGMA max_page_count = 1000000")
         journal.flush()
     with closing(Journal(place, 1)) as again:
         assert [point.step for point in again.unsent_points(10_000)] == list(range(60, 5000))
@@ -491,7 +493,7 @@ def test_what_was_sent_while_the_disk_was_full_is_not_sent_again(place: Path) ->
 
 def filled(journal: Journal) -> None:
     """Let the database take no further page, which SQLite reports like a full disk."""
-    journal._database.execute("PRAGMA max_page_count = 1")
+    journal._database._database.execute("PRAGMA max_page_count = 1")
 
 
 def test_a_file_that_is_damaged_in_the_middle_is_replaced_and_the_loss_is_counted(
@@ -500,8 +502,8 @@ def test_a_file_that_is_damaged_in_the_middle_is_replaced_and_the_loss_is_counte
     with closing(Journal(place, 1)) as journal:
         journal.add_points(("loss", step, 0.1, step) for step in range(3000))
         journal.flush()
-        journal._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        journal._database.execute("PRAGMA cache_size = 0")
+        journal._database._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        journal._database._database.execute("PRAGMA cache_size = 0")
         with place.open("r+b") as file:
             file.seek(4096)
             file.write(b"\xff" * (place.stat().st_size - 4096))

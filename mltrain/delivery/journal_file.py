@@ -1,0 +1,98 @@
+"""Opens the SQLite file of a journal: tables, damage, filesystems of a network."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+import psutil
+
+_PASSING = {
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_INTERRUPT,
+}
+"""Errors of SQLite that do not mean that the file is damaged."""
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS points (
+    id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, key TEXT NOT NULL, step INTEGER NOT NULL,
+    value REAL, timestamp INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS unsent_points ON points (id) WHERE state = 0;
+CREATE TABLE IF NOT EXISTS items (
+    id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
+    value TEXT NOT NULL, state INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS unsent_items ON items (id) WHERE state = 0;
+"""
+MEMORY = """
+CREATE TEMP TABLE kept_points (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, attempt INTEGER, key TEXT, step INTEGER, value REAL, timestamp INTEGER,
+    state INTEGER NOT NULL DEFAULT 0);
+CREATE TEMP TABLE kept_items (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, attempt INTEGER, kind TEXT, key TEXT, value TEXT,
+    state INTEGER NOT NULL DEFAULT 0);
+INSERT INTO temp.sqlite_sequence VALUES ('kept_points', 1 << 62), ('kept_items', 1 << 62);
+CREATE TEMP TABLE marked_points (id INTEGER PRIMARY KEY, state INTEGER);
+CREATE TEMP TABLE marked_items (id INTEGER PRIMARY KEY, state INTEGER);
+CREATE TEMP VIEW all_points AS SELECT id, attempt, key, step, value, timestamp, state FROM main.points
+    WHERE id NOT IN (SELECT id FROM marked_points) UNION ALL SELECT * FROM kept_points;
+CREATE TEMP VIEW all_items AS SELECT id, attempt, kind, key, value, state FROM main.items
+    WHERE id NOT IN (SELECT id FROM marked_items) UNION ALL SELECT * FROM kept_items;
+"""
+"""While the disk refuses: what it has not taken, and which of its entries have been sent or refused since."""
+BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite names the files that belong to one of its databases."""
+FIELDS = {"points": ("attempt", "key", "step", "value", "timestamp"), "items": ("attempt", "kind", "key", "value")}
+_NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smbfs", "smb3", "fuse.sshfs", "lustre", "beegfs", "gpfs", "ceph", "9p"}
+
+
+def connected(path: Path | None) -> sqlite3.Connection:
+    """Return a connection to a journal, looked through for damage; ``None`` means one in memory."""
+    if path is not None and path.with_name("attempts.json").is_file() and path.is_file() and not path.stat().st_size:
+        raise sqlite3.DatabaseError("it is empty")  # SQLite takes that for a new one
+    database = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=60, isolation_level=None)
+    try:
+        database.text_factory = lambda text: text.decode(errors="backslashreplace")
+        if path is not None:
+            database.execute(f"PRAGMA journal_mode={'WAL' if _is_local(path) else 'DELETE'}")
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.execute("PRAGMA temp_store=MEMORY")
+        try:
+            database.executescript(_SCHEMA)
+            for table, fields in FIELDS.items():
+                database.execute(f"SELECT id, {','.join(fields)}, state FROM {table} LIMIT 0")  # noqa: S608
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                raise
+            raise sqlite3.DatabaseError(f"it has other tables: {error}") from error
+        found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def unsent_in(database: sqlite3.Connection) -> int:
+    """Return how many entries wait in a damaged file; at least one where it does not tell."""
+    try:
+        return sum(database.execute(f"SELECT count(*) FROM main.{t} WHERE state = 0").fetchone()[0] for t in FIELDS)  # noqa: S608
+    except sqlite3.Error:
+        return 1
+
+
+def means_damage(error: sqlite3.Error) -> bool:
+    """Whether an error of SQLite does not pass by waiting, or by space on the disk."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF not in _PASSING and not isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError)
+
+
+def _is_local(path: Path) -> bool:
+    """Whether a file is on a filesystem of this machine; SQLite's write-ahead log needs shared memory, which others lack."""
+    place = os.path.realpath(path.parent)
+    mounts = [
+        p for p in psutil.disk_partitions(all=True) if (place + os.sep).startswith(p.mountpoint.rstrip(os.sep) + os.sep)
+    ]
+    return not mounts or max(mounts, key=lambda p: len(p.mountpoint)).fstype not in _NETWORK_FILESYSTEMS
