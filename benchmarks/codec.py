@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mltrain.checkpoint.codec import decode
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.publishing import stage
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
@@ -75,7 +76,7 @@ def main(megabytes: int) -> None:
                 run_id="0" * 32, id=CheckpointId(attempt=1, step=len(written)), kind="step", epoch=0, parent=None,
                 parts=tuple(parts), files={}, created=now(),
             )  # fmt: skip
-            written.append(store.stage(snapshot(parts, buffers), blank, {}))
+            written.append(stage(store, snapshot(parts, buffers), blank, {}))
 
         def theirs_torch() -> None:
             torch.save(parts, root / "theirs.pt")

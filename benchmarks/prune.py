@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
 from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.publishing import stage
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
@@ -69,7 +70,7 @@ def sample(folder: Path) -> Manifest:
             **{"parts": ("model", "epoch"), "files": {}, "created": now()},
         }
     )
-    return store.stage(state, draft, {"params.json": b"{}", "history.csv": b"epoch\n"})
+    return stage(store, state, draft, {"params.json": b"{}", "history.csv": b"epoch\n"})
 
 
 def make(client: MlflowClient, name: str, runs: int, checkpoints: int, root: Path, template: Path) -> None:

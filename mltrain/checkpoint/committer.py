@@ -20,6 +20,7 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.pruner import Pruner
+from mltrain.checkpoint.publishing import publish, stage
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context, Removal
 from mltrain.checkpoint.settings import Settings
@@ -116,7 +117,7 @@ class Committer:
                 return  # staging had no room for it any more
             try:
                 earlier = self._backlog.worth_uploading_before(staged)
-                self._store.publish(staged, earlier, self._require_lease)
+                publish(self._store, staged, earlier, self._require_lease)
             except StorageError as error:
                 log.error(
                     "Checkpoint %s is complete on this disk, but could not be uploaded: %s A newer one, or mltrain sync, "
@@ -150,7 +151,7 @@ class Committer:
             tries += 1
             try:
                 manifest = draft.model_copy(update={"pending": tuple(self._run.pending(draft.step))})
-                return self._store.stage(snapshot, manifest, extra, self._require_lease)
+                return stage(self._store, snapshot, manifest, extra, self._require_lease)
             except StorageError as error:
                 self._fail(error)  # what was half written is gone
                 log.error("A checkpoint could not be written (try %d): %s", tries, error)
@@ -220,7 +221,7 @@ class Committer:
             return True
         try:
             if self._store.manifest(manifest.id) is None:
-                self._store.publish(manifest, (), self._require_lease)
+                publish(self._store, manifest, (), self._require_lease)
         except MltrainError as error:
             log.error("Checkpoint %s is complete on this disk, but could not be uploaded: %s", manifest.name, error)
             return False

@@ -1,21 +1,25 @@
 """Reading the checkpoints of a run: which there are, which one a word means, loading it verified. Writes nothing."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from mltrain.checkpoint import retention
+from mltrain.checkpoint.codec import decode
 from mltrain.checkpoint.lineage import current_line
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.notes import Notes
 from mltrain.checkpoint.retention import Context
-from mltrain.checkpoint.store import PARAMS, CheckpointStore
+from mltrain.checkpoint.store import PARAMS, CheckpointStore, warn_damaged
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 Received = Callable[[str, int, int], None]
 """Told of a file that has arrived: its name, its bytes, and the bytes of all that are on their way."""
@@ -68,7 +72,7 @@ class CheckpointReader:
         candidates = self.matching(which)
         if not candidates:
             raise NoCheckpoint(self.none_such(which))
-        return self.store.newest_usable(candidates, self._damaged, device)
+        return first_usable(self.store, candidates, lambda one: self.store.load(one, device), self._damaged)
 
     def load_configured(
         self, which: str = "latest", device: torch.device | None = None
@@ -92,7 +96,7 @@ class CheckpointReader:
                 f"None of the {len(candidates)} checkpoints of run {self.store.run_id} has a configuration. Expected "
                 f"{PARAMS} beside the state, as mltrain train writes it. Try: resume with the loop that wrote them."
             )
-        return self.store.first_usable(usable, lambda manifest: self.store.configured(manifest, device), self._damaged)
+        return first_usable(self.store, usable, lambda one: configured(self.store, one, device), self._damaged)
 
     def first_intact(
         self, candidates: Sequence[Manifest], only: Callable[[str], bool], received: Received | None = None
@@ -113,7 +117,7 @@ class CheckpointReader:
                     received(name, len(files[name]), total)
             return files
 
-        return self.store.first_usable(candidates, read)
+        return first_usable(self.store, candidates, read)
 
     def first(self, which: str) -> Manifest:
         """Return the manifest of the first choice, unverified.
@@ -160,4 +164,53 @@ def matching(manifests: Sequence[Manifest], which: str, context: Context) -> lis
     raise UsageError(
         f"{which!r:.80} does not name a checkpoint: latest, best, interrupted, epoch:N, step:N or a name such as "
         "step-000000420-a01 was expected."
+    )
+
+
+def configured(
+    store: CheckpointStore, manifest: Manifest, device: torch.device | None = None
+) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Return the parts of a checkpoint and its configuration, both verified; None where it has no configuration.
+
+    Raises:
+        DamagedCheckpoint: it is not what was committed, or its configuration is none.
+    """
+    files = store.fetch(manifest, only=lambda name: name.startswith(("model", "state")) or name == PARAMS)
+    content = files.pop(PARAMS, None)
+    try:
+        params = json.loads(content) if content is not None else None
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} is not valid JSON: {error}") from None
+    if not isinstance(params, Mapping | None):
+        raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} holds a {type(params).__name__}, not a configuration.")
+    return decode(files, device), params
+
+
+def first_usable(
+    store: CheckpointStore,
+    candidates: Iterable[Manifest],
+    read: Callable[[Manifest], R],
+    damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
+) -> tuple[Manifest, R]:
+    """Return the first of the candidates that can be read, with what was read; report each that cannot.
+
+    Args:
+        store: that holds them.
+        candidates: the first choice first.
+        read: reads all that the caller wants of one, verified.
+        damaged: called with each that is not intact; if ``None``, it is logged.
+
+    Raises:
+        NoCheckpoint: none can.
+    """
+    tried = 0
+    for manifest in candidates:
+        tried += 1
+        try:
+            return manifest, read(manifest)
+        except DamagedCheckpoint as error:
+            (damaged or warn_damaged)(manifest.id, error)
+    raise NoCheckpoint(
+        f"None of the {tried} checkpoints asked for of run {store.run_id} is usable. "
+        f"See what is wrong with: mltrain verify {store.run_id}"
     )

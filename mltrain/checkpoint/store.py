@@ -1,32 +1,27 @@
-"""The checkpoints of one run in its artifact store: commit, list, verify, fetch, remove."""
+"""The checkpoints of one run in its artifact store: list, verify, fetch, remove."""
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from mltrain.checkpoint.codec import LARGEST_FILE, EncodedFile, decode, encode
+from mltrain.checkpoint.codec import decode
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, FileEntry, Manifest
-from mltrain.checkpoint.snapshot import Snapshot
 from mltrain.checkpoint.staging import Spool, readdressed
-from mltrain.errors import CheckpointError, DamagedCheckpoint, NoCheckpoint, StorageError
+from mltrain.errors import CheckpointError, DamagedCheckpoint, StorageError
 from mltrain.store.artifacts import Artifacts, side_by_side
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.removal import discard_staged
-from mltrain.store.retry import may_pass
 
 log = logging.getLogger(__name__)
 
 PARAMS = "params.json"
 """The file of a checkpoint that holds the configuration it was trained with."""
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,6 @@ class CheckpointStore:
             commit is one rename; elsewhere the staged copy is uploaded and stays until a later one is committed.
             If ``None``, the checkpoints can only be read.
         formerly: the provisional id of the run, if it was created offline; staged checkpoints may still name it.
-        largest_file: bytes that a file of weights may have.
     """
 
     def __init__(
@@ -77,13 +71,11 @@ class CheckpointStore:
         spool: Spool | None = None,
         *,
         formerly: str | None = None,
-        largest_file: int = LARGEST_FILE,
     ) -> None:
         self.artifacts = artifacts
         self.spool = spool
         self._run_id = run_id
         self._formerly = formerly
-        self._largest_file = largest_file
         self._known: dict[CheckpointId, _Read] = {}
 
     @property
@@ -95,75 +87,6 @@ class CheckpointStore:
         """Go on under the id that the tracking server gave the run; what is staged under the provisional one is kept."""
         self._formerly, self._run_id = self._run_id, run_id
 
-    def stage(
-        self,
-        snapshot: Snapshot,
-        manifest: Manifest,
-        extra: Mapping[str, bytes],
-        require_lease: Callable[[], None] = lambda: None,
-    ) -> Manifest:
-        """Write a snapshot to the disk and return its manifest, completed with files and tensors.
-
-        Where the artifacts are on this machine, this commits it.
-
-        Args:
-            snapshot: of the state.
-            manifest: without files and tensors.
-            extra: further small files.
-            require_lease: called last before the checkpoint gets its name; what it raises, this raises.
-
-        Raises:
-            StorageError: the disk refuses.
-        """
-        encoded = encode(snapshot, largest_file=self._largest_file)
-        if self.spool is None:
-            raise StorageError("These checkpoints were opened to be read only.")
-        with self.spool.staging(manifest.id) as staging:
-            for file in (*encoded.files, *(EncodedFile(name, [content]) for name, content in extra.items())):
-                staging.write(file.name, file.content)
-            complete = manifest.model_copy(
-                update={
-                    "files": dict(staging.files),
-                    "tensors": dict(encoded.tensors),
-                    "aliases": dict(encoded.aliases),
-                }
-            )
-            staging.commit(complete, self._place(manifest.id), require_lease)
-        return complete
-
-    def publish(
-        self,
-        manifest: Manifest,
-        backlog: Sequence[Manifest] = (),
-        require_lease: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Upload a staged checkpoint file by file, the manifest last; then drop earlier staged copies.
-
-        A store on this machine has it already.
-
-        Args:
-            manifest: of the checkpoint.
-            backlog: earlier ones that go first: what is older than a commit is never uploaded.
-            require_lease: called before each manifest is uploaded; what it raises, this raises.
-
-        Raises:
-            StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
-        """
-        if self.artifacts.local_root is not None:
-            return
-        require_lease()
-        for earlier in backlog:
-            try:
-                self._upload(earlier, require_lease)
-            except (StorageError, FileNotFoundError) as error:
-                if isinstance(error, StorageError) and (error.__cause__ is None or may_pass(error.__cause__)):
-                    raise
-                log.warning("Checkpoint %s could not be uploaded and is left out: %s", earlier.name, error)
-        self._upload(manifest, require_lease)
-        for earlier in self.staged():
-            if earlier.id.order < manifest.id.order:
-                self.discard_staged(earlier.id)
-
     def discard_staged(self, identity: CheckpointId) -> None:
         """Remove the staged copy of a checkpoint, its manifest first; a store on this machine has none.
 
@@ -171,18 +94,7 @@ class CheckpointStore:
             StorageError: the disk does not allow it.
         """
         if self.artifacts.local_root is None:
-            discard_staged(self._place(identity))
-
-    def _upload(self, manifest: Manifest, require_lease: Callable[[], None]) -> None:
-        staged, folder = self._place(manifest.id), f"{CHECKPOINTS}/{manifest.name}"
-        if manifest.run_id == self._formerly:
-            manifest = readdressed(staged, self.run_id)
-        # That all data are there is looked at last before the manifest says so: somebody may remove what has none.
-        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)
-        require_lease()
-        self.artifacts.upload(staged / FILE_NAME, folder)
-        content = manifest.to_json()
-        self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
+            discard_staged(self.place(identity))
 
     def staged(self) -> list[Manifest]:
         """Return what is complete in local staging; for a store on this machine, nothing."""
@@ -193,12 +105,19 @@ class CheckpointStore:
             try:
                 content = (folder / FILE_NAME).read_bytes()
                 manifest = Manifest.from_json(content, name=folder.name)
-                if manifest.run_id == self._formerly:
-                    manifest = readdressed(folder, self.run_id)
-                found.append(Manifest.from_json(manifest.to_json(), run_id=self.run_id, name=folder.name))
+                found.append(Manifest.from_json(self.named(manifest).to_json(), run_id=self.run_id, name=folder.name))
             except (OSError, DamagedCheckpoint) as error:
                 log.warning("The staged checkpoint %s is not usable: %s", folder.name, error)
         return found
+
+    def committed(self, manifest: Manifest) -> None:
+        """Remember a manifest that this process uploaded, so that it is not downloaded again."""
+        content = manifest.to_json()
+        self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
+
+    def named(self, staged: Manifest) -> Manifest:
+        """Return a staged manifest under the id that the run has; the provisional one is replaced on the disk."""
+        return readdressed(self.place(staged.id), self.run_id) if staged.run_id == self._formerly else staged
 
     def names(self) -> list[CheckpointId]:
         """Return the identities of all checkpoint folders in the store, newest first, committed or not."""
@@ -256,7 +175,7 @@ class CheckpointStore:
         for identity in names:
             found = memory.get(identity) or read[identity]
             if isinstance(found, DamagedCheckpoint):
-                (damaged or _warn)(identity, found)
+                (damaged or warn_damaged)(identity, found)
             elif found is None:
                 uncommitted.append(identity)
             else:
@@ -308,67 +227,6 @@ class CheckpointStore:
         """
         return decode(self.fetch(manifest, only=lambda name: name.startswith(("model", "state"))), device)
 
-    def configured(
-        self, manifest: Manifest, device: torch.device | None = None
-    ) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
-        """Return the parts of a checkpoint and its configuration, both verified; None where it has no configuration.
-
-        Raises:
-            DamagedCheckpoint: it is not what was committed, or its configuration is none.
-        """
-        files = self.fetch(manifest, only=lambda name: name.startswith(("model", "state")) or name == PARAMS)
-        content = files.pop(PARAMS, None)
-        try:
-            params = json.loads(content) if content is not None else None
-        except (ValueError, RecursionError) as error:
-            raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} is not valid JSON: {error}") from None
-        if not isinstance(params, Mapping | None):
-            raise DamagedCheckpoint(
-                f"{PARAMS} of {manifest.name} holds a {type(params).__name__}, not a configuration."
-            )
-        return decode(files, device), params
-
-    def newest_usable(
-        self,
-        candidates: Iterable[Manifest],
-        damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
-        device: torch.device | None = None,
-    ) -> tuple[Manifest, dict[str, Any]]:
-        """Return the first of the candidates that is intact, with its parts; report each that is not.
-
-        Raises:
-            NoCheckpoint: none is.
-        """
-        return self.first_usable(candidates, lambda manifest: self.load(manifest, device), damaged)
-
-    def first_usable(
-        self,
-        candidates: Iterable[Manifest],
-        read: Callable[[Manifest], R],
-        damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
-    ) -> tuple[Manifest, R]:
-        """Return the first of the candidates that can be read, with what was read; report each that cannot.
-
-        Args:
-            candidates: the first choice first.
-            read: reads all that the caller wants of one, verified.
-            damaged: called with each that is not intact; if ``None``, it is logged.
-
-        Raises:
-            NoCheckpoint: none can.
-        """
-        tried = 0
-        for manifest in candidates:
-            tried += 1
-            try:
-                return manifest, read(manifest)
-            except DamagedCheckpoint as error:
-                (damaged or _warn)(manifest.id, error)
-        raise NoCheckpoint(
-            f"None of the {tried} checkpoints asked for of run {self.run_id} is usable. "
-            f"See what is wrong with: mltrain verify {self.run_id}"
-        )
-
     def uncommitted(self) -> list[CheckpointId]:
         """Return the checkpoint folders without a manifest: being written, or left by a process that died."""
         return list(self.survey().uncommitted)
@@ -382,7 +240,8 @@ class CheckpointStore:
         self._known.pop(identity, None)
         self.artifacts.remove_checkpoint(identity.name)
 
-    def _place(self, identity: CheckpointId) -> Path:
+    def place(self, identity: CheckpointId) -> Path:
+        """Return the folder on this machine where a checkpoint is staged: its final one for a store on this machine."""
         if self.artifacts.local_root is not None:
             return self.artifacts.local_root / CHECKPOINTS / identity.name
         assert self.spool is not None
@@ -418,5 +277,6 @@ class CheckpointStore:
         return content if hashlib.sha256(content).hexdigest() == entry.sha256 else None
 
 
-def _warn(identity: CheckpointId, error: CheckpointError) -> None:
+def warn_damaged(identity: CheckpointId, error: CheckpointError) -> None:
+    """Log that a checkpoint is damaged."""
     log.warning("Checkpoint %s is damaged and left aside: %s", identity.name, error)

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.publishing import publish, stage
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
@@ -111,8 +112,8 @@ def _store(server: TrackingClient) -> Finding:
                 files={},
                 created=now(),
             )
-            written = store.stage(snapshot({"model": {"weight": torch.arange(1000.0)}}, HostBuffers()), blank, {})
-            store.publish(written)
+            written = stage(store, snapshot({"model": {"weight": torch.arange(1000.0)}}, HostBuffers()), blank, {})
+            publish(store, written)
             problems = store.problems(written)
             store.remove(written.id)
             if problems or store.names():

@@ -11,7 +11,7 @@ import torch
 from mltrain import device as devices
 from mltrain.checkpoint.codec import STATE_TREE, decode_weights
 from mltrain.checkpoint.manifest import FILE_NAME, Manifest, now
-from mltrain.checkpoint.reader import CheckpointReader, Received
+from mltrain.checkpoint.reader import CheckpointReader, Received, configured, first_usable
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
@@ -201,7 +201,9 @@ def evaluate(
     candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such(checkpoint))
-    manifest, (parts, params) = checkpoints.store.first_usable(candidates, checkpoints.store.configured)
+    manifest, (parts, params) = first_usable(
+        checkpoints.store, candidates, lambda one: configured(checkpoints.store, one)
+    )
     inputs = fetched_inputs(server, server.run(run_id), overrides or ())
     config = found.config.load(overrides={**inputs, **(overrides or {})}, base=params or recorded["config"])
     task = built(found, config, parts)

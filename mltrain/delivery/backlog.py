@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mltrain.checkpoint.publishing import publish
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.store.artifacts import Artifacts
@@ -48,6 +49,6 @@ def publish_backlog(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping
             dropped += 1
             discard_staged(spool.root / manifest.name)
         elif manifest.id.order > newest:
-            store.publish(manifest)
+            publish(store, manifest)
             uploaded.append(manifest.name)
     return Uploaded(tuple(uploaded), dropped)

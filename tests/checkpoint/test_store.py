@@ -16,6 +16,8 @@ import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.publishing import publish, stage
+from mltrain.checkpoint.reader import first_usable
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError
@@ -39,8 +41,8 @@ def again(store: CheckpointStore) -> CheckpointStore:
 
 
 def committed(store: CheckpointStore, step: int, attempt: int = 1, **more: Any) -> Manifest:
-    manifest = store.stage(snapshot_of(state_at(step)), manifest_of(step, attempt, **more), EXTRA)
-    store.publish(manifest)
+    manifest = stage(store, snapshot_of(state_at(step)), manifest_of(step, attempt, **more), EXTRA)
+    publish(store, manifest)
     return manifest
 
 
@@ -82,7 +84,7 @@ def test_nothing_has_been_saved_at_first(store: CheckpointStore) -> None:
     assert (store.names(), store.manifests(), store.staged(), store.uncommitted()) == ([], [], [], [])
     assert store.manifest(CheckpointId(attempt=1, step=1)) is None
     with pytest.raises(NoCheckpoint, match="None of the 0"):
-        store.newest_usable([])
+        first_usable(store, [], store.load)
 
 
 def test_without_a_manifest_there_is_no_checkpoint(store: CheckpointStore, place: Place) -> None:
@@ -216,7 +218,7 @@ def test_the_one_before_a_damaged_one_is_used_and_that_is_said(store: Checkpoint
         DAMAGES["zeroed"](place.files, path_of(manifest, "model.safetensors"))
     said: list[str] = []
     other = again(store)
-    found, parts = other.newest_usable(manifests[::-1], lambda identity, error: said.append(identity.name))
+    found, parts = first_usable(other, manifests[::-1], other.load, lambda identity, error: said.append(identity.name))
     assert (found.step, parts["epoch"]) == (1, 1)
     assert said == [manifests[2].name, manifests[1].name]
 
@@ -225,7 +227,7 @@ def test_when_none_is_usable_the_next_command_is_named(store: CheckpointStore, p
     manifest = committed(store, 3)
     DAMAGES["missing"](place.files, path_of(manifest, "state.json"))
     with pytest.raises(NoCheckpoint, match=f"mltrain verify {RUN_ID}"):
-        again(store).newest_usable([manifest])
+        first_usable(store, [manifest], again(store).load)
 
 
 def test_a_link_in_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
@@ -310,12 +312,12 @@ def test_a_removal_that_was_cut_short_leaves_no_checkpoint(tmp_path: Path, monke
 def test_a_store_opened_to_be_read_cannot_be_written(tmp_path: Path) -> None:
     store = again(store_in(tmp_path))
     with pytest.raises(StorageError, match="read only"):
-        store.stage(snapshot_of(state_at(1)), manifest_of(1), {})
+        stage(store, snapshot_of(state_at(1)), manifest_of(1), {})
 
 
 def test_large_weights_are_split_and_come_back(tmp_path: Path) -> None:
-    store = store_in(tmp_path, largest_file=16)
-    manifest = committed(store, 3)
+    store = store_in(tmp_path)
+    manifest = stage(store, snapshot_of(state_at(3)), manifest_of(3), EXTRA, largest_file=16)
     assert sorted(name for name in manifest.files if name.startswith("model")) == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -359,23 +361,23 @@ def test_an_upload_ends_with_the_manifest(tmp_path: Path) -> None:
 def test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated(fails_at: int, tmp_path: Path) -> None:
     store, repository = elsewhere(tmp_path)
     repository.fails_at = fails_at
-    manifest = store.stage(snapshot_of(state_at(3)), manifest_of(3), EXTRA)
+    manifest = stage(store, snapshot_of(state_at(3)), manifest_of(3), EXTRA)
     assert len(manifest.files) == 4
     with pytest.raises(StorageError):
-        store.publish(manifest)
+        publish(store, manifest)
     assert again(store).manifests() == []
     assert store.staged() == [manifest]
     assert identical(store.load(manifest), state_at(3)), "the staged copy serves meanwhile"
-    store.publish(manifest)
+    publish(store, manifest)
     assert identical(again(store).load(manifest), state_at(3))
 
 
 def test_an_upload_that_arrives_short_is_noticed(tmp_path: Path) -> None:
     store, repository = elsewhere(tmp_path)
     repository.loses = 1
-    manifest = store.stage(snapshot_of(state_at(3)), manifest_of(3), EXTRA)
+    manifest = stage(store, snapshot_of(state_at(3)), manifest_of(3), EXTRA)
     with pytest.raises(StorageError, match="bytes here"):
-        store.publish(manifest)
+        publish(store, manifest)
     assert again(store).manifests() == []
 
 
@@ -383,16 +385,16 @@ def test_the_staged_copy_stays_until_a_later_one_is_committed(tmp_path: Path) ->
     store, _ = elsewhere(tmp_path)
     first = committed(store, 1)
     assert [manifest.step for manifest in store.staged()] == [1]
-    second = store.stage(snapshot_of(state_at(2)), manifest_of(2), EXTRA)
+    second = stage(store, snapshot_of(state_at(2)), manifest_of(2), EXTRA)
     assert [manifest.step for manifest in store.staged()] == [1, 2]
-    store.publish(second)
+    publish(store, second)
     assert [manifest.step for manifest in store.staged()] == [2]
     assert [manifest.step for manifest in store.manifests()] == [first.step, 2]
 
 
 def test_a_damaged_staged_copy_is_left_aside_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store, _ = elsewhere(tmp_path)
-    manifest = store.stage(snapshot_of(state_at(1)), manifest_of(1), EXTRA)
+    manifest = stage(store, snapshot_of(state_at(1)), manifest_of(1), EXTRA)
     file = tmp_path / "spool" / manifest.name / "manifest.json"
     file.write_bytes(file.read_bytes()[:-10])
     with caplog.at_level(logging.WARNING):

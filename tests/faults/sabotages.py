@@ -35,6 +35,7 @@ class Sabotage:
 
 
 STAGING, STORE, COMMITTER = (f"mltrain/checkpoint/{name}.py" for name in ("staging", "store", "committer"))
+PUBLISHING = "mltrain/checkpoint/publishing.py"
 DURABLE, REMOVAL, SNAPSHOT = "mltrain/store/durable.py", "mltrain/store/removal.py", "mltrain/checkpoint/snapshot.py"
 
 SABOTAGES = (
@@ -68,18 +69,18 @@ SABOTAGES = (
     ),
     Sabotage(
         "the manifest is uploaded first",
-        STORE,
-        "        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n",
-        "        self.artifacts.upload(staged / FILE_NAME, folder)\n"
-        "        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n"
-        "        return\n",
+        PUBLISHING,
+        "    store.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n",
+        "    store.artifacts.upload(staged / FILE_NAME, folder)\n"
+        "    store.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n"
+        "    return\n",
         "checkpoint/test_store.py::test_an_upload_ends_with_the_manifest",
     ),
     Sabotage(
         "the folder is uploaded in one call",
-        STORE,
-        "        self.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n",
-        "        self.artifacts._repository.log_artifacts(str(staged), folder)\n        return\n",
+        PUBLISHING,
+        "    store.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n",
+        "    store.artifacts._repository.log_artifacts(str(staged), folder)\n    return\n",
         "checkpoint/test_store.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
     ),
     Sabotage(
@@ -99,9 +100,9 @@ SABOTAGES = (
     ),
     Sabotage(
         "the staged copy goes with the upload",
-        STORE,
-        "            if earlier.id.order < manifest.id.order:\n",
-        "            if earlier.id.order <= manifest.id.order:\n",
+        PUBLISHING,
+        "        if earlier.id.order < manifest.id.order:\n",
+        "        if earlier.id.order <= manifest.id.order:\n",
         "checkpoint/test_store.py::test_the_staged_copy_stays_until_a_later_one_is_committed",
     ),
     Sabotage(

@@ -150,10 +150,9 @@ def manifest_of(
     )
 
 
-def store_in(folder: Path, place: Place | None = None, *, largest_file: int | None = None) -> CheckpointStore:
+def store_in(folder: Path, place: Place | None = None) -> CheckpointStore:
     run = FolderRun(folder, place=place)
-    named = {} if largest_file is None else {"largest_file": largest_file}
-    return CheckpointStore(RUN_ID, run.artifacts, Spool(run.staging), **named)
+    return CheckpointStore(RUN_ID, run.artifacts, Spool(run.staging))
 
 
 def epochs(manager: CheckpointManager) -> list[int]:
