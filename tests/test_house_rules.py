@@ -1,6 +1,7 @@
 """Rules for the tests themselves."""
 
 import ast
+import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -39,3 +40,15 @@ def test_only_these_files_read_a_clock_or_sleep() -> None:
     found = {file.relative_to(TESTS).as_posix() for file in TESTS.rglob("*.py") if reads_a_clock(file)}
     assert found - ALLOWED.keys() == set(), "wait with tests.support.waiting.eventually, compare ratios or events"
     assert ALLOWED.keys() - found == set(), "these need no exception any more"
+
+
+def test_every_file_over_300_lines_is_named_with_its_reason() -> None:
+    package = TESTS.parent / "mltrain"
+    long = {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        if len(file.read_text(encoding="utf-8").splitlines()) > 300
+    }
+    page = (TESTS.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("### Files over 300 lines")[1].split("\n#")[0]
+    assert set(re.findall(r"^\* `(\S+)`: \S", section, re.MULTILINE)) == long
