@@ -109,3 +109,11 @@ def test_the_pipeline_of_the_guide_runs_and_is_then_skipped(workplace: Workplace
     first = workplace.mltrain("pipeline", "cells.py", "--mode", "resume", "device=cpu", "num_threads=1")
     assert first.code == 0, first.err
     assert workplace.mltrain("pipeline", "cells.py", "--mode", "skip").out.count(": skip (") == 3
+
+
+def test_the_reference_is_that_of_the_public_names() -> None:
+    script = CHECKOUT / "docs" / "generate_reference.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], cwd=CHECKOUT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
