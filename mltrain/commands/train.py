@@ -129,7 +129,7 @@ class _Session:
         if self._manager is not None:
             self._manager.wait(grace_seconds())
             self._manager.abandon()
-        # A run that was resumed in vain keeps the status that it had.
+        # A resume that never began leaves the earlier status.
         status = "FAILED" if self._began else run.ending.opened.earlier or "FAILED"
         why = f"{type(error).__name__}: {error}"[:500]
         run.close(status, why, max(1.0, deadline - time.monotonic()))

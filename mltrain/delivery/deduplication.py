@@ -1,4 +1,4 @@
-"""Exactly once: what the server has beyond the step from which a training continues is let pass, whoever computed it.
+"""Delivers each point once: skips points beyond the resumed step that the server already has.
 
 The work is bounded by the stretch that is computed again, not by the run: a key whose latest step is not beyond the start
 is not looked at, and of the others only the steps beyond it are read.
@@ -34,7 +34,7 @@ class Delivered:
         Args:
             values: name to value.
             step: optimizer steps done.
-            compared: whether one that is there has to be the same; if not, that is said once a key.
+            compared: whether an existing point must have the same value; a different one is logged once a key.
         """
         return {key: value for key, value in values.items() if not self._has(key, step, float(value), compared)}
 

@@ -193,8 +193,8 @@ class Sender:
     ) -> bool:
         """Send a batch until it is there; halve it when it is refused for good, and park the one that is refused.
 
-        Where not the batch is refused but whoever sends it, or the run is gone, all of its kind waits. Files are tried once
-        a round, because the artifact store has been asked for a minute by then, and points must not wait for it.
+        If the server refuses the sender instead of the batch, or the run is gone, all batches of its kind wait.
+        Files are tried once a round, because the artifact store has been asked for a minute by then, and points must not wait.
 
         Returns:
             Whether anything was delivered or parked.

@@ -1,7 +1,7 @@
-"""Sends what was left behind on this machine: points, files, and checkpoints that are complete in staging.
+"""Sends the backlog of this machine: points, files, and checkpoints that are complete in staging.
 
-A run that could not be created is created. What a later attempt has overtaken is not sent: points and checkpoints of
-attempt k beyond the step where attempt k+1 branched off stay here, and that is said.
+Creates runs that could not be created before. Points and checkpoints of attempt k beyond the step where attempt k+1 branched
+off are not sent; they stay here and a warning is logged.
 """
 
 import itertools

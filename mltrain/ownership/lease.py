@@ -59,7 +59,7 @@ class Lease:
         self._beats = itertools.count(1)
         self._confirmed = self._delivered = self._tick = time.monotonic()
         self._doubted = self._in_vain = -math.inf
-        """When this process was last found to have been asleep, and when the server was last asked in vain."""
+        """When this process was last found to have been asleep, and when a request to the server last failed."""
         self._ending = False
         self._closed = threading.Event()
         self._setting = threading.Lock()

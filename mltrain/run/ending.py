@@ -140,7 +140,7 @@ class Ending:
         return delivered
 
     def withdraw(self, why: str) -> None:
-        """Release a run that was opened in vain: delete one that this process created, give another its status back."""
+        """Undo the opening: delete a run that this process created, restore the status of another."""
         self._hold.attempt.withdrawn = True
         if self.opened.owned:
             self.close(self.opened.earlier or "KILLED", why, grace_seconds())

@@ -50,7 +50,7 @@ class Output:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names and contents: equal for equal outputs, whoever made them."""
+        """SHA-256 over names and contents: equal for equal outputs of any run."""
         listed = [(name, entry.size, entry.sha256) for name, entry in sorted(self.files.items())]
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
