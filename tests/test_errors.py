@@ -1,0 +1,34 @@
+"""Every error has the exit code that its kind promises, and is caught as the built-in error it also is."""
+
+import pytest
+
+from mltrain import errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "builtin"),
+    [
+        (errors.MltrainError, 1, Exception),
+        (errors.UsageError, 2, ValueError),
+        (errors.ConfigError, 2, ValueError),
+        (errors.DataError, 2, ValueError),
+        (errors.RunNotFound, 2, LookupError),
+        (errors.UnsupportedValue, 2, TypeError),
+        (errors.NoCheckpoint, 3, LookupError),
+        (errors.DamagedCheckpoint, 3, ValueError),
+        (errors.RunHeld, 4, Exception),
+        (errors.StorageError, 5, OSError),
+        (errors.TrackingError, 6, ConnectionError),
+        (errors.NonFiniteLoss, 7, ArithmeticError),
+        (errors.StateMismatch, 8, ValueError),
+    ],
+)
+def test_an_error_has_its_exit_code(kind: type[errors.MltrainError], code: int, builtin: type[Exception]) -> None:
+    assert kind.exit_code == code
+    assert issubclass(kind, errors.MltrainError)
+    assert issubclass(kind, builtin)
+
+
+def test_the_nearest_name_is_suggested_and_a_strange_one_is_not() -> None:
+    assert "'epochs'" in errors.nearest("epoch", ["epochs", "lr"])
+    assert errors.nearest("zzzz", ["epochs", "lr"]) == ""
