@@ -184,11 +184,14 @@ def main() -> None:
     if given.json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{'operation':10}{'modules':>9}{'functions':>11}{'threads':>9}")
+    print(f"{'operation':10}{'rooms':>7}{'modules':>9}{'functions':>11}{'threads':>9}")
     for name, crossings in found.items():
         threads, modules = {one[0] for one in crossings}, {one[1] for one in crossings}
         functions = {(one[1], one[2]) for one in crossings}
-        print(f"{name:10}{len(modules):9}{len(functions):11}{len(threads):9}  {', '.join(sorted(threads))}")
+        rooms = {module.partition(".")[0] for module in modules}
+        print(
+            f"{name:10}{len(rooms):7}{len(modules):9}{len(functions):11}{len(threads):9}  {', '.join(sorted(threads))}"
+        )
     if given.functions:
         for name, crossings in found.items():
             print(f"\n{name}")
