@@ -23,6 +23,7 @@ from mltrain.ownership.run_folder import home_of
 from mltrain.provenance import fingerprint
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.places import refuse_unusable_place
 
 _ENOUGH_BYTES = 5 * 10**9
 _CLOCK_SECONDS = 60
@@ -97,6 +98,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _store(server: TrackingClient) -> Finding:
+    refuse_unusable_place(server, server.once.get_experiment("0"))  # MLflow makes a folder that was moved anew
     run = server.create_run("0", time.time_ns() // 1_000_000, {}, "mltrain doctor")
     try:
         artifacts = open_artifacts(run.info.artifact_uri, server.uri)

@@ -21,7 +21,7 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
 from mltrain.restoring.modules import fitted
 from mltrain.rng import own_rng, seed_everything
-from mltrain.run.checkpoints import meaning_of_best, open_checkpoints
+from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.stage_outputs import fetched_inputs
 from mltrain.steps import HasDevice, HasParts
 from mltrain.store.durable import replace_file
@@ -29,6 +29,7 @@ from mltrain.task import Task
 from mltrain.tracking import names
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import meaning_of_best
 
 log = logging.getLogger(__name__)
 

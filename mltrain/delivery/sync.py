@@ -12,7 +12,9 @@ from pathlib import Path
 
 import filelock
 
-from mltrain.checkpoint.manifest import CheckpointId
+from mltrain.checkpoint.manifest import CheckpointId, now
+from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.delivery.backlog import has_backlog, publish_backlog
 from mltrain.delivery.creation import RunCreation, RunSpec, recorded_spec
@@ -26,7 +28,15 @@ from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import Artifacts
 from mltrain.tracking.client import RUN_ID, TrackingClient, tags_of
 from mltrain.tracking.places import COMMITTED, artifacts_of
-from mltrain.tracking.tags import ENDED_PREFIX, ONLY_LOCAL_TAG, STATUS_TAG, WHEN_SENT_TAG
+from mltrain.tracking.tags import (
+    BEST_TAG,
+    ENDED_PREFIX,
+    LATEST_TAG,
+    ONLY_LOCAL_TAG,
+    STATUS_TAG,
+    WHEN_SENT_TAG,
+    meaning_of_best,
+)
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +141,9 @@ def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, addr
             return Synced(run_id, said=harm, failed=bool(harm))
         uncreated = spec is not None and spec.run_id is None
         if address is not None and (uncreated or not _is_at(server, run_id, address)):
-            return Synced(run_id, left=before, said=f"waits for {address}", address=address)
+            # The newest checkpoint stays staged after its upload, so here nobody knows whether it still waits.
+            said = f"waits for {address}" if before or uncreated else f"has a staged checkpoint that {address} may lack"
+            return Synced(run_id, left=before, said=said, address=address)
         if uncreated and spec is not None:
             run_id = _created(server, spec, home)
         run = server.run(run_id)
@@ -144,6 +156,8 @@ def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, addr
         before = journal.unsent()
         drained = Sender(server, Existing(run_id, artifacts), journal, HostLock()).drain(seconds)
         left = publish_backlog(run_id, home, artifacts, ends)
+        if left.uploaded:
+            _announce(server, run_id, artifacts)
         if drained:
             _settle(server, run_id, artifacts, attempt)
         waiting, refused = journal.unsent(), journal.parked()
@@ -164,6 +178,15 @@ def _is_at(server: TrackingClient, run_id: str, address: str) -> bool:
     except RunNotFound:
         return False
     return True
+
+
+def _announce(server: TrackingClient, run_id: str, artifacts: Artifacts) -> None:
+    """Record which checkpoints are the newest and the best, as the commit that could not upload them would have."""
+    metric, mode = meaning_of_best(server.run(run_id))
+    reader = CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), {}, metric, mode))
+    for key, word in ((LATEST_TAG, "latest"), (BEST_TAG, "best")):
+        for found in reader.matching(word)[:1]:
+            server.set_tag(run_id, key, found.name)
 
 
 def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: int) -> None:

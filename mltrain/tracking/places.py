@@ -1,6 +1,7 @@
 """Where the artifacts of a run are, and what is wrong when they are not where the run says."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,10 @@ def _missing(whose: str, uri: str, artifacts: Artifacts, server: TrackingClient)
     remedy = "mount that folder, or move it back"
     moved = _moved(place, server.uri) if lost is not None else None
     if moved is not None:
-        remedy = f"mkdir -p {moved[0].parent} && ln -s {moved[1]} {moved[0]}"
+        new, old, above = (shlex.quote(str(one)) for one in (moved[1], moved[0], moved[0].parent))
+        remedy = f"mkdir -p {above} && ln -s {new} {old}"
     elif lost is not None:
-        remedy += f"; where it has another name now: ln -s NEW_FOLDER {lost}"
+        remedy += f"; where it has another name now: ln -s NEW_FOLDER {shlex.quote(str(lost))}"
     return (
         f"The artifacts of {whose} are not at {place}: {what}. Expected the folder that {redacted_uri(server.uri)} records. "
         f"Try: {remedy}."

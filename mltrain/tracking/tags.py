@@ -3,6 +3,10 @@
 A name that ends in ``_PREFIX`` is completed by what its line says. The strings are a format: they never change.
 """
 
+from typing import Any
+
+from mltrain.checkpoint.retention import Mode
+
 NAMESPACE = "mltrain."
 """Every tag and parameter below begins with it; no program but mltrain writes such names."""
 
@@ -81,3 +85,9 @@ REMOVED_TAG = "mltrain.removed"
 """How many checkpoints retention has removed, and their bytes."""
 MADE_FROM_TAG = "mltrain.checkpoint"
 """On a LoggedModel, written by users: name of the checkpoint from which it was made."""
+
+
+def meaning_of_best(run: Any) -> tuple[str, Mode]:
+    """Return the metric that decides which checkpoint of a run is best, and whether less or more of it is better."""
+    tags = run.data.tags
+    return tags.get(BEST_METRIC_TAG, "val/loss"), "max" if tags.get(BEST_MODE_TAG) == "max" else "min"

@@ -215,6 +215,41 @@ def test_a_newest_checkpoint_that_only_this_machine_has_is_sent_and_then_the_run
     assert not [key for key in after.data.tags if "only_local" in key or "when_sent" in key]
 
 
+def test_the_newest_and_the_best_checkpoint_are_recorded_once_they_are_sent(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoints of an outage: complete on this machine, and no tag tells of them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    server = at(store)
+    with CheckpointManager(metric="val/loss") as manager:
+        for step, loss in ((1, 0.5), (2, 0.25), (3, 0.75)):
+            manager.save({"model": {"weight": torch.ones(2)}}, step=step, metrics={"val/loss": loss})
+    run_id = manager.run.id
+    root = manager.run.artifacts.local_root
+    assert root is not None
+    for step in (2, 3):
+        name = f"step-{step:09d}-a01"
+        (home_of(server, run_id) / "staging").mkdir(exist_ok=True)
+        (root / "checkpoints" / name).rename(home_of(server, run_id) / "staging" / name)
+    for key in ("mltrain.latest", "mltrain.best"):
+        server.client.set_tag(run_id, key, "step-000000001-a01")
+    assert [synced.uploaded for synced in sync(server)] == [("step-000000002-a01", "step-000000003-a01")]
+    tags = server.run(run_id).data.tags
+    assert (tags["mltrain.latest"], tags["mltrain.best"]) == ("step-000000003-a01", "step-000000002-a01")
+
+
+def test_a_staged_checkpoint_that_another_store_may_have_is_not_called_waiting(store: Path, tmp_path: Path) -> None:
+    there = at(store)
+    run_id = left_behind(there)
+    record(there, run_id)
+    harm_staging(home_of(there, run_id))  # any folder that looks complete
+    fresh_database(tmp_path / "other.db", tmp_path / "other")
+    said = [synced.said for synced in sync(at(tmp_path / "other.db")) if synced.address]
+    assert len(said) == 1
+    assert "may lack" in said[0]
+    assert "waits" not in said[0]
+
+
 def test_a_resume_that_was_refused_overtakes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mltrain.run.opening import resume
 

@@ -1,0 +1,27 @@
+"""``mltrain doctor``: what it finds, and that it leaves nothing behind."""
+
+from pathlib import Path
+
+import pytest
+
+from mltrain import CheckpointManager
+from mltrain.commands.doctor import examine
+from mltrain.tracking.client import connect
+from tests.support.database import fresh_database
+
+
+def test_a_store_that_was_moved_is_bad_and_its_folder_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "my runs")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    server = connect(retry_seconds=0.0)
+    with CheckpointManager(metric="val/loss") as manager:
+        manager.run.set_tag("mltrain.project", "a loop")
+    (tmp_path / "my runs").rename(tmp_path / "elsewhere")
+    found = {finding.what: finding for finding in examine(server)}
+    assert found["artifact store"].state == "bad"
+    assert "does not exist" in found["artifact store"].said
+    assert f"'{tmp_path}/my runs" in found["artifact store"].said  # quoted, so that the remedy can be pasted
+    assert not (tmp_path / "my runs").exists()
