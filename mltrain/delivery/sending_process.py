@@ -29,11 +29,9 @@ log = logging.getLogger(__name__)
 
 POINTS_A_BATCH = 1000
 """What MLflow's REST interface takes at most in one call."""
-_STARTING_SECONDS = 30.0
-"""For so long points may wait for the process, which has MLflow to import, before they are sent without it."""
 LOOK_SECONDS = 0.1
-_SIGN_SECONDS, SILENT_SECONDS = 1.0, 10.0
-"""How often the process says that it runs, and how long it may say nothing before it counts as stopped."""
+_SIGN_SECONDS = 1.0
+"""How often the process reports that it runs."""
 
 Sent = Literal["sent", "later", "otherwise"]
 """Of a batch: it is there; it is to be asked for again when the process has started; it is to be sent without it."""
@@ -54,10 +52,14 @@ class SenderProcess:
     Args:
         journal: the file.
         uri: of the tracking server.
-        silent_seconds: after which a process that says nothing is given up.
+        starting_seconds: for which points wait for the process, which has MLflow to import; then they are sent without it.
+        silent_seconds: after which a process that reports nothing counts as stopped and is ended.
     """
 
-    def __init__(self, journal: Path, uri: str, *, silent_seconds: float = SILENT_SECONDS) -> None:
+    def __init__(
+        self, journal: Path, uri: str, *, starting_seconds: float = 30.0, silent_seconds: float = 10.0
+    ) -> None:
+        self._starting_seconds = starting_seconds
         self._silent_seconds = silent_seconds
         self._setting = {"journal": str(journal), "uri": uri, "parent": os.getpid()}
         self._started = -math.inf
@@ -97,7 +99,7 @@ class SenderProcess:
         """Whether points wait for the process, which is not ready yet."""
         process = self._process
         waiting = process is not None and process.poll() is None and not self._ready and not self._closed
-        return waiting and time.monotonic() - self._started < _STARTING_SECONDS
+        return waiting and time.monotonic() - self._started < self._starting_seconds
 
     def close(self) -> None:
         """End the process, at once; called from any thread."""

@@ -70,9 +70,10 @@ def test_it_is_started_when_a_full_batch_waits(courier: SenderProcess) -> None:
     assert courier._process is not None
 
 
-def test_nobody_waits_for_one_that_does_not_get_ready(courier: SenderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mltrain.delivery.sending_process._STARTING_SECONDS", 0.0)
-    assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+def test_nobody_waits_for_one_that_does_not_get_ready(uri: str, tmp_path: Path) -> None:
+    process = SenderProcess(tmp_path / "journal.sqlite", uri, starting_seconds=0.0)
+    assert process.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+    process.close()
 
 
 def test_it_sends_what_is_in_the_journal_oldest_first_and_removes_it_there(
