@@ -43,7 +43,7 @@ class Committer:
     Args:
         run: that the checkpoints belong to.
         reader: of the run's checkpoints; its store receives them.
-        settings: which ones stay, and who is called after each commit.
+        settings: the policy, the staging budget, and the function to call after each commit.
         damage: receives the damaged checkpoints that a commit comes across.
         disk_retry_seconds: see :data:`DISK_RETRY_SECONDS`, which applies if it is ``None``.
     """

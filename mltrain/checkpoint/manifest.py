@@ -87,7 +87,7 @@ class TensorEntry(_Value):
 
 
 class Point(_Value):
-    """A metric point, with the time of its birth in milliseconds since 1970."""
+    """A metric point, with the time when it was logged in milliseconds since 1970."""
 
     key: Annotated[str, Field(max_length=250)]
     step: Annotated[int, Field(ge=-(2**62), le=2**62)]

@@ -11,7 +11,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Run(Protocol):
-    """What a manager needs of a run; :class:`mltrain.run.tracked.TrackedRun` is one."""
+    """A run whose artifacts the checkpoints are; :class:`mltrain.run.tracked.TrackedRun` is one."""
 
     artifacts: Artifacts
 
@@ -70,7 +70,7 @@ class Run(Protocol):
         ...
 
     def when_known(self, listener: Callable[[], None]) -> None:
-        """Call somebody as soon as the run exists in the tracking store, and has the id that it keeps."""
+        """Call a function as soon as the run exists in the tracking store and has its final id."""
         ...
 
     def pending(self, step: int) -> Sequence[Point]:
@@ -78,7 +78,7 @@ class Run(Protocol):
         ...
 
     def deliver_pending(self, points: Sequence[Point]) -> None:
-        """Send the points that a checkpoint carried, with the times of their birth."""
+        """Send the points that a checkpoint carried, with their original timestamps."""
         ...
 
     def pins(self) -> Mapping[str, str]:

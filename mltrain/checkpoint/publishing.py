@@ -92,7 +92,7 @@ def publish(
 
 def _upload(store: CheckpointStore, manifest: Manifest, require_lease: Callable[[], None]) -> None:
     staged, folder, manifest = store.place(manifest.id), f"{CHECKPOINTS}/{manifest.name}", store.named(manifest)
-    # That all data are there is looked at last before the manifest says so: somebody may remove what has none.
+    # The data are checked right before the manifest is uploaded: another process may remove a folder that has none.
     store.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)
     require_lease()
     store.artifacts.upload(staged / FILE_NAME, folder)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 Received = Callable[[str, int, int], None]
-"""Told of a file that has arrived: its name, its bytes, and the bytes of all that are on their way."""
+"""Called with each file received: its name, its bytes, and the bytes of all files wanted."""
 
 Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
 
@@ -33,7 +33,7 @@ class CheckpointReader:
     Args:
         store: where they are.
         context: what best means.
-        damaged: told of every checkpoint that is not what was committed.
+        damaged: called with each damaged checkpoint. If ``None``, each is logged as a warning.
     """
 
     def __init__(self, store: CheckpointStore, context: Context, damaged: Damaged | None = None) -> None:

@@ -40,7 +40,7 @@ class Spool:
             raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Check that disk.") from error
 
     def discard_litter(self) -> int:
-        """Remove what interrupted stagings left; only for who holds the run. Return how many there were."""
+        """Remove what interrupted stagings left, and return their number; only the holder of the run may."""
         try:
             litter = [folder for folder in self.root.iterdir() if is_litter(folder)]
         except OSError as error:

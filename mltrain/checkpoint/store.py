@@ -59,7 +59,7 @@ class CheckpointStore:
         run_id: the run; a manifest that names another one is damaged.
         artifacts: of the run.
         spool: where checkpoints are staged. Where the artifacts are on this machine, staging is beside them, and a
-            commit is one rename; elsewhere the staged copy is uploaded and stays until a later one is committed.
+            commit is one rename; for another store the staged copy is uploaded and stays until the next commit.
             If ``None``, the checkpoints can only be read.
         formerly: the provisional id of the run, if it was created offline; staged checkpoints may still name it.
     """
@@ -131,8 +131,8 @@ class CheckpointStore:
         Raises:
             DamagedCheckpoint: it is not as it was written.
         """
-        # What was read before spares only the parsing here, and the download elsewhere: whether there is a manifest, the
-        # store alone can say.
+        # The memory saves the parsing, and the download from a remote store. Whether the manifest still exists, only the
+        # store knows.
         known, folder = self._known.pop(identity, None), f"{CHECKPOINTS}/{identity.name}"
         try:
             if known is not None and self.artifacts.local_root is None:

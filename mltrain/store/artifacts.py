@@ -72,9 +72,9 @@ class Artifacts(Protocol):
         ...
 
     def litter(self, untouched: float = 0.0) -> list[str]:
-        """Return what interrupted writers left and nobody has written to for so many seconds.
+        """Return what interrupted writers left, untouched for so many seconds.
 
-        Temporary files of MLflow's uploads, checkpoints that somebody began to stage, unfinished uploads to a bucket.
+        Temporary files of MLflow's uploads, half-staged checkpoints, unfinished uploads to a bucket.
         """
         ...
 

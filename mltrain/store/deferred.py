@@ -11,7 +11,7 @@ from mltrain.store.removal import DEAD_SECONDS
 class DeferredArtifacts:
     """Artifacts whose place becomes known later; see :class:`mltrain.store.artifacts.Artifacts`.
 
-    Checkpoints are staged elsewhere and uploaded file by file, also where the place turns out to be on this machine.
+    Checkpoints are staged in the run's folder and uploaded file by file, even if the store proves to be on this machine.
     """
 
     def __init__(self, target: Artifacts | None = None) -> None:

@@ -82,7 +82,7 @@ def make_folder(folder: Path) -> None:
 def probe(folder: Path) -> None:
     """Make sure that files in a folder can be written and made durable, and that the folder itself is.
 
-    What an earlier one left that was killed is removed; one of somebody who is at it just now is not missed by him.
+    The file of an earlier probe that was killed is removed; a probe that runs at the same time does not miss its file.
 
     Raises:
         StorageError: they cannot: it is read-only, full, not allowed, or fails.

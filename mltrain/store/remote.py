@@ -164,7 +164,7 @@ class RemoteArtifacts:
 
 
 class BucketArtifacts(RemoteArtifacts):
-    """Artifacts in an S3 bucket, where an upload that was cut short keeps its parts, unseen, until somebody ends it."""
+    """Artifacts in an S3 bucket, which keeps the parts of an interrupted upload, unlisted, until it is aborted."""
 
     def litter(self, untouched: float = 0.0) -> list[str]:
         """See :class:`Artifacts`."""

@@ -19,7 +19,7 @@ DEAD_SECONDS = 3600.0
 
 
 def is_litter(folder: Path) -> bool:
-    """Whether this is a checkpoint that somebody began to stage."""
+    """Whether this is a half-staged checkpoint."""
     return (
         STAGED.fullmatch(folder.name) is not None and folder.suffix == ".tmp" and stat.S_ISDIR(folder.lstat().st_mode)
     )
