@@ -1,17 +1,23 @@
 """What a project trains: a step, a loader, and how the result is measured."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from mltrain.checkpoint.policy_text import parse
 from mltrain.checkpoint.retention import metrics_of
 from mltrain.config import Config
 from mltrain.data import Loader
-from mltrain.errors import UsageError
+from mltrain.errors import ConfigError, UsageError
 from mltrain.state import Stateful, TrainState
-from mltrain.steps import FollowsMetric, HasParts, Step
+from mltrain.steps import FollowsMetric, HasDevice, HasParts, Step
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,52 @@ class Task:
             for name, part in parts.items():
                 state.add(name, part)
         return state.parts
+
+
+def prepare_step(task: Task, config: Config, device: torch.device) -> None:
+    """Put the step on the device with the configured precision; refuse ``device`` and ``amp`` where they have no effect.
+
+    A step without ``prepare(device, amp)`` computes where its project put its parameters. A warning is logged where that is
+    not the device that ``device=auto`` chose, or where there are no parameters to tell.
+
+    Args:
+        task: what is trained.
+        config: the keys ``device`` and ``amp``.
+        device: what ``device`` means on this machine.
+
+    Raises:
+        ConfigError: the step has no ``prepare``, and precision or device are not as configured.
+    """
+    if isinstance(task.step, HasDevice):
+        task.step.prepare(device, config.amp)
+        return
+    step = f"the step, a {type(task.step).__name__}, has no prepare(device, amp)"
+    if config.amp != "off":
+        raise ConfigError(
+            f"amp={config.amp} has no effect: {step}. Expected amp=off, or a step that computes in that precision. Try: "
+            "amp=off, or give the step a method prepare(self, device, amp), which the trainer calls before the first step."
+        )
+    there = {parameter.device for parameter in _parameters(task)}
+    if any(one.type == device.type and device.index in (None, one.index) for one in there):
+        return
+    where = f"its parameters are on {', '.join(sorted(map(str, there)))}" if there else "it has no parameters to tell"
+    if there and config.device != "auto":
+        raise ConfigError(
+            f"device={config.device} has no effect: {step}, and {where}. Expected parameters on that device. Try: "
+            f"device={next(iter(there)).type}, build the model on config.device, or give the step a method "
+            "prepare(self, device, amp)."
+        )
+    if device.type != "cpu":
+        log.warning("device=%s chose %s, but %s, and %s.", config.device, device, step, where)
+
+
+def _parameters(task: Task) -> Iterator[torch.Tensor]:
+    for part in task.parts().values():
+        if isinstance(part, nn.Module):
+            yield from part.parameters()
+        elif isinstance(part, torch.optim.Optimizer):
+            for group in part.param_groups:
+                yield from group["params"]
 
 
 def check_schedule(task: Task, config: Config) -> None:

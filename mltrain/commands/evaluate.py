@@ -23,9 +23,9 @@ from mltrain.restoring.modules import fitted
 from mltrain.rng import own_rng, seed_everything
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.stage_outputs import fetched_inputs
-from mltrain.steps import HasDevice, HasParts
+from mltrain.steps import HasParts
 from mltrain.store.durable import replace_file
-from mltrain.task import Task
+from mltrain.task import Task, prepare_step
 from mltrain.tracking import names
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
@@ -225,12 +225,12 @@ def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
 
     Raises:
         StateMismatch: the weights do not fit the model.
+        ConfigError: ``device`` has no effect on the step.
     """
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     task = project.build(config)
-    if isinstance(task.step, HasDevice):
-        task.step.prepare(devices.chosen(config.device), "off")
+    prepare_step(task, config.model_copy(update={"amp": "off"}), devices.chosen(config.device))
     own = {**(task.step.parts() if isinstance(task.step, HasParts) else {}), **task.state}
     for name, part in own.items():
         if name not in parts or name in ("optimizer", "scheduler", "scaler", "metrics"):

@@ -28,6 +28,7 @@ class Recovery:
         self._training = training
         self._config = training.config
         self._saving = saving
+        self._first = True
 
     def recovered(self, values: Mapping[str, float]) -> bool:
         """Return whether a step with these metrics was not finite, after having skipped it or rolled back.
@@ -35,6 +36,12 @@ class Recovery:
         Raises:
             NonFiniteLoss: the configuration says to abort, or skipping and rolling back did not help.
         """
+        if self._first and self._config.on_nonfinite != "abort" and not set(_WATCHED) & values.keys():
+            log.warning(
+                "on_nonfinite=%s can only act once weights are not finite: the step returns neither loss nor grad_norm.",
+                self._config.on_nonfinite,
+            )
+        self._first = False
         wrong = [f"{name} is {values[name]}" for name in _WATCHED if not math.isfinite(values.get(name, 0.0))]
         refused = self._saving.new_failure()
         if refused is not None:

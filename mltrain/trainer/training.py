@@ -16,9 +16,9 @@ from mltrain.restoring.changes import Changes
 from mltrain.rng import Rng
 from mltrain.schedules import counts_steps, is_schedule, put_settings
 from mltrain.state import Progress, Stateful, TrainState
-from mltrain.steps import AllowsLateCopy, HasDevice
+from mltrain.steps import AllowsLateCopy
 from mltrain.stopping import BestSoFar, EarlyStopping
-from mltrain.task import Task, check_schedule
+from mltrain.task import Task, check_schedule, prepare_step
 from mltrain.trainer.means import Means
 
 _OWN_PARTS = frozenset({"history", "best", "stopping", "means", "loss_module"})
@@ -44,7 +44,7 @@ class Training:
 
     Raises:
         UsageError: a schedule follows a metric that nothing measures, or two parts have the same name.
-        ConfigError: this machine does not have the device.
+        ConfigError: this machine does not have the device, or ``device`` or ``amp`` has no effect on the step.
     """
 
     def __init__(self, task: Task, config: Config) -> None:
@@ -52,8 +52,7 @@ class Training:
         self.task, self.config = task, config
         self.device = devices.chosen(config.device)
         devices.make_current(self.device)
-        if isinstance(task.step, HasDevice):
-            task.step.prepare(self.device, config.amp)
+        prepare_step(task, config, self.device)
         self.progress = Progress()
         self.history = History()
         self.best = BestSoFar(config.best_metric, config.best_mode)

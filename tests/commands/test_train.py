@@ -15,7 +15,7 @@ from mltrain import CheckpointManager
 from mltrain.checkpoint.policies import Latest
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
-from mltrain.errors import MltrainError, StateMismatch, StorageError
+from mltrain.errors import ConfigError, MltrainError, StateMismatch, StorageError
 from mltrain.pipeline import Pipeline, Stage
 from mltrain.pipelines.request import PipelineRequest
 from mltrain.pipelines.runner import run as run_pipeline
@@ -117,6 +117,12 @@ def test_a_training_that_cannot_be_is_refused_before_there_is_a_run(
     project = built_with(**BAD_TASKS[what]) if what in BAD_TASKS else TINY
     with Unchanged(store, tmp_path / "home"):
         run_training(Request(project=project, overrides={"epochs": 3, **BAD_KEYS.get(what, {})}, **source))  # type: ignore[arg-type]
+
+
+def test_a_precision_that_the_step_would_not_use_is_refused_before_there_is_a_run(store: Path, tmp_path: Path) -> None:
+    project = built_with(step=lambda batch: {"loss": 1.0})
+    with Unchanged(store, tmp_path / "home", ConfigError):
+        run_training(Request(project=project, overrides={"epochs": 1, "amp": "bf16"}))
 
 
 @pytest.mark.parametrize("which", ["step:999", "epoch:7", "interrupted", "newest", "step-000000999-a01"])

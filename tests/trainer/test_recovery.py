@@ -206,3 +206,17 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_intact() -> None:
     trainer = Trainer(not_finite(9)(config), config, MemoryTracker(), Away(), StopAt())
     with pytest.raises(NonFiniteLoss, match="The last checkpoint cannot be read now"):
         list(trainer.steps())
+
+
+def test_a_step_without_a_loss_is_warned_of_once_where_on_nonfinite_asks_for_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def nameless(config: tiny.Config) -> Task:
+        task = tiny.build(config)
+        step = tiny.Faulty(task.step.inner, config)  # type: ignore[attr-defined]
+        return replace(task, step=lambda batch: {"mean": step(batch)["loss"]}, state=step.parts())
+
+    for wanted, count in (("abort", 0), ("skip", 1), ("rollback", 1)):
+        caplog.clear()
+        trained(nameless, epochs=2, on_nonfinite=wanted)
+        assert caplog.text.count("the step returns neither loss nor grad_norm") == count
