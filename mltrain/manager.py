@@ -79,7 +79,7 @@ class CheckpointManager:
         refuse_unless(is_run, "run", run, "the id of a run")
         self._metric = metric
         wanted = {metric} - {DEFAULT_METRIC}  # a metric that nobody asked for may be absent
-        self._expected = ExpectedMetrics(retention.metrics_of(policy) | wanted)
+        self._expected = ExpectedMetrics(retention.metrics_of(policy) | wanted, {metric})
         self._buffers = HostBuffers()
         self._closed = False
         if run is None or isinstance(run, str):
@@ -176,7 +176,10 @@ class CheckpointManager:
             self.committer.make_way()
             same = self._drafts.same(count, kind)  # now that it is known whether the one before could be kept
         if same is not None:
-            self.committer.declare(same, {name: float(value) for name, value in (metrics or {}).items()}, best=best)
+            declared = floats(metrics or {}, "save(metrics=)")
+            if extra is None and not best:
+                self._expected.check_finite(declared)
+            self.committer.declare(same, declared, best=best)
             return same.id
         draft = self._drafts.draft(state, count, kind, floats(metrics or {}, "save(metrics=)"), data or {}, best=best)
         if extra is None and not best:  # a trainer, which adds files, knows itself which epochs it evaluates

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import subprocess
 import sys
@@ -795,3 +796,21 @@ def test_the_default_metric_may_be_absent(run: FolderRun, caplog: pytest.LogCapt
     with run.manager() as manager:
         manager.save_epoch_checkpoint(state_at(1), 1, {"accuracy": 0.5})
     assert "among" not in caplog.text
+
+
+def test_a_deciding_metric_that_is_not_finite_is_warned_of_once_and_a_later_finite_value_counts(
+    run: FolderRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    with run.manager(policy=parse("Latest(2) | Best(1, 'val/iou', 'max')")) as manager:
+        for epoch in (1, 2):
+            manager.save_epoch_checkpoint(
+                state_at(epoch), epoch, {"val/loss": math.nan, "val/iou": 0.5, "other": math.nan}
+            )
+        manager.save_epoch_checkpoint(state_at(2), 2, {"val/iou": math.inf})  # measured after it was saved
+        manager.save_epoch_checkpoint(state_at(3), 3, {"val/loss": 0.5, "val/iou": 0.4})
+        manager.wait()
+        best = manager.best()
+        assert best is not None and best.step == 3
+    assert caplog.text.count("The metric 'val/loss', which decides what is best or kept, is nan.") == 1
+    assert caplog.text.count("The metric 'val/iou', which decides what is best or kept, is inf.") == 1
+    assert "other" not in caplog.text

@@ -1,6 +1,7 @@
 """What is known of a checkpoint before it is written: its step and epoch, and the line that it continues."""
 
 import logging
+import math
 import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -165,25 +166,39 @@ class Drafts:
 
 
 class ExpectedMetrics:
-    """Names once each metric that decides what is best or kept, and that is not among those of a save.
+    """Warns once of each deciding metric that a save lacks, or whose value is not finite.
 
     Args:
-        names: of these metrics.
+        wanted: metrics that somebody asked for; one that a save lacks is warned of.
+        deciding: metrics that decide what is best or kept, if they are measured.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = set(names)
+    def __init__(self, wanted: Collection[str], deciding: Collection[str]) -> None:
+        self._wanted = set(wanted)
+        self._deciding = {*wanted, *deciding}
 
     def check(self, metrics: Mapping[str, float]) -> None:
-        """Log a warning about those that are missing; without any metric nothing is expected."""
-        for name in sorted(self._names - metrics.keys() if metrics else ()):
-            self._names.remove(name)
+        """Log a warning about those that are missing or not finite; without any metric nothing is expected."""
+        for name in sorted(self._wanted - metrics.keys() if metrics else ()):
+            self._wanted.remove(name)
             log.warning(
                 "The metric %r, which decides what is best or kept, is not among those that were saved: %s.%s",
                 name,
                 f"{', '.join(metrics)}"[:500],
                 nearest(name, metrics),
             )
+        self.check_finite(metrics)
+
+    def check_finite(self, metrics: Mapping[str, float]) -> None:
+        """Log a warning about those that are not finite."""
+        for name in sorted(self._deciding & metrics.keys()):
+            if not math.isfinite(metrics[name]):
+                self._deciding.remove(name)
+                log.warning(
+                    "The metric %r, which decides what is best or kept, is %s. Only finite values decide.",
+                    name,
+                    metrics[name],
+                )
 
 
 def _refuse_going_back(count: Count, before: Manifest, *, least: int = 0, unread: bool = False) -> None:

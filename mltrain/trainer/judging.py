@@ -1,6 +1,7 @@
-"""Judging an evaluation: the best so far, early stopping, metrics that nothing measures."""
+"""Judging an evaluation: the best so far, early stopping, metrics that nothing measures or that are not finite."""
 
 import logging
+import math
 from collections.abc import Mapping
 
 from mltrain.errors import nearest
@@ -28,6 +29,7 @@ class Judge:
         self._training = training
         self._relied_on = metrics_relied_on(training.task, training.config)
         self._missed: set[str] = set()
+        self._not_finite: set[str] = set()
 
     def judge(self, measured: Mapping[str, float]) -> None:
         """Take an evaluation into account: schedule, best so far, early stopping."""
@@ -43,15 +45,17 @@ class Judge:
             training.stopping.update(watched, progress.epoch)
 
     def conclude(self) -> None:
-        """Warn, at the end of the training, of metrics that no evaluation measured."""
+        """Warn, at the end of the training, of metrics of which no evaluation measured a finite value."""
         for name in sorted(self._missed):
-            key = self._relied_on[name]
-            log.warning("No evaluation measured %s=%s%s", key, name, _CONSEQUENCES[key])
+            key, finite = self._relied_on[name], "a finite " if name in self._not_finite else ""
+            log.warning("No evaluation measured %s%s=%s%s", finite, key, name, _CONSEQUENCES[key])
 
     def _warn_of_missed(self, measured: Mapping[str, float]) -> None:
         for name, key in self._relied_on.items():
-            if name in measured:
+            if math.isfinite(measured.get(name, math.nan)):
                 self._missed.discard(name)
+            elif name in measured:
+                self._warn_of_not_finite(name, measured[name])
             elif name not in self._missed and not any(name in row for row in self._training.history.rows):
                 self._missed.add(name)
                 log.warning(
@@ -62,3 +66,17 @@ class Judge:
                     nearest(name, measured),
                     f"{', '.join(measured)}"[:500] or "nothing",
                 )
+
+    def _warn_of_not_finite(self, name: str, value: float) -> None:
+        rows = self._training.history.rows
+        if not any(math.isfinite(row.get(name, math.nan)) for row in rows):
+            self._missed.add(name)
+        if name not in self._not_finite:
+            self._not_finite.add(name)
+            log.warning(
+                "%s=%s is %s at epoch %d. Only finite values decide.",
+                self._relied_on[name],
+                name,
+                value,
+                self._training.progress.epoch,
+            )

@@ -74,6 +74,54 @@ def test_metrics_that_are_measured_now_and_then_are_no_news_and_the_default_need
     assert trainer.best.epoch == 3
 
 
+def nan_in(name: str, epochs: Any, value: float = float("nan")) -> Any:
+    """A project whose evaluation of a metric fails in some epochs."""
+
+    def build(config: tiny.Config) -> Task:
+        task, count = tiny.build(config), []
+
+        def evaluate() -> Any:
+            count.append(0)
+            return dict(task.evaluate()) | ({name: value} if len(count) in epochs else {})  # type: ignore[misc]
+
+        return replace(task, evaluate=evaluate)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "key"),
+    [
+        ("val/loss", {}, "best_metric"),
+        ("val/accuracy", {"best_metric": "val/accuracy", "best_mode": "max"}, "best_metric"),
+        (
+            "val/accuracy",
+            {"early_stopping_metric": "val/accuracy", "early_stopping_patience": 9},
+            "early_stopping_metric",
+        ),
+        ("val/accuracy", {"retention": "Latest(1) | Best(2, 'val/accuracy', 'max')"}, "retention"),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_deciding_metric_that_is_not_finite_is_warned_of_once(
+    name: str, keys: Any, key: str, value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(nan_in(name, {1, 2, 3}, value), epochs=3, **keys)
+    assert caplog.text.count(f"{key}={name} is {value} at epoch 1. Only finite values decide.") == 1
+    assert caplog.text.count(f"{key}={name} is ") == 1
+    assert caplog.text.count(f"No evaluation measured a finite {key}={name}") == 1
+    caplog.clear()
+    trainer, _, _ = trained(nan_in(name, {2}, value), epochs=3, **keys)
+    assert caplog.text.count(f"{key}={name} is {value} at epoch 2.") == 1
+    assert "No evaluation measured" not in caplog.text
+    assert trainer.best.value is not None, "a finite value counts"
+
+
+def test_a_metric_that_decides_nothing_may_be_nan(caplog: pytest.LogCaptureFixture) -> None:
+    trained(nan_in("val/accuracy", {1, 2}), epochs=2)
+    assert "val/accuracy" not in caplog.text
+
+
 @pytest.mark.parametrize("eval_interval", [1, 2])
 def test_a_schedule_on_a_plateau_follows_evaluations_and_resumes_exactly(eval_interval: int) -> None:
     keys = {"epochs": 6, "eval_interval": eval_interval}
