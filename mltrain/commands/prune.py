@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,16 @@ from mltrain.checkpoint.retention import Policy, Removal, best_of
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.checks import policy_of
 from mltrain.config import Config
-from mltrain.errors import ConfigError, DamagedCheckpoint, MltrainError, RunHeld, RunNotFound, StorageError
+from mltrain.errors import (
+    ConfigError,
+    DamagedCheckpoint,
+    MltrainError,
+    RunHeld,
+    RunNotFound,
+    StorageError,
+    UsageError,
+    nearest,
+)
 from mltrain.ownership.attempts import CONFIG_FILE, last_attempt
 from mltrain.ownership.host_lock import lock_if_here
 from mltrain.run.checkpoints import open_checkpoints
@@ -87,6 +97,7 @@ def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPla
         RunHeld: the run is being trained; it prunes itself.
         RunNotFound, TrackingError, StorageError: the run cannot be read.
         ConfigError: no policy is given, and the run's own is unknown.
+        UsageError: the given policy ranks by a metric that no checkpoint has.
     """
     run = server.run(run_id)
     if state(server, run) in _LIVE:
@@ -157,6 +168,8 @@ def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
     manifests, litter = tuple(checkpoints.noted(survey.manifests)), tuple(store.artifacts.litter(DEAD_SECONDS))
     resumed = _resumed_from(run, manifests)
     kept = retention.protected(manifests, context, resumed_from=resumed, in_use=())
+    if keep is not None:
+        _refuse_unmeasured(keep, run_id, current_line(manifests))
     policy = (keep or _own_policy(run, store.artifacts)) if manifests else Latest(1)
     uncommitted = tuple(identity for identity in survey.uncommitted if identity not in kept)
     removals = retention.plan(manifests, policy, context, kept)
@@ -174,6 +187,20 @@ def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
     return RunPlan(
         run_id, run.info.run_name, tuple(removals), uncommitted, litter, kept, models, checkpoints=checkpoints
     )
+
+
+def _refuse_unmeasured(policy: Policy, run_id: str, line: Sequence[Manifest]) -> None:
+    """Refuse a policy that ranks by a metric of which no checkpoint on the line has a finite value.
+
+    Raises:
+        UsageError: it would keep nothing by that metric, and remove what it was written to keep.
+    """
+    measured = {name for manifest in line for name, value in manifest.metrics.items() if math.isfinite(value)}
+    for name in sorted(retention.metrics_of(policy) - measured if line else ()):
+        raise UsageError(
+            f"No checkpoint of run {run_id} has a finite value of {name!r}, which {policy} ranks by.{nearest(name, measured)} "
+            f"Expected one of: {', '.join(sorted(measured)) or 'none was measured'}. Nothing was removed."
+        )
 
 
 def _newest_intact(store: CheckpointStore, manifests: Sequence[Manifest]) -> CheckpointId | None:
