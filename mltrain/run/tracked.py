@@ -37,7 +37,7 @@ from mltrain.tracking.tags import (
 class TrackedRun:
     """A run that this process is writing to. Made by the functions of :mod:`mltrain.run.opening`.
 
-    What the outbox, the record and the ending offer to a checkpoint manager and a trainer is offered here under the same name.
+    It offers what the outbox, the record and the ending do for a checkpoint manager and a trainer, under the same names.
 
     Args:
         server: where the run is.
@@ -64,13 +64,11 @@ class TrackedRun:
         home: Path | None = None,
         opened: Opened | None = None,
     ) -> None:
-        opened = opened or Opened()
-        ordinal = attempts[-1].ordinal
+        opened, ordinal = opened or Opened(), attempts[-1].ordinal
         self.server = server
         self.identity = identity = RunIdentity(server, run, home)
         self.artifacts, self.home = identity.artifacts, identity.home
-        self._removals = Removals(self.artifacts)
-        self._launched = opened.launcher is not None
+        self._removals, self._launched = Removals(self.artifacts), opened.launcher is not None
         # A process that takes a run over on the same host leaves the journal to the one that still has it open.
         journal = Journal(
             self.home / ("journal.sqlite" if lock.is_locked else f"journal-a{ordinal:02d}.sqlite"), ordinal
@@ -157,8 +155,8 @@ class TrackedRun:
         """
         ordinal = self.hold.begin_attempt(self.id, resumed_from.name if resumed_from is not None else None).ordinal
         self.outbox.journal.attempt = ordinal
-        step = resumed_from.step if resumed_from is not None else 0
-        self.outbox.set_tags({**holder_tags(ordinal), f"{REWOUND_PREFIX}{ordinal}": str(step)})
+        step = str(resumed_from.step if resumed_from is not None else 0)
+        self.outbox.set_tags({**holder_tags(ordinal), f"{REWOUND_PREFIX}{ordinal}": step})
         self.record.attempt()
 
     def record_start(self, config: Mapping[str, Any], parameters: Mapping[str, str], project: str) -> None:
@@ -180,8 +178,8 @@ class TrackedRun:
 
     def remove_models(self, checkpoint: str) -> None:
         """Remove the LoggedModels that were made from a checkpoint."""
-        models = registry.made_models(self.server, self.id, self.identity.experiment_id)
-        registry.remove_models(self.server, models, checkpoint)
+        made = registry.made_models(self.server, self.id, self.identity.experiment_id)
+        registry.remove_models(self.server, made, checkpoint)
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add lines to ``retention.jsonl`` among the artifacts, and to the tag that sums it up."""
