@@ -99,6 +99,8 @@ class Trainer:
         """
         try:
             yield from self._steps()
+            if self._stop.requested and self.unsaved:  # the request came after the save decision of its step
+                self.save("interrupted")
         finally:
             self.training.late.finish()  # the caller may change what was trained
 

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from mltrain.task import Task
+from mltrain.testing import MemorySaver, MemoryTracker, StopAt
+from mltrain.trainer.loop import Trainer
 from tests.support import tiny
 from tests.support.trainings import steps_saved, trained
 
@@ -38,3 +40,14 @@ def test_a_checkpoint_is_due_every_so_many_epochs_steps_or_minutes(keys: dict[st
 
     _, _, saver = trained(build, epochs=4, **keys)
     assert sorted(steps_saved(saver)) == steps
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_request_to_stop_that_comes_after_the_save_decision_is_saved_all_the_same(step: int) -> None:
+    config, saver, stop = tiny.Config(epochs=2, save_interval=0, best_metric="none-such"), MemorySaver(), StopAt()
+    trainer = Trainer(tiny.build(config), config, MemoryTracker(), saver, stop)
+    for progress in trainer.steps():
+        if progress.step == step:
+            stop.step, stop.progress = step, trainer.progress
+    assert steps_saved(saver) == {step: "interrupted"}
+    assert not trainer.unsaved
