@@ -100,7 +100,8 @@ def import_(
 ) -> None:
     """Import a .pth or .safetensors file as the first checkpoint of a new run.
 
-    No code in the file is executed. With a project the run can be resumed at once: mltrain train --resume-run ID
+    No code in the file is executed. With a project the run can be resumed at once: mltrain train
+    --resume-run ID. Without one, name it then: mltrain train PROJECT --resume-run ID
     """
     from mltrain.commands.import_checkpoint import import_file
     from mltrain.project import find
@@ -115,7 +116,8 @@ def import_(
         print(f"taken  {line}")
     for line in report.left:
         print(f"left   {line}")
+    for name in report.fresh:
+        print(f"fresh  {name}: not taken from the file; the training begins with it as the project builds it")
     print(f"run_id={report.run_id}")
-    print(
-        f"{report.checkpoint} is the first checkpoint of the run. Train on with: mltrain train --resume-run {report.run_id}"
-    )
+    command = f"mltrain train {'' if word else 'PROJECT '}--resume-run {report.run_id}"
+    print(f"{report.checkpoint} is the first checkpoint of the run. Train on with: {command}")

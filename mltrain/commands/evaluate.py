@@ -14,8 +14,9 @@ from mltrain.checkpoint.manifest import FILE_NAME, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader, Received, configured, first_usable
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
+from mltrain.commands.train_request import recorded_project
 from mltrain.config import Config
-from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, StorageError, UsageError
+from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, StorageError, UsageError, nearest
 from mltrain.metrics import floats
 from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
@@ -45,11 +46,15 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured, and on which checkpoint."""
+    """What an evaluation measured, and on which checkpoint.
+
+    ``report`` is the folder of the project's report; ``None`` if none was asked for, or the project has none.
+    """
 
     run_id: str
     manifest: Manifest
     metrics: Mapping[str, float]
+    report: Path | None = None
 
 
 def pull(
@@ -80,6 +85,7 @@ def pull(
     server = connect()
     if (run_id is None) == (experiment is None):
         raise UsageError("Pull from a run or from an experiment: give one of the two.")
+    _refuse_unused(run_id, metric, mode)
     if run_id is None:
         assert experiment is not None
         run_id = best_run(server, experiment, metric, mode)
@@ -119,6 +125,7 @@ def load_best(
     server = connect()
     if (run_id is None) == (experiment is None):
         raise UsageError("Load from a run or from an experiment: give one of the two.")
+    _refuse_unused(run_id, metric, mode)
     if run_id is None:
         assert experiment is not None
         run_id = best_run(server, experiment, metric, mode)
@@ -130,6 +137,14 @@ def load_best(
     return decode_weights(files, torch.device(device))
 
 
+def _refuse_unused(run_id: str | None, metric: str | None, mode: Mode | None) -> None:
+    if run_id is not None and (metric is not None or mode is not None):
+        raise UsageError(
+            "A metric and a mode rank the runs of an experiment, and a run was named. Expected an experiment with them, or "
+            f"the run alone. Try: mltrain pull --experiment NAME, or mltrain checkpoints {run_id} and --checkpoint NAME"
+        )
+
+
 def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: Mode | None) -> str:
     """Return the id of the run of an experiment whose best checkpoint is best.
 
@@ -139,7 +154,7 @@ def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: 
     """
     best: tuple[float, str] | None = None
     unusable: StorageError | None = None
-    readable = False
+    readable, measured = False, set[str]()
     for run in server.search_runs([server.once.experiment_id(experiment)], ""):
         own_metric, own_mode = meaning_of_best(run)
         key, direction = metric or own_metric, mode or own_mode
@@ -156,6 +171,7 @@ def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: 
             unusable = error
             continue
         readable = True
+        measured |= run.data.metrics.keys()
         if first is not None and key in first.metrics:
             value = first.metrics[key] * (1 if direction == "min" else -1)
             if best is None or value < best[0]:
@@ -165,6 +181,7 @@ def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: 
     if best is None:
         raise RunNotFound(
             f"No run of the experiment {experiment!r} has a checkpoint with the metric {metric or 'that is its best'!r}."
+            f"{nearest(metric, measured) if metric is not None else ''}"
         )
     return best[1]
 
@@ -190,7 +207,7 @@ def evaluate(
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
         overrides: keys of the configuration, such as other data locations.
         project: in place of the recorded one.
-        to: a folder for the project's report: tables and pictures.
+        to: a folder for the project's report: tables and pictures. If the project has none, that is logged as a warning.
 
     Raises:
         NoCheckpoint, StateMismatch, DataError: it cannot be evaluated.
@@ -198,7 +215,11 @@ def evaluate(
     server = connect()
     checkpoints = open_checkpoints(run_id, server)
     recorded = recorded_config(checkpoints.store.artifacts)
-    found = find(project) if project else find(str(recorded.get("project") or ""), recorded=True)
+    found = (
+        find(project)
+        if project
+        else recorded_project(server.run(run_id), recorded, f"mltrain evaluate {run_id} PROJECT")
+    )
     candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such(checkpoint))
@@ -206,7 +227,9 @@ def evaluate(
         checkpoints.store, candidates, lambda one: configured(checkpoints.store, one)
     )
     inputs = fetched_inputs(server, server.run(run_id), overrides or ())
-    config = found.config.load(overrides={**inputs, **(overrides or {})}, base=params or recorded["config"])
+    base = params or recorded["config"]
+    files = [found.config_file] if found.config_file is not None and not base else []
+    config = found.config.load(files, overrides={**inputs, **(overrides or {})}, base=base)
     task = built(found, config, parts)
     with torch.no_grad(), own_rng(config.seed), devices.mixing(devices.chosen(config.device)):
         metrics: dict[str, float] = {}
@@ -217,7 +240,13 @@ def evaluate(
             metrics = floats(task.evaluate(), "evaluate()")
         else:
             raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
-    return Evaluation(run_id, manifest, metrics)
+    if task.report is None and to is not None:
+        log.warning(
+            "The project %r has no report, so nothing is written to %s. Expected a task with one. Try: Task(..., report=...)",
+            found.name,
+            to,
+        )
+    return Evaluation(run_id, manifest, metrics, to if task.report is not None else None)
 
 
 def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:

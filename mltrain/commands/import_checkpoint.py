@@ -5,6 +5,8 @@ Files are read with ``weights_only=True``, so no code in them is executed.
 
 import logging
 import pickle
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.project import Project
 from mltrain.provenance import fingerprint
+from mltrain.redaction import harmless
 from mltrain.restoring.modules import fitted
 from mltrain.rng import seed_everything
 from mltrain.run import opening
@@ -72,10 +75,14 @@ class Foreign:
 
 @dataclass
 class Report:
-    """Lines that list what was taken from the file and what was not."""
+    """Lines that list what was taken from the file and what was not.
+
+    ``fresh`` names the parts of the project's task that begin as the project builds them.
+    """
 
     taken: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
     run_id: str = ""
     checkpoint: str = ""
 
@@ -196,6 +203,7 @@ def _apply(foreign: Foreign, trainer: Trainer, report: Report) -> None:
     weights, prefix = _renamed(foreign.model, model)
     model.load_state_dict(weights)
     report.taken.append(f"model: {len(weights)} tensors" + (f", {prefix}" if prefix else ""))
+    report.fresh = [name for name in trainer.task.parts() if name != "model"]
     for name in ("optimizer", "scheduler"):
         state, part = getattr(foreign, name), parts.get(name)
         if state is None or part is None:
@@ -204,6 +212,7 @@ def _apply(foreign: Foreign, trainer: Trainer, report: Report) -> None:
         try:
             TrainState({name: part}).restore({name: state})
             report.taken.append(name)
+            report.fresh.remove(name)
         except StateMismatch as error:
             report.left.append(f"{name}: does not fit ({error})")
     epoch = foreign.epoch
@@ -254,13 +263,22 @@ def _content(file: Path) -> Any:
         raise UsageError(f"{file} is a folder; a file was expected.") from None
     except pickle.UnpicklingError as error:
         raise DamagedCheckpoint(
-            f"{file} cannot be read without running code that it names, and is therefore not read: "
-            f"{str(error).splitlines()[0][:300]} Save it again with torch.save(model.state_dict(), …)."
+            f"{file} cannot be read without running code that it names, and is therefore not read"
+            f"{_culprit(error)}. Expected tensors and plain values. Try: torch.save(model.state_dict(), …) where it was made."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise DamagedCheckpoint(
-            f"{file} is not a checkpoint that can be read: {str(error).splitlines()[0][:300]}"
-        ) from None
+        raise DamagedCheckpoint(f"{file} is not a checkpoint that can be read: {_first_line(error)}") from None
+
+
+def _culprit(error: pickle.UnpicklingError) -> str:
+    """Return what the file asks to run, as far as torch names it; its own advice is to run it."""
+    named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]*\w\.\w+)", str(error))
+    return f" (it asks for {named[1]:.100})" if named else ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = harmless(re.sub(r"\x1b\[[0-9;]*m", "", str(error))).splitlines()
+    return textwrap.shorten(lines[0], 300, placeholder=" …") if lines else type(error).__name__
 
 
 def _rows(history: Any) -> list[dict[str, float | int]]:

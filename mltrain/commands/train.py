@@ -206,7 +206,7 @@ class _Session:
         config, project = prepared.config, self._preparation.project.name
 
         def record() -> None:
-            if self._request.resume_run is None or self._unrecorded(run):
+            if self._request.resume_run is None or self._unrecorded(run, prepared):
                 run.record_start(config.resolved(), config.flattened(), project)
 
         try:
@@ -219,15 +219,14 @@ class _Session:
                 lambda: self._display.opened(run, location(self._server, run.identity.experiment_id, run.id))
             )
 
-    def _unrecorded(self, run: TrackedRun) -> bool:
-        """Whether a run, whose configuration is prescribed, was killed before it had recorded one."""
-        if self._request.config is None:
+    def _unrecorded(self, run: TrackedRun, prepared: Prepared) -> bool:
+        """Whether a run has recorded no configuration: a prescribed one was killed before, or it was imported without."""
+        if self._request.config is None and (prepared.origin.own is None or prepared.origin.params is not None):
             return False
         try:
-            recorded_config(run.artifacts)
+            return not recorded_config(run.artifacts).get("project")
         except RunNotFound:
             return True
-        return False
 
     def _record(self, run: TrackedRun, manager: CheckpointManager, prepared: Prepared) -> None:
         """Record what this attempt begins from, and record and save in the run from now on."""

@@ -13,7 +13,7 @@ from mltrain.run import stage_outputs as outputs
 from mltrain.run.preparation import created_as
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
-from mltrain.tracking.tags import PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
+from mltrain.tracking.tags import IMPORTED_TAG, PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,24 @@ def request_of(project: str | Path | Project | None, words: Mapping[str, Any]) -
     return Request(project=found, files=tuple(map(Path, files)), overrides=overrides, **options)
 
 
+def recorded_project(run: Any, recorded: Mapping[str, Any], remedy: str) -> Project:
+    """Return the project that a run recorded.
+
+    Args:
+        run: MLflow's description of the run.
+        recorded: its recorded configuration.
+        remedy: the command that names a project.
+
+    Raises:
+        UsageError: the run was imported without a project, or the recorded one is not found here.
+    """
+    if IMPORTED_TAG in run.data.tags and not recorded.get("project"):
+        raise UsageError(
+            f"Run {run.info.run_id} was imported without a project. Expected one that has its model. Try: {remedy}"
+        )
+    return find(str(recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")), recorded=True)
+
+
 class Resolved:
     """A request whose project is found and whose configuration is checked, before anything is claimed or created.
 
@@ -120,9 +138,10 @@ class Resolved:
             inputs = outputs.fetched_inputs(server, run, request.overrides)
             self._request = replace(request, overrides={**inputs, **request.overrides})
             recorded = recorded_config(artifacts_of(server, run))
-            base = recorded["config"]
+            base = recorded["config"] or None
             if not word:
-                word = find(str(recorded.get("project") or run.data.tags.get(PROJECT_TAG, "")), recorded=True)
+                option = "--resume-run" if request.resume_run is not None else "--fork-run"
+                word = recorded_project(run, recorded, f"mltrain train PROJECT {option} {source}")
         if word is None:
             raise UsageError(
                 "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"

@@ -24,9 +24,16 @@ def test_a_foreign_checkpoint_becomes_the_first_of_a_run_that_trains_on(compiled
     assert imported.code == 0, imported.err
     assert "taken  optimizer" in imported.out
     assert "left   args" in imported.out
+    assert [line.split()[1] for line in imported.out.splitlines() if line.startswith("fresh")] == [
+        "scheduler:",
+        "metrics:",
+        "counter:",
+    ]
+    assert f"mltrain train --resume-run {imported.run_id}" in imported.out
     resumed = workplace.mltrain("train", "--resume-run", imported.run_id)
     assert resumed.code == 0, resumed.err
     assert "epoch 3 of 3" in resumed.out
+    assert "WARNING" not in resumed.err
 
 
 def test_an_import_without_a_project_keeps_the_weights_as_they_are(workplace: Workplace) -> None:
@@ -35,6 +42,24 @@ def test_an_import_without_a_project_keeps_the_weights_as_they_are(workplace: Wo
     assert imported.code == 0, imported.err
     workplace.mltrain("pull", imported.run_id, "--checkpoint", "latest", "--to", "out")
     assert load_file(workplace.folder / "out" / "model.safetensors")["layer.weight"].equal(torch.arange(6.0))
+
+
+def test_a_run_that_was_imported_without_a_project_asks_for_one_until_it_has_trained(workplace: Workplace) -> None:
+    first = workplace.mltrain("train", "tiny.py", "epochs=1").run_id
+    torch.save(workplace.weights(first)["model"], workplace.folder / "plain.pt")
+    imported = workplace.mltrain("import", "plain.pt")
+    assert f"mltrain train PROJECT --resume-run {imported.run_id}" in imported.out
+    for command in (["train", "--resume-run"], ["train", "--fork-run"], ["evaluate"]):
+        refused = workplace.mltrain(*command, imported.run_id)
+        assert refused.code == 2
+        assert f"Run {imported.run_id} was imported without a project." in refused.err
+        assert f"Try: mltrain {command[0]} " in refused.err
+        assert "PROJECT" in refused.err
+    trained = workplace.mltrain("train", "tiny.py", "--resume-run", imported.run_id, "epochs=1")
+    assert trained.code == 0, trained.err
+    again = workplace.mltrain("train", "--resume-run", imported.run_id, "epochs=2")
+    assert again.code == 0, again.err
+    assert "epoch 2 of 2" in again.out
 
 
 def test_doctor_finds_a_sound_machine_and_leaves_nothing_behind(workplace: Workplace) -> None:

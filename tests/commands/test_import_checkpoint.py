@@ -39,6 +39,27 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "executed" not in capsys.readouterr().out
 
 
+def test_a_whole_model_is_refused_with_what_it_asks_to_run_and_without_the_advice_to_run_it(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    with pytest.raises(DamagedCheckpoint) as refused:
+        read(tmp_path / "whole.pth")
+    said = str(refused.value)
+    assert said.isprintable()
+    assert "(it asks for torch.nn.modules.linear.Linear). Expected tensors and plain values. Try: torch.save(" in said
+    assert "[1m" not in said
+    assert "options" not in said
+
+
+def test_a_long_message_of_torch_is_not_cut_within_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object, **named: object) -> None:
+        raise RuntimeError("\x1b[1mbroken\x1b[0m " + "parts " * 200)
+
+    (tmp_path / "a.pth").write_bytes(b"no checkpoint")
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(DamagedCheckpoint, match=r"read: broken parts [parts ]*parts …$"):
+        read(tmp_path / "a.pth")
+
+
 def test_what_is_no_file_or_holds_no_weights_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "a.pth")
     for file, message in (
