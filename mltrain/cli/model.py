@@ -33,13 +33,15 @@ def evaluate(
     project, overrides = parse(arguments or [])
     done = run_evaluation(run_id, checkpoint=checkpoint, overrides=overrides, project=project, to=to)
     if as_json:
-        print(json.dumps({"run_id": run_id, "checkpoint": done.manifest.name, "metrics": dict(done.metrics)}, indent=1))
+        report = str(done.report) if done.report is not None else None
+        facts = {"run_id": run_id, "checkpoint": done.manifest.name, "metrics": dict(done.metrics), "report": report}
+        print(json.dumps(facts, indent=1))
         return
     print(f"{done.manifest.title} ({done.manifest.name}) of run {run_id}")
     for name, value in done.metrics.items():
         print(f"  {name:<24} {value:.5g}")
-    if to is not None:
-        print(f"Report: {to}")
+    if done.report is not None:
+        print(f"Report: {done.report}")
 
 
 def pull(
