@@ -161,9 +161,15 @@ class CheckpointManager:
         Raises:
             UnsupportedValue: the state holds something that is not plain data; the message names the path to it.
             UsageError: a further file has a name that no file of a checkpoint can have; a step, an epoch, a metric or a kind
-                is invalid; or the step, or the epoch where no step is given, goes back without a load. Nothing is removed.
+                is invalid; the step, or the epoch where no step is given, goes back without a load; or the manager is
+                closed. Nothing is removed.
             RunHeld: another process has taken the run over.
         """
+        if self.committer.closed:
+            raise UsageError(
+                f"The manager of run {self.run.id} is closed and saves nothing more. Expected a save before close(). "
+                f"Try: CheckpointManager({self.run.id!r}), which continues the run."
+            )
         for name in extra or {}:
             if not is_extra_file(name):
                 raise UsageError(

@@ -551,6 +551,15 @@ def test_a_block_waits_for_what_was_saved_and_lets_go_of_the_run(
     assert "checkpoints/step-000000001-a01/manifest.json" in run.place.files.all()
 
 
+def test_a_save_after_the_end_is_refused(local: FolderRun) -> None:
+    manager = CheckpointManager(local)
+    manager.save({"weight": torch.ones(1)}, step=1)
+    manager.close()
+    with pytest.raises(UsageError, match="is closed and saves nothing more"):
+        manager.save({"weight": torch.ones(1)}, step=2)
+    assert [one.step for one in manager.checkpoints()] == [1]
+
+
 def test_closing_twice_is_closing_once(run: FolderRun) -> None:
     with run.manager() as manager:
         manager.save(state_at(1))

@@ -273,6 +273,11 @@ class Committer:
         if newest is not None and self.idle:
             self._uploads.do(lambda: self._commit_to_store(newest))
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more work, because somebody closed it."""
+        return self._disk.closed
+
     def close(self) -> None:
         """Take no more work; what is under way is abandoned where it stands, complete in staging or invisible."""
         self._rest.confirm()

@@ -22,7 +22,8 @@ class Worker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._lock = threading.Lock()
         self._jobs: list[Future[None]] = []
-        self._closed = False
+        self.closed = False
+        """Whether :meth:`close` was called."""
 
     def do(self, job: Callable[[], None]) -> None:
         """Queue a job; a closed worker drops it."""
@@ -31,7 +32,7 @@ class Worker:
                 self._jobs = [*(one for one in self._jobs if not one.done()), self._pool.submit(_logged, job)]
                 return
             except RuntimeError:
-                if self._closed:
+                if self.closed:
                     return
         # The interpreter is ending and takes no more work. It waits for this thread, so the job is still done.
         _logged(job)
@@ -71,7 +72,7 @@ class Worker:
 
     def close(self) -> None:
         """Drop what is queued and take no more work; do not wait for the job under way."""
-        self._closed = True
+        self.closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
