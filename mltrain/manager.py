@@ -16,7 +16,7 @@ from mltrain.checkpoint.drafts import Count, Drafts, ExpectedMetrics
 from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, is_extra_file, now
 from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.ports import Run, Status
-from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode, Policy
 from mltrain.checkpoint.settings import DEFAULT_METRIC, Committed, Settings, refuse_unless
 from mltrain.checkpoint.snapshot import HostBuffers, snapshot
@@ -258,11 +258,16 @@ class CheckpointManager:
     def peek(self, which: str = "latest") -> dict[str, Any] | None:
         """Return a state, verified; the next save continues from where it would have.
 
+        After a load ``latest`` is on the line of the loaded checkpoint: that one, until a later state is committed.
+
         Raises:
             NoCheckpoint: all that there are are damaged.
         """
         self.wait(60)
-        return self.reader.load(which, self.device)[1] if self.reader.matching(which) else None
+        candidates = self._drafts.line() if which == "latest" else self.reader.matching(which)
+        if not candidates:
+            return None
+        return first_usable(self.store, candidates, lambda one: self.store.load(one, self.device), self._damage.note)[1]
 
     def load_latest_checkpoint(self) -> dict[str, Any] | None:
         """Load the newest state: an interrupted one where that is newest, else the newest epoch; else return ``None``."""

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mltrain.checkpoint.committer import Committer
-from mltrain.checkpoint.lineage import ancestry_after
+from mltrain.checkpoint.lineage import ancestry_after, line_of, newest
 from mltrain.checkpoint.manifest import LARGEST_COUNT, CheckpointId, Kind, Manifest, now
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
@@ -77,6 +77,19 @@ class Drafts:
     def continue_from(self, manifest: Manifest) -> None:
         """Let the next draft continue from a checkpoint."""
         self.origin, self._saved = manifest, []
+
+    def line(self) -> list[Manifest]:
+        """Return the committed checkpoints of the line that the next draft continues, the newest first."""
+        if self.origin is None:
+            return self._reader.matching("latest")
+        manifests = self._reader.all()
+        mine = (
+            one
+            for one in manifests
+            if one.id.attempt == self._run.ordinal and one.ancestry == ancestry_after(self.origin)
+        )
+        head = newest(mine) if self._saved else None
+        return line_of(head or self.origin, manifests)[::-1]
 
     def begin_afresh(self) -> None:
         """Do not look for a checkpoint to continue from: the caller found none."""

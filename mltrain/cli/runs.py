@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -50,8 +51,15 @@ def compare(
     from mltrain.cli.tables import table
 
     names = [f"{run['name']} ({run['run_id'][:8]}, {run['state']})" for run in comparison.runs]
-    sections = {
-        "Parameters that differ": comparison.parameters,
+
+    def told(key: str, values: list[Any]) -> list[str]:
+        """Return a parameter in each run; one that a resume changed with all its values."""
+        changes = [changed.get(key) for changed in comparison.changed]
+        return [" → ".join(one) if one else _measured(value) for one, value in zip(changes, values, strict=True)]
+
+    differing = {key: told(key, values) for key, values in comparison.parameters.items()}
+    sections: dict[str, Mapping[str, list[Any]]] = {
+        "Parameters that differ": differing,
         "At the best checkpoint": comparison.best,
         "Last values": comparison.last,
     }

@@ -1,16 +1,17 @@
 """Compares runs: differing parameters, best and last metrics."""
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mltrain.errors import MltrainError, StorageError
-from mltrain.ownership.attempts import recorded_config
-from mltrain.run.checkpoints import open_checkpoints
+from mltrain.ownership.attempts import last_attempt, recorded_attempts
+from mltrain.run.checkpoints import checkpoints_of, open_checkpoints, trained_config
 from mltrain.run.listing import row
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import CHANGED_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +25,15 @@ class Comparison:
 
     Attributes:
         runs: a summary of each run.
-        parameters: parameters that differ.
+        parameters: parameters that differ, as the newest attempt of each run trained with them.
+        changed: for each run its parameters that a resume changed, with all their values as text, the first one first.
         best: metrics of each run's best checkpoint.
         last: last value of every metric.
     """
 
     runs: Sequence[Mapping[str, Any]]
     parameters: Values
+    changed: Sequence[Mapping[str, Sequence[str]]]
     best: Values
     last: Values
 
@@ -43,25 +46,85 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
         TrackingError: the server does not answer.
     """
     runs = [server.run(run_id) for run_id in run_ids]
-    parameters = _side_by_side(_parameters(server, run) for run in runs)
+    found = [_parameters(server, run) for run in runs]
+    changed = [changes for _, changes in found]
+    parameters = _side_by_side(values for values, _ in found)
+
+    def differs(key: str, values: Sequence[Any]) -> bool:
+        histories = [changes.get(key) for changes in changed]
+        return any(value != values[0] for value in values) or any(one != histories[0] for one in histories)
+
     return Comparison(
         [row(server, run) for run in runs],
-        {key: values for key, values in parameters.items() if any(value != values[0] for value in values)},
+        {key: values for key, values in parameters.items() if differs(key, values)},
+        changed,
         _side_by_side(_best(server, run_id) for run_id in run_ids),
         _side_by_side(dict(run.data.metrics) for run in runs),
     )
 
 
-def _parameters(server: TrackingClient, run: Any) -> dict[str, Any]:
-    """Return the typed values of a configuration, else the parameters that a launcher logged."""
+def _parameters(server: TrackingClient, run: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Return the typed values that the newest attempt trained with, and the values of those that a resume changed.
+
+    Without a configuration they are the parameters that MLflow has: a launcher logged them, or the first attempt.
+    """
     try:
-        recorded = recorded_config(artifacts_of(server, run))
+        checkpoints = checkpoints_of(server, run)
+        last = last_attempt(run.data.params)
+        attempts = [one for one in recorded_attempts(checkpoints.store.artifacts, last) if not one.withdrawn]
+        newest = attempts[-1] if attempts else None
+        changes = _histories(one.changed for one in attempts)
+        if newest is None or any(manifest.id.attempt >= newest.ordinal for manifest in checkpoints.all()):
+            values = dict(_flat(trained_config(checkpoints)))
+            for key, earlier in changes.items():
+                if key in values and _value(earlier[-1]) != values[key]:  # an attempt went back behind the change
+                    earlier.append(_text(values[key]))
+            return values, changes
+        # It has committed nothing yet.
+        begun = dict(_flat(trained_config(checkpoints, newest.resumed_from or "latest")))
+        return begun | {key: _value(now) for key, (_, now) in newest.changed.items()}, changes
     except StorageError as error:
         log.warning("Run %s is compared without its artifacts: %s", run.info.run_id, error)
-        return dict(run.data.params)
     except MltrainError:
-        return dict(run.data.params)
-    return dict(_flat(recorded["config"]))
+        pass
+    changes = _histories(_tagged(run))
+    return dict(run.data.params) | {key: values[-1] for key, values in changes.items()}, changes
+
+
+def _histories(changes: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
+    """Return each changed key with all its values, from what the attempts changed, the first attempt first."""
+    found: dict[str, list[str]] = {}
+    for changed in changes:
+        for key, both in changed.items():
+            for value in both:
+                values = found.setdefault(key, [])
+                if values[-1:] != [value]:
+                    values.append(value)
+    return found
+
+
+def _tagged(run: Any) -> Iterable[Mapping[str, Sequence[str]]]:
+    """Yield what each attempt changed, as the tags of the run record it."""
+    tags = {
+        key.removeprefix(CHANGED_PREFIX): text for key, text in run.data.tags.items() if key.startswith(CHANGED_PREFIX)
+    }
+    for ordinal in sorted(filter(str.isdecimal, tags), key=int):
+        try:
+            yield json.loads(tags[ordinal])
+        except ValueError:  # a tag has a largest length
+            log.warning("Run %s is compared without what its attempt %s changed.", run.info.run_id, ordinal)
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _value(text: str) -> Any:
+    """Return the value that a recorded change has as text."""
+    try:
+        return None if text == "none" else json.loads(text)
+    except ValueError:
+        return text
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

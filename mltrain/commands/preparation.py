@@ -60,7 +60,7 @@ class Preparation:
 
     Attributes:
         project: what is trained.
-        config: how, before a resumed checkpoint's own configuration is taken into account.
+        config: how, before the chosen checkpoint's own configuration is taken into account.
         origins: chooses what the state comes from.
     """
 
@@ -82,9 +82,11 @@ class Preparation:
         config = self.config
         code = fingerprint.code(self.project.place)
         origin = self.origins.choose(known, config.best_metric, config.best_mode)
-        if origin.own is not None and origin.params is not None:
+        continued = origin.own is not None or self._request.fork_run is not None  # else a fork begins again as recorded
+        if continued and origin.params is not None:
             config = self._resolved.config_over(origin.params)
             refuse_unusable(config, self._server)
+        self._stop.on_usr1 = config.on_usr1
         changed = config.changes_from(origin.params) if origin.params is not None else {}
         written = self._written()
         task, data = self._built(config, written)

@@ -21,6 +21,7 @@ from mltrain.run.tracked import TrackedRun, pins_of
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import FORKED_FROM_TAG, LATEST_TAG, PIN_PREFIX
+from mltrain.trainer.ports import Source
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,14 @@ class Origins:
         self._pin = (origin.run_id, f"{PIN_PREFIX}{origin.manifest.name}")
         self._server.once.set_tag(*self._pin, _reason(run.id))
         run.set_tag(FORKED_FROM_TAG, f"{origin.run_id}/{origin.manifest.name}")
+
+    def source(self, origin: Origin) -> Source | None:
+        """Return what reads a checkpoint of another run once more; it is there while :meth:`hold` pins it."""
+        manifest, run_id = origin.manifest, origin.run_id
+        if manifest is None or run_id is None:
+            return None
+        store = CheckpointStore(run_id, artifacts_of(self._server, self._server.run(run_id)))
+        return lambda: store.load(manifest)
 
     def release(self) -> None:
         """Let the other run's policy decide on the checkpoint that this run began from: it has one of its own."""

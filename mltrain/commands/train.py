@@ -239,7 +239,7 @@ class _Session:
         attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
         attempt.versions, attempt.code = fingerprint.versions(), dict(prepared.code)
         attempt.data = dict(prepared.data)
-        trainer.attach(run, manager)
+        trainer.attach(run, manager, self._preparation.origins.source(origin))
         if self._request.resume_run is not None:
             self._continue(run, prepared)
         run.record.attempt()

@@ -10,6 +10,7 @@ from mltrain.errors import UsageError, nearest
 from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
 from mltrain.run import stage_outputs as outputs
+from mltrain.run.checkpoints import checkpoints_of, trained_config
 from mltrain.run.preparation import created_as
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
@@ -138,7 +139,8 @@ class Resolved:
             inputs = outputs.fetched_inputs(server, run, request.overrides)
             self._request = replace(request, overrides={**inputs, **request.overrides})
             recorded = recorded_config(artifacts_of(server, run))
-            base = recorded["config"] or None
+            named = request.resume_from not in ("best", "interrupted")
+            base = trained_config(checkpoints_of(server, run), request.resume_from if named else "latest") or None
             if not word:
                 option = "--resume-run" if request.resume_run is not None else "--fork-run"
                 word = recorded_project(run, recorded, f"mltrain train PROJECT {option} {source}")

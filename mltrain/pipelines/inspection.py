@@ -9,7 +9,6 @@ from typing import Any
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.config import Config
 from mltrain.errors import DamagedCheckpoint, MltrainError, RunNotFound
-from mltrain.ownership.attempts import recorded_config
 from mltrain.pipeline import Stage
 from mltrain.pipelines.decisions import Found, Recipe, Record, StageMode, changes, decide, preferred
 from mltrain.pipelines.pipeline_run import children
@@ -17,7 +16,7 @@ from mltrain.project import source_of
 from mltrain.provenance import fingerprint
 from mltrain.provenance.written import units_of
 from mltrain.run import stage_outputs as outputs
-from mltrain.run.checkpoints import open_checkpoints
+from mltrain.run.checkpoints import open_checkpoints, trained_config
 from mltrain.run.listing import state
 from mltrain.run.stage_outputs import Output
 from mltrain.store.allowlist import UnusableArtifacts
@@ -91,7 +90,7 @@ def survey(server: TrackingClient, parent: Any, stage: Stage, recipe: Recipe, mo
 def _surveyed(server: TrackingClient, run: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
     artifacts = artifacts_of(server, run)
     checkpoints = open_checkpoints(run.info.run_id, server)
-    record = _record(run, artifacts, checkpoints, recipe)
+    record = _record(run, checkpoints, recipe)
     changed = changes(record, recipe)
     epoch = int(run.data.metrics["epoch"]) if "epoch" in run.data.metrics else None
     found = Found(run.info.run_id, state(server, run), changed, _where(stage, epoch, record))
@@ -144,21 +143,14 @@ def handed_on(server: TrackingClient, stage: Stage, run_id: str) -> Output:
     return output
 
 
-def _record(run: Any, artifacts: Artifacts, checkpoints: CheckpointReader, recipe: Recipe) -> Record:
+def _record(run: Any, checkpoints: CheckpointReader, recipe: Recipe) -> Record:
     """Return what determined a run's output.
 
     The configuration is that of its newest checkpoint, which a resume may have changed, else that of its start. A run that
     was killed before it recorded a configuration accepts any. Inputs, data and code are recorded when the run begins.
     """
-    config: Mapping[str, Any] | None = None
-    for manifest in checkpoints.matching("latest"):
-        try:
-            config = json.loads(checkpoints.store.fetch(manifest, only="params.json".__eq__)["params.json"])
-            break
-        except (MltrainError, KeyError, ValueError):
-            continue
     try:
-        config = config or recorded_config(artifacts)["config"]
+        config = trained_config(checkpoints)
     except RunNotFound:
         config = recipe.config.resolved()
     digests = {key: one["digest"] for key, one in outputs.inputs_of(run).items()}

@@ -11,6 +11,7 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.pipeline import Pipeline
 from mltrain.pipelines.pipeline_run import children, chosen_parent
 from mltrain.pipelines.request import PipelineRequest
+from mltrain.run.checkpoints import checkpoints_of, trained_config
 from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
@@ -55,7 +56,7 @@ def recorded_plan(server: TrackingClient, pipeline: Pipeline, parent: Any) -> Pl
     for stage in pipeline.stages:
         for run in children(server, parent, stage.name):
             try:
-                recorded = recorded_config(artifacts_of(server, run))["config"]
+                recorded = trained_config(checkpoints_of(server, run))
             except MltrainError:
                 continue
             found[stage.name] = {**recorded, **dict.fromkeys(stage.needs)}

@@ -19,7 +19,7 @@ from mltrain.state import Progress
 from mltrain.task import Task
 from mltrain.trainer.evaluation import Evaluation
 from mltrain.trainer.judging import Judge
-from mltrain.trainer.ports import NeverStop, NullSaver, NullTracker, Saver, Stop, Tracker
+from mltrain.trainer.ports import NeverStop, NullSaver, NullTracker, Saver, Source, Stop, Tracker
 from mltrain.trainer.recovery import Recovery
 from mltrain.trainer.saving import Saving
 from mltrain.trainer.training import Training
@@ -66,10 +66,16 @@ class Trainer:
         self._recovery = Recovery(training, self._saving)
         self._epoch_began = time.monotonic()
 
-    def attach(self, tracker: Tracker, saver: Saver) -> None:
-        """Record and save from now on with these."""
+    def attach(self, tracker: Tracker, saver: Saver, source: Source | None = None) -> None:
+        """Record and save from now on with these.
+
+        Args:
+            tracker: records what is measured.
+            saver: keeps checkpoints.
+            source: what ``on_nonfinite=rollback`` goes back to while the saver has no checkpoint.
+        """
         self._tracker = tracker
-        self._saving.attach(saver)
+        self._saving.attach(saver, source)
 
     @property
     def done(self) -> bool:

@@ -1,6 +1,6 @@
 """What a trainer needs around it: a tracker, a saver, a request to stop; and null objects for each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from mltrain.checkpoint.manifest import Kind
@@ -54,6 +54,10 @@ class HasPeek(Protocol):
     def peek(self) -> Mapping[str, Any] | None:
         """Return the parts of the newest checkpoint, verified, or None if there is none; change nothing."""
         ...
+
+
+Source = Callable[[], Mapping[str, Any]]
+"""Reads, verified, the parts of the checkpoint of another run that a training began from."""
 
 
 @runtime_checkable

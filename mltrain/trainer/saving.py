@@ -8,7 +8,7 @@ from typing import Any
 from mltrain.checkpoint.late_copy import LateCopy
 from mltrain.checkpoint.manifest import Kind
 from mltrain.errors import NonFiniteLoss
-from mltrain.trainer.ports import HasFailure, HasPeek, Saver
+from mltrain.trainer.ports import HasFailure, HasPeek, Saver, Source
 from mltrain.trainer.training import Training
 
 
@@ -30,9 +30,10 @@ class Saving:
         self._reported: NonFiniteLoss | None = None
         self.attach(saver)
 
-    def attach(self, saver: Saver) -> None:
-        """Save from now on with this saver."""
+    def attach(self, saver: Saver, source: Source | None = None) -> None:
+        """Save from now on with this saver; see :meth:`mltrain.Trainer.attach`."""
         self._saver = saver
+        self._source = source
         self._failing = saver if isinstance(saver, HasFailure) else None
 
     @property
@@ -86,8 +87,14 @@ class Saving:
         self._resumed_rng = None
 
     def newest(self) -> Mapping[str, Any] | None:
-        """Return the parts of the newest checkpoint, or None if there is none or the saver cannot read it back."""
-        return self._saver.peek() if isinstance(self._saver, HasPeek) else None
+        """Return the parts of the newest checkpoint, else those of the source.
+
+        They are None if there is no source, or the saver cannot read back what it saves.
+        """
+        if not isinstance(self._saver, HasPeek):
+            return None
+        kept = self._saver.peek()
+        return kept if kept is not None or self._source is None else self._source()
 
     def new_failure(self) -> NonFiniteLoss | None:
         """Return the error of a state that the saver refused as not finite, once; None otherwise."""

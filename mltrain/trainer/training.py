@@ -1,5 +1,6 @@
 """What is trained: the parts of the task and the trainer's own, how they are saved, restored and rolled back."""
 
+import copy
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -79,6 +80,7 @@ class Training:
         allowed = isinstance(task.step, AllowsLateCopy) and task.step.late_copy
         optimizers = [part for part in self._parts.values() if isinstance(part, torch.optim.Optimizer)]
         self.late = LateCopy(optimizers if allowed else ())
+        self._lacking: dict[str, Any] = {}  # parts that the restored checkpoint lacks, as they began
 
     def check_savable(self) -> None:
         """Check, before the first step and not at the first save, that a checkpoint can hold every part of the task.
@@ -106,6 +108,9 @@ class Training:
         changes = Changes(self._built, parts, changed or {})
         sources = self.state.restore(changes.parts, optional=optional, ignore_unknown=imported)
         changes.apply(sources)
+        lacking = self._parts.keys() - parts.keys() if self.config.on_nonfinite == "rollback" else ()
+        state = self.state.state_dict() if lacking else {}
+        self._lacking = copy.deepcopy({name: state[name] for name in lacking})
 
     def roll_back(self, parts: Mapping[str, Any]) -> None:
         """Restore what is trained, but neither the position in the data nor the counters nor the schedule.
@@ -117,6 +122,7 @@ class Training:
         # A schedule that follows a metric belongs to the rates that it has set; any other belongs to the counters.
         trained = {name: part for name, part in self._parts.items() if not (is_schedule(part) and counts_steps(part))}
         settings = self._built.settings()
+        parts = {**self._lacking, **parts}
         changes = Changes(self._built, parts, {})  # the checkpoint may be from before the configuration changed
         changes.apply(TrainState(trained).restore({name: changes.parts[name] for name in trained}))
         put_settings(settings)

@@ -17,3 +17,26 @@ def test_runs_stand_side_by_side_with_what_differs(workplace: Workplace) -> None
     assert "batch_size" not in said.out
     alone = workplace.mltrain("compare", runs[0])
     assert (alone.code, "two or more" in alone.err) == (2, True)
+
+
+def test_a_key_that_a_resume_changed_is_compared_with_its_newest_value_and_all_before(workplace: Workplace) -> None:
+    first = workplace.mltrain("train", "tiny.py", "epochs=1", "lr=0.01").run_id
+    for words in (["epochs=2", "lr=0.001", "sleep=0.001"], ["epochs=3"]):
+        done = workplace.mltrain("train", "--resume-run", first, *words)
+        assert done.code == 0, done.err
+    second = workplace.mltrain("train", "tiny.py", "epochs=3", "lr=0.001").run_id
+    found = workplace.mltrain("compare", first, second, "--json").json
+    assert found["parameters"] == {"epochs": [3, 3], "lr": [0.001, 0.001], "sleep": [0.001, 0.0]}
+    assert found["changed"] == [{"epochs": ["1", "2", "3"], "lr": ["0.01", "0.001"], "sleep": ["0.0", "0.001"]}, {}]
+    said = workplace.mltrain("compare", first, second)
+    assert "0.01 → 0.001" in said.out
+    assert "1 → 2 → 3" in said.out
+    back = workplace.mltrain("train", "--resume-run", first, "--resume-from", "epoch:1", "epochs=2")
+    assert back.code == 0, back.err
+    again = workplace.mltrain("compare", first, second, "--json").json
+    assert again["parameters"]["lr"] == [0.01, 0.001]
+    assert again["changed"][0]["lr"] == ["0.01", "0.001", "0.01"]
+    died = workplace.mltrain("train", "--resume-run", first, "epochs=4", "lr=0.5", "kill_at=14")
+    assert died.code == -9, died.err
+    last = workplace.mltrain("compare", first, second, "--json").json
+    assert last["parameters"]["lr"] == [0.5, 0.001], "the newest attempt trained with it, and committed nothing"

@@ -5,14 +5,18 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+import torch
 from mlflow import MlflowClient
+from pydantic import model_validator
 
 from mltrain import CheckpointManager
 from mltrain.checkpoint.policies import Latest
+from mltrain.commands.import_checkpoint import import_file
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.errors import ConfigError, MltrainError, StateMismatch, StorageError
@@ -20,6 +24,8 @@ from mltrain.pipeline import Pipeline, Stage
 from mltrain.pipelines.request import PipelineRequest
 from mltrain.pipelines.runner import run as run_pipeline
 from mltrain.project import Located, Project
+from mltrain.run.checkpoints import open_checkpoints, trained_config
+from mltrain.tracking.client import connect
 from tests.support import tiny
 from tests.support.database import fresh_database
 
@@ -250,3 +256,90 @@ class Quiet:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments, **named: None
+
+
+def params_of(run_id: str) -> dict[str, Any]:
+    """The configuration beside the newest checkpoint of a run."""
+    return trained_config(open_checkpoints(run_id))
+
+
+def test_a_fork_begins_with_the_configuration_of_its_checkpoint_and_reports_only_what_it_changes(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = run_training(Request(project=TINY, overrides={"epochs": 1, "lr": 0.01, "max_to_keep": 9})).run_id
+    for overrides in ({"epochs": 2, "lr": 0.001, "batch_size": 4}, {"epochs": 3}):
+        run_training(Request(resume_run=source, project=TINY, overrides=overrides))
+    caplog.clear()
+    kept = params_of(run_training(Request(project=TINY, fork_run=source, overrides={"epochs": 4})).run_id)
+    assert (kept["epochs"], kept["lr"], kept["batch_size"]) == (4, 0.001, 4)
+    assert not [record for record in caplog.records if "changed" in record.getMessage() or "planned" in record.msg]
+    changed = params_of(
+        run_training(Request(project=TINY, fork_run=source, overrides={"epochs": 4, "lr": 0.02})).run_id
+    )
+    assert (changed["lr"], changed["batch_size"]) == (0.02, 4)
+    assert "base_lrs.0=0.001" in caplog.text
+    assert "base_lrs.0=0.02" in caplog.text
+    assert "batch_size" not in caplog.text
+    for named in ({"fork_run": source}, {"resume_run": source}):
+        older = Request(project=TINY, resume_from="epoch:1", overrides={"epochs": 2}, **named)  # type: ignore[arg-type]
+        params = params_of(run_training(older).run_id)
+        assert (params["lr"], params["batch_size"]) == (0.01, 8), named
+
+
+def test_what_a_checkpoint_was_trained_with_is_checked_and_not_what_the_run_began_with(store: Path) -> None:
+    class Config(tiny.Config):
+        warmup: int = 0
+
+        @model_validator(mode="after")
+        def _short(self) -> Self:
+            if self.warmup > self.epochs:
+                raise ValueError("warmup is longer than the training")
+            return self
+
+    project = Project("tiny", Config, tiny.build, Path(tiny.__file__))
+    source = run_training(Request(project=project, overrides={"epochs": 1})).run_id
+    run_training(Request(project=project, resume_run=source, overrides={"epochs": 3}))
+    fork = run_training(Request(project=project, fork_run=source, overrides={"warmup": 2}))
+    assert params_of(fork.run_id)["warmup"] == 2
+
+
+class Spoilt(tiny.Faulty):
+    """A step that counts those of its process, so that its loss is not finite once only, whatever goes back."""
+
+    def parts(self) -> Any:
+        return self.inner.parts()
+
+
+def spoilt(config: tiny.Config) -> Any:
+    task = tiny.build(config)
+    return replace(task, step=Spoilt(task.step.inner, config))  # type: ignore[attr-defined]
+
+
+SPOILT = Project("tiny", tiny.Config, spoilt, Path(tiny.__file__))
+
+
+@pytest.mark.parametrize("how", ["forked", "resumed", "rewound"])
+def test_a_rollback_before_the_first_checkpoint_goes_back_to_the_one_that_training_began_from(
+    how: str, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = run_training(Request(project=SPOILT, overrides={"epochs": 2, "on_nonfinite": "rollback"})).run_id
+    named: dict[str, Any] = {
+        "forked": {"fork_run": source},
+        "resumed": {"resume_run": source},
+        "rewound": {"resume_run": source, "resume_from": "epoch:1"},
+    }[how]
+    done = run_training(Request(project=SPOILT, overrides={"epochs": 3, "nan_at": 2}, **named))
+    assert done.exit_code == 0, done.why
+    assert f"back to the state of step {6 if how == 'rewound' else 12}; the data go on from here" in caplog.text
+
+
+def test_a_rollback_in_the_first_epoch_after_an_import_puts_back_what_the_file_lacks(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = tiny.build(tiny.Config()).step.parts()["model"]  # type: ignore[attr-defined]
+    torch.save({"model": net.state_dict(), "epoch": 1}, tmp_path / "net.pth")
+    imported = import_file(tmp_path / "net.pth", connect(), None, {}, None).run_id
+    overrides = {"epochs": 2, "on_nonfinite": "rollback", "nan_at": 2}
+    done = run_training(Request(project=SPOILT, resume_run=imported, overrides=overrides))
+    assert done.exit_code == 0, done.why
+    assert "back to the state of step 0" in caplog.text

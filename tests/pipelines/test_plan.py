@@ -15,6 +15,7 @@ def tiny(workplace: Workplace) -> TinyPipeline:
 
 def test_a_damaged_record_of_what_was_asked_for_is_rebuilt_from_the_stages(tiny: TinyPipeline) -> None:
     parent = tiny("--mode", "resume", "epochs=1", "first.lr=0.02").run_id
+    assert tiny("--mode", "resume", "first.epochs=2").code == 0
     (tiny.artifacts(parent) / "config.json").write_text("{")
     done = tiny("--mode", "skip")
     assert done.code == 0, done.err
@@ -22,3 +23,4 @@ def test_a_damaged_record_of_what_was_asked_for_is_rebuilt_from_the_stages(tiny:
     assert done.out.count(": skip (") == 3
     recorded = json.loads((tiny.artifacts(parent) / "config.json").read_text())
     assert recorded["config"]["stages"]["first"]["lr"] == 0.02
+    assert recorded["config"]["stages"]["first"]["epochs"] == 2, "as the stage was resumed with"
