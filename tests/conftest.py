@@ -12,9 +12,11 @@ from tests.support.runs import FolderRun
 from tests.support.servers import BucketServer, TrackingServer
 from tests.support.workplace import Workplace
 
-# A background job of a shell that is not interactive begins with SIGINT ignored, and its children inherit that.
+# A background job of a shell that is not interactive begins with SIGINT ignored, one of nohup with SIGHUP; children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
 

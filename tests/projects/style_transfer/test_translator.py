@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mltrain.errors import DataError
-from projects.style_transfer.gallery import MediaWriter, pair_name
+from projects.style_transfer.gallery import Gallery, pair_name
 from projects.style_transfer.metrics import Judgement
 from projects.style_transfer.project import restored
 from projects.style_transfer.translator import StyleNames, Translator
@@ -64,7 +64,7 @@ def test_a_checkpoint_of_other_styles_is_not_taken() -> None:
 
 def test_the_gallery_shows_every_style_in_every_other_at_full_size(translator: Translator, tmp_path: Path) -> None:
     pictures = [torch.randint(256, (3, 40, 60), dtype=torch.uint8), torch.randint(256, (3, 50, 40), dtype=torch.uint8)]
-    gallery = MediaWriter(translator, pictures)
+    gallery = Gallery(translator, pictures)
     shown = gallery()
     assert shown.keys() == {"grid", "inference/dots_to_stripes", "inference/stripes_to_dots"}
     assert shown["inference/dots_to_stripes"].shape == (40, 60, 3)
