@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from mltrain.commands.train import train as train
     from mltrain.config import Config as Config
     from mltrain.data import ResumableLoader as ResumableLoader
-    from mltrain.data import Workers as Workers
     from mltrain.errors import MltrainError as MltrainError
     from mltrain.errors import RunHeld as RunHeld
     from mltrain.errors import StateMismatch as StateMismatch
@@ -39,7 +38,6 @@ _HOMES = {
     "Config": "config",
     "ResumableLoader": "data",
     "StreamLoader": "stream",
-    "Workers": "data",
     "MltrainError": "errors",
     "RunHeld": "errors",
     "StateMismatch": "errors",

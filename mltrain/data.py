@@ -5,7 +5,6 @@ worker processes nor an interruption changes what augmentation draws.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -51,19 +50,6 @@ def mixed(*numbers: int, state: int = 0) -> int:
     return state
 
 
-@dataclass(frozen=True)
-class Workers:
-    """How batches are fetched and handed over.
-
-    Attributes:
-        number: processes that fetch ahead; 0 fetches in the training's own.
-        pin_memory: whether batches are put into page-locked memory, for faster copies to a GPU.
-    """
-
-    number: int = 0
-    pin_memory: bool = False
-
-
 class ResumableLoader:
     """Batches of a map-style dataset, in an order that follows from (seed, epoch), resumable at any batch.
 
@@ -75,15 +61,16 @@ class ResumableLoader:
     Args:
         dataset: anything with ``__len__`` and ``__getitem__``.
         batch_size: items a batch.
-        shuffle: if true, every epoch has a new order; if false, items come as they stand. If it is one non-negative weight
-            an item, each epoch draws ``len(dataset)`` items with replacement in proportion to the weights.
+        shuffle: whether every epoch has a new order; otherwise items come as they stand.
+        weights: one non-negative number an item: each epoch draws ``len(dataset)`` items with replacement in
+            proportion to them. Excludes ``shuffle=False``.
         drop_last: leave a last incomplete batch out.
-        num_workers: how many processes fetch ahead, or :class:`Workers`; 0 fetches in this one. It may change when a run is
-            resumed.
+        num_workers: how many processes fetch ahead; 0 fetches in this one. It may change when a run is resumed.
         seed: if ``None``, ``torch.initial_seed()``, which the trainer sets from the configuration.
         seed_samples: a seed for every sample in place of every batch; needed when the number of training processes
             may change, and slower.
         collate: makes a batch of a list of items; torch's default.
+        pin_memory: whether batches are put into page-locked memory, for faster copies to a GPU.
 
     Attributes:
         epoch: the epoch that the next batch belongs to, from 0.
@@ -95,12 +82,14 @@ class ResumableLoader:
         dataset: Any,
         batch_size: int,
         *,
-        shuffle: bool | Sequence[float] | torch.Tensor = True,
+        shuffle: bool = True,
+        weights: Sequence[float] | torch.Tensor | None = None,
         drop_last: bool = False,
-        num_workers: "int | Workers" = 0,
+        num_workers: int = 0,
         seed: int | None = None,
         seed_samples: bool = False,
         collate: Callable[[list[Any]], Any] = default_collate,
+        pin_memory: bool = False,
     ) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise UsageError(
@@ -111,15 +100,18 @@ class ResumableLoader:
             raise UsageError(f"batch_size={batch_size}: a batch holds at least one item.")
         self.dataset = dataset
         self.batch_size = batch_size
-        self.shuffle = bool(shuffle) if isinstance(shuffle, int) else True
-        self.weights = None if isinstance(shuffle, int) else torch.as_tensor(shuffle, dtype=torch.float64)
+        if weights is not None and not shuffle:
+            raise UsageError(
+                "weights= draws items at random, which excludes shuffle=False. Try: leave one of them out."
+            )
+        self.shuffle = shuffle
+        self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         if self.weights is not None and len(self.weights) != len(dataset):
             raise UsageError(f"{len(self.weights)} weights for {len(dataset)} items: there has to be one for each.")
         if self.weights is not None and not (self.weights.min() >= 0 and 0 < self.weights.sum() < torch.inf):
             raise UsageError("The weights are proportions: finite, none of them negative, and not all of them 0.")
         self.drop_last = drop_last
-        workers = num_workers if isinstance(num_workers, Workers) else Workers(num_workers)
-        self.num_workers, self._pin_memory = workers.number, workers.pin_memory
+        self.num_workers, self._pin_memory = num_workers, pin_memory
         self.seed = torch.initial_seed() if seed is None else seed
         self.epoch = 0
         self.batch = 0

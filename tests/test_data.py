@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrain.data import Loader, ResumableLoader, Workers, mixed
+from mltrain.data import Loader, ResumableLoader, mixed
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.rng import Rng, seed_everything
 from mltrain.stream import StreamLoader
@@ -70,7 +70,7 @@ def test_a_last_incomplete_batch_can_be_left_out() -> None:
 
 
 def test_weights_draw_items_in_proportion() -> None:
-    drawn = order(epoch_of(loader(300, 50, shuffle=[1.0] * 100 + [0.0] * 100 + [3.0] * 100)))
+    drawn = order(epoch_of(loader(300, 50, weights=[1.0] * 100 + [0.0] * 100 + [3.0] * 100)))
     assert len(drawn) == 300
     assert not any(100 <= index < 200 for index in drawn)
     assert sum(index >= 200 for index in drawn) > sum(index < 100 for index in drawn)
@@ -78,7 +78,7 @@ def test_weights_draw_items_in_proportion() -> None:
 
 def test_orders_are_those_of_earlier_releases() -> None:
     """A run that an earlier release left in the middle of an epoch has to go on with the same items."""
-    weighted = loader(12, 4, shuffle=[float(number % 4) for number in range(12)])
+    weighted = loader(12, 4, weights=[float(number % 4) for number in range(12)])
     assert order(epoch_of(loader())) == [3, 5, 6, 2, 7, 4, 1, 9, 0, 8]
     assert order(epoch_of(weighted)) == [1, 10, 5, 6, 5, 7, 6, 7, 6, 10, 6, 11]
 
@@ -87,12 +87,12 @@ def test_more_weights_than_torch_draws_from_at_once() -> None:
     size = 2**24 + 3
     weights = torch.zeros(size)
     weights[[5, 2**24, size - 1]] = torch.tensor([1.0, 2.0, 1.0])
-    batches = ResumableLoader(range(size), 1000, shuffle=weights, seed=3)
+    batches = ResumableLoader(range(size), 1000, weights=weights, seed=3)
     begun = iter(batches)
     counts = torch.bincount(next(begun), minlength=size)
     assert counts.nonzero().flatten().tolist() == [5, 2**24, size - 1]
     assert 420 < counts[2**24] < 580
-    resumed = ResumableLoader(range(size), 1000, shuffle=weights, seed=0)
+    resumed = ResumableLoader(range(size), 1000, weights=weights, seed=0)
     resumed.load_state_dict(batches.state_dict())
     assert identical(next(iter(resumed)), next(begun))
 
@@ -263,7 +263,7 @@ def test_copies_of_a_dataset_in_workers_leave_no_state_behind() -> None:
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 def test_pinned_batches_leave_the_random_numbers_of_the_training_alone() -> None:
     before = Rng().state_dict()
-    assert identical(epoch_of(loader(num_workers=Workers(pin_memory=True))), epoch_of(loader()))
+    assert identical(epoch_of(loader(pin_memory=True)), epoch_of(loader()))
     assert identical(Rng().state_dict(), before)
 
 
@@ -313,7 +313,8 @@ def test_a_position_is_plain_data() -> None:
         (lambda: ResumableLoader(Noisy(3), 0), "at least one item"),
         (lambda: ResumableLoader(Noisy(0), 2), "nothing to train on"),
         (lambda: ResumableLoader(Noisy(1), 2, drop_last=True), "nothing to train on"),
-        (lambda: ResumableLoader(Noisy(3), 2, shuffle=[1.0, 2.0]), "2 weights for 3 items"),
+        (lambda: ResumableLoader(Noisy(3), 2, weights=[1.0, 2.0]), "2 weights for 3 items"),
+        (lambda: ResumableLoader(Noisy(3), 2, weights=[1.0] * 3, shuffle=False), "excludes shuffle=False"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(make: Any, what: str) -> None:
@@ -324,7 +325,7 @@ def test_what_cannot_be_meant_is_refused(make: Any, what: str) -> None:
 @pytest.mark.parametrize("weights", [[1, -1, 1], [0, 0, 0], [1, float("nan"), 1], [1, float("inf"), 1]])
 def test_weights_that_are_no_proportions_are_refused(weights: list[float]) -> None:
     with pytest.raises(UsageError, match="proportions"):
-        ResumableLoader(Noisy(3), 2, shuffle=weights)
+        ResumableLoader(Noisy(3), 2, weights=weights)
 
 
 @settings(max_examples=200)

@@ -40,7 +40,6 @@ PUBLIC = [
     "Task",
     "TrainState",
     "Trainer",
-    "Workers",
     "load_best",
     "open_run",
     "pull",

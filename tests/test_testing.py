@@ -181,7 +181,7 @@ def stream(config: tiny.Config) -> Any:
 
 
 def weighted(config: tiny.Config) -> Any:
-    return mltrain.ResumableLoader(tiny.Noisy(20), 8, shuffle=[1.0, 2.0] * 10)
+    return mltrain.ResumableLoader(tiny.Noisy(20), 8, weights=[1.0, 2.0] * 10)
 
 
 def incomplete_left_out(config: tiny.Config) -> Any:
