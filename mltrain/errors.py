@@ -57,7 +57,7 @@ class CheckpointError(MltrainError):
 
 
 class NoCheckpoint(CheckpointError, LookupError):
-    """The checkpoint asked for does not exist, or none of those that exist is usable."""
+    """The checkpoint asked for does not exist, or every existing one is damaged."""
 
 
 class DamagedCheckpoint(CheckpointError, ValueError):

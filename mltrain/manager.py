@@ -223,7 +223,7 @@ class CheckpointManager:
             The state as it was saved, or ``None`` when there is no ``latest``, ``best`` or ``interrupted``.
 
         Raises:
-            NoCheckpoint: there is none of this name, epoch or step (the message lists those there are), or all are damaged.
+            NoCheckpoint: no checkpoint has this name, epoch or step (the message lists those of the run), or all are damaged.
         """
         found = self.read(which)
         if found is None:
@@ -261,7 +261,7 @@ class CheckpointManager:
         After a load ``latest`` is on the line of the loaded checkpoint: that one, until a later state is committed.
 
         Raises:
-            NoCheckpoint: all that there are are damaged.
+            NoCheckpoint: every checkpoint is damaged.
         """
         self.wait(60)
         candidates = self._drafts.line() if which == "latest" else self.reader.matching(which)
@@ -270,11 +270,11 @@ class CheckpointManager:
         return first_usable(self.store, candidates, lambda one: self.store.load(one, self.device), self._damage.note)[1]
 
     def load_latest_checkpoint(self) -> dict[str, Any] | None:
-        """Load the newest state: an interrupted one where that is newest, else the newest epoch; else return ``None``."""
+        """Load the newest state: an interrupted one where that is newest, else the newest epoch; return ``None`` without one."""
         return self.load("latest")
 
     def load_best_model(self) -> dict[str, Any] | None:
-        """Load the best state, or return ``None`` when there is none."""
+        """Load the best state; return ``None`` if the run has no best checkpoint."""
         return self.load("best")
 
     def checkpoints(self) -> list[Manifest]:

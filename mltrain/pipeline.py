@@ -82,7 +82,7 @@ class Pipeline:
         """Return a stage.
 
         Raises:
-            UsageError: there is none of this name; the message has the nearest.
+            UsageError: no stage has this name; the message has the nearest.
         """
         for stage in self.stages:
             if stage.name == name:

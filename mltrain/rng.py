@@ -132,7 +132,7 @@ class _NumpyAside:
             ctypes.memmove(self._seen.ctypes.state_address, self._words, len(self._words))
 
     def _read(self) -> bytes | None:
-        """Return the words of the global generator, or none where it is not what is known here."""
+        """Return the words of the global generator, or ``None`` if its layout is unknown."""
         generator = np.random.get_bit_generator()  # type: ignore[attr-defined] # documented, and missing in the stubs
         if generator is not self._seen:
             self._words, self._half_waits = b"", True

@@ -24,7 +24,7 @@ class StreamLoader:
         dataset: iterable, with ``state_dict()`` and ``load_state_dict()`` that tell and set its position.
         batch_size: items a batch.
         drop_last: leave a last incomplete batch out.
-        seed: none takes ``torch.initial_seed()``, which the trainer sets from the configuration.
+        seed: if ``None``, ``torch.initial_seed()``, which the trainer sets from the configuration.
         collate: makes a batch of a list of items; torch's default.
 
     Attributes:

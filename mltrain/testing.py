@@ -127,7 +127,7 @@ class MemorySaver:
         self.checkpoints.append(Kept(step, epoch, kind, dict(metrics), {**files, **extra}))
 
     def peek(self) -> dict[str, Any] | None:
-        """Return the state of the newest checkpoint, or none."""
+        """Return the state of the newest checkpoint, or ``None``."""
         return self.checkpoints[-1].parts() if self.checkpoints else None
 
 

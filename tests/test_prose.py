@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 FORBIDDEN = re.compile(
     r"\b(?:is|are|was|were|be) (?:said|told)\b(?! (?:to|apart|from)\b)"  # logged, raised, printed, recorded
     r"|(?<![`\w])none: "  # If ``None``, …
+    r"|(?-i:(?<=, )or none\b(?! of)|\bnone (?:if|when|where) (?:there|none|it|nothing)\b)"  # or ``None``
     r"|\bwhoever\b|\bcourier\b(?!\.py)|\bdeeds?\b|\bfate\b|\bin vain\b|\bgone on with\b"
     r"|\bwhat cannot be meant\b|\ba smaller improvement is none\b",
     re.IGNORECASE,

@@ -10,7 +10,7 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest
 
 
 def newest(manifests: Iterable[Manifest]) -> Manifest | None:
-    """Return the newest commit of the newest attempt, or none."""
+    """Return the newest commit of the newest attempt, or ``None``."""
     return max(manifests, key=lambda manifest: manifest.id.order, default=None)
 
 

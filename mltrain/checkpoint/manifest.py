@@ -53,7 +53,7 @@ class CheckpointId(_Value):
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """Return the identity that a directory name spells, or none when it is not exactly such a name."""
+        """Return the identity that a directory name spells, or ``None`` for any other name."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None

@@ -67,7 +67,7 @@ class CheckpointReader:
         """Load a checkpoint, verified; of a damaged ``latest`` or ``best``, the one before it.
 
         Raises:
-            NoCheckpoint: there is none that this means (the message lists those there are), or none is intact.
+            NoCheckpoint: the word matches no checkpoint (the message lists those of the run), or every match is damaged.
         """
         candidates = self.matching(which)
         if not candidates:
@@ -104,7 +104,7 @@ class CheckpointReader:
         """Return the first of the candidates whose files (those that ``only`` wants) are intact, with these files.
 
         Raises:
-            NoCheckpoint: none is.
+            NoCheckpoint: every candidate is damaged.
         """
 
         def read(manifest: Manifest) -> dict[str, bytearray]:
@@ -123,7 +123,7 @@ class CheckpointReader:
         """Return the manifest of the first choice, unverified.
 
         Raises:
-            NoCheckpoint: there is none that this means; the message lists those there are.
+            NoCheckpoint: the word matches no checkpoint; the message lists those of the run.
         """
         candidates = self.matching(which)
         if not candidates:

@@ -141,7 +141,7 @@ def ranked(manifests: Iterable[Manifest], context: Context) -> list[Manifest]:
 
 
 def best_of(manifests: Iterable[Manifest], context: Context) -> Manifest | None:
-    """Return the best checkpoint, or none when none was declared or measured."""
+    """Return the best checkpoint, or ``None`` if none was declared or measured."""
     return next(iter(ranked(manifests, context)), None)
 
 

@@ -126,7 +126,7 @@ class CheckpointStore:
         return sorted((identity for identity in found if identity), key=lambda identity: identity.order, reverse=True)
 
     def manifest(self, identity: CheckpointId) -> Manifest | None:
-        """Return the manifest of a committed checkpoint, or none when there is none.
+        """Return the manifest of a checkpoint, or ``None`` if it is not committed.
 
         Raises:
             DamagedCheckpoint: it is not as it was written.

@@ -76,20 +76,13 @@ def pull(
         metric: the metric that decides, by the name that the project or the run has for it. If ``None``, each run's own.
         mode: ``min`` or ``max``.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
-        received: told of every file that has arrived and is verified: its name, its bytes, the bytes of all.
+        received: called after each verified file with its name, its bytes, and the bytes of all files.
 
     Raises:
-        NoCheckpoint: there is none, or none is intact.
+        NoCheckpoint: no checkpoint matches, or every match is damaged.
         StorageError: the folder cannot be written.
     """
-    server = connect()
-    if (run_id is None) == (experiment is None):
-        raise UsageError("Pull from a run or from an experiment: give one of the two.")
-    _refuse_unused(run_id, metric, mode)
-    if run_id is None:
-        assert experiment is not None
-        run_id = best_run(server, experiment, metric, mode)
-    checkpoints = open_checkpoints(run_id, server)
+    run_id, checkpoints = _chosen(run_id, experiment, metric, mode)
     candidates = checkpoints.matching(checkpoint)
     if not candidates and checkpoint == "best":
         candidates = checkpoints.matching("latest")
@@ -120,16 +113,9 @@ def load_best(
         Names to tensors, for ``model.load_state_dict``; a tied weight stands under all of its names.
 
     Raises:
-        NoCheckpoint: there is none that is intact.
+        NoCheckpoint: the run has no intact best checkpoint.
     """
-    server = connect()
-    if (run_id is None) == (experiment is None):
-        raise UsageError("Load from a run or from an experiment: give one of the two.")
-    _refuse_unused(run_id, metric, mode)
-    if run_id is None:
-        assert experiment is not None
-        run_id = best_run(server, experiment, metric, mode)
-    checkpoints = open_checkpoints(run_id, server)
+    _, checkpoints = _chosen(run_id, experiment, metric, mode)
     candidates = checkpoints.matching("best")
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such("best"))
@@ -137,12 +123,22 @@ def load_best(
     return decode_weights(files, torch.device(device))
 
 
-def _refuse_unused(run_id: str | None, metric: str | None, mode: Mode | None) -> None:
+def _chosen(
+    run_id: str | None, experiment: str | None, metric: str | None, mode: Mode | None
+) -> tuple[str, CheckpointReader]:
+    """Return the run that was named, or the best one of the experiment, with its checkpoints."""
+    if (run_id is None) == (experiment is None):
+        raise UsageError("Both or neither of run and experiment were given. Expected one of the two.")
     if run_id is not None and (metric is not None or mode is not None):
         raise UsageError(
             "A metric and a mode rank the runs of an experiment, and a run was named. Expected an experiment with them, or "
             f"the run alone. Try: mltrain pull --experiment NAME, or mltrain checkpoints {run_id} and --checkpoint NAME"
         )
+    server = connect()
+    if run_id is None:
+        assert experiment is not None
+        run_id = best_run(server, experiment, metric, mode)
+    return run_id, open_checkpoints(run_id, server)
 
 
 def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: Mode | None) -> str:

@@ -109,7 +109,7 @@ def ui_stem(name: str, step: int, timestamp: int, identifier: object) -> str:
 
 
 def ui_identity(file_name: str) -> tuple[str, int] | None:
-    """Return name and step of a step-indexed picture from its file's name, or none."""
+    """Return name and step of a step-indexed picture from its file's name, or ``None``."""
     match = _UI_NAME.fullmatch(file_name)
     return (match[1].replace("~", "/"), int(match[2])) if match else None
 

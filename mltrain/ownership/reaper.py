@@ -1,4 +1,4 @@
-"""Runs that are said to be running and are not: found, and closed as KILLED."""
+"""Marks runs whose process has died as KILLED."""
 
 import time
 from collections.abc import Callable, Iterator

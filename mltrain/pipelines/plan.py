@@ -77,7 +77,7 @@ class Planned:
     """A request, resolved against the pipeline's run.
 
     Attributes:
-        parent: the pipeline's run. If ``None``, there is none yet.
+        parent: the pipeline's run. If ``None``, the pipeline has not run yet.
         configs: the configuration of each stage.
         plan: what the run records.
     """

@@ -40,7 +40,7 @@ def is_optimizer(part: Any) -> bool:
 def described(optimizer: Any, names: Mapping[int, str]) -> list[list[tuple[str | None, Any, list[int] | None]]]:
     """Return (name, parameter, shape) of the parameters of each group.
 
-    A parameter of no known module has the name that its group was given, or none. A lazy one has no shape yet.
+    A parameter of no known module has the name that its group was given, else ``None``. A lazy one has no shape yet.
     """
     groups = []
     for group in optimizer.param_groups:

@@ -85,7 +85,7 @@ def adoptable(server: TrackingClient, launcher: Launcher) -> Any:
 
 
 def beside(server: TrackingClient, launcher: Launcher | None, run_id: str) -> Launcher | None:
-    """Return the launcher whose own, empty run is to be hidden while another run is resumed, or none.
+    """Return the launcher whose own, empty run is to be hidden while another run is resumed, or ``None``.
 
     A run in which something was recorded is left as it is, and so is one that ``mlflow run`` did not make.
     """
@@ -104,7 +104,7 @@ def beside(server: TrackingClient, launcher: Launcher | None, run_id: str) -> La
 
 
 def _recorded_in(server: TrackingClient, run: Any) -> str | None:
-    """Say what was recorded in a run besides parameters and tags of others, or return none if nothing was."""
+    """Describe what a run holds besides foreign parameters and tags, or return ``None``."""
     tags, project = run.data.tags, run.data.tags.get(PROJECT_TAG)
     if project:
         return f"a training of the project {project!r}"

@@ -33,7 +33,7 @@ def created_as(server: TrackingClient, run_id: str) -> str:
 
 
 def ended_as(run: Any) -> Any:
-    """Return the status with which a run ended, or none if it had not ended."""
+    """Return the status of a run that has ended, else ``None``."""
     return run.info.status if run.info.status in ("FINISHED", "FAILED", "KILLED") else None
 
 

@@ -156,7 +156,7 @@ class TrackingClient:
         return experiment
 
     def find_experiment(self, name: str) -> "Experiment | None":
-        """Return an experiment by its name, or ``None`` if there is none."""
+        """Return an experiment by its name, or ``None``."""
         found: Experiment | None = self._retried(self.client.get_experiment_by_name, name)
         return found
 

@@ -52,7 +52,7 @@ class HasPeek(Protocol):
     """A saver that reads back what it saved; ``on_nonfinite=rollback`` needs it."""
 
     def peek(self) -> Mapping[str, Any] | None:
-        """Return the parts of the newest checkpoint, verified, or None if there is none; change nothing."""
+        """Return the parts of the newest checkpoint, verified, or ``None`` before the first; change nothing."""
         ...
 
 

@@ -24,7 +24,7 @@ def endpoint_error(field: Tensor, true: Tensor, within: Tensor) -> float:
 
 
 def hd95(one: Tensor, other: Tensor, pixel_mm: float) -> float | None:
-    """95th percentile of the distances between the contours of two masks (H, W), in mm; none if one is empty.
+    """95th percentile of the distances between the contours of two masks (H, W), in mm; ``None`` if one is empty.
 
     The larger of both directions, as in MONAI, whose own function warns of what it uses itself.
     """
@@ -41,7 +41,7 @@ def _contour(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def mean_hd95(one: Tensor, other: Tensor, pixel_mm: float) -> float | None:
-    """Mean of :func:`hd95` over slices (N, H, W) where neither mask is empty; none if there is no such slice."""
+    """Mean of :func:`hd95` over slices (N, H, W) where neither mask is empty; ``None`` without such a slice."""
     found = [value for a, b in zip(one, other, strict=True) if (value := hd95(a, b, pixel_mm)) is not None]
     return sum(found) / len(found) if found else None
 

@@ -21,7 +21,7 @@ class Judged:
 
     Attributes:
         dice: over all slices; none for a patient without an infarct.
-        hd95_mm: mean over the slices where there is and was found one; none where there is no such slice.
+        hd95_mm: mean over the slices with a true and a found infarct; ``None`` without such a slice.
         found_percent, true_percent: infarct size, relative to the myocardium.
         called, infarcted: whether the patient is said to have an infarct, and whether it is so.
         segments: AHA segment to the share of it that was found, and that is true.

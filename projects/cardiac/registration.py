@@ -58,7 +58,7 @@ def build(config: Config) -> mltrain.Task:
     """Read the prepared cases and make network, optimizer and schedule.
 
     Raises:
-        mltrain.errors.DataError: there are no prepared cases, or none with late enhancement in one of the parts.
+        mltrain.errors.DataError: no case is prepared, or one of the parts has no late enhancement.
     """
     cohort = prepared.read(config.prepared)
     train, val = with_late_enhancement(cohort.train), with_late_enhancement(cohort.val)
@@ -82,7 +82,7 @@ def with_late_enhancement(cases: Sequence[PreparedCase]) -> tuple[PreparedCase, 
     """Return the cases of a part that have late enhancement.
 
     Raises:
-        DataError: there is none.
+        DataError: no case has any.
     """
     found = tuple(case for case in cases if case.has_late())
     if not found:

@@ -246,7 +246,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             Epochs done, the best of them, and the epochs without improvement since; it unpacks into these three.
 
         Raises:
-            NoCheckpoint, DamagedCheckpoint: there is none, or it is not as it was written.
+            NoCheckpoint, DamagedCheckpoint: the checkpoint is missing or damaged.
             StateMismatch: it is of another network.
         """
         where = places.place(file_path)
