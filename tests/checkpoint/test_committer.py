@@ -191,6 +191,46 @@ def test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed(
     assert bench.committed == [1, 3]
 
 
+def test_an_attempt_that_is_overtaken_while_it_writes_makes_nothing_visible(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The points are asked for after the copy and before the first byte is written."""
+
+    def overtaken(step: int) -> list[Point]:
+        here.run.overtaken = step == 2
+        return []
+
+    monkeypatch.setattr(here.run, "pending", overtaken)
+    here.save(1)
+    here.save(2)
+    assert here.settled()
+    assert here.committed == [1]
+    assert steps(here.store.manifests()) == [1]
+    assert here.committer.lost(manifest_of(2).id)
+
+
+def test_an_attempt_that_is_overtaken_while_it_uploads_commits_nothing(
+    far: tuple[Bench, Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint exists in the store as soon as its manifest does, so the lease is asked for right before that."""
+    bench, gate = far
+    upload_all = bench.store.artifacts.upload_all
+
+    def then_overtaken(files: Any, folder: str) -> None:
+        upload_all(files, folder)
+        bench.run.overtaken = True
+
+    gate.open.set()
+    bench.save(1)
+    assert bench.settled()
+    monkeypatch.setattr(bench.store.artifacts, "upload_all", then_overtaken)
+    bench.save(2)
+    assert not bench.settled()
+    assert bench.committed == [1]
+    assert steps(bench.store.manifests()) == [1]
+    assert steps(bench.store.staged()) == [1, 2]  # the new holder decides about what was staged
+
+
 def test_a_disk_that_fails_once_is_tried_again(here: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     fsync, failed = os.fsync, []
 

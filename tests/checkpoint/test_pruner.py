@@ -101,6 +101,7 @@ def test_an_overtaken_attempt_prunes_and_announces_nothing(run: FolderRun) -> No
         run.overtaken = True
         train(manager, 2, 3)
         assert run.tags["mltrain.latest"] == "step-000000001-a01"
+        assert [one.step for one in manager.store.manifests()] == [1]
     assert run.removals == []
 
 

@@ -40,6 +40,20 @@ DURABLE, REMOVAL, SNAPSHOT = "mltrain/store/durable.py", "mltrain/store/removal.
 
 SABOTAGES = (
     Sabotage(
+        "the lease is not asked for before a checkpoint gets its name",
+        COMMITTER,
+        "return stage(self._store, snapshot, manifest, extra, self._require_lease)",
+        "return stage(self._store, snapshot, manifest, extra)",
+        "checkpoint/test_committer.py::test_an_attempt_that_is_overtaken_while_it_writes_makes_nothing_visible",
+    ),
+    Sabotage(
+        "the lease is asked for before the upload, and not before its manifest",
+        PUBLISHING,
+        "    require_lease()\n    store.artifacts.upload(staged / FILE_NAME, folder)\n",
+        "    store.artifacts.upload(staged / FILE_NAME, folder)\n",
+        "checkpoint/test_committer.py::test_an_attempt_that_is_overtaken_while_it_uploads_commits_nothing",
+    ),
+    Sabotage(
         "files are not flushed",
         DURABLE,
         "                size += _write_all(opened.fileno(), piece)\n            os.fsync(opened.fileno())\n",
