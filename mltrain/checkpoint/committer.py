@@ -67,6 +67,7 @@ class Committer:
         self._disk = Worker("mltrain-disk")
         self._uploads = Worker("mltrain-store")
         self._rest = Rest()
+        self._pruning = threading.Lock()
         self._give_way = threading.Event()
         self._lost: set[CheckpointId] = set()
         self.newest_committed: Manifest | None = None
@@ -132,13 +133,14 @@ class Committer:
             return
         self._run.announce_latest(staged.name)
         held = self._run.holds(certainly=True)
-        # One survey for all that follows; it asks for no manifest that this process has read or written before.
-        survey = self._store.survey(damaged=self._damage.note, remembered=True)
         removed: set[CheckpointId] = set()
-        try:
-            removed = {one.manifest.id for one in self._pruner.prune(survey, staged)} if held else removed
-        except MltrainError as error:  # the rest of a commit must not wait for a server to come back
-            log.warning("Old checkpoints stay for now: %s", error)
+        with self._pruning:
+            # One survey for all that follows; it asks for no manifest that this process has read or written before.
+            survey = self._store.survey(damaged=self._damage.note, remembered=True)
+            try:
+                removed = {one.manifest.id for one in self._pruner.prune(survey, staged)} if held else removed
+            except MltrainError as error:  # the rest of a commit must not wait for a server to come back
+                log.warning("Old checkpoints stay for now: %s", error)
         best = self._announce_best(self._reader.noted(m for m in survey.manifests if m.id not in removed))
         if self._on_commit is not None:
             self._on_commit(staged, best, self._store)
@@ -190,8 +192,9 @@ class Committer:
         """Remove what the policy does not keep; ``origin`` stays until this attempt has a commit of its own."""
         if not self._run.holds(certainly=True):
             return []
-        newest, survey = self.newest_committed, self._store.survey(damaged=self._damage.note)
-        return self._pruner.prune(survey, newest, origin if newest is None else None)
+        with self._pruning:  # with its survey: what another thread removes meanwhile must not be removed again
+            newest, survey = self.newest_committed, self._store.survey(damaged=self._damage.note)
+            return self._pruner.prune(survey, newest, origin if newest is None else None)
 
     def context(self) -> Context:
         """Return what policies may ask: the time, pins, what best means."""

@@ -22,6 +22,8 @@ class Worker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._lock = threading.Lock()
         self._jobs: list[Future[None]] = []
+        self._turn = threading.Lock()
+        self._at_work: int | None = None
         self.closed = False
         """Whether :meth:`close` was called."""
 
@@ -29,13 +31,26 @@ class Worker:
         """Queue a job; a closed worker drops it."""
         with self._lock:
             try:
-                self._jobs = [*(one for one in self._jobs if not one.done()), self._pool.submit(_logged, job)]
+                self._jobs = [*(one for one in self._jobs if not one.done()), self._pool.submit(self._run, job)]
                 return
             except RuntimeError:
                 if self.closed:
                     return
-        # The interpreter is ending and takes no more work. It waits for this thread, so the job is still done.
-        _logged(job)
+        # The interpreter is ending and takes no more work. It waits for this thread, so the job is still done: after those
+        # that are queued, because jobs rely on their order and on being alone.
+        if self._at_work == threading.get_ident():
+            _logged(job)
+        else:
+            self.wait()
+            self._run(job)
+
+    def _run(self, job: Callable[[], None]) -> None:
+        with self._turn:
+            self._at_work = threading.get_ident()
+            try:
+                _logged(job)
+            finally:
+                self._at_work = None
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the jobs queued so far are done; return whether they are.

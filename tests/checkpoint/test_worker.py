@@ -62,3 +62,24 @@ def test_a_closed_worker_drops_what_is_queued_and_what_comes(worker: Worker) -> 
     gate.set()
     assert worker.wait(60)
     assert done == [1]
+
+
+def test_at_the_interpreters_end_a_job_waits_for_those_before_it(worker: Worker) -> None:
+    started, gate, done = threading.Event(), threading.Event(), list[int]()
+
+    def slow() -> None:
+        started.set()
+        gate.wait(60)
+        done.append(1)
+
+    worker.do(slow)
+    worker.do(lambda: worker.do(lambda: done.append(2)))
+    assert started.wait(60)
+    worker._pool.shutdown(wait=False)  # as the interpreter does when it ends
+    last = threading.Thread(target=lambda: worker.do(lambda: done.append(3)))
+    last.start()
+    last.join(0.2)
+    assert done == [], "two jobs at once"
+    gate.set()
+    last.join(60)
+    assert done == [1, 2, 3]
