@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mltrain.checkpoint import retention
-from mltrain.checkpoint.lineage import current_line
-from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
 from mltrain.checkpoint.policies import Budget
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader

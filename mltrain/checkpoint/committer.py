@@ -15,8 +15,7 @@ from mltrain.checkpoint.backlog import Backlog
 from mltrain.checkpoint.damage import Damage
 from mltrain.checkpoint.finite import refuse_nonfinite
 from mltrain.checkpoint.late_copy import Rest
-from mltrain.checkpoint.lineage import current_line
-from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
 from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.pruner import Pruner

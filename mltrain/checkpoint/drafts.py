@@ -10,8 +10,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from mltrain.checkpoint.committer import Committer
-from mltrain.checkpoint.lineage import ancestry_after, line_of, newest
-from mltrain.checkpoint.manifest import LARGEST_COUNT, CheckpointId, Kind, Manifest, now
+from mltrain.checkpoint.manifest import (
+    LARGEST_COUNT,
+    CheckpointId,
+    Kind,
+    Manifest,
+    ancestry_after,
+    line_of,
+    newest,
+    now,
+)
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.errors import UsageError, nearest

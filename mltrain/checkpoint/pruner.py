@@ -7,8 +7,7 @@ from typing import Any
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.damage import Damage
-from mltrain.checkpoint.lineage import current_line
-from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, now
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context, Policy, Removal

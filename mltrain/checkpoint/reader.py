@@ -10,8 +10,7 @@ import torch
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.codec import decode
-from mltrain.checkpoint.lineage import current_line
-from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, now
 from mltrain.checkpoint.notes import Notes
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore, warn_damaged

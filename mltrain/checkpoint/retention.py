@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Literal, Self
 
-from mltrain.checkpoint.lineage import current_line
-from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
 
 Mode = Literal["min", "max"]
 _BUILT_IN = "mltrain.checkpoint.policies"

@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
 
 def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
     """List the checkpoints of a run, the newest last; mark abandoned ones."""
-    from mltrain.checkpoint.lineage import current_line
+    from mltrain.checkpoint.manifest import current_line
     from mltrain.checkpoint.retention import best_of
     from mltrain.run.checkpoints import open_checkpoints
 

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mltrain.checkpoint import retention
-from mltrain.checkpoint.lineage import current_line, newest
-from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, newest
 from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.policy_text import parse
 from mltrain.checkpoint.pruner import record_of

@@ -9,7 +9,7 @@ import torch
 from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
-from mltrain.checkpoint.lineage import current_line
+from mltrain.checkpoint.manifest import current_line
 from mltrain.errors import RunHeld
 from mltrain.ownership.attempts import ATTEMPTS_FILE
 from mltrain.ownership.launcher import Launcher
