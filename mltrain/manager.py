@@ -11,11 +11,11 @@ import torch
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.committer import Committer
-from mltrain.checkpoint.damage import Damage
 from mltrain.checkpoint.drafts import Count, Drafts, ExpectedMetrics
 from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, is_extra_file, now
 from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.ports import Run, Status
+from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode, Policy
 from mltrain.checkpoint.settings import DEFAULT_METRIC, Committed, Settings, refuse_unless

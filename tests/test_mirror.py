@@ -7,9 +7,7 @@ PACKAGE = TESTS.parent / "mltrain"
 DECLARATIONS = "declares names or protocols and does nothing"
 ELSEWHERE = {
     "checkpoint/backlog.py": "checkpoint/test_committer.py",
-    "checkpoint/damage.py": "checkpoint/test_committer.py",
     "checkpoint/drafts.py": "test_manager.py",
-    "checkpoint/notes.py": "test_manager.py",
     "checkpoint/policies.py": "checkpoint/test_retention.py",
     "checkpoint/ports.py": DECLARATIONS,
     "checkpoint/publishing.py": "checkpoint/test_store.py",

@@ -1,4 +1,7 @@
-"""Retention while a run is trained: removes from its store what the policy does not keep, and records it."""
+"""Retention while a run is trained: removes from its store what the policy does not keep, and records it.
+
+What is found damaged on the way is reported and stays.
+"""
 
 import logging
 from collections.abc import Collection
@@ -6,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from mltrain.checkpoint import retention
-from mltrain.checkpoint.damage import Damage
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, now
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
@@ -16,6 +18,41 @@ from mltrain.errors import DamagedCheckpoint, StorageError, TrackingError
 from mltrain.provenance import fingerprint
 
 log = logging.getLogger(__name__)
+
+
+class Damage:
+    """Reports each damaged checkpoint of a run once, in the log and in a tag of the run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._damaged: set[CheckpointId] = set()
+        self._cut_short: set[CheckpointId] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._damaged)
+
+    def note(self, identity: CheckpointId, error: DamagedCheckpoint) -> None:
+        """Report a damaged checkpoint; a manifest that was cut short before its commit is no damage."""
+        if identity in self._damaged or identity in self._cut_short:
+            return
+        if error.torn and not self._was_announced(identity):
+            self._cut_short.add(identity)
+            log.warning(
+                "Checkpoint %s was never committed: the writing of its manifest was interrupted.", identity.name
+            )
+            return
+        log.warning("Checkpoint %s is damaged and left aside: %s", identity.name, error)
+        self._damaged.add(identity)
+        self._run.report_damaged(identity.name, str(error))
+
+    def pins(self) -> dict[CheckpointId, str]:
+        """Return the damaged checkpoints, pinned: their weights may be intact, and a person may want to look."""
+        return dict.fromkeys(self._damaged, "found damaged by the present attempt")
+
+    def _was_announced(self, identity: CheckpointId) -> bool:
+        """Whether the run announced the commit of a checkpoint or of a later one."""
+        newest = CheckpointId.parse(self._run.announced or "")
+        return newest is not None and identity.order <= newest.order
 
 
 class Pruner:

@@ -17,9 +17,9 @@ from torch import nn
 
 from mltrain.checkpoint.codec import encode
 from mltrain.checkpoint.committer import Committer
-from mltrain.checkpoint.damage import Damage
 from mltrain.checkpoint.manifest import Manifest, Point, now
 from mltrain.checkpoint.policies import Latest
+from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.settings import Settings
