@@ -6,7 +6,6 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "mltrain"
 DECLARATIONS = "declares names or protocols and does nothing"
 ELSEWHERE = {
-    "checkpoint/backlog.py": "checkpoint/test_committer.py",
     "checkpoint/drafts.py": "test_manager.py",
     "checkpoint/policies.py": "checkpoint/test_retention.py",
     "checkpoint/ports.py": DECLARATIONS,

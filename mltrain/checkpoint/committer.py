@@ -11,13 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mltrain.checkpoint import retention
-from mltrain.checkpoint.backlog import Backlog
 from mltrain.checkpoint.finite import refuse_nonfinite
 from mltrain.checkpoint.late_copy import Rest
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.pruner import Damage, Pruner
-from mltrain.checkpoint.publishing import publish, stage
+from mltrain.checkpoint.publishing import Backlog, publish, stage
 from mltrain.checkpoint.reader import NOTES_FILE, CheckpointReader
 from mltrain.checkpoint.retention import Context, Removal
 from mltrain.checkpoint.settings import Settings
