@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.finite import refuse_nonfinite
-from mltrain.checkpoint.late_copy import Rest
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.pruner import Damage, Pruner
@@ -20,7 +19,7 @@ from mltrain.checkpoint.publishing import Backlog, publish, stage
 from mltrain.checkpoint.reader import NOTES_FILE, CheckpointReader
 from mltrain.checkpoint.retention import Context, Removal
 from mltrain.checkpoint.settings import Settings
-from mltrain.checkpoint.snapshot import Snapshot
+from mltrain.checkpoint.snapshot import Rest, Snapshot
 from mltrain.checkpoint.worker import Worker
 from mltrain.errors import MltrainError, RunHeld, StorageError
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from mltrain import device as devices
-from mltrain.checkpoint.late_copy import LateCopy
 from mltrain.checkpoint.pytree import flatten
+from mltrain.checkpoint.snapshot import LateCopy
 from mltrain.config import Config
 from mltrain.history import History
 from mltrain.restoring.built import Built

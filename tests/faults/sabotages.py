@@ -160,10 +160,10 @@ SABOTAGES = (
     ),
     Sabotage(
         "the optimizers do not wait for what is copied late",
-        "mltrain/checkpoint/late_copy.py",
+        SNAPSHOT,
         "register_optimizer_step_pre_hook(before_step)",
         "register_optimizer_step_pre_hook(lambda *_: None)",
-        "checkpoint/test_late_copy.py::test_what_is_copied_late_is_the_state_of_the_boundary",
+        "checkpoint/test_snapshot.py::test_what_is_copied_late_is_the_state_of_the_boundary",
     ),
 )
 
