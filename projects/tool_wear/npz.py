@@ -4,13 +4,13 @@
 array               shape              meaning
 ==================  =================  ==============================================================
 ``X``               (N, T, C) float    signals
-``y``               (N,) integer       class, from 0; -1 where it is not known
+``y``               (N,) integer       class, from 0; -1 where it is not known; without it, ``wear`` decides
 ``groups``          (N,)               the tool of each window; needed to split the windows
 ``channel_names``   (C,)               optional
 ``class_names``     (K,)               optional
 ``cuts``            (N,) integer       optional: the cut of the tool, from 1
-``wear``            (N,) float         optional: flank wear [um]
-``wear_bins``       (K - 1,) float     optional: limits of wear between the classes [um]
+``wear``            (N,) float         optional: flank wear [um], or [mm] if the largest is below 1
+``wear_bins``       (K - 1,) float     optional: limits of wear between the classes, in the unit of ``wear``
 ``rate``            () float           optional: sampling rate [Hz]
 ==================  =================  ==============================================================
 """
@@ -22,13 +22,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from projects.tool_wear.windows import UNLABELLED, Windows, refuse
+from projects.tool_wear import wear_table
+from projects.tool_wear.windows import UNLABELLED, Windowing, Windows, refuse
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def read(file: Path) -> Windows:
+def read(file: Path, windowing: Windowing | None = None) -> Windows:
     """Read windows.
+
+    Args:
+        file: the archive.
+        windowing: class limits for a file without ``y``, and the unit of its wear. If ``None``, the defaults.
 
     Raises:
         DataError: the file cannot be read, or its arrays do not fit together; all that is wrong is listed.
@@ -41,18 +46,23 @@ def read(file: Path) -> Windows:
             arrays: Arrays = dict(np.load(stream, allow_pickle=False))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         refuse(what, [f"it cannot be read as an NPZ file without pickled objects ({error})"])
-    problems = _problems(arrays)
+    windowing = windowing or Windowing()
+    problems = _problems(arrays) or _in_micrometres(arrays, file, windowing)
     if problems:
         refuse(what, problems)
-    count, _, channels = arrays["X"].shape
-    labels = arrays["y"].astype(np.int64)
-    names = [f"class {label}" for label in range(int(labels.max(initial=0)) + 1)]
+    channels = arrays["X"].shape[2]
+    if "y" in arrays:
+        labels = arrays["y"].astype(np.int64)
+        names = [f"class {label}" for label in range(int(labels.max(initial=0)) + 1)]
+    else:
+        labels, names = windowing.labels(arrays["wear"]), list(windowing.classes)
+        arrays |= {"class_names": np.array(names), "wear_bins": np.array(windowing.bins)}
     return Windows(
         signals=arrays["X"].astype(np.float32),
         labels=labels,
         tools=arrays["groups"].astype(np.str_),
         cuts=arrays.get("cuts", _positions(arrays["groups"])).astype(np.int64),
-        wear=arrays.get("wear", np.full(count, np.nan)).astype(np.float32),
+        wear=arrays.get("wear", np.full(len(labels), np.nan)).astype(np.float32),
         channels=_names(arrays, "channel_names", [f"channel {channel}" for channel in range(channels)]),
         classes=_names(arrays, "class_names", names),
         rate=float(arrays["rate"]) if "rate" in arrays else None,
@@ -79,11 +89,12 @@ def write(file: Path, windows: Windows) -> None:
 
 
 def _problems(arrays: Arrays) -> list[str]:
-    missing = [name for name in ("X", "y", "groups") if name not in arrays]
+    needed = ("X", "groups") if "wear" in arrays else ("X", "y", "groups")
+    missing = [name for name in needed if name not in arrays]
     if missing:
         meaning = " (the tool of each window: windows are split by tool)" if "groups" in missing else ""
         return [f"it lacks {', '.join(missing)}{meaning}; it has {', '.join(sorted(arrays)) or 'nothing'}"]
-    signals, labels = arrays["X"], arrays["y"]
+    signals, labels = arrays["X"], arrays.get("y", np.empty(0, dtype=np.int64))
     if signals.ndim != 3 or signals.size == 0 or not np.issubdtype(signals.dtype, np.number):
         return [f"X has to hold numbers of shape (N, T, C), and has {signals.dtype} of shape {signals.shape}"]
     problems = [
@@ -97,6 +108,15 @@ def _problems(arrays: Arrays) -> list[str]:
         problems.append(f"y has classes below {UNLABELLED}: {labels.min()}")
     elif "class_names" in arrays and labels.max(initial=0) >= len(arrays["class_names"]):
         problems.append(f"y has the class {labels.max()}, and class_names only {len(arrays['class_names'])} names")
+    wear = arrays.get("wear", np.empty(0))
+    if not np.issubdtype(wear.dtype, np.number):
+        problems.append(f"wear has to hold numbers, and holds {wear.dtype}")
+    elif np.isinf(wear).any() or (wear < 0).any():
+        problems.append("wear holds values that are infinite or below 0")
+    if "cuts" in arrays and not np.issubdtype(arrays["cuts"].dtype, np.integer):
+        problems.append(f"cuts has to hold integers, and holds {arrays['cuts'].dtype}")
+    if not problems and {"cuts", "wear"} <= arrays.keys():
+        problems += wear_table.contradictions(arrays["groups"].astype(np.str_), arrays["cuts"], wear)
     if "rate" in arrays and (arrays["rate"].size != 1 or not np.issubdtype(arrays["rate"].dtype, np.number)):
         problems.append("rate has to be one number")
     if "channel_names" in arrays and len(arrays["channel_names"]) != signals.shape[2]:
@@ -105,6 +125,21 @@ def _problems(arrays: Arrays) -> list[str]:
     if unfinished.any():
         problems.append(f"{unfinished.sum()} windows hold NaN or infinity, the first is number {unfinished.argmax()}")
     return problems
+
+
+def _in_micrometres(arrays: Arrays, file: Path, windowing: Windowing) -> list[str]:
+    """Convert wear, and limits in the same unit, to micrometres in place, and return what prevents it."""
+    if "wear" not in arrays:
+        return []
+    try:
+        wear = wear_table.micrometres(arrays["wear"].astype(np.float64), windowing.wear_unit, str(file))
+    except ValueError as error:
+        return [f"wear: {error}"]
+    converted = not np.array_equal(wear, arrays["wear"], equal_nan=True)
+    if converted and arrays.get("wear_bins", np.empty(0)).max(initial=0.0) < wear_table.SURELY_UM:
+        arrays["wear_bins"] = arrays.get("wear_bins", np.empty(0)) * 1000.0
+    arrays["wear"] = wear
+    return []
 
 
 def _names(arrays: Arrays, key: str, default: list[str]) -> tuple[str, ...]:

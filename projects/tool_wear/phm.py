@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mltrain.errors import DataError
-from projects.tool_wear import generator, npz
+from projects.tool_wear import generator, npz, wear_table
 from projects.tool_wear.windows import Signals, Windowing, Windows, refuse
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def find(folder: Path) -> tuple[Cutter, ...]:
     """Return the tools that have recordings below a folder, by number.
 
     Raises:
-        DataError: there are none, or two files are the same cut of the same tool.
+        DataError: there are none, or a cut, a tool or its wear file stands twice; all that is wrong is listed.
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}. Give the folder that holds c1/c_1_001.csv and so on.")
@@ -61,7 +61,16 @@ def find(folder: Path) -> tuple[Cutter, ...]:
             if other != file:
                 problems.append(f"{file.relative_to(folder)} and {other.relative_to(folder)} are the same cut")
         elif match := _WEAR.fullmatch(file.name):
-            wear[int(match[1])] = file
+            other = wear.setdefault(int(match[1]), file)
+            if other != file:
+                names = f"{file.relative_to(folder)} and {other.relative_to(folder)}"
+                problems.append(f"{names} are both the wear of tool c{match[1]}. Leave one of them")
+    for tool, of_tool in sorted(cuts.items()):
+        folders = sorted({str(file.parent.relative_to(folder)) for file in of_tool.values()})
+        if len(folders) > 1 and not problems:
+            problems.append(
+                f"tool c{tool} stands twice: {', '.join(folders)} hold cuts of it. Put the cuts of one tool into one folder"
+            )
     if not cuts:
         problems.append("it has no recording called c_<tool>_<cut>.csv, such as c1/c_1_001.csv, at any depth")
     if problems:
@@ -104,7 +113,7 @@ def read_cached(folder: Path, windowing: Windowing, cache: Path) -> Windows:
     kept = cache / f"phm-{key}.npz"
     if kept.exists():
         try:
-            return npz.read(kept)
+            return npz.read(kept, Windowing(wear_unit="um"))  # whatever the unit of the tables was
         except DataError as error:
             logger.warning("The kept windows are read anew: %s", error)
     started = time.monotonic()
@@ -180,24 +189,8 @@ def _wear_by_cut(cutter: Cutter, windowing: Windowing) -> dict[int, float]:
     """Return the wear [um] of every cut that has a recording; ValueError says what is wrong with the wear file."""
     if cutter.wear is None:
         return dict.fromkeys(cutter.cuts, float("nan"))
-    try:
-        table = pd.read_csv(cutter.wear)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"it cannot be read ({error})") from None
-    flutes = [column for column in table.columns if str(column).startswith("flute_")]
-    if "cut" not in table.columns or not flutes:
-        raise ValueError(
-            f"the columns cut, flute_1, … were expected, and there are {', '.join(map(str, table.columns))}"
-        )
-    values = table[["cut", *flutes]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = ~(np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1))
-    if wrong.any():
-        raise ValueError(f"line {int(wrong.argmax()) + 2} holds something that is not a number from 0 up")
-    by_cut = dict(zip(values[:, 0].astype(int).tolist(), windowing.wear(values[:, 1:]).tolist(), strict=True))
-    absent = [str(cut) for cut in cutter.cuts if cut not in by_cut]
-    if absent:
-        raise ValueError(f"it has no row for the cuts {', '.join(absent[:10])}{' …' if len(absent) > 10 else ''}")
-    return by_cut
+    flutes = wear_table.read(cutter.wear, list(cutter.cuts), windowing.wear_unit)
+    return {cut: float(windowing.wear(values[None])[0]) for cut, values in flutes.items()}
 
 
 def _windows_of(file: Path, factor: int, windowing: Windowing) -> Signals:

@@ -34,7 +34,7 @@ def predict(model: Path, recordings: Path) -> Results:
         raise DataError(f"{model} holds no pulled model. Pull one: mltrain pull RUN_ID --to {model}")
     network = WearLSTM.of({name: tensor for file in files for name, tensor in load_file(file).items()})
     windowing = Config.load(base=json.loads((model / "params.json").read_text(encoding="utf-8"))).windowing
-    windows = npz.read(recordings) if recordings.is_file() else phm.read_unlabelled(recordings, windowing)
+    windows = npz.read(recordings, windowing) if recordings.is_file() else phm.read_unlabelled(recordings, windowing)
     channels = network.scaler.mean.numel()
     if windows.signals.shape[2] != channels:
         raise DataError(f"{recordings} has {windows.signals.shape[2]} channels; the model was trained on {channels}.")

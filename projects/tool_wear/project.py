@@ -5,10 +5,10 @@ file. Every key is explained in ``config.yaml``.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import platformdirs
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 import mltrain
 from projects.tool_wear import npz, phm, synthetic
@@ -37,7 +37,9 @@ class Config(mltrain.Config):
     rate: float = Field(5000.0, gt=0, description="Sampling rate of a window [Hz].")
     windows_per_cut: int = Field(2, ge=1, description="Windows cut from each recording.")
     wear_bins: tuple[float, ...] = Field((90.0, 140.0), min_length=1, description="Limits of the wear classes [um].")
+    class_names: tuple[str, ...] = Field((), description="Names of the wear classes. Default: from their limits.")
     wear_of: Literal["mean", "max"] = Field("mean", description="Which flank wear of the flutes decides.")
+    wear_unit: Literal["auto", "um", "mm"] = Field("auto", description="Unit of wear tables; auto recognises mm.")
 
     batch_size: int = Field(64, ge=1, description="Windows in a batch.")
     lr: float = Field(2e-3, gt=0, description="Learning rate of AdamW.")
@@ -49,7 +51,7 @@ class Config(mltrain.Config):
     balanced: bool = Field(True, description="Weigh classes in the loss by how rare they are.")
     gain_jitter: float = Field(0.03, ge=0, description="Random gain of each channel in training, as a relative spread.")
 
-    @field_validator("val_tools", "test_tools", "wear_bins", mode="before")
+    @field_validator("val_tools", "test_tools", "wear_bins", "class_names", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         """Accept ``c5,c6`` and ``90 140`` beside YAML's lists."""
@@ -62,6 +64,15 @@ class Config(mltrain.Config):
             raise ValueError("limits have to rise")
         return limits
 
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.class_names and len(set(self.class_names)) != len(self.wear_bins) + 1:
+            raise ValueError(
+                f"class_names: {len(self.wear_bins)} limits (wear_bins) make {len(self.wear_bins) + 1} classes, and "
+                f"{len(set(self.class_names))} different names are given"
+            )
+        return self
+
     @property
     def windowing(self) -> Windowing:
         """How recordings become labelled windows."""
@@ -71,6 +82,8 @@ class Config(mltrain.Config):
             per_cut=self.windows_per_cut,
             bins=self.wear_bins,
             wear_of=self.wear_of,
+            wear_unit=self.wear_unit,
+            class_names=self.class_names,
         )
 
 
@@ -105,6 +118,6 @@ def _windows_of(config: Config) -> Windows:
     if config.data_path is None:
         return synthetic.generate(config.windowing, config.data_seed, cuts=config.cuts)
     if config.data_path.is_file():
-        return npz.read(config.data_path)
+        return npz.read(config.data_path, config.windowing)
     cache = config.cache_path or Path(platformdirs.user_cache_dir("mltrain")) / "tool_wear"
     return phm.read_cached(config.data_path, config.windowing, cache)

@@ -1,5 +1,6 @@
 """Windows of sensor signals with their wear classes: how they are cut from recordings, and split by tool."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.signal import decimate
 
 from mltrain.errors import DataError
+from projects.tool_wear.wear_table import Unit
 
 Signals = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -70,8 +72,8 @@ class Windows:
 
     @property
     def tool_names(self) -> tuple[str, ...]:
-        """The tools, each once, in alphabetical order."""
-        return tuple(sorted({str(tool) for tool in self.tools}))
+        """The tools, each once, sorted by name with numbers by their value: c2 before c10."""
+        return tuple(sorted({str(tool) for tool in self.tools}, key=_by_numbers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,8 @@ class Windowing:
         per_cut: windows of each cut.
         bins: limits of the wear classes [um], rising.
         wear_of: which flank wear decides, the mean over the flutes (as in ISO 8688-2) or the largest.
+        wear_unit: unit of the wear tables; ``auto`` recognises mm by values that are too small for um.
+        class_names: one more than there are limits. If empty, see :attr:`classes`.
     """
 
     steps: int = 128
@@ -91,10 +95,14 @@ class Windowing:
     per_cut: int = 2
     bins: tuple[float, ...] = (90.0, 140.0)
     wear_of: Literal["mean", "max"] = "mean"
+    wear_unit: Unit = "auto"
+    class_names: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes: initial, steady and severe wear when there are three, else their limits."""
+        """The names of the classes: as given, or initial, steady and severe wear if there are three, else their limits."""
+        if self.class_names:
+            return self.class_names
         if len(self.bins) == 2:
             return ("initial", "steady", "severe")
         limits = [f"{limit:g}" for limit in self.bins]
@@ -162,6 +170,8 @@ def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str]
     names = windows.tool_names
     problems = [f"there is no tool {tool!r}" for tool in (*val, *test) if tool not in names]
     problems += [f"{tool!r} is named for validation and for test" for tool in val if tool in test]
+    for key, named in (("val_tools", val), ("test_tools", test)):
+        problems += [f"{tool!r} stands twice in {key}" for tool in dict.fromkeys(named) if list(named).count(tool) > 1]
     remaining = [tool for tool in names if tool not in test]
     validating = tuple(val) or tuple(remaining[-1:])
     training = [tool for tool in remaining if tool not in validating]
@@ -178,6 +188,12 @@ def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str]
         )
         refuse("The windows cannot be split by tool", problems)
     return split
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """Return a key by which digits in names sort as the numbers that they are; names of the same number stay apart."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
 
 
 def refuse(what: str, problems: Sequence[str]) -> NoReturn:

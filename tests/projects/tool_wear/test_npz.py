@@ -8,7 +8,7 @@ import pytest
 
 from mltrain.errors import DataError
 from projects.tool_wear import npz
-from projects.tool_wear.windows import Windows
+from projects.tool_wear.windows import Windowing, Windows
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
@@ -80,6 +80,37 @@ def test_what_is_written_is_read_back(tmp_path: Path, small: Windows) -> None:
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(DataError, match=expected):
         npz.read(saved(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"cuts": np.array([1, 1, 2, 1, 2, 3]), "wear": np.array([5.0, 6, 7, 5, 6, 7])}, "cut 1 of .* stands twice"),
+        ({"cuts": np.array([1, 1.5, 2, 1, 2, 3])}, "cuts has to hold integers"),
+        ({"wear": np.array([5.0, 6, 7, 5, 6, np.inf])}, "infinite or below 0"),
+        ({"wear": np.array(["5"] * 6)}, "wear has to hold numbers"),
+        ({"wear": np.full(6, 2.0)}, "wear_unit=um or wear_unit=mm"),
+    ],
+)
+def test_wear_that_could_mean_two_things_is_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        npz.read(saved(tmp_path, **changes))
+
+
+def test_wear_without_classes_is_classified_by_the_limits_of_the_configuration(tmp_path: Path) -> None:
+    wear = np.array([20.0, 95.0, 99.0, 20.0, 130.0, np.nan])
+    windowing = Windowing(bins=(90.0, 100.0), class_names=("new", "used", "worn"))
+    windows = npz.read(saved(tmp_path, y=None, wear=wear), windowing)
+    assert windows.labels.tolist() == [0, 1, 1, 0, 2, -1]
+    assert windows.classes == ("new", "used", "worn")
+    assert windows.bins == (90.0, 100.0)
+
+
+def test_wear_in_millimetres_and_its_limits_are_converted(tmp_path: Path) -> None:
+    wear = np.array([0.02, 0.095, 0.1, 0.02, 0.13, 0.2])
+    windows = npz.read(saved(tmp_path, wear=wear, wear_bins=np.array([0.09, 0.14])))
+    np.testing.assert_allclose(windows.wear, wear * 1000, rtol=1e-6)
+    assert windows.bins == (90.0, 140.0)
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:

@@ -150,6 +150,40 @@ def test_the_same_cut_twice_is_refused(sample: Path) -> None:
         phm.read(sample, WINDOWING)
 
 
+def test_a_tool_with_two_wear_tables_is_refused_with_both_names(sample: Path) -> None:
+    (sample / "old").mkdir()
+    shutil.copy(sample / "c1" / "c1_wear.csv", sample / "old")
+    with pytest.raises(DataError, match=r"old/c1_wear\.csv and c1/c1_wear\.csv are both the wear of tool c1"):
+        phm.read(sample, WINDOWING)
+
+
+def test_a_tool_whose_cuts_lie_in_two_folders_is_refused(sample: Path) -> None:
+    (sample / "again").mkdir()
+    (sample / "c1" / "c_1_003.csv").rename(sample / "again" / "c_1_003.csv")
+    with pytest.raises(DataError, match="tool c1 stands twice: again, c1 hold cuts of it"):
+        phm.find(sample)
+
+
+def test_a_cut_that_stands_twice_in_a_table_is_refused_before_anything_is_kept(sample: Path, tmp_path: Path) -> None:
+    with (sample / "c4" / "c4_wear.csv").open("a") as stream:
+        stream.write("2,400,400,400\n")
+    with pytest.raises(DataError, match=r"c4_wear\.csv: these cuts stand twice: 2 \(lines 3 and 8\)"):
+        phm.read_cached(sample, WINDOWING, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_tables_in_millimetres_give_the_windows_of_tables_in_micrometres(sample: Path, tmp_path: Path) -> None:
+    expected = phm.read(sample, WINDOWING)
+    for file in sample.rglob("*_wear.csv"):
+        table = pd.read_csv(file)
+        table.iloc[:, 1:] /= 1000
+        table.to_csv(file, index=False)
+    for _ in ("read", "kept"):
+        windows = phm.read_cached(sample, WINDOWING, tmp_path / "cache")
+        np.testing.assert_allclose(windows.wear, expected.wear, rtol=1e-5)
+        assert np.array_equal(windows.labels, expected.labels)
+
+
 @pytest.mark.parametrize("missing", ["nothing here", "empty"])
 def test_a_folder_without_recordings_is_refused(tmp_path: Path, missing: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -57,7 +57,16 @@ def test_lists_are_accepted_as_one_writes_them_on_a_command_line(key: str, text:
 
 
 @pytest.mark.parametrize(
-    ("key", "text"), [("wear_bins", "140,90"), ("wear_bins", "90,90"), ("wear_bins", "a,b"), ("wear_of", "median")]
+    ("key", "text"),
+    [
+        ("wear_bins", "140,90"),
+        ("wear_bins", "90,90"),
+        ("wear_bins", "a,b"),
+        ("wear_of", "median"),
+        ("wear_unit", "inch"),
+        ("class_names", "new,worn"),
+        ("class_names", "new,worn,worn"),
+    ],
 )
 def test_values_without_meaning_are_refused(key: str, text: str) -> None:
     with pytest.raises(ConfigError, match=key):

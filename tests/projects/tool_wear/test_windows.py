@@ -1,5 +1,7 @@
 """Windows are cut without aliasing, labelled by wear, and split by tool."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -97,3 +99,16 @@ def test_leaving_the_last_tool_out_leaves_the_others_as_they_are() -> None:
     three = synthetic.generate(windowing, seed=0, tools=("a", "b", "c"), cuts=4)
     two = synthetic.generate(windowing, seed=0, tools=("a", "b"), cuts=4)
     assert np.array_equal(three.of(["a", "b"]).signals, two.signals)
+
+
+def test_tools_are_sorted_by_their_numbers_and_the_last_one_validates(small: Windows) -> None:
+    renamed = np.select([small.tools == "c1", small.tools == "c4", small.tools == "c5"], ["c2", "c10", "c9"], "c1b3")
+    windows = replace(small, tools=renamed)
+    assert windows.tool_names == ("c1b3", "c2", "c9", "c10")
+    assert split_by_tool(windows).val.tool_names == ("c10",)
+
+
+@pytest.mark.parametrize(("val", "test"), [(["c5", "c5"], []), (["c5"], ["c6", "c6"])])
+def test_a_tool_that_stands_twice_in_a_list_is_refused(small: Windows, val: list[str], test: list[str]) -> None:
+    with pytest.raises(DataError, match=r"stands twice in (val|test)_tools"):
+        split_by_tool(small, val, test)
