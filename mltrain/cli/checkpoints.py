@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-_RUN = typer.Argument(..., help="The id of the run.")
+_RUN = typer.Argument(..., help="The id of the run, or its first digits.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
 
@@ -44,7 +44,7 @@ def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
 
     metric = found.context.metric
     table(
-        f"Checkpoints of {run_id}",
+        f"Checkpoints of {found.store.run_id}",
         ("checkpoint", "kind", "epoch", "step", metric, "MB", "created", "is"),
         [
             [
@@ -75,7 +75,7 @@ def inspect(
     if as_json:
         facts = {
             **_facts(manifest),
-            "run_id": run_id,
+            "run_id": found.store.run_id,
             "parent": manifest.parent.name if manifest.parent else None,
             "parts": parts,
             "files": {name: entry.model_dump() for name, entry in manifest.files.items()},
@@ -89,7 +89,9 @@ def inspect(
         sys.exit(3 if problems else 0)
     from mltrain.cli.tables import table
 
-    print(f"{manifest.title} ({manifest.name}) of run {run_id}: epoch {manifest.epoch}, step {manifest.step}")
+    print(
+        f"{manifest.title} ({manifest.name}) of run {found.store.run_id}: epoch {manifest.epoch}, step {manifest.step}"
+    )
     print(f"Written {manifest.created.isoformat(timespec='seconds')} after {manifest.parent or 'nothing'}")
     print(
         "Intact: every file has the SHA-256 that was committed."
@@ -139,7 +141,7 @@ def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
             f"{len(intact)} intact, {len(wrong)} damaged, {len(uncommitted)} uncommitted, {len(litter)} temporary files."
         )
         if uncommitted or litter:
-            print(f"Remove what is left behind with: mltrain prune {run_id}")
+            print(f"Remove what is left behind with: mltrain prune {store.run_id}")
     sys.exit(3 if wrong else 0)
 
 
@@ -154,8 +156,9 @@ def pin(
     from mltrain.tracking.tags import PIN_PREFIX
 
     server = connect()
-    manifest = open_checkpoints(run_id, server).first(checkpoint)
-    server.once.set_tag(run_id, f"{PIN_PREFIX}{manifest.name}", reason or "pinned by hand")
+    found = open_checkpoints(run_id, server)
+    manifest = found.first(checkpoint)
+    server.once.set_tag(found.store.run_id, f"{PIN_PREFIX}{manifest.name}", reason or "pinned by hand")
     print(f"{manifest.title} ({manifest.name}) is pinned.")
 
 
@@ -172,7 +175,7 @@ def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint"
     if manifest.id not in found.context.pins:
         pinned = ", ".join(identity.name for identity in found.context.pins) or "none"
         raise NoCheckpoint(f"{manifest.name} is not pinned. Pinned: {pinned}.")
-    server.once.delete_tag(run_id, f"{PIN_PREFIX}{manifest.name}")
+    server.once.delete_tag(found.store.run_id, f"{PIN_PREFIX}{manifest.name}")
     print(f"{manifest.title} ({manifest.name}) is not pinned any more.")
 
 

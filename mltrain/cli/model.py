@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run_id: str = typer.Argument(..., help="The id of the run."),
+    run_id: str = typer.Argument(..., help="The id of the run, or its first digits."),
     arguments: list[str] = typer.Argument(
         None, metavar="[key=value ...]", help="Such as other data.", show_default=False
     ),
@@ -34,10 +34,15 @@ def evaluate(
     done = run_evaluation(run_id, checkpoint=checkpoint, overrides=overrides, project=project, to=to)
     if as_json:
         report = str(done.report) if done.report is not None else None
-        facts = {"run_id": run_id, "checkpoint": done.manifest.name, "metrics": dict(done.metrics), "report": report}
+        facts = {
+            "run_id": done.run_id,
+            "checkpoint": done.manifest.name,
+            "metrics": dict(done.metrics),
+            "report": report,
+        }
         print(json.dumps(facts, indent=1))
         return
-    print(f"{done.manifest.title} ({done.manifest.name}) of run {run_id}")
+    print(f"{done.manifest.title} ({done.manifest.name}) of run {done.run_id}")
     for name, value in done.metrics.items():
         print(f"  {name:<24} {value:.5g}")
     if done.report is not None:

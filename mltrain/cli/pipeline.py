@@ -112,12 +112,13 @@ def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool,
     Returns:
         The exit code, or ``None`` if the run is not the run of a pipeline.
     """
-    from mltrain.run.preparation import created_as
+    from mltrain.run.run_ids import full_id
     from mltrain.tracking.client import TRAINING_RETRY_SECONDS, connect
     from mltrain.tracking.tags import PIPELINE_TAG, STAGE_TAG
 
     server = connect(retry_seconds=TRAINING_RETRY_SECONDS)
-    tags = server.run(created_as(server, run_id)).data.tags
+    run_id = full_id(server, run_id)
+    tags = server.run(run_id).data.tags
     if PIPELINE_TAG not in tags or STAGE_TAG in tags:
         return None
     from mltrain.pipelines.request import PipelineRequest

@@ -26,7 +26,9 @@ def train(
     preset: str = typer.Option(None, "--preset", help="A named overlay; every project has 'quick'."),
     name: str = typer.Option(None, "--name", help="The name of a new run."),
     experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of a new run."),
-    resume_run: str = typer.Option(None, "--resume-run", metavar="ID", help="Continue this run."),
+    resume_run: str = typer.Option(
+        None, "--resume-run", metavar="ID", help="Continue this run; its first digits are enough."
+    ),
     resume_from: str = typer.Option(
         None,
         "--resume-from",

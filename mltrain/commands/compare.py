@@ -10,6 +10,7 @@ from mltrain.errors import MltrainError, StorageError
 from mltrain.ownership.attempts import last_attempt, recorded_attempts
 from mltrain.run.checkpoints import checkpoints_of, open_checkpoints, trained_config
 from mltrain.run.listing import row
+from mltrain.run.run_ids import full_id
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import CHANGED_PREFIX
 
@@ -45,7 +46,7 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
         RunNotFound: a run does not exist.
         TrackingError: the server does not answer.
     """
-    runs = [server.run(run_id) for run_id in run_ids]
+    runs = [server.run(full_id(server, run_id)) for run_id in run_ids]
     found = [_parameters(server, run) for run in runs]
     changed = [changes for _, changes in found]
     parameters = _side_by_side(values for values, _ in found)
@@ -58,7 +59,7 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
         [row(server, run) for run in runs],
         {key: values for key, values in parameters.items() if differs(key, values)},
         changed,
-        _side_by_side(_best(server, run_id) for run_id in run_ids),
+        _side_by_side(_best(server, run.info.run_id) for run in runs),
         _side_by_side(dict(run.data.metrics) for run in runs),
     )
 

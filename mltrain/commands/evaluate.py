@@ -138,7 +138,8 @@ def _chosen(
     if run_id is None:
         assert experiment is not None
         run_id = best_run(server, experiment, metric, mode)
-    return run_id, open_checkpoints(run_id, server)
+    checkpoints = open_checkpoints(run_id, server)
+    return checkpoints.store.run_id, checkpoints
 
 
 def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: Mode | None) -> str:
@@ -210,6 +211,7 @@ def evaluate(
     """
     server = connect()
     checkpoints = open_checkpoints(run_id, server)
+    run_id = checkpoints.store.run_id
     recorded = recorded_config(checkpoints.store.artifacts)
     found = (
         find(project)

@@ -13,7 +13,6 @@ from mltrain.errors import UsageError
 from mltrain.provenance import fingerprint
 from mltrain.provenance.written import Watch, units_of
 from mltrain.rng import Rng, seed_everything
-from mltrain.run.preparation import created_as
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.task import Task, check_schedule
@@ -146,4 +145,4 @@ class Preparation:
         """Return what earlier attempts, or the run that this one branches from, wrote into the places of the data."""
         if self._source is None:
             return ""
-        return str(tags_of(self._server.run(created_as(self._server, self._source))).get(WRITTEN_TAG, ""))
+        return str(tags_of(self._server.run(self._source)).get(WRITTEN_TAG, ""))

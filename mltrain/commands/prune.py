@@ -33,6 +33,7 @@ from mltrain.ownership.host_lock import lock_if_here
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.listing import state
 from mltrain.run.removal_log import Removals
+from mltrain.run.run_ids import full_id
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import DEAD_SECONDS
 from mltrain.tracking.client import TrackingClient
@@ -98,9 +99,9 @@ def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPla
         ConfigError: no policy is given, and the run's own is unknown.
         UsageError: the given policy ranks by a metric that no checkpoint has.
     """
-    run = server.run(run_id)
+    run = server.run(full_id(server, run_id))
     if state(server, run) in _LIVE:
-        raise RunHeld(f"Run {run_id} is being trained and prunes itself; prune it when it has ended.")
+        raise RunHeld(f"Run {run.info.run_id} is being trained and prunes itself; prune it when it has ended.")
     return _planned(server, run, keep)
 
 

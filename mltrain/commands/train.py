@@ -69,10 +69,10 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
     remember_environment()
     server = connect(retry_seconds=TRAINING_RETRY_SECONDS)
     if stop is not None:
-        return _Session(request, display or Silence(), stop, server, None).run()
+        return _Session(request.in_full(server), display or Silence(), stop, server, None).run()
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
-        return _Session(request, display or Silence(), stop, server, launcher).run()
+        return _Session(request.in_full(server), display or Silence(), stop, server, launcher).run()
 
 
 class _Session:

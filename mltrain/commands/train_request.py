@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mltrain.config import Config
 from mltrain.errors import UsageError, nearest
@@ -11,7 +11,7 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
 from mltrain.run import stage_outputs as outputs
 from mltrain.run.checkpoints import checkpoints_of, trained_config
-from mltrain.run.preparation import created_as
+from mltrain.run.run_ids import full_id
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import IMPORTED_TAG, PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
@@ -28,7 +28,7 @@ class Request:
         preset: a named overlay of the configuration.
         overrides: keys and values, over all else.
         config: the whole configuration, in the place of files, preset and overrides.
-        resume_run: the id of the run to continue.
+        resume_run: the id of the run to continue, or its first digits.
         resume_from: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or a checkpoint's name.
         fork_run: the id of a run whose checkpoint starts a new run.
         take_over: do not wait for a holder on another machine to show that it is dead.
@@ -51,6 +51,15 @@ class Request:
     require_tracking: bool = False
     parent: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    def in_full(self, server: TrackingClient) -> Self:
+        """Return the request with the whole ids of the runs that it names.
+
+        Raises:
+            RunNotFound: no run, or more than one, is meant.
+        """
+        resumed, forked = (None if run is None else full_id(server, run) for run in (self.resume_run, self.fork_run))
+        return replace(self, resume_run=resumed, fork_run=forked)
 
 
 OPTIONS = (
@@ -131,7 +140,7 @@ class Resolved:
         word = request.project
         base: Mapping[str, Any] | None = None
         if source is not None and not (isinstance(word, Project) and request.config is not None):
-            run = server.run(created_as(server, source))
+            run = server.run(source)
             if PIPELINE_TAG in run.data.tags and STAGE_TAG not in run.data.tags:
                 raise UsageError(
                     f"Run {source} is a pipeline's. Go on with it: mltrain pipeline --run {source} --mode resume"

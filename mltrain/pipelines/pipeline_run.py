@@ -6,6 +6,7 @@ from typing import Any
 from mltrain.errors import RunNotFound, UsageError
 from mltrain.pipeline import Pipeline
 from mltrain.run.preparation import user
+from mltrain.run.run_ids import full_id
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import PIPELINE_TAG, STAGE_RETIRED_TAG, STAGE_TAG
 
@@ -27,7 +28,7 @@ def parent_of(server: TrackingClient, run_id: str) -> Any:
     Raises:
         RunNotFound: the id is neither.
     """
-    run = server.run(run_id)
+    run = server.run(full_id(server, run_id))
     if STAGE_TAG in run.data.tags and PARENT_TAG in run.data.tags:
         run = server.run(run.data.tags[PARENT_TAG])
     if PIPELINE_TAG not in run.data.tags:

@@ -12,6 +12,7 @@ from mltrain.pipeline import Pipeline
 from mltrain.pipelines.pipeline_run import children, chosen_parent
 from mltrain.pipelines.request import PipelineRequest
 from mltrain.run.checkpoints import checkpoints_of, trained_config
+from mltrain.run.run_ids import full_id
 from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
@@ -100,5 +101,6 @@ def planned(server: TrackingClient, request: PipelineRequest) -> Planned:
     if request.only is not None:
         overrides = {pipeline.within(request.only, key): value for key, value in overrides.items()}
     configs = pipeline.configs(files=request.files, preset=request.preset, overrides=overrides, base=before.configs)
-    used = {name: run for name, run in {**before.used, **request.use}.items() if name not in request.again}
+    chosen = {name: full_id(server, run) for name, run in request.use.items()}
+    used = {name: run for name, run in {**before.used, **chosen}.items() if name not in request.again}
     return Planned(parent, configs, Plan({name: config.resolved() for name, config in configs.items()}, used))

@@ -68,8 +68,8 @@ def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) ->
 def _check(server: TrackingClient, request: PipelineRequest, found: Planned) -> None:
     """Refuse, before any run is touched, unusable runs and a single stage whose inputs are missing."""
     pipeline, only = request.located.pipeline, request.only
-    for name, run_id in request.use.items():
-        handed_on(server, pipeline.stage(name), run_id)
+    for name in request.use:
+        handed_on(server, pipeline.stage(name), found.plan.used[name])
     if only is None:
         return
     needed = set(pipeline.stage(only).needs.values())

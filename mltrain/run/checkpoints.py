@@ -10,6 +10,7 @@ from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore
 from mltrain.errors import MltrainError
 from mltrain.ownership.attempts import recorded_config
+from mltrain.run.run_ids import full_id
 from mltrain.run.tracked import pins_of
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
@@ -17,13 +18,13 @@ from mltrain.tracking.tags import meaning_of_best
 
 
 def open_checkpoints(run_id: str, server: TrackingClient | None = None) -> CheckpointReader:
-    """Open the checkpoints of a run for reading.
+    """Open the checkpoints of a run, named by its id or a prefix of it, for reading.
 
     Raises:
         RunNotFound, TrackingError: the run cannot be reached.
     """
     server = server or connect()
-    return checkpoints_of(server, server.run(run_id))
+    return checkpoints_of(server, server.run(full_id(server, run_id)))
 
 
 def checkpoints_of(server: TrackingClient, run: Any) -> CheckpointReader:

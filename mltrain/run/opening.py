@@ -38,7 +38,8 @@ from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
 from mltrain.provenance import fingerprint
 from mltrain.run.adoption import beside
 from mltrain.run.ending import Opened
-from mltrain.run.preparation import created_as, ended_as, own_tags, refuse_unwritable_artifacts
+from mltrain.run.preparation import ended_as, own_tags, refuse_unwritable_artifacts
+from mltrain.run.run_ids import full_id
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.retry import FullJitter
 from mltrain.tracking.client import Refusal, TrackingClient, active_run_id, connect, tags_of
@@ -110,7 +111,8 @@ def resumable(server: TrackingClient, run_id: str, *, take_over: bool) -> Any:
         RunHeld: a process of this machine is writing to it.
         StorageError: this host has no place for the run's home.
     """
-    run = server.run(created_as(server, run_id))
+    run_id = full_id(server, run_id)
+    run = server.run(run_id)
     if not take_over and is_held(run) and is_alive(server, run):
         raise RunHeld(
             f"Run {run_id} is being written by {named(holder_of(run))}. "
@@ -128,7 +130,7 @@ def resume(
 
     Args:
         server: where the run is.
-        run_id: of the run, or its provisional id.
+        run_id: of the run, its provisional id, or the first digits of one of them.
         take_over: whether to continue although another process holds the run.
         launcher: the ``mlflow run`` that started this process.
         owned: whether this process decides about the run's status.
@@ -139,7 +141,7 @@ def resume(
         StorageError: its artifacts are not where the run says.
         TrackingError: the server does not answer.
     """
-    run_id = created_as(server, run_id)
+    run_id = full_id(server, run_id)
     run = server.run(run_id)
     launcher = beside(server, launcher, run_id)
     refuse_unwritable_home(server)
@@ -207,8 +209,8 @@ def open_run(run_id: str | None = None) -> TrackedRun:
     if run_id is None and active is None:
         run = create(server, None, None, script.stem or "loop", {})
     else:
-        identity = str(run_id or active)
-        known = server.run(created_as(server, identity))
+        identity = full_id(server, str(run_id or active))
+        known = server.run(identity)
         project = known.data.tags.get(PROJECT_TAG)
         if run_id is None and project:
             raise UsageError(

@@ -32,7 +32,8 @@ def styles_in(
         root: a folder with a folder of pictures for each style. Where its folders are called ``trainA``, ``trainB``
             and so on (the layout of CycleGAN, Zhu et al. 2017), the styles are A and B, and ``testA`` and ``testB``
             are held out.
-        held_out: a folder with a folder for each of these styles, all of which is held out.
+        held_out: a folder with a folder for each of these styles, all of which is held out. It may name them like ``root``
+            does, or ``testA`` and ``testB``, or ``trainA`` and ``trainB``.
         fraction: the share of the pictures of a style to hold out where nothing else says which; at least one.
         split_seed: of the draw.
 
@@ -49,7 +50,7 @@ def styles_in(
         )
     if held_out is not None:
         named = _folders_in(held_out)
-        test = _without_prefix(named, "test") or named
+        test = _without_prefix(named, "test") or _without_prefix(named, "train") or named
     else:
         test = _without_prefix(folders, "test") if train is not folders else {}
         if not test:
@@ -58,12 +59,19 @@ def styles_in(
     if missing:
         raise DataError(
             f"No pictures of {', '.join(missing)} are held out: {held_out or root} has {', '.join(sorted(test)) or 'none'}. "
-            "Add a folder for each style."
+            f"Expected a folder for each style: {', '.join(sorted(train))}."
         )
-    return tuple(
+    styles = tuple(
         Style(name=name, train=tuple(pictures_in(folder)), held_out=tuple(pictures_in(test[name])))
         for name, folder in train.items()
     )
+    for style in styles:
+        if both := {file.resolve() for file in style.train} & {file.resolve() for file in style.held_out}:
+            raise DataError(
+                f"{len(both)} pictures of {style.name} are to be trained on and held out, such as {min(both)}. Expected other "
+                "pictures in test_image_dir than in image_dir. Try: without test_image_dir, which holds some out by a draw."
+            )
+    return styles
 
 
 def _folders_in(root: Path) -> dict[str, Path]:

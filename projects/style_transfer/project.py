@@ -72,7 +72,9 @@ class Config(mltrain.Config):
         if self.short_side < self.image_size:
             raise ValueError(f"crops of image_size={self.image_size} do not fit in short_side={self.short_side}")
         if self.test_image_dir and not self.image_dir:
-            raise ValueError("test_image_dir holds out what belongs to image_dir, and image_dir is not given")
+            raise ValueError(
+                "test_image_dir holds out pictures of the styles in image_dir, and image_dir is not given; try image_dir=FOLDER"
+            )
         if (self.codec == "autoencoder") != (self.codec_model is not None):
             raise ValueError("codec=autoencoder and codec_model are given together or not at all")
         if (self.codec == "own") != (self.codec_file is not None):

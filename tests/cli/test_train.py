@@ -62,7 +62,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", "--default-project", "no-such-default"], "There is no project 'no-such-default'"),
         (["train", "no-such-project", "--default-project", "segmentation"], "There is no project 'no-such-project'"),
         (["train", "--resume-run", "../../etc"], "is not the id of a run"),
-        (["train", "resume_run=ABCDEF"], "is not the id of a run"),
+        (["train", "resume_run=ABCDEFG"], "is not the id of a run"),
         (["train", "one", "two"], "is a second project after 'one'"),
     ],
 )

@@ -55,6 +55,33 @@ def test_cyclegan_without_a_test_part_is_split_by_a_draw(tmp_path: Path) -> None
     assert [(style.name, len(style.held_out)) for style in styles_in(tmp_path / "monet")] == [("A", 1), ("B", 1)]
 
 
+@pytest.mark.parametrize(
+    "held_out", [("trainA", "trainB"), ("testA", "testB"), ("A", "B"), ("trainA", "testA", "testB")]
+)
+@pytest.mark.parametrize("prefix", ["train", ""])
+def test_a_held_out_folder_may_have_the_layout_of_cyclegan_too(
+    prefix: str, held_out: tuple[str, ...], tmp_path: Path
+) -> None:
+    for style in "AB":
+        fill(tmp_path / "monet" / f"{prefix}{style}", "0.jpg", "1.jpg")
+    for name in held_out:
+        fill(tmp_path / "test" / name, f"{name}.jpg")
+    expected = [f"test{style}" if "testA" in held_out else name for style, name in zip("AB", held_out, strict=False)]
+    found = styles_in(tmp_path / "monet", tmp_path / "test")
+    assert [(style.name, [file.stem for file in style.held_out]) for style in found] == [
+        ("A", [expected[0]]),
+        ("B", [expected[1]]),
+    ]
+
+
+@pytest.mark.parametrize("test", ["monet", "monet/../monet"])
+def test_what_is_trained_on_cannot_be_held_out(test: str, tmp_path: Path) -> None:
+    for name in ("trainA", "trainB"):
+        fill(tmp_path / "monet" / name, "0.jpg", "1.jpg")
+    with pytest.raises(DataError, match=r"2 pictures of A are to be trained on and held out, such as .*0\.jpg"):
+        styles_in(tmp_path / "monet", tmp_path / test)
+
+
 def test_one_style_is_not_enough(tmp_path: Path) -> None:
     fill(tmp_path / "root" / "only", "a.png", "b.png")
     with pytest.raises(DataError, match="1 folders of pictures, and at least two styles"):
