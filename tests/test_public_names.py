@@ -67,7 +67,7 @@ COMMANDS = {
     "sync": ["--from", "--json"],
     "train": [
         *("--allow-change", "--config", "--default-project", "--experiment", "--fork-run", "--name", "--preset"),
-        *("--require-tracking", "--resume-from", "--resume-run", "--take-over", "ARGUMENTS"),
+        *("--require-tracking", "--resume-from", "--resume-run", "--run-key", "--take-over", "ARGUMENTS"),
     ],
     "unpin": ["--checkpoint", "RUN_ID"],
     "verify": ["--json", "RUN_ID"],

@@ -127,7 +127,8 @@ class Terminal:
         if outcome.exit_code not in (STOPPED, STOPPED_STAGED):
             line(f"Evaluate: mltrain evaluate {outcome.run_id} --to evaluation")
             line(f"Pull:     mltrain pull {outcome.run_id} --to model")
-        line(f"Look:     {self._look}")
+        if self._look:
+            line(f"Look:     {self._look}")
 
 
 def _epoch_line(trainer: Trainer, seconds: float) -> str:

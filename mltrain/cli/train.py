@@ -38,6 +38,12 @@ def train(
     fork_run: str = typer.Option(
         None, "--fork-run", metavar="ID", help="Start a new run from a checkpoint of this one."
     ),
+    run_key: str = typer.Option(
+        None,
+        "--run-key",
+        metavar="KEY",
+        help="Continue the run of this name, or begin it; auto: the name of the job (torchrun, SLURM, SkyPilot, Kubernetes).",
+    ),
     take_over: bool = typer.Option(
         False, "--take-over", help="Do not wait for a lease holder on another machine to expire."
     ),
@@ -54,6 +60,8 @@ def train(
     mltrain train my_project.py --preset quick
 
     mltrain train --resume-run ID
+
+    mltrain train my_project.py --run-key KEY
     """
     project, overrides = parse(arguments)
     words = given(
@@ -64,6 +72,7 @@ def train(
             "resume_run": resume_run,
             "resume_from": resume_from,
             "fork_run": fork_run,
+            "run_key": run_key,
             "default_project": default_project,
         },
         overrides,
@@ -92,6 +101,7 @@ def train(
             resume_run=words.get("resume_run"),
             resume_from=words.get("resume_from", "latest"),
             fork_run=words.get("fork_run"),
+            run_key=words.get("run_key"),
             take_over=take_over,
             allow_change=allow_change,
             require_tracking=require_tracking,

@@ -10,6 +10,7 @@ from typing import Any
 
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.store import CheckpointStore
+from mltrain.commands import keyed
 from mltrain.commands.checks import policy_of, refuse_unusable
 from mltrain.commands.ending import Ending, describe
 from mltrain.commands.preparation import Preparation, Prepared
@@ -27,6 +28,7 @@ from mltrain.provenance import fingerprint
 from mltrain.redaction import remember_environment
 from mltrain.rng import Rng
 from mltrain.run import adoption, opening
+from mltrain.run.key import confirm
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.store.durable import replace_file
@@ -45,8 +47,8 @@ def train(project: str | Path | Project | None = None, **words: Any) -> Outcome:
     Args:
         project: a registered name, a file, a folder, or a project itself. If ``None``, the one that the resumed run recorded.
         **words: keys of the project's configuration, and options of ``mltrain train``: ``name`` of a new run, ``config`` (a
-            file, or several), ``preset``, ``resume_run``, ``resume_from``, ``fork_run``, ``take_over``, ``allow_change``,
-            ``require_tracking``.
+            file, or several), ``preset``, ``resume_run``, ``resume_from``, ``fork_run``, ``run_key``, ``take_over``,
+            ``allow_change``, ``require_tracking``.
 
     Raises:
         UsageError: a word is neither an option nor a key.
@@ -72,7 +74,12 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
         return _Session(request.in_full(server), display or Silence(), stop, server, None).run()
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
-        return _Session(request.in_full(server), display or Silence(), stop, server, launcher).run()
+        display, request = display or Silence(), request.in_full(server)
+        if request.run_key is not None:
+            request, run = keyed.continued(request, server, launcher)
+            if run is not None and keyed.is_complete(run):
+                return keyed.complete(server, run, launcher, display)
+        return _Session(request, display, stop, server, launcher).run()
 
 
 class _Session:
@@ -159,6 +166,8 @@ class _Session:
         """Open the run: resume it, adopt the one that ``mlflow run`` created, or create one."""
         request = self._request
         if request.resume_run is not None:
+            if request.run_key is not None:
+                confirm(self._server, request.resume_run, request.run_key)
             return opening.resume(
                 self._server, request.resume_run, take_over=request.take_over, launcher=self._launcher
             )
@@ -176,7 +185,7 @@ class _Session:
             name,
             project,
             tags,
-            may_defer=not request.require_tracking,
+            may_defer=not request.require_tracking and request.run_key is None,
             seconds=opening.soon(self._server),
         )
 

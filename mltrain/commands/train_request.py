@@ -31,6 +31,7 @@ class Request:
         resume_run: the id of the run to continue, or its first digits.
         resume_from: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or a checkpoint's name.
         fork_run: the id of a run whose checkpoint starts a new run.
+        run_key: a name from outside that the run has, so that the same command continues it; ``auto`` takes that of the job.
         take_over: do not wait for a holder on another machine to show that it is dead.
         allow_change: resume although the data are not those of the checkpoint.
         require_tracking: do not begin without a tracking server that answers.
@@ -46,6 +47,7 @@ class Request:
     resume_run: str | None = None
     resume_from: str = "latest"
     fork_run: str | None = None
+    run_key: str | None = None
     take_over: bool = False
     allow_change: bool = False
     require_tracking: bool = False
@@ -69,6 +71,7 @@ OPTIONS = (
     "resume_run",
     "resume_from",
     "fork_run",
+    "run_key",
     "take_over",
     "allow_change",
     "require_tracking",

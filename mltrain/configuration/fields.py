@@ -19,7 +19,9 @@ NOT_GIVEN = frozenset({"", "''", '""', "none", "None", "null", "~"})
 """Words that mean "not given", so that every empty parameter of an MLproject may arrive."""
 
 
-RESERVED = frozenset({"project", "resume_run", "resume_from", "fork_run", "processes", "preset", "config", "presets"})
+RESERVED = frozenset(
+    {"project", "resume_run", "resume_from", "fork_run", "run_key", "processes", "preset", "config", "presets"}
+)
 """Keys that belong to the command line or to the file, and can therefore not be fields of a configuration."""
 
 

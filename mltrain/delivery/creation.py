@@ -156,7 +156,7 @@ def experiment_id(server: TrackingClient, name: str | None) -> str:
     """
     name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if not name:
-        return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+        return _default_id()
     found = server.once.find_experiment(name)
     if found is None:
         try:
@@ -168,3 +168,20 @@ def experiment_id(server: TrackingClient, name: str | None) -> str:
     if found.lifecycle_stage != "active":
         raise RunNotFound(f"The experiment {name!r} is deleted. Restore it in the MLflow UI, or choose another name.")
     return str(found.experiment_id)
+
+
+def existing_experiment(server: TrackingClient, name: str | None) -> str | None:
+    """Return the id of an experiment, or ``None`` if there is none of this name; nothing is created.
+
+    Raises:
+        TrackingError: the server does not answer, or refuses.
+    """
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if not name:
+        return _default_id()
+    found = server.find_experiment(name)
+    return str(found.experiment_id) if found is not None else None
+
+
+def _default_id() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"

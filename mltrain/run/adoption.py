@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from mltrain.errors import RunNotFound, UsageError
+from mltrain.errors import MltrainError, RunNotFound, UsageError
 from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import (
     STATUS_OF,
@@ -15,11 +15,12 @@ from mltrain.ownership.host_lock import take_lock
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
 from mltrain.run.ending import Opened
+from mltrain.run.key import confirm, give_up
 from mltrain.run.preparation import own_tags, refuse_unwritable_artifacts
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.tags import HOLDER_TAG, NAMESPACE, PROJECT_TAG, STATUS_TAG
+from mltrain.tracking.tags import HOLDER_TAG, NAMESPACE, PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def adopt(
 
     Raises:
         RunNotFound, UsageError: see :func:`adoptable`.
-        RunHeld: another process has adopted it at this moment.
+        RunHeld: another process has adopted it at this moment, or has begun the run of the run key in ``tags``.
         StorageError: this host has no place for the run's home.
     """
     run = adoptable(server, launcher)
@@ -42,6 +43,8 @@ def adopt(
     info = run.info
     lock = take_lock(home_of(server, info.run_id), info.run_id, take_over=False)
     try:
+        if RUN_KEY_TAG in tags:
+            _take_key(server, info.run_id, tags[RUN_KEY_TAG])
         claim_attempt(server, info.run_id, 1)  # of workers that were started with the same id, one has the run
         if name is not None:
             server.update_run(info.run_id, name=name)
@@ -53,6 +56,15 @@ def adopt(
         return TrackedRun(server, [Attempt(1)], lock, info, opened=Opened(launcher=launcher, age=age_of(run)))
     except BaseException:
         lock.release()
+        raise
+
+
+def _take_key(server: TrackingClient, run_id: str, key: str) -> None:
+    server.set_tag(run_id, RUN_KEY_TAG, key)
+    try:
+        confirm(server, run_id, key)
+    except MltrainError:
+        give_up(server, run_id)  # its launcher still needs the run
         raise
 
 

@@ -38,13 +38,14 @@ from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
 from mltrain.provenance import fingerprint
 from mltrain.run.adoption import beside
 from mltrain.run.ending import Opened
+from mltrain.run.key import confirm
 from mltrain.run.preparation import ended_as, own_tags, refuse_unwritable_artifacts
 from mltrain.run.run_ids import full_id
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.retry import FullJitter
 from mltrain.tracking.client import Refusal, TrackingClient, active_run_id, connect, tags_of
 from mltrain.tracking.places import artifacts_of
-from mltrain.tracking.tags import HOLDER_TAG, ONLY_LOCAL_TAG, PROJECT_TAG, STATUS_TAG
+from mltrain.tracking.tags import HOLDER_TAG, ONLY_LOCAL_TAG, PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def create(
 
     Raises:
         RunNotFound: the experiment is deleted.
+        RunHeld: ``tags`` has a run key, and another process has begun the run of this key at this moment.
         StorageError: this host has no place for the run's home.
         TrackingError: the server refuses, or does not answer and ``may_defer`` is false.
     """
@@ -94,6 +96,8 @@ def create(
     lock = None
     try:
         lock = take_lock(home_of(server, info.run_id), info.run_id, take_over=False)
+        if RUN_KEY_TAG in tags:
+            confirm(server, info.run_id, tags[RUN_KEY_TAG])
         return TrackedRun(server, [Attempt(1)], lock, info, opened=Opened(created=True))
     except BaseException:
         if lock is not None:
