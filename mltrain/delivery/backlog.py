@@ -7,8 +7,7 @@ from pathlib import Path
 from mltrain.checkpoint.publishing import publish
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.store.artifacts import Artifacts
-from mltrain.store.deferred import DeferredArtifacts
+from mltrain.store.artifacts import Artifacts, DeferredArtifacts
 from mltrain.store.removal import discard_staged
 
 

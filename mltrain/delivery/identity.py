@@ -8,8 +8,7 @@ from typing import Any
 
 from mltrain.delivery.creation import RunCreation
 from mltrain.ownership.run_folder import home_of, record_address, remember_home
-from mltrain.store.artifacts import Artifacts
-from mltrain.store.deferred import DeferredArtifacts
+from mltrain.store.artifacts import Artifacts, DeferredArtifacts
 from mltrain.store.names import STAGING
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient

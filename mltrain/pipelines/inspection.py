@@ -19,8 +19,8 @@ from mltrain.run import stage_outputs as outputs
 from mltrain.run.checkpoints import open_checkpoints, trained_config
 from mltrain.run.listing import state
 from mltrain.run.stage_outputs import Output
-from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.store.artifacts import Artifacts
+from mltrain.store.opening import UnusableArtifacts
 from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import BEST_METRIC_TAG, STAGE_RECIPE_TAG, WRITTEN_TAG

@@ -13,7 +13,7 @@ from mltrain.pipelines.pipeline_run import children, chosen_parent
 from mltrain.pipelines.request import PipelineRequest
 from mltrain.run.checkpoints import checkpoints_of, trained_config
 from mltrain.run.run_ids import full_id
-from mltrain.store.allowlist import UnusableArtifacts
+from mltrain.store.opening import UnusableArtifacts
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 

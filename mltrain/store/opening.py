@@ -1,16 +1,27 @@
-"""Opens the artifacts at a URI: which kind of store it is, and whether it can be used from here."""
+"""Opens the artifacts at a URI: which kind of store it is, and whether it can and may be used from here.
+
+A run's artifact URI comes from the tracking server. A server on another machine has no business naming folders of this
+one, where mltrain would write and delete, or hosts that would be sent what is meant for it.
+"""
 
 import importlib.util
+import ipaddress
 import os
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from mltrain.errors import StorageError
+from mltrain.provenance import fingerprint
 from mltrain.redaction import redacted, redacted_uri
-from mltrain.store.allowlist import UnusableArtifacts, refuse_elsewhere
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.remote import BucketArtifacts, RemoteArtifacts
+
+ALLOWED = "MLTRAIN_ALLOW_ARTIFACTS"
+"""Environment variable: prefixes of further artifact URIs, separated by commas."""
+
+_OBJECT_STORES = frozenset({"s3", "gs", "wasb", "wasbs", "abfs", "abfss", "r2", "oss", "b2", "dbfs", "hdfs", "viewfs"})
 
 _CLIENTS = {
     "s3": ("boto3", "boto3"),
@@ -24,6 +35,10 @@ _CLIENTS = {
     "sftp": ("paramiko", "paramiko"),
 }
 """For a scheme the module that MLflow needs to reach such a store, and what to install for it."""
+
+
+class UnusableArtifacts(StorageError):
+    """Artifacts at a place that cannot be used from here, however often it is tried."""
 
 
 def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
@@ -62,6 +77,43 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
             f"{lines[0][:300] if lines else ''} Expected a folder, an MLflow server or an object store whose client is "
             "installed. Try: mltrain doctor"
         ) from error
+
+
+def refuse_elsewhere(artifact_uri: str, tracking_uri: str) -> None:
+    """Refuse an artifact URI that a tracking server may not name.
+
+    Raises:
+        UnusableArtifacts: it is a folder of this machine and the server is on another one, a host that is not the server's,
+            or of a kind that is not known.
+    """
+    artifacts, tracking = urllib.parse.urlsplit(artifact_uri), urllib.parse.urlsplit(tracking_uri)
+    if tracking.scheme not in ("http", "https") or _is_here(tracking.hostname):
+        return
+    if artifacts.scheme in _OBJECT_STORES:
+        return
+    if artifacts.scheme in ("mlflow-artifacts", "http", "https") and artifacts.hostname in (None, tracking.hostname):
+        return
+    allowed = [prefix.strip() for prefix in os.environ.get(ALLOWED, "").split(",") if prefix.strip()]
+    if any(_is_below(artifact_uri, prefix) for prefix in allowed):
+        return
+    raise UnusableArtifacts(
+        f"The tracking server {redacted_uri(tracking_uri)} wants artifacts to go to {redacted_uri(artifact_uri)}, which is "
+        f"neither an object store nor the server itself. If that is right, allow it: {ALLOWED}={redacted_uri(artifact_uri)}"
+    )
+
+
+def _is_here(host: str | None) -> bool:
+    if host is None or host in ("localhost", fingerprint.host()):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_below(uri: str, prefix: str) -> bool:
+    place = prefix.rstrip("/")
+    return ".." not in urllib.parse.unquote(uri).split("/") and (uri == place or uri.startswith(place + "/"))
 
 
 def _is_installed(module: str) -> bool:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.redaction import redacted_uri
-from mltrain.store.allowlist import UnusableArtifacts
 from mltrain.store.artifacts import Artifacts, refuse_unwritable
-from mltrain.store.opening import open_artifacts
+from mltrain.store.opening import UnusableArtifacts, open_artifacts
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import LATEST_TAG, PROJECT_TAG, RETENTION_TAG
 

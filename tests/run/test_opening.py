@@ -15,8 +15,7 @@ from mltrain.errors import MltrainError, RunNotFound, StorageError, UsageError
 from mltrain.ownership.launcher import Launcher
 from mltrain.run import adoption, opening
 from mltrain.run.listing import listed
-from mltrain.store.allowlist import UnusableArtifacts
-from mltrain.store.opening import open_artifacts
+from mltrain.store.opening import UnusableArtifacts, open_artifacts
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import LAUNCHER_OF_TAG

@@ -9,7 +9,7 @@ import pytest
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Artifacts, Entry
+from mltrain.store.artifacts import Artifacts, DeferredArtifacts, Entry
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.remote import RemoteArtifacts
 from tests.support.folders import HOSTILE, NAME, file_in, tree
@@ -360,3 +360,21 @@ def test_a_link_called_like_an_output_is_not_removed(root: Path, tmp_path: Path)
     with pytest.raises(StorageError, match="not a folder"):
         LocalArtifacts(root).remove_output("a01")
     assert (tmp_path / "precious" / "output.json").exists()
+
+
+def test_before_the_run_exists_nothing_is_there_and_nothing_is_taken(tmp_path: Path) -> None:
+    artifacts = DeferredArtifacts()
+    assert artifacts.entries() == []
+    assert artifacts.local_root is None
+    with pytest.raises(FileNotFoundError):
+        artifacts.read("a.json", 10)
+    with pytest.raises(StorageError, match="has not answered yet"):
+        artifacts.upload(file_in(tmp_path))
+
+
+def test_once_it_exists_everything_is_passed_on(tmp_path: Path) -> None:
+    artifacts = DeferredArtifacts()
+    artifacts.target = LocalArtifacts(tmp_path / "store")
+    artifacts.upload(file_in(tmp_path), "folder")
+    assert [entry.name for entry in artifacts.entries("folder")] == ["a.json"]
+    assert artifacts.read("folder/a.json", 10) == b"content"
