@@ -75,6 +75,7 @@ class Drafts:
         self._run = run
         self._reader = reader
         self._committer = committer
+        self._versions = fingerprint.versions()
         self._saved: list[tuple[Manifest, Count]] = []  # the last few of the present line
         self._steps: set[int] = set()  # those that this attempt has saved
         self._unread: Manifest | None = None
@@ -152,7 +153,7 @@ class Drafts:
                 parts=tuple(str(name) for name in state),
                 files={},
                 created=now(),
-                versions=fingerprint.versions(),
+                versions=self._versions,
                 code=dict(self._run.code),
                 data=dict(data),
             )

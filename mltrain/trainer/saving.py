@@ -24,6 +24,7 @@ class Saving:
     def __init__(self, training: Training, data: Mapping[str, str], saver: Saver) -> None:
         self._training = training
         self._data = dict(data)
+        self._params = json.dumps(training.config.resolved(), indent=1).encode()
         self._saved_at = time.monotonic()
         self._saved_step = 0
         self._resumed_rng: Mapping[str, Any] | None = None
@@ -77,10 +78,7 @@ class Saving:
             epoch=progress.epoch,
             metrics=measured,
             kind=kind,
-            extra={
-                "params.json": json.dumps(training.config.resolved(), indent=1).encode(),
-                "history.csv": training.history.to_csv(),
-            },
+            extra={"params.json": self._params, "history.csv": training.history.to_csv()},
             data=self._data,
         )
         self._saved_at, self._saved_step = time.monotonic(), progress.step
