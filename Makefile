@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: train test faults all-faults reference clean
 
 train: .venv/ready            ## train the segmentation project as an MLflow run
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . --env-manager local
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . --experiment-name segmentation --env-manager local
 
 test: .venv/ready             ## lint, types, unit tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -73,8 +73,12 @@ class Config(BaseModel):
     )
     on_usr1: Literal["stop", "checkpoint"] = Field("stop", description="What SIGUSR1 does.")
 
-    experiment: str | None = Field(None, min_length=1, description="The MLflow experiment. Default: MLflow's choice.")
-    run_name: str | None = Field(None, min_length=1, description="The name of a new run. Default: a made-up one.")
+    experiment: str | None = Field(
+        None, min_length=1, description="The MLflow experiment. Default: the project's name."
+    )
+    run_name: str | None = Field(
+        None, min_length=1, description="The name of a new run. Default: project, what differs, time."
+    )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named overlays of a project without a configuration file."""
@@ -175,6 +179,20 @@ class Config(BaseModel):
         """Every field as text under its dotted key, as it is logged to MLflow."""
         return {key: _text(value) for key, value in _leaves(self.resolved())}
 
+    def recorded(self) -> dict[str, str]:
+        """Return the fields that mean something for this training, as :meth:`flattened` does, as MLflow's parameters.
+
+        Left out are fields that are not given, those of something that is switched off, and those that MLflow shows elsewhere.
+        The whole configuration is the artifact ``config.json``.
+        """
+        left_out = {"experiment", "run_name"}
+        left_out |= {name for name, off in _SWITCHES.items() if getattr(self, name) == off}
+        left_out |= {name for name, (switch, off) in _PARTS.items() if getattr(self, switch) == off}
+        if self.retention is not None:
+            left_out |= {"max_to_keep", "checkpoint_mode"}
+        tree = {name: value for name, value in self.resolved().items() if name not in left_out and value is not None}
+        return {key: _text(value) for key, value in _leaves(tree) if value is not None}
+
     def changes_from(self, earlier: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         """Dotted keys whose values differ from an earlier resolved configuration, each with (before, now)."""
         before = {key: _text(value) for key, value in _leaves(earlier)}
@@ -206,6 +224,17 @@ class Config(BaseModel):
     def data_places(self) -> dict[str, Path]:
         """The places that hold data: all but those of :attr:`output_fields`."""
         return {name: place for name, place in self.places().items() if name not in self.output_fields}
+
+
+_SWITCHES: Mapping[str, Any] = {"amp": "off", "save_every_steps": 0, "save_every_minutes": 0.0}
+"""Fields that switch something on, and the value that leaves it off."""
+_PARTS: Mapping[str, tuple[str, Any]] = {
+    "early_stopping_metric": ("early_stopping_patience", None),
+    "early_stopping_mode": ("early_stopping_patience", None),
+    "early_stopping_min_delta": ("early_stopping_patience", None),
+    "nonfinite_limit": ("on_nonfinite", "abort"),
+}
+"""Fields that mean nothing while another one has the value that switches them off."""
 
 
 def _has(tree: Any, path: list[str]) -> bool:

@@ -26,6 +26,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def one_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of every project go to MLflow's first experiment, where tests look for them."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+
+
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     server = ForkServer()

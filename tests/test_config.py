@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mltrain import config
 from mltrain.config import Config
 from mltrain.configuration.fields import NOT_GIVEN, RESERVED
 from mltrain.configuration.files import read_mapping
@@ -246,6 +247,31 @@ def test_every_parameter_is_one_text_under_its_dotted_key() -> None:
     assert (flat["image_path"], flat["sizes"]) == ("none", "[1, 2]")
     assert Example().flattened()["weights"] == "{}"
     assert all(isinstance(value, str) for value in flat.values())
+
+
+def test_the_parameters_of_a_run_are_the_keys_that_mean_something_for_it() -> None:
+    recorded = Example.load(overrides={"note": "x y", "run_name": "r", "experiment": "e"}).recorded()
+    assert (recorded["note"], recorded["epochs"], recorded["seed"], recorded["max_to_keep"]) == ("x y", "10", "0", "5")
+    assert not {"image_path", "run_name", "experiment", "amp", "save_every_steps", "nonfinite_limit"} & recorded.keys()
+    assert not [key for key in recorded if key.startswith("early_stopping")]
+    assert "none" not in recorded.values()
+    given = {
+        "early_stopping_patience": 3,
+        "amp": "bf16",
+        "save_every_steps": 7,
+        "on_nonfinite": "skip",
+        "retention": "Best(1)",
+    }
+    more = Example.load(overrides=given).recorded()
+    assert given.keys() < more.keys()
+    assert (more["early_stopping_min_delta"], more["nonfinite_limit"]) == ("0.0", "20")
+    assert "max_to_keep" not in more
+
+
+def test_every_switch_of_the_recorded_parameters_is_a_field() -> None:
+    named = {*config._SWITCHES, *config._PARTS, *(switch for switch, _ in config._PARTS.values())}
+    assert named <= Config.model_fields.keys()
+    assert all(Config.model_fields[name].default == off for name, off in config._SWITCHES.items())
 
 
 def test_only_some_changes_affect_what_a_step_computes() -> None:

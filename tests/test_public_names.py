@@ -69,6 +69,7 @@ COMMANDS = {
         *("--allow-change", "--config", "--default-project", "--experiment", "--fork-run", "--name", "--preset"),
         *("--require-tracking", "--resume-from", "--resume-run", "--run-key", "--take-over", "ARGUMENTS"),
     ],
+    "ui": ["--no-open", "--open", "--port", "RUN_ID"],
     "unpin": ["--checkpoint", "RUN_ID"],
     "verify": ["--json", "RUN_ID"],
 }

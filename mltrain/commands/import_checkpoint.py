@@ -30,6 +30,7 @@ from mltrain.redaction import harmless
 from mltrain.restoring.modules import fitted
 from mltrain.rng import seed_everything
 from mltrain.run import opening
+from mltrain.run.naming import experiment_for
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.state import TrainState
@@ -148,9 +149,10 @@ def import_file(
     config = project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
-    run = opening.create(server, experiment or config.experiment, file.stem, project.name, {IMPORTED_TAG: file.name})
+    experiment = experiment_for(project.name, experiment or config.experiment)
+    run = opening.create(server, experiment, file.stem, project.name, {IMPORTED_TAG: file.name})
     try:
-        run.record_start(config.resolved(), config.flattened(), project.name)
+        run.record_start(config.resolved(), config.recorded(), project.name)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(project.place)
         run.attempt.data = fingerprint.data(config.data_places())
         manager = CheckpointManager(run, policy=policy_of(config), metric=config.best_metric, mode=config.best_mode)

@@ -16,6 +16,7 @@ from mltrain.project import Project
 from mltrain.run import adoption
 from mltrain.run.checkpoints import checkpoints_of, trained_config
 from mltrain.run.key import find, refuse_unusable_key
+from mltrain.run.naming import experiment_for
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
@@ -54,7 +55,7 @@ def continued(request: Request, server: TrackingClient, launcher: Launcher | Non
     request = replace(request, run_key=key, tags={**request.tags, RUN_KEY_TAG: key})
     resolved = Resolved(request, server)
     project, config = resolved.project, resolved.config
-    run = find(server, config.experiment, launcher, key)
+    run = find(server, experiment_for(project.name, config.experiment), launcher, key)
     if run is None:
         return request, None
     _refuse_other_project(run, key, project)

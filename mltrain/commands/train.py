@@ -29,10 +29,12 @@ from mltrain.redaction import remember_environment
 from mltrain.rng import Rng
 from mltrain.run import adoption, opening
 from mltrain.run.key import confirm
+from mltrain.run.naming import experiment_for, run_name
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.store.durable import replace_file
-from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect, location
+from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect
+from mltrain.tracking.pages import location
 from mltrain.tracking.tags import FORKED_FROM_TAG, RESUMED_FROM_TAG, REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
@@ -177,12 +179,13 @@ class _Session:
         if request.fork_run is not None:
             tags |= {"mlflow.parentRunId": request.fork_run, FORKED_FROM_TAG: request.fork_run}
         name, project = prepared.config.run_name, self._preparation.project.name
+        telling = run_name(project, request.preset, request.overrides)
         if self._launcher is not None:
-            return adoption.adopt(self._server, self._launcher, name, project, tags)
+            return adoption.adopt(self._server, self._launcher, name, project, tags, otherwise=telling)
         return opening.create(
             self._server,
-            prepared.config.experiment,
-            name,
+            experiment_for(project, prepared.config.experiment),
+            name or telling,
             project,
             tags,
             may_defer=not request.require_tracking and request.run_key is None,
@@ -216,7 +219,7 @@ class _Session:
 
         def record() -> None:
             if self._request.resume_run is None or self._unrecorded(run, prepared):
-                run.record_start(config.resolved(), config.flattened(), project)
+                run.record_start(config.resolved(), config.recorded(), project)
 
         try:
             record()

@@ -30,6 +30,15 @@ def set_client_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
+def is_made_up(name: str) -> bool:
+    """Whether MLflow made up the name of a run, such as ``wistful-rat-123``."""
+    from mlflow.utils import name_utils
+
+    predicate, _, rest = name.partition("-")
+    noun, _, number = rest.partition("-")
+    return number.isdecimal() and predicate in name_utils._GENERATOR_PREDICATES and noun in name_utils._GENERATOR_NOUNS
+
+
 def latest_points(run: Any) -> Iterable[Any]:
     """Return the latest point of every metric of a run; the public mapping has the values without their steps."""
     points: Iterable[Any] = run.data._metric_objs

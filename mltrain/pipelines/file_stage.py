@@ -22,7 +22,8 @@ from mltrain.run import stage_outputs as outputs
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.client import TrackingClient, location
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.pages import location
 from mltrain.tracking.tags import WRITTEN_TAG
 
 
@@ -59,7 +60,7 @@ def make(making: Making, server: TrackingClient, display: Display, stop: StopReq
     else:
         run = opening.create(server, config.experiment, config.run_name, making.word, making.tags)
     try:
-        run.record_start(config.resolved(), config.flattened(), making.word)
+        run.record_start(config.resolved(), config.recorded(), making.word)
         display.opened(run, location(server, run.identity.experiment_id, run.id))
         if making.resume_run is not None:
             run.continue_exactly_after(-1)

@@ -1,10 +1,11 @@
 """Finds the run of a pipeline and the runs of its stages."""
 
-import os
 from typing import Any
 
+from mltrain.delivery.creation import existing_experiment
 from mltrain.errors import RunNotFound, UsageError
 from mltrain.pipeline import Pipeline
+from mltrain.run.naming import experiment_for
 from mltrain.run.preparation import user
 from mltrain.run.run_ids import full_id
 from mltrain.tracking.client import TrackingClient
@@ -13,10 +14,10 @@ from mltrain.tracking.tags import PIPELINE_TAG, STAGE_RETIRED_TAG, STAGE_TAG
 PARENT_TAG = "mlflow.parentRunId"
 
 
-def newest_parent(server: TrackingClient, pipeline: Pipeline, experiment_id: str) -> Any | None:
-    """Return this user's newest run of a pipeline in an experiment, or ``None``."""
+def newest_parent(server: TrackingClient, pipeline: Pipeline, experiments: list[str]) -> Any | None:
+    """Return this user's newest run of a pipeline in some experiments, or ``None``."""
     found = server.search_runs(
-        [experiment_id],
+        experiments,
         f"tags.`{PIPELINE_TAG}` = '{pipeline.name}' and tags.`mlflow.user` = '{user()}'",
     )
     return next((run for run in found if STAGE_TAG not in run.data.tags), None)
@@ -45,13 +46,15 @@ def children(server: TrackingClient, parent: Any, stage: str) -> list[Any]:
     return [run for run in found if STAGE_RETIRED_TAG not in run.data.tags]
 
 
-def experiment_id(server: TrackingClient, name: str | None) -> str | None:
-    """Return the id of the requested experiment, or ``None`` if it does not exist yet."""
-    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    if not name:
-        return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-    found = server.once.find_experiment(name)
-    return str(found.experiment_id) if found is not None else None
+def _experiments(server: TrackingClient, pipeline: Pipeline, name: str | None) -> list[str]:
+    """Return the ids of the experiments that may have a pipeline's run.
+
+    Without a name these are the pipeline's own and MLflow's choice, where ``mlflow run`` makes its runs.
+    """
+    wanted = experiment_for(pipeline.name, name)
+    found = existing_experiment(server.once, wanted)
+    default = "0" if wanted is not None and name is None else None
+    return [identity for identity in (found, default) if identity is not None]
 
 
 def chosen_parent(server: TrackingClient, pipeline: Pipeline, run: str | None, experiment: str | None) -> Any | None:
@@ -66,8 +69,8 @@ def chosen_parent(server: TrackingClient, pipeline: Pipeline, run: str | None, e
     if run == "new":
         return None
     if run is None:
-        identity = experiment_id(server, experiment)
-        return newest_parent(server, pipeline, identity) if identity is not None else None
+        identities = _experiments(server, pipeline, experiment)
+        return newest_parent(server, pipeline, identities) if identities else None
     parent = parent_of(server, run)
     name = parent.data.tags[PIPELINE_TAG]
     if name != pipeline.name:

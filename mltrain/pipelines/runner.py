@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
 from mltrain.checkpoint.ports import Status
 from mltrain.commands.checks import refuse_unusable
@@ -25,10 +24,12 @@ from mltrain.pipelines.plan import Planned, planned
 from mltrain.pipelines.request import Confirm, PipelineDisplay, PipelineRequest, Result
 from mltrain.pipelines.status import status
 from mltrain.run import adoption, opening
+from mltrain.run.naming import experiment_for, run_name
 from mltrain.run.stage_outputs import Output, described, fetched
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
-from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect, location
+from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect
+from mltrain.tracking.pages import location
 from mltrain.tracking.tags import PIPELINE_TAG, STAGE_INPUTS_TAG, STAGE_TAG
 
 
@@ -57,10 +58,11 @@ def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) ->
         if parent is not None:
             tracked = opening.resume(server, parent.info.run_id, take_over=request.take_over, launcher=launcher)
         elif launcher is not None:
-            tracked = adoption.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name})
+            telling = run_name(pipeline.name, request.preset, request.overrides)
+            tracked = adoption.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name}, otherwise=telling)
         else:
-            name = name or f"{pipeline.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-            experiment = request.overrides.get("experiment")
+            name = name or run_name(pipeline.name, request.preset, request.overrides)
+            experiment = experiment_for(pipeline.name, request.overrides.get("experiment"))
             tracked = opening.create(server, experiment, name, word, {PIPELINE_TAG: pipeline.name})
         return _Session(request, found, server, tracked, stop, display, cleared).run()
 

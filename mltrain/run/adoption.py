@@ -14,8 +14,10 @@ from mltrain.ownership.attempts import (
 from mltrain.ownership.host_lock import take_lock
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
+from mltrain.redaction import redacted
 from mltrain.run.ending import Opened
 from mltrain.run.key import confirm, give_up
+from mltrain.run.naming import renamed
 from mltrain.run.preparation import own_tags, refuse_unwritable_artifacts
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.opening import open_artifacts
@@ -29,9 +31,23 @@ _ENTRY_POINT = "mlflow.project.entryPoint"
 
 
 def adopt(
-    server: TrackingClient, launcher: Launcher, name: str | None, project: str, tags: Mapping[str, str]
+    server: TrackingClient,
+    launcher: Launcher,
+    name: str | None,
+    project: str,
+    tags: Mapping[str, str],
+    *,
+    otherwise: str,
 ) -> TrackedRun:
     """Make the empty run that ``MLFLOW_RUN_ID`` names the run of a new training.
+
+    Args:
+        server: where it is.
+        launcher: the ``mlflow run`` that made it.
+        name: that the user wants for it.
+        project: what is trained.
+        tags: further tags.
+        otherwise: its name where the user chose none and MLflow made one up.
 
     Raises:
         RunNotFound, UsageError: see :func:`adoptable`.
@@ -46,8 +62,9 @@ def adopt(
         if RUN_KEY_TAG in tags:
             _take_key(server, info.run_id, tags[RUN_KEY_TAG])
         claim_attempt(server, info.run_id, 1)  # of workers that were started with the same id, one has the run
-        if name is not None:
-            server.update_run(info.run_id, name=name)
+        new_name = renamed(info.run_name, name, otherwise)
+        if new_name is not None:
+            server.update_run(info.run_id, name=redacted(new_name))
         if info.status != "RUNNING":
             server.update_run(info.run_id, status="RUNNING")
         own = {key: value for key, value in own_tags(project).items() if key != "mlflow.source.name"}

@@ -1,5 +1,6 @@
 """An overview of runs, with the state that is true and not only the status that was last written."""
 
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -21,11 +22,19 @@ def listed(server: TrackingClient, experiment: str | None, most: int) -> list[di
         identities = [server.once.experiment_id(experiment)]
     else:
         identities = [known.experiment_id for known in server.search_experiments()]
-    query, page = f"tags.`{STATUS_TAG}` != ''", max(1, min(most, 1000))
-    runs = server.search_runs(identities, query, page=page)
-    return [
-        row(server, run) for run in islice((one for one in runs if LAUNCHER_OF_TAG not in one.data.tags), max(0, most))
-    ]
+    found = islice(_runs(server, identities, page=max(1, min(most, 1000))), max(0, most))
+    return [row(server, run) for run in found]
+
+
+def newest(server: TrackingClient) -> Any | None:
+    """Return the newest run of mltrain, or ``None``."""
+    return next(_runs(server, [known.experiment_id for known in server.search_experiments()], page=5), None)
+
+
+def _runs(server: TrackingClient, experiments: Iterable[str], page: int) -> Iterator[Any]:
+    """Yield the runs of mltrain, the newest first."""
+    found = server.search_runs(experiments, f"tags.`{STATUS_TAG}` != ''", page=page)
+    return (run for run in found if LAUNCHER_OF_TAG not in run.data.tags)
 
 
 def row(server: TrackingClient, run: Any) -> dict[str, Any]:

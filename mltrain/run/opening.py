@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from mltrain.provenance import fingerprint
 from mltrain.run.adoption import beside
 from mltrain.run.ending import Opened
 from mltrain.run.key import confirm
+from mltrain.run.naming import run_name
 from mltrain.run.preparation import ended_as, own_tags, refuse_unwritable_artifacts
 from mltrain.run.run_ids import full_id
 from mltrain.run.tracked import TrackedRun, age_of
@@ -70,7 +70,7 @@ def create(
     Args:
         server: where.
         experiment: its name. If ``None``, MLflow's choice.
-        name: of the run. If ``None``, a made-up one.
+        name: of the run. If ``None``, the project and the time.
         project: what is trained.
         tags: to begin with.
         may_defer: whether a server that does not answer may create it later, while the training goes on.
@@ -83,9 +83,7 @@ def create(
         TrackingError: the server refuses, or does not answer and ``may_defer`` is false.
     """
     refuse_unwritable_home(server)
-    # A name of our own: MLflow's would be drawn from Python's global random numbers, which belong to the training.
-    name = name or f"{project.rsplit('/', 1)[-1].removesuffix('.py')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    spec = RunSpec(experiment, name, {**own_tags(project), **tags})
+    spec = RunSpec(experiment, name or run_name(project), {**own_tags(project), **tags})
     creation = RunCreation(server, spec)
     try:
         info = _created_within(server, creation, seconds)

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
@@ -319,17 +318,6 @@ def active_run_id() -> str | None:
 
     active = mlflow.active_run()
     return str(active.info.run_id) if active is not None else None
-
-
-def location(server: TrackingClient, experiment_id: str, run_id: str) -> str:
-    """Return for people where runs are kept, and how to open this one."""
-    if server.uri.startswith(("http://", "https://")):
-        page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
-        return f"Runs are kept at {server.shown}\nLook at this one: {server.shown.rstrip('/')}/{page}"
-    return (
-        f"Runs are kept in {server.shown}, seen from {Path.cwd()}.\n"
-        f"Look at them with: mlflow ui --backend-store-uri {server.shown}"
-    )
 
 
 def first_line(error: BaseException) -> str:

@@ -28,6 +28,7 @@ from mltrain.run.checkpoints import open_checkpoints, trained_config
 from mltrain.tracking.client import connect
 from tests.support import tiny
 from tests.support.database import fresh_database
+from tests.support.workplace import Workplace
 
 TINY = Project("tiny", tiny.Config, tiny.build, Path(tiny.__file__))
 
@@ -343,3 +344,14 @@ def test_a_rollback_in_the_first_epoch_after_an_import_puts_back_what_the_file_l
     done = run_training(Request(project=SPOILT, resume_run=imported, overrides=overrides))
     assert done.exit_code == 0, done.why
     assert "back to the state of step 0" in caplog.text
+
+
+def test_a_run_goes_to_an_experiment_of_its_project_and_is_called_by_what_differs(workplace: Workplace) -> None:
+    done = workplace.mltrain("train", "tiny.py", "epochs=1", "lr=0.02", MLFLOW_EXPERIMENT_ID="")
+    assert done.code == 0, done.err
+    client = MlflowClient(workplace.uri)
+    run = client.get_run(done.run_id)
+    assert client.get_experiment(run.info.experiment_id).name == "tiny"
+    assert str(run.info.run_name).startswith("tiny epochs=1 lr=0.02 20")
+    assert "none" not in run.data.params.values()
+    assert run.data.params["lr"] == "0.02"

@@ -1,6 +1,7 @@
 """A pipeline as a user runs it: what is done, what is skipped and why, and what the runs say of it afterwards."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -236,11 +237,12 @@ def test_a_pipeline_run_of_one_s_own_can_stand_beside_another(tiny: TinyPipeline
 
 
 def test_a_second_process_on_the_same_pipeline_is_refused(tiny: TinyPipeline) -> None:
-    started = tiny.start("--mode", "resume", "first.sleep=0.2")
+    started = tiny.start("--mode", "resume", "first.epochs=1000", "first.sleep=0.2")
     started.until("Training on")
     assert tiny("--mode", "resume").code == 4
     assert tiny.states() == ["done", "running", "missing"]
-    assert started.wait().code == 0
+    started.child.kill(signal.SIGTERM)
+    assert started.wait().code == 75
 
 
 def test_a_stage_that_lacks_what_it_needs_is_not_cleared_in_vain(tiny: TinyPipeline) -> None:
@@ -252,3 +254,21 @@ def test_a_stage_that_lacks_what_it_needs_is_not_cleared_in_vain(tiny: TinyPipel
     assert "needs numbers (damaged)" in done.err
     assert before in tiny.runs()
     assert set(tiny.runs().values()) == {"FINISHED"}
+
+
+def test_a_pipeline_is_found_again_in_its_own_experiment_and_in_mlflows(tiny: TinyPipeline) -> None:
+    own = tiny.workplace.mltrain("pipeline", "tiny_pipeline.py", "--mode", "skip", "epochs=1", MLFLOW_EXPERIMENT_ID="")
+    assert own.code == 0, own.err
+    client = tiny.client
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert own.run_id in {run.info.run_id for run in runs}
+    assert len(runs) == 1 + len(STAGES)
+    again = tiny.workplace.mltrain("pipeline", "tiny_pipeline.py", "--mode", "skip", MLFLOW_EXPERIMENT_ID="")
+    assert again.run_id == own.run_id
+    assert again.out.count(": skip (") == len(STAGES)
+    launched = tiny("--mode", "skip", "epochs=1").run_id  # where mlflow run makes its runs
+    assert launched != own.run_id
+    newest = tiny.workplace.mltrain("pipeline", "tiny_pipeline.py", "--mode", "skip", MLFLOW_EXPERIMENT_ID="")
+    assert newest.run_id == launched

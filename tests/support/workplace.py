@@ -73,6 +73,7 @@ class Workplace:
             **{key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "MLTRAIN_"))},
             "MLFLOW_TRACKING_URI": self.uri,
             "MLTRAIN_HOME": str(folder / "home"),
+            "MLFLOW_EXPERIMENT_ID": "0",  # tests look for all runs in one experiment, whatever their project
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "OMP_NUM_THREADS": "1",
         }

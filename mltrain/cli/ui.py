@@ -1,0 +1,49 @@
+"""``mltrain ui``: MLflow's own pages, opened where a person wants to look."""
+
+import os
+import sys
+import webbrowser
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("ui")(ui)
+
+
+def ui(
+    run_id: str = typer.Argument(None, metavar="[ID]", help="The run to look at. Default: the list of runs."),
+    port: int = typer.Option(
+        None, "--port", min=1, max=65535, help="Where MLflow's server listens. Default: any free port."
+    ),
+    open_browser: bool = typer.Option(True, "--open/--no-open", help="Open a browser where there is one."),
+) -> None:
+    """Look at a run in MLflow's pages; start MLflow's own server for a store that has none.
+
+    The server listens on this machine only, until Ctrl+C.
+    """
+    from mltrain.commands.ui import pages
+    from mltrain.tracking.client import connect
+
+    server = connect()
+    print(f"Runs are kept {'at' if server.uri.startswith('http') else 'in'} {server.shown}", flush=True)
+    with pages(server, run_id, port) as (address, process):
+        print(f"Look at {address}", flush=True)
+        if open_browser and _has_browser():
+            webbrowser.open(address)
+        if process is not None:
+            print("MLflow's server runs until Ctrl+C.", flush=True)
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                return
+            print("MLflow's server has ended.", file=sys.stderr)
+            sys.exit(1)
+
+
+def _has_browser() -> bool:
+    """Whether a browser can be opened that does not take the terminal."""
+    if not sys.stdout.isatty():
+        return False
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,113 @@
+"""MLflow's pages of a tracking store: the address of a page, and MLflow's own server where none is running."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from mltrain.errors import TrackingError, UsageError
+from mltrain.run.listing import newest
+from mltrain.run.run_ids import full_id
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.pages import page_of, page_of_experiment
+
+_HOST = "127.0.0.1"
+_START_SECONDS = 120.0
+_POLL_SECONDS = 0.2
+
+
+@contextmanager
+def pages(
+    server: TrackingClient, run_id: str | None, port: int | None
+) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
+    """Serve MLflow's pages, and yield the address of one with the serving process, which ends with the context.
+
+    Args:
+        server: the tracking store.
+        run_id: whose page; if ``None``, the list of runs beside mltrain's newest one.
+        port: where to listen. If ``None``, a free one.
+
+    Yields:
+        The address, and the process; ``None`` where the store is a server that serves the pages itself.
+
+    Raises:
+        RunNotFound: there is no such run.
+        UsageError: the port is in use, or not needed.
+        TrackingError: MLflow's server does not start.
+    """
+    run = server.run(full_id(server, run_id)) if run_id is not None else newest(server)
+    if server.uri.startswith(("http://", "https://")):
+        if port is not None:
+            raise UsageError(f"{server.shown} serves the pages itself. Expected no --port.")
+        yield _page(server.shown, run, run_id), None
+        return
+    port = _free_port() if port is None else _usable(port)
+    address = f"http://{_HOST}:{port}"
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", server.uri]
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [*command, "--host", _HOST, "--port", str(port), "--workers", "1"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
+        try:
+            if not _answers(address, process):
+                output.seek(0)
+                last = output.read().decode(errors="replace").strip().splitlines()[-3:]
+                raise TrackingError(
+                    f"MLflow's server did not start at {address}: {' '.join(last) or 'it printed nothing'}"
+                )
+            yield _page(address, run, run_id), process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _page(address: str, run: object, run_id: str | None) -> str:
+    if run is None:
+        return page_of_experiment(address, None)
+    info = run.info  # type: ignore[attr-defined]
+    if run_id is None:
+        return page_of_experiment(address, info.experiment_id)
+    return page_of(address, info.experiment_id, info.run_id)
+
+
+def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
+    """Wait until a server answers; return whether it does before it ends or the time is up."""
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urlopen(f"{address}/health", timeout=5):  # noqa: S310 - an address of this machine
+                return True
+        except (URLError, OSError):
+            time.sleep(_POLL_SECONDS)
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _usable(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"--port {port} cannot be used: {error}. Expected a free port. Try: without --port"
+            ) from None
+    return port

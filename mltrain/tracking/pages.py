@@ -1,0 +1,30 @@
+"""Addresses of MLflow's pages, as people open them."""
+
+from pathlib import Path
+
+from mltrain.tracking.client import TrackingClient
+
+_UI_ADDRESS = "http://127.0.0.1:5000"
+"""Where ``mlflow ui`` listens by default."""
+
+
+def page_of(address: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run's page. MLflow remembers the mode that it names; without it the GenAI pages come first."""
+    return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def page_of_experiment(address: str, experiment_id: str | None) -> str:
+    """Return the address of the list of an experiment's runs, or of the list of experiments."""
+    place = f"/{experiment_id}" if experiment_id is not None else ""
+    return f"{address.rstrip('/')}/#/experiments{place}?workflowType=machine_learning"
+
+
+def location(server: TrackingClient, experiment_id: str, run_id: str) -> str:
+    """Return for people where runs are kept, and how to open this one."""
+    if server.uri.startswith(("http://", "https://")):
+        return f"Runs are kept at {server.shown}\nLook at this one: {page_of(server.shown, experiment_id, run_id)}"
+    return (
+        f"Runs are kept in {server.shown}, seen from {Path.cwd()}.\n"
+        f"Look at this one: mltrain ui {run_id}, or mlflow ui --backend-store-uri {server.shown} and then "
+        f"{page_of(_UI_ADDRESS, experiment_id, run_id)}"
+    )
