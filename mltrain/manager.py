@@ -12,14 +12,13 @@ import torch
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.committer import Committer
 from mltrain.checkpoint.drafts import Count, Drafts, ExpectedMetrics
-from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, is_extra_file, now
+from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, now
 from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.ports import Run, Status
 from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode, Policy
 from mltrain.checkpoint.settings import DEFAULT_METRIC, Committed, Settings, refuse_unless
-from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.device import usable
@@ -78,9 +77,6 @@ class CheckpointManager:
         is_run = run is None or isinstance(run, str) or callable(getattr(run, "begin_attempt", None))
         refuse_unless(is_run, "run", run, "the id of a run")
         self._metric = metric
-        wanted = {metric} - {DEFAULT_METRIC}  # a metric that nobody asked for may be absent
-        self._expected = ExpectedMetrics(retention.metrics_of(policy) | wanted, {metric})
-        self._buffers = HostBuffers()
         self._closed = False
         if run is None or isinstance(run, str):
             from mltrain.run.opening import open_run
@@ -112,7 +108,7 @@ class CheckpointManager:
                 "Removed %d unfinished checkpoint(s) that an interrupted process left in %s", unfinished, spool.root
             )
         self.committer = Committer(run, self.reader, settings, self._damage)
-        self._drafts = Drafts(run, self.reader, self.committer)
+        self._drafts = Drafts(run, self.reader, self.committer, ExpectedMetrics.of(settings))
         run.set_tag(BEST_METRIC_TAG, settings.metric)
         run.set_tag(BEST_MODE_TAG, settings.mode)
         run.set_tag(RETENTION_TAG, str(settings.policy))
@@ -170,29 +166,8 @@ class CheckpointManager:
                 f"The manager of run {self.run.id} is closed and saves nothing more. Expected a save before close(). "
                 f"Try: CheckpointManager({self.run.id!r}), which continues the run."
             )
-        for name in extra or {}:
-            if not is_extra_file(name):
-                raise UsageError(
-                    f"{name!r:.80} cannot name a further file of a checkpoint: lower-case letters, digits, _ and - were "
-                    "expected, ending in .json, .csv or .safetensors, and not beginning with model, state or manifest."
-                )
-        count = Count.of(state, step, epoch)
-        same = self._drafts.same(count, kind)
-        if same is None:
-            self.committer.make_way()
-            same = self._drafts.same(count, kind)  # now that it is known whether the one before could be kept
-        if same is not None:
-            declared = floats(metrics or {}, "save(metrics=)")
-            if extra is None and not best:
-                self._expected.check_finite(declared)
-            self.committer.declare(same, declared, best=best)
-            return same.id
-        draft = self._drafts.draft(state, count, kind, floats(metrics or {}, "save(metrics=)"), data or {}, best=best)
-        if extra is None and not best:  # a trainer, which adds files, knows itself which epochs it evaluates
-            self._expected.check(draft.metrics)
-        self.committer.commit(snapshot(state, self._buffers), draft, extra or {})
-        self._drafts.submitted(draft, count)
-        return draft.id
+        count, measured = Count.of(state, step, epoch), floats(metrics or {}, "save(metrics=)")
+        return self._drafts.save(state, count, kind, measured, best=best, extra=extra, data=data or {})
 
     def save_epoch_checkpoint(
         self, state: Mapping[str, Any], epoch: int, metrics: Mapping[str, float] | None = None

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint before it is written: its step and epoch, and the line that it continues."""
+"""What is known of a checkpoint before it is written: its step and epoch, and the line that it continues; saving it."""
 
 import logging
 import math
@@ -19,9 +19,13 @@ from mltrain.checkpoint.manifest import (
     line_of,
     newest,
     now,
+    refuse_names,
 )
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.retention import metrics_of
+from mltrain.checkpoint.settings import DEFAULT_METRIC, Settings
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.errors import UsageError, nearest
 from mltrain.provenance import fingerprint
 
@@ -63,18 +67,21 @@ class Count:
 
 
 class Drafts:
-    """Drafts the manifests of the checkpoints that one process saves, each a continuation of the one before.
+    """Drafts the checkpoints that one process saves, each a continuation of the one before, and has them committed.
 
     Args:
         run: that the checkpoints belong to.
         reader: of the run's checkpoints.
         committer: of the drafts.
+        expected: checks the metrics of each save.
     """
 
-    def __init__(self, run: Run, reader: CheckpointReader, committer: Committer) -> None:
+    def __init__(self, run: Run, reader: CheckpointReader, committer: Committer, expected: "ExpectedMetrics") -> None:
         self._run = run
         self._reader = reader
         self._committer = committer
+        self._expected = expected
+        self._buffers = HostBuffers()
         self._versions = fingerprint.versions()
         self._saved: list[tuple[Manifest, Count]] = []  # the last few of the present line
         self._steps: set[int] = set()  # those that this attempt has saved
@@ -104,7 +111,38 @@ class Drafts:
         """Do not look for a checkpoint to continue from: the caller found none."""
         self._looked = True
 
-    def same(self, count: Count, kind: Kind) -> Manifest | None:
+    def save(
+        self,
+        state: Mapping[str, Any],
+        count: Count,
+        kind: Kind,
+        metrics: Mapping[str, float],
+        *,
+        best: bool,
+        extra: Mapping[str, bytes] | None,
+        data: Mapping[str, str],
+    ) -> CheckpointId:
+        """Draft a checkpoint, copy the state, and commit it in the background; see :meth:`mltrain.CheckpointManager.save`."""
+        refuse_names(extra or {})
+        by_hand = extra is None and not best  # a trainer, which adds files, knows itself which epochs it evaluates
+        same = self._same(count, kind)
+        if same is None:
+            self._committer.make_way()
+            same = self._same(count, kind)  # now that it is known whether the one before could be kept
+        if same is not None:
+            if by_hand:
+                self._expected.check_finite(metrics)
+            self._committer.declare(same, metrics, best=best)
+            return same.id
+        draft = self._draft(state, count, kind, metrics, data, best=best)
+        if by_hand:
+            self._expected.check(metrics)
+        self._committer.commit(snapshot(state, self._buffers), draft, extra or {})
+        self._saved = [*self._saved[-_REMEMBERED:], (draft, count)]
+        self._steps.add(draft.step)
+        return draft.id
+
+    def _same(self, count: Count, kind: Kind) -> Manifest | None:
         """Return the newest checkpoint of this line if it has this very count."""
         while self._saved and self._committer.lost(self._saved[-1][0].id):
             self._saved.pop()
@@ -114,7 +152,7 @@ class Drafts:
         counted_again = count.key is not None and count.key == before.key and kind != "interrupted"
         return newest if counted_again or count.step == newest.step else None
 
-    def draft(
+    def _draft(
         self,
         state: Mapping[str, Any],
         count: Count,
@@ -124,12 +162,7 @@ class Drafts:
         *,
         best: bool,
     ) -> Manifest:
-        """Draft the manifest of a state, without its files; where the state lies before saved ones, in a new attempt.
-
-        Raises:
-            UsageError: the count goes back without a load, or a value cannot stand in a manifest.
-            RunHeld: another process has taken the run over.
-        """
+        """Draft the manifest of a state, without its files; where the state lies before saved ones, in a new attempt."""
         before = self._saved[-1][0] if self._saved else self._continued(count)
         if before is not None:
             _refuse_going_back(count, before)
@@ -162,11 +195,6 @@ class Drafts:
             place = ".".join(str(part) for part in first["loc"])
             raise UsageError(f"{place}={first['input']!r:.80} cannot be saved: {first['msg']}.") from None
 
-    def submitted(self, manifest: Manifest, count: Count) -> None:
-        """Remember a draft that is being written: the next one continues it."""
-        self._saved = [*self._saved[-_REMEMBERED:], (manifest, count)]
-        self._steps.add(manifest.step)
-
     def _continued(self, count: Count) -> Manifest | None:
         """Return the checkpoint that the first save continues from: the loaded one, else the newest of the run."""
         if self.origin is None and not self._looked and self._run.ordinal > 1:
@@ -194,6 +222,12 @@ class ExpectedMetrics:
         wanted: metrics that somebody asked for; one that a save lacks is warned of.
         deciding: metrics that decide what is best or kept, if they are measured.
     """
+
+    @classmethod
+    def of(cls, settings: Settings) -> "ExpectedMetrics":
+        """Return those that a policy and the best metric need; the default metric may be absent, nobody asked for it."""
+        wanted = {settings.metric} - {DEFAULT_METRIC}
+        return cls(metrics_of(settings.policy) | wanted, {settings.metric})
 
     def __init__(self, wanted: Collection[str], deciding: Collection[str]) -> None:
         self._wanted = set(wanted)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from mltrain.errors import DamagedCheckpoint
+from mltrain.errors import DamagedCheckpoint, UsageError
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -36,9 +36,18 @@ Bytes = Annotated[int, Field(ge=0, le=2**60, strict=True)]
 _OWN_FILES = ("model", "state", "manifest")
 
 
-def is_extra_file(name: str) -> bool:
-    """Whether a further file of a checkpoint may be called so: short, plain, of a known kind, unlike those of its own."""
-    return re.fullmatch(_FILE, name) is not None and not name.startswith(_OWN_FILES)
+def refuse_names(names: Iterable[str]) -> None:
+    """Refuse names that no further file of a checkpoint can have: these are plain, of a known kind, unlike its own.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for name in names:
+        if re.fullmatch(_FILE, name) is None or name.startswith(_OWN_FILES):
+            raise UsageError(
+                f"{name!r:.80} cannot name a further file of a checkpoint: lower-case letters, digits, _ and - were "
+                "expected, ending in .json, .csv or .safetensors, and not beginning with model, state or manifest."
+            )
 
 
 class _Value(BaseModel):

@@ -19,11 +19,11 @@ from mltrain.checkpoint.manifest import (
     Point,
     ancestry_after,
     current_line,
-    is_extra_file,
     line_of,
     newest,
+    refuse_names,
 )
-from mltrain.errors import DamagedCheckpoint
+from mltrain.errors import DamagedCheckpoint, UsageError
 from tests.support.runs import RUN_ID, manifest_of
 
 identities = st.builds(CheckpointId, attempt=st.integers(1, 999_999), step=st.integers(0, 10**9 - 1))
@@ -265,7 +265,7 @@ def test_the_time_of_writing_has_a_zone() -> None:
 
 @pytest.mark.parametrize("name", ["params.json", "history.csv", "a-b_c1.safetensors"])
 def test_a_plain_name_can_be_a_further_file(name: str) -> None:
-    assert is_extra_file(name)
+    refuse_names([name])
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,8 @@ def test_a_plain_name_can_be_a_further_file(name: str) -> None:
     ],
 )
 def test_what_no_file_of_a_checkpoint_may_be_called_is_refused(name: str) -> None:
-    assert not is_extra_file(name)
+    with pytest.raises(UsageError, match="cannot name a further file"):
+        refuse_names(["a.json", name])
 
 
 def commits(attempt: int, steps: list[int], origin: Manifest | None = None) -> list[Manifest]:
