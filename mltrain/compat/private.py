@@ -93,8 +93,3 @@ def asked_to_wait(error: BaseException | None) -> float:
 def download(repository: Any, path: str, file: Path) -> None:
     """Download one artifact. ``download_artifacts`` would list first, and give every failure the same error."""
     repository._download_file(path, str(file))
-
-
-def s3_client(repository: Any) -> Any:
-    """Return the boto3 client of an S3 artifact repository."""
-    return repository._get_s3_client()

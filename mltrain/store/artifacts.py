@@ -74,7 +74,7 @@ class Artifacts(Protocol):
     def litter(self, untouched: float = 0.0) -> list[str]:
         """Return what interrupted writers left, untouched for so many seconds.
 
-        Temporary files of MLflow's uploads, half-staged checkpoints, unfinished uploads to a bucket.
+        Temporary files of MLflow's uploads, and half-staged checkpoints.
         """
         ...
 

@@ -16,7 +16,7 @@ from mltrain.provenance import fingerprint
 from mltrain.redaction import redacted, redacted_uri
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.local import LocalArtifacts
-from mltrain.store.remote import BucketArtifacts, RemoteArtifacts
+from mltrain.store.remote import RemoteArtifacts
 
 ALLOWED = "MLTRAIN_ALLOW_ARTIFACTS"
 """Environment variable: prefixes of further artifact URIs, separated by commas."""
@@ -67,9 +67,8 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
         )
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    kind = BucketArtifacts if parsed.scheme == "s3" else RemoteArtifacts
     try:
-        return kind(get_artifact_repository(artifact_uri, tracking_uri=tracking_uri))
+        return RemoteArtifacts(get_artifact_repository(artifact_uri, tracking_uri=tracking_uri))
     except Exception as error:  # each kind of store has errors of its own
         lines = redacted(str(error)).strip().splitlines()
         raise UnusableArtifacts(

@@ -1,17 +1,15 @@
 """Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like."""
 
-import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mltrain.compat.private import download, s3_client
+from mltrain.compat.private import download
 from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.store.artifacts import Entry, side_by_side, state_folder
 from mltrain.store.local import LocalArtifacts
@@ -28,8 +26,6 @@ from mltrain.store.names import (
 )
 from mltrain.store.removal import DEAD_SECONDS, discard_received
 from mltrain.store.retry import full_disk, persistently, status_of
-
-log = logging.getLogger(__name__)
 
 _RECEIVED = "received"
 
@@ -155,53 +151,9 @@ class RemoteArtifacts:
             raise StorageError(f"The artifact store did not remove all of {self._repository.artifact_uri}.")
 
     def litter(self, untouched: float = 0.0) -> list[str]:
-        """See :class:`Artifacts`; what a server keeps of broken uploads cannot be seen from here."""
+        """See :class:`Artifacts`; what a server or a bucket keeps of broken uploads is for its lifecycle rules."""
         return []
 
     def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
         """See :class:`Artifacts`."""
         return 0
-
-
-class BucketArtifacts(RemoteArtifacts):
-    """Artifacts in an S3 bucket, which keeps the parts of an interrupted upload, unlisted, until it is aborted."""
-
-    def litter(self, untouched: float = 0.0) -> list[str]:
-        """See :class:`Artifacts`."""
-        return sorted(upload["Key"].removeprefix(self._prefix) for upload in self._unfinished(untouched))
-
-    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
-        """See :class:`Artifacts`."""
-        uploads = self._unfinished(untouched)
-        client = s3_client(self._repository)
-        for upload in uploads:
-            place = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-            persistently(partial(client.abort_multipart_upload, **place))
-        return len(uploads)
-
-    @property
-    def _bucket(self) -> str:
-        return str(self._repository.parse_s3_compliant_uri(self._repository.artifact_uri)[0])
-
-    @property
-    def _prefix(self) -> str:
-        return str(self._repository.parse_s3_compliant_uri(self._repository.artifact_uri)[1]).rstrip("/") + "/"
-
-    def _unfinished(self, untouched: float) -> list[dict[str, Any]]:
-        client = s3_client(self._repository)
-
-        def listed() -> list[dict[str, Any]]:
-            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
-            return [upload for page in pages for upload in page.get("Uploads", [])]
-
-        def silent(upload: dict[str, Any]) -> float:
-            parts = client.list_parts(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-            times: list[datetime] = [upload["Initiated"], *(part["LastModified"] for part in parts.get("Parts", []))]
-            return (datetime.now(UTC) - max(times)).total_seconds()
-
-        try:
-            uploads = persistently(listed)
-            return [one for one in uploads if untouched <= 0 or persistently(partial(silent, one)) >= untouched]
-        except StorageError as error:  # listing them is a right of its own, and not every store can
-            log.warning("Whether unfinished uploads take up room in the bucket cannot be seen: %s", error)
-            return []

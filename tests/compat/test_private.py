@@ -60,14 +60,6 @@ def test_an_artifact_repository_downloads_one_file(kind: type) -> None:
     assert list(inspect.signature(kind._download_file).parameters) == ["self", "remote_file_path", "local_path"]  # type: ignore[attr-defined]
 
 
-def test_the_repository_of_a_bucket_has_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, "us-east-1")
-    repository = S3ArtifactRepository("s3://bucket/folder")
-    assert callable(private.s3_client(repository).list_multipart_uploads)
-    assert repository.parse_s3_compliant_uri("s3://bucket/folder") == ("bucket", "folder")
-
-
 class Busy(BaseHTTPRequestHandler):
     """A server that asks to come back later."""
 

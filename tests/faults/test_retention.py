@@ -22,7 +22,7 @@ from mltrain.errors import MltrainError
 from mltrain.store.opening import open_artifacts
 from tests.support.forkserver import ForkServer
 from tests.support.runs import manifest_of
-from tests.support.servers import BucketServer, TrackingServer
+from tests.support.servers import TrackingServer
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
@@ -324,33 +324,3 @@ def test_a_fork_that_died_before_its_first_commit_protects_its_branch_point_and_
     undisturbed = workplace.mltrain("train", *arguments)
     assert workplace.points(fork.run_id) == workplace.points(undisturbed.run_id)
     assert not re.search("mltrain.pin", str(MlflowClient(workplace.uri).get_run(source).data.tags))
-
-
-def test_an_upload_that_was_cut_short_is_found_in_its_bucket_and_ended(
-    bucket_server: BucketServer, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in bucket_server.access.items():
-        monkeypatch.setenv(name, value)
-    workplace.environment |= bucket_server.access
-    client = MlflowClient(workplace.uri)
-    client.create_experiment("in a bucket", f"s3://{bucket_server.bucket}/{workplace.folder.parent.name}")
-    done = workplace.mltrain("train", "tiny.py", "--experiment", "in a bucket", "epochs=4", "max_to_keep=1")
-    assert done.code == 0, done.err
-    uri = client.get_run(done.run_id).info.artifact_uri
-    prefix = uri.removeprefix(f"s3://{bucket_server.bucket}/")
-    bucket = bucket_server.client()
-    for key in (f"{prefix}/checkpoints/step-000000099-a01/model.safetensors", f"{prefix}2/other.bin"):
-        upload = bucket.create_multipart_upload(Bucket=bucket_server.bucket, Key=key)
-        part = {"Bucket": bucket_server.bucket, "Key": key, "UploadId": upload["UploadId"], "PartNumber": 1}
-        bucket.upload_part(**part, Body=b"half")
-    dangling = ["checkpoints/step-000000099-a01/model.safetensors"]
-    assert workplace.mltrain("verify", done.run_id, "--json").json["litter"] == dangling
-    assert workplace.mltrain("prune", done.run_id, "--yes").code == 0
-    artifacts = open_artifacts(uri, workplace.uri)
-    assert artifacts.litter() == dangling, "it is fresh, so perhaps somebody is at it"
-    assert artifacts.litter(3600) == []
-    assert artifacts.remove_litter(untouched=0) == 1
-    assert artifacts.litter() == []
-    left = bucket.list_multipart_uploads(Bucket=bucket_server.bucket)["Uploads"]
-    assert [upload["Key"] for upload in left if upload["Key"].startswith(prefix)] == [f"{prefix}2/other.bin"]
-    assert workplace.mltrain("verify", done.run_id).code == 0

@@ -1,7 +1,6 @@
 """A file of a remote store is received on this disk, and what is there is not believed."""
 
 import errno
-import logging
 import os
 import time
 from pathlib import Path
@@ -12,7 +11,6 @@ from mlflow.entities import FileInfo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.errors import StorageError
-from mltrain.store.opening import open_artifacts
 from mltrain.store.remote import RemoteArtifacts
 from tests.support.folders import tree
 
@@ -87,27 +85,6 @@ def test_what_killed_processes_had_received_is_removed_once_it_is_old(root: Path
             os.utime(path, (time.time() - age,) * 2)
     RemoteArtifacts(Receiving(root)).read("file", 100)
     assert sorted(tree(home / "received")) == ["mltrain-new", "mltrain-new/part"]
-
-
-def test_where_unfinished_uploads_may_not_be_listed_all_else_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import boto3
-    from botocore.stub import Stubber
-
-    from mltrain.store.remote import BucketArtifacts
-
-    client = boto3.client("s3", aws_access_key_id="x", aws_secret_access_key="y", region_name="us-east-1")
-    stubber = Stubber(client)
-    for _ in range(2):
-        stubber.add_client_error("list_multipart_uploads", "AccessDenied", http_status_code=403)
-    artifacts = open_artifacts("s3://bucket/0/run/artifacts", "sqlite://")
-    assert isinstance(artifacts, BucketArtifacts)
-    monkeypatch.setattr(artifacts._repository, "_get_s3_client", lambda: client)
-    with stubber, caplog.at_level(logging.WARNING):
-        assert (artifacts.litter(), artifacts.remove_litter()) == ([], 0)
-    stubber.assert_no_pending_responses()
-    assert "AccessDenied" in caplog.text
 
 
 def test_strange_names_of_a_remote_listing_are_left_out(root: Path) -> None:
