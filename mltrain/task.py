@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mltrain.checkpoint.policy_text import parse
-from mltrain.checkpoint.retention import metrics_of
+from mltrain.checkpoint.retention import Policy, metrics_of
 from mltrain.config import Config
 from mltrain.data import Loader
 from mltrain.errors import ConfigError, UsageError
@@ -34,6 +34,8 @@ class Task:
             :func:`mltrain.delivery.images.as_image`). Called when the epoch is saved; an error is logged as a warning.
         report: evaluates thoroughly, writes tables and pictures into a folder, and returns floats.
         state: further parts that belong to every checkpoint, by name.
+        policy: which checkpoints stay, in place of ``max_to_keep`` and ``checkpoint_mode``; ``retention``, where it is given,
+            precedes it.
     """
 
     step: Step
@@ -42,12 +44,17 @@ class Task:
     images: Callable[[], Mapping[str, Any]] | None = None
     report: Callable[[Path], Mapping[str, float]] | None = None
     state: Mapping[str, Stateful] = field(default_factory=dict)
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         for name in ("step", "evaluate", "images", "report"):
             part = getattr(self, name)
             if not callable(part) and (name == "step" or part is not None):
                 raise UsageError(f"{name}={part!r:.80} of the task cannot be called. Expected a function.")
+        if not isinstance(self.policy, Policy | None):
+            raise UsageError(
+                f"policy={self.policy!r:.80} of the task is invalid. Expected an mltrain.Policy, such as Latest(3) | Best(1)."
+            )
         if not isinstance(self.state, Mapping) or not all(isinstance(name, str) for name in self.state):
             raise UsageError(
                 f"state={self.state!r:.80} of the task is invalid. Expected a mapping from names to parts."
@@ -143,7 +150,10 @@ def check_schedule(task: Task, config: Config) -> None:
 
 def metrics_relied_on(task: Task, config: Config) -> dict[str, str]:
     """Return the metrics that the configuration relies on, each with the key that names it."""
-    metrics = dict.fromkeys(metrics_of(parse(config.retention)), "retention") if config.retention is not None else {}
+    if config.retention is not None:
+        metrics = dict.fromkeys(metrics_of(parse(config.retention)), "retention")
+    else:
+        metrics = dict.fromkeys(metrics_of(task.policy), "policy")
     if config.early_stopping_patience is not None and config.early_stopping_metric is not None:
         metrics[config.early_stopping_metric] = "early_stopping_metric"
     default = Config.model_fields["best_metric"].default

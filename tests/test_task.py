@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mltrain.checkpoint.policies import Latest
 from mltrain.errors import ConfigError, UsageError
 from mltrain.task import Task, prepare_step
 from tests.support import tiny
@@ -18,6 +19,12 @@ def test_a_loader_that_cannot_say_where_it_is_is_refused_with_what_to_take() -> 
     task = tiny.build(tiny.Config())
     with pytest.raises(UsageError, match=r"A DataLoader cannot say where it is.*ResumableLoader"):
         Task(task.step, DataLoader([1, 2, 3]))  # type: ignore[arg-type]
+
+
+def test_a_policy_that_is_none_is_refused() -> None:
+    for wrong in ("Latest(3)", Latest):
+        with pytest.raises(UsageError, match=r"policy=.* of the task is invalid.*Latest\(3\) \| Best\(1\)"):
+            replace(tiny.build(tiny.Config()), policy=wrong)
 
 
 def test_a_schedule_on_a_plateau_that_cannot_follow_its_metric_is_refused() -> None:

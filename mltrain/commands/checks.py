@@ -13,14 +13,20 @@ from mltrain.store.artifacts import refuse_unwritable
 from mltrain.tracking.client import TrackingClient
 
 
-def policy_of(config: Config) -> Policy:
-    """Return the retention policy of a configuration.
+def policy_of(config: Config, of_task: Policy | None = None) -> Policy:
+    """Return the retention policy of a training.
+
+    Args:
+        config: its key ``retention`` precedes all else.
+        of_task: the policy of the task. If ``None``, ``max_to_keep`` and ``checkpoint_mode`` decide.
 
     Raises:
         ConfigError: its expression cannot be read.
     """
     if config.retention is not None:
         return parse(config.retention)
+    if of_task is not None:
+        return of_task
     return Latest(1 if config.checkpoint_mode == "latest" else config.max_to_keep) | Best(1)
 
 

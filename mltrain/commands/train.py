@@ -197,7 +197,7 @@ class _Session:
         config = prepared.config
         manager = self._manager = CheckpointManager(
             run,
-            policy=policy_of(config),
+            policy=policy_of(config, prepared.trainer.task.policy),
             metric=config.best_metric,
             mode=config.best_mode,
             committed=partial(self._committed, config.model_save_path),

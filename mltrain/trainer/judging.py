@@ -15,6 +15,7 @@ _CONSEQUENCES = {
     "best_metric": ", so no checkpoint is the best one. Try: mltrain train --resume-run with a best_metric that is measured.",
     "early_stopping_metric": ", so early stopping could not end the training.",
     "retention": ", by which the policy was to choose checkpoints.",
+    "policy": ", by which the policy was to choose checkpoints.",
 }
 
 

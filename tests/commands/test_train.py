@@ -319,6 +319,14 @@ def spoilt(config: tiny.Config) -> Any:
 SPOILT = Project("tiny", tiny.Config, spoilt, Path(tiny.__file__))
 
 
+def test_the_policy_of_a_task_decides_which_checkpoints_stay_unless_the_configuration_has_one(store: Path) -> None:
+    project = built_with(policy=Latest(2), evaluate=None)
+    for keys, policy, kept in (({}, "Latest(2)", [2, 3]), ({"retention": "Latest(1)"}, "Latest(1)", [3])):
+        done = run_training(Request(project=project, overrides={"epochs": 3, "save_interval": 1, **keys}))
+        assert MlflowClient().get_run(done.run_id).data.tags["mltrain.retention"] == policy
+        assert [manifest.epoch for manifest in open_checkpoints(done.run_id).all()] == kept
+
+
 @pytest.mark.parametrize("how", ["forked", "resumed", "rewound"])
 def test_a_rollback_before_the_first_checkpoint_goes_back_to_the_one_that_training_began_from(
     how: str, store: Path, caplog: pytest.LogCaptureFixture

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mltrain.checkpoint.policies import Best
 from mltrain.task import Task
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from mltrain.trainer.loop import Trainer
@@ -59,6 +60,11 @@ def test_a_metric_that_nothing_measures_is_named_with_the_nearest(
     trainer.restore(saver.checkpoints[1].parts())
     list(trainer.steps())
     assert caplog.text.count(" was not measured at epoch ") == 1, "a resume names it again"
+
+
+def test_a_metric_that_the_policy_of_the_task_needs_is_named_too(caplog: pytest.LogCaptureFixture) -> None:
+    trained(lambda config: replace(tiny.build(config), policy=Best(2, "val/iou")), epochs=1)
+    assert "policy=val/iou was not measured at epoch 1." in caplog.text
 
 
 def test_metrics_that_are_measured_now_and_then_are_no_news_and_the_default_needs_no_evaluation(
