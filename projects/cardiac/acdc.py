@@ -1,31 +1,38 @@
 """The layout of the ACDC challenge (Bernard et al., IEEE TMI 2018)::
 
     patientNNN/Info.cfg                     ED, ES (frames from 1), Group, Height, Weight, NbFrame
-    patientNNN/patientNNN_4d.nii.gz         (H, W, D, T)
+    patientNNN/patientNNN_4d.nii.gz         (H, W, D, T), or (H, W, T) of a single slice
     patientNNN/patientNNN_frameFF_gt.nii.gz (H, W, D), 1 right ventricle, 2 myocardium, 3 left ventricle
 
-It has no late enhancement, so it serves motion only.
+Labels on another grid than the pictures, by their affines, are resampled to that of the pictures. There
+is no late enhancement, so it serves motion only.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mltrain.errors import DataError
-from projects.cardiac.raw import RawCase, read_volume
+from projects.cardiac.label_file import LabelFile
+from projects.cardiac.labels import ACDC, LabelMap
+from projects.cardiac.orientation import direction
+from projects.cardiac.raw import RawCase
+from projects.cardiac.stack import read_stack
 
-RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE = 1, 2, 3
 INFARCTED = "MINF"
 
 
 @dataclass(frozen=True)
 class Acdc:
-    """Patients of ACDC, in the folder itself or in ``training`` and ``testing`` below it."""
+    """Patients of ACDC, in the folder itself or in ``training`` and ``testing`` below it.
+
+    Args:
+        root: the folder.
+        labels: what the values of the label files mean.
+    """
 
     root: Path
+    labels: LabelMap = ACDC
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the folders that hold an ``Info.cfg``."""
@@ -42,36 +49,41 @@ class Acdc:
         """Read one patient.
 
         Raises:
-            DataError: a file is missing or unreadable, Info.cfg lacks a key, or shapes differ.
+            DataError: a file is missing or unreadable, Info.cfg lacks a key, a picture holds NaN, or a label has other
+                values or lies elsewhere.
         """
         folder = self._folders[name]
         info = _info(folder / "Info.cfg")
         first, last = (_frame(info, key, folder) for key in ("ED", "ES"))
-        array, image = read_volume(_file(folder, f"{name}_4d"), "H,W,D,T")
-        cine = np.ascontiguousarray(array.transpose(2, 3, 0, 1), dtype=np.float32)
-        labels = {}
+        files = {frame: _file(folder, f"{name}_frame{frame + 1:02d}_gt") for frame in (first, last)}
+        diastole = LabelFile.read(files[first])
+        stack = read_stack(_file(folder, f"{name}_4d"), diastole.grid, frames=True)
         for frame in (first, last):
-            if not 0 <= frame < cine.shape[1]:
-                raise DataError(f"{folder / 'Info.cfg'} names the frame {frame + 1} of {cine.shape[1]}.")
-            label, _ = read_volume(_file(folder, f"{name}_frame{frame + 1:02d}_gt"), "H,W,D")
-            if label.shape != array.shape[:3]:
-                raise DataError(f"{name}: frame {frame + 1} is labelled with {label.shape} for {array.shape[:3]}.")
-            labels[frame] = np.moveaxis(np.rint(label).astype(int), -1, 0)
-        wall = labels[first] == MYOCARDIUM
+            if frame >= stack.pictures.shape[1]:
+                raise DataError(f"{folder / 'Info.cfg'} names the frame {frame + 1} of {stack.pictures.shape[1]}.")
+        systole = LabelFile.read(files[last])
+        wall, right, cavity = diastole.masks(("myocardium", "rv", "lv"), self.labels, "labels", stack)
+        systolic_wall, systolic_cavity = systole.masks(("myocardium", "lv"), self.labels, "labels", stack)
         if not wall.any():
-            raise DataError(f"{name}: no myocardium (label {MYOCARDIUM}) is marked at end diastole.")
-        zooms = tuple(float(size) for size in image.header.get_zooms())
+            raise DataError(
+                f"{name}: no myocardium (label {self.labels.myocardium}) is marked at end diastole. Expected one; what the "
+                f"values mean is labels={self.labels}."
+            )
+        affine, zooms = stack.grid.affine, stack.grid.zooms
         return RawCase(
             name=name,
-            cine=cine,
-            spacing=(zooms[0], zooms[1]),
-            affine=np.asarray(image.affine, float),
+            cine=stack.pictures,
+            spacing=zooms[:2],
+            affine=affine,
             thickness=zooms[2],
             myocardium=wall,
             end_diastole=first,
             end_systole=last,
-            end_systolic_myocardium=labels[last] == MYOCARDIUM,
-            septum=_direction(wall, labels[first] == RIGHT_VENTRICLE),
+            end_systolic_myocardium=systolic_wall,
+            cavity=cavity if self.labels.lv else None,
+            end_systolic_cavity=systolic_cavity if self.labels.lv else None,
+            oriented=stack.grid.known,
+            septum=direction(wall, right),
             infarcted=info.get("Group") == INFARCTED,
         )
 
@@ -90,11 +102,3 @@ def _frame(info: dict[str, str], key: str, folder: Path) -> int:
 def _file(folder: Path, stem: str) -> Path:
     plain = folder / f"{stem}.nii"
     return plain if plain.is_file() else folder / f"{stem}.nii.gz"
-
-
-def _direction(wall: NDArray[np.bool_], right: NDArray[np.bool_]) -> float | None:
-    """Angle from the centre of the left ventricle's wall to that of the right ventricle."""
-    if not right.any():
-        return None
-    rows, columns = (a.mean() - b.mean() for a, b in zip(right.nonzero()[1:], wall.nonzero()[1:], strict=True))
-    return float(np.arctan2(rows, columns))

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 SEGMENTS = tuple(range(1, 17))
 
-# Going round from the middle of the septum over the anterior wall; on the screen clockwise, with anterior up.
+# Going round from the middle of the septum over the anterior wall; seen from the apex clockwise.
 _SIX = (2, 1, 6, 5, 4, 3)
 _FOUR = (14, 13, 16, 15)
 _BASAL, _MIDDLE, _APICAL = 0, 1, 2
@@ -16,19 +16,22 @@ def levels(depth: int) -> tuple[int, ...]:
     return tuple(int((index + 0.5) * 3 / depth) for index in range(depth))
 
 
-def segments(myocardium: NDArray[np.bool_], septum: float) -> NDArray[np.int64]:
+def segments(myocardium: NDArray[np.bool_], septum: float, *, clockwise: bool = True) -> NDArray[np.int64]:
     """Number of the segment that each pixel of the myocardium (D, S, S) belongs to; 0 elsewhere.
 
     Args:
         myocardium: slices from base to apex.
         septum: direction from the left to the right ventricle, in radians: 0 along columns, π/2 along rows.
+        clockwise: whether angles that grow from columns to rows go from the septum to the anterior wall, as in a picture whose
+            rows go down, seen from the apex; :func:`projects.cardiac.orientation.turns_clockwise` reads it from an affine.
     """
+    sense = 1 if clockwise else -1
     numbers = np.zeros(myocardium.shape, np.int64)
     for index, (mask, level) in enumerate(zip(myocardium, levels(len(myocardium)), strict=True)):
         rows, columns = mask.nonzero()
         if not rows.size:
             continue
-        angle = np.arctan2(rows - rows.mean(), columns - columns.mean()) - septum
+        angle = sense * (np.arctan2(rows - rows.mean(), columns - columns.mean()) - septum)
         if level == _APICAL:
             numbers[index, rows, columns] = np.take(_FOUR, _sector(angle + np.pi / 4, 4))
         else:

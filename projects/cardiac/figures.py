@@ -15,14 +15,19 @@ Picture = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 CAUTION = "Not for clinical use"
-TRUE, FOUND, BEFORE = "tab:green", "tab:red", "tab:cyan"
+REFERENCE, FOUND, BEFORE = "tab:green", "tab:red", "tab:cyan"
 
 _EVERY = 4  # pixels between the arrows
+_KEY_MM, _KEY_PX = 10.0, 5.0  # length of the arrow in the key
 _ENLARGED = 3
 
 
-def motion(diastole: Picture, systole: Picture, field: Picture, wall: Mask, moved: Mask) -> Figure:
+def motion(
+    diastole: Picture, systole: Picture, field: Picture, wall: Mask, moved: Mask, *, pixel_mm: float | None = None
+) -> Figure:
     """Motion from end diastole to end systole: arrows over the anatomy, the warped grid, and the change of area.
+
+    Arrows are as long as the motion, with a key in mm.
 
     Args:
         diastole: frame (S, S).
@@ -30,15 +35,18 @@ def motion(diastole: Picture, systole: Picture, field: Picture, wall: Mask, move
         field: (2, S, S), where each point of end diastole goes, in pixels.
         wall: (S, S), myocardium at end diastole.
         moved: (S, S), the same brought to end systole.
+        pixel_mm: size of a pixel. If ``None``, the key of the arrows is in pixels.
     """
     figure, (over, grid, area) = _panels(3)
     rows, columns = np.indices(wall.shape)[:, ::_EVERY, ::_EVERY]
     down, right = field[:, ::_EVERY, ::_EVERY]
     _shown(over, diastole, "Motion, end diastole to end systole")
-    over.quiver(
+    arrows = over.quiver(
         columns, rows, right, down, color="yellow", angles="xy", scale_units="xy", scale=1, width=0.004, headwidth=4
     )
-    _contour(over, wall, TRUE)
+    length, unit = (_KEY_MM / pixel_mm, f"{_KEY_MM:g} mm") if pixel_mm is not None else (_KEY_PX, f"{_KEY_PX:g} pixels")
+    over.quiverkey(arrows, 0.8, -0.06, length, unit, labelpos="E", color="black", fontproperties={"size": 8})
+    _contour(over, wall, REFERENCE)
     _shown(grid, systole, "End systole, carried grid and myocardium")
     at = np.indices(wall.shape) + field
     for line in (*np.moveaxis(at[:, ::_EVERY], 1, 0), *np.moveaxis(at[:, :, ::_EVERY], 2, 0)):
@@ -49,11 +57,11 @@ def motion(diastole: Picture, systole: Picture, field: Picture, wall: Mask, move
     _contour(area, wall, "black")
     area.set_title("Determinant of the Jacobian", fontsize=9)
     area.set_axis_off()
-    figure.colorbar(drawn, ax=area, shrink=0.7)
+    figure.colorbar(drawn, ax=area, shrink=0.7, label="area at end systole / at end diastole")
     return figure
 
 
-def registration(late: Picture, warped: Picture, cine: Picture, before: Mask, after: Mask, true: Mask) -> Figure:
+def registration(late: Picture, warped: Picture, cine: Picture, before: Mask, after: Mask, wall: Mask) -> Figure:
     """Late enhancement before and after registration, and the cine frame, each with the contours of the myocardium."""
     figure, panels = _panels(3)
     for axes, picture, mask, title in zip(
@@ -64,36 +72,41 @@ def registration(late: Picture, warped: Picture, cine: Picture, before: Mask, af
         strict=True,
     ):
         _shown(axes, picture, title)
-        _contour(axes, true, TRUE)
+        _contour(axes, wall, REFERENCE)
         _contour(axes, mask, BEFORE if mask is before else FOUND)
-    _legend(figure, {"cine": TRUE, "before": BEFORE, "after": FOUND})
+    _legend(figure, {"cine": REFERENCE, "before": BEFORE, "after": FOUND})
     return figure
 
 
-def infarct(diastole: Picture, probability: Picture, found: Mask, true: Mask, wall: Mask) -> Figure:
-    """The infarct that was found and the true one over the cine frame, and its probability."""
+def infarct(
+    diastole: Picture, probability: Picture, found: Mask, reference: Mask, wall: Mask, name: str = "reference"
+) -> Figure:
+    """The infarct that was found and the reference over the cine frame, and its probability; ``name`` is the reference's."""
     figure, (over, likely) = _panels(2)
     _shown(over, diastole, "Infarct")
     _contour(over, wall, "white")
-    _contour(over, true, TRUE)
+    _contour(over, reference, REFERENCE)
     _contour(over, found, FOUND)
     _shown(likely, diastole, "Probability")
     drawn = likely.imshow(np.ma.masked_where(~wall, probability), cmap="inferno", vmin=0, vmax=1)
     figure.colorbar(drawn, ax=likely, shrink=0.7)
-    _legend(figure, {"true": TRUE, "found": FOUND})
+    _legend(figure, {name: REFERENCE, "found": FOUND})
     return figure
 
 
-def bulls_eye(values: Sequence[Mapping[int, float]], titles: Sequence[str], label: str) -> Figure:
+def bulls_eye(
+    values: Sequence[Mapping[int, float]], titles: Sequence[str], label: str, limits: tuple[float, float] = (0.0, 1.0)
+) -> Figure:
     """Values of the sixteen segments as a target each: base outside, apex inside, anterior up, septum on the left.
 
     Args:
-        values: segment number to a value between 0 and 1; segments without one are grey.
+        values: segment number to a value; segments without one are grey.
         titles: one for each.
         label: what the values are.
+        limits: values of the darkest and of the brightest colour.
     """
     figure = Figure(figsize=(4.2 * len(values), 4.6), layout="constrained")
-    norm, colours = Normalize(0, 1), colormaps["inferno"]
+    norm, colours = Normalize(*limits), colormaps["inferno"]
     for index, (given, title) in enumerate(zip(values, titles, strict=True), start=1):
         axes = figure.add_subplot(1, len(values), index, projection="polar")
         for ring, (numbers, start) in enumerate(((range(13, 17), 90.0), (range(7, 13), 90.0), (range(1, 7), 90.0))):
@@ -102,25 +115,25 @@ def bulls_eye(values: Sequence[Mapping[int, float]], titles: Sequence[str], labe
                 angle, value = np.deg2rad(start + place * step), given.get(number)
                 face = "lightgrey" if value is None else colours(norm(value))
                 axes.bar(angle, 1, np.deg2rad(step), ring + 0.5, color=face, edgecolor="white")
-                dark = value is not None and value < 0.6
+                dark = value is not None and norm(value) < 0.6
                 axes.text(angle, ring + 1.0, str(number), ha="center", va="center", color="white" if dark else "black")
         axes.set_axis_off()
-        axes.set_title(f"{title}\n{label}, 0 (dark) to 1 (bright)", fontsize=9)
+        axes.set_title(f"{title}\n{label}, {limits[0]:g} (dark) to {limits[1]:g} (bright)", fontsize=9)
     return _cautioned(figure)
 
 
-def bland_altman(found: NDArray[np.float64], true: NDArray[np.float64]) -> Figure:
+def bland_altman(found: NDArray[np.float64], reference: NDArray[np.float64], name: str = "reference") -> Figure:
     """Difference of infarct sizes over their mean, with bias and limits of agreement (Bland and Altman, Lancet 1986)."""
     figure = Figure(figsize=(5.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    difference = found - true
+    difference = found - reference
     bias, spread = float(difference.mean()), 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
-    axes.scatter((found + true) / 2, difference)
+    axes.scatter((found + reference) / 2, difference)
     for level, style in ((bias, "-"), (bias - spread, "--"), (bias + spread, "--")):
         axes.axhline(level, color="tab:grey", linestyle=style)
         axes.annotate(f"{level:.1f}", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-    axes.set_xlabel("Mean of found and true infarct size [% of the myocardium]")
-    axes.set_ylabel("Found minus true [%]")
+    axes.set_xlabel(f"Mean infarct size of found and {name} [% of the myocardium]")
+    axes.set_ylabel(f"Found minus {name} [%]")
     return _cautioned(figure)
 
 

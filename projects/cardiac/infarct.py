@@ -159,7 +159,9 @@ def turned(planes: Tensor, turns: int, mirrored: bool, vector: Sequence[int]) ->
 class Validation:
     """Measures infarcts in held-out patients, see :class:`projects.cardiac.infarct_report.Judge`, and ``val/loss``.
 
-    The loss is that to the labels trained on; all else is against the truth.
+    The loss is that to the labels trained on; all else is against the exact infarct of phantoms, and against the label carried
+    over of patients. ``val/carried_over_dice``, of phantoms alone, compares the label carried over with the exact infarct: the
+    mean Dice coefficient over those with an infarct.
     """
 
     def __init__(self, judge: infarct_report.Judge, loss: nn.Module, patients: Sequence[Seen]) -> None:
@@ -172,11 +174,13 @@ class Validation:
         logits = [self._judge.logits(patient) for patient in self._patients]
         labels = torch.cat([patient.label[:, None].float() for patient in self._patients])
         carried = [
-            agreement.dice(patient.label, patient.truth) for patient in self._patients if bool(patient.truth.any())
+            agreement.dice(patient.carried, patient.exact)
+            for patient in self._patients
+            if patient.exact is not None and bool(patient.exact.any())
         ]
         measured = {"val/loss": float(self._loss(torch.cat(logits), labels))}
         if carried:
-            measured["val/label_dice"] = sum(carried) / len(carried)
+            measured["val/carried_over_dice"] = sum(carried) / len(carried)
         judged = [
             self._judge.judged(patient, one.sigmoid()[:, 0])
             for patient, one in zip(self._patients, logits, strict=True)

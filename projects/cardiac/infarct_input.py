@@ -22,6 +22,9 @@ CHANNELS: dict[str, tuple[str, ...]] = {
 }
 """Channels of each choice of input; ``area`` is the determinant of the Jacobian minus one."""
 
+EXACT, CARRIED_OVER = "exact infarct", "label carried over"
+"""Names of what infarcts are judged by: of phantoms, and of patients."""
+
 _PIXELS = 4.0  # a usual displacement, so that its channels are about as large as grey levels
 
 
@@ -33,13 +36,23 @@ class Seen:
         case: the patient.
         field: (D, 2, S, S) displacements from end diastole, seen at end diastole; see :func:`forward_motion`.
         label: (D, S, S) bool, what is trained on.
-        truth: (D, S, S) bool, what is judged by: the exact infarct of a phantom, else the label.
+        carried: (D, S, S) bool, the label carried over from late enhancement.
     """
 
     case: PreparedCase
     field: Tensor
     label: Tensor
-    truth: Tensor
+    carried: Tensor
+
+    @property
+    def exact(self) -> Tensor | None:
+        """The exact infarct (D, S, S) of a phantom; ``None`` for a patient, of whom nobody knows it."""
+        return self.case.optional.get("infarct")
+
+    @property
+    def reference(self) -> Tensor:
+        """What is judged by (D, S, S): the exact infarct of a phantom, else the label carried over."""
+        return self.carried if self.exact is None else self.exact
 
     def channels(self, inputs: str) -> Tensor:
         """The input (D, C, S, S)."""
@@ -77,6 +90,14 @@ def seen(
     result = []
     for case in cases:
         carried = carried_over(case, registration.field(case.optional["lge"][:, None], case.diastolic))
-        exact = case.optional.get("infarct", carried)
-        result.append(Seen(case, forward_motion(motion, case), exact if labels == "exact" else carried, exact))
+        label = case.optional["infarct"] if labels == "exact" else carried
+        result.append(Seen(case, forward_motion(motion, case), label, carried))
     return result
+
+
+def reference_name(patients: Sequence[Seen]) -> str:
+    """Name of what some patients are judged by, for figures and tables."""
+    exact = {patient.exact is not None for patient in patients}
+    if len(exact) > 1:
+        return "reference"
+    return EXACT if True in exact else CARRIED_OVER

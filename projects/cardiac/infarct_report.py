@@ -12,29 +12,31 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from projects.cardiac import agreement, aha, figures
-from projects.cardiac.infarct_input import Seen
+from projects.cardiac.infarct_input import EXACT, Seen, reference_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What was found in one patient, against the truth.
+    """What was found in one patient, against a reference.
 
     Attributes:
-        dice: over all slices; none for a patient without an infarct.
-        hd95_mm: mean over the slices with a true and a found infarct; ``None`` without such a slice.
-        found_percent, true_percent: infarct size, relative to the myocardium.
-        called, infarcted: whether the patient is said to have an infarct, and whether it is so.
-        segments: AHA segment to the share of it that was found, and that is true.
+        dice: over all slices. ``None`` for a patient without an infarct.
+        hd95_mm: mean over the slices with an infarct in both; ``None`` without such a slice.
+        found_percent, reference_percent: infarct size, relative to the myocardium.
+        called, infarcted: whether the network and the reference find an infarct.
+        segments: AHA segment to the share of it that was found, and that of the reference.
+        reference: name of the reference: the exact infarct, or the label carried over.
     """
 
     name: str
     dice: float | None
     hd95_mm: float | None
     found_percent: float
-    true_percent: float
+    reference_percent: float
     called: bool
     infarcted: bool
     segments: dict[int, tuple[float, float]]
+    reference: str
 
 
 @dataclass(frozen=True)
@@ -69,21 +71,22 @@ class Judge:
 
     def judged(self, patient: Seen, probability: Tensor) -> Judged:
         """Judge a probability (D, S, S)."""
-        case, true = patient.case, patient.truth
+        case, reference = patient.case, patient.reference
         found = (probability > self.threshold) & case.myocardium
         pixels = int(case.myocardium.sum())
-        numbers = aha.segments(case.myocardium.numpy(), case.septum)
-        found_shares, true_shares = (aha.shares(numbers, mask.numpy()) for mask in (found, true))
+        numbers = case.segments()
+        found_shares, reference_shares = (aha.shares(numbers, mask.numpy()) for mask in (found, reference))
         largest = float(found.sum((1, 2)).max()) * case.pixel_mm**2
         return Judged(
             name=case.name,
-            dice=agreement.dice(found, true) if bool(true.any()) else None,
-            hd95_mm=agreement.mean_hd95(found, true, case.pixel_mm),
+            dice=agreement.dice(found, reference) if bool(reference.any()) else None,
+            hd95_mm=agreement.mean_hd95(found, reference, case.pixel_mm),
             found_percent=100 * int(found.sum()) / pixels,
-            true_percent=100 * int(true.sum()) / pixels,
+            reference_percent=100 * int(reference.sum()) / pixels,
             called=largest >= max(self.least_mm2, 1e-9),
-            infarcted=bool(true.any()),
-            segments={number: (found_shares[number], true_shares[number]) for number in found_shares},
+            infarcted=bool(reference.any()),
+            segments={number: (found_shares[number], reference_shares[number]) for number in found_shares},
+            reference=reference_name([patient]),
         )
 
 
@@ -115,8 +118,8 @@ class Report:
         ::
 
             infarct/CASE.nii.gz   what was found, uint8, with the input's affine and zooms
-            figures/CASE.png      found and true infarct over the anatomy
-            bulls_eye/CASE.png    share of each AHA segment, found and true
+            figures/CASE.png      found infarct and reference over the anatomy
+            bulls_eye/CASE.png    share of each AHA segment, found and reference
             bland_altman.png      infarct size
             per_case.csv  per_segment.csv  metrics.json
         """
@@ -130,11 +133,12 @@ class Report:
             picture(patient, probability, self.judge.threshold).savefig(folder / "figures" / f"{name}.png", dpi=110)
             one = self.judge.judged(patient, probability)
             shares = [{number: pair[side] for number, pair in one.segments.items()} for side in (0, 1)]
-            target = figures.bulls_eye(shares, (f"{name}: found", "true"), "share of infarct")
+            target = figures.bulls_eye(shares, (f"{name}: found", one.reference), "share of infarct")
             target.savefig(folder / "bulls_eye" / f"{name}.png", dpi=90)
             judged.append(one)
-        sizes = np.array([(one.found_percent, one.true_percent) for one in judged])
-        figures.bland_altman(sizes[:, 0], sizes[:, 1]).savefig(folder / "bland_altman.png", dpi=110)
+        sizes = np.array([(one.found_percent, one.reference_percent) for one in judged])
+        names = reference_name(self.patients)
+        figures.bland_altman(sizes[:, 0], sizes[:, 1], names).savefig(folder / "bland_altman.png", dpi=110)
         per_case(judged).to_csv(folder / "per_case.csv", index=False)
         per_segment(judged, self.judge.least_share).to_csv(folder / "per_segment.csv", index=False)
         metrics = summary(judged) | segment_summary(judged, self.judge.least_share)
@@ -149,8 +153,9 @@ def picture(patient: Seen, probability: Tensor, threshold: float) -> Figure:
         patient.case.diastolic[index, 0].numpy(),
         probability[index].numpy(),
         (probability[index] > threshold).numpy(),
-        patient.truth[index].numpy(),
+        patient.reference[index].numpy(),
         patient.case.myocardium[index].numpy(),
+        reference_name([patient]),
     )
 
 
@@ -162,7 +167,7 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
     """
     overlaps = [one.dice for one in judged if one.dice is not None]
     distances = [one.hd95_mm for one in judged if one.hd95_mm is not None]
-    difference = np.array([one.found_percent - one.true_percent for one in judged])
+    difference = np.array([one.found_percent - one.reference_percent for one in judged])
     scores = {
         "val/patient_accuracy": float(np.mean([one.called == one.infarcted for one in judged])),
         "val/size_bias_percent": float(difference.mean()),
@@ -175,7 +180,9 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
 
 def segment_summary(judged: Sequence[Judged], least_share: float) -> dict[str, float]:
     """Sensitivity and specificity over all segments of all patients."""
-    calls = [(found >= least_share, true >= least_share) for one in judged for found, true in one.segments.values()]
+    calls = [
+        (found >= least_share, reference >= least_share) for one in judged for found, reference in one.segments.values()
+    ]
     sensitivity, specificity = _rates(calls)
     return {
         name: value
@@ -188,9 +195,12 @@ def segment_summary(judged: Sequence[Judged], least_share: float) -> dict[str, f
 
 
 def per_case(judged: Sequence[Judged]) -> pd.DataFrame:
-    """One row a patient."""
-    columns = ("name", "dice", "hd95_mm", "found_percent", "true_percent", "called", "infarcted")
-    return pd.DataFrame([{column: getattr(one, column) for column in columns} for one in judged])
+    """One row a patient; ``true_percent`` only where the exact infarct is known."""
+    columns = ("name", "dice", "hd95_mm", "found_percent", "reference", "reference_percent", "called", "infarcted")
+    rows = [{column: getattr(one, column) for column in columns} for one in judged]
+    for row in rows:
+        row["true_percent"] = row["reference_percent"] if row["reference"] == EXACT else None
+    return pd.DataFrame(rows)
 
 
 def per_segment(judged: Sequence[Judged], least_share: float) -> pd.DataFrame:
@@ -198,13 +208,13 @@ def per_segment(judged: Sequence[Judged], least_share: float) -> pd.DataFrame:
     rows = []
     for number in aha.SEGMENTS:
         shares = [one.segments[number] for one in judged if number in one.segments]
-        calls = [(found >= least_share, true >= least_share) for found, true in shares]
+        calls = [(found >= least_share, reference >= least_share) for found, reference in shares]
         sensitivity, specificity = _rates(calls)
         rows.append(
             {
                 "segment": number,
                 "patients": len(calls),
-                "infarcted": sum(true for _, true in calls),
+                "infarcted": sum(positive for _, positive in calls),
                 "sensitivity": sensitivity,
                 "specificity": specificity,
             }

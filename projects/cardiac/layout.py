@@ -1,17 +1,18 @@
 """The folder layout of cine and late-enhancement slices::
 
-    images/cmr/CASE/slice_XX.nii.gz                   (T, H, W)
-    images/lge/CASE/slice_XX.nii.gz                   (H, W) or (1, H, W)
+    images/cmr/CASE/slice_XX.nii.gz                   (T, H, W), (H, W, T) or (H, W, 1, T); or images/cmr/CASE.nii.gz
+    images/lge/CASE/slice_XX.nii.gz                   (H, W), (1, H, W) or (H, W, 1); or images/lge/CASE.nii.gz
     labels/cmr/cmr_Myo_mask/CASE.nii.gz               (H, W, D), at the first frame
     labels/lge_original/lge_Myo_labels/CASE.nii.gz    (H, W, D)
-    labels/lge_original/lge_MI_labels/CASE.nii.gz     (H, W, D)
+    labels/lge_original/lge_MI_labels/CASE.nii.gz     (H, W, D); not needed where the label above names the infarct
     truth/CASE/                                       only in phantoms
 
-Slices count from base to apex, and the first frame is end diastole.
+Slices count from base to apex, and the first frame is end diastole. :mod:`projects.cardiac.stack` reads pictures.
 """
 
 import json
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltrain.errors import DataError
+from projects.cardiac.grid import Grid, matched_slices, turned_like
+from projects.cardiac.label_file import LabelFile
+from projects.cardiac.labels import LabelMap, Structure
+from projects.cardiac.orientation import direction
 from projects.cardiac.phantom import Case
 from projects.cardiac.raw import LateEnhancement, RawCase, Truth, read_volume, write_volume
+from projects.cardiac.stack import Stack, place_of, read_stack
+
+log = logging.getLogger(__name__)
 
 CINE, LATE = Path("images/cmr"), Path("images/lge")
 CINE_WALL = Path("labels/cmr/cmr_Myo_mask")
@@ -29,7 +37,6 @@ LATE_WALL, LATE_SCAR = Path("labels/lge_original/lge_Myo_labels"), Path("labels/
 
 THICKNESS_MM = 8.0
 """From slice to slice of a phantom."""
-_ALIKE = 0.01
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,15 @@ class Layout:
 
     Args:
         root: the folder that holds ``images`` and ``labels``.
-        pixel_mm: size of a pixel where the files do not say it, or say it wrongly.
+        pixel_mm: size of a pixel where the files do not say it, or say it wrongly; their affines are then not used.
+        labels: what the values of the cine labels mean. If ``None``, they hold the myocardium alone.
+        late_labels: the same of late enhancement. If ``None``, its two files hold the myocardium and the infarct.
     """
 
     root: Path
     pixel_mm: float | None = None
+    labels: LabelMap | None = None
+    late_labels: LabelMap | None = None
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the folders under ``images/cmr``."""
@@ -53,78 +64,97 @@ class Layout:
         folder = self.root / CINE
         if not folder.is_dir():
             raise DataError(f"{folder} is not there; a folder for each case was expected in it.")
-        names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-        if not names:
+        files = {file.name.removesuffix(".gz").removesuffix(".nii") for file in folder.glob("*.nii*")}
+        names = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+        if both := sorted(files & names):
+            raise DataError(f"{folder} has a file and a folder for {', '.join(both)}. Expected one of them.")
+        if not files | names:
             raise DataError(f"{folder} holds no folder; one for each case was expected.")
-        return names
+        return tuple(sorted(files | names))
 
     def case(self, name: str) -> RawCase:
         """Read one case, with late enhancement where there is any.
 
         Raises:
-            DataError: a file is missing or unreadable, or shapes or pixel sizes differ.
+            DataError: a file is missing, unreadable or holds NaN; shapes, pixel sizes or places differ; or a label has values
+                that nothing names.
         """
-        wall, image = read_volume(self.root / CINE_WALL / f"{name}.nii.gz", "H,W,D")
-        zooms = tuple(float(size) for size in image.header.get_zooms())
-        slices = self._slices(CINE / name, wall, "T,H,W", zooms[:2])
-        frames = {array.shape[0] for array in slices}
-        if len(frames) > 1:
-            raise DataError(f"{name}: its slices have {sorted(frames)} frames; the same number was expected in all.")
+        label = LabelFile.read(self.root / CINE_WALL / f"{name}.nii.gz", self.pixel_mm)
+        stack = self._stack(CINE, name, label.grid, frames=True)
+        named = self.labels or LabelMap(myocardium=(1,))
+        wanted: list[Structure] = ["myocardium", *(("lv",) if named.lv else ()), *(("rv",) if named.rv else ())]
+        masks = dict(zip(wanted, label.masks(wanted, self.labels, "labels", stack), strict=True))
+        wall, right = masks["myocardium"], masks.get("rv")
         if not wall.any():
             raise DataError(f"{name}: its mask of the myocardium is empty.")
-        late = self._late(name) if (self.root / LATE / name).is_dir() else None
-        if late is not None and len(late.image) != len(slices):
-            raise DataError(f"{name}: {len(slices)} cine slices and {len(late.image)} of late enhancement.")
+        late = self._late(name, stack) if place_of(self.root / LATE, name) is not None else None
+        septum = self._heart(name).get("septum")
         return RawCase(
             name=name,
-            cine=np.stack(slices),
-            spacing=self._spacing(zooms),
-            affine=np.asarray(image.affine, float),
-            thickness=zooms[2],
-            myocardium=_by_slice(wall),
-            septum=self._heart(name).get("septum"),
+            cine=stack.pictures,
+            spacing=stack.grid.zooms[:2],
+            affine=stack.grid.affine,
+            thickness=stack.grid.zooms[2],
+            myocardium=wall,
+            cavity=masks.get("lv"),
+            oriented=stack.grid.known,
+            septum=direction(wall, right) if septum is None and right is not None else septum,
             infarcted=late is not None and bool(late.infarct.any()),
             late=late,
-            truth=self._truth(name, len(slices)),
+            truth=self._truth(name, len(stack.pictures)),
         )
 
-    def _late(self, name: str) -> LateEnhancement:
-        wall, image = read_volume(self.root / LATE_WALL / f"{name}.nii.gz", "H,W,D")
-        scar, _ = read_volume(self.root / LATE_SCAR / f"{name}.nii.gz", "H,W,D")
-        if wall.shape != scar.shape:
-            raise DataError(f"{name}: the late-enhancement labels have shapes {wall.shape} and {scar.shape}.")
-        zooms = tuple(float(size) for size in image.header.get_zooms())
-        slices = self._slices(LATE / name, wall, "1,H,W", zooms[:2])
+    def _late(self, name: str, cine: Stack) -> LateEnhancement:
+        label = LabelFile.read(self.root / LATE_WALL / f"{name}.nii.gz", self.pixel_mm)
+        stack = self._stack(LATE, name, label.grid, frames=False)
+        (wall,) = label.masks(("myocardium",), self.late_labels, "late_labels", stack)
+        scar = self._scar(name, label, stack)
+        pictures, grid, slices = stack.pictures[:, 0], stack.grid, None
+        if cine.grid.known and grid.known:
+            volumes = [np.moveaxis(array, 0, -1) for array in (pictures, wall, scar)]
+            turned, grid = turned_like(volumes, grid, cine.grid, name)
+            pictures, wall, scar = (np.moveaxis(volume, -1, 0) for volume in turned)
+            slices = _matched(name, grid, cine.grid)
+            chosen = list(slices.values())
+            pictures, wall, scar = pictures[chosen], wall[chosen], scar[chosen]
+        elif len(pictures) != len(cine.pictures):
+            raise DataError(
+                f"{name}: {len(cine.pictures)} cine slices and {len(pictures)} of late enhancement. Expected as many, because "
+                "their files do not say where they lie (no affine)."
+            )
         return LateEnhancement(
-            image=np.stack([array[0] for array in slices]),
-            spacing=self._spacing(zooms),
-            myocardium=_by_slice(wall),
-            infarct=_by_slice(scar),
+            image=np.ascontiguousarray(pictures, np.float32),
+            spacing=grid.zooms[:2],
+            myocardium=wall,
+            infarct=scar,
+            slices=None if slices is None or len(slices) == len(cine.pictures) else tuple(slices),
         )
 
-    def _slices(
-        self, folder: Path, mask: NDArray[Any], shape: str, pixel: tuple[float, ...]
-    ) -> list[NDArray[np.float32]]:
-        """Read the slices of a case and check them against its mask (H, W, D)."""
-        files = sorted((self.root / folder).glob("slice_*.nii.gz"))
-        if len(files) != mask.shape[2]:
-            raise DataError(f"{folder}: {len(files)} slices, and a mask of {mask.shape[2]}.")
-        arrays = []
-        for file in files:
-            array, image = _slice(file, shape)
-            if array.shape[1:] != mask.shape[:2]:
-                raise DataError(f"{file}: pictures of {array.shape[1:]} and a mask of {mask.shape[:2]}.")
-            own = tuple(float(size) for size in image.header.get_zooms())[-2:]
-            if self.pixel_mm is None and not np.allclose(own, pixel, rtol=_ALIKE):
-                raise DataError(
-                    f"{file} has pixels of {own} mm and its mask of {pixel} mm. If one of them is right, "
-                    "say which: pixel_mm=1.25"
-                )
-            arrays.append(array.astype(np.float32))
-        return arrays
+    def _scar(self, name: str, wall: LabelFile, stack: Stack) -> NDArray[np.bool_]:
+        """The infarct: from the label of the myocardium where the map names it there, else from a file of its own."""
+        file = self.root / LATE_SCAR / f"{name}.nii.gz"
+        named = self.late_labels is not None and bool(self.late_labels.infarct)
+        (inside,) = wall.masks(("infarct",), self.late_labels, "late_labels", stack) if named else (None,)
+        if inside is not None and not file.is_file():
+            return inside
+        own = LabelFile.read(file, self.pixel_mm)
+        alone = len(np.unique(own.values)) <= 2
+        (scar,) = own.masks(("infarct",), None if alone else self.late_labels, "late_labels", stack)
+        if inside is not None and not np.array_equal(scar, inside):
+            raise DataError(
+                f"{name}: {file} marks {int(scar.sum())} voxels as infarct and {wall.file} {int(inside.sum())}. Expected the "
+                "same. Try: remove the one that is wrong, or name no infarct in late_labels."
+            )
+        return scar
 
-    def _spacing(self, zooms: tuple[float, ...]) -> tuple[float, float]:
-        return (zooms[0], zooms[1]) if self.pixel_mm is None else (self.pixel_mm, self.pixel_mm)
+    def _stack(self, folder: Path, name: str, given: Grid, *, frames: bool) -> Stack:
+        place = place_of(self.root / folder, name)
+        assert place is not None
+        stack = read_stack(place, given, frames=frames)
+        if self.pixel_mm is None:
+            return stack
+        zooms = (self.pixel_mm, self.pixel_mm, stack.grid.zooms[2])
+        return replace(stack, grid=replace(stack.grid, zooms=zooms, known=False))
 
     def _heart(self, name: str) -> dict[str, Any]:
         file = self.root / "truth" / name / "heart.json"
@@ -168,18 +198,17 @@ def write_case(case: Case, root: Path, name: str, pixel_mm: float) -> None:
     (truth / "heart.json").write_text(json.dumps(heart) + "\n", encoding="utf-8")
 
 
-def _slice(file: Path, shape: str) -> tuple[NDArray[Any], Any]:
-    if shape == "T,H,W":
-        return read_volume(file, shape)
-    try:
-        array, image = read_volume(file, "H,W")
-        return array[None], image
-    except DataError:
-        array, image = read_volume(file, shape)
-    if array.shape[0] != 1:
-        raise DataError(f"{file} has the shape {array.shape}; (H,W) or (1,H,W) was expected.")
-    return array, image
-
-
 def _by_slice(volume: NDArray[Any]) -> NDArray[np.bool_]:
     return np.moveaxis(volume, -1, 0) > 0
+
+
+def _matched(name: str, late: Grid, cine: Grid) -> dict[int, int]:
+    slices = matched_slices(late, cine)
+    if not slices:
+        raise DataError(
+            f"{name}: none of {late.shape[2]} slices of late enhancement lies at one of {cine.shape[2]} cine slices, by their "
+            "affines. Expected the same place. Try: compare both in a viewer, and mend the header that is wrong."
+        )
+    if len(slices) < cine.shape[2]:
+        log.info("%s: late enhancement lies at %d of %d cine slices.", name, len(slices), cine.shape[2])
+    return slices

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import Dataset
 
 import mltrain
-from projects.cardiac import agreement, motion_report, prepared
+from projects.cardiac import agreement, function, motion_report, prepared
 from projects.cardiac.deformation import Deformation, DeformationNet, jacobian_determinant, roughness, warp
 from projects.cardiac.prepared import PreparedCase
 from projects.cardiac.settings import presets_of
@@ -106,7 +106,8 @@ class Validation:
     """Measures the motion from end diastole to end systole in held-out cases.
 
     ``val/loss`` and ``val/folded_percent`` always; ``val/dice_es`` of the myocardium where it is marked at end systole;
-    ``val/epe_px`` and ``val/epe_mm`` in it where the displacement is known; ``…_before``: the same without any motion.
+    ``val/epe_px`` and ``val/epe_mm`` in it where the displacement is known; ``…_before``: the same without any motion. Volumes,
+    ejection fraction and strain, see :func:`projects.cardiac.function.summary`.
     """
 
     def __init__(self, net: DeformationNet, loss: MotionLoss, cases: Sequence[PreparedCase]) -> None:
@@ -128,7 +129,8 @@ class Validation:
             "val/folded_percent": agreement.folded_percent(jacobian_determinant(field)),
         }
         parts = list(zip(self._cases, torch.split(field, [len(case.cine) for case in self._cases]), strict=True))
-        return measured | _against_masks(parts) | _against_truth(parts)
+        patients = [function.measured(case, own) for case, own in parts]
+        return measured | _against_masks(parts) | _against_truth(parts) | function.summary(patients)
 
 
 def _against_masks(parts: Sequence[tuple[PreparedCase, Tensor]]) -> dict[str, float]:

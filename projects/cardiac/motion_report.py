@@ -9,9 +9,12 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from projects.cardiac import agreement, figures
+from projects.cardiac import agreement, baselines, figures, function
 from projects.cardiac.deformation import DeformationNet, inverse, jacobian_determinant, warp
+from projects.cardiac.function import Function
 from projects.cardiac.prepared import PreparedCase
+
+_COMPARED = ("dice_es", "hd95_es_mm", "epe_px", "epe_mm")
 
 
 @dataclass(frozen=True)
@@ -41,28 +44,94 @@ class Report:
             motion/CASE.nii.gz   displacements from end diastole to end systole at the pixels of end systole, backward, in
                                  mm, (H, W, D, 1, 2), with the input's affine
             figures/CASE.png     arrows, warped grid, determinant of the Jacobian
+            strain/CASE.png      circumferential strain of each AHA segment
             cine/CASE.gif        the myocardium of end diastole carried through the beat
-            per_slice.csv        scores
+            function.csv         volumes, ejection fraction and strain of each case
+            per_segment.csv      strain of each AHA segment of each case
+            per_slice.csv        scores; …_before: without any motion; …_optical_flow: by optical flow in place of the network
             metrics.json         what is returned
         """
-        for name in ("figures", "cine"):
+        for name in ("figures", "cine", "strain"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        rows = []
+        rows, patients = [], []
         for case in self.cases:
             field = self.net.field(case.diastolic, case.systolic)
+            patients.append(function.measured(case, field))
+            strain_picture(patients[-1]).savefig(folder / "strain" / f"{case.name}.png", dpi=90)
             case.write_field(field.numpy(), folder / "motion" / f"{case.name}.nii.gz")
             middle = len(case.cine) // 2
             picture(self.net, case, middle).savefig(folder / "figures" / f"{case.name}.png", dpi=110)
             write_carried(self.net, case, middle, folder / "cine" / f"{case.name}.gif")
-            rows += [{"case": case.name, "slice": case.slices[i], **scores(case, field, i)} for i in range(len(field))]
+            others = {"before": torch.zeros_like(field), "optical_flow": baselines.optical_flow(case)}
+            for index in range(len(field)):
+                row = {"case": case.name, "slice": case.slices[index], **scores(case, field, index)}
+                for name, other in others.items():
+                    row |= {
+                        f"{score}_{name}": value
+                        for score, value in scores(case, other, index).items()
+                        if score in _COMPARED
+                    }
+                rows.append(row)
         table = pd.DataFrame(rows)
         table.to_csv(folder / "per_slice.csv", index=False)
         means = table.drop(columns=["case", "slice", "wall_pixels"], errors="ignore").mean()
-        for name in table.columns.intersection(["epe_px", "epe_mm"]):
+        for name in [column for column in table.columns if column.startswith("epe_")]:
             means[name] = (table[name] * table["wall_pixels"]).sum() / table["wall_pixels"].sum()
         metrics = {f"val/{name}": float(value) for name, value in means.items()}
+        metrics |= function.summary(patients) | function.segment_means(patients)
+        per_patient(patients).to_csv(folder / "function.csv", index=False)
+        per_segment(patients).to_csv(folder / "per_segment.csv", index=False)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         return metrics
+
+
+def per_patient(patients: Sequence[Function]) -> pd.DataFrame:
+    """One row a patient: volumes in ml, ejection fraction and strain in percent."""
+    return pd.DataFrame(
+        [
+            {
+                "case": one.name,
+                "edv_ml": one.edv_ml,
+                "esv_ml": one.esv_ml,
+                "ef_percent": one.ef_percent,
+                "esv_reference_ml": one.reference_esv_ml,
+                "ef_reference_percent": one.reference_ef_percent,
+                function.CIRCUMFERENTIAL: one.circumferential,
+                function.RADIAL: one.radial,
+            }
+            for one in patients
+        ]
+    )
+
+
+def per_segment(patients: Sequence[Function]) -> pd.DataFrame:
+    """One row a segment of a patient, with the known strain of a phantom beside that found."""
+    rows = []
+    for one in patients:
+        for number, (circumferential, radial) in one.segments.items():
+            row = {
+                "case": one.name,
+                "segment": number,
+                function.CIRCUMFERENTIAL: circumferential,
+                function.RADIAL: radial,
+            }
+            if number in one.reference_segments:
+                known = zip((function.CIRCUMFERENTIAL, function.RADIAL), one.reference_segments[number], strict=True)
+                row |= {f"{name}_exact": value for name, value in known}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def strain_picture(patient: Function) -> Figure:
+    """Circumferential strain of the segments; beside it the known one of a phantom."""
+    both = [("found", patient.segments), ("exact", patient.reference_segments)]
+    shown = [(name, {number: pair[0] for number, pair in values.items()}) for name, values in both if values]
+    return figures.bulls_eye(
+        [values for _, values in shown],
+        [f"{patient.name}: {name}" for name, _ in shown],
+        "circumferential strain [%]",
+        limits=(-25.0, 5.0),
+    )
 
 
 def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, float]:
@@ -97,6 +166,7 @@ def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
         inverse(field)[index].numpy(),
         case.myocardium[index].numpy(),
         carried(case, field)[index].numpy(),
+        pixel_mm=case.pixel_mm,
     )
 
 

@@ -22,9 +22,10 @@ from torch import Tensor
 
 import mltrain
 from mltrain.errors import DataError, MltrainError
-from projects.cardiac import splits
+from projects.cardiac import orientation, splits
 from projects.cardiac.acdc import Acdc
 from projects.cardiac.end_systole import end_systole
+from projects.cardiac.labels import ACDC, LabelMap
 from projects.cardiac.layout import Layout
 from projects.cardiac.phantom import Phantom
 from projects.cardiac.phantom_source import PhantomSource
@@ -43,6 +44,9 @@ class Config(mltrain.Config):
     data: Path | None = Field(None, description="The folder with the files; not for phantoms.")
     file_pixel_mm: float | None = Field(None, gt=0, description="Size of a pixel, where the files say it wrongly.")
 
+    labels: LabelMap | None = Field(None, description="Values of cine labels: acdc, emidec, or a map by structure.")
+    late_labels: LabelMap | None = Field(None, description="The same of late enhancement, where a layout has it.")
+
     pixel_mm: float = Field(1.5, gt=0, description="Size of a pixel after resampling.")
     side: int = Field(80, ge=48, multiple_of=16, description="Of the square about the myocardium, in pixels.")
 
@@ -57,6 +61,14 @@ class Config(mltrain.Config):
     chronic: bool = Field(False, description="Old infarcts in phantoms, whose wall is thin.")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("preparation")
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field as plain values; label maps only where they are given.
+
+        So a preparation from before there were label maps has the same configuration, and a pipeline keeps it.
+        """
+        values = super().resolved()
+        return {key: value for key, value in values.items() if value is not None or not key.endswith("labels")}
 
 
 def prepare(config: Config, to: Path) -> dict[str, float]:
@@ -93,7 +105,12 @@ def prepare(config: Config, to: Path) -> dict[str, float]:
     }
     own = [name for name in Config.model_fields if name not in mltrain.Config.model_fields]
     # Of a place only the name: where it lay on some machine is no part of what was prepared.
-    made_from = {name: place.name if isinstance(place := getattr(config, name), Path) else place for name in own}
+    values = config.resolved()
+    made_from = {
+        name: place.name if isinstance(place := getattr(config, name), Path) else values[name]
+        for name in own
+        if name in values
+    }
     record = {"format": FORMAT, "cases": sorted(infarcted), "counts": counts, "config": made_from}
     (to / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
     return {name: float(count) for name, count in counts.items()}
@@ -106,7 +123,9 @@ def source_of(config: Config) -> Source:
         return PhantomSource(phantom=phantom, cases=config.cases, seed=config.seed)
     if config.data is None:
         raise DataError(f"source={config.source} needs the folder with the files: data=FOLDER")
-    return Layout(config.data, config.file_pixel_mm) if config.source == "layout" else Acdc(config.data)
+    if config.source == "layout":
+        return Layout(config.data, config.file_pixel_mm, config.labels, config.late_labels)
+    return Acdc(config.data, config.labels or ACDC)
 
 
 def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
@@ -125,9 +144,14 @@ def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
     systole, by = (raw.end_systole, "given") if raw.end_systole is not None else (None, "")
     if systole is None:
         systole, by = end_systole(cine, wall, raw.end_diastole)
-    optional: dict[str, NDArray[Any]] = {}
-    if raw.end_systolic_myocardium is not None:
-        optional["end_systolic_myocardium"] = window.cut_mask(raw.end_systolic_myocardium)
+    drawn = {
+        "end_systolic_myocardium": raw.end_systolic_myocardium,
+        "cavity": raw.cavity,
+        "end_systolic_cavity": raw.end_systolic_cavity,
+    }
+    optional: dict[str, NDArray[Any]] = {
+        name: window.cut_mask(masks) for name, masks in drawn.items() if masks is not None
+    }
     if raw.truth is not None:
         optional["end_systolic_myocardium"] = window.cut_mask(raw.truth.myocardium[:, systole])
         optional["displacement"] = window.cut_field(raw.truth.displacement[:, systole])
@@ -141,15 +165,25 @@ def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
         end_diastole=raw.end_diastole,
         end_systole=systole,
         end_systole_by=by,
-        septum=np.pi if raw.septum is None else raw.septum,
+        septum=_septum(raw),
         infarcted=raw.infarcted,
         slices=kept,
         depth=raw.depth,
         affine=raw.affine,
         thickness=raw.thickness,
         window=window,
+        oriented=raw.oriented,
+        late_slices=None if raw.late is None else raw.late.slices,
         optional={name: _tensor(array) for name, array in optional.items()},
     )
+
+
+def _septum(raw: RawCase) -> float:
+    """Direction of the right ventricle: as it is marked, else as short-axis slices usually lie, else the picture's left."""
+    if raw.septum is not None:
+        return raw.septum
+    usual = orientation.usual_direction(raw.affine) if raw.oriented else None
+    return orientation.PICTURE_LEFT if usual is None else usual
 
 
 def _late(name: str, late: LateEnhancement, pixel_mm: float, side: int) -> dict[str, NDArray[Any]]:
@@ -164,19 +198,39 @@ def _late(name: str, late: LateEnhancement, pixel_mm: float, side: int) -> dict[
 
 
 def _of_slices(raw: RawCase, kept: list[int]) -> RawCase:
-    systolic, late, truth = raw.end_systolic_myocardium, raw.late, raw.truth
+    def of(masks: NDArray[Any] | None) -> Any:
+        return None if masks is None else masks[kept]
+
+    truth = raw.truth
     return replace(
         raw,
         cine=raw.cine[kept],
         myocardium=raw.myocardium[kept],
         depth=len(raw.cine),
-        end_systolic_myocardium=None if systolic is None else systolic[kept],
-        late=late
-        and replace(late, image=late.image[kept], myocardium=late.myocardium[kept], infarct=late.infarct[kept]),
+        end_systolic_myocardium=of(raw.end_systolic_myocardium),
+        cavity=of(raw.cavity),
+        end_systolic_cavity=of(raw.end_systolic_cavity),
+        late=raw.late and _late_of_slices(raw.name, raw.late, kept),
         truth=truth
         and Truth(
             displacement=truth.displacement[kept], myocardium=truth.myocardium[kept], infarct=truth.infarct[kept]
         ),
+    )
+
+
+def _late_of_slices(name: str, late: LateEnhancement, kept: list[int]) -> LateEnhancement:
+    """Late enhancement of the cine slices that are kept, each with its new number."""
+    at = late.slices if late.slices is not None else tuple(range(len(late.image)))
+    own = [index for index, slice_ in enumerate(at) if slice_ in kept]
+    if not own:
+        raise DataError(f"{name}: late enhancement lies at no slice in which the cine's myocardium is marked.")
+    slices = tuple(kept.index(at[index]) for index in own)
+    return replace(
+        late,
+        image=late.image[own],
+        myocardium=late.myocardium[own],
+        infarct=late.infarct[own],
+        slices=None if len(slices) == len(kept) else slices,
     )
 
 

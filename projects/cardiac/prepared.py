@@ -8,7 +8,7 @@ cases/CASE.safetensors     pictures and masks
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mltrain.errors import DataError
-from projects.cardiac import splits
+from projects.cardiac import aha, orientation, splits
 from projects.cardiac.raw import write_volume
 from projects.cardiac.window import Window
 
@@ -44,9 +44,12 @@ class PreparedCase:
         depth: number of slices of the input.
         affine, thickness: of the input's volume (H, W, depth).
         window: where the square lies in the input's slices.
-        optional: further tensors, by name: ``end_systolic_myocardium`` (D, S, S) bool; ``lge`` (D, S, S) float32,
-            ``lge_myocardium`` and ``lge_infarct`` bool; of phantoms ``displacement`` (D, 2, S, S) float32 in pixels at
-            end systole and ``infarct`` (D, S, S) bool.
+        oriented: whether the affine says where the axes point to.
+        late_slices: which of the D slices have late enhancement, L of them. If ``None``, all have.
+        optional: further tensors, by name: ``end_systolic_myocardium``, ``cavity`` and ``end_systolic_cavity`` (D, S, S) bool;
+            ``lge`` (L, S, S) float32, ``lge_myocardium`` and ``lge_infarct`` bool; of phantoms ``displacement``
+            (D, 2, S, S) float32 in pixels at end systole and ``infarct`` (D, S, S) bool; ``segments`` (D, S, S) in what
+            :meth:`where_late` returns.
     """
 
     name: str
@@ -63,6 +66,8 @@ class PreparedCase:
     thickness: float
     window: Window
     optional: Mapping[str, Tensor]
+    oriented: bool = True
+    late_slices: tuple[int, ...] | None = None
 
     @property
     def diastolic(self) -> Tensor:
@@ -82,6 +87,36 @@ class PreparedCase:
     def has_late(self) -> bool:
         """Whether late enhancement was taken."""
         return "lge" in self.optional
+
+    def where_late(self) -> "PreparedCase":
+        """Return the case with the slices alone that have late enhancement."""
+        if self.late_slices is None:
+            return self
+        kept = list(self.late_slices)
+        cine_space = {name: tensor for name, tensor in self.optional.items() if not name.startswith("lge")}
+        return replace(
+            self,
+            cine=self.cine[kept],
+            myocardium=self.myocardium[kept],
+            slices=tuple(self.slices[index] for index in kept),
+            late_slices=None,
+            optional={
+                **self.optional,
+                **{name: tensor[kept] for name, tensor in cine_space.items()},
+                "segments": torch.from_numpy(self.segments())[kept],  # thirds of the whole ventricle
+            },
+        )
+
+    def segments(self) -> NDArray[np.int64]:
+        """Number of the AHA segment of each pixel (D, S, S) of the myocardium, 0 elsewhere."""
+        if "segments" in self.optional:
+            return self.optional["segments"].numpy()
+        masks = self.myocardium.numpy()
+        base_first = orientation.base_is_first(masks, self.affine, oriented=self.oriented)
+        clockwise = not self.oriented or orientation.turns_clockwise(self.affine, base_first=base_first)
+        if base_first:
+            return aha.segments(masks, self.septum, clockwise=clockwise)
+        return aha.segments(masks[::-1], self.septum, clockwise=clockwise)[::-1].copy()
 
     def on_input_grid(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
         """Pictures (D, S, S) as a volume (H, W, depth) of the input, 0 where nothing is known."""
@@ -155,7 +190,10 @@ def write_prepared_case(case: PreparedCase, folder: Path) -> None:
         "affine": case.affine.tolist(),
         "thickness": case.thickness,
         "window": case.window.values(),
+        "oriented": case.oriented,
     }
+    if case.late_slices is not None:
+        values["late_slices"] = list(case.late_slices)
     (place / f"{case.name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
@@ -167,6 +205,8 @@ def _read_case(folder: Path, name: str) -> PreparedCase:
         values["slices"] = tuple(values["slices"])
         values["affine"] = np.array(values["affine"], float)
         values["window"] = Window.of(values["window"])
+        if "late_slices" in values:
+            values["late_slices"] = tuple(values["late_slices"])
         floats = {key: tensor.float() if tensor.dtype == torch.half else tensor for key, tensor in tensors.items()}
         return PreparedCase(cine=floats.pop("cine"), myocardium=floats.pop("myocardium"), optional=floats, **values)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

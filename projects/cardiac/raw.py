@@ -15,19 +15,21 @@ from mltrain.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LateEnhancement:
-    """A late-enhancement stack, slice by slice that of the cine stack.
+    """A late-enhancement stack whose slices are each at the place of a slice of the cine stack.
 
     Attributes:
-        image: (D, H, W) float32.
+        image: (L, H, W) float32.
         spacing: of rows and columns in mm.
-        myocardium: (D, H, W) bool.
-        infarct: (D, H, W) bool.
+        myocardium: (L, H, W) bool.
+        infarct: (L, H, W) bool.
+        slices: L indices of cine slices, rising. If ``None``, there is one for every cine slice.
     """
 
     image: NDArray[np.float32]
     spacing: tuple[float, float]
     myocardium: NDArray[np.bool_]
     infarct: NDArray[np.bool_]
+    slices: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +61,9 @@ class RawCase:
         end_diastole: its frame, from 0.
         end_systole: its frame, where the files say so.
         end_systolic_myocardium: (D, H, W) bool, where it was drawn.
+        cavity: (D, H, W) bool, of the left ventricle at end diastole, where it was drawn.
+        end_systolic_cavity: the same at end systole.
+        oriented: whether the files say where the axes point to; if not, ``affine`` is a stand-in.
         depth: number of slices of the input; 0: as many as there are here.
         septum: direction from the left to the right ventricle in radians, 0 along columns and π/2 along rows.
         infarcted: whether the patient is known to have had an infarct.
@@ -75,6 +80,9 @@ class RawCase:
     end_diastole: int = 0
     end_systole: int | None = None
     end_systolic_myocardium: NDArray[np.bool_] | None = None
+    cavity: NDArray[np.bool_] | None = None
+    end_systolic_cavity: NDArray[np.bool_] | None = None
+    oriented: bool = True
     depth: int = 0
     septum: float | None = None
     infarcted: bool = False
@@ -116,6 +124,26 @@ def read_all(source: Source) -> Iterable[RawCase]:
         raise DataError(f"{len(problems)} of {len(source.names())} cases cannot be used:\n  " + "\n  ".join(problems))
 
 
+def read_array(file: Path) -> tuple[NDArray[Any], Any]:
+    """Read a NIfTI file as (array, header image); of more than three axes, last ones of length one are left out.
+
+    Raises:
+        DataError: it is missing, unreadable, or holds no real numbers.
+    """
+    try:
+        image = nib.load(file)
+        array = np.asarray(image.dataobj)
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing; a NIfTI file was expected there.") from None
+    except (OSError, ImageFileError, ValueError, EOFError) as error:
+        raise DataError(f"{file} cannot be read as NIfTI: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{file} holds values of the type {array.dtype}. Expected integers or floating-point numbers.")
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return array, image
+
+
 def read_volume(file: Path, shape: str) -> tuple[NDArray[Any], Any]:
     """Read a NIfTI file as (array, header image).
 
@@ -126,16 +154,37 @@ def read_volume(file: Path, shape: str) -> tuple[NDArray[Any], Any]:
     Raises:
         DataError: it is missing, unreadable, or has another number of axes.
     """
-    try:
-        image = nib.load(file)
-        array = np.asarray(image.dataobj)
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing; an array ({shape}) was expected there.") from None
-    except (OSError, ImageFileError, ValueError, EOFError) as error:
-        raise DataError(f"{file} cannot be read as NIfTI: {error}") from None
+    array, image = read_array(file)
+    if array.ndim == 2 and shape == "H,W,D":
+        array = array[..., None]
     if array.ndim != len(shape.split(",")):
         raise DataError(f"{file} has the shape {array.shape}; ({shape}) was expected.")
     return array, image
+
+
+def checked_pictures(array: NDArray[Any], file: Path, time: int | None = None) -> NDArray[np.float32]:
+    """Return grey levels as float32.
+
+    Args:
+        array: as a file holds them.
+        file: its name, for the error.
+        time: the axis of the frames. If ``None``, there is a single frame.
+
+    Raises:
+        DataError: a frame holds NaN or infinity; one would blank its slice, and later the loss.
+    """
+    pictures = array.astype(np.float32)
+    wrong = ~np.isfinite(pictures)
+    if not wrong.any():
+        return pictures
+    count = f"{int(wrong.sum())} of {wrong.size} values NaN or infinite"
+    if time is not None:
+        others = tuple(axis for axis in range(wrong.ndim) if axis != time)
+        frames = [str(frame) for frame in np.flatnonzero(wrong.any(axis=others))]
+        count += f", in {'frame' if len(frames) == 1 else 'frames'} {', '.join(frames)} counted from 0"
+    raise DataError(
+        f"{file} has {count}. Expected finite grey levels. Try: export the file again, or mend these values."
+    )
 
 
 def write_volume(

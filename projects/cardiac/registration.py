@@ -79,12 +79,12 @@ def build(config: Config) -> mltrain.Task:
 
 
 def with_late_enhancement(cases: Sequence[PreparedCase]) -> tuple[PreparedCase, ...]:
-    """Return the cases of a part that have late enhancement.
+    """Return the cases of a part that have late enhancement, with the slices alone that have it.
 
     Raises:
         DataError: no case has any.
     """
-    found = tuple(case for case in cases if case.has_late())
+    found = tuple(case.where_late() for case in cases if case.has_late())
     if not found:
         raise DataError(
             f"None of {len(cases)} cases has late enhancement: nothing can be registered, and no infarct is marked. "

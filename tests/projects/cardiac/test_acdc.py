@@ -79,3 +79,39 @@ def test_an_info_that_does_not_fit_is_refused(root: Path, info: str, complaint: 
 def test_a_folder_without_patients_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"No Info\.cfg"):
         Acdc(tmp_path).names()
+
+
+def test_a_label_on_a_mirrored_grid_is_laid_over_the_same_place(root: Path) -> None:
+    before = Acdc(root).case("patient001")
+    for file in (root / "training" / "patient001").glob("*_gt.nii.gz"):
+        image = nib.Nifti1Image.from_bytes(nib.load(file).to_bytes())
+        nib.save(image.as_reoriented(np.array([[0, -1], [1, 1], [2, -1]], float)), file)
+    after = Acdc(root).case("patient001")
+    assert np.array_equal(after.myocardium, before.myocardium)
+    assert after.end_systolic_myocardium is not None
+    assert np.array_equal(after.end_systolic_myocardium, before.end_systolic_myocardium)
+    assert after.septum == before.septum
+
+
+def test_its_values_are_those_of_acdc_or_as_they_are_named(root: Path) -> None:
+    from projects.cardiac.labels import LabelMap
+
+    swapped = LabelMap(myocardium=(1,), rv=(2,))
+    assert Acdc(root, swapped).case("patient001").myocardium.sum() == 10 * 5
+    file = root / "training" / "patient001" / "patient001_frame01_gt.nii.gz"
+    image = nib.load(file)
+    values = np.asarray(image.dataobj).copy()
+    values[0, 0, 0] = 7
+    nib.save(nib.Nifti1Image(values, AFFINE), file)
+    with pytest.raises(DataError, match=r"frame01_gt\.nii\.gz holds values that labels=.* does not name: 7"):
+        Acdc(root).case("patient001")
+
+
+def test_a_frame_with_nan_is_refused(root: Path) -> None:
+    file = root / "training" / "patient002" / "patient002_4d.nii.gz"
+    image = nib.load(file)
+    values = np.asarray(image.dataobj).copy()
+    values[3, 4, 1, 5] = np.nan
+    nib.save(nib.Nifti1Image(values, AFFINE), file)
+    with pytest.raises(DataError, match=r"patient002_4d\.nii\.gz has 1 of \d+ values NaN or infinite, in frame 5"):
+        Acdc(root).case("patient002")

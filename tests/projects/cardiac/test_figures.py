@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.quiver import QuiverKey
 from PIL import Image
 
 from projects.cardiac import figures
@@ -37,6 +38,13 @@ def test_arrows_point_where_the_points_go() -> None:
     quiver = figures.motion(PICTURE, PICTURE, field, MASK, MASK).axes[0].collections[0]
     assert np.all(quiver.U == 0)
     assert np.all(quiver.V == 2)
+
+
+@pytest.mark.parametrize(("pixel_mm", "length", "unit"), [(2.0, 5.0, "10 mm"), (None, 5.0, "5 pixels")])
+def test_arrows_have_a_key_with_a_unit(pixel_mm: float | None, length: float, unit: str) -> None:
+    axes = figures.motion(PICTURE, PICTURE, FIELD, MASK, MASK, pixel_mm=pixel_mm).axes[0]
+    (key,) = [artist for artist in axes.get_children() if isinstance(artist, QuiverKey)]
+    assert (key.U, key.text.get_text()) == (length, unit)
 
 
 def test_the_anterior_segment_is_up_and_the_septum_on_the_left() -> None:

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.losses.dice import DiceFocalLoss
 
 import mltrain
 from mltrain.errors import DataError
 from mltrain.rng import seed_everything
 from projects.cardiac import chain, infarct_input
 from projects.cardiac.deformation import DeformationNet, jacobian_determinant
-from projects.cardiac.infarct import Config, InfarctNet, Slices, build, turned
+from projects.cardiac.infarct import Config, InfarctNet, Slices, Validation, build, turned
 from projects.cardiac.infarct_input import CHANNELS, Seen
-from projects.cardiac.infarct_report import Judge, per_segment, segment_summary, summary
+from projects.cardiac.infarct_report import Gallery, Judge, Report, per_segment, segment_summary, summary
 from projects.cardiac.prepared import Cohort
 from tests.projects.cardiac.conftest import Study
 
@@ -95,7 +97,7 @@ def test_the_label_is_what_the_registration_network_carries_over(cohort: Cohort)
     assert infarcted
     for index in infarcted:
         assert not torch.equal(carried[index].label, exact[index].label)
-        assert torch.equal(carried[index].truth, exact[index].label)
+        assert torch.equal(carried[index].reference, exact[index].label)
         assert not (carried[index].label & ~cohort.train[index].myocardium).any()
 
 
@@ -156,7 +158,7 @@ def judge() -> Judge:
 
 
 def test_finding_the_truth_scores_one(patients: list[Seen]) -> None:
-    judged = [judge().judged(patient, patient.truth.float()) for patient in patients]
+    judged = [judge().judged(patient, patient.reference.float()) for patient in patients]
     scores = summary(judged) | segment_summary(judged, 0.1)
     assert scores["val/infarct_dice"] == 1
     assert scores["val/hd95_mm"] == 0
@@ -166,9 +168,9 @@ def test_finding_the_truth_scores_one(patients: list[Seen]) -> None:
 
 
 def test_finding_nothing_is_right_for_the_healthy_only(patients: list[Seen]) -> None:
-    judged = [judge().judged(patient, torch.zeros_like(patient.truth, dtype=torch.float)) for patient in patients]
+    judged = [judge().judged(patient, torch.zeros_like(patient.reference, dtype=torch.float)) for patient in patients]
     scores = summary(judged) | segment_summary(judged, 0.1)
-    healthy = sum(not patient.truth.any() for patient in patients) / len(patients)
+    healthy = sum(not patient.reference.any() for patient in patients) / len(patients)
     assert scores["val/infarct_dice"] == 0
     assert "val/hd95_mm" not in scores
     assert scores["val/patient_accuracy"] == healthy
@@ -187,9 +189,45 @@ def test_finding_it_everywhere_is_wrong_for_the_healthy(patients: list[Seen]) ->
     assert table["infarcted"].sum() > 0
 
 
+def without_exact(patients: list[Seen]) -> list[Seen]:
+    """The same as patients, of whom nobody knows the exact infarct; their label is the one carried over."""
+    return [
+        replace(
+            patient,
+            case=replace(
+                patient.case, optional={name: one for name, one in patient.case.optional.items() if name != "infarct"}
+            ),
+            label=patient.carried,
+        )
+        for patient in patients
+    ]
+
+
+def test_the_label_carried_over_is_compared_with_the_exact_infarct_and_never_with_itself(patients: list[Seen]) -> None:
+    for known in (patients, [replace(patient, label=patient.carried) for patient in patients]):
+        measured = Validation(judge(), DiceFocalLoss(sigmoid=True), known)()
+        assert 0.1 < measured["val/carried_over_dice"] < 0.999
+    measured = Validation(judge(), DiceFocalLoss(sigmoid=True), without_exact(patients))()
+    assert not [name for name in measured if "carried" in name or "label" in name]
+
+
+def test_figures_and_tables_call_only_an_exact_infarct_exact(patients: list[Seen], tmp_path: Path) -> None:
+    for known, name, true in (
+        (patients, "exact infarct", True),
+        (without_exact(patients), "label carried over", False),
+    ):
+        picture = Gallery(judge(), known)()[f"val/{known[0].case.name}"]
+        assert picture.get_suptitle() == f"{name}: green, found: red"
+        Report(judge(), known)(tmp_path)
+        table = pd.read_csv(tmp_path / "per_case.csv")
+        assert set(table["reference"]) == {name}
+        assert table["true_percent"].notna().all() == true
+        assert table["reference_percent"].notna().all()
+
+
 def test_a_speck_is_no_infarct(patients: list[Seen]) -> None:
-    patient = next(patient for patient in patients if not patient.truth.any())
-    speck = torch.zeros_like(patient.truth, dtype=torch.float)
+    patient = next(patient for patient in patients if not patient.reference.any())
+    speck = torch.zeros_like(patient.reference, dtype=torch.float)
     places = patient.case.myocardium.nonzero()
     for place in places[:20]:
         speck[tuple(place)] = 1

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -58,18 +59,26 @@ def test_the_loss_falls_when_the_warped_picture_comes_nearer(cohort: Cohort) -> 
     assert rough > same
 
 
-def test_where_nothing_is_known_only_the_loss_is_measured(study: Study, cohort: Cohort) -> None:
+def test_where_nothing_is_known_the_loss_and_the_function_are_measured(study: Study, cohort: Cohort) -> None:
     from dataclasses import replace
 
     bare = [replace(case, optional={}) for case in cohort.val]
     measured = motion.Validation(motion.DeformationNet("motion"), MotionLoss(30, 1, 0.02), bare)()
-    assert measured.keys() == {"val/loss", "val/folded_percent"}
+    own = {"edv_ml", "esv_ml", "ef_percent", "circumferential_strain_percent", "radial_strain_percent"}
+    assert measured.keys() == {f"val/{name}" for name in {"loss", "folded_percent"} | own}
 
 
 def test_the_report_has_displacements_on_the_grid_of_the_input(study: Study, tmp_path: Path) -> None:
     task = build(Config.load(overrides={"prepared": study.prepared}))
     reported, measured = task.report(tmp_path), task.evaluate()
-    for name in ("val/epe_px", "val/dice_es", "val/folded_percent"):
+    for name in (
+        "val/epe_px",
+        "val/epe_px_before",
+        "val/dice_es",
+        "val/folded_percent",
+        "val/ef_percent",
+        "val/edv_ml",
+    ):
         assert reported[name] == pytest.approx(measured[name], rel=1e-4, abs=1e-6)  # the same as while training
     for case in prepared.read(study.prepared).val:
         image = nib.load(tmp_path / "motion" / f"{case.name}.nii.gz")
@@ -77,6 +86,16 @@ def test_the_report_has_displacements_on_the_grid_of_the_input(study: Study, tmp
         assert np.array_equal(image.affine, np.diag([1.5, 1.5, 8.0, 1.0]))
         assert (tmp_path / "cine" / f"{case.name}.gif").is_file()
         assert (tmp_path / "figures" / f"{case.name}.png").is_file()
+        assert (tmp_path / "strain" / f"{case.name}.png").is_file()
+    function = pd.read_csv(tmp_path / "function.csv").set_index("case")
+    assert (function["edv_ml"] > function["esv_reference_ml"]).all()
+    assert function["ef_percent"].mean() == pytest.approx(reported["val/ef_percent"])
+    segments = pd.read_csv(tmp_path / "per_segment.csv")
+    assert set(segments["segment"]) == set(range(7, 13))  # one slice is in the middle of the ventricle
+    for number, mean in segments.groupby("segment")["circumferential_strain_percent"].mean().items():
+        assert reported[f"val/segment_{number:02d}_circumferential_strain_percent"] == pytest.approx(mean)
+    # The network beside doing nothing and beside classical registration.
+    assert {"val/dice_es_before", "val/dice_es_optical_flow", "val/epe_px_optical_flow"} <= reported.keys()
 
 
 def test_pictures_of_held_out_cases_are_made(study: Study) -> None:

@@ -84,6 +84,19 @@ def test_preparation_that_fails_leaves_nothing_that_counts(tmp_path: Path) -> No
         prepared.read(tmp_path)
 
 
+def test_a_folder_from_before_affines_were_read_is_still_read(tmp_path: Path) -> None:
+    prepare(Config.load(overrides={"cases": 2, "slices": 1, "frames": 4}), tmp_path)
+    file = tmp_path / "cases" / "phantom_001.json"
+    values = json.loads(file.read_text())
+    assert values.pop("oriented") is True
+    file.write_text(json.dumps(values))
+    (case,) = [
+        case for case in (*prepared.read(tmp_path).train, *prepared.read(tmp_path).val) if case.name == "phantom_001"
+    ]
+    assert case.late_slices is None
+    assert set(np.unique(case.segments())) == {0, *range(7, 13)}
+
+
 def test_a_damaged_case_is_refused(tmp_path: Path) -> None:
     prepare(Config.load(overrides={"cases": 2, "slices": 1, "frames": 4}), tmp_path)
     file = tmp_path / "cases" / "phantom_001.safetensors"

@@ -1,0 +1,66 @@
+"""Which way round a short-axis slice lies in its array: where the septum is, and on which side of it the anterior wall.
+
+The long axis of the left ventricle runs from the base to the left, forward and down. Seen from the apex, the wall goes clockwise
+from the septum over the anterior to the lateral wall (Cerqueira et al., Circulation 2002). An array that is transposed or
+mirrored, as those of NIfTI files are against the screen, turns the other way round, and its affine tells.
+"""
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
+
+PICTURE_LEFT = float(np.pi)
+"""Direction of the septum where nothing says it: the left of the picture."""
+
+_LONG_AXIS = np.array([-1.0, 1.0, -1.0]) / np.sqrt(3)  # from base to apex, in right-anterior-superior
+_RIGHT_VENTRICLE = np.array([1.0, 1.0, 0.0]) / np.sqrt(2)  # from the left ventricle
+_SHORT_AXIS = 0.8  # cosine of the angle to the usual long axis from which on slices are short-axis slices
+_SMALLER = 0.9  # area of the ventricle at the apex, at most, relative to the base
+
+
+def direction(wall: NDArray[np.bool_], right: NDArray[np.bool_]) -> float | None:
+    """Angle in radians from the centre of the wall to that of the right ventricle, both (D, H, W).
+
+    0 is along columns and π/2 along rows. ``None`` if no right ventricle is marked.
+    """
+    if not right.any():
+        return None
+    rows, columns = (a.mean() - b.mean() for a, b in zip(right.nonzero()[1:], wall.nonzero()[1:], strict=True))
+    return float(np.arctan2(rows, columns))
+
+
+def usual_direction(affine: NDArray[np.float64]) -> float | None:
+    """Angle to where the right ventricle usually is, by an affine; ``None`` if its slices are no short-axis slices."""
+    axes = affine[:3, :3] / voxel_sizes(affine)
+    if abs(_normal(axes) @ _LONG_AXIS) < _SHORT_AXIS:
+        return None
+    return float(np.arctan2(axes[:, 0] @ _RIGHT_VENTRICLE, axes[:, 1] @ _RIGHT_VENTRICLE))
+
+
+def base_is_first(myocardium: NDArray[np.bool_], affine: NDArray[np.float64], *, oriented: bool) -> bool:
+    """Whether slices (D, H, W) run from base to apex.
+
+    The affine of short-axis slices decides. Without one, the end at which the ventricle is clearly smaller is the apex; else the
+    slices count from the base.
+    """
+    axes = affine[:3, :3] / voxel_sizes(affine)
+    if oriented and abs(_normal(axes) @ _LONG_AXIS) >= _SHORT_AXIS:
+        return bool(axes[:, 2] @ _LONG_AXIS > 0)
+    areas = [int(binary_fill_holes(mask).sum()) for mask in myocardium if mask.any()]
+    alike = not areas or min(areas[0], areas[-1]) >= _SMALLER * max(areas[0], areas[-1])
+    return alike or areas[0] > areas[-1]
+
+
+def turns_clockwise(affine: NDArray[np.float64], *, base_first: bool) -> bool:
+    """Whether angles that grow from columns to rows go from the septum to the anterior wall.
+
+    From the septum to the anterior wall is a right-handed turn about the direction from apex to base. Columns towards rows is one
+    about columns × rows, so the determinant of the affine decides.
+    """
+    return bool((np.linalg.det(affine[:3, :3]) > 0) == base_first)
+
+
+def _normal(axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    across: NDArray[np.float64] = np.cross(axes[:, 0], axes[:, 1])
+    return across / np.linalg.norm(across)
