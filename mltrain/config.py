@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mltrain.configuration.aliases import RESUME_KEY, own_words
 from mltrain.configuration.fields import is_place, merge, typed_entry
 from mltrain.configuration.files import known_names, presets_of, read_mapping
 from mltrain.configuration.secrets import (
@@ -49,6 +50,12 @@ class Config(BaseModel):
     retention: str | None = Field(None, description="A policy in place of the two keys above: 'Latest(3) | Best(2)'.")
     staging_gigabytes: float = Field(20.0, gt=0, description="How much may wait on this disk for a store elsewhere.")
     model_save_path: Path | None = Field(None, description="A local folder for latest and best weights as files too.")
+    export: Literal["weights", "full"] = Field(
+        "weights", description="What goes to model_save_path; full: whole checkpoints, which --resume FILE continues."
+    )
+    checkpoint_path: Path | None = Field(
+        None, description="A local file for the newest whole checkpoint too, which --resume FILE continues."
+    )
 
     eval_interval: int = Field(1, ge=1, description="Evaluation, and pictures, every N epochs.")
     log_interval: int = Field(10, ge=1, description="A point of the per-step curves every N steps.")
@@ -86,12 +93,12 @@ class Config(BaseModel):
     execution_fields: ClassVar[frozenset[str]] = frozenset(
         {"device", "num_threads", "epochs", "experiment", "run_name", "save_interval", "save_every_steps"}
         | {"save_every_minutes", "checkpoint_mode", "max_to_keep", "retention", "on_usr1", "staging_gigabytes"}
-        | {"nonfinite_limit"}
+        | {"nonfinite_limit", "export"}
         | {"early_stopping_patience", "early_stopping_metric", "early_stopping_mode", "early_stopping_min_delta"}
     )
     """Fields whose change on a resume leaves the values that a step computes as they were planned."""
 
-    output_fields: ClassVar[frozenset[str]] = frozenset({"model_save_path"})
+    output_fields: ClassVar[frozenset[str]] = frozenset({"model_save_path", "checkpoint_path"})
     """Places that the training writes to; what they hold is no data, and may change freely."""
 
     @classmethod
@@ -106,7 +113,8 @@ class Config(BaseModel):
         """Merge what is given, the later over the earlier: ``base``, each file, the preset, the overrides.
 
         Args:
-            files: YAML or JSON files; each may hold ``presets:``, a mapping from a name to an overlay.
+            files: YAML or JSON files; each may hold ``presets:``, a mapping from a name to an overlay, and a section
+                ``training:``, whose keys are read like those beside it.
             preset: the name of an overlay from one of the files (the last file that has it wins), or from the class.
             overrides: dotted or plain keys; a text value is parsed by the type of its field.
             base: a configuration as :meth:`resolved` gave it, usually that of the run being resumed.
@@ -118,7 +126,9 @@ class Config(BaseModel):
         merge(merged, secrets_of_environment(cls))
         overlays: dict[str, Mapping[str, Any]] = dict(cls.presets)
         for file in files:
-            content = read_mapping(file)
+            content = own_words(read_mapping(file), cls.model_fields, str(file))
+            if RESUME_KEY not in cls.model_fields:
+                content.pop(RESUME_KEY, None)  # it is part of the request, see mltrain.commands.resume_word
             overlays.update(presets_of(content.pop("presets", {}), file))
             merge(merged, cls._typed(content, str(file)))
         if preset is not None:
@@ -156,7 +166,7 @@ class Config(BaseModel):
     def _typed(cls, given: Mapping[str, Any], source: str) -> dict[str, Any]:
         """Return ``given`` with its dotted keys nested and its texts parsed by the types of their fields."""
         typed: dict[str, Any] = {}
-        for key, value in given.items():
+        for key, value in own_words(given, cls.model_fields, source).items():
             merge(typed, typed_entry(cls, str(key).split("."), str(key), value, source))
         return typed
 

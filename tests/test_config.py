@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mltrain import config
 from mltrain.config import Config
+from mltrain.configuration import aliases
 from mltrain.configuration.fields import NOT_GIVEN, RESERVED
 from mltrain.configuration.files import read_mapping
 from mltrain.errors import ConfigError, nearest
@@ -112,7 +113,7 @@ def test_a_place_is_remembered_from_the_root_so_that_it_is_found_from_anywhere(
 
 
 WRONG_KEYS = {
-    "learning_rate": "Unknown key 'learning_rate'",
+    "weight_decay": "Unknown key 'weight_decay'",
     "batchsize": "Did you mean 'batch_size'",
     "network.widht": "Unknown key 'network.widht'",
     "lr.value": "'lr' has no keys of its own",
@@ -398,3 +399,58 @@ def test_every_word_for_not_given_leaves_an_optional_field_empty(word: str) -> N
 def test_a_word_unlike_all_has_no_nearest() -> None:
     assert nearest("zzzzzz", ["lr", "epochs"]) == ""
     assert nearest("epoch", ["lr", "epochs"]) == " Did you mean 'epochs'?"
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "config.json"
+    file.write_text(text)
+    return file
+
+
+def test_words_of_other_programs_are_read_as_ours_and_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aliases, "_named", set())
+    file = written(tmp_path, '{"training": {"num_epochs": 7, "learning_rate": "3e-4", "batch_size": 4}, "seed": 3}')
+    for _ in range(2):
+        config = Example.load([file], overrides={"checkpoint_mode": "epochs"})
+    assert (config.epochs, config.lr, config.batch_size, config.seed) == (7, 3e-4, 4, 3)
+    assert config.checkpoint_mode == "every"
+    assert [record.getMessage() for record in caplog.records] == [
+        "num_epochs is called epochs here.",
+        "learning_rate is called lr here.",
+        "checkpoint_mode=epochs is called checkpoint_mode=every here.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_epochs": "3", "epochs": "4"},
+        {"training.num_epochs": "3", "training.epochs": "4"},
+        {"training": {"epochs": 3}, "epochs": 4},
+    ],
+)
+def test_two_words_for_one_key_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"epochs \(from the command line\) is given twice, as '.*' and as '.*'"):
+        Example.load(overrides=given)
+
+
+def test_a_field_of_the_project_comes_before_an_alias_and_a_section() -> None:
+    class Own(Config):
+        num_epochs: int = 1
+        training: Network = Network()
+        resume_checkpoint: str = ""
+
+    config = Own.load(overrides={"num_epochs": "5", "training.width": "3", "resume_checkpoint": "x"})
+    assert (config.num_epochs, config.epochs, config.training.width, config.resume_checkpoint) == (5, 10, 3, "x")
+
+
+def test_an_alias_of_a_key_that_the_project_lacks_is_an_unknown_key() -> None:
+    with pytest.raises(ConfigError, match="Unknown key 'learning_rate'"):
+        Config.load(overrides={"learning_rate": "1"})
+
+
+def test_what_a_file_resumes_from_is_no_part_of_the_configuration(tmp_path: Path) -> None:
+    file = written(tmp_path, '{"training": {"resume_checkpoint": "checkpoints/epoch_0050.pt", "epochs": 3}}')
+    assert Example.load([file]) == Example(epochs=3)

@@ -67,7 +67,8 @@ COMMANDS = {
     "sync": ["--from", "--json"],
     "train": [
         *("--allow-change", "--config", "--default-project", "--experiment", "--fork-run", "--name", "--preset"),
-        *("--require-tracking", "--resume-from", "--resume-run", "--run-key", "--take-over", "ARGUMENTS"),
+        *("--quick", "--require-tracking", "--resume", "--resume-from", "--resume-run", "--run-key", "--take-over"),
+        "ARGUMENTS",
     ],
     "ui": ["--no-open", "--open", "--port", "RUN_ID"],
     "unpin": ["--checkpoint", "RUN_ID"],
@@ -92,9 +93,19 @@ EXIT_CODES = {
 }
 
 CONFIG_KEYS = [
-    *("amp", "best_metric", "best_mode", "checkpoint_mode", "deterministic", "device", "early_stopping_metric"),
+    *("amp", "best_metric", "best_mode", "checkpoint_mode", "checkpoint_path", "deterministic", "device"),
+    "early_stopping_metric",
     *("early_stopping_min_delta", "early_stopping_mode", "early_stopping_patience", "epochs", "eval_interval"),
-    *("experiment", "log_interval", "max_to_keep", "model_save_path", "nonfinite_limit", "num_threads", "on_nonfinite"),
+    *(
+        "experiment",
+        "export",
+        "log_interval",
+        "max_to_keep",
+        "model_save_path",
+        "nonfinite_limit",
+        "num_threads",
+        "on_nonfinite",
+    ),
     "on_usr1",
     *("retention", "run_name", "save_every_minutes", "save_every_steps", "save_interval", "seed"),
     "staging_gigabytes",

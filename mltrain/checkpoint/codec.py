@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ LARGEST_FILE = 2 * 10**9
 
 STATE_TREE = "state.json"
 _FORMAT = 1
+_STAMP = "mltrain."
 _CHUNK = 2**24
 _LARGEST_HEADER = 100 * 10**6
 _NAMES = {
@@ -184,6 +186,26 @@ def _tensors(content: bytearray) -> dict[str, Tensor]:
     return {name: entry.tensor(content, begin) for name, entry in entries.items()}
 
 
+def stamped(content: bytes | bytearray, stamp: Mapping[str, str]) -> bytes:
+    """Return a safetensors file with further entries in its metadata, under names that begin with ``mltrain.``."""
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.loads(bytes(content[8 : 8 + length]))
+    header["__metadata__"] = {**header.get("__metadata__", {}), **{_STAMP + key: text for key, text in stamp.items()}}
+    return b"".join([_header(header), memoryview(content)[8 + length :]])
+
+
+def stamp_of(file: Path) -> dict[str, str] | None:
+    """Return what :func:`stamped` added to a file, without reading its tensors; ``None`` for any other file."""
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            metadata = json.loads(opened.read(length))["__metadata__"] if length <= _LARGEST_HEADER else {}
+        found = {key.removeprefix(_STAMP): text for key, text in metadata.items() if key.startswith(_STAMP)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
+        return None
+    return found or None
+
+
 @dataclass(frozen=True)
 class _Stored:
     """What a header says of a tensor; the bytes are counted from the end of the header."""
@@ -250,15 +272,19 @@ def _split(tensors: Mapping[str, Tensor], largest: int) -> list[dict[str, Tensor
     return [piece for piece in pieces if piece]
 
 
+def _header(header: Mapping[str, Any]) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
 def _safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
+    yield _header(header)
     for tensor in tensors.values():
         if tensor.numel():
             content = memoryview(as_bytes(tensor).numpy())  # type: ignore[arg-type]

@@ -3,8 +3,10 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from mltrain.cli.arguments import given, parse
 from mltrain.errors import UsageError
@@ -12,7 +14,22 @@ from mltrain.errors import UsageError
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("train", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(train)
+    app.command("train", cls=_Train, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(train)
+
+
+class _Train(TyperCommand):
+    """The command, whose ``--resume`` may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--resume`` without a value the word that means so; see :mod:`mltrain.commands.resume_word`."""
+        following = [*args[1:], "--"]
+        alone = [
+            word == "--resume" and (after.startswith("-") or "=" in after)
+            for word, after in zip(args, following, strict=True)
+        ]
+        return super().parse_args(
+            ctx, ["--resume=true" if one else word for word, one in zip(args, alone, strict=True)]
+        )
 
 
 def train(
@@ -26,6 +43,12 @@ def train(
     preset: str = typer.Option(None, "--preset", help="A named overlay; every project has 'quick'."),
     name: str = typer.Option(None, "--name", help="The name of a new run."),
     experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of a new run."),
+    resume: str = typer.Option(
+        None,
+        "--resume",
+        metavar="ID|FILE",
+        help="Continue a run, or the training that wrote a file; alone: that of checkpoint_path.",
+    ),
     resume_run: str = typer.Option(
         None, "--resume-run", metavar="ID", help="Continue this run; its first digits are enough."
     ),
@@ -44,6 +67,7 @@ def train(
         metavar="KEY",
         help="Continue the run of this name, or begin it; auto: the name of the job (torchrun, SLURM, SkyPilot, Kubernetes).",
     ),
+    quick: bool = typer.Option(False, "--quick", help="The same as --preset quick."),
     take_over: bool = typer.Option(
         False, "--take-over", help="Do not wait for a lease holder on another machine to expire."
     ),
@@ -62,13 +86,16 @@ def train(
     mltrain train --resume-run ID
 
     mltrain train my_project.py --run-key KEY
+
+    mltrain train segmentation --resume checkpoints/latest_checkpoint.pth
     """
     project, overrides = parse(arguments)
     words = given(
         {
             "project": project,
             "config": str(config) if config is not None else None,
-            "preset": preset,
+            "preset": preset if preset is not None or not quick else "quick",
+            "resume": resume,
             "resume_run": resume_run,
             "resume_from": resume_from,
             "fork_run": fork_run,
@@ -78,6 +105,11 @@ def train(
         overrides,
     )
     overrides |= given({"run_name": name, "experiment": experiment}, {})
+    if "resume" in words and not words.keys() & {"resume_run", "fork_run"}:
+        from mltrain.commands.resume_word import names_run
+
+        if names_run(words["resume"]):
+            words["resume_run"] = words.pop("resume")
     if "resume_run" in words and "fork_run" in words:
         raise UsageError("--resume-run continues a run and --fork-run begins a new one. Give one of the two.")
     if "resume_run" in words and "project" not in words:
@@ -86,7 +118,7 @@ def train(
         code = resume_by_parent(words["resume_run"], overrides, take_over=take_over, allow_change=allow_change)
         if code is not None:
             sys.exit(code)
-    default = words.get("default_project") if not words.keys() & {"resume_run", "fork_run"} else None
+    default = words.get("default_project") if not words.keys() & {"resume", "resume_run", "fork_run"} else None
 
     from mltrain.cli.display import Terminal
     from mltrain.commands.train import run_training
@@ -98,6 +130,7 @@ def train(
             files=(Path(words["config"]),) if "config" in words else (),
             preset=words.get("preset"),
             overrides=overrides,
+            resume=words.get("resume"),
             resume_run=words.get("resume_run"),
             resume_from=words.get("resume_from", "latest"),
             fork_run=words.get("fork_run"),

@@ -7,7 +7,7 @@ from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.policy_text import parse
 from mltrain.checkpoint.retention import Policy
 from mltrain.config import Config
-from mltrain.errors import ConfigError
+from mltrain.errors import ConfigError, StorageError
 from mltrain.ownership.run_folder import refuse_unwritable_home
 from mltrain.store.artifacts import refuse_unwritable
 from mltrain.tracking.client import TrackingClient
@@ -50,3 +50,9 @@ def refuse_unusable(config: Config, server: TrackingClient) -> None:
     refuse_unwritable_home(server)
     if config.model_save_path is not None:
         refuse_unwritable(config.model_save_path, "Give another folder as model_save_path=FOLDER.")
+    elif config.export != "weights":
+        raise ConfigError(f"export={config.export} has no folder to write to. Try: model_save_path=FOLDER with it.")
+    if config.checkpoint_path is not None:
+        if config.checkpoint_path.is_dir():
+            raise StorageError(f"checkpoint_path={config.checkpoint_path} is a folder. Expected a file in it.")
+        refuse_unwritable(config.checkpoint_path.parent, "Give another file as checkpoint_path=FILE.")

@@ -1,32 +1,22 @@
-"""Imports checkpoints of other programs as the first checkpoint of a run.
-
-Files are read with ``weights_only=True``, so no code in them is executed.
-"""
+"""Imports checkpoints of other programs as the first checkpoint of a run."""
 
 import logging
-import pickle
-import re
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from mltrain import device as devices
-from mltrain.checkpoint.finite import nonfinite
-from mltrain.checkpoint.pytree import flatten
 from mltrain.commands.checks import policy_of
-from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, StateMismatch, UsageError, shortened
+from mltrain.commands.foreign_file import Foreign, finite
+from mltrain.errors import StateMismatch, UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.project import Project
 from mltrain.provenance import fingerprint
-from mltrain.redaction import harmless
 from mltrain.restoring.modules import fitted
 from mltrain.rng import seed_everything
 from mltrain.run import opening
@@ -40,38 +30,7 @@ from mltrain.trainer.loop import Trainer
 
 log = logging.getLogger(__name__)
 
-_SPELLINGS = {
-    "model": ("model", "model_state_dict", "state_dict", "model_state", "net", "network", "weights", "module"),
-    "optimizer": ("optimizer", "optimizer_state_dict", "optim", "optimizer_state", "optimizer_states"),
-    "scheduler": ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_scheduler_state_dict", "lr_schedulers"),
-    "epoch": ("epoch", "epochs", "current_epoch", "epoch_num"),
-    "step": ("step", "global_step", "iteration", "iter", "n_iter"),
-    "history": ("history", "log", "logs", "train_history"),
-}
 _PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.", "model.module.")
-
-
-@dataclass
-class Foreign:
-    """The contents of a foreign checkpoint.
-
-    Attributes:
-        model: names to tensors.
-        optimizer: state of the optimizer, if present.
-        scheduler: state of the schedule, if present.
-        epoch: epochs trained, if recorded.
-        step: optimizer steps taken, if recorded.
-        history: one row an epoch, as far as its form is known.
-        ignored: keys that were not used.
-    """
-
-    model: dict[str, torch.Tensor]
-    optimizer: Any = None
-    scheduler: Any = None
-    epoch: int = 0
-    step: int = 0
-    history: list[dict[str, float | int]] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -88,40 +47,6 @@ class Report:
     checkpoint: str = ""
 
 
-def read(file: Path) -> Foreign:
-    """Read a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file.
-
-    Raises:
-        UsageError: the file does not exist or holds no weights.
-        DamagedCheckpoint: the file cannot be read without running code, or not at all.
-    """
-    content = _content(file)
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{file} holds a {type(content).__name__}; a dictionary with weights was expected.")
-    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
-        return Foreign(model={str(key): value for key, value in content.items()})
-    names = {part: next((s for s in spellings if s in content), None) for part, spellings in _SPELLINGS.items()}
-    weights = content.get(names["model"]) if names["model"] else None
-    if not isinstance(weights, Mapping) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UsageError(
-            f"{file} has no weights under any of {', '.join(_SPELLINGS['model'])}; its keys are: {', '.join(map(str, content))}."
-        )
-    found = Foreign(model={str(k): v for k, v in weights.items() if isinstance(v, torch.Tensor)})
-    for part in ("optimizer", "scheduler"):
-        value = content.get(names[part]) if names[part] else None
-        value = value[0] if isinstance(value, Sequence) and value else value  # Lightning keeps lists of them
-        setattr(found, part, value if isinstance(value, Mapping) else None)
-    for part in ("epoch", "step"):
-        value = content.get(names[part]) if names[part] else None
-        if isinstance(value, int) and not isinstance(value, bool):
-            setattr(found, part, value)
-    if names["history"]:
-        found.history = _rows(content[names["history"]])
-    used = {name for name in names.values() if name is not None}
-    found.ignored = [str(key) for key in content if key not in used]
-    return found
-
-
 def import_file(
     file: Path, server: TrackingClient, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
 ) -> Report:
@@ -135,14 +60,7 @@ def import_file(
         NonFiniteLoss: its weights or optimizer state are not finite.
         StateMismatch: the weights do not fit the project's model.
     """
-    foreign, report = read(file), Report()
-    flat = flatten({"model": foreign.model, "optimizer": foreign.optimizer}, "model")
-    wrong = nonfinite(flat.tree, flat.tensors)
-    if wrong:
-        raise NonFiniteLoss(
-            f"{file} cannot be trained on: {len(wrong)} tensor(s) of weights or optimizer state hold NaN or infinity. Expected "
-            f"finite numbers, got: {shortened(wrong, 5)}. Try: an earlier file of the same training."
-        )
+    foreign, report = finite(file), Report()
     if project is None:
         run = opening.create(server, experiment, file.stem, "imported", {IMPORTED_TAG: file.name})
         return _stored(run, foreign, report)
@@ -159,7 +77,7 @@ def import_file(
         policy = policy_of(config, task.policy)
         manager = CheckpointManager(run, policy=policy, metric=config.best_metric, mode=config.best_mode)
         trainer = Trainer(task, config, run, manager, StopRequest(), data=run.attempt.data)
-        _apply(foreign, trainer, report)
+        fit(foreign, trainer, report)
         trainer.save("imported")
         manager.wait()
     except BaseException as error:
@@ -199,7 +117,12 @@ def _reported(run: TrackedRun, manager: CheckpointManager, report: Report) -> Re
     return report
 
 
-def _apply(foreign: Foreign, trainer: Trainer, report: Report) -> None:
+def fit(foreign: Foreign, trainer: Trainer, report: Report) -> None:
+    """Put the contents of a file into a training, and report what was taken.
+
+    Raises:
+        StateMismatch: the weights do not fit the model.
+    """
     parts = trainer.state.parts
     model = parts.get("model")
     if not isinstance(model, nn.Module):
@@ -252,50 +175,3 @@ def _renamed(weights: Mapping[str, torch.Tensor], model: nn.Module) -> tuple[dic
             reshaped=error.reshaped,
             advice="Give the configuration that the file was trained with as key=value, or import it without a project.",
         ) from None
-
-
-def _content(file: Path) -> Any:
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(9)
-        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
-            return load_safetensors(file.read_bytes())
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"There is no file {file}.") from None
-    except IsADirectoryError:
-        raise UsageError(f"{file} is a folder; a file was expected.") from None
-    except pickle.UnpicklingError as error:
-        raise DamagedCheckpoint(
-            f"{file} cannot be read without running code that it names, and is therefore not read"
-            f"{_culprit(error)}. Expected tensors and plain values. Try: torch.save(model.state_dict(), …) where it was made."
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise DamagedCheckpoint(f"{file} is not a checkpoint that can be read: {_first_line(error)}") from None
-
-
-def _culprit(error: pickle.UnpicklingError) -> str:
-    """Return what the file asks to run, as far as torch names it; its own advice is to run it."""
-    named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]*\w\.\w+)", str(error))
-    return f" (it asks for {named[1]:.100})" if named else ""
-
-
-def _first_line(error: Exception) -> str:
-    lines = harmless(re.sub(r"\x1b\[[0-9;]*m", "", str(error))).splitlines()
-    return textwrap.shorten(lines[0], 300, placeholder=" …") if lines else type(error).__name__
-
-
-def _rows(history: Any) -> list[dict[str, float | int]]:
-    """Return a history as rows; it is a list of mappings or a mapping of lists."""
-    if isinstance(history, Mapping):
-        columns = {str(name): values for name, values in history.items() if isinstance(values, (list, tuple))}
-        length = max(map(len, columns.values()), default=0)
-        rows = [{name: values[i] for name, values in columns.items() if i < len(values)} for i in range(length)]
-    elif isinstance(history, (list, tuple)) and all(isinstance(row, Mapping) for row in history):
-        rows = [{str(name): value for name, value in row.items()} for row in history]
-    else:
-        return []
-    numbers = [
-        {k: v for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool)} for row in rows
-    ]
-    return [{"step": 0, **row, "epoch": number} for number, row in enumerate(numbers, 1)]

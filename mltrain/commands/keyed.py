@@ -61,7 +61,13 @@ def continued(request: Request, server: TrackingClient, launcher: Launcher | Non
     _refuse_other_project(run, key, project)
     _refuse_other_configuration(server, run, key, config)
     request = replace(
-        request, project=project, config=config, resume_run=run.info.run_id, fork_run=None, resume_from="latest"
+        request,
+        project=project,
+        config=config,
+        resume_run=run.info.run_id,
+        resume_file=None,
+        fork_run=None,
+        resume_from="latest",
     )
     return request, run
 

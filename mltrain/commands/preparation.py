@@ -1,11 +1,13 @@
 """Preparing a training before its run is open: nothing is claimed, created or changed for it."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mltrain import device as devices
 from mltrain.commands.checks import refuse_unusable
+from mltrain.commands.import_checkpoint import Report, fit
 from mltrain.commands.resume_source import Origin, Origins
 from mltrain.commands.train_request import Request, Resolved
 from mltrain.config import Config
@@ -19,6 +21,8 @@ from mltrain.task import Task, check_schedule
 from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.tags import WRITTEN_TAG
 from mltrain.trainer.loop import Trainer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Preparation:
         config = self.config
         code = fingerprint.code(self.project.place)
         origin = self.origins.choose(known, config.best_metric, config.best_mode)
-        continued = origin.own is not None or self._request.fork_run is not None  # else a fork begins again as recorded
+        # Else a fork begins again as recorded.
+        continued = origin.own is not None or origin.file is not None or self._request.fork_run is not None
         if continued and origin.params is not None:
             config = self._resolved.config_over(origin.params)
             refuse_unusable(config, self._server)
@@ -92,12 +97,23 @@ class Preparation:
         origin.check(code, data, config.data_places(), units_of(written), allow_change=self._request.allow_change)
         trainer = Trainer(task, config, stop=self._stop, data=data)  # records and saves nothing before the run is open
         prepared = Prepared(config, origin, trainer, code, data, changed, {})
-        if origin.parts is not None:
+        if origin.foreign is not None:
+            self._fit(origin, trainer)
+        elif origin.parts is not None:
             imported = origin.manifest is not None and origin.manifest.kind == "imported"
             trainer.restore(origin.parts, imported=imported, changed=prepared.changes_that_matter)
         else:
             seed_everything(config.seed)
         return replace(prepared, random_numbers=Rng().state_dict())
+
+    def _fit(self, origin: Origin, trainer: Trainer) -> None:
+        """Put the contents of a file of another program into a training, and log what of it was not used."""
+        assert origin.foreign is not None
+        report = Report()
+        fit(origin.foreign, trainer, report)
+        for line in (*report.left, *(f"{name}: as the project builds it" for name in report.fresh)):
+            log.warning("Not taken from %s: %s", origin.file, line)
+        seed_everything(self.config.seed)
 
     def record_writes(self, run: TrackedRun) -> None:
         """Record in the run, from now on, what the training writes into the places of its data."""

@@ -6,17 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mltrain.checkpoint import checkpoint_file
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
+from mltrain.commands.foreign_file import Foreign, finite
 from mltrain.commands.train_request import Request
 from mltrain.errors import DamagedCheckpoint, DataError, NoCheckpoint, UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import known_home
 from mltrain.provenance import fingerprint
 from mltrain.provenance.written import Units
+from mltrain.run.checkpoints import checkpoints_of
 from mltrain.run.tracked import TrackedRun, pins_of
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
@@ -37,6 +40,9 @@ class Origin:
         params: the configuration beside it, where it has one.
         passed_over: the checkpoints that come before it in the order of choice.
         damaged: those of them that are damaged.
+        file: that it was read from, where it is not read from a run.
+        foreign: the contents of a file of another program.
+        superseded: whether its run has later checkpoints, which a named one leaves behind.
     """
 
     manifest: Manifest | None = None
@@ -45,10 +51,13 @@ class Origin:
     params: Mapping[str, Any] | None = None
     passed_over: frozenset[CheckpointId] = frozenset()
     damaged: Mapping[CheckpointId, DamagedCheckpoint] = field(default_factory=dict)
+    file: Path | None = None
+    foreign: Foreign | None = None
+    superseded: bool = False
 
     def __str__(self) -> str:
         if self.manifest is None:
-            return "the start"
+            return "the start" if self.file is None else str(self.file)
         return f"{self.manifest.title} ({self.manifest.name})" + (f" of run {self.run_id}" if self.run_id else "")
 
     @property
@@ -127,6 +136,8 @@ class Origins:
         """
         request = self._request
         context = Context(now(), {}, metric, mode)
+        if request.resume_file is not None:
+            return self._of_file(request.resume_file, run, context)
         if request.fork_run is not None:
             return self._branched(request.fork_run, request.resume_from, context)
         if run is None:
@@ -152,7 +163,7 @@ class Origins:
 
     def is_current(self, origin: Origin, manager: CheckpointManager) -> bool:
         """Whether a checkpoint that was chosen before the run was claimed would still be chosen now."""
-        if self._request.resume_run is None:
+        if self._request.resume_run is None or self._request.resume_file is not None:
             return True
         choices = [manifest.id for manifest in manager.reader.matching(self._request.resume_from)]
         if origin.own is None:
@@ -162,7 +173,7 @@ class Origins:
 
     def hold(self, origin: Origin, run: TrackedRun) -> None:
         """Pin the checkpoint of another run that this one begins from."""
-        if origin.manifest is None or origin.run_id is None:
+        if origin.manifest is None or origin.run_id is None or origin.file is not None:
             return
         self._pin = (origin.run_id, f"{PIN_PREFIX}{origin.manifest.name}")
         self._server.once.set_tag(*self._pin, _reason(run.id))
@@ -171,8 +182,8 @@ class Origins:
     def source(self, origin: Origin) -> Source | None:
         """Return what reads a checkpoint of another run once more; it is there while :meth:`hold` pins it."""
         manifest, run_id = origin.manifest, origin.run_id
-        if manifest is None or run_id is None:
-            return None
+        if manifest is None or run_id is None or origin.file is not None:
+            return None  # a new run saves at once what it takes from a file
         store = CheckpointStore(run_id, artifacts_of(self._server, self._server.run(run_id)))
         return lambda: store.load(manifest)
 
@@ -208,6 +219,25 @@ class Origins:
         order = [candidate.id for candidate in candidates]
         before = order[: order.index(manifest.id)] if manifest.id in order else []
         return Origin(manifest, parts, params=params, passed_over=frozenset(before), damaged=damaged)
+
+    def _of_file(self, file: Path, run: Any | None, context: Context) -> Origin:
+        """Return what a file holds, verified."""
+        written = checkpoint_file.origin_of(file)
+        if written is None or not written.complete:
+            return Origin(file=file, foreign=finite(file))
+        manifest = checkpoint_file.manifest_of(file)
+        if manifest is None:
+            raise UsageError(
+                f"{file} was written by a loop of its own, without a run. Expected a file of mltrain train or of another "
+                "program. Try: continue it where it was written."
+            )
+        parts, params = checkpoint_file.read(file), checkpoint_file.params_of(file)
+        if run is None:
+            return Origin(manifest, parts, written.run_id, params, file=file)
+        newest = next(iter(checkpoints_of(self._server, run).matching("latest")), None)
+        announced = newest.id if newest is not None else CheckpointId.parse(run.data.tags.get(LATEST_TAG, ""))
+        superseded = announced is not None and announced.order > manifest.id.order
+        return Origin(manifest, parts, params=params, file=file, superseded=superseded)
 
     def _branched(self, source: str, which: str, context: Context) -> Origin:
         artifacts = artifacts_of(self._server, self._server.run(source))

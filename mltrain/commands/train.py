@@ -13,8 +13,10 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands import keyed
 from mltrain.commands.checks import policy_of, refuse_unusable
 from mltrain.commands.ending import Ending, describe
+from mltrain.commands.export import Export
 from mltrain.commands.preparation import Preparation, Prepared
 from mltrain.commands.result import Display, Outcome, Silence
+from mltrain.commands.resume_word import in_full
 from mltrain.commands.train_request import Request, request_of
 from mltrain.errors import MltrainError, RunNotFound
 from mltrain.manager import CheckpointManager
@@ -32,10 +34,9 @@ from mltrain.run.key import confirm
 from mltrain.run.naming import experiment_for, run_name
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
-from mltrain.store.durable import replace_file
 from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect
 from mltrain.tracking.pages import location
-from mltrain.tracking.tags import FORKED_FROM_TAG, RESUMED_FROM_TAG, REWOUND_PREFIX
+from mltrain.tracking.tags import FORKED_FROM_TAG, IMPORTED_TAG, RESUMED_FROM_TAG, REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +74,10 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
     remember_environment()
     server = connect(retry_seconds=TRAINING_RETRY_SECONDS)
     if stop is not None:
-        return _Session(request.in_full(server), display or Silence(), stop, server, None).run()
+        return _Session(in_full(request, server), display or Silence(), stop, server, None).run()
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
-        display, request = display or Silence(), request.in_full(server)
+        display, request = display or Silence(), in_full(request, server)
         if request.run_key is not None:
             request, run = keyed.continued(request, server, launcher)
             if run is not None and keyed.is_complete(run):
@@ -178,6 +179,8 @@ class _Session:
             tags["mlflow.parentRunId"] = request.parent
         if request.fork_run is not None:
             tags |= {"mlflow.parentRunId": request.fork_run, FORKED_FROM_TAG: request.fork_run}
+        if request.resume_file is not None:
+            tags[IMPORTED_TAG] = request.resume_file.name
         name, project = prepared.config.run_name, self._preparation.project.name
         telling = run_name(project, request.preset, request.overrides)
         if self._launcher is not None:
@@ -200,7 +203,7 @@ class _Session:
             policy=policy_of(config, prepared.trainer.task.policy),
             metric=config.best_metric,
             mode=config.best_mode,
-            committed=partial(self._committed, config.model_save_path),
+            committed=partial(self._committed, Export(config, self._preparation.project.name)),
             staging_gigabytes=config.staging_gigabytes,
         )
         self._announce(run, prepared)
@@ -209,6 +212,7 @@ class _Session:
             prepared = self._preparation.prepare(self._server.run(run.id))
         self._record(run, manager, prepared)
         Rng().load_state_dict(prepared.random_numbers)  # opening the run may have drawn some
+        self._save_origin(manager, prepared)
         self._loop(prepared)
         project = self._preparation.project.name
         return Ending(run, manager, prepared, self._stop, self._display, project).outcome()
@@ -259,10 +263,30 @@ class _Session:
         self._preparation.record_writes(run)
         describe(run, self._preparation.project.name, prepared.config.best_metric, None)
 
+    def _save_origin(self, manager: CheckpointManager, prepared: Prepared) -> None:
+        """Save what a new run takes from a file, so that from then on the run's id is enough to resume."""
+        origin, trainer = prepared.origin, prepared.trainer
+        if origin.file is None or origin.own is not None:
+            return
+        if origin.manifest is None or origin.parts is None:
+            trainer.save("imported")
+            return
+        manifest = origin.manifest
+        manager.save(  # as it is read, and not as the trainer has it, whose generators of random numbers go on from here
+            origin.parts,
+            step=manifest.step,
+            epoch=manifest.epoch,
+            metrics=manifest.metrics,
+            kind="step" if manifest.kind == "interrupted" else manifest.kind,
+            extra=trainer.described(),
+            data=dict(prepared.data),
+        )
+
     def _continue(self, run: TrackedRun, prepared: Prepared) -> None:
         """Continue the run's curves: without a seam after an exact resume, else with a tag that names the step."""
         origin, step = prepared.origin, prepared.trainer.progress.step
-        rolled_back = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
+        named = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
+        rolled_back = named or origin.superseded
         matters = prepared.changes_that_matter if origin.own is not None else {}
         if not rolled_back and not matters:
             run.continue_exactly_after(step)
@@ -289,25 +313,7 @@ class _Session:
         if self._stop.requested and trainer.progress.step == first_step and not trainer.done:
             raise KeyboardInterrupt
 
-    def _committed(
-        self, folder: Path | None, manifest: Manifest, best: Manifest | None, store: CheckpointStore
-    ) -> None:
-        """After a commit: release what this run began from, and copy weights to ``model_save_path``."""
+    def _committed(self, export: Export, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
+        """After a commit: release what this run began from, and copy the checkpoint to files of this machine."""
         self._preparation.origins.release()
-        if folder is not None:
-            copy_weights(store, manifest, folder, "latest")
-            if best is not None and best.id == manifest.id:
-                copy_weights(store, manifest, folder, "best")
-
-
-def copy_weights(store: CheckpointStore, manifest: Manifest, folder: Path, stem: str) -> list[Path]:
-    """Copy a checkpoint's weights, verified, to ``<stem>.safetensors`` in a folder (numbered if they are split).
-
-    Raises:
-        DamagedCheckpoint, StorageError: they are not as committed, or cannot be written.
-    """
-    weights = store.fetch(manifest, only=lambda name: name.startswith("model"))
-    paths = [folder / name.replace("model", stem, 1) for name in weights]
-    for path, content in zip(paths, weights.values(), strict=True):
-        replace_file(path, bytes(content))
-    return paths
+        export(manifest, best, store)

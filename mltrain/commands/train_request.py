@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from mltrain.checkpoint import checkpoint_file
 from mltrain.config import Config
+from mltrain.configuration.aliases import RESUME_KEY, SECTIONS, own_key
 from mltrain.errors import UsageError, nearest
 from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
 from mltrain.run import stage_outputs as outputs
 from mltrain.run.checkpoints import checkpoints_of, trained_config
-from mltrain.run.run_ids import full_id
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import IMPORTED_TAG, PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
@@ -30,6 +31,8 @@ class Request:
         config: the whole configuration, in the place of files, preset and overrides.
         resume_run: the id of the run to continue, or its first digits.
         resume_from: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or a checkpoint's name.
+        resume: the id of a run, or a file; :mod:`mltrain.commands.resume_word` finds what it means.
+        resume_file: a file to begin from: in the run ``resume_run``, which wrote it, or in a new one.
         fork_run: the id of a run whose checkpoint starts a new run.
         run_key: a name from outside that the run has, so that the same command continues it; ``auto`` takes that of the job.
         take_over: do not wait for a holder on another machine to show that it is dead.
@@ -46,6 +49,8 @@ class Request:
     config: Config | None = None
     resume_run: str | None = None
     resume_from: str = "latest"
+    resume: str | Path | None = None
+    resume_file: Path | None = None
     fork_run: str | None = None
     run_key: str | None = None
     take_over: bool = False
@@ -54,20 +59,12 @@ class Request:
     parent: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    def in_full(self, server: TrackingClient) -> Self:
-        """Return the request with the whole ids of the runs that it names.
-
-        Raises:
-            RunNotFound: no run, or more than one, is meant.
-        """
-        resumed, forked = (None if run is None else full_id(server, run) for run in (self.resume_run, self.fork_run))
-        return replace(self, resume_run=resumed, fork_run=forked)
-
 
 OPTIONS = (
     "name",
     "config",
     "preset",
+    "resume",
     "resume_run",
     "resume_from",
     "fork_run",
@@ -92,7 +89,7 @@ def request_of(project: str | Path | Project | None, words: Mapping[str, Any]) -
     if found is not None:
         known = [*OPTIONS, *keys]
         for word in overrides:
-            if word.split(".")[0] not in known:
+            if own_key(word, keys).split(".")[0] not in known and word not in (RESUME_KEY, *SECTIONS):
                 raise UsageError(
                     f"{word!r} is neither an option of train() nor a key of the project {found.name!r}.{nearest(word, known)}"
                 )
@@ -156,6 +153,11 @@ class Resolved:
             if not word:
                 option = "--resume-run" if request.resume_run is not None else "--fork-run"
                 word = recorded_project(run, recorded, f"mltrain train PROJECT {option} {source}")
+        if request.resume_file is not None:
+            written = checkpoint_file.origin_of(request.resume_file)
+            if written is not None and written.complete:
+                base = checkpoint_file.params_of(request.resume_file)
+                word = word or (find(written.project, recorded=True) if written.project else None)
         if word is None:
             raise UsageError(
                 "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"

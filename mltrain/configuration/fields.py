@@ -20,7 +20,18 @@ NOT_GIVEN = frozenset({"", "''", '""', "none", "None", "null", "~"})
 
 
 RESERVED = frozenset(
-    {"project", "resume_run", "resume_from", "fork_run", "run_key", "processes", "preset", "config", "presets"}
+    {
+        "project",
+        "resume",
+        "resume_run",
+        "resume_from",
+        "fork_run",
+        "run_key",
+        "processes",
+        "preset",
+        "config",
+        "presets",
+    }
 )
 """Keys that belong to the command line or to the file, and can therefore not be fields of a configuration."""
 

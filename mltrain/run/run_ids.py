@@ -9,6 +9,7 @@ from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import may_be, stores
 from mltrain.run.preparation import created_as
 from mltrain.tracking.client import RUN_ID, TrackingClient
+from mltrain.tracking.tags import REQUEST_ID_TAG
 
 SHORTEST = 4
 """Digits that a prefix needs at least."""
@@ -55,6 +56,25 @@ def full_id(server: TrackingClient, word: str) -> str:
         listed = ", ".join(f"{run_id} ({name})" for run_id, name in sorted(found.items()))
         raise RunNotFound(f"{word!r} is ambiguous. Expected more digits, got the begin of several ids: {listed}.")
     return created_as(server, next(iter(found)))
+
+
+def recorded_id(server: TrackingClient, run_id: str) -> str:
+    """Return the id that MLflow gave to the run that a file names, by its id or its provisional id; that may be from any host.
+
+    Raises:
+        RunNotFound: this store has no such run, or it is deleted.
+        TrackingError: the server does not answer.
+    """
+    try:
+        return str(server.run(full_id(server, run_id)).info.run_id)
+    except RunNotFound:
+        if not RUN_ID.fullmatch(run_id):
+            raise
+        experiments = [experiment.experiment_id for experiment in server.search_experiments()]
+        found = next(server.search_runs(experiments, f"tags.`{REQUEST_ID_TAG}` = '{run_id}'"), None)
+        if found is None:
+            raise
+        return str(found.info.run_id)
 
 
 def _on_server(server: TrackingClient, digits: str) -> Iterator[tuple[str, str]]:

@@ -10,10 +10,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from mltrain.errors import StorageError
 from mltrain.store.removal import discard_staged, discard_temporary
@@ -116,19 +117,32 @@ def replace_file(target: Path, content: bytes) -> None:
     Raises:
         StorageError: the disk is full or fails.
     """
+    with replacing(target) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that takes a name once its block has ended, so that the name always stands for a complete content.
+
+    Raises:
+        StorageError: the disk is full or fails.
+    """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         _make_folder(target.parent)
         with temporary.open("xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
         _fsync_folder(target.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             discard_temporary(temporary)
-        raise refused(target, error) from error
+        if isinstance(error, OSError):
+            raise refused(target, error) from error
+        raise
 
 
 def set_aside(path: Path, *, beside: Sequence[str] = ()) -> Path:

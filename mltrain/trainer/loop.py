@@ -215,6 +215,10 @@ class Trainer:
         """Save the present state."""
         self._saving.save(kind, self.measured)
 
+    def described(self) -> dict[str, bytes]:
+        """Return the further files of a checkpoint of the present state, by name."""
+        return self._saving.described()
+
     def show(self) -> None:
         """Make the pictures of the epoch that has just ended, and hand them to the tracker.
 

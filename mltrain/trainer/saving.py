@@ -78,11 +78,18 @@ class Saving:
             epoch=progress.epoch,
             metrics=measured,
             kind=kind,
-            extra={"params.json": self._params, "history.csv": training.history.to_csv()},
+            extra=self.described(),
             data=self._data,
         )
         self._saved_at, self._saved_step = time.monotonic(), progress.step
         self._resumed_rng = None
+
+    def described(self) -> dict[str, bytes]:
+        """Return the further files of a checkpoint: the configuration, and the table of epochs."""
+        return {
+            "params.json": self._params,
+            "history.csv": self._training.history.to_csv(),
+        }
 
     def newest(self) -> Mapping[str, Any] | None:
         """Return the parts of the newest checkpoint, else those of the source.

@@ -14,10 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 
 import mltrain
 from mltrain import device as devices
+from mltrain.checkpoint import checkpoint_file
 from mltrain.errors import DataError
 from mltrain.rng import own_rng
 from mltrain.signals import StopRequest
-from projects.tool_wear import checkpoint_file, places
+from projects.tool_wear import places
 from projects.tool_wear.examples import Examples, signals_of, split_of
 from projects.tool_wear.held_out import HeldOut
 from projects.tool_wear.keeper import OWN, Keeper, own_part

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from mltrain.checkpoint import checkpoint_file
 from mltrain.errors import UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.opening import open_run
 from mltrain.trainer.ports import NullSaver, NullTracker, Saver, Tracker
-from projects.tool_wear import checkpoint_file
 
 State = dict[str, Any]
 
@@ -75,7 +75,7 @@ class File:
     path: Path
 
     def read(self) -> State:
-        """Return the state in the file; see :func:`projects.tool_wear.checkpoint_file.read`."""
+        """Return the state in the file; see :func:`mltrain.checkpoint.checkpoint_file.read`."""
         return checkpoint_file.read(self.path)
 
     @contextmanager

@@ -1,10 +1,8 @@
 """What can be refused is refused before a run is claimed, created or changed: a refused attempt leaves no trace."""
 
 import shutil
-import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +17,7 @@ from mltrain.checkpoint.policies import Latest
 from mltrain.commands.import_checkpoint import import_file
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
-from mltrain.errors import ConfigError, MltrainError, StateMismatch, StorageError
+from mltrain.errors import ConfigError, StateMismatch, StorageError
 from mltrain.pipeline import Pipeline, Stage
 from mltrain.pipelines.request import PipelineRequest
 from mltrain.pipelines.runner import run as run_pipeline
@@ -28,6 +26,7 @@ from mltrain.run.checkpoints import open_checkpoints, trained_config
 from mltrain.tracking.client import connect
 from tests.support import tiny
 from tests.support.database import fresh_database
+from tests.support.unchanged import Unchanged
 from tests.support.workplace import Workplace
 
 TINY = Project("tiny", tiny.Config, tiny.build, Path(tiny.__file__))
@@ -51,33 +50,6 @@ def store(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained[0] / 'mlflow.db'}")
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
     return trained[0]
-
-
-def everything(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """All that the tracking store holds, and all files among the artifacts."""
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        rows = list(database.iterdump())
-    return rows, sorted((str(file), file.stat().st_mtime_ns) for file in (folder / "mlruns").rglob("*"))
-
-
-class Unchanged:
-    """A block that raises an error on purpose and leaves no trace: no row, no file, no home, no thread.
-
-    What it has read of the data may stay in the cache of digests, which belongs to no run.
-    """
-
-    def __init__(self, folder: Path, home: Path, kind: type[MltrainError] = MltrainError) -> None:
-        self.folder, self.home, self.kind = folder, home, kind
-
-    def __enter__(self) -> None:
-        self.before, self.threads = everything(self.folder), set(threading.enumerate())
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        assert isinstance(error, self.kind), error
-        assert everything(self.folder) == self.before
-        assert not self.home.is_dir() or {file.name for file in self.home.iterdir()} == {"fingerprints.sqlite"}
-        assert set(threading.enumerate()) <= self.threads
-        return True
 
 
 class Mute:

@@ -15,8 +15,9 @@ from mltrain.commands.train_request import Request
 from mltrain.delivery.creation import RunSpec
 from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import home_of
-from mltrain.run.run_ids import full_id
+from mltrain.run.run_ids import full_id, recorded_id
 from mltrain.tracking.client import connect
+from mltrain.tracking.tags import REQUEST_ID_TAG
 from tests.support import tiny
 from tests.support.database import fresh_database, many
 
@@ -112,6 +113,18 @@ COMMANDS: dict[str, Callable[[str, str], list[str]]] = {
     "train": lambda run, _: ["train", f"resume_run={run}", "epochs=1"],
     "fork": lambda run, _: ["train", "--fork-run", run, "epochs=2"],
 }
+
+
+def test_a_provisional_id_of_another_host_is_found_by_the_tag_of_its_run(store: Path) -> None:
+    provisional = "ab" * 16
+    (created,) = many(store, 1, {REQUEST_ID_TAG: provisional})
+    assert recorded_id(connect(), provisional) == recorded_id(connect(), created) == created
+    with pytest.raises(RunNotFound):
+        recorded_id(connect(), "cd" * 16)
+    MlflowClient().delete_run(created)
+    for named in (provisional, created):
+        with pytest.raises(RunNotFound):
+            recorded_id(connect(), named)
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GroupKFold, cross_val_score
 
+from mltrain.checkpoint import checkpoint_file
 from mltrain.errors import ConfigError, DamagedCheckpoint, DataError, NoCheckpoint, StateMismatch, UsageError
-from projects.tool_wear import Position, ToolWearClassifier, checkpoint_file
+from projects.tool_wear import Position, ToolWearClassifier
 from tests.support.waiting import eventually, let_pass
 
 from .waves import SMALL, TRAIN, VAL, inverted

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mltrain.commands.import_checkpoint import read
+from mltrain.commands.foreign_file import read
 from mltrain.errors import DamagedCheckpoint, UsageError
 
 

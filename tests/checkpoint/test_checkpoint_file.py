@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from mltrain.checkpoint import checkpoint_file
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError, UnsupportedValue
-from projects.tool_wear import checkpoint_file
 
 
 def state() -> dict[str, Any]:

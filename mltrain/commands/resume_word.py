@@ -1,0 +1,140 @@
+"""What ``--resume`` names: a run, or a file that a training wrote."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mltrain.checkpoint import checkpoint_file
+from mltrain.checkpoint.checkpoint_file import Written
+from mltrain.commands.export import LATEST
+from mltrain.commands.train_request import Request
+from mltrain.configuration.aliases import RESUME_KEY, own_words
+from mltrain.configuration.fields import NOT_GIVEN
+from mltrain.configuration.files import read_mapping
+from mltrain.errors import NoCheckpoint, RunNotFound, UsageError
+from mltrain.project import Project
+from mltrain.run.checkpoints import open_checkpoints
+from mltrain.run.run_ids import full_id, is_run_id, recorded_id
+from mltrain.tracking.client import TrackingClient
+
+log = logging.getLogger(__name__)
+
+WITHOUT_VALUE = "true"
+"""What ``--resume`` alone means: the file of ``checkpoint_path``."""
+
+
+def names_run(word: str) -> bool:
+    """Whether a word names a run and not a file."""
+    return is_run_id(word) and not Path(word).exists()
+
+
+def in_full(request: Request, server: TrackingClient) -> Request:
+    """Return the request with the whole ids of the runs that it names, and with what its ``resume`` means.
+
+    A file that a run of this store made continues that run; any other file begins a new one.
+
+    Raises:
+        UsageError: the request names two things to resume from, or ``--resume`` has no value.
+        RunNotFound: no run, or more than one, is meant.
+        NoCheckpoint, DamagedCheckpoint: the file is missing or damaged.
+    """
+    request, word = _word_of(request)
+    if word is None:
+        resumed, forked = (
+            None if run is None else full_id(server, run) for run in (request.resume_run, request.fork_run)
+        )
+        return replace(request, resume_run=resumed, fork_run=forked)
+    if names_run(word):
+        return replace(request, resume_run=full_id(server, word))
+    file = _file(word)
+    if request.resume_from != "latest":
+        raise UsageError(
+            f"--resume-from {request.resume_from} chooses among the checkpoints of a run, and {file} is one checkpoint. "
+            "Expected one of the two."
+        )
+    written = checkpoint_file.origin_of(file)
+    if written is None or written.run_id is None:
+        return replace(request, resume_file=file)
+    return _of_its_run(request, server, file, written)
+
+
+def _word_of(request: Request) -> tuple[Request, str | None]:
+    """Return the request without its ``resume``, and what that names.
+
+    A key of the command line stands for the option; one of a file only where the command line names nothing.
+    """
+    fields = request.project.config.model_fields if isinstance(request.project, Project) else {}
+    own_field = RESUME_KEY in fields
+    overrides = {key: value for key, value in request.overrides.items() if key != RESUME_KEY or own_field}
+    key = None if own_field else _given(request.overrides.get(RESUME_KEY))
+    word = _given(request.resume)
+    named = {"--resume": word, RESUME_KEY: key, "--resume-run": request.resume_run, "--fork-run": request.fork_run}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) > 1 and not (given == ["--resume", RESUME_KEY] and word == key):
+        raise UsageError(f"{' and '.join(given)} name what to begin from. Expected one of them.")
+    word = word or key
+    contents = [own_words(read_mapping(file), fields, str(file)) for file in request.files]
+    if not given and not own_field:
+        word = next((found for one in contents[::-1] if (found := _given(one.get(RESUME_KEY))) is not None), None)
+    if word == WITHOUT_VALUE:
+        places = [overrides, *contents[::-1]]
+        word = next((_given(one.get("checkpoint_path")) for one in places if "checkpoint_path" in one), None)
+        if word is None:
+            raise UsageError(
+                "--resume names nothing. Expected the id of a run (mltrain runs lists them), a file, or checkpoint_path=FILE "
+                "with it."
+            )
+    return replace(request, resume=None, overrides=overrides), word
+
+
+def _given(word: Any) -> str | None:
+    """Return what a value names; ``None`` for what means "not given"."""
+    if word is True:
+        return WITHOUT_VALUE
+    return None if word is None or word is False or str(word) in {*NOT_GIVEN, "false", "False"} else str(word)
+
+
+def _file(word: str) -> Path:
+    """Return the file that a word names; that of the newest checkpoint if it names the folder of an export.
+
+    Raises:
+        NoCheckpoint: there is no such file.
+    """
+    path = Path(word).expanduser().absolute()
+    if path.is_dir():
+        if (path / LATEST).is_file():
+            return path / LATEST
+        listed = checkpoint_file.beside(path / LATEST)
+        raise NoCheckpoint(f"{path} is a folder without {LATEST}. Expected a file, or the id of a run.{listed}")
+    if not path.is_file():
+        raise NoCheckpoint(
+            f"There is no file {path}.{checkpoint_file.beside(path)} Whole checkpoints are written as files with export=full "
+            "and model_save_path=FOLDER; without that, resume by the id of the run: mltrain train --resume-run ID (mltrain "
+            "runs lists them)."
+        )
+    return path
+
+
+def _of_its_run(request: Request, server: TrackingClient, file: Path, written: Written) -> Request:
+    """Continue the run that wrote a file where this store has it; begin a new one otherwise."""
+    assert written.run_id is not None
+    try:
+        run_id = recorded_id(server, written.run_id)
+    except RunNotFound as error:
+        log.warning("A new run begins with %s, because the run that wrote it is not in this store: %s", file, error)
+        return replace(request, resume_file=file)
+    if written.complete:
+        return replace(request, resume_run=run_id, resume_file=file)
+    checkpoints = open_checkpoints(run_id, server)  # weights alone: all else is in the run
+    if written.checkpoint is not None and checkpoints.matching(written.checkpoint):
+        newest = next(iter(checkpoints.matching("latest")), None)
+        is_newest = newest is not None and newest.name == written.checkpoint
+        return replace(request, resume_run=run_id, resume_from="latest" if is_newest else written.checkpoint)
+    log.warning(
+        "A new run begins with the weights in %s, because run %s does not keep checkpoint %s any more.",
+        file,
+        run_id,
+        written.checkpoint,
+    )
+    return replace(request, resume_file=file)

@@ -1,0 +1,98 @@
+"""Files beside the run: whole checkpoints under the names that scripts use, or weights alone; never instead of the run."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mltrain.checkpoint import checkpoint_file, codec
+from mltrain.checkpoint.manifest import Manifest
+from mltrain.commands.export import Export
+from mltrain.errors import StorageError
+from tests.support import tiny
+from tests.support.equality import same
+from tests.support.runs import FolderRun
+
+
+def state(number: int) -> dict[str, Any]:
+    return {"model": {"weight": torch.full((2, 3), float(number))}, "step": number}
+
+
+def exported(run: FolderRun, **keys: Any) -> list[Manifest]:
+    """Save two epochs, of which the first is the better one, and an interrupted step, with what the keys ask for."""
+    with run.manager(committed=Export(tiny.Config(**keys), "tiny")) as manager:
+        for epoch, loss in ((1, 0.5), (2, 0.7)):
+            manager.save(state(epoch), step=epoch * 3, epoch=epoch, metrics={"val/loss": loss}, kind="epoch")
+            manager.wait()
+        manager.save(state(7), step=7, epoch=2, kind="interrupted")
+        manager.wait()
+        return manager.checkpoints()
+
+
+def test_whole_checkpoints_have_the_names_of_the_guides(local: FolderRun, tmp_path: Path) -> None:
+    one, two, interrupted = exported(local, model_save_path=tmp_path / "out", export="full")
+    expected = {
+        "checkpoint_epoch_1.pth": one,
+        "checkpoint_epoch_2.pth": two,
+        "best_model.pth": one,
+        "interrupted_checkpoint.pth": interrupted,
+        "latest_checkpoint.pth": interrupted,
+    }
+    assert {file.name for file in (tmp_path / "out").iterdir()} == expected.keys()
+    for name, manifest in expected.items():
+        file = tmp_path / "out" / name
+        assert checkpoint_file.manifest_of(file) == manifest
+        assert checkpoint_file.origin_of(file) == checkpoint_file.Written(
+            local.id, manifest.name, "tiny", complete=True
+        )
+    assert same(checkpoint_file.read(tmp_path / "out" / "checkpoint_epoch_2.pth"), state(2))
+
+
+def test_nothing_in_an_exported_file_can_be_executed(local: FolderRun, tmp_path: Path) -> None:
+    exported(local, model_save_path=tmp_path / "out", export="full")
+    for file in (tmp_path / "out").iterdir():
+        with zipfile.ZipFile(file) as archive:
+            assert {Path(name).suffix for name in archive.namelist()} <= {".json", ".safetensors", ".csv"}
+            for name in archive.namelist():
+                if name.endswith(".json"):
+                    json.loads(archive.read(name))
+
+
+def test_only_the_newest_and_the_best_are_files_where_only_they_are_kept(local: FolderRun, tmp_path: Path) -> None:
+    exported(local, model_save_path=tmp_path / "out", export="full", checkpoint_mode="latest")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "best_model.pth",
+        "interrupted_checkpoint.pth",
+        "latest_checkpoint.pth",
+    }
+
+
+def test_a_checkpoint_path_is_one_file_with_the_newest(local: FolderRun, tmp_path: Path) -> None:
+    manifests = exported(local, checkpoint_path=tmp_path / "deep" / "my_checkpoint.pth")
+    assert checkpoint_file.manifest_of(tmp_path / "deep" / "my_checkpoint.pth") == manifests[-1]
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["my_checkpoint.pth"]
+
+
+def test_weights_alone_tell_the_run_and_the_checkpoint(local: FolderRun, tmp_path: Path) -> None:
+    one, _, interrupted = exported(local, model_save_path=tmp_path / "out")
+    for name, manifest, number in (("latest", interrupted, 7), ("best", one, 1)):
+        file = tmp_path / "out" / f"{name}.safetensors"
+        assert same(load_file(file), state(number)["model"])
+        stamp = {"run_id": local.id, "checkpoint": manifest.name, "project": "tiny"}
+        assert codec.stamp_of(file) == stamp
+        assert checkpoint_file.origin_of(file) == checkpoint_file.Written(**stamp, complete=False)
+
+
+def test_a_file_that_cannot_be_written_is_a_warning_and_the_run_has_the_checkpoint(
+    local: FolderRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise StorageError("No space left on device")
+
+    monkeypatch.setattr(checkpoint_file, "write_checkpoint", full)
+    assert len(exported(local, model_save_path=tmp_path / "out", export="full")) == 3
+    assert "is in the run, and not in a file of its own: No space left on device" in caplog.text
