@@ -50,6 +50,7 @@ ELSEWHERE = {
     "tracking/places.py": "run/test_opening.py",
     "tracking/registry.py": "faults/test_retention.py",
     "tracking/tags.py": DECLARATIONS,
+    "trainer/epoch_end.py": "trainer/test_evaluation.py",
     "trainer/ports.py": DECLARATIONS,
 }
 """Modules whose statements are about what uses them: where those statements are."""

@@ -90,12 +90,8 @@ def import_file(
 def _stored(run: TrackedRun, foreign: Foreign, report: Report) -> Report:
     run.record_start({}, {}, "")
     manager = CheckpointManager(run)
-    parts = {
-        "model": foreign.model,
-        "optimizer": foreign.optimizer,
-        "scheduler": foreign.scheduler,
-        "history": {"rows": foreign.history} if foreign.history else None,
-    }
+    history = {"rows": foreign.history} if foreign.history else None
+    parts = {"model": foreign.model, "optimizer": foreign.optimizer, "scheduler": foreign.scheduler, "history": history}
     state = {name: part for name, part in parts.items() if part}
     state["progress"] = {"step": foreign.step, "epoch": foreign.epoch, "batch": 0}
     manager.save(state, step=foreign.step, epoch=foreign.epoch, kind="imported")

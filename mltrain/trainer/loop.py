@@ -4,8 +4,6 @@
 ...     print(progress.step, trainer.measured)
 """
 
-import logging
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,18 +11,14 @@ from mltrain.checkpoint.manifest import Kind
 from mltrain.config import Config
 from mltrain.errors import RunHeld, UsageError
 from mltrain.metrics import Metrics, floats
-from mltrain.restoring.modules import versions
 from mltrain.rng import Rng
 from mltrain.state import Progress
 from mltrain.task import Task
-from mltrain.trainer.evaluation import Evaluation
-from mltrain.trainer.judging import Judge
+from mltrain.trainer.epoch_end import EpochEnd
 from mltrain.trainer.ports import NeverStop, NullSaver, NullTracker, Saver, Source, Stop, Tracker
 from mltrain.trainer.recovery import Recovery
 from mltrain.trainer.saving import Saving
 from mltrain.trainer.training import Training
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -60,11 +54,9 @@ class Trainer:
         self.measured: dict[str, float] = {}
         self._tracker = tracker if tracker is not None else NullTracker()
         self._stop = stop if stop is not None else NeverStop()
-        self._evaluation = Evaluation(training)
-        self._judge = Judge(training)
         self._saving = Saving(training, data or {}, saver if saver is not None else NullSaver())
         self._recovery = Recovery(training, self._saving)
-        self._epoch_began = time.monotonic()
+        self._epoch_end = EpochEnd(training, self._saving, self._recovery)
 
     def attach(self, tracker: Tracker, saver: Saver, source: Source | None = None) -> None:
         """Record and save from now on with these.
@@ -80,7 +72,7 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether nothing is left to train: all epochs are done, or early stopping has ended the training."""
-        return self.progress.epoch >= self.config.epochs or self.stopping.exhausted
+        return self.training.done
 
     @property
     def batches(self) -> int | None:
@@ -115,7 +107,7 @@ class Trainer:
         if self.done:
             self._recovery.refuse_untrained()
         if self.training.means.ended and not (self.done or self._stop.requested):  # its evaluation had failed
-            self._end_epoch()
+            self.measured = self._epoch_end.run(self._tracker, self._stop)
         fruitless = -1
         while not (self.done or self._stop.requested):
             ended = False
@@ -127,14 +119,14 @@ class Trainer:
                 self.measured = {}
                 self._take(metrics)
                 if ended:
-                    self._end_epoch()
+                    self.measured = self._epoch_end.run(self._tracker, self._stop)
                 else:
-                    self._save_if_due(epoch_ended=False)
+                    self._saving.save_if_due({}, self._stop, epoch_ended=False)
                 yield self.progress
                 if self._stop.requested:
                     return
             if not ended and self.progress.batch:  # a loader without a length says only now that the epoch is over
-                self._end_epoch()
+                self.measured = self._epoch_end.run(self._tracker, self._stop)
             elif not ended and fruitless == self.progress.step:
                 raise UsageError("The loader gave no batch in a whole epoch: there is nothing to train on.")
             elif not ended:  # a loader that was restored at the very end of an epoch gives nothing before the next one
@@ -142,7 +134,7 @@ class Trainer:
                 self._restore_rng()
         if self.done:
             self._recovery.refuse_untrained()
-            self._judge.conclude()
+            self._epoch_end.conclude()
 
     def _rest_of_epoch(self) -> Iterator[Any]:
         """Begin the rest of an epoch, and only then restore the generators: a loader may draw when its iteration begins."""
@@ -167,50 +159,6 @@ class Trainer:
         if self._tracker.overtaken:
             raise RunHeld("Another process has taken this run over; this one stops without writing anything more.")
 
-    def _end_epoch(self) -> None:
-        """Evaluate, judge and save; only then comes what may fail without costing the epoch."""
-        self.training.late.finish()  # evaluation may swap weights
-        self._recovery.refuse_untrained_epoch()
-        measured = self.measured = self._evaluated()
-        self.progress.epoch += 1
-        self.progress.batch = 0
-        step, epoch = self.progress.step, self.progress.epoch
-        if self._evaluation.is_due(epoch):
-            self._judge.judge(measured)
-        rate = {name: measured.pop(name) for name in ("learning_rate",) if name in measured}
-        loss = {"loss_total": measured["train/loss"]} if "train/loss" in measured else {}
-        self.history.add({**measured, **loss, **rate, "epoch": epoch, "step": step})
-        seconds, self._epoch_began = time.monotonic() - self._epoch_began, time.monotonic()
-        # Before the checkpoint, which carries the points that the tracking server has not acknowledged.
-        self._tracker.log_metrics({**measured, **rate, "epoch": epoch}, step)
-        self._tracker.log_metrics({"system/epoch_seconds": seconds}, step, compared=False)
-        self._save_if_due(epoch_ended=True)
-        self._tracker.log_epoch(self.history)
-        self.show()
-
-    def _evaluated(self) -> dict[str, float]:
-        """Return what the epoch measured; when that fails, save the state, so that a resume begins with this evaluation."""
-        weights = versions(self.state.parts.values())
-        try:
-            return self._evaluation.measured()
-        except Exception:
-            if versions(self.state.parts.values()) == weights:
-                self.training.means.ended = True
-                self.save("step")
-            else:
-                log.error(
-                    "The end of the epoch is not saved: its evaluation changed the model's parameters, then failed."
-                )
-            raise
-
-    def _save_if_due(self, *, epoch_ended: bool) -> None:
-        asked, self._stop.checkpoint_wanted = self._stop.checkpoint_wanted, False
-        last_or_best = epoch_ended and (self.done or self.best.step == self.progress.step)
-        if self._saving.is_due(epoch_ended=epoch_ended) or last_or_best or asked:
-            self._saving.save("epoch" if epoch_ended else "step", self.measured, self.training.late)
-        elif self._stop.requested:
-            self.save("interrupted")
-
     def save(self, kind: Kind) -> None:
         """Save the present state."""
         self._saving.save(kind, self.measured)
@@ -224,7 +172,7 @@ class Trainer:
 
         An exact resume calls this as well, because the process may have been killed between the checkpoint and its pictures.
         """
-        self._evaluation.show(self._tracker)
+        self._epoch_end.show(self._tracker)
 
     def restore(
         self,

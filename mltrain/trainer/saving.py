@@ -8,7 +8,7 @@ from typing import Any
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.snapshot import LateCopy
 from mltrain.errors import NonFiniteLoss
-from mltrain.trainer.ports import HasFailure, HasPeek, Saver, Source
+from mltrain.trainer.ports import HasFailure, HasPeek, Saver, Source, Stop
 from mltrain.trainer.training import Training
 
 
@@ -59,6 +59,16 @@ class Saving:
             or bool(config.save_every_steps and progress.step % config.save_every_steps == 0)
             or 0 < 60 * config.save_every_minutes <= time.monotonic() - self._saved_at
         )
+
+    def save_if_due(self, measured: Mapping[str, float], stop: Stop, *, epoch_ended: bool) -> None:
+        """Save at this step boundary where an interval ends, the epoch is the last or the best, or a person asks for it."""
+        training, best = self._training, self._training.best
+        asked, stop.checkpoint_wanted = stop.checkpoint_wanted, False
+        last_or_best = epoch_ended and (training.done or best.step == training.progress.step)
+        if self.is_due(epoch_ended=epoch_ended) or last_or_best or asked:
+            self.save("epoch" if epoch_ended else "step", measured, training.late)
+        elif stop.requested:
+            self.save("interrupted", measured)
 
     def save(self, kind: Kind, measured: Mapping[str, float], late: LateCopy | None = None) -> None:
         """Save the present state.

@@ -82,6 +82,11 @@ class Training:
         self.late = LateCopy(optimizers if allowed else ())
         self._lacking: dict[str, Any] = {}  # parts that the restored checkpoint lacks, as they began
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train: all epochs are done, or early stopping has ended the training."""
+        return self.progress.epoch >= self.config.epochs or self.stopping.exhausted
+
     def check_savable(self) -> None:
         """Check, before the first step and not at the first save, that a checkpoint can hold every part of the task.
 
