@@ -125,16 +125,17 @@ def save_for_ui(image: Any, folder: Path, stem: str) -> list[Path]:
 
 
 def note(project: str, run_id: str, best: str | None, attempts: Iterable[Any]) -> str:
-    """Return the description of a run in Markdown: what it is, how to resume it, what changed on the way."""
-    lines = [f"Training of `{_plain(project)}` by mltrain."]
-    if best:
-        lines.append(f"Best so far: {_plain(best)}.")
-    lines += ["", "```", f"mltrain train --resume-run {run_id}", f"mltrain evaluate {run_id}", "```"]
+    """Return the description of a run in Markdown: what it is, its best, what changed on the way, the next commands.
+
+    The first lines are short, because MLflow's page folds a description after a few.
+    """
+    lines = [f"Training of `{_plain(project)}` by mltrain.{f' Best so far: {_plain(best)}.' if best else ''}", ""]
     for attempt in attempts:
         if attempt.resumed_from or attempt.changed:
             origin = _plain(attempt.resumed_from or "the start")
             lines.append(f"* Attempt {attempt.ordinal} continued from {origin}{_changes(attempt.changed)}")
-    return "\n".join(lines)
+    commands = (f"train --resume-run {run_id}", f"evaluate {run_id} --to evaluation", f"pull {run_id} --to model")
+    return "\n".join([*lines, "", "```", *(f"mltrain {command}" for command in commands), "```"])
 
 
 def _changes(changed: Mapping[str, Iterable[str]]) -> str:
