@@ -95,7 +95,11 @@ def infarct(
 
 
 def bulls_eye(
-    values: Sequence[Mapping[int, float]], titles: Sequence[str], label: str, limits: tuple[float, float] = (0.0, 1.0)
+    values: Sequence[Mapping[int, float]],
+    titles: Sequence[str],
+    label: str,
+    limits: tuple[float, float] = (0.0, 1.0),
+    form: str | None = None,
 ) -> Figure:
     """Values of the sixteen segments as a target each: base outside, apex inside, anterior up, septum on the left.
 
@@ -104,6 +108,7 @@ def bulls_eye(
         titles: one for each.
         label: what the values are.
         limits: values of the darkest and of the brightest colour.
+        form: format of the values that are written below the numbers of the segments, such as ``.0f``. If ``None``, none are.
     """
     figure = Figure(figsize=(4.2 * len(values), 4.6), layout="constrained")
     norm, colours = Normalize(*limits), colormaps["inferno"]
@@ -116,7 +121,8 @@ def bulls_eye(
                 face = "lightgrey" if value is None else colours(norm(value))
                 axes.bar(angle, 1, np.deg2rad(step), ring + 0.5, color=face, edgecolor="white")
                 dark = value is not None and norm(value) < 0.6
-                axes.text(angle, ring + 1.0, str(number), ha="center", va="center", color="white" if dark else "black")
+                text = f"{number}\n{value:{form}}" if form is not None and value is not None else str(number)
+                axes.text(angle, ring + 1.0, text, ha="center", va="center", color="white" if dark else "black")
         axes.set_axis_off()
         axes.set_title(f"{title}\n{label}, {limits[0]:g} (dark) to {limits[1]:g} (bright)", fontsize=9)
     return _cautioned(figure)
@@ -132,7 +138,7 @@ def bland_altman(found: NDArray[np.float64], reference: NDArray[np.float64], nam
     for level, style in ((bias, "-"), (bias - spread, "--"), (bias + spread, "--")):
         axes.axhline(level, color="tab:grey", linestyle=style)
         axes.annotate(f"{level:.1f}", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-    axes.set_xlabel(f"Mean infarct size of found and {name} [% of the myocardium]")
+    axes.set_xlabel(f"Mean infarct size of found and {name}\n[% of the myocardium]")
     axes.set_ylabel(f"Found minus {name} [%]")
     return _cautioned(figure)
 

@@ -1,7 +1,8 @@
 """Pictures and files about motion."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from projects.cardiac import agreement, baselines, figures, function
 from projects.cardiac.deformation import DeformationNet, inverse, jacobian_determinant, warp
 from projects.cardiac.function import Function
 from projects.cardiac.prepared import PreparedCase
+
+log = logging.getLogger(__name__)
 
 _COMPARED = ("dice_es", "hd95_es_mm", "epe_px", "epe_mm")
 
@@ -81,8 +84,23 @@ class Report:
         metrics |= function.summary(patients) | function.segment_means(patients)
         per_patient(patients).to_csv(folder / "function.csv", index=False)
         per_segment(patients).to_csv(folder / "per_segment.csv", index=False)
+        _log_comparison(metrics)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         return metrics
+
+
+def _log_comparison(metrics: Mapping[str, float]) -> None:
+    """Log the network beside its baselines, and which of them is best."""
+    for score, sense, unit in (("dice_es", -1, ""), ("epe_mm", 1, " mm")):
+        values = {
+            name: metrics[f"val/{score}{ending}"]
+            for name, ending in (("the network", ""), ("optical flow", "_optical_flow"), ("no motion", "_before"))
+            if f"val/{score}{ending}" in metrics
+        }
+        if values:
+            shown = ", ".join(f"{name} {value:.3f}{unit}" for name, value in values.items())
+            best = min(values, key=lambda name: sense * values[name])
+            log.info("%s: %s. The best is %s.", "Dice at end systole" if sense < 0 else "Endpoint error", shown, best)
 
 
 def per_patient(patients: Sequence[Function]) -> pd.DataFrame:
@@ -131,6 +149,7 @@ def strain_picture(patient: Function) -> Figure:
         [f"{patient.name}: {name}" for name, _ in shown],
         "circumferential strain [%]",
         limits=(-25.0, 5.0),
+        form=".0f",
     )
 
 

@@ -54,6 +54,19 @@ def test_the_anterior_segment_is_up_and_the_septum_on_the_left() -> None:
     assert (angles["13"], angles["14"], angles["16"]) == pytest.approx((90, 180, 0))
 
 
+def test_values_are_written_below_the_numbers_where_wanted() -> None:
+    axes = figures.bulls_eye([{1: -12.3}], ("",), "strain [%]", limits=(-25, 5), form=".0f").axes[0]
+    assert {text.get_text() for text in axes.texts} >= {"1\n-12", "2"}
+
+
+def test_labels_of_axes_fit_into_the_picture() -> None:
+    figure = figures.bland_altman(np.array([1.0, 3.0]), np.array([0.0, 0.0]), "label carried over")
+    figure.draw_without_rendering()
+    label = figure.axes[0].xaxis.label.get_window_extent()
+    assert label.x0 >= 0
+    assert label.x1 <= figure.bbox.width
+
+
 def test_bias_and_limits_of_agreement_are_drawn() -> None:
     axes = figures.bland_altman(np.array([1.0, 3.0]), np.array([0.0, 0.0])).axes[0]
     assert [line.get_ydata()[0] for line in axes.lines] == pytest.approx([2, 2 - 1.96 * 2**0.5, 2 + 1.96 * 2**0.5])

@@ -68,7 +68,10 @@ def test_where_nothing_is_known_the_loss_and_the_function_are_measured(study: St
     assert measured.keys() == {f"val/{name}" for name in {"loss", "folded_percent"} | own}
 
 
-def test_the_report_has_displacements_on_the_grid_of_the_input(study: Study, tmp_path: Path) -> None:
+def test_the_report_has_displacements_on_the_grid_of_the_input(
+    study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     task = build(Config.load(overrides={"prepared": study.prepared}))
     reported, measured = task.report(tmp_path), task.evaluate()
     for name in (
@@ -94,7 +97,8 @@ def test_the_report_has_displacements_on_the_grid_of_the_input(study: Study, tmp
     assert set(segments["segment"]) == set(range(7, 13))  # one slice is in the middle of the ventricle
     for number, mean in segments.groupby("segment")["circumferential_strain_percent"].mean().items():
         assert reported[f"val/segment_{number:02d}_circumferential_strain_percent"] == pytest.approx(mean)
-    # The network beside doing nothing and beside classical registration.
+    # The network beside doing nothing and beside classical registration. It is not trained here, so it is not the best.
+    assert "The best is optical flow." in caplog.text
     assert {"val/dice_es_before", "val/dice_es_optical_flow", "val/epe_px_optical_flow"} <= reported.keys()
 
 
