@@ -1,7 +1,7 @@
 """What a project trains: a step, a loader, and how the result is measured."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ class Task:
         state: further parts that belong to every checkpoint, by name.
         policy: which checkpoints stay, in place of ``max_to_keep`` and ``checkpoint_mode``; ``retention``, where it is given,
             precedes it.
+        preview: makes pictures of the data, by name, as ``images`` does. Called once, before the first step of a training; an
+            error is logged as a warning.
+        summary: lines on what is trained on what, which are shown before the training begins.
     """
 
     step: Step
@@ -45,9 +48,11 @@ class Task:
     report: Callable[[Path], Mapping[str, float]] | None = None
     state: Mapping[str, Stateful] = field(default_factory=dict)
     policy: Policy | None = None
+    preview: Callable[[], Mapping[str, Any]] | None = None
+    summary: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("step", "evaluate", "images", "report"):
+        for name in ("step", "evaluate", "images", "report", "preview"):
             part = getattr(self, name)
             if not callable(part) and (name == "step" or part is not None):
                 raise UsageError(f"{name}={part!r:.80} of the task cannot be called. Expected a function.")

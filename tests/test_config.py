@@ -391,6 +391,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Example.load([tmp_path / "large.yaml"])
 
 
+def test_none_is_a_choice_where_a_field_lists_it() -> None:
+    class Choice(Config):
+        flips: Literal["none", "both"] = "both"
+        resize: Literal["stretch", "none"] | None = "stretch"
+
+    chosen = Choice.load(overrides={"flips": "none", "resize": "none"})
+    assert (chosen.flips, chosen.resize) == ("none", "none")
+    assert Choice.load(overrides={"flips": "", "resize": "null"}) == Choice(resize=None)
+
+
 @pytest.mark.parametrize("word", sorted(NOT_GIVEN))
 def test_every_word_for_not_given_leaves_an_optional_field_empty(word: str) -> None:
     assert Example.load(overrides={"experiment": word}).experiment is None

@@ -48,6 +48,8 @@ class Terminal:
     def began(self, trainer: Trainer, origin: str) -> None:
         """Print where training begins, and start the bar."""
         config, progress = trainer.config, trainer.progress
+        for text in trainer.task.summary:
+            line(text)
         line(
             f"Training on {trainer.device} from {origin}: epoch {progress.epoch + 1} of {config.epochs}"
             if not trainer.done

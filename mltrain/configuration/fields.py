@@ -76,7 +76,7 @@ def _parsed(field: FieldInfo, value: Any, key: str, source: str) -> Any:
             return str(Path(value).expanduser().absolute())  # so that a resume finds it from anywhere on this machine
         except RuntimeError as error:
             raise ConfigError(f"{key} (from {source}): {value!r:.80} is no path here: {error}") from None
-    if value in NOT_GIVEN:
+    if value in NOT_GIVEN and not _is_choice(field.annotation, value):
         if allows(field.annotation, type(None)):
             return None
         if allows(field.annotation, str) and value in ("", "''", '""'):
@@ -103,6 +103,14 @@ def _members(annotation: Any) -> Iterator[Any]:
 def allows(annotation: Any, wanted: type) -> bool:
     """Whether a value of a type may be given for an annotation."""
     return wanted in _members(annotation)
+
+
+def _is_choice(annotation: Any, value: str) -> bool:
+    """Whether a text is one of the words that an annotation lists, such as the ``none`` of ``flips``."""
+    return any(
+        typing.get_origin(member) is typing.Literal and value in typing.get_args(member)
+        for member in _members(annotation)
+    )
 
 
 def _allows_collection(annotation: Any) -> bool:

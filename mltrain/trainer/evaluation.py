@@ -2,8 +2,9 @@
 
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -58,20 +59,29 @@ class Evaluation:
         if self._task.images is None or progress.batch or not self.is_due(progress.epoch):
             return
         self._training.late.finish()  # pictures may swap weights, as evaluations may
+        self._log_pictures(tracker, self._task.images, f"The pictures of epoch {progress.epoch}")
+
+    def preview(self, tracker: Tracker) -> None:
+        """Make the pictures of the data, if this is the beginning of a training; an error is logged as a warning."""
+        if self._task.preview is not None and not self._training.progress.step:
+            self._log_pictures(tracker, self._task.preview, "The pictures of the data")
+
+    def _log_pictures(self, tracker: Tracker, make: Callable[[], Mapping[str, Any]], what: str) -> None:
+        progress = self._training.progress
         try:
             with self._beside_the_training(progress.epoch):
-                tracker.log_pictures(self._task.images(), progress.step, progress.epoch)
+                tracker.log_pictures(make(), progress.step, progress.epoch)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             log.warning(
-                "The pictures of epoch %d are missing: %s: %s (%s, line %s). The training goes on.",
-                progress.epoch,
+                "%s are missing: %s: %s (%s, line %s). The training goes on.",
+                what,
                 type(error).__name__,
                 error,
                 where.filename,
                 where.lineno,
             )
-            log.debug("The pictures of epoch %d", progress.epoch, exc_info=True)
+            log.debug(what, exc_info=True)
 
     @contextmanager
     def _beside_the_training(self, epoch: int) -> Iterator[None]:

@@ -15,6 +15,7 @@ from mltrain.rng import Rng
 from mltrain.state import Progress
 from mltrain.task import Task
 from mltrain.trainer.epoch_end import EpochEnd
+from mltrain.trainer.evaluation import Evaluation
 from mltrain.trainer.ports import NeverStop, NullSaver, NullTracker, Saver, Source, Stop, Tracker
 from mltrain.trainer.recovery import Recovery
 from mltrain.trainer.saving import Saving
@@ -106,6 +107,7 @@ class Trainer:
         self.training.check_savable()
         if self.done:
             self._recovery.refuse_untrained()
+        Evaluation(self.training).preview(self._tracker)
         if self.training.means.ended and not (self.done or self._stop.requested):  # its evaluation had failed
             self.measured = self._epoch_end.run(self._tracker, self._stop)
         fruitless = -1

@@ -6,16 +6,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from projects.segmentation.framing import Size, random_crop
+
 Flips = Literal["none", "horizontal", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Flips and quarter turns of image and mask alike; brightness and noise of the image alone.
+    """A crop, flips and quarter turns of image and mask alike; brightness and noise of the image alone.
 
     All draws come from torch's default generator, which the loader seeds for every batch.
     """
 
+    crop: Size | None = None
+    """(H, W) of a random part of the sample. If ``None``, the whole sample."""
     flips: Flips = "none"
     """Which mirror images are as likely to be met as the original."""
     quarter_turns: bool = False
@@ -29,6 +33,8 @@ class Augmentation:
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Change an image (C, H, W) and its mask (1, H, W)."""
+        if self.crop is not None:
+            image, mask = random_crop(image, mask, self.crop)
         for dim in {"none": (), "horizontal": (-1,), "both": (-1, -2)}[self.flips]:
             if torch.rand(()) < 0.5:
                 image, mask = image.flip(dim), mask.flip(dim)

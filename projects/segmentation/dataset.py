@@ -1,74 +1,108 @@
-"""Samples as tensors of one size: what the network is trained and validated on."""
+"""Samples as tensors: what the network is trained and validated on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from projects.segmentation.augment import Augmentation
 from projects.segmentation.folders import Sample
-from projects.segmentation.pixels import read_image, read_mask
+from projects.segmentation.framing import Size
+from projects.segmentation.pixels import read_classes, read_image
 
-STRIDE = 8
-"""Height and width are multiples of this: the network halves them three times."""
-
-_LONGEST_SIDE = 256
+_MOST_PIXELS = 2**22
 
 
 class SegmentationData(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of an image (channels, H, W) in [0, 1] and a mask (1, H, W) of zeros and ones, both float32.
+    """Pairs of an image (channels, H, W) in [0, 1] and a mask (1, H, W) of class indices, both float32.
+
+    In a mask 0 is background, 1 the first class, and -1 what counts neither in the loss nor in a metric.
 
     Args:
         samples: what to read.
-        size: (H, W) that every sample is resized to.
+        size: (H, W) that every sample is resized to, or a function that gives it. If ``None``, samples keep their size.
         channels: 1 for grey, 3 for colour.
         augmentation: changes each sample each time; the default changes nothing.
         cache_bytes: samples are kept in memory after they were read once, until they take this much.
+        repeat: how often each sample comes in an epoch.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
-        size: tuple[int, int],
+        size: Size | Callable[[], Size | None] | None,
         channels: int,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - a frozen value
         cache_bytes: int = 2**30,
+        repeat: int = 1,
     ) -> None:
         self.samples = tuple(samples)
-        self.size = size
+        self._size = size
         self.channels = channels
         self.augmentation = augmentation
+        self.repeat = repeat
         self._room = cache_bytes
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[tuple[int, Size | None], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def size(self) -> Size | None:
+        """(H, W) of all samples, or None if they keep their own."""
+        return self._size() if callable(self._size) else self._size
 
     def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.samples)
+        """Return the number of samples of an epoch."""
+        return len(self.samples) * self.repeat
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return one sample, changed at random as the augmentation says."""
-        return self.augmentation(*self._plain(index))
+        if index >= len(self):
+            raise IndexError(index)  # which ends a for loop over the samples
+        return self.augmentation(*self._plain(index % len(self.samples)))
 
     def _plain(self, index: int) -> tuple[Tensor, Tensor]:
-        if index in self._kept:
-            return self._kept[index]
+        size = self.size
+        if (index, size) in self._kept:
+            return self._kept[index, size]
         sample = self.samples[index]
+        own = size or (sample.height, sample.width)
         pair = (
-            network_input(read_image(sample.image), self.size, self.channels),
-            resized_mask(read_mask(sample.mask), self.size),
+            network_input(read_image(sample.image), own, self.channels),
+            resized_mask(read_classes(sample.mask, sample.labels), own),
         )
         taken = sum(tensor.nbytes for tensor in pair)
         if taken <= self._room:
             self._room -= taken
-            self._kept[index] = pair
+            self._kept[index, size] = pair
         return pair
 
 
-def network_input(image: NDArray[np.float32], size: tuple[int, int], channels: int) -> Tensor:
+class OneSize(Sampler[list[int]]):
+    """Batches of neighbours that have the same size: at most ``batch_size``, and four million pixels."""
+
+    def __init__(self, data: SegmentationData, batch_size: int) -> None:
+        self._data = data
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of each batch; every sample comes once."""
+        batch: list[int] = []
+        last: Size | None = None
+        for index, sample in enumerate(self._data.samples):
+            size = self._data.size or (sample.height, sample.width)
+            most = min(self._batch_size, max(1, _MOST_PIXELS // (size[0] * size[1])))
+            if batch and (size != last or len(batch) >= most):
+                yield batch
+                batch = []
+            batch.append(index)
+            last = size
+        yield batch
+
+
+def network_input(image: NDArray[np.float32], size: Size, channels: int) -> Tensor:
     """An image (C, H, W) as the network takes it: with ``channels`` 1 grey, with 3 colour, and of ``size`` (H, W).
 
     Resized bilinearly, with antialiasing where it shrinks.
@@ -83,17 +117,6 @@ def network_input(image: NDArray[np.float32], size: tuple[int, int], channels: i
     return pixels.contiguous()
 
 
-def resized_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
-    """A mask (H, W) as float32 (1, *size) of zeros and ones, each pixel that of the nearest one."""
+def resized_mask(mask: NDArray[np.generic], size: Size) -> Tensor:
+    """A mask (H, W) of class indices as float32 (1, *size), each pixel that of the nearest one."""
     return F.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="nearest-exact")[0]
-
-
-def natural_size(samples: Sequence[Sample]) -> tuple[int, int]:
-    """The median (height, width), scaled down to 256 pixels at most on the longer side, in multiples of eight."""
-    height, width = (float(np.median([getattr(sample, side) for sample in samples])) for side in ("height", "width"))
-    scale = min(1.0, _LONGEST_SIDE / max(height, width))
-    return _multiple(height * scale), _multiple(width * scale)
-
-
-def _multiple(pixels: float) -> int:
-    return max(2, round(pixels / STRIDE)) * STRIDE

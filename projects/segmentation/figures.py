@@ -1,37 +1,65 @@
 """Pictures of predictions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
+
+from projects.segmentation.legend import OPACITY as OPACITY
+from projects.segmentation.legend import VOID_COLOUR, beside, captioned, class_colours, painted, with_legend
 
 HIT, EXCESS, MISSED, UNJUDGED = (0, 200, 0), (230, 30, 30), (40, 90, 255), (255, 200, 0)
 """Colours of predicted and true; predicted, not true; true, not predicted; and predicted where the truth is unknown."""
 
-OPACITY = 0.65
 _LEAST_SIDE = 256
 
 
 def overlay(
     image: NDArray[np.float32],
     predicted: NDArray[np.bool_],
-    true: NDArray[np.bool_] | None = None,
+    true: NDArray[np.integer | np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
     """The image (C, H, W) with its prediction (H, W) laid over it in colours, as (h, w, 3).
 
-    Hits are green, excess is red, what was missed is blue; without a truth the prediction is yellow. Grey levels are
-    stretched between the first and the 99th percentile. Small images are enlarged by a whole factor.
+    Hits are green, excess is red, what was missed is blue, void (-1 in the truth) is grey; without a truth the prediction
+    is yellow. Grey levels are stretched between the first and the 99th percentile. Small images are enlarged by a whole
+    factor.
     """
-    painted = _stretched(image)
-    areas = (
-        ((predicted, UNJUDGED),)
-        if true is None
-        else ((predicted & true, HIT), (predicted & ~true, EXCESS), (~predicted & true, MISSED))
-    )
-    for area, colour in areas:
-        painted[area] = (1 - OPACITY) * painted[area] + OPACITY * np.array(colour)
-    factor = -(-_LEAST_SIDE // min(painted.shape[:2])) if min(painted.shape[:2]) < _LEAST_SIDE else 1
-    return np.rint(painted).astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
+    if true is None:
+        return _enlarged(painted(stretched(image), predicted, [UNJUDGED]))
+    kinds = np.where(predicted, np.where(true > 0, 1, 2), np.where(true > 0, 3, 0))
+    return _enlarged(painted(stretched(image), np.where(true == -1, -1, kinds), [HIT, EXCESS, MISSED]))
+
+
+def class_overlay(
+    image: NDArray[np.float32],
+    predicted: NDArray[np.generic],
+    names: Sequence[str],
+    true: NDArray[np.generic] | None = None,
+) -> NDArray[np.uint8]:
+    """The image (C, H, W) with the predicted classes (H, W) in colours and a legend, as (h, w, 3).
+
+    Where the true classes are known they stand to the left; void (-1) is grey in both.
+    """
+    picture, colours = stretched(image), class_colours(len(names))
+    entries = list(zip(names, colours, strict=True))
+    panels = [("predicted", predicted if true is None else np.where(true == -1, -1, predicted))]
+    if true is not None:
+        panels.insert(0, ("true", true))
+        entries += [("void", VOID_COLOUR)] if (true == -1).any() else []
+    shown = [
+        captioned(Image.fromarray(_enlarged(painted(picture, classes, colours))), caption)
+        for caption, classes in panels
+    ]
+    return np.asarray(with_legend(beside(shown), entries))
+
+
+def _enlarged(picture: NDArray[np.float64]) -> NDArray[np.uint8]:
+    factor = -(-_LEAST_SIDE // min(picture.shape[:2])) if min(picture.shape[:2]) < _LEAST_SIDE else 1
+    return np.rint(picture).astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def precision_recall(curve: pd.DataFrame, threshold: float, average_precision: float) -> Figure:
@@ -47,7 +75,7 @@ def precision_recall(curve: pd.DataFrame, threshold: float, average_precision: f
     return figure
 
 
-def _stretched(image: NDArray[np.float32]) -> NDArray[np.float64]:
+def stretched(image: NDArray[np.float32]) -> NDArray[np.float64]:
     """(C, H, W) as (H, W, 3) from 0 to 255."""
     low, high = np.percentile(image, (1, 99))
     shown = (image.transpose(1, 2, 0) - low) / max(high - low, 1e-6)

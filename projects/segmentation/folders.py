@@ -1,5 +1,6 @@
 """A folder of images and a folder of masks, as a user brings them: paired by name, and checked file by file."""
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,22 +12,22 @@ from typing import Literal
 import numpy as np
 
 from mltrain.errors import DataError
-from projects.segmentation.pixels import FORMATS, UnreadablePixels, read_image, read_mask
+from projects.segmentation.labels import VOID, Content, Declaration, LabelClass, Labels, UnclearLabels
+from projects.segmentation.pairing import MASK_SUFFIX, FolderPair, Pair, Problem, paired, pictures_in
+from projects.segmentation.pixels import UnreadablePixels, read_image, read_values
+from projects.segmentation.values import Values
 
-MASK_SUFFIX = "_mask"
+__all__ = ["FolderPair", "Problem", "Sample", "Survey", "pictures_in", "require_sound", "survey", "survey_all"]
+
+log = logging.getLogger(__name__)
 
 EmptyMasks = Literal["refuse", "keep", "drop"]
 """What becomes of images whose mask has no foreground."""
 
 _MOST_LISTED = 100
 
-
-@dataclass(frozen=True, kw_only=True)
-class FolderPair:
-    """A folder of images and the folder of masks that belongs to it; they may be one and the same."""
-
-    images: Path
-    masks: Path
+TWO_VALUES = Labels((LabelClass("foreground", Values.parse("nonzero")),))
+"""What a mask of 0 and another value means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,16 @@ class Sample:
     width: int
     channels: int
     foreground: int
-    """Pixels of the mask that are foreground."""
+    """Pixels of the mask that belong to a class."""
     mean: float
     """Of the image's pixels, in [0, 1]."""
     mean_square: float
+    labels: Labels = TWO_VALUES
+    """What the values of the mask mean; the same for all samples of a data set."""
+    void: int = 0
+    """Pixels of the mask that nobody judged."""
+    per_class: tuple[int, ...] = ()
+    """Pixels of each class."""
 
 
 @dataclass(frozen=True)
@@ -51,66 +58,124 @@ class Survey:
     """What was found in a pair of folders: the sound samples, by stem, and all that is wrong with the rest."""
 
     samples: tuple[Sample, ...]
-    problems: tuple["Problem", ...]
+    problems: tuple[Problem, ...]
+    hints: tuple[str, ...] = ()
+    """Images and masks that were paired although their names differ in Unicode form or capital letters."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong: its kind, and the file or stem that shows it."""
+class _Examined:
+    """A pair whose files were read once."""
 
-    kind: str
-    subject: str
-
-
-@dataclass(frozen=True)
-class _Pair:
-    stem: str
-    image: Path
-    mask: Path
+    pair: Pair
+    height: int
+    width: int
+    channels: int
+    mean: float
+    mean_square: float
+    content: Content
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder by name; hidden files, folders in it and other endings are passed over.
-
-    Raises:
-        DataError: the folder does not exist, or holds no picture.
-    """
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}. Check the path; a relative one starts at {Path.cwd()}.")
-    files = [
-        file for file in sorted(folder.iterdir()) if file.suffix.lower() in FORMATS and not file.name.startswith(".")
-    ]
-    if not files:
-        found = sum(1 for _ in folder.iterdir())
-        raise DataError(f"The folder {folder} holds {found} entries and no picture; {', '.join(FORMATS)} are read.")
-    return files
-
-
-def survey(folders: FolderPair, *, empty_masks: EmptyMasks = "refuse") -> Survey:
-    """Pair images and masks by stem and read every file once.
-
-    ``a.jpg`` belongs to ``a.png`` or to ``a_mask.png``, whichever endings they have. With one folder for both,
-    the files whose stem ends in ``_mask`` are the masks.
+def survey(
+    folders: FolderPair,
+    *,
+    empty_masks: EmptyMasks = "refuse",
+    declaration: Declaration = Declaration(),  # noqa: B008 - a frozen value
+    mask_suffix: str = MASK_SUFFIX,
+) -> Survey:
+    """Pair images and masks by name, read every file once, and decide what the values of the masks mean.
 
     Raises:
         DataError: a folder does not exist or holds no picture; all else is a problem in what is returned.
     """
-    pairs, problems = _paired(folders)
+    (found,) = survey_all([folders], empty_masks=empty_masks, declaration=declaration, mask_suffix=mask_suffix)
+    return found
+
+
+def survey_all(
+    pairs: Sequence[FolderPair],
+    *,
+    empty_masks: EmptyMasks = "refuse",
+    declaration: Declaration = Declaration(),  # noqa: B008 - a frozen value
+    mask_suffix: str = MASK_SUFFIX,
+) -> list[Survey]:
+    """Survey the folders of one data set: the values of masks mean the same in all of them.
+
+    Args:
+        pairs: folders for training, folders held out.
+        empty_masks: what becomes of images whose mask has no foreground.
+        declaration: what the user says about the values of the masks.
+        mask_suffix: what the stem of a mask may have after that of its image.
+
+    Raises:
+        DataError: a folder does not exist or holds no picture; all else is a problem in what is returned.
+    """
+    pairings = [paired(folders, mask_suffix) for folders in pairs]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as readers:  # decoding releases the interpreter
-        outcomes = list(readers.map(_examined, pairs))
-    samples = []
-    for outcome in outcomes:
-        if not isinstance(outcome, Sample):
-            problems += outcome
-        elif outcome.foreground > 0 or empty_masks == "keep":
-            samples.append(outcome)
-        elif empty_masks == "refuse":
-            problems.append(
-                Problem(
-                    "masks without foreground (empty_masks=keep or empty_masks=drop accepts them)", outcome.mask.name
-                )
+        outcomes = [list(readers.map(_examined, pairing.pairs)) for pairing in pairings]
+    for pairing in pairings:
+        if pairing.hints:
+            log.warning(
+                "%d images are paired with masks whose names differ in Unicode form or capital letters: %s%s",
+                len(pairing.hints),
+                "; ".join(pairing.hints[:3]),
+                "; …" if len(pairing.hints) > 3 else "",
             )
-    return Survey(tuple(samples), tuple(problems))
+    contents = [[one.content for one in found if isinstance(one, _Examined)] for found in outcomes]
+    labels, unclear = _decided(declaration, contents, empty_masks)
+    surveys = []
+    for pairing, outcome, why in zip(pairings, outcomes, unclear, strict=True):
+        problems = [*pairing.problems, *why]
+        samples = []
+        for one in outcome:
+            if not isinstance(one, _Examined):
+                problems += one
+            elif labels is not None:
+                sample = _sample(one, labels)
+                if sample.foreground > 0 or empty_masks == "keep":
+                    samples.append(sample)
+                elif empty_masks == "refuse":
+                    problems.append(Problem(_EMPTY, sample.mask.name))
+        surveys.append(Survey(tuple(samples), tuple(problems), pairing.hints))
+    return surveys
+
+
+_EMPTY = "masks without foreground (empty_masks=keep or empty_masks=drop accepts them)"
+
+
+def _decided(
+    declaration: Declaration, contents: Sequence[Sequence[Content]], empty_masks: EmptyMasks
+) -> tuple[Labels | None, list[tuple[Problem, ...]]]:
+    """The meaning of the values, or for each pair of folders the problems of its own masks."""
+    try:
+        return declaration.labels([one for found in contents for one in found]), [()] * len(contents)
+    except UnclearLabels as error:
+        problems = tuple(Problem(error.kind, example) for example in error.examples)
+        # The rule is about the data set, so the first pair of folders names it for all.
+        shared = [problems if number == 0 else () for number in range(len(contents))]
+        return None, [
+            (*why, *(Problem(_EMPTY, one.name) for one in found if empty_masks == "refuse" and set(one.pixels) == {0}))
+            for why, found in zip(shared, contents, strict=True)
+        ]
+
+
+def _sample(one: _Examined, labels: Labels) -> Sample:
+    counts = labels.counts(one.content)
+    per_class = tuple(counts.get(index, 0) for index in range(1, len(labels.classes) + 1))
+    return Sample(
+        stem=one.pair.stem,
+        image=one.pair.image,
+        mask=one.pair.mask,
+        height=one.height,
+        width=one.width,
+        channels=one.channels,
+        foreground=sum(per_class),
+        mean=one.mean,
+        mean_square=one.mean_square,
+        labels=labels,
+        void=counts.get(VOID, 0),
+        per_class=per_class,
+    )
 
 
 def require_sound(surveys: Iterable[tuple[FolderPair, Survey]]) -> None:
@@ -119,11 +184,13 @@ def require_sound(surveys: Iterable[tuple[FolderPair, Survey]]) -> None:
     Raises:
         DataError: there is a problem, or nothing is left to train or to validate on.
     """
-    complaints = []
+    complaints: list[str] = []
+    surveys = list(surveys)
+    unclear = any(found.problems for _, found in surveys)
     for folders, found in surveys:
         if found.problems:
             complaints += [f"images {folders.images}, masks {folders.masks}:", *_listed(found.problems)]
-        elif not found.samples:
+        elif not found.samples and not unclear:
             complaints += [
                 f"images {folders.images}, masks {folders.masks}:",
                 "  no sample is left: every mask is empty",
@@ -150,67 +217,28 @@ def _listed(problems: Sequence[Problem]) -> list[str]:
     return lines
 
 
-def _paired(folders: FolderPair) -> tuple[list[_Pair], list[Problem]]:
-    images, masks = pictures_in(folders.images), pictures_in(folders.masks)
-    if folders.images.resolve() == folders.masks.resolve():
-        images, masks = [f for f in images if not _is_marked(f)], [f for f in masks if _is_marked(f)]
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    for image in images:
-        by_stem[image.stem].append(image)
-    masks_of: dict[str, list[Path]] = defaultdict(list)
-    problems = []
-    for mask in masks:
-        stem = mask.stem if mask.stem in by_stem else mask.stem.removesuffix(MASK_SUFFIX)
-        if stem in by_stem:
-            masks_of[stem].append(mask)
-        else:
-            problems.append(Problem("masks without an image", mask.name))
-    pairs = []
-    for stem, found in by_stem.items():
-        own = masks_of[stem]
-        if len(found) > 1:
-            problems.append(Problem("images with the same stem", _names(found)))
-        if len(own) > 1:
-            problems.append(Problem("masks for the same image", _names(own)))
-        if not own:
-            problems.append(Problem("images without a mask", _names(found)))
-        if len(found) == len(own) == 1:
-            pairs.append(_Pair(stem, found[0], own[0]))
-    return pairs, problems
-
-
-def _is_marked(file: Path) -> bool:
-    return file.stem.endswith(MASK_SUFFIX)
-
-
-def _names(files: Sequence[Path]) -> str:
-    return ", ".join(file.name for file in files)
-
-
-def _examined(pair: _Pair) -> Sample | list[Problem]:
+def _examined(pair: Pair) -> _Examined | list[Problem]:
     problems = []
     try:
         image = read_image(pair.image)
     except UnreadablePixels as error:
         problems.append(Problem("unreadable images", f"{pair.image.name} {error}"))
     try:
-        mask = read_mask(pair.mask)
+        mask = read_values(pair.mask)
     except UnreadablePixels as error:
         problems.append(Problem("unreadable masks", f"{pair.mask.name} {error}"))
     if problems:
         return problems
-    (channels, height, width), found = image.shape, mask.shape
+    (channels, height, width), found = image.shape, mask.values.shape
     if (height, width) != found:
         sizes = f"{pair.image.name} {height}x{width}, {pair.mask.name} {found[0]}x{found[1]}"
         return [Problem("images and masks of different size (height x width)", sizes)]
-    return Sample(
-        stem=pair.stem,
-        image=pair.image,
-        mask=pair.mask,
+    return _Examined(
+        pair=pair,
         height=height,
         width=width,
         channels=channels,
-        foreground=int(mask.sum()),
         mean=float(image.mean(dtype=np.float64)),
         mean_square=float(np.square(image, dtype=np.float64).mean()),
+        content=mask.content(pair.mask.name),
     )

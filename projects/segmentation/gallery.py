@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mltrain.errors import DataError
-from projects.segmentation.figures import overlay
-from projects.segmentation.folders import Sample, pictures_in
-from projects.segmentation.pixels import UnreadablePixels, read_image, read_mask
+from projects.segmentation.figures import class_overlay, overlay
+from projects.segmentation.folders import Sample
+from projects.segmentation.pairing import pictures_in
+from projects.segmentation.pixels import UnreadablePixels, read_classes, read_image
 from projects.segmentation.predict import Segmenter
 
 
@@ -29,6 +30,7 @@ class Gallery:
 
     def __init__(self, segmenter: Segmenter, samples: Sequence[Sample], unjudged: Path | None, most: int) -> None:
         self._segmenter = segmenter
+        self._labels = samples[0].labels if samples else None
         self._samples = [samples[index] for index in _spread(len(samples), most)]
         files = [] if unjudged is None else pictures_in(unjudged)
         self._unjudged = [files[index] for index in _spread(len(files), most)]
@@ -52,8 +54,12 @@ class Gallery:
 
     def _shown(self, file: Path, mask: Path | None) -> NDArray[np.uint8]:
         image = read_image(file)
-        predicted = self._segmenter.foreground(self._segmenter.logits(image))
-        return overlay(image, predicted, None if mask is None else read_mask(mask))
+        predicted = self._segmenter.classes(self._segmenter.logits(image))
+        labels = self._labels
+        true = None if mask is None or labels is None else read_classes(mask, labels)
+        if labels is not None and len(labels.classes) > 1:
+            return class_overlay(image, predicted, labels.names, true)
+        return overlay(image, predicted > 0, true)
 
 
 def _name(part: str, number: int, stem: str) -> str:

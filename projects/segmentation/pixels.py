@@ -1,6 +1,7 @@
 """Reading one image or one mask, whatever picture format it came in."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+from projects.segmentation.labels import Content, Declaration, Labels, UnclearLabels
+from projects.segmentation.values import COLOUR, listed
+
+FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings that are read, in lower case."""
 
-_MOST_LABELS = 32
-"""Masks whose largest value is above 1 and below this hold labels, not brightness."""
+_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
+_PHOTOMETRIC, _DESCRIPTION, _SOFTWARE = 262, 270, 305
+_TABLE = 1 << 16
 
 
 class UnreadablePixels(ValueError):
@@ -31,6 +36,12 @@ class _Raster:
     white: int = 255
     palette: NDArray[np.uint8] | None = None
     opaque: NDArray[np.bool_] | None = None
+    lossy: bool = False
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether every colour of the palette is a grey."""
+        return self.palette is not None and bool((self.palette == self.palette[:, :1]).all())
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
@@ -47,70 +58,140 @@ def read_image(path: Path) -> NDArray[np.float32]:
     return scaled[None] if scaled.ndim == 2 else np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
-def read_mask(path: Path) -> NDArray[np.bool_]:
-    """The mask as (H, W), true in the foreground.
+@dataclass(frozen=True)
+class Mask:
+    """The values (H, W) of a mask as they stand in its file; ``lossy`` where its format changes values."""
 
-    Foreground is what is above one half of white (127 of 255), so that the grey fringes of a JPEG fall to one side;
-    or above zero where the only values are 0 and 1. Of a coloured mask the brightest channel counts, of a palette of
-    colours every index but the first, and what is transparent is background.
+    values: NDArray[np.integer]
+    lossy: bool
+
+    def content(self, name: str) -> Content:
+        """The number of pixels of each value."""
+        if self.values.min() >= 0 and self.values.max() < _TABLE:
+            counts = np.bincount(self.values.ravel())
+            return Content(name, {int(value): int(counts[value]) for value in np.flatnonzero(counts)}, self.lossy)
+        values, counts = np.unique(self.values, return_counts=True)
+        return Content(name, dict(zip(values.tolist(), counts.tolist(), strict=True)), self.lossy)
+
+
+def read_values(path: Path) -> Mask:
+    """The values of a mask: grey levels, labels, or colours as ``COLOUR + 0xRRGGBB``.
+
+    A palette of greys stands for these, any other for its indices. One bit is 0 and 255. What is transparent is 0. In a
+    TIFF of tifffile or ImageJ the stored numbers count, also where its header calls 0 white; in any other picture, what
+    a viewer shows.
 
     Raises:
-        UnreadablePixels: the file cannot be decoded, or holds labels 0, 1, 2 … and so is no binary mask.
+        UnreadablePixels: the file cannot be decoded, or holds numbers that are no whole ones.
     """
-    raster = _decoded(path)
+    raster = _decoded(path, mask=True)
+    values = raster.values
     if raster.palette is not None:
-        foreground = _foreground_of_palette(raster.values, raster.palette)
-    else:
-        values = raster.values if raster.values.ndim == 2 else raster.values.max(axis=2)
-        foreground = _foreground(values, raster.white)
-    return foreground if raster.opaque is None else foreground & raster.opaque
+        values = raster.palette[values][..., 0] if raster.is_grey else values
+    elif values.ndim == 3:
+        values = values.max(axis=2) if raster.lossy else _packed(values)
+    if raster.opaque is not None:
+        values = np.where(raster.opaque, values, 0)
+    return Mask(values, raster.lossy)
 
 
-def _foreground(values: NDArray[Any], white: int) -> NDArray[np.bool_]:
-    most = int(values.max())
-    if 1 < most < _MOST_LABELS:
-        raise UnreadablePixels(f"holds labels up to {most}; a binary mask holds 0 and 1, or 0 and {white}")
-    # Masks of 0 and 255 are also found in 16-bit files.
-    threshold = 0 if most <= 1 else 127 if most <= 255 else white // 2
-    return np.asarray(values > threshold)
+def read_classes(path: Path, labels: Labels) -> NDArray[np.int16]:
+    """The class of each pixel (H, W): 0 is background, 1 the first class, -1 void.
+
+    Raises:
+        UnreadablePixels: as in `read_values`.
+    """
+    mask = read_values(path)
+    return labels.indices(mask.values, lossy=mask.lossy)
 
 
-def _foreground_of_palette(indices: NDArray[Any], palette: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    used = palette[np.unique(indices)]
-    # Black-and-white pictures are stored with either colour first; in a palette of label colours background is first.
-    if (used == used[:, :1]).all() and (used.max() == 0 or used.max() > 127):
-        return np.asarray(palette[indices][..., 0] > 127)
-    most = int(indices.max())
-    if most > 1:
-        raise UnreadablePixels(f"holds the palette's labels up to {most}; a binary mask holds 0 and 1")
-    return np.asarray(indices > 0)
+def read_mask(path: Path, labels: Labels | None = None) -> NDArray[np.bool_]:
+    """The mask as (H, W), true in the foreground.
+
+    Args:
+        path: of the file.
+        labels: what its values mean. If ``None``, two values are background and foreground.
+
+    Raises:
+        UnreadablePixels: the file cannot be decoded, or holds more than two values and ``labels`` is ``None``.
+    """
+    mask = read_values(path)
+    if labels is None:
+        content = mask.content(path.name)
+        try:
+            labels = Declaration().labels([content])
+        except UnclearLabels:
+            raise UnreadablePixels(
+                f"holds the values {listed(content.pixels)}; background and foreground are two, more have to be declared"
+            ) from None
+    return np.asarray(labels.indices(mask.values, lossy=mask.lossy) > 0)
 
 
-def _decoded(path: Path) -> _Raster:
+def _packed(colours: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Colours (H, W, 3) as numbers: greys as they are, others as ``COLOUR + 0xRRGGBB``."""
+    red, green, blue = np.moveaxis(colours.astype(np.int64), 2, 0)
+    grey = (red == green) & (green == blue)
+    packed: NDArray[np.int64] = np.where(grey, red, COLOUR + (red << 16 | green << 8 | blue))
+    return packed
+
+
+def _decoded(path: Path, *, mask: bool = False) -> _Raster:
     try:
         with Image.open(path) as picture:
-            pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1
+            pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "WEBP") else 1
             if pages > 1:
                 raise UnreadablePixels(f"holds {pages} pages; a file holds one picture")
-            return _raster(ImageOps.exif_transpose(picture))
+            lossy, inverted = _is_lossy(picture, path), mask and _is_inverted(picture)
+            raster = _raster(ImageOps.exif_transpose(picture), mask=mask)
+            values = 255 - raster.values if inverted else raster.values
+            return replace(raster, values=values, lossy=lossy)
     except UnidentifiedImageError:
         raise UnreadablePixels("is not a picture in a known format") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadablePixels(f"cannot be decoded: {error}") from None
 
 
-def _raster(picture: Image.Image) -> _Raster:
+def _is_lossy(picture: Image.Image, path: Path) -> bool:
+    if picture.format == "WEBP":
+        return b"VP8 " in _chunks(path)  # VP8L holds exact pixels
+    return picture.format in ("JPEG", "MPO") or picture.info.get("compression") in _LOSSY_TIFF
+
+
+def _chunks(path: Path) -> set[bytes]:
+    """The names of the chunks of a RIFF file, which is what a WebP is."""
+    names = set()
+    with path.open("rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            names.add(head[:4])
+            length = int.from_bytes(head[4:], "little")
+            file.seek(length + length % 2, os.SEEK_CUR)
+    return names
+
+
+def _is_inverted(picture: Image.Image) -> bool:
+    """Whether Pillow shows 0 as white, and the program that wrote the TIFF meant the numbers and not the picture."""
+    tags = getattr(picture, "tag_v2", {})
+    if picture.mode not in ("1", "L") or tags.get(_PHOTOMETRIC) != 0:
+        return False
+    return str(tags.get(_SOFTWARE, "")).startswith("tifffile") or "ImageJ=" in str(tags.get(_DESCRIPTION, ""))
+
+
+def _raster(picture: Image.Image, *, mask: bool) -> _Raster:
     if picture.mode.startswith("I;16"):
         return _Raster(values=np.asarray(picture), white=65535)
     if picture.mode == "I":
         values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65535:
+        if values.min() < 0 or (values.max() > 65535 and not mask):
             raise UnreadablePixels(
                 f"holds values from {values.min()} to {values.max()}; 8 or unsigned 16 bits are read"
             )
         return _Raster(values=values, white=65535)
     if picture.mode == "F":
-        raise UnreadablePixels("holds floating-point pixels; 8 or unsigned 16 bits are read")
+        values = np.asarray(picture)
+        if not mask or not (values == np.abs(np.rint(values))).all():
+            raise UnreadablePixels("holds floating-point pixels; 8 or unsigned 16 bits are read")
+        return _Raster(values=values.astype(np.int64))
     opaque = np.asarray(picture.convert("RGBA").getchannel("A")) > 127 if picture.has_transparency_data else None
     if picture.mode == "P":
         colours = np.zeros((256, 3), np.uint8)

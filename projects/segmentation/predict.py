@@ -5,9 +5,11 @@ python -m projects.segmentation.predict model images masks
 """
 
 import argparse
+import logging
 import math
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +22,13 @@ from safetensors.torch import load_file
 
 from mltrain.errors import DataError
 from projects.segmentation.dataset import network_input
-from projects.segmentation.folders import pictures_in
+from projects.segmentation.framing import Size, other_scale, windowed
 from projects.segmentation.model import SegmentationNet
+from projects.segmentation.pairing import pictures_in
 from projects.segmentation.pixels import UnreadablePixels, read_image
+from projects.segmentation.values import COLOUR
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,10 @@ class Segmenter:
     """A trained network together with what is needed to use it on a picture of any size."""
 
     net: SegmentationNet
-    size: tuple[int, int]
-    """(H, W) that pictures are resized to for the network, as in training."""
+    size: Size | None = None
+    """(H, W) that pictures are resized to for the network. If ``None``, they are shown to it as in training."""
     threshold: float = 0.5
-    """Foreground is where its probability is above this, between 0 and 1."""
+    """Foreground is where its probability is above this, between 0 and 1; of several classes the likeliest counts."""
 
     @classmethod
     def load(cls, folder: Path, threshold: float = 0.5) -> "Segmenter":
@@ -50,31 +56,69 @@ class Segmenter:
             raise DataError(
                 f"{folder} holds no segmentation model: {error}. Pull one: mltrain pull RUN_ID --to {folder}"
             ) from None
-        return cls(net, net.size, threshold)
+        return cls(net, None, threshold)
 
     @torch.inference_mode()
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The log-odds of the foreground (H, W) for an image (C, H, W) in [0, 1], at the size of that image.
+        """Logits at the size of an image (C, H, W) in [0, 1].
 
-        The network is left in evaluation mode.
+        The network sees the image as it saw its training images: stretched, or at its own scale in overlapping windows.
+        It is left in evaluation mode.
+
+        Returns:
+            The log-odds of the foreground (H, W); or of several classes logits (K, H, W), those of the background first.
         """
         self.net.eval()
-        seen = network_input(image, self.size, self.net.channels)[None].to(self.net.mean.device)
-        logits: torch.Tensor = self.net(seen).float().cpu()
-        if logits.shape[2:] != image.shape[1:]:
-            logits = F.interpolate(logits, image.shape[1:], mode="bilinear", antialias=True)
-        return np.asarray(logits[0, 0].numpy())
+        frame, own = self.net.framing, (image.shape[1], image.shape[2])
+        size = self.size or frame.stretched_to or own
+        seen = network_input(image, size, self.net.channels)[None].to(self.net.mean.device)
+        logits = windowed(self.net, seen, frame.window if self.size is None else size).float().cpu()
+        if size != own:
+            logits = F.interpolate(logits, own, mode="bilinear", antialias=True)
+        return np.asarray((logits[0, 0] if logits.shape[1] == 1 else logits[0]).numpy())
 
     def foreground(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Where the probability that these logits stand for is above the threshold."""
-        return np.asarray(logits > math.log(self.threshold / (1 - self.threshold)))
+        """Where the probability that these logits stand for is above the threshold, or any class is the likeliest."""
+        return np.asarray(self.classes(logits) > 0)
+
+    def classes(self, logits: NDArray[np.float32]) -> NDArray[np.int16]:
+        """The predicted class (H, W) of every pixel: 0 is the background, 1 the first class."""
+        if logits.ndim == 3:
+            return np.asarray(logits.argmax(0).astype(np.int16))
+        return np.asarray((logits > math.log(self.threshold / (1 - self.threshold))).astype(np.int16))
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """What a written mask holds where a class is: by class index, the background first."""
+        values = tuple(self.net.values.tolist())
+        return values if len(values) > 1 else (0, 255)
+
+    def warn_of_other_scale(self, sizes: Sequence[Size]) -> None:
+        """Log a warning where pictures of these sizes are scaled by another factor than in training."""
+        frame = self.net.framing
+        if self.size is None and (others := other_scale(frame, sizes)):
+            to, (height, width) = frame.stretched_to or (0, 0), others[0]
+            log.warning(
+                "%d of %d pictures are scaled by another factor than the training pictures: one of %dx%d is stretched to "
+                "%dx%d, by %.2f and %.2f instead of %.2f and %.2f, so its objects have another size than those that the "
+                "network learnt. Expected pictures of the scale of the training. Try: train with resize=none, which "
+                "keeps the scale of every picture.",
+                len(others),
+                len(sizes),
+                height,
+                width,
+                *to,
+                to[0] / height,
+                to[1] / width,
+                *frame.scale,
+            )
 
 
 def predict(segmenter: Segmenter, images: Path, masks: Path) -> list[Path]:
     """Write a mask for every picture in the folder ``images`` into the folder ``masks``.
 
-    A mask is an 8-bit PNG of 0 and 255 with the size and the stem of its picture. The folder is made; masks of the
-    same name are replaced.
+    A mask is a PNG with the size and the stem of its picture: 8 bits of 0 and 255, or of several classes the values that
+    the training masks had. The folder is made; masks of the same name are replaced.
 
     Raises:
         DataError: the folder holds no picture, two with the same stem, or some that cannot be read. Nothing is
@@ -88,7 +132,7 @@ def predict(segmenter: Segmenter, images: Path, masks: Path) -> list[Path]:
         alike = "; ".join(", ".join(names) for names in by_stem.values() if len(names) > 1)
         raise DataError(f"Pictures in {images} have the same stem and would get the same mask: {alike}. Rename them.")
     masks.mkdir(parents=True, exist_ok=True)
-    written, unread = [], []
+    written, unread, sizes = [], [], []
     for picture in pictures:
         try:
             image = read_image(picture)
@@ -96,7 +140,9 @@ def predict(segmenter: Segmenter, images: Path, masks: Path) -> list[Path]:
             unread.append(f"{picture.name} {error}")
             continue
         written.append(masks / f"{picture.stem}.png")
-        write_mask(segmenter.foreground(segmenter.logits(image)), written[-1])
+        write_mask(segmenter.classes(segmenter.logits(image)), written[-1], segmenter.values)
+        sizes.append((image.shape[1], image.shape[2]))
+    segmenter.warn_of_other_scale(sizes)
     if unread:
         raise DataError(
             f"{len(unread)} of {len(pictures)} pictures in {images} cannot be read, and have no mask:\n  "
@@ -105,9 +151,16 @@ def predict(segmenter: Segmenter, images: Path, masks: Path) -> list[Path]:
     return written
 
 
-def write_mask(foreground: NDArray[np.bool_], file: Path) -> None:
-    """Write a mask (H, W) as 8-bit PNG, 255 in the foreground."""
-    Image.fromarray(foreground.astype(np.uint8) * 255).save(file, format="PNG")
+def write_mask(classes: NDArray[np.generic], file: Path, values: Sequence[int] = (0, 255)) -> None:
+    """Write a mask (H, W) of class indices as PNG: 8 bits, 16 where a value needs them, or colours."""
+    table = np.array(values, np.int64)
+    if (table >= COLOUR).any():
+        # A grey value stands for a colour of three equal parts.
+        rgb = np.where(table >= COLOUR, table - COLOUR, table * 0x010101)
+        entries: NDArray[np.generic] = np.stack([rgb >> 16, rgb >> 8, rgb], axis=1).astype(np.uint8)
+    else:
+        entries = table.astype(np.uint8 if table.max() < 256 else np.uint16)
+    Image.fromarray(entries[classes.astype(np.int64)]).save(file, format="PNG")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,11 +1,11 @@
-"""Binary segmentation of the images in a folder, learnt from the masks in another."""
+"""Segmentation of the images in a folder, learnt from the masks in another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from monai.losses.dice import DiceCELoss
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
@@ -14,14 +14,20 @@ import mltrain
 from mltrain.errors import ConfigError
 from projects.segmentation import split
 from projects.segmentation.augment import Augmentation, Flips
-from projects.segmentation.dataset import STRIDE, SegmentationData, natural_size
-from projects.segmentation.folders import EmptyMasks, FolderPair, Sample, require_sound, survey
+from projects.segmentation.dataset import OneSize, SegmentationData
+from projects.segmentation.folders import EmptyMasks, Sample, require_sound, survey_all
+from projects.segmentation.framing import STRIDE, crops_an_epoch, framing, windowed
 from projects.segmentation.gallery import Gallery
+from projects.segmentation.labels import Declaration
+from projects.segmentation.loss import DiceAndEntropy
 from projects.segmentation.metrics import overlap_metrics
 from projects.segmentation.model import SegmentationNet
+from projects.segmentation.montage import montage
+from projects.segmentation.pairing import MASK_SUFFIX, FolderPair
 from projects.segmentation.predict import Segmenter
 from projects.segmentation.report import Report
 from projects.segmentation.sample import blobs, mni152
+from projects.segmentation.summary import summary
 from projects.segmentation.validation import Validation
 
 SAMPLES = {"mni152": mni152, "blobs": blobs}
@@ -59,6 +65,17 @@ class Config(mltrain.Config):
     gt_path: Path | None = Field(
         None, description="Folder of their masks, paired by stem (a.jpg, a.png or a_mask.png)."
     )
+    mask_suffix: str = Field(
+        MASK_SUFFIX,
+        description="What the stem of a mask may have after that of its image; a_mask.png belongs to a.jpg.",
+    )
+    foreground: str | None = Field(
+        None, description="Mask values of the foreground: nonzero, 1,3, 128-255 or #ff0000. Default: the higher of two."
+    )
+    void: str | None = Field(None, description="Mask values that count neither in the loss nor in a metric: 255.")
+    classes: tuple[str, ...] | None = Field(
+        None, description="Several classes with their mask values: [1,2], [liver=1,vessel=2-4] or names for 1, 2, …"
+    )
     val_image_path: Path | None = Field(None, description="Folder of held-out images. Default: split from image_path.")
     val_gt_path: Path | None = Field(None, description="Folder of their masks.")
     test_image_dir: Path | None = Field(None, description="Images without masks to show predictions for, if any.")
@@ -70,8 +87,19 @@ class Config(mltrain.Config):
     split_seed: int = Field(0, ge=0, description="Of the draw; apart from seed, so that runs share what is held out.")
     empty_masks: EmptyMasks = Field("refuse", description="Masks without foreground: refuse, keep or drop.")
 
+    resize: Literal["auto", "stretch", "none"] = Field(
+        "auto",
+        description="Whether every image is stretched to image_size; auto stretches where image_size is given.",
+    )
     image_size: ImageSize | None = Field(
-        None, description="128, or height x width as 112x96, multiples of 8. Default: the images' own, 256 at most"
+        None,
+        description="128, or height x width as 112x96, multiples of 8. Default with stretch: the median, 256 at most.",
+    )
+    crop_size: ImageSize | None = Field(
+        None, description="Random crops in training, and windows in prediction. Default: the whole image, 256 at most."
+    )
+    crops: int | None = Field(
+        None, ge=1, description="Crops of each image an epoch. Default: as many as cover it, 16 at most."
     )
     channels: Channels | None = Field(None, description="1: grey, 3: colour. Default: grey if all images are.")
     batch_size: int = Field(8, ge=1, description="Images a step.")
@@ -90,6 +118,32 @@ class Config(mltrain.Config):
     worst: int = Field(5, ge=0, description="How many of the worst images a report pictures.")
     threshold: float = Field(0.5, gt=0, lt=1, description="Of the probability, in masks that are written or shown.")
 
+    @field_validator("foreground", "void", mode="before")
+    @classmethod
+    def _as_text(cls, given: Any) -> Any:
+        """Take ``1`` and ``[1, 3]`` of Python and JSON for the text ``1,3``."""
+        if isinstance(given, (list, tuple)):
+            given = ",".join(map(str, given))
+        return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _as_texts(cls, given: Any) -> Any:
+        """Take ``liver=1,vessel=2`` and ``{liver: 1}`` for a list of texts."""
+        if isinstance(given, str):
+            given = given.strip("[]").split(",")
+        if isinstance(given, Mapping):
+            given = [f"{name}={value}" for name, value in given.items()]
+        return tuple(str(one).strip() for one in given) if isinstance(given, (list, tuple)) else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, given: Any) -> Any:
+        """A record without ``resize`` was made when every image was stretched."""
+        if isinstance(given, Mapping) and "image_size" in given and "resize" not in given:
+            return {**given, "resize": "stretch"}
+        return given
+
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
         for one, other in (("image_path", "gt_path"), ("val_image_path", "val_gt_path")):
@@ -99,7 +153,18 @@ class Config(mltrain.Config):
             raise ValueError("splits says what of image_path is held out, and image_path is not given")
         if self.splits and self.val_image_path:
             raise ValueError("val_image_path and splits exclude one another")
+        if self.resize == "none" and self.image_size is not None:
+            raise ValueError("image_size is what resize=stretch resizes to; with resize=none give crop_size")
+        sides = zip(self.crop_size or (), self.image_size or (), strict=False)
+        if any(crop > side for crop, side in sides):
+            raise ValueError("crop_size is larger than image_size, out of which it is cut")
+        self.declaration  # noqa: B018 - refuses values that cannot be read
         return self
+
+    @property
+    def declaration(self) -> Declaration:
+        """What the keys say about the values of masks."""
+        return Declaration.of(self.foreground, self.void, self.classes)
 
 
 def build(config: Config) -> mltrain.Task:
@@ -109,42 +174,67 @@ def build(config: Config) -> mltrain.Task:
         mltrain.errors.DataError: images and masks that do not fit together, all of them named.
     """
     train, val = read_samples(config)
-    size = config.image_size or natural_size(train)
-    if config.quarter_turns and size[0] != size[1]:
+    frame = framing(
+        train,
+        resize=config.resize,
+        image_size=config.image_size,
+        crop_size=config.crop_size,
+        square=config.quarter_turns,
+    )
+    if config.quarter_turns and frame.window[0] != frame.window[1]:
+        key = "image_size" if frame.window == frame.stretched_to else "crop_size"
         raise ConfigError(
-            f"quarter_turns needs a square image_size, and it is {size[0]}x{size[1]}; try image_size={size[0]}."
+            f"quarter_turns needs a square {key}, and it is {frame.window[0]}x{frame.window[1]}; "
+            f"try {key}={frame.window[0]}."
         )
+    labels = train[0].labels
     channels = config.channels or max(item.channels for item in train)
     mean, std = intensity(train)
+    net = SegmentationNet(channels, frame.window, mean, std, framing=frame, values=labels.written_values)
+    segmenter = Segmenter(net, threshold=config.threshold)
+    loader, held_out = _loaders(config, train, val, net, std)
+    loss = DiceAndEntropy()
+    optimizer = AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
+    # One more than there are steps: the schedule is also stepped after the last, and past its end it would rise again.
+    scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1)
+    step = mltrain.Supervised(
+        net, loss, optimizer, scheduler=scheduler, clip=config.clip, metrics=overlap_metrics(labels.names)
+    )
+    return mltrain.Task(
+        step,
+        loader,
+        evaluate=Validation(
+            net, loss, held_out, labels.names, lambda images: windowed(net, images, net.framing.window)
+        ),
+        images=Gallery(segmenter, val, config.test_image_dir, config.shown),
+        report=Report(segmenter, val, config.worst),
+        preview=lambda: {"data/pairs": montage(train)},
+        summary=summary(train, val, frame),
+    )
+
+
+def _loaders(
+    config: Config, train: Sequence[Sample], val: Sequence[Sample], net: SegmentationNet, std: float
+) -> tuple[mltrain.ResumableLoader, DataLoader[tuple[Tensor, Tensor]]]:
+    """The batches to train on, changed at random, and those held out, as the network is shown its pictures."""
+    frame, channels, room = net.framing, net.channels, config.cache_megabytes * 2**20
     augmentation = Augmentation(
+        crop=frame.window if frame.crops else None,
         flips=config.flips,
         quarter_turns=config.quarter_turns,
         brightness=config.brightness,
         noise=config.noise,
         deviation=std,
     )
-    room = config.cache_megabytes * 2**20
+    repeat = (config.crops or crops_an_epoch(train, frame)) if frame.crops else 1
     loader = mltrain.ResumableLoader(
-        SegmentationData(train, size, channels, augmentation, cache_bytes=room),
+        SegmentationData(train, frame.stretched_to, channels, augmentation, cache_bytes=room, repeat=repeat),
         config.batch_size,
         num_workers=config.num_workers,
     )
-    held_out = DataLoader(SegmentationData(val, size, channels, cache_bytes=room), config.batch_size)
-
-    net = SegmentationNet(channels, size, mean, std)
-    loss = DiceCELoss(sigmoid=True)
-    optimizer = AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
-    # One more than there are steps: the schedule is also stepped after the last, and past its end it would rise again.
-    scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1)
-    step = mltrain.Supervised(net, loss, optimizer, scheduler=scheduler, clip=config.clip, metrics=overlap_metrics())
-    segmenter = Segmenter(net, size, config.threshold)
-    return mltrain.Task(
-        step,
-        loader,
-        evaluate=Validation(net, loss, held_out),
-        images=Gallery(segmenter, val, config.test_image_dir, config.shown),
-        report=Report(segmenter, val, config.worst),
-    )
+    # An evaluation of a checkpoint on other data shows them as the checkpoint's training showed its own.
+    held_out = SegmentationData(val, lambda: net.framing.stretched_to, channels, cache_bytes=room)
+    return loader, DataLoader(held_out, batch_sampler=OneSize(held_out, config.batch_size))
 
 
 def read_samples(config: Config) -> split.Parts:
@@ -165,7 +255,9 @@ def _folders(images: Path | None, masks: Path | None) -> FolderPair | None:
 
 
 def _surveyed(config: Config, *folders: FolderPair) -> list[tuple[Sample, ...]]:
-    found = [survey(pair, empty_masks=config.empty_masks) for pair in folders]
+    found = survey_all(
+        folders, empty_masks=config.empty_masks, declaration=config.declaration, mask_suffix=config.mask_suffix
+    )
     require_sound(zip(folders, found, strict=True))
     return [one.samples for one in found]
 

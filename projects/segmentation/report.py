@@ -12,9 +12,11 @@ from PIL import Image
 
 from projects.segmentation import figures
 from projects.segmentation.folders import Sample
+from projects.segmentation.labels import VOID, LabelClass, Labels
 from projects.segmentation.overlap import Overlap
-from projects.segmentation.pixels import read_image, read_mask
+from projects.segmentation.pixels import read_classes, read_image
 from projects.segmentation.predict import Segmenter, write_mask
+from projects.segmentation.values import Values
 
 
 class ThresholdCurve:
@@ -27,7 +29,7 @@ class ThresholdCurve:
         self._background = np.zeros(100, np.int64)
 
     def add(self, logits: NDArray[np.float32], true: NDArray[np.bool_]) -> None:
-        """Count the pixels of an image; both arrays are (H, W)."""
+        """Count the pixels of an image; both arrays have the same shape."""
         # side="left": a pixel exactly at a threshold is not above it.
         bins = np.searchsorted(np.log(self.thresholds / (1 - self.thresholds)).astype(np.float32), logits, side="left")
         self._foreground += np.bincount(bins[true], minlength=100)
@@ -72,70 +74,89 @@ class Report:
 
         ::
 
-            masks/STEM.png             predictions, 8-bit, of the image's own size
+            masks/STEM.png             predictions, of the image's own size
             per_image.csv              pixels and scores of each image, the worst first
-            precision_recall.csv/.png  over thresholds
-            worst/01_STEM.png          hits green, excess red, missed blue
+            precision_recall.csv/.png  over thresholds, for one class
+            per_class.csv              pixels and scores of each class, for several
+            worst/01_STEM.png          hits green, excess red, missed blue; or true and predicted classes
             metrics.json               what is returned
         """
         (folder / "masks").mkdir(parents=True, exist_ok=True)
+        names = self.samples[0].labels.names
         curve, overlaps = ThresholdCurve(), {}
         for sample in self.samples:
-            true = read_mask(sample.mask)
+            true = read_classes(sample.mask, sample.labels)
             logits = self.segmenter.logits(read_image(sample.image))
-            predicted = self.segmenter.foreground(logits)
-            write_mask(predicted, folder / "masks" / f"{sample.stem}.png")
-            curve.add(logits, true)
-            overlaps[sample.stem] = Overlap.of(predicted, true)
+            predicted = self.segmenter.classes(logits)
+            write_mask(predicted, folder / "masks" / f"{sample.stem}.png", self.segmenter.values)
+            judged = true != VOID
+            if len(names) == 1:
+                curve.add(logits[judged], true[judged] > 0)
+            overlaps[sample.stem] = [
+                Overlap.of(predicted[judged] == index, true[judged] == index) for index in range(1, len(names) + 1)
+            ]
+        self.segmenter.warn_of_other_scale([(sample.height, sample.width) for sample in self.samples])
 
         table = self._per_image(overlaps)
         table.to_csv(folder / "per_image.csv", index=False)
         self._picture_worst(table, folder)
-        over_thresholds = curve.table()
-        over_thresholds.to_csv(folder / "precision_recall.csv", index=False)
-        average_precision = curve.average_precision()
-        figures.precision_recall(over_thresholds, self.segmenter.threshold, average_precision).savefig(
-            folder / "precision_recall.png", dpi=120
-        )
-        total = sum(overlaps.values(), Overlap())
-        metrics = {
-            "val/iou": total.iou,
-            "val/precision": total.precision,
-            "val/recall": total.recall,
-            "val/f1": total.f1,
-            "val/iou_per_image": float(table["iou"].mean()),
-            "val/f1_per_image": float(table["f1"].mean()),
-            "val/average_precision": average_precision,
-            "val/best_threshold": float(over_thresholds["threshold"][over_thresholds["f1"].argmax()]),
-        }
+        totals = [sum(of_class, Overlap()) for of_class in zip(*overlaps.values(), strict=True)]
+        metrics = {f"val/{name}": _mean(totals, name) for name in ("iou", "precision", "recall", "f1")}
+        metrics |= {f"val/{name}_per_image": float(table[name].mean()) for name in ("iou", "f1")}
+        if len(names) == 1:
+            metrics |= self._over_thresholds(curve, folder)
+        else:
+            rows = {name: _row(total) for name, total in zip(names, totals, strict=True)}
+            pd.DataFrame.from_dict(rows, orient="index").rename_axis("class").to_csv(folder / "per_class.csv")
+            metrics |= {f"val/{score}_{name}": row[score] for name, row in rows.items() for score in ("iou", "f1")}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         return metrics
 
-    def _per_image(self, overlaps: dict[str, Overlap]) -> pd.DataFrame:
+    def _over_thresholds(self, curve: ThresholdCurve, folder: Path) -> dict[str, float]:
+        table, average_precision = curve.table(), curve.average_precision()
+        table.to_csv(folder / "precision_recall.csv", index=False)
+        figures.precision_recall(table, self.segmenter.threshold, average_precision).savefig(
+            folder / "precision_recall.png", dpi=120
+        )
+        return {
+            "val/average_precision": average_precision,
+            "val/best_threshold": float(table["threshold"][table["f1"].argmax()]),
+        }
+
+    def _per_image(self, overlaps: dict[str, list[Overlap]]) -> pd.DataFrame:
         rows = []
         for sample in self.samples:
-            overlap = overlaps[sample.stem]
-            rows.append(
-                {
-                    "stem": sample.stem,
-                    "height": sample.height,
-                    "width": sample.width,
-                    "hit": overlap.hit,
-                    "excess": overlap.excess,
-                    "missed": overlap.missed,
-                    "iou": overlap.iou,
-                    "precision": overlap.precision,
-                    "recall": overlap.recall,
-                    "f1": overlap.f1,
-                }
-            )
+            of_image = overlaps[sample.stem]
+            means = {name: _mean(of_image, name) for name in ("iou", "precision", "recall", "f1")}
+            size = {"stem": sample.stem, "height": sample.height, "width": sample.width}
+            row = {**size, **_row(sum(of_image, Overlap())), **means}
+            if len(of_image) > 1:
+                row |= {f"iou_{name}": one.iou for name, one in zip(sample.labels.names, of_image, strict=True)}
+            rows.append(row)
         return pd.DataFrame(rows).sort_values(["iou", "stem"], ignore_index=True)
 
     def _picture_worst(self, table: pd.DataFrame, folder: Path) -> None:
         (folder / "worst").mkdir(exist_ok=True)
         by_stem = {sample.stem: sample for sample in self.samples}
+        written = Labels(tuple(LabelClass(str(value), Values.only(value)) for value in self.segmenter.values[1:]))
         for rank, stem in enumerate(table["stem"][: self.worst], start=1):
             sample = by_stem[stem]
-            predicted = read_mask(folder / "masks" / f"{stem}.png")
-            picture = figures.overlay(read_image(sample.image), predicted, read_mask(sample.mask))
+            image, true = read_image(sample.image), read_classes(sample.mask, sample.labels)
+            predicted = read_classes(folder / "masks" / f"{stem}.png", written)
+            picture = (
+                figures.overlay(image, predicted > 0, true)
+                if len(sample.labels.classes) == 1
+                else figures.class_overlay(image, predicted, sample.labels.names, true)
+            )
             Image.fromarray(picture).save(folder / "worst" / f"{rank:02d}_{stem}.png")
+
+
+def _row(overlap: Overlap) -> dict[str, float]:
+    scores = {name: getattr(overlap, name) for name in ("iou", "precision", "recall", "f1")}
+    return {"hit": overlap.hit, "excess": overlap.excess, "missed": overlap.missed, **scores}
+
+
+def _mean(overlaps: Sequence[Overlap], score: str) -> float:
+    """The mean of a score over the classes that are somewhere; 1 if there is none."""
+    there = [getattr(one, score) for one in overlaps if one.hit + one.excess + one.missed]
+    return sum(there) / len(there) if there else 1.0

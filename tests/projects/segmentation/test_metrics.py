@@ -4,6 +4,8 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 from torch import Tensor
 
+import mltrain
+from projects.segmentation.loss import DiceAndEntropy
 from projects.segmentation.metrics import overlap_metrics
 from projects.segmentation.overlap import Overlap
 
@@ -89,3 +91,69 @@ def test_half_an_epoch_survives_a_state_dict() -> None:
         for one in (metric, other):
             one.update(*random_batch(7))
         assert float(metric.compute()) == float(other.compute())
+
+
+# --- several classes and void
+
+
+def test_void_pixels_count_nowhere() -> None:
+    logits, target = random_batch(8)
+    void = target.clone()
+    void[:, :, :4] = -1
+    assert computed((logits, void)) == pytest.approx(computed((logits[:, :, 4:], target[:, :, 4:])))
+
+
+def several(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(4, (3, 1, 9, 7), generator=generator).float()
+    target[0, 0, 0] = -1
+    wanted = torch.nn.functional.one_hot(target[:, 0].clamp(min=0).long(), 4).permute(0, 3, 1, 2)
+    return 2 * wanted + torch.randn(wanted.shape, generator=generator), target
+
+
+def test_scores_of_several_classes_agree_with_scikit_learn() -> None:
+    metrics = overlap_metrics(["a", "b", "c"])
+    batches = [several(0), several(1)]
+    for batch in batches:
+        for metric in metrics.values():
+            metric.update(*batch)
+    scores = {name: float(metric.compute()) for name, metric in metrics.items()}
+    predicted = torch.cat([logits.argmax(1).flatten() for logits, _ in batches])
+    true = torch.cat([target.flatten() for _, target in batches])
+    chosen, truth = predicted[true >= 0].numpy(), true[true >= 0].long().numpy()
+    options = {"labels": [1, 2, 3]}
+    for name, score in (("iou", jaccard_score), ("f1", f1_score)):
+        each = score(truth, chosen, average=None, **options)
+        assert [scores[f"{name}_{letter}"] for letter in "abc"] == pytest.approx(each.tolist())
+        assert scores[name] == pytest.approx(each.mean())
+    assert scores["precision"] == pytest.approx(precision_score(truth, chosen, average="macro", **options))
+    assert scores["recall"] == pytest.approx(recall_score(truth, chosen, average="macro", **options))
+    assert 0 < scores["iou_per_image"] < scores["f1_per_image"] < 1
+
+
+def test_a_class_that_is_nowhere_is_left_out_of_the_mean() -> None:
+    metrics = overlap_metrics(["a", "b"])
+    logits, target = torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 2, 2)
+    logits[:, 1, 0] = 5
+    for metric in metrics.values():
+        metric.update(logits, target)
+    assert float(metrics["iou"].compute()) == float(metrics["iou_a"].compute()) == 0.5
+    assert float(metrics["iou_b"].compute()) == 1.0
+
+
+def test_half_an_epoch_of_several_classes_survives_as_part_of_a_step() -> None:
+    def step() -> mltrain.Supervised:
+        net = torch.nn.Conv2d(3, 3, 1)
+        return mltrain.Supervised(
+            net, DiceAndEntropy(), torch.optim.SGD(net.parameters(), 0.1), metrics=overlap_metrics(["a", "b"])
+        )
+
+    one, other = step(), step()
+    batch = torch.rand(2, 3, 8, 8), torch.randint(3, (2, 1, 8, 8)).float()
+    one(batch)
+    for name, part in one.parts().items():
+        other.parts()[name].load_state_dict(part.state_dict())
+    one(batch)
+    other(batch)
+    assert one.epoch_metrics() == other.epoch_metrics()
+    assert one.epoch_metrics() == {}, "a new epoch has seen no batch"

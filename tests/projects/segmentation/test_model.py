@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from projects.segmentation.framing import UNKNOWN, Framing
 from projects.segmentation.model import SegmentationNet
 
 
@@ -46,3 +47,24 @@ def test_a_network_can_be_made_from_its_state_alone(channels: int) -> None:
 def test_the_state_of_another_network_is_refused() -> None:
     with pytest.raises(RuntimeError, match="trained_at"):
         SegmentationNet.of(torch.nn.Linear(2, 2).state_dict())
+
+
+def test_a_state_of_an_earlier_version_stretches_its_pictures() -> None:
+    trained = SegmentationNet(1, (32, 40), 0.3, 0.1, framing=Framing((32, 40))).eval()
+    earlier = {
+        name: value for name, value in trained.state_dict().items() if name not in ("stretched_to", "scale", "values")
+    }
+    for again in (SegmentationNet.of(earlier), SegmentationNet(1, (32, 40), framing=Framing((32, 40)))):
+        again.load_state_dict(earlier)
+        assert again.framing == Framing((32, 40), (32, 40), UNKNOWN)
+        assert again.values.tolist() == [255]
+
+
+def test_the_framing_of_the_training_is_part_of_the_state() -> None:
+    for frame in (Framing((32, 40)), Framing((32, 40), (64, 64), (0.5, 0.25))):
+        trained = SegmentationNet(1, (32, 40), framing=frame, values=(0, 5, 9))
+        trained.train()(torch.rand(2, 1, 32, 40))
+        again = SegmentationNet.of(trained.state_dict())
+        assert again.framing == frame
+        assert again.values.tolist() == [0, 5, 9]
+        assert again(torch.rand(1, 1, 16, 16)).shape == (1, 3, 16, 16)

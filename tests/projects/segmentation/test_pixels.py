@@ -1,12 +1,14 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from projects.segmentation.pixels import UnreadablePixels, read_image, read_mask
+from projects.segmentation.pixels import UnreadablePixels, read_image, read_mask, read_values
 
 Draw = Callable[..., NDArray[np.uint8]]
 LOSSLESS = ("png", "bmp", "tif", "tiff", "PNG")
@@ -148,7 +150,7 @@ def test_a_map_of_several_labels_is_no_binary_mask(tmp_path: Path) -> None:
     indexed.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 0, 0, 128])
     indexed.save(coloured := tmp_path / "b.png")
     for file in (plain, coloured):
-        with pytest.raises(UnreadablePixels, match="labels up to 3"):
+        with pytest.raises(UnreadablePixels, match="the values 0, 1, 2, 3;"):
             read_mask(file)
 
 
@@ -184,3 +186,55 @@ def test_signed_pixels_are_refused_when_one_is_negative(tmp_path: Path) -> None:
     Image.fromarray(np.array([[-1, 5]], np.int32)).save(file := tmp_path / "a.tif")
     with pytest.raises(UnreadablePixels, match="-1 to 5"):
         read_image(file)
+
+
+# --- masks whose values are not white
+
+
+@pytest.mark.parametrize(
+    ("kind", "photometric"),
+    [
+        *((kind, "minisblack") for kind in (bool, np.uint8, np.uint16, np.int32, np.float32)),
+        *((kind, "miniswhite") for kind in (bool, np.uint8, np.uint16)),
+    ],
+)
+def test_a_mask_of_tifffile_holds_what_was_written(tmp_path: Path, kind: type, photometric: str) -> None:
+    tifffile.imwrite(file := tmp_path / "a.tif", SQUARE.astype(kind), photometric=photometric)
+    np.testing.assert_array_equal(read_mask(file), SQUARE)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "group4"}, {"tiffinfo": {262: 0}}], ids=str)
+def test_a_one_bit_tiff_of_other_programs_is_read_as_a_viewer_shows_it(tmp_path: Path, options: dict[str, Any]) -> None:
+    Image.fromarray(SQUARE).save(file := tmp_path / "a.tif", **options)
+    np.testing.assert_array_equal(read_mask(file), SQUARE)
+
+
+@pytest.mark.parametrize(
+    ("background", "foreground"),
+    [((0, 0, 0), (255, 0, 0)), ((255, 255, 255), (255, 0, 0)), ((0, 0, 90), (0, 200, 0)), ((9, 9, 9), (40, 40, 40))],
+    ids=str,
+)
+@pytest.mark.parametrize("ending", ["png", "bmp", "tif", "webp"])
+def test_two_colours_are_background_and_foreground(
+    tmp_path: Path, background: tuple[int, ...], foreground: tuple[int, ...], ending: str
+) -> None:
+    pixels = np.where(SQUARE[..., None], np.array(foreground, np.uint8), np.array(background, np.uint8))
+    options = {"lossless": True} if ending == "webp" else {}
+    Image.fromarray(pixels).save(file := tmp_path / f"a.{ending}", **options)
+    np.testing.assert_array_equal(read_mask(file), SQUARE)
+
+
+def test_values_of_a_palette_of_colours_are_its_indices(tmp_path: Path) -> None:
+    indices = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    picture = Image.fromarray(indices).convert("P")
+    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
+    picture.save(file := tmp_path / "a.png")
+    np.testing.assert_array_equal(read_values(file).values, indices)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_is_an_image(tmp_path: Path, lossless: bool) -> None:
+    ramp = np.repeat(np.add.outer(np.arange(64), np.arange(48))[..., None], 3, axis=2).astype(np.uint8)
+    Image.fromarray(ramp).save(file := tmp_path / "a.webp", lossless=lossless, quality=95)
+    np.testing.assert_allclose(read_image(file), ramp.transpose(2, 0, 1) / 255, atol=6 / 255)
+    assert read_values(file).lossy != lossless

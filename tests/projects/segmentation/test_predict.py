@@ -8,9 +8,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mltrain.errors import DataError
+from projects.segmentation.framing import Framing
 from projects.segmentation.model import SegmentationNet
-from projects.segmentation.pixels import read_image, read_mask
-from projects.segmentation.predict import Segmenter, main, predict
+from projects.segmentation.pixels import read_image, read_mask, read_values
+from projects.segmentation.predict import Segmenter, main, predict, write_mask
+from projects.segmentation.values import COLOUR
 
 
 @pytest.fixture
@@ -136,3 +138,47 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, pulled: Path, capsys: py
     assert "holds no segmentation model" in capsys.readouterr().err
     assert main([str(pulled), str(tmp_path / "nowhere"), str(tmp_path / "masks")]) == 2
     assert "There is no folder" in capsys.readouterr().err
+
+
+def test_a_picture_larger_than_the_training_crops_is_seen_at_its_own_scale() -> None:
+    seen = []
+
+    class Recorder(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return images
+
+    net = SegmentationNet(1, (32, 32), 0.0, 1.0, framing=Framing((32, 32)))
+    net.unet = Recorder()
+    image = np.random.default_rng(0).random((1, 50, 75), np.float32)
+    np.testing.assert_allclose(Segmenter(net).logits(image), image[0], atol=1e-6)
+    assert {tuple(images.shape[2:]) for images in seen} == {(32, 32)}
+
+
+def test_a_picture_of_another_scale_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    image = np.zeros((1, 64, 64), np.float32)
+    for frame, warned in (
+        (Framing((16, 16), (16, 16), (0.25, 0.25)), False),
+        (Framing((16, 16), (16, 16), (1.0, 1.0)), True),
+        (Framing((16, 16)), False),
+    ):
+        caplog.clear()
+        segmenter = Segmenter(SegmentationNet(1, (16, 16), framing=frame))
+        segmenter.logits(image)
+        segmenter.warn_of_other_scale([(64, 64)])
+        assert ("64x64 is stretched to 16x16, by 0.25" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [((0, 5, 9), np.uint8), ((0, 300, 70), np.uint16), ((0, COLOUR + 0x804000, 255), np.uint8)],
+    ids=str,
+)
+def test_a_mask_of_several_classes_reads_as_the_masks_of_the_training(
+    tmp_path: Path, values: tuple[int, ...], kind: type
+) -> None:
+    classes = np.arange(12).reshape(3, 4) % 3
+    write_mask(classes, tmp_path / "a.png", values)
+    read = read_values(tmp_path / "a.png").values
+    np.testing.assert_array_equal(read, np.array(values)[classes])
+    assert np.asarray(Image.open(tmp_path / "a.png")).dtype == kind

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 import mltrain
 from mltrain.configuration.files import read_mapping
 from mltrain.errors import ConfigError, DataError
+from mltrain.testing import MemoryTracker
 from projects.segmentation import project
 from projects.segmentation.folders import FolderPair
 from projects.segmentation.project import Config, build, read_samples
@@ -268,3 +270,135 @@ def test_the_defaults_find_white_matter() -> None:
     measured = task.evaluate()
     assert measured["val/f1"] >= 0.90
     assert measured["val/f1_per_image"] >= 0.88
+
+
+# --- scale
+
+
+def test_small_tiles_and_a_large_picture_are_seen_at_one_scale(tmp_path: Path) -> None:
+    tiles = FolderPair(images=tmp_path / "images", masks=tmp_path / "masks")
+    whole = FolderPair(images=tmp_path / "whole", masks=tmp_path / "whole_masks")
+    Blobs(height=32, width=32, most=2).write(tiles, 24, seed=0)
+    Blobs(height=96, width=128, most=12, radius=(0.03, 0.06), defocus=0.004).write(whole, 2, seed=1)
+    given = {"image_path": tiles.images, "gt_path": tiles.masks, "epochs": 1}
+    held_out = {"val_image_path": whole.images, "val_gt_path": whole.masks}
+    task = built(made(**given, **held_out))
+    train(task, 1)
+    assert task.step.model.framing.window == (32, 32)
+    assert task.step.model.framing.stretched_to is None
+    measured, reported = task.evaluate(), task.report(tmp_path / "report")
+    for name in ("val/iou", "val/f1", "val/iou_per_image"):
+        assert reported[name] == pytest.approx(measured[name], abs=1e-6)
+    assert not [line for line in task.summary if "WARNING" in line]
+    squeezed = built(made(**given, **held_out, resize="stretch", image_size=32))
+    assert [line for line in squeezed.summary if "WARNING 2 of 2 held-out images" in line]
+
+
+def test_large_pictures_are_trained_on_in_several_crops(own: dict[str, str]) -> None:
+    task = built(made(**own, crop_size=16, batch_size=4))
+    images, masks = next(iter(task.loader))
+    assert images.shape == masks.shape == (4, 1, 16, 16)
+    assert len(task.loader) == -(-10 * 9 // 4)
+    assert len(built(made(**own, crop_size=16, crops=2, batch_size=4)).loader) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"resize": "none", "image_size": "64"}, "give crop_size"),
+        ({"image_size": "64", "crop_size": "128"}, "larger than image_size"),
+        ({"foreground": "1", "classes": "[1,2]"}, "exclude one another"),
+        ({"foreground": "white"}, "'white' is no value of a mask"),
+        ({"classes": "[1,1]"}, "twice"),
+    ],
+)
+def test_keys_of_scale_and_labels_that_contradict_are_refused(given: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        made(**given)
+
+
+def test_a_recorded_configuration_of_an_earlier_version_stretches() -> None:
+    earlier = {key: value for key, value in Config().resolved().items() if key not in ("resize", "crop_size", "crops")}
+    assert Config.load(base=earlier).resize == "stretch"
+    assert Config.load(base=Config().resolved()).resize == "auto"
+
+
+@pytest.mark.parametrize(
+    ("given", "classes"),
+    [
+        ("[1,2]", ("1", "2")),
+        ("1,2", ("1", "2")),
+        ("[liver=1, vessel=2-4]", ("liver=1", "vessel=2-4")),
+        ("{liver: 1}", ("liver=1",)),
+        ("road=#804080,car=#00008e", ("road=#804080", "car=#00008e")),
+        (["liver", "vessel"], ("liver", "vessel")),
+        ("none", None),
+    ],
+)
+def test_classes_are_a_list_a_mapping_or_plain_text(given: object, classes: tuple[str, ...] | None) -> None:
+    config = made(classes=given)
+    assert config.classes == classes
+    assert Config.load(base=config.resolved()) == config
+
+
+# --- several classes
+
+
+@pytest.fixture
+def organs(own: dict[str, str]) -> dict[str, str]:
+    """The user's pictures with three values in their masks: 0, 4 in the left half and 9 in the right one."""
+    for file in Path(own["gt_path"]).iterdir():
+        mask = np.asarray(Image.open(file)) > 0
+        Image.fromarray(np.where(mask, np.where(np.arange(60) < 30, 4, 9), 0).astype(np.uint8)).save(file)
+    return own
+
+
+def test_several_classes_are_refused_until_they_are_declared(organs: dict[str, str]) -> None:
+    with pytest.raises(DataError, match=r"(?s)more than two values.*classes=\[1,2\].*0 in 12 masks.*4 in .*9 in "):
+        build(made(**organs))
+
+
+def test_several_classes_have_channels_scores_and_pictures(organs: dict[str, str], tmp_path: Path) -> None:
+    task = built(
+        made(**organs, classes="[left=4,right=9]", epochs=1, batch_size=4, shown=1, test_image_dir=organs["image_path"])
+    )
+    train(task, 1)
+    names = {"iou", "f1", "precision", "recall", "iou_left", "f1_left", "iou_right", "f1_right"}
+    assert task.step.epoch_metrics().keys() >= names
+    measured = task.evaluate()
+    assert measured.keys() >= {f"val/{name}" for name in names}
+    assert measured["val/iou"] == pytest.approx((measured["val/iou_left"] + measured["val/iou_right"]) / 2)
+    reported = task.report(tmp_path / "report")
+    for name in ("val/iou", "val/iou_left", "val/f1_right", "val/iou_per_image"):
+        assert reported[name] == pytest.approx(measured[name], abs=1e-6)
+    assert pd.read_csv(tmp_path / "report" / "per_class.csv")["class"].tolist() == ["left", "right"]
+    for mask in (tmp_path / "report" / "masks").iterdir():
+        assert set(np.unique(np.asarray(Image.open(mask)))) <= {0, 4, 9}
+    val, test = task.images().values()
+    assert val.shape[1] > 1.9 * test.shape[1], "true beside predicted"
+
+
+def test_void_pixels_count_neither_in_the_loss_nor_in_a_metric(own: dict[str, str]) -> None:
+    for file in Path(own["gt_path"]).iterdir():
+        mask = np.asarray(Image.open(file)).astype(np.uint16) // 255
+        mask[:10] = 255
+        Image.fromarray(mask.astype(np.uint8)).save(file)
+    before = built(made(**own, void=255)).evaluate()
+    for file in Path(own["image_path"]).iterdir():
+        assert file.exists()
+    task = built(made(**own, void="255"))
+    assert task.evaluate() == before
+    _, masks = next(iter(task.loader))
+    assert set(masks.unique().tolist()) == {-1.0, 0.0, 1.0}
+    with pytest.raises(DataError, match=r"(?s)more than two values.*255 in 12 masks"):
+        build(made(**own))
+
+
+def test_an_own_project_shows_its_data_before_the_first_step(own: dict[str, str]) -> None:
+    config = made(**own, epochs=1, batch_size=8, shown=0)
+    tracker = MemoryTracker()
+    trainer = mltrain.Trainer(built(config), config, tracker)
+    steps = trainer.steps()
+    next(steps)
+    assert list(tracker.pictures) == [("data/pairs", 0)]
+    steps.close()

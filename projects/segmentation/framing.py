@@ -1,0 +1,150 @@
+"""How pictures of any size become what the network sees: scaled or not, and in which windows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor
+
+from projects.segmentation.folders import Sample
+
+STRIDE = 8
+"""Height and width of a window are multiples of this: the network halves them three times."""
+
+_LONGEST_SIDE = 256
+_OVERLAP = 0.25
+_WINDOWS_AT_ONCE = 4
+_MOST_CROPS = 16
+_SAME_SCALE = 1.25
+
+UNKNOWN = (0.0, 0.0)
+"""The scale of a training by an earlier version."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a network is shown its pictures.
+
+    Attributes:
+        window: (H, W) that it sees at once, in multiples of eight.
+        stretched_to: (H, W) that every picture is resized to first. If ``None``, pictures keep their own scale.
+        scale: pixels of the network for one pixel of a picture, in height and width: the median of the training pictures.
+    """
+
+    window: Size
+    stretched_to: Size | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def crops(self) -> bool:
+        """Whether a training sample is a part of its picture."""
+        return self.window != self.stretched_to
+
+
+def framing(
+    samples: Sequence[Sample], *, resize: str, image_size: Size | None, crop_size: Size | None, square: bool = False
+) -> Framing:
+    """How the training pictures are shown.
+
+    Args:
+        samples: to train on.
+        resize: ``stretch`` resizes every picture to ``image_size``; ``none`` keeps its scale; ``auto`` stretches where
+            ``image_size`` is given and is not the size that all pictures have already.
+        image_size: (H, W). If ``None``, `natural_size` where pictures are stretched.
+        crop_size: (H, W) of the random crops. If ``None``, the whole picture where it is stretched, else `natural_crop`.
+        square: whether a window that is not given has to be square.
+    """
+    if resize == "auto":
+        own = image_size is None or all((item.height, item.width) == image_size for item in samples)
+        resize, crop_size = ("none", crop_size or image_size) if own else ("stretch", crop_size)
+    if resize == "none":
+        return Framing(crop_size or natural_crop(samples, square=square))
+    size = image_size or natural_size(samples)
+    height, width = (
+        float(np.median([side / getattr(item, name) for item in samples]))
+        for side, name in zip(size, ("height", "width"), strict=True)
+    )
+    return Framing(crop_size or size, size, (height, width))
+
+
+def natural_size(samples: Sequence[Sample]) -> Size:
+    """The median (height, width), scaled down to 256 pixels at most on the longer side, in multiples of eight."""
+    height, width = _median(samples)
+    scale = min(1.0, _LONGEST_SIDE / max(height, width))
+    return tuple(max(2, round(side * scale / STRIDE)) * STRIDE for side in (height, width))  # type: ignore[return-value]
+
+
+def natural_crop(samples: Sequence[Sample], *, square: bool = False) -> Size:
+    """The median (height, width), each 256 pixels at most, rounded up to multiples of eight."""
+    height, width = (max(2, -int(-min(side, _LONGEST_SIDE) // STRIDE)) * STRIDE for side in _median(samples))
+    return (min(height, width),) * 2 if square else (height, width)
+
+
+def crops_an_epoch(samples: Sequence[Sample], frame: Framing) -> int:
+    """How many random crops of each picture cover the median picture once, 16 at most."""
+    height, width = frame.stretched_to or _median(samples)
+    return min(_MOST_CROPS, max(1, round(height * width / (frame.window[0] * frame.window[1]))))
+
+
+def random_crop(image: Tensor, mask: Tensor, window: Size) -> tuple[Tensor, Tensor]:
+    """Cut the same part of an image (C, H, W) and its mask (1, H, W), drawn from torch's default generator.
+
+    Where the picture is smaller than the window, its edge is repeated in the image, and the mask is void (-1).
+    """
+    height, width = (max(0, wanted - side) for wanted, side in zip(window, image.shape[1:], strict=True))
+    if height or width:
+        around = (width // 2, width - width // 2, height // 2, height - height // 2)
+        image = F.pad(image[None], around, mode="replicate")[0]
+        mask = F.pad(mask, around, value=-1.0)
+    top, left = (
+        int(torch.randint(side - wanted + 1, ())) for side, wanted in zip(image.shape[1:], window, strict=True)
+    )
+    part = (slice(None), slice(top, top + window[0]), slice(left, left + window[1]))
+    return image[part].contiguous(), mask[part].contiguous()
+
+
+def windowed(net: Callable[[Tensor], Tensor], images: Tensor, window: Size) -> Tensor:
+    """Logits (N, K, H, W) of images (N, C, H, W) of any size, from overlapping windows of the size of the training.
+
+    MONAI's sliding windows; where they overlap by a quarter, the middle of a window counts more than its rim.
+    """
+    if images.shape[2:] == window:
+        return net(images)
+    return cast(
+        Tensor,
+        sliding_window_inference(
+            images,
+            window,
+            _WINDOWS_AT_ONCE,
+            net,
+            overlap=_OVERLAP,
+            mode="gaussian",
+            padding_mode="replicate",
+        ),
+    )
+
+
+def other_scale(frame: Framing, sizes: Sequence[Size]) -> list[Size]:
+    """Those sizes whose pictures are stretched by another factor than the training pictures: a quarter more or less."""
+    if frame.stretched_to is None or frame.scale == UNKNOWN:
+        return []
+    return [
+        size
+        for size in sizes
+        if any(
+            not 1 / _SAME_SCALE <= to / side / scale <= _SAME_SCALE
+            for to, side, scale in zip(frame.stretched_to, size, frame.scale, strict=True)
+        )
+    ]
+
+
+def _median(samples: Sequence[Sample]) -> tuple[float, float]:
+    height, width = (float(np.median([getattr(item, side) for item in samples])) for side in ("height", "width"))
+    return height, width
