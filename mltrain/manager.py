@@ -3,22 +3,27 @@
 import atexit
 import logging
 import math
+import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import torch
 
 from mltrain.checkpoint import retention
-from mltrain.checkpoint.committer import Committer
+from mltrain.checkpoint.committer import Committed, Committer
 from mltrain.checkpoint.drafts import Count, Drafts, ExpectedMetrics
+from mltrain.checkpoint.folder import BEST_MODEL, EPOCH_PREFIX, INTERRUPTED, FolderSpool
 from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, now
 from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.ports import Run, Status
 from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode, Policy
-from mltrain.checkpoint.settings import DEFAULT_METRIC, Committed, Settings, refuse_unless
+from mltrain.checkpoint.settings import DEFAULT_METRIC, Settings, refuse_unless
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.device import usable
@@ -29,56 +34,87 @@ from mltrain.tracking.tags import BEST_METRIC_TAG, BEST_MODE_TAG, RETENTION_TAG
 
 log = logging.getLogger(__name__)
 
+_IN_FOLDERS: "WeakValueDictionary[Path, CheckpointManager]" = WeakValueDictionary()
+"""The manager of each folder that this process has open: at most one."""
+
 
 class CheckpointManager:
-    """Durable checkpoints of any training loop, as artifacts of an MLflow run.
+    """Durable checkpoints of any training loop: artifacts of an MLflow run, or files in a folder.
 
-    >>> manager = CheckpointManager(max_to_keep=3)
+    >>> manager = CheckpointManager(max_to_keep=3)                              # of the active run, or of a new one
+    >>> manager = CheckpointManager(save_dir="./checkpoints", max_to_keep=3)    # in a folder, without any tracking
     >>> state = manager.load_latest_checkpoint()          # None means to start afresh
     >>> manager.save_epoch_checkpoint({"model": net.state_dict(), "epoch": epoch}, epoch)
 
     A state is a dictionary of tensors and plain values; the manager does not care what is inside. Saving copies it and
     returns; the rest happens in the background, and :meth:`close` (or the end of a ``with`` block) waits for it.
 
+    In a folder, an epoch is ``checkpoint_epoch_N.pth``, an interrupted state ``interrupt_checkpoint.pth``, and ``best_model.pth``
+    is a second name of the best one. Each file is a ZIP archive of safetensors, JSON and a manifest with digests.
+
     Args:
-        run: the id of a run to continue. If ``None``, the active MLflow run, else a new one.
+        run: the id of a run to continue, or a folder (a ``Path``, or a text with a slash). If ``None``, ``save_dir``, else the
+            active MLflow run, else a new one.
         device: where loaded tensors go.
         max_to_keep: how many of the newest checkpoints stay; the best one stays too.
+        save_dir: a folder that holds the checkpoints; no run is opened then, and MLflow is not imported.
         policy: which ones stay, in place of ``max_to_keep``.
         metric: the metric that decides which one is best, where the caller does not declare it.
         mode: whether less (``min``) or more (``max``) of it is better.
-        committed: called in the background after each commit with the new checkpoint, the best one, and the store.
         staging_gigabytes: how much may wait on this disk (in units of 10**9 bytes) for another artifact store. What does not
             fit is removed by the policy, the least valuable first; the newest always stays.
 
     Raises:
-        UsageError: an argument is invalid; no run was created or opened.
+        UsageError: an argument is invalid, or the folder holds checkpoints of others; no run was created or opened.
         RunNotFound, RunHeld, TrackingError, StorageError: the run cannot be written to.
     """
 
+    BEST_MODEL_NAME: ClassVar[str] = BEST_MODEL
+    EPOCH_CKPT_PREFIX: ClassVar[str] = EPOCH_PREFIX
+    INTERRUPT_CKPT_NAME: ClassVar[str] = INTERRUPTED
+
     def __init__(
         self,
-        run: "str | Run | None" = None,
-        *,
+        run: "str | Path | Run | None" = None,
         device: str | torch.device = "cpu",
         max_to_keep: int = 5,
+        *,
+        save_dir: str | os.PathLike[str] | None = None,
         policy: Policy | None = None,
         metric: str = DEFAULT_METRIC,
         mode: Mode = "min",
-        committed: Committed | None = None,
         staging_gigabytes: float = 20.0,
     ) -> None:
         self.device = usable(device)
+        epoch_files = max_to_keep if policy is None else None
         if policy is None:
             is_whole = type(max_to_keep) is int and max_to_keep >= 1
             refuse_unless(is_whole, "max_to_keep", max_to_keep, "a whole number of at least 1")
             policy = Latest(max_to_keep) | Best(1)
-        settings = Settings(policy, metric, mode, staging_gigabytes, committed)
+        settings = Settings(policy, metric, mode, staging_gigabytes)
+        if isinstance(run, Path) or (isinstance(run, str) and ("/" in run or os.sep in run)):
+            refuse_unless(save_dir is None, "run", str(run), "the id of a run, or save_dir= alone")
+            run, save_dir = None, run
+        refuse_unless(
+            save_dir is None or (isinstance(save_dir, str | os.PathLike) and run is None),
+            "save_dir",
+            save_dir,
+            "a folder, and no run= beside it",
+        )
         is_run = run is None or isinstance(run, str) or callable(getattr(run, "begin_attempt", None))
         refuse_unless(is_run, "run", run, "the id of a run")
         self._metric = metric
         self._closed = False
-        if run is None or isinstance(run, str):
+        self._folder = Path(save_dir).absolute() if save_dir is not None else None
+        self._raised_before = getattr(sys, "last_value", None)
+        if self._folder is not None:
+            from mltrain.run.untracked import UntrackedRun
+
+            if self._folder in _IN_FOLDERS:
+                _IN_FOLDERS.pop(self._folder).close()  # all that it saved is complete then
+            self._begin(UntrackedRun(self._folder, epoch_files), settings)
+            _IN_FOLDERS[self._folder] = self
+        elif run is None or isinstance(run, str):
             from mltrain.run.opening import open_run
 
             opened = open_run(run)
@@ -93,11 +129,11 @@ class CheckpointManager:
     def _begin(self, run: Run, settings: Settings) -> None:
         """Prepare staging and the background threads for a run that is open."""
         self.run: Run = run
-        spool = Spool(run.staging)
+        spool = Spool(run.staging) if self._folder is None else FolderSpool(self._folder)
         for folder in (spool.root, run.artifacts.local_root):
             if folder is not None:
                 probe(folder)  # before anything is trained, and not at the first checkpoint
-        self.store = CheckpointStore(run.id, run.artifacts, spool)
+        self.store = CheckpointStore(run.id, run.artifacts, spool, folder=self._folder)
         self._damage = Damage(run)
         self.reader = CheckpointReader(
             self.store, Context(now(), {}, settings.metric, settings.mode), self._damage.note
@@ -163,8 +199,8 @@ class CheckpointManager:
         """
         if self.committer.closed:
             raise UsageError(
-                f"The manager of run {self.run.id} is closed and saves nothing more. Expected a save before close(). "
-                f"Try: CheckpointManager({self.run.id!r}), which continues the run."
+                f"The manager of {self.store.title} is closed and saves nothing more. Expected a save before close(). "
+                f"Try: another CheckpointManager of {self.store.title}, which continues it."
             )
         count, measured = Count.of(state, step, epoch), floats(metrics or {}, "save(metrics=)")
         return self._drafts.save(state, count, kind, measured, best=best, extra=extra, data=data or {})
@@ -214,10 +250,7 @@ class CheckpointManager:
         if which not in ("latest", "best", "interrupted") or self.reader.matching(which):
             return self.reader.load(which, self.device)
         if self._damage and not self.reader.all():
-            raise NoCheckpoint(
-                f"None of the checkpoints of run {self.run.id} is usable. "
-                f"See what is wrong with: mltrain verify {self.run.id}"
-            )
+            raise NoCheckpoint(f"None of the checkpoints of {self.store.title} is usable. {self.store.remedy}")
         return None
 
     def continue_from(
@@ -228,7 +261,7 @@ class CheckpointManager:
             self._damage.note(identity, error)
         self._drafts.continue_from(manifest)
         self.run.deliver_pending(manifest.pending)
-        log.info("Loaded %s (%s) of run %s", manifest.title, manifest.name, self.run.id)
+        log.info("Loaded %s (%s) of %s", manifest.title, manifest.name, self.store.title)
 
     def peek(self, which: str = "latest") -> dict[str, Any] | None:
         """Return a state, verified; the next save continues from where it would have.
@@ -260,6 +293,10 @@ class CheckpointManager:
         """Return the best checkpoint of the current line, if there is one."""
         return next(iter(self.reader.matching("best")), None)
 
+    def when_committed(self, listener: Committed) -> None:
+        """Call a function in the background after each commit, with the new checkpoint, the best one, and the store."""
+        self.committer.when_committed(listener)
+
     def prune(self) -> list[retention.Removal]:
         """Remove what the policy does not keep, and record it. Every commit does so."""
         origin = self._drafts.origin
@@ -281,9 +318,10 @@ class CheckpointManager:
     def close(self, status: Status = "FINISHED") -> None:
         """Wait until everything saved is committed, and let go of the run.
 
-        A process that ends without it still completes what it saved, and its run is KILLED. So is a run whose newest
-        checkpoint the artifact store does not take: its tag ``mltrain.newest_only_local`` names the host that has it, and
-        ``mltrain sync`` there sends it and sets the status.
+        A script that ends without it completes what it saved. Its run is FINISHED; FAILED where an exception ended the script;
+        KILLED where that was a ``KeyboardInterrupt``, or where the last save was an interrupted one. A run whose newest
+        checkpoint the artifact store does not take is KILLED: its tag ``mltrain.newest_only_local`` names the host that has it,
+        and ``mltrain sync`` there sends it and sets the status.
 
         Args:
             status: of the run, where the manager opened it; an active MLflow run's status is not touched.
@@ -321,8 +359,16 @@ class CheckpointManager:
         self.committer.close()
 
     def _process_ends(self) -> None:
-        """Let go of the run where :meth:`close` was not called. The interpreter has waited for the threads."""
-        only_local = self.committer.only_local
-        if only_local is not None:
-            self.run.mark_only_local(only_local.name, "KILLED")
-        self.run.detach("KILLED")
+        """Close the run where :meth:`close` was not called. The interpreter has waited for the threads."""
+        raised = getattr(sys, "last_value", None)  # set where an exception ended the script, and not by sys.exit()
+        staged = self.committer.newest_staged
+        if raised is not None and raised is not self._raised_before:
+            status: Status = "KILLED" if isinstance(raised, KeyboardInterrupt) else "FAILED"
+        elif staged is not None and staged.kind == "interrupted":
+            status = "KILLED"
+        else:
+            status = "FINISHED"
+        try:
+            self.close(status)
+        except MltrainError as error:
+            log.error("%s", error)  # the status of the run says it as well; nobody could catch it here

@@ -494,7 +494,8 @@ def test_after_each_commit_the_caller_is_told(run: FolderRun) -> None:
     def committed(manifest: Manifest, best: Manifest | None, store: Any) -> None:
         told.append((manifest.step, best.step if best is not None else None))
 
-    with run.manager(committed=committed) as manager:
+    with run.manager() as manager:
+        manager.when_committed(committed)
         train(manager, 1, 3, loss=lambda epoch: abs(epoch - 2))
     assert told == [(1, 1), (2, 2), (3, 2)]
 

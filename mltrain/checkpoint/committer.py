@@ -8,7 +8,7 @@ a process would need a second copy of the state (``benchmarks/stall.py`` measure
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.finite import refuse_nonfinite
@@ -20,10 +20,14 @@ from mltrain.checkpoint.reader import NOTES_FILE, CheckpointReader
 from mltrain.checkpoint.retention import Context, Removal
 from mltrain.checkpoint.settings import Settings
 from mltrain.checkpoint.snapshot import Rest, Snapshot
+from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.worker import Worker
 from mltrain.errors import MltrainError, RunHeld, StorageError
 
 log = logging.getLogger(__name__)
+
+Committed = Callable[[Manifest, Manifest | None, CheckpointStore], None]
+"""Called in the background after each commit with the new checkpoint, the best one, and the store that holds them."""
 
 DISK_RETRY_SECONDS = 30.0
 """For so long a checkpoint that this disk refuses is tried again, unless a newer one takes its place before."""
@@ -38,7 +42,7 @@ class Committer:
     Args:
         run: that the checkpoints belong to.
         reader: of the run's checkpoints; its store receives them.
-        settings: the policy, the staging budget, and the function to call after each commit.
+        settings: the policy and the staging budget.
         damage: receives the damaged checkpoints that a commit comes across.
         disk_retry_seconds: see :data:`DISK_RETRY_SECONDS`, which applies if it is ``None``.
     """
@@ -57,7 +61,7 @@ class Committer:
         self._backlog = Backlog(run, reader, settings.policy, settings.staging_gigabytes)
         self._pruner = Pruner(run, reader, settings.policy, damage)
         self._damage = damage
-        self._on_commit = settings.committed
+        self._on_commit: Committed | None = None
         self._disk_retry_seconds = DISK_RETRY_SECONDS if disk_retry_seconds is None else disk_retry_seconds
         self._disk = Worker("mltrain-disk")
         self._uploads = Worker("mltrain-store")
@@ -73,6 +77,10 @@ class Committer:
         None as soon as a later one is complete on this disk. Known once :meth:`settle` has returned.
         """
         run.when_known(self._run_created)
+
+    def when_committed(self, listener: Committed) -> None:
+        """Call a function in the background after each commit."""
+        self._on_commit = listener
 
     def commit(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> None:
         """Commit a snapshot in the background.
@@ -128,15 +136,17 @@ class Committer:
             return
         self._run.announce_latest(staged.name)
         held = self._run.holds(certainly=True)
-        removed: set[CheckpointId] = set()
         with self._pruning:
             # One survey for all that follows; it asks for no manifest that this process has read or written before.
             survey = self._store.survey(damaged=self._damage.note, remembered=True)
+            best = self._announce_best(
+                self._reader.noted(survey.manifests)
+            )  # before anything goes: no policy removes the best
             try:
-                removed = {one.manifest.id for one in self._pruner.prune(survey, staged)} if held else removed
+                if held:
+                    self._pruner.prune(survey, staged)
             except MltrainError as error:  # the rest of a commit must not wait for a server to come back
                 log.warning("Old checkpoints stay for now: %s", error)
-        best = self._announce_best(self._reader.noted(m for m in survey.manifests if m.id not in removed))
         if self._on_commit is not None:
             self._on_commit(staged, best, self._store)
 

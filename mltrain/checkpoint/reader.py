@@ -101,7 +101,7 @@ class CheckpointReader:
                 log.warning("Checkpoint %s has no %s: mltrain train did not write it.", manifest.name, PARAMS)
         if not usable:
             raise NoCheckpoint(
-                f"None of the {len(candidates)} checkpoints of run {self.store.run_id} has a configuration. Expected "
+                f"None of the {len(candidates)} checkpoints of {self.store.title} has a configuration. Expected "
                 f"{PARAMS} beside the state, as mltrain train writes it. Try: resume with the loop that wrote them."
             )
         return first_usable(self.store, usable, lambda one: configured(self.store, one, device), self._damaged)
@@ -142,7 +142,7 @@ class CheckpointReader:
         """Say that there is no such checkpoint, and which there are."""
         manifests = self.all()
         there = ", ".join(f"{m.title} ({m.name})" for m in manifests[-20:]) or "none at all"
-        return f"Run {self.store.run_id} has no checkpoint {which!r}. There are: {there}."
+        return f"{self.store.title[0].upper()}{self.store.title[1:]} has no checkpoint {which!r}. There are: {there}."
 
 
 def matching(manifests: Sequence[Manifest], which: str, context: Context) -> list[Manifest]:
@@ -218,10 +218,7 @@ def first_usable(
             return manifest, read(manifest)
         except DamagedCheckpoint as error:
             (damaged or warn_damaged)(manifest.id, error)
-    raise NoCheckpoint(
-        f"None of the {tried} checkpoints asked for of run {store.run_id} is usable. "
-        f"See what is wrong with: mltrain verify {store.run_id}"
-    )
+    raise NoCheckpoint(f"None of the {tried} checkpoints asked for of {store.title} is usable. {store.remedy}")
 
 
 @dataclass(frozen=True)

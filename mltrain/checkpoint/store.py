@@ -62,6 +62,7 @@ class CheckpointStore:
             commit is one rename; for another store the staged copy is uploaded and stays until the next commit.
             If ``None``, the checkpoints can only be read.
         formerly: the provisional id of the run, if it was created offline; staged checkpoints may still name it.
+        folder: that holds checkpoints of no run, for messages. If ``None``, messages name the run.
     """
 
     def __init__(
@@ -71,17 +72,31 @@ class CheckpointStore:
         spool: Spool | None = None,
         *,
         formerly: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.artifacts = artifacts
         self.spool = spool
         self._run_id = run_id
         self._formerly = formerly
+        self._folder = folder
         self._known: dict[CheckpointId, _Read] = {}
 
     @property
     def run_id(self) -> str:
         """The id of the run; a provisional one until the run is created."""
         return self._run_id
+
+    @property
+    def title(self) -> str:
+        """What messages call it: ``run …``, or its folder."""
+        return f"run {self.run_id}" if self._folder is None else f"folder {self._folder}"
+
+    @property
+    def remedy(self) -> str:
+        """What helps where no checkpoint is usable."""
+        if self._folder is None:
+            return f"See what is wrong with: mltrain verify {self.run_id}"
+        return f"The log names what is wrong with each. Try: remove or replace these files in {self._folder}."
 
     def adopt(self, run_id: str) -> None:
         """Go on under the id that the tracking server gave the run; what is staged under the provisional one is kept."""

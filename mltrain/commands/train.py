@@ -203,9 +203,9 @@ class _Session:
             policy=policy_of(config, prepared.trainer.task.policy),
             metric=config.best_metric,
             mode=config.best_mode,
-            committed=partial(self._committed, Export(config, self._preparation.project.name)),
             staging_gigabytes=config.staging_gigabytes,
         )
+        manager.when_committed(partial(self._committed, Export(config, self._preparation.project.name)))
         self._announce(run, prepared)
         if not self._preparation.origins.is_current(prepared.origin, manager):
             # Another process has saved or pruned meanwhile.

@@ -145,6 +145,48 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def place_file(file: Path, target: Path, guard: Callable[[], None] = lambda: None) -> None:
+    """Make a file durable and give it its final name, in place of whatever file has that name.
+
+    Args:
+        file: complete and closed, beside ``target``.
+        target: its name.
+        guard: called last before that; what it raises, this raises.
+
+    Raises:
+        StorageError: the disk is full or fails.
+    """
+    try:
+        _fsync(file, os.O_RDWR)
+        guard()
+        file.replace(target)
+        _fsync_folder(target.parent)
+    except OSError as error:
+        raise refused(target, error) from error
+
+
+def stand_for(file: Path, target: Path) -> None:
+    """Let a second name beside a file stand for its content, at once: by a hard link, or by a copy where there are none.
+
+    Raises:
+        StorageError: the disk is full or fails.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            os.link(file, temporary)
+        except OSError:  # a filesystem without hard links; what else is wrong stops the copy as well
+            shutil.copyfile(file, temporary)
+            _fsync(temporary, os.O_RDWR)
+        temporary.replace(target)
+        _fsync_folder(target.parent)
+    except OSError as error:
+        raise refused(target, error) from error
+    finally:
+        with suppress(OSError):
+            discard_temporary(temporary)
+
+
 def set_aside(path: Path, *, beside: Sequence[str] = ()) -> Path:
     """Rename something damaged, so that it is kept for people; return where it is now.
 

@@ -25,7 +25,7 @@ from mltrain.store.removal import DEAD_SECONDS, discard_staged, is_litter, remov
 from mltrain.store.retry import named_errors
 
 
-def _without_surprises(path: str, flags: int) -> int:
+def without_surprises(path: str, flags: int) -> int:
     """Open a file, but neither follow a link nor wait at a pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
@@ -72,7 +72,7 @@ class LocalArtifacts:
 
     def read(self, path: str, most: int) -> bytearray:
         """See :class:`Artifacts`."""
-        with open(self._root / validated(path), "rb", opener=_without_surprises) as file:
+        with open(self._root / validated(path), "rb", opener=without_surprises) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")

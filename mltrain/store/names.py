@@ -16,6 +16,8 @@ OUTBOX = "outbox"
 
 CHECKPOINT = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 STAGED = re.compile(CHECKPOINT.pattern + r"(\.[0-9a-f]{8}\.tmp)?", re.ASCII)
+PACKED = re.compile(r"(best_model|interrupt_checkpoint|checkpoint_(?:epoch|step)_(\d{1,9}))\.pth", re.ASCII)
+"""A checkpoint that is one file, with the number of its epoch or step."""
 OUTPUT = re.compile(r"a\d{2,6}", re.ASCII)
 CACHED = re.compile(r"[0-9a-f]{64}", re.ASCII)
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)

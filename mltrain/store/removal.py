@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mltrain.errors import StorageError
-from mltrain.store.names import CACHED, MANIFEST, OUTBOX, OUTPUT_RECORD, STAGED, TEMPORARY
+from mltrain.store.names import CACHED, MANIFEST, OUTBOX, OUTPUT_RECORD, PACKED, STAGED, TEMPORARY
 
 DEAD_SECONDS = 3600.0
 """A temporary file of a run that nobody writes to, and that was not written to for so long, belongs to nobody."""
@@ -35,6 +35,20 @@ def discard_temporary(file: Path) -> None:
     if not TEMPORARY.fullmatch(file.name):
         raise StorageError(f"{file} is not a temporary file; it was not removed.")
     file.unlink(missing_ok=True)
+
+
+def discard_packed(file: Path) -> None:
+    """Remove a checkpoint that is one file, and nothing else.
+
+    Raises:
+        StorageError: it has another name, or the disk refuses.
+    """
+    if not PACKED.fullmatch(file.name):
+        raise StorageError(f"{file.name!r} is not the name of a checkpoint; nothing was removed.")
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{file} could not be removed: {error.strerror or error}") from error
 
 
 def discard_sent(file: Path) -> None:

@@ -60,8 +60,8 @@ class Bench:
         self.committed: list[int] = []
         damage = Damage(run)
         reader = CheckpointReader(self.store, Context(now()), damage.note)
-        settings = Settings(Latest(100), committed=lambda manifest, best, store: self.announced(manifest))
-        self.committer = Committer(run, reader, settings, damage, disk_retry_seconds)
+        self.committer = Committer(run, reader, Settings(Latest(100)), damage, disk_retry_seconds)
+        self.committer.when_committed(lambda manifest, best, store: self.announced(manifest))
         self._buffers = HostBuffers()
 
     def announced(self, manifest: Manifest) -> None:

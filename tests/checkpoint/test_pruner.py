@@ -128,7 +128,8 @@ def test_while_the_server_is_away_nothing_is_removed_and_all_else_goes_on(
     def away() -> Any:
         raise TrackingError("nobody there")
 
-    with run.manager(max_to_keep=1, committed=lambda manifest, best, store: told.append(manifest.step)) as manager:
+    with run.manager(max_to_keep=1) as manager:
+        manager.when_committed(lambda manifest, best, store: told.append(manifest.step))
         with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
             patch.setattr(run, "in_use", away)
             train(manager, 1, 3)

@@ -33,9 +33,9 @@ def saving(folder: Path, attempt: int, first: int, said: int) -> None:
     torch.set_num_threads(1)
     try:
         run = FolderRun(folder, ordinal=attempt)
-        manager = run.manager(
-            max_to_keep=3,
-            committed=lambda manifest, best, store: os.write(said, struct.pack("<II", attempt, manifest.step)),
+        manager = run.manager(max_to_keep=3)
+        manager.when_committed(
+            lambda manifest, best, store: os.write(said, struct.pack("<II", attempt, manifest.step)) and None
         )
         manager.load_latest_checkpoint()
         for epoch in range(first, first + 10**6):

@@ -1,0 +1,142 @@
+"""A folder of checkpoints in place of a run: no tracking server, no MLflow."""
+
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from mltrain.checkpoint.folder import OWN_FOLDER, FolderArtifacts
+from mltrain.checkpoint.manifest import CheckpointId, Point
+from mltrain.checkpoint.ports import Status
+from mltrain.errors import MltrainError, RunHeld, StorageError
+from mltrain.run.removal_log import Removals
+from mltrain.store.artifacts import Artifacts
+from mltrain.store.durable import make_folder, replace_file
+
+log = logging.getLogger(__name__)
+
+RUN_ID = "untracked"
+"""What manifests of untracked checkpoints name as their run, so that a folder or a file may be moved and copied."""
+
+
+class UntrackedRun:
+    """All that a checkpoint manager asks of a run, in a folder. One process at a time saves to it; any may read.
+
+    Args:
+        folder: of the checkpoints.
+        epoch_files: how many ``checkpoint_epoch_N.pth`` the policy keeps. If ``None``, the best one keeps that name too.
+
+    Raises:
+        UsageError: the folder holds checkpoints that mltrain did not write.
+        StorageError: it cannot be made.
+    """
+
+    id = RUN_ID
+    overtaken = False
+    announced = None
+
+    def __init__(self, folder: Path, epoch_files: int | None = None) -> None:
+        self.folder = self.staging = folder
+        self._files = FolderArtifacts(folder)
+        self.artifacts: Artifacts = self._files
+        self.code: Mapping[str, str] = {}
+        self._epoch_files = epoch_files
+        self._removals = Removals(self.artifacts)
+        self._lock = filelock.FileLock(folder / OWN_FOLDER / "lock", thread_local=False)
+        self._ordinal: int | None = None
+
+    @property
+    def ordinal(self) -> int:
+        """The ordinal of the attempt that writes: one more than that of any checkpoint. Asking for it begins to write.
+
+        Raises:
+            RunHeld: another process saves checkpoints to the folder.
+            StorageError: the folder cannot be written.
+        """
+        if self._ordinal is None:
+            self._hold()
+            identities = [CheckpointId.parse(name) for name in self._files.files()]
+            self._ordinal = 1 + max((one.attempt for one in identities if one is not None), default=0)
+            unfinished = self._files.remove_litter()
+            if unfinished:
+                log.info("Removed %d file(s) that an interrupted process left in %s", unfinished, self.folder)
+        return self._ordinal
+
+    def _hold(self) -> None:
+        make_folder(self.folder / OWN_FOLDER)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunHeld(
+                f"Another process saves checkpoints to {self.folder}. Expected one at a time. Try: stop that one, or another "
+                "save_dir."
+            ) from None
+        except OSError as error:
+            raise StorageError(f"{self._lock.lock_file} cannot be made: {error.strerror}. Check that disk.") from error
+
+    def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
+        """Go on as the next attempt: this process has rolled back to a checkpoint."""
+        self._ordinal = self.ordinal + 1
+
+    def holds(self, *, certainly: bool = False) -> bool:
+        """Whether this process is the one that saves."""
+        return self._lock.is_locked
+
+    def when_known(self, listener: Callable[[], None]) -> None:
+        """Call a function now: there is no run that could be created later."""
+        listener()
+
+    def announce_latest(self, checkpoint: str) -> None:
+        """Record nothing: the files say which one is newest."""
+
+    def announce_best(self, checkpoint: str) -> None:
+        """Let ``best_model.pth`` stand for a checkpoint."""
+        try:
+            self._files.mark_best(checkpoint, self._epoch_files)
+        except MltrainError as error:
+            log.warning("best_model.pth could not be brought up to date: %s", error)
+
+    def report_damaged(self, checkpoint: str, what: str) -> None:
+        """Record nothing: the log has it."""
+
+    def report_dropped(self, checkpoint: str, rule: str) -> None:
+        """Record nothing: there is no upload that a checkpoint could miss."""
+
+    def pending(self, step: int) -> Sequence[Point]:
+        """Return no points: there is no server."""
+        return ()
+
+    def deliver_pending(self, points: Sequence[Point]) -> None:
+        """Deliver nothing: there is no server."""
+
+    def pins(self) -> Mapping[str, str]:
+        """Return no pins."""
+        return {}
+
+    def in_use(self) -> Collection[str]:
+        """Return no names: nothing refers to a file."""
+        return ()
+
+    def remove_models(self, checkpoint: str) -> None:
+        """Remove nothing: there are no LoggedModels."""
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Record nothing: there is no run to tag."""
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Put a small file into the folder ``.mltrain``, now."""
+        replace_file(self.folder / OWN_FOLDER / name, json.dumps(content, indent=1).encode())
+
+    def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to ``.mltrain/retention.jsonl``."""
+        self._removals.append(records)
+
+    def mark_only_local(self, checkpoint: str, status: Status) -> None:
+        """Record nothing: this host is where checkpoints belong."""
+
+    def detach(self, status: Status) -> None:
+        """Let another process save."""
+        self._lock.release()
