@@ -39,7 +39,9 @@ class Terminal:
         line(
             f"Checkpoints and artifacts go to {local}."
             if local is not None
-            else "Checkpoints and artifacts go to the server."
+            else "Checkpoints and artifacts go to the artifact store of the run, once it is known."
+            if not run.known
+            else "Checkpoints and artifacts go to the artifact store of the tracking server."
         )
         line(f"The log grows in {run.home / 'log.csv'}")
         if not self._named:
@@ -111,7 +113,7 @@ class Terminal:
             line(f"{outcome.lost} records (metric points, tags or files) are LOST: neither server nor disk took them.")
         if not outcome.known:
             line(
-                "The tracking server never answered: there is no run yet. Create it, and send everything, with: mltrain sync"
+                "The tracking store never answered: there is no run yet. Create it, and send everything, with: mltrain sync"
             )
             line("Resume, Evaluate and Pull work after that.")
             return

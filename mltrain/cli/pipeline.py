@@ -18,15 +18,22 @@ if TYPE_CHECKING:
     from mltrain.pipelines.cleanup import Clearing
     from mltrain.pipelines.decisions import StageMode
     from mltrain.pipelines.request import PipelineRequest
+    from mltrain.pipelines.status import Row
     from mltrain.project import Located
 
 _MODES = ("scratch", "resume", "skip")
-_MENU: "dict[str, StageMode]" = {"r": "resume", "k": "skip", "s": "scratch"}
+_MENU: "dict[str, StageMode | None]" = {
+    **dict.fromkeys(("1", "s", "scratch"), "scratch"),
+    **dict.fromkeys(("2", "r", "resume"), "resume"),
+    **dict.fromkeys(("3", "k", "skip"), "skip"),
+    **dict.fromkeys(("4", "q", "quit"), None),
+}
+"""Every answer of the menu as a whole word: the first letter of ``skip`` must not clear everything."""
 _QUESTION = """What next?
-  r  resume: continue where it stopped
-  k  skip what is done and unchanged, run the rest
-  s  scratch: clear everything that this pipeline run made, and run it all
-  q  quit"""
+  1  scratch: clear everything that this pipeline run made, and run it all
+  2  resume: continue where it stopped
+  3  skip what is done and unchanged, run the rest
+  4  quit"""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -171,7 +178,8 @@ def _uses(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _show_status(request: "PipelineRequest", as_json: bool) -> None:
+def _show_status(request: "PipelineRequest", as_json: bool) -> "list[Row]":
+    """Print the status; return the state of every stage."""
     from mltrain.cli.pipeline_display import print_status
     from mltrain.pipelines.plan import planned
     from mltrain.pipelines.status import status
@@ -181,7 +189,9 @@ def _show_status(request: "PipelineRequest", as_json: bool) -> None:
     server, pipeline = connect(), request.located.pipeline
     found = planned(server, request)
     about = {"run_id": None} if found.parent is None else row(server, found.parent)
-    print_status({"pipeline": pipeline.name, **about}, status(server, pipeline, found, request.mode), as_json)
+    rows = status(server, pipeline, found, request.mode)
+    print_status({"pipeline": pipeline.name, **about}, rows, as_json)
+    return rows
 
 
 def _asked(request: "PipelineRequest", as_json: bool) -> "PipelineRequest | None":
@@ -191,9 +201,12 @@ def _asked(request: "PipelineRequest", as_json: bool) -> "PipelineRequest | None
             "No mode is given. Expected --mode resume (continue), --mode skip (run what is missing, damaged or out of "
             "date) or --mode scratch (all anew). --status only shows."
         )
-    _show_status(request, as_json=False)
+    for row in _show_status(request, as_json=False):
+        print(f"  [{'x' if row.state in ('done', 'given') else ' '}] {row.stage}: {row.state}")
     print(_QUESTION)
-    mode = _MENU.get(typer.prompt("Choice", default="q").strip().lower()[:1])
+    while (answer := typer.prompt("Choice [1-4]", default="4").strip().lower()) not in _MENU:
+        print(f"{answer!r:.40} is no choice. Expected 1, 2, 3 or 4; scratch, resume, skip or quit.")
+    mode = _MENU[answer]
     if mode is None:
         print("Nothing was done.")
         return None

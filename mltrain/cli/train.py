@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
 from mltrain.cli.arguments import given, parse
+from mltrain.cli.keys import CommandWithKeys
 from mltrain.errors import UsageError
 
 
@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("train", cls=_Train, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(train)
 
 
-class _Train(TyperCommand):
+class _Train(CommandWithKeys):
     """The command, whose ``--resume`` may stand alone."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -36,6 +36,11 @@ RESERVED = frozenset(
 """Keys that belong to the command line or to the file, and can therefore not be fields of a configuration."""
 
 
+_MOST_LISTED = 8
+LISTED_WHERE = "All keys are listed by: mltrain train PROJECT --help."
+"""Where the keys of a configuration are listed; an error does not list fifty."""
+
+
 def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     """Merge a nested mapping into another, the new values over the old."""
     for key, value in new.items():
@@ -52,7 +57,8 @@ def typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, s
     if field is None:
         known = [known for known in model.model_fields if known not in RESERVED]
         hint = " It belongs on the command line." if name in RESERVED else nearest(name, known)
-        raise ConfigError(f"Unknown key {key!r} (from {source}).{hint} {known_names('keys', known)}")
+        listed = known_names("keys", known) if len(known) <= _MOST_LISTED else LISTED_WHERE
+        raise ConfigError(f"Unknown key {key!r} (from {source}).{hint} {listed}")
     nested = model_in(field.annotation)
     if rest:
         if nested is None:

@@ -275,10 +275,19 @@ def _created_within(server: TrackingClient, creation: RunCreation, seconds: floa
     threading.Thread(target=register, name="mltrain-creation", daemon=True).start()
     if not over.wait(seconds):
         over.set()
-        raise Refusal(f"{server.shown} did not answer within {seconds:.0f} seconds.")
+        raise Refusal(_silent(server, seconds))
     if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]
+
+
+def _silent(server: TrackingClient, seconds: float) -> str:
+    if server.uri.startswith(("http://", "https://")):
+        return f"{server.shown} did not answer within {seconds:.0f} seconds."
+    return (
+        f"{server.shown} was not ready after {seconds:.0f} seconds: another process may be writing to the database, or its "
+        "disk is slow."
+    )
 
 
 def _created_later(server: TrackingClient, creation: RunCreation, why: Refusal) -> TrackedRun:
@@ -286,8 +295,8 @@ def _created_later(server: TrackingClient, creation: RunCreation, why: Refusal) 
     home = home_of(server, spec.id)
     spec.save(home)
     log.warning(
-        "Training begins at once, although there is no run yet: %s It is recorded in %s until the server answers, and the "
-        "run is created then. (--require-tracking makes this an error.)",
+        "Training begins at once, although there is no run yet: %s It is recorded in %s until the tracking store answers, "
+        "and the run is created then. (--require-tracking makes this an error.)",
         why,
         home,
     )

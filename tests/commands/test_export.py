@@ -24,7 +24,8 @@ def state(number: int) -> dict[str, Any]:
 
 def exported(run: FolderRun, **keys: Any) -> list[Manifest]:
     """Save two epochs, of which the first is the better one, and an interrupted step, with what the keys ask for."""
-    with run.manager(committed=Export(tiny.Config(**keys), "tiny")) as manager:
+    with run.manager() as manager:
+        manager.when_committed(Export(tiny.Config(**keys), "tiny"))
         for epoch, loss in ((1, 0.5), (2, 0.7)):
             manager.save(state(epoch), step=epoch * 3, epoch=epoch, metrics={"val/loss": loss}, kind="epoch")
             manager.wait()
