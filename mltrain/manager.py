@@ -336,6 +336,10 @@ class CheckpointManager:
         if not self.wait():
             self.committer.retry()
             self.wait()
+        self._let_go(status)
+
+    def _let_go(self, status: Status) -> None:
+        """Close the run as it is now, and raise why the newest checkpoint was not kept, if so."""
         failure, only_local = self.failure, self.committer.only_local
         self.abandon()
         if only_local is not None:
@@ -369,6 +373,6 @@ class CheckpointManager:
         else:
             status = "FINISHED"
         try:
-            self.close(status)
+            self._let_go(status)
         except MltrainError as error:
             log.error("%s", error)  # the status of the run says it as well; nobody could catch it here
