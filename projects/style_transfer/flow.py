@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps latents (B, C, H, W), times (B,) and styles (B,) to velocities (B, C, H, W)."""
+"""Maps latents (B, C, H, W), times (B,) and styles, (B,) or weights of them (B, S), to velocities (B, C, H, W)."""
 
 Method = Literal["heun", "midpoint"]
 

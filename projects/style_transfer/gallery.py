@@ -1,7 +1,7 @@
 """The first held-out picture of every style in every style."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from projects.style_transfer.baselines import Baseline
 from projects.style_transfer.pictures import as_pixels
 from projects.style_transfer.translator import Translator
 
@@ -57,25 +58,45 @@ class Gallery:
             rows.append([as_pixels(image[0]) for image in made])
         return rows
 
+    def methods(self, baselines: Mapping[str, Baseline]) -> NDArray[np.uint8]:
+        """Return a picture (H, W, 3), 8-bit: each pair of styles in a row, the flow and each baseline in a column."""
+        styles = self._translator.styles
+        rows, labels = [], []
+        for source, (picture, made) in enumerate(zip(self._pictures, self.table(), strict=True)):
+            image = picture[None].float() / 255
+            for target, translated in enumerate(made):
+                if target != source:
+                    others = [as_pixels(method(image, source, target)[0]) for method in baselines.values()]
+                    rows.append([translated, *others])
+                    labels.append(f"{styles[source]}\nto {styles[target]}")
+        return _sheet(rows, labels, ["flow", *baselines])
+
     def _grid(self, table: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
         styles = self._translator.styles
         originals = [as_pixels(picture.float() / 255) for picture in self._pictures]
-        figure = Figure(figsize=(1.9 * (len(styles) + 1), 2.0 * len(styles)), dpi=110, layout="constrained")
-        axes = figure.subplots(len(styles), len(styles) + 1, squeeze=False)
-        titles = ["source", *(f"to {style}" for style in styles)]
-        for row, (cells, original, made) in enumerate(zip(axes, originals, table, strict=True)):
-            for column, (cell, picture) in enumerate(zip(cells, [original, *made], strict=True)):
-                cell.imshow(_middle(picture))
-                cell.set_xticks([])
-                cell.set_yticks([])
-                if row == 0:
-                    cell.set_title(titles[column], fontsize=9)
-                if column == row + 1:
-                    cell.set_xlabel("reconstruction", fontsize=8)
-            cells[0].set_ylabel(styles[row], fontsize=9)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()  # type: ignore[no-untyped-call]
-        return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
+        rows = [[original, *made] for original, made in zip(originals, table, strict=True)]
+        return _sheet(rows, styles, ["source", *(f"to {style}" for style in styles)], "reconstruction")
+
+
+def _sheet(
+    rows: Sequence[Sequence[NDArray[np.uint8]]], labels: Sequence[str], titles: Sequence[str], diagonal: str = ""
+) -> NDArray[np.uint8]:
+    """The middle squares of pictures in rows and columns; ``diagonal`` names those to the right of the diagonal."""
+    figure = Figure(figsize=(1.9 * len(titles), 2.0 * len(rows)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, (cells, pictures) in enumerate(zip(axes, rows, strict=True)):
+        for column, (cell, picture) in enumerate(zip(cells, pictures, strict=True)):
+            cell.imshow(_middle(picture))
+            cell.set_xticks([])
+            cell.set_yticks([])
+            if row == 0:
+                cell.set_title(titles[column], fontsize=9)
+            if column == row + 1:
+                cell.set_xlabel(diagonal, fontsize=8)
+        cells[0].set_ylabel(labels[row], fontsize=9)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
 
 
 def pair_name(styles: Sequence[str], source: int, target: int) -> str:

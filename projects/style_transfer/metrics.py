@@ -1,6 +1,7 @@
-"""How far style moved and how much content stayed, on held-out crops and without any downloaded network."""
+"""How far style moved and how much content stayed, on held-out crops, beside what needs no learning."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -10,21 +11,26 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from mltrain.rng import own_rng
+from projects.style_transfer.baselines import Baseline, baselines
 from projects.style_transfer.classifier import share_named, trained_classifier
 from projects.style_transfer.losses import patch_distance, structure_distance
-from projects.style_transfer.pictures import random_crops
+from projects.style_transfer.pictures import BRIGHTNESS, random_crops
 from projects.style_transfer.step import Energy
 from projects.style_transfer.translator import Translator
 
 _SEED = 20
 _PROJECTIONS = 128
-_BRIGHTNESS = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue (ITU-R BT.601)."""
+_BASELINE_CROPS = 128
+
+FLOW = "flow"
+"""The name of the trained method in tables, beside those of the baselines."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairScores:
-    """What the translation of held-out crops of one style into another was found to be.
+    """What a method makes of held-out crops of one style that are to have another.
 
     ``swd`` is the sliced Wasserstein distance of patches to a reference; ``swd_identity`` is that of the crops before
     translation, and ``swd_floor`` what crops of the training works of the target get. The reference is held-out works
@@ -33,6 +39,10 @@ class PairScores:
 
     source: str
     target: str
+    method: str
+    """``flow``, or the name of a baseline."""
+    quality: float
+    """See :func:`quality`."""
     swd: float
     swd_identity: float
     swd_floor: float
@@ -49,10 +59,25 @@ class PairScores:
     """Share of the outputs that a classifier takes for the target style."""
 
 
+def quality(*, swd: float, swd_identity: float, swd_floor: float, ssm: float, ssm_chance: float) -> float:
+    """Return how good a translation is: 0 for pictures left as they are and for unrelated ones, 1 at best.
+
+    The harmonic mean of the style that was reached (the share of the way from the distance of the sources to that of real
+    works) and of the content that was kept (1 less the change of self-similarity as a share of that between unrelated
+    pictures). A harmonic mean is large only where both are (van Rijsbergen 1979). Where one is negative, so is the quality.
+    """
+    style = 1 - (swd - swd_floor) / max(swd_identity - swd_floor, 1e-6)
+    content = 1 - ssm / max(ssm_chance, 1e-6)
+    if min(style, content) <= 0:
+        return min(style, content)
+    return 2 / (1 / style + 1 / content)
+
+
 class Judgement:
     """Translates held-out crops of every style into every other and measures what comes out.
 
-    The crops, the projections and the classifier are the same each time. Only its own random numbers are used.
+    The same is done with each of the :func:`~projects.style_transfer.baselines.baselines`. The crops, the projections and the
+    classifier are the same each time. Only its own random numbers are used.
 
     Args:
         translator: what is judged.
@@ -81,6 +106,7 @@ class Judgement:
         self._train = train
         self._side = side
         self._classifier_steps = classifier_steps
+        self._known: dict[tuple[int, int], dict[str, float]] = {}
         with own_rng(_SEED):
             self._sources = [random_crops(style, side, crops) for style in held_out]
             self._wanted = [random_crops(style, side, 2 * crops) for style in held_out]
@@ -92,50 +118,105 @@ class Judgement:
         """The judge of styles, trained on crops of the training works."""
         return trained_classifier(self._train, self._side, self._classifier_steps)
 
+    @cached_property
+    def baselines(self) -> Mapping[str, Baseline]:
+        """The methods without learning, fitted to the training works."""
+        with own_rng(_SEED):
+            return baselines([random_crops(style, self._side, _BASELINE_CROPS) for style in self._train])
+
+    @cached_property
+    def _baseline_pairs(self) -> list[PairScores]:
+        return [
+            self._scores(source, target, name, method(self._sources[source], source, target))
+            for name, method in self.baselines.items()
+            for source in range(len(self._sources))
+            for target in range(len(self._sources))
+            if source != target
+        ]
+
     def __call__(self) -> dict[str, float]:
         """Return the means over all pairs as ``val/swd`` and so on, ``val/round_trip`` and ``val/loss``."""
         return self.summary(self.pairs())
 
     def pairs(self) -> list[PairScores]:
-        """Return the scores of every pair of two styles."""
+        """Return the scores of every pair of two styles, of the flow and then of each baseline."""
         styles = range(len(self._sources))
         scores = []
         for source in styles:
             targets = [style for style in styles if style != source]
             made = self._translator.translate(self._sources[source], source, targets)
-            scores += [self._scores(source, target, image) for target, image in zip(targets, made, strict=True)]
-        return scores
+            scores += [self._scores(source, target, FLOW, image) for target, image in zip(targets, made, strict=True)]
+        return scores + self._baseline_pairs
+
+    def methods(self, pairs: Sequence[PairScores]) -> dict[str, dict[str, float]]:
+        """Return the means of the scores over all pairs for each method, their ``quality`` being that of the means."""
+        names = [field.name for field in fields(PairScores) if field.type in (float, "float")]
+        found = {}
+        for method in (FLOW, *self.baselines):
+            own = [pair for pair in pairs if pair.method == method]
+            means = {name: float(np.mean([getattr(pair, name) for pair in own])) for name in names}
+            found[method] = means | {"quality": self._quality(means)}
+        return found
 
     def summary(self, pairs: Sequence[PairScores]) -> dict[str, float]:
-        """Return what :meth:`__call__` does, of pairs that were scored before."""
-        names = [field.name for field in fields(PairScores) if field.name not in ("source", "target")]
-        means = {name: float(np.mean([getattr(pair, name) for pair in pairs])) for name in names}
+        """Return what :meth:`__call__` does, of pairs that were scored before, and log the methods beside one another."""
+        methods = self.methods(pairs)
+        for line in comparison(methods):
+            log.info("%s", line)
+        means = methods[FLOW]
         styles = range(len(self._sources))
         real = [share_named(self.classifier, self._sources[style], style) for style in styles]
-        back = [self._translator.round_trip(self._sources[style], style) for style in styles]
+        back = [self._translator.round_trip(self._sources[style], style, (style + 1) % len(styles)) for style in styles]
         return {
             "val/loss": self._energy.style * means["swd_train"] + self._energy.content * means["ssm"],
             **{f"val/{name}": value for name, value in means.items()},
+            **{
+                f"val/{name}_{method.replace(' ', '_')}": methods[method][name]
+                for method in self.baselines
+                for name in ("quality", "swd", "swd_train", "ssm", "ssim")
+            },
             "val/style_accuracy_real": float(np.mean(real)),
             "val/round_trip": float(np.mean(back)),
         }
 
-    def _scores(self, source: int, target: int, made: Tensor) -> PairScores:
-        given, wanted = self._sources[source], self._wanted[target]
-        learnt, learnt_too = self._learnt[target], self._learnt_too[target]
+    def _scores(self, source: int, target: int, method: str, made: Tensor) -> PairScores:
+        given = self._sources[source]
+        distances = self._references(source, target) | {
+            "swd": self._distance(made, self._wanted[target]),
+            "swd_train": self._distance(made, self._learnt[target]),
+            "ssm": self._structure(made, given),
+        }
         return PairScores(
             source=self._translator.styles[source],
             target=self._translator.styles[target],
-            swd=self._distance(made, wanted),
-            swd_identity=self._distance(given, wanted),
-            swd_floor=self._distance(learnt, wanted),
-            swd_train=self._distance(made, learnt),
-            swd_train_identity=self._distance(given, learnt),
-            swd_train_floor=self._distance(learnt_too, learnt),
-            ssm=self._structure(made, given),
-            ssm_chance=self._structure(wanted[: len(given)], given),
+            method=method,
+            quality=self._quality(distances),
             ssim=_ssim(made, given),
             style_accuracy=share_named(self.classifier, made, target),
+            **distances,
+        )
+
+    def _references(self, source: int, target: int) -> dict[str, float]:
+        """Return the scores of a pair that do not depend on the method; each is measured once."""
+        if (source, target) not in self._known:
+            given, wanted, learnt = self._sources[source], self._wanted[target], self._learnt[target]
+            self._known[source, target] = {
+                "swd_identity": self._distance(given, wanted),
+                "swd_floor": self._distance(learnt, wanted),
+                "swd_train_identity": self._distance(given, learnt),
+                "swd_train_floor": self._distance(self._learnt_too[target], learnt),
+                "ssm_chance": self._structure(wanted[: len(given)], given),
+            }
+        return self._known[source, target]
+
+    @staticmethod
+    def _quality(scores: Mapping[str, float]) -> float:
+        return quality(
+            swd=scores["swd_train"],
+            swd_identity=scores["swd_train_identity"],
+            swd_floor=scores["swd_train_floor"],
+            ssm=scores["ssm"],
+            ssm_chance=scores["ssm_chance"],
         )
 
     @torch.no_grad()
@@ -152,5 +233,18 @@ class Judgement:
 
 def _ssim(made: Tensor, given: Tensor) -> float:
     """Return the mean structural similarity of images (B, 3, H, W) in brightness."""
-    pairs = zip(*(np.tensordot(images.numpy(), _BRIGHTNESS, (1, 0)) for images in (made, given)), strict=True)
+    pairs = zip(*(np.tensordot(images.numpy(), BRIGHTNESS, (1, 0)) for images in (made, given)), strict=True)
     return float(np.mean([structural_similarity(one, other, data_range=1.0) for one, other in pairs]))
+
+
+def comparison(methods: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return lines of a table of the methods, and one that says whether the flow is better than all baselines."""
+    columns = ("quality", "swd", "swd_train", "ssm", "ssim", "style_accuracy")
+    width = max(map(len, methods))
+    lines = ["  ".join([" " * width, *columns])]
+    for name, scores in methods.items():
+        lines.append("  ".join([name.ljust(width), *(f"{scores[column]:{len(column)}.3f}" for column in columns)]))
+    flow = methods[FLOW]["quality"]
+    better = [name for name, scores in methods.items() if name != FLOW and scores["quality"] >= flow]
+    verdict = f"does not beat: {', '.join(better)}" if better else "beats every baseline"
+    return [*lines, f"By quality the flow {verdict}."]

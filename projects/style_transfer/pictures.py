@@ -15,6 +15,9 @@ from projects.segmentation.pixels import UnreadablePixels, read_image
 LEAST_CONTRAST = 18.0
 """A crop is drawn again while the standard deviation of its 8-bit brightness is below this: empty sky has no style."""
 
+BRIGHTNESS = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue (ITU-R BT.601)."""
+
 _TRIES = 8
 
 

@@ -1,6 +1,7 @@
 """Style transfer between folders of pictures, each of which is a style."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,8 +13,10 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 import mltrain
+from mltrain.errors import ConfigError
 from mltrain.rng import own_rng
 from projects.style_transfer.autoencoder import AutoencoderCodec
+from projects.style_transfer.baselines import baselines, content_change
 from projects.style_transfer.codec import Codec, LinearCodec, Standardized, codec_in, inner_weights
 from projects.style_transfer.flow import Flow, Method, even_times
 from projects.style_transfer.folders import Style, styles_in
@@ -23,10 +26,15 @@ from projects.style_transfer.pictures import StyleCrops, random_crops, read_pict
 from projects.style_transfer.report import Report
 from projects.style_transfer.sample import sample_styles
 from projects.style_transfer.step import Energy, TransferStep
-from projects.style_transfer.translator import StyleNames, Translator
-from projects.style_transfer.velocity import VelocityNet
+from projects.style_transfer.translator import KnownStyles, Translator
+from projects.style_transfer.transport import StyleMaps
+from projects.style_transfer.vae import VaeCodec
+from projects.style_transfer.velocity import GRID, VelocityNet
 
-_FITTING_CROPS = 64
+_FITTING_CROPS = 128
+
+_RIDGE = 0.3
+"""Of the maps between styles. Of 0.03, 0.1 and 0.3 the largest changed content least for the same distance to the style."""
 
 
 class Config(mltrain.Config):
@@ -35,6 +43,8 @@ class Config(mltrain.Config):
     epochs: int = Field(8, ge=0, description="The total, also when a run is resumed.")
     eval_interval: int = Field(2, ge=1, description="Evaluation, and pictures, every N epochs.")
     save_interval: int = Field(2, ge=0, description="A checkpoint every N epochs; 0: none by epochs.")
+    best_metric: str = Field("val/quality", min_length=1, description="The metric that decides which one is best.")
+    best_mode: Literal["min", "max"] = Field("max", description="Whether less or more of it is better.")
 
     image_dir: Path | None = Field(None, description="Folder with a folder for each style. Default: the sample styles.")
     test_image_dir: Path | None = Field(None, description="The same styles, held out. Default: drawn from image_dir.")
@@ -44,23 +54,28 @@ class Config(mltrain.Config):
     short_side: int = Field(128, ge=32, description="The shorter side of every picture is scaled to it.")
     num_workers: int = Field(0, ge=0, description="Processes that cut crops ahead.")
 
-    codec: Literal["linear", "autoencoder", "own"] = Field("linear", description="From images to latents and back.")
+    codec: Literal["linear", "autoencoder", "vae", "own"] = Field(
+        "linear", description="From images to latents and back."
+    )
     latent_channels: int = Field(12, ge=1, le=48, description="Of the linear codec; 48 lose nothing.")
-    codec_model: Path | None = Field(None, description="The folder of a pulled autoencoder, for codec=autoencoder.")
+    codec_model: Path | None = Field(None, description="The folder of the model, for codec=autoencoder and codec=vae.")
     codec_file: Path | None = Field(None, description="A Python file with a function codec(), for codec=own.")
 
     width: int = Field(32, ge=8, multiple_of=8, description="Channels of the network's first level.")
-    batch_size: int = Field(8, ge=2, description="Crops of each style a step.")
-    steps_per_epoch: int = Field(45, ge=1, description="Steps an epoch.")
-    anchor_epochs: int = Field(3, ge=0, description="Epochs of flow matching alone, before the energy comes in.")
-    lr: float = Field(2e-3, gt=0, description="Highest learning rate of the one-cycle schedule.")
+    batch_size: int = Field(16, ge=2, description="Crops of each style a step.")
+    steps_per_epoch: int = Field(80, ge=1, description="Steps an epoch.")
+    route: Literal["transport", "noise"] = Field(
+        "transport", description="What lies between two styles: their barycentre under optimal transport, or noise."
+    )
+    anchor_epochs: int = Field(3, ge=0, description="With route=noise: epochs of flow matching before the energy.")
+    lr: float = Field(1e-3, gt=0, description="Highest learning rate of the one-cycle schedule.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
 
     w_style: float = Field(1.0, ge=0, description="Weight of the sliced Wasserstein distance to the target style.")
-    w_content: float = Field(1.0, ge=0, description="Weight of the change of self-similarity.")
-    ode_integration_steps: int = Field(4, ge=1, description="Steps of integration, each way, in training.")
-    num_steps: int = Field(20, ge=1, description="Steps of integration, each way, at inference.")
+    w_content: float = Field(0.5, ge=0, description="Weight of the change of self-similarity.")
+    ode_integration_steps: int = Field(2, ge=1, description="Steps of integration, each way, in training.")
+    num_steps: int = Field(8, ge=1, description="Steps of integration, each way, at inference.")
     integrator: Method = Field("heun", description="heun or midpoint, both of second order.")
     temperature: float = Field(0.0, ge=0, description="Noise while generating at inference; 0: none.")
 
@@ -75,8 +90,8 @@ class Config(mltrain.Config):
             raise ValueError(
                 "test_image_dir holds out pictures of the styles in image_dir, and image_dir is not given; try image_dir=FOLDER"
             )
-        if (self.codec == "autoencoder") != (self.codec_model is not None):
-            raise ValueError("codec=autoencoder and codec_model are given together or not at all")
+        if (self.codec in ("autoencoder", "vae")) != (self.codec_model is not None):
+            raise ValueError("codec=autoencoder or codec=vae and codec_model are given together or not at all")
         if (self.codec == "own") != (self.codec_file is not None):
             raise ValueError("codec=own and codec_file are given together or not at all")
         return self
@@ -87,6 +102,7 @@ def build(config: Config) -> mltrain.Task:
 
     Raises:
         mltrain.errors.DataError: folders that hold no two styles, or pictures that cannot be read, all of them named.
+        mltrain.errors.ConfigError: the codec cannot be made, or image_size does not suit it.
 
     """
     styles = read_styles(config)
@@ -95,14 +111,26 @@ def build(config: Config) -> mltrain.Task:
     for style in styles:
         train.append(list(itertools.islice(pictures, len(style.train))))
         held_out.append(list(itertools.islice(pictures, len(style.held_out))))
-    names = StyleNames([style.name for style in styles])
-    translator = make_translator(config, names, Standardized(make_codec(config)))
+    known = KnownStyles([style.name for style in styles])
+    translator = make_translator(config, known, Standardized(make_codec(config)))
+    if config.image_size % (translator.codec.factor * GRID):
+        raise ConfigError(
+            f"image_size={config.image_size} does not suit this codec. Expected a multiple of "
+            f"{translator.codec.factor * GRID}: {translator.codec.factor} pixels a latent, {GRID} latents at the coarsest level."
+        )
+    budget = math.inf
     with own_rng(config.seed):
         crops = [random_crops(style, config.image_size, _FITTING_CROPS) for style in train]
         translator.codec.fit(torch.cat(crops))
+        if config.route == "transport":
+            known.maps = StyleMaps.fit([translator.codec.encode(one) for one in crops], _RIDGE)
+            budget = content_change(translator.codec, baselines(crops)["colour matrix"], crops)
 
     energy = Energy(
-        style=config.w_style, content=config.w_content, anchor_steps=config.anchor_epochs * config.steps_per_epoch
+        style=config.w_style,
+        content=config.w_content,
+        anchor_steps=config.anchor_epochs * config.steps_per_epoch,
+        budget=budget,
     )
     items = StyleCrops(train, config.image_size, config.batch_size * config.steps_per_epoch)
     loader = mltrain.ResumableLoader(items, config.batch_size, num_workers=config.num_workers)
@@ -110,7 +138,7 @@ def build(config: Config) -> mltrain.Task:
     # One more than there are steps: the schedule is also stepped after the last, and past its end it would rise again.
     scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1, pct_start=0.1)
     flow = Flow(translator.net, even_times(config.ode_integration_steps), config.integrator)
-    step = TransferStep(translator.net, translator.codec, flow, energy, optimizer, scheduler, clip=config.clip)
+    step = TransferStep(translator.net, translator.codec, known, flow, energy, optimizer, scheduler, clip=config.clip)
     judgement = Judgement(
         translator,
         energy,
@@ -127,7 +155,7 @@ def build(config: Config) -> mltrain.Task:
         evaluate=judgement,
         images=gallery,
         report=Report(judgement, gallery),
-        state={"styles": names},
+        state={"styles": known},
     )
 
 
@@ -141,22 +169,26 @@ def make_codec(config: Config, weights: Mapping[str, Tensor] | None = None) -> C
     """The codec that a configuration means; ``weights`` of it from a checkpoint stand in for the folder of a model."""
     if config.codec_file is not None:
         return codec_in(config.codec_file)
+    if config.codec == "vae" and config.codec_model is not None:
+        return VaeCodec(config.codec_model)
     if config.codec_model is not None:
         return AutoencoderCodec.load(config.codec_model) if weights is None else AutoencoderCodec.of(weights)
     return LinearCodec(channels=config.latent_channels)
 
 
-def make_translator(config: Config, names: StyleNames, codec: Standardized) -> Translator:
+def make_translator(config: Config, known: KnownStyles, codec: Standardized) -> Translator:
     """A translator between these styles, with a new network."""
-    net = VelocityNet(codec.channels, len(names.names), config.width)
+    net = VelocityNet(codec.channels, len(known.names), config.width)
     flow = Flow(net, even_times(config.num_steps), config.integrator, config.temperature)
-    return Translator(codec, net, names.names, flow, config.short_side)
+    return Translator(codec, net, known, flow, config.short_side)
 
 
 def restored(config: Config, parts: Mapping[str, Any]) -> Translator:
     """The translator that a checkpoint holds; needs none of the pictures that it was trained on."""
     codec = Standardized(make_codec(config, inner_weights(parts["codec"])))
     codec.load_state_dict(parts["codec"])
-    translator = make_translator(config, StyleNames(parts["styles"]["names"]), codec)
+    known = KnownStyles(parts["styles"]["names"])
+    known.load_state_dict(parts["styles"])
+    translator = make_translator(config, known, codec)
     translator.net.load_state_dict(parts["model"])
     return translator

@@ -1,5 +1,6 @@
-"""A training step: the anchor that makes the velocity a flow, and the energy that moves style and keeps content."""
+"""A training step: the energy that moves style and keeps content, and what makes a flow through noise a flow."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,20 +13,32 @@ from mltrain.state import Stateful
 from projects.style_transfer.codec import Standardized
 from projects.style_transfer.flow import Flow, drawn_times, matching_loss
 from projects.style_transfer.losses import patch_distance, structure_distance
+from projects.style_transfer.translator import KnownStyles
 from projects.style_transfer.velocity import VelocityNet
+
+OVER_BUDGET = 10.0
+"""Weight of a change of content that is over the budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
     """What a translation is judged by: ``style`` and ``content`` weigh the two distances.
 
-    ``anchor_steps`` is how many steps of flow matching alone come first: a velocity that is not yet a flow has no
-    inverse worth translating with.
+    ``anchor_steps`` is how many steps of flow matching alone come first where the flow goes through noise: a velocity that is
+    not yet a flow has no inverse worth translating with.
+
+    ``budget`` is how much content may change before every further change weighs :data:`OVER_BUDGET` more: an exact penalty
+    (Nocedal and Wright, 2006, chapter 17).
     """
 
     style: float
     content: float
     anchor_steps: int = 0
+    budget: float = math.inf
+
+    def __call__(self, swd: Tensor, ssm: Tensor) -> Tensor:
+        """Return the energy of a translation of the distance ``swd`` to the target style and the change of content ``ssm``."""
+        return self.style * swd + self.content * ssm + OVER_BUDGET * (ssm - self.budget).clamp(min=0)
 
 
 class TransferStep:
@@ -34,6 +47,7 @@ class TransferStep:
     Args:
         net: the velocity.
         codec: fitted; frozen.
+        known: the styles; where they have maps the flow starts at those and the energy alone trains it.
         flow: over ``net``, with as many steps as training integrates in; their times are drawn anew each time.
         energy: of translations.
         optimizer: over the network's parameters.
@@ -46,6 +60,7 @@ class TransferStep:
         self,
         net: VelocityNet,
         codec: Standardized,
+        known: KnownStyles,
         flow: Flow,
         energy: Energy,
         optimizer: torch.optim.Optimizer,
@@ -55,6 +70,7 @@ class TransferStep:
     ) -> None:
         self.net = net
         self.codec = codec
+        self.known = known
         self.flow = flow
         self.energy = energy
         self.optimizer = optimizer
@@ -90,13 +106,30 @@ class TransferStep:
         return parts | ({"scaler": self.scaler} if self.scaler.is_enabled() else {})
 
     def __call__(self, batch: Tensor) -> Mapping[str, Any]:
-        """Do one optimizer step; return ``loss``, and of its terms ``flow``, ``swd`` and ``ssm`` those there were."""
+        """Do one optimizer step; return ``loss``, and of its terms ``swd``, ``ssm`` and ``flow`` those there were."""
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             encoded = self.codec.encode(batch.to(self.device).flatten(0, 1))
         latents = encoded.view(*batch.shape[:2], *encoded.shape[1:])
         styles = torch.arange(batch.shape[1], device=self.device).expand(batch.shape[:2])
+        loss, terms = (self._through_noise if self.known.maps is None else self._between_styles)(latents, styles)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        if norm.isfinite() or self.scaler.is_enabled():  # the scaler leaves such steps out itself
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.scheduler.step()
+        return {"loss": loss.detach(), **terms, "grad_norm": norm.detach()}
+
+    def _between_styles(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the gradient of the energy; return it and its terms."""
+        energy, distances = self._translated(latents, styles)
+        self.scaler.scale(energy).backward()  # type: ignore[no-untyped-call]
+        return energy, distances
+
+    def _through_noise(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the gradients of flow matching and, after the anchor's steps, of the energy; return both and all terms."""
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             loss = matching_loss(self.net, latents.flatten(0, 1), styles.flatten())
         terms = {"flow": loss.detach()}
@@ -106,25 +139,17 @@ class TransferStep:
             energy, distances = self._translated(latents, styles)
             terms |= distances | {"energy_norm": self._add_gradient(energy)}
             loss = loss + energy
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
-        if norm.isfinite() or self.scaler.is_enabled():  # the scaler leaves such steps out itself
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.scheduler.step()
-        return {"loss": loss.detach(), **terms, "grad_norm": norm.detach()}
+        return loss, terms
 
     def _translated(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Translate the crops of one style into another, both drawn, and return the energy of that."""
         source, target = torch.randperm(latents.shape[1])[:2].tolist()
         given, wanted = latents[:, source], latents[:, target]
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            flow = replace(self.flow, times=drawn_times(len(self.flow.times) - 1))
-            with torch.no_grad():  # where a picture comes from is the anchor's affair; the energy shapes the way forth
-                noise = flow.invert(given, styles[:, source])
-            made = flow.generate(noise, styles[:, target]).float()
+            route = self.known.route(replace(self.flow, times=drawn_times(len(self.flow.times) - 1)))
+            made = route.translate(given, styles[:, source], styles[:, target]).float()
         swd, ssm = patch_distance(made, wanted), structure_distance(made, given)
-        return self.energy.style * swd + self.energy.content * ssm, {"swd": swd.detach(), "ssm": ssm.detach()}
+        return self.energy(swd, ssm), {"swd": swd.detach(), "ssm": ssm.detach()}
 
     def _add_gradient(self, energy: Tensor) -> Tensor:
         """Add the gradient of the energy, its norm cut to ``clip``, to that of the anchor; return the norm before.

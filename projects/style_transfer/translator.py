@@ -11,24 +11,33 @@ from mltrain.errors import DataError, nearest
 from mltrain.rng import own_rng
 from projects.style_transfer.codec import Standardized
 from projects.style_transfer.flow import Flow, matching_loss
-from projects.style_transfer.pictures import padded
+from projects.style_transfer.pictures import BRIGHTNESS, padded
+from projects.style_transfer.routes import NoiseRoute, Route, TransportRoute
+from projects.style_transfer.transport import StyleMaps
 from projects.style_transfer.velocity import GRID, VelocityNet
 
 _GUESSES = 32
 
 
-class StyleNames:
-    """The names of the styles, in the order of the network's embedding: a part of every checkpoint."""
+class KnownStyles:
+    """The names of the styles, in the order of the network's embedding, and their maps: a part of every checkpoint.
 
-    def __init__(self, names: Sequence[str]) -> None:
+    Args:
+        names: of the styles.
+        maps: between the latents of each style and the barycentre of all. If ``None``, the flow goes through noise.
+
+    """
+
+    def __init__(self, names: Sequence[str], maps: StyleMaps | None = None) -> None:
         self.names = tuple(names)
+        self.maps = maps
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the names."""
-        return {"names": list(self.names)}
+        """Return the names, and the maps if there are any."""
+        return {"names": list(self.names)} | ({} if self.maps is None else {"maps": self.maps.state_dict()})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Accept the same names.
+        """Accept the same names, and take over the maps or their absence.
 
         Raises:
             ValueError: they are others, so that the network would take one style for another.
@@ -38,19 +47,29 @@ class StyleNames:
             raise ValueError(
                 f"it was trained on the styles {', '.join(state_dict['names'])}; here are {', '.join(self.names)}"
             )
+        self.maps = StyleMaps.of(state_dict["maps"]) if "maps" in state_dict else None
+
+    def route(self, flow: Flow) -> Route:
+        """Return the way between styles that these take along a flow."""
+        return NoiseRoute(flow) if self.maps is None else TransportRoute(flow, self.maps)
 
 
 @dataclass(frozen=True)
 class Translator:
-    """Translates images between styles by inverting the flow with one and generating with the other."""
+    """Translates images between styles along a flow."""
 
     codec: Standardized
     net: VelocityNet
-    styles: tuple[str, ...]
+    known: KnownStyles
     flow: Flow
     """Over ``net``, with the number of steps of inference."""
     short_side: int | None
     """What the shorter side of pictures was scaled to in training. If ``None``, nothing."""
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The names of the styles."""
+        return self.known.names
 
     @property
     def device(self) -> torch.device:
@@ -85,27 +104,31 @@ class Translator:
         """
         self.net.eval()
         height, width = images.shape[2:]
-        latents = self.encode(images)
-        noise = self.flow.invert(latents, self._all(latents, source))
-        made = [self.codec.decode(self.flow.generate(noise, self._all(latents, target))) for target in targets]
+        latents, route = self.encode(images), self.known.route(self.flow)
+        detail = 0.0 if self.known.maps is None else self._lost_brightness(images, latents)
+        made = [
+            self.codec.decode(route.translate(latents, self._all(images, source), self._all(images, target))) + detail
+            for target in targets
+        ]
         return [image[:, :, :height, :width].clamp(0, 1).cpu() for image in made]
 
     @torch.no_grad()
-    def round_trip(self, images: Tensor, style: int) -> float:
-        """Return the relative error of inverting and generating with the same style, in latents."""
+    def round_trip(self, images: Tensor, source: int, target: int) -> float:
+        """Return the relative error, in latents, of going to another style and the same way back."""
         self.net.eval()
-        latents = self.encode(images)
-        styles = self._all(latents, style)
-        return float((self.flow.translate(latents, styles, styles) - latents).norm() / latents.norm())
+        route = self.known.route(self.flow)
+        return route.round_trip(self.encode(images), self._all(images, source), self._all(images, target))
 
     @torch.no_grad()
     def likeliest_style(self, image: Tensor) -> int:
-        """Return the style under which the flow predicts an image (3, H, W) best.
+        """Return the style to which an image (3, H, W) most likely belongs.
 
-        The matching loss is compared between styles under the same noise and times (the diffusion classifier of
-        Li et al., ICCV 2023).
+        With maps it is the one whose Gaussian gives the latents the largest likelihood. Without them the matching loss is
+        compared between styles under the same noise and times (the diffusion classifier of Li et al., ICCV 2023).
         """
         self.net.eval()
+        if self.known.maps is not None:
+            return self.known.maps.likeliest(self.encode(image[None])[0])
         latents = self.encode(image[None]).expand(_GUESSES, -1, -1, -1)
         losses = []
         for style in range(len(self.styles)):
@@ -117,5 +140,10 @@ class Translator:
         """Return the latents of images (B, 3, H, W), padded to what the network takes."""
         return self.codec.encode(padded(images.to(self.device), self.codec.factor * GRID))
 
-    def _all(self, latents: Tensor, style: int) -> Tensor:
-        return torch.full((len(latents),), style, device=latents.device)
+    def _lost_brightness(self, images: Tensor, latents: Tensor) -> Tensor:
+        """Return the brightness (B, 1, H, W) that the codec does not restore: it is content and stays as it was."""
+        lost = padded(images.to(self.device), self.codec.factor * GRID) - self.codec.decode(latents)
+        return torch.einsum("bchw,c->bhw", lost, lost.new_tensor(BRIGHTNESS))[:, None]
+
+    def _all(self, images: Tensor, style: int) -> Tensor:
+        return torch.full((len(images),), style, device=self.device)

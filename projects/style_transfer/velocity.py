@@ -50,13 +50,14 @@ class VelocityNet(nn.Module):
         Args:
             latents: (B, C, H, W), H and W multiples of :data:`GRID`.
             time: (B,), 0 where there is noise and 1 where there are data.
-            style: (B,) int64.
+            style: (B,) int64, or weights of the styles (B, styles) float32, whose embeddings are then added up.
 
         Returns:
             (B, C, H, W).
 
         """
-        condition = F.silu(self.time(_waves(time)) + self.styles(style))
+        embedded = style @ self.styles.weight if style.is_floating_point() else self.styles(style)
+        condition = F.silu(self.time(_waves(time)) + embedded)
         fine = self.fine(self.enter(latents), condition)
         middle = self.middle(self.down(fine), condition)
         coarse = self.coarse(self.lower(middle), condition)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from mltrain.errors import DataError
+from projects.segmentation.folders import pictures_in
 from projects.style_transfer.pictures import (
     StyleCrops,
     as_pixels,
@@ -31,6 +32,17 @@ def test_without_a_shorter_side_the_pixels_are_those_of_the_file(tmp_path: Path)
     pixels = np.random.default_rng(0).integers(0, 256, (21, 34, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     assert np.array_equal(read_picture(tmp_path / "picture.png", None).permute(1, 2, 0).numpy(), pixels)
+
+
+def test_webp_is_read_and_an_animated_one_refused(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (21, 34, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.webp", lossless=True)
+    assert pictures_in(tmp_path) == [tmp_path / "a.webp"]
+    assert np.array_equal(read_picture(tmp_path / "a.webp", None).permute(1, 2, 0).numpy(), pixels)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "b.webp", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"b\.webp holds 2 pages"):
+        read_pictures([tmp_path / "b.webp"], None)
 
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import mltrain
 from mltrain.configuration.files import read_mapping
@@ -34,6 +36,8 @@ def test_every_preset_is_a_configuration(preset: str) -> None:
         ({"image_size": 72}, "image_size"),
         ({"test_image_dir": "a"}, "image_dir is not given"),
         ({"codec": "autoencoder"}, "codec_model are given together"),
+        ({"codec": "vae"}, "codec_model are given together"),
+        ({"route": "straight"}, "route"),
         ({"codec_file": "a.py"}, "codec_file are given together"),
         ({"integrator": "euler"}, "integrator"),
         ({"w_styel": 1}, "Did you mean 'w_style'"),
@@ -46,6 +50,10 @@ def test_keys_that_cannot_be_meant_are_refused(given: dict[str, Any], complaint:
 
 def test_without_folders_the_sample_styles_are_read() -> None:
     assert [style.name for style in read_styles(Config())] == ["engraving", "ground", "photograph"]
+
+
+def test_the_quality_chooses_the_best_checkpoint() -> None:
+    assert (Config().best_metric, Config().best_mode) == ("val/quality", "max")
 
 
 def test_pictures_that_cannot_be_read_are_all_named_before_training(styles: Path) -> None:
@@ -76,8 +84,15 @@ def test_a_report_tells_of_every_pair(styles: Path, tmp_path: Path) -> None:
     assert metrics == task.evaluate()
     assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == metrics
     table = pd.read_csv(tmp_path / "report" / "pairs.csv")
-    assert table["swd"].mean() == pytest.approx(metrics["val/swd"])
-    assert list(table["source"] + ">" + table["target"]) == ["dots>stripes", "stripes>dots"]
+    assert list(table["method"].unique()) == ["flow", "identity", "colour matrix", "histogram"]
+    for method, rows in table.groupby("method"):
+        assert list(rows["source"] + ">" + rows["target"]) == ["dots>stripes", "stripes>dots"]
+        suffix = "" if method == "flow" else f"_{str(method).replace(' ', '_')}"
+        assert rows["swd"].mean() == pytest.approx(metrics[f"val/swd{suffix}"])
+    means = pd.read_csv(tmp_path / "report" / "methods.csv", index_col="method")
+    assert means.loc["colour matrix", "quality"] == pytest.approx(metrics["val/quality_colour_matrix"])
+    with Image.open(tmp_path / "report" / "methods.png") as shown:
+        assert np.asarray(shown).std() > 0
     assert (tmp_path / "report" / "inference" / "dots_to_stripes.jpg").is_file()
 
 

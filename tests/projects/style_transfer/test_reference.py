@@ -1,4 +1,4 @@
-"""The sample styles with the defaults: does the style move, does the content stay, and is there a way back?"""
+"""The sample styles with the defaults: does the flow beat what needs no learning, and is there a way back?"""
 
 import pytest
 
@@ -7,17 +7,21 @@ from tests.projects.style_transfer.conftest import CONFIG_FILE, built, train
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)  # two to three minutes of one idle CPU
-def test_styles_move_and_contents_stay() -> None:
+@pytest.mark.timeout(2400)  # four minutes of one idle CPU
+def test_the_best_checkpoint_beats_every_baseline() -> None:
     config = Config.load([CONFIG_FILE], overrides={"device": "cpu"})
     task = built(config)
     assert task.evaluate is not None
-    before = task.evaluate()
-    train(task, config.epochs)
-    after = task.evaluate()
-    assert before["val/style_accuracy"] < 0.2
-    assert after["val/swd_train"] < 0.5 * after["val/swd_train_identity"]
-    assert after["val/swd"] < 0.6 * after["val/swd_identity"]
-    assert after["val/style_accuracy"] > 0.7
-    assert after["val/ssm"] < 0.7 * after["val/ssm_chance"]
-    assert after["val/round_trip"] < 0.05
+    before, best = task.evaluate(), None
+    for _ in range(config.epochs // config.eval_interval):
+        train(task, config.eval_interval)
+        scores = task.evaluate()
+        if best is None or scores["val/quality"] > best["val/quality"]:
+            best = scores
+    assert best is not None
+    assert best["val/quality"] > before["val/quality"]
+    for baseline in ("identity", "colour_matrix", "histogram"):
+        assert best["val/quality"] > best[f"val/quality_{baseline}"] + 0.05
+        assert best["val/swd"] < 0.95 * best[f"val/swd_{baseline}"]
+    assert best["val/ssm"] < 0.2 * best["val/ssm_chance"]
+    assert best["val/round_trip"] < 0.05

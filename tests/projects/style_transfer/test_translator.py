@@ -6,8 +6,9 @@ import torch
 from mltrain.errors import DataError
 from projects.style_transfer.gallery import Gallery, pair_name
 from projects.style_transfer.metrics import Judgement
+from projects.style_transfer.pictures import BRIGHTNESS, read_picture
 from projects.style_transfer.project import restored
-from projects.style_transfer.translator import StyleNames, Translator
+from projects.style_transfer.translator import KnownStyles, Translator
 from tests.projects.style_transfer.conftest import built, quick, train
 
 
@@ -56,10 +57,45 @@ def test_a_translator_comes_back_from_a_checkpoint_alone(styles: Path) -> None:
 
 
 def test_a_checkpoint_of_other_styles_is_not_taken() -> None:
-    names = StyleNames(["dots", "stripes"])
+    names = KnownStyles(["dots", "stripes"])
     names.load_state_dict({"names": ["dots", "stripes"]})
     with pytest.raises(ValueError, match="styles cats, dogs; here are dots, stripes"):
         names.load_state_dict({"names": ["cats", "dogs"]})
+
+
+def test_a_checkpoint_without_maps_goes_through_noise_as_it_was_trained(styles: Path) -> None:
+    config = quick(image_dir=styles, epochs=2, route="noise", anchor_epochs=0)
+    task = built(config)
+    train(task, 2)
+    parts = {name: part.state_dict() for name, part in {**task.step.parts(), **task.state}.items()}
+    assert parts["styles"] == {"names": ["dots", "stripes"]}  # as checkpoints were before there were maps
+    again = restored(quick(image_dir=styles, epochs=2), parts)
+    images, style = torch.rand(1, 3, 32, 32), torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        latents = again.flow.translate(again.codec.encode(images), style, style + 1)
+        (made,) = again.translate(images, 0, [1])
+        assert torch.equal(made, again.codec.decode(latents).clamp(0, 1))
+
+    resumed = built(quick(image_dir=styles, epochs=2, anchor_epochs=0))
+    for name, part in {**resumed.step.parts(), **resumed.state}.items():
+        if name != "scheduler":
+            part.load_state_dict(parts[name])
+    assert all("flow" in step for step in train(resumed, 1))
+
+
+def test_what_the_codec_loses_of_the_brightness_is_kept(translator: Translator) -> None:
+    images = torch.rand(1, 1, 32, 32).expand(-1, 3, -1, -1) * 0.2 + 0.4  # much finer than the codec restores
+    (same,) = translator.translate(images, 0, [0])
+    changes = [made - images for made in (same, translator.codec.decode(translator.codec.encode(images)))]
+    kept, lost = (float(torch.einsum("bchw,c->bhw", one, torch.tensor(BRIGHTNESS)).abs().mean()) for one in changes)
+    assert kept < 1e-3
+    assert lost > 0.02
+
+
+def test_the_style_of_a_picture_is_guessed(translator: Translator, styles: Path) -> None:
+    for style in (0, 1):
+        files = sorted((styles / translator.styles[style]).iterdir())
+        assert [translator.likeliest_style(read_picture(file, 40) / 255) for file in files] == [style] * len(files)
 
 
 def test_the_gallery_shows_every_style_in_every_other_at_full_size(translator: Translator, tmp_path: Path) -> None:

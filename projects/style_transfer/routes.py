@@ -1,0 +1,70 @@
+"""Ways from one style to another: between the styles themselves, or through noise."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from projects.style_transfer.flow import Flow
+from projects.style_transfer.transport import StyleMaps
+
+
+class Route(Protocol):
+    """A way from one style to another and back."""
+
+    def translate(self, latents: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Return latents (B, C, H, W) of the styles ``source`` (B,) as they would be in the styles ``target``."""
+        ...
+
+    def round_trip(self, latents: Tensor, source: Tensor, target: Tensor) -> float:
+        """Return the relative error that is left after going there and the same way back."""
+        ...
+
+
+@dataclass(frozen=True)
+class TransportRoute:
+    """From style to style: optimal transport between Gaussians, and in its middle a flow for what that does not reach.
+
+    The flow stands still before it is trained. Its condition is the embedding of the target less that of the source.
+    """
+
+    flow: Flow
+    maps: StyleMaps
+
+    def translate(self, latents: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Return latents (B, C, H, W) of the styles ``source`` (B,) as they would be in the styles ``target``."""
+        start = self.maps.to_barycentre(latents, source)
+        made = self.flow.generate(start, self._between(source, target))
+        made = torch.where((source == target)[:, None, None, None], start, made)
+        return self.maps.from_barycentre(made, target)
+
+    def round_trip(self, latents: Tensor, source: Tensor, target: Tensor) -> float:
+        """Return the relative error that is left after going there and the same way back."""
+        start, between = self.maps.to_barycentre(latents, source), self._between(source, target)
+        back = self.flow.invert(self.flow.generate(start, between), between)
+        return float((back - start).norm() / start.norm())
+
+    def _between(self, source: Tensor, target: Tensor) -> Tensor:
+        styles = len(self.maps.means)
+        return (F.one_hot(target, styles) - F.one_hot(source, styles)).float()
+
+
+@dataclass(frozen=True)
+class NoiseRoute:
+    """Back to noise with the style that a picture has, and forth with the one that is wanted; see :class:`Flow`."""
+
+    flow: Flow
+
+    def translate(self, latents: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Return latents (B, C, H, W) of the styles ``source`` (B,) as they would be in the styles ``target``."""
+        with (
+            torch.no_grad()
+        ):  # where a picture comes from is the affair of flow matching; the energy shapes the way forth
+            noise = self.flow.invert(latents, source)
+        return self.flow.generate(noise, target)
+
+    def round_trip(self, latents: Tensor, source: Tensor, target: Tensor) -> float:
+        """Return the relative error of going to noise and back with the own style."""
+        return float((self.flow.translate(latents, source, source) - latents).norm() / latents.norm())

@@ -1,0 +1,121 @@
+"""Optimal transport between Gaussians: maps that give points the mean and the covariance of other points."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+_ITERATIONS = 100
+
+
+def gaussian_map(source: Tensor, target: Tensor) -> Tensor:
+    """Return the optimal linear map (D, D) from one covariance to another.
+
+    It is symmetric and positive definite: of all linear maps that give points with mean zero the covariance ``target`` it
+    moves them least (Olkin and Pukelsheim 1982; for colours Pitié and Kokaram 2007).
+
+    Args:
+        source: positive definite, (D, D) float64.
+        target: likewise.
+
+    """
+    root, inverse = _power(source, 0.5), _power(source, -0.5)
+    return inverse @ _power(root @ target @ root, 0.5) @ inverse
+
+
+def barycentre(covariances: Tensor) -> Tensor:
+    """Return the covariance (D, D) whose mean squared Wasserstein distance to several (N, D, D) is smallest.
+
+    The fixed point of Álvarez-Esteban et al. (2016), reached to machine precision for covariances that have no small
+    eigenvalues.
+    """
+    centre = covariances.mean(0)
+    for _ in range(_ITERATIONS):
+        root, inverse = _power(centre, 0.5), _power(centre, -0.5)
+        mean = torch.stack([_power(root @ one @ root, 0.5) for one in covariances]).mean(0)
+        centre = inverse @ mean @ mean @ inverse
+    return centre
+
+
+def _power(matrix: Tensor, exponent: float) -> Tensor:
+    """Return a power of a symmetric positive matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    power: Tensor = (vectors * values.clamp_min(1e-12) ** exponent) @ vectors.mT
+    return power
+
+
+def points(images: Tensor) -> Tensor:
+    """Return the places of images (B, C, H, W) as rows (B * H * W, C)."""
+    return images.movedim(1, -1).flatten(0, -2)
+
+
+@dataclass(frozen=True)
+class StyleMaps:
+    """An affine map for each of S styles, from its latents to those of the barycentre of all styles, and back.
+
+    From one style to the barycentre and on to another is the optimal map between Gaussian latents for two styles, and
+    near to it for more (Lu et al., ICCV 2019, transport features of pictures likewise). The maps need one matrix a style,
+    whatever the number of pairs, and the way back undoes the way there.
+    """
+
+    means: Tensor
+    """(S, C)."""
+    maps: Tensor
+    """(S, C, C), symmetric and positive definite."""
+    centre: Tensor
+    """(C,), the mean of the barycentre."""
+    covariance: Tensor
+    """(C, C), its covariance."""
+
+    @classmethod
+    def fit(cls, latents: Sequence[Tensor], ridge: float) -> Self:
+        """Fit the maps to latents (B, C, H, W) of each style.
+
+        ``ridge`` is added to every variance: channels that a style does not use, such as the colours of grey pictures, are
+        not blown up to the strength that they have in other styles.
+        """
+        rows = [points(one).double() for one in latents]
+        means = torch.stack([one.mean(0) for one in rows])
+        covariances = torch.stack([torch.cov(one.T) for one in rows])
+        covariances = covariances + ridge * torch.eye(
+            means.shape[1], dtype=covariances.dtype, device=covariances.device
+        )
+        covariance = barycentre(covariances)
+        maps = torch.stack([gaussian_map(one, covariance) for one in covariances])
+        return cls(means.float(), maps.float(), means.mean(0).float(), covariance.float())
+
+    def to_barycentre(self, latents: Tensor, style: Tensor) -> Tensor:
+        """Return latents (B, C, H, W) of the styles (B,) as they would be at the barycentre."""
+        maps, means, centre = (one.to(latents.device) for one in (self.maps, self.means, self.centre))
+        centred = latents - means[style][:, :, None, None]
+        return torch.einsum("bchw,bcd->bdhw", centred, maps[style]) + centre[:, None, None]
+
+    def from_barycentre(self, latents: Tensor, style: Tensor) -> Tensor:
+        """Return latents (B, C, H, W) of the barycentre as they would be in the styles (B,)."""
+        maps, means, centre = (one.to(latents.device) for one in (self.maps, self.means, self.centre))
+        centred = latents - centre[:, None, None]
+        return torch.einsum("bchw,bcd->bdhw", centred, torch.linalg.inv(maps)[style]) + means[style][:, :, None, None]
+
+    def likeliest(self, latents: Tensor) -> int:
+        """Return the style whose Gaussian gives latents (C, H, W) the largest likelihood."""
+        count = len(self.means)
+        styles = torch.arange(count, device=latents.device)
+        moved = (
+            self.to_barycentre(latents.expand(count, -1, -1, -1), styles)
+            - self.centre.to(latents.device)[:, None, None]
+        )
+        inverse = torch.linalg.inv(self.covariance).to(latents.device)
+        distances = torch.einsum("schw,cd,sdhw->shw", moved, inverse, moved).mean((1, 2))
+        scores = torch.logdet(self.maps).to(latents.device) - distances / 2
+        return int(scores.argmax())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return {"means": self.means, "maps": self.maps, "centre": self.centre, "covariance": self.covariance}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """Return what :meth:`state_dict` gave."""
+        return cls(state["means"], state["maps"], state["centre"], state["covariance"])
