@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
+from mltrain.batches import Fetch, Requests, drawn_by_sums, mixed
 from mltrain.errors import StateMismatch, UsageError
-from mltrain.rng import Aside, seed_cheaply
+from mltrain.rng import Aside
 from mltrain.state import Stateful
 
-_MASK = 2**64 - 1
 _MULTINOMIAL_ITEMS = 2**24
 """More categories than these are refused by ``torch.multinomial``."""
-_CHUNK = 2**20
 
 
 @runtime_checkable
@@ -37,17 +36,19 @@ class Loader(Protocol):
         ...
 
 
-def mixed(*numbers: int, state: int = 0) -> int:
-    """Mix integers into 64 well-spread bits: the finalizer of SplitMix64 (Steele et al., OOPSLA 2014), chained.
+@runtime_checkable
+class Divisible(Protocol):
+    """A loader whose batches several processes share: each gets a part, and all stand at the same position.
 
-    ``mixed(a, b, c)`` is ``mixed(c, state=mixed(a, b))``.
+    Attributes:
+        weight: of this process's part in the batch that was given last, 0 to 1; those of all processes sum to 1.
     """
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state
+
+    weight: float
+
+    def divide(self, rank: int, ranks: int) -> None:
+        """Give only the part of process ``rank``, counted from 0, of ``ranks``."""
+        ...
 
 
 class ResumableLoader:
@@ -58,23 +59,27 @@ class ResumableLoader:
     ``load_state_dict()``, its state is saved and restored with the position. Worker processes fetch ahead, each with
     a copy of the dataset, so with ``num_workers`` above 0 the state of a dataset is neither saved nor restored.
 
+    Several processes share each batch: process r of W gets the items from r/W to (r+1)/W of it. So position and order are the
+    same on all of them and for every W, and no item comes twice or is left out.
+
     Args:
         dataset: anything with ``__len__`` and ``__getitem__``.
-        batch_size: items a batch.
+        batch_size: items a batch, over all processes.
         shuffle: whether every epoch has a new order; otherwise items come as they stand.
         weights: one non-negative number an item: each epoch draws ``len(dataset)`` items with replacement in
             proportion to them. Excludes ``shuffle=False``.
         drop_last: leave a last incomplete batch out.
         num_workers: how many processes fetch ahead; 0 fetches in this one. It may change when a run is resumed.
         seed: if ``None``, ``torch.initial_seed()``, which the trainer sets from the configuration.
-        seed_samples: a seed for every sample in place of every batch; needed when the number of training processes
-            may change, and slower.
+        seed_samples: a seed for every sample in place of every batch, and slower. Several processes always do so: what
+            augmentation draws does not depend on how many there are.
         collate: makes a batch of a list of items; torch's default.
         pin_memory: whether batches are put into page-locked memory, for faster copies to a GPU.
 
     Attributes:
         epoch: the epoch that the next batch belongs to, from 0.
         batch: the position of the next batch in it, from 0.
+        weight: see :class:`Divisible`.
     """
 
     def __init__(
@@ -120,7 +125,8 @@ class ResumableLoader:
                 f"{len(dataset)} items in batches of {batch_size}{' without the incomplete one' if drop_last else ''} "
                 "make no batch at all: nothing to train on."
             )
-        self._fetch = _Fetch(dataset, collate, seed_samples)
+        self._rank, self._ranks, self.weight = 0, 1, 1.0
+        self._fetch = Fetch(dataset, collate, seed_samples)
         self._collate = collate
         self._aside = Aside()
 
@@ -129,11 +135,28 @@ class ResumableLoader:
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole if self.drop_last or not rest else whole + 1
 
+    def divide(self, rank: int, ranks: int) -> None:
+        """Give only the part of process ``rank``, counted from 0, of ``ranks``.
+
+        Raises:
+            UsageError: a batch has fewer items than there are processes.
+        """
+        if self.batch_size < ranks:
+            raise UsageError(
+                f"batch_size={self.batch_size} is shared by {ranks} processes. Expected at least one item for each. Try: "
+                f"batch_size={ranks}, or fewer processes."
+            )
+        self._rank, self._ranks = rank, ranks
+        self._fetch = Fetch(self.dataset, self._collate, seed_samples=True)
+
     def __iter__(self) -> Iterator[Any]:
         """Return the batches from the present position to the end of the epoch, then stand at the next epoch."""
         batches = len(self)
         state, remaining = mixed(self.seed, self.epoch), range(self.batch, batches)
-        for fetched in self._fetched(_Requests(self._order(), self.batch_size, state, remaining)):
+        requests = Requests(self._order(), self.batch_size, state, remaining, self._part)
+        for fetched in self._fetched(requests):
+            count = min(self.batch_size, len(self.dataset) - self.batch * self.batch_size)
+            self.weight = len(self._part(range(count))) / count
             self.batch += 1
             if self.batch == batches:
                 self.epoch, self.batch = self.epoch + 1, 0
@@ -175,18 +198,22 @@ class ResumableLoader:
         """Whether this process's copy of the dataset is the one that changes, and its state can be saved."""
         return self.num_workers == 0 and isinstance(self.dataset, Stateful)
 
+    def _part(self, batch: Sequence[int]) -> Sequence[int]:
+        """Return this process's part of a batch."""
+        return batch[len(batch) * self._rank // self._ranks : len(batch) * (self._rank + 1) // self._ranks]
+
     def _order(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch) >> 1)
         items = len(self.dataset)
         if self.weights is not None and items <= _MULTINOMIAL_ITEMS:
             return torch.multinomial(self.weights, items, replacement=True, generator=generator)
         if self.weights is not None:
-            return _drawn_by_sums(self.weights, items, generator)
+            return drawn_by_sums(self.weights, items, generator)
         if self.shuffle:
             return torch.randperm(items, generator=generator)
         return torch.arange(items)
 
-    def _fetched(self, requests: "_Requests") -> Iterator[Any]:
+    def _fetched(self, requests: Requests) -> Iterator[Any]:
         if self.num_workers == 0 and not self._pin_memory:
             for request in requests:
                 with self._aside:
@@ -210,57 +237,3 @@ class ResumableLoader:
             with self._aside:
                 fetched = next(fetching)
             yield fetched
-
-
-class _Requests:
-    """Seed and item numbers of every batch in a range, made one batch at a time."""
-
-    def __init__(self, order: torch.Tensor, batch_size: int, state: int, batches: range) -> None:
-        self._order = order
-        self._batch_size = batch_size
-        self._state = state
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        size = self._batch_size
-        for batch in self._batches:
-            yield mixed(batch, state=self._state), self._order[batch * size : (batch + 1) * size].tolist()
-
-
-def _drawn_by_sums(weights: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw items with replacement in proportion to weights, by bisecting their running sums in 64-bit numbers."""
-    sums = weights.cumsum(0)
-    drawn = torch.empty(count, dtype=torch.int64)
-    for begin in range(0, count, _CHUNK):
-        part = drawn[begin : begin + _CHUNK]
-        uniform = torch.rand(len(part), dtype=torch.float64, generator=generator)
-        # On the right side of equal sums, so that an item of weight 0 is never drawn.
-        torch.searchsorted(sums, uniform.mul_(sums[-1]), right=True, out=part)
-    return drawn
-
-
-class _Fetch(Dataset[Any]):
-    """Fetches a batch under its seed. Runs in this process or in a worker."""
-
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed_samples: bool) -> None:
-        self._dataset = dataset
-        self._collate = collate
-        self._seed_samples = seed_samples
-
-    def __getitem__(self, request: tuple[int, list[int]]) -> Any:
-        seed, indices = request
-        seed_cheaply(seed)
-        if self._seed_samples:
-            items = []
-            for index in indices:
-                seed_cheaply(mixed(seed, index))
-                items.append(self._dataset[index])
-        elif hasattr(self._dataset, "__getitems__"):
-            items = self._dataset.__getitems__(indices)
-        else:
-            dataset = self._dataset
-            items = [dataset[index] for index in indices]
-        return self._collate(items)

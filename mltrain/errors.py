@@ -14,6 +14,7 @@
     ├── RunHeld                        exit 4   another process is writing to the run
     ├── StorageError (OSError)         exit 5   a checkpoint could not be kept anywhere
     ├── TrackingError (ConnectionError) exit 6  the tracking server cannot be reached or refuses
+    ├── PeerLost                       exit 1   another process of the same training has ended; its code, if it left one
     ├── NonFiniteLoss (ArithmeticError) exit 7
     └── StateMismatch (ValueError)     exit 8   checkpoint and code do not fit
 
@@ -91,6 +92,15 @@ class TrackingError(MltrainError, ConnectionError):
     """The tracking server cannot be reached, or refuses what it was asked."""
 
     exit_code = 6
+
+
+class PeerLost(MltrainError):
+    """Another process of the same training has ended, refuses, or does not answer.
+
+    ``rank`` is that process's, where it left the reason; then ``exit_code`` is its own.
+    """
+
+    rank: int | None = None
 
 
 class NonFiniteLoss(MltrainError, ArithmeticError):

@@ -261,6 +261,11 @@ class _Metrics:
     def __init__(self, metrics: Mapping[str, Any]) -> None:
         self._metrics = metrics
 
+    @property
+    def rank_local(self) -> bool:
+        """Whether each of several processes has accumulated from its own part of the batches."""
+        return any(getattr(metric, "update_called", True) for metric in self._metrics.values())
+
     def state_dict(self) -> dict[str, Any]:
         return {
             name: {"state": dict(metric.state_dict()), "updates": metric._update_count}

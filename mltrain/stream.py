@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from mltrain.data import mixed
+from mltrain.batches import mixed
 from mltrain.errors import UsageError
 from mltrain.rng import Aside, seed_cheaply
 from mltrain.state import Stateful

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,6 +30,9 @@ class Task:
         evaluate: measures on held-out data and returns floats such as ``val/loss``. It calls ``eval()`` of the model itself,
             and runs without gradients; its data may be on the CPU. If it raises, the trainer saves the state from before
             the evaluation and ends with that error; a resume evaluates again.
+        evaluate_on: where several processes train, which of them evaluate: ``rank 0``, while the others wait, or ``all
+            ranks``, each on its part of the data. Then the mean over them counts; for parts of different sizes sum over the
+            ranks yourself, as torchmetrics does.
         images: makes pictures of fixed held-out samples, by name: PIL images, figures, files, arrays or tensors (see
             :func:`mltrain.delivery.images.as_image`). Called when the epoch is saved; an error is logged as a warning.
         report: evaluates thoroughly, writes tables and pictures into a folder, and returns floats.
@@ -50,6 +53,7 @@ class Task:
     policy: Policy | None = None
     preview: Callable[[], Mapping[str, Any]] | None = None
     summary: Sequence[str] = ()
+    evaluate_on: Literal["rank 0", "all ranks"] = "rank 0"
 
     def __post_init__(self) -> None:
         for name in ("step", "evaluate", "images", "report", "preview"):
@@ -59,6 +63,10 @@ class Task:
         if not isinstance(self.policy, Policy | None):
             raise UsageError(
                 f"policy={self.policy!r:.80} of the task is invalid. Expected an mltrain.Policy, such as Latest(3) | Best(1)."
+            )
+        if self.evaluate_on not in ("rank 0", "all ranks"):
+            raise UsageError(
+                f"evaluate_on={self.evaluate_on!r:.80} of the task is invalid. Expected 'rank 0' or 'all ranks'."
             )
         if not isinstance(self.state, Mapping) or not all(isinstance(name, str) for name in self.state):
             raise UsageError(

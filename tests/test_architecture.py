@@ -31,10 +31,12 @@ FLOORS = (
         "steps",
         "stream",
         "metrics",
+        "batches",
         "data",
         "task",
         "trainer",
     ),
+    ("distributed",),
     ("tracking",),
     ("ownership",),
     ("delivery",),
@@ -147,6 +149,23 @@ def test_only_these_packages_import_mlflow() -> None:
         if name.split(".")[0] == "mlflow" and not name_of(file).startswith(allowed)
     ]
     assert wrong == []
+
+
+def test_one_package_imports_torch_distributed_and_only_several_processes_import_it() -> None:
+    importing = {
+        name_of(file)
+        for file in files("mltrain", "projects")
+        for name in imported(file)
+        if name.startswith("torch.distributed")
+    }
+    assert importing == {"mltrain/distributed/world.py"}
+    users = {
+        name_of(file)
+        for file in files("mltrain")
+        for name in imported(file, anywhere=False)
+        if name.startswith("mltrain.distributed")
+    }
+    assert all(user.startswith("mltrain/distributed/") for user in users)
 
 
 def is_rename(name: str, call: ast.Call) -> bool:

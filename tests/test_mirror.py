@@ -6,6 +6,7 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "mltrain"
 DECLARATIONS = "declares names or protocols and does nothing"
 ELSEWHERE = {
+    "batches.py": "test_data.py",
     "checkpoint/drafts.py": "test_manager.py",
     "checkpoint/policies.py": "checkpoint/test_retention.py",
     "checkpoint/ports.py": DECLARATIONS,
@@ -18,6 +19,7 @@ ELSEWHERE = {
     "commands/import_checkpoint.py": "commands/test_foreign_file.py",
     "commands/preparation.py": "commands/test_train.py",
     "commands/prune.py": "faults/test_retention.py",
+    "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,
     "commands/resume_source.py": "commands/test_train.py",
     "configuration/aliases.py": "test_config.py",
@@ -30,6 +32,7 @@ ELSEWHERE = {
     "delivery/journal_file.py": "delivery/test_journal.py",
     "delivery/media.py": "delivery/test_images.py",
     "delivery/outbox.py": "delivery/test_images.py",
+    "distributed/gradients.py": "distributed/test_world.py",
     "metrics.py": "test_steps.py",
     "ownership/attempts.py": "ownership/test_reaper.py",
     "ownership/hold.py": "run/test_tracked.py",

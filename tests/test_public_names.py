@@ -88,6 +88,7 @@ EXIT_CODES = {
     "RunHeld": 4,
     "StorageError": 5,
     "TrackingError": 6,
+    "PeerLost": 1,
     "NonFiniteLoss": 7,
     "StateMismatch": 8,
 }

@@ -112,7 +112,9 @@ def train(
             words["resume_run"] = words.pop("resume")
     if "resume_run" in words and "fork_run" in words:
         raise UsageError("--resume-run continues a run and --fork-run begins a new one. Give one of the two.")
-    if "resume_run" in words and "project" not in words:
+    from mltrain.commands.ranks import is_one_of_several
+
+    if "resume_run" in words and "project" not in words and not is_one_of_several(os.environ):
         from mltrain.cli.pipeline import resume_by_parent
 
         code = resume_by_parent(words["resume_run"], overrides, take_over=take_over, allow_change=allow_change)

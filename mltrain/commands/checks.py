@@ -56,3 +56,25 @@ def refuse_unusable(config: Config, server: TrackingClient) -> None:
         if config.checkpoint_path.is_dir():
             raise StorageError(f"checkpoint_path={config.checkpoint_path} is a folder. Expected a file in it.")
         refuse_unwritable(config.checkpoint_path.parent, "Give another file as checkpoint_path=FILE.")
+
+
+def refuse_for_several(config: Config) -> None:
+    """Refuse what only one process can do.
+
+    Raises:
+        ConfigError: a key asks for it.
+    """
+    if config.on_nonfinite == "rollback":
+        raise ConfigError(
+            "on_nonfinite=rollback works with one process only. Expected abort or skip. Try: on_nonfinite=skip"
+        )
+    if config.save_every_minutes:
+        raise ConfigError(
+            "save_every_minutes works with one process only, because clocks differ. Expected an interval that all processes "
+            "count alike. Try: save_every_steps=N"
+        )
+    if ":" in config.device:
+        raise ConfigError(
+            f"device={config.device} would be the same for all processes of this machine. Expected cuda, of which each "
+            "takes its own. Try: device=cuda"
+        )

@@ -8,6 +8,7 @@ from typing import Any
 from mltrain import device as devices
 from mltrain.commands.checks import refuse_unusable
 from mltrain.commands.import_checkpoint import Report, fit
+from mltrain.commands.ranks import Alone
 from mltrain.commands.resume_source import Origin, Origins
 from mltrain.commands.train_request import Request, Resolved
 from mltrain.config import Config
@@ -21,6 +22,7 @@ from mltrain.task import Task, check_schedule
 from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.tags import WRITTEN_TAG
 from mltrain.trainer.loop import Trainer
+from mltrain.trainer.ranks import parts_of_rank
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Preparation:
         request: what is wanted.
         server: has the run that is resumed or forked.
         stop: asked after every step.
+        ranks: the other processes of the training. If ``None``, there are none.
 
     Attributes:
         project: what is trained.
@@ -67,8 +70,9 @@ class Preparation:
         origins: chooses what the state comes from.
     """
 
-    def __init__(self, request: Request, server: TrackingClient, stop: StopRequest) -> None:
+    def __init__(self, request: Request, server: TrackingClient, stop: StopRequest, ranks: Alone | None = None) -> None:
         self._request = request
+        self._ranks = ranks if ranks is not None else Alone()
         self._server = server
         self._stop = stop
         self._resolved = Resolved(request, server)
@@ -95,16 +99,20 @@ class Preparation:
         written = self._written()
         task, data = self._built(config, written)
         origin.check(code, data, config.data_places(), units_of(written), allow_change=self._request.allow_change)
-        trainer = Trainer(task, config, stop=self._stop, data=data)  # records and saves nothing before the run is open
+        task, stop = self._ranks.together(task, config, self._stop)
+        trainer = Trainer(task, config, stop=stop, data=data)  # records and saves nothing before the run is open
         prepared = Prepared(config, origin, trainer, code, data, changed, {})
         if origin.foreign is not None:
             self._fit(origin, trainer)
         elif origin.parts is not None:
             imported = origin.manifest is not None and origin.manifest.kind == "imported"
-            trainer.restore(origin.parts, imported=imported, changed=prepared.changes_that_matter)
+            parts = parts_of_rank(origin.parts, 0, self._ranks.size)
+            trainer.restore(parts, imported=imported, changed=prepared.changes_that_matter)
         else:
             seed_everything(config.seed)
-        return replace(prepared, random_numbers=Rng().state_dict())
+        prepared = replace(prepared, random_numbers=Rng().state_dict())
+        self._ranks.prepare(self.project, config, trainer, origin.parts)
+        return prepared
 
     def _fit(self, origin: Origin, trainer: Trainer) -> None:
         """Put the contents of a file of another program into a training, and log what of it was not used."""

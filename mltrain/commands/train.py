@@ -15,6 +15,7 @@ from mltrain.commands.checks import policy_of, refuse_unusable
 from mltrain.commands.ending import Ending, describe
 from mltrain.commands.export import Export
 from mltrain.commands.preparation import Preparation, Prepared
+from mltrain.commands.ranks import Alone, Follower, joined, refuse_several
 from mltrain.commands.result import Display, Outcome, Silence
 from mltrain.commands.resume_word import in_full
 from mltrain.commands.train_request import Request, request_of
@@ -74,29 +75,39 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
     remember_environment()
     server = connect(retry_seconds=TRAINING_RETRY_SECONDS)
     if stop is not None:
-        return _Session(in_full(request, server), display or Silence(), stop, server, None).run()
+        refuse_several("A pipeline")
+        return _Session(in_full(request, server), display or Silence(), stop, server, None, Alone()).run()
     launcher = launchers.detect(os.environ)
-    with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop:
+    with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop, joined(os.environ) as ranks:
+        if isinstance(ranks, Follower):
+            return ranks.follow(request.project, stop)
         display, request = display or Silence(), in_full(request, server)
         if request.run_key is not None:
             request, run = keyed.continued(request, server, launcher)
             if run is not None and keyed.is_complete(run):
-                return keyed.complete(server, run, launcher, display)
-        return _Session(request, display, stop, server, launcher).run()
+                return ranks.end(keyed.complete(server, run, launcher, display))
+        return ranks.end(_Session(request, display, stop, server, launcher, ranks).run())
 
 
 class _Session:
     """One attempt, from the request to the closed run: first all that can be refused, then the run, then the training."""
 
     def __init__(
-        self, request: Request, display: Display, stop: StopRequest, server: TrackingClient, launcher: Launcher | None
+        self,
+        request: Request,
+        display: Display,
+        stop: StopRequest,
+        server: TrackingClient,
+        launcher: Launcher | None,
+        ranks: Alone,
     ) -> None:
         self._request = request
         self._display = display
         self._stop = stop
         self._server = server
         self._launcher = launcher
-        self._preparation = Preparation(request, server, stop)
+        self._ranks = ranks
+        self._preparation = Preparation(request, server, stop, ranks)
         self._manager: CheckpointManager | None = None
         self._began = False
         stop.on_usr1 = self._preparation.config.on_usr1
@@ -255,7 +266,7 @@ class _Session:
         attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
         attempt.versions, attempt.code = fingerprint.versions(), dict(prepared.code)
         attempt.data = dict(prepared.data)
-        trainer.attach(run, manager, self._preparation.origins.source(origin))
+        trainer.attach(run, self._ranks.saver(manager, trainer), self._preparation.origins.source(origin))
         if self._request.resume_run is not None:
             self._continue(run, prepared)
         run.record.attempt()
@@ -304,6 +315,7 @@ class _Session:
     def _loop(self, prepared: Prepared) -> None:
         trainer = prepared.trainer
         first_step = trainer.progress.step
+        self._ranks.begin()
         self._began = True
         self._display.began(trainer, str(prepared.origin))
         self._stop.finish_steps()

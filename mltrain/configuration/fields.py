@@ -35,6 +35,12 @@ RESERVED = frozenset(
 )
 """Keys that belong to the command line or to the file, and can therefore not be fields of a configuration."""
 
+_REMEDIES = {
+    "processes": " Several processes are started by: torchrun --nproc-per-node N -m mltrain train PROJECT.",
+    "strategy": " Several processes train replicas of the model (DDP); sharding (FSDP) is not available. Try: without strategy=.",
+}
+"""Advice about keys that no configuration has and that people try."""
+
 
 _MOST_LISTED = 8
 LISTED_WHERE = "All keys are listed by: mltrain train PROJECT --help."
@@ -56,7 +62,7 @@ def typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, s
     field = model.model_fields.get(name)
     if field is None:
         known = [known for known in model.model_fields if known not in RESERVED]
-        hint = " It belongs on the command line." if name in RESERVED else nearest(name, known)
+        hint = _REMEDIES.get(name) or (" It belongs on the command line." if name in RESERVED else nearest(name, known))
         listed = known_names("keys", known) if len(known) <= _MOST_LISTED else LISTED_WHERE
         raise ConfigError(f"Unknown key {key!r} (from {source}).{hint} {listed}")
     nested = model_in(field.annotation)

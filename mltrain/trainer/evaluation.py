@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mltrain import device as devices
-from mltrain.data import mixed
+from mltrain.batches import mixed
 from mltrain.metrics import floats
 from mltrain.rng import own_rng
 from mltrain.steps import HasEpochMetrics

@@ -1,0 +1,89 @@
+"""Batches by number: which items each has, the seed under which it is fetched, and fetching it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from mltrain.rng import seed_cheaply
+
+_MASK = 2**64 - 1
+_CHUNK = 2**20
+
+
+def mixed(*numbers: int, state: int = 0) -> int:
+    """Mix integers into 64 well-spread bits: the finalizer of SplitMix64 (Steele et al., OOPSLA 2014), chained.
+
+    ``mixed(a, b, c)`` is ``mixed(c, state=mixed(a, b))``.
+    """
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+class Requests:
+    """Seed and item numbers of every batch in a range, made one batch at a time."""
+
+    def __init__(
+        self,
+        order: torch.Tensor,
+        batch_size: int,
+        state: int,
+        batches: range,
+        part: Callable[[Sequence[int]], Sequence[int]],
+    ) -> None:
+        self._order = order
+        self._part = part
+        self._batch_size = batch_size
+        self._state = state
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        size = self._batch_size
+        for batch in self._batches:
+            items = self._order[batch * size : (batch + 1) * size].tolist()
+            # A process without an item of the last batch does one all the same, with weight 0.
+            yield mixed(batch, state=self._state), list(self._part(items) or items[:1])
+
+
+def drawn_by_sums(weights: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw items with replacement in proportion to weights, by bisecting their running sums in 64-bit numbers."""
+    sums = weights.cumsum(0)
+    drawn = torch.empty(count, dtype=torch.int64)
+    for begin in range(0, count, _CHUNK):
+        part = drawn[begin : begin + _CHUNK]
+        uniform = torch.rand(len(part), dtype=torch.float64, generator=generator)
+        # On the right side of equal sums, so that an item of weight 0 is never drawn.
+        torch.searchsorted(sums, uniform.mul_(sums[-1]), right=True, out=part)
+    return drawn
+
+
+class Fetch(Dataset[Any]):
+    """Fetches a batch under its seed. Runs in this process or in a worker."""
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed_samples: bool) -> None:
+        self._dataset = dataset
+        self._collate = collate
+        self._seed_samples = seed_samples
+
+    def __getitem__(self, request: tuple[int, list[int]]) -> Any:
+        seed, indices = request
+        seed_cheaply(seed)
+        if self._seed_samples:
+            items = []
+            for index in indices:
+                seed_cheaply(mixed(seed, index))
+                items.append(self._dataset[index])
+        elif hasattr(self._dataset, "__getitems__"):
+            items = self._dataset.__getitems__(indices)
+        else:
+            dataset = self._dataset
+            items = [dataset[index] for index in indices]
+        return self._collate(items)

@@ -1,0 +1,137 @@
+"""Gradients and buffers that are the same on all ranks after every step, whatever the step does to get them."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from mltrain.distributed.world import World
+from mltrain.errors import UsageError
+
+_PASS, _END = 1, 2
+
+
+class Gradients:
+    """Averages gradients over ranks at the end of each backward pass.
+
+    The gradient of a rank counts as much as its part of the batch: the result is the gradient of the mean over the whole
+    batch, also where the parts are of different sizes. What the ranks got in a pass is summed in one collective a
+    dtype, over all parameters that any of them has a gradient for, so a branch that only one rank took is averaged as well.
+
+    Args:
+        world: the ranks.
+        parts: modules and optimizers; their parameters are those that are averaged.
+
+    Attributes:
+        weight: of this rank's part in the batch, 0 to 1; those of all ranks sum to 1.
+
+    Raises:
+        UsageError: a module is lazy, or is wrapped in DistributedDataParallel already.
+    """
+
+    def __init__(self, world: World, parts: Iterable[Any]) -> None:
+        self.weight = 1.0 / world.size
+        self._world = world
+        self._modules = [part for part in parts if isinstance(part, nn.Module)]
+        held = [parameter for module in self._modules for parameter in module.parameters()]
+        for part in parts:
+            for group in getattr(part, "param_groups", ()) if isinstance(part, torch.optim.Optimizer) else ():
+                held += group["params"]
+        self._parameters: list[Tensor] = list({id(one): one for one in held}.values())
+        for module in self._modules:
+            if any(isinstance(one, nn.parallel.DistributedDataParallel) for one in module.modules()):
+                raise UsageError(
+                    "The project wraps its model in DistributedDataParallel. Expected the plain model: mltrain averages its "
+                    "gradients. Try: leave the wrapper out."
+                )
+        if any(isinstance(one, UninitializedParameter) for one in self._parameters):
+            raise UsageError(
+                "A module is lazy: its parameters have no shape before the first batch. Expected modules of known shapes "
+                "for several processes. Try: nn.Linear(in_features, ...) in place of nn.LazyLinear(...)."
+            )
+        self._hooked: set[int] = set()
+        self._got: set[int] = set()
+
+    def expect(self) -> None:
+        """Be called back for every parameter that is trained from now on."""
+        for index, parameter in enumerate(self._parameters):
+            if parameter.requires_grad and index not in self._hooked:
+                self._hooked.add(index)
+                parameter.register_post_accumulate_grad_hook(partial(self._accumulated, index))  # type: ignore[no-untyped-call]
+
+    def end_step(self) -> None:
+        """Wait until all ranks have done their backward passes of this step.
+
+        Raises:
+            UsageError: another rank does one more.
+        """
+        self._announced(_END, set())
+
+    def share_buffers(self) -> None:
+        """Take over rank 0's buffers, as DistributedDataParallel does: statistics of batch norm, for example."""
+        buffers = [one for module in self._modules for one in module.buffers()]
+        for alike in _by_kind(buffers):
+            joined = _joined(alike)
+            self._world.broadcast(joined)
+            _divide(joined, alike)
+
+    def _accumulated(self, index: int, parameter: Tensor) -> None:
+        if not self._got:
+            engine: Any = torch.autograd.Variable._execution_engine  # as FSDP2 of torch does
+            engine.queue_callback(self._average)
+        self._got.add(index)
+
+    def _announced(self, what: int, got: set[int]) -> list[int]:
+        """Let the other ranks know what this one does next; return which parameters any of them has a gradient for."""
+        said = torch.zeros(1 + len(self._parameters), dtype=torch.uint8)
+        said[0] = what
+        said[[1 + index for index in got]] = 1
+        heard = self._world.gather_alike(said)
+        if heard[:, 0].min() != heard[:, 0].max():
+            raise UsageError(
+                "The ranks did different numbers of backward passes in one step. Expected as many on each. Try: with "
+                "accumulate=, a batch_size that the number of processes times accumulate divides, and drop_last=True."
+            )
+        reached: list[int] = heard[:, 1:].amax(0).tolist()
+        return reached
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        got, self._got = self._got, set()
+        reached = self._announced(_PASS, got)
+        trained = [one for one, by_any in zip(self._parameters, reached, strict=True) if by_any]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            elif parameter.grad.is_sparse:
+                raise UsageError(
+                    "A gradient is sparse, which several processes cannot average. Expected dense gradients. Try: "
+                    "nn.Embedding(..., sparse=False)."
+                )
+        for alike in _by_kind([parameter.grad for parameter in trained if parameter.grad is not None]):
+            joined = _joined(alike)
+            joined *= self.weight
+            self._world.sum(joined)
+            _divide(joined, alike)
+
+
+def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    kinds: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    return list(kinds.values())
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+@torch.no_grad()
+def _divide(joined: Tensor, tensors: Sequence[Tensor]) -> None:
+    begin = 0
+    for tensor in tensors:
+        tensor.copy_(joined[begin : begin + tensor.numel()].view(tensor.shape))
+        begin += tensor.numel()

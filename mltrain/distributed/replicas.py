@@ -1,0 +1,128 @@
+"""What all ranks have in common and what is each rank's own, told apart by digests before every checkpoint."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mltrain.checkpoint.pytree import as_bytes, flatten
+from mltrain.distributed.world import World, cpu_state, put_together
+from mltrain.errors import StateMismatch, shortened
+from mltrain.trainer.ports import Saver
+from mltrain.trainer.ranks import RNG, with_own_parts
+
+log = logging.getLogger(__name__)
+
+_WORDS = 2**22
+
+
+def digest(tensor: Tensor) -> str:
+    """Return a digest of a tensor's bytes: SHA-256 on the CPU; on another device sums, of which 16 bytes leave it.
+
+    Those are the sum of all 32-bit words, and their sum weighted with their positions (Fletcher 1982), modulo 2**64.
+    """
+    content = as_bytes(tensor.detach())
+    if content.device.type == "cpu":
+        return hashlib.sha256(content.numpy().data).hexdigest()
+    return sums(content)
+
+
+def sums(content: Tensor) -> str:
+    """Return the two sums of :func:`digest`, and the last bytes that make no word."""
+    tail = bytes(content[content.numel() & ~3 :].cpu().tolist())
+    words = content[: content.numel() & ~3].view(torch.int32)
+    first = second = 0
+    for begin in range(0, words.numel(), _WORDS):
+        chunk = words[begin : begin + _WORDS].to(torch.int64)
+        places = torch.arange(begin + 1, begin + 1 + chunk.numel(), device=chunk.device)
+        both = torch.stack([chunk.sum(), (chunk * places).sum()]).tolist()
+        first, second = (first + both[0]) % 2**64, (second + both[1]) % 2**64
+    return f"{first:016x}{second:016x}{tail.hex()}"
+
+
+def digests(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return a digest of every tensor of a state by its name, and under an empty name one of all plain values."""
+    flat = flatten(state)
+    found = {name: f"{one.dtype} {tuple(one.shape)} {digest(one)}" for name, one in flat.tensors.items()}
+    return {**found, "": hashlib.sha256(json.dumps(flat.tree, sort_keys=True).encode()).hexdigest()}
+
+
+def own_parts(world: World, state: Mapping[str, Any], trained: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts that each rank has for itself, with their states, by rank.
+
+    These are the generators of random numbers, parts that say so by a true ``rank_local``, and other parts than models,
+    optimizers and schedules that differ between ranks.
+
+    Args:
+        world: the ranks.
+        state: name to state of every part, as it is on this rank.
+        trained: name to part, for those that the task has.
+
+    Raises:
+        StateMismatch: a module, an optimizer or a schedule differs between ranks, so they do not train the same model.
+    """
+    declared = {RNG, *(name for name, part in trained.items() if getattr(part, "rank_local", False))}
+    heard = world.gather((declared, {name: digests({name: part}) for name, part in state.items() if name != RNG}))
+    declared, said = set().union(*(names for names, _ in heard)), [found for _, found in heard]
+    own = [name for name in state if name in declared]
+    for name, first in said[0].items():
+        if name in declared:
+            continue
+        others = [rank for rank in range(1, world.size) if said[rank].get(name) != first]
+        if not others:
+            continue
+        if _is_common(trained.get(name)):
+            differing = {
+                key or "settings"
+                for rank in others
+                for key, value in first.items()
+                if said[rank].get(name, {}).get(key) != value
+            }
+            raise StateMismatch(
+                f"all ranks: {name!r} is not the same on rank {', '.join(map(str, others))} as on rank 0 "
+                f"({shortened(sorted(differing))})",
+                advice="Expected a step that changes its model only by gradients that backward() leaves in .grad, and by "
+                "optimizers. Go on from the last checkpoint with such a step, or with one process.",
+            )
+        own.append(name)
+    flats = world.gather(cpu_state({name: state[name] for name in own if name in state}))
+    return [put_together(flat) for flat in flats]
+
+
+def _is_common(part: Any) -> bool:
+    return isinstance(part, (nn.Module, torch.optim.Optimizer)) or hasattr(part, "optimizer")
+
+
+class TogetherSaver:
+    """Saves the state of all ranks; rank 0 keeps it.
+
+    Args:
+        world: the ranks.
+        trained: name to part of the task.
+        saver: keeps the state on rank 0. If ``None``, this is another rank.
+    """
+
+    def __init__(self, world: World, trained: Mapping[str, Any], saver: Saver | None) -> None:
+        self._world = world
+        self._trained = trained
+        self._saver: Any = saver
+
+    def save(self, state: Mapping[str, Any], **facts: Any) -> None:
+        """Compare the state with that of the other ranks, and keep it with what is each rank's own."""
+        own = own_parts(self._world, state, self._trained)
+        if self._saver is not None:
+            self._saver.save(with_own_parts(state, own), **facts)
+
+    def peek(self) -> Mapping[str, Any] | None:
+        """Return the newest checkpoint, on rank 0."""
+        kept: Mapping[str, Any] | None = self._saver.peek() if self._saver is not None else None
+        return kept
+
+    @property
+    def failure(self) -> Any:
+        """Why the newest state was not kept, on rank 0."""
+        return self._saver.failure if self._saver is not None else None

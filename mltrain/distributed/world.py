@@ -1,0 +1,264 @@
+"""The processes of one training: who this one is, and what they tell each other.
+
+What the ranks agree on goes through a gloo group of its own, never through the group that averages gradients. Every wait is
+bounded, and ends at once where a rank has left or its connection is closed.
+"""
+
+import atexit
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from mltrain.checkpoint.pytree import Flat, as_bytes, flatten, unflatten
+from mltrain.errors import MltrainError, PeerLost, UsageError
+
+_LEFT = "left"
+_LOOK_SECONDS = 0.02
+_REASON_SECONDS = 2.0
+"""How long a rank whose peer is gone waits for that peer's reason."""
+
+
+class World:
+    """The processes of one training, which all make the same calls in the same order.
+
+    Args:
+        seconds: for which a rank waits for the others at most. If ``None``, ``MLTRAIN_PEER_SECONDS``, else 1800.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: how many processes there are.
+
+    Raises:
+        UsageError: this machine has fewer GPUs than processes.
+        PeerLost: the others did not come in time.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds if seconds is not None else _patience()
+        timeout = timedelta(seconds=self._seconds)
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if torch.cuda.is_available():
+            if local >= torch.cuda.device_count():
+                raise UsageError(
+                    f"Process {local} of this machine has no GPU: there are {torch.cuda.device_count()}. Expected one for each "
+                    "process. Try: torchrun --nproc-per-node gpu; or hide them all: CUDA_VISIBLE_DEVICES="
+                )
+            torch.cuda.set_device(local)
+        try:
+            if not dist.is_initialized():  # a second training goes on with the connections of the first
+                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+                store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+                store = _without_earlier_lives(store, rank, size, self._seconds)
+                dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+                atexit.register(_disconnect)
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
+            self._store: Any = dist.distributed_c10d._get_default_store()
+            if self.rank == 0:
+                self._store.delete_key(_LEFT)  # which an earlier training of the same processes left
+        except (RuntimeError, ValueError) as error:
+            raise PeerLost(f"The processes of this training did not find each other: {_first_line(error)}") from error
+        self.gather(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._leave(error)
+
+    def gather(self, said: Any) -> list[Any]:
+        """Return what each rank says, by rank.
+
+        Raises:
+            PeerLost: a rank has ended, or does not answer in time.
+        """
+        heard: list[Any] = [None] * self.size
+        with self._bounded():
+            dist.all_gather_object(heard, said, group=self._group)
+        return heard
+
+    def gather_alike(self, said: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the CPU as each rank has it, of one shape on all, by rank along a new first dimension.
+
+        Raises:
+            PeerLost: a rank has ended, or does not answer in time.
+        """
+        heard = [torch.empty_like(said) for _ in range(self.size)]
+        with self._bounded():
+            dist.all_gather(heard, said, group=self._group)
+        return torch.stack(heard)
+
+    def share(self, said: Any = None) -> Any:
+        """Return what rank 0 says.
+
+        Raises:
+            PeerLost: a rank has ended, or does not answer in time.
+        """
+        heard = [said]
+        with self._bounded():
+            dist.broadcast_object_list(heard, src=0, group=self._group)
+        return heard[0]
+
+    def share_state(self, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return rank 0's state, its tensors on the CPU: one broadcast a tensor, so it is in memory once.
+
+        Raises:
+            PeerLost: a rank has ended, or does not answer in time.
+        """
+        flat = flatten(state or {})
+        described = [(name, one.dtype, tuple(one.shape)) for name, one in flat.tensors.items()]
+        tree, described = self.share((flat.tree, described))
+        tensors: dict[str, torch.Tensor] = {}
+        for name, dtype, shape in described:
+            own = flat.tensors[name].detach().cpu() if self.rank == 0 else torch.empty(shape, dtype=dtype)
+            content = as_bytes(own.contiguous())
+            with self._bounded():
+                dist.broadcast(content, src=0, group=self._group)
+            tensors[name] = content.view(dtype).view(shape) if content.numel() else torch.empty(shape, dtype=dtype)
+        shared: dict[str, Any] = unflatten(tree, tensors)
+        return shared
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor by its sum over all ranks, on the group of the training."""
+        with self._bounded():
+            dist.all_reduce(tensor)
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor by rank 0's, on the group of the training."""
+        with self._bounded():
+            dist.broadcast(tensor, src=0)
+
+    def agree(self, refusal: BaseException | None) -> None:
+        """Return when no rank refuses; else raise on all ranks, each its own error or that of the first that refuses.
+
+        Raises:
+            PeerLost: another rank refuses.
+        """
+        said = None if refusal is None else f"{type(refusal).__name__}: {refusal}"
+        for rank, other in enumerate(self.gather(said)):
+            if other is not None and refusal is None:
+                raise PeerLost(f"Rank {rank} refuses: {other}")
+        if refusal is not None:
+            raise refusal
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Run a block as if this were the only process: what only one rank does must not wait for the others.
+
+        The metrics of torchmetrics, for example, sum over all ranks whenever torch.distributed is initialized.
+        """
+        group, dist.GroupMember.WORLD = dist.GroupMember.WORLD, None
+        try:
+            yield
+        finally:
+            dist.GroupMember.WORLD = group
+
+    def _bounded(self) -> "_Bounded":
+        return _Bounded(self)
+
+    def _leave(self, error: BaseException) -> None:
+        """Leave a reason for the others, and close the connections that they wait at."""
+        try:
+            if not isinstance(error, PeerLost):
+                code = error.exit_code if isinstance(error, MltrainError) else 1
+                self._store.set(_LEFT, f"{self.rank} {code} {type(error).__name__}: {error}"[:2000])
+        except RuntimeError:  # the store has ended with the process that had it
+            pass
+        _disconnect()
+
+    def lost(self, error: BaseException) -> PeerLost:
+        """Return the error of a rank whose peer is gone, with that peer's reason where it left one."""
+        try:
+            self._store.wait([_LEFT], timedelta(seconds=_REASON_SECONDS))
+            rank, code, why = self._store.get(_LEFT).decode().split(" ", 2)
+            lost = PeerLost(f"Rank {rank} ended: {why}")
+            lost.rank, lost.exit_code = int(rank), int(code)
+            return lost
+        except (RuntimeError, ValueError):
+            return PeerLost(
+                f"Another rank ended or did not answer within {self._seconds:.0f} s: {_first_line(error)} Its own output "
+                "tells why. Try: the same command again, with --run-key, or MLTRAIN_PEER_SECONDS for slower ranks"
+            )
+
+
+class _Bounded:
+    """Turns the error of a collective into :class:`PeerLost`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RuntimeError):
+            raise self._world.lost(error) from error
+
+
+def cpu_state(state: Mapping[str, Any]) -> Flat:
+    """Return a state taken apart, its tensors on the CPU, to be sent and put together by :func:`put_together`."""
+    flat = flatten(state)
+    return Flat(flat.tree, {name: tensor.detach().cpu() for name, tensor in flat.tensors.items()})
+
+
+def put_together(flat: Flat) -> dict[str, Any]:
+    """Return the state that :func:`cpu_state` took apart."""
+    state: dict[str, Any] = unflatten(flat.tree, flat.tensors)
+    return state
+
+
+def _without_earlier_lives(store: Any, rank: int, size: int, seconds: float) -> PrefixStore:
+    """Return a part of the rendezvous store that only the processes of now know.
+
+    torchrun keeps its store when it starts workers again, and torch 2.13 would connect to the addresses that dead ones left
+    there. The restart count cannot tell lives apart: it is each node's own. So rank 0 publishes a token and goes on when
+    every rank has answered to it, and the others when rank 0 has repeated their answers.
+    """
+    own, deadline = uuid.uuid4().hex, time.monotonic() + seconds
+    if rank == 0:
+        store.set("life", own)
+        keys = [f"{own}/{other}" for other in range(1, size)]
+        store.wait(keys, timedelta(seconds=seconds))
+        store.set(f"{own}/all", " ".join(store.get(key).decode() for key in keys))
+        return PrefixStore(own, store)
+    while time.monotonic() < deadline:
+        life = store.get("life").decode()
+        store.set(f"{life}/{rank}", own)
+        while store.get("life").decode() == life and time.monotonic() < deadline:
+            if store.check([f"{life}/all"]) and own in store.get(f"{life}/all").decode().split():
+                return PrefixStore(life, store)
+            time.sleep(_LOOK_SECONDS)
+    raise RuntimeError(f"rank 0 did not answer within {seconds:.0f} s")
+
+
+def _patience() -> float:
+    given = os.environ.get("MLTRAIN_PEER_SECONDS") or "1800"
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 1.0 <= seconds <= 10**7:
+        raise UsageError(f"MLTRAIN_PEER_SECONDS={given!r:.40} is no time. Expected seconds, at least 1. Try: unset it")
+    return seconds
+
+
+def _disconnect() -> None:
+    """Close the connections to the other ranks; who waits at one of them stops to wait."""
+    if dist.is_initialized():
+        with suppress(RuntimeError, ValueError, AssertionError):  # what is closed already
+            dist.destroy_process_group()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,74 @@
+"""The tiny project, in which only one rank meets its fate; and one without noise, whose losses several ranks reproduce."""
+
+import os
+from typing import Any, ClassVar
+
+import tiny  # type: ignore[import-not-found] # the file beside this one, in the working directory of a test
+import torch
+import torchmetrics
+from torch import nn
+
+import mltrain
+
+
+class Config(tiny.Config):  # type: ignore[misc]
+    victim: int = -1
+    plain: bool = False
+    evaluate_on: str = "rank 0"
+    drift: bool = False
+
+    execution_fields: ClassVar[frozenset[str]] = tiny.Config.execution_fields | {"victim"}
+
+
+def build(config: Config) -> mltrain.Task:
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted or config.victim not in (-1, int(os.environ.get("RANK", "0"))):
+        config = config.model_copy(update={"kill_at": 0, "raise_at": 0, "signal_at": 0, "nan_at": 0})
+    task: mltrain.Task = plain(config) if config.plain else tiny.build(config)
+    return task
+
+
+class Drifting:
+    """A step that changes its model beside its gradients, on one rank only."""
+
+    def __init__(self, inner: mltrain.Supervised) -> None:
+        self.inner = inner
+
+    def parts(self) -> Any:
+        return self.inner.parts()
+
+    def __call__(self, batch: Any) -> Any:
+        result = self.inner(batch)
+        if os.environ.get("RANK") == "1":
+            with torch.no_grad():
+                next(iter(self.inner.model.parameters())).add_(1e-3)
+        return result
+
+
+def plain(config: Config) -> mltrain.Task:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(config.items, 6, generator=generator)
+    data = torch.utils.data.TensorDataset(inputs, (inputs.sum(1) > 0).long())
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr)
+    step: Any = mltrain.Supervised(net, nn.CrossEntropyLoss(), optimizer, clip=0.5)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+    def evaluate() -> dict[str, float]:
+        part = slice(rank, None, size) if config.evaluate_on == "all ranks" else slice(None)
+        outputs, labels = net(inputs[part]), data.tensors[1][part]
+        accuracy = torchmetrics.classification.MulticlassAccuracy(2, average="micro")
+        accuracy.update(outputs, labels)  # and compute() sums over the ranks that take part in the evaluation
+        return {
+            "val/loss": float(nn.functional.cross_entropy(outputs, labels)),
+            "val/accuracy": float(accuracy.compute()),
+            "val/rank": float(rank),
+        }
+
+    where: Any = config.evaluate_on
+    return mltrain.Task(
+        Drifting(step) if config.drift else tiny.Faulty(step, config),
+        mltrain.ResumableLoader(data, config.batch_size),
+        evaluate=evaluate,
+        evaluate_on=where,
+    )

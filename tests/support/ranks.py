@@ -1,0 +1,28 @@
+"""Commands that run on several ranks, as a launcher starts them."""
+
+import socket
+from pathlib import Path
+
+from tests.support.workplace import Done, Started, Workplace
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def start(workplace: Workplace, size: int, *words: str | Path, **environment: str) -> list[Started]:
+    """Start a command on every rank. Only rank 0 is given a tracking server that exists."""
+    port = str(free_port())
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "MLTRAIN_PEER_SECONDS": "60"}
+    nowhere = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLTRAIN_HOME": str(workplace.folder / "unused")}
+    return [
+        workplace.start(*words, **{**shared, **(nowhere if rank else {}), "RANK": str(rank), **environment})
+        for rank in range(size)
+    ]
+
+
+def run(workplace: Workplace, size: int, *words: str | Path, **environment: str) -> list[Done]:
+    """Run a command on every rank, and return how each ended, by rank."""
+    return [started.wait(200) for started in start(workplace, size, *words, **environment)]
