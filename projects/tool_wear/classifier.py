@@ -22,7 +22,7 @@ from projects.tool_wear import places
 from projects.tool_wear.examples import Examples, signals_of, split_of
 from projects.tool_wear.held_out import HeldOut
 from projects.tool_wear.keeper import OWN, Keeper, own_part
-from projects.tool_wear.learner import Learner, Recipe
+from projects.tool_wear.learner import Learner, Recipe, optimizer_with
 from projects.tool_wear.model import WearLSTM, logits_of
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         val_data: Examples | None = None,
         *,
         checkpoint_path: str | Path | None = None,
-        resume_from_checkpoint: str | Path | None = None,
+        resume_from_checkpoint: str | Path | bool | None = None,
     ) -> History:
         """Train, or continue a training, and return its history from the first epoch on.
 
@@ -126,8 +126,8 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             val_data: the same, of tools that are not in ``train_data``.
             checkpoint_path: a file that every epoch's checkpoint replaces as a whole, which needs no server; or the id of
                 an MLflow run, which then gets checkpoints and curves. If ``None``, where the training is resumed from.
-            resume_from_checkpoint: a file, or the id of a run, to continue from. On the same machine the result is, bit
-                for bit, that of a training that was never interrupted.
+            resume_from_checkpoint: a file, or the id of a run, to continue from; ``True`` is ``checkpoint_path``, if there is
+                a checkpoint. On the same machine the result is, bit for bit, that of a training without interruption.
 
         Returns:
             One list a column (``epoch``, ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy``, …), with one
@@ -138,6 +138,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             NoCheckpoint, DamagedCheckpoint, StateMismatch: the checkpoint cannot be resumed from.
         """
         classes, split = split_of(train_data, val_data)
+        resume_from_checkpoint = places.resumed(resume_from_checkpoint, checkpoint_path)
         source = places.place(resume_from_checkpoint)
         target = places.place(checkpoint_path) if checkpoint_path is not None else source
         stop = StopRequest()  # which is deaf unless it is entered
@@ -205,10 +206,21 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         probabilities: NDArray[np.float64] = torch.softmax(logits_of(self.model_, signals).double(), dim=1).numpy()
         return probabilities
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """An optimizer with the state of the training, or of the checkpoint that was loaded; a copy.
+
+        Raises:
+            NotFittedError: nothing was trained or loaded.
+        """
+        check_is_fitted(self, "model_")
+        return optimizer_with(self.model_, self._state["optimizer"], lr=self.lr, weight_decay=self.weight_decay)
+
     def save_checkpoint(
         self,
         file_path: str | Path,
         *,
+        optimizer_state: Mapping[str, Any] | None = None,
         epoch: int | None = None,
         best_epoch: int | None = None,
         epochs_without_improvement: int | None = None,
@@ -217,6 +229,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
         Args:
             file_path: the file; one of this name is replaced.
+            optimizer_state: of an optimizer of a loop of your own. If ``None``, as trained.
             epoch: epochs done, where a loop of your own counted them. If ``None``, as trained.
             best_epoch: the best of them. If ``None``, as trained.
             epochs_without_improvement: evaluations since then. If ``None``, as trained.
@@ -232,6 +245,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             "stopping": {"best_epoch": best_epoch, "without_improvement": epochs_without_improvement},
         }
         state = dict(self._state)
+        state["optimizer"] = {**state["optimizer"], **(optimizer_state or {})}
         for part, counters in counted.items():
             state[part] = state[part] | {name: value for name, value in counters.items() if value is not None}
         checkpoint_file.write(Path(file_path), state)
@@ -240,8 +254,8 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         """Take over the network, classes and history of a checkpoint, to predict with them; parameters stay as they are.
 
         Args:
-            file_path: a file, or the id of an MLflow run, also of one of ``mltrain train tool_wear``, whose best
-                checkpoint is then taken; its classes are numbered from 0.
+            file_path: a file, or the id of an MLflow run. Of a run of ``mltrain train tool_wear`` the best checkpoint is
+                taken, of its file what is in it; their classes are numbered from 0.
 
         Returns:
             Epochs done, the best of them, and the epochs without improvement since; it unpacks into these three.
@@ -256,6 +270,9 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             best = mltrain.load_best(where.id)
             classes = np.arange(WearLSTM.of(best).classes)
             state[OWN] = {"best": best, "classes": classes, "parameters": {}, "validated": True}
+        elif OWN not in state and state.keys() >= {"model", "progress", "stopping", "history"}:
+            classes = np.arange(WearLSTM.of(state["model"]).classes)
+            state[OWN] = {"best": {}, "classes": classes, "parameters": {}, "validated": True}
         own_part(state, where)
         self._take(state)
         stopping = state["stopping"]

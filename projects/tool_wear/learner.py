@@ -1,8 +1,8 @@
 """From training windows to what is trained: network, loss, optimizer, and the order of the batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,15 @@ class Learner:
         )
         loader = mltrain.ResumableLoader(TrainingWindows(train, recipe.gain_jitter), recipe.batch_size)
         return cls(model, step, loader, weights)
+
+
+def optimizer_with(
+    model: WearLSTM, state: Mapping[str, Any], *, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return an optimizer of a network's parameters that has taken a state over."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer.load_state_dict(dict(state))
+    return optimizer
 
 
 class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):

@@ -3,7 +3,6 @@
 A place is a value; it is opened for the length of one training.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from mltrain.errors import UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.opening import open_run
+from mltrain.run.run_ids import is_run_id
 from mltrain.trainer.ports import NullSaver, NullTracker, Saver, Tracker
 
 State = dict[str, Any]
-
-_RUN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class Opened(NamedTuple):
@@ -42,11 +40,28 @@ class Place(Protocol):
         ...
 
 
+def resumed(word: str | Path | bool | None, checkpoint_path: str | Path | None) -> str | Path | None:
+    """Return where a training is resumed from: ``True`` means its own checkpoint, if there is one.
+
+    Raises:
+        UsageError: ``True``, and no place for checkpoints is given.
+    """
+    if word is None or word is False:
+        return None
+    if word is not True:
+        return word
+    if checkpoint_path is None:
+        raise UsageError("resume_from_checkpoint=True names no checkpoint. Expected checkpoint_path with it.")
+    own = place(checkpoint_path)
+    there = bool(open_checkpoints(own.id).all()) if isinstance(own, Run) else Path(checkpoint_path).exists()
+    return checkpoint_path if there else None
+
+
 def place(word: str | Path | None) -> Place:
-    """Return the place that a user names: 32 hexadecimal digits are the id of a run, anything else is a file."""
+    """Return the place that a user names: the id of a run or its first digits, unless a file is called so; else a file."""
     if word is None:
         return Nowhere()
-    if isinstance(word, str) and _RUN_ID.fullmatch(word) and not Path(word).exists():
+    if isinstance(word, str) and is_run_id(word) and not Path(word).exists():
         return Run(word)
     return File(Path(word))
 
