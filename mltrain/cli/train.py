@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,11 @@ class _Train(CommandWithKeys):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give ``--resume`` without a value the word that means so; see :mod:`mltrain.commands.resume_word`."""
-        following = [*args[1:], "--"]
-        alone = [
-            word == "--resume" and (after.startswith("-") or "=" in after)
-            for word, after in zip(args, following, strict=True)
+        words = [
+            "--resume=true" if word == "--resume" and (after.startswith("-") or "=" in after) else word
+            for word, after in pairwise([*args, "--"])
         ]
-        return super().parse_args(
-            ctx, ["--resume=true" if one else word for word, one in zip(args, alone, strict=True)]
-        )
+        return super().parse_args(ctx, words)
 
 
 def train(
@@ -39,7 +37,7 @@ def train(
         help="A registered name, a .py file or a folder with project.py; then configuration keys, also as --key value.",
         show_default=False,
     ),
-    config: Path = typer.Option(None, "--config", help="A YAML or JSON file laid over the project's config.yaml."),
+    config: str = typer.Option(None, "--config", help="A YAML or JSON file laid over the project's config.yaml."),
     preset: str = typer.Option(None, "--preset", help="A named overlay; every project has 'quick'."),
     name: str = typer.Option(None, "--name", help="The name of a new run."),
     experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of a new run."),
@@ -93,7 +91,7 @@ def train(
     words = given(
         {
             "project": project,
-            "config": str(config) if config is not None else None,
+            "config": config,
             "preset": preset if preset is not None or not quick else "quick",
             "resume": resume,
             "resume_run": resume_run,
