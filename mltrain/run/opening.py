@@ -39,13 +39,13 @@ from mltrain.run.adoption import beside
 from mltrain.run.ending import Opened
 from mltrain.run.key import confirm
 from mltrain.run.naming import run_name
-from mltrain.run.preparation import ended_as, own_tags, refuse_unwritable_artifacts
+from mltrain.run.preparation import ended_as, own_tags, refuse_unwritable_artifacts, warn_of_newer_on_another_host
 from mltrain.run.run_ids import full_id
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.retry import FullJitter
-from mltrain.tracking.client import Refusal, TrackingClient, active_run_id, connect, tags_of
+from mltrain.tracking.client import Refusal, TrackingClient, active_run_id, connect
 from mltrain.tracking.places import artifacts_of
-from mltrain.tracking.tags import HOLDER_TAG, ONLY_LOCAL_TAG, PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
+from mltrain.tracking.tags import HOLDER_TAG, PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def resume(
         claimed = True
         server.update_run(run_id, status="RUNNING")
         server.set_tags(run_id, holder_tags(ordinal))
-        _warn_of_newer_on_another_host(run)
+        warn_of_newer_on_another_host(run)
         if launcher is not None:
             launchers.nest(server, launcher, run_id)
         launchers.repair(server, run_id, run.info.experiment_id)
@@ -183,19 +183,6 @@ def resume(
     if take_over and is_alive(server, run) is not False:
         opened.outbox.settle(HEARTBEAT_SECONDS + 1.0)
     return opened
-
-
-def _warn_of_newer_on_another_host(run: Any) -> None:
-    """Warn where the run's newest checkpoint is on another host only."""
-    checkpoint, _, host = tags_of(run).get(ONLY_LOCAL_TAG, "").partition(" on ")
-    if host and host != fingerprint.host():
-        log.warning(
-            "The newest checkpoint of this run, %s, is on %s only, and this resume continues from an older one. To use it, "
-            "run mltrain sync on %s before you resume.",
-            checkpoint,
-            host,
-            host,
-        )
 
 
 def open_run(run_id: str | None = None) -> TrackedRun:

@@ -1,5 +1,6 @@
 """What is looked up before a run is opened: its true id, its status, its place, and who trains."""
 
+import logging
 import socket
 from typing import Any
 
@@ -9,9 +10,13 @@ from mltrain.ownership.attempts import (
     holder_tags,
 )
 from mltrain.ownership.run_folder import known_home
+from mltrain.provenance import fingerprint
 from mltrain.store.artifacts import refuse_unwritable
-from mltrain.tracking.client import RUN_ID, TrackingClient
+from mltrain.tracking.client import RUN_ID, TrackingClient, tags_of
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import ONLY_LOCAL_TAG
+
+log = logging.getLogger(__name__)
 
 
 def created_as(server: TrackingClient, run_id: str) -> str:
@@ -61,3 +66,16 @@ def user() -> str:
 def own_tags(project: str) -> dict[str, str]:
     """Return the tags that a run has from the start: user, source, and this process as its holder."""
     return {"mlflow.user": user(), "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
+
+
+def warn_of_newer_on_another_host(run: Any) -> None:
+    """Warn where the run's newest checkpoint is on another host only."""
+    checkpoint, _, host = tags_of(run).get(ONLY_LOCAL_TAG, "").partition(" on ")
+    if host and host != fingerprint.host():
+        log.warning(
+            "The newest checkpoint of this run, %s, is on %s only, and this resume continues from an older one. To use it, "
+            "run mltrain sync on %s before you resume.",
+            checkpoint,
+            host,
+            host,
+        )
