@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from projects.tool_wear.classifier import Position as Position
     from projects.tool_wear.classifier import ToolWearClassifier as ToolWearClassifier
+    from projects.tool_wear.keeper import Position as Position
 
 __all__ = ["Position", "ToolWearClassifier"]
 

@@ -1,37 +1,73 @@
 """What simple methods reach on the same split: the measure of what the network adds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from projects.tool_wear.rocket import RocketFeatures
 from projects.tool_wear.windows import Windows
+
+QUICK = ("majority", "logistic regression", "random forest")
+"""Baselines that cost next to nothing; the pictures of every epoch name them."""
 
 
 class Baselines:
-    """Three classifiers fitted on the training windows; two of them see mean, standard deviation and maximum a channel."""
+    """Simple classifiers, each fitted on the training windows when it is first asked for.
 
-    def __init__(self, train: Windows, seed: int = 0) -> None:
-        self._models = {
-            "majority": DummyClassifier(strategy="most_frequent"),
-            "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-            "random forest": RandomForestClassifier(n_estimators=200, random_state=seed, n_jobs=1),
-        }
-        features = summary(train.signals)
-        for model in self._models.values():
-            model.fit(features, train.labels)
+    ``logistic regression`` and ``random forest`` see mean, standard deviation and maximum of each channel; ``ROCKET`` is ridge
+    regression on random convolution kernels (:class:`~projects.tool_wear.rocket.RocketFeatures`).
 
-    def accuracy(self, windows: Windows) -> Mapping[str, float]:
-        """Return the share of the windows that each baseline classifies correctly."""
-        features = summary(windows.signals)
-        return {name: float(model.score(features, windows.labels)) for name, model in self._models.items()}
+    Args:
+        train: windows with a class each.
+        seed: of random forest and kernels.
+        kernels: of ROCKET; 0 leaves it out.
+
+    Attributes:
+        names: of all baselines.
+    """
+
+    def __init__(self, train: Windows, seed: int = 0, kernels: int = 2000) -> None:
+        self.names = (*QUICK, "ROCKET") if kernels else QUICK
+        self._train = train
+        self._seed = seed
+        self._kernels = kernels
+        self._fitted: dict[str, Any] = {}
+
+    def fitted(self, name: str) -> Any:
+        """Return a baseline as a scikit-learn pipeline that takes raw windows (N, T, C) and gives labels."""
+        if name not in self._fitted:
+            self._fitted[name] = _new(name, self._seed, self._kernels).fit(self._train.signals, self._train.labels)
+        return self._fitted[name]
+
+    def accuracy(self, windows: Windows, names: Sequence[str] | None = None) -> Mapping[str, float]:
+        """Return the share of the windows that each of the named baselines classifies correctly; if ``None``, each of all."""
+        chosen = self.names if names is None else names
+        return {name: float(self.fitted(name).score(windows.signals, windows.labels)) for name in chosen}
+
+
+def _new(name: str, seed: int, kernels: int) -> Any:
+    if name == "ROCKET":
+        ridge = RidgeClassifierCV(alphas=np.logspace(-3, 3, 10))
+        return make_pipeline(RocketFeatures(kernels, seed), StandardScaler(), ridge)
+    summarised = FunctionTransformer(summary)
+    if name == "logistic regression":
+        return make_pipeline(summarised, StandardScaler(), LogisticRegression(max_iter=2000))
+    if name == "random forest":
+        return make_pipeline(summarised, RandomForestClassifier(n_estimators=200, random_state=seed, n_jobs=1))
+    return make_pipeline(summarised, DummyClassifier(strategy="most_frequent"))
 
 
 def summary(signals: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return mean, standard deviation and maximum of every channel over time: (N, T, C) to (N, 3 C)."""
-    return np.concatenate([signals.mean(axis=1), signals.std(axis=1), signals.max(axis=1)], axis=1)
+    """Return mean, standard deviation and maximum of every channel over time: (N, T, C) to (N, 3 C), without padding."""
+    if np.isnan(signals).any():
+        parts = [np.nanmean(signals, axis=1), np.nanstd(signals, axis=1), np.nanmax(signals, axis=1)]
+    else:
+        parts = [signals.mean(axis=1), signals.std(axis=1), signals.max(axis=1)]
+    return np.concatenate(parts, axis=1)

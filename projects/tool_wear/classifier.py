@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,26 +19,16 @@ from mltrain.errors import DataError
 from mltrain.rng import own_rng
 from mltrain.signals import StopRequest
 from projects.tool_wear import places
+from projects.tool_wear.baselines import Baselines
 from projects.tool_wear.examples import Examples, signals_of, split_of
 from projects.tool_wear.held_out import HeldOut
-from projects.tool_wear.keeper import OWN, Keeper, own_part
+from projects.tool_wear.keeper import OWN, Keeper, Position, before, own_part
 from projects.tool_wear.learner import Learner, Recipe, optimizer_with
 from projects.tool_wear.model import WearLSTM, logits_of
 
 logger = logging.getLogger(__name__)
 
 History = dict[str, list[float]]
-
-
-class Position(NamedTuple):
-    """How far the training of a checkpoint was."""
-
-    epoch: int
-    """Epochs done."""
-    best_epoch: int
-    """The epoch with the lowest loss on validation data; 0 before the first."""
-    epochs_without_improvement: int
-    """Evaluations since then; early stopping counts them."""
 
 
 class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn ships no types
@@ -55,12 +45,15 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         epochs: the total, also when a training is resumed.
-        batch_size: windows in a batch.
+        batch_size: windows in a batch, at most.
+        epoch_steps: least steps of an epoch, so that ``epochs`` and ``patience`` mean something on small data: batches
+            become smaller, then an epoch passes over the windows several times.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         hidden: width of the LSTM.
         layers: stacked LSTM layers.
+        kernels: random convolution kernels beside the LSTM; 0 leaves them out.
         dropout: between the layers and before the head.
         balanced: weigh classes in the loss by how rare they are.
         gain_jitter: random gain of each channel in training, as a relative spread.
@@ -80,11 +73,13 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         *,
         epochs: int = 25,
         batch_size: int = 64,
+        epoch_steps: int = 20,
         lr: float = 2e-3,
         weight_decay: float = 0.1,
         clip: float = 1.0,
         hidden: int = 64,
         layers: int = 2,
+        kernels: int = 1000,
         dropout: float = 0.4,
         balanced: bool = True,
         gain_jitter: float = 0.03,
@@ -95,11 +90,13 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.device = device
         self.epochs = epochs
         self.batch_size = batch_size
+        self.epoch_steps = epoch_steps
         self.lr = lr
         self.weight_decay = weight_decay
         self.clip = clip
         self.hidden = hidden
         self.layers = layers
+        self.kernels = kernels
         self.dropout = dropout
         self.balanced = balanced
         self.gain_jitter = gain_jitter
@@ -148,8 +145,11 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             stop if target != places.Nowhere() else nullcontext(),
             target.opened() as opened,
         ):
-            learner = Learner.on(split.train, Recipe.of(self))
-            held_out = HeldOut(learner.model, split, learner.weights, self.seed)
+            state: dict[str, Any] = {}
+            if resume_from_checkpoint is not None:
+                state = opened.resume() if source == target else source.read()
+            learner = Learner.on(split.train, before(state, Recipe.of(self)))
+            held_out = HeldOut(learner.model, split, learner.weights, Baselines(split.train, self.seed))
             evaluate = held_out.evaluate if val_data is not None else None
             keeper = Keeper(opened.saver, classes, self.get_params(), validated=val_data is not None)
             trainer = mltrain.Trainer(
@@ -159,8 +159,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 keeper,
                 stop,
             )
-            if resume_from_checkpoint is not None:
-                state = opened.resume() if source == target else source.read()
+            if state:
                 trainer.restore(keeper.taken_apart(state, source))
                 for group in learner.step.optimizer.param_groups:
                     group.update(lr=self.lr, weight_decay=self.weight_decay)

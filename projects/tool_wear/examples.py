@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mltrain.errors import DataError
-from projects.tool_wear.windows import Signals, Split, Windows, refuse
+from projects.tool_wear.windows import Signals, Split, Windows, padded, refuse
 
 Examples = tuple[ArrayLike, ArrayLike]
 """Signals (N, T, C) and N classes: integers or names."""
@@ -60,11 +60,14 @@ def _examples(data: Examples, name: str) -> tuple[Signals, NDArray[Any]]:
 
 
 def signals_of(given: ArrayLike, name: str) -> Signals:
-    """Return signals as float32, shape (N, T, C).
+    """Return signals as float32, shape (N, T, C); a list of windows (T_i, C) of unequal length is padded with NaN.
 
     Raises:
         DataError: they are not finite numbers of that shape; ``name`` says which ones.
     """
+    unequal = _of_unequal_length(given)
+    if unequal is not None:
+        return _padded(unequal, name)
     try:
         signals = np.asarray(given, dtype=np.float32)
     except (TypeError, ValueError) as error:
@@ -77,3 +80,28 @@ def signals_of(given: ArrayLike, name: str) -> Signals:
             f"{name} holds NaN or infinity in {unfinished.sum()} windows, first in number {unfinished.argmax()}."
         )
     return signals
+
+
+def _of_unequal_length(given: Any) -> list[NDArray[Any]] | None:
+    """Return the windows of a list, tuple or array of objects, if they are arrays of shape (T_i, C) of unequal length."""
+    if not (isinstance(given, (list, tuple)) or getattr(given, "dtype", None) == np.dtype(object)):
+        return None
+    try:
+        windows = [np.asarray(window) for window in given]
+    except ValueError:
+        return None  # nested lists that are ragged within a window
+    if len({window.shape for window in windows}) < 2 or any(window.dtype == object for window in windows):
+        return None
+    return windows
+
+
+def _padded(windows: list[NDArray[Any]], name: str) -> Signals:
+    wrong = [f"{number} has shape {window.shape}" for number, window in enumerate(windows) if window.ndim != 2]
+    channels = {window.shape[1] for window in windows if window.ndim == 2}
+    if wrong or len(channels) != 1 or 0 in (*channels, *(len(window) for window in windows)):
+        listed = "; ".join(wrong[:5]) or f"they have {', '.join(map(str, sorted(channels)))} channels, or no step"
+        raise DataError(f"{name}: windows of unequal length have the shape (steps, channels) each, and {listed}.")
+    for number, window in enumerate(windows):
+        if not np.issubdtype(window.dtype, np.number) or not np.isfinite(window).all():
+            raise DataError(f"{name} holds NaN, infinity or no numbers in window {number}.")
+    return padded(windows)

@@ -1,18 +1,19 @@
 """Evaluation on the tools that training never saw: scores, pictures, and the report of a finished run."""
 
 import logging
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projects.tool_wear import figures
-from projects.tool_wear.baselines import Baselines
+from projects.tool_wear.baselines import QUICK, Baselines
 from projects.tool_wear.model import logits_of
-from projects.tool_wear.results import Results, comparison
+from projects.tool_wear.results import NETWORK, Results, accuracy_key, comparison
 from projects.tool_wear.windows import Split, Windows
 
 logger = logging.getLogger(__name__)
@@ -23,16 +24,16 @@ class HeldOut:
 
     Args:
         model: gives logits for raw windows; it is judged as it is at the time of each call.
-        split: the windows; the baselines are fitted on its training part.
+        split: the windows.
         weights: weight of each class in the loss, shape (classes,), on the CPU.
-        seed: of the random forest among the baselines.
+        baselines: fitted on the training part.
     """
 
-    def __init__(self, model: nn.Module, split: Split, weights: Tensor, seed: int) -> None:
+    def __init__(self, model: nn.Module, split: Split, weights: Tensor, baselines: Baselines) -> None:
         self._model = model
         self._split = split
         self._weights = weights
-        self._seed = seed
+        self._baselines = baselines
 
     def evaluate(self) -> dict[str, float]:
         """Return loss and scores on the validation tools."""
@@ -41,7 +42,7 @@ class HeldOut:
     def images(self) -> dict[str, Figure]:
         """Return confusion matrix and wear curves of the validation tools."""
         results = self._results(self._split.val)
-        title = comparison(results.accuracy, self._baselines.accuracy(self._split.val))
+        title = comparison(results.accuracy, self._baselines.accuracy(self._split.val, QUICK))
         return {
             "confusion": figures.confusion(results, title),
             "wear": figures.wear_curves(results, title),
@@ -54,16 +55,17 @@ class HeldOut:
         then somewhat too good, and the log says so.
         """
         scores: dict[str, float] = {}
+        compared: dict[str, dict[str, float]] = {}
         for name, windows in (("val", self._split.val), ("test", self._split.test)):
             if len(windows):
-                scores |= _named(name, self._scores(windows) | self._written(name, windows, folder / name))
+                scores |= _named(name, self._scores(windows))
+                compared[name] = self._written(windows, f"{', '.join(windows.tool_names)} ({name})", folder / name)
+                scores |= _named(name, {accuracy_key(other): value for other, value in compared[name].items()})
+        if compared:
+            write_comparison(compared, folder)
         if not len(self._split.test):
             logger.warning("No test tools: the best epoch was chosen on the tools that these scores are from.")
         return scores
-
-    @cached_property
-    def _baselines(self) -> Baselines:
-        return Baselines(self._split.train, self._seed)
 
     def _results(self, windows: Windows) -> Results:
         return Results.of(windows, logits_of(self._model, windows.signals))
@@ -73,10 +75,9 @@ class HeldOut:
         loss = F.cross_entropy(logits, torch.from_numpy(windows.labels), self._weights)
         return {"loss": float(loss), **Results.of(windows, logits).scores()}
 
-    def _written(self, name: str, windows: Windows, folder: Path) -> dict[str, float]:
-        """Write the files of one set of windows, and return what the baselines reach on it."""
+    def _written(self, windows: Windows, tools: str, folder: Path) -> dict[str, float]:
+        """Write the files of one set of windows, and return the accuracy of the network and of each baseline."""
         results, baselines = self._results(windows), self._baselines.accuracy(windows)
-        tools = f"{', '.join(windows.tool_names)} ({name})"
         line = f"{tools}: {comparison(results.accuracy, baselines)}"
         results.write(folder)
         for stem, figure in (
@@ -87,7 +88,24 @@ class HeldOut:
         ):
             figure.savefig(folder / f"{stem}.png", dpi=120)
         logger.info("%s\n%s", line, results.per_class().to_string(index=False, float_format="%.3f"))
-        return {f"accuracy_{baseline.replace(' ', '_')}": value for baseline, value in baselines.items()}
+        return {NETWORK: results.accuracy, **baselines}
+
+
+def write_comparison(compared: dict[str, dict[str, float]], folder: Path) -> None:
+    """Write ``comparison.csv``, a row a method with its accuracy on each set, and log which is best on the validation tools."""
+    table = pd.DataFrame(compared).rename_axis("method")
+    table.to_csv(folder / "comparison.csv", float_format="%.4f")
+    best = better(compared["val"])
+    logger.info(
+        "Best on the validation tools: %s.\n%s\nTake it away: python -m projects.tool_wear.export RUN_ID FOLDER",
+        best,
+        table.to_string(float_format="%.3f"),
+    )
+
+
+def better(accuracy: Mapping[str, float]) -> str:
+    """Return the method of the highest accuracy; the network where it is among several."""
+    return max(sorted(accuracy, key=lambda name: name != NETWORK), key=lambda name: accuracy[name])
 
 
 def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:

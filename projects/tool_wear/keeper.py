@@ -1,17 +1,30 @@
 """What a classifier adds to the state of its training, so that a checkpoint can also predict."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mltrain.errors import DataError, StateMismatch
 from mltrain.trainer.ports import Saver
+from projects.tool_wear.learner import Recipe
 from projects.tool_wear.places import Place
 
 OWN = "classifier"
 """The name of the added part: best weights, classes, parameters, and whether there was validation data."""
+
+
+class Position(NamedTuple):
+    """How far the training of a checkpoint was."""
+
+    epoch: int
+    """Epochs done."""
+    best_epoch: int
+    """The epoch with the lowest loss on validation data; 0 before the first."""
+    epochs_without_improvement: int
+    """Evaluations since then; early stopping counts them."""
 
 
 class Keeper:
@@ -47,6 +60,12 @@ class Keeper:
             raise DataError(f"{source} was trained on the classes {own['classes'].tolist()}; here are {now.tolist()}.")
         self._own["best"] = own["best"]
         return {name: part for name, part in state.items() if name != OWN}
+
+
+def before(state: Mapping[str, Any], recipe: Recipe) -> Recipe:
+    """Return a recipe without kernels and least steps where the checkpoint is of before these parameters."""
+    recorded = state.get(OWN, {}).get("parameters")
+    return recipe if recorded is None or "kernels" in recorded else replace(recipe, kernels=0, epoch_steps=1)
 
 
 def own_part(state: Mapping[str, Any], source: Place) -> Mapping[str, Any]:

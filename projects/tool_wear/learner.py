@@ -1,5 +1,6 @@
 """From training windows to what is trained: network, loss, optimizer, and the order of the batches."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -10,9 +11,13 @@ from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 import mltrain
+from projects.tool_wear.kernels import Kernels
 from projects.tool_wear.model import WearLSTM, class_weights
 from projects.tool_wear.scaler import Scaler
 from projects.tool_wear.windows import Windows
+
+LEAST_BATCH = 8
+"""A batch is not made smaller than this to give an epoch more steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,8 @@ class Recipe:
     clip: float
     balanced: bool
     gain_jitter: float
+    kernels: int
+    epoch_steps: int
 
     @classmethod
     def of(cls, source: object) -> Self:
@@ -60,12 +67,14 @@ class Learner:
         resume.
         """
         classes = len(train.classes)
+        scaler = Scaler.fitted(train.signals)
         model = WearLSTM(
-            Scaler.fitted(train.signals),
+            scaler,
             classes,
             hidden=recipe.hidden,
             layers=recipe.layers,
             dropout=recipe.dropout,
+            kernels=Kernels.drawn(recipe.kernels, scaler(torch.from_numpy(train.signals))) if recipe.kernels else None,
         )
         weights = class_weights(train.labels, classes) if recipe.balanced else torch.ones(classes)
         step = mltrain.Supervised(
@@ -78,7 +87,8 @@ class Learner:
                 "f1": MulticlassF1Score(classes, average="macro"),
             },
         )
-        loader = mltrain.ResumableLoader(TrainingWindows(train, recipe.gain_jitter), recipe.batch_size)
+        batch_size, passes = epoch_plan(len(train), recipe.batch_size, recipe.epoch_steps)
+        loader = mltrain.ResumableLoader(TrainingWindows(train, recipe.gain_jitter, passes), batch_size)
         return cls(model, step, loader, weights)
 
 
@@ -91,21 +101,39 @@ def optimizer_with(
     return optimizer
 
 
+def epoch_plan(windows: int, batch_size: int, least_steps: int) -> tuple[int, int]:
+    """Return the batch size and how often an epoch passes over the windows, so that it has at least so many steps.
+
+    An epoch of one or two steps makes ``epochs`` and ``early_stopping_patience`` mean next to nothing. Smaller batches
+    come first, down to :data:`LEAST_BATCH`, since they also generalise better (Keskar et al., "On Large-Batch Training for
+    Deep Learning", ICLR 2017); then several passes.
+    """
+    if math.ceil(windows / batch_size) >= least_steps:
+        return batch_size, 1
+    batch_size = min(batch_size, max(LEAST_BATCH, windows // least_steps))
+    passes = 1
+    while math.ceil(windows * passes / batch_size) < least_steps:
+        passes += 1
+    return batch_size, passes
+
+
 class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     """Training windows; each time one is fetched, its channels get random gains, as sensors do when they are mounted anew.
 
     Args:
         windows: with a class each.
         spread: standard deviation of the relative gain; its numbers come from torch's global generator.
+        passes: how often each window stands in an epoch.
     """
 
-    def __init__(self, windows: Windows, spread: float) -> None:
+    def __init__(self, windows: Windows, spread: float, passes: int = 1) -> None:
         self._signals = torch.from_numpy(windows.signals)
         self._labels = torch.from_numpy(windows.labels)
         self._spread = spread
+        self._passes = passes
 
     def __len__(self) -> int:
-        return len(self._signals)
+        return len(self._signals) * self._passes
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return signals (T, C), float32, and their class, int64."""
@@ -113,7 +141,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Return several items at once: one draw of random numbers for a whole batch."""
-        chosen = torch.as_tensor(indices)
+        chosen = torch.as_tensor(indices) % len(self._signals)
         signals = self._signals[chosen]
         gains = 1.0 + self._spread * torch.randn(len(chosen), 1, signals.shape[2])
         return list(zip(signals * gains, self._labels[chosen], strict=True))

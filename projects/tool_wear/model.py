@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from mltrain.errors import StateMismatch
 from mltrain.restoring.modules import fitted
+from projects.tool_wear.kernels import Kernels
 from projects.tool_wear.scaler import Scaler
 
 
 class WearLSTM(nn.Module):
-    """A stacked LSTM (Hochreiter and Schmidhuber, 1997) whose head sees the mean over time and the last hidden state.
+    """A stacked LSTM (Hochreiter and Schmidhuber, 1997), with random convolution kernels beside it.
 
-    The mean tells how strong the signals are over the whole window, the last state how they went on.
+    The head sees the mean of the LSTM's states over time, which tells how strong the signals are over the whole window; the
+    last state, which tells how they went on; and the features of the kernels. Steps that are NaN are padding, and change
+    nothing.
 
     Args:
         scaler: normalisation of the C channels; it takes raw signals, and is saved with the weights.
@@ -24,10 +27,18 @@ class WearLSTM(nn.Module):
         hidden: width of the hidden state.
         layers: how many LSTM layers are stacked.
         dropout: share of the values dropped between the layers and before the head.
+        kernels: random convolutions of the normalised signals. If ``None``, the head sees the LSTM alone.
     """
 
     def __init__(
-        self, scaler: Scaler, classes: int, *, hidden: int = 64, layers: int = 2, dropout: float = 0.4
+        self,
+        scaler: Scaler,
+        classes: int,
+        *,
+        hidden: int = 64,
+        layers: int = 2,
+        dropout: float = 0.4,
+        kernels: Kernels | None = None,
     ) -> None:
         super().__init__()
         self.classes = classes
@@ -35,7 +46,9 @@ class WearLSTM(nn.Module):
         # PyTorch warns when one layer alone is given a dropout, which it would only apply between layers.
         between = dropout if layers > 1 else 0.0
         self.lstm = nn.LSTM(scaler.mean.numel(), hidden, layers, batch_first=True, dropout=between)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden, classes))
+        self.kernels = kernels
+        features = 2 * hidden + (0 if kernels is None else len(kernels.mean))
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Self:
@@ -47,18 +60,36 @@ class WearLSTM(nn.Module):
         try:
             mean, std, head = weights["scaler.mean"], weights["scaler.std"], weights["head.1.weight"]
             hidden = weights["lstm.weight_hh_l0"].shape[1]
+            parts = [weights[f"kernels.{name}"] for name in ("weight", "bias", "mean", "std") if _has_kernels(weights)]
         except KeyError as error:
             raise StateMismatch("the tool wear network", missing=[str(error.args[0])]) from None
         layers = sum(name.startswith("lstm.weight_hh_l") for name in weights)
-        model = cls(Scaler(mean, std), len(head), hidden=hidden, layers=layers)
+        kernels = Kernels(*parts) if parts else None
+        model = cls(Scaler(mean, std), len(head), hidden=hidden, layers=layers, kernels=kernels)
         model.load_state_dict(fitted(weights, model))
         return model
 
     def forward(self, signals: Tensor) -> Tensor:
-        """Return logits of shape (N, classes) for raw signals of shape (N, T, C)."""
-        states, _ = self.lstm(self.scaler(signals))
-        logits: Tensor = self.head(torch.cat([states.mean(dim=1), states[:, -1]], dim=1))
+        """Return logits of shape (N, classes) for raw signals of shape (N, T, C); steps of NaN at the end are padding."""
+        inside = ~signals[..., 0].isnan()
+        scaled = self.scaler(signals)
+        if bool(inside.all()):
+            states, _ = self.lstm(scaled)
+            features = [states.mean(dim=1), states[:, -1]]
+        else:
+            scaled = torch.where(inside[..., None], scaled, 0.0)
+            states, _ = self.lstm(scaled)
+            lengths = inside.sum(dim=1)
+            mean = torch.where(inside[..., None], states, 0.0).sum(dim=1) / lengths[:, None]
+            features = [mean, states[torch.arange(len(states), device=states.device), lengths - 1]]
+        if self.kernels is not None:
+            features.append(self.kernels(scaled, inside))
+        logits: Tensor = self.head(torch.cat(features, dim=1))
         return logits
+
+
+def _has_kernels(weights: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("kernels.") for name in weights)
 
 
 def class_weights(labels: NDArray[np.int64], classes: int) -> Tensor:

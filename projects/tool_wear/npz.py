@@ -5,6 +5,7 @@ array               shape              meaning
 ==================  =================  ==============================================================
 ``X``               (N, T, C) float    signals
 ``y``               (N,) integer       class, from 0; -1 where it is not known; without it, ``wear`` decides
+``lengths``         (N,) integer       optional: steps of each window, from 1 to T; later ones are padding
 ``groups``          (N,)               the tool of each window; needed to split the windows
 ``channel_names``   (C,)               optional
 ``class_names``     (K,)               optional
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from projects.tool_wear import wear_table
-from projects.tool_wear.windows import UNLABELLED, Windowing, Windows, refuse
+from projects.tool_wear.windows import UNLABELLED, Signals, Windowing, Windows, refuse
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -58,7 +59,7 @@ def read(file: Path, windowing: Windowing | None = None) -> Windows:
         labels, names = windowing.labels(arrays["wear"]), list(windowing.classes)
         arrays |= {"class_names": np.array(names), "wear_bins": np.array(windowing.bins)}
     return Windows(
-        signals=arrays["X"].astype(np.float32),
+        signals=_signals(arrays),
         labels=labels,
         tools=arrays["groups"].astype(np.str_),
         cuts=arrays.get("cuts", _positions(arrays["groups"])).astype(np.int64),
@@ -74,7 +75,8 @@ def write(file: Path, windows: Windows) -> None:
     """Write windows so that :func:`read` gives them back. An interrupted write leaves a file that is refused."""
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays: Arrays = {
-        "X": windows.signals,
+        "X": np.nan_to_num(windows.signals),
+        "lengths": windows.lengths,
         "y": windows.labels,
         "groups": windows.tools,
         "cuts": windows.cuts,
@@ -99,7 +101,7 @@ def _problems(arrays: Arrays) -> list[str]:
         return [f"X has to hold numbers of shape (N, T, C), and has {signals.dtype} of shape {signals.shape}"]
     problems = [
         f"{name} has shape {arrays[name].shape} for {len(signals)} windows"
-        for name in ("y", "groups", "cuts", "wear")
+        for name in ("y", "groups", "cuts", "wear", "lengths")
         if name in arrays and arrays[name].shape != signals.shape[:1]
     ]
     if not np.issubdtype(labels.dtype, np.integer):
@@ -121,7 +123,12 @@ def _problems(arrays: Arrays) -> list[str]:
         problems.append("rate has to be one number")
     if "channel_names" in arrays and len(arrays["channel_names"]) != signals.shape[2]:
         problems.append(f"channel_names has {len(arrays['channel_names'])} names for {signals.shape[2]} channels")
-    unfinished = ~np.isfinite(signals).all(axis=(1, 2))
+    lengths = arrays.get("lengths", np.array([signals.shape[1]]))
+    if not np.issubdtype(lengths.dtype, np.integer) or lengths.min() < 1 or lengths.max() > signals.shape[1]:
+        problems.append(f"lengths has to hold integers from 1 to {signals.shape[1]}")
+    if problems:
+        return problems
+    unfinished = ~(np.isfinite(signals) | _beyond(arrays)).all(axis=(1, 2))
     if unfinished.any():
         problems.append(f"{unfinished.sum()} windows hold NaN or infinity, the first is number {unfinished.argmax()}")
     return problems
@@ -140,6 +147,17 @@ def _in_micrometres(arrays: Arrays, file: Path, windowing: Windowing) -> list[st
         arrays["wear_bins"] = arrays.get("wear_bins", np.empty(0)) * 1000.0
     arrays["wear"] = wear
     return []
+
+
+def _beyond(arrays: Arrays) -> NDArray[np.bool_]:
+    """Return which steps are padding, shape (N, T, 1)."""
+    count, steps, _ = arrays["X"].shape
+    lengths = arrays.get("lengths", np.full(count, steps))
+    return np.asarray((np.arange(steps) >= lengths[:, None])[..., None], dtype=np.bool_)
+
+
+def _signals(arrays: Arrays) -> Signals:
+    return np.where(_beyond(arrays), np.float32(np.nan), arrays["X"].astype(np.float32))
 
 
 def _names(arrays: Arrays, key: str, default: list[str]) -> tuple[str, ...]:

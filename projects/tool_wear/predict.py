@@ -1,6 +1,7 @@
 """Wear classes of recordings that nobody measured, in Python or as a command::
 
-mltrain pull RUN_ID --to model
+mltrain pull RUN_ID --to model                        # the network; or
+python -m projects.tool_wear.export RUN_ID model      # whichever method is best on the validation tools
 python -m projects.tool_wear.predict model recordings predictions.csv
 """
 
@@ -9,18 +10,25 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from mltrain.errors import DataError, MltrainError
 from projects.tool_wear import npz, phm
+from projects.tool_wear.export import BASELINE, read_baseline
 from projects.tool_wear.model import WearLSTM, logits_of
 from projects.tool_wear.project import Config
 from projects.tool_wear.results import Results
+from projects.tool_wear.windows import Windows
 
 
 def predict(model: Path, recordings: Path) -> Results:
-    """Classify recordings with a model that ``mltrain pull`` put into a folder.
+    """Classify recordings with a model that ``mltrain pull``, or an export, put into a folder.
+
+    A baseline without probabilities, such as ROCKET, gives 1 to its class and 0 to the others.
 
     Args:
         model: that folder; its ``params.json`` says how recordings are cut into windows.
@@ -40,7 +48,19 @@ def predict(model: Path, recordings: Path) -> Results:
         raise DataError(f"{recordings} has {windows.signals.shape[2]} channels; the model was trained on {channels}.")
     if len(windows.classes) != network.classes:
         windows = replace(windows, classes=tuple(f"class {label}" for label in range(network.classes)))
+    if (model / BASELINE).exists():
+        return Results(windows, _probabilities(read_baseline(model / BASELINE), windows))
     return Results.of(windows, logits_of(network, windows.signals))
+
+
+def _probabilities(baseline: Any, windows: Windows) -> NDArray[np.float64]:
+    """Return the probability of each class, shape (N, classes)."""
+    probabilities = np.zeros((len(windows), len(windows.classes)))
+    if hasattr(baseline, "predict_proba"):
+        probabilities[:, baseline.classes_] = baseline.predict_proba(windows.signals)
+    else:
+        probabilities[np.arange(len(windows)), baseline.predict(windows.signals)] = 1.0
+    return probabilities
 
 
 def main(arguments: list[str] | None = None) -> int:

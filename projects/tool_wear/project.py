@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 import mltrain
 from projects.tool_wear import npz, phm, synthetic
+from projects.tool_wear.baselines import Baselines
 from projects.tool_wear.held_out import HeldOut
 from projects.tool_wear.learner import Learner, Recipe
 from projects.tool_wear.windows import UNLABELLED, Split, Windowing, Windows, split_by_tool
@@ -41,12 +42,16 @@ class Config(mltrain.Config):
     wear_of: Literal["mean", "max"] = Field("mean", description="Which flank wear of the flutes decides.")
     wear_unit: Literal["auto", "um", "mm"] = Field("auto", description="Unit of wear tables; auto recognises mm.")
 
-    batch_size: int = Field(64, ge=1, description="Windows in a batch.")
+    rocket_kernels: int = Field(2000, ge=0, description="Kernels of the baseline ROCKET in reports; 0 leaves it out.")
+
+    batch_size: int = Field(64, ge=1, description="Windows in a batch, at most.")
+    epoch_steps: int = Field(1, ge=1, description="Least steps of an epoch: smaller batches, then passes, make them.")
     lr: float = Field(2e-3, gt=0, description="Learning rate of AdamW.")
     weight_decay: float = Field(0.1, ge=0, description="Weight decay of AdamW.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     hidden: int = Field(64, ge=1, description="Width of the LSTM.")
     layers: int = Field(2, ge=1, description="Stacked LSTM layers.")
+    kernels: int = Field(0, ge=0, description="Random convolution kernels beside the LSTM; 0: none.")
     dropout: float = Field(0.4, ge=0, lt=1, description="Between the layers and before the head.")
     balanced: bool = Field(True, description="Weigh classes in the loss by how rare they are.")
     gain_jitter: float = Field(0.03, ge=0, description="Random gain of each channel in training, as a relative spread.")
@@ -91,7 +96,7 @@ def build(config: Config) -> mltrain.Task:
     """Build network, data and evaluation; see :class:`~projects.tool_wear.learner.Learner`."""
     split = split_of(config)
     learner = Learner.on(split.train, Recipe.of(config))
-    held_out = HeldOut(learner.model, split, learner.weights, config.data_seed)
+    held_out = HeldOut(learner.model, split, learner.weights, baselines_of(config, split))
     return mltrain.Task(
         learner.step,
         learner.loader,
@@ -101,20 +106,30 @@ def build(config: Config) -> mltrain.Task:
     )
 
 
+def baselines_of(config: Config, split: Split) -> Baselines:
+    """Return the simple methods that the network is compared with."""
+    return Baselines(split.train, config.data_seed, config.rocket_kernels)
+
+
 def split_of(config: Config) -> Split:
     """Return the windows that a configuration names, split by tool; windows without a class are left out.
 
     Raises:
         DataError: they cannot be read, or not be split like this.
     """
-    windows = _windows_of(config)
+    windows = windows_of(config)
     val, test = config.val_tools, config.test_tools
     if config.data_path is None and not (val or test):
         val, test = SYNTHETIC_VAL, SYNTHETIC_TEST
     return split_by_tool(windows.where(windows.labels != UNLABELLED), val, test)
 
 
-def _windows_of(config: Config) -> Windows:
+def windows_of(config: Config) -> Windows:
+    """Return all windows that a configuration names, also those without a class.
+
+    Raises:
+        DataError: they cannot be read.
+    """
     if config.data_path is None:
         return synthetic.generate(config.windowing, config.data_seed, cuts=config.cuts)
     if config.data_path.is_file():

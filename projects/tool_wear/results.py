@@ -14,6 +14,9 @@ from torch import Tensor
 
 from projects.tool_wear.windows import UNLABELLED, Windows
 
+NETWORK = "LSTM"
+"""The name of the network beside those of the baselines."""
+
 
 @dataclass(frozen=True, eq=False)
 class Results:
@@ -102,4 +105,9 @@ class Results:
 def comparison(accuracy: float, baselines: Mapping[str, float]) -> str:
     """Return one line that puts the network's accuracy beside that of the baselines."""
     others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
-    return f"LSTM {accuracy:.3f} ({others})"
+    return f"{NETWORK} {accuracy:.3f} ({others})"
+
+
+def accuracy_key(method: str) -> str:
+    """Return the metric that holds the accuracy of a method: that of the network has no suffix."""
+    return "accuracy" if method == NETWORK else f"accuracy_{method.lower().replace(' ', '_')}"

@@ -28,10 +28,11 @@ class Scaler(nn.Module):
     def fitted(cls, signals: NDArray[np.floating]) -> Self:
         """Return the scaler of these windows, shape (N, T, C), which have to be training windows and no others.
 
-        The moments are taken in double precision over windows and time; a constant channel is only centred.
+        The moments are taken in double precision over windows and time, without padding; a constant channel is only centred.
         """
-        mean = signals.mean(axis=(0, 1), dtype=np.float64)
-        std = signals.std(axis=(0, 1), dtype=np.float64)
+        padded = bool(np.isnan(signals).any())
+        mean = (np.nanmean if padded else np.mean)(signals, axis=(0, 1), dtype=np.float64)
+        std = (np.nanstd if padded else np.std)(signals, axis=(0, 1), dtype=np.float64)
         # Rounding leaves a constant channel a spread of about 1e-16 of its mean, which must not be blown up to 1.
         std = np.where(std > 1e-7 * np.abs(mean), std, 0.0)
         return cls(torch.from_numpy(mean).float(), torch.from_numpy(std).float())

@@ -31,7 +31,7 @@ class Windows:
     """Windows in the order of their cuts, each with its class and where it comes from.
 
     Attributes:
-        signals: shape (N, T, C), float32, in the units of the sensors.
+        signals: shape (N, T, C), float32, in the units of the sensors; windows shorter than T end in steps of NaN.
         labels: shape (N,), int64: a class, or :data:`UNLABELLED`.
         tools: shape (N,), str: the tool that a window was recorded on. Sets are split by it.
         cuts: shape (N,), int64: the cut of that tool, from 1.
@@ -69,6 +69,11 @@ class Windows:
     def of(self, tools: Sequence[str]) -> Self:
         """Return the windows recorded on these tools."""
         return self.where(np.isin(self.tools, list(tools)))
+
+    @property
+    def lengths(self) -> Labels:
+        """Steps of each window without its padding, shape (N,)."""
+        return np.asarray((~np.isnan(self.signals[..., 0])).sum(axis=1), dtype=np.int64)
 
     @property
     def tool_names(self) -> tuple[str, ...]:
@@ -194,6 +199,15 @@ def _by_numbers(name: str) -> list[tuple[int, str]]:
     """Return a key by which digits in names sort as the numbers that they are; names of the same number stay apart."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
+
+
+def padded(windows: Sequence[NDArray[np.floating]]) -> Signals:
+    """Return windows of shapes (T_i, C) as one array (N, T, C), float32: T is the longest, steps of NaN fill the others."""
+    longest = max(len(window) for window in windows)
+    signals = np.full((len(windows), longest, windows[0].shape[1]), np.nan, dtype=np.float32)
+    for row, window in zip(signals, windows, strict=True):
+        row[: len(window)] = window
+    return signals
 
 
 def refuse(what: str, problems: Sequence[str]) -> NoReturn:

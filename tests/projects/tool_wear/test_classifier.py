@@ -315,3 +315,17 @@ def test_signals_of_other_channels_are_refused(trained: tuple[ToolWearClassifier
 def test_parameters_without_meaning_are_refused_when_training_begins(changes: dict[str, Any]) -> None:
     with pytest.raises((ConfigError, UsageError)):
         small(**changes).train(TRAIN, VAL)
+
+
+def test_a_checkpoint_of_before_the_kernels_is_continued_without_them(tmp_path: Path) -> None:
+    old = {**SMALL, "kernels": 0, "epoch_steps": 1}
+    ToolWearClassifier(**{**old, "epochs": 2}).train(TRAIN, VAL, checkpoint_path=tmp_path / "new.ckpt")
+    state = checkpoint_file.read(tmp_path / "new.ckpt")
+    for name in ("kernels", "epoch_steps"):
+        del state["classifier"]["parameters"][name]
+    checkpoint_file.write(tmp_path / "old.ckpt", state)
+    resumed = ToolWearClassifier(**{**SMALL, "kernels": 8, "epoch_steps": 20})
+    resumed.train(TRAIN, VAL, resume_from_checkpoint=tmp_path / "old.ckpt")
+    whole = ToolWearClassifier(**old)
+    whole.train(TRAIN, VAL)
+    assert np.array_equal(resumed.predict_proba(VAL[0]), whole.predict_proba(VAL[0]))

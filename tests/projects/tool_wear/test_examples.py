@@ -71,3 +71,25 @@ def test_what_does_not_fit_is_refused_by_name(train: Any, val: Any, expected: st
 def test_validation_windows_may_be_longer_and_need_not_have_every_class() -> None:
     _, split = split_of(data(), data([2, 2], steps=9))
     assert split.val.signals.shape == (2, 9, 2)
+
+
+def test_a_list_of_windows_of_unequal_length_is_padded() -> None:
+    _, split = split_of(([np.ones((3, 2)), np.ones((5, 2)), torch.ones(4, 2)], [0, 1, 1]), ([np.zeros((9, 2))], [1]))
+    assert split.train.lengths.tolist() == [3, 5, 4]
+    assert split.train.signals.shape == (3, 5, 2)
+    assert split.val.lengths.tolist() == [9]
+
+
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        ([np.ones((3, 2)), np.ones((5, 3))], "they have 2, 3 channels"),
+        ([np.ones((3, 2)), np.ones((0, 2))], "or no step"),
+        ([np.ones((3, 2)), np.ones(5)], r"1 has shape \(5,\)"),
+        ([np.ones((3, 2)), np.full((5, 2), np.nan)], "NaN, infinity or no numbers in window 1"),
+        ([np.ones((3, 2)), np.array([["a", "b"]])], "no numbers in window 1"),
+    ],
+)
+def test_windows_that_do_not_belong_together_are_refused(windows: Any, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        signals_of(windows, "X")

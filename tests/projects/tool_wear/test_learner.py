@@ -1,12 +1,18 @@
 """Training windows are jittered as promised, and a recipe is read off whatever has its names."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from mltrain.rng import own_rng
-from projects.tool_wear.learner import Learner, Recipe, TrainingWindows
+from projects.tool_wear import ToolWearClassifier
+from projects.tool_wear.learner import Learner, Recipe, TrainingWindows, epoch_plan
 from projects.tool_wear.project import Config
 from projects.tool_wear.windows import Windows
+
+from .waves import waves
 
 RECIPE = Recipe.of(Config(hidden=8, batch_size=16, lr=2e-2))
 
@@ -55,3 +61,38 @@ def test_a_step_lowers_the_loss_of_a_batch_that_is_seen_again(small: Windows) ->
     batch = next(iter(learner.loader))
     losses = [float(learner.step(batch)["loss"]) for _ in range(30)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("windows", "batch_size", "least", "plan"),
+    [
+        (1260, 64, 20, (64, 1)),  # enough windows: as they are wanted
+        (40, 64, 1, (64, 1)),
+        (270, 64, 20, (13, 1)),
+        (40, 64, 20, (8, 4)),
+        (40, 4, 20, (4, 2)),  # a batch that is wanted smaller stays so
+        (3, 64, 20, (8, 51)),
+    ],
+)
+def test_an_epoch_has_at_least_the_steps_that_are_wanted(
+    windows: int, batch_size: int, least: int, plan: tuple[int, int]
+) -> None:
+    assert epoch_plan(windows, batch_size, least) == plan
+
+
+def test_an_epoch_of_several_passes_shows_every_window_equally_often(small: Windows) -> None:
+    few = small.where(np.arange(len(small)) < 11)
+    loader = Learner.on(few, replace(RECIPE, gain_jitter=0.0, epoch_steps=10)).loader
+    assert len(loader) >= 10
+    seen = torch.cat([signals[:, 0, 0] for signals, _ in loader])
+    _, counts = seen.unique(return_counts=True)
+    assert counts.tolist() == [7] * 11
+
+
+def test_patience_lasts_for_steps_and_not_for_single_batches() -> None:
+    """Forty windows in batches of 64 were one step an epoch, so that a patience of 10 was ten steps."""
+    signals, labels = waves(40, 5)
+    history = ToolWearClassifier("cpu", hidden=4, layers=1, kernels=4, epochs=2).train(
+        (signals, labels), (signals, labels)
+    )
+    assert history["step"] == [20.0, 40.0]

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from projects.tool_wear.kernels import Kernels
 from projects.tool_wear.model import WearLSTM, class_weights, logits_of
 from projects.tool_wear.scaler import Scaler
 
 
-def network(channels: int = 3, classes: int = 4, **sizes: float) -> WearLSTM:
+def network(channels: int = 3, classes: int = 4, count: int = 0, **sizes: float) -> WearLSTM:
     torch.manual_seed(0)
-    return WearLSTM(Scaler(torch.zeros(channels), torch.ones(channels)), classes, hidden=8, **sizes)  # type: ignore[arg-type]
+    scaler = Scaler(torch.zeros(channels), torch.ones(channels))
+    kernels = Kernels.drawn(count, torch.randn(5, 12, channels)) if count else None
+    return WearLSTM(scaler, classes, hidden=8, kernels=kernels, **sizes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("channels", "classes", "steps"), [(1, 2, 5), (7, 3, 128), (3, 5, 1)])
@@ -60,3 +63,32 @@ def test_logits_do_not_depend_on_how_they_are_batched_and_the_mode_is_put_back()
     assert torch.allclose(whole, in_pieces, atol=1e-6)
     assert model.training
     assert not whole.requires_grad
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_padding_changes_nothing_in_training_or_out_of_it(count: int) -> None:
+    model = network(count=count, dropout=0.0)
+    short, long = torch.randn(2, 9, 3), torch.randn(3, 14, 3)
+    beside = torch.cat([torch.cat([short, torch.full((2, 5, 3), torch.nan)], dim=1), long])
+    model.train()
+    batch = model(beside)
+    assert torch.isfinite(batch).all()
+    more = torch.cat([beside, torch.full((5, 6, 3), torch.nan)], dim=1)
+    torch.testing.assert_close(model(more), batch)
+    model.eval()
+    torch.testing.assert_close(model(beside), torch.cat([model(short), model(long)]))
+
+
+def test_gradients_of_padded_windows_are_finite() -> None:
+    model = network(count=6)
+    signals = torch.randn(2, 9, 3)
+    signals[0, 4:] = torch.nan
+    model(signals).sum().backward()
+    assert all(torch.isfinite(one.grad).all() for one in model.parameters() if one.grad is not None)
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_a_network_is_made_again_from_its_weights_alone(count: int) -> None:
+    model = network(count=count).eval()
+    signals = torch.randn(4, 9, 3)
+    assert torch.equal(WearLSTM.of(model.state_dict()).eval()(signals), model(signals))

@@ -113,6 +113,29 @@ def test_wear_in_millimetres_and_its_limits_are_converted(tmp_path: Path) -> Non
     assert windows.bins == (90.0, 140.0)
 
 
+def test_windows_of_unequal_length_are_padded_and_come_back(tmp_path: Path) -> None:
+    given = arrays()["X"]
+    given[1, 3:], given[4, 1:] = np.inf, np.nan  # whatever stands in the padding
+    windows = npz.read(saved(tmp_path, X=given, lengths=np.array([5, 3, 5, 5, 1, 5])))
+    assert windows.lengths.tolist() == [5, 3, 5, 5, 1, 5]
+    assert np.array_equal(windows.signals[1, :3], given[1, :3])
+    npz.write(tmp_path / "again.npz", windows)
+    np.testing.assert_array_equal(npz.read(tmp_path / "again.npz").signals, windows.signals)
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 5, 5, 0, 5], [5, 3, 5, 5, 6, 5], [5, 3.5, 5, 5, 1, 5], [5, 3, 5]])
+def test_lengths_that_cannot_be_are_refused(tmp_path: Path, lengths: list[float]) -> None:
+    with pytest.raises(DataError, match="lengths has"):
+        npz.read(saved(tmp_path, lengths=np.array(lengths)))
+
+
+def test_a_gap_inside_a_window_is_refused_whatever_its_length(tmp_path: Path) -> None:
+    given = arrays()["X"]
+    given[1, 2] = np.nan
+    with pytest.raises(DataError, match=r"1 windows hold NaN .* number 1"):
+        npz.read(saved(tmp_path, X=given, lengths=np.array([5, 3, 5, 5, 1, 5])))
+
+
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         npz.read(saved(tmp_path, y=np.zeros(5), channel_names=np.array(["one"])))

@@ -19,7 +19,10 @@ from projects.tool_wear.project import Config, build, split_of
 from projects.tool_wear.windows import UNLABELLED, Windows
 
 FILE = Path(project.__file__).with_name("config.yaml")
-SMALL = {"cuts": 12, "window_steps": 16, "windows_per_cut": 1, "hidden": 8, "batch_size": 8}
+NEW = {"kernels": 1000, "epoch_steps": 20}
+"""What a new run is given, and a run of before these keys must not be: its weights and batches are without them."""
+
+SMALL = {"rocket_kernels": 0, "cuts": 12, "window_steps": 16, "windows_per_cut": 1, "hidden": 8, "batch_size": 8}
 
 
 def small_task(**changes: Any) -> tuple[Config, mltrain.Task]:
@@ -29,7 +32,7 @@ def small_task(**changes: Any) -> tuple[Config, mltrain.Task]:
 
 
 def test_the_configuration_file_states_the_defaults_and_explains_every_key_of_the_project() -> None:
-    assert Config.load([FILE]) == Config.load()
+    assert Config.load([FILE]) == Config.load(overrides=NEW)
     own = set(Config.model_fields) - set(mltrain.Config.model_fields)
     assert own <= set(yaml.safe_load(FILE.read_text(encoding="utf-8")))
 
@@ -158,7 +161,10 @@ def test_pictures_can_be_drawn_and_name_the_baselines_beside_the_result() -> Non
         picture.savefig(io.BytesIO())
 
 
-def test_the_report_writes_tables_and_figures_of_both_sets_and_scores_the_baselines(tmp_path: Path) -> None:
+def test_the_report_writes_tables_and_figures_of_both_sets_and_scores_the_baselines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     config, task = small_task()
     assert task.report is not None
     scores = task.report(tmp_path)
@@ -170,6 +176,11 @@ def test_the_report_writes_tables_and_figures_of_both_sets_and_scores_the_baseli
         assert len(table) == len(windows)
         assert (table["class"] == table["predicted"]).mean() == pytest.approx(scores[f"{name}/accuracy"])
         assert {f"{name}/accuracy_majority", f"{name}/accuracy_random_forest"} <= scores.keys()
+    compared = pd.read_csv(tmp_path / "comparison.csv", index_col="method")
+    assert list(compared.index) == ["LSTM", "majority", "logistic regression", "random forest"]
+    assert compared.loc["LSTM", "test"] == pytest.approx(scores["test/accuracy"], abs=1e-4)
+    assert compared.loc["random forest", "val"] == pytest.approx(scores["val/accuracy_random_forest"], abs=1e-4)
+    assert f"Best on the validation tools: {compared['val'].idxmax()}." in caplog.text
 
 
 def test_without_test_tools_the_report_warns_that_its_scores_are_too_good(

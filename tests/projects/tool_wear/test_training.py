@@ -8,16 +8,18 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from mltrain.errors import DataError, UsageError
 from projects.tool_wear import ToolWearClassifier, npz
+from projects.tool_wear.export import export
 from projects.tool_wear.predict import predict
-from projects.tool_wear.project import Config, split_of
+from projects.tool_wear.project import Config, baselines_of, split_of
 from tests.support.equality import same
 from tests.support.workplace import Workplace
 
 from .waves import SMALL, TRAIN, VAL
 
 QUICK = ("train", "tool_wear", "--preset", "quick", "num_threads=1")
-TINY = (*QUICK, "cuts=30", "window_steps=16", "hidden=8", "epochs=4", "batch_size=8")
+TINY = (*QUICK, "cuts=30", "window_steps=16", "hidden=8", "epochs=4", "batch_size=8", "rocket_kernels=0")
 """A few steps an epoch, on generated tools of thirty cuts."""
 
 
@@ -55,6 +57,29 @@ def test_a_pulled_model_predicts_what_the_evaluation_reports(workplace: Workplac
     again = predict(model, workplace.folder / "test.npz").predictions()
     assert again["predicted"].tolist() == table["predicted"].tolist()
     np.testing.assert_allclose(again["p(severe)"], table["p(severe)"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_better_method_is_exported_and_predicts_without_pickles(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = workplace.mltrain(*TINY)
+    for name in ("MLFLOW_TRACKING_URI", "MLTRAIN_HOME"):
+        monkeypatch.setenv(name, workplace.environment[name])
+    folder = workplace.folder / "model"
+    assert export(done.run_id, folder, "random forest") == "random forest"
+    config = Config.load(base=json.loads((folder / "params.json").read_text()))
+    split = split_of(config)
+    npz.write(workplace.folder / "test.npz", split.test)
+    expected = baselines_of(config, split).fitted("random forest").predict_proba(split.test.signals)
+    got = predict(folder, workplace.folder / "test.npz")
+    np.testing.assert_allclose(got.probabilities, expected)
+    (folder / "baseline.skops").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="Export it again"):
+        predict(folder, workplace.folder / "test.npz")
+    assert export(done.run_id, folder, "LSTM") == "LSTM"
+    assert not (folder / "baseline.skops").exists()
+    with pytest.raises(UsageError, match="Methods: LSTM, majority"):
+        export(done.run_id, folder, "forest")
 
 
 @pytest.fixture

@@ -1,0 +1,96 @@
+"""The method that is best on the validation tools, as a folder that :mod:`projects.tool_wear.predict` takes::
+
+python -m projects.tool_wear.export RUN_ID FOLDER
+python -m projects.tool_wear.predict FOLDER recordings predictions.csv
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import skops.io
+
+import mltrain
+from mltrain.commands.evaluate import pull
+from mltrain.errors import DataError, MltrainError, UsageError, nearest
+from mltrain.store.durable import replace_file
+from projects.tool_wear.held_out import better
+from projects.tool_wear.model import WearLSTM, logits_of
+from projects.tool_wear.project import Config, baselines_of, split_of
+from projects.tool_wear.results import NETWORK, Results
+
+BASELINE = "baseline.skops"
+"""A baseline in the format of skops, from which scikit-learn's and this project's own types are read, and no others."""
+
+TRUSTED = (
+    "projects.tool_wear.baselines.summary",
+    "projects.tool_wear.rocket.RocketFeatures",
+    "pyts.transformation._rocket.ROCKET",
+    "sklearn.tree._tree.Tree",
+)
+
+
+def export(run_id: str, folder: Path, method: str | None = None) -> str:
+    """Write a method into a folder, and return its name.
+
+    The network is pulled as ``mltrain pull`` does; a baseline is fitted again, on the data and with the seed of the run.
+
+    Args:
+        run_id: the run of ``mltrain train tool_wear``.
+        folder: made where it is missing.
+        method: ``LSTM`` or the name of a baseline. If ``None``, the one with the highest accuracy on the validation tools.
+
+    Raises:
+        UsageError: there is no such method.
+        MltrainError: the run has no intact checkpoint, or its data cannot be read.
+    """
+    pulled = pull(run_id, to=folder)
+    config = Config.load(base=json.loads((folder / "params.json").read_text(encoding="utf-8")))
+    split = split_of(config)
+    baselines = baselines_of(config, split)
+    if method is None:
+        network = WearLSTM.of(mltrain.load_best(pulled.run_id))
+        reached = Results.of(split.val, logits_of(network, split.val.signals)).accuracy
+        method = better({NETWORK: reached, **baselines.accuracy(split.val)})
+    known = (NETWORK, *baselines.names)
+    if method not in known:
+        raise UsageError(f"There is no method {method!r}.{nearest(method, known)} Methods: {', '.join(known)}.")
+    if method != NETWORK:
+        replace_file(folder / BASELINE, skops.io.dumps(baselines.fitted(method)))
+    elif (folder / BASELINE).exists():
+        (folder / BASELINE).unlink()
+    return method
+
+
+def read_baseline(file: Path) -> Any:
+    """Return the pipeline in a file that :func:`export` wrote.
+
+    Raises:
+        DataError: it is damaged, or holds types that no baseline has.
+    """
+    try:
+        return skops.io.load(file, trusted=list(TRUSTED))
+    except Exception as error:  # skops raises whatever the damage leads to
+        raise DataError(f"{file} is not a baseline that this project wrote: {error}. Export it again.") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export from the command line, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m projects.tool_wear.export", description=export.__doc__)
+    parser.add_argument("run", help="the id of a run of mltrain train tool_wear")
+    parser.add_argument("folder", type=Path, help="where to write to")
+    parser.add_argument("--method", help="LSTM, or a baseline by its name; default: the best on the validation tools")
+    given = parser.parse_args(arguments)
+    try:
+        method = export(given.run, given.folder, given.method)
+    except MltrainError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"{method} is in {given.folder}. Predict with it: python -m projects.tool_wear.predict {given.folder} …")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
