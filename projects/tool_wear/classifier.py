@@ -1,8 +1,8 @@
 """The classifier for Python users: windows of sensor signals in, wear classes out, with checkpoints of its training."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from projects.tool_wear.baselines import Baselines
 from projects.tool_wear.examples import Examples, signals_of, split_of
 from projects.tool_wear.held_out import HeldOut
 from projects.tool_wear.keeper import OWN, Keeper, Position, before, own_part
-from projects.tool_wear.learner import Learner, Recipe, optimizer_with
+from projects.tool_wear.learner import Learner, Recipe, brief, optimizer_with, threads
 from projects.tool_wear.model import WearLSTM, logits_of
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         stop = StopRequest()  # which is deaf unless it is entered
         with (
             own_rng(self.seed),
-            _threads(self.num_threads),
+            threads(self.num_threads),
             stop if target != places.Nowhere() else nullcontext(),
             target.opened() as opened,
         ):
@@ -168,7 +168,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             stop.finish_steps()
             for progress in trainer.steps():
                 if progress.batch == 0:
-                    logger.info("Epoch %d of %d: %s", progress.epoch, self.epochs, _line(trainer.measured))
+                    logger.info("Epoch %d of %d: %s", progress.epoch, self.epochs, brief(trainer.measured))
             self._take(keeper.put_together(trainer.state.state_dict()))
         if stop.requested and not trainer.done:
             logger.warning(
@@ -298,20 +298,3 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         columns = list(dict.fromkeys(name for row in rows for name in row))
         self.history_ = {name: [float(row.get(name, np.nan)) for row in rows] for name in columns}
         self._state = state
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _line(measured: Mapping[str, float]) -> str:
-    return ", ".join(
-        f"{name} {measured[name]:.4g}" for name in ("train/loss", "val/loss", "val/accuracy") if name in measured
-    )

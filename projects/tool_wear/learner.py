@@ -1,7 +1,8 @@
 """From training windows to what is trained: network, loss, optimizer, and the order of the batches."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -145,3 +146,22 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         signals = self._signals[chosen]
         gains = 1.0 + self._spread * torch.randn(len(chosen), 1, signals.shape[2])
         return list(zip(signals * gains, self._labels[chosen], strict=True))
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Compute with so many CPU threads within a block; if ``None``, as torch is set."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def brief(measured: Mapping[str, float]) -> str:
+    """Return the metrics of an epoch that a line of the log has room for."""
+    return ", ".join(
+        f"{name} {measured[name]:.4g}" for name in ("train/loss", "val/loss", "val/accuracy") if name in measured
+    )
