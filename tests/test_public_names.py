@@ -63,7 +63,7 @@ COMMANDS = {
     ],
     "pull": ["--checkpoint", "--experiment", "--json", "--metric", "--mode", "--to", "RUN_ID"],
     "reap": ["--json"],
-    "runs": ["--experiment", "--json", "--most"],
+    "runs": ["--experiment", "--json", "--mode", "--most", "--sort", "--where"],
     "sync": ["--from", "--json"],
     "train": [
         *("--allow-change", "--config", "--default-project", "--experiment", "--fork-run", "--name", "--preset"),

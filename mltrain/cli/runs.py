@@ -16,21 +16,33 @@ def add_to(app: typer.Typer) -> None:
 
 def runs(
     experiment: str = typer.Option(None, "--experiment", help="Only runs of this experiment."),
-    most: int = typer.Option(50, "--most", help="Maximal number of runs, the newest first."),
+    most: int = typer.Option(50, "--most", help="Maximal number of runs, the newest first, or the best by --sort."),
+    sort: str = typer.Option(
+        None, "--sort", metavar="METRIC", help="The run with the best value of this metric first."
+    ),
+    mode: str = typer.Option(None, "--mode", help="min or max: which is better. Default: what the runs declare."),
+    where: list[str] = typer.Option(
+        None, "--where", metavar="CONDITION", help="Only runs that meet it, such as 'val/f1 > 0.8'. May be repeated."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """List runs with their true state: running, finished, stopped, failed or dead (killed)."""
-    from mltrain.run.listing import listed
+    """List runs with their true state: running, finished, stopped, failed or dead (killed).
+
+    Metrics are those of each run's best checkpoint.
+    """
+    from mltrain.run.listing import Selection, listed
     from mltrain.tracking.client import connect
 
-    rows = listed(connect(), experiment, most)
+    rows = listed(connect(), experiment, Selection(most, tuple(where or ()), sort, mode))
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     from mltrain.cli.tables import table
 
-    columns = ("run_id", "name", "project", "state", "epoch", "latest", "best", "started")
-    table("Runs", columns, [[_shown(row[column]) for column in columns] for row in rows])
+    columns = ("run_id", "name", "project", "state", "epoch", "best_value", "best", "latest", "started")
+    if sort is not None:
+        columns = (*columns[:5], sort, *columns[5:])
+    table("Runs", columns, [[_cell(row, column) for column in columns] for row in rows])
 
 
 def compare(
@@ -65,6 +77,12 @@ def compare(
     }
     for title, rows in sections.items():
         table(title, ["", *names], [[key, *map(_measured, values)] for key, values in sorted(rows.items())])
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    if column == "best_value" and row[column] is not None:
+        return f"{row['best_metric']} {row[column]:.5g}"
+    return _measured(row[column] if column in row else row["metrics"].get(column))
 
 
 def _measured(value: Any) -> str:

@@ -1,29 +1,145 @@
 """An overview of runs, with the state that is true and not only the status that was last written."""
 
-from collections.abc import Iterable, Iterator
+import logging
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
+from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest
+from mltrain.errors import MltrainError, UsageError
 from mltrain.ownership.attempts import holder_of, is_alive
+from mltrain.store.names import CHECKPOINTS
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.tags import BEST_TAG, LATEST_TAG, LAUNCHER_OF_TAG, PROJECT_TAG, STATUS_TAG
+from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.tags import BEST_TAG, LATEST_TAG, LAUNCHER_OF_TAG, PROJECT_TAG, STATUS_TAG, meaning_of_best
+
+log = logging.getLogger(__name__)
+
+_READERS = 8
+"""Manifests that are read at once."""
+_COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+_CONDITION = re.compile(r"(\S(?:.*?\S)??)\s*(<=|>=|<|>|=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 
 
-def listed(server: TrackingClient, experiment: str | None, most: int) -> list[dict[str, Any]]:
-    """Return the newest runs of mltrain, each as plain values.
+@dataclass(frozen=True)
+class Selection:
+    """Which runs to list, and in which order.
+
+    A metric of a run is what its best checkpoint measured.
+
+    Attributes:
+        most: how many at most.
+        where: conditions such as ``val/f1 > 0.8``; a run without the metric meets none.
+        sort: the metric to sort by, the best first and runs without it last. If ``None``, the newest run comes first.
+        mode: whether less or more of it is better. If ``None``, what the runs declare that have it as their best metric.
+    """
+
+    most: int = 50
+    where: Sequence[str] = ()
+    sort: str | None = None
+    mode: str | None = None
+
+
+def listed(server: TrackingClient, experiment: str | None, selection: Selection) -> list[dict[str, Any]]:
+    """Return runs of mltrain, each as plain values.
+
+    Args:
+        server: has them.
+        experiment: its name. If ``None``, every one.
+        selection: which of them, and in which order.
 
     Raises:
+        UsageError: a condition cannot be read, or nothing says whether less or more of a metric is better.
         RunNotFound: there is no such experiment.
         TrackingError: the server does not answer.
     """
+    if selection.mode not in (None, "min", "max"):
+        raise UsageError(f"--mode {selection.mode!r:.20} is not known. Expected min or max.")
+    conditions = [_condition(text) for text in selection.where]
+    most = max(0, selection.most)
     if experiment is not None:
         identities = [server.once.experiment_id(experiment)]
     else:
         identities = [known.experiment_id for known in server.search_experiments()]
-    found = islice(_runs(server, identities, page=max(1, min(most, 1000))), max(0, most))
-    return [row(server, run) for run in found]
+    chosen = bool(conditions or selection.sort)
+    runs = _runs(server, identities, page=1000 if chosen else max(1, min(most, 1000)))
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="mltrain-listing") as readers:
+        rows = list(readers.map(partial(_measured_row, server), runs if chosen else islice(runs, most)))
+    rows = [
+        one for one in rows if all(name in one["metrics"] and meets(one["metrics"][name]) for name, meets in conditions)
+    ]
+    if selection.sort is not None:
+        rows = _sorted(rows, selection.sort, selection.mode)
+    return rows[:most]
+
+
+def _measured_row(server: TrackingClient, run: Any) -> dict[str, Any]:
+    """Return what is worth knowing of a run, with the metrics of its best checkpoint."""
+    metric, mode = meaning_of_best(run)
+    metrics: dict[str, float] = {}
+    try:
+        metrics = _at_best(server, run, metric)
+    except (MltrainError, OSError) as error:
+        log.warning("Run %s is listed without the metrics of its best checkpoint: %s", run.info.run_id, error)
+    described = {"best_metric": metric, "best_mode": mode, "best_value": metrics.get(metric), "metrics": metrics}
+    return row(server, run) | described
+
+
+def _at_best(server: TrackingClient, run: Any, metric: str) -> dict[str, float]:
+    """Return what the best checkpoint of a run measured. Its manifest is read without what loads checkpoints, and torch."""
+    identity = CheckpointId.parse(run.data.tags.get(BEST_TAG, ""))
+    if identity is None:
+        return {}
+    artifacts = artifacts_of(server, run)
+    content = bytes(artifacts.read(f"{CHECKPOINTS}/{identity.name}/{FILE_NAME}", MAX_BYTES))
+    manifest = Manifest.from_json(content, name=identity.name)
+    if metric not in manifest.metrics:  # a loop may have declared it after the save
+        from mltrain.checkpoint.reader import Notes
+
+        (manifest,) = Notes.read(artifacts).over([manifest])
+    return dict(manifest.metrics)
+
+
+def _condition(text: str) -> tuple[str, Callable[[float], bool]]:
+    match = _CONDITION.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(
+            f"--where {text!r:.80} cannot be read. Expected METRIC, one of < <= > >= =, and a number: 'val/f1 > 0.8'."
+        )
+    name, compare, number = match[1], _COMPARISONS[match[2]], float(match[3])
+    return name, lambda value: bool(compare(value, number))
+
+
+def _sorted(rows: Iterable[dict[str, Any]], metric: str, mode: str | None) -> list[dict[str, Any]]:
+    """Return rows with the best of a metric first, and those that lack it or hold NaN last."""
+    rows = list(rows)
+    modes = {one["best_mode"] for one in rows if one["best_metric"] == metric}
+    if mode is None and len(modes) != 1:
+        raise UsageError(
+            f"Nothing says whether less or more of {metric} is better. Expected a metric that the listed runs have as their "
+            "best_metric, or --mode. Try: --mode max"
+        )
+    sign = -1.0 if (mode or modes.pop()) == "max" else 1.0
+
+    def place(one: Mapping[str, Any]) -> tuple[bool, float]:
+        value = one["metrics"].get(metric, math.nan)
+        return (True, 0.0) if math.isnan(value) else (False, sign * value)
+
+    return sorted(rows, key=place)
 
 
 def newest(server: TrackingClient) -> Any | None:

@@ -9,8 +9,8 @@ from mltrain.compat.private import is_made_up
 
 _LONGEST, _LONGEST_VALUE = 100, 24
 """Characters of a name before its time, and of one value in it."""
-_ELSEWHERE = ("experiment", "run_name")
-"""Keys that MLflow's pages show beside the name."""
+_ELSEWHERE = ("experiment", "run_name", "device", "num_threads")
+"""Keys that MLflow's pages show beside the name, or that change no result."""
 
 
 def short(project: str) -> str:

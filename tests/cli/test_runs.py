@@ -40,3 +40,24 @@ def test_a_key_that_a_resume_changed_is_compared_with_its_newest_value_and_all_b
     assert died.code == -9, died.err
     last = workplace.mltrain("compare", first, second, "--json").json
     assert last["parameters"]["lr"] == [0.5, 0.001], "the newest attempt trained with it, and committed nothing"
+
+
+def test_runs_are_listed_with_their_best_value_sorted_and_selected(workplace: Workplace) -> None:
+    rates = {
+        workplace.mltrain("train", "tiny.py", "epochs=1", f"lr={rate}").run_id: rate for rate in ("1e-3", "0.1", "1e-2")
+    }
+    found = workplace.mltrain("runs", "--json").json
+    values = {one["run_id"]: one["best_value"] for one in found}
+    assert values.keys() == rates.keys()
+    assert all(one["best_value"] == one["metrics"]["val/loss"] for one in found)
+    ranked = sorted(values, key=lambda run_id: values[run_id])
+    assert [one["run_id"] for one in workplace.mltrain("runs", "--sort", "val/loss", "--json").json] == ranked
+    most = workplace.mltrain("runs", "--sort", "val/loss", "--mode", "max", "--most", "1", "--json").json
+    assert [one["run_id"] for one in most] == ranked[-1:]
+    middle = repr(values[ranked[1]])
+    for condition, expected in ((f"val/loss<{middle}", 1), (f"val/loss <= {middle}", 2), ("no/such > 0", 0)):
+        assert len(workplace.mltrain("runs", "--where", condition, "--json").json) == expected, condition
+    shown = workplace.mltrain("runs", "--sort", "val/loss").out
+    assert f"val/loss {values[ranked[0]]:.5g}" in shown
+    for words in (("--where", "val/loss"), ("--sort", "train/loss"), ("--sort", "val/loss", "--mode", "best")):
+        assert workplace.mltrain("runs", *words).code == 2, words
