@@ -39,7 +39,17 @@ def runs(
         return
     from mltrain.cli.tables import table
 
-    columns = ("run_id", "name", "project", "state", "epoch", "best_value", "best", "latest", "started")
+    columns: tuple[str, ...] = (
+        "run_id",
+        "name",
+        "project",
+        "state",
+        "epoch",
+        "best_value",
+        "best",
+        "latest",
+        "started",
+    )
     if sort is not None:
         columns = (*columns[:5], sort, *columns[5:])
     table("Runs", columns, [[_cell(row, column) for column in columns] for row in rows])

@@ -164,7 +164,6 @@ def test_a_home_that_cannot_be_written_is_refused_before_there_is_a_run(
         {"staging_gigabytes": 0},
         {"staging_gigabytes": "20"},
         {"staging_gigabytes": float("nan")},
-        {"committed": "a word"},
         {"run": "not an id"},
         {"run": "0" * 32},
         {"run": 7},

@@ -28,7 +28,7 @@ def test_the_run_of_a_pipeline_is_found_behind_a_thousand_runs_of_its_stages(
     own = {"mltrain.pipeline": "long", "mlflow.user": user()}
     (parent,) = many(tmp_path, 1, own)
     stages = many(tmp_path, MORE_THAN_A_PAGE, {**own, "mltrain.stage": "first", "mlflow.parentRunId": parent})
-    found = newest_parent(server, pipeline, "0")
+    found = newest_parent(server, pipeline, ["0"])
     assert found is not None
     assert found.info.run_id == parent
     client = MlflowClient(server.uri)

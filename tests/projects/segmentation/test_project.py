@@ -83,7 +83,7 @@ def test_an_image_size_that_the_network_cannot_take_is_refused(given: str) -> No
             "exclude one another",
         ),
         ({"sample": "cells"}, "mni152"),
-        ({"learning_rate": "1"}, "Unknown key"),
+        ({"learning_speed": "1"}, "Unknown key"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(given: dict[str, str], complaint: str) -> None:
