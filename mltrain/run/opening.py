@@ -259,8 +259,17 @@ def _created_within(server: TrackingClient, creation: RunCreation, seconds: floa
             over.wait(waits.seconds(failures))
         over.set()
 
-    threading.Thread(target=register, name="mltrain-creation", daemon=True).start()
-    if not over.wait(seconds):
+    thread = threading.Thread(target=register, name="mltrain-creation", daemon=True)
+    try:
+        thread.start()
+        answered = over.wait(seconds)
+    except BaseException:  # a request to stop: the run that the server makes meanwhile has no training
+        over.set()
+        with suppress(MltrainError, AttributeError, IndexError, RuntimeError):  # there may be no run, and no thread
+            thread.join(_DATABASE_SECONDS)
+            server.once.delete_run(found[0].run_id)
+        raise
+    if not answered:
         over.set()
         raise Refusal(_silent(server, seconds))
     if isinstance(found[0], BaseException):

@@ -52,6 +52,7 @@ def test_an_interrupt_before_the_first_step_leaves_no_checkpoint_and_a_killed_ru
 def test_int_and_term_within_a_second_are_one_request(workplace: Workplace) -> None:
     started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.4")
     started.until("epoch ")
+    let_pass(0.6)
     started.child.kill(signal.SIGINT)
     let_pass(0.25)
     started.child.kill(signal.SIGTERM)

@@ -1,6 +1,8 @@
 """Which run a process may write to, and where its artifacts have to be."""
 
+import os
 import shutil
+import signal
 import sqlite3
 import sys
 from contextlib import closing
@@ -11,10 +13,11 @@ import pytest
 from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
+from mltrain.delivery.creation import RunCreation
 from mltrain.errors import MltrainError, RunNotFound, StorageError, UsageError
 from mltrain.ownership.launcher import Launcher
 from mltrain.run import adoption, opening
-from mltrain.run.listing import listed
+from mltrain.run.listing import Selection, listed
 from mltrain.store.opening import UnusableArtifacts, open_artifacts
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
@@ -71,6 +74,22 @@ def test_an_adopted_run_keeps_the_name_that_a_user_chose(
     run = adoption.adopt(server, Launcher(run_id, None), wanted, "project", {}, otherwise="project lr=1")
     assert client.get_run(run_id).info.run_name == expected
     run.close("FINISHED", "done", 20.0)
+
+
+def test_a_request_to_stop_while_the_server_makes_the_run_leaves_none(
+    server: TrackingClient, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = RunCreation.info
+
+    def interrupted(creation: RunCreation) -> object:
+        info = made(creation)
+        os.kill(os.getpid(), signal.SIGINT)
+        return info
+
+    monkeypatch.setattr(RunCreation, "info", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opening.create(server, None, None, "project", {})
+    assert client.search_runs(["0"]) == []
 
 
 @pytest.mark.parametrize("what", ["a training", "metrics", "an artifact", "a tag of mltrain", "a claim"])
@@ -277,4 +296,4 @@ def test_runs_that_are_hidden_do_not_take_the_places_of_those_that_are_shown(
         client.set_tag(run_id, "mltrain.status", "finished")
         if hidden:
             client.set_tag(run_id, LAUNCHER_OF_TAG, "0" * 32)
-    assert len(listed(server, None, 1)) == 1
+    assert len(listed(server, None, Selection(most=1))) == 1
