@@ -294,7 +294,12 @@ class CheckpointManager:
         return next(iter(self.reader.matching("best")), None)
 
     def when_committed(self, listener: Committed) -> None:
-        """Call a function in the background after each commit, with the new checkpoint, the best one, and the store."""
+        """Call a function in the background after each commit, with the new checkpoint, the best one, and the store.
+
+        Raises:
+            UsageError: it is not a function.
+        """
+        refuse_unless(callable(listener), "listener", listener, "a function")
         self.committer.when_committed(listener)
 
     def prune(self) -> list[retention.Removal]:

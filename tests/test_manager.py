@@ -51,6 +51,12 @@ def test_the_best_is_derived_from_a_metric_and_a_mode(mode: str, best: int, run:
         assert manager.load_best_model()["epoch"] == best  # type: ignore[index]
 
 
+@pytest.mark.parametrize("listener", ["a word", None])
+def test_what_cannot_be_called_after_a_commit_is_refused(listener: Any, local: FolderRun) -> None:
+    with local.manager() as manager, pytest.raises(UsageError, match="Expected a function"):
+        manager.when_committed(listener)
+
+
 def test_the_best_can_be_declared(run: FolderRun) -> None:
     with run.manager(max_to_keep=1) as manager:
         for epoch in range(1, 6):
