@@ -235,6 +235,15 @@ class Config(BaseModel):
         """The places that hold data: all but those of :attr:`output_fields`."""
         return {name: place for name, place in self.places().items() if name not in self.output_fields}
 
+    def sample_data(self) -> Mapping[str, Path | str]:
+        """Data that the project takes where no key names any, for the run's record; none here.
+
+        Returns:
+            A name, and the file or folder that holds the data; for generated data a text that tells what generates them, with
+            all arguments. A name that begins with ``val`` or ``test`` is recorded as evaluation data.
+        """
+        return {}
+
 
 _SWITCHES: Mapping[str, Any] = {"amp": "off", "save_every_steps": 0, "save_every_minutes": 0.0}
 """Fields that switch something on, and the value that leaves it off."""

@@ -30,7 +30,7 @@ from mltrain.device import usable
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, NonFiniteLoss, UsageError
 from mltrain.metrics import floats
 from mltrain.store.durable import probe
-from mltrain.tracking.tags import BEST_METRIC_TAG, BEST_MODE_TAG, RETENTION_TAG
+from mltrain.tracking.tags import BEST_BY_TAG, RETENTION_TAG, best_by
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +145,7 @@ class CheckpointManager:
             )
         self.committer = Committer(run, self.reader, settings, self._damage)
         self._drafts = Drafts(run, self.reader, self.committer, ExpectedMetrics.of(settings))
-        run.set_tag(BEST_METRIC_TAG, settings.metric)
-        run.set_tag(BEST_MODE_TAG, settings.mode)
+        run.set_tag(BEST_BY_TAG, best_by(settings.metric, settings.mode))
         run.set_tag(RETENTION_TAG, str(settings.policy))
         atexit.register(self._process_ends)
 

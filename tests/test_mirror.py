@@ -44,7 +44,6 @@ ELSEWHERE = {
     "run/ending.py": "run/test_tracked.py",
     "run/listing.py": "run/test_opening.py",
     "run/preparation.py": "run/test_opening.py",
-    "run/record.py": "run/test_tracked.py",
     "run/removal_log.py": "checkpoint/test_pruner.py",
     "schedules.py": "restoring/test_changes.py",
     "store/durable.py": "checkpoint/test_staging.py",
@@ -52,7 +51,6 @@ ELSEWHERE = {
     "stream.py": "test_data.py",
     "tracking/places.py": "run/test_opening.py",
     "tracking/registry.py": "faults/test_retention.py",
-    "tracking/tags.py": DECLARATIONS,
     "trainer/epoch_end.py": "trainer/test_evaluation.py",
     "trainer/ports.py": DECLARATIONS,
 }

@@ -270,7 +270,7 @@ class _Session:
         if self._request.resume_run is not None:
             self._continue(run, prepared)
         run.record.attempt()
-        run.record.data(prepared.config.data_places())
+        run.record.data(prepared.config.data_places(), prepared.config.sample_data())
         self._preparation.record_writes(run)
         describe(run, self._preparation.project.name, prepared.config.best_metric, None)
 

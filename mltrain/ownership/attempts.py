@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mltrain.errors import CheckpointError, RunHeld, RunNotFound
+from mltrain.errors import CheckpointError, MltrainError, RunHeld, RunNotFound
 from mltrain.ownership import liveness
 from mltrain.ownership.host_lock import has_ended
 from mltrain.provenance import fingerprint
@@ -157,10 +157,10 @@ def await_lease(server: TrackingClient, run: Any) -> None:
     while time.monotonic() < deadline:
         time.sleep(1.0)
         now = server.run(run.info.run_id)
+        if not is_held(now):
+            return  # it has ended, and its heartbeat is removed
         if tags_of(now).get(HEARTBEAT_TAG) != beat:
             raise held
-        if not is_held(now):
-            return
 
 
 def only_local_tags(checkpoint: str, when_sent: str) -> dict[str, str]:
@@ -174,6 +174,14 @@ def forget_only_local(server: TrackingClient, run_id: str, tags: Mapping[str, st
         if key in tags:
             with suppress(RunNotFound):  # an earlier try got this far
                 server.delete_tag(run_id, key)
+
+
+def forget_endings(server: TrackingClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Remove the tags that tell how earlier attempts ended: ``attempts.json`` records it, and only the last one counts."""
+    for key in tags:
+        if key.startswith(ENDED_PREFIX):
+            with suppress(MltrainError):  # it stays for the next resume
+                server.once.delete_tag(run_id, key)
 
 
 def own_hold(ordinal: int) -> str:

@@ -84,7 +84,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     found = fingerprint.contents_by_name(places_given)
     run.attempt.data = {name: fingerprint.digest_of(contents) for name, contents in found.items()}
     run.record.attempt()
-    run.record.data(places_given)
+    run.record.data(places_given, config.sample_data())
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     display.waiting("making files")

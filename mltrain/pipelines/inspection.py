@@ -23,7 +23,7 @@ from mltrain.store.artifacts import Artifacts
 from mltrain.store.opening import UnusableArtifacts
 from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.places import artifacts_of
-from mltrain.tracking.tags import BEST_METRIC_TAG, STAGE_RECIPE_TAG, WRITTEN_TAG
+from mltrain.tracking.tags import STAGE_RECIPE_TAG, WRITTEN_TAG, declared_best
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +181,7 @@ def _where(stage: Stage, epoch: int | None, record: Record) -> str:
 
 
 def _best(run: Any, checkpoints: CheckpointReader) -> tuple[str, float] | None:
-    metric = tags_of(run).get(BEST_METRIC_TAG)
+    declared = declared_best(tags_of(run))
+    metric = declared[0] if declared is not None else None
     first: Sequence[Any] = checkpoints.matching("best") if metric is not None else ()
     return (metric, first[0].metrics[metric]) if metric is not None and first and metric in first[0].metrics else None

@@ -18,7 +18,7 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.run.record import Record
 from mltrain.tracking.client import TrackingClient, tags_of
-from mltrain.tracking.tags import ENDED_PREFIX, POINTS_LEFT_OUT_TAG
+from mltrain.tracking.tags import ENDED_PREFIX, HEARTBEAT_TAG, POINTS_LEFT_OUT_TAG
 
 log = logging.getLogger(__name__)
 
@@ -187,9 +187,13 @@ class Ending:
     def _set_status(self, status: Status, seconds: float) -> bool:
         """Set the status; a server that accepts the request and never answers does not hold the process any longer."""
         done: list[bool] = []
-        thread = threading.Thread(
-            target=lambda: done.append(self._status_is_set(status, seconds)), name="mltrain-status", daemon=True
-        )
+
+        def set_status() -> None:
+            done.append(self._status_is_set(status, seconds))
+            if done == [True]:
+                self._forget_heartbeat()
+
+        thread = threading.Thread(target=set_status, name="mltrain-status", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the interpreter is ending and starts no more threads
@@ -215,3 +219,9 @@ class Ending:
             log.warning("The run's status could not be set: %s", error)
             return False
         return True
+
+    def _forget_heartbeat(self) -> None:
+        """Remove the tag of a heart that beats no more; one that stays does no harm, because nobody asks for it."""
+        self._hold.lease.close()
+        with suppress(MltrainError):
+            self._server.once.delete_tag(self._run.id, HEARTBEAT_TAG)

@@ -22,6 +22,7 @@ from mltrain.ownership.attempts import (
     Attempt,
     await_lease,
     claim_attempt,
+    forget_endings,
     holder_of,
     holder_tags,
     is_alive,
@@ -158,6 +159,7 @@ def resume(
         claimed = True
         server.update_run(run_id, status="RUNNING")
         server.set_tags(run_id, holder_tags(ordinal))
+        forget_endings(server, run_id, run.data.tags)
         warn_of_newer_on_another_host(run)
         if launcher is not None:
             launchers.nest(server, launcher, run_id)

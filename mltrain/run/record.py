@@ -1,5 +1,6 @@
 """What a run records of itself: configuration, parameters, attempts, data, small files."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from mltrain.delivery.outbox import Outbox
 from mltrain.errors import StorageError
 from mltrain.ownership.attempts import ATTEMPTS_FILE, CONFIG_FILE
 from mltrain.ownership.hold import Hold
+from mltrain.provenance import fingerprint
 from mltrain.redaction import redacted, redacted_tree
 from mltrain.store.durable import replace_file
 from mltrain.store.retry import may_pass
@@ -20,6 +22,8 @@ from mltrain.tracking.tags import CHANGED_PREFIX, PROJECT_TAG
 
 _LONGEST_PARAMETER = 6000
 """What MLflow takes; the whole value is in the configuration among the artifacts."""
+_LONGEST_DIGEST = 36
+"""Characters of a dataset's digest that MLflow takes."""
 
 
 class Record:
@@ -66,18 +70,26 @@ class Record:
         if attempt.code.get("commit"):
             self._outbox.set_tag("mlflow.source.git.commit", attempt.code["commit"])
 
-    def data(self, places: Mapping[str, Path]) -> None:
-        """Record where the data lie and what their fingerprints are, as datasets that the UI shows and compares."""
+    def data(self, places: Mapping[str, Path], samples: Mapping[str, Path | str]) -> None:
+        """Record where the data lie and what their fingerprints are, as datasets that the UI shows and compares.
+
+        Args:
+            places: of the data that the configuration names, whose fingerprints the attempt has.
+            samples: further data: a file or folder, or a text that describes what generates them.
+        """
         digests = self._hold.attempt.data
+        found: list[tuple[str, str, Path | str]]
+        found = [(name, digests[name], place) for name, place in places.items() if name in digests]
+        found += [(name, _digest(place), place) for name, place in samples.items()]
         inputs = [
             {
                 "name": name,
-                "digest": digests[name][:36],
+                "digest": digest[:_LONGEST_DIGEST],
                 "place": redacted(str(place)),
                 "context": "evaluation" if name.startswith(("val", "test")) else "training",
+                "type": "local" if isinstance(place, Path) else "code",
             }
-            for name, place in places.items()
-            if name in digests
+            for name, digest, place in found
         ]
         if inputs:
             self._outbox.journal.log_item("inputs", "datasets", json.dumps(inputs))
@@ -113,3 +125,10 @@ class Record:
         file = self._run.home / name
         replace_file(file, json.dumps(redacted_tree(content), indent=1, default=str).encode())
         return file
+
+
+def _digest(sample: Path | str) -> str:
+    """Return the digest of sample data: of its files, or of the text that describes it."""
+    if isinstance(sample, Path):
+        return fingerprint.data({"": sample})[""]
+    return hashlib.sha256(sample.encode()).hexdigest()

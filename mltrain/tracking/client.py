@@ -127,12 +127,12 @@ class TrackingClient:
         self._retried(self.client.log_batch, run_id, metrics=[Metric(*point) for point in points])
 
     def log_datasets(self, run_id: str, datasets: Iterable[Mapping[str, str]]) -> None:
-        """Log the datasets that a run reads: ``name``, ``digest``, ``place`` and ``context`` of each."""
+        """Log the datasets that a run reads: ``name``, ``digest``, ``place``, ``context`` and ``type`` of each."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = [
             DatasetInput(
-                Dataset(raw["name"], raw["digest"], "local", json.dumps({"uri": raw["place"]})),
+                Dataset(raw["name"], raw["digest"], raw.get("type", "local"), json.dumps({"uri": raw["place"]})),
                 [InputTag("mlflow.data.context", raw["context"])],
             )
             for raw in datasets

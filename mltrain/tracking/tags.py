@@ -1,8 +1,10 @@
 """Every tag and parameter that mltrain writes to MLflow: the data model of a run.
 
-A name that ends in ``_PREFIX`` is completed by what its line says. The strings are a format: they never change.
+A name that ends in ``_PREFIX`` is completed by what its line says. The strings are a format: they never change. MLflow's pages
+hide tags that begin with ``mlflow.``, but that name is reserved for MLflow itself.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from mltrain.checkpoint.retention import Mode
@@ -42,11 +44,14 @@ ATTEMPT_PREFIX = "mltrain.attempt."
 HOLDER_TAG = "mltrain.holder"
 """JSON of the attempt and process that hold the run."""
 HEARTBEAT_TAG = "mltrain.heartbeat"
-"""``<attempt>.<count>``; the holder's heartbeat thread changes it every few seconds."""
+"""``<attempt>.<count>``; the holder's heartbeat thread changes it every few seconds, and an orderly end removes it."""
 STATUS_TAG = "mltrain.status"
 """``running``, ``finished``, ``failed`` or ``stopped``."""
 ENDED_PREFIX = "mltrain.ended."
-"""Followed by an attempt's number: how it ended. Unlike :data:`STATUS_TAG` only the attempt's own process writes it."""
+"""Followed by an attempt's number: how it ended. Unlike :data:`STATUS_TAG` only the attempt's own process writes it.
+
+A resume removes those of earlier attempts, which ``attempts.json`` records.
+"""
 ONLY_LOCAL_TAG = "mltrain.newest_only_local"
 """While the newest checkpoint is not in the artifact store: its name and the host that has it."""
 WHEN_SENT_TAG = "mltrain.status_when_sent"
@@ -73,10 +78,12 @@ LATEST_TAG = "mltrain.latest"
 """Name of the newest committed checkpoint; a run has it only after a commit."""
 BEST_TAG = "mltrain.best"
 """Name of the best committed checkpoint."""
+BEST_BY_TAG = "mltrain.best_by"
+"""``min`` or ``max``, a blank, and the metric by which checkpoints are compared."""
 BEST_METRIC_TAG = "mltrain.best_metric"
-"""The metric by which checkpoints are compared."""
+"""Of version 0.1: the metric by which checkpoints are compared."""
 BEST_MODE_TAG = "mltrain.best_mode"
-"""``min`` or ``max``: whether less or more of that metric is better."""
+"""Of version 0.1: whether less (``min``) or more (``max``) of that metric is better."""
 PIN_PREFIX = "mltrain.pin."
 """Followed by a checkpoint's name: why it is never removed. ``mltrain pin`` and forks write it."""
 DROPPED_PREFIX = "mltrain.dropped."
@@ -89,7 +96,19 @@ MADE_FROM_TAG = "mltrain.checkpoint"
 """On a LoggedModel, written by users: name of the checkpoint from which it was made."""
 
 
+def best_by(metric: str, mode: Mode) -> str:
+    """Return the text of :data:`BEST_BY_TAG`."""
+    return f"{mode} {metric}"
+
+
+def declared_best(tags: Mapping[str, str]) -> tuple[str, Mode] | None:
+    """Return the metric that decides which checkpoint is best, and its direction; ``None`` if the tags tell of none."""
+    mode, _, metric = tags.get(BEST_BY_TAG, "").partition(" ")
+    if not metric:
+        mode, metric = tags.get(BEST_MODE_TAG, "min"), tags.get(BEST_METRIC_TAG, "")
+    return (metric, "max" if mode == "max" else "min") if metric else None
+
+
 def meaning_of_best(run: Any) -> tuple[str, Mode]:
     """Return the metric that decides which checkpoint of a run is best, and whether less or more of it is better."""
-    tags = run.data.tags
-    return tags.get(BEST_METRIC_TAG, "val/loss"), "max" if tags.get(BEST_MODE_TAG) == "max" else "min"
+    return declared_best(run.data.tags) or ("val/loss", "min")

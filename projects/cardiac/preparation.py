@@ -70,6 +70,14 @@ class Config(mltrain.Config):
         values = super().resolved()
         return {key: value for key, value in values.items() if value is not None or not key.endswith("labels")}
 
+    def sample_data(self) -> dict[str, Path | str]:
+        """Return what draws the phantoms, with ``source=phantom``."""
+        if self.source != "phantom":
+            return {}
+        names = ("cases", "slices", "frames", "chronic", "seed")
+        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return {"phantoms": f"projects.cardiac.phantom_source.PhantomSource({arguments})"}
+
 
 def prepare(config: Config, to: Path) -> dict[str, float]:
     """Read, check, resample, cut and normalise every case, find end systole, split by patient, write the folder.

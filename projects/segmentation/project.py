@@ -166,6 +166,14 @@ class Config(mltrain.Config):
         """What the keys say about the values of masks."""
         return Declaration.of(self.foreground, self.void, self.classes)
 
+    def sample_data(self) -> dict[str, Path | str]:
+        """Return the folders of the sample data, without ``image_path``."""
+        if self.image_path is not None:
+            return {}
+        given = SAMPLES[self.sample]()
+        held_out = {} if self.val_image_path is not None else {f"val {self.sample}": given.val.images.parent}
+        return {self.sample: given.train.images.parent, **held_out}
+
 
 def build(config: Config) -> mltrain.Task:
     """Read the folders and make network, optimizer and schedule.

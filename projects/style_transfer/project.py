@@ -96,6 +96,14 @@ class Config(mltrain.Config):
             raise ValueError("codec=own and codec_file are given together or not at all")
         return self
 
+    def sample_data(self) -> dict[str, Path | str]:
+        """Return the folders of the sample styles, without ``image_dir``."""
+        return (
+            {}
+            if self.image_dir is not None
+            else dict(zip(("sample styles", "test styles"), sample_styles(), strict=True))
+        )
+
 
 def build(config: Config) -> mltrain.Task:
     """Read the pictures, fit the codec, and make network, optimizer and schedule.

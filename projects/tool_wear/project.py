@@ -91,6 +91,13 @@ class Config(mltrain.Config):
             class_names=self.class_names,
         )
 
+    def sample_data(self) -> dict[str, Path | str]:
+        """Return what generates the tools, without ``data_path``."""
+        if self.data_path is not None:
+            return {}
+        arguments = f"{self.windowing}, seed={self.data_seed}, cuts={self.cuts}"
+        return {"generated tools": f"projects.tool_wear.synthetic.generate({arguments})"}
+
 
 def build(config: Config) -> mltrain.Task:
     """Build network, data and evaluation; see :class:`~projects.tool_wear.learner.Learner`."""

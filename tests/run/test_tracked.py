@@ -167,3 +167,22 @@ def test_a_resume_warns_of_a_newer_checkpoint_that_another_host_alone_has(
     assert "step-000000002-a01, is on another-host only" in caplog.text
     tags = client.get_run(run_id).data.tags
     assert not [key for key in tags if "only_local" in key or "when_sent" in key]
+
+
+def test_the_tags_of_a_run_do_not_grow_with_its_attempts(uri: str) -> None:
+    """Nobody asks a run that has ended for its heartbeat, or for how attempts before the last one ended."""
+    manager = CheckpointManager(metric="val/f1", mode="max")
+    run_id = manager.run.id
+    manager.save(state(1, 1.0), metrics={"val/f1": 0.5})
+    manager.close()
+    tags = MlflowClient(uri).get_run(run_id).data.tags
+    own = {key for key in tags if key.startswith("mltrain.")}
+    names = ("best", "best_by", "birth", "ended.1", "holder", "latest", "retention", "status")
+    assert own == {f"mltrain.{name}" for name in names}
+    assert tags["mltrain.best_by"] == "max val/f1"
+    for step in (2, 3):
+        manager = CheckpointManager(run_id, metric="val/f1", mode="max")
+        manager.save(state(step, 1.0))
+        manager.close()
+    tags = MlflowClient(uri).get_run(run_id).data.tags
+    assert {key for key in tags if key.startswith("mltrain.")} == own - {"mltrain.ended.1"} | {"mltrain.ended.3"}
