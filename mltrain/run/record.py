@@ -55,10 +55,14 @@ class Record:
             StorageError: The artifact store refuses.
         """
         self.write_json(CONFIG_FILE, {"schema": 1, "project": project, "config": config})
+        self.parameters(parameters, held)
+        self._outbox.set_tag(PROJECT_TAG, project)
+
+    def parameters(self, parameters: Mapping[str, str], held: Mapping[str, str]) -> None:
+        """Record parameters, without those that the run holds already: MLflow never changes one."""
         for key, value in Names("parameter", names.key).translated(parameters).items():
             if key not in held:
                 self._outbox.journal.log_item("param", key, redacted(value)[:_LONGEST_PARAMETER])
-        self._outbox.set_tag(PROJECT_TAG, project)
 
     def attempt(self) -> None:
         """Write the list of attempts, the current one last, and what changed in it."""

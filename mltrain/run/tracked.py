@@ -164,6 +164,15 @@ class TrackedRun:
         held = self.server.run(self.id).data.params if self._launched else {}
         self.record.start(config, parameters, project, held)
 
+    def record_parameters(self, parameters: Mapping[str, str]) -> None:
+        """Record parameters; those that the run has already stay as they are.
+
+        Raises:
+            TrackingError: the server does not answer.
+        """
+        if parameters:
+            self.record.parameters(parameters, self.server.run(self.id).data.params if self.known else {})
+
     def continue_exactly_after(self, step: int) -> None:
         """Skip points beyond ``step`` that the server already has; see :meth:`Outbox.continue_exactly_after`."""
         self.outbox.continue_exactly_after(step, [attempt.ordinal for attempt in self.hold.attempts[:-1]])

@@ -1,0 +1,131 @@
+import signal
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from mltrain import RunHeld
+from mltrain.adapters.origin import Address, Origin
+from mltrain.adapters.training import Training, refuse_ranks, status_of
+from mltrain.errors import NoCheckpoint, UnsupportedValue, UsageError
+
+STATE = {"model": {"weight": torch.arange(3.0)}, "step": 1}
+
+
+def history(run_id: str, key: str) -> list[tuple[int, float]]:
+    return sorted((p.step, p.value) for p in mlflow.MlflowClient().get_metric_history(run_id, key))
+
+
+def test_a_training_begins_and_continues_in_one_run_with_each_point_once(tracking: str) -> None:
+    first = Training(metric="loss", parameters={"lr": "0.1"})
+    for step in (1, 2, 3):
+        first.log({"loss": 1.0 / step, "time": float(step)}, step, clock=("time",))
+        if step < 3:
+            first.save(STATE, step, 0, {"loss": 1.0 / step})
+    run_id = first.place
+    first.end(RuntimeError("no more memory"))
+    assert mlflow.get_run(run_id).info.status == "FAILED"
+
+    origin = Origin.read(Address(run_id[:8]))
+    assert torch.equal(origin.state["model"]["weight"], STATE["model"]["weight"])
+    second = Training(origin, metric="loss", parameters={"lr": "0.2", "new": "1"})
+    assert second.saved_step == 2
+    for step in (3, 4):
+        second.log({"loss": 1.0 / step, "time": step * 7.0}, step, clock=("time",))
+    second.save(STATE, 4, 1)
+    second.end()
+    run = mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert {key: run.data.params[key] for key in ("lr", "new")} == {"lr": "0.1", "new": "1"}
+    assert history(run_id, "loss") == [(step, 1.0 / step) for step in (1, 2, 3, 4)]
+    assert history(run_id, "time") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 28.0)]
+    assert run.data.tags["mltrain.resumed_from"] == origin.manifest.name
+
+
+def test_a_named_checkpoint_rolls_the_run_back_and_says_so(tracking: str) -> None:
+    first = Training()
+    for step in (1, 2, 3):
+        first.save(STATE, step, 0)
+    first.end()
+    second = Training(Origin.read(Address(first.place, "step:1")))
+    second.log({"loss": 0.5}, 2)
+    second.save(STATE, 2, 0)
+    second.end()
+    assert mlflow.get_run(first.place).data.tags["mltrain.rewound.2"] == "1"
+    assert Origin.read(Address(first.place)).manifest.name == "step-000000002-a02"
+
+
+def test_what_cannot_be_saved_is_refused_before_there_is_a_run(tracking: str) -> None:
+    with pytest.raises(UnsupportedValue, match="loss_fn"):
+        Training(state={"hyper_parameters": {"loss_fn": object()}})
+    with pytest.raises(UsageError, match="mode="):
+        Training(mode="least")  # type: ignore[arg-type]
+    assert mlflow.search_runs(["0"], output_format="list") == []
+
+
+def test_an_active_run_with_checkpoints_is_not_begun_anew(tracking: str) -> None:
+    with mlflow.start_run() as active:
+        training = Training()
+        training.save(STATE, 1, 0)
+        training.end()
+        tags = mlflow.get_run(active.info.run_id).data.tags
+        with pytest.raises(UsageError, match=f"continue from mltrain:{active.info.run_id}"):
+            Training()
+        assert mlflow.get_run(active.info.run_id).data.tags == tags
+        assert mlflow.get_run(active.info.run_id).info.status == "RUNNING"
+
+
+def test_a_checkpoint_saved_since_the_origin_was_read_is_not_abandoned(tracking: str) -> None:
+    first = Training()
+    first.save(STATE, 1, 0)
+    first.end()
+    stale = Origin.read(Address(first.place))
+    other = Training(Origin.read(Address(first.place)))
+    other.save(STATE, 2, 0)
+    other.end()
+    with pytest.raises(RunHeld, match="has saved step-000000002-a02"):
+        Training(stale)
+    assert mlflow.get_run(first.place).info.status == "FINISHED"
+
+
+def test_a_folder_takes_the_place_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody asks it
+    folder = tmp_path / "checkpoints"
+    training = Training(save_dir=folder)
+    training.log({"loss": 1.0}, 1)
+    training.save(STATE, 1, 1, kind="epoch")
+    training.end()
+    with pytest.raises(UsageError, match=f"continue from mltrain:{folder}"):
+        Training(save_dir=folder)
+    again = Training(Origin.read(Address(training.place)))
+    again.save(STATE, 2, 2, kind="epoch")
+    again.end()
+    assert Origin.read(Address(str(folder), "epoch:2")).manifest.step == 2
+    with pytest.raises(NoCheckpoint):
+        Origin.read(Address(str(tmp_path / "nowhere")))
+
+
+def test_requests_to_stop_wait_from_begin_to_end(tracking: str) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    training = Training()
+    signal.raise_signal(signal.SIGTERM)
+    assert training.stop.reason == "SIGTERM"
+    training.end(KeyboardInterrupt())
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert mlflow.get_run(training.place).info.status == "KILLED"
+
+
+def test_an_exception_decides_the_status() -> None:
+    assert [status_of(error) for error in (None, KeyboardInterrupt(), SystemExit(143), ValueError())] == [
+        "FINISHED",
+        "KILLED",
+        "KILLED",
+        "FAILED",
+    ]
+
+
+def test_several_processes_are_refused() -> None:
+    refuse_ranks(1, "Ignite")
+    with pytest.raises(UsageError, match="Ignite trains in 2 processes"):
+        refuse_ranks(2, "Ignite")
