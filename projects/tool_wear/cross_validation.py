@@ -26,20 +26,22 @@ from mltrain.run.naming import experiment_for
 from mltrain.signals import StopRequest
 from mltrain.tracking.client import connect
 from mltrain.tracking.places import artifacts_of
-from projects.tool_wear.project import Config, windows_of
-from projects.tool_wear.windows import UNLABELLED, split_by_tool
+from projects.tool_wear.project import Config, known_of, split_known
 
-METRICS = ("test/accuracy", "test/balanced_accuracy", "test/f1")
+SCORES = {
+    "class": ("accuracy", "balanced_accuracy", "f1"),
+    "wear": ("mae_um", "rmse_um", "coverage", "width_um"),
+}
+"""The scores of the test tool that the parent has, by target; those of baselines have their name as a suffix."""
 
 
 def folds(config: Config) -> list[tuple[str, str]]:
     """Return the tool for the test and the one that chooses the best epoch, for each fold.
 
     Raises:
-        DataError: there are fewer than three tools, or a fold's training tools lack a class; before any run is created.
+        DataError: there are fewer than three tools, or a fold cannot be trained on; before any run is created.
     """
-    windows = windows_of(config)
-    windows = windows.where(windows.labels != UNLABELLED)
+    windows = known_of(config)
     tools = windows.tool_names
     if len(tools) < 3:
         raise DataError(
@@ -48,7 +50,7 @@ def folds(config: Config) -> list[tuple[str, str]]:
         )
     found = [(tool, tools[(number + 1) % len(tools)]) for number, tool in enumerate(tools)]
     for test, val in found:
-        split_by_tool(windows, [val], [test])
+        split_known(config, windows, [val], [test])
     return found
 
 
@@ -77,7 +79,8 @@ def cross_validate(overrides: Mapping[str, str], preset: str | None = None) -> t
     request = Request(project=project, preset=preset, overrides={**overrides, "experiment": experiment}, parent=parent)
     try:
         with StopRequest() as stop:
-            rows = [_fold(request, stop, test, val) for test, val in planned]
+            shown = tuple(f"test/{score}" for score in SCORES[config.target])
+            rows = [_fold(request, stop, test, val, shown) for test, val in planned]
     except BaseException as error:
         server.set_terminated(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -95,14 +98,14 @@ def cross_validate(overrides: Mapping[str, str], preset: str | None = None) -> t
     return parent, table
 
 
-def _fold(request: Request, stop: StopRequest, test: str, val: str) -> dict[str, str | float]:
+def _fold(request: Request, stop: StopRequest, test: str, val: str, shown: tuple[str, ...]) -> dict[str, str | float]:
     tools = {"val_tools": val, "test_tools": test, "run_name": f"without {test}"}
     outcome = run_training(replace(request, overrides={**request.overrides, **tools}), stop=stop)
     if outcome.exit_code != 0:
         raise KeyboardInterrupt
     with tempfile.TemporaryDirectory() as folder:
         metrics = evaluate(outcome.run_id, to=Path(folder)).metrics
-    chosen = {name: value for name, value in metrics.items() if name in METRICS or name.startswith("test/accuracy_")}
+    chosen = {name: value for name, value in metrics.items() if name.startswith(shown)}
     return {"tool": test, "val_tool": val, "run": outcome.run_id, **chosen}
 
 

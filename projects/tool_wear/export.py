@@ -16,16 +16,21 @@ import mltrain
 from mltrain.commands.evaluate import pull
 from mltrain.errors import DataError, MltrainError, UsageError, nearest
 from mltrain.store.durable import replace_file
+from projects.tool_wear.estimates import Estimates
 from projects.tool_wear.held_out import better
+from projects.tool_wear.held_out_wear import lowest
 from projects.tool_wear.model import WearLSTM, logits_of
-from projects.tool_wear.project import Config, baselines_of, split_of
+from projects.tool_wear.project import Config, baselines_of, split_of, wear_baselines_of
+from projects.tool_wear.regressor import WearRegressor
 from projects.tool_wear.results import NETWORK, Results
+from projects.tool_wear.wear_baselines import WearBaselines
 
 BASELINE = "baseline.skops"
 """A baseline in the format of skops, from which scikit-learn's and this project's own types are read, and no others."""
 
 TRUSTED = (
     "projects.tool_wear.baselines.summary",
+    "projects.tool_wear.intervals.ConformalRegressor",
     "projects.tool_wear.rocket.RocketFeatures",
     "pyts.transformation._rocket.ROCKET",
     "sklearn.tree._tree.Tree",
@@ -35,12 +40,14 @@ TRUSTED = (
 def export(run_id: str, folder: Path, method: str | None = None) -> str:
     """Write a method into a folder, and return its name.
 
-    The network is pulled as ``mltrain pull`` does; a baseline is fitted again, on the data and with the seed of the run.
+    The network is pulled as ``mltrain pull`` does; a baseline is fitted again, on the data and with the seed of the run, and gets
+    its interval anew where wear is estimated.
 
     Args:
         run_id: the run of ``mltrain train tool_wear``.
         folder: made where it is missing.
-        method: ``LSTM`` or the name of a baseline. If ``None``, the one with the highest accuracy on the validation tools.
+        method: ``LSTM`` or the name of a baseline. If ``None``, the one with the highest accuracy, or
+            the smallest mean error of the wear, on the validation tools.
 
     Raises:
         UsageError: there is no such method.
@@ -49,11 +56,16 @@ def export(run_id: str, folder: Path, method: str | None = None) -> str:
     pulled = pull(run_id, to=folder)
     config = Config.load(base=json.loads((folder / "params.json").read_text(encoding="utf-8")))
     split = split_of(config)
-    baselines = baselines_of(config, split)
+    baselines = wear_baselines_of(config, split) if config.target == "wear" else baselines_of(config, split)
     if method is None:
-        network = WearLSTM.of(mltrain.load_best(pulled.run_id))
-        reached = Results.of(split.val, logits_of(network, split.val.signals)).accuracy
-        method = better({NETWORK: reached, **baselines.accuracy(split.val)})
+        weights = mltrain.load_best(pulled.run_id)
+        if isinstance(baselines, WearBaselines):
+            found = {name: baselines.estimates(name, split.val) for name in baselines.names}
+            found[NETWORK] = Estimates.of(WearRegressor.of(weights), split.val)
+            method = lowest({name: estimates.scores()["mae_um"] for name, estimates in found.items()})
+        else:
+            reached = Results.of(split.val, logits_of(WearLSTM.of(weights), split.val.signals)).accuracy
+            method = better({NETWORK: reached, **baselines.accuracy(split.val)})
     known = (NETWORK, *baselines.names)
     if method not in known:
         raise UsageError(f"There is no method {method!r}.{nearest(method, known)} Methods: {', '.join(known)}.")

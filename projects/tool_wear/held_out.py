@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from projects.tool_wear import figures
 from projects.tool_wear.baselines import QUICK, Baselines
 from projects.tool_wear.model import logits_of
-from projects.tool_wear.results import NETWORK, Results, accuracy_key, comparison
+from projects.tool_wear.results import NETWORK, Results, comparison, method_key
 from projects.tool_wear.windows import Split, Windows
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ class HeldOut:
             if len(windows):
                 scores |= _named(name, self._scores(windows))
                 compared[name] = self._written(windows, f"{', '.join(windows.tool_names)} ({name})", folder / name)
-                scores |= _named(name, {accuracy_key(other): value for other, value in compared[name].items()})
+                scores |= _named(
+                    name, {method_key("accuracy", other): value for other, value in compared[name].items()}
+                )
         if compared:
             write_comparison(compared, folder)
         if not len(self._split.test):

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
@@ -14,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 import mltrain
 from projects.tool_wear.kernels import Kernels
 from projects.tool_wear.model import WearLSTM, class_weights
+from projects.tool_wear.regressor import OUTPUTS, MedianError, PinballLoss, WearRegressor
 from projects.tool_wear.scaler import Scaler
 from projects.tool_wear.windows import Windows
 
@@ -68,15 +71,7 @@ class Learner:
         resume.
         """
         classes = len(train.classes)
-        scaler = Scaler.fitted(train.signals)
-        model = WearLSTM(
-            scaler,
-            classes,
-            hidden=recipe.hidden,
-            layers=recipe.layers,
-            dropout=recipe.dropout,
-            kernels=Kernels.drawn(recipe.kernels, scaler(torch.from_numpy(train.signals))) if recipe.kernels else None,
-        )
+        model = network_on(train, classes, recipe)
         weights = class_weights(train.labels, classes) if recipe.balanced else torch.ones(classes)
         step = mltrain.Supervised(
             model,
@@ -88,9 +83,66 @@ class Learner:
                 "f1": MulticlassF1Score(classes, average="macro"),
             },
         )
-        batch_size, passes = epoch_plan(len(train), recipe.batch_size, recipe.epoch_steps)
-        loader = mltrain.ResumableLoader(TrainingWindows(train, recipe.gain_jitter, passes), batch_size)
-        return cls(model, step, loader, weights)
+        return cls(model, step, loader_on(train, train.labels, recipe), weights)
+
+
+@dataclass(frozen=True)
+class WearLearner:
+    """What is trained where wear is estimated, and on what.
+
+    Attributes:
+        model: takes raw windows and gives quantiles of their wear [um].
+        step: trains it on a batch.
+        loader: the batches.
+        loss: of the quantiles, in standard deviations of the wear of the training windows.
+    """
+
+    model: WearRegressor
+    step: mltrain.Supervised
+    loader: mltrain.ResumableLoader
+    loss: PinballLoss
+
+    @classmethod
+    def on(cls, train: Windows, recipe: Recipe, coverage: float) -> Self:
+        """Return a new network with what it needs to learn the wear of these windows, with the recipe of the classes.
+
+        Args:
+            train: windows with a wear each.
+            recipe: ``balanced`` has no meaning here.
+            coverage: share of the windows between the two outer quantiles.
+        """
+        wear = torch.from_numpy(train.wear).double()
+        model = WearRegressor(network_on(train, OUTPUTS, recipe), wear.mean(), wear.std(correction=0))
+        loss = PinballLoss.around(coverage, float(model.std))
+        step = mltrain.Supervised(
+            model,
+            loss,
+            torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
+            clip=recipe.clip,
+            metrics={"mae_um": MedianError()},
+        )
+        return cls(model, step, loader_on(train, train.wear, recipe), loss)
+
+
+def network_on(train: Windows, outputs: int, recipe: Recipe) -> WearLSTM:
+    """Return a new network with a scaler, and kernels where the recipe has some, that fit these windows."""
+    scaler = Scaler.fitted(train.signals)
+    return WearLSTM(
+        scaler,
+        outputs,
+        hidden=recipe.hidden,
+        layers=recipe.layers,
+        dropout=recipe.dropout,
+        kernels=Kernels.drawn(recipe.kernels, scaler(torch.from_numpy(train.signals))) if recipe.kernels else None,
+    )
+
+
+def loader_on(
+    train: Windows, targets: NDArray[np.int64] | NDArray[np.float32], recipe: Recipe
+) -> mltrain.ResumableLoader:
+    """Return the batches of windows with their targets, shape (N,), as the recipe plans an epoch."""
+    batch_size, passes = epoch_plan(len(train), recipe.batch_size, recipe.epoch_steps)
+    return mltrain.ResumableLoader(TrainingWindows(train, targets, recipe.gain_jitter, passes), batch_size)
 
 
 def optimizer_with(
@@ -122,14 +174,21 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
     """Training windows; each time one is fetched, its channels get random gains, as sensors do when they are mounted anew.
 
     Args:
-        windows: with a class each.
+        windows: the signals.
+        targets: a class (int64) or wear [um] (float32) for each, shape (N,).
         spread: standard deviation of the relative gain; its numbers come from torch's global generator.
         passes: how often each window stands in an epoch.
     """
 
-    def __init__(self, windows: Windows, spread: float, passes: int = 1) -> None:
+    def __init__(
+        self,
+        windows: Windows,
+        targets: NDArray[np.int64] | NDArray[np.float32],
+        spread: float,
+        passes: int = 1,
+    ) -> None:
         self._signals = torch.from_numpy(windows.signals)
-        self._labels = torch.from_numpy(windows.labels)
+        self._targets = torch.from_numpy(targets)
         self._spread = spread
         self._passes = passes
 
@@ -137,7 +196,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         return len(self._signals) * self._passes
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return signals (T, C), float32, and their class, int64."""
+        """Return signals (T, C), float32, and their target, shape ()."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
@@ -145,7 +204,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
         chosen = torch.as_tensor(indices) % len(self._signals)
         signals = self._signals[chosen]
         gains = 1.0 + self._spread * torch.randn(len(chosen), 1, signals.shape[2])
-        return list(zip(signals * gains, self._labels[chosen], strict=True))
+        return list(zip(signals * gains, self._targets[chosen], strict=True))
 
 
 @contextmanager

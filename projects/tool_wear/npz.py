@@ -29,12 +29,13 @@ from projects.tool_wear.windows import UNLABELLED, Signals, Windowing, Windows, 
 Arrays = dict[str, NDArray[Any]]
 
 
-def read(file: Path, windowing: Windowing | None = None) -> Windows:
+def read(file: Path, windowing: Windowing | None = None, *, labelled: bool = True) -> Windows:
     """Read windows.
 
     Args:
         file: the archive.
         windowing: class limits for a file without ``y``, and the unit of its wear. If ``None``, the defaults.
+        labelled: whether the file has to have ``y`` or ``wear``, as it has for a training.
 
     Raises:
         DataError: the file cannot be read, or its arrays do not fit together; all that is wrong is listed.
@@ -48,7 +49,7 @@ def read(file: Path, windowing: Windowing | None = None) -> Windows:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         refuse(what, [f"it cannot be read as an NPZ file without pickled objects ({error})"])
     windowing = windowing or Windowing()
-    problems = _problems(arrays) or _in_micrometres(arrays, file, windowing)
+    problems = _missing(arrays, labelled) or _problems(arrays) or _in_micrometres(arrays, file, windowing)
     if problems:
         refuse(what, problems)
     channels = arrays["X"].shape[2]
@@ -56,7 +57,8 @@ def read(file: Path, windowing: Windowing | None = None) -> Windows:
         labels = arrays["y"].astype(np.int64)
         names = [f"class {label}" for label in range(int(labels.max(initial=0)) + 1)]
     else:
-        labels, names = windowing.labels(arrays["wear"]), list(windowing.classes)
+        wear = arrays.get("wear", np.full(len(arrays["X"]), np.nan))
+        labels, names = windowing.labels(wear), list(windowing.classes)
         arrays |= {"class_names": np.array(names), "wear_bins": np.array(windowing.bins)}
     return Windows(
         signals=_signals(arrays),
@@ -90,12 +92,17 @@ def write(file: Path, windows: Windows) -> None:
     np.savez(file, allow_pickle=False, **arrays)
 
 
+def _missing(arrays: Arrays, labelled: bool) -> list[str]:
+    missing = [name for name in ("X", "groups") if name not in arrays]
+    if labelled and not {"y", "wear"} & arrays.keys():
+        missing.insert(-1 if "groups" in missing else len(missing), "y (the class) or wear (in um)")
+    if not missing:
+        return []
+    meaning = " (the tool of each window: windows are split by tool)" if "groups" in missing else ""
+    return [f"it lacks {', '.join(missing)}{meaning}; it has {', '.join(sorted(arrays)) or 'nothing'}"]
+
+
 def _problems(arrays: Arrays) -> list[str]:
-    needed = ("X", "groups") if "wear" in arrays else ("X", "y", "groups")
-    missing = [name for name in needed if name not in arrays]
-    if missing:
-        meaning = " (the tool of each window: windows are split by tool)" if "groups" in missing else ""
-        return [f"it lacks {', '.join(missing)}{meaning}; it has {', '.join(sorted(arrays)) or 'nothing'}"]
     signals, labels = arrays["X"], arrays.get("y", np.empty(0, dtype=np.int64))
     if signals.ndim != 3 or signals.size == 0 or not np.issubdtype(signals.dtype, np.number):
         return [f"X has to hold numbers of shape (N, T, C), and has {signals.dtype} of shape {signals.shape}"]
@@ -108,7 +115,7 @@ def _problems(arrays: Arrays) -> list[str]:
         problems.append(f"y has to hold integers, and holds {labels.dtype}")
     elif labels.min(initial=0) < UNLABELLED:
         problems.append(f"y has classes below {UNLABELLED}: {labels.min()}")
-    elif "class_names" in arrays and labels.max(initial=0) >= len(arrays["class_names"]):
+    elif "class_names" in arrays and labels.max(initial=UNLABELLED) >= len(arrays["class_names"]):
         problems.append(f"y has the class {labels.max()}, and class_names only {len(arrays['class_names'])} names")
     wear = arrays.get("wear", np.empty(0))
     if not np.issubdtype(wear.dtype, np.number):
@@ -135,13 +142,19 @@ def _problems(arrays: Arrays) -> list[str]:
 
 
 def _in_micrometres(arrays: Arrays, file: Path, windowing: Windowing) -> list[str]:
-    """Convert wear, and limits in the same unit, to micrometres in place, and return what prevents it."""
+    """Convert wear, tool by tool, and limits in the same unit to micrometres in place; return what prevents it."""
     if "wear" not in arrays:
         return []
-    try:
-        wear = wear_table.micrometres(arrays["wear"].astype(np.float64), windowing.wear_unit, str(file))
-    except ValueError as error:
-        return [f"wear: {error}"]
+    wear, tools, problems = arrays["wear"].astype(np.float64), arrays["groups"].astype(np.str_), []
+    for tool in np.unique(tools):
+        try:
+            wear[tools == tool] = wear_table.micrometres(
+                wear[tools == tool], windowing.wear_unit, f"{file}, tool {tool}"
+            )
+        except ValueError as error:
+            problems.append(f"wear of tool {tool}: {error}")
+    if problems:
+        return problems
     converted = not np.array_equal(wear, arrays["wear"], equal_nan=True)
     if converted and arrays.get("wear_bins", np.empty(0)).max(initial=0.0) < wear_table.SURELY_UM:
         arrays["wear_bins"] = arrays.get("wear_bins", np.empty(0)) * 1000.0

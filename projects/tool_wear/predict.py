@@ -1,4 +1,4 @@
-"""Wear classes of recordings that nobody measured, in Python or as a command::
+"""Wear classes, or wear in micrometres, of recordings that nobody measured, in Python or as a command::
 
 mltrain pull RUN_ID --to model                        # the network; or
 python -m projects.tool_wear.export RUN_ID model      # whichever method is best on the validation tools
@@ -18,17 +18,20 @@ from safetensors.torch import load_file
 
 from mltrain.errors import DataError, MltrainError
 from projects.tool_wear import npz, phm
+from projects.tool_wear.estimates import Estimates
 from projects.tool_wear.export import BASELINE, read_baseline
 from projects.tool_wear.model import WearLSTM, logits_of
 from projects.tool_wear.project import Config
+from projects.tool_wear.regressor import WearRegressor
 from projects.tool_wear.results import Results
 from projects.tool_wear.windows import Windows
 
 
-def predict(model: Path, recordings: Path) -> Results:
-    """Classify recordings with a model that ``mltrain pull``, or an export, put into a folder.
+def predict(model: Path, recordings: Path) -> Results | Estimates:
+    """Return what a model that ``mltrain pull``, or an export, put into a folder makes of recordings.
 
-    A baseline without probabilities, such as ROCKET, gives 1 to its class and 0 to the others.
+    A model of ``target=wear`` gives :class:`~projects.tool_wear.estimates.Estimates`: wear [um] between two limits. A baseline
+    without probabilities, such as ROCKET, gives 1 to its class and 0 to the others.
 
     Args:
         model: that folder; its ``params.json`` says how recordings are cut into windows.
@@ -40,12 +43,21 @@ def predict(model: Path, recordings: Path) -> Results:
     files = sorted(model.glob("model*.safetensors"))
     if not files or not (model / "params.json").is_file():
         raise DataError(f"{model} holds no pulled model. Pull one: mltrain pull RUN_ID --to {model}")
-    network = WearLSTM.of({name: tensor for file in files for name, tensor in load_file(file).items()})
-    windowing = Config.load(base=json.loads((model / "params.json").read_text(encoding="utf-8"))).windowing
-    windows = npz.read(recordings, windowing) if recordings.is_file() else phm.read_unlabelled(recordings, windowing)
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    config = Config.load(base=json.loads((model / "params.json").read_text(encoding="utf-8")))
+    if recordings.is_file():
+        windows = npz.read(recordings, config.windowing, labelled=False)
+    else:
+        windows = phm.read_unlabelled(recordings, config.windowing)
+    regressor = WearRegressor.of(weights) if config.target == "wear" else None
+    network = regressor.network if regressor is not None else WearLSTM.of(weights)
     channels = network.scaler.mean.numel()
     if windows.signals.shape[2] != channels:
         raise DataError(f"{recordings} has {windows.signals.shape[2]} channels; the model was trained on {channels}.")
+    if regressor is not None:
+        if (model / BASELINE).exists():
+            return Estimates.by(read_baseline(model / BASELINE), windows)
+        return Estimates.of(regressor, windows)
     if len(windows.classes) != network.classes:
         windows = replace(windows, classes=tuple(f"class {label}" for label in range(network.classes)))
     if (model / BASELINE).exists():
@@ -68,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m projects.tool_wear.predict", description=predict.__doc__)
     parser.add_argument("model", type=Path, help="the folder that mltrain pull made")
     parser.add_argument("recordings", type=Path, help="a folder in the layout of PHM 2010, or an NPZ file")
-    parser.add_argument("table", type=Path, help="the CSV file to write: a row a window, with all probabilities")
+    parser.add_argument(
+        "table", type=Path, help="the CSV file to write: a row a window, with all probabilities or limits"
+    )
     given = parser.parse_args(arguments)
     try:
         table = predict(given.model, given.recordings).predictions()

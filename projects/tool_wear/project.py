@@ -4,9 +4,12 @@
 file. Every key is explained in ``config.yaml``.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
+import numpy as np
 import platformdirs
 from pydantic import Field, field_validator, model_validator
 
@@ -14,18 +17,24 @@ import mltrain
 from projects.tool_wear import npz, phm, synthetic
 from projects.tool_wear.baselines import Baselines
 from projects.tool_wear.held_out import HeldOut
-from projects.tool_wear.learner import Learner, Recipe
-from projects.tool_wear.windows import UNLABELLED, Split, Windowing, Windows, split_by_tool
+from projects.tool_wear.held_out_wear import HeldOutWear
+from projects.tool_wear.intervals import least_windows
+from projects.tool_wear.learner import Learner, Recipe, WearLearner
+from projects.tool_wear.wear_baselines import WearBaselines
+from projects.tool_wear.windows import UNLABELLED, Split, Windowing, Windows, refuse, split_by_tool
 
 SYNTHETIC_VAL, SYNTHETIC_TEST = ("c5",), ("c6",)
 
 
 class Config(mltrain.Config):
-    """What the tool wear classifier has to know."""
+    """What tool wear has to know."""
 
     num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
     epochs: int = Field(25, ge=0, description="The total, also when a run is resumed.")
     early_stopping_patience: int | None = Field(10, ge=1, description="Evaluations without a lower val/loss.")
+
+    target: Literal["class", "wear"] = Field("class", description="What is learnt: wear classes, or the wear in um.")
+    coverage: float = Field(0.9, ge=0.01, le=0.99, description="Share of windows in the interval of target=wear.")
 
     data_path: Path | None = Field(None, description="A PHM-2010 folder or an NPZ file. Default: generated tools.")
     cache_path: Path | None = Field(None, description="Where windows of a folder are kept. Default: the user's cache.")
@@ -101,9 +110,16 @@ class Config(mltrain.Config):
 
 def build(config: Config) -> mltrain.Task:
     """Build network, data and evaluation; see :class:`~projects.tool_wear.learner.Learner`."""
-    split = split_of(config)
-    learner = Learner.on(split.train, Recipe.of(config))
-    held_out = HeldOut(learner.model, split, learner.weights, baselines_of(config, split))
+    split, recipe = split_of(config), Recipe.of(config)
+    learner: Learner | WearLearner
+    held_out: HeldOut | HeldOutWear
+    if config.target == "wear":
+        learner = WearLearner.on(split.train, recipe, config.coverage)
+        baselines = wear_baselines_of(config, split)
+        held_out = HeldOutWear(learner.model, split, learner.loss, baselines, config.coverage)
+    else:
+        learner = Learner.on(split.train, recipe)
+        held_out = HeldOut(learner.model, split, learner.weights, baselines_of(config, split))
     return mltrain.Task(
         learner.step,
         learner.loader,
@@ -114,21 +130,66 @@ def build(config: Config) -> mltrain.Task:
 
 
 def baselines_of(config: Config, split: Split) -> Baselines:
-    """Return the simple methods that the network is compared with."""
+    """Return the simple methods that a classifier is compared with."""
     return Baselines(split.train, config.data_seed, config.rocket_kernels)
 
 
+def wear_baselines_of(config: Config, split: Split) -> WearBaselines:
+    """Return the simple methods that a regression of wear is compared with."""
+    return WearBaselines(split, config.coverage, config.data_seed, config.rocket_kernels)
+
+
 def split_of(config: Config) -> Split:
-    """Return the windows that a configuration names, split by tool; windows without a class are left out.
+    """Return the windows that a configuration names, split by tool; windows without the target are left out.
 
     Raises:
         DataError: they cannot be read, or not be split like this.
     """
-    windows = windows_of(config)
     val, test = config.val_tools, config.test_tools
     if config.data_path is None and not (val or test):
         val, test = SYNTHETIC_VAL, SYNTHETIC_TEST
-    return split_by_tool(windows.where(windows.labels != UNLABELLED), val, test)
+    return split_known(config, known_of(config), val, test)
+
+
+def known_of(config: Config) -> Windows:
+    """Return the windows that a configuration names and whose target, class or wear, is known.
+
+    Raises:
+        DataError: they cannot be read, or there are none.
+    """
+    windows = windows_of(config)
+    if config.target == "class":
+        return windows.where(windows.labels != UNLABELLED)
+    without = replace(windows, classes=(), labels=np.full(len(windows), UNLABELLED))
+    known = without.where(~np.isnan(windows.wear))
+    if not len(known):
+        refuse(
+            "target=wear cannot be learnt",
+            [
+                f"{config.data_path} has no wear. Expected the array wear (N,) [um] in an NPZ file, or wear tables in a "
+                "folder. Try: target=class"
+            ],
+        )
+    return known
+
+
+def split_known(config: Config, windows: Windows, val: Sequence[str], test: Sequence[str]) -> Split:
+    """Split the windows of :func:`known_of` into those of the named tools, and all others to train on.
+
+    Raises:
+        DataError: they cannot be split like this, or too few are left to calibrate an interval.
+    """
+    split = split_by_tool(windows, val, test)
+    least = least_windows(config.coverage)
+    if config.target == "wear" and len(split.val) < least:
+        refuse(
+            "The interval of the wear cannot be calibrated",
+            [
+                f"the validation tools {', '.join(split.val.tool_names)} have {len(split.val)} windows, and a coverage of "
+                f"{config.coverage:g} needs {least}. Try: a lower coverage, more val_tools, or more windows_per_cut"
+            ],
+        )
+    return split
 
 
 def windows_of(config: Config) -> Windows:

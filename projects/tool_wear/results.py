@@ -108,6 +108,6 @@ def comparison(accuracy: float, baselines: Mapping[str, float]) -> str:
     return f"{NETWORK} {accuracy:.3f} ({others})"
 
 
-def accuracy_key(method: str) -> str:
-    """Return the metric that holds the accuracy of a method: that of the network has no suffix."""
-    return "accuracy" if method == NETWORK else f"accuracy_{method.lower().replace(' ', '_')}"
+def method_key(score: str, method: str) -> str:
+    """Return the metric that holds a score of a method: that of the network has no suffix."""
+    return score if method == NETWORK else f"{score}_{method.lower().replace(' ', '_')}"

@@ -19,7 +19,7 @@ RECIPE = Recipe.of(Config(hidden=8, batch_size=16, lr=2e-2))
 
 def test_jitter_changes_gains_by_the_wanted_spread_and_nothing_else(small: Windows) -> None:
     torch.manual_seed(0)
-    jittered, plain = TrainingWindows(small, 0.1), TrainingWindows(small, 0.0)
+    jittered, plain = TrainingWindows(small, small.labels, 0.1), TrainingWindows(small, small.labels, 0.0)
     chosen = list(range(len(small)))
     ratios = torch.stack([j[0] for j in jittered.__getitems__(chosen)]) / torch.stack(
         [p[0] for p in plain.__getitems__(chosen)]
@@ -34,7 +34,7 @@ def test_jitter_changes_gains_by_the_wanted_spread_and_nothing_else(small: Windo
 
 
 def test_the_same_random_numbers_give_the_same_batch(small: Windows) -> None:
-    windows = TrainingWindows(small, 0.1)
+    windows = TrainingWindows(small, small.labels, 0.1)
     batches = []
     for seed in (3, 3, 4):
         with own_rng(seed):

@@ -62,7 +62,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, small: Windows) -> None:
     ("changes", "expected"),
     [
         ({"groups": None}, r"lacks groups \(the tool of each window"),
-        ({"X": None, "y": None}, "lacks X, y; it has groups"),
+        ({"X": None, "y": None}, r"lacks X, y \(the class\) or wear \(in um\); it has groups"),
         ({"X": np.zeros((6, 5), np.float32)}, r"shape \(N, T, C\), and has float32 of shape \(6, 5\)"),
         ({"X": np.zeros((0, 5, 2), np.float32)}, r"shape \(0, 5, 2\)"),
         ({"y": np.zeros(6)}, "y has to hold integers, and holds float64"),
@@ -111,6 +111,23 @@ def test_wear_in_millimetres_and_its_limits_are_converted(tmp_path: Path) -> Non
     windows = npz.read(saved(tmp_path, wear=wear, wear_bins=np.array([0.09, 0.14])))
     np.testing.assert_allclose(windows.wear, wear * 1000, rtol=1e-6)
     assert windows.bins == (90.0, 140.0)
+
+
+def test_the_unit_of_wear_is_recognised_tool_by_tool(tmp_path: Path) -> None:
+    groups = np.array(["T1", "T1", "T1", "T2", "T2", "T2"])
+    wear = np.array([20.0, 95.0, 150.0, 0.02, 0.095, 0.15])
+    windows = npz.read(saved(tmp_path, y=None, groups=groups, wear=wear))
+    np.testing.assert_allclose(windows.wear, [20, 95, 150, 20, 95, 150], rtol=1e-6)
+    assert windows.labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_windows_that_nobody_measured_are_read_to_be_predicted(tmp_path: Path) -> None:
+    file = saved(tmp_path, y=None)
+    with pytest.raises(DataError, match=r"lacks y \(the class\) or wear \(in um\)"):
+        npz.read(file)
+    windows = npz.read(file, labelled=False)
+    assert windows.labels.tolist() == [-1] * 6
+    assert np.isnan(windows.wear).all()
 
 
 def test_windows_of_unequal_length_are_padded_and_come_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from mltrain.errors import DataError, UsageError
 from projects.tool_wear import ToolWearClassifier, npz
 from projects.tool_wear.export import export
 from projects.tool_wear.predict import predict
-from projects.tool_wear.project import Config, baselines_of, split_of
+from projects.tool_wear.project import Config, baselines_of, split_of, wear_baselines_of
 from tests.support.equality import same
 from tests.support.workplace import Workplace
 
@@ -80,6 +80,34 @@ def test_the_better_method_is_exported_and_predicts_without_pickles(
     assert not (folder / "baseline.skops").exists()
     with pytest.raises(UsageError, match="Methods: LSTM, majority"):
         export(done.run_id, folder, "forest")
+
+
+def test_wear_is_learnt_pulled_exported_and_predicted_with_its_interval(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = workplace.mltrain(*TINY, "target=wear", "coverage=0.8")
+    assert done.code == 0, done.err
+    evaluated = workplace.mltrain("evaluate", done.run_id, "--to", "report", "--json")
+    assert evaluated.code == 0, evaluated.err
+    metrics = evaluated.json["metrics"]
+    table = pd.read_csv(workplace.folder / "report" / "test" / "predictions.csv")
+    for name in ("MLFLOW_TRACKING_URI", "MLTRAIN_HOME"):
+        monkeypatch.setenv(name, workplace.environment[name])
+    folder, columns = workplace.folder / "model", ["lower_um", "predicted_um", "upper_um"]
+
+    assert export(done.run_id, folder, "LSTM") == "LSTM"
+    config = Config.load(base=json.loads((folder / "params.json").read_text()))
+    split = split_of(config)
+    npz.write(workplace.folder / "test.npz", split.test)
+    again = predict(folder, workplace.folder / "test.npz")
+    np.testing.assert_allclose(again.predictions()[columns], table[columns], rtol=1e-4)
+    assert again.scores()["coverage"] == pytest.approx(metrics["test/coverage"], abs=0.02)
+
+    assert export(done.run_id, folder, "ridge") == "ridge"
+    expected = wear_baselines_of(config, split).estimates("ridge", split.test).predictions()
+    np.testing.assert_allclose(predict(folder, workplace.folder / "test.npz").predictions()[columns], expected[columns])
+    best = min(("", "_mean", "_ridge", "_random_forest"), key=lambda name: metrics[f"val/mae_um{name}"])
+    assert export(done.run_id, folder).lower().replace(" ", "_") == (best.removeprefix("_") or "lstm")
 
 
 @pytest.fixture

@@ -1,0 +1,97 @@
+"""The network that estimates wear in micrometres: the classifier's layers with three quantiles as outputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.regression import MeanAbsoluteError
+
+from mltrain.errors import StateMismatch
+from mltrain.restoring.modules import fitted
+from projects.tool_wear.model import WearLSTM
+
+OUTPUTS = 3
+"""The lower quantile, the median, and the upper quantile."""
+
+MEDIAN = 1
+"""The place of the median among the outputs."""
+
+
+class WearRegressor(nn.Module):
+    """Estimates quantiles of the wear of a window: the median, and one on either side of it that never crosses it.
+
+    Args:
+        network: three outputs for raw signals.
+        mean: of the wear of the training windows [um], shape ().
+        std: its standard deviation [um], shape (); 0 counts as 1.
+
+    Attributes:
+        margin: by how much the outer quantiles are moved outwards to make an interval [um], shape (); an evaluation sets it
+            from the validation windows, and it is saved with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+    margin: Tensor
+
+    def __init__(self, network: WearLSTM, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean.clone().float())
+        self.register_buffer("std", torch.where(std > 0, std, torch.ones_like(std)).float())
+        self.register_buffer("margin", torch.zeros(()))
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor]) -> Self:
+        """Return a network with these weights, as its ``state_dict`` names them; its sizes are read off their shapes.
+
+        Raises:
+            StateMismatch: they are not the weights of such a network.
+        """
+        inner = {name.removeprefix("network."): one for name, one in weights.items() if name.startswith("network.")}
+        if missing := [name for name in ("mean", "std", "margin") if name not in weights]:
+            raise StateMismatch("the network that estimates tool wear", missing=missing)
+        model = cls(WearLSTM.of(inner), weights["mean"], weights["std"])
+        model.load_state_dict(fitted(weights, model))
+        return model
+
+    def forward(self, signals: Tensor) -> Tensor:
+        """Return lower quantile, median and upper quantile [um], shape (N, 3), for raw signals (N, T, C)."""
+        below, median, above = self.network(signals).unbind(dim=1)
+        quantiles = torch.stack([median - F.softplus(below), median, median + F.softplus(above)], dim=1)
+        return self.mean + self.std * quantiles
+
+
+@dataclass(frozen=True)
+class PinballLoss:
+    """The mean quantile loss over the outputs (Koenker and Bassett, "Regression Quantiles", Econometrica 46, 1978).
+
+    Attributes:
+        levels: the quantile that each output estimates, from 0 to 1.
+        unit: the loss is given in multiples of this wear [um].
+    """
+
+    levels: tuple[float, ...]
+    unit: float
+
+    @classmethod
+    def around(cls, coverage: float, unit: float) -> Self:
+        """Return the loss of a median with an interval that leaves the same share out on either side."""
+        return cls(((1.0 - coverage) / 2.0, 0.5, (1.0 + coverage) / 2.0), unit)
+
+    def __call__(self, quantiles: Tensor, wear: Tensor) -> Tensor:
+        """Return the loss, shape (), of quantiles (N, levels) for wear (N,), both in um."""
+        levels = torch.tensor(self.levels, device=quantiles.device)
+        excess = (wear[:, None] - quantiles.float()) / self.unit
+        return torch.maximum(levels * excess, (levels - 1.0) * excess).mean()
+
+
+class MedianError(MeanAbsoluteError):
+    """Mean absolute error of the median."""
+
+    def update(self, preds: Tensor, target: Tensor) -> Any:
+        """Take quantiles (N, 3) and wear (N,) into account, both in um."""
+        return super().update(preds[:, MEDIAN].contiguous(), target)

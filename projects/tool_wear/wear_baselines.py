@@ -1,0 +1,72 @@
+"""What simple methods reach when wear is estimated in micrometres: the measure of what the network adds."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.dummy import DummyRegressor
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from projects.tool_wear.baselines import summary
+from projects.tool_wear.estimates import Estimates
+from projects.tool_wear.intervals import ConformalRegressor
+from projects.tool_wear.rocket import RocketFeatures
+from projects.tool_wear.windows import Split, Windows
+
+QUICK = ("mean", "ridge", "random forest")
+"""Baselines that cost next to nothing; the pictures of every epoch name them."""
+
+_STRENGTHS = np.logspace(-3, 3, 10)
+
+
+class WearBaselines:
+    """Simple regressors, each fitted on the training windows, and given an interval on the validation windows, when asked for.
+
+    ``mean`` is that of the training windows; ``ridge`` and ``random forest`` see mean, standard deviation and maximum of each
+    channel; ``ROCKET`` is ridge regression on random convolution kernels
+    (:class:`~projects.tool_wear.rocket.RocketFeatures`).
+
+    Args:
+        split: windows with a wear each.
+        coverage: share of windows that an interval has to cover.
+        seed: of random forest and kernels.
+        kernels: of ROCKET; 0 leaves it out.
+
+    Attributes:
+        names: of all baselines.
+    """
+
+    def __init__(self, split: Split, coverage: float, seed: int = 0, kernels: int = 2000) -> None:
+        self.names = (*QUICK, "ROCKET") if kernels else QUICK
+        self._split = split
+        self._coverage = coverage
+        self._seed = seed
+        self._kernels = kernels
+        self._fitted: dict[str, ConformalRegressor] = {}
+
+    def fitted(self, name: str) -> ConformalRegressor:
+        """Return a baseline that takes raw windows (N, T, C) and gives wear [um] with an interval."""
+        if name not in self._fitted:
+            train, val = self._split.train, self._split.val
+            regressor = _new(name, self._seed, self._kernels).fit(train.signals, train.wear.astype(np.float64))
+            self._fitted[name] = ConformalRegressor.calibrated(
+                regressor, val.signals, val.wear.astype(np.float64), self._coverage
+            )
+        return self._fitted[name]
+
+    def estimates(self, name: str, windows: Windows) -> Estimates:
+        """Return what a baseline estimates for windows."""
+        return Estimates.by(self.fitted(name), windows)
+
+
+def _new(name: str, seed: int, kernels: int) -> Any:
+    if name == "ROCKET":
+        return make_pipeline(RocketFeatures(kernels, seed), StandardScaler(), RidgeCV(alphas=_STRENGTHS))
+    summarised = FunctionTransformer(summary)
+    if name == "ridge":
+        return make_pipeline(summarised, StandardScaler(), RidgeCV(alphas=_STRENGTHS))
+    if name == "random forest":
+        return make_pipeline(summarised, RandomForestRegressor(n_estimators=200, random_state=seed, n_jobs=1))
+    return make_pipeline(summarised, DummyRegressor(strategy="mean"))
