@@ -35,6 +35,8 @@ SAVES, STEPS_BETWEEN = 6, 14
 class Contestant(Protocol):
     """A way of saving."""
 
+    def prepare(self, state: Mapping[str, Any]) -> None: ...
+
     def save(self, state: Mapping[str, Any], step: int) -> None: ...
 
     def busy(self) -> bool: ...
@@ -57,6 +59,9 @@ class Ours:
         mlflow.create_experiment("stall", artifact_location=str(folder / "artifacts"))
         os.environ["MLFLOW_EXPERIMENT_NAME"] = "stall"
         self._manager = CheckpointManager(max_to_keep=SAVES + 1)
+
+    def prepare(self, state: Mapping[str, Any]) -> None:
+        self._manager.prepare(state)
 
     def save(self, state: Mapping[str, Any], step: int) -> None:
         self._manager.save(state, step=step)
@@ -108,6 +113,8 @@ class SaveAndLog:
         experiment = mlflow.create_experiment("stall", artifact_location=str(folder / "artifacts"))
         mlflow.start_run(experiment_id=experiment)
 
+    def prepare(self, state: Mapping[str, Any]) -> None: ...
+
     def save(self, state: Mapping[str, Any], step: int) -> None:
         file = self._folder / "checkpoint.pt"
         torch.save(state, file)
@@ -134,6 +141,8 @@ class AsyncSave:
         dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
         self._folder, self._count = folder, 0
         self._future: Any = None
+
+    def prepare(self, state: Mapping[str, Any]) -> None: ...
 
     def save(self, state: Mapping[str, Any], step: int) -> None:
         import torch.distributed.checkpoint as dcp
@@ -215,6 +224,9 @@ def contest(name: str, megabytes: int) -> dict[str, Any]:
     steps: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as place:
         contestant = MAKERS[name](Path(place), training.optimizer)
+        contestant.prepare(training.state())
+        for _ in range(STEPS_BETWEEN):
+            training.step()
         for _ in range(SAVES):
             began = time.perf_counter()
             contestant.save(training.state(), training.steps)

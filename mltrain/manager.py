@@ -24,6 +24,7 @@ from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode, Policy
 from mltrain.checkpoint.settings import DEFAULT_METRIC, Settings, refuse_unless
+from mltrain.checkpoint.snapshot import prepare
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.device import usable
@@ -203,6 +204,20 @@ class CheckpointManager:
             )
         count, measured = Count.of(state, step, epoch), floats(metrics or {}, "save(metrics=)")
         return self._drafts.save(state, count, kind, measured, best=best, extra=extra, data=data or {})
+
+    def prepare(self, state: Mapping[str, Any]) -> None:
+        """Take host memory in the background for saves of states like this one; copies nothing.
+
+        Without it the first save takes the memory, which lasts several times as long as the copy. Call it once, after the
+        first ``optimizer.step()``, when the optimizer has its state; :class:`~mltrain.Trainer` does.
+
+        Args:
+            state: as for :meth:`save`; values may be any.
+
+        Raises:
+            UnsupportedValue: the state holds something that is not plain data.
+        """
+        prepare(state, self._drafts.buffers)
 
     def save_epoch_checkpoint(
         self, state: Mapping[str, Any], epoch: int, metrics: Mapping[str, float] | None = None

@@ -26,8 +26,9 @@ import torch
 from mltrain import device as devices
 from mltrain.checkpoint.codec import decode, encode
 from mltrain.checkpoint.finite import nonfinite
+from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import Kind
-from mltrain.checkpoint.snapshot import HostBuffers, snapshot
+from mltrain.checkpoint.snapshot import snapshot
 from mltrain.commands.result import Outcome, Silence
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request

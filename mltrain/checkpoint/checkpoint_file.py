@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from mltrain.checkpoint import codec
+from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import FILE_NAME, Manifest
-from mltrain.checkpoint.snapshot import HostBuffers, snapshot
+from mltrain.checkpoint.snapshot import snapshot
 from mltrain.checkpoint.store import PARAMS
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint
 from mltrain.provenance import fingerprint

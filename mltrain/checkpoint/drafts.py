@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mltrain.checkpoint.committer import Committer
+from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import (
     LARGEST_COUNT,
     CheckpointId,
@@ -25,7 +26,7 @@ from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import metrics_of
 from mltrain.checkpoint.settings import DEFAULT_METRIC, Settings
-from mltrain.checkpoint.snapshot import HostBuffers, snapshot
+from mltrain.checkpoint.snapshot import snapshot
 from mltrain.errors import UsageError, nearest
 from mltrain.provenance import fingerprint
 
@@ -81,7 +82,7 @@ class Drafts:
         self._reader = reader
         self._committer = committer
         self._expected = expected
-        self._buffers = HostBuffers()
+        self.buffers = HostBuffers()
         self._versions = fingerprint.versions()
         self._saved: list[tuple[Manifest, Count]] = []  # the last few of the present line
         self._steps: set[int] = set()  # those that this attempt has saved
@@ -137,7 +138,7 @@ class Drafts:
         draft = self._draft(state, count, kind, metrics, data, best=best)
         if by_hand:
             self._expected.check(metrics)
-        self._committer.commit(snapshot(state, self._buffers), draft, extra or {})
+        self._committer.commit(snapshot(state, self.buffers), draft, extra or {})
         self._saved = [*self._saved[-_REMEMBERED:], (draft, count)]
         self._steps.add(draft.step)
         return draft.id

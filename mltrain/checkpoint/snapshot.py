@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.pytree import flatten, is_dense
 from mltrain.errors import StorageError
 
@@ -133,48 +134,6 @@ class Snapshot:
     rest: Rest = field(default_factory=Rest)
 
 
-class HostBuffers:
-    """Host memory that a snapshot is copied into, kept from checkpoint to checkpoint.
-
-    One snapshot at a time lives in it: the caller lets go of the last one before it takes the next.
-
-    Args:
-        cuda: says whether there are CUDA devices, and waits for one.
-        pin: whether the memory is page-locked. If ``None``, it is where there is a CUDA device.
-    """
-
-    def __init__(self, cuda: Any = torch.cuda, *, pin: bool | None = None) -> None:
-        self._cuda = cuda
-        self._late = cuda.is_available()  # copies from a GPU are queued, and waited for once
-        self._pinned = self._late if pin is None else pin
-        self._kept: dict[str, Tensor] = {}
-
-    def copy(self, tensors: Mapping[str, Tensor], rest: Rest | None = None) -> dict[str, Tensor]:
-        """Copy tensors of any device into the buffers and return these, each as dense as its original.
-
-        Args:
-            tensors: by name.
-            rest: takes over those that may be copied late.
-        """
-        copies = {}
-        queued = set()
-        for name, tensor in tensors.items():
-            buffer = self._kept.pop(name, None)
-            if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
-                buffer = None  # before another one is taken: never both at once
-                with torch.inference_mode(False):  # else it could not be written to anywhere else
-                    buffer = torch.empty_like(tensor, device="cpu", pin_memory=self._pinned)
-            copies[name] = buffer
-            if rest is None or not rest.takes(buffer, tensor):
-                late = self._late and tensor.device.type == "cuda"
-                buffer.copy_(tensor, non_blocking=late)
-                queued |= {tensor.device} if late else set()
-        for device in queued:  # each has queues of its own: waiting for the current device waits for no other
-            self._cuda.synchronize(device)
-        self._kept = copies
-        return dict(copies)
-
-
 class LateCopy:
     """Lets parameters and state of optimizers be copied late, and makes every optimizer of this process wait for it.
 
@@ -253,10 +212,25 @@ def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
     Raises:
         UnsupportedValue: something is neither; the message names the path to it. Nothing has been copied then.
     """
-    weights = next((name for name in WEIGHTS_NAMES if _is_weights(state.get(name))), None)
+    weights = _weights(state)
     flat = flatten(state, weights)
     rest = state.late.begin() if isinstance(state, LateState) else Rest()
-    return Snapshot(flat.tree, buffers.copy(flat.tensors, rest), weights, tuple(str(name) for name in state), rest)
+    return Snapshot(
+        flat.tree, buffers.copy(flat.tensors, rest.takes), weights, tuple(str(name) for name in state), rest
+    )
+
+
+def prepare(state: Mapping[str, Any], buffers: HostBuffers) -> None:
+    """Take memory in the background for the snapshots of states like this one.
+
+    Raises:
+        UnsupportedValue: as for :func:`snapshot`.
+    """
+    buffers.prepare(flatten(state, _weights(state)).tensors)
+
+
+def _weights(state: Mapping[str, Any]) -> str | None:
+    return next((name for name in WEIGHTS_NAMES if _is_weights(state.get(name))), None)
 
 
 def _is_weights(part: Any) -> bool:

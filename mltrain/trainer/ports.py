@@ -56,6 +56,15 @@ class HasPeek(Protocol):
         ...
 
 
+@runtime_checkable
+class HasPrepare(Protocol):
+    """A saver that needs memory, and takes it before the first save."""
+
+    def prepare(self, state: Mapping[str, Any]) -> None:
+        """Take what saving a state like this one needs, in the background."""
+        ...
+
+
 Source = Callable[[], Mapping[str, Any]]
 """Reads, verified, the parts of the checkpoint of another run that a training began from."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.snapshot import LateCopy
 from mltrain.errors import NonFiniteLoss
-from mltrain.trainer.ports import HasFailure, HasPeek, Saver, Source, Stop
+from mltrain.trainer.ports import HasFailure, HasPeek, HasPrepare, Saver, Source, Stop
 from mltrain.trainer.training import Training
 
 
@@ -36,6 +36,7 @@ class Saving:
         self._saver = saver
         self._source = source
         self._failing = saver if isinstance(saver, HasFailure) else None
+        self._unprepared = saver if isinstance(saver, HasPrepare) else None
 
     @property
     def unsaved(self) -> bool:
@@ -69,6 +70,9 @@ class Saving:
             self.save("epoch" if epoch_ended else "step", measured, training.late)
         elif stop.requested:
             self.save("interrupted", measured)
+        elif self._unprepared is not None:  # after the first step, when the optimizers have their state
+            self._unprepared.prepare(training.state_dict())
+            self._unprepared = None
 
     def save(self, kind: Kind, measured: Mapping[str, float], late: LateCopy | None = None) -> None:
         """Save the present state.

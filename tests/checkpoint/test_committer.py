@@ -17,13 +17,14 @@ from torch import nn
 
 from mltrain.checkpoint.codec import encode
 from mltrain.checkpoint.committer import Committer
+from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import Manifest, Point, now
 from mltrain.checkpoint.policies import Latest
 from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.settings import Settings
-from mltrain.checkpoint.snapshot import HostBuffers, snapshot
+from mltrain.checkpoint.snapshot import snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import UnsupportedValue

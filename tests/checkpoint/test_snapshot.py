@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
+from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.policies import Latest
-from mltrain.checkpoint.snapshot import HostBuffers, LateCopy, Rest, snapshot
+from mltrain.checkpoint.snapshot import LateCopy, Rest, snapshot
 from mltrain.data import ResumableLoader
 from mltrain.errors import UnsupportedValue
 from mltrain.rng import seed_everything
@@ -23,7 +24,6 @@ from mltrain.testing import MemoryTracker, StopAt
 from mltrain.trainer.loop import Trainer
 from tests.support import tiny
 from tests.support.equality import same
-from tests.support.fake_cuda import Cuda, OnCuda, OnSecond
 from tests.support.runs import FolderRun
 from tests.support.waiting import eventually, let_pass
 
@@ -53,29 +53,6 @@ def test_a_snapshot_shares_no_memory_with_the_training() -> None:
 )
 def test_the_part_that_is_the_weights_is_found_by_its_name(state: dict[str, Any], weights: str | None) -> None:
     assert snapshot(state, HostBuffers()).weights == weights
-
-
-def test_host_memory_is_used_again_from_one_snapshot_to_the_next() -> None:
-    buffers = HostBuffers()
-    first = buffers.copy({"w": torch.ones(8)})["w"].data_ptr()
-    second = buffers.copy({"w": torch.zeros(8)})
-    assert second["w"].data_ptr() == first
-    assert not second["w"].any()
-    assert buffers.copy({"w": torch.zeros(9)})["w"].shape == (9,)
-    assert buffers.copy({"w": torch.zeros(9, dtype=torch.float64)})["w"].dtype is torch.float64
-
-
-def test_a_snapshot_waits_for_every_device_that_it_copied_from() -> None:
-    cuda = Cuda()
-    one, two, here = torch.ones(2).as_subclass(OnCuda), torch.ones(2).as_subclass(OnSecond), torch.ones(2)
-    buffers = HostBuffers(cuda, pin=False)
-    buffers.copy({"here": here})
-    assert cuda.waited == []
-    buffers.copy({"two": two, "here": here})
-    assert cuda.waited == [torch.device("cuda:1")]
-    cuda.waited.clear()
-    buffers.copy({"one": one, "two": two, "again": two})
-    assert sorted(cuda.waited, key=str) == [torch.device("cuda:0"), torch.device("cuda:1")]
 
 
 def test_a_refused_snapshot_leaves_the_buffers_as_they_were() -> None:

@@ -1,0 +1,85 @@
+"""Host memory that snapshots are copied into."""
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PAGE = 4096
+"""Bytes that one write maps, or more."""
+
+
+def _never(buffer: Tensor, tensor: Tensor) -> bool:
+    return False
+
+
+class HostBuffers:
+    """Host memory that a snapshot is copied into, kept from checkpoint to checkpoint.
+
+    One snapshot at a time lives in it: the caller lets go of the last one before it takes the next. The system maps fresh
+    memory page by page when it is first written to, which takes longer than the copy; :meth:`prepare` does that beforehand.
+
+    Args:
+        cuda: says whether there are CUDA devices, and waits for one.
+        pin: whether the memory is page-locked. If ``None``, it is where there is a CUDA device.
+    """
+
+    def __init__(self, cuda: Any = torch.cuda, *, pin: bool | None = None) -> None:
+        self._cuda = cuda
+        self._queues = cuda.is_available()  # copies from a GPU are queued, and waited for once
+        self._pinned = self._queues if pin is None else pin
+        self._kept: dict[str, Tensor] = {}
+        self._preparing: threading.Thread | None = None
+        self._enough = threading.Event()
+
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take memory for tensors like these on a thread of its own; a copy that comes earlier takes the rest itself."""
+        if self._kept or self._preparing is not None:
+            return
+        alike = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        self._preparing = threading.Thread(target=self._prepare, args=(alike,), name="mltrain-memory", daemon=True)
+        self._preparing.start()
+
+    def _prepare(self, alike: Mapping[str, Tensor]) -> None:
+        with suppress(RuntimeError):  # no memory: the copy itself reports it, if it is still so then
+            for name, tensor in alike.items():
+                if self._enough.is_set():
+                    return
+                buffer = self._taken_like(tensor)
+                whole = torch.empty(0, dtype=torch.uint8).set_(buffer.untyped_storage())
+                whole[::_PAGE].zero_()
+                self._kept[name] = buffer
+
+    def _taken_like(self, tensor: Tensor) -> Tensor:
+        with torch.inference_mode(False):  # else it could not be written to anywhere else
+            return torch.empty_like(tensor, device="cpu", pin_memory=self._pinned)
+
+    def copy(self, tensors: Mapping[str, Tensor], late: Callable[[Tensor, Tensor], bool] = _never) -> dict[str, Tensor]:
+        """Copy tensors of any device into the buffers and return these, each as dense as its original.
+
+        Args:
+            tensors: by name.
+            late: asked with each buffer and tensor whether it takes this copy over.
+        """
+        if self._preparing is not None:
+            self._enough.set()
+            self._preparing.join()
+        copies = {}
+        queued = set()
+        for name, tensor in tensors.items():
+            buffer = self._kept.pop(name, None)
+            if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
+                buffer = None  # before another one is taken: never both at once
+                buffer = self._taken_like(tensor)
+            copies[name] = buffer
+            if not late(buffer, tensor):
+                queues = self._queues and tensor.device.type == "cuda"
+                buffer.copy_(tensor, non_blocking=queues)
+                queued |= {tensor.device} if queues else set()
+        for device in queued:  # each has queues of its own: waiting for the current device waits for no other
+            self._cuda.synchronize(device)
+        self._kept = copies
+        return dict(copies)
