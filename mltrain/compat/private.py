@@ -1,7 +1,8 @@
 """Private attributes, endpoints and defaults of MLflow; each has a test that fails when MLflow no longer has it."""
 
 import os
-from collections.abc import Iterable, Mapping
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ LONGEST_WAIT = 60.0
 """Seconds to which the wait that a server asks for is cut."""
 MOST_POINTS = 2000
 """Points of one answer to :func:`points_between`. MLflow returns at most 2,500, and samples where there are more."""
+_PIECE = 1 << 20
 INTERVAL_ENDPOINT = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 
 
@@ -93,3 +95,37 @@ def asked_to_wait(error: BaseException | None) -> float:
 def download(repository: Any, path: str, file: Path) -> None:
     """Download one artifact. ``download_artifacts`` would list first, and give every failure the same error."""
     repository._download_file(path, str(file))
+
+
+PartOpener = Callable[[str, int, int], tuple[bool, Iterator[bytes]]]
+"""Asks for the bytes from one place to another of an artifact: returns whether only these come, and the pieces that come."""
+
+
+def part_opener(repository: Any) -> PartOpener | None:
+    """Return what receives parts of artifacts into memory; MLflow's public interface writes whole ones to files.
+
+    Args:
+        repository: MLflow's artifact repository of a store.
+
+    Returns:
+        ``None`` for a kind of store that is only downloaded from into files.
+    """
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+    from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+    from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
+
+    def from_server(path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
+        headers = {"Range": f"bytes={first}-{last - 1}", "Accept-Encoding": "identity"}
+        answer = http_request(repository._host_creds, f"/{path}", "GET", stream=True, extra_headers=headers)
+        augmented_raise_for_status(answer)
+        return answer.status_code == 206, answer.iter_content(_PIECE)
+
+    def from_bucket(path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
+        bucket, root = repository.parse_s3_compliant_uri(repository.artifact_uri)
+        place = {"Bucket": bucket, "Key": posixpath.join(root, path), **repository._bucket_owner_params}
+        found = repository._get_s3_client().get_object(Range=f"bytes={first}-{last - 1}", **place)
+        return True, found["Body"].iter_chunks(_PIECE)
+
+    if isinstance(repository, HttpArtifactRepository):
+        return from_server
+    return from_bucket if type(repository) is S3ArtifactRepository else None

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mltrain.compat.private import download
+from mltrain.compat.private import PartOpener, download, part_opener
 from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.store.artifacts import Entry, side_by_side, state_folder
 from mltrain.store.local import LocalArtifacts
@@ -57,10 +57,17 @@ def _no_room(path: str, size: int, places: Sequence[Path], why: str | None) -> S
 
 
 class RemoteArtifacts:
-    """Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like."""
+    """Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like.
 
-    def __init__(self, repository: Any) -> None:
+    Args:
+        repository: MLflow's.
+        part: bytes of a file that one connection is asked for, so that several bring a large one.
+    """
+
+    def __init__(self, repository: Any, *, part: int = 64 * 2**20) -> None:
         self.local_root: Path | None = None
+        self._part = part
+        self._open_part = part_opener(repository)
         self._repository = repository
 
     def entries(self, folder: str = "") -> list[Entry]:
@@ -97,6 +104,38 @@ class RemoteArtifacts:
             raise FileNotFoundError(path)
         if size > most:
             raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")
+        try:
+            if self._open_part is None:
+                return self._read_through_file(path, size)
+            return self._read_into_memory(self._open_part, path, size)
+        except StorageError as error:
+            if status_of(error) == 404:
+                raise FileNotFoundError(path) from error  # removed since it was listed
+            raise
+
+    def _read_into_memory(self, open_part: PartOpener, path: str, size: int) -> bytearray:
+        content = bytearray(size)
+
+        def receive(first: int) -> int:
+            """Receive one part, or all where the store sends no parts; return where it ends."""
+            last = min(first + self._part, size)
+            is_part, pieces = open_part(path, first, last)
+            at, end = (first, last) if is_part else (0, size)
+            for piece in pieces:
+                if at + len(piece) > end:
+                    break
+                content[at : at + len(piece)] = piece
+                at += len(piece)
+            if at != end:
+                raise ConnectionError(f"{path}: the store sent something else than bytes {first} to {end - 1}")
+            return end
+
+        reached = persistently(partial(receive, 0)) if size else 0
+        side_by_side(lambda first: persistently(partial(receive, first)), range(reached, size, self._part))
+        return content
+
+    def _read_through_file(self, path: str, size: int) -> bytearray:
+        name = PurePosixPath(path).name
         with _receiving(path, size) as temporary:
             received = temporary / name
 
@@ -109,13 +148,8 @@ class RemoteArtifacts:
                         raise
                     raise _no_room(path, size, [temporary.parent], refusal.strerror) from error
 
-            try:
-                persistently(receive)
-            except StorageError as error:
-                if status_of(error) == 404:
-                    raise FileNotFoundError(path) from error  # removed since it was listed
-                raise
-            return LocalArtifacts(temporary).read(name, most)
+            persistently(receive)
+            return LocalArtifacts(temporary).read(name, size)
 
     def remove_checkpoint(self, name: str) -> None:
         """See :class:`Artifacts`.

@@ -60,6 +60,18 @@ def test_an_artifact_repository_downloads_one_file(kind: type) -> None:
     assert list(inspect.signature(kind._download_file).parameters) == ["self", "remote_file_path", "local_path"]  # type: ignore[attr-defined]
 
 
+def test_an_artifact_repository_opens_parts_of_a_file() -> None:
+    server = HttpArtifactRepository("http://127.0.0.1:1/store")
+    assert private.part_opener(server) is not None
+    assert server._host_creds.host == "http://127.0.0.1:1/store"
+    bucket = S3ArtifactRepository("s3://bucket/root")
+    assert private.part_opener(bucket) is not None
+    assert bucket.parse_s3_compliant_uri("s3://bucket/root") == ("bucket", "root")
+    assert bucket._bucket_owner_params == {}
+    assert callable(bucket._get_s3_client)
+    assert private.part_opener(object()) is None
+
+
 class Busy(BaseHTTPRequestHandler):
     """A server that asks to come back later."""
 

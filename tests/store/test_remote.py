@@ -2,12 +2,16 @@
 
 import errno
 import os
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from mlflow.entities import FileInfo
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.errors import StorageError
@@ -95,3 +99,75 @@ def test_strange_names_of_a_remote_listing_are_left_out(root: Path) -> None:
             return [FileInfo(f"{path}/{name}", False, 1) for name in ("fine", "..", "a\nb", ".hidden", "x%2e")]
 
     assert [entry.name for entry in RemoteArtifacts(Strange(str(root))).entries("folder")] == ["fine"]
+
+
+CONTENT = bytes(range(256)) * 40
+"""10,240 bytes."""
+
+
+class Serving(BaseHTTPRequestHandler):
+    """Serves one file below ``/store/``: parts of it or only the whole, and at first with a fault, as the test says."""
+
+    parts = True
+    fault: ClassVar[list[str]] = []
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"]
+        self.asked.append(wanted)
+        if self.path != "/store/folder/file":
+            self.send_error(404)
+            return
+        first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+        body = CONTENT[first : last + 1] if self.parts else CONTENT
+        fault = self.fault.pop() if self.fault else ""
+        self.send_response(503 if fault == "busy" else 206 if self.parts else 200)
+        self.send_header("Content-Length", str(len(body) if fault != "short" else len(body) - 7))
+        self.end_headers()
+        self.wfile.write(body[:-7] if fault in ("short", "broken off") else body)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+class Listed(HttpArtifactRepository):  # type: ignore[misc] # MLflow has no types
+    """A server's artifacts, of which one is listed."""
+
+    def list_artifacts(self, path: str | None = None) -> Any:
+        return [FileInfo(f"{path}/{name}", is_dir=False, file_size=len(CONTENT)) for name in ("file", "removed")]
+
+
+@pytest.fixture
+def serving(home: Path) -> Iterator[Listed]:
+    Serving.parts, Serving.fault, Serving.asked = True, [], []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Serving) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Listed(f"http://127.0.0.1:{server.server_port}/store")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("part", [1000, 5120, len(CONTENT), 2**20])
+def test_a_server_sends_a_file_in_parts_into_memory(part: int, serving: Listed, home: Path) -> None:
+    assert RemoteArtifacts(serving, part=part).read("folder/file", 2**20) == CONTENT
+    assert len(Serving.asked) == -(-len(CONTENT) // part)
+    assert tree(home) == {}
+
+
+def test_a_server_that_sends_no_parts_is_asked_once(serving: Listed) -> None:
+    Serving.parts = False
+    assert RemoteArtifacts(serving, part=1000).read("folder/file", 2**20) == CONTENT
+    assert len(Serving.asked) == 1
+
+
+@pytest.mark.parametrize("parts", [True, False])
+@pytest.mark.parametrize("fault", ["busy", "short", "broken off"])
+def test_a_part_that_comes_otherwise_is_asked_for_again(fault: str, parts: bool, serving: Listed) -> None:
+    Serving.parts, Serving.fault = parts, [fault, fault]
+    assert RemoteArtifacts(serving, part=4000).read("folder/file", 2**20) == CONTENT
+    assert len(Serving.asked) == (5 if parts else 3)
+
+
+def test_a_file_that_is_gone_is_not_asked_for_again(serving: Listed) -> None:
+    with pytest.raises(FileNotFoundError):
+        RemoteArtifacts(serving).read("folder/removed", 2**20)
+    assert len(Serving.asked) == 1
