@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mltrain.config import Config
 from mltrain.configuration.files import read_mapping
 from mltrain.errors import ConfigError, UsageError, nearest
-from mltrain.task import Task
+
+if TYPE_CHECKING:
+    from mltrain.task import Task
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 
@@ -36,7 +38,7 @@ class Stage:
 
     name: str
     config: type[Config]
-    build: Callable[[Any], Task] | None = None
+    build: "Callable[[Any], Task] | None" = None
     make: Callable[[Any, Path], Mapping[str, float]] | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
     hands_on: Literal["best", "latest"] = "best"

@@ -23,13 +23,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mltrain.config import Config
 from mltrain.errors import UsageError, nearest
 from mltrain.pipeline import Pipeline
 from mltrain.provenance import fingerprint
-from mltrain.task import Task
+
+if TYPE_CHECKING:
+    from mltrain.task import Task
 
 __path__: list[str] = []
 """Makes this module a package: a project's file is imported as a module below it, also in processes started by spawn."""
@@ -46,7 +48,7 @@ class Project:
 
     name: str
     config: type[Config]
-    build: Callable[[Config], Task]
+    build: "Callable[[Config], Task]"
     place: Path
     """The folder, or the file, of its code."""
 

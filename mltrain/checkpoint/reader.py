@@ -7,17 +7,17 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mltrain.checkpoint import retention
-from mltrain.checkpoint.codec import decode
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, now
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore, warn_damaged
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError
 from mltrain.store.artifacts import Artifacts
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class CheckpointReader:
         """Return the checkpoints that a word may mean, the first choice first; see :func:`matching`."""
         return matching(self.all(), which, self.context)
 
-    def load(self, which: str = "latest", device: torch.device | None = None) -> tuple[Manifest, dict[str, Any]]:
+    def load(self, which: str = "latest", device: "torch.device | None" = None) -> tuple[Manifest, dict[str, Any]]:
         """Load a checkpoint, verified; of a damaged ``latest`` or ``best``, the one before it.
 
         Raises:
@@ -83,7 +83,7 @@ class CheckpointReader:
         return first_usable(self.store, candidates, lambda one: self.store.load(one, device), self._damaged)
 
     def load_configured(
-        self, which: str = "latest", device: torch.device | None = None
+        self, which: str = "latest", device: "torch.device | None" = None
     ) -> tuple[Manifest, tuple[dict[str, Any], Mapping[str, Any] | None]]:
         """Load a checkpoint with its configuration, both verified before it is chosen; see :meth:`load`.
 
@@ -176,7 +176,7 @@ def matching(manifests: Sequence[Manifest], which: str, context: Context) -> lis
 
 
 def configured(
-    store: CheckpointStore, manifest: Manifest, device: torch.device | None = None
+    store: CheckpointStore, manifest: Manifest, device: "torch.device | None" = None
 ) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     """Return the parts of a checkpoint and its configuration, both verified; None where it has no configuration.
 
@@ -191,6 +191,8 @@ def configured(
         raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} is not valid JSON: {error}") from None
     if not isinstance(params, Mapping | None):
         raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} holds a {type(params).__name__}, not a configuration.")
+    from mltrain.checkpoint.codec import decode  # torch takes seconds, and listing checkpoints needs none of it
+
     return decode(files, device), params
 
 

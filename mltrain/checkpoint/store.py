@@ -5,11 +5,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mltrain.checkpoint.codec import decode
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, FileEntry, Manifest
 from mltrain.checkpoint.staging import Spool, readdressed
 from mltrain.errors import CheckpointError, DamagedCheckpoint, StorageError
@@ -17,6 +14,9 @@ from mltrain.store.artifacts import Artifacts, side_by_side
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.removal import discard_staged
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -234,12 +234,14 @@ class CheckpointStore:
         wanted = sorted(name for name in manifest.files if only(name))
         return dict(zip(wanted, side_by_side(lambda name: self._received(manifest, name), wanted), strict=True))
 
-    def load(self, manifest: Manifest, device: torch.device | None = None) -> dict[str, Any]:
+    def load(self, manifest: Manifest, device: "torch.device | None" = None) -> dict[str, Any]:
         """Return the parts of a checkpoint on a device, verified before anything is deserialised.
 
         Raises:
             DamagedCheckpoint: it is not what was committed.
         """
+        from mltrain.checkpoint.codec import decode
+
         return decode(self.fetch(manifest, only=lambda name: name.startswith(("model", "state"))), device)
 
     def uncommitted(self) -> list[CheckpointId]:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -9,8 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mltrain.commands.result import STOPPED, STOPPED_STAGED, Outcome
 from mltrain.provenance import fingerprint
 from mltrain.redaction import harmless
-from mltrain.run.tracked import TrackedRun
-from mltrain.trainer.loop import Trainer
+
+if TYPE_CHECKING:
+    from mltrain.run.tracked import TrackedRun
+    from mltrain.trainer.loop import Trainer
 
 _MOST_COLUMNS = 6
 
@@ -31,7 +34,7 @@ class Terminal:
         line(f"run_id={run_id}")
         self._named = True
 
-    def opened(self, run: TrackedRun, where: str) -> None:
+    def opened(self, run: "TrackedRun", where: str) -> None:
         """Print where the run is stored, and its id on a line of its own."""
         self._look = where.splitlines()[-1].partition(": ")[2]
         line(where)
@@ -47,7 +50,7 @@ class Terminal:
         if not self._named:
             line(f"run_id={run.id}")
 
-    def began(self, trainer: Trainer, origin: str) -> None:
+    def began(self, trainer: "Trainer", origin: str) -> None:
         """Print where training begins, and start the bar."""
         config, progress = trainer.config, trainer.progress
         for text in trainer.task.summary:
@@ -75,7 +78,7 @@ class Terminal:
         )
         self._progress.start()
 
-    def stepped(self, trainer: Trainer) -> None:
+    def stepped(self, trainer: "Trainer") -> None:
         """Advance the bar; print a line at the end of an epoch."""
         if self._progress is None:
             return
@@ -135,7 +138,7 @@ class Terminal:
             line(f"Look:     {self._look}")
 
 
-def _epoch_line(trainer: Trainer, seconds: float) -> str:
+def _epoch_line(trainer: "Trainer", seconds: float) -> str:
     row = trainer.history.rows[-1]
     wanted = [trainer.config.best_metric, "train/loss", "val/loss"]
     names = list(dict.fromkeys(name for name in (*wanted, *row) if name in row and "/" in name))[:_MOST_COLUMNS]

@@ -164,10 +164,10 @@ def _located(word: str | None, run: str | None) -> "Located":
         known = ", ".join(sorted(entry.name for entry in metadata.entry_points(group=PIPELINES))) or "none"
         raise UsageError(f"No pipeline is named. Registered: {known}. Try: mltrain pipeline NAME, or --run ID")
     from mltrain.pipelines.pipeline_run import parent_of
-    from mltrain.tracking.client import connect
+    from mltrain.tracking.client import connect_to_read
     from mltrain.tracking.tags import PROJECT_TAG
 
-    return find_pipeline(parent_of(connect(), run).data.tags.get(PROJECT_TAG, ""), recorded=True)
+    return find_pipeline(parent_of(connect_to_read(), run).data.tags.get(PROJECT_TAG, ""), recorded=True)
 
 
 def _uses(words: Sequence[str]) -> dict[str, str]:
@@ -186,9 +186,9 @@ def _show_status(request: "PipelineRequest", as_json: bool) -> "list[Row]":
     from mltrain.pipelines.plan import planned
     from mltrain.pipelines.status import status
     from mltrain.run.listing import row
-    from mltrain.tracking.client import connect
+    from mltrain.tracking.client import connect_to_read
 
-    server, pipeline = connect(), request.located.pipeline
+    server, pipeline = connect_to_read(), request.located.pipeline
     found = planned(server, request)
     about = {"run_id": None} if found.parent is None else row(server, found.parent)
     rows = status(server, pipeline, found, request.mode)
@@ -237,9 +237,9 @@ def _follow(request: "PipelineRequest", stage: str) -> None:
     from mltrain.errors import RunNotFound
     from mltrain.pipelines.pipeline_run import children, chosen_parent
     from mltrain.pipelines.tail import followed
-    from mltrain.tracking.client import connect
+    from mltrain.tracking.client import connect_to_read
 
-    server, located = connect(), request.located
+    server, located = connect_to_read(), request.located
     name = located.pipeline.stage(stage).name
     parent = chosen_parent(server, located.pipeline, request.run, request.overrides.get("experiment"))
     found = children(server, parent, name) if parent is not None else []

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mltrain.cli.display import Terminal, line
 from mltrain.cli.tables import table
@@ -11,7 +11,9 @@ from mltrain.pipelines.decisions import Decision
 from mltrain.pipelines.event_log import LOG_FILE
 from mltrain.pipelines.request import Result
 from mltrain.pipelines.status import Row, shown
-from mltrain.run.tracked import TrackedRun
+
+if TYPE_CHECKING:
+    from mltrain.run.tracked import TrackedRun
 
 
 class TerminalStage(Terminal):
@@ -24,7 +26,7 @@ class TerminalStage(Terminal):
     def resuming(self, run_id: str) -> None:
         """Show nothing; ``opened`` names the run."""
 
-    def opened(self, run: TrackedRun, where: str) -> None:
+    def opened(self, run: "TrackedRun", where: str) -> None:
         """Print the run's id and the path of its log."""
         line(f"  run {run.id}; follow it with: tail -f {run.home / LOG_FILE}")
 
@@ -42,7 +44,7 @@ class TerminalStage(Terminal):
 class TerminalPipeline:
     """Shows a pipeline to a person."""
 
-    def opened(self, run: TrackedRun, where: str, *, new: bool) -> None:
+    def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
         """Print where the run is stored, whether it is new, and its id on a line of its own."""
         line(where)
         line(f"{'New' if new else 'Resuming'} run {run.identity.name} (attempt {run.ordinal})")
@@ -69,7 +71,7 @@ class TerminalPipeline:
 class QuietPipeline:
     """Shows nothing, because the result is printed as JSON."""
 
-    def opened(self, run: TrackedRun, where: str, *, new: bool) -> None:
+    def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
         """Show nothing."""
 
     def decided(self, decision: Decision, number: int, count: int) -> None:

@@ -31,9 +31,9 @@ def runs(
     Metrics are those of each run's best checkpoint.
     """
     from mltrain.run.listing import Selection, listed
-    from mltrain.tracking.client import connect
+    from mltrain.tracking.client import connect_to_read
 
-    rows = listed(connect(), experiment, Selection(most, tuple(where or ()), sort, mode))
+    rows = listed(connect_to_read(), experiment, Selection(most, tuple(where or ()), sort, mode))
     if as_json:
         print(json.dumps(rows, indent=1))
         return

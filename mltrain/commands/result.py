@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mltrain.checkpoint.manifest import Manifest
-from mltrain.run.tracked import TrackedRun
-from mltrain.trainer.loop import Trainer
+
+if TYPE_CHECKING:
+    from mltrain.run.tracked import TrackedRun
+    from mltrain.trainer.loop import Trainer
 
 STOPPED, STOPPED_STAGED, NOT_KEPT = 75, 76, 5
 
@@ -49,15 +51,15 @@ class Display(Protocol):
         """The run that is resumed is known, and nothing in it was changed yet."""
         ...
 
-    def opened(self, run: TrackedRun, where: str) -> None:
+    def opened(self, run: "TrackedRun", where: str) -> None:
         """The run is known."""
         ...
 
-    def began(self, trainer: Trainer, origin: str) -> None:
+    def began(self, trainer: "Trainer", origin: str) -> None:
         """Training begins, from ``origin``."""
         ...
 
-    def stepped(self, trainer: Trainer) -> None:
+    def stepped(self, trainer: "Trainer") -> None:
         """A step is done."""
         ...
 
@@ -76,13 +78,13 @@ class Silence:
     def resuming(self, run_id: str) -> None:
         """Show nothing."""
 
-    def opened(self, run: TrackedRun, where: str) -> None:
+    def opened(self, run: "TrackedRun", where: str) -> None:
         """Show nothing."""
 
-    def began(self, trainer: Trainer, origin: str) -> None:
+    def began(self, trainer: "Trainer", origin: str) -> None:
         """Show nothing."""
 
-    def stepped(self, trainer: Trainer) -> None:
+    def stepped(self, trainer: "Trainer") -> None:
         """Show nothing."""
 
     def waiting(self, what: str) -> None:

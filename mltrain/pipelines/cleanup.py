@@ -14,13 +14,12 @@ from mltrain.pipeline import Pipeline
 from mltrain.pipelines.pipeline_run import children
 from mltrain.run.listing import state
 from mltrain.run.preparation import user
-from mltrain.run.tracked import pins_of
 from mltrain.store.names import OUTPUTS
 from mltrain.store.opening import open_artifacts
 from mltrain.store.removal import discard_staged
 from mltrain.tracking import registry
 from mltrain.tracking.client import TrackingClient, tags_of
-from mltrain.tracking.tags import STAGE_RETIRED_TAG
+from mltrain.tracking.tags import STAGE_RETIRED_TAG, pins_of
 
 log = logging.getLogger(__name__)
 

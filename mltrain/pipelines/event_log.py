@@ -5,12 +5,14 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from mltrain.commands.result import Display, Outcome
 from mltrain.errors import MltrainError
-from mltrain.run.tracked import TrackedRun
-from mltrain.trainer.loop import Trainer
+
+if TYPE_CHECKING:
+    from mltrain.run.tracked import TrackedRun
+    from mltrain.trainer.loop import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class LoggedStage(logging.Handler):
         """Write nothing yet, because the file belongs to the lease holder of the run."""
         self._inner.resuming(run_id)
 
-    def opened(self, run: TrackedRun, where: str) -> None:
+    def opened(self, run: "TrackedRun", where: str) -> None:
         """Open the file; write the run and its attempt."""
         self._run, self._file = run, run.home / LOG_FILE
         if not self._file.exists():  # it was begun on another machine
@@ -65,13 +67,13 @@ class LoggedStage(logging.Handler):
         self._write(f"stage {self._stage}, run {run.id}, attempt {run.ordinal} on {run.attempt.host}")
         self._inner.opened(run, where)
 
-    def began(self, trainer: Trainer, origin: str) -> None:
+    def began(self, trainer: "Trainer", origin: str) -> None:
         """Write where training begins."""
         self._epoch = trainer.progress.epoch
         self._write(f"training from {origin}: {self._epoch} of {trainer.config.epochs} epochs are done")
         self._inner.began(trainer, origin)
 
-    def stepped(self, trainer: Trainer) -> None:
+    def stepped(self, trainer: "Trainer") -> None:
         """Write a row at the end of an epoch."""
         if trainer.progress.epoch != self._epoch and trainer.history.rows:
             self._epoch = trainer.progress.epoch

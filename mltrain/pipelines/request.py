@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mltrain.commands.result import Display
 from mltrain.errors import UsageError
 from mltrain.pipelines.cleanup import Clearing
 from mltrain.pipelines.decisions import Decision, StageMode
 from mltrain.project import Located
-from mltrain.run.tracked import TrackedRun
+
+if TYPE_CHECKING:
+    from mltrain.run.tracked import TrackedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class Result:
 class PipelineDisplay(Protocol):
     """What a pipeline shows while it runs."""
 
-    def opened(self, run: TrackedRun, where: str, *, new: bool) -> None:
+    def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
         """Show the pipeline's run, which is open now."""
         ...
 

@@ -7,8 +7,9 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _SAMPLED_FILES = 64
 _SAMPLED_BYTES = 65536
 _MOST_FILES = 200_000
 _CODE = "imports:"
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def versions() -> dict[str, str]:
@@ -87,33 +89,39 @@ def imported_code(file: Path) -> str:
 
 def _imports(file: Path, content: bytes, root: Path) -> Iterator[Path]:
     bases = [file.parent, *(Path(entry or ".").resolve() for entry in sys.path)]
+    for level, names in _imported_names(content):
+        yield from _sources(names, [file.parents[level - 1]] if level else bases, root)
+
+
+@cache
+def _imported_names(content: bytes) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Return the level of each import in a Python file, 0 for an absolute one, with the names that may be modules.
+
+    Several stages of a pipeline import the same files, and parsing takes the time.
+    """
     try:
         parsed = ast.parse(content)
     except (SyntaxError, ValueError):  # running it raises the error
-        return
+        return ()
+    found: list[tuple[int, tuple[str, ...]]] = []
     for node in ast.walk(parsed):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found.append((0, tuple(alias.name for alias in node.names)))
         elif isinstance(node, ast.ImportFrom):
-            above = file.parents[node.level - 1] if node.level else None
             module = node.module or ""
-            names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
-            if above is not None:
-                yield from _sources(names, [above], root)
-                continue
-        yield from _sources(names, bases, root)
+            names = (module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names))
+            found.append((node.level, names))
+    return tuple(found)
 
 
-def _sources(names: list[str], bases: list[Path], root: Path) -> Iterator[Path]:
-    own = Path(__file__).resolve().parent
+def _sources(names: Iterable[str], bases: list[Path], root: Path) -> Iterator[Path]:
     for name in filter(None, names):
         for base in bases:
             path = base.joinpath(*name.split("."))
             found = next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
             if found is not None:
                 found = found.resolve()
-                if found.is_relative_to(root) and own not in found.parents and not _is_installed(found, root):
+                if found.is_relative_to(root) and _PACKAGE not in found.parents and not _is_installed(found, root):
                     yield found
                 break
 

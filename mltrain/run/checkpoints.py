@@ -11,10 +11,9 @@ from mltrain.checkpoint.store import PARAMS, CheckpointStore
 from mltrain.errors import MltrainError
 from mltrain.ownership.attempts import recorded_config
 from mltrain.run.run_ids import full_id
-from mltrain.run.tracked import pins_of
-from mltrain.tracking.client import TrackingClient, connect
+from mltrain.tracking.client import TrackingClient, connect_to_read
 from mltrain.tracking.places import artifacts_of
-from mltrain.tracking.tags import meaning_of_best
+from mltrain.tracking.tags import meaning_of_best, pins_of
 
 
 def open_checkpoints(run_id: str, server: TrackingClient | None = None) -> CheckpointReader:
@@ -23,7 +22,7 @@ def open_checkpoints(run_id: str, server: TrackingClient | None = None) -> Check
     Raises:
         RunNotFound, TrackingError: the run cannot be reached.
     """
-    server = server or connect()
+    server = server or connect_to_read()
     return checkpoints_of(server, server.run(full_id(server, run_id)))
 
 

@@ -28,9 +28,9 @@ from mltrain.tracking.tags import (
     DAMAGED_PREFIX,
     DROPPED_PREFIX,
     LATEST_TAG,
-    PIN_PREFIX,
     REMOVED_TAG,
     REWOUND_PREFIX,
+    pins_of,
 )
 
 
@@ -200,8 +200,3 @@ def age_of(run: Any) -> int:
     recorded = [int(latest.step) for latest in latest_points(run) if latest.key in SYSTEM_KEYS]
     by_clock = (time.time_ns() // 1_000_000 - (run.info.start_time or 0)) // 1000
     return max(0, by_clock, *(step + int(SYSTEM_SECONDS) for step in recorded))
-
-
-def pins_of(run: Any) -> dict[str, str]:
-    """Return the names of a run's pinned checkpoints with the reasons."""
-    return {key.removeprefix(PIN_PREFIX): why for key, why in tags_of(run).items() if key.startswith(PIN_PREFIX)}

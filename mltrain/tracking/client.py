@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
 
 from mltrain.compat import private
+from mltrain.compat.database import READS, DatabaseReader, Unreadable, database_of, named_uri
 from mltrain.errors import RunNotFound, TrackingError
 from mltrain.redaction import redacted, redacted_uri, remember_environment
 from mltrain.store.retry import FullJitter
@@ -210,36 +212,49 @@ class TrackingClient:
 
     def _tried(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Call MLflow's client once and translate what it raises."""
-        from mlflow.exceptions import MlflowException
-
         try:
             return function(*arguments, **named)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise RunNotFound(
-                    f"Not found in {self.shown}: {first_line(error)} "
-                    "Is MLFLOW_TRACKING_URI the one of the training? List the runs with: mltrain runs"
-                ) from None
-            status = error.get_http_status_code()
-            raise Refusal(
-                f"{self.shown} refused: {first_line(error)}{_REMEDIES.get(status, '')}",
-                permanent=_is_permanent(error),
-                denied=status in (401, 403, 404),
-                wait=private.asked_to_wait(error),
-            ) from error
-        except Exception as error:  # HTTP and database clients raise what they like
-            raise Refusal(f"{self.shown} does not answer: {type(error).__name__}: {first_line(error)}") from error
+        except Exception as error:  # noqa: BLE001 - HTTP and database clients raise what they like
+            translated = self._translated(error)
+            raise translated from (None if isinstance(translated, RunNotFound) else error)
+
+    def _translated(self, error: Exception) -> "RunNotFound | Refusal":
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException):
+            return Refusal(f"{self.shown} does not answer: {type(error).__name__}: {first_line(error)}")
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return RunNotFound(
+                f"Not found in {self.shown}: {first_line(error)} "
+                "Is MLFLOW_TRACKING_URI the one of the training? List the runs with: mltrain runs"
+            )
+        status = error.get_http_status_code()
+        return Refusal(
+            f"{self.shown} refused: {first_line(error)}{_REMEDIES.get(status, '')}",
+            permanent=_is_permanent(error),
+            denied=status in (401, 403, 404),
+            wait=private.asked_to_wait(error),
+        )
 
 
 class DeferredClient:
-    """An ``MlflowClient`` created at its first use: creating one asks a database for its tables, which may be locked."""
+    """An ``MlflowClient`` created at its first use: creating one asks a database for its tables, which may be locked.
 
-    def __init__(self, uri: str) -> None:
+    Args:
+        uri: of the server or database.
+        reader: what is asked before the client is created.
+    """
+
+    def __init__(self, uri: str, reader: DatabaseReader | None = None) -> None:
         self._uri = uri
+        self._reader = reader
         self._made: MlflowClient | None = None
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
+            if self._reader is not None and self._made is None and name in READS:
+                with suppress(Unreadable):
+                    return getattr(self._reader, name)(*arguments, **named)
             return getattr(self.made(), name)(*arguments, **named)
 
         return call
@@ -310,6 +325,23 @@ def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingCl
             "sqlite:///mlflow.db or http://127.0.0.1:5000.",
             permanent=True,
         ) from error
+
+
+def connect_to_read() -> TrackingClient:
+    """Return a client for a command that only reads.
+
+    It reads a SQLite database without MLflow, whose import takes seconds.
+
+    Raises:
+        TrackingError: MLflow cannot use the URI.
+    """
+    uri = named_uri()
+    file = database_of(uri) if uri is not None else None
+    if uri is None or file is None:
+        return connect()
+    remember_environment({"MLFLOW_TRACKING_URI": uri})
+    private.set_client_defaults()
+    return TrackingClient(uri, DeferredClient(uri, DatabaseReader(file)), retry_seconds=5.0)
 
 
 def active_run_id() -> str | None:

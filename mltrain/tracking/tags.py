@@ -112,3 +112,9 @@ def declared_best(tags: Mapping[str, str]) -> tuple[str, Mode] | None:
 def meaning_of_best(run: Any) -> tuple[str, Mode]:
     """Return the metric that decides which checkpoint of a run is best, and whether less or more of it is better."""
     return declared_best(run.data.tags) or ("val/loss", "min")
+
+
+def pins_of(run: Any) -> dict[str, str]:
+    """Return the names of a run's pinned checkpoints with the reasons."""
+    tags = run.data.tags
+    return {key.removeprefix(PIN_PREFIX): why for key, why in tags.items() if key.startswith(PIN_PREFIX)}

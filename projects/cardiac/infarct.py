@@ -4,14 +4,12 @@ Late enhancement is needed to train, not to predict: its label is carried over b
 input holds what the motion network found.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from monai.losses.dice import DiceFocalLoss
 from monai.networks.nets.attentionunet import AttentionUnet
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -21,38 +19,12 @@ import mltrain
 from mltrain.errors import DataError
 from projects.cardiac import agreement, infarct_report, prepared, weights
 from projects.cardiac.deformation import DeformationNet
-from projects.cardiac.infarct_input import CHANNELS, Inputs, Labels, Seen, seen
+from projects.cardiac.infarct_input import CHANNELS, Seen, seen
 from projects.cardiac.prepared import PreparedCase
 from projects.cardiac.registration import with_late_enhancement
-from projects.cardiac.settings import presets_of
+from projects.cardiac.stages.infarct import Config as Config
 
 VECTORS = ("rows", "columns")
-
-
-class Config(mltrain.Config):
-    """How infarcts are learnt. ``config.yaml`` explains every key at length."""
-
-    epochs: int = Field(40, ge=0, description="The total, also when a run is resumed.")
-    best_metric: str = Field("val/infarct_dice", min_length=1, description="The metric that decides which one is best.")
-    best_mode: Literal["min", "max"] = Field("max", description="Whether less or more of it is better.")
-
-    prepared: Path | None = Field(None, description="The folder that preparation wrote.")
-    motion_weights: Path | None = Field(None, description="The folder that mltrain pull made of a motion run.")
-    registration_weights: Path | None = Field(None, description="The same of a registration run.")
-    inputs: Inputs = Field("all", description="anatomy, frames, motion or all: what the network sees.")
-    labels: Labels = Field("carried_over", description="carried_over by registration; exact: phantoms only.")
-    batch_size: int = Field(8, ge=1, description="Slices a step.")
-    lr: float = Field(3e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    turns: bool = Field(True, description="Augmentation: quarter turns and mirror images, displacements included.")
-    threshold: float = Field(0.5, gt=0, lt=1, description="Of the probability, in masks.")
-    least_mm2: float = Field(60.0, ge=0, description="A patient with less predicted infarct in every slice has none.")
-    least_share: float = Field(
-        0.1, gt=0, le=1, description="Of an AHA segment that is infarct, for it to count as hit."
-    )
-    shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("infarct")
 
 
 def build(config: Config) -> mltrain.Task:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,9 +9,6 @@ from torch import Tensor
 from projects.cardiac.deformation import DeformationNet, inverse, jacobian_determinant
 from projects.cardiac.prepared import PreparedCase
 from projects.cardiac.registration import carried_over
-
-Inputs = Literal["anatomy", "frames", "motion", "all"]
-Labels = Literal["carried_over", "exact"]
 
 CHANNELS: dict[str, tuple[str, ...]] = {
     "anatomy": ("diastole", "myocardium"),

@@ -1,12 +1,9 @@
 """Stage 1: the motion of the heart, from end diastole to every other frame, learnt without labels."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import torch
 from monai.losses.image_dissimilarity import LocalNormalizedCrossCorrelationLoss
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
@@ -17,26 +14,7 @@ import mltrain
 from projects.cardiac import agreement, function, motion_report, prepared
 from projects.cardiac.deformation import Deformation, DeformationNet, jacobian_determinant, roughness, warp
 from projects.cardiac.prepared import PreparedCase
-from projects.cardiac.settings import presets_of
-
-
-class Config(mltrain.Config):
-    """How motion is learnt. ``config.yaml`` explains every key at length."""
-
-    epochs: int = Field(30, ge=0, description="The total, also when a run is resumed.")
-    prepared: Path | None = Field(None, description="The folder that preparation wrote.")
-    batch_size: int = Field(4, ge=1, description="Pairs of frames a step.")
-    passes: int = Field(
-        1, ge=1, description="How often an epoch passes over every slice, each with a frame drawn anew."
-    )
-    lr: float = Field(2e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    intensity_weight: float = Field(30.0, ge=0, description="Of the mean squared difference of the grey levels.")
-    correlation_weight: float = Field(1.0, ge=0, description="Of the local normalised cross-correlation.")
-    smoothness_weight: float = Field(0.02, ge=0, description="Of the diffusion of the displacements.")
-    shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("motion")
+from projects.cardiac.stages.motion import Config as Config
 
 
 def build(config: Config) -> mltrain.Task:

@@ -4,8 +4,8 @@
 """
 
 import mltrain
-from projects.cardiac import infarct, motion, preparation, registration
 from projects.cardiac.settings import CONFIG_FILE
+from projects.cardiac.stages import infarct, motion, preparation, registration
 
 # The last weights are handed on, not the best: nothing is chosen by the held-out patients.
 PIPELINE = mltrain.Pipeline(

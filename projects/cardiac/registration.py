@@ -1,13 +1,11 @@
 """Stage 2: late enhancement brought onto the cine frame of end diastole, so that its infarct label can be used there."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from monai.losses.dice import DiceLoss
 from monai.losses.image_dissimilarity import LocalNormalizedCrossCorrelationLoss
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -18,24 +16,7 @@ from mltrain.errors import DataError
 from projects.cardiac import agreement, prepared, registration_report
 from projects.cardiac.deformation import Deformation, DeformationNet, jacobian_determinant, roughness, warp
 from projects.cardiac.prepared import PreparedCase
-from projects.cardiac.settings import presets_of
-
-
-class Config(mltrain.Config):
-    """How registration is learnt. ``config.yaml`` explains every key at length."""
-
-    epochs: int = Field(20, ge=0, description="The total, also when a run is resumed.")
-    prepared: Path | None = Field(None, description="The folder that preparation wrote.")
-    batch_size: int = Field(4, ge=1, description="Slices a step.")
-    lr: float = Field(2e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    correlation_weight: float = Field(1.0, ge=0, description="Of the local normalised cross-correlation.")
-    mask_weight: float = Field(1.0, ge=0, description="Of the Dice loss on the myocardium; 0: grey levels alone.")
-    fill_scar: bool = Field(True, description="Compare grey levels as if scar were as dark as the rest of the wall.")
-    smoothness_weight: float = Field(1.5, ge=0, description="Of the diffusion of the displacements.")
-    shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("registration")
+from projects.cardiac.stages.registration import Config as Config
 
 
 class Target(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import mltrain
 from mltrain.provenance.fingerprint import code, imported_code, same_code
 
 
@@ -140,3 +141,11 @@ def test_digests_of_different_rules_do_not_tell_of_a_change(project: Path) -> No
     now = code(project)["digest"]
     assert same_code("0123456789abcdef", now)
     assert not same_code(now[:-4] + "zzzz", now)
+
+
+def test_mltrain_itself_is_no_code_of_a_project_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), read_bytes(path))[1])
+    imported_code(Path(mltrain.__file__).parents[1] / "projects" / "plain_loop" / "loop.py")
+    assert [path.name for path in read] == ["loop.py"]

@@ -1,0 +1,221 @@
+"""Reads runs from MLflow's SQLite database without MLflow, whose import takes seconds: for commands that only look.
+
+The tables are private to MLflow. So what is not exactly as this module knows it (another revision of the database, a filter of
+another form, a run that is not there) raises :class:`Unreadable`, and MLflow is asked instead.
+"""
+
+import math
+import os
+import re
+import sqlite3
+import sys
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+REVISION = "dc11669786a5"
+"""The revision of the tables, as MLflow's migrations name it."""
+READS = frozenset({"get_run", "search_runs", "search_experiments", "get_experiment_by_name"})
+"""The methods of an ``MlflowClient`` that a reader has."""
+
+_SECONDS = 2.0
+_AT_ONCE = 500
+_TAG = re.compile(r"tags\.`([^`]+)` (=|!=) '([^']*)'")
+_BEGIN = re.compile(r"attributes\.run_id LIKE '([0-9a-f]+)%'")
+
+
+class Unreadable(Exception):
+    """A database, or a question, that only MLflow understands."""
+
+
+class Page(list[Any]):
+    """Some of what was found.
+
+    Attributes:
+        token: of the next page. If ``None``, this is the last one.
+    """
+
+    def __init__(self, found: Iterable[Any] = (), token: str | None = None) -> None:
+        super().__init__(found)
+        self.token = token
+
+
+def named_uri() -> str | None:
+    """Return the tracking URI that the environment means, where that is known without MLflow."""
+    if "mlflow" in sys.modules:
+        return None  # a program may have set another one
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    default = Path("mlflow.db").absolute()
+    if urllib.request.pathname2url(str(default)) != str(default) or any(Path("mlruns").glob("*/meta.yaml")):
+        return None
+    return f"sqlite:///{default}"
+
+
+def database_of(uri: str) -> Path | None:
+    """Return the file of a SQLite database that MLflow has or would make at a URI, or ``None``."""
+    prefix, _, path = uri.partition(":///")
+    if prefix != "sqlite" or not path or "?" in path or "%" in path or os.environ.get("MLFLOW_ENABLE_WORKSPACES"):
+        return None
+    return Path(path)
+
+
+class DatabaseReader:
+    """The reading methods of an ``MlflowClient``, on the file of a SQLite database. A file that is not there has no runs.
+
+    Each raises :class:`Unreadable` where only MLflow knows the answer.
+
+    Args:
+        file: of the database.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def get_run(self, run_id: str) -> Any:
+        """Return a run, deleted or not."""
+        with self._opened() as database:
+            found = self._runs(database, "run_uuid = ?", [run_id])
+        if not found:
+            raise Unreadable(f"there is no run {run_id}")
+        return found[0]
+
+    def search_runs(
+        self,
+        experiment_ids: Sequence[str],
+        filter_string: str = "",
+        max_results: int = 1000,
+        page_token: str | None = None,
+    ) -> Page:
+        """Return a page of the active runs that a filter finds, the newest first."""
+        where, values = _condition(filter_string)
+        if not self._exists():
+            return Page()
+        marks, begin = ", ".join("?" * len(experiment_ids)), int(page_token or 0)
+        with self._opened() as database:
+            found = self._runs(
+                database,
+                f"lifecycle_stage = 'active' AND experiment_id IN ({marks}){where}",
+                [*map(int, experiment_ids), *values],
+                f"LIMIT {max_results + 1:d} OFFSET {begin:d}",
+            )
+        return Page(found[:max_results], str(begin + max_results) if len(found) > max_results else None)
+
+    def search_experiments(self, max_results: int = 1000, page_token: str | None = None) -> Page:
+        """Return all active experiments, on one page."""
+        return Page(self._experiments("lifecycle_stage = 'active'", []))
+
+    def get_experiment_by_name(self, name: str) -> Any | None:
+        """Return an experiment, deleted or not, or ``None``."""
+        found = self._experiments("name = ?", [name])
+        return found[0] if found else None
+
+    def _experiments(self, where: str, values: list[Any]) -> list[Any]:
+        if not self._exists():
+            return []
+        columns = ("experiment_id", "name", "artifact_location", "lifecycle_stage")
+        with self._opened() as database:
+            rows = database.execute(
+                f"SELECT {', '.join(columns)} FROM experiments WHERE {where} "
+                "ORDER BY last_update_time DESC, experiment_id DESC",
+                values,
+            )
+            return [SimpleNamespace(**dict(zip(columns, (str(row[0]), *row[1:]), strict=True))) for row in rows]
+
+    def _exists(self) -> bool:
+        return os.path.lexists(self._file)
+
+    def _runs(self, database: sqlite3.Connection, where: str, values: list[Any], limit: str = "") -> list[Any]:
+        names = (
+            "run_id",
+            "run_name",
+            "experiment_id",
+            "user_id",
+            "status",
+            "start_time",
+            "end_time",
+            "lifecycle_stage",
+        )
+        rows = database.execute(
+            "SELECT run_uuid, name, experiment_id, user_id, status, start_time, end_time, lifecycle_stage, artifact_uri "
+            f"FROM runs WHERE {where} ORDER BY start_time DESC, run_uuid {limit}",
+            values,
+        ).fetchall()
+        infos = [SimpleNamespace(**dict(zip((*names, "artifact_uri"), row, strict=True))) for row in rows]
+        tags, params = (_of_each(database, table, "key, value", infos) for table in ("tags", "params"))
+        points = _of_each(database, "latest_metrics", "key, value, timestamp, step, is_nan", infos)
+        found = []
+        for info in infos:
+            info.experiment_id = str(info.experiment_id)
+            own = [_point(*row) for row in points.get(info.run_id, ())]
+            data = SimpleNamespace(
+                tags=dict(tags.get(info.run_id, ())),
+                params=dict(params.get(info.run_id, ())),
+                metrics={point.key: point.value for point in own},
+                _metric_objs=own,
+            )
+            info.run_name = info.run_name or data.tags.get("mlflow.runName")
+            found.append(SimpleNamespace(info=info, data=data))
+        return found
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """Open the database for reading.
+
+        Raises:
+            Unreadable: it is locked or damaged, or of a revision that this module does not know.
+        """
+        try:
+            address = f"{self._file.absolute().as_uri()}?mode=ro"
+            with closing(sqlite3.connect(address, uri=True, timeout=_SECONDS)) as database:
+                database.execute("PRAGMA case_sensitive_like = true")
+                if database.execute("SELECT version_num FROM alembic_version").fetchall() != [(REVISION,)]:
+                    raise Unreadable("its tables are of another revision")
+                yield database
+        except (sqlite3.Error, OSError, ValueError) as error:
+            raise Unreadable(str(error)) from error
+
+
+def _condition(filter_string: str) -> tuple[str, list[str]]:
+    """Return the SQL of a filter, to be added with AND, and its values.
+
+    Raises:
+        Unreadable: it has another form than those that mltrain uses.
+    """
+    where, values = "", []
+    for part in re.split(r"(?i) and ", filter_string) if filter_string else ():
+        tag, begin = _TAG.fullmatch(part), _BEGIN.fullmatch(part)
+        if tag is not None:
+            key, compare, value = tag.groups()
+            where += f" AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value {compare} ?)"
+            values += [key, value]
+        elif begin is not None:
+            where += " AND run_uuid LIKE ?"
+            values.append(f"{begin[1]}%")
+        else:
+            raise Unreadable(f"the filter {part!r}")
+    return where, values
+
+
+def _of_each(
+    database: sqlite3.Connection, table: str, columns: str, infos: Sequence[Any]
+) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the rows of a table that belong to runs, by the id of the run."""
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for begin in range(0, len(infos), _AT_ONCE):
+        ids = [info.run_id for info in infos[begin : begin + _AT_ONCE]]
+        marks = ", ".join("?" * len(ids))
+        for run_id, *row in database.execute(
+            f"SELECT run_uuid, {columns} FROM {table} WHERE run_uuid IN ({marks})",
+            ids,
+        ):
+            found.setdefault(run_id, []).append(tuple(row))
+    return found
+
+
+def _point(key: str, value: float, timestamp: int, step: int, is_nan: int) -> Any:
+    return SimpleNamespace(key=key, value=math.nan if is_nan else value, timestamp=timestamp, step=step)

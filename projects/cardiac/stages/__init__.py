@@ -1,0 +1,13 @@
+"""The stages of the pipeline: the configuration of each, and a function that imports its training when it begins.
+
+Torch and MONAI take seconds to import, and the status of the pipeline, its menu and its help need neither.
+
+Raises:
+    ModuleNotFoundError: a package that some stage needs is not installed; hours into a pipeline would be late to learn it.
+"""
+
+from importlib.util import find_spec
+
+for _name in ("monai", "nibabel", "pandas", "scipy", "skimage"):
+    if find_spec(_name) is None:
+        raise ModuleNotFoundError(f"No module named {_name!r}", name=_name)
