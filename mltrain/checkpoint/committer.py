@@ -23,6 +23,7 @@ from mltrain.checkpoint.snapshot import Rest, Snapshot
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.worker import Worker
 from mltrain.errors import MltrainError, RunHeld, StorageError
+from mltrain.store.artifacts import NoRunYet
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,9 @@ class Committer:
                 earlier = self._backlog.worth_uploading_before(staged)
                 publish(self._store, staged, earlier, self._require_lease)
             except StorageError as error:
-                log.error(
+                # That the run waits to be created was logged once, when training began without it.
+                log.log(
+                    logging.INFO if isinstance(error, NoRunYet) else logging.ERROR,
                     "Checkpoint %s is complete on this disk, but could not be uploaded: %s A newer one, or mltrain sync, "
                     "takes its place.",
                     staged.name,

@@ -39,6 +39,8 @@ def _options(
     logging.getLogger("mltrain").setLevel(level)
     for name in ("alembic", "urllib3"):  # a database being set up and answers cut short are nobody's news
         logging.getLogger(name).setLevel(logging.ERROR)
+    # MLflow logs with a traceback what it also raises, and mltrain reports that in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if version:
         from importlib import metadata
 

@@ -46,7 +46,7 @@ def sync(
             print(
                 f"{result.run_id}: {result.sent} records sent, {len(result.uploaded)} checkpoints uploaded, "
                 f"{result.dropped} kept here because a later attempt overtook them, {result.left} still waiting, "
-                f"{result.refused} refused by the server"
+                f"{result.refused} refused by the tracking store"
             )
         if result.said:
             print(f"{result.run_id}: {harmless(result.said)}")

@@ -71,7 +71,7 @@ def train(
     ),
     allow_change: bool = typer.Option(False, "--allow-change", help="Resume although the data have changed."),
     require_tracking: bool = typer.Option(
-        False, "--require-tracking", help="Exit with 6 if the tracking server does not answer."
+        False, "--require-tracking", help="Exit with 6 if the tracking store does not answer."
     ),
     default_project: str = typer.Option(None, "--default-project", hidden=True),
 ) -> None:

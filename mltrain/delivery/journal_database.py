@@ -170,7 +170,7 @@ class JournalDatabase:
             raise
         self.damaged = aside
         log.warning(
-            "The journal %s is damaged (%s). It is kept as %s for people, and a new one begins. What the tracking server had "
+            "The journal %s is damaged (%s). It is kept as %s for people, and a new one begins. What the tracking store had "
             "not taken from it comes back only where a checkpoint carries it.",
             self.path,
             error,
@@ -256,7 +256,7 @@ class JournalDatabase:
         if not self._warned_of_budget:
             self._warned_of_budget = True
             log.error(
-                "The journal has reached its budget of %.1f GB, because the tracking server has been away for so "
+                "The journal has reached its budget of %.1f GB, because the tracking store has been away for so "
                 "long. Further metric points are NOT kept; checkpoints are. MLTRAIN_JOURNAL_GB gives it more.",
                 self._budget / 1e9,
             )

@@ -119,7 +119,7 @@ class Outbox:
         if len(waiting) == _MOST_PENDING and not self._warned_of_pending:
             self._warned_of_pending = True
             log.warning(
-                "More than %d metric points wait for the tracking server. Checkpoints carry the oldest of them; the rest "
+                "More than %d metric points wait for the tracking store. Checkpoints carry the oldest of them; the rest "
                 "is in %s only: resume on this machine, or run mltrain sync on it first.",
                 _MOST_PENDING,
                 self._run.home,

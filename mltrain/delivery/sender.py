@@ -280,7 +280,9 @@ class Sender:
         lasting = isinstance(error, Refusal) and error.permanent and self.trouble != message
         if self.trouble is None or lasting or now - self._said > _SAY_SECONDS:
             self._said = now
-            log.warning("Nothing is lost, but it has to wait on this disk: %s", message)
+            log.warning(
+                "The tracking store is not available; what is recorded waits on this disk until it is. %s", message
+            )
         self.trouble = message
 
 

@@ -174,7 +174,7 @@ class Ending:
         self.lost = self._outbox.journal.lost()
         if self.lost:
             log.error(
-                "%d records (metric points, tags or files) are lost: neither the tracking server nor this disk took them. A "
+                "%d records (metric points, tags or files) are lost: neither the tracking store nor this disk took them. A "
                 "resume records again what its checkpoint carries of the points.",
                 self.lost,
             )

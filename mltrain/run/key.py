@@ -64,8 +64,8 @@ def find(server: TrackingClient, experiment: str | None, launcher: Launcher | No
         found = _with_key(server, experiment_id, key) if experiment_id is not None else []
     except Refusal as error:
         raise TrackingError(
-            f"{error} A training with a run key begins when the server has answered which run has it. Try: the same command "
-            "when the server answers, or without --run-key"
+            f"{error} A training with a run key begins when the tracking store has answered which run has it. Try: the same "
+            "command when it answers, or without --run-key"
         ) from error
     confirmed = [run for run in found if _is_confirmed(run, key)]
     if len(confirmed) > 1:

@@ -280,7 +280,7 @@ def _created_within(server: TrackingClient, creation: RunCreation, seconds: floa
 
 
 def _silent(server: TrackingClient, seconds: float) -> str:
-    if server.uri.startswith(("http://", "https://")):
+    if server.is_server:
         return f"{server.shown} did not answer within {seconds:.0f} seconds."
     return (
         f"{server.shown} was not ready after {seconds:.0f} seconds: another process may be writing to the database, or its "

@@ -31,7 +31,7 @@ def created_as(server: TrackingClient, run_id: str) -> str:
         return run_id
     if spec.run_id is None:
         raise RunNotFound(
-            f"{run_id} was trained here while the tracking server could not be reached, and is no run yet. "
+            f"{run_id} was trained here while the tracking store could not be reached, and is no run yet. "
             "Create it, and send what is waiting, with: mltrain sync"
         )
     return spec.run_id

@@ -83,6 +83,10 @@ class Artifacts(Protocol):
         ...
 
 
+class NoRunYet(StorageError):
+    """The run waits to be created; until then this disk has its artifacts."""
+
+
 class DeferredArtifacts:
     """Artifacts whose place becomes known later; see :class:`Artifacts`.
 
@@ -133,7 +137,7 @@ class DeferredArtifacts:
 
     def _there(self) -> Artifacts:
         if self.target is None:
-            raise StorageError("The tracking server has not answered yet, so the run has no artifact store.")
+            raise NoRunYet("The run has not been created yet, so it has no artifact store.")
         return self.target
 
 

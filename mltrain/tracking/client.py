@@ -55,6 +55,11 @@ class TrackingClient:
         """The URI without user name and password."""
         return redacted_uri(self.uri)
 
+    @property
+    def is_server(self) -> bool:
+        """Whether it is a server, and not a database or a folder that this process reads and writes itself."""
+        return self.uri.startswith(("http://", "https://", "databricks"))
+
     def run(self, run_id: str) -> "Run":
         """Return a run that is not deleted.
 
@@ -221,6 +226,8 @@ class TrackingClient:
     def _translated(self, error: Exception) -> "RunNotFound | Refusal":
         from mlflow.exceptions import MlflowException
 
+        if "database is locked" in str(error) and not self.is_server:
+            return Refusal(f"The database {self.shown} is locked: another process writes to it, or its disk is slow.")
         if not isinstance(error, MlflowException):
             return Refusal(f"{self.shown} does not answer: {type(error).__name__}: {first_line(error)}")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":

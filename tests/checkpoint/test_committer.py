@@ -29,6 +29,7 @@ from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import UnsupportedValue
 from mltrain.store import retry
+from mltrain.store.artifacts import DeferredArtifacts
 from tests.support.places import behind
 from tests.support.runs import RUN_ID, FolderRun, manifest_of, snapshot_of, state_at
 from tests.support.values import identical
@@ -190,6 +191,24 @@ def test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed(
     assert bench.settled()
     assert steps(bench.store.staged()) == [3]
     assert bench.committed == [1, 3]
+
+
+def test_a_run_that_waits_to_be_created_is_no_error_at_each_checkpoint(
+    far: tuple[Bench, Gate], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, gate = far
+    gate.open.set()
+    target = bench.run.artifacts
+    monkeypatch.setattr(bench.store, "artifacts", DeferredArtifacts())
+    with caplog.at_level(logging.WARNING):
+        bench.save(1)
+        bench.save(2)
+        assert not bench.settled(), "there is no store yet"
+    assert caplog.text == "", "that there is no run was logged when the training began without it"
+    monkeypatch.setattr(bench.store, "artifacts", target)
+    bench.save(3)
+    assert bench.settled()
+    assert bench.committed[-1] == 3
 
 
 def test_an_attempt_that_is_overtaken_while_it_writes_makes_nothing_visible(

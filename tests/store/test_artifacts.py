@@ -368,7 +368,7 @@ def test_before_the_run_exists_nothing_is_there_and_nothing_is_taken(tmp_path: P
     assert artifacts.local_root is None
     with pytest.raises(FileNotFoundError):
         artifacts.read("a.json", 10)
-    with pytest.raises(StorageError, match="has not answered yet"):
+    with pytest.raises(StorageError, match="has not been created yet"):
         artifacts.upload(file_in(tmp_path))
 
 

@@ -1,10 +1,12 @@
 """The typed client retries what may be repeated, and names errors by what can be done about them."""
 
+import sqlite3
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, MlflowException
+from sqlalchemy.exc import OperationalError
 
 from mltrain.errors import RunNotFound, TrackingError
 from mltrain.tracking.client import Refusal, TrackingClient
@@ -46,6 +48,22 @@ def test_once_means_one_try() -> None:
     with pytest.raises(TrackingError, match="does not answer"):
         TrackingClient("http://127.0.0.1:1", client, 60.0).once.set_tag(RUN, "key", "value")
     assert client.asked == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("BEGIN", {}, sqlite3.OperationalError("database is locked")),
+        MlflowException("database is locked"),
+    ],
+)
+def test_a_database_that_is_locked_is_called_that_and_no_server(error: Exception) -> None:
+    with pytest.raises(Refusal) as refused:
+        TrackingClient("sqlite:///mlflow.db", Failing(error)).set_tag(RUN, "key", "value")
+    assert str(refused.value) == (
+        "The database sqlite:///mlflow.db is locked: another process writes to it, or its disk is slow."
+    )
+    assert not refused.value.permanent
 
 
 def test_a_run_is_created_with_one_try() -> None:
