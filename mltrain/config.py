@@ -57,6 +57,10 @@ class Config(BaseModel):
         None, description="A local file for the newest whole checkpoint too, which --resume FILE continues."
     )
 
+    logged_models: Literal["none", "best", "kept"] = Field(
+        "none", description="What becomes a LoggedModel of MLflow at the end: none, best, or every kept checkpoint."
+    )
+
     eval_interval: int = Field(1, ge=1, description="Evaluation, and pictures, every N epochs.")
     log_interval: int = Field(10, ge=1, description="A point of the per-step curves every N steps.")
     best_metric: str = Field("val/loss", min_length=1, description="The metric that decides which one is best.")
@@ -93,7 +97,7 @@ class Config(BaseModel):
     execution_fields: ClassVar[frozenset[str]] = frozenset(
         {"device", "num_threads", "epochs", "experiment", "run_name", "save_interval", "save_every_steps"}
         | {"save_every_minutes", "checkpoint_mode", "max_to_keep", "retention", "on_usr1", "staging_gigabytes"}
-        | {"nonfinite_limit", "export"}
+        | {"nonfinite_limit", "export", "logged_models"}
         | {"early_stopping_patience", "early_stopping_metric", "early_stopping_mode", "early_stopping_min_delta"}
     )
     """Fields whose change on a resume leaves the values that a step computes as they were planned."""
@@ -245,7 +249,12 @@ class Config(BaseModel):
         return {}
 
 
-_SWITCHES: Mapping[str, Any] = {"amp": "off", "save_every_steps": 0, "save_every_minutes": 0.0}
+_SWITCHES: Mapping[str, Any] = {
+    "amp": "off",
+    "save_every_steps": 0,
+    "save_every_minutes": 0.0,
+    "logged_models": "none",
+}
 """Fields that switch something on, and the value that leaves it off."""
 _PARTS: Mapping[str, tuple[str, Any]] = {
     "early_stopping_metric": ("early_stopping_patience", None),

@@ -41,6 +41,10 @@ class Task:
             precedes it.
         preview: makes pictures of the data, by name, as ``images`` does. Called once, before the first step of a training; an
             error is logged as a warning.
+        predictor: returns the module that an MLflow model is made from, for programs that know nothing of mltrain: one tensor
+            in, one tensor out, without branches on values of tensors (``torch.export`` traces it); and an example of its
+            input with two items or more. The first dimension is that of the batch, the others are fixed. Called when the
+            best weights are loaded.
         summary: lines on what is trained on what, which are shown before the training begins.
     """
 
@@ -54,9 +58,10 @@ class Task:
     preview: Callable[[], Mapping[str, Any]] | None = None
     summary: Sequence[str] = ()
     evaluate_on: Literal["rank 0", "all ranks"] = "rank 0"
+    predictor: Callable[[], tuple[nn.Module, torch.Tensor]] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("step", "evaluate", "images", "report", "preview"):
+        for name in ("step", "evaluate", "images", "report", "preview", "predictor"):
             part = getattr(self, name)
             if not callable(part) and (name == "step" or part is not None):
                 raise UsageError(f"{name}={part!r:.80} of the task cannot be called. Expected a function.")
@@ -137,6 +142,19 @@ def _parameters(task: Task) -> Iterator[torch.Tensor]:
         elif isinstance(part, torch.optim.Optimizer):
             for group in part.param_groups:
                 yield from group["params"]
+
+
+def check_predictor(task: Task, config: Config) -> None:
+    """Check that a task whose checkpoints become LoggedModels states what an MLflow model is made from.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if config.logged_models != "none" and task.predictor is None:
+        raise UsageError(
+            f"logged_models={config.logged_models} needs a predictor, and the task has none. Expected Task(..., predictor=...), "
+            "which returns a module and an example of its input. Try: logged_models=none"
+        )
 
 
 def check_schedule(task: Task, config: Config) -> None:

@@ -61,7 +61,9 @@ COMMANDS = {
     "prune": [
         *("--best-runs", "--dry-run", "--experiment", "--json", "--keep", "--only-best-after-days", "--yes", "RUN_ID"),
     ],
-    "pull": ["--checkpoint", "--experiment", "--json", "--metric", "--mode", "--to", "RUN_ID"],
+    "pull": [
+        *("--alias", "--checkpoint", "--experiment", "--json", "--metric", "--mode", "--register", "--to", "RUN_ID"),
+    ],
     "reap": ["--json"],
     "runs": ["--experiment", "--json", "--mode", "--most", "--sort", "--where"],
     "sync": ["--from", "--json"],
@@ -101,6 +103,7 @@ CONFIG_KEYS = [
         "experiment",
         "export",
         "log_interval",
+        "logged_models",
         "max_to_keep",
         "model_save_path",
         "nonfinite_limit",

@@ -1,5 +1,6 @@
 """``mltrain evaluate`` and ``mltrain pull``: use of a trained model."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -56,14 +57,26 @@ def pull(
     metric: str = typer.Option(None, "--metric", help="Metric that ranks the runs. Default: the runs' own."),
     mode: str = typer.Option(None, "--mode", help="min or max."),
     checkpoint: str = typer.Option("best", "--checkpoint", help="best, latest, epoch:N, step:N or a name."),
+    register: str = typer.Option(
+        None,
+        "--register",
+        metavar="NAME",
+        help="Make it a version of this registered model too, for mlflow's load_model.",
+    ),
+    alias: str = typer.Option(None, "--alias", help="Of that version, such as champion."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Download a verified model with its configuration and history."""
+    """Download a verified model with its configuration and history; --register makes an MLflow model of it."""
     from mltrain.commands.evaluate import pull as run_pull
     from mltrain.errors import UsageError
+    from mltrain.tracking.mlflow_model import refuse_name
 
     if mode not in (None, "min", "max"):
         raise UsageError(f"--mode {mode} is unknown. Expected min or max.")
+    if alias is not None and register is None:
+        raise UsageError("--alias names a version of a registered model. Expected --register NAME with it.")
+    if register is not None:
+        refuse_name(register, alias)
     direction: Any = mode
     with Progress(
         TextColumn("{task.fields[file]}"),
@@ -87,8 +100,18 @@ def pull(
             checkpoint=checkpoint,
             received=received,
         )
+    made = None
+    if register is not None:
+        from mltrain.commands.logged_model import register as run_registration
+
+        made = run_registration(pulled.run_id, register, alias=alias, checkpoint=pulled.manifest.name)
     if as_json:
         files = sorted(path.name for path in to.iterdir())
-        print(json.dumps({"run_id": pulled.run_id, "checkpoint": pulled.manifest.name, "files": files}, indent=1))
+        facts = {"run_id": pulled.run_id, "checkpoint": pulled.manifest.name, "files": files}
+        model = {} if made is None else {"model": dataclasses.asdict(made)}
+        print(json.dumps(facts | model, indent=1))
         return
     print(f"{pulled.manifest.title} ({pulled.manifest.name}) of run {pulled.run_id} is in {to}, verified.")
+    if made is not None:
+        place = f"models:/{made.name}@{alias}" if alias is not None else f"models:/{made.name}/{made.version}"
+        print(f"Version {made.version} of the model {made.name} is made from it: mlflow.pyfunc.load_model({place!r})")

@@ -57,6 +57,17 @@ class Evaluation:
     report: Path | None = None
 
 
+@dataclass(frozen=True)
+class Rebuilt:
+    """A task that was built again, with the weights of a checkpoint."""
+
+    run_id: str
+    manifest: Manifest
+    project: Project
+    config: Config
+    task: Task
+
+
 def pull(
     run_id: str | None = None,
     *,
@@ -209,7 +220,30 @@ def evaluate(
     Raises:
         NoCheckpoint, StateMismatch, DataError: it cannot be evaluated.
     """
-    server = connect()
+    rebuilt = rebuild(connect(), run_id, checkpoint, overrides, project)
+    found, config, task = rebuilt.project, rebuilt.config, rebuilt.task
+    with torch.no_grad(), own_rng(config.seed), devices.mixing(devices.chosen(config.device)):
+        metrics: dict[str, float] = {}
+        if task.report is not None and to is not None:
+            to.mkdir(parents=True, exist_ok=True)
+            metrics = floats(task.report(to), "report()")
+        elif task.evaluate is not None:
+            metrics = floats(task.evaluate(), "evaluate()")
+        else:
+            raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
+    if task.report is None and to is not None:
+        log.warning(
+            "The project %r has no report, so nothing is written to %s. Expected a task with one. Try: Task(..., report=...)",
+            found.name,
+            to,
+        )
+    return Evaluation(rebuilt.run_id, rebuilt.manifest, metrics, to if task.report is not None else None)
+
+
+def rebuild(
+    server: TrackingClient, run_id: str, checkpoint: str, overrides: Mapping[str, Any] | None, project: str | None
+) -> Rebuilt:
+    """Build the task of a run again, with a checkpoint's configuration and weights; see :func:`evaluate`."""
     checkpoints = open_checkpoints(run_id, server)
     run_id = checkpoints.store.run_id
     recorded = recorded_config(checkpoints.store.artifacts)
@@ -228,23 +262,7 @@ def evaluate(
     base = params or recorded["config"]
     files = [found.config_file] if found.config_file is not None and not base else []
     config = found.config.load(files, overrides={**inputs, **(overrides or {})}, base=base)
-    task = built(found, config, parts)
-    with torch.no_grad(), own_rng(config.seed), devices.mixing(devices.chosen(config.device)):
-        metrics: dict[str, float] = {}
-        if task.report is not None and to is not None:
-            to.mkdir(parents=True, exist_ok=True)
-            metrics = floats(task.report(to), "report()")
-        elif task.evaluate is not None:
-            metrics = floats(task.evaluate(), "evaluate()")
-        else:
-            raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
-    if task.report is None and to is not None:
-        log.warning(
-            "The project %r has no report, so nothing is written to %s. Expected a task with one. Try: Task(..., report=...)",
-            found.name,
-            to,
-        )
-    return Evaluation(run_id, manifest, metrics, to if task.report is not None else None)
+    return Rebuilt(run_id, manifest, found, config, built(found, config, parts))
 
 
 def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
@@ -258,6 +276,16 @@ def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
     seed_everything(config.seed)
     task = project.build(config)
     prepare_step(task, config.model_copy(update={"amp": "off"}), devices.chosen(config.device))
+    fill(task, parts)
+    return task
+
+
+def fill(task: Task, parts: Mapping[str, Any]) -> None:
+    """Put into a task what a checkpoint knows of its model and further parts.
+
+    Raises:
+        StateMismatch: the weights do not fit the model.
+    """
     own = {**(task.step.parts() if isinstance(task.step, HasParts) else {}), **task.state}
     for name, part in own.items():
         if name not in parts or name in ("optimizer", "scheduler", "scaler", "metrics"):
@@ -267,4 +295,3 @@ def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
             part.load_state_dict(state)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise StateMismatch(f"the part {name!r}: {type(error).__name__}: {error}") from error
-    return task

@@ -18,7 +18,7 @@ from mltrain.provenance.written import Watch, units_of
 from mltrain.rng import Rng, seed_everything
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
-from mltrain.task import Task, check_schedule
+from mltrain.task import Task, check_predictor, check_schedule
 from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.tags import WRITTEN_TAG
 from mltrain.trainer.loop import Trainer
@@ -159,6 +159,7 @@ class Preparation:
                 f"build() of the project {self.project.name!r} returned a {type(task).__name__}. Expected an mltrain.Task."
             )
         check_schedule(task, config)
+        check_predictor(task, config)
         return task, began() if before is None else before
 
     @property

@@ -14,6 +14,7 @@ from mltrain.commands import keyed
 from mltrain.commands.checks import policy_of, refuse_unusable
 from mltrain.commands.ending import Ending, describe
 from mltrain.commands.export import Export
+from mltrain.commands.logged_model import log_models
 from mltrain.commands.preparation import Preparation, Prepared
 from mltrain.commands.ranks import Alone, Follower, joined, refuse_several
 from mltrain.commands.result import Display, Outcome, Silence
@@ -226,7 +227,11 @@ class _Session:
         self._save_origin(manager, prepared)
         self._loop(prepared)
         project = self._preparation.project.name
-        return Ending(run, manager, prepared, self._stop, self._display, project).outcome()
+        outcome = Ending(run, manager, prepared, self._stop, self._display, project).outcome()
+        if config.logged_models != "none" and outcome.exit_code == 0 and outcome.delivered:
+            with suppress(KeyboardInterrupt):  # the training itself is done and closed
+                log_models(self._server, run.id, prepared.trainer.task, project, config.logged_models)
+        return outcome
 
     def _announce(self, run: TrackedRun, prepared: Prepared) -> None:
         """Record the configuration, and only then announce the run's id: from then on the run can be resumed."""

@@ -17,7 +17,7 @@ from mltrain.store.retry import FullJitter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, LoggedModel, Run
+    from mlflow.entities import Experiment, LoggedModel, Metric, Run
     from mlflow.entities.model_registry import ModelVersion
 
 RUN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -189,6 +189,47 @@ class TrackingClient:
     def search_logged_models(self, experiment_id: str, query: str) -> Iterator["LoggedModel"]:
         """Yield the LoggedModels of an experiment that a query finds."""
         return self._paged(self.client.search_logged_models, experiment_ids=[experiment_id], filter_string=query)
+
+    def history(self, run_id: str, key: str) -> "list[Metric]":
+        """Return all points of a metric, with their timestamps."""
+        return list(self._retried(self.client.get_metric_history, run_id, key))
+
+    def create_logged_model(self, experiment_id: str, name: str, run_id: str, tags: Mapping[str, str]) -> "LoggedModel":
+        """Create a LoggedModel of a run, with one try; it is pending until it is finalized."""
+        model: LoggedModel = self._tried(
+            self.client.create_logged_model, experiment_id, name=name, source_run_id=run_id, tags=dict(tags)
+        )
+        return model
+
+    def log_model_artifacts(self, model_id: str, folder: str) -> None:
+        """Upload the files of a folder as those of a LoggedModel."""
+        self._retried(self.client.log_model_artifacts, model_id, folder)
+
+    def log_model_metrics(self, run_id: str, model_id: str, step: int, points: Mapping[str, tuple[float, int]]) -> None:
+        """Log metrics, a value and milliseconds since 1970 each, of a LoggedModel at a step, and that the run made it there."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        metrics = [Metric(key, value, when, step, model_id=model_id) for key, (value, when) in points.items()]
+        self._retried(self.client.log_batch, run_id, metrics=metrics)
+        self._retried(self.client.log_outputs, run_id, [LoggedModelOutput(model_id, step)])
+
+    def finalize_logged_model(self, model_id: str) -> None:
+        """Call a LoggedModel ready."""
+        self._retried(self.client.finalize_logged_model, model_id, "READY")
+
+    def create_model_version(self, name: str, source: str, run_id: str, model_id: str) -> int:
+        """Create a version of a registered model, and the model if need be; return the version's number."""
+        try:
+            self._tried(self.client.create_registered_model, name)
+        except Refusal as error:
+            if getattr(error.__cause__, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self._tried(self.client.create_model_version, name, source, run_id=run_id, model_id=model_id)
+        return int(version.version)
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Give an alias of a registered model to one of its versions."""
+        self._retried(self.client.set_registered_model_alias, name, alias, str(version))
 
     def delete_logged_model(self, model_id: str) -> None:
         """Delete a LoggedModel."""

@@ -59,6 +59,18 @@ class DeformationNet(nn.Module):
         return torch.cat(fields)
 
 
+class DisplacementField(nn.Module):
+    """Maps pairs (N, 2, H, W), moving before fixed, to displacements (N, 2, H, W) in pixels."""
+
+    def __init__(self, net: DeformationNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Return the displacements."""
+        return cast(Deformation, self.net(pairs)).field
+
+
 def warp(pictures: Tensor, field: Tensor) -> Tensor:
     """Look pictures (N, C, H, W) up at ``x + field(x)``, linearly; beyond the border its pixels are repeated."""
     height, width = pictures.shape[2:]

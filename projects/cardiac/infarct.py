@@ -56,6 +56,7 @@ def build(config: Config) -> mltrain.Task:
         evaluate=Validation(judge, loss, val),
         images=infarct_report.Gallery(judge, val[: config.shown]),
         report=infarct_report.Report(judge, val),
+        predictor=lambda: (nn.Sequential(net, nn.Sigmoid()), train[0].channels(config.inputs)[[0, 0]]),
     )
 
 

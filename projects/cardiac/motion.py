@@ -12,7 +12,14 @@ from torch.utils.data import Dataset
 
 import mltrain
 from projects.cardiac import agreement, function, motion_report, prepared
-from projects.cardiac.deformation import Deformation, DeformationNet, jacobian_determinant, roughness, warp
+from projects.cardiac.deformation import (
+    Deformation,
+    DeformationNet,
+    DisplacementField,
+    jacobian_determinant,
+    roughness,
+    warp,
+)
 from projects.cardiac.prepared import PreparedCase
 from projects.cardiac.stages.motion import Config as Config
 
@@ -37,6 +44,7 @@ def build(config: Config) -> mltrain.Task:
         evaluate=Validation(net, loss, cohort.val),
         images=motion_report.Gallery(net, cohort.val[: config.shown]),
         report=motion_report.Report(net, cohort.val),
+        predictor=lambda: (DisplacementField(net), torch.stack([loader.dataset[index][0] for index in (0, 1)])),
     )
 
 

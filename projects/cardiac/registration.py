@@ -14,7 +14,14 @@ from torch.utils.data import Dataset
 import mltrain
 from mltrain.errors import DataError
 from projects.cardiac import agreement, prepared, registration_report
-from projects.cardiac.deformation import Deformation, DeformationNet, jacobian_determinant, roughness, warp
+from projects.cardiac.deformation import (
+    Deformation,
+    DeformationNet,
+    DisplacementField,
+    jacobian_determinant,
+    roughness,
+    warp,
+)
 from projects.cardiac.prepared import PreparedCase
 from projects.cardiac.stages.registration import Config as Config
 
@@ -56,6 +63,7 @@ def build(config: Config) -> mltrain.Task:
         evaluate=Validation(net, loss, val, fill_scar=config.fill_scar),
         images=registration_report.Gallery(net, val[: config.shown]),
         report=registration_report.Report(net, val),
+        predictor=lambda: (DisplacementField(net), torch.stack([loader.dataset[index][0] for index in (0, 1)])),
     )
 
 

@@ -98,6 +98,19 @@ class SegmentationNet(nn.Module):
         return cast(Tensor, self.unet((images - self.mean) / self.std))
 
 
+class Probabilities(nn.Module):
+    """Maps images (N, C, H, W) in [0, 1] to probabilities (N, K, H, W) of the foreground, or of background and classes."""
+
+    def __init__(self, net: SegmentationNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the probabilities."""
+        logits: Tensor = self.net(images)
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+
 def _complete(net: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Add to the state of an earlier version what it lacks."""
     size = state.get(f"{prefix}trained_at")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 from torch.optim import AdamW
@@ -21,7 +22,7 @@ from projects.segmentation.gallery import Gallery
 from projects.segmentation.labels import Declaration
 from projects.segmentation.loss import DiceAndEntropy
 from projects.segmentation.metrics import overlap_metrics
-from projects.segmentation.model import SegmentationNet
+from projects.segmentation.model import Probabilities, SegmentationNet
 from projects.segmentation.montage import montage
 from projects.segmentation.pairing import MASK_SUFFIX, FolderPair
 from projects.segmentation.predict import Segmenter
@@ -218,6 +219,7 @@ def build(config: Config) -> mltrain.Task:
         report=Report(segmenter, val, config.worst),
         preview=lambda: {"data/pairs": montage(train)},
         summary=summary(train, val, frame),
+        predictor=lambda: (Probabilities(net), torch.zeros(2, net.channels, *net.framing.window)),
     )
 
 

@@ -70,7 +70,7 @@ class Flow:
 
     def _step(self, latents: Tensor, style: Tensor, time: float, length: float) -> Tensor:
         def velocity(at: Tensor, when: float) -> Tensor:
-            return self.velocity(at, at.new_full((len(at),), when), style)
+            return self.velocity(at, at.new_full((at.shape[0],), when), style)
 
         slope = velocity(latents, time)
         if self.method == "midpoint":

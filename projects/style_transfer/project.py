@@ -26,7 +26,7 @@ from projects.style_transfer.pictures import StyleCrops, random_crops, read_pict
 from projects.style_transfer.report import Report
 from projects.style_transfer.sample import sample_styles
 from projects.style_transfer.step import Energy, TransferStep
-from projects.style_transfer.translator import KnownStyles, Translator
+from projects.style_transfer.translator import EveryStyle, KnownStyles, Translator
 from projects.style_transfer.transport import StyleMaps
 from projects.style_transfer.vae import VaeCodec
 from projects.style_transfer.velocity import GRID, VelocityNet
@@ -164,6 +164,11 @@ def build(config: Config) -> mltrain.Task:
         images=gallery,
         report=Report(judgement, gallery),
         state={"styles": known},
+        predictor=(
+            None
+            if config.route == "noise"
+            else lambda: (EveryStyle(translator), torch.rand(2, 3, config.image_size, config.image_size))
+        ),
     )
 
 

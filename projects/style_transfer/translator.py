@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mltrain.errors import DataError, nearest
 from mltrain.rng import own_rng
@@ -105,7 +105,7 @@ class Translator:
         self.net.eval()
         height, width = images.shape[2:]
         latents, route = self.encode(images), self.known.route(self.flow)
-        detail = 0.0 if self.known.maps is None else self._lost_brightness(images, latents)
+        detail = 0.0 if self.known.maps is None else self.lost_brightness(images, latents)
         made = [
             self.codec.decode(route.translate(latents, self._all(images, source), self._all(images, target))) + detail
             for target in targets
@@ -140,10 +140,36 @@ class Translator:
         """Return the latents of images (B, 3, H, W), padded to what the network takes."""
         return self.codec.encode(padded(images.to(self.device), self.codec.factor * GRID))
 
-    def _lost_brightness(self, images: Tensor, latents: Tensor) -> Tensor:
+    def lost_brightness(self, images: Tensor, latents: Tensor) -> Tensor:
         """Return the brightness (B, 1, H, W) that the codec does not restore: it is content and stays as it was."""
         lost = padded(images.to(self.device), self.codec.factor * GRID) - self.codec.decode(latents)
         return torch.einsum("bchw,c->bhw", lost, lost.new_tensor(BRIGHTNESS))[:, None]
 
     def _all(self, images: Tensor, style: int) -> Tensor:
         return torch.full((len(images),), style, device=self.device)
+
+
+class EveryStyle(nn.Module):
+    """Maps images (N, 3, H, W) in [0, 1] to the same in each of the S styles, (N, S, 3, H, W).
+
+    The style of an image is the likeliest one. For flows between styles, with :class:`StyleMaps`.
+    """
+
+    def __init__(self, translator: Translator) -> None:
+        super().__init__()
+        self.codec, self.net = translator.codec, translator.net
+        self._translator = translator
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the pictures."""
+        translator, maps = self._translator, self._translator.known.maps
+        assert maps is not None
+        height, width = images.shape[2:]
+        latents, route = translator.encode(images), translator.known.route(translator.flow)
+        source = maps.scores(latents).argmax(1)
+        detail = translator.lost_brightness(images, latents)
+        made = [
+            self.codec.decode(route.translate(latents, source, torch.full_like(source, target))) + detail
+            for target in range(len(translator.styles))
+        ]
+        return torch.stack(made, dim=1)[..., :height, :width].clamp(0, 1)

@@ -100,16 +100,17 @@ class StyleMaps:
 
     def likeliest(self, latents: Tensor) -> int:
         """Return the style whose Gaussian gives latents (C, H, W) the largest likelihood."""
-        count = len(self.means)
-        styles = torch.arange(count, device=latents.device)
-        moved = (
-            self.to_barycentre(latents.expand(count, -1, -1, -1), styles)
-            - self.centre.to(latents.device)[:, None, None]
-        )
+        return int(self.scores(latents[None])[0].argmax())
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """Return the log-likelihood (B, styles) of latents (B, C, H, W) under each style's Gaussian, up to a constant."""
         inverse = torch.linalg.inv(self.covariance).to(latents.device)
-        distances = torch.einsum("schw,cd,sdhw->shw", moved, inverse, moved).mean((1, 2))
-        scores = torch.logdet(self.maps).to(latents.device) - distances / 2
-        return int(scores.argmax())
+        distances = []
+        for style in range(len(self.means)):
+            styles = latents.new_full((latents.shape[0],), style, dtype=torch.int64)
+            moved = self.to_barycentre(latents, styles) - self.centre.to(latents.device)[:, None, None]
+            distances.append(torch.einsum("bchw,cd,bdhw->bhw", moved, inverse, moved).mean((1, 2)))
+        return torch.logdet(self.maps).to(latents.device) - torch.stack(distances, dim=1) / 2
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors by name."""

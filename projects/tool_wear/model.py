@@ -73,7 +73,7 @@ class WearLSTM(nn.Module):
         """Return logits of shape (N, classes) for raw signals of shape (N, T, C); steps of NaN at the end are padding."""
         inside = ~signals[..., 0].isnan()
         scaled = self.scaler(signals)
-        if bool(inside.all()):
+        if not torch.compiler.is_exporting() and bool(inside.all()):
             states, _ = self.lstm(scaled)
             features = [states.mean(dim=1), states[:, -1]]
         else:
@@ -81,7 +81,7 @@ class WearLSTM(nn.Module):
             states, _ = self.lstm(scaled)
             lengths = inside.sum(dim=1)
             mean = torch.where(inside[..., None], states, 0.0).sum(dim=1) / lengths[:, None]
-            features = [mean, states[torch.arange(len(states), device=states.device), lengths - 1]]
+            features = [mean, states[torch.arange(states.shape[0], device=states.device), lengths - 1]]
         if self.kernels is not None:
             features.append(self.kernels(scaled, inside))
         logits: Tensor = self.head(torch.cat(features, dim=1))

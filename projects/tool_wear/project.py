@@ -11,7 +11,9 @@ from typing import Literal, Self
 
 import numpy as np
 import platformdirs
+import torch
 from pydantic import Field, field_validator, model_validator
+from torch import nn
 
 import mltrain
 from projects.tool_wear import npz, phm, synthetic
@@ -126,6 +128,10 @@ def build(config: Config) -> mltrain.Task:
         evaluate=held_out.evaluate,
         images=held_out.images,
         report=held_out.report,
+        predictor=lambda: (
+            nn.Sequential(learner.model, nn.Softmax(1)),
+            torch.from_numpy(split.train.signals[:2]).float(),
+        ),
     )
 
 

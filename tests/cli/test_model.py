@@ -1,5 +1,12 @@
 """``mltrain evaluate`` and ``mltrain pull`` on a real run."""
 
+import json
+import urllib.request
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.support.servers import ModelServer
 from tests.support.workplace import Workplace
 
 
@@ -10,6 +17,60 @@ def test_pull_brings_the_best_weights_verified_with_config_and_history(trained: 
     assert set(pulled.json["files"]) == {"history.csv", "manifest.json", "model.safetensors", "params.json"}
     best = [row["checkpoint"] for row in workplace.mltrain("checkpoints", run_id, "--json").json if "best" in row["is"]]
     assert [pulled.json["checkpoint"]] == best
+
+
+def test_a_pulled_model_is_registered_and_a_wrong_name_pulls_nothing(trained: tuple[Workplace, str]) -> None:
+    workplace, run_id = trained
+    for words in (["--alias", "champion"], ["--register", "a/b"], ["--register", "wear", "--alias", "latest"]):
+        refused = workplace.mltrain("pull", run_id, "--to", "registered", *words)
+        assert (refused.code, (workplace.folder / "registered").exists()) == (2, False), refused.err
+    pulled = workplace.mltrain(
+        "pull", run_id, "--to", "registered", "--register", "wear", "--alias", "champion", "--json"
+    )
+    assert pulled.code == 0, pulled.err
+    assert (pulled.json["model"]["name"], pulled.json["model"]["version"]) == ("wear", 1)
+    client = MlflowClient(workplace.uri)
+    version = client.get_model_version_by_alias("wear", "champion")
+    assert (version.run_id, version.source) == (run_id, f"models:/{pulled.json['model']['model_id']}")
+    model = client.get_logged_model(pulled.json["model"]["model_id"])
+    assert model.tags["mltrain.checkpoint"] == pulled.json["checkpoint"]
+    measured = workplace.mltrain("inspect", run_id, "--checkpoint", "best", "--json").json
+    assert {m.key: m.value for m in model.metrics}["val/loss"] == measured["metrics"]["val/loss"]
+    assert {m.step for m in model.metrics} == {measured["step"]}
+
+
+@pytest.mark.slow
+def test_a_registered_model_is_served_by_mlflow(trained: tuple[Workplace, str]) -> None:
+    """``mlflow models serve`` answers a request, in a process that has no project."""
+    workplace, run_id = trained
+    pulled = workplace.mltrain("pull", run_id, "--to", "served", "--register", "served", "--alias", "champion")
+    assert pulled.code == 0, pulled.err
+    server = ModelServer("models:/served@champion", workplace.environment)
+    server.start()
+    try:
+        request = urllib.request.Request(
+            f"{server.uri}/invocations",
+            json.dumps({"inputs": [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]] * 3}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            predictions = json.load(answer)["predictions"]
+    finally:
+        server.kill()
+    assert len(predictions) == 3
+    assert predictions[0] == pytest.approx(predictions[2])
+    assert len(predictions[0]) == 2
+
+
+def test_kept_checkpoints_become_logged_models_where_asked(workplace: Workplace) -> None:
+    done = workplace.mltrain("train", "tiny.py", "epochs=2", "max_to_keep=2", "logged_models=kept")
+    assert done.code == 0, done.err
+    models = MlflowClient(workplace.uri).search_logged_models(["0"])
+    assert sorted(m.tags["mltrain.checkpoint"] for m in models) == workplace.checkpoint_names(done.run_id)
+    source = (workplace.folder / "tiny.py").read_text()
+    (workplace.folder / "silent.py").write_text(source.replace("lambda: (net, held_out.inputs[:2])", "None"))
+    refused = workplace.mltrain("train", "silent.py", "epochs=1", "logged_models=best")
+    assert (refused.code, "needs a predictor" in refused.err) == (2, True)
 
 
 def test_pull_from_an_experiment_takes_the_best_run(trained: tuple[Workplace, str]) -> None:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,33 @@ class TrackingServer(_Process):
             *(str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(self.port)),
             *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"),
             *("--artifacts-destination", self._artifacts),
+        ]
+
+
+class ModelServer(_Process):
+    """``mlflow models serve`` of a registered model.
+
+    Args:
+        model: its URI.
+        environment: by which MLflow finds the tracking store.
+    """
+
+    def __init__(self, model: str, environment: Mapping[str, str]) -> None:
+        super().__init__()
+        self._model, self._environment = model, dict(environment)
+
+    @property
+    def page(self) -> str:
+        return f"{self.uri}/ping"
+
+    def environment(self) -> dict[str, str]:
+        # MLflow starts uvicorn by its name.
+        return {**self._environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def command(self) -> list[str]:
+        return [
+            *(str(Path(sys.executable).parent / "mlflow"), "models", "serve", "--model-uri", self._model),
+            *("--host", "127.0.0.1", "--port", str(self.port), "--env-manager", "local", "--workers", "1"),
         ]
 
 

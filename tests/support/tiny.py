@@ -138,4 +138,10 @@ def build(config: Config) -> mltrain.Task:
             "val/weights": Image.fromarray((net[0].weight.detach().sigmoid() * 255).byte().numpy()).resize((60, 160))
         }
 
-    return mltrain.Task(Faulty(step, config), loader, evaluate=evaluate, images=images)
+    return mltrain.Task(
+        Faulty(step, config),
+        loader,
+        evaluate=evaluate,
+        images=images,
+        predictor=lambda: (net, held_out.inputs[:2]),
+    )
