@@ -17,6 +17,7 @@ ELSEWHERE = {
     "commands/compare.py": "cli/test_runs.py",
     "commands/ending.py": "commands/test_train.py",
     "commands/import_checkpoint.py": "commands/test_foreign_file.py",
+    "commands/logged_model.py": "cli/test_model.py",
     "commands/preparation.py": "commands/test_train.py",
     "commands/prune.py": "faults/test_retention.py",
     "commands/ranks.py": "distributed/test_training.py",

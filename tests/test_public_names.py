@@ -48,7 +48,7 @@ PUBLIC = [
 
 COMMANDS = {
     "checkpoints": ["--json", "RUN_ID"],
-    "compare": ["--json", "RUN_IDS"],
+    "compare": ["--figure", "--html", "--json", "RUN_IDS"],
     "doctor": ["--json"],
     "evaluate": ["--checkpoint", "--json", "--to", "ARGUMENTS", "RUN_ID"],
     "import": ["--experiment", "--json", "ARGUMENTS", "FILE"],
@@ -75,6 +75,7 @@ COMMANDS = {
     "ui": ["--no-open", "--open", "--port", "RUN_ID"],
     "unpin": ["--checkpoint", "RUN_ID"],
     "verify": ["--json", "RUN_ID"],
+    "watch": ["--every", "RUN_ID"],
 }
 
 EXIT_CODES = {

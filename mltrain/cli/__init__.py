@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _group in ("train", "pipeline", "runs", "checkpoints", "prune", "model", "ui", "maintenance"):
+for _group in ("train", "pipeline", "runs", "checkpoints", "prune", "model", "ui", "watch", "maintenance"):
     importlib.import_module(f"mltrain.cli.{_group}").add_to(app)
 
 

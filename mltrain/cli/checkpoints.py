@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from mltrain.cli.progress import progress
+
 _RUN = typer.Argument(..., help="The id of the run, or its first digits.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
@@ -117,13 +119,17 @@ def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
     def damaged(identity: CheckpointId, error: DamagedCheckpoint) -> None:
         wrong[identity.name] = [str(error)]
 
-    survey = store.survey(damaged=damaged)
-    for manifest in survey.manifests:
-        problems = [str(problem) for problem in store.problems(manifest)]
-        if problems:
-            wrong[manifest.name] = problems
-        else:
-            intact.append(manifest.name)
+    with progress("looking", in_bytes=True) as advance:
+        survey = store.survey(damaged=damaged)
+        total = sum(manifest.size for manifest in survey.manifests)
+        for manifest in survey.manifests:
+            advance(manifest.name, 0, total)
+            problems = [str(problem) for problem in store.problems(manifest)]
+            advance(manifest.name, manifest.size, total)
+            if problems:
+                wrong[manifest.name] = problems
+            else:
+                intact.append(manifest.name)
     uncommitted, litter = [identity.name for identity in survey.uncommitted], store.artifacts.litter()
     if as_json:
         print(json.dumps({"intact": intact, "damaged": wrong, "uncommitted": uncommitted, "litter": litter}, indent=1))

@@ -25,7 +25,7 @@ class Terminal:
         self._console = Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._shown_epoch = -1
-        self._look = ""
+        self._page_shown = False
         self._named = False
         self._epoch_began = time.monotonic()
 
@@ -36,7 +36,7 @@ class Terminal:
 
     def opened(self, run: "TrackedRun", where: str) -> None:
         """Print where the run is stored, and its id on a line of its own."""
-        self._look = where.splitlines()[-1].partition(": ")[2]
+        self._page_shown = len(where.splitlines()) > 1
         line(where)
         local = run.artifacts.local_root
         line(
@@ -134,8 +134,8 @@ class Terminal:
         if outcome.exit_code not in (STOPPED, STOPPED_STAGED):
             line(f"Evaluate: mltrain evaluate {outcome.run_id} --to evaluation")
             line(f"Pull:     mltrain pull {outcome.run_id} --to model")
-        if self._look:
-            line(f"Look:     {self._look}")
+        if not self._page_shown:
+            line(f"Look:     mltrain ui {outcome.run_id}")
 
 
 def _epoch_line(trainer: "Trainer", seconds: float) -> str:

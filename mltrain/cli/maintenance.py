@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from mltrain.cli.arguments import parse
+from mltrain.cli.progress import progress
 from mltrain.redaction import harmless
 
 _JSON = typer.Option(False, "--json", help="Print JSON.")
@@ -108,7 +109,8 @@ def import_(
     from mltrain.tracking.client import connect
 
     word, overrides = parse(arguments or [])
-    report = import_file(file, connect(), find(word) if word else None, overrides, experiment)
+    with progress(f"importing {file.name}"):
+        report = import_file(file, connect(), find(word) if word else None, overrides, experiment)
     if as_json:
         print(json.dumps(asdict(report), indent=1))
         return

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from mltrain.cli.arguments import parse
+from mltrain.cli.progress import progress
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,7 +30,8 @@ def evaluate(
     from mltrain.commands.evaluate import evaluate as run_evaluation
 
     project, overrides = parse(arguments or [])
-    done = run_evaluation(run_id, checkpoint=checkpoint, overrides=overrides, project=project, to=to)
+    with progress("evaluating"):
+        done = run_evaluation(run_id, checkpoint=checkpoint, overrides=overrides, project=project, to=to)
     if as_json:
         report = str(done.report) if done.report is not None else None
         facts = {
@@ -78,19 +77,7 @@ def pull(
     if register is not None:
         refuse_name(register, alias)
     direction: Any = mode
-    with Progress(
-        TextColumn("{task.fields[file]}"),
-        BarColumn(),
-        DownloadColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        bar = progress.add_task("", file="looking", total=None)
-
-        def received(name: str, size: int, total: int) -> None:
-            progress.update(bar, file=name, advance=size, total=total)
-
+    with progress("looking", in_bytes=True) as received:
         pulled = run_pull(
             run_id,
             to=to,
@@ -104,7 +91,8 @@ def pull(
     if register is not None:
         from mltrain.commands.logged_model import register as run_registration
 
-        made = run_registration(pulled.run_id, register, alias=alias, checkpoint=pulled.manifest.name)
+        with progress("exporting the model"):
+            made = run_registration(pulled.run_id, register, alias=alias, checkpoint=pulled.manifest.name)
     if as_json:
         files = sorted(path.name for path in to.iterdir())
         facts = {"run_id": pulled.run_id, "checkpoint": pulled.manifest.name, "files": files}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mltrain.cli.progress import progress
 from mltrain.errors import RunHeld, StorageError, TrackingError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def prune(
         raise UsageError("--json never asks. Add --dry-run or --yes.")
     policy, server = parse(keep) if keep is not None else None, connect()
     if experiment is not None:
-        plans = plan_experiment(server, experiment, Rules(policy, best_runs, old_days))
+        with progress("looking") as advance:
+            plans = plan_experiment(
+                server, experiment, Rules(policy, best_runs, old_days), lambda name, total: advance(name, 1, total)
+            )
     else:
         plans = [plan_run(server, run_id, policy)]
     count = _print_plans(plans, as_json)
@@ -81,13 +85,18 @@ def _remove(server: "TrackingClient", plans: "Sequence[RunPlan]", as_json: bool)
     """Carry out the plans; return the exit code, that of the last run that refused."""
     from mltrain.commands.prune import carry_out
 
-    freed, code = 0, 0
-    for plan in plans:
-        try:
-            freed += carry_out(server, plan)
-        except (RunHeld, StorageError, TrackingError) as error:
-            code = error.exit_code
-            print(f"Run {plan.run_id}: {error}", file=sys.stderr)
+    freed, code, refusals = 0, 0, []
+    total = sum(not plan.empty for plan in plans)
+    with progress("removing") as advance:
+        for plan in plans:
+            try:
+                freed += carry_out(server, plan)
+            except (RunHeld, StorageError, TrackingError) as error:
+                code = error.exit_code
+                refusals.append(f"Run {plan.run_id}: {error}")
+            advance(plan.name, not plan.empty, total)
+    for refusal in refusals:
+        print(refusal, file=sys.stderr)
     if not as_json:
         print(f"Removed; {freed / 1e6:.1f} MB are free. The record is in each run: retention.jsonl.")
     return code

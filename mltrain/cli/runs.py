@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -57,22 +58,28 @@ def runs(
 
 def compare(
     run_ids: list[str] = typer.Argument(..., metavar="ID ID...", help="The ids of two runs or more."),
+    page: Path = typer.Option(None, "--html", metavar="FILE", help="Write one page with tables and curves, too."),
+    figure: Path = typer.Option(
+        None, "--figure", metavar="FILE", help="Draw their curves into a .png, .svg or .pdf, too."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Show runs side by side: differing parameters, metrics of the best checkpoints, last values."""
+    """Show runs side by side: differing parameters, metrics of the best checkpoints, last values, curves.
+
+    What the machines did (system/…) is left out.
+    """
     from mltrain.commands.compare import compared
+    from mltrain.commands.comparison_page import format_of, label
     from mltrain.errors import UsageError
     from mltrain.tracking.client import connect
 
     if len(run_ids) < 2:
         raise UsageError("One run cannot be compared. Expected the ids of two or more. Try: mltrain runs")
-    comparison = compared(connect(), run_ids)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(comparison), indent=1))
-        return
-    from mltrain.cli.tables import table
-
-    names = [f"{run['name']} ({run['run_id'][:8]}, {run['state']})" for run in comparison.runs]
+    if figure is not None:
+        format_of(figure)
+    server = connect()
+    comparison = compared(server, run_ids)
+    names = [label(run) for run in comparison.runs]
 
     def told(key: str, values: list[Any]) -> list[str]:
         """Return a parameter in each run; one that a resume changed with all its values."""
@@ -85,8 +92,34 @@ def compare(
         "At the best checkpoint": comparison.best,
         "Last values": comparison.last,
     }
-    for title, rows in sections.items():
-        table(title, ["", *names], [[key, *map(_measured, values)] for key, values in sorted(rows.items())])
+    tables = {
+        title: (["", *names], [[key, *map(_measured, values)] for key, values in sorted(rows.items())])
+        for title, rows in sections.items()
+    }
+    if page is not None or figure is not None:
+        _draw(server, comparison, tables, page, figure)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(comparison), indent=1))
+        return
+    from mltrain.cli.tables import table
+
+    for title, content in tables.items():
+        table(title, *content)
+    for what, file in (("page", page), ("figure", figure)):
+        if file is not None:
+            print(f"The {what} is {file}")
+
+
+def _draw(server: Any, comparison: Any, tables: Mapping[str, Any], page: Path | None, figure: Path | None) -> None:
+    """Write the curves of runs into a page, a figure, or both."""
+    from mltrain.commands import comparison_page
+    from mltrain.store.durable import replace_file
+
+    drawn = comparison_page.figure(comparison, comparison_page.curves_of(server, comparison))
+    if figure is not None:
+        comparison_page.save_figure(drawn, figure)
+    if page is not None:
+        replace_file(page, comparison_page.page(comparison, drawn, tables).encode())
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:

@@ -16,6 +16,9 @@ from mltrain.tracking.tags import CHANGED_PREFIX
 
 log = logging.getLogger(__name__)
 
+SYSTEM_PREFIX = "system/"
+"""Begins the names of metrics that tell of the machine."""
+
 Values = dict[str, list[Any]]
 """A key, and its value in each run, or ``None``."""
 
@@ -29,7 +32,7 @@ class Comparison:
         parameters: parameters that differ, as the newest attempt of each run trained with them.
         changed: for each run its parameters that a resume changed, with all their values as text, the first one first.
         best: metrics of each run's best checkpoint.
-        last: last value of every metric.
+        last: last value of every metric but those of the machine.
     """
 
     runs: Sequence[Mapping[str, Any]]
@@ -60,8 +63,13 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
         {key: values for key, values in parameters.items() if differs(key, values)},
         changed,
         _side_by_side(_best(server, run.info.run_id) for run in runs),
-        _side_by_side(dict(run.data.metrics) for run in runs),
+        _side_by_side(measured(run) for run in runs),
     )
+
+
+def measured(run: Any) -> dict[str, float]:
+    """Return the last values of what a run measured, without those of its machine."""
+    return {key: value for key, value in run.data.metrics.items() if not key.startswith(SYSTEM_PREFIX)}
 
 
 def _parameters(server: TrackingClient, run: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:

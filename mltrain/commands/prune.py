@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -105,8 +105,16 @@ def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPla
     return _planned(server, run, keep)
 
 
-def plan_experiment(server: TrackingClient, experiment: str, rules: Rules) -> list[RunPlan]:
+def plan_experiment(
+    server: TrackingClient, experiment: str, rules: Rules, looked: Callable[[str, int], None] = lambda name, total: None
+) -> list[RunPlan]:
     """Return what pruning removes from each run of an experiment; skip live runs.
+
+    Args:
+        server: has the runs.
+        experiment: its name.
+        rules: of the pruning.
+        looked: called with the name of each run that is looked at, and the number of all.
 
     Raises:
         RunNotFound: the experiment does not exist.
@@ -115,6 +123,7 @@ def plan_experiment(server: TrackingClient, experiment: str, rules: Rules) -> li
     chosen = _best_runs(server, runs, rules.best_runs) if rules.best_runs is not None else None
     for run in runs:
         run_id, name = run.info.run_id, run.info.run_name
+        looked(name, len(runs))
         if state(server, run) in _LIVE:
             plans.append(RunPlan(run_id, name, left_alone="it is being trained"))
             continue

@@ -18,7 +18,7 @@ from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.pages import page_of, page_of_experiment
 
 _HOST = "127.0.0.1"
-_START_SECONDS = 120.0
+_START_SECONDS, _END_SECONDS = 120.0, 15.0
 _POLL_SECONDS = 0.2
 
 
@@ -49,12 +49,16 @@ def pages(
         return
     port = _free_port() if port is None else _usable(port)
     address = f"http://{_HOST}:{port}"
-    command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", server.uri]
+    # However this process ends, the server ends with it.
+    attached = [sys.executable, "-P", "-m", "mltrain.commands.attached"]
+    command = [*attached, sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", server.uri]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [*command, "--host", _HOST, "--port", str(port), "--workers", "1"],
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl+C is for this process
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )
         try:
@@ -66,9 +70,10 @@ def pages(
                 )
             yield _page(address, run, run_id), process
         finally:
-            process.terminate()
+            assert process.stdin is not None
+            process.stdin.close()
             try:
-                process.wait(10)
+                process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -4,9 +4,6 @@ from pathlib import Path
 
 from mltrain.tracking.client import TrackingClient
 
-_UI_ADDRESS = "http://127.0.0.1:5000"
-"""Where ``mlflow ui`` listens by default."""
-
 
 def page_of(address: str, experiment_id: str, run_id: str) -> str:
     """Return the address of a run's page. MLflow remembers the mode that it names; without it the GenAI pages come first."""
@@ -20,11 +17,7 @@ def page_of_experiment(address: str, experiment_id: str | None) -> str:
 
 
 def location(server: TrackingClient, experiment_id: str, run_id: str) -> str:
-    """Return for people where runs are kept, and how to open this one."""
+    """Return for people where runs are kept; of a server in a second line also the address of this one's page."""
     if server.uri.startswith(("http://", "https://")):
-        return f"Runs are kept at {server.shown}\nLook at this one: {page_of(server.shown, experiment_id, run_id)}"
-    return (
-        f"Runs are kept in {server.shown}, seen from {Path.cwd()}.\n"
-        f"Look at this one: mltrain ui {run_id}, or mlflow ui --backend-store-uri {server.shown} and then "
-        f"{page_of(_UI_ADDRESS, experiment_id, run_id)}"
-    )
+        return f"Runs are kept at {server.shown}\nLook at {page_of(server.shown, experiment_id, run_id)}"
+    return f"Runs are kept in {server.shown}, seen from {Path.cwd()}."

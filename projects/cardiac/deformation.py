@@ -5,12 +5,15 @@ The warped picture at x is the moving one at ``x + field(x)``.
 """
 
 import warnings
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from monai.networks.nets.voxelmorph import VoxelMorph, VoxelMorphUNet
 from torch import Tensor, nn
+
+_SQUARINGS = 5
+"""Of the velocity field, for the displacements."""
 
 
 class Deformation(NamedTuple):
@@ -40,7 +43,7 @@ class DeformationNet(nn.Module):
         )
         with warnings.catch_warnings():  # MONAI tells that it uses grid_sample, each time
             warnings.filterwarnings("ignore", "monai.networks.blocks.Warp", UserWarning)
-            net = VoxelMorph(backbone, integration_steps=5, half_res=False, spatial_dims=2)
+            net = VoxelMorph(backbone, integration_steps=_SQUARINGS, half_res=False, spatial_dims=2)
         self.purposes = nn.ModuleDict({purpose: net})
         self.purpose = purpose
 
@@ -60,7 +63,10 @@ class DeformationNet(nn.Module):
 
 
 class DisplacementField(nn.Module):
-    """Maps pairs (N, 2, H, W), moving before fixed, to displacements (N, 2, H, W) in pixels."""
+    """Maps pairs (N, 2, H, W), moving before fixed, to displacements (N, 2, H, W) in pixels.
+
+    It integrates the velocities as MONAI's network does, in operations that ``torch.export`` takes for any N.
+    """
 
     def __init__(self, net: DeformationNet) -> None:
         super().__init__()
@@ -68,11 +74,15 @@ class DisplacementField(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Return the displacements."""
-        return cast(Deformation, self.net(pairs)).field
+        velocity: Tensor = cast(VoxelMorph, self.net.purposes[self.net.purpose]).backbone(pairs)
+        field = velocity / 2**_SQUARINGS
+        for _ in range(_SQUARINGS):
+            field = field + warp(field, field, "zeros")
+        return field
 
 
-def warp(pictures: Tensor, field: Tensor) -> Tensor:
-    """Look pictures (N, C, H, W) up at ``x + field(x)``, linearly; beyond the border its pixels are repeated."""
+def warp(pictures: Tensor, field: Tensor, beyond: Literal["border", "zeros"] = "border") -> Tensor:
+    """Look pictures (N, C, H, W) up at ``x + field(x)``, linearly; beyond the border its pixels are repeated, or 0."""
     height, width = pictures.shape[2:]
     rows, columns = torch.meshgrid(
         torch.arange(height, device=field.device), torch.arange(width, device=field.device), indexing="ij"
@@ -80,7 +90,7 @@ def warp(pictures: Tensor, field: Tensor) -> Tensor:
     points = torch.stack(
         [(columns + field[:, 1]) * 2 / (width - 1) - 1, (rows + field[:, 0]) * 2 / (height - 1) - 1], dim=-1
     )
-    return F.grid_sample(pictures.to(field.dtype), points, "bilinear", "border", align_corners=True)
+    return F.grid_sample(pictures.to(field.dtype), points, "bilinear", beyond, align_corners=True)
 
 
 def inverse(field: Tensor, iterations: int = 20) -> Tensor:

@@ -11,10 +11,16 @@ def test_runs_stand_side_by_side_with_what_differs(workplace: Workplace) -> None
     assert found["best"]["epoch"] == [1, 1, 1]
     assert found["best"]["val/loss"][0] == found["best"]["val/loss"][1] == found["last"]["val/loss"][0]
     assert found["best"]["val/loss"][2] != found["best"]["val/loss"][0]
-    said = workplace.mltrain("compare", *runs)
+    said = workplace.mltrain("compare", *runs, "--html", "page.html", "--figure", "curves.png")
     assert said.code == 0, said.err
+    assert (workplace.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (workplace.folder / "page.html").read_text()
+    assert all(run_id in page for run_id in runs)
+    assert "system/" not in page + said.out
     assert "lr" in said.out
     assert "batch_size" not in said.out
+    refused = workplace.mltrain("compare", *runs, "--figure", "curves.doc", "--html", "refused.html")
+    assert (refused.code, (workplace.folder / "refused.html").exists()) == (2, False)
     alone = workplace.mltrain("compare", runs[0])
     assert (alone.code, "two or more" in alone.err) == (2, True)
 

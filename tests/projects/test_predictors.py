@@ -10,6 +10,7 @@ import torch
 
 from mltrain import Task
 from mltrain.tracking.mlflow_model import write
+from projects.cardiac.deformation import DeformationNet, DisplacementField
 from tests.projects.cardiac.conftest import Study, study  # noqa: F401 - a fixture
 
 SYSTEMS = {
@@ -20,6 +21,17 @@ SYSTEMS = {
     "cardiac.registration": {},
     "cardiac.infarct": {},
 }
+
+
+def test_the_exported_integration_gives_the_displacements_of_the_network() -> None:
+    torch.manual_seed(0)
+    net, pairs = DeformationNet("motion").eval(), torch.rand(3, 2, 48, 64)
+    for parameter in net.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)  # an untrained field is all but zero
+    with torch.no_grad():
+        expected = net(pairs).field
+        assert expected.abs().max() > 0.5
+        assert torch.allclose(DisplacementField(net)(pairs), expected, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,152 @@
+"""A comparison of runs as a figure of their curves, and as one page of HTML that needs nothing else."""
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mltrain.commands.compare import Comparison
+from mltrain.errors import UsageError
+from mltrain.redaction import harmless
+from mltrain.store.durable import replace_file
+from mltrain.tracking.client import TrackingClient
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curves = Mapping[str, Sequence[Sequence[tuple[int, float]]]]
+"""A metric, and for each run its points, step and value, in the order of their steps."""
+
+FORMATS = ("png", "svg", "pdf")
+_MOST_CURVES, _COLUMNS, _READERS = 12, 3, 8
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; background: #fff }
+table { border-collapse: collapse; margin: .5rem 0 2rem; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
+th { font-weight: 600 } code { font-size: .85em } svg { max-width: 100%; height: auto }
+"""
+
+
+def curves_of(server: TrackingClient, comparison: Comparison) -> Curves:
+    """Return the curves of what was measured once an epoch: the deciding metrics first, twelve at most.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    deciding = [key for key in comparison.best if key in comparison.last]
+
+    def place(key: str) -> tuple[bool, int, str]:
+        prefix = next((n for n, one in enumerate(("val/", "train/")) if key.startswith(one)), 9)
+        return key not in deciding, prefix, key
+
+    keys = [key for key in comparison.last if key != "epoch" and not key.startswith("step/")]
+    keys = sorted(keys, key=place)[:_MOST_CURVES]
+    asked = [(key, run["run_id"]) for key in keys for run in comparison.runs]
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="mltrain-curves") as readers:
+        found = list(readers.map(lambda one: sorted((p.step, p.value) for p in server.history(one[1], one[0])), asked))
+    count = len(comparison.runs)
+    return {key: found[number * count : (number + 1) * count] for number, key in enumerate(keys)}
+
+
+def figure(comparison: Comparison, curves: Curves) -> "Figure":
+    """Return one figure: a panel for each metric, a line for each run."""
+    from matplotlib.figure import Figure
+
+    columns = max(1, min(_COLUMNS, len(curves)))
+    rows = max(1, -(-len(curves) // columns))
+    drawn = Figure(figsize=(4.6 * columns, 3.2 * rows + 0.6), layout="constrained")
+    panels = drawn.subplots(rows, columns, squeeze=False).flatten()
+    for panel, (key, lines) in zip(panels, curves.items(), strict=False):
+        for number, points in enumerate(lines):
+            if points:
+                marker = "o" if len(points) == 1 else None
+                panel.plot(*zip(*points, strict=True), color=f"C{number % 10}", linewidth=1.4, marker=marker)
+        panel.set_title(_drawable(key), fontsize=10)
+        panel.set_xlabel("step", fontsize=8)
+        panel.grid(alpha=0.25)
+    for panel in panels[len(curves) :]:
+        panel.set_visible(False)
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=f"C{number % 10}") for number in range(len(comparison.runs))]
+    drawn.legend(handles, [_drawable(label(run)) for run in comparison.runs], loc="outside lower center", fontsize=8)
+    return drawn
+
+
+def save_figure(drawn: "Figure", file: Path) -> None:
+    """Write a figure to a file, in the format that its name ends with.
+
+    Raises:
+        UsageError: the name ends with none of the formats.
+        StorageError: the file cannot be written.
+    """
+    replace_file(file, _rendered(drawn, format_of(file)))
+
+
+def format_of(file: Path) -> str:
+    """Return the format that a file's name ends with.
+
+    Raises:
+        UsageError: it ends with none of the formats.
+    """
+    ending = file.suffix.removeprefix(".").lower()
+    if ending not in FORMATS:
+        raise UsageError(
+            f"--figure {file} ends with no known format. Expected {', '.join(FORMATS)}. Try: --figure runs.png"
+        )
+    return ending
+
+
+def page(
+    comparison: Comparison, drawn: "Figure", sections: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
+) -> str:
+    """Return one page of HTML that loads nothing: the runs, their curves, and tables.
+
+    Args:
+        comparison: the runs.
+        drawn: their curves.
+        sections: tables by their titles: names of columns, and rows of text.
+    """
+    svg = _rendered(drawn, "svg").decode()
+    title = f"{len(comparison.runs)} runs compared"
+    tables = "".join(_table(name, *content) for name, content in sections.items())
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style>'
+        f"</head><body><h1>{_text(title)}</h1>{_runs(comparison.runs)}<h2>Curves</h2>{svg[svg.index('<svg') :]}{tables}"
+        "</body></html>\n"
+    )
+
+
+def label(run: Mapping[str, Any]) -> str:
+    """Return what a run is called beside others."""
+    return f"{run['name']} ({run['run_id'][:8]}, {run['state']})"
+
+
+def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
+    names = ("name", "run_id", "project", "state", "epoch", "best", "started")
+    return _table("Runs", names, [[str(run[name]) if run[name] is not None else "" for name in names] for run in runs])
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return f"<h2>{_text(title)}</h2><p>None.</p>"
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<h2>{_text(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _rendered(drawn: "Figure", form: str) -> bytes:
+    content = io.BytesIO()
+    drawn.savefig(content, format=form, dpi=120)
+    return content.getvalue()
+
+
+def _text(text: str) -> str:
+    return html.escape(harmless(text))
+
+
+def _drawable(text: str) -> str:
+    """Return text in which matplotlib sees no formula."""
+    return harmless(text).replace("$", r"\$")

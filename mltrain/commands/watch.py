@@ -1,0 +1,95 @@
+"""Follows a run that another process trains, here or on another machine, by what the tracking store tells of it."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mltrain.run.listing import state
+from mltrain.run.run_ids import full_id
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.tags import BEST_TAG, HEARTBEAT_TAG, LATEST_TAG, PROJECT_TAG, meaning_of_best
+
+_LIVE = ("running", "running elsewhere")
+
+
+@dataclass(frozen=True)
+class Look:
+    """A run at one moment.
+
+    Attributes:
+        run_id: of the run.
+        name: of the run.
+        project: what is trained.
+        state: as ``mltrain runs`` has it.
+        epoch: that is done; ``None`` before the first.
+        epochs: planned, where the run's parameters tell.
+        metrics: the newest value of each, without those of the machine.
+        best_metric: that decides which checkpoint is best.
+        latest: name of the newest checkpoint.
+        best: name of the best checkpoint.
+        silent: seconds without a heartbeat, on this process's clock.
+    """
+
+    run_id: str
+    name: str
+    project: str
+    state: str
+    epoch: int | None
+    epochs: int | None
+    metrics: Mapping[str, float]
+    best_metric: str
+    latest: str | None
+    best: str | None
+    silent: float
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run goes on."""
+        return self.state in _LIVE
+
+
+def watch(
+    server: TrackingClient, run_id: str, every: float, sleep: Callable[[float], object] = time.sleep
+) -> Iterator[Look]:
+    """Look at a run again and again, until it has ended; the last look tells how.
+
+    Args:
+        server: has the run.
+        run_id: its id, or the first digits.
+        every: seconds between two looks.
+        sleep: waits for so many seconds.
+
+    Raises:
+        RunNotFound: there is no such run.
+        TrackingError: the server does not answer.
+    """
+    run_id = full_id(server, run_id)
+    beat, heard = None, time.monotonic()
+    while True:
+        run = server.run(run_id)
+        now = run.data.tags.get(HEARTBEAT_TAG)
+        if now != beat:
+            beat, heard = now, time.monotonic()
+        look = _look(server, run, time.monotonic() - heard)
+        yield look
+        if not look.is_live:
+            return
+        sleep(every)
+
+
+def _look(server: TrackingClient, run: Any, silent: float) -> Look:
+    tags, metrics, epochs = run.data.tags, run.data.metrics, run.data.params.get("epochs", "")
+    return Look(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        project=tags.get(PROJECT_TAG, ""),
+        state=state(server, run),
+        epoch=int(metrics["epoch"]) if "epoch" in metrics else None,
+        epochs=int(epochs) if epochs.isdecimal() else None,
+        metrics={key: value for key, value in metrics.items() if not key.startswith("system/")},
+        best_metric=meaning_of_best(run)[0],
+        latest=tags.get(LATEST_TAG),
+        best=tags.get(BEST_TAG),
+        silent=silent,
+    )
