@@ -75,7 +75,7 @@ class DisplacementField(nn.Module):
     def forward(self, pairs: Tensor) -> Tensor:
         """Return the displacements."""
         velocity: Tensor = cast(VoxelMorph, self.net.purposes[self.net.purpose]).backbone(pairs)
-        field = velocity / 2**_SQUARINGS
+        field: Tensor = velocity / float(2**_SQUARINGS)
         for _ in range(_SQUARINGS):
             field = field + warp(field, field, "zeros")
         return field
