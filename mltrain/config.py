@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mltrain.configuration.aliases import RESUME_KEY, own_words
-from mltrain.configuration.fields import is_place, merge, typed_entry
+from mltrain.configuration.fields import explained, is_place, merge, typed_entry
 from mltrain.configuration.files import known_names, presets_of, read_mapping
 from mltrain.configuration.secrets import (
     masked_secrets,
@@ -179,7 +179,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(_explained(cls, error)) from None
+            raise ConfigError(explained(cls, error)) from None
 
     def resolved(self) -> dict[str, Any]:
         """Every field as plain JSON values, nested as declared, and without secrets.
@@ -285,19 +285,3 @@ def _text(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _explained(model: type[BaseModel], error: ValidationError) -> str:
-    lines = []
-    for detail in error.errors(include_url=False):
-        key = ".".join(str(part) for part in detail["loc"])
-        field = model.model_fields.get(str(detail["loc"][0])) if detail["loc"] else None
-        if detail["type"] == "extra_forbidden":
-            lines.append(f"Unknown key {key!r}.{nearest(key, model.model_fields)}")
-            continue
-        if detail["type"] == "missing":
-            lines.append(f"{key} has no default and was not given.")
-            continue
-        meaning = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
-        lines.append(f"{key}={detail['input']!r} is not accepted: {detail['msg'].lower()}{meaning}.")
-    return "\n".join(lines)

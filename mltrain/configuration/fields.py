@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -139,3 +139,20 @@ def is_place(annotation: Any) -> bool:
 def model_in(annotation: Any) -> type[BaseModel] | None:
     """Return the nested model of an annotation, or None."""
     return next((m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)), None)
+
+
+def explained(model: type[BaseModel], error: ValidationError) -> str:
+    """Return in words, a line each, what is wrong with the values of a configuration."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        key = ".".join(str(part) for part in detail["loc"])
+        field = model.model_fields.get(str(detail["loc"][0])) if detail["loc"] else None
+        if detail["type"] == "extra_forbidden":
+            lines.append(f"Unknown key {key!r}.{nearest(key, model.model_fields)}")
+            continue
+        if detail["type"] == "missing":
+            lines.append(f"{key} has no default and was not given.")
+            continue
+        meaning = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
+        lines.append(f"{key}={detail['input']!r} is not accepted: {detail['msg'].lower()}{meaning}.")
+    return "\n".join(lines)

@@ -50,7 +50,6 @@ from mltrain.tracking.tags import HOLDER_TAG, PROJECT_TAG, RUN_KEY_TAG, STATUS_T
 
 log = logging.getLogger(__name__)
 
-
 _SERVER_SECONDS, _DATABASE_SECONDS, _ERROR_SECONDS = 5.0, 9.0, 2.0
 """How long a training waits for its run: for a silent server, for a silent database (which may have to be made), and for
 one that answers with errors."""
