@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from monai.networks.nets.voxelmorph import VoxelMorph, VoxelMorphUNet
 from torch import Tensor, nn
 
+from projects.cardiac.optical_flow import optical_flow
+
 _SQUARINGS = 5
 """Of the velocity field, for the displacements."""
 
@@ -51,21 +53,51 @@ class DeformationNet(nn.Module):
         """Return the deformation of the first channel towards the second."""
         return Deformation(*self.purposes[self.purpose](pairs[:, :1], pairs[:, 1:]))
 
+    def pairs(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Return what :meth:`forward` takes, (N, channels, H, W), of pictures (N, 1, H, W)."""
+        return torch.cat([moving, fixed], dim=1)
+
     @torch.no_grad()
     def field(self, moving: Tensor, fixed: Tensor, batch: int = 32) -> Tensor:
         """Return the displacements (N, 2, H, W) from pictures (N, 1, H, W), on the CPU; the mode is left as it was."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
-        pairs = torch.cat([moving, fixed], dim=1)
+        pairs = self.pairs(moving, fixed)
         fields = [cast(Deformation, self(piece.to(device))).field.cpu() for piece in torch.split(pairs, batch)]
         self.train(training)
         return torch.cat(fields)
 
 
+class RefinedFlowNet(DeformationNet):
+    """Refines the optical flow between two pictures.
+
+    The moving picture is warped by the flow; the network finds what is left to do, and both displacements are composed. The
+    untrained network leaves the flow as it is: its last layer begins with zeros.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("refined_motion")
+        last = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)][-1]
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+
+    def pairs(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Return pictures (N, 1, H, W) with the optical flow between them, (N, 4, H, W)."""
+        return torch.cat([moving, fixed, optical_flow(moving, fixed)], dim=1)
+
+    def forward(self, pairs: Tensor) -> Deformation:
+        """Return the deformation of the first channel towards the second; the others are the flow from the first."""
+        moving, fixed, flow = torch.split(pairs, [1, 1, 2], dim=1)
+        left = super().forward(torch.cat([warp(moving, flow), fixed], dim=1)).field
+        field = left + warp(flow, left)
+        return Deformation(warp(moving, field), field)
+
+
 class DisplacementField(nn.Module):
     """Maps pairs (N, 2, H, W), moving before fixed, to displacements (N, 2, H, W) in pixels.
 
-    It integrates the velocities as MONAI's network does, in operations that ``torch.export`` takes for any N.
+    Of a :class:`RefinedFlowNet` it takes (N, 4, H, W), with the optical flow, as that does. It integrates the velocities as MONAI's
+    network does, in operations that ``torch.export`` takes for any N.
     """
 
     def __init__(self, net: DeformationNet) -> None:
@@ -74,6 +106,13 @@ class DisplacementField(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Return the displacements."""
+        if not isinstance(self.net, RefinedFlowNet):
+            return self._integrated(pairs)
+        moving, fixed, flow = torch.split(pairs, [1, 1, 2], dim=1)
+        left = self._integrated(torch.cat([warp(moving, flow), fixed], dim=1))
+        return left + warp(flow, left)
+
+    def _integrated(self, pairs: Tensor) -> Tensor:
         velocity: Tensor = cast(VoxelMorph, self.net.purposes[self.net.purpose]).backbone(pairs)
         field: Tensor = velocity / float(2**_SQUARINGS)
         for _ in range(_SQUARINGS):

@@ -34,8 +34,7 @@ def build(config: Config) -> mltrain.Task:
         mltrain.errors.DataError: prepared cases or weights are missing, or there is no infarct to learn from.
     """
     cohort = prepared.read(config.prepared)
-    motion, registration = DeformationNet("motion"), DeformationNet("registration")
-    weights.load(motion, config.motion_weights, "motion")
+    motion, registration = weights.motion_net(config.motion_weights), DeformationNet("registration")
     weights.load(registration, config.registration_weights, "registration")
     train, val = (
         seen(_usable(part, config.labels), motion, registration, config.labels) for part in (cohort.train, cohort.val)

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from projects.cardiac import agreement, baselines, figures, function
+from projects.cardiac import agreement, figures, function
 from projects.cardiac.deformation import DeformationNet, inverse, jacobian_determinant, warp
 from projects.cardiac.function import Function
+from projects.cardiac.optical_flow import optical_flow
 from projects.cardiac.prepared import PreparedCase
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Report:
             cine/CASE.gif        the myocardium of end diastole carried through the beat
             function.csv         volumes, ejection fraction and strain of each case
             per_segment.csv      strain of each AHA segment of each case
-            per_slice.csv        scores; …_before: without any motion; …_optical_flow: by optical flow in place of the network
+            per_slice.csv        scores; …_before: without any motion; …_optical_flow: by optical flow alone
             metrics.json         what is returned
         """
         for name in ("figures", "cine", "strain"):
@@ -65,7 +66,7 @@ class Report:
             middle = len(case.cine) // 2
             picture(self.net, case, middle).savefig(folder / "figures" / f"{case.name}.png", dpi=110)
             write_carried(self.net, case, middle, folder / "cine" / f"{case.name}.gif")
-            others = {"before": torch.zeros_like(field), "optical_flow": baselines.optical_flow(case)}
+            others = {"before": torch.zeros_like(field), "optical_flow": optical_flow(case.diastolic, case.systolic)}
             for index in range(len(field)):
                 row = {"case": case.name, "slice": case.slices[index], **scores(case, field, index)}
                 for name, other in others.items():

@@ -116,12 +116,33 @@ def read_all(source: Source) -> Iterable[RawCase]:
     for name in source.names():
         try:
             case = source.case(name)
+            _require_moving_pictures(case)
         except DataError as error:
             problems.append(str(error))
             continue
         yield case
     if problems:
         raise DataError(f"{len(problems)} of {len(source.names())} cases cannot be used:\n  " + "\n  ".join(problems))
+
+
+def _require_moving_pictures(case: RawCase) -> None:
+    """Raise DataError where a sequence has one frame, or a frame of the myocardium shows one grey level throughout."""
+    if case.cine.shape[1] < 2:
+        raise DataError(
+            f"{case.name}: its cine sequence has one frame. Expected two or more: a single one shows no motion."
+        )
+    walls = np.asarray(case.myocardium.any(axis=(1, 2)))
+    blank = np.equal(case.cine.max(axis=(2, 3)), case.cine.min(axis=(2, 3))) & walls[:, None]
+    if blank.any():
+        where = "; ".join(
+            f"slice {index}, {'every frame' if row.all() else 'frames ' + ', '.join(map(str, np.flatnonzero(row)))}"
+            for index, row in enumerate(blank)
+            if row.any()
+        )
+        raise DataError(
+            f"{case.name}: cine pictures of a single grey level, counted from 0: {where}. Expected pictures of the heart. Try: "
+            "export the sequence again, or take these frames out."
+        )
 
 
 def read_array(file: Path) -> tuple[NDArray[Any], Any]:

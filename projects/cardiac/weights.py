@@ -1,14 +1,16 @@
 """Putting the weights of an earlier stage into its network."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mltrain.config import Config
 from mltrain.errors import DataError
+from projects.cardiac.deformation import DeformationNet, RefinedFlowNet
 
 
 def load(net: nn.Module, folder: Path | None, stage: str) -> None:
@@ -34,6 +36,28 @@ def load(net: nn.Module, folder: Path | None, stage: str) -> None:
             f"mltrain pull RUN_ID --to {folder}"
         ) from None
     net.eval().requires_grad_(False)
+
+
+def motion_net(folder: Path | None) -> DeformationNet:
+    """Return the motion network that ``mltrain pull`` left in a folder: one that refines optical flow, or one that does not.
+
+    Raises:
+        DataError: as :func:`load`.
+    """
+    net: DeformationNet = RefinedFlowNet()
+    if folder is not None and not any(name.startswith(f"purposes.{net.purpose}.") for name in _names(folder)):
+        net = DeformationNet("motion")
+    load(net, folder, "motion")
+    return net
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names of the weights in a folder that can be read; :func:`load` says what is wrong with the others."""
+    names: set[str] = set()
+    for file in folder.glob("model*.safetensors"):
+        with suppress(OSError, SafetensorError), safe_open(file, "pt") as weights:
+            names.update(weights.keys())
+    return names
 
 
 def save(net: nn.Module, config: Config, folder: Path) -> None:

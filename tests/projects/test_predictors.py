@@ -10,7 +10,7 @@ import torch
 
 from mltrain import Task
 from mltrain.tracking.mlflow_model import write
-from projects.cardiac.deformation import DeformationNet, DisplacementField
+from projects.cardiac.deformation import DeformationNet, DisplacementField, RefinedFlowNet
 from tests.projects.cardiac.conftest import Study, study  # noqa: F401 - a fixture
 
 SYSTEMS = {
@@ -23,9 +23,11 @@ SYSTEMS = {
 }
 
 
-def test_the_exported_integration_gives_the_displacements_of_the_network() -> None:
+@pytest.mark.parametrize("kind", ["from no motion", "from optical flow"])
+def test_the_exported_integration_gives_the_displacements_of_the_network(kind: str) -> None:
     torch.manual_seed(0)
-    net, pairs = DeformationNet("motion").eval(), torch.rand(3, 2, 48, 64)
+    net = RefinedFlowNet().eval() if kind == "from optical flow" else DeformationNet("motion").eval()
+    pairs = net.pairs(torch.rand(3, 1, 48, 64), torch.rand(3, 1, 48, 64))
     for parameter in net.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)  # an untrained field is all but zero
     with torch.no_grad():

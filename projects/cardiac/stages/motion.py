@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import mltrain
 from projects.cardiac.settings import presets_of
@@ -13,8 +13,9 @@ from projects.cardiac.settings import presets_of
 class Config(mltrain.Config):
     """How motion is learnt. ``config.yaml`` explains every key at length."""
 
-    epochs: int = Field(30, ge=0, description="The total, also when a run is resumed.")
+    epochs: int = Field(10, ge=0, description="The total, also when a run is resumed.")
     prepared: Path | None = Field(None, description="The folder that preparation wrote.")
+    start: Literal["optical_flow", "still"] = Field("optical_flow", description="What the network refines.")
     batch_size: int = Field(4, ge=1, description="Pairs of frames a step.")
     passes: int = Field(
         1, ge=1, description="How often an epoch passes over every slice, each with a frame drawn anew."
@@ -27,6 +28,15 @@ class Config(mltrain.Config):
     shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("motion")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, given: Any) -> Any:
+        """A record without ``start`` was made when the network began with no motion."""
+        own = set(cls.model_fields) - set(mltrain.Config.model_fields) - {"start"}
+        if isinstance(given, Mapping) and "start" not in given and own <= given.keys():
+            return {**given, "start": "still"}
+        return given
 
 
 def build(config: Config) -> "mltrain.Task":

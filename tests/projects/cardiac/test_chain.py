@@ -65,7 +65,7 @@ def test_an_evaluation_says_the_same_twice_and_names_the_metric_that_is_best(stu
 
 def test_weights_are_left_as_they_are_pulled(study: Study) -> None:
     assert {file.name for file in study.motion.iterdir()} == {"model.safetensors", "params.json"}
-    assert all(name.startswith("purposes.motion.") for name in load_file(study.motion / "model.safetensors"))
+    assert all(name.startswith("purposes.refined_motion.") for name in load_file(study.motion / "model.safetensors"))
 
 
 def test_the_schedule_ends_with_the_last_epoch(study: Study) -> None:

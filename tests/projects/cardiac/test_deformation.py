@@ -5,7 +5,8 @@ import torch
 from monai.losses.deform import DiffusionLoss
 from monai.networks.blocks.warp import Warp
 
-from projects.cardiac.deformation import DeformationNet, inverse, jacobian_determinant, roughness, warp
+from projects.cardiac.deformation import DeformationNet, RefinedFlowNet, inverse, jacobian_determinant, roughness, warp
+from projects.cardiac.optical_flow import optical_flow
 
 
 def smooth_field(size: int = 32, seed: int = 0) -> torch.Tensor:
@@ -59,6 +60,38 @@ def test_the_deformation_found_is_smooth_and_does_not_fold() -> None:
     field = DeformationNet("motion").field(torch.rand(3, 1, 48, 48), torch.rand(3, 1, 48, 48), batch=2)
     assert field.shape == (3, 2, 48, 48)
     assert (jacobian_determinant(field) > 0).all()
+
+
+def test_an_untrained_refinement_leaves_the_optical_flow_as_it_is() -> None:
+    torch.manual_seed(0)
+    moving = torch.nn.functional.avg_pool2d(torch.rand(2, 1, 56, 56), 9, 1)
+    fixed = moving.roll((1, -2), (2, 3))
+    net, flow = RefinedFlowNet(), optical_flow(moving, fixed)
+    assert net.pairs(moving, fixed).shape == (2, 4, 48, 48)
+    torch.testing.assert_close(net.field(moving, fixed), flow)
+
+
+def test_a_refinement_composes_the_flow_with_what_is_left() -> None:
+    """The flow is one row short of a shift by three; the network is made to find that row."""
+    net = RefinedFlowNet()
+    shift = torch.zeros(1, 2, 48, 48)
+    shift[:, 0] = 1.0
+    net.purposes["refined_motion"] = _Shift(shift)
+    moving = torch.rand(1, 1, 48, 48)
+    flow = torch.zeros(1, 2, 48, 48)
+    flow[:, 0] = 2.0
+    found = net(torch.cat([moving, moving, flow], dim=1))
+    assert torch.equal(found.field[:, 0], torch.full((1, 48, 48), 3.0))
+    torch.testing.assert_close(found.warped[:, :, :40], moving[:, :, 3:43])
+
+
+class _Shift(torch.nn.Module):
+    def __init__(self, field: torch.Tensor) -> None:
+        super().__init__()
+        self.found = field
+
+    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return moving, self.found
 
 
 def test_asking_for_a_field_leaves_the_mode_as_it_was() -> None:

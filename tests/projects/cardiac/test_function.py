@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from projects.cardiac import function
-from projects.cardiac.baselines import optical_flow
+from projects.cardiac.optical_flow import optical_flow
 from projects.cardiac.prepared import Cohort, PreparedCase
 
 SIZE = 64
@@ -101,5 +101,5 @@ def test_optical_flow_moves_the_wall_towards_end_systole(cohort: Cohort) -> None
 
     phantom = cohort.val[0]
     systolic = phantom.optional["end_systolic_myocardium"]
-    moved = mean_dice(carried(phantom, optical_flow(phantom)), systolic)
+    moved = mean_dice(carried(phantom, optical_flow(phantom.diastolic, phantom.systolic)), systolic)
     assert moved > mean_dice(phantom.myocardium, systolic) + 0.05

@@ -8,14 +8,16 @@ import torch
 
 from mltrain.errors import DataError
 from mltrain.rng import seed_everything
-from projects.cardiac import motion, prepared
+from projects.cardiac import agreement, motion, prepared
+from projects.cardiac.deformation import DeformationNet
 from projects.cardiac.motion import Config, FramePairs, MotionLoss, build
+from projects.cardiac.optical_flow import optical_flow
 from projects.cardiac.prepared import Cohort
 from tests.projects.cardiac.conftest import Study
 
 
 def test_it_learns_how_the_wall_moves(study: Study, tmp_path: Path) -> None:
-    config = Config.load(overrides={"prepared": study.prepared, "epochs": 40, "passes": 1})
+    config = Config.load(overrides={"prepared": study.prepared, "epochs": 40, "passes": 1, "start": "still"})
     seed_everything(config.seed)
     task = build(config)
     before = task.evaluate()
@@ -31,8 +33,33 @@ def test_it_learns_how_the_wall_moves(study: Study, tmp_path: Path) -> None:
     assert after["val/folded_percent"] < 1
 
 
+def test_optical_flow_is_where_the_network_begins_and_what_it_refines(study: Study, cohort: Cohort) -> None:
+    config = Config.load(overrides={"prepared": study.prepared, "epochs": 8})
+    seed_everything(config.seed)
+    task = build(config)
+    flows = [optical_flow(case.diastolic, case.systolic) for case in cohort.val]
+    known = [(case.optional["displacement"], case.optional["end_systolic_myocardium"]) for case in cohort.val]
+    alone = agreement.endpoint_error(torch.cat(flows), *(torch.cat(part) for part in zip(*known, strict=True)))
+    before = task.evaluate()
+    for _ in range(config.epochs):
+        for batch in task.loader:
+            task.step(batch)
+    after = task.evaluate()
+    assert before["val/epe_px"] == pytest.approx(alone, abs=1e-4)
+    assert after["val/loss"] < before["val/loss"]
+    assert after["val/epe_px"] < 1.05 * alone
+    assert after["val/epe_px"] < 0.4 * after["val/epe_px_before"]
+
+
+def test_a_recorded_configuration_of_an_earlier_version_begins_with_no_motion() -> None:
+    earlier = {key: value for key, value in Config().resolved().items() if key != "start"}
+    assert Config.load(base=earlier).start == "still"
+    assert Config.load(base=Config().resolved()).start == "optical_flow"
+    assert Config.load(overrides={"lr": "1e-3"}).start == "optical_flow"
+
+
 def test_a_pair_is_end_diastole_with_any_other_frame(cohort: Cohort) -> None:
-    pairs = FramePairs(cohort.train)
+    pairs = FramePairs(cohort.train, DeformationNet("motion"))
     case = cohort.train[0]
     torch.manual_seed(0)
     seen = set()
@@ -46,7 +73,7 @@ def test_a_pair_is_end_diastole_with_any_other_frame(cohort: Cohort) -> None:
 
 
 def test_an_epoch_passes_over_every_slice(cohort: Cohort) -> None:
-    assert len(FramePairs(cohort.train, passes=3)) == 3 * len(cohort.train)
+    assert len(FramePairs(cohort.train, DeformationNet("motion"), passes=3)) == 3 * len(cohort.train)
 
 
 def test_the_loss_falls_when_the_warped_picture_comes_nearer(cohort: Cohort) -> None:
@@ -63,7 +90,7 @@ def test_where_nothing_is_known_the_loss_and_the_function_are_measured(study: St
     from dataclasses import replace
 
     bare = [replace(case, optional={}) for case in cohort.val]
-    measured = motion.Validation(motion.DeformationNet("motion"), MotionLoss(30, 1, 0.02), bare)()
+    measured = motion.Validation(DeformationNet("motion"), MotionLoss(30, 1, 0.02), bare)()
     own = {"edv_ml", "esv_ml", "ef_percent", "circumferential_strain_percent", "radial_strain_percent"}
     assert measured.keys() == {f"val/{name}" for name in {"loss", "folded_percent"} | own}
 
@@ -72,7 +99,7 @@ def test_the_report_has_displacements_on_the_grid_of_the_input(
     study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    task = build(Config.load(overrides={"prepared": study.prepared}))
+    task = build(Config.load(overrides={"prepared": study.prepared, "start": "still"}))
     reported, measured = task.report(tmp_path), task.evaluate()
     for name in (
         "val/epe_px",

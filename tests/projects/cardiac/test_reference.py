@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+import mltrain
 from projects.cardiac import chain, motion, preparation, weights
 
 SCORES = ("epe_px", "dice_es")
@@ -17,9 +18,10 @@ def measured(seed: int, folder: Path) -> dict[str, float]:
     given = {"seed": seed, "num_threads": 1}
     preparation.prepare(preparation.Config.load(preset="small", overrides={**given, "cases": 24}), folder / "prepared")
     given["prepared"] = folder / "prepared"
-    chain.train("motion", "small", folder / "motion", passes=2, **given)
+    chain.train("motion", "small", folder / "motion", **given)
     task = motion.build(motion.Config.load(overrides=given))
-    weights.load(task.step.parts()["model"], folder / "motion", "motion")
+    assert isinstance(task.step, mltrain.Supervised)
+    weights.load(task.step.model, folder / "motion", "motion")
     assert task.report is not None
     with torch.no_grad():
         return dict(task.report(folder / "report"))
@@ -32,11 +34,11 @@ def test_the_motion_network_keeps_its_figures_beside_its_baselines(tmp_path: Pat
     table = pd.DataFrame([measured(seed, tmp_path / str(seed)) for seed in SEEDS], index=SEEDS)
     wanted = [f"val/{score}{other}" for score in SCORES for other in ("", "_optical_flow", "_before")]
     print(table[[*wanted, "val/ef_error_points", "val/ef_reference_percent", "val/strain_error_points"]].to_string())
-    # Classical registration finds the displacement better than the network; docs/cardiac.md says so, and by how much.
-    assert (table["val/epe_px"] < 0.6 * table["val/epe_px_before"]).all()
-    assert (table["val/epe_px"] < 1.6).all()
-    assert (table["val/dice_es"] > table["val/dice_es_optical_flow"] - 0.01).all()
+    # The network refines classical registration, and must not spoil it.
+    assert (table["val/epe_px"] < 1.02 * table["val/epe_px_optical_flow"]).all()
+    assert (table["val/epe_px"] < 0.25 * table["val/epe_px_before"]).all()
+    assert (table["val/dice_es"] > table["val/dice_es_optical_flow"]).all()
     assert (table["val/dice_es"] > table["val/dice_es_before"] + 0.15).all()
-    assert (table["val/strain_error_points"] < 4).all()
+    assert (table["val/strain_error_points"] < 3).all()
     # Without motion nothing is ejected, so the reference itself is the error of that baseline.
     assert (table["val/ef_error_points"] < table["val/ef_reference_percent"] / 10).all()
