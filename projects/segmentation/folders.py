@@ -190,6 +190,11 @@ def require_sound(surveys: Iterable[tuple[FolderPair, Survey]]) -> None:
     for folders, found in surveys:
         if found.problems:
             complaints += [f"images {folders.images}, masks {folders.masks}:", *_listed(found.problems)]
+        elif found.samples and all(sample.void == sample.height * sample.width for sample in found.samples):
+            complaints += [
+                f"images {folders.images}, masks {folders.masks}:",
+                "  every pixel of every mask is void: nothing is left to learn or to judge",
+            ]
         elif not found.samples and not unclear:
             complaints += [
                 f"images {folders.images}, masks {folders.masks}:",

@@ -189,8 +189,13 @@ def _raster(picture: Image.Image, *, mask: bool) -> _Raster:
         return _Raster(values=values, white=65535)
     if picture.mode == "F":
         values = np.asarray(picture)
-        if not mask or not (values == np.abs(np.rint(values))).all():
+        if not mask:
             raise UnreadablePixels("holds floating-point pixels; 8 or unsigned 16 bits are read")
+        if not (values == np.abs(np.rint(values))).all():
+            raise UnreadablePixels(
+                f"holds floating-point values from {values.min():g} to {values.max():g}; whole numbers from 0 up are read. "
+                "Save classes or labels as integers"
+            )
         return _Raster(values=values.astype(np.int64))
     opaque = np.asarray(picture.convert("RGBA").getchannel("A")) > 127 if picture.has_transparency_data else None
     if picture.mode == "P":

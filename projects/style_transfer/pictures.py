@@ -1,5 +1,6 @@
 """Pictures as tensors: read from files of any size, cut into crops, padded to what the network takes, and written."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from projects.segmentation.pixels import UnreadablePixels, read_image
 LEAST_CONTRAST = 18.0
 """A crop is drawn again while the standard deviation of its 8-bit brightness is below this: empty sky has no style."""
 
+MOST_SCALED_UP = 8.0
+"""A picture that is scaled up more than this shows blur, which is no style."""
+
 BRIGHTNESS = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
 
@@ -25,12 +29,18 @@ def read_picture(file: Path, short_side: int | None) -> Tensor:
     """Return a picture as (3, H, W) uint8, its shorter side scaled to ``short_side`` pixels (its own size if ``None``).
 
     Raises:
-        UnreadablePixels: the file is no picture or cannot be decoded to its end.
+        UnreadablePixels: the file is no picture, cannot be decoded to its end, or would be scaled up more than
+            :data:`MOST_SCALED_UP` times.
 
     """
     pixels = torch.from_numpy(read_image(file))
     if short_side is not None and short_side != min(pixels.shape[1:]):
         scale = short_side / min(pixels.shape[1:])
+        if scale > MOST_SCALED_UP:
+            raise UnreadablePixels(
+                f"is {pixels.shape[1]} x {pixels.shape[2]} pixels; its shorter side has to have "
+                f"{math.ceil(short_side / MOST_SCALED_UP)} for short_side={short_side}"
+            )
         size = [max(short_side, round(side * scale)) for side in pixels.shape[1:]]
         pixels = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
     return (pixels.expand(3, -1, -1).clamp(0, 1) * 255).round().to(torch.uint8)

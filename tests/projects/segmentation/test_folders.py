@@ -281,6 +281,15 @@ def test_void_pixels_are_neither_foreground_nor_background(folders: FolderPair) 
     assert np.unique(read_classes(sample.mask, sample.labels)[2]).tolist() == [-1]
 
 
+def test_masks_that_are_void_all_over_leave_nothing_to_learn(folders: FolderPair) -> None:
+    given = {"empty_masks": "keep", "declaration": Declaration.of(None, "255", None)}
+    write_masks(folders, a=TOP * 0 + 255, b=TOP)
+    require_sound([(folders, survey(folders, **given))])
+    write_masks(folders, a=TOP * 0 + 255, b=TOP * 0 + 255)
+    with pytest.raises(DataError, match="every pixel of every mask is void"):
+        require_sound([(folders, survey(folders, **given))])
+
+
 def test_a_declared_value_that_no_mask_holds_is_refused(folders: FolderPair) -> None:
     write_masks(folders, a=TOP * 255)
     for declaration in (Declaration.of("5", None, None), Declaration.of(None, None, ["255", "7"])):

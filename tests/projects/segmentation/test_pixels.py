@@ -182,6 +182,13 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
         read_image(file)
 
 
+@pytest.mark.parametrize("values", [(0.0, 0.5), (0.0, np.nan), (-1.0, 0.0)])
+def test_a_mask_of_numbers_that_are_no_labels_says_what_to_save(tmp_path: Path, values: tuple[float, float]) -> None:
+    Image.fromarray(np.array([values], np.float32)).save(file := tmp_path / "a.tif")
+    with pytest.raises(UnreadablePixels, match=r"values from .* Save classes or labels as integers"):
+        read_values(file)
+
+
 def test_signed_pixels_are_refused_when_one_is_negative(tmp_path: Path) -> None:
     Image.fromarray(np.array([[-1, 5]], np.int32)).save(file := tmp_path / "a.tif")
     with pytest.raises(UnreadablePixels, match="-1 to 5"):

@@ -45,6 +45,16 @@ def test_webp_is_read_and_an_animated_one_refused(tmp_path: Path) -> None:
         read_pictures([tmp_path / "b.webp"], None)
 
 
+def test_a_picture_too_small_to_show_a_style_is_refused_with_its_size(tmp_path: Path) -> None:
+    Image.new("RGB", (90, 5)).save(tmp_path / "tiny.png")
+    with pytest.raises(
+        DataError, match=r"tiny\.png is 5 x 90 pixels; its shorter side has to have 6 for short_side=48"
+    ):
+        read_pictures([tmp_path / "tiny.png"], 48)
+    assert read_picture(tmp_path / "tiny.png", 40).shape == (3, 40, 720)
+    assert read_picture(tmp_path / "tiny.png", None).shape == (3, 5, 90)
+
+
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
     Image.new("L", (40, 40), 77).save(tmp_path / "grey.png")
     assert read_picture(tmp_path / "grey.png", 32).unique().tolist() == [77]
