@@ -96,8 +96,8 @@ class RefinedFlowNet(DeformationNet):
 class DisplacementField(nn.Module):
     """Maps pairs (N, 2, H, W), moving before fixed, to displacements (N, 2, H, W) in pixels.
 
-    Of a :class:`RefinedFlowNet` it takes (N, 4, H, W), with the optical flow, as that does. It integrates the velocities as MONAI's
-    network does, in operations that ``torch.export`` takes for any N.
+    Of a :class:`RefinedFlowNet` it takes (N, 4, H, W), with the optical flow, as that does. It integrates the velocities as
+    MONAI's network does, in operations that ``torch.export`` takes for any N.
     """
 
     def __init__(self, net: DeformationNet) -> None:

@@ -150,7 +150,7 @@ def strain_picture(patient: Function) -> Figure:
         [f"{patient.name}: {name}" for name, _ in shown],
         "circumferential strain [%]",
         limits=(-25.0, 5.0),
-        form=".0f",
+        form="z.0f",
     )
 
 

@@ -22,6 +22,7 @@ from projects.tool_wear.held_out import HeldOut
 from projects.tool_wear.held_out_wear import HeldOutWear
 from projects.tool_wear.intervals import least_windows
 from projects.tool_wear.learner import Learner, Recipe, WearLearner
+from projects.tool_wear.regressor import WearInterval
 from projects.tool_wear.wear_baselines import WearBaselines
 from projects.tool_wear.windows import UNLABELLED, Split, Windowing, Windows, refuse, split_by_tool
 
@@ -129,7 +130,9 @@ def build(config: Config) -> mltrain.Task:
         images=held_out.images,
         report=held_out.report,
         predictor=lambda: (
-            nn.Sequential(learner.model, nn.Softmax(1)),
+            WearInterval(learner.model)
+            if isinstance(learner, WearLearner)
+            else nn.Sequential(learner.model, nn.Softmax(1)),
             torch.from_numpy(split.train.signals[:2]).float(),
         ),
     )

@@ -65,6 +65,20 @@ class WearRegressor(nn.Module):
         return self.mean + self.std * quantiles
 
 
+class WearInterval(nn.Module):
+    """Maps raw signals (N, T, C) to lower limit, estimate and upper limit of the wear [um], shape (N, 3)."""
+
+    def __init__(self, model: WearRegressor) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, signals: Tensor) -> Tensor:
+        """Return limits with the margin of the network, as :func:`projects.tool_wear.intervals.widened` makes them."""
+        lower, median, upper = self.model(signals).unbind(dim=1)
+        limits = (torch.minimum(lower - self.model.margin, median), torch.maximum(upper + self.model.margin, median))
+        return torch.stack([limits[0], median, limits[1]], dim=1).clamp(min=0.0)
+
+
 @dataclass(frozen=True)
 class PinballLoss:
     """The mean quantile loss over the outputs (Koenker and Bassett, "Regression Quantiles", Econometrica 46, 1978).

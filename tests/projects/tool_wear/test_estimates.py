@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from projects.tool_wear.estimates import Estimates, error_line
+from projects.tool_wear.estimates import Estimates, calibrate, error_line
+from projects.tool_wear.learner import Recipe, WearLearner
+from projects.tool_wear.project import Config
+from projects.tool_wear.regressor import WearInterval
 from projects.tool_wear.windows import Windows
 
 
@@ -25,6 +29,18 @@ def test_scores_are_those_worked_out_by_hand(estimates: Estimates) -> None:
     assert scores["rmse_um"] == pytest.approx(np.sqrt((1 + 4 + 0 + 36) / 4))
     assert scores["coverage"] == pytest.approx(3 / 4)
     assert scores["width_um"] == pytest.approx(8.0)
+
+
+def test_other_programs_get_the_same_interval_from_the_exported_network(small: Windows) -> None:
+    train, val = small.of(["c1", "c4"]), small.of(["c5"])
+    recipe = Recipe.of(Config(hidden=4, layers=1, dropout=0.0))
+    model = WearLearner.on(train, recipe, 0.8).model.eval()
+    calibrate(model, val, 0.8)
+    found = Estimates.of(model, val)
+    with torch.no_grad():
+        exported = WearInterval(model)(torch.from_numpy(val.signals)).numpy()
+    np.testing.assert_allclose(exported, np.stack([found.lower, found.wear, found.upper], axis=1), rtol=1e-4, atol=1e-3)
+    assert found.scores()["coverage"] >= 0.8
 
 
 def test_the_written_table_is_read_back(estimates: Estimates, tmp_path: Path) -> None:
