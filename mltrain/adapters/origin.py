@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.checkpoint.folder import FolderArtifacts, FolderSpool
-from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.settings import DEFAULT_METRIC
@@ -15,7 +15,6 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, UsageError
 from mltrain.ownership.run_folder import known_home
 from mltrain.run.run_ids import full_id
-from mltrain.run.untracked import RUN_ID
 from mltrain.tracking.client import active_run_id, connect
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import meaning_of_best
@@ -100,7 +99,7 @@ def _reader(address: Address, damaged: dict[CheckpointId, DamagedCheckpoint]) ->
     """Open the checkpoints of an address for reading, those included that wait on this host for the store."""
     if address.is_folder:
         folder = Path(address.place).absolute()
-        store = CheckpointStore(RUN_ID, FolderArtifacts(folder), FolderSpool(folder), folder=folder)
+        store = CheckpointStore(UNTRACKED, FolderArtifacts(folder), FolderSpool(folder), folder=folder)
         return CheckpointReader(store, Context(now(), {}, DEFAULT_METRIC, "min"), damaged.__setitem__)
     server = connect()
     run = server.run(full_id(server, address.place))

@@ -1,35 +1,33 @@
-"""A whole checkpoint in one file, which needs no tracking server.
+"""A whole checkpoint in one file, which needs no tracking server; see :mod:`mltrain.checkpoint.packed` for its form.
 
-The file is an uncompressed ZIP archive: ``about.json`` with format, versions, and size and SHA-256 of every other member; the
-members are those of any checkpoint (``model.safetensors``, ``state.safetensors``, ``state.json``; see
-:mod:`mltrain.checkpoint.codec`), and where a run wrote it, its manifest and further files. Nothing in it can be executed, and
-nothing is read before its digest has matched.
+A run's training writes it (``export=full``, ``checkpoint_path``), and so do a classifier and a ``CheckpointManager`` of a folder,
+which have no run. Nothing in it can be executed, and nothing is read before its digest has matched.
 """
 
 import hashlib
 import json
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mltrain.checkpoint import codec
-from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.manifest import FILE_NAME, Manifest
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.manifest import FILE_NAME, LARGEST_COUNT, MAX_BYTES, UNTRACKED, CheckpointId, Manifest
+from mltrain.checkpoint.packed import ABOUT, MOST_ABOUT, PackedStaging, is_packed, member_names, read_member
 from mltrain.checkpoint.store import PARAMS
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint
 from mltrain.provenance import fingerprint
-from mltrain.store.durable import replacing
+from mltrain.store.durable import make_folder
 
-FORMAT = "mltrain checkpoint file"
-VERSION = 1
+if TYPE_CHECKING:
+    import torch
 
-_ABOUT = "about.json"
-_MOST_ABOUT = 2**20
+VERSION = 2
+"""Of the file's form. The first had ``about.json`` beside its members, and is read as ever."""
+
+_FORMAT = "mltrain checkpoint file"
+_NO_DATE = datetime(1980, 1, 1, tzinfo=UTC)
+"""The first date that a ZIP archive can have, in place of the present time: equal states make equal files."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,28 @@ def write(file: Path, state: Mapping[str, Any]) -> None:
         UnsupportedValue: the state holds something else; the message names the path to it.
         StorageError: the disk refuses.
     """
+    from mltrain.checkpoint import codec
+    from mltrain.checkpoint.host_memory import HostBuffers
+    from mltrain.checkpoint.snapshot import snapshot
+
     encoded = codec.encode(snapshot(state, HostBuffers()))
-    _write(file, {member.name: b"".join(member.content) for member in encoded.files}, {})
+    with _staging(file, CheckpointId(attempt=1, step=_count(state, "step"))) as staging:
+        for member in encoded.files:
+            staging.write(member.name, member.content)
+        manifest = Manifest(
+            run_id=UNTRACKED,
+            id=CheckpointId(attempt=1, step=_count(state, "step")),
+            kind="step",
+            epoch=_count(state, "epoch"),
+            parent=None,
+            parts=tuple(state),
+            files=staging.files,
+            tensors=dict(encoded.tensors),
+            aliases=dict(encoded.aliases),
+            created=_NO_DATE,
+            versions=fingerprint.versions(),
+        )
+        staging.commit(manifest, file)
 
 
 def write_checkpoint(file: Path, manifest: Manifest, files: Mapping[str, bytes | bytearray], project: str) -> None:
@@ -72,24 +90,30 @@ def write_checkpoint(file: Path, manifest: Manifest, files: Mapping[str, bytes |
     Raises:
         StorageError: the disk refuses.
     """
-    about = {"run_id": manifest.run_id, "checkpoint": manifest.name, "project": project}
-    _write(file, {**files, FILE_NAME: manifest.to_json()}, about)
+    with _staging(file, manifest.id) as staging:
+        for name, content in files.items():
+            staging.write(name, [bytes(content)])
+        staging.describe({"format": _FORMAT, "version": VERSION, "project": project})
+        staging.commit(manifest, file)
 
 
-def read(file: Path, device: torch.device | None = None) -> dict[str, Any]:
+def read(file: Path, device: "torch.device | None" = None) -> dict[str, Any]:
     """Return the state in a file, its tensors on ``device`` (the CPU if ``None``).
 
     Raises:
         NoCheckpoint: there is no such file.
         DamagedCheckpoint: it is not a checkpoint file, of a later version, or not as it was written.
     """
+    from mltrain.checkpoint import codec
+
     return codec.decode(members(file, lambda name: name.startswith(("model", "state"))), device)
 
 
 def manifest_of(file: Path) -> Manifest | None:
-    """Return the manifest in a file; ``None`` if no run wrote it. Raises as :func:`read` does."""
-    content = members(file, FILE_NAME.__eq__).get(FILE_NAME)
-    return Manifest.from_json(content) if content is not None else None
+    """Return the manifest in a file, or ``None`` for one of the first form without a run. Raises as :func:`read` does."""
+    if FILE_NAME not in _names(file):
+        return None
+    return Manifest.from_json(bytes(read_member(file, FILE_NAME, MAX_BYTES)))
 
 
 def params_of(file: Path) -> dict[str, Any] | None:
@@ -109,45 +133,43 @@ def origin_of(file: Path) -> Written | None:
 
     Raises:
         NoCheckpoint: there is no such file.
-        DamagedCheckpoint: it is a checkpoint file whose ``about.json`` cannot be read, or of a later version.
+        DamagedCheckpoint: it is a checkpoint file that is cut short, or of a later version.
     """
+    from mltrain.checkpoint import codec
+
     if not file.is_file():
         raise NoCheckpoint(f"There is no checkpoint {file}.{beside(file)}")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if _ABOUT not in archive.namelist():
-                return None
-            about = _about(file, archive.read(_ABOUT))
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+    if not is_packed(file):
         stamp = codec.stamp_of(file)
         if stamp is None:
             return None
         return Written(stamp.get("run_id"), stamp.get("checkpoint"), stamp.get("project"), complete=False)
-    run_id, checkpoint, project = (
-        text if isinstance(text := about.get(name), str) else None for name in ("run_id", "checkpoint", "project")
-    )
-    return Written(run_id, checkpoint, project, complete=True)
+    about, manifest = _about(file), manifest_of(file)
+    project = about.get("project")
+    if manifest is None or manifest.run_id == UNTRACKED:
+        return Written(None, None, None, complete=True)
+    return Written(manifest.run_id, manifest.name, project if isinstance(project, str) else None, complete=True)
 
 
-def members(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, bytes]:
-    """Return the wanted members of a file, each verified. Raises as :func:`read` does."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = {entry.filename: entry for entry in _plain(archive, file)}
-            about = _about(file, archive.read(entries.pop(_ABOUT)) if _ABOUT in entries else b"")
-            contents = {name: archive.read(entry) for name, entry in entries.items() if wanted(name)}
-    except FileNotFoundError:
-        raise NoCheckpoint(f"There is no checkpoint {file}.{beside(file)}") from None
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise DamagedCheckpoint(f"{file} is not a checkpoint file, or is damaged: {error}.{_foreign(file)}") from None
-    listed = about["files"]
-    if listed.keys() != entries.keys():
-        raise DamagedCheckpoint(f"{file} holds {sorted(entries)}, and should hold {sorted(listed)}.")
-    for name, content in contents.items():
-        if hashlib.sha256(content).hexdigest() != listed[name].get("sha256"):
-            raise DamagedCheckpoint(
-                f"{file}: {name} is not as it was written; its SHA-256 is another. Use an older copy."
-            )
+def members(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, bytearray]:
+    """Return the wanted files of a checkpoint, each verified. Raises as :func:`read` does."""
+    names, manifest = _names(file), manifest_of(file)
+    if manifest is not None:
+        listed = {name: (entry.size, entry.sha256) for name, entry in manifest.files.items()}
+    else:
+        files: Mapping[str, Any] = _about(file).get("files", {})
+        listed = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+    if names - {FILE_NAME} != listed.keys():
+        raise DamagedCheckpoint(f"{file} holds {sorted(names - {FILE_NAME})}, and should hold {sorted(listed)}.")
+    contents = {}
+    for name, (size, digest) in listed.items():
+        if wanted(name):
+            content = read_member(file, name, size)
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise DamagedCheckpoint(
+                    f"{file}: {name} is not as it was written; its SHA-256 is another. Use an older copy."
+                )
+            contents[name] = content
     return contents
 
 
@@ -159,42 +181,53 @@ def beside(file: Path) -> str:
     return f" In {file.parent.resolve()} there are: {', '.join(names)}." if names else ""
 
 
-def _write(file: Path, contents: Mapping[str, bytes | bytearray], about: Mapping[str, str]) -> None:
-    described = {
-        "format": FORMAT,
-        "version": VERSION,
-        **about,
-        "versions": fingerprint.versions(),
-        "files": {
-            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in contents.items()
-        },
-    }
-    with replacing(file) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        # A ZipInfo of its own has a fixed date, so that equal states make equal files.
-        for name, content in {_ABOUT: json.dumps(described, indent=1).encode(), **contents}.items():
-            archive.writestr(zipfile.ZipInfo(name), bytes(content))
+def _staging(file: Path, identity: CheckpointId) -> PackedStaging:
+    make_folder(file.parent)
+    return PackedStaging(file.parent, identity, lambda manifest: file.name)
 
 
-def _plain(archive: zipfile.ZipFile, file: Path) -> Iterable[zipfile.ZipInfo]:
-    entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
-        raise DamagedCheckpoint(f"{file} is not a checkpoint file: its members are compressed.{_foreign(file)}")
-    return entries
+def _count(state: Mapping[str, Any], name: str) -> int:
+    """Return how many steps or epochs a state tells of; 0 where it tells of none."""
+    progress = state.get("progress")
+    value = (progress if isinstance(progress, Mapping) else state).get(name)
+    return value if type(value) is int and 0 <= value <= LARGEST_COUNT else 0
 
 
-def _about(file: Path, content: bytes) -> dict[str, Any]:
+def _names(file: Path) -> set[str]:
     try:
-        about = json.loads(content[:_MOST_ABOUT])
-        known = about["format"] == FORMAT and all(isinstance(entry, dict) for entry in about["files"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        known = False
-    if not known:
-        raise DamagedCheckpoint(f"{file} is not a checkpoint file: it has no readable {_ABOUT}.{_foreign(file)}")
-    if about.get("version") != VERSION:
+        packed = is_packed(file)
+        names = set(member_names(file)) if packed else set()
+    except FileNotFoundError:
+        raise NoCheckpoint(f"There is no checkpoint {file}.{beside(file)}") from None
+    except OSError as error:
+        raise DamagedCheckpoint(f"{file} cannot be read: {error.strerror or error}.") from None
+    if not packed:
+        raise DamagedCheckpoint(f"{file} is not a checkpoint file, or is damaged.{_foreign(file)}")
+    _about(file)
+    return names
+
+
+def _about(file: Path) -> dict[str, Any]:
+    """Return what a file says of itself; a checkpoint that a manager wrote to its folder says nothing beside its manifest.
+
+    Raises:
+        DamagedCheckpoint: it is of a later version, or cannot be read.
+    """
+    try:
+        about = json.loads(read_member(file, ABOUT, MOST_ABOUT))
+        version = about["version"]
+        if about["format"] != _FORMAT or not all(isinstance(one, dict) for one in about.get("files", {}).values()):
+            raise ValueError("it is of another format")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(
-            f"{file} is of version {about.get('version')!r:.20}, and version {VERSION} is read here. "
-            "Use the version of this software that wrote it."
+            f"{file} is not a checkpoint file: its {ABOUT} cannot be read: {error!r:.200}."
+        ) from None
+    if version not in (1, 2):
+        raise DamagedCheckpoint(
+            f"{file} is of version {version!r:.20}, and versions 1 and 2 are read here. Use the version of this software that "
+            "wrote it."
         )
     return dict(about)
 

@@ -1,5 +1,8 @@
 """A folder of packed checkpoints, as artifacts: ``best_model.pth``, ``checkpoint_epoch_N.pth``, ``interrupt_checkpoint.pth``.
 
+Those that a training exports (``export=full``) are read as well, ``latest_checkpoint.pth`` and ``interrupted_checkpoint.pth``
+among them.
+
 A :class:`~mltrain.checkpoint.store.CheckpointStore` works on it as on a run's artifacts; only the names of files differ. What has
 no name in this layout (what was declared best, the record of removals, the lock) is in the folder ``.mltrain`` in it.
 """
@@ -40,13 +43,15 @@ class FolderArtifacts:
 
     Args:
         folder: that holds them.
+        only: the name of the one file to look at, whatever it is. If ``None``, all that have the name of a checkpoint.
 
     Raises:
         UsageError: it holds checkpoints that mltrain did not write: they are nobody's to replace or remove.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only: str | None = None) -> None:
         self.local_root: Path | None = folder
+        self._only = only
         self._folder = folder
         self._own = LocalArtifacts(folder / OWN_FOLDER)
         self._known: dict[tuple[str, int, int, int], CheckpointId] = {}
@@ -167,12 +172,16 @@ class FolderArtifacts:
     def _present(self) -> list[Path]:
         """Return the files whose names are those of checkpoints; ``best_model.pth``, which may be a second name, last."""
         try:
-            files = [file for file in self._folder.iterdir() if PACKED.fullmatch(file.name) and file.is_file()]
+            named = [file for file in self._folder.iterdir() if self._is_meant(file.name)]
+            files = [file for file in named if file.is_file()]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise StorageError(f"{self._folder} cannot be listed: {error.strerror}. Check that disk.") from error
         return sorted(files, key=lambda file: (file.name == BEST_MODEL, file.name))
+
+    def _is_meant(self, name: str) -> bool:
+        return name == self._only if self._only is not None else PACKED.fullmatch(name) is not None
 
     def _file(self, name: str) -> Path:
         files = self.files().get(name)

@@ -26,6 +26,8 @@ _FILE = r"^[a-z][a-z0-9_-]{0,63}\.(safetensors|json|csv)$"
 _SEAL = b',\n "sha256": "'
 _BEGUN_NUMBER = re.compile(r"[-+.0-9eE]*", re.ASCII)
 
+UNTRACKED = "untracked"
+"""What the manifest of a checkpoint without a run names as its run, so that a folder or a file may be moved and copied."""
 LARGEST_COUNT = 10**9 - 1
 """The largest number of steps or epochs: their directories have nine digits."""
 

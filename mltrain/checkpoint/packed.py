@@ -1,19 +1,22 @@
 """A checkpoint as one file: a ZIP archive of its files, stored and not compressed, the manifest last.
 
 The members are those of a checkpoint folder (``mltrain/data/model.safetensors``, ``mltrain/data/state.json``, …), so ``unzip``
-takes it apart, and every digest of the manifest counts here as well.
+takes it apart, and every digest of the manifest counts here as well. A file that a training exports says in
+``mltrain/about.json`` what was trained. Files of the first form had their members at the top, beside ``about.json``; they are
+read as ever.
 """
 
 import hashlib
+import json
 import os
 import secrets
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Manifest
 from mltrain.checkpoint.staging import Staging
@@ -22,7 +25,12 @@ from mltrain.store.durable import place_file, refused
 from mltrain.store.local import without_surprises
 from mltrain.store.removal import discard_temporary
 
-_MEMBERS = "mltrain/data/"
+ABOUT = "about.json"
+"""What a file says of itself beside its manifest."""
+MOST_ABOUT = 2**20
+
+_TOP = "mltrain/"
+_MEMBERS = f"{_TOP}data/"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _UNREADABLE = (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, EOFError, OverflowError)
 
@@ -35,7 +43,7 @@ def is_packed(file: Path) -> bool | None:
     """
     with file.open("rb") as opened:
         begin = opened.read(64)
-    if begin[30:].startswith(_MEMBERS.encode()):
+    if begin[30:].startswith((_TOP.encode(), ABOUT.encode())):
         return True
     return False if begin.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) else None
 
@@ -49,7 +57,8 @@ def member_names(file: Path) -> list[str]:
     """
     try:
         with file.open("rb") as opened, zipfile.ZipFile(opened) as archive:
-            return [name.removeprefix(_MEMBERS) for name in archive.namelist() if name.startswith(_MEMBERS)]
+            names = [name for name in archive.namelist() if name not in (ABOUT, _TOP + ABOUT)]
+            return [name.removeprefix(_MEMBERS) for name in names]
     except _UNREADABLE as error:
         raise DamagedCheckpoint(f"{file.name} is not a complete checkpoint: {error}") from None
 
@@ -63,10 +72,12 @@ def read_member(file: Path, name: str, most: int) -> bytearray:
     """
     try:
         with open(file, "rb", opener=without_surprises) as opened, zipfile.ZipFile(opened) as archive:
-            if _MEMBERS + name not in archive.NameToInfo:
+            info = _found(archive, name)
+            if info is None:
                 raise FileNotFoundError(name)
-            info = archive.getinfo(_MEMBERS + name)
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise DamagedCheckpoint(f"{name} in {file.name} is compressed, and checkpoints are not.")
+            if info.file_size > most:
                 raise DamagedCheckpoint(
                     f"{name} in {file.name} has {info.file_size} bytes; at most {most} were expected."
                 )
@@ -81,6 +92,11 @@ def read_member(file: Path, name: str, most: int) -> bytearray:
             return content
     except _UNREADABLE as error:
         raise DamagedCheckpoint(f"{file.name} is not a complete checkpoint: {error}") from None
+
+
+def _found(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
+    first_form = ABOUT in archive.NameToInfo
+    return archive.NameToInfo.get(name if first_form else _TOP + name if name == ABOUT else _MEMBERS + name)
 
 
 class PackedStaging(Staging):
@@ -117,8 +133,16 @@ class PackedStaging(Staging):
 
     def write(self, name: str, content: Iterable[bytes | memoryview]) -> FileEntry:
         """Write a file and hash it on the way; see :meth:`Staging.write`."""
+        self.files[name] = self._written(_MEMBERS + name, content)
+        return self.files[name]
+
+    def describe(self, about: Mapping[str, Any]) -> None:
+        """Write :data:`ABOUT`, which is no file of the checkpoint."""
+        self._written(_TOP + ABOUT, [json.dumps(about, indent=1).encode()])
+
+    def _written(self, path: str, content: Iterable[bytes | memoryview]) -> FileEntry:
         digest, size = hashlib.sha256(), 0
-        described = zipfile.ZipInfo(_MEMBERS + name)
+        described = zipfile.ZipInfo(path)
         described.external_attr = 0o644 << 16  # what unzip makes of it may be read
         try:
             with self._archive.open(described, "w", force_zip64=True) as member:
@@ -127,8 +151,7 @@ class PackedStaging(Staging):
                     size += member.write(piece)
         except OSError as error:
             raise refused(self._temporary, error) from error
-        self.files[name] = FileEntry(size=size, sha256=digest.hexdigest())
-        return self.files[name]
+        return FileEntry(size=size, sha256=digest.hexdigest())
 
     def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> Path:
         """Write the manifest, make the file durable, and give it its name; see :meth:`Staging.commit`.

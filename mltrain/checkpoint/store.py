@@ -166,7 +166,8 @@ class CheckpointStore:
             raise DamagedCheckpoint(f"the manifest of {identity.name} cannot be read: {error}") from None
         digest = hashlib.sha256(content).digest()
         if known is None or known.digest != digest:
-            known = _Read(len(content), digest, Manifest.from_json(content, run_id=self.run_id, name=identity.name))
+            run_id = self.run_id if self._folder is None else None  # a folder may hold what runs exported
+            known = _Read(len(content), digest, Manifest.from_json(content, run_id=run_id, name=identity.name))
         self._known[identity] = known
         return known.manifest
 

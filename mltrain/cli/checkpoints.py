@@ -9,6 +9,11 @@ import typer
 from mltrain.cli.progress import progress
 
 _RUN = typer.Argument(..., help="The id of the run, or its first digits.")
+_PLACE = typer.Argument(
+    ...,
+    metavar="RUN_ID|FOLDER|FILE",
+    help="The id of a run or its first digits; or a folder of checkpoint files, or one file.",
+)
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
 
@@ -19,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
+def checkpoints(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
     """List the checkpoints of a run, the newest last; mark abandoned ones."""
     from mltrain.checkpoint.manifest import current_line
     from mltrain.checkpoint.retention import best_of
@@ -46,7 +51,7 @@ def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
 
     metric = found.context.metric
     table(
-        f"Checkpoints of {found.store.run_id}",
+        f"Checkpoints of {found.store.title}",
         ("checkpoint", "kind", "epoch", "step", metric, "MB", "created", "is"),
         [
             [
@@ -65,7 +70,7 @@ def checkpoints(run_id: str = _RUN, as_json: bool = _JSON) -> None:
 
 
 def inspect(
-    run_id: str = _RUN, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
+    run_id: str = _PLACE, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
 ) -> None:
     """Show a checkpoint: parts, sizes, metrics, versions, and whether it is complete and intact."""
     from mltrain.run.checkpoints import open_checkpoints
@@ -91,9 +96,7 @@ def inspect(
         sys.exit(3 if problems else 0)
     from mltrain.cli.tables import table
 
-    print(
-        f"{manifest.title} ({manifest.name}) of run {found.store.run_id}: epoch {manifest.epoch}, step {manifest.step}"
-    )
+    print(f"{manifest.title} ({manifest.name}) of {found.store.title}: epoch {manifest.epoch}, step {manifest.step}")
     print(f"Written {manifest.created.isoformat(timespec='seconds')} after {manifest.parent or 'nothing'}")
     print(
         "Intact: every file has the SHA-256 that was committed."
@@ -108,9 +111,9 @@ def inspect(
     sys.exit(3 if problems else 0)
 
 
-def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
+def verify(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
     """Compare every file of every checkpoint with its digest; list damaged, uncommitted and temporary files."""
-    from mltrain.checkpoint.manifest import CheckpointId
+    from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId
     from mltrain.errors import DamagedCheckpoint
     from mltrain.run.checkpoints import open_checkpoints
 
@@ -147,7 +150,11 @@ def verify(run_id: str = _RUN, as_json: bool = _JSON) -> None:
             f"{len(intact)} intact, {len(wrong)} damaged, {len(uncommitted)} uncommitted, {len(litter)} temporary files."
         )
         if uncommitted or litter:
-            print(f"Remove what is left behind with: mltrain prune {store.run_id}")
+            print(
+                "The next save to the folder removes what is left behind."
+                if store.run_id == UNTRACKED
+                else f"Remove what is left behind with: mltrain prune {store.run_id}"
+            )
     sys.exit(3 if wrong else 0)
 
 

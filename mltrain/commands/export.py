@@ -1,7 +1,9 @@
 """Files of this machine that follow the checkpoints of a training: ``model_save_path``, ``export``, ``checkpoint_path``."""
 
 import logging
+import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from mltrain.checkpoint import checkpoint_file, codec
@@ -9,7 +11,7 @@ from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
 from mltrain.errors import MltrainError
-from mltrain.store.durable import replace_file
+from mltrain.store.durable import replace_file, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,8 @@ EPOCH = "checkpoint_epoch_{}.pth"
 class Export:
     """Copies each committed checkpoint to the files that a configuration asks for.
 
-    A file that cannot be written is a warning: the run has the checkpoint.
+    A file that cannot be written is a warning: the run has the checkpoint. The best file of another run stays while it is better
+    by the same metric, and is kept under another name where the two cannot be compared.
 
     Args:
         config: says where and what.
@@ -32,6 +35,7 @@ class Export:
     def __init__(self, config: Config, project: str) -> None:
         self._config = config
         self._project = project
+        self._stays: set[Path] = set()
 
     def __call__(self, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
         """Copy a checkpoint that was just committed; ``best`` is the best one of the run."""
@@ -57,16 +61,73 @@ class Export:
             yield config.model_save_path / INTERRUPTED
         if manifest.kind == "epoch" and config.checkpoint_mode == "every":
             yield config.model_save_path / EPOCH.format(manifest.epoch)
-        if is_best:
+        if is_best and self._is_due(config.model_save_path / BEST, manifest):
             yield config.model_save_path / BEST
 
     def _weights(self, manifest: Manifest, store: CheckpointStore, *, is_best: bool) -> None:
-        if self._config.model_save_path is None or self._config.export != "weights":
+        folder = self._config.model_save_path
+        if folder is None or self._config.export != "weights":
             return
         stamp = {"run_id": manifest.run_id, "checkpoint": manifest.name, "project": self._project}
         weights = store.fetch(manifest, only=lambda name: name.startswith("model"))
+        value = manifest.metrics.get(self._config.best_metric)
+        measured = {} if value is None else {"metric": self._config.best_metric, "value": repr(value)}
+        names = [name.replace("model", "best", 1) for name in weights]
+        is_best = is_best and all(self._is_due(folder / name, manifest) for name in names)
         for stem in ("latest", "best") if is_best else ("latest",):
             for name, content in weights.items():
-                replace_file(
-                    self._config.model_save_path / name.replace("model", stem, 1), codec.stamped(content, stamp)
-                )
+                replace_file(folder / name.replace("model", stem, 1), codec.stamped(content, stamp | measured))
+
+    def _is_due(self, file: Path, manifest: Manifest) -> bool:
+        """Whether a file for the best receives this checkpoint."""
+        if not file.exists():
+            return True
+        written, theirs = self._standing(file)
+        if written is not None and written.run_id == manifest.run_id:
+            return True
+        own = manifest.metrics.get(self._config.best_metric)
+        if (
+            theirs is None
+            or own is None
+            or not math.isfinite(theirs)
+            or written is None
+            or written.project != self._project
+        ):
+            log.warning(
+                "%s was not written by a training of %s that measures %s. It is kept as %s.",
+                file,
+                self._project,
+                self._config.best_metric,
+                set_aside(file, "before").name,
+            )
+            return True
+        if own < theirs if self._config.best_mode == "min" else own > theirs:
+            return True
+        if file not in self._stays:
+            self._stays.add(file)
+            log.warning(
+                "%s stays that of run %s, whose %s of %.5g is better than %.5g. The best of this run: mltrain pull %s "
+                "--to FOLDER",
+                file,
+                written.run_id,
+                self._config.best_metric,
+                theirs,
+                own,
+                manifest.run_id,
+            )
+        return False
+
+    def _standing(self, file: Path) -> tuple[checkpoint_file.Written | None, float | None]:
+        """Return who wrote a file, and what it measured of the metric that decides which is best."""
+        try:
+            written = checkpoint_file.origin_of(file)
+            if written is not None and written.complete:
+                manifest = checkpoint_file.manifest_of(file)
+                return written, manifest.metrics.get(self._config.best_metric) if manifest is not None else None
+        except (MltrainError, OSError):
+            return None, None
+        stamp = codec.stamp_of(file) or {}
+        with suppress(ValueError):
+            if stamp.get("metric") == self._config.best_metric:
+                return written, float(stamp.get("value", ""))
+        return written, None

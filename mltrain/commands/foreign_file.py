@@ -15,7 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
+from mltrain.checkpoint import checkpoint_file
 from mltrain.checkpoint.finite import nonfinite
+from mltrain.checkpoint.packed import is_packed
 from mltrain.checkpoint.pytree import flatten
 from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, UsageError, shortened
 from mltrain.redaction import harmless
@@ -54,7 +56,7 @@ class Foreign:
 
 
 def read(file: Path) -> Foreign:
-    """Read a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file.
+    """Read a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file, or one that a ``CheckpointManager`` wrote to a folder.
 
     Raises:
         UsageError: the file does not exist or holds no weights.
@@ -108,6 +110,8 @@ def _content(file: Path) -> Any:
     try:
         with file.open("rb") as opened:
             head = opened.read(9)
+        if is_packed(file):
+            return _flattened(checkpoint_file.read(file))
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
             return load_safetensors(file.read_bytes())
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -122,6 +126,18 @@ def _content(file: Path) -> Any:
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise DamagedCheckpoint(f"{file} is not a checkpoint that can be read: {_first_line(error)}") from None
+
+
+def _flattened(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state of ``mltrain train`` with its counters and its history where other programs have them."""
+    progress, history = state.get("progress"), state.get("history")
+    counters = (
+        {name: progress[name] for name in ("step", "epoch") if name in progress}
+        if isinstance(progress, Mapping)
+        else {}
+    )
+    rows = {"history": history["rows"]} if isinstance(history, Mapping) and "rows" in history else {}
+    return {**state, **counters, **rows}
 
 
 def _culprit(error: pickle.UnpicklingError) -> str:

@@ -223,14 +223,9 @@ class Origins:
     def _of_file(self, file: Path, run: Any | None, context: Context) -> Origin:
         """Return what a file holds, verified."""
         written = checkpoint_file.origin_of(file)
-        if written is None or not written.complete:
+        manifest = checkpoint_file.manifest_of(file) if written is not None and written.complete else None
+        if written is None or manifest is None or written.run_id is None:
             return Origin(file=file, foreign=finite(file))
-        manifest = checkpoint_file.manifest_of(file)
-        if manifest is None:
-            raise UsageError(
-                f"{file} was written by a loop of its own, without a run. Expected a file of mltrain train or of another "
-                "program. Try: continue it where it was written."
-            )
         parts, params = checkpoint_file.read(file), checkpoint_file.params_of(file)
         if run is None:
             return Origin(manifest, parts, written.run_id, params, file=file)

@@ -1,14 +1,17 @@
-"""The checkpoints of a run, opened for reading."""
+"""The checkpoints of a run, of a folder or in a file, opened for reading."""
 
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from mltrain.checkpoint.manifest import CheckpointId, now
+from mltrain.checkpoint.folder import FolderArtifacts
+from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, now
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore
-from mltrain.errors import MltrainError
+from mltrain.errors import MltrainError, NoCheckpoint
 from mltrain.ownership.attempts import recorded_config
 from mltrain.run.run_ids import full_id
 from mltrain.tracking.client import TrackingClient, connect_to_read
@@ -16,14 +19,38 @@ from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import meaning_of_best, pins_of
 
 
-def open_checkpoints(run_id: str, server: TrackingClient | None = None) -> CheckpointReader:
-    """Open the checkpoints of a run, named by its id or a prefix of it, for reading.
+def open_checkpoints(word: str, server: TrackingClient | None = None) -> CheckpointReader:
+    """Open checkpoints for reading.
+
+    Args:
+        word: the id of a run or a prefix of it; without ``server`` also a folder of checkpoint files, or one such file.
+        server: has the run. If ``None``, the one that the environment names.
 
     Raises:
         RunNotFound, TrackingError: the run cannot be reached.
+        NoCheckpoint: there is no such file, or no checkpoint in the folder.
+        UsageError: another program wrote the files.
     """
+    if server is None and (os.path.exists(word) or "/" in word or os.sep in word):  # noqa: PTH110 - no error if too long
+        return checkpoints_in(Path(word))
     server = server or connect_to_read()
-    return checkpoints_of(server, server.run(full_id(server, run_id)))
+    return checkpoints_of(server, server.run(full_id(server, word)))
+
+
+def checkpoints_in(place: Path) -> CheckpointReader:
+    """Return the checkpoints of a folder or in a file, for reading. Raises as :func:`open_checkpoints` does."""
+    if not place.exists():
+        raise NoCheckpoint(
+            f"There is no file and no folder {place}. Expected one of them, or the id of a run: mltrain runs"
+        )
+    folder = place if place.is_dir() else place.parent
+    artifacts = FolderArtifacts(folder, None if place.is_dir() else place.name)
+    if not artifacts.files():
+        raise NoCheckpoint(
+            f"{place} holds no checkpoint. Expected files such as best_model.pth or checkpoint_epoch_1.pth, which "
+            "CheckpointManager(save_dir=…) or a training with export=full writes."
+        )
+    return CheckpointReader(CheckpointStore(UNTRACKED, artifacts, folder=place), Context(now()))
 
 
 def checkpoints_of(server: TrackingClient, run: Any) -> CheckpointReader:

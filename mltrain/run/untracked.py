@@ -9,7 +9,7 @@ from typing import Any
 import filelock
 
 from mltrain.checkpoint.folder import OWN_FOLDER, FolderArtifacts
-from mltrain.checkpoint.manifest import CheckpointId, Point
+from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Point
 from mltrain.checkpoint.ports import Status
 from mltrain.errors import MltrainError, RunHeld, StorageError
 from mltrain.run.removal_log import Removals
@@ -17,9 +17,6 @@ from mltrain.store.artifacts import Artifacts
 from mltrain.store.durable import make_folder, replace_file
 
 log = logging.getLogger(__name__)
-
-RUN_ID = "untracked"
-"""What manifests of untracked checkpoints name as their run, so that a folder or a file may be moved and copied."""
 
 
 class UntrackedRun:
@@ -34,7 +31,7 @@ class UntrackedRun:
         StorageError: it cannot be made.
     """
 
-    id = RUN_ID
+    id = UNTRACKED
     overtaken = False
     announced = None
 

@@ -187,17 +187,18 @@ def stand_for(file: Path, target: Path) -> None:
             discard_temporary(temporary)
 
 
-def set_aside(path: Path, *, beside: Sequence[str] = ()) -> Path:
-    """Rename something damaged, so that it is kept for people; return where it is now.
+def set_aside(path: Path, why: str = "damaged", *, beside: Sequence[str] = ()) -> Path:
+    """Rename something, so that it is kept for people; return where it is now.
 
     Args:
         path: of a file or folder.
+        why: a word for its new name.
         beside: ends of the names of files that belong to it, and go with it.
 
     Raises:
         StorageError: the disk refuses.
     """
-    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+    aside = path.with_name(f"{path.name}.{why}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
     put_back(path, aside, beside=beside)
     return aside
 

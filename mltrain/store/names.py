@@ -16,8 +16,10 @@ OUTBOX = "outbox"
 
 CHECKPOINT = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 STAGED = re.compile(CHECKPOINT.pattern + r"(\.[0-9a-f]{8}\.tmp)?", re.ASCII)
-PACKED = re.compile(r"(best_model|interrupt_checkpoint|checkpoint_(?:epoch|step)_(\d{1,9}))\.pth", re.ASCII)
-"""A checkpoint that is one file, with the number of its epoch or step."""
+PACKED = re.compile(
+    r"(best_model|interrupt(?:ed)?_checkpoint|latest_checkpoint|checkpoint_(?:epoch|step)_(\d{1,9}))\.pth", re.ASCII
+)
+"""A checkpoint that is one file, with the number of its epoch or step: of a manager, or exported by a training."""
 OUTPUT = re.compile(r"a\d{2,6}", re.ASCII)
 CACHED = re.compile(r"[0-9a-f]{64}", re.ASCII)
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)

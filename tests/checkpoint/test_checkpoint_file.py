@@ -45,7 +45,7 @@ def test_weights_in_it_are_readable_by_anyone(tmp_path: Path) -> None:
 
     checkpoint_file.write(tmp_path / "a", state())
     with zipfile.ZipFile(tmp_path / "a") as archive:
-        weights = load(archive.read("model.safetensors"))
+        weights = load(archive.read("mltrain/data/model.safetensors"))
     assert torch.equal(weights["weight"], state()["model"]["weight"])
 
 
@@ -115,10 +115,14 @@ def test_compressed_members_are_refused_before_they_are_unpacked(tmp_path: Path)
 
 def test_a_later_version_is_refused_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "wear.ckpt"
-    monkeypatch.setattr(checkpoint_file, "VERSION", 2)
     checkpoint_file.write(file, state())
+    manifest = checkpoint_file.manifest_of(file)
+    assert manifest is not None
+    content = checkpoint_file.members(file)
+    monkeypatch.setattr(checkpoint_file, "VERSION", 3)
+    checkpoint_file.write_checkpoint(file, manifest, content, "tiny")
     monkeypatch.undo()
-    with pytest.raises(DamagedCheckpoint, match="version 2, and version 1 is read here"):
+    with pytest.raises(DamagedCheckpoint, match="version 3, and versions 1 and 2 are read here"):
         checkpoint_file.read(file)
 
 
@@ -142,3 +146,47 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         checkpoint_file.write(tmp_path / "file" / "wear.ckpt", state())
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "files"
+
+
+def test_files_of_the_first_form_are_read_as_ever() -> None:
+    """``about.json`` and the members at the top, as the first ``export=full`` and classifiers wrote them."""
+    exported = GOLDEN / "exported" / "checkpoint_epoch_2.pth"
+    manifest = checkpoint_file.manifest_of(exported)
+    assert manifest is not None
+    assert (manifest.epoch, manifest.step, manifest.metrics) == (2, 6, {"val/loss": 0.7})
+    assert checkpoint_file.origin_of(exported) == checkpoint_file.Written(
+        manifest.run_id, manifest.name, "tiny", complete=True
+    )
+    assert checkpoint_file.params_of(exported) == {"epochs": 4}
+    assert checkpoint_file.read(exported)["progress"] == {"step": 6, "epoch": 2, "batch": 0}
+    alone = checkpoint_file.read(GOLDEN / "without_run.pth")
+    assert (alone["epoch"], alone["best_acc"], alone["optimizer"]["param_groups"][0]["lr"]) == (4, 54.0, 0.125)
+    assert checkpoint_file.origin_of(GOLDEN / "without_run.pth") == checkpoint_file.Written(
+        None, None, None, complete=True
+    )
+    assert checkpoint_file.manifest_of(GOLDEN / "without_run.pth") is None
+
+
+@pytest.mark.parametrize("name", ["best_model.pth", "checkpoint_epoch_1.pth", "interrupt_checkpoint.pth"])
+def test_a_file_of_a_manager_is_a_checkpoint_file_without_a_run(name: str) -> None:
+    state = checkpoint_file.read(GOLDEN / "folder" / name)
+    number = {"best_model.pth": 2, "checkpoint_epoch_1.pth": 1, "interrupt_checkpoint.pth": 3}[name]
+    assert (state["epoch"], state["best_acc"]) == (number, 50.0 + number)
+    assert checkpoint_file.origin_of(GOLDEN / "folder" / name) == checkpoint_file.Written(
+        None, None, None, complete=True
+    )
+
+
+@pytest.mark.parametrize(
+    "place", ["exported/checkpoint_epoch_1.pth", "without_run.pth", "folder/checkpoint_epoch_1.pth"]
+)
+def test_a_changed_byte_of_any_form_is_found(place: str, tmp_path: Path) -> None:
+    content = bytearray((GOLDEN / place).read_bytes())
+    begin = content.index(b"weight")
+    content[content.index(b"F32", begin) + 40] ^= 1
+    (tmp_path / "changed.pth").write_bytes(content)
+    with pytest.raises(DamagedCheckpoint):
+        checkpoint_file.read(tmp_path / "changed.pth")

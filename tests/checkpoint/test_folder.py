@@ -1,14 +1,17 @@
 """A folder of packed checkpoints: names, the second name of the best one, damage, and files of others."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from mltrain.commands.export import Export
 from mltrain.errors import NoCheckpoint, UsageError
 from mltrain.manager import CheckpointManager
-from tests.support.runs import epochs, state_at, train
+from tests.support import tiny
+from tests.support.runs import FolderRun, epochs, state_at, train
 
 
 def names(folder: Path) -> list[str]:
@@ -140,3 +143,47 @@ def test_an_epoch_that_is_rolled_back_is_replaced(folder: Path) -> None:
         train(manager, 4, 5)
         assert epochs(manager) == [4, 5]
         assert {manifest.id.attempt for manifest in manager.checkpoints()} == {2}
+
+
+FILES = Path(__file__).parents[1] / "golden" / "files"
+
+
+def copied(name: str, folder: Path) -> Path:
+    shutil.copytree(FILES / name, folder)
+    return folder
+
+
+def test_a_folder_of_an_earlier_version_is_read(folder: Path) -> None:
+    manager = CheckpointManager(save_dir=copied("folder", folder))
+    assert (manager.load_latest_checkpoint() or {})["epoch"] == 3
+    assert (manager.load_best_model() or {})["epoch"] == 2
+    assert (manager.load("epoch:1") or {})["best_acc"] == 51.0
+    manager.close()
+
+
+def exported(folder: Path, run: FolderRun) -> Path:
+    """Write files with ``export=full`` as a training does: two epochs, of which the first is better, and an interrupted step."""
+    with run.manager() as manager:
+        manager.when_committed(Export(tiny.Config(model_save_path=folder, export="full"), "tiny"))
+        for epoch, loss in ((1, 0.5), (2, 0.7)):
+            state = {**state_at(epoch), "progress": {"step": 3 * epoch, "epoch": epoch, "batch": 0}}
+            manager.save(state, step=3 * epoch, epoch=epoch, metrics={"val/loss": loss}, kind="epoch")
+            manager.wait()
+        manager.save({"progress": {"step": 7, "epoch": 2, "batch": 1}}, step=7, epoch=2, kind="interrupted")
+        manager.wait()
+    return folder
+
+
+@pytest.mark.parametrize("form", ["of the first form", "of now"])
+def test_a_folder_of_exported_files_is_read_and_continued(form: str, folder: Path, local: FolderRun) -> None:
+    place = copied("exported", folder) if form == "of the first form" else exported(folder, local)
+    manager = CheckpointManager(save_dir=place, max_to_keep=2)
+    assert [(one.kind, one.step) for one in manager.checkpoints()] == [("epoch", 3), ("epoch", 6), ("interrupted", 7)]
+    assert (manager.load_best_model() or {})["progress"]["epoch"] == 1
+    assert (manager.load("epoch:2") or {})["progress"]["step"] == 6
+    assert (manager.load_latest_checkpoint() or {})["progress"]["step"] == 7
+    manager.save_epoch_checkpoint(state_at(3), 3)
+    manager.wait()
+    assert "checkpoint_epoch_3.pth" in names(place)
+    assert (manager.load_latest_checkpoint() or {})["epoch"] == 3
+    manager.close()

@@ -84,7 +84,8 @@ def test_weights_alone_tell_the_run_and_the_checkpoint(local: FolderRun, tmp_pat
         file = tmp_path / "out" / f"{name}.safetensors"
         assert same(load_file(file), state(number)["model"])
         stamp = {"run_id": local.id, "checkpoint": manifest.name, "project": "tiny"}
-        assert codec.stamp_of(file) == stamp
+        measured = {"metric": "val/loss", "value": "0.5"} if name == "best" else {}
+        assert codec.stamp_of(file) == stamp | measured
         assert checkpoint_file.origin_of(file) == checkpoint_file.Written(**stamp, complete=False)
 
 
@@ -97,3 +98,58 @@ def test_a_file_that_cannot_be_written_is_a_warning_and_the_run_has_the_checkpoi
     monkeypatch.setattr(checkpoint_file, "write_checkpoint", full)
     assert len(exported(local, model_save_path=tmp_path / "out", export="full")) == 3
     assert "is in the run, and not in a file of its own: No space left on device" in caplog.text
+
+
+BEST = {"full": "best_model.pth", "weights": "best.safetensors"}
+
+
+def best_of_another_run(folder: Path, export: str, loss: float, project: str = "tiny") -> bytes:
+    """Let another run write its best file to a folder; return the content."""
+    folder.mkdir()
+    state = {"model": {"weight": torch.zeros(2, 3)}}
+    run = FolderRun(folder.parent / "other")
+    run.id = "f" * 32
+    with run.manager() as manager:
+        manager.when_committed(Export(tiny.Config(model_save_path=folder, export=export), project))
+        manager.save(state, step=1, epoch=1, metrics={"val/loss": loss}, kind="epoch")
+        manager.wait()
+    return (folder / BEST[export]).read_bytes()
+
+
+@pytest.mark.parametrize("export", BEST)
+def test_a_better_best_file_of_another_run_stays_and_that_is_said_once(
+    export: str, local: FolderRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = best_of_another_run(tmp_path / "out", export, 0.2)
+    exported(local, model_save_path=tmp_path / "out", export=export)
+    assert (tmp_path / "out" / BEST[export]).read_bytes() == before
+    assert caplog.text.count("whose val/loss of 0.2 is better than 0.5") == 1
+
+
+@pytest.mark.parametrize("export", BEST)
+def test_a_worse_best_file_of_another_run_is_replaced(export: str, local: FolderRun, tmp_path: Path) -> None:
+    best_of_another_run(tmp_path / "out", export, 0.9)
+    exported(local, model_save_path=tmp_path / "out", export=export)
+    written = checkpoint_file.origin_of(tmp_path / "out" / BEST[export])
+    assert written is not None
+    assert written.run_id == local.id
+    assert not [file.name for file in (tmp_path / "out").iterdir() if ".before-" in file.name]
+
+
+@pytest.mark.parametrize("kind", ["of torch", "of another project", "damaged"])
+def test_a_best_file_that_cannot_be_compared_is_kept_under_another_name(
+    kind: str, local: FolderRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "out" / "best_model.pth"
+    if kind == "of torch":
+        file.parent.mkdir()
+        torch.save({"model": torch.zeros(2)}, file)
+    else:
+        content = best_of_another_run(tmp_path / "out", "full", 0.2, project="other")
+        file.write_bytes(content if kind == "of another project" else content[:-50])
+    before = file.read_bytes()
+    exported(local, model_save_path=tmp_path / "out", export="full")
+    (kept,) = [other for other in file.parent.iterdir() if ".before-" in other.name]
+    assert kept.read_bytes() == before
+    assert kept.name in caplog.text
+    assert checkpoint_file.origin_of(file).run_id == local.id  # type: ignore[union-attr]

@@ -199,7 +199,7 @@ REFUSED: dict[str, tuple[type[MltrainError], str, dict[str, Any]]] = {
         {"resume": "files/latest_checkpoint.pth", "resume_from": "best"},
     ),
     "a truncated file": (DamagedCheckpoint, "not a checkpoint", {"resume": "truncated.pth"}),
-    "a changed file": (DamagedCheckpoint, "or is damaged", {"resume": "changed.pth"}),
+    "a changed file": (DamagedCheckpoint, "not as it was written", {"resume": "changed.pth"}),
     "a text": (DamagedCheckpoint, "cannot be read without running code", {"resume": "data/file"}),
     "another shape": (StateMismatch, "of another shape", {"resume": "files/best_model.pth", "hidden": 17}),
     "other data": (DataError, "The data are not those", {"resume": "files/best_model.pth", "data": "files"}),
