@@ -1,8 +1,11 @@
 # Windows: the lines under each name work as they stand in Git Bash with BIN = .venv/Scripts.
 PYTHON ?= python3
 BIN := .venv/bin
+WANTED := --quiet --constraint constraints.txt --editable ".[projects,dev]"
 
-.PHONY: train test faults all-faults reference clean
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: train test faults all-faults reference docs clean
 
 train: .venv/ready            ## train the segmentation project as an MLflow run
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . --experiment-name segmentation --env-manager local
@@ -20,10 +23,15 @@ all-faults: .venv/ready       ## the samples of all fault tests (disks as root, 
 reference: .venv/ready        ## trains the systems in full and compares with the figures in docs/ (about ten minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not faults"
 
+docs: .venv/ready             ## the documentation as a site, in site/; a broken link is an error
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# uv installs in a fraction of the time, where it is there and finds the packages.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[projects,dev]"
+	$(if $(UV),"$(UV)" pip install --python $(BIN)/python $(WANTED) || )$(BIN)/python -m pip install $(WANTED)
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site

@@ -1,16 +1,25 @@
 """What README and docs tell people to type is typed here."""
 
+import ast
+import importlib
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.main import get_command
 
+import mltrain
 from mltrain.cli import app
+from mltrain.run.checkpoints import open_checkpoints
+from tests.support.database import fresh_database
+from tests.support.runs import manifest_of
 from tests.support.workplace import Workplace
 
 CHECKOUT = Path(__file__).parent.parent
@@ -75,6 +84,66 @@ def test_the_readme_from_the_first_training_to_the_pulled_model(workplace: Workp
         run(re.sub(r"\bID\b", run_id, command.split("#")[0]))
     assert (workplace.folder / "evaluation" / "per_image.csv").is_file()
     assert (workplace.folder / "model" / "model.safetensors").is_file()
+
+
+PYTHON = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, block in enumerate(blocks(page, "python"))
+]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_every_python_block_takes_names_that_exist(block: str) -> None:
+    """What a block imports is there, and so is every name of ``mltrain`` that it uses."""
+    tree = ast.parse(block)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mltrain":
+            assert hasattr(mltrain, node.attr), ast.unparse(node)
+
+
+def test_the_ten_lines_of_the_guide_for_loops_save_and_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    lines = blocks(CHECKOUT / "docs" / "loops.md", "python")[0]
+    net = torch.nn.Linear(2, 1)
+    names = {"net": net, "optimizer": torch.optim.Adam(net.parameters()), "accuracy": 0.5}
+    exec(lines, names | {"run_id": None, "epoch": 0, "epochs": 1})
+    run_id = capsys.readouterr().out.partition("run_id=")[2].strip()
+    exec(lines, names | {"run_id": run_id, "epoch": 0, "epochs": 3})
+    found = [manifest.epoch for manifest in open_checkpoints(run_id).all()]
+    assert found == [1, 2, 3], "the second run of the lines went on from the first one's checkpoint"
+
+
+def test_a_policy_of_ones_own_is_written_as_the_page_says() -> None:
+    (policy,) = blocks(CHECKOUT / "docs" / "retention.md", "python")
+    names: dict[str, Any] = {"mltrain": mltrain, "dataclass": dataclass}
+    exec(policy, names)
+    manifests = [manifest_of(number, epoch=number) for number in range(1, 31)]
+    kept = (names["OnePerTen"]() | mltrain.Latest(1)).keep(manifests, None)
+    assert sorted(identity.step for identity in kept) == [10, 20, 30]
+
+
+def test_the_test_of_the_page_on_projects_is_a_test(tmp_path: Path, workplace: Workplace) -> None:
+    """The first of its two tests is executed; the second kills real processes, as tests/test_testing.py does."""
+    (block,) = blocks(CHECKOUT / "docs" / "own_project.md", "python")
+    project = blocks(CHECKOUT / "README.md", "python")[0]
+    (tmp_path / "my_project.py").write_text(project, encoding="utf-8")
+    (tmp_path / "test_mine.py").write_text(block, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "exactly", "-p", "no:cacheprovider", "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=workplace.environment, capture_output=True, text=True, timeout=200)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_every_page_is_on_the_site_once() -> None:
+    listed = re.findall(r"([a-z_]+\.md)$", (CHECKOUT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in (CHECKOUT / "docs").glob("*.md"))
 
 
 def test_links_between_pages_lead_somewhere() -> None:
