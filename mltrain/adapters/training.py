@@ -1,7 +1,7 @@
 """A training that another engine runs: its run, checkpoints and curves, and how it ends."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mltrain.checkpoint.settings import DEFAULT_METRIC
 from mltrain.errors import MltrainError, RunHeld, UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.redaction import remember_environment
+from mltrain.run.opening import open_run
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.tracking.tags import RESUMED_FROM_TAG, REWOUND_PREFIX
@@ -110,9 +111,21 @@ class Training:
         epoch: int,
         metrics: Mapping[str, float] | None = None,
         kind: Kind = "step",
+        *,
+        evaluated: bool = True,
     ) -> CheckpointId:
-        """Copy a state, and commit it in the background; see :meth:`mltrain.CheckpointManager.save`."""
-        identity = self.manager.save(state, step=step, epoch=epoch, metrics=metrics, kind=kind)
+        """Copy a state, and commit it in the background; see :meth:`mltrain.CheckpointManager.save`.
+
+        Args:
+            state: names to tensors and plain values.
+            step: optimizer steps done.
+            epoch: epochs done.
+            metrics: measured at this step.
+            kind: ``epoch``, ``step`` or ``interrupted``.
+            evaluated: whether a warning should say if the metric that decides which checkpoint is best is missing.
+        """
+        extra: dict[str, bytes] | None = None if evaluated else {}
+        identity = self.manager.save(state, step=step, epoch=epoch, metrics=metrics, kind=kind, extra=extra)
         self.saved_step = step
         return identity
 
@@ -178,6 +191,23 @@ def status_of(error: BaseException | None) -> Status:
     if error is None:
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+
+
+def record_late(run_id: str, points: Sequence[tuple[Mapping[str, float], int]]) -> None:
+    """Record points in a run whose training has ended, and leave its status as it was.
+
+    Args:
+        run_id: of the run.
+        points: values by name, and their step.
+
+    Raises:
+        RunHeld: another process writes to the run.
+        TrackingError: the server does not answer.
+    """
+    run = open_run(run_id)
+    for values, step in points:
+        run.log_metrics(values, step)
+    run.detach(run.ending.opened.earlier or "FINISHED")
 
 
 def refuse_ranks(size: int, engine: str) -> None:

@@ -1,0 +1,261 @@
+"""Durable checkpoints for Lightning, as one callback.
+
+>>> from mltrain.adapters.lightning import MltrainCheckpoint
+>>> trainer = Trainer(callbacks=[MltrainCheckpoint(every_n_train_steps=500)])
+>>> trainer.fit(model, loader)                                    # prints the run's id
+>>> trainer.fit(model, loader, ckpt_path="mltrain:RUN_ID")        # continues it, in this process or in another
+
+A Trainer of ``lightning.pytorch`` refuses callbacks of ``pytorch_lightning``, and the other way round. This callback belongs to
+the one that is imported when it is made; where both are, to both.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mltrain.adapters.lightning_loops import Boundaries, as_left
+from mltrain.adapters.lightning_parts import Curves, Door, OfLightning
+from mltrain.adapters.origin import SCHEME, Address, Origin
+from mltrain.adapters.training import Training, record_late, refuse_ranks
+from mltrain.checkpoint.manifest import Kind
+from mltrain.checkpoint.policies import Best, Latest
+from mltrain.checkpoint.retention import Policy
+from mltrain.checkpoint.settings import Settings, refuse_unless
+from mltrain.errors import UsageError
+from mltrain.metrics import floats
+from mltrain.tracking.client import active_run_id
+
+log = logging.getLogger(__name__)
+
+_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
+"""Strategies, and what is derived from them, whose checkpoint of one process is the whole state."""
+_OWN = "mltrain"
+"""The part of a checkpoint that holds what Lightning leaves out."""
+
+
+class MltrainCheckpoint(OfLightning):
+    """Saves a Lightning training in an MLflow run, continues it from there, and records its curves there.
+
+    A state is saved at the ends of epochs, after each validation, every ``every_n_train_steps`` optimizer steps, and when the
+    training is interrupted: SIGINT, SIGTERM, SIGHUP and SIGUSR1 let the step under way finish. ``fit`` returns when all of it
+    is committed. The run is FINISHED then; FAILED after an exception; KILLED after a signal.
+
+    ``ckpt_path="mltrain:RUN_ID"`` continues a run, and ``"mltrain:RUN_ID@best"`` goes back to its best checkpoint. The methods
+    ``validate``, ``test`` and ``predict`` take both as well.
+
+    Args:
+        save_dir: a folder that holds the checkpoints, in place of a run; no curves are recorded then.
+        every_n_train_steps: save every so many optimizer steps; 0 does not.
+        every_n_epochs: save at the ends of every so many epochs; 0 does not. The last state of a training is always saved.
+        on_validation: whether to save after each validation.
+        max_to_keep: how many of the newest checkpoints stay; the best one stays too.
+        policy: which ones stay, in place of ``max_to_keep``.
+        monitor: the metric that decides which one is best.
+        mode: whether less (``min``) or more (``max``) of it is better.
+
+    Raises:
+        UsageError: an argument is invalid, or neither package is installed.
+    """
+
+    _base = "Checkpoint"
+
+    def __init__(
+        self,
+        save_dir: str | Path | None = None,
+        *,
+        every_n_train_steps: int = 0,
+        every_n_epochs: int = 1,
+        on_validation: bool = True,
+        max_to_keep: int = 5,
+        policy: Policy | None = None,
+        monitor: str = "val_loss",
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        super().__init__()
+        for name, number in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
+            refuse_unless(type(number) is int and number >= 0, name, number, "a whole number of at least 0")
+        is_count = type(max_to_keep) is int and max_to_keep >= 1
+        refuse_unless(is_count, "max_to_keep", max_to_keep, "a whole number of at least 1")
+        self._save_dir = save_dir
+        self._every = {"batch": every_n_train_steps, "epoch": every_n_epochs}
+        self._on_validation = on_validation
+        self._kept = Settings(Latest(max_to_keep) | Best(1) if policy is None else policy, monitor, mode)
+        self._logger = Curves()
+        self._origin: Origin | None = None
+        self._training: Training | None = None
+        self._boundaries: Boundaries | None = None
+        self._place: tuple[int, str] | None = None
+        self._tracked = False
+        self._validated: set[str] = set()
+        self._is_validated = False
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run (or the folder) of the last ``fit``; ``None`` before there is one."""
+        return self._place[1] if self._place is not None else None
+
+    @property
+    def best_model_path(self) -> str:
+        """What ``ckpt_path="best"`` stands for."""
+        return f"{SCHEME}{self.run_id}@best" if self.run_id is not None else ""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let ``ckpt_path`` name runs, and refuse what cannot be saved whole."""
+        io = trainer.strategy.checkpoint_io
+        if not isinstance(io, Door):
+            trainer.strategy.checkpoint_io = Door(io, lambda address: self._load(address, trainer))
+        if stage != "fit" or trainer.fast_dev_run:
+            return
+        strategy = type(trainer.strategy)
+        if not _STRATEGIES & {base.__name__ for base in strategy.__mro__}:
+            raise UsageError(
+                f"{strategy.__name__} keeps a part of the state in each process, and MltrainCheckpoint saves whole states. "
+                "Expected a single device. Try: Trainer(devices=1, strategy='auto')."
+            )
+        refuse_ranks(trainer.world_size, "Lightning")
+        self._origin = None
+        self._logger.begin(trainer)
+        if self._logger not in trainer.loggers:
+            trainer.loggers = [*trainer.loggers, self._logger]
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Open the run, or continue that of the checkpoint."""
+        if trainer.fast_dev_run:
+            return
+        _refuse_second_logger(trainer, self._origin)
+        boundaries = Boundaries(trainer, lambda boundary: self._reached(trainer, boundary))
+        try:
+            if self._origin is None and boundaries.step and self._place is not None and self._place[0] == id(trainer):
+                self._origin = Origin.read(Address(self._place[1]))  # fit() once more: the state is in memory
+            elif self._origin is not None:
+                boundaries.resume(self._origin.state[_OWN])
+            kept, kept_state = self._kept, self._state(trainer, boundaries.state("epoch"))
+            training = Training(
+                self._origin,
+                save_dir=self._save_dir,
+                policy=kept.policy,
+                metric=kept.metric,
+                mode=kept.mode,
+                state=kept_state,
+                parameters=self._logger.parameters,
+            )
+        except BaseException:
+            boundaries.close()
+            raise
+        self._boundaries, self._training, self._place = boundaries, training, (id(trainer), training.place)
+        self._tracked = training.run is not None
+        self._logger.attach(training)
+        log.info("Recording in %s", training.manager.store.title)
+        print(f"{'run_id' if training.run is not None else 'save_dir'}={training.place}", flush=True)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Note what was measured, for the checkpoint of this step."""
+        if self._training is not None:
+            self._is_validated = True
+            self._validated |= set(trainer._logger_connector.metrics["callback"])
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Note that weights are about to change."""
+        if self._boundaries is not None:
+            self._boundaries.touch()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close the run, once everything is committed; before Lightning puts back the handlers of signals that it found."""
+        self._end(None)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Save the state before the step that failed, if it is whole, and close the run with what has happened."""
+        training, boundaries = self._training, self._boundaries
+        own = boundaries.untouched() if boundaries is not None and isinstance(exception, Exception) else None
+        if training is not None and own is not None and own["step"] > training.saved_step:
+            try:
+                training.save(self._state(trainer, own), own["step"], trainer.current_epoch, evaluated=False)
+            except Exception as error:  # noqa: BLE001 - what ended the training is what the user has to see
+                log.warning("The state before the step that failed could not be saved: %s", error)
+        self._end(exception)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Record what was logged after the training, by ``test`` for one."""
+        self._end(None)
+        late = self._logger.taken()
+        if late and self._tracked and self.run_id is not None:
+            record_late(self.run_id, late)
+
+    def _end(self, error: BaseException | None) -> None:
+        training, self._training = self._training, None
+        if self._boundaries is not None:
+            self._boundaries.close()
+        self._logger.detach()
+        if training is not None:
+            training.end(error)
+
+    def _load(self, address: Address, trainer: Any) -> dict[str, Any]:
+        """Return a checkpoint as Lightning knows it."""
+        origin = Origin.read(address)
+        state = dict(origin.state)
+        if "model" not in state or "loops" not in state or _OWN not in state:
+            raise UsageError(
+                f"{origin.manifest.name} of {address.place} holds {', '.join(state)}. Expected a checkpoint that "
+                "MltrainCheckpoint saved. Try: mltrain checkpoints, for the runs and programs that wrote them."
+            )
+        own, state["state_dict"] = state.pop(_OWN), state.pop("model")
+        if trainer.state.fn == "fit":
+            self._origin = origin
+            as_left(state["loops"], own["boundary"], by_steps=trainer.max_steps != -1)
+        return state
+
+    def _state(self, trainer: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        if _OWN in state or "model" in state:
+            raise UsageError(
+                f"The checkpoint of this training has a part {_OWN!r} or 'model' of its own. Expected others."
+            )
+        state["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
+        return {"model": state.pop("state_dict"), **state, _OWN: own}
+
+    def _reached(self, trainer: Any, boundary: str) -> None:
+        """Save where it is due, and stop where that was requested."""
+        training, boundaries = self._training, self._boundaries
+        assert training is not None
+        assert boundaries is not None
+        count, every = boundaries.step if boundary == "batch" else trainer.current_epoch, self._every[boundary]
+        due = (
+            bool(every and count % every == 0)
+            or boundaries.is_last(boundary)
+            or (self._on_validation and self._is_validated)
+        )
+        stopping = training.stop.requested
+        if due or stopping:
+            kind: Kind = "epoch" if boundary == "epoch" else "step" if due else "interrupted"
+            measured = self._measured(trainer)
+            state = self._state(trainer, boundaries.state(boundary))
+            evaluated = self._is_validated
+            training.save(state, boundaries.step, trainer.current_epoch, measured, kind, evaluated=evaluated)
+        self._is_validated = False
+        if stopping and not (boundary == "epoch" and boundaries.is_last(boundary)):
+            if training.stop.reason == "SIGINT":
+                raise KeyboardInterrupt
+            raise SystemExit(training.stop.exit_code)
+
+    def _measured(self, trainer: Any) -> dict[str, float]:
+        """Return the metrics of this step, without those of an earlier validation."""
+        stale = set() if self._is_validated else self._validated
+        return floats(
+            {key: float(value) for key, value in trainer.callback_metrics.items() if key not in stale}, "self.log"
+        )
+
+
+def _refuse_second_logger(trainer: Any, origin: Origin | None) -> None:
+    """Refuse an ``MLFlowLogger`` of the run that the training is about to write to.
+
+    Raises:
+        UsageError: there is one.
+    """
+    run_id = origin.address.place if origin is not None else active_run_id()
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "MLFlowLogger" and run_id is not None and logger.run_id == run_id:
+            raise UsageError(
+                f"MLFlowLogger writes to run {run_id}, and MltrainCheckpoint records the same curves there: each point would "
+                "come twice. Expected one of them. Try: without MLFlowLogger."
+            )

@@ -1,0 +1,221 @@
+"""Where Lightning's loops can be left and entered without a trace.
+
+Lightning's hooks come before a step is recorded: ``on_train_batch_end`` before the step's metrics and its validation,
+``on_train_epoch_end`` before the metrics of the epoch. A checkpoint of that moment, resumed, lacks these points. So a state is
+taken after ``on_advance_end`` of the loops: everything of the step (the epoch) is done then, and nothing of the next has begun.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mltrain.errors import UsageError
+from mltrain.rng import Rng
+
+_HOOKED = (("epoch_loop", "on_advance_end"), ("epoch_loop", "on_run_start"), ("fit_loop", "on_advance_end"))
+
+
+class Boundaries:
+    """Calls back at the boundaries of a Trainer's steps and epochs, and takes and restores what Lightning leaves out there.
+
+    Lightning restores the model, optimizers, schedules, callbacks and counters. What it leaves out is the random numbers, the
+    position of the loaders at the start of an epoch, and the running means of ``self.log(on_epoch=True)``.
+
+    Args:
+        trainer: Lightning's.
+        reached: called at each boundary with ``batch`` or ``epoch``. At the last batch of an epoch there is only the latter.
+    """
+
+    def __init__(self, trainer: Any, reached: Callable[[str], None]) -> None:
+        self._fit: Any = trainer.fit_loop
+        self._epoch: Any = trainer.fit_loop.epoch_loop
+        self._module: Any = trainer.lightning_module
+        self._reached = reached
+        self._resumed: Mapping[str, Any] | None = None
+        self._sums: dict[str, Mapping[str, Any]] = {}
+        self._before: list[Any] = []
+        self._whole: tuple[int, dict[str, Any]] | None = None
+        loops = {"fit_loop": self._fit, "epoch_loop": self._epoch}
+        self._originals = [(loops[loop], hook, getattr(loops[loop], hook)) for loop, hook in _HOOKED]
+        for (loop, hook, _), mine in zip(
+            self._originals, (self._step_ended, self._epoch_begins, self._epoch_ended), strict=True
+        ):
+            setattr(loop, hook, mine)
+
+    def close(self) -> None:
+        """Call back no more."""
+        for loop, hook, _ in self._originals:
+            vars(loop).pop(hook, None)
+
+    @property
+    def step(self) -> int:
+        """Batches that made an optimizer step, over the whole training."""
+        return int(self._epoch._batches_that_stepped)
+
+    def is_last(self, boundary: str) -> bool:
+        """Whether the training ends at this boundary, as far as Lightning knows."""
+        trainer = self._fit.trainer
+        if boundary == "batch":
+            return bool(self._epoch._is_training_done or (trainer.should_stop and self._fit._can_stop_early))
+        by_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+        by_epochs = trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs
+        return bool(by_steps or by_epochs or (trainer.should_stop and self._fit._can_stop_early))
+
+    def state(self, boundary: str) -> dict[str, Any]:
+        """Return what Lightning's own checkpoint lacks at a boundary."""
+        own = {
+            "boundary": boundary,
+            "step": self.step,
+            "rng": Rng().state_dict(),
+            "loaders": self._positions(boundary),
+            "measured": dict(self._fit.trainer.callback_metrics),
+        }
+        if boundary == "epoch":
+            return own
+        return {**own, "sums": self._running_sums(), "metrics": _metric_states(self._module)}
+
+    def untouched(self) -> dict[str, Any] | None:
+        """Return what :meth:`state` would have returned at the boundary before a step that failed.
+
+        It is ``None`` where the optimizer may have begun to change weights since, or where that boundary is unknown.
+        """
+        completed, own = self._whole or (-1, None)
+        return own if completed == self._epoch.batch_progress.total.completed else None
+
+    def touch(self) -> None:
+        """Note that an optimizer is about to change weights."""
+        self._whole = None
+
+    def resume(self, own: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned, from ``on_train_start`` on; Lightning has made an iterator by then."""
+        self._resumed = own
+        self._sums = dict(own.get("sums", {}))
+        if own["boundary"] == "epoch":
+            Rng().load_state_dict(own["rng"])  # the hooks of the next epoch, and its iterator, draw from them
+
+    def _epoch_begins(self, fetcher: Any) -> None:
+        """Put loaders, iterator and random numbers where they were, at the start of the first epoch after a resume."""
+        own, self._resumed = self._resumed, None
+        if own is not None:
+            loaders = [loader for loader in fetcher.combined_loader.flattened if _is_stateful(loader)]
+            if len(loaders) != len(own["loaders"]):
+                raise UsageError(
+                    f"The checkpoint has the positions of {len(own['loaders'])} loaders, and {len(loaders)} loaders have "
+                    "load_state_dict() now. Expected the same loaders."
+                )
+            for loader, position in zip(loaders, own["loaders"], strict=True):
+                loader.load_state_dict(position)
+            iter(fetcher)
+            if own["boundary"] == "batch":
+                Rng().load_state_dict(own["rng"])
+            for name, state in own.get("metrics", {}).items():
+                _restore_metric(self._module.get_submodule(name), state)
+            self._fit.trainer._logger_connector._callback_metrics.update(own["measured"])
+        self._call(1, fetcher)
+        if own is not None:
+            self._epoch._batches_that_stepped = own["step"]
+            # Else Lightning begins the validation that was done, and leaves out the schedules that follow a metric.
+            self._fit._restarting = self._epoch.restarting = False
+        self._before = own["loaders"] if own is not None else self._loader_states()
+        self._pass()
+
+    def _step_ended(self, fetcher: Any) -> None:
+        self._add_sums()
+        self._call(0, fetcher)
+        if not self._epoch._num_ready_batches_reached() and not self._epoch._should_accumulate():
+            self._reached("batch")
+            self._pass()
+        self._before = self._loader_states() if getattr(fetcher, "batches", None) else []
+
+    def _pass(self) -> None:
+        """Remember this boundary in the middle of an epoch."""
+        progress = self._epoch.batch_progress
+        self._whole = (progress.total.completed, self.state("batch")) if progress.current.completed else None
+
+    def _epoch_ended(self) -> None:
+        self._call(2)
+        self._reached("epoch")
+
+    def _call(self, number: int, *arguments: Any) -> None:
+        self._originals[number][2](*arguments)
+
+    def _loader_states(self) -> list[Any]:
+        loader = self._fit._combined_loader
+        return [one.state_dict() for one in loader.flattened if _is_stateful(one)] if loader is not None else []
+
+    def _positions(self, boundary: str) -> list[Any]:
+        """Return the positions of the loaders after the batches that were trained on.
+
+        The fetcher reads one batch ahead of a loader without a length. Then they are those of one boundary before.
+        """
+        ahead = boundary == "batch" and getattr(self._fit._data_fetcher, "batches", None)
+        return self._before if ahead else self._loader_states()
+
+    def _running_sums(self) -> dict[str, Any]:
+        return {
+            key: {"value": metric.value, "batch_size": getattr(metric, "cumulated_batch_size", None)}
+            for key, metric in self._epoch._results.items()
+            if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset
+        }
+
+    def _add_sums(self) -> None:
+        """Add the sums of before the resume to those that the first batch after it has begun."""
+        results = self._epoch._results
+        for key in [key for key in self._sums if key in results]:
+            before, metric = self._sums.pop(key), results[key]
+            value = before["value"].to(metric.value.device)
+            if metric.meta.is_mean_reduction:
+                metric.value = value + metric.value
+                metric.cumulated_batch_size = before["batch_size"].to(value.device) + metric.cumulated_batch_size
+            elif metric.meta.is_sum_reduction:
+                metric.value = value + metric.value
+            else:
+                metric.value = metric.meta.reduce_fx(value, metric.value)
+            metric._computed = None
+
+
+def as_left(loops: Mapping[str, Any], boundary: str, *, by_steps: bool) -> None:
+    """Change the progress in a checkpoint so that Lightning goes on right behind a boundary.
+
+    Lightning knows the states of its own hooks. For a batch that is ``on_train_batch_end``, after which it trains the next one. A
+    complete epoch is as it should be, unless ``max_steps`` limits the training: then Lightning would enter that epoch again.
+
+    Args:
+        loops: of the checkpoint; changed in place.
+        boundary: ``batch`` or ``epoch``.
+        by_steps: whether ``max_steps`` limits the training.
+    """
+    fit = loops["fit_loop"]
+    batches, epochs = fit["epoch_loop.batch_progress"], fit["epoch_progress"]
+    for progress in (
+        (batches["total"], batches["current"]) if boundary == "batch" else (epochs["total"], epochs["current"])
+    ):
+        progress["ready"] = progress["started"] = progress["completed"] = progress["processed"]
+    if boundary == "epoch" and by_steps:
+        batches["current"].update(ready=0, started=0, processed=0, completed=0)
+    if boundary == "batch" or by_steps:
+        batches["is_last_batch"] = False
+        for progress in (batches["total"], batches["current"]):
+            progress["completed"] = progress["processed"] - 1
+
+
+def _is_stateful(loader: Any) -> bool:
+    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
+
+
+def _metric_states(module: Any) -> dict[str, Any]:
+    """Return the states of the torchmetrics among the submodules; their ``state_dict`` is empty by default."""
+    return {
+        name: {"count": part._update_count, "state": {key: getattr(part, key) for key in part._defaults}}
+        for name, part in module.named_modules()
+        if isinstance(getattr(part, "_defaults", None), dict) and hasattr(part, "_update_count")
+    }
+
+
+def _restore_metric(metric: Any, state: Mapping[str, Any]) -> None:
+    for key, value in state["state"].items():
+        setattr(metric, key, _on(metric.device, value))
+    metric._update_count, metric._computed = state["count"], None
+
+
+def _on(device: Any, value: Any) -> Any:
+    return [one.to(device) for one in value] if isinstance(value, list) else value.to(device)

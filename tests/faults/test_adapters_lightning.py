@@ -1,0 +1,60 @@
+"""Trainings of Lightning, killed at a random step: every cell of the table in docs/lightning.md."""
+
+import random
+import signal
+
+import pytest
+from torch.utils.data import DataLoader
+
+from tests.adapters.conftest import tracking as tracking
+from tests.adapters.lightning_nets import DATA, SCENARIOS, Interruption, fit
+from tests.adapters.test_lightning import equal, newest_run, points, pytestmark, status
+from tests.support.forked import killed
+
+pytestmark = [*pytestmark, pytest.mark.faults]
+SAMPLE = [
+    "epochs",
+    "steps",
+    "accumulated gradients",
+    "a loader without a length",
+    "a loader of torchdata",
+    "averaged weights",
+]
+
+
+@pytest.mark.parametrize("scenario", SAMPLE)
+def test_a_killed_training_ends_as_if_it_had_not_been(scenario: str, tracking: str) -> None:
+    step = random.Random(f"killed {scenario}").randrange(6, 22 if "accumulated" not in scenario else 9)
+    killed(lambda: fit(scenario, interruption=Interruption(step, signal.SIGKILL, wait=3)))
+    run_id = newest_run()
+    assert status(run_id) == "RUNNING"
+    trainer, _ = fit(scenario, f"mltrain:{run_id}")
+    assert status(run_id) == "FINISHED"
+    whole, undisturbed = fit(scenario)
+    assert equal(whole.lightning_module.state_dict(), trainer.lightning_module.state_dict())
+    for mine, theirs in zip(trainer.optimizers, whole.optimizers, strict=True):
+        assert str(mine.state_dict()) == str(theirs.state_dict())
+    assert points(run_id) == points(str(undisturbed.run_id))
+
+
+def test_a_loader_without_a_position_continues_exactly_from_the_end_of_an_epoch(tracking: str) -> None:
+    def train(ckpt_path: str | None = None, interruption: Interruption | None = None):
+        return fit(
+            "epochs",
+            ckpt_path,
+            interruption=interruption,
+            loader=lambda: DataLoader(DATA, 4, shuffle=True),
+            ours={"every_n_train_steps": 0, "on_validation": False},
+        )
+
+    step = random.Random("plain").randrange(12, 28)
+    killed(lambda: train(interruption=Interruption(step, signal.SIGKILL, wait=11)))
+    run_id = newest_run()
+    trainer, _ = train(f"mltrain:{run_id}")
+    whole, undisturbed = train()
+    assert equal(whole.lightning_module.state_dict(), trainer.lightning_module.state_dict())
+    assert points(run_id) == points(str(undisturbed.run_id))
+
+
+def test_the_sample_is_of_known_trainings() -> None:
+    assert set(SAMPLE) <= SCENARIOS.keys()
