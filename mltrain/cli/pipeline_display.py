@@ -106,7 +106,7 @@ def print_status(about: Mapping[str, Any], rows: Sequence[Row], as_json: bool) -
     else:
         run = f"run {about['run_id']} ({about['name']}, {about['state']}), {about['started']}"
         print(f"Pipeline {about['pipeline']}: {run}")
-    table("Stages", ("stage", "state", "epochs", "best", "run_id", "next", "why"), shown(rows))
+    table("Stages", ("stage", "state", "epochs", "best", "run id", "next", "why"), shown(rows))
     for row in rows:
         if row.log is not None:
             print(f"Log of {row.stage}: {row.log}")

@@ -53,7 +53,8 @@ def runs(
     )
     if sort is not None:
         columns = (*columns[:5], sort, *columns[5:])
-    table("Runs", columns, [[_cell(row, column) for column in columns] for row in rows])
+    heads = [{"run_id": "run id", "best_value": "best value"}.get(column, column) for column in columns]
+    table("Runs", heads, [[_cell(row, column) for column in columns] for row in rows])
 
 
 def compare(

@@ -18,7 +18,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         return
     grid = Table(title=f"{title} ({len(rows)})", box=None, title_justify="left", header_style="bold")
     for column in columns:
-        grid.add_column(column.replace("_", " "), no_wrap=True, overflow="fold")
+        grid.add_column(Text(harmless(column)), no_wrap=True, overflow="fold")
     for row in rows:
         grid.add_row(*(Text(harmless(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 400
