@@ -216,9 +216,9 @@ def test_nothing_foreign_is_unpickled() -> None:
         ]
         for name, call in calls(file):
             named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-            if name in ("torch.load", "torch.save") and (
-                name_of(file) != "mltrain/commands/foreign_file.py" or named.get("weights_only") != "True"
-            ):
+            read_safely = name_of(file) == "mltrain/commands/foreign_file.py" and named.get("weights_only") == "True"
+            handed_over = name_of(file) == "mltrain/adapters/huggingface_folder.py" and name == "torch.save"
+            if name in ("torch.load", "torch.save") and not (read_safely or handed_over):
                 wrong.append(f"{name_of(file)} calls {name}")
             if name in ("np.load", "numpy.load", "np.savez", "np.save") and named.get("allow_pickle") != "False":
                 wrong.append(f"{name_of(file)} calls {name} without allow_pickle=False")
@@ -274,10 +274,17 @@ def test_torchvision_is_absent() -> None:
     assert not [line for line in constraints if line.startswith("torchvision")]
 
 
+EXECUTED = {
+    "mltrain.__main__",
+    *(f"mltrain.adapters.{name}" for name in ("huggingface", "accelerate", "position")),
+}
+"""What is not imported to find out what an import brings along: a program, and modules whose first lines import an engine."""
+
+
 def test_importing_the_library_imports_nothing_heavy_that_it_does_not_need() -> None:
     script = (
         "import importlib, sys\n"
-        f"for name in {sorted(module for module in modules() if module != 'mltrain.__main__')!r}:\n"
+        f"for name in {sorted(module for module in modules() if module not in EXECUTED)!r}:\n"
         "    importlib.import_module(name)\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )

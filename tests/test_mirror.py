@@ -6,10 +6,15 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "mltrain"
 DECLARATIONS = "declares names or protocols and does nothing"
 ELSEWHERE = {
+    "adapters/curves.py": "adapters/test_accelerate.py",
+    "adapters/huggingface_folder.py": "adapters/test_huggingface.py",
+    "adapters/position.py": "adapters/test_accelerate.py",
     "batches.py": "test_data.py",
+    "checkpoint/drafts.py": "test_manager.py",
     "checkpoint/policies.py": "checkpoint/test_retention.py",
     "checkpoint/ports.py": DECLARATIONS,
     "checkpoint/publishing.py": "checkpoint/test_store.py",
+    "checkpoint/reader.py": "checkpoint/test_store.py",
     "checkpoint/settings.py": DECLARATIONS,
     "commands/checks.py": "commands/test_train.py",
     "commands/compare.py": "cli/test_runs.py",

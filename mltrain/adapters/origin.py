@@ -89,6 +89,37 @@ class Origin:
         manifest, state = reader.load(address.which)
         return cls(Address(place, address.which), manifest, state, known, damaged)
 
+    @classmethod
+    def reached(cls, address: Address, step: int | None = None, name: str | None = None) -> "Origin | None":
+        """Return the checkpoint that a training at some step continues, without its state.
+
+        Args:
+            address: of the run.
+            step: optimizer steps that the training has done. If ``None``, the newest checkpoint is meant.
+            name: of the checkpoint that was loaded. If ``None``, or no longer there, the newest one up to ``step`` is meant.
+
+        Returns:
+            It; ``None`` if the run has no checkpoint.
+
+        Raises:
+            UsageError: the run has checkpoints, and the training begins before them.
+        """
+        damaged: dict[CheckpointId, DamagedCheckpoint] = {}
+        reader = _reader(address, damaged)
+        line, everything = reader.matching("latest"), reader.all()
+        if not line:
+            return None
+        upto = (one for one in line if step is None or 0 < one.step <= step)
+        chosen = next((one for one in everything if one.name == name), None) or next(upto, None)
+        if chosen is None:
+            raise UsageError(
+                f"Run {reader.store.run_id} has checkpoints up to step {line[0].step}, and this training begins at step {step}. "
+                "Expected one that continues it. Try: restore the run's checkpoint first, or name no run for a new one."
+            )
+        which = "latest" if chosen.id == line[0].id else chosen.name
+        known = frozenset(manifest.id for manifest in everything)
+        return cls(Address(reader.store.run_id, which), chosen, {}, known, damaged)
+
     @property
     def rolls_back(self) -> bool:
         """Whether the checkpoint was named, so that later ones may be abandoned for it."""

@@ -29,7 +29,8 @@ class Training:
     origin are not recorded again. From its construction to :meth:`end`, requests to stop wait in :attr:`stop`.
 
     Args:
-        origin: the checkpoint that the training continues. If ``None``, it begins, in the active MLflow run or a new one.
+        origin: the checkpoint that the training continues. If ``None``, it begins.
+        run_id: of a run without checkpoints to begin in. If ``None``, the active MLflow run or a new one.
         save_dir: a folder that holds the checkpoints of a new training, in place of a run.
         policy: which checkpoints stay. If ``None``, the newest five and the best one.
         metric: decides which checkpoint is best.
@@ -54,6 +55,7 @@ class Training:
         self,
         origin: Origin | None = None,
         *,
+        run_id: str | None = None,
         save_dir: str | Path | None = None,
         policy: Policy | None = None,
         metric: str = DEFAULT_METRIC,
@@ -63,12 +65,11 @@ class Training:
     ) -> None:
         flatten(state or {})
         remember_environment()
-        run_id = None
-        if origin is None:
+        if origin is None and run_id is None:
             refuse_checkpoints(save_dir)
-        elif origin.address.is_folder:
+        elif origin is not None and origin.address.is_folder:
             save_dir = origin.address.place
-        else:
+        elif origin is not None:
             run_id, save_dir = origin.address.place, None
         self.manager = CheckpointManager(run_id, save_dir=save_dir, policy=policy, metric=metric, mode=mode)
         self.run = self.manager.run if isinstance(self.manager.run, TrackedRun) else None
@@ -175,7 +176,7 @@ class Training:
             )
             self.run.set_tag(f"{REWOUND_PREFIX}{self.run.ordinal}", str(step))
         else:
-            self.run.continue_exactly_after(step)
+            self.run.continue_exactly_after(step - 1)  # an engine may log once more at the step that it resumes
         self.run.record.attempt()
 
     def _withdraw(self, why: str) -> None:

@@ -21,6 +21,8 @@ PACKED = re.compile(
 )
 """A checkpoint that is one file, with the number of its epoch or step: of a manager, or exported by a training."""
 OUTPUT = re.compile(r"a\d{2,6}", re.ASCII)
+RESTORED = re.compile(r"checkpoint-\d{1,9}(\.[0-9a-f]{8}\.tmp)?", re.ASCII)
+"""A folder that was written for another trainer to resume from."""
 CACHED = re.compile(r"[0-9a-f]{64}", re.ASCII)
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
 COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+@,=()#~-]{0,199}", re.ASCII)

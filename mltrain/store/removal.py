@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mltrain.errors import StorageError
-from mltrain.store.names import CACHED, MANIFEST, OUTBOX, OUTPUT_RECORD, PACKED, STAGED, TEMPORARY
+from mltrain.store.names import CACHED, MANIFEST, OUTBOX, OUTPUT_RECORD, PACKED, RESTORED, STAGED, TEMPORARY
 
 DEAD_SECONDS = 3600.0
 """A temporary file of a run that nobody writes to, and that was not written to for so long, belongs to nobody."""
@@ -28,6 +28,11 @@ def is_litter(folder: Path) -> bool:
 def discard_staged(folder: Path) -> None:
     """Remove a staged checkpoint, complete or not: a flat folder with a checkpoint's name, its manifest first."""
     remove_flat(folder, STAGED)
+
+
+def discard_restored(folder: Path) -> None:
+    """Remove a folder that was written from a checkpoint for another trainer, and nothing else."""
+    remove_flat(folder, RESTORED)
 
 
 def discard_temporary(file: Path) -> None:

@@ -40,11 +40,11 @@ class Child:
 
 
 class ForkServer:
-    """The client's side."""
+    """The client's side; ``modules`` are imported before the first command."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.forkserver"],
+            [sys.executable, "-m", "tests.support.forkserver", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -107,6 +107,7 @@ def serve() -> None:
         "PIL.Image",
         "torch._dynamo",
         "torchmetrics",
+        *sys.argv[1:],
     ):
         importlib.import_module(name)
     import torch

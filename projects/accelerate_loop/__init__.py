@@ -1,0 +1,1 @@
+"""A loop on accelerate with durable checkpoints."""
