@@ -239,6 +239,15 @@ class Config(BaseModel):
         """The places that hold data: all but those of :attr:`output_fields`."""
         return {name: place for name, place in self.places().items() if name not in self.output_fields}
 
+    def without_effect(self) -> dict[str, str]:
+        """Return the keys that are set and mean nothing, each with the key that would give it a meaning."""
+        fields = type(self).model_fields
+        return {
+            name: switch
+            for name, (switch, off) in _PARTS.items()
+            if getattr(self, switch) == off and getattr(self, name) != fields[name].default
+        }
+
     def sample_data(self) -> Mapping[str, Path | str]:
         """Data that the project takes where no key names any, for the run's record; none here.
 

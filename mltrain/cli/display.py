@@ -44,7 +44,7 @@ class Terminal:
             if local is not None
             else "Checkpoints and artifacts go to the artifact store of the run, once it is known."
             if not run.known
-            else "Checkpoints and artifacts go to the artifact store of the tracking server."
+            else f"Checkpoints and artifacts go to the artifact store of {'the server' if run.server.is_server else 'the run'}."
         )
         line(f"The log grows in {run.home / 'log.csv'}")
         if not self._named:

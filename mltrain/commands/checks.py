@@ -1,5 +1,7 @@
 """What a configuration asks of this machine, checked before a run is opened for it."""
 
+import logging
+
 from pydantic import ValidationError
 
 from mltrain import device as devices
@@ -11,6 +13,11 @@ from mltrain.errors import ConfigError, StorageError
 from mltrain.ownership.run_folder import refuse_unwritable_home
 from mltrain.store.artifacts import refuse_unwritable
 from mltrain.tracking.client import TrackingClient
+
+log = logging.getLogger(__name__)
+
+_MEANINGFUL = {"early_stopping_patience": "early_stopping_patience=10", "on_nonfinite": "on_nonfinite=skip"}
+"""For a key that gives others a meaning what to write."""
 
 
 def policy_of(config: Config, of_task: Policy | None = None) -> Policy:
@@ -56,6 +63,14 @@ def refuse_unusable(config: Config, server: TrackingClient) -> None:
         if config.checkpoint_path.is_dir():
             raise StorageError(f"checkpoint_path={config.checkpoint_path} is a folder. Expected a file in it.")
         refuse_unwritable(config.checkpoint_path.parent, "Give another file as checkpoint_path=FILE.")
+
+
+def warn_without_effect(config: Config) -> None:
+    """Log which keys are set and have no effect."""
+    for key, switch in config.without_effect().items():
+        log.warning("%s=%s has no effect without %s. Try: %s", key, getattr(config, key), switch, _MEANINGFUL[switch])
+    if config.retention is not None and config.max_to_keep != type(config).model_fields["max_to_keep"].default:
+        log.warning("max_to_keep=%d has no effect beside retention=%r.", config.max_to_keep, config.retention)
 
 
 def refuse_for_several(config: Config) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands import keyed
-from mltrain.commands.checks import policy_of, refuse_unusable
+from mltrain.commands.checks import policy_of, refuse_unusable, warn_without_effect
 from mltrain.commands.ending import Ending, describe
 from mltrain.commands.export import Export
 from mltrain.commands.logged_model import log_models
@@ -125,6 +125,7 @@ class _Session:
             if known is not None:
                 self._display.resuming(known.info.run_id)
             refuse_unusable(self._preparation.config, self._server)
+            warn_without_effect(self._preparation.config)
             prepared = self._preparation.prepare(known)
         except KeyboardInterrupt:
             if self._request.resume_run is None:

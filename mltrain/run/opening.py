@@ -282,8 +282,8 @@ def _silent(server: TrackingClient, seconds: float) -> str:
     if server.is_server:
         return f"{server.shown} did not answer within {seconds:.0f} seconds."
     return (
-        f"{server.shown} was not ready after {seconds:.0f} seconds: another process may be writing to the database, or its "
-        "disk is slow."
+        f"{server.shown} was not ready after {seconds:.0f} seconds: another process may be writing to it, its disk is slow, or "
+        "MLflow is still making its tables."
     )
 
 

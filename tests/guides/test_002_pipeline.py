@@ -1,15 +1,20 @@
 """Guide 002, the pipeline (断点续训使用指南): its menu, and each of its scenarios as a command."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from mlflow import MlflowClient
 
 from mltrain.cli import pipeline
 from mltrain.pipelines.request import PipelineRequest
 from mltrain.project import find_pipeline
 from tests.support.example_pipelines import TINY_PIPELINE, TinyPipeline
+from tests.support.shell import Shell
 from tests.support.workplace import Workplace
 
 
@@ -83,3 +88,101 @@ def test_a_progress_file_of_the_guide_is_no_progress_here(tmp_path: Path, workpl
     tiny = TinyPipeline(workplace)
     (workplace.folder / ".training_progress").write_text("all_completed")
     assert tiny.states() == ["missing"] * 3
+
+
+class Menu:
+    """The guide's menu on a terminal: a command without a mode, and the answers that are typed."""
+
+    def __init__(self, shell: Shell, patch: pytest.MonkeyPatch) -> None:
+        self._shell, self._patch = shell, patch
+
+    def __call__(self, *answers: str, words: str = "", code: int = 0, sure: bool = True) -> str:
+        """Type the command and the answers; return what is printed."""
+        given: Iterator[str] = iter(answers)
+        with self._patch.context() as patch:
+            patch.setattr(typer, "prompt", lambda *text, **options: next(given))
+            patch.setattr(typer, "confirm", lambda *text, **options: sure)
+            patch.setattr("sys.stdin.isatty", lambda: True)
+            patch.setattr("sys.stdout.isatty", lambda: True)
+            printed = self._shell.type(f"pipeline tiny_pipeline.py {words}", code=code)
+        assert list(given) == []
+        return printed
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Return the state of every stage."""
+        stages = json.loads(self._shell.type("pipeline tiny_pipeline.py --status --json"))["stages"]
+        return {row["stage"]: row for row in stages}
+
+
+def boxes(printed: str) -> dict[str, str]:
+    """Return the state of each stage as the menu shows it, where the guide has ✓ and ✗."""
+    lines = (line for line in printed.splitlines() if line.startswith(("  [x] ", "  [ ] ")))
+    return {line[6:].partition(":")[0]: line[2:5] for line in lines}
+
+
+@pytest.mark.slow
+def test_every_scenario_by_the_menu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One pipeline for all scenarios, because each of its trainings takes a second."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    shutil.copy(TINY_PIPELINE, tmp_path)
+    shell = Shell(tmp_path, monkeypatch, capsys)
+    menu = Menu(shell, monkeypatch)
+
+    def artifacts(run_id: str) -> Path:
+        return Path(MlflowClient().get_run(run_id).info.artifact_uri)
+
+    def parent() -> str:
+        found = MlflowClient().search_runs(["0"], "tags.`mltrain.pipeline` = 'tiny'")
+        return next(str(run.info.run_id) for run in found if "mltrain.stage" not in run.data.tags)
+
+    assert boxes(menu("4")) == dict.fromkeys(("numbers", "first", "second"), "[ ]"), "退出"
+    assert menu.rows()["numbers"]["state"] == "missing"
+
+    menu("1", words="epochs=2 second.signal_at=4", code=75)
+    stopped = menu.rows()
+    assert [row["state"] for row in stopped.values()] == ["done", "done", "stopped"], "场景1"
+
+    shown = menu("2", words="second.signal_at=0")
+    assert boxes(shown) == {"numbers": "[x]", "first": "[x]", "second": "[ ]"}, "检查已训练的模型"
+    resumed = menu.rows()
+    assert [row["state"] for row in resumed.values()] == ["done"] * 3, "场景2"
+    assert resumed["second"]["run_id"] == stopped["second"]["run_id"], "in the middle of the stage, not from its start"
+
+    shown = menu("3")
+    assert set(boxes(shown).values()) == {"[x]"}
+    assert menu.rows() == resumed, "智能跳过: nothing is left to do"
+
+    shell.type("pipeline tiny_pipeline.py --stage second --yes")
+    retrained = menu.rows()
+    assert retrained["second"]["run_id"] != resumed["second"]["run_id"], "场景4"
+    menu("3")
+    assert menu.rows() == retrained, "and nothing else was trained"
+
+    for file in artifacts(retrained["second"]["run_id"]).rglob("model.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    shown = menu("3")
+    assert "second: damaged" in shown, "问题2"
+    mended = menu.rows()
+    assert [row["state"] for row in mended.values()] == ["done"] * 3
+    assert mended["first"]["run_id"] == retrained["first"]["run_id"]
+
+    (artifacts(parent()) / "config.json").write_bytes(b"damaged")
+    shown = menu("3")
+    assert set(boxes(shown).values()) == {"[x]"}, "问题1: the record is rebuilt from the runs of the stages"
+    assert menu.rows() == mended
+
+    menu("1", sure=False)
+    assert menu.rows() == mended, "请确认后再继续: no clears nothing"
+    menu("1")
+    reset = menu.rows()
+    assert [row["state"] for row in reset.values()] == ["done"] * 3, "完全重置"
+    assert not {row["run_id"] for row in reset.values()} & {row["run_id"] for row in mended.values()}
+
+    by_hand = reset["first"]["run_id"]
+    shown = menu("3", words=f"--run new --use first={by_hand}")
+    assert "first: given" in shown, "场景3: a model that was trained by hand"
+    assert [row["state"] for row in menu.rows().values()] == ["done", "given", "done"]
