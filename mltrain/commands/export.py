@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from mltrain.checkpoint import checkpoint_file, codec
@@ -79,55 +78,55 @@ class Export:
                 replace_file(folder / name.replace("model", stem, 1), codec.stamped(content, stamp | measured))
 
     def _is_due(self, file: Path, manifest: Manifest) -> bool:
-        """Whether a file for the best receives this checkpoint."""
+        """Whether a file for the best receives this checkpoint; what it replaces is worse, or is kept under another name."""
         if not file.exists():
             return True
         written, theirs = self._standing(file)
-        if written is not None and written.run_id == manifest.run_id:
+        metric, own = self._config.best_metric, manifest.metrics.get(self._config.best_metric)
+        same_run = written is not None and written.run_id == manifest.run_id
+        if theirs is None or own is None or written is None or written.project != self._project:
+            if not same_run:
+                aside = set_aside(file, "before").name
+                log.warning(
+                    "%s is kept as %s: no training of %s that measures %s wrote it.", file, aside, self._project, metric
+                )
             return True
-        own = manifest.metrics.get(self._config.best_metric)
-        if (
-            theirs is None
-            or own is None
-            or not math.isfinite(theirs)
-            or written is None
-            or written.project != self._project
-        ):
+        if (own <= theirs) if self._config.best_mode == "min" else (own >= theirs):
+            return True
+        if same_run:  # it went back to an earlier checkpoint
             log.warning(
-                "%s was not written by a training of %s that measures %s. It is kept as %s.",
+                "%s is kept as %s: its %s of %.5g is better than %.5g, and this run has left that checkpoint behind.",
                 file,
-                self._project,
-                self._config.best_metric,
                 set_aside(file, "before").name,
+                metric,
+                theirs,
+                own,
             )
-            return True
-        if own < theirs if self._config.best_mode == "min" else own > theirs:
-            return True
-        if file not in self._stays:
+        elif file not in self._stays:
             self._stays.add(file)
             log.warning(
                 "%s stays that of run %s, whose %s of %.5g is better than %.5g. The best of this run: mltrain pull %s "
                 "--to FOLDER",
                 file,
                 written.run_id,
-                self._config.best_metric,
+                metric,
                 theirs,
                 own,
                 manifest.run_id,
             )
-        return False
+        return same_run
 
     def _standing(self, file: Path) -> tuple[checkpoint_file.Written | None, float | None]:
-        """Return who wrote a file, and what it measured of the metric that decides which is best."""
+        """Return who wrote a file, and what it measured of the metric that decides which is best, if that is a number."""
+        value, metric = math.nan, self._config.best_metric
         try:
             written = checkpoint_file.origin_of(file)
             if written is not None and written.complete:
                 manifest = checkpoint_file.manifest_of(file)
-                return written, manifest.metrics.get(self._config.best_metric) if manifest is not None else None
-        except (MltrainError, OSError):
+                value = manifest.metrics.get(metric, math.nan) if manifest is not None else math.nan
+            elif written is not None:
+                stamp = codec.stamp_of(file) or {}
+                value = float(stamp["value"]) if stamp.get("metric") == metric else math.nan
+        except (MltrainError, OSError, ValueError, KeyError):
             return None, None
-        stamp = codec.stamp_of(file) or {}
-        with suppress(ValueError):
-            if stamp.get("metric") == self._config.best_metric:
-                return written, float(stamp.get("value", ""))
-        return written, None
+        return written, value if math.isfinite(value) else None

@@ -1,6 +1,7 @@
 """What ``--resume`` names: a run, or a file that a training wrote."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 WITHOUT_VALUE = "true"
 """What ``--resume`` alone means: the file of ``checkpoint_path``."""
+
+
+_CHOICE = re.compile(r"latest|best|interrupted|(epoch|step):\d+|step-\d{9}-a\d{2,6}", re.ASCII)
 
 
 def names_run(word: str) -> bool:
@@ -100,8 +104,14 @@ def _file(word: str) -> Path:
 
     Raises:
         NoCheckpoint: there is no such file.
+        UsageError: the word chooses among the checkpoints of a run.
     """
     path = Path(word).expanduser().absolute()
+    if not path.exists() and _CHOICE.fullmatch(word):
+        raise UsageError(
+            f"--resume {word} names no run and no file: {word} chooses among the checkpoints of a run. Try: mltrain train "
+            f"--resume ID --resume-from {word} (mltrain runs lists the ids)"
+        )
     if path.is_dir():
         if (path / LATEST).is_file():
             return path / LATEST

@@ -103,6 +103,26 @@ def test_a_file_that_cannot_be_written_is_a_warning_and_the_run_has_the_checkpoi
 BEST = {"full": "best_model.pth", "weights": "best.safetensors"}
 
 
+@pytest.mark.parametrize("export", ["full", "weights"])
+def test_a_best_file_that_the_run_has_left_behind_is_kept_under_another_name(
+    export: str, local: FolderRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Going back to an earlier checkpoint begins another line, whose best may be worse than what was there."""
+    with local.manager() as manager:
+        manager.when_committed(Export(tiny.Config(model_save_path=tmp_path / "out", export=export), "tiny"))
+        for epoch, loss in ((1, 0.5), (2, 0.2)):
+            manager.save(state(epoch), step=epoch, epoch=epoch, metrics={"val/loss": loss}, kind="epoch")
+            manager.wait()
+        before = (tmp_path / "out" / BEST[export]).read_bytes()
+        assert manager.load("epoch:1") is not None
+        manager.save(state(3), step=2, epoch=2, metrics={"val/loss": 0.4}, kind="epoch")
+        manager.wait()
+    (kept,) = [file for file in (tmp_path / "out").iterdir() if ".before-" in file.name]
+    assert kept.read_bytes() == before
+    assert (tmp_path / "out" / BEST[export]).read_bytes() != before
+    assert "its val/loss of 0.2 is better than 0.4" in caplog.text
+
+
 def best_of_another_run(folder: Path, export: str, loss: float, project: str = "tiny") -> bytes:
     """Let another run write its best file to a folder; return the content."""
     folder.mkdir()

@@ -191,6 +191,10 @@ REFUSED: dict[str, tuple[type[MltrainError], str, dict[str, Any]]] = {
     "no such folder": (NoCheckpoint, "There is no folder", {"resume": "nowhere/none.pth"}),
     "a folder of something else": (NoCheckpoint, "is a folder without latest_checkpoint.pth", {"resume": "data"}),
     "no value": (UsageError, "--resume names nothing", {"resume": True}),
+    **{
+        f"a choice, {word}": (UsageError, f"--resume ID --resume-from {word}", {"resume": word})
+        for word in ("latest", "best", "epoch:2")
+    },
     "two words": (UsageError, "--resume and --resume-run", {"resume": "files/best_model.pth", "resume_run": "abcd"}),
     "two of a kind": (UsageError, "--resume and --fork-run", {"resume": "abcd", "fork_run": "abcd"}),
     "a checkpoint of a checkpoint": (
