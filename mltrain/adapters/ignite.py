@@ -1,0 +1,215 @@
+"""Durable checkpoints for Ignite, as a save handler.
+
+>>> to_save = {"model": model, "optimizer": optimizer, "trainer": trainer, "loader": loader}
+>>> saver = MltrainSaver(trainer, to_save)                        # or MltrainSaver(trainer, to_save, "mltrain:RUN_ID")
+>>> trainer.add_event_handler(Events.ITERATION_COMPLETED(every=500), Checkpoint(to_save, saver))
+>>> trainer.run(loader, max_epochs=10)
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mltrain.adapters.origin import Address, Origin
+from mltrain.adapters.training import Training, refuse_ranks
+from mltrain.checkpoint.manifest import Kind
+from mltrain.checkpoint.policies import Best, Latest
+from mltrain.checkpoint.retention import Mode, Policy
+from mltrain.checkpoint.settings import Settings
+from mltrain.errors import UsageError
+from mltrain.metrics import floats
+from mltrain.rng import Rng
+
+log = logging.getLogger(__name__)
+
+_OWN = "mltrain"
+"""The part of a checkpoint that holds what the objects do not: random numbers, and the kind of boundary."""
+
+
+class MltrainSaver:
+    """A save handler for ``Checkpoint``, and the run that the training of an engine is.
+
+    A state that ``Checkpoint`` asks for is taken when all other handlers of the event have run; at the last iteration of an
+    epoch, when those of the epoch's end have. The last state is always saved, and that at which SIGINT, SIGTERM, SIGHUP or
+    SIGUSR1 arrives. ``run`` returns when all of it is committed. The run is FINISHED then; FAILED after an exception;
+    KILLED after a signal. ``remove``, which Ignite calls before it saves, removes nothing: the policy does, after the save.
+
+    Args:
+        trainer: the engine that trains.
+        to_save: name to object with ``state_dict`` and ``load_state_dict``; the engine has to be among them.
+        resume: ``mltrain:RUN_ID`` continues a run, and ``mltrain:RUN_ID@best`` goes back to its best checkpoint: the objects are
+            loaded now. If ``None``, the training begins, in the active MLflow run or a new one.
+        save_dir: a folder that holds the checkpoints, in place of a run; no curves are recorded then.
+        policy: which checkpoints stay. If ``None``, the newest five and the best one.
+        metric: decides which checkpoint is best: the ``score_name`` of a ``Checkpoint``, or a name in :meth:`log_metrics`.
+        mode: whether less (``min``) or more (``max``) of it is better.
+
+    Raises:
+        UsageError: an argument is invalid; the engine runs in several processes; or the checkpoint is not of such objects.
+        NoCheckpoint, RunNotFound, TrackingError: there is nothing to resume.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        to_save: Mapping[str, Any],
+        resume: str | None = None,
+        *,
+        save_dir: str | Path | None = None,
+        policy: Policy | None = None,
+        metric: str = "score",
+        mode: Mode = "max",
+    ) -> None:
+        from ignite import distributed
+        from ignite.engine import Events
+        from ignite.handlers.checkpoint import BaseSaveHandler, Checkpoint
+
+        refuse_ranks(distributed.get_world_size(), "Ignite")
+        if trainer not in to_save.values() or _OWN in to_save:
+            raise UsageError(
+                f"to_save has {', '.join(map(str, to_save))}. Expected the engine among them, and nothing called {_OWN!r}. Try: "
+                "to_save = {'model': model, 'optimizer': optimizer, 'trainer': trainer}"
+            )
+        BaseSaveHandler.register(type(self))  # so that nobody imports Ignite who does not use it
+        self._trainer, self._events = trainer, Events
+        self._save_dir = save_dir
+        self._kept = Settings(Latest(5) | Best(1) if policy is None else policy, metric, mode)
+        self._objects = Checkpoint(to_save, self)
+        self._origin: Origin | None = None
+        self._training: Training | None = None
+        self._due: dict[str, Any] | None = None
+        self._measured: tuple[int, dict[str, float]] = (-1, {})
+        self._resumed: Mapping[str, Any] | None = None
+        self.run_id: str | None = None
+        """Id of the run (or the folder), once there is one."""
+        if resume is not None:
+            self._load(resume, to_save, Checkpoint.load_objects)
+        trainer.add_event_handler(Events.STARTED, self._begin)
+
+    def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None = None) -> None:
+        """Save the objects, and what else the ``Checkpoint`` has, as soon as the event is over."""
+        further = {name: part for name, part in checkpoint.items() if name == "checkpointer"}
+        self._due = {**(self._due or {}), **further}
+        if metadata is not None and metadata.get("score_name"):
+            self._measure({metadata["score_name"]: metadata["priority"]})
+
+    def remove(self, filename: str) -> None:
+        """Remove nothing: the policy decides, once the next checkpoint is committed."""
+
+    def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Record metrics in the run, each point once, also after a kill.
+
+        Args:
+            values: name to number, or to a tensor with one element.
+            step: iterations done. If ``None``, those of the engine.
+        """
+        numbers = floats(values, "log_metrics")
+        if self._training is not None:
+            self._training.log(numbers, self._trainer.state.iteration if step is None else step)
+        if step is None:
+            self._measure(numbers)
+
+    def _measure(self, values: Mapping[str, Any]) -> None:
+        now, before = self._trainer.state.iteration, self._measured
+        self._measured = now, {**(before[1] if before[0] == now else {}), **values}
+
+    def _load(self, resume: str, to_save: Mapping[str, Any], load_objects: Any) -> None:
+        address = Address.parse(resume)
+        if address is None:
+            raise UsageError(f"resume={resume!r:.80} is invalid. Expected 'mltrain:RUN_ID'.")
+        self._origin = origin = Origin.read(address)
+        missing = sorted({*map(str, to_save), _OWN} - origin.state.keys())
+        if missing:
+            raise UsageError(
+                f"{origin.manifest.name} of {address.place} holds {', '.join(origin.state)}, and lacks {', '.join(missing)}. "
+                "Expected a checkpoint that MltrainSaver saved of the same objects."
+            )
+        load_objects(to_save, origin.state)
+        self._resumed = origin.state[_OWN]
+
+    def _begin(self, engine: Any) -> None:
+        """Open the run, and follow the engine: after all other handlers, which are attached by now."""
+        if self._origin is None and engine.state.iteration and self.run_id is not None:
+            self._origin = Origin.read(Address(self.run_id))  # run() once more: the state is in memory
+        kept = self._kept
+        self._training = training = Training(
+            self._origin,
+            save_dir=self._save_dir,
+            policy=kept.policy,
+            metric=kept.metric,
+            mode=kept.mode,
+            state=self._state("epoch"),
+        )
+        self._origin, self.run_id, self._due = None, training.place, None
+        print(f"{'run_id' if training.run is not None else 'save_dir'}={training.place}", flush=True)
+        events = self._events
+        for event, handler in (
+            (events.GET_BATCH_STARTED, self._restore),
+            (events.ITERATION_COMPLETED, self._iteration_ended),
+            (events.EPOCH_COMPLETED, self._epoch_ended),
+            (events.COMPLETED, self._completed),
+            (events.TERMINATE, self._terminated),
+            (events.EXCEPTION_RAISED, self._failed),
+        ):
+            if not engine.has_event_handler(handler, event):
+                engine.add_event_handler(event, handler)
+        if self._resumed is not None and self._resumed["boundary"] == "epoch":
+            self._restore(engine)
+
+    def _restore(self, engine: Any) -> None:
+        """Put the random numbers back: at the end of an epoch before the loader makes an iterator, else after it has."""
+        own, self._resumed = self._resumed, None
+        if own is not None:
+            Rng().load_state_dict(own["rng"])
+
+    def _iteration_ended(self, engine: Any) -> None:
+        length = engine.state.epoch_length
+        if length is not None and engine.state.iteration % length:
+            self._reached("iteration")  # else the end of the epoch is to come
+
+    def _epoch_ended(self, engine: Any) -> None:
+        self._reached("epoch")
+
+    def _completed(self, engine: Any) -> None:
+        training = self._training
+        if training is not None and training.saved_step < engine.state.iteration:
+            self._save("epoch", "epoch")
+        self._end(None)
+
+    def _terminated(self, engine: Any) -> None:
+        if engine.should_terminate == "skip_completed":
+            self._completed(engine)
+
+    def _failed(self, engine: Any, error: BaseException) -> None:
+        self._end(error)
+        if len(engine._event_handlers[self._events.EXCEPTION_RAISED]) == 1:
+            raise error  # as Ignite does where nobody handles it
+
+    def _end(self, error: BaseException | None) -> None:
+        training, self._training = self._training, None
+        if training is not None:
+            training.end(error)
+
+    def _reached(self, boundary: str) -> None:
+        training = self._training
+        if training is None:
+            return
+        if self._due is not None or training.stop.requested:
+            self._save(boundary, "epoch" if boundary == "epoch" else "step" if self._due is not None else "interrupted")
+        if training.stop.requested and not self._trainer._is_done(self._trainer.state):
+            if training.stop.reason == "SIGINT":
+                raise KeyboardInterrupt
+            raise SystemExit(training.stop.exit_code)
+
+    def _save(self, boundary: str, kind: Kind) -> None:
+        assert self._training is not None
+        state, step, measured = self._trainer.state, self._trainer.state.iteration, self._measured
+        metrics = floats(measured[1] if measured[0] == step else {}, "score_function")
+        epoch = step // state.epoch_length if state.epoch_length else state.epoch
+        self._training.save(self._state(boundary), step, epoch, metrics, kind, evaluated=self._kept.metric != "score")
+        self._due = None
+
+    def _state(self, boundary: str) -> dict[str, Any]:
+        own = {"boundary": boundary, "rng": Rng().state_dict()}
+        return {**self._objects._setup_checkpoint(), **(self._due or {}), _OWN: own}
