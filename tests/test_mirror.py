@@ -8,6 +8,8 @@ DECLARATIONS = "declares names or protocols and does nothing"
 ELSEWHERE = {
     "adapters/curves.py": "adapters/test_accelerate.py",
     "adapters/huggingface_folder.py": "adapters/test_huggingface.py",
+    "adapters/lightning_loops.py": "adapters/test_lightning.py",
+    "adapters/lightning_parts.py": "adapters/test_lightning.py",
     "adapters/position.py": "adapters/test_accelerate.py",
     "batches.py": "test_data.py",
     "checkpoint/drafts.py": "test_manager.py",
@@ -16,7 +18,6 @@ ELSEWHERE = {
     "checkpoint/publishing.py": "checkpoint/test_store.py",
     "checkpoint/reader.py": "checkpoint/test_store.py",
     "checkpoint/settings.py": DECLARATIONS,
-    "commands/checks.py": "commands/test_train.py",
     "commands/compare.py": "cli/test_runs.py",
     "commands/ending.py": "commands/test_train.py",
     "commands/import_checkpoint.py": "commands/test_foreign_file.py",

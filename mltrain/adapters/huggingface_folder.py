@@ -59,11 +59,18 @@ def restore(run: str | None, which: str = "latest") -> str | None:
     for earlier in home.iterdir():
         discard_restored(earlier)
     state, step = parts["trainer"], origin.manifest.step
-    state["stateful_callbacks"][NOTE]["attributes"] |= {"run_id": run_id, "checkpoint": origin.manifest.name}
+    note = (state["stateful_callbacks"] or {}).get(NOTE, {"args": {}, "attributes": {}})
+    named = {"run_id": run_id, "checkpoint": origin.manifest.name}
+    state["stateful_callbacks"] = {
+        **state["stateful_callbacks"],
+        NOTE: {**note, "attributes": {**note["attributes"], **named}},
+    }
     state["best_model_checkpoint"] = _best(home, run_id, state["best_global_step"], step)
-    numbers = {"rng_state.pth": _random_numbers(parts.pop("rng")), "trainer_state.json": state}
+    numbers = {"rng_state.pth": _random_numbers(parts["rng"])} if "rng" in parts else {}  # an imported one has none
     pickled = {f"{name}.pt": parts[name] for name in ("optimizer", "scheduler", "scaler") if name in parts}
-    return str(_written(home, step, {"model.safetensors": parts["model"], **pickled, **numbers}))
+    return str(
+        _written(home, step, {"model.safetensors": parts["model"], **pickled, **numbers, "trainer_state.json": state})
+    )
 
 
 def _best(home: Path, run_id: str, best_step: int | None, step: int) -> str | None:

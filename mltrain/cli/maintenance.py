@@ -92,25 +92,36 @@ def doctor(as_json: bool = _JSON) -> None:
 
 
 def import_(
-    file: Path = typer.Argument(..., help="A .pth, .pt, .ckpt or .safetensors file."),
+    file: Path = typer.Argument(
+        ..., help="A .pth, .pt, .ckpt or .safetensors file; or the id of a run, with /PATH of an artifact."
+    ),
     arguments: list[str] = typer.Argument(
         None, metavar="[PROJECT] [key=value ...]", help="The project of the weights.", show_default=False
     ),
     experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of the new run."),
     as_json: bool = _JSON,
 ) -> None:
-    """Import a .pth or .safetensors file as the first checkpoint of a new run.
+    """Import a .pth or .safetensors file, or what another trainer left in a run, as the first checkpoint of a new run.
 
-    No code in the file is executed. With a project the run can be resumed at once: mltrain train
+    Of a run the newest checkpoint is taken that Lightning's MLFlowLogger, MLflow's autologging or the Trainer of
+    transformers left. No code in it is executed. With a project the new run can be resumed at once: mltrain train
     --resume-run ID. Without one, name it then: mltrain train PROJECT --resume-run ID
     """
-    from mltrain.commands.import_checkpoint import import_file
+    from mltrain.commands.import_checkpoint import import_file, import_run
     from mltrain.project import find
+    from mltrain.run.run_ids import is_run_id
     from mltrain.tracking.client import connect
 
     word, overrides = parse(arguments or [])
     with progress(f"importing {file.name}"):
-        report = import_file(file, connect(), find(word) if word else None, overrides, experiment)
+        project, of_run = (
+            find(word) if word else None,
+            not file.exists() and is_run_id(file.parts[0] if file.parts else ""),
+        )
+    if of_run:
+        report = import_run(file.as_posix(), connect(), project, overrides, experiment)
+    else:
+        report = import_file(file, connect(), project, overrides, experiment)
     if as_json:
         print(json.dumps(asdict(report), indent=1))
         return

@@ -44,6 +44,7 @@ class Foreign:
         step: optimizer steps taken, if recorded.
         history: one row an epoch, as far as its form is known.
         ignored: keys that were not used.
+        trainer: the state of a Trainer of transformers, if it is its checkpoint.
     """
 
     model: dict[str, torch.Tensor]
@@ -53,6 +54,7 @@ class Foreign:
     step: int = 0
     history: list[dict[str, float | int]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    trainer: dict[str, Any] | None = None
 
 
 def read(file: Path) -> Foreign:
@@ -62,7 +64,7 @@ def read(file: Path) -> Foreign:
         UsageError: the file does not exist or holds no weights.
         DamagedCheckpoint: the file cannot be read without running code, or not at all.
     """
-    content = _content(file)
+    content = content_of(file)
     if not isinstance(content, Mapping):
         raise UsageError(f"{file} holds a {type(content).__name__}; a dictionary with weights was expected.")
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -96,6 +98,16 @@ def finite(file: Path) -> Foreign:
         NonFiniteLoss: its weights or optimizer state are not finite.
     """
     foreign = read(file)
+    refuse_nonfinite(foreign, str(file))
+    return foreign
+
+
+def refuse_nonfinite(foreign: Foreign, file: str) -> None:
+    """Refuse what no training can go on from.
+
+    Raises:
+        NonFiniteLoss: weights or optimizer state are not finite.
+    """
     flat = flatten({"model": foreign.model, "optimizer": foreign.optimizer}, "model")
     wrong = nonfinite(flat.tree, flat.tensors)
     if wrong:
@@ -103,10 +115,15 @@ def finite(file: Path) -> Foreign:
             f"{file} cannot be trained on: {len(wrong)} tensor(s) of weights or optimizer state hold NaN or infinity. Expected "
             f"finite numbers, got: {shortened(wrong, 5)}. Try: an earlier file of the same training."
         )
-    return foreign
 
 
-def _content(file: Path) -> Any:
+def content_of(file: Path) -> Any:
+    """Return the tensors and plain values of a file.
+
+    Raises:
+        UsageError: it does not exist.
+        DamagedCheckpoint: it cannot be read without running code, or not at all.
+    """
     try:
         with file.open("rb") as opened:
             head = opened.read(9)

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from mltrain import device as devices
+from mltrain.adapters.curves import Curves
 from mltrain.commands.checks import policy_of
 from mltrain.commands.foreign_file import Foreign, finite
+from mltrain.commands.foreign_run import read_run
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds
@@ -60,15 +62,50 @@ def import_file(
         NonFiniteLoss: its weights or optimizer state are not finite.
         StateMismatch: the weights do not fit the project's model.
     """
-    foreign, report = finite(file), Report()
+    return _imported(finite(file), file.stem, file.name, server, project, overrides, experiment)
+
+
+def import_run(
+    word: str, server: TrackingClient, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
+) -> Report:
+    """Import the newest checkpoint that another trainer left in a run; see :func:`import_file`.
+
+    Args:
+        word: id of the run, with ``/PATH`` for what is below this path of its artifacts.
+        server: has the run, and gets the new one.
+        project: that the weights belong to.
+        overrides: keys of the project's configuration.
+        experiment: of the new run.
+
+    Raises:
+        RunNotFound, NoCheckpoint, DamagedCheckpoint, NonFiniteLoss, StateMismatch: it cannot be used.
+    """
+    found = read_run(server, word)
+    name = server.run(found.source.partition("/")[0]).info.run_name
+    report = _imported(found.foreign, name, found.source, server, project, overrides, experiment)
+    report.taken.insert(0, f"from {found.source}")
+    report.left += found.left
+    return report
+
+
+def _imported(
+    foreign: Foreign,
+    name: str,
+    source: str,
+    server: TrackingClient,
+    project: Project | None,
+    overrides: Mapping[str, Any],
+    experiment: str | None,
+) -> Report:
+    report = Report()
     if project is None:
-        run = opening.create(server, experiment, file.stem, "imported", {IMPORTED_TAG: file.name})
+        run = opening.create(server, experiment, name, "imported", {IMPORTED_TAG: source})
         return _stored(run, foreign, report)
     config = project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     experiment = experiment_for(project.name, experiment or config.experiment)
-    run = opening.create(server, experiment, file.stem, project.name, {IMPORTED_TAG: file.name})
+    run = opening.create(server, experiment, name, project.name, {IMPORTED_TAG: source})
     try:
         run.record_start(config.resolved(), config.recorded(), project.name)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(project.place)
@@ -93,12 +130,23 @@ def _stored(run: TrackedRun, foreign: Foreign, report: Report) -> Report:
     history = {"rows": foreign.history} if foreign.history else None
     parts = {"model": foreign.model, "optimizer": foreign.optimizer, "scheduler": foreign.scheduler, "history": history}
     state = {name: part for name, part in parts.items() if part}
+    if foreign.trainer is not None:
+        state["trainer"] = foreign.trainer
+        _record_curves(run, foreign.trainer)
     state["progress"] = {"step": foreign.step, "epoch": foreign.epoch, "batch": 0}
     manager.save(state, step=foreign.step, epoch=foreign.epoch, kind="imported")
     manager.wait()
     report.taken += [f"{name}: as it is" for name in state]
     report.left += [f"{key}: nothing known is called so" for key in foreign.ignored]
     return _reported(run, manager, report)
+
+
+def _record_curves(run: TrackedRun, trainer: Mapping[str, Any]) -> None:
+    """Record what a Trainer of transformers logged, each key and step once."""
+    curves = Curves(run.log_metrics)
+    for entry in trainer.get("log_history") or []:
+        values = {key: value for key, value in entry.items() if key != "step" and isinstance(value, int | float)}
+        curves.log(values, int(entry["step"]))
 
 
 def _reported(run: TrackedRun, manager: CheckpointManager, report: Report) -> Report:

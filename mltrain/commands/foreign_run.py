@@ -1,0 +1,176 @@
+"""Checkpoints that other trainers left among the artifacts of an MLflow run: found, fetched, and read without running code.
+
+Lightning's ``MLFlowLogger(log_model=…)`` and MLflow's autologging leave files of ``torch.save``. The Trainer of transformers
+leaves whole folders (``HF_MLFLOW_LOG_ARTIFACTS``), which MLflow 3 keeps as LoggedModels of the run.
+"""
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mltrain.commands.foreign_file import Foreign, content_of, finite, refuse_nonfinite
+from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
+from mltrain.run.run_ids import full_id
+from mltrain.store.artifacts import Artifacts
+from mltrain.store.names import CHECKPOINT
+from mltrain.store.opening import open_artifacts
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.places import artifacts_of
+
+log = logging.getLogger(__name__)
+
+_FILES = (".ckpt", ".pth", ".pt", ".safetensors")
+_TRAINER_STATE = "trainer_state.json"
+_DEEPEST = 8
+_LARGEST = 2**40
+_STEP = re.compile(r"(?:checkpoint-|step[=_])(\d+)")
+_EPOCH = re.compile(r"epoch[=_](\d+)")
+_NEWEST = re.compile(r"last|latest")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A file, or the folder of a Trainer's checkpoint.
+
+    Attributes:
+        artifacts: that hold it.
+        path: of the file or the folder.
+        files: names in the folder; none for a file.
+    """
+
+    artifacts: Artifacts
+    path: str
+    files: tuple[str, ...] = ()
+
+    @property
+    def order(self) -> tuple[bool, int, int, str]:
+        """What decides which one is newest: what its name says."""
+        name = PurePosixPath(self.path).name
+        numbers = [int(match[1]) if (match := form.search(name)) else 0 for form in (_STEP, _EPOCH)]
+        return bool(_NEWEST.search(name)) and not any(numbers), numbers[0], numbers[1], self.path
+
+    def read(self) -> Foreign:
+        """Fetch it to a temporary folder, and read it.
+
+        Raises:
+            DamagedCheckpoint: it cannot be read without running code, or not at all.
+        """
+        with tempfile.TemporaryDirectory(prefix="mltrain-") as folder:
+            wanted = [f"{self.path}/{name}" for name in self.files if _is_wanted(name)] or [self.path]
+            for path in wanted:
+                Path(folder, PurePosixPath(path).name).write_bytes(self.artifacts.read(path, _LARGEST))
+            if self.files:
+                return _of_trainer(Path(folder), self.path)
+            return finite(Path(folder, PurePosixPath(self.path).name))
+
+
+@dataclass
+class ForeignRun:
+    """The newest readable checkpoint of another trainer in a run.
+
+    Attributes:
+        foreign: what it holds.
+        source: the run's id and the path of the checkpoint.
+        left: what else is there, and why it was not taken.
+    """
+
+    foreign: Foreign
+    source: str
+    left: list[str] = field(default_factory=list)
+
+
+def read_run(server: TrackingClient, word: str) -> ForeignRun:
+    """Read the newest checkpoint that another trainer left in a run.
+
+    Args:
+        server: has the run.
+        word: id of the run, or its first digits; with ``/PATH``, only what is below this path of its artifacts.
+
+    Raises:
+        RunNotFound, TrackingError: the run cannot be reached.
+        NoCheckpoint: nothing of the kind is among its artifacts.
+        DamagedCheckpoint: nothing of it can be read without running code.
+        NonFiniteLoss: its weights or optimizer state are not finite.
+    """
+    identity, _, below = word.partition("/")
+    run = server.run(full_id(server, identity))
+    run_id, below = run.info.run_id, below.strip("/")
+    places = [artifacts_of(server, run)]
+    models = server.search_logged_models(run.info.experiment_id, f"source_run_id = '{run_id}'")
+    places += [open_artifacts(model.artifact_location, server.uri) for model in models]
+    candidates = [one for place in places for one in _candidates(place) if _is_below(one.path, below)]
+    candidates.sort(key=lambda one: one.order, reverse=True)
+    left: list[str] = []
+    refused: DamagedCheckpoint | None = None
+    for number, candidate in enumerate(candidates):
+        try:
+            foreign = candidate.read()
+        except (DamagedCheckpoint, UsageError) as error:
+            refused = refused or DamagedCheckpoint(f"{candidate.path} of run {run_id}: {error}")
+            left.append(f"{candidate.path}: {error}")
+            continue
+        left += [
+            f"{other.path}: older; take it with: mltrain import {run_id}/{other.path}"
+            for other in candidates[number + 1 :]
+        ]
+        return ForeignRun(foreign, f"{run_id}/{candidate.path}", left)
+    if refused is not None:
+        raise refused
+    raise NoCheckpoint(
+        f"Run {run_id} has no checkpoint of another trainer{f' below {below}' if below else ''} among its artifacts. Expected "
+        f"a .ckpt, .pth, .pt or .safetensors file. Try: mltrain checkpoints {run_id}, for those of mltrain itself."
+    )
+
+
+def _candidates(artifacts: Artifacts, folder: str = "", depth: int = 0) -> Iterator[_Candidate]:
+    entries = artifacts.entries(folder) if depth <= _DEEPEST else []
+    files = tuple(entry.name for entry in entries if not entry.is_dir)
+    if _TRAINER_STATE in files:
+        yield _Candidate(artifacts, folder, files)
+        return
+    for entry in entries:
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        if entry.is_dir and not CHECKPOINT.fullmatch(entry.name):
+            yield from _candidates(artifacts, path, depth + 1)
+        elif not entry.is_dir and entry.name.endswith(_FILES):
+            yield _Candidate(artifacts, path)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return not folder or path == folder or path.startswith(f"{folder}/")
+
+
+def _is_wanted(name: str) -> bool:
+    return name.endswith(".safetensors") or name in (
+        _TRAINER_STATE,
+        "pytorch_model.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+    )
+
+
+def _of_trainer(folder: Path, title: str) -> Foreign:
+    """Read the checkpoint folder of a Trainer of transformers."""
+    try:
+        state: dict[str, Any] = json.loads((folder / _TRAINER_STATE).read_text(encoding="utf-8"))
+        step, epoch = int(state["global_step"]), int(state["epoch"] or 0)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{title}/{_TRAINER_STATE} is not that of a Trainer: {error!r:.200}") from None
+    weights: dict[str, Any] = {}
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        weights |= content_of(file)
+    if not weights:
+        raise UsageError(f"{title} holds no weights. Expected model.safetensors.")
+    parts = {
+        name: content_of(folder / f"{name}.pt")
+        for name in ("optimizer", "scheduler")
+        if (folder / f"{name}.pt").is_file()
+    }
+    foreign = Foreign(weights, **parts, epoch=epoch, step=step, trainer=state)
+    refuse_nonfinite(foreign, title)
+    return foreign
