@@ -334,7 +334,7 @@ class CheckpointManager:
         """Wait until everything saved is committed in the artifact store; return whether it is."""
         return self.committer.wait(min(seconds, 10**7))
 
-    def close(self, status: Status = "FINISHED") -> None:
+    def close(self, status: Status = "FINISHED", *, wait: bool = True) -> None:
         """Wait until everything saved is committed, and let go of the run.
 
         A script that ends without it completes what it saved. Its run is FINISHED; FAILED where an exception ended the script;
@@ -344,6 +344,7 @@ class CheckpointManager:
 
         Args:
             status: of the run, where the manager opened it; an active MLflow run's status is not touched.
+            wait: whether to wait for the artifact store. If false, ``mltrain sync`` sends what the store has not taken yet.
 
         Raises:
             StorageError: the newest checkpoint could not be kept anywhere.
@@ -352,7 +353,9 @@ class CheckpointManager:
         if self._closed:
             return
         self._closed = True
-        if not self.wait():
+        if not wait:
+            self.committer.settle()
+        elif not self.wait():
             self.committer.retry()
             self.wait()
         self._let_go(status)

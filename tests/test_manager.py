@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -796,6 +797,23 @@ def test_a_run_whose_newest_checkpoint_the_store_does_not_take_is_not_finished(
     assert run.status == "KILLED"
     assert run.only_local == ("step-000000002-a01", "FINISHED")
     assert "mltrain sync" in caplog.text
+
+
+def test_a_manager_that_shall_not_wait_leaves_the_upload_to_sync(tmp_path: Path) -> None:
+    taken = threading.Event()
+
+    class Slow(LocalArtifactRepository):
+        def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+            taken.wait()
+            super().log_artifact(local_file, artifact_path)
+
+    run = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts", Slow))
+    manager = run.manager()
+    manager.save_epoch_checkpoint(state_at(1), 1)
+    manager.close("KILLED", wait=False)
+    assert (run.status, run.only_local) == ("KILLED", ("step-000000001-a01", "KILLED"))
+    taken.set()
+    assert [manifest.epoch for manifest in run.next_attempt().manager().checkpoints()] == [1]
 
 
 def test_a_metric_that_is_not_among_those_saved_is_named_once_with_the_nearest(

@@ -198,9 +198,7 @@ class MltrainSaver:
         if self._due is not None or training.stop.requested:
             self._save(boundary, "epoch" if boundary == "epoch" else "step" if self._due is not None else "interrupted")
         if training.stop.requested and not self._trainer._is_done(self._trainer.state):
-            if training.stop.reason == "SIGINT":
-                raise KeyboardInterrupt
-            raise SystemExit(training.stop.exit_code)
+            training.leave()
 
     def _save(self, boundary: str, kind: Kind) -> None:
         assert self._training is not None

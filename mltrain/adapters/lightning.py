@@ -234,9 +234,7 @@ class MltrainCheckpoint(OfLightning):
             training.save(state, boundaries.step, trainer.current_epoch, measured, kind, evaluated=evaluated)
         self._is_validated = False
         if stopping and not (boundary == "epoch" and boundaries.is_last(boundary)):
-            if training.stop.reason == "SIGINT":
-                raise KeyboardInterrupt
-            raise SystemExit(training.stop.exit_code)
+            training.leave()
 
     def _measured(self, trainer: Any) -> dict[str, float]:
         """Return the metrics of this step, without those of an earlier validation."""

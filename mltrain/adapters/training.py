@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mltrain.adapters.origin import Origin, refuse_checkpoints
 from mltrain.checkpoint.manifest import CheckpointId, Kind
@@ -20,6 +20,8 @@ from mltrain.signals import StopRequest
 from mltrain.tracking.tags import RESUMED_FROM_TAG, REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.2
 
 
 class Training:
@@ -130,6 +132,17 @@ class Training:
         self.saved_step = step
         return identity
 
+    def leave(self) -> NoReturn:
+        """Close the run at a request to stop, and raise what ends the process.
+
+        Raises:
+            KeyboardInterrupt: at SIGINT.
+            SystemExit: at another signal, with 128 + the number of SIGTERM.
+        """
+        error = KeyboardInterrupt() if self.stop.reason == "SIGINT" else SystemExit(self.stop.exit_code)
+        self.end(error)  # before an engine ignores SIGINT: a second one ends the wait for the store
+        raise error
+
     def end(self, error: BaseException | None = None) -> None:
         """Wait until everything saved is committed, and close the run with its true status.
 
@@ -144,7 +157,13 @@ class Training:
             return
         self._ended = True
         try:
-            self.manager.close(status_of(error))
+            while (
+                not self.manager.wait(_LOOK_SECONDS)
+                and not self.stop.hurry.is_set()
+                and not self.manager.committer.idle
+            ):
+                pass  # a second request to stop ends the wait for the store
+            self.manager.close(status_of(error), wait=not self.stop.hurry.is_set())
         except MltrainError as failure:
             if error is None:
                 raise

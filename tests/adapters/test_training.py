@@ -129,3 +129,14 @@ def test_several_processes_are_refused() -> None:
     refuse_ranks(1, "Ignite")
     with pytest.raises(UsageError, match="Ignite trains in 2 processes"):
         refuse_ranks(2, "Ignite")
+
+
+def test_a_request_to_stop_closes_the_run_before_it_ends_the_process(tracking: str) -> None:
+    for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)):
+        training = Training()
+        training.save(STATE, 1, 0, kind="interrupted")
+        signal.raise_signal(number)
+        training.stop.hurry.set()
+        with pytest.raises(kind):
+            training.leave()
+        assert mlflow.get_run(training.place).info.status == "KILLED"
