@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mltrain.checkpoint.manifest import FILE_NAME, LARGEST_COUNT, MAX_BYTES, UNTRACKED, CheckpointId, Manifest
 from mltrain.checkpoint.packed import ABOUT, MOST_ABOUT, PackedStaging, is_packed, member_names, read_member
 from mltrain.checkpoint.store import PARAMS
-from mltrain.errors import DamagedCheckpoint, NoCheckpoint
+from mltrain.errors import DamagedCheckpoint, NoCheckpoint, nearest
 from mltrain.provenance import fingerprint
 from mltrain.store.durable import make_folder
 
@@ -26,6 +26,7 @@ VERSION = 2
 """Of the file's form. The first had ``about.json`` beside its members, and is read as ever."""
 
 _FORMAT = "mltrain checkpoint file"
+_LISTED = 10
 _NO_DATE = datetime(1980, 1, 1, tzinfo=UTC)
 """The first date that a ZIP archive can have, in place of the present time: equal states make equal files."""
 
@@ -174,11 +175,15 @@ def members(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> di
 
 
 def beside(file: Path) -> str:
-    """Return a sentence that lists what is in the folder of a file that is missing."""
+    """Return sentences that list what is in the folder of a file that is missing, the newest first, and the nearest name."""
     if not file.parent.is_dir():
         return f" There is no folder {file.parent} either."
-    names = sorted(other.name for other in file.parent.iterdir() if other.is_file())[:10]
-    return f" In {file.parent.resolve()} there are: {', '.join(names)}." if names else ""
+    files = [other for other in file.parent.iterdir() if other.is_file()]
+    names = [other.name for other in sorted(files, key=lambda one: one.stat().st_mtime_ns, reverse=True)]
+    if not names:
+        return ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{nearest(file.name, names)} In {file.parent.resolve()} there are: {', '.join(names[:_LISTED])}{more}."
 
 
 def _staging(file: Path, identity: CheckpointId) -> PackedStaging:

@@ -120,8 +120,8 @@ def _file(word: str) -> Path:
     if not path.is_file():
         raise NoCheckpoint(
             f"There is no file {path}.{checkpoint_file.beside(path)} Whole checkpoints are written as files with export=full "
-            "and model_save_path=FOLDER; without that, resume by the id of the run: mltrain train --resume-run ID (mltrain "
-            "runs lists them)."
+            "and model_save_path=FOLDER, or with checkpoint_path=FILE; without that, resume by the id of the run: mltrain train "
+            "--resume-run ID (mltrain runs lists them)."
         )
     return path
 

@@ -1,5 +1,6 @@
 """A checkpoint file is whole or refused, and nothing in it is executed."""
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -130,6 +131,17 @@ def test_a_file_that_is_not_there_is_said_with_those_that_are(tmp_path: Path) ->
     (tmp_path / "other.ckpt").touch()
     with pytest.raises(NoCheckpoint, match=r"other\.ckpt"):
         checkpoint_file.read(tmp_path / "wear.ckpt")
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_nearest_and_the_newest(tmp_path: Path) -> None:
+    names = [f"checkpoint_epoch_{epoch}.pth" for epoch in range(1, 21)] + ["latest_checkpoint.pth"]
+    for age, name in enumerate(names):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (10**9 + age, 10**9 + age))
+    said = checkpoint_file.beside(tmp_path / "chekpoint_epoch_12.pth")
+    assert "checkpoint_epoch_12.pth" in said.split(" In ")[0]
+    assert "there are: latest_checkpoint.pth, checkpoint_epoch_20.pth" in said
+    assert said.endswith("and 11 more.")
 
 
 def test_a_state_that_cannot_be_stored_leaves_the_file_before_it_alone(tmp_path: Path) -> None:
