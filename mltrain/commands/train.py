@@ -34,6 +34,7 @@ from mltrain.rng import Rng
 from mltrain.run import adoption, opening
 from mltrain.run.key import confirm
 from mltrain.run.naming import experiment_for, run_name
+from mltrain.run.preparation import soon
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect
@@ -205,7 +206,7 @@ class _Session:
             project,
             tags,
             may_defer=not request.require_tracking and request.run_key is None,
-            seconds=opening.soon(self._server),
+            seconds=soon(self._server),
         )
 
     def _trained(self, run: TrackedRun, prepared: Prepared) -> Outcome:

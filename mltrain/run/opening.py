@@ -50,7 +50,7 @@ from mltrain.tracking.tags import HOLDER_TAG, PROJECT_TAG, RUN_KEY_TAG, STATUS_T
 
 log = logging.getLogger(__name__)
 
-_SERVER_SECONDS, _DATABASE_SECONDS, _ERROR_SECONDS = 5.0, 9.0, 2.0
+_CREATED_ANYWAY_SECONDS, _ERROR_SECONDS = 9.0, 2.0
 """How long a training waits for its run: for a silent server, for a silent database (which may have to be made), and for
 one that answers with errors."""
 
@@ -234,11 +234,6 @@ def _put_back(server: TrackingClient, run: Any) -> None:
     server.once.set_terminated(run.info.run_id, status, run.info.end_time)
 
 
-def soon(server: TrackingClient) -> float:
-    """Return the seconds that a training waits for its run before it begins without."""
-    return _SERVER_SECONDS if server.uri.startswith(("http://", "https://")) else _DATABASE_SECONDS
-
-
 def _created_within(server: TrackingClient, creation: RunCreation, seconds: float) -> Any:
     """Create the run, but wait no longer than so. A call that hangs goes on in the background."""
     found: list[Any] = []
@@ -267,7 +262,7 @@ def _created_within(server: TrackingClient, creation: RunCreation, seconds: floa
     except BaseException:  # a request to stop: the run that the server makes meanwhile has no training
         over.set()
         with suppress(MltrainError, AttributeError, IndexError, RuntimeError):  # there may be no run, and no thread
-            thread.join(_DATABASE_SECONDS)
+            thread.join(_CREATED_ANYWAY_SECONDS)
             server.once.delete_run(found[0].run_id)
         raise
     if not answered:
@@ -282,8 +277,8 @@ def _silent(server: TrackingClient, seconds: float) -> str:
     if server.is_server:
         return f"{server.shown} did not answer within {seconds:.0f} seconds."
     return (
-        f"{server.shown} was not ready after {seconds:.0f} seconds: another process may be writing to it, its disk is slow, or "
-        "MLflow is still making its tables."
+        f"{server.shown} was not ready after {seconds:.0f} seconds: another process may be writing to the database, or its "
+        "disk is slow."
     )
 
 

@@ -4,6 +4,7 @@ import logging
 import socket
 from typing import Any
 
+from mltrain.compat.database import database_of
 from mltrain.delivery.creation import recorded_spec
 from mltrain.errors import RunNotFound
 from mltrain.ownership.attempts import (
@@ -17,6 +18,8 @@ from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import ONLY_LOCAL_TAG
 
 log = logging.getLogger(__name__)
+
+_SERVER_SECONDS, _DATABASE_SECONDS, _NEW_DATABASE_SECONDS = 5.0, 9.0, 60.0
 
 
 def created_as(server: TrackingClient, run_id: str) -> str:
@@ -79,3 +82,14 @@ def warn_of_newer_on_another_host(run: Any) -> None:
             host,
             host,
         )
+
+
+def soon(server: TrackingClient) -> float:
+    """Return the seconds that a training waits for its run before it begins without.
+
+    MLflow makes the tables of a new database for many seconds, and that ends; of a database that is there, who knows.
+    """
+    if server.is_server:
+        return _SERVER_SECONDS
+    file = database_of(server.uri)
+    return _DATABASE_SECONDS if file is None or file.exists() else _NEW_DATABASE_SECONDS
