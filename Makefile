@@ -5,7 +5,7 @@ WANTED := --quiet --constraint constraints.txt --editable ".[projects,dev]"
 
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: train test faults all-faults reference docs clean
+.PHONY: train test faults all-faults reference docs ui servers lower-bounds mlflow-next clean
 
 train: .venv/ready            ## train the segmentation project as an MLflow run
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . --experiment-name segmentation --env-manager local
@@ -26,6 +26,28 @@ reference: .venv/ready        ## trains the systems in full and compares with th
 docs: .venv/ready             ## the documentation as a site, in site/; a broken link is an error
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+ui: .venv/ready               ## MLflow's pages in a real Chromium (apt-get install chromium); pictures go to MLTRAIN_UI_PICTURES
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ui]"
+	MLTRAIN_UI=1 $(BIN)/python -m pytest -q -s tests/ui --timeout 900
+
+servers: .venv/ready          ## claims, delivery and deduplication on a real PostgreSQL (apt-get install postgresql)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[servers]"
+	MLTRAIN_SERVERS=1 $(BIN)/python -m pytest -q tests/servers --timeout 900
+
+# An environment of its own each, so that .venv stays as constraints.txt has it. TESTS= chooses what runs there.
+TESTS ?= tests/tracking tests/compat tests/delivery tests/store tests/run tests/commands tests/checkpoint
+lower-bounds:                 ## the tests at the oldest dependencies that pyproject.toml allows
+	$(PYTHON) -m venv .venv-lower
+	$(PYTHON) .ci/lower_bounds.py > .venv-lower/constraints.txt
+	.venv-lower/bin/python -m pip install --quiet --constraint .venv-lower/constraints.txt --editable ".[projects,dev]"
+	.venv-lower/bin/python -m pytest -q -m "not faults and not slow" $(TESTS)
+
+mlflow-next:                  ## the tests at MLflow's next release
+	$(PYTHON) -m venv .venv-next
+	sed '/^mlflow/d' constraints.txt > .venv-next/constraints.txt
+	.venv-next/bin/python -m pip install --quiet --constraint .venv-next/constraints.txt --editable ".[projects,dev]" "mlflow>=3.18"
+	.venv-next/bin/python -m pytest -q -m "not faults and not slow" $(TESTS)
 
 # uv installs in a fraction of the time, where it is there and finds the packages.
 .venv/ready: pyproject.toml constraints.txt

@@ -1,3 +1,4 @@
+import os
 import signal
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
+if not os.environ.get("MLTRAIN_UI"):
+    collect_ignore.append("ui")  # needs a browser: make ui
+if not os.environ.get("MLTRAIN_SERVERS"):
+    collect_ignore.append("servers")  # needs PostgreSQL: make servers
 
 
 @pytest.fixture(autouse=True)

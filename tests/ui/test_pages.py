@@ -1,0 +1,90 @@
+"""What a person sees in MLflow's pages, in a real browser. By command: make ui"""
+
+import re
+
+from tests.ui.browser import Browser
+from tests.ui.conftest import MANY, Runs
+
+CURVES = """[...document.querySelectorAll('.js-plotly-plot')].map(plot => [
+    plot.querySelector('.gtitle, .titletext')?.textContent || '',
+    [...plot.querySelectorAll('.scatterlayer .js-line')].map(line => line.getAttribute('d')).join(' ')
+]).filter(([, line]) => line)"""
+TO_THE_END = """[...document.querySelectorAll('*')]
+    .filter(one => one.scrollHeight > one.clientHeight + 50 && getComputedStyle(one).overflowY !== 'visible')
+    .forEach(one => { one.scrollTop = 99999 })"""
+PICTURE = "[...document.querySelectorAll('img')].map(one => one.src).filter(src => /images|blob:|artifact/.test(src)).join(' ')"
+
+
+def test_the_printed_address_opens_the_run_in_the_mode_that_shows_runs(browser: Browser, runs: Runs) -> None:
+    browser.open(runs.printed)
+    browser.until("Model training", "Overview", "Model metrics", "Best so far: val/loss")
+    browser.screenshot("1-first-look")
+    browser.click("Runs")  # at the left; the same word above the name leads to MLflow's other mode
+    text = browser.until("matching runs", "Models", "tiny epochs=2")
+    assert "Evaluation runs" not in text
+    browser.screenshot("1-list-of-runs")
+
+
+def test_the_overview_has_what_matters(browser: Browser, runs: Runs) -> None:
+    browser.open(runs.page(runs.resumed))
+    text = browser.until("Parameters", "Tags", "Datasets", "mltrain.status")
+    tags = set(re.findall(r"^mltrain\.[\w.]+", text.partition("\nTags\n")[2], re.MULTILINE))
+    assert {"mltrain.status", "mltrain.best", "mltrain.project"} <= tags
+    assert len(tags) <= 12, tags
+    assert "mltrain.heartbeat" not in tags
+    assert not {"mltrain.ended.1", "mltrain.best_metric"} & tags
+    assert "data" in text.partition("\nDatasets\n")[2].partition("\nTags\n")[0]
+    assert "Attempt 2 continued from" in text
+    assert "mltrain pull" in text
+    parameters = text.partition("\nParameters (")[2].partition("About this run")[0]
+    assert "none" not in parameters.splitlines(), "keys that mean nothing are left out"
+    browser.screenshot("2-overview")
+
+
+def test_a_resumed_runs_curves_are_those_of_an_undisturbed_one(browser: Browser, runs: Runs) -> None:
+    seen = []
+    for name, run_id in (("undisturbed", runs.undisturbed), ("resumed", runs.resumed)):
+        browser.open(runs.page(run_id, "/model-metrics"))
+        browser.until("val", "train", "Step")
+        browser.settled(CURVES)
+        browser.screenshot(f"3-charts-{name}")
+        seen.append(browser.evaluate(CURVES))
+    assert len(seen[0]) >= 3
+    assert [line for _, line in seen[0]] == [line for _, line in seen[1]]
+
+
+def test_pictures_scroll_by_step(browser: Browser, runs: Runs) -> None:
+    browser.open(runs.page(runs.undisturbed, "/model-metrics"))
+    browser.until("val", "train", "Step")
+    browser.settled(CURVES)
+    browser.evaluate(TO_THE_END)
+    browser.settled("document.querySelectorAll('[role=slider]').length")
+    assert browser.evaluate("document.querySelectorAll('[role=slider]').length") >= 1
+    found = set()
+    browser.evaluate("document.querySelector('[role=slider]').focus()")
+    for key in ("Home", *["ArrowRight"] * 3):
+        browser.press(key)
+        browser.settled(PICTURE)
+        found.add(browser.evaluate(PICTURE))
+        browser.screenshot(f"4-picture-{len(found)}")
+    assert len(found - {""}) >= 2, found
+
+
+def test_three_runs_are_compared(browser: Browser, runs: Runs) -> None:
+    browser.open(runs.comparison((runs.undisturbed, runs.resumed, runs.many[0])))
+    text = browser.until("Comparing 3 Runs", "Parallel Coordinates Plot", "val/loss", "lr")
+    assert "undisturbed" in text
+    browser.screenshot("5-compare")
+
+
+def test_parallel_coordinates_over_many_runs(browser: Browser, runs: Runs) -> None:
+    browser.open(runs.comparison(runs.many))
+    text = browser.until(f"Comparing {MANY} Runs", "Parallel Coordinates Plot", "val/loss")
+    varied = text.partition("Parameters:")[2].partition("Metrics:")[0].split()
+    assert varied == ["lr"], "only what was varied is drawn"
+    browser.settled("document.querySelectorAll('.js-plotly-plot').length")
+    browser.screenshot("6-parallel-coordinates")
+    browser.open(f"{runs.address}/#/experiments/0/runs?workflowType=machine_learning&compareRunsMode=CHART")
+    browser.until("matching runs", "Add chart")
+    browser.settled(CURVES)
+    browser.screenshot("6-charts-of-many")
