@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,9 @@ class Outbox:
         self._delivered = Delivered()
         self._metric_names = Names("metric", names.key)
         self.journal = journal
+        self._early: list[tuple[Mapping[str, float], int, int]] | None = []
+        """What the machine did before the first metric of the training, with steps and times; ``None`` after that metric."""
+        self._recording = threading.Lock()
         self._media = MediaWriter(run.home, journal)
         # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
         # race with finding out what the server has.
@@ -75,6 +79,8 @@ class Outbox:
             values = self._delivered.new(values, step, compared)
         if values:
             self.journal.log_metrics(values, step, time.time_ns())
+        if self._early is not None:
+            self._record_early()
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag; never waits for the server."""
@@ -145,6 +151,7 @@ class Outbox:
     def stop_recording(self, deadline: float) -> None:
         """Record nothing more of the machine, and make the last pictures for at most half of the time that remains."""
         self._monitor.close()
+        self._record_early()
         unmade = self._media.close(max(0.0, deadline - time.monotonic()) / 2)
         if unmade:
             log.warning(
@@ -163,4 +170,15 @@ class Outbox:
     def _record_system(self, metrics: Mapping[str, float]) -> None:
         # The age by a clock that never jumps, so that no two of these points have the same step.
         age = self._age + int(time.monotonic() - self._opened_at)
-        self.journal.log_metrics(metrics, age, time.time_ns())
+        with self._recording:
+            if self._early is None:
+                self.journal.log_metrics(metrics, age, time.time_ns())
+            else:
+                self._early.append((metrics, age, time.time_ns()))
+
+    def _record_early(self) -> None:
+        """Record what waited for the first metric of the training: MLflow's pages draw the metric that a run has first."""
+        with self._recording:
+            early, self._early = self._early or [], None
+            for metrics, step, when in early:
+                self.journal.log_metrics(metrics, step, when)

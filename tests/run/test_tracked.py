@@ -19,7 +19,7 @@ from mltrain.run.opening import open_run
 from mltrain.tracking.client import connect
 from mltrain.tracking.tags import ATTEMPT_PREFIX
 from tests.support.database import fresh_database
-from tests.support.waiting import let_pass
+from tests.support.waiting import eventually, let_pass
 
 
 @pytest.fixture
@@ -167,6 +167,29 @@ def test_a_resume_warns_of_a_newer_checkpoint_that_another_host_alone_has(
     assert "step-000000002-a01, is on another-host only" in caplog.text
     tags = client.get_run(run_id).data.tags
     assert not [key for key in tags if "only_local" in key or "when_sent" in key]
+
+
+def test_the_first_metric_of_a_run_is_the_trainings_own(uri: str) -> None:
+    """MLflow's comparison draws the metric that a run has first; the machine's come after it, with their own times."""
+    run = open_run()
+    eventually(lambda: run.outbox._early, "a record of the machine")
+    run.log_metrics({"val/loss": 0.5}, 1)
+    assert run.close("FINISHED", "done", 60.0)
+    client = MlflowClient(uri)
+    keys = list(client.get_run(run.id).data.metrics)
+    assert keys[0] == "val/loss"
+    assert "system/cpu_utilization_percentage" in keys
+    times = [
+        client.get_metric_history(run.id, key)[0].timestamp for key in ("system/cpu_utilization_percentage", "val/loss")
+    ]
+    assert times[0] <= times[1]
+
+
+def test_what_the_machine_did_is_kept_where_nothing_was_measured(uri: str) -> None:
+    run = open_run()
+    eventually(lambda: run.outbox._early, "a record of the machine")
+    run.close("FINISHED", "done", 60.0)
+    assert "system/cpu_utilization_percentage" in MlflowClient(uri).get_run(run.id).data.metrics
 
 
 def test_the_tags_of_a_run_do_not_grow_with_its_attempts(uri: str) -> None:
