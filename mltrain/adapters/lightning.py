@@ -85,7 +85,8 @@ class MltrainCheckpoint(OfLightning):
         self._origin: Origin | None = None
         self._training: Training | None = None
         self._boundaries: Boundaries | None = None
-        self._place: tuple[int, str] | None = None
+        self._trained: Any = None
+        self._place: str | None = None
         self._tracked = False
         self._validated: set[str] = set()
         self._is_validated = False
@@ -93,7 +94,7 @@ class MltrainCheckpoint(OfLightning):
     @property
     def run_id(self) -> str | None:
         """Id of the run (or the folder) of the last ``fit``; ``None`` before there is one."""
-        return self._place[1] if self._place is not None else None
+        return self._place
 
     @property
     def best_model_path(self) -> str:
@@ -126,8 +127,8 @@ class MltrainCheckpoint(OfLightning):
         _refuse_second_logger(trainer, self._origin)
         boundaries = Boundaries(trainer, lambda boundary: self._reached(trainer, boundary))
         try:
-            if self._origin is None and boundaries.step and self._place is not None and self._place[0] == id(trainer):
-                self._origin = Origin.read(Address(self._place[1]))  # fit() once more: the state is in memory
+            if self._origin is None and boundaries.step and self._place is not None and self._trained is trainer:
+                self._origin = Origin.read(Address(self._place))  # fit() once more: the state is in memory
             elif self._origin is not None:
                 boundaries.resume(self._origin.state[_OWN])
             kept, kept_state = self._kept, self._state(trainer, boundaries.state("epoch"))
@@ -143,8 +144,8 @@ class MltrainCheckpoint(OfLightning):
         except BaseException:
             boundaries.close()
             raise
-        self._boundaries, self._training, self._place = boundaries, training, (id(trainer), training.place)
-        self._tracked = training.run is not None
+        self._boundaries, self._training, self._place = boundaries, training, training.place
+        self._trained, self._tracked = trainer, training.run is not None
         self._logger.attach(training)
         log.info("Recording in %s", training.manager.store.title)
         print(f"{'run_id' if training.run is not None else 'save_dir'}={training.place}", flush=True)

@@ -70,8 +70,11 @@ class Curves(OfLightning):
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Record metrics of a step."""
-        now = self._trainer.fit_loop.epoch_loop._batches_that_stepped
-        values, at = floats(metrics, "the logger"), now + 1 if step is None or step == now else step
+        values, now = floats(metrics, "the logger"), self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        under_way = self._trainer.state.fn == "fit"  # Lightning counts a step, and an epoch, once it has been logged
+        at = now + under_way if step is None or step == now else step
+        if values.get("epoch") == self._trainer.current_epoch:
+            values["epoch"] += under_way
         if at != self._newest[0]:
             self._newest = at, {}
         values = {key: value for key, value in values.items() if self._newest[1].get(key) != value}

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.strategies import FSDPStrategy
 
+import mltrain
 from mltrain.adapters.lightning import MltrainCheckpoint
 from mltrain.adapters.origin import Address, Origin
 from mltrain.errors import RunNotFound, UnsupportedValue, UsageError
@@ -100,8 +101,10 @@ def test_what_users_do_next(tracking: str) -> None:
     assert mlflow.get_run(run_id).data.params["schedule"] == "epoch"
     assert ours.best_model_path == f"mltrain:{run_id}@best"
     trainer.test(dataloaders=SCENARIOS["epochs"][1](), ckpt_path="best", verbose=False)
-    assert len(points(run_id)["test_loss"]) == 1
+    assert [step for step, _ in points(run_id)["test_loss"]] == [10]
     assert status(run_id) == "FINISHED"
+    assert points(run_id)["epoch"][-1] == (10, 1.0)
+    assert equal(mltrain.load_best(run_id), Origin.read(Address(run_id, "best")).state["model"])
 
     trainer.fit_loop.max_epochs = 2  # the state is in memory
     trainer.fit(trainer.lightning_module, SCENARIOS["epochs"][1](), validation())
