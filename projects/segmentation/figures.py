@@ -22,16 +22,22 @@ def overlay(
     predicted: NDArray[np.bool_],
     true: NDArray[np.integer | np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
-    """The image (C, H, W) with its prediction (H, W) laid over it in colours, as (h, w, 3).
+    """The image (C, H, W) with its prediction (H, W) laid over it in colours, and a legend below, as (h, w, 3).
 
     Hits are green, excess is red, what was missed is blue, void (-1 in the truth) is grey; without a truth the prediction
     is yellow. Grey levels are stretched between the first and the 99th percentile. Small images are enlarged by a whole
     factor.
     """
     if true is None:
-        return _enlarged(painted(stretched(image), predicted, [UNJUDGED]))
-    kinds = np.where(predicted, np.where(true > 0, 1, 2), np.where(true > 0, 3, 0))
-    return _enlarged(painted(stretched(image), np.where(true == -1, -1, kinds), [HIT, EXCESS, MISSED]))
+        kinds, entries = np.asarray(predicted, np.int64), [("predicted", UNJUDGED)]
+    else:
+        kinds = np.where(predicted, np.where(true > 0, 1, 2), np.where(true > 0, 3, 0))
+        kinds = np.where(true == -1, -1, kinds)
+        entries = [("hit", HIT), ("excess", EXCESS), ("missed", MISSED)]
+    shown = _enlarged(painted(stretched(image), kinds, [colour for _, colour in entries]))
+    return np.asarray(
+        with_legend(Image.fromarray(shown), entries + ([("void", VOID_COLOUR)] if (kinds < 0).any() else []))
+    )
 
 
 def class_overlay(

@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import auc, roc_curve
 
+from projects.tool_wear.generator import CHANNELS, UNITS
 from projects.tool_wear.results import Results
 from projects.tool_wear.windows import UNLABELLED
 
@@ -91,7 +92,8 @@ def traces(results: Results, title: str = "") -> Figure:
             grid[row, column].plot(time, windows.signals[index, :, row], color=palette[label], linewidth=1.0)
         grid[-1, column].set_xlabel("time [ms]" if windows.rate else "sample")
     for row, channel in enumerate(channels):
-        grid[row, 0].set_ylabel(channel)
+        unit = UNITS.get(channel) if channels == CHANNELS else None
+        grid[row, 0].set_ylabel(f"{channel} [{unit}]" if unit else channel)
     return figure
 
 

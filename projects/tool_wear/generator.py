@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 Signals = NDArray[np.float32]
 
 CHANNELS = ("Fx", "Fy", "Fz", "Vx", "Vy", "Vz", "AE")
+UNITS = dict(zip(CHANNELS, ("N", "N", "N", "g", "g", "g", "V"), strict=True))
 """Three forces [N], three accelerations [g] and the acoustic emission's RMS [V], in the order of PHM 2010."""
 
 LIFE = 315

@@ -105,7 +105,7 @@ class Results:
 def comparison(accuracy: float, baselines: Mapping[str, float]) -> str:
     """Return one line that puts the network's accuracy beside that of the baselines."""
     others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
-    return f"{NETWORK} {accuracy:.3f} ({others})"
+    return f"accuracy: {NETWORK} {accuracy:.3f} ({others})"
 
 
 def method_key(score: str, method: str) -> str:

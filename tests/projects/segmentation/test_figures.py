@@ -1,7 +1,10 @@
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
 from projects.segmentation.figures import EXCESS, HIT, MISSED, OPACITY, UNJUDGED, overlay, precision_recall
+from projects.segmentation.legend import VOID_COLOUR
 
 PREDICTED = np.zeros((300, 280), bool)
 PREDICTED[:100, :100] = True
@@ -17,10 +20,23 @@ def hue(picture: np.ndarray, row: int, column: int) -> int:
 
 def test_hits_are_green_excess_is_red_and_what_was_missed_is_blue() -> None:
     picture = overlay(np.full((1, 300, 280), 0.5, np.float32), PREDICTED, TRUE)
-    assert picture.shape == (300, 280, 3)
+    assert picture.shape == (326, 280, 3)
     assert picture.dtype == np.uint8
     assert [hue(picture, row, 20) for row in (20, 70, 120, 200)] == [0, 1, 2, -1]
     assert [int(np.argmax(colour)) for colour in (EXCESS, HIT, MISSED)] == [0, 1, 2]
+
+
+def test_a_legend_below_the_picture_explains_the_colours() -> None:
+    def colours(true: np.ndarray | None) -> set[tuple[int, ...]]:
+        below = overlay(np.zeros((1, 300, 280), np.float32), PREDICTED, true)[300:]
+        counted = Counter(tuple(pixel) for pixel in below.reshape(-1, 3).tolist())
+        return {colour for colour, pixels in counted.items() if pixels > 100}  # more than the letters have
+
+    void = np.where(PREDICTED, -1, TRUE)
+    assert {HIT, EXCESS, MISSED} <= colours(TRUE)
+    assert VOID_COLOUR not in colours(TRUE)
+    assert VOID_COLOUR in colours(void)
+    assert UNJUDGED in colours(None)
 
 
 def test_without_a_truth_the_prediction_is_yellow() -> None:
@@ -32,7 +48,7 @@ def test_without_a_truth_the_prediction_is_yellow() -> None:
 def test_faint_images_are_stretched_to_be_seen() -> None:
     ramp = np.linspace(0, 0.01, 300 * 280, dtype=np.float32).reshape(1, 300, 280)
     ramp[0, 0, 0] = 1  # a single hot pixel
-    picture = overlay(ramp, np.zeros((300, 280), bool))[1:]
+    picture = overlay(ramp, np.zeros((300, 280), bool))[1:300]
     assert picture.min() == 0
     assert picture.max() == 255
 
@@ -40,7 +56,8 @@ def test_faint_images_are_stretched_to_be_seen() -> None:
 def test_small_images_are_enlarged_by_a_whole_factor() -> None:
     image = np.random.default_rng(0).random((1, 60, 100), np.float32)
     picture = overlay(image, np.zeros((60, 100), bool))
-    assert picture.shape == (300, 500, 3)
+    assert picture.shape == (326, 500, 3)
+    picture = picture[:300]
     np.testing.assert_array_equal(picture[::5, ::5], picture[4::5, 4::5])
 
 

@@ -65,6 +65,11 @@ def test_each_window_is_drawn_once_in_the_colour_of_its_predicted_class(results:
 def test_traces_show_one_window_of_each_class_with_all_channels(results: Results) -> None:
     figure = figures.traces(results)
     assert len(figure.axes) == 3 * 7
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == [
+        *(f"F{axis} [N]" for axis in "xyz"),
+        *(f"V{axis} [g]" for axis in "xyz"),
+        "AE [V]",
+    ]
     lines = [line for axes in figure.axes for line in axes.lines]
     assert all(len(np.asarray(line.get_xdata())) == 32 for line in lines)
     assert float(np.asarray(lines[0].get_xdata())[1]) == pytest.approx(1000.0 / 5000.0)

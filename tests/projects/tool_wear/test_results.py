@@ -81,4 +81,4 @@ def test_logits_become_probabilities(results: Results) -> None:
 
 def test_the_result_stands_in_one_line_beside_the_baselines() -> None:
     line = comparison(0.9123, {"majority": 0.46, "random forest": 0.943})
-    assert line == "LSTM 0.912 (majority 0.460, random forest 0.943)"
+    assert line == "accuracy: LSTM 0.912 (majority 0.460, random forest 0.943)"
