@@ -74,6 +74,9 @@ class Config(mltrain.Config):
 
     w_style: float = Field(1.0, ge=0, description="Weight of the sliced Wasserstein distance to the target style.")
     w_content: float = Field(0.5, ge=0, description="Weight of the change of self-similarity.")
+    content_budget: float = Field(
+        1.0, gt=0, description="Change of content that is not punished, in multiples of a colour matrix's."
+    )
     ode_integration_steps: int = Field(2, ge=1, description="Steps of integration, each way, in training.")
     num_steps: int = Field(8, ge=1, description="Steps of integration, each way, at inference.")
     integrator: Method = Field("heun", description="heun or midpoint, both of second order.")
@@ -132,7 +135,7 @@ def build(config: Config) -> mltrain.Task:
         translator.codec.fit(torch.cat(crops))
         if config.route == "transport":
             known.maps = StyleMaps.fit([translator.codec.encode(one) for one in crops], _RIDGE)
-            budget = content_change(translator.codec, baselines(crops)["colour matrix"], crops)
+            budget = config.content_budget * content_change(translator.codec, baselines(crops)["colour matrix"], crops)
 
     energy = Energy(
         style=config.w_style,

@@ -62,9 +62,10 @@ def test_between_styles_the_energy_is_all_there_is_from_the_first_step(styles: P
         assert "flow" not in step
 
 
-def test_the_budget_is_how_much_a_colour_matrix_changes_content(styles: Path) -> None:
+def test_the_budget_is_a_share_of_how_much_a_colour_matrix_changes_content(styles: Path) -> None:
     budget = of(styles).step.energy.budget
-    assert 0.01 < budget < 0.3
+    assert 0.005 < budget < 0.2
+    assert of(styles, content_budget=1.2).step.energy.budget == pytest.approx(2 * budget)
     assert of(styles, route="noise").step.energy.budget == math.inf
 
 
@@ -75,7 +76,7 @@ def test_a_change_of_content_beyond_the_budget_weighs_more() -> None:
 
 
 def test_learning_between_styles_makes_the_translation_better_than_the_maps(styles: Path) -> None:
-    task = of(styles, epochs=14, batch_size=4, width=16, lr=2e-3)
+    task = of(styles, epochs=14, batch_size=4, width=16, lr=2e-3, content_budget=1.0)
     assert task.evaluate is not None
     before = task.evaluate()
     train(task, 14)
