@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ignite.engine import Events
 
+from mltrain.adapters.origin import Address, Origin
 from tests.adapters.conftest import tracking as tracking
 from tests.adapters.ignite_loops import Loop, plain, resumable, sent, stateful
 from tests.adapters.test_ignite import pytestmark
@@ -39,3 +40,17 @@ def test_a_killed_training_ends_as_if_it_had_not_been(kind: str, tracking: str) 
     assert equal(whole.model.state_dict(), again.model.state_dict())
     assert str(whole.optimizer.state_dict()) == str(again.optimizer.state_dict())
     assert points(run_id) == points(str(whole.saver.run_id))
+
+
+def test_a_loader_without_a_position_loses_its_place_within_an_epoch_and_nothing_else(tracking: str) -> None:
+    killed(lambda: Loop(loader=plain, at=(17, sent(signal.SIGKILL, wait=True))).run())
+    run_id = newest_run()
+    again = Loop(f"mltrain:{run_id}", loader=plain)
+    assert again.trainer.state.iteration == 15
+    assert equal(Origin.read(Address(run_id)).state["model"], again.model.state_dict())
+    again.run()
+    whole = Loop(loader=plain).run()
+    mine, theirs = points(run_id)["loss"], points(str(whole.saver.run_id))["loss"]
+    assert [step for step, _ in mine] == [step for step, _ in theirs] == list(range(1, 31))
+    assert mine[:15] == theirs[:15]
+    assert mine[15:] != theirs[15:]  # other batches, as the table says

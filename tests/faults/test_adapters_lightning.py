@@ -2,10 +2,12 @@
 
 import random
 import signal
+from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
 
+from mltrain.adapters.origin import Address, Origin
 from tests.adapters.conftest import tracking as tracking
 from tests.adapters.lightning_nets import DATA, SCENARIOS, Interruption, fit
 from tests.adapters.test_lightning import equal, newest_run, points, pytestmark, status
@@ -37,23 +39,37 @@ def test_a_killed_training_ends_as_if_it_had_not_been(scenario: str, tracking: s
     assert points(run_id) == points(str(undisturbed.run_id))
 
 
-def test_a_loader_without_a_position_continues_exactly_from_the_end_of_an_epoch(tracking: str) -> None:
-    def train(ckpt_path: str | None = None, interruption: Interruption | None = None):
-        return fit(
-            "epochs",
-            ckpt_path,
-            interruption=interruption,
-            loader=lambda: DataLoader(DATA, 4, shuffle=True),
-            ours={"every_n_train_steps": 0, "on_validation": False},
-        )
+def plain(ckpt_path: str | None = None, interruption: Interruption | None = None, **ours: Any) -> Any:
+    """Train with a loader that does not say where it is."""
 
+    def loader() -> DataLoader[Any]:
+        return DataLoader(DATA, 4, shuffle=True)
+
+    return fit("epochs", ckpt_path, interruption=interruption, loader=loader, ours={"on_validation": False, **ours})
+
+
+def test_a_loader_without_a_position_continues_exactly_from_the_end_of_an_epoch(tracking: str) -> None:
     step = random.Random("plain").randrange(12, 28)
-    killed(lambda: train(interruption=Interruption(step, signal.SIGKILL, wait=11)))
+    killed(lambda: plain(interruption=Interruption(step, signal.SIGKILL, wait=11), every_n_train_steps=0))
     run_id = newest_run()
-    trainer, _ = train(f"mltrain:{run_id}")
-    whole, undisturbed = train()
+    trainer, _ = plain(f"mltrain:{run_id}", every_n_train_steps=0)
+    whole, undisturbed = plain(every_n_train_steps=0)
     assert equal(whole.lightning_module.state_dict(), trainer.lightning_module.state_dict())
     assert points(run_id) == points(str(undisturbed.run_id))
+
+
+def test_a_loader_without_a_position_loses_its_place_within_an_epoch_and_nothing_else(tracking: str) -> None:
+    killed(lambda: plain(interruption=Interruption(15, signal.SIGKILL, wait=15), every_n_train_steps=2))
+    run_id = newest_run()
+    left = Origin.read(Address(run_id)).state
+    assert (left["global_step"], set(left["optimizer_states"][0]["state"])) == (14, {0, 1, 2, 3})
+    trainer, _ = plain(f"mltrain:{run_id}")
+    whole, undisturbed = plain()
+    mine, theirs = points(run_id)["loss_step"], points(str(undisturbed.run_id))["loss_step"]
+    assert (trainer.global_step, trainer.current_epoch) == (whole.global_step, whole.current_epoch)
+    assert [step for step, _ in mine] == [step for step, _ in theirs]
+    assert mine[:14] == theirs[:14]
+    assert mine[14:] != theirs[14:]  # other batches, as the table says
 
 
 def test_the_sample_is_of_known_trainings() -> None:
