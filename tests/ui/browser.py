@@ -100,12 +100,12 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
 
     def settled(self, expression: str) -> None:
-        """Wait until an expression of JavaScript has given the same, and something, five times in a row."""
+        """Wait until an expression of JavaScript has given the same, and something, three times in a row."""
         last: list[Any] = []
 
         def same() -> bool:
             last.append(self.evaluate(f"new Promise(done => setTimeout(() => done({expression}), 200))"))
-            return bool(last[-1]) and len(last) >= 5 and all(one == last[-1] for one in last[-5:])
+            return bool(last[-1]) and len(last) >= 3 and all(one == last[-1] for one in last[-3:])
 
         eventually(same, lambda: f"an end of changes of {expression}: {str(last[-1])[:300]}")
 
