@@ -88,8 +88,9 @@ class CheckpointStore:
 
     @property
     def title(self) -> str:
-        """What messages call it: ``run …``, or its folder."""
-        return f"run {self.run_id}" if self._folder is None else f"folder {self._folder}"
+        """What messages call it: ``run …``, or its folder or file."""
+        place = self._folder
+        return f"run {self.run_id}" if place is None else f"{'file' if place.is_file() else 'folder'} {place}"
 
     @property
     def remedy(self) -> str:
@@ -244,10 +245,6 @@ class CheckpointStore:
         from mltrain.checkpoint.codec import decode
 
         return decode(self.fetch(manifest, only=lambda name: name.startswith(("model", "state"))), device)
-
-    def uncommitted(self) -> list[CheckpointId]:
-        """Return the checkpoint folders without a manifest: being written, or left by a process that died."""
-        return list(self.survey().uncommitted)
 
     def remove(self, identity: CheckpointId) -> None:
         """Remove a checkpoint from the store, its manifest first.

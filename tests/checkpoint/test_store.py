@@ -81,7 +81,7 @@ def test_checkpoints_are_listed_oldest_first_by_attempt_and_step(store: Checkpoi
 
 
 def test_nothing_has_been_saved_at_first(store: CheckpointStore) -> None:
-    assert (store.names(), store.manifests(), store.staged(), store.uncommitted()) == ([], [], [], [])
+    assert (store.names(), store.manifests(), store.staged(), list(store.survey().uncommitted)) == ([], [], [], [])
     assert store.manifest(CheckpointId(attempt=1, step=1)) is None
     with pytest.raises(NoCheckpoint, match="None of the 0"):
         first_usable(store, [], store.load)
@@ -93,7 +93,7 @@ def test_without_a_manifest_there_is_no_checkpoint(store: CheckpointStore, place
     other = again(store)
     assert other.manifests() == []
     assert other.manifest(manifest.id) is None
-    assert other.uncommitted() == [manifest.id]
+    assert list(other.survey().uncommitted) == [manifest.id]
 
 
 def test_strange_folders_and_links_among_the_checkpoints_are_left_out(

@@ -72,6 +72,9 @@ def test_what_every_checkpoint_holds(shell: Shell) -> None:
     shell.type(TRAIN.replace("--epochs 3", "--num_epochs 1 --learning_rate 1e-3"))
     state = checkpoint_file.read(shell.folder / "checkpoints" / "best_model.pth")
     assert {"model", "optimizer", "scheduler", "history", "progress", "best"} <= state.keys()
+    manifest = checkpoint_file.manifest_of(shell.folder / "checkpoints" / "best_model.pth")
+    assert manifest is not None
+    assert set(manifest.data) == {"image_path", "gt_path"}, "the folder that the training writes to is no data"
     (row,) = state["history"]["rows"]
     assert {"epoch", "train/loss", "val/loss", "val/iou", "val/precision", "val/recall", "val/f1"} <= row.keys()
     params = checkpoint_file.params_of(shell.folder / "checkpoints" / "best_model.pth")

@@ -318,6 +318,7 @@ def test_the_commands_read_the_folder_and_its_files(
     assert json.loads(shell.type("checkpoints checkpoints --json"))[-1]["kind"] == "interrupted"
     assert "5 intact, 0 damaged" in shell.type("verify checkpoints")
     assert "1 intact, 0 damaged" in shell.type("verify ./checkpoints/best_model.pth")
+    assert "of file checkpoints/best_model.pth: epoch 3" in shell.type("inspect checkpoints/best_model.pth")
     facts = json.loads(shell.type("inspect checkpoints/checkpoint_epoch_2.pth --json"))
     assert {part["part"] for part in facts["parts"]} >= {"model", "optimizer", "scheduler", "best_acc"}
     imported = shell.type("import checkpoints/best_model.pth")
