@@ -48,7 +48,6 @@ ELSEWHERE = {
     "run/checkpoints.py": "commands/test_evaluate.py",
     "run/ending.py": "run/test_tracked.py",
     "run/listing.py": "run/test_opening.py",
-    "run/preparation.py": "run/test_opening.py",
     "run/removal_log.py": "checkpoint/test_pruner.py",
     "schedules.py": "restoring/test_changes.py",
     "store/durable.py": "checkpoint/test_staging.py",

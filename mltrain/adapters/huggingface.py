@@ -71,9 +71,9 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **live: Any) -> None:
         """Open the run, or continue it from the checkpoint that the Trainer has loaded."""
-        if self._trainer is None:  # added by add_callback
+        if _calling() is not self._trainer:  # added by add_callback, or shared by several
             self._join(args, state, control)
-        self._abort(None)
+        self._abandon()
         random_numbers = Rng()
         before = random_numbers.state_dict()
         note = state.stateful_callbacks.get(NOTE, {}).get("attributes", {})
@@ -89,7 +89,7 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
             state=_state(state, live),
             parameters={key: str(value) for key, value in args.to_sanitized_dict().items()},
         )
-        atexit.register(self._abort)
+        atexit.register(self._abandon)
         self.run_id, self._curves = training.place, Curves(partial(training.log, clock=_CLOCK))
         print(f"run_id={self.run_id}", flush=True)
         for entry in state.log_history:  # those beyond the origin: a local checkpoint may be newer than any of the run
@@ -179,9 +179,13 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
 
         trainer.train = watched
 
-    def _abort(self, error: BaseException | None = None) -> None:
-        """Close the run, if it is open."""
-        atexit.unregister(self._abort)
+    def _abandon(self) -> None:
+        """Close the run of a training that did not reach its end, if there is one."""
+        self._abort(getattr(sys, "last_value", None) or RuntimeError("train() did not reach its end"))
+
+    def _abort(self, error: BaseException | None) -> None:
+        """Close the run, if it is open; without an error, the training is complete."""
+        atexit.unregister(self._abandon)
         training, self._training = self._training, None
         if training is not None:
             training.end(error)

@@ -102,6 +102,7 @@ def test_a_signal_saves_ends_the_training_and_the_run_is_killed(tracking: str, t
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+@pytest.mark.slow
 def test_the_trainers_own_folder_continues_the_same_run(tracking: str, tmp_path: Path) -> None:
     undisturbed, callback, again = MltrainCallback(), MltrainCallback(), MltrainCallback()
     trainer(tmp_path / "a", undisturbed).train()
@@ -194,6 +195,18 @@ def test_a_callback_may_be_added_later(tracking: str, tmp_path: Path) -> None:
     assert status(callback.run_id) == "FINISHED"
 
 
+def test_a_training_that_was_lost_sight_of_is_failed(tracking: str, tmp_path: Path) -> None:
+    training, callback = trainer(tmp_path, At(2, raising(ValueError("at 2"))), max_steps=3), MltrainCallback()
+    training.callback_handler.add_callback(callback)
+    with pytest.raises(ValueError, match="at 2"):
+        training.train()  # was called before the callback could watch it
+    lost = callback.run_id
+    assert status(lost) == "RUNNING"
+    trainer(tmp_path / "b", callback, max_steps=3).train()
+    assert status(lost) == "FAILED"
+    assert status(callback.run_id) == "FINISHED"
+
+
 class Unstorable(torch.optim.AdamW):
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "helper": object()}
@@ -216,6 +229,7 @@ def test_several_processes_are_refused_before_anything_is_written(
     assert mlflow.search_runs(["0"], output_format="list") == []
 
 
+@pytest.mark.slow
 def test_the_best_model_is_there_at_the_end_of_a_training_that_was_continued(tracking: str, tmp_path: Path) -> None:
     options = {"load_best_model_at_end": True, "save_steps": 5, "learning_rate": 0.5, "save_total_limit": 1}
     undisturbed, callback = MltrainCallback(), MltrainCallback()
@@ -315,6 +329,7 @@ class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         return iter([Numbers(400, 0)[index] for index in range(400)])
 
 
+@pytest.mark.slow
 def test_a_stream_is_continued_within_its_first_pass(tracking: str, tmp_path: Path) -> None:
     undisturbed, callback, again = MltrainCallback(), MltrainCallback(), MltrainCallback()
     trainer(tmp_path / "a", undisturbed, data=Stream(), max_steps=20).train()

@@ -1,0 +1,331 @@
+"""What an adapter costs and saves: each engine with the adapter of mltrain, and with its own MLflow logger and checkpoints.
+
+python -m benchmarks.adapters [steps] [rounds] [engine ...]
+
+Every contestant trains the same network (4 MB of weights; with both moments of AdamW 12 MB of state) on one torch thread, in a
+process of its own, by turns, with a tracking database and artifacts on the local disk. It records three metrics a step and saves
+every 20 steps. Measured are
+
+* steps a second, from the first step to the last;
+* stall: by how much the time between two steps is longer where a checkpoint is saved, median over the saves;
+* bytes in the store when the training has ended, in MB;
+* after a SIGKILL within the training and a resume as the engine documents it: points that are there twice, and that are missing.
+"""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+ENGINES = ("lightning", "huggingface", "accelerate", "ignite")
+EVERY, BATCH = 20, 32
+METRICS = ("m1", "m2", "m3")
+
+
+class Clock:
+    """Notes when each training step begins, and kills the process at one of them."""
+
+    def __init__(self, kill_at: int) -> None:
+        self.began: list[float] = []
+        self._kill_at = kill_at
+
+    def __call__(self) -> None:
+        self.began.append(time.perf_counter())
+        if len(self.began) == self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def facts(self, first: int) -> dict[str, float]:
+        """Return steps a second and the stall in milliseconds; ``first`` is the number of the first step."""
+        gaps = [after - before for before, after in zip(self.began, self.began[1:], strict=False)]
+        saving = [gap for number, gap in enumerate(gaps, first) if number % EVERY == 0]
+        others = [gap for number, gap in enumerate(gaps, first) if number % EVERY]
+        stall = statistics.median(saving) - statistics.median(others) if saving else float("nan")
+        return {"rate": len(gaps) / (self.began[-1] - self.began[0]), "stall": 1000 * stall}
+
+
+class Net(nn.Module):
+    """Tells the clock of each training step."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512))
+        self._clock = clock
+
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        if self.training:
+            self._clock()
+        outputs = self.layers(inputs)
+        loss = nn.functional.mse_loss(outputs, inputs)
+        return {"loss": loss, "outputs": outputs}
+
+
+def three(step: int) -> dict[str, float]:
+    return {name: step + number / 10 for number, name in enumerate(METRICS)}
+
+
+def numbers(steps: int) -> Any:
+    return torch.randn(steps * BATCH, 512, generator=torch.Generator().manual_seed(0))
+
+
+def loader(steps: int) -> Any:
+    return torch.utils.data.DataLoader(numbers(steps), batch_size=BATCH)
+
+
+def lightning(adapted: bool, steps: int, run: str | None, clock: Clock, say: Callable[[str], None]) -> None:
+    import lightning.pytorch as pl
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net(clock)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            self.log_dict(three(self.global_step + 1))
+            return self.net(batch)["loss"]
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters())
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1, "accelerator": "cpu"}
+    if adapted:
+        from mltrain.adapters.lightning import MltrainCheckpoint
+
+        callback = MltrainCheckpoint(every_n_train_steps=EVERY)
+        trainer = pl.Trainer(max_epochs=1, callbacks=[callback], **quiet)
+        trainer.fit(Module(), loader(steps), ckpt_path=f"mltrain:{run}" if run else None)
+        return
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    logger = MLFlowLogger("benchmark", tracking_uri=os.environ["MLFLOW_TRACKING_URI"], log_model="all", run_id=run)
+    say(str(logger.run_id))
+    saving = ModelCheckpoint("local", every_n_train_steps=EVERY, save_top_k=-1, save_last=True)
+    trainer = pl.Trainer(max_epochs=1, logger=logger, callbacks=[saving], **quiet)
+    trainer.fit(Module(), loader(steps), ckpt_path="last" if run else None)
+
+
+def huggingface(adapted: bool, steps: int, run: str | None, clock: Clock, say: Callable[[str], None]) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    data = [{"inputs": row, "labels": torch.zeros(())} for row in numbers(steps)]
+    arguments = TrainingArguments(
+        output_dir="local",
+        num_train_epochs=1,
+        per_device_train_batch_size=BATCH,
+        logging_steps=1,
+        save_steps=EVERY,
+        disable_tqdm=True,
+        use_cpu=True,
+        report_to="none" if adapted else "mlflow",
+    )
+    if adapted:
+        from mltrain.adapters.huggingface import MltrainCallback, restore
+
+        trainer = Trainer(Net(clock), arguments, train_dataset=data, callbacks=[MltrainCallback()])
+        trainer.train(resume_from_checkpoint=restore(run))
+        return
+    import mlflow
+
+    os.environ["HF_MLFLOW_LOG_ARTIFACTS"] = "1"
+    with mlflow.start_run(run_id=run) as active:
+        say(active.info.run_id)
+        Trainer(Net(clock), arguments, train_dataset=data).train(resume_from_checkpoint=bool(run))
+
+
+def accelerate(adapted: bool, steps: int, run: str | None, clock: Clock, say: Callable[[str], None]) -> None:
+    from accelerate import Accelerator
+
+    net = Net(clock)
+    parts = (net, torch.optim.AdamW(net.parameters()), loader(steps))
+    if adapted:
+        from mltrain import CheckpointManager
+        from mltrain.adapters.accelerate import MltrainTracker, load, save
+
+        with CheckpointManager(run) as manager:
+            say(manager.run.id)
+            accelerator = Accelerator(cpu=True, log_with=MltrainTracker(manager))
+            accelerator.init_trackers("benchmark")
+            model, optimizer, batches = accelerator.prepare(*parts)
+            position = load(accelerator, manager)
+            for batch in position.batches(batches):
+                _step(accelerator, model, optimizer, batch)
+                accelerator.log(three(position.step), step=position.step)
+                if position.step % EVERY == 0:
+                    save(accelerator, manager, position)
+            accelerator.end_training()
+        return
+    import mlflow
+
+    accelerator = Accelerator(cpu=True, log_with="mlflow")
+    accelerator.init_trackers("benchmark", init_kwargs={"mlflow": {"run_id": run}} if run else {})
+    active = mlflow.active_run()
+    assert active is not None
+    say(active.info.run_id)
+    model, optimizer, batches = accelerator.prepare(*parts)
+    done = 0
+    if run:
+        newest = max(Path("local").glob("step-*"), key=lambda folder: int(folder.name.partition("-")[2]))
+        accelerator.load_state(str(newest))
+        done = int(newest.name.partition("-")[2])
+    for step, batch in enumerate(accelerator.skip_first_batches(batches, done), done + 1):
+        _step(accelerator, model, optimizer, batch)
+        accelerator.log(three(step), step=step)
+        if step % EVERY == 0:
+            accelerator.save_state(f"local/step-{step}")
+            mlflow.log_artifacts(f"local/step-{step}", f"step-{step}")
+    accelerator.end_training()
+
+
+def _step(accelerator: Any, model: Any, optimizer: Any, batch: Any) -> None:
+    optimizer.zero_grad()
+    accelerator.backward(model(batch)["loss"])
+    optimizer.step()
+
+
+def ignite(adapted: bool, steps: int, run: str | None, clock: Clock, say: Callable[[str], None]) -> None:
+    import mlflow
+    from ignite.engine import Engine, Events
+    from ignite.handlers import Checkpoint, DiskSaver
+
+    net = Net(clock)
+    optimizer = torch.optim.AdamW(net.parameters())
+
+    def update(engine: Any, batch: Any) -> float:
+        optimizer.zero_grad()
+        loss = net(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    trainer = Engine(update)
+    objects = {"model": net, "optimizer": optimizer, "trainer": trainer}
+    often = Events.ITERATION_COMPLETED(every=EVERY)
+    if adapted:
+        from mltrain.adapters.ignite import MltrainSaver
+
+        saver = MltrainSaver(trainer, objects, f"mltrain:{run}" if run else None)
+        trainer.on(Events.ITERATION_COMPLETED)(lambda engine: saver.log_metrics(three(engine.state.iteration)))
+        trainer.add_event_handler(often, Checkpoint(objects, saver))
+        trainer.run(loader(steps), max_epochs=1)
+        return
+    with mlflow.start_run(run_id=run) as active:
+        say(active.info.run_id)
+        if run:
+            newest = max(Path("local").glob("*.pt"), key=lambda file: file.stat().st_mtime)
+            Checkpoint.load_objects(objects, torch.load(newest, weights_only=True))
+        trainer.on(Events.ITERATION_COMPLETED)(
+            lambda engine: mlflow.log_metrics(three(engine.state.iteration), step=engine.state.iteration)
+        )
+        keep = Checkpoint(objects, DiskSaver("local", create_dir=True, require_empty=False), n_saved=None)
+        trainer.add_event_handler(often, keep)
+        trainer.on(often)(lambda engine: mlflow.log_artifact(str(keep.last_checkpoint), "checkpoints"))
+        trainer.run(loader(steps), max_epochs=1)
+
+
+def child(engine: str, kind: str, steps: str, kill_at: str, run: str) -> None:
+    """Train in this process, and leave the facts in ``facts.json``."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    clock = Clock(int(kill_at))
+
+    def say(run_id: str) -> None:
+        print(f"run_id={run_id}", flush=True)
+
+    globals()[engine](kind == "with", int(steps), run or None, clock, say)
+    Path("facts.json").write_text(json.dumps(clock.facts(1)))
+
+
+class Course:
+    """The folder of one training, with a tracking store of its own."""
+
+    def __init__(self, engine: str, kind: str, steps: int) -> None:
+        self.words = [engine, kind, str(steps)]
+        self.folder = Path(tempfile.mkdtemp(prefix=f"mltrain-{engine}-"))
+        self.run_id = ""
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
+            "MLTRAIN_HOME": str(self.folder / "home"),
+            "MLFLOW_EXPERIMENT_NAME": "benchmark",
+            "OMP_NUM_THREADS": "1",
+        }
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
+        self.client.create_experiment("benchmark", artifact_location=str(self.folder / "mlruns"))
+
+    def train(self, kill_at: int = 0) -> None:
+        command = [sys.executable, "-m", "benchmarks.adapters", "child", *self.words, str(kill_at), self.run_id]
+        done = subprocess.run(
+            command, check=False, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=900
+        )
+        lines = [line.removeprefix("run_id=") for line in done.stdout.splitlines() if line.startswith("run_id=")]
+        if done.returncode not in (0, -signal.SIGKILL) or not lines:
+            raise RuntimeError(f"{self.words}: {done.returncode}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}")
+        self.run_id = self.run_id or lines[0]
+
+    def facts(self) -> dict[str, float]:
+        return dict(json.loads((self.folder / "facts.json").read_text()))
+
+    def stored(self) -> float:
+        """Return the megabytes of all artifacts, LoggedModels included."""
+        files = [file for file in (self.folder / "mlruns").rglob("*") if file.is_file()]
+        return sum(file.stat().st_size for file in files) / 1e6
+
+    def points(self, steps: int) -> tuple[int, int]:
+        """Return how many points are there once too often, and how many steps lack one."""
+        keys = ("loss", "grad_norm", "learning_rate") if self.words[0] == "huggingface" else METRICS
+        doubled = missing = 0
+        for key in keys:
+            found = [point.step for point in self.client.get_metric_history(self.run_id, key)]
+            doubled += len(found) - len(set(found))
+            missing += steps - len(set(found))
+        return doubled, missing
+
+
+def rows(steps: int, rounds: int, engines: Sequence[str]) -> Iterator[str]:
+    kinds = ("without", "with")
+    measured: dict[tuple[str, str], list[dict[str, float]]] = {(e, k): [] for e in engines for k in kinds}
+    stored: dict[tuple[str, str], float] = {}
+    for _ in range(rounds):
+        for one in measured:
+            course = Course(*one, steps)
+            course.train()
+            measured[one].append(course.facts())
+            stored[one] = course.stored()
+    for one, facts in measured.items():
+        course = Course(*one, steps)
+        course.train(steps // 2 + EVERY // 2 + 3)
+        course.train()
+        doubled, missing = course.points(steps)
+        rate, stall = (statistics.median(fact[name] for fact in facts) for name in ("rate", "stall"))
+        yield f"| {one[0]} | {one[1]} | {rate:.0f} | {stall:.1f} | {stored[one]:.0f} | {doubled} | {missing} |"
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"]:
+        child(*sys.argv[2:])
+        return
+    numbers_given = [int(word) for word in sys.argv[1:3]]
+    steps, rounds = (*numbers_given, *(200, 3)[len(numbers_given) :])
+    before = os.getloadavg()
+    print("| engine | adapter | steps/s | stall, ms | MB in the store | doubled points | missing points |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows(steps, rounds, sys.argv[3:] or ENGINES):
+        print(row, flush=True)
+    print(f"\n{steps} steps, {rounds} rounds; load {before[0]:.1f} before, {os.getloadavg()[0]:.1f} after.")
+
+
+if __name__ == "__main__":
+    main()
