@@ -199,6 +199,7 @@ def test_curves_are_not_recorded_twice(tracking: str) -> None:
     assert [step for step, _ in points(str(ours.run_id))["val_loss"]] == [4, 8]
 
 
+@pytest.mark.slow
 def test_the_other_package_is_served_as_well(tracking: str) -> None:
     script = (
         "import sys, pytorch_lightning\n"
