@@ -72,17 +72,17 @@ def test_an_untrained_refinement_leaves_the_optical_flow_as_it_is() -> None:
 
 
 def test_a_refinement_composes_the_flow_with_what_is_left() -> None:
-    """The flow is one row short of a shift by three; the network is made to find that row."""
+    """The network is made to find one row, and the flow is looked up where that leads."""
     net = RefinedFlowNet()
-    shift = torch.zeros(1, 2, 48, 48)
+    shift, flow = torch.zeros(1, 2, 48, 48), torch.zeros(1, 2, 48, 48)
     shift[:, 0] = 1.0
+    flow[:, 0] = 0.1 * torch.arange(48.0)[:, None]
     net.purposes["refined_motion"] = _Shift(shift)
     moving = torch.rand(1, 1, 48, 48)
-    flow = torch.zeros(1, 2, 48, 48)
-    flow[:, 0] = 2.0
     found = net(torch.cat([moving, moving, flow], dim=1))
-    assert torch.equal(found.field[:, 0], torch.full((1, 48, 48), 3.0))
-    torch.testing.assert_close(found.warped[:, :, :40], moving[:, :, 3:43])
+    expected = 1.0 + 0.1 * (torch.arange(47.0) + 1)
+    torch.testing.assert_close(found.field[0, 0, :47], expected[:, None].expand(47, 48))
+    torch.testing.assert_close(found.warped, warp(moving, found.field))
 
 
 class _Shift(torch.nn.Module):
