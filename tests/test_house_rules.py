@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+from tests.faults.sabotages import SABOTAGES
+
 TESTS = Path(__file__).parent
 CLOCKS = ("sleep", "monotonic", "perf_counter", "process_time", "thread_time")
 ALLOWED = {
@@ -52,3 +54,10 @@ def test_every_file_over_300_lines_is_named_with_its_reason() -> None:
     page = (TESTS.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     section = page.split("### Files over 300 lines")[1].split("\n#")[0]
     assert set(re.findall(r"^\* `(\S+)`: \S", section, re.MULTILINE)) == long
+
+
+def test_every_sabotage_finds_its_text_once_and_its_test() -> None:
+    for sabotage in SABOTAGES:
+        assert (TESTS.parent / sabotage.file).read_text().count(sabotage.old) == 1, sabotage.name
+        file, name = sabotage.test.split("[")[0].split("::")
+        assert f"def {name}(" in (TESTS / file).read_text(), sabotage.name
