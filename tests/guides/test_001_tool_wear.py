@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from mltrain.checkpoint import checkpoint_file
 from mltrain.errors import NoCheckpoint, UsageError
@@ -26,6 +27,7 @@ def test_the_command_line_trains_into_a_file_and_resumes_from_it(shell: Shell) -
     )
     first = shell.type(f"{line} --epochs 2", interrupt_at=3, code=75)
     assert [file.name for file in (shell.folder / "checkpoints").iterdir()] == ["my_checkpoint.pth"]
+    assert MlflowClient().get_run(shell.run_id(first)).data.params["windows_per_cut"] == "1"  # as --quick says
     again = shell.type(f"{line} --epochs 2 --resume")
     assert shell.run_id(again) == shell.run_id(first)
     state = checkpoint_file.read(shell.folder / "checkpoints" / "my_checkpoint.pth")
