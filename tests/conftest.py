@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,19 @@ def one_thread() -> None:
 def one_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of every project go to MLflow's first experiment, where tests look for them."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+
+
+@pytest.fixture(autouse=True)
+def no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo ``mlflow.set_tracking_uri``, which some engines call: it would count for more than a later test's environment."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+    else:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="session")

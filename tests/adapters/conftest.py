@@ -1,24 +1,33 @@
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from tests.support.database import fresh_database
 
 
 @pytest.fixture
-def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A tracking store and a home of its own for what runs in the test's process; its URI."""
-    import mlflow
-
     database = tmp_path / "mlflow.db"
     fresh_database(database, tmp_path / "mlruns")
     uri = f"sqlite:///{database}"
-    before = mlflow.get_tracking_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri(uri)
     yield uri
     while mlflow.active_run() is not None:
         mlflow.end_run()
-    mlflow.set_tracking_uri(before)
+    mlflow.autolog(disable=True, silent=True)
+    mlflow.pytorch.autolog(disable=True, silent=True)  # autolog() leaves it on where Lightning was imported before
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator() -> Iterator[None]:
+    """Let no test see the gradients that another one accumulates: accelerate keeps that in one place of the process."""
+    yield
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

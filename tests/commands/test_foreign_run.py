@@ -28,14 +28,12 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A store for all runs of this module."""
     folder = tmp_path_factory.mktemp("store")
     fresh_database(folder / "mlflow.db", folder / "mlruns")
-    before, uri = mlflow.get_tracking_uri(), f"sqlite:///{folder / 'mlflow.db'}"
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_URI", uri)
         patched.setenv("MLTRAIN_HOME", str(folder / "home"))
         patched.chdir(folder)
-        mlflow.set_tracking_uri(uri)
         yield uri
-        mlflow.set_tracking_uri(before)
 
 
 def lightning_module() -> Any:

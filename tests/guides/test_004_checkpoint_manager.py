@@ -258,19 +258,15 @@ def test_in_a_trainer_class() -> None:
 
 def test_with_an_active_run_the_same_calls_work_on_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(database(tmp_path))
-    try:
-        with mlflow.start_run() as run:
-            manager = CheckpointManager(device="cpu", max_to_keep=5)
-            assert manager.run.id == run.info.run_id
-            basic_usage(manager, 10)
-            assert manager.load_best_model()["val_acc"] == 53.0  # type: ignore[index]
-            manager.close()
-        assert not Path("checkpoints").exists()
-        assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
-    finally:
-        mlflow.set_tracking_uri(before)
+    with mlflow.start_run() as run:
+        manager = CheckpointManager(device="cpu", max_to_keep=5)
+        assert manager.run.id == run.info.run_id
+        basic_usage(manager, 10)
+        assert manager.load_best_model()["val_acc"] == 53.0  # type: ignore[index]
+        manager.close()
+    assert not Path("checkpoints").exists()
+    assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
 
 
 def database(folder: Path) -> str:
