@@ -53,12 +53,22 @@ class SenderProcess:
         journal: the file.
         uri: of the tracking server.
         starting_seconds: for which points wait for the process, which has MLflow to import; then they are sent without it.
+        patience_seconds: for which a full batch waits before the process is started: a training that ends before that is not
+            slowed down by its start. At the end the training's own process sends what waits.
         silent_seconds: after which a process that reports nothing counts as stopped and is ended.
     """
 
     def __init__(
-        self, journal: Path, uri: str, *, starting_seconds: float = 30.0, silent_seconds: float = 10.0
+        self,
+        journal: Path,
+        uri: str,
+        *,
+        starting_seconds: float = 30.0,
+        patience_seconds: float = 2.0,
+        silent_seconds: float = 10.0,
     ) -> None:
+        self._patience_seconds = patience_seconds
+        self._wanted = math.inf
         self._starting_seconds = starting_seconds
         self._silent_seconds = silent_seconds
         self._setting = {"journal": str(journal), "uri": uri, "parent": os.getpid()}
@@ -77,6 +87,9 @@ class SenderProcess:
             waiting: how many points wait, counted up to a batch.
         """
         if self._process is None and waiting >= POINTS_A_BATCH:
+            self._wanted = min(self._wanted, time.monotonic())
+            if self.starting:
+                return "later"
             self._start()
         if self._process is None or self._closed:
             return "otherwise"
@@ -96,9 +109,11 @@ class SenderProcess:
 
     @property
     def starting(self) -> bool:
-        """Whether points wait for the process, which is not ready yet."""
+        """Whether points wait for the process, which is not started or not ready yet."""
         process = self._process
-        waiting = process is not None and process.poll() is None and not self._ready and not self._closed
+        if process is None:
+            return 0 <= time.monotonic() - self._wanted < self._patience_seconds and not self._closed
+        waiting = process.poll() is None and not self._ready and not self._closed
         return waiting and time.monotonic() - self._started < self._starting_seconds
 
     def close(self) -> None:

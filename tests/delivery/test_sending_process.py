@@ -46,7 +46,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture
 def courier(uri: str, tmp_path: Path) -> Iterator[SenderProcess]:
-    made = SenderProcess(tmp_path / "journal.sqlite", uri)
+    made = SenderProcess(tmp_path / "journal.sqlite", uri, patience_seconds=0.0)
     yield made
     made.close()
 
@@ -70,8 +70,19 @@ def test_it_is_started_when_a_full_batch_waits(courier: SenderProcess) -> None:
     assert courier._process is not None
 
 
+def test_a_training_that_ends_at_once_starts_none(uri: str, tmp_path: Path, journal: Journal, run_id: str) -> None:
+    process = SenderProcess(tmp_path / "journal.sqlite", uri, patience_seconds=3600.0)
+    assert not process.starting
+    assert process.deliver(run_id, POINTS_A_BATCH) == "later"
+    assert process.starting
+    assert process.deliver(run_id, POINTS_A_BATCH - 1) == "otherwise"  # what a training at its end still has
+    assert process._process is None
+    process.close()
+    assert process.deliver(run_id, POINTS_A_BATCH) == "otherwise"
+
+
 def test_nobody_waits_for_one_that_does_not_get_ready(uri: str, tmp_path: Path) -> None:
-    process = SenderProcess(tmp_path / "journal.sqlite", uri, starting_seconds=0.0)
+    process = SenderProcess(tmp_path / "journal.sqlite", uri, starting_seconds=0.0, patience_seconds=0.0)
     assert process.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
     process.close()
 
@@ -99,7 +110,9 @@ def test_what_does_not_go_through_stays_for_whoever_asked(
 
 
 def test_its_death_is_noticed_at_once(journal: Journal, uri: str, run_id: str, tmp_path: Path) -> None:
-    courier = SenderProcess(tmp_path / "journal.sqlite", uri, silent_seconds=600.0)  # longer than a test may take
+    courier = SenderProcess(
+        tmp_path / "journal.sqlite", uri, silent_seconds=600.0, patience_seconds=0.0
+    )  # longer than a test may take
     started(courier, run_id)
     assert courier._process is not None
     os.kill(courier._process.pid, signal.SIGKILL)
@@ -112,7 +125,7 @@ def test_its_death_is_noticed_at_once(journal: Journal, uri: str, run_id: str, t
 def test_one_that_is_stopped_is_given_up_with_a_warning(
     uri: str, journal: Journal, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    courier = SenderProcess(tmp_path / "journal.sqlite", uri, silent_seconds=2.0)
+    courier = SenderProcess(tmp_path / "journal.sqlite", uri, silent_seconds=2.0, patience_seconds=0.0)
     started(courier, run_id)
     assert courier._process is not None
     os.kill(courier._process.pid, signal.SIGSTOP)
@@ -201,7 +214,7 @@ PARENT = """
 import json, os, sys, time
 from mltrain.delivery.sync import Existing, HostLock
 from mltrain.delivery.sending_process import SenderProcess
-courier = SenderProcess(sys.argv[1], sys.argv[2])
+courier = SenderProcess(sys.argv[1], sys.argv[2], patience_seconds=0.0)
 while courier.deliver(sys.argv[3], 1000) != "sent":
     time.sleep(0.05)
 worker = os.fork()  # as a data loader does: it holds the parent's ends of all pipes
