@@ -170,3 +170,17 @@ def train(manager: CheckpointManager, first: int, last: int, loss: Callable[[int
 def cut_short(run: FolderRun, step: int) -> None:
     """As when the process had died before it could upload the manifest."""
     run.place.files.drop(f"checkpoints/step-{step:09d}-a01/manifest.json")
+
+
+NET = {"model": {"weight": torch.ones(3)}}
+
+
+def saved(manager: CheckpointManager, state: dict[str, Any] | None = None, **named: Any) -> None:
+    manager.save({**NET, **(state or {})}, **named)
+
+
+def without_staging(run: FolderRun) -> FolderRun:
+    """Return the next attempt as on another machine: what was staged here is not there."""
+    other = run.next_attempt()
+    other.staging = other.folder / "another machine"
+    return other
