@@ -301,7 +301,7 @@ class Refusing(LocalArtifactRepository):  # type: ignore[misc]
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         if "checkpoints" in (artifact_path or ""):
-            raise OSError("made to fail")
+            raise PermissionError("made to fail")  # which no second try mends
         super().log_artifact(local_file, artifact_path)
 
 
