@@ -4,15 +4,17 @@ python benchmarks/wear_recipe.py aeon-1.6.0-py3-none-any.whl [--folds 4] [--seed
 
 The sets are of the UCR and UEA archives, as aeon's wheel ships them (`pip download --no-deps aeon==1.6.0`; nothing of it is
 imported). Every candidate trains on each fold of the training windows of each set: a quarter of what is left of the fold's
-training windows chooses the epoch, and the windows of the fold, which nothing of the training sees, give an accuracy. The
-candidate with the highest mean over folds and sets is chosen. Only that one meets the archives' test windows, once for each
-seed, beside the baselines of a report. So no test window takes part in a choice.
+training windows chooses the epoch, and the windows of the fold, which nothing of the training sees, give an accuracy. Chosen is
+the candidate with the fewest kernels whose mean over the sets is within one standard error of the highest (Breiman, Friedman,
+Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3; the error is that of a share). Only that one
+meets the archives' test windows, once for each seed, beside the baselines of a report. So no test window takes part in a choice.
 """
 
 import argparse
+import math
 import statistics
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,19 @@ def validated(recipe: dict[str, Any], windows: Series, classes: NDArray[Any], fo
     return statistics.mean(found)
 
 
+def chosen_by(scores: Mapping[str, Sequence[float]], windows: Sequence[int]) -> str:
+    """Return the first candidate whose mean accuracy is within one standard error of the highest.
+
+    Args:
+        scores: candidate to its accuracy on each set; simpler candidates come first.
+        windows: how many windows each accuracy is the share of.
+    """
+    highest = max(scores.values(), key=statistics.mean)
+    variances = [share * (1 - share) / count for share, count in zip(highest, windows, strict=True)]
+    least = statistics.mean(highest) - math.sqrt(sum(variances)) / len(variances)
+    return next(title for title, found in scores.items() if statistics.mean(found) >= least)
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     asked.add_argument("wheel", type=Path)
@@ -98,7 +113,7 @@ def main() -> None:
             f"{title:24}{'  '.join(f'{one:.3f}' for one in scores[title])}  mean {statistics.mean(scores[title]):.3f}",
             flush=True,
         )
-    best = max(scores, key=lambda title: statistics.mean(scores[title]))
+    best = chosen_by(scores, [len(classes) for _, classes in trains.values()])
     print(f"\nchosen by these: {best}\n")
     for name in SETS:
         test = read(given.wheel, name, "TEST")
