@@ -11,7 +11,7 @@ from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, now
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore
-from mltrain.errors import MltrainError, NoCheckpoint
+from mltrain.errors import MltrainError, NoCheckpoint, UsageError
 from mltrain.ownership.attempts import recorded_config
 from mltrain.run.run_ids import full_id
 from mltrain.tracking.client import TrackingClient, connect_to_read
@@ -28,8 +28,8 @@ def open_checkpoints(word: str, server: TrackingClient | None = None) -> Checkpo
 
     Raises:
         RunNotFound, TrackingError: the run cannot be reached.
-        NoCheckpoint: there is no such file, or no checkpoint in the folder.
-        UsageError: another program wrote the files.
+        NoCheckpoint: there is no checkpoint in the folder.
+        UsageError: there is no such file and no such folder, or another program wrote the files.
     """
     if server is None and (os.path.exists(word) or "/" in word or os.sep in word):  # noqa: PTH110 - no error if too long
         return checkpoints_in(Path(word))
@@ -40,7 +40,7 @@ def open_checkpoints(word: str, server: TrackingClient | None = None) -> Checkpo
 def checkpoints_in(place: Path) -> CheckpointReader:
     """Return the checkpoints of a folder or in a file, for reading. Raises as :func:`open_checkpoints` does."""
     if not place.exists():
-        raise NoCheckpoint(
+        raise UsageError(
             f"There is no file and no folder {place}. Expected one of them, or the id of a run: mltrain runs"
         )
     folder = place if place.is_dir() else place.parent

@@ -323,7 +323,7 @@ def test_the_commands_read_the_folder_and_its_files(
     content[content.index(b"weight") + 400] ^= 1
     Path("checkpoints/checkpoint_epoch_1.pth").write_bytes(content)
     assert "4 intact, 1 damaged" in shell.type("verify checkpoints", code=3)
-    assert "There is no file and no folder" in shell.type("verify ./chekpoints", code=3)
+    assert "There is no file and no folder" in shell.type("verify ./chekpoints", code=2)
     (tmp_path / "empty").mkdir()
     assert "holds no checkpoint" in shell.type("checkpoints empty", code=3)
 
