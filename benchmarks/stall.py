@@ -82,6 +82,8 @@ class Ours:
 class Nothing(Ours):
     """The same run, in which nothing is saved."""
 
+    def prepare(self, state: Mapping[str, Any]) -> None: ...
+
     def save(self, state: Mapping[str, Any], step: int) -> None: ...
 
     def stored(self) -> float:
