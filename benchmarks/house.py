@@ -1,8 +1,9 @@
-"""How large the package is and how its modules hang together: lines, imports, cycles, long files, wide constructors.
+"""How large the package is and how its modules hang together: lines, imports, cycles, large files, classes, constructors.
 
 python benchmarks/house.py [FOLDER] [--json]
 
 FOLDER is that of the package, ``mltrain`` by default. A room is a folder of the package; modules at its top level are one room.
+Lines of code are those that are neither blank nor a comment nor in a docstring.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-LINES, ARGUMENTS = 300, 8
+LINES, CODE, ARGUMENTS = 300, 150, 8
 
 
 def imports(tree: ast.Module, known: set[str]) -> set[str]:
@@ -36,6 +37,24 @@ def wide(tree: ast.Module) -> list[tuple[str, int]]:
                 if count > ARGUMENTS:
                     found.append((owner.name, count))
     return found
+
+
+def code_lines(node: ast.AST, text: list[str]) -> set[int]:
+    """Return the numbers of the lines of a module or class that are neither blank nor a comment nor in a docstring."""
+    first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", len(text))
+    found = {at for at in range(first, last + 1) if text[at - 1].strip() and not text[at - 1].lstrip().startswith("#")}
+    for part in ast.walk(node):
+        body = getattr(part, "body", None)
+        for one in body if isinstance(body, list) else ():
+            if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and isinstance(one.value.value, str):
+                found -= set(range(one.lineno, one.end_lineno + 1))
+    return found
+
+
+def large(tree: ast.Module, text: list[str]) -> list[tuple[str, int]]:
+    """Return the classes of more than :data:`CODE` lines of code, and how many they have."""
+    sizes = [(node.name, len(code_lines(node, text))) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return [(owner, size) for owner, size in sizes if size > CODE]
 
 
 def reached(start: str, edges: dict[str, set[str]]) -> set[str]:
@@ -85,6 +104,7 @@ def house(folder: Path) -> dict[str, Any]:
     ]
     return {
         "lines": sum(lines.values()),
+        "lines of code": sum(len(code_lines(trees[module], text.splitlines())) for module, text in texts.items()),
         "modules": len(files),
         "modules at the top": sum(room == "." for room in rooms.values()) - 1,
         "imports between modules": sum(map(len, edges.values())),
@@ -92,6 +112,11 @@ def house(folder: Path) -> dict[str, Any]:
         "pairs of rooms that import each other": mutual,
         "cycles of modules": cycles(edges),
         f"files over {LINES} lines": {module: count for module, count in lines.items() if count > LINES},
+        f"classes over {CODE} lines of code": {
+            f"{module}.{owner}": size
+            for module, tree in trees.items()
+            for owner, size in large(tree, texts[module].splitlines())
+        },
         f"constructors over {ARGUMENTS} arguments": {
             f"{module}.{owner}": count for module, tree in trees.items() for owner, count in wide(tree)
         },

@@ -1,10 +1,8 @@
 """The public face of checkpoints, for any training loop."""
 
-import atexit
 import logging
 import math
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,21 +12,21 @@ from weakref import WeakValueDictionary
 import torch
 
 from mltrain.checkpoint import retention
+from mltrain.checkpoint.closing import Closing
 from mltrain.checkpoint.committer import Committed, Committer
 from mltrain.checkpoint.drafts import Count, Drafts, ExpectedMetrics
 from mltrain.checkpoint.folder import BEST_MODEL, EPOCH_PREFIX, INTERRUPTED, FolderSpool
 from mltrain.checkpoint.manifest import CheckpointId, Kind, Manifest, now
-from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.ports import Run, Status
 from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode, Policy
-from mltrain.checkpoint.settings import DEFAULT_METRIC, Settings, refuse_unless
+from mltrain.checkpoint.settings import DEFAULT_METRIC, Settings, newest_and_best, refuse_unless, run_or_folder
 from mltrain.checkpoint.snapshot import prepare
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.device import usable
-from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, NonFiniteLoss, UsageError
+from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError
 from mltrain.metrics import floats
 from mltrain.store.durable import probe
 from mltrain.tracking.tags import BEST_BY_TAG, RETENTION_TAG, best_by
@@ -87,34 +85,16 @@ class CheckpointManager:
         staging_gigabytes: float = 20.0,
     ) -> None:
         self.device = usable(device)
-        epoch_files = max_to_keep if policy is None else None
-        if policy is None:
-            is_whole = type(max_to_keep) is int and max_to_keep >= 1
-            refuse_unless(is_whole, "max_to_keep", max_to_keep, "a whole number of at least 1")
-            policy = Latest(max_to_keep) | Best(1)
-        settings = Settings(policy, metric, mode, staging_gigabytes)
-        if isinstance(run, Path) or (isinstance(run, str) and ("/" in run or os.sep in run)):
-            refuse_unless(save_dir is None, "run", str(run), "the id of a run, or save_dir= alone")
-            run, save_dir = None, run
-        refuse_unless(
-            save_dir is None or (isinstance(save_dir, str | os.PathLike) and run is None),
-            "save_dir",
-            save_dir,
-            "a folder, and no run= beside it",
-        )
-        is_run = run is None or isinstance(run, str) or callable(getattr(run, "begin_attempt", None))
-        refuse_unless(is_run, "run", run, "the id of a run")
+        settings = Settings(newest_and_best(max_to_keep) if policy is None else policy, metric, mode, staging_gigabytes)
+        run, folder = run_or_folder(run, save_dir)
         self._metric = metric
-        self._closed = False
-        self._folder = Path(save_dir).absolute() if save_dir is not None else None
-        self._raised_before = getattr(sys, "last_value", None)
-        if self._folder is not None:
+        if folder is not None:
             from mltrain.run.untracked import UntrackedRun
 
-            if self._folder in _IN_FOLDERS:
-                _IN_FOLDERS.pop(self._folder).close()  # all that it saved is complete then
-            self._begin(UntrackedRun(self._folder, epoch_files), settings)
-            _IN_FOLDERS[self._folder] = self
+            if folder in _IN_FOLDERS:
+                _IN_FOLDERS.pop(folder).close()  # all that it saved is complete then
+            self._begin(UntrackedRun(folder, max_to_keep if policy is None else None), settings, folder)
+            _IN_FOLDERS[folder] = self
         elif run is None or isinstance(run, str):
             from mltrain.run.opening import open_run
 
@@ -127,14 +107,14 @@ class CheckpointManager:
         else:
             self._begin(run, settings)
 
-    def _begin(self, run: Run, settings: Settings) -> None:
+    def _begin(self, run: Run, settings: Settings, folder: Path | None = None) -> None:
         """Prepare staging and the background threads for a run that is open."""
         self.run: Run = run
-        spool = Spool(run.staging) if self._folder is None else FolderSpool(self._folder)
-        for folder in (spool.root, run.artifacts.local_root):
-            if folder is not None:
-                probe(folder)  # before anything is trained, and not at the first checkpoint
-        self.store = CheckpointStore(run.id, run.artifacts, spool, folder=self._folder)
+        spool = Spool(run.staging) if folder is None else FolderSpool(folder)
+        for written in (spool.root, run.artifacts.local_root):
+            if written is not None:
+                probe(written)  # before anything is trained, and not at the first checkpoint
+        self.store = CheckpointStore(run.id, run.artifacts, spool, folder=folder)
         self._damage = Damage(run)
         self.reader = CheckpointReader(
             self.store, Context(now(), {}, settings.metric, settings.mode), self._damage.note
@@ -148,7 +128,7 @@ class CheckpointManager:
         self._drafts = Drafts(run, self.reader, self.committer, ExpectedMetrics.of(settings))
         run.set_tag(BEST_BY_TAG, best_by(settings.metric, settings.mode))
         run.set_tag(RETENTION_TAG, str(settings.policy))
-        atexit.register(self._process_ends)
+        self._closing = Closing(run, self.committer)
 
     def __enter__(self) -> Self:
         return self
@@ -332,7 +312,7 @@ class CheckpointManager:
 
     def wait(self, seconds: float = math.inf) -> bool:
         """Wait until everything saved is committed in the artifact store; return whether it is."""
-        return self.committer.wait(min(seconds, 10**7))
+        return self.committer.wait(seconds)
 
     def close(self, status: Status = "FINISHED", *, wait: bool = True) -> None:
         """Wait until everything saved is committed, and let go of the run.
@@ -350,51 +330,8 @@ class CheckpointManager:
             StorageError: the newest checkpoint could not be kept anywhere.
             NonFiniteLoss: the weights or optimizer state that were saved last are not finite; the run is FAILED then.
         """
-        if self._closed:
-            return
-        self._closed = True
-        if not wait:
-            self.committer.settle()
-        elif not self.wait():
-            self.committer.retry()
-            self.wait()
-        self._let_go(status)
-
-    def _let_go(self, status: Status) -> None:
-        """Close the run as it is now, and raise why the newest checkpoint was not kept, if so."""
-        failure, only_local = self.failure, self.committer.only_local
-        self.abandon()
-        if only_local is not None:
-            self.run.mark_only_local(only_local.name, status)
-            log.warning(
-                "The newest checkpoint, %s, is on this machine only: the artifact store did not take it. Send it with: "
-                "mltrain sync",
-                only_local.name,
-            )
-        if status == "FINISHED" and isinstance(failure, NonFiniteLoss):
-            status = "FAILED"
-        elif status == "FINISHED" and (failure is not None or only_local is not None):
-            status = "KILLED"
-        self.run.detach(status)
-        if failure is not None:
-            raise failure
+        self._closing.close(status, wait=wait)
 
     def abandon(self) -> None:
         """Stop the background threads without waiting; what is complete in staging stays there."""
-        atexit.unregister(self._process_ends)
-        self.committer.close()
-
-    def _process_ends(self) -> None:
-        """Close the run where :meth:`close` was not called. The interpreter has waited for the threads."""
-        raised = getattr(sys, "last_value", None)  # set where an exception ended the script, and not by sys.exit()
-        staged = self.committer.newest_staged
-        if raised is not None and raised is not self._raised_before:
-            status: Status = "KILLED" if isinstance(raised, KeyboardInterrupt) else "FAILED"
-        elif staged is not None and staged.kind == "interrupted":
-            status = "KILLED"
-        else:
-            status = "FINISHED"
-        try:
-            self._let_go(status)
-        except MltrainError as error:
-            log.error("%s", error)  # the status of the run says it as well; nobody could catch it here
+        self._closing.abandon()

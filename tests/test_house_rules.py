@@ -1,9 +1,12 @@
-"""Rules for the tests themselves."""
+"""Rules for the tests and for the sizes of the house."""
 
 import ast
 import re
 from pathlib import Path
 
+import pytest
+
+from benchmarks.house import code_lines, wide
 from tests.faults.sabotages import SABOTAGES
 
 TESTS = Path(__file__).parent
@@ -61,3 +64,25 @@ def test_every_sabotage_finds_its_text_once_and_its_test() -> None:
         assert (TESTS.parent / sabotage.file).read_text().count(sabotage.old) == 1, sabotage.name
         file, name = sabotage.test.split("[")[0].split("::")
         assert f"def {name}(" in (TESTS / file).read_text(), sabotage.name
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "most"),
+    [
+        ("run/tracked.py", "TrackedRun", 150),
+        ("trainer/loop.py", "Trainer", 120),
+        ("manager.py", "CheckpointManager", 200),
+    ],
+)
+def test_what_a_user_meets_first_stays_small(file: str, name: str, most: int) -> None:
+    text = (TESTS.parent / "mltrain" / file).read_text(encoding="utf-8")
+    owner = next(node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name)
+    assert len(code_lines(owner, text.splitlines())) <= most
+
+
+def test_every_constructor_over_eight_arguments_is_named_with_its_reason() -> None:
+    package = TESTS.parent / "mltrain"
+    found = {owner for file in package.rglob("*.py") for owner, _ in wide(ast.parse(file.read_text(encoding="utf-8")))}
+    page = (TESTS.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("### Constructors over 8 arguments")[1].split("\n#")[0]
+    assert set(re.findall(r"^\* `(\S+)`: \S", section, re.MULTILINE)) == found

@@ -2,15 +2,11 @@
 
 import logging
 import re
-import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from torch import nn
 
 from mltrain.checkpoint.manifest import Manifest, Point
@@ -161,42 +157,6 @@ def test_a_further_file_with_a_name_that_could_not_be_read_back_is_refused(name:
         assert "notes.json" in manager.checkpoints()[0].files
 
 
-def test_a_disk_that_takes_nothing_is_reported_at_the_end(local: FolderRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("mltrain.checkpoint.committer.DISK_RETRY_SECONDS", 0)
-    manager = local.manager()
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        manager.save(state_at(1))
-        manager.wait()
-    with pytest.raises(StorageError, match="Free some space"):
-        manager.close()
-    assert local.status == "KILLED", "the run is let go of nevertheless, and its newest checkpoint is nowhere"
-
-
-@pytest.mark.parametrize(
-    ("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (ZeroDivisionError, "FAILED")]
-)
-def test_a_block_waits_for_what_was_saved_and_lets_go_of_the_run(
-    error: type[BaseException] | None, status: str, run: FolderRun
-) -> None:
-    def block() -> None:
-        with run.manager() as manager:
-            manager.save(state_at(1))
-            if error is not None:
-                raise error
-
-    if error is None:
-        block()
-    else:
-        with pytest.raises(error):
-            block()
-    assert run.status == status
-    assert "checkpoints/step-000000001-a01/manifest.json" in run.place.files.all()
-
-
 def test_a_save_after_the_end_is_refused(local: FolderRun) -> None:
     manager = CheckpointManager(local)
     manager.save({"weight": torch.ones(1)}, step=1)
@@ -204,14 +164,6 @@ def test_a_save_after_the_end_is_refused(local: FolderRun) -> None:
     with pytest.raises(UsageError, match="is closed and saves nothing more"):
         manager.save({"weight": torch.ones(1)}, step=2)
     assert [one.step for one in manager.checkpoints()] == [1]
-
-
-def test_closing_twice_is_closing_once(run: FolderRun) -> None:
-    with run.manager() as manager:
-        manager.save(state_at(1))
-        manager.close()
-    manager.close()
-    assert run.status == "FINISHED"
 
 
 def test_everything_it_does_is_logged(run: FolderRun, caplog: pytest.LogCaptureFixture) -> None:
@@ -279,56 +231,3 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
     monkeypatch.setattr("os.fsync", read_only)
     with pytest.raises(StorageError, match="Mount it writable"):
         local.manager()
-
-
-@pytest.mark.parametrize("where", ["on this machine", "elsewhere"])
-def test_a_process_that_ends_without_closing_completes_what_it_saved(where: str, tmp_path: Path) -> None:
-    place = "places.folder" if where == "on this machine" else "places.behind"
-    script = (
-        "from tests.support.runs import *\n"
-        f"folder = Path({str(tmp_path)!r})\n"
-        f"run = FolderRun(folder, place={place}(folder / 'artifacts'))\n"
-        "run.manager().save(state_at(1))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    with FolderRun(tmp_path, 2).manager() as manager:
-        assert epochs(manager) == [1]
-
-
-class Refusing(LocalArtifactRepository):  # type: ignore[misc]
-    """A store that takes no checkpoints."""
-
-    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-        if "checkpoints" in (artifact_path or ""):
-            raise PermissionError("made to fail")  # which no second try mends
-        super().log_artifact(local_file, artifact_path)
-
-
-def test_a_run_whose_newest_checkpoint_the_store_does_not_take_is_not_finished(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts", Refusing))
-    with run.manager() as manager:
-        for epoch in (1, 2):
-            manager.save_epoch_checkpoint(state_at(epoch), epoch)
-    assert run.status == "KILLED"
-    assert run.only_local == ("step-000000002-a01", "FINISHED")
-    assert "mltrain sync" in caplog.text
-
-
-def test_a_manager_that_shall_not_wait_leaves_the_upload_to_sync(tmp_path: Path) -> None:
-    taken = threading.Event()
-
-    class Slow(LocalArtifactRepository):
-        def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-            taken.wait()
-            super().log_artifact(local_file, artifact_path)
-
-    run = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts", Slow))
-    manager = run.manager()
-    manager.save_epoch_checkpoint(state_at(1), 1)
-    manager.close("KILLED", wait=False)
-    assert (run.status, run.only_local) == ("KILLED", ("step-000000001-a01", "KILLED"))
-    taken.set()
-    assert [manifest.epoch for manifest in run.next_attempt().manager().checkpoints()] == [1]

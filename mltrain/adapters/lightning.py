@@ -19,9 +19,8 @@ from mltrain.adapters.lightning_parts import Curves, Door, OfLightning
 from mltrain.adapters.origin import SCHEME, Address, Origin
 from mltrain.adapters.training import Training, record_late, refuse_ranks
 from mltrain.checkpoint.manifest import Kind
-from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.retention import Policy
-from mltrain.checkpoint.settings import Settings, refuse_unless
+from mltrain.checkpoint.settings import Settings, newest_and_best, refuse_unless
 from mltrain.errors import UsageError
 from mltrain.metrics import floats
 from mltrain.tracking.client import active_run_id
@@ -75,12 +74,10 @@ class MltrainCheckpoint(OfLightning):
         super().__init__()
         for name, number in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
             refuse_unless(type(number) is int and number >= 0, name, number, "a whole number of at least 0")
-        is_count = type(max_to_keep) is int and max_to_keep >= 1
-        refuse_unless(is_count, "max_to_keep", max_to_keep, "a whole number of at least 1")
         self._save_dir = save_dir
         self._every = {"batch": every_n_train_steps, "epoch": every_n_epochs}
         self._on_validation = on_validation
-        self._kept = Settings(Latest(max_to_keep) | Best(1) if policy is None else policy, monitor, mode)
+        self._kept = Settings(newest_and_best(max_to_keep) if policy is None else policy, monitor, mode)
         self._logger = Curves()
         self._origin: Origin | None = None
         self._training: Training | None = None

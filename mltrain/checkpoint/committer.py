@@ -6,6 +6,7 @@ a process would need a second copy of the state (``benchmarks/stall.py`` measure
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -271,8 +272,9 @@ class Committer:
         self._rest.confirm()
         self._disk.wait(seconds)
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float = math.inf) -> bool:
         """Wait until everything saved is in the store; return whether it is. For the thread that trains."""
+        seconds = min(seconds, threading.TIMEOUT_MAX)
         self._rest.confirm()
         deadline = time.monotonic() + seconds
         done = self._disk.wait(seconds) and self._uploads.wait(max(0.0, deadline - time.monotonic()))

@@ -1,9 +1,13 @@
 """How the checkpoints of a run are kept, as the caller asks for it, checked."""
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from mltrain.checkpoint.policies import Best, Latest
+from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.retention import Mode, Policy
 from mltrain.errors import UsageError
 
@@ -37,6 +41,39 @@ class Settings:
         size = self.staging_gigabytes
         is_size = isinstance(size, int | float) and not isinstance(size, bool) and not math.isnan(size) and size > 0
         refuse_unless(is_size, "staging_gigabytes", size, "a size above 0")
+
+
+def newest_and_best(max_to_keep: int) -> Policy:
+    """Return the policy that keeps the newest checkpoints and the best one.
+
+    Raises:
+        UsageError: it is no count.
+    """
+    is_count = type(max_to_keep) is int and max_to_keep >= 1
+    refuse_unless(is_count, "max_to_keep", max_to_keep, "a whole number of at least 1")
+    return Latest(max_to_keep) | Best(1)
+
+
+def run_or_folder(
+    run: str | Path | Run | None, save_dir: str | os.PathLike[str] | None
+) -> tuple[str | Run | None, Path | None]:
+    """Return which run the checkpoints are artifacts of, if the caller says so, or which folder holds them.
+
+    Args:
+        run: the id of a run, an open run, or a folder (a ``Path``, or a text with a slash).
+        save_dir: a folder.
+
+    Raises:
+        UsageError: they are neither, or both.
+    """
+    if isinstance(run, Path) or (isinstance(run, str) and ("/" in run or os.sep in run)):
+        refuse_unless(save_dir is None, "run", str(run), "the id of a run, or save_dir= alone")
+        run, save_dir = None, run
+    is_folder = save_dir is None or (isinstance(save_dir, str | os.PathLike) and run is None)
+    refuse_unless(is_folder, "save_dir", save_dir, "a folder, and no run= beside it")
+    is_run = run is None or isinstance(run, str) or callable(getattr(run, "begin_attempt", None))
+    refuse_unless(is_run, "run", run, "the id of a run")
+    return run, Path(save_dir).absolute() if save_dir is not None else None
 
 
 def refuse_unless(valid: bool, name: str, value: Any, expected: str) -> None:
