@@ -1,0 +1,246 @@
+"""Beside its peers, from the first step to the last byte: mltrain and five other ways to train, record and save with MLflow.
+
+python -m benchmarks.peers [--rounds 2] [--peers NAME ...] [--measures training resume short] [--stores server local]
+
+Every measurement is a fresh process with one torch thread; the peers take turns, round by round, in the same stores: an MLflow
+server with one worker on this machine, and a SQLite database with artifacts on the local disk. ``training``: a transformer of 25
+million parameters (with both moments of AdamW about 303 MB of state), 32 steps of about 0.2 s, a checkpoint every 8, three
+metrics a step; then ``resume`` by the run's id in an empty folder, from the server. ``short``: 600 steps of about 1 ms, three
+metrics a step, no checkpoint, ended after 15 s. The table is printed and goes between the markers in ``docs/performance.md``
+(``--write FILE``); every measurement is appended to ``--results`` at once, and ``--from`` makes the table of such a file again.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peer_loops import LOOPS
+from benchmarks.peer_training import Training, Work
+from tests.support.database import fresh_database
+from tests.support.servers import TrackingServer
+
+BARE, OURS = "bare loop", ("mltrain", "mltrain, late_copy")
+PEERS = tuple(name for name in LOOPS if name != BARE)
+LARGE = Work(layers=8, width=512, rows=1, steps=32, every=8)
+SMALL = Work(layers=0, width=64, rows=1, steps=600, most_seconds=15.0)
+BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
+PACKAGES = ("torch", "mlflow", "lightning", "transformers", "accelerate")
+
+
+def calibrated(work: Work, seconds: float) -> Work:
+    """Return the work with as many sequences a batch as make a step last so long on this machine."""
+    training = Training.of(replace(work, rows=4))
+    batch = torch.randn(4, 48, work.width)
+
+    def step_seconds(rows: int) -> float:
+        batch = torch.randn(rows, 48, work.width)
+        found = []
+        for _ in range(6):
+            began = time.perf_counter()
+            training.step(batch)
+            found.append(time.perf_counter() - began)
+        return min(found[1:])
+
+    training.step(batch)
+    few, many = step_seconds(1), step_seconds(9)
+    each = max((many - few) / 8, 1e-6)
+    return replace(work, rows=max(1, round(1 + (seconds - few) / each)))
+
+
+class Stores:
+    """The tracking stores of one round, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "server").mkdir(parents=True)
+        (folder / "local").mkdir()
+        fresh_database(folder / "local" / "mlflow.db", folder / "local" / "artifacts")
+        self._server = TrackingServer(folder / "server")
+
+    @contextmanager
+    def open(self) -> Iterator["Stores"]:
+        self._server.start()
+        try:
+            yield self
+        finally:
+            self._server.kill()
+
+    def uri(self, store: str) -> str:
+        return self._server.uri if store == "server" else f"sqlite:///{self.folder / 'local' / 'mlflow.db'}"
+
+    def measure(self, name: str, work: Work, store: str) -> tuple[str, dict[str, Any]]:
+        """Train or resume in a process of its own, in an empty folder; return the run's id and what was measured."""
+        os.sync()  # what the one before has left to write must not slow this one
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            environment = {
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parent.parent),
+                "MLFLOW_TRACKING_URI": self.uri(store),
+                "MLTRAIN_HOME": f"{place}/home",
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "OMP_NUM_THREADS": "1",
+            }
+            artifacts = self.folder / store / "artifacts"
+            command = [sys.executable, "-m", "benchmarks.peer_loops", name, json.dumps(asdict(work)), str(artifacts)]
+            began = time.perf_counter()
+            done = subprocess.run(
+                command, check=False, cwd=place, env=environment, capture_output=True, text=True, timeout=600
+            )
+            whole = time.perf_counter() - began
+        lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("RUN ", "RESULT ")))
+        if "RESULT" not in lines:
+            raise RuntimeError(f"{name}: {done.returncode}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}")
+        return lines.get("RUN", ""), {**json.loads(lines["RESULT"]), "process": whole}
+
+    def forget(self) -> None:
+        """Remove the artifacts."""
+        for store in ("server", "local"):
+            shutil.rmtree(self.folder / store / "artifacts", ignore_errors=True)
+
+
+def measurements(given: argparse.Namespace, large: Work, small: Work) -> Iterator[dict[str, Any]]:
+    """Measure everything asked for, round by round."""
+    for number in range(given.rounds):
+        # Each round begins with another peer, so that what changes on the machine weighs on none in particular.
+        at = number % len(given.peers)
+        peers = [BARE, *given.peers[at:], *given.peers[:at]]
+        with tempfile.TemporaryDirectory(prefix="mltrain-peers-") as place, Stores(Path(place)).open() as stores:
+            for store in given.stores:
+                for name in peers:
+                    asked = {"round": number, "store": store, "peer": name}
+                    if "training" in given.measures or (store == "server" and "resume" in given.measures):
+                        run, found = stores.measure(name, large, store)
+                        yield {**asked, "measure": "training", **found}
+                        if store == "server" and "resume" in given.measures and name != BARE:
+                            _, found = stores.measure(name, replace(large, run=run), store)
+                            yield {**asked, "measure": "resume", **found}
+                        stores.forget()
+                    if "short" in given.measures and name not in OURS[1:]:
+                        yield {**asked, "measure": "short", **stores.measure(name, small, store)[1]}
+
+
+Value = Callable[[dict[str, Any], dict[str, Any]], list[float]]
+"""What a row shows of a measurement, given the bare loop's in the same round and store."""
+
+ROWS: tuple[tuple[str, str, str, Value], ...] = (
+    ("wall, × bare loop, server", "training", "server", lambda found, bare: [found["wall"] / bare["wall"]]),
+    ("wall, × bare loop, local", "training", "local", lambda found, bare: [found["wall"] / bare["wall"]]),
+    ("stall of the first checkpoint, × copy", "training", "local", lambda found, bare: found["first"]),
+    ("stall of later ones, × copy", "training", "local", lambda found, bare: found["later"]),
+    ("stall and the step after it, × copy", "training", "local", lambda found, bare: found["held"]),
+    ("last step to everything there, s, server", "training", "server", lambda found, bare: [found["end"]]),
+    ("last step to everything there, s, local", "training", "local", lambda found, bare: [found["end"]]),
+    ("the same, files flushed, s, local", "training", "local", lambda found, bare: [found["flushed"]]),
+    ("CPU, × bare loop, server", "training", "server", lambda found, bare: [found["cpu"] / bare["cpu"]]),
+    ("CPU, × bare loop, local", "training", "local", lambda found, bare: [found["cpu"] / bare["cpu"]]),
+    ("resume by id, s after imports", "resume", "server", lambda found, bare: [found["resumed"]]),
+    ("resume by id, s from the start of Python", "resume", "server", lambda found, bare: [found["process"]]),
+    ("steps of 1 ms, × bare loop, server", "short", "server", lambda found, bare: [found["rate"] / bare["rate"]]),
+    ("steps of 1 ms, × bare loop, local", "short", "local", lambda found, bare: [found["rate"] / bare["rate"]]),
+)
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Return the table of what was measured: medians, with the least and the most."""
+    peers = [name for name in PEERS if any(one["peer"] == name for one in found)]
+    bare = {(one["round"], one["store"], one["measure"]): one for one in found if one["peer"] == BARE}
+    lines = [f"| | {' | '.join(peers)} |", f"| --- |{' --- |' * len(peers)}"]
+    for title, measure, store, value in ROWS:
+        cells = []
+        for name in peers:
+            ours = [one for one in found if (one["peer"], one["measure"], one["store"]) == (name, measure, store)]
+            values = [v for one in ours for v in value(one, bare.get((one["round"], store, measure), {}))]
+            cells.append(spread(values) if values else "–")
+        if any(cell != "–" for cell in cells):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    def short(value: float) -> str:
+        return f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+    low, high = min(values), max(values)
+    return short(statistics.median(values)) + (f" ({short(low)} … {short(high)})" if len(values) > 1 else "")
+
+
+def circumstances(found: Sequence[dict[str, Any]]) -> str:
+    """Return a sentence on machine, versions, load, and the sizes of what was measured."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    loads = [one["load"] for one in found]
+    trained = [one for one in found if one["measure"] == "training"]
+    sizes = ""
+    if trained:
+        step, copy = (statistics.median(one[key] for one in trained) for key in ("step", "copy"))
+        sizes = f" State {trained[0]['state'] / 1e6:.0f} MB; a step {step:.3f} s, a copy of the state {copy:.3f} s (medians)."
+    return (
+        f"`python -m benchmarks.peers`: {max(one['round'] for one in found) + 1} rounds, medians (least … most), on "
+        f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), one torch thread, Python "
+        f"{platform.python_version()}, {versions}. Load average before each measurement {min(loads):.1f} to {max(loads):.1f}, "
+        f"its own included.{sizes}"
+    )
+
+
+def write(text: str, file: Path) -> None:
+    """Put a text between the markers of a file."""
+    before, _, rest = file.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    file.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--rounds", type=int, default=2)
+    asked.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help=", ".join(PEERS))
+    asked.add_argument("--measures", nargs="+", choices=("training", "resume", "short"))
+    asked.add_argument("--stores", nargs="+", choices=("server", "local"), default=["server", "local"])
+    asked.add_argument(
+        "--tiny", action="store_true", help="a tiny network and few steps: shows only that everything runs"
+    )
+    asked.add_argument("--results", type=Path, help="a file of JSON lines that every measurement is appended to")
+    asked.add_argument("--from", type=Path, dest="earlier", help="measure nothing; make the table of such a file")
+    asked.add_argument("--write", type=Path, help="a file with markers that the table goes between")
+    given = asked.parse_args()
+    given.measures = given.measures or ["training", "resume", "short"]
+    torch.set_num_threads(1)
+    found: list[dict[str, Any]] = []
+    if given.earlier is not None:
+        found = [json.loads(line) for line in given.earlier.read_text().splitlines()]
+    else:
+        large = replace(LARGE, layers=1, width=64, steps=8, every=2) if given.tiny else calibrated(LARGE, 0.2)
+        small = replace(SMALL, steps=20) if given.tiny else calibrated(SMALL, 0.001)
+        began, load = time.perf_counter(), os.getloadavg()[0]
+        for one in measurements(given, large, small):
+            found.append({**one, "load": load})
+            load = os.getloadavg()[0]
+            if given.results is not None:
+                with given.results.open("a") as file:
+                    file.write(json.dumps(found[-1]) + "\n")
+            shown = {k: round(v, 3) for k, v in one.items() if k in ("wall", "end", "resumed", "rate", "process")}
+            print(
+                f"{time.perf_counter() - began:6.0f} s  {one['measure']} {one['store']} {one['peer']}: {shown}",
+                flush=True,
+            )
+    text = f"{circumstances(found)}\n\n{table(found)}"
+    print(f"\n{text}")
+    if given.write is not None:
+        write(text, given.write)
+
+
+if __name__ == "__main__":
+    main()

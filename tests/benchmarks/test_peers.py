@@ -1,0 +1,102 @@
+"""The comparison with peers still runs: loops, measurements, table. Its figures are made by command."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import peer_loops, peers
+from benchmarks.peer_training import Training, Work
+from tests.support.database import fresh_database
+
+TINY = Work(layers=1, width=64, rows=1, steps=8, every=2)
+ENGINES = ("Lightning + MLFlowLogger", "Trainer of transformers", "async_save + upload thread")
+
+
+class Resumed(Exception):
+    """Ends a resume at its first step, as the end of its process does."""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "artifacts")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "artifacts"
+
+
+def measured(name: str, work: Work, store: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, object]]:
+    found = peer_loops.measured(name, work, store)
+    lines = [line.removeprefix("RUN ") for line in capsys.readouterr().out.splitlines() if line.startswith("RUN ")]
+    return (lines or [""])[0], found
+
+
+def resumed(name: str, run: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Resume in an empty folder until the first step."""
+    monkeypatch.chdir(store.parent)
+    (store.parent / "there").mkdir()
+    monkeypatch.chdir(store.parent / "there")
+    reported = []
+
+    def report(found: dict[str, float]) -> None:
+        reported.append(found)
+        raise Resumed
+
+    monkeypatch.setattr("benchmarks.peer_training.report", report)
+    made: list[Training] = []
+    of = Training.of
+    monkeypatch.setattr(Training, "of", staticmethod(lambda work: made.append(of(work)) or made[-1]))  # type: ignore[func-returns-value]
+    with pytest.raises(Resumed):
+        peer_loops.measured(name, replace(TINY, steps=12, run=run), store)
+    assert reported[0]["resumed"] > 0
+    return made[0]
+
+
+@pytest.mark.parametrize("name", ["mltrain", "torch.save + log_artifact"])
+def test_a_loop_is_measured_and_resumes_its_run(
+    name: str, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, found = measured(name, TINY, store, capsys)
+    assert len(found["first"]) == 1  # type: ignore[arg-type]
+    assert len(found["later"]) == 2  # type: ignore[arg-type]
+    assert 0 < found["end"] < found["wall"]  # type: ignore[operator]
+    training = resumed(name, run, store, monkeypatch)
+    assert {int(state["step"]) for state in training.optimizer.state.values()} == {8}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_measured_and_resumes_its_run(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    with peers.Stores(tmp_path / "stores").open() as stores:
+        run, found = stores.measure(name, TINY, "server")
+        assert len(found["later"]) == 2
+        assert stores.measure(name, replace(TINY, run=run), "server")[1]["resumed"] > 0
+
+
+def test_the_table_compares_with_the_bare_loop_of_the_same_round(tmp_path: Path) -> None:
+    usual = {"store": "local", "load": 1.0, "copy": 0.1, "step": 0.2, "state": 303e6, "measure": "training", "cpu": 1.0}
+    stalls = {"first": [2.0], "later": [1.0, 1.2], "held": [2.5], "end": 0.3, "flushed": 0.4}
+    found = [
+        {**usual, **stalls, "round": number, "peer": name, "wall": wall}
+        for number, name, wall in (
+            (0, "bare loop", 10.0),
+            (0, "mltrain", 12.0),
+            (1, "bare loop", 8.0),
+            (1, "mltrain", 12.0),
+        )
+    ]
+    rows = {
+        cells[1].strip(): cells[2].strip() for line in peers.table(found).splitlines() if (cells := line.split("|"))
+    }
+    assert rows["wall, × bare loop, local"] == "1.35 (1.20 … 1.50)"
+    assert rows["stall of later ones, × copy"] == "1.10 (1.00 … 1.20)"
+    assert "resume by id, s after imports" not in rows
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{peers.BEGIN}\nold\n{peers.END}\nafter\n")
+    peers.write("new", page)
+    assert page.read_text() == f"before\n{peers.BEGIN}\nnew\n{peers.END}\nafter\n"
+    assert sys.modules["benchmarks.peers"].BEGIN in Path("docs/performance.md").read_text()
