@@ -39,6 +39,7 @@ class Config(BaseModel):
     num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
     deterministic: bool = Field(True, description="Deterministic algorithms; what has none warns.")
     amp: Literal["off", "bf16", "fp16"] = Field("off", description="Automatic mixed precision.")
+    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="What several processes hold: replicas, or shards.")
 
     save_interval: int = Field(1, ge=0, description="A checkpoint every N epochs; 0: none by epochs.")
     save_every_steps: int = Field(0, ge=0, description="A checkpoint every N steps as well; 0: none by steps.")
@@ -95,7 +96,7 @@ class Config(BaseModel):
     """Named overlays of a project without a configuration file."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset(
-        {"device", "num_threads", "epochs", "experiment", "run_name", "save_interval", "save_every_steps"}
+        {"device", "num_threads", "strategy", "epochs", "experiment", "run_name", "save_interval", "save_every_steps"}
         | {"save_every_minutes", "checkpoint_mode", "max_to_keep", "retention", "on_usr1", "staging_gigabytes"}
         | {"nonfinite_limit", "export", "logged_models"}
         | {"early_stopping_patience", "early_stopping_metric", "early_stopping_mode", "early_stopping_min_delta"}
@@ -260,6 +261,7 @@ class Config(BaseModel):
 
 _SWITCHES: Mapping[str, Any] = {
     "amp": "off",
+    "strategy": "ddp",
     "save_every_steps": 0,
     "save_every_minutes": 0.0,
     "logged_models": "none",

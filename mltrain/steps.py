@@ -1,6 +1,6 @@
 """A ready-made training step: forward, backward, clipping, accumulation, mixed precision, schedule."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mltrain.device import moved
 from mltrain.errors import UsageError
+from mltrain.gradient_norm import clip, gradients_of, norm_of
 from mltrain.metrics import Metrics, floats
 from mltrain.state import Stateful
 
@@ -211,19 +212,19 @@ class Supervised:
         """Clip the gradient, if so configured, and return the norm that it had; of all that the optimizer would update."""
         held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         if self.clip is None:
-            return _norm(held)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).detach()
+            return norm_of(held)
+        norm = clip(self.model.parameters(), self.clip)
         own = {id(parameter) for parameter in self.model.parameters()}
         rest = [parameter for parameter in held if id(parameter) not in own]
         # What is not clipped is not part of the norm, but has to be finite as well.
-        return norm + 0 * _norm(rest).to(norm.device) if rest else norm
+        return norm + 0 * norm_of(rest).to(norm.device) if rest else norm
 
     def _fits(self, norm: Tensor) -> bool:
         """Whether only the norm is too large for its dtype, and each number of an unclipped gradient is finite."""
         if self.clip is not None or torch.isnan(norm):
             return False
         held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        return all(bool(torch.isfinite(gradient).all()) for gradient in _gradients(held))
+        return all(bool(torch.isfinite(gradient).all()) for gradient in gradients_of(held))
 
     @property
     def _looks_for_scale(self) -> bool:
@@ -244,15 +245,6 @@ class Supervised:
     def learning_rate(self) -> float:
         """Of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
-
-
-def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    gradients = (parameter.grad.detach() for parameter in parameters if parameter.grad is not None)
-    return [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
-
-
-def _norm(parameters: Iterable[Tensor]) -> Tensor:
-    return nn.utils.get_total_norm(_gradients(parameters))
 
 
 class _Metrics:

@@ -45,6 +45,10 @@ class Task:
             in, one tensor out, without branches on values of tensors (``torch.export`` traces it); and an example of its
             input with two items or more. The first dimension is that of the batch, the others are fixed. Called when the
             best weights are loaded.
+        shard: where several processes train with ``strategy=fsdp``, shards the models in place, on all processes at once and
+            after ``build()``: with ``fully_shard`` of torch, and tensor parallel before it. Returns the ``DeviceMesh`` over
+            which batches are divided; ``None`` means over all processes. If ``None``, every model with its parameters is
+            sharded over all processes, and each block of a ``ModuleList`` in it by itself.
         summary: lines on what is trained on what, which are shown before the training begins.
     """
 
@@ -59,9 +63,10 @@ class Task:
     summary: Sequence[str] = ()
     evaluate_on: Literal["rank 0", "all ranks"] = "rank 0"
     predictor: Callable[[], tuple[nn.Module, torch.Tensor]] | None = None
+    shard: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("step", "evaluate", "images", "report", "preview", "predictor"):
+        for name in ("step", "evaluate", "images", "report", "preview", "predictor", "shard"):
             part = getattr(self, name)
             if not callable(part) and (name == "step" or part is not None):
                 raise UsageError(f"{name}={part!r:.80} of the task cannot be called. Expected a function.")

@@ -29,6 +29,7 @@ FLOORS = (
         "stopping",
         "schedules",
         "steps",
+        "gradient_norm",
         "stream",
         "metrics",
         "batches",
@@ -165,7 +166,8 @@ def test_one_package_imports_torch_distributed_and_only_several_processes_import
         for name in imported(file)
         if name.startswith("torch.distributed")
     }
-    assert importing == {"mltrain/distributed/world.py"}
+    assert importing
+    assert all(file.startswith("mltrain/distributed/") for file in importing)
     users = {
         name_of(file)
         for file in files("mltrain")

@@ -114,6 +114,7 @@ CONFIG_KEYS = [
     "on_usr1",
     *("retention", "run_name", "save_every_minutes", "save_every_steps", "save_interval", "seed"),
     "staging_gigabytes",
+    "strategy",
 ]
 
 

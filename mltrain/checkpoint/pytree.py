@@ -48,19 +48,25 @@ class Flat:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-def flatten(state: Mapping[str, Any], weights: str | None = None) -> Flat:
+def is_sharded(tensor: Any) -> bool:
+    """Whether each of several processes holds a piece of a tensor: whether it is a DTensor."""
+    return isinstance(tensor, Tensor) and is_traceable_wrapper_subclass(tensor) and hasattr(tensor, "placements")
+
+
+def flatten(state: Mapping[str, Any], weights: str | None = None, *, sharded: bool = False) -> Flat:
     """Flatten a state. The tensors are the live ones, not copies, except where only a copy can be stored.
 
     Args:
         state: names to states.
         weights: the name of a part whose tensors keep names and shapes of their own even where they are pieces of one
             storage (as cuDNN lays out an LSTM), so that others can read them.
+        sharded: whether the caller takes tensors that are sharded, which are among the tensors as they are then.
 
     Raises:
         UnsupportedValue: something is neither a tensor nor a plain value; the message names the path to it.
     """
     others = {name: part for name, part in state.items() if name != weights}
-    writer = _Writer(_shared_storages(others))
+    writer = _Writer(_shared_storages(others), sharded)
     # The weights come first, so that what shares a tensor with them refers to them and not the other way round.
     first = {weights: writer.weights(state[weights], weights)} if weights is not None else {}
     rest = writer.encoded(others, "")
@@ -87,9 +93,10 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor], device: torch.device | N
 
 
 class _Writer:
-    def __init__(self, shared: set[int]) -> None:
+    def __init__(self, shared: set[int], sharded: bool) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._shared = shared
+        self._takes_sharded = sharded
         self._in_weights = False
         self._reserved: str | None = None
         self._storages: dict[int, str] = {}
@@ -185,6 +192,8 @@ class _Writer:
 
     def _tensor(self, value: Tensor, path: str, depth: int) -> Any:
         value = value.detach()
+        if self._takes_sharded and is_sharded(value):
+            return self._sharded(value, path)
         for wrong, what in (
             (value.is_quantized, "quantized"),
             (value.is_nested, "nested"),
@@ -241,6 +250,21 @@ class _Writer:
         if not value.is_contiguous() and is_dense(value):
             reference["stride"] = list(value.stride())
         return reference
+
+    def _sharded(self, value: Any, path: str) -> Any:
+        if value.dtype not in STORED_AS_THEY_ARE:
+            raise UnsupportedValue(
+                f"{path} is a sharded tensor of {value.dtype}; only dtypes of safetensors are stored."
+            )
+        own = value.to_local()
+        place = (own.untyped_storage().data_ptr(), own.storage_offset()) if own.untyped_storage().nbytes() else id(own)
+        identity = (value.device, place, value.dtype, tuple(value.shape), value.stride())
+        name = self._seen.get(identity)
+        if name is None:
+            name = self._seen[identity] = self._name(path)
+            self.tensors[name] = value
+            self._held.append(own)
+        return {"$": "tensor", "name": name}
 
     def _view(self, value: Tensor, storage: torch.UntypedStorage, path: str) -> Any:
         name = self._storages.get(storage.data_ptr())

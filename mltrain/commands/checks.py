@@ -93,3 +93,8 @@ def refuse_for_several(config: Config) -> None:
             f"device={config.device} would be the same for all processes of this machine. Expected cuda, of which each "
             "takes its own. Try: device=cuda"
         )
+    if config.strategy == "fsdp" and config.logged_models != "none":
+        raise ConfigError(
+            f"logged_models={config.logged_models} needs the whole model in one process, and strategy=fsdp shards it. Expected "
+            "logged_models=none. Try: strategy=ddp"
+        )

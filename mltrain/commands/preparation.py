@@ -22,7 +22,6 @@ from mltrain.task import Task, check_predictor, check_schedule
 from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.tags import WRITTEN_TAG
 from mltrain.trainer.loop import Trainer
-from mltrain.trainer.ranks import parts_of_rank
 
 log = logging.getLogger(__name__)
 
@@ -94,24 +93,29 @@ class Preparation:
         if continued and origin.params is not None:
             config = self._resolved.config_over(origin.params)
             refuse_unusable(config, self._server)
+        if origin.foreign is not None and config.strategy == "fsdp" and self._ranks.size > 1:
+            raise UsageError(
+                f"{origin.file} is not of mltrain, and strategy=fsdp takes no weights from such a file. Expected a checkpoint. "
+                "Try: mltrain import, or strategy=ddp"
+            )
         self._stop.on_usr1 = config.on_usr1
         changed = config.changes_from(origin.params) if origin.params is not None else {}
         written = self._written()
         task, data = self._built(config, written)
         origin.check(code, data, config.data_places(), units_of(written), allow_change=self._request.allow_change)
-        task, stop = self._ranks.together(task, config, self._stop)
+        task, stop = self._ranks.together(self.project, task, config, self._stop)
         trainer = Trainer(task, config, stop=stop, data=data)  # records and saves nothing before the run is open
         prepared = Prepared(config, origin, trainer, code, data, changed, {})
         if origin.foreign is not None:
             self._fit(origin, trainer)
         elif origin.parts is not None:
             imported = origin.manifest is not None and origin.manifest.kind == "imported"
-            parts = parts_of_rank(origin.parts, 0, self._ranks.size)
-            trainer.restore(parts, imported=imported, changed=prepared.changes_that_matter)
+            changed_values = prepared.changes_that_matter
+            self._ranks.restore(trainer, origin.parts, imported=imported, changed=changed_values)
         else:
             seed_everything(config.seed)
         prepared = replace(prepared, random_numbers=Rng().state_dict())
-        self._ranks.prepare(self.project, config, trainer, origin.parts)
+        self._ranks.prepare(trainer, origin.parts)
         return prepared
 
     def _fit(self, origin: Origin, trainer: Trainer) -> None:

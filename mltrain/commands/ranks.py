@@ -6,8 +6,7 @@ takes the place of all this, and torch.distributed is not used.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,9 +14,7 @@ from mltrain import device as devices
 from mltrain.commands.checks import refuse_for_several
 from mltrain.commands.result import Outcome
 from mltrain.config import Config
-from mltrain.data import Divisible
 from mltrain.errors import PeerLost, UsageError
-from mltrain.metrics import floats
 from mltrain.project import Project, find
 from mltrain.rng import Rng, seed_everything
 from mltrain.signals import StopRequest
@@ -67,12 +64,20 @@ class Alone:
     ) -> None:
         return
 
-    def together(self, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
-        """Return a task and a request to stop as all processes share them."""
+    def together(self, project: Project, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
+        """Return a task and a request to stop as all processes share them, once all have built the task."""
         return task, stop
 
-    def prepare(self, project: Project, config: Config, trainer: Trainer, parts: Mapping[str, Any] | None) -> None:
-        """Let the other processes prepare the same training, and return when all of them have."""
+    def restore(self, trainer: Trainer, parts: Mapping[str, Any], **how: Any) -> None:
+        """Restore a checkpoint on all processes; see :meth:`mltrain.Trainer.restore`."""
+        trainer.restore(parts_of_rank(parts, 0, self.size), **how)
+
+    def prepare(self, trainer: Trainer, parts: Mapping[str, Any] | None) -> None:
+        """Let the other processes take over rank 0's state, and return when all of them have."""
+
+    def show(self, trainer: Trainer) -> None:
+        """Make the pictures of the epoch that has just ended."""
+        trainer.show()
 
     def begin(self) -> None:
         """Let the other processes begin to train."""
@@ -102,28 +107,61 @@ class Leader(Alone):
     ) -> None:
         self._world.__exit__(kind, error, trace)
 
-    def together(self, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
-        """Return a task and a request to stop as all processes share them.
+    def together(self, project: Project, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
+        """Return a task and a request to stop as all processes share them, once all have built the task.
 
         Raises:
             UsageError: the loader, the step or the configuration does not work with several processes.
+            PeerLost: another process cannot build the task.
         """
         refuse_for_several(config)
-        return _together(self._world, task, stop)
+        from mltrain.distributed.task import check_loader, joined
 
-    def prepare(self, project: Project, config: Config, trainer: Trainer, parts: Mapping[str, Any] | None) -> None:
-        """Let the other processes prepare the same training, and return when all of them have.
+        check_loader(task)
+        self._world.share(("build", project.name, config.model_dump()))
+        return joined(self._world, task, config, stop)
+
+    def restore(self, trainer: Trainer, parts: Mapping[str, Any], **how: Any) -> None:
+        """Restore a checkpoint on all processes; see :meth:`mltrain.Trainer.restore`.
 
         Raises:
             PeerLost: one of them cannot.
         """
+        if not _shards(trainer.config):
+            super().restore(trainer, parts, **how)
+            return
+        from mltrain.distributed.task import restore
+
+        self._world.share(("restore", how))
+        self._world.share_state(parts)
+        restore(self._world, trainer, parts, how)
+
+    def prepare(self, trainer: Trainer, parts: Mapping[str, Any] | None) -> None:
+        """Let the other processes take over rank 0's state, and return when all of them have.
+
+        Raises:
+            PeerLost: one of them cannot.
+        """
+        if parts is not None and _shards(trainer.config):
+            return  # all of them have restored it
         progress = parts.get("progress", {}) if parts is not None else {}
         world, ranks = progress.get("world", 1), progress.get("ranks", [])
         if parts is None:
-            world, ranks = self.size, [{RNG: fresh_rng(config.seed, 0, rank)} for rank in range(1, self.size)]
-        self._world.share(("prepare", project.name, config.model_dump()))
-        self._world.share_state({"state": trainer.training.state_dict(), "world": world, "ranks": ranks})
+            world, ranks = self.size, [{RNG: fresh_rng(trainer.config.seed, 0, rank)} for rank in range(1, self.size)]
+        state = trainer.training.state_dict()
+        if _shards(trainer.config):
+            from mltrain.distributed.pieces import has_sharded
+
+            state = {name: part for name, part in state.items() if not has_sharded(part)}
+        self._world.share(("state",))
+        self._world.share_state({"state": state, "world": world, "ranks": ranks})
         self._world.agree(None)
+
+    def show(self, trainer: Trainer) -> None:
+        """Make the pictures of the epoch that has just ended; with a sharded model on all processes."""
+        if _shards(trainer.config):
+            self._world.share(("show",))
+        trainer.show()
 
     def begin(self) -> None:
         """Let the other processes begin to train."""
@@ -168,45 +206,64 @@ class Follower(Alone):
             PeerLost: another rank than 0 has ended; rank 0 prints its own error.
         """
         logging.getLogger("mltrain").setLevel(logging.ERROR)  # rank 0 logs the same warnings
-        trainer, rng = None, Rng()
+        from mltrain.distributed.task import restore
+
+        trainer: Any = None
+        rng = Rng()
+        begins: Mapping[str, Any] = {}
         try:
             while True:
                 kind, *said = self._world.share()
-                if kind == "prepare":
-                    recorded, settings = said
-                    trainer = self._prepared(project, recorded, settings, stop)
-                    begins = rng.state_dict()
+                if kind == "build":
+                    trainer = self._built(project, said[0], said[1], stop)
+                elif kind == "state":
+                    self._take_over(trainer)
+                elif kind == "restore":
+                    restore(self._world, trainer, self._world.share_state(), said[0])
+                elif kind == "show":
+                    trainer.show()
                 elif kind == "begin":
-                    assert trainer is not None
                     self._train(trainer, begins, stop)
                 else:
                     outcome: Outcome = said[0]
                     return outcome
+                begins = rng.state_dict() if kind in ("state", "restore") else begins
         except PeerLost as lost:
             if lost.rank != 0:
                 raise
             return Outcome("", lost.exit_code, str(lost), None, None, {})
 
-    def _prepared(
+    def _built(
         self, named: Project | str | None, recorded: str, settings: Mapping[str, Any], stop: StopRequest
     ) -> Trainer:
-        shared = self._world.share_state()
+        from mltrain.distributed.task import check_loader, joined
+
         try:
             project = named if isinstance(named, Project) else find(named or recorded, recorded=named is None)
             config = project.config.model_validate(settings)
             stop.on_usr1 = config.on_usr1
             devices.set_up(config.num_threads, config.deterministic, config.device)
             seed_everything(config.seed)
-            task, agreed = _together(self._world, project.build(config), stop)
-            trainer = Trainer(task, config, stop=agreed)
-            state = shared["state"]
+            task = project.build(config)
+            check_loader(task)
+            task, agreed = joined(self._world, task, config, stop)
+            return Trainer(task, config, stop=agreed)
+        except PeerLost:
+            raise
+        except Exception as error:
+            self._world.agree(error)
+            raise
+
+    def _take_over(self, trainer: Trainer) -> None:
+        shared = self._world.share_state()
+        try:
+            state = {**trainer.training.state_dict(), **shared["state"]}
             progress = {**state["progress"], "world": shared["world"], "ranks": shared["ranks"]}
             trainer.restore(parts_of_rank({**state, "progress": progress}, self._world.rank, self.size))
         except Exception as error:
             self._world.agree(error)
             raise
         self._world.agree(None)
-        return trainer
 
     def _train(self, trainer: Trainer, begins: Mapping[str, Any], stop: StopRequest) -> None:
         from mltrain.distributed.replicas import TogetherSaver
@@ -233,56 +290,5 @@ def joined(environment: Mapping[str, str]) -> Alone:
     return Leader(world) if world.rank == 0 else Follower(world)
 
 
-def _together(world: "World", task: Task, stop: Stop) -> tuple[Task, Stop]:
-    from mltrain.distributed.gradients import Gradients
-    from mltrain.distributed.step import AgreedStop, together
-
-    loader = task.loader
-    if not isinstance(loader, Divisible):
-        raise UsageError(
-            f"A {type(loader).__name__} gives every process all batches. Expected a loader that gives each its part. Try: "
-            "mltrain.ResumableLoader, a loader with a method divide(rank, ranks) and an attribute weight, or one process."
-        )
-    loader.divide(world.rank, world.size)
-    gradients = Gradients(world, task.parts().values())
-    agreed = AgreedStop(stop)
-    evaluate = _evaluated(world, task.evaluate, task.evaluate_on) if task.evaluate is not None else None
-    images, preview = (
-        _by_one(world, make) if make is not None and world.rank == 0 else None for make in (task.images, task.preview)
-    )
-    step = together(task.step, world, loader, gradients, agreed)
-    return replace(task, step=step, evaluate=evaluate, images=images, preview=preview), agreed
-
-
-def _by_one(world: "World", function: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
-    def called() -> Mapping[str, Any]:
-        with world.hidden():
-            return function()
-
-    return called
-
-
-def _evaluated(
-    world: "World", evaluate: Callable[[], Mapping[str, float]], where: str
-) -> Callable[[], Mapping[str, float]]:
-    from mltrain.distributed.step import mean
-
-    alone = where == "rank 0"
-    called = _by_one(world, evaluate) if alone else evaluate
-
-    def evaluated() -> Mapping[str, float]:
-        values, failure = None, None
-        if world.rank == 0 or not alone:
-            try:
-                values = floats(called(), "evaluate()")
-            except Exception as error:  # noqa: BLE001 - it is raised on every rank
-                failure = error
-        heard = world.gather((values, None if failure is None else f"{type(failure).__name__}: {failure}"))
-        if failure is not None:
-            raise failure
-        for rank, (_, why) in enumerate(heard):
-            if why is not None:
-                raise PeerLost(f"The evaluation on rank {rank} failed: {why}")
-        return mean([(1.0, measured) for measured, _ in heard if measured is not None])
-
-    return evaluated
+def _shards(config: Config) -> bool:
+    return config.strategy == "fsdp"

@@ -308,7 +308,7 @@ class _Session:
         matters = prepared.changes_that_matter if origin.own is not None else {}
         if not rolled_back and not matters:
             run.continue_exactly_after(step)
-            prepared.trainer.show()
+            self._ranks.show(prepared.trainer)
             return
         log.warning(
             "From step %d on new values are recorded beside those that the run may have there already (%s): MLflow deletes "

@@ -37,7 +37,6 @@ RESERVED = frozenset(
 
 _REMEDIES = {
     "processes": " Several processes are started by: torchrun --nproc-per-node N -m mltrain train PROJECT.",
-    "strategy": " Several processes train replicas of the model (DDP); sharding (FSDP) is not available. Try: without strategy=.",
 }
 """Advice about keys that no configuration has and that people try."""
 

@@ -8,10 +8,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from mltrain.checkpoint.pytree import is_sharded
 from mltrain.distributed.world import World
 from mltrain.errors import UsageError
 
 _PASS, _END = 1, 2
+
+
+class Replicas:
+    """What processes share that hold the whole model each: every one trains its own part of each batch.
+
+    Attributes:
+        rank, ranks: which part of each batch this process trains, of how many.
+        share: how much a process's gradient counts beside its part of the batch.
+    """
+
+    share = 1.0
+
+    def __init__(self, world: World) -> None:
+        self.rank, self.ranks = world.rank, world.size
+
+    def weigh(self, weight: float) -> None:
+        """Let the next gradients of this process count so much."""
 
 
 class Gradients:
@@ -23,24 +41,23 @@ class Gradients:
 
     Args:
         world: the ranks.
-        parts: modules and optimizers; their parameters are those that are averaged.
-
-    Attributes:
-        weight: of this rank's part in the batch, 0 to 1; those of all ranks sum to 1.
+        parts: modules and optimizers; their parameters are those that are averaged, but sharded ones: FSDP2 does that.
+        layout: how the ranks share models and batches. If ``None``, as replicas.
 
     Raises:
         UsageError: a module is lazy, or is wrapped in DistributedDataParallel already.
     """
 
-    def __init__(self, world: World, parts: Iterable[Any]) -> None:
-        self.weight = 1.0 / world.size
+    def __init__(self, world: World, parts: Iterable[Any], layout: Replicas | None = None) -> None:
+        self._layout = layout if layout is not None else Replicas(world)
+        self._weight = 1.0 / world.size
         self._world = world
         self._modules = [part for part in parts if isinstance(part, nn.Module)]
         held = [parameter for module in self._modules for parameter in module.parameters()]
         for part in parts:
             for group in getattr(part, "param_groups", ()) if isinstance(part, torch.optim.Optimizer) else ():
                 held += group["params"]
-        self._parameters: list[Tensor] = list({id(one): one for one in held}.values())
+        self._parameters: list[Tensor] = list({id(one): one for one in held if not is_sharded(one)}.values())
         for module in self._modules:
             if any(isinstance(one, nn.parallel.DistributedDataParallel) for one in module.modules()):
                 raise UsageError(
@@ -54,6 +71,11 @@ class Gradients:
             )
         self._hooked: set[int] = set()
         self._got: set[int] = set()
+
+    def weigh(self, weight: float) -> None:
+        """Take the weight of this rank's part in the next batch, 0 to 1; those of all parts of the batch sum to 1."""
+        self._weight = weight * self._layout.share
+        self._layout.weigh(weight)
 
     def expect(self) -> None:
         """Be called back for every parameter that is trained from now on."""
@@ -72,7 +94,7 @@ class Gradients:
 
     def share_buffers(self) -> None:
         """Take over rank 0's buffers, as DistributedDataParallel does: statistics of batch norm, for example."""
-        buffers = [one for module in self._modules for one in module.buffers()]
+        buffers = [one for module in self._modules for one in module.buffers() if not is_sharded(one)]
         for alike in _by_kind(buffers):
             joined = _joined(alike)
             self._world.broadcast(joined)
@@ -113,7 +135,7 @@ class Gradients:
                 )
         for alike in _by_kind([parameter.grad for parameter in trained if parameter.grad is not None]):
             joined = _joined(alike)
-            joined *= self.weight
+            joined *= self._weight
             self._world.sum(joined)
             _divide(joined, alike)
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mltrain.checkpoint.pytree import as_bytes, flatten
+from mltrain.checkpoint.pytree import as_bytes, flatten, is_sharded
+from mltrain.distributed.pieces import gathered, has_sharded
 from mltrain.distributed.world import World, cpu_state, put_together
 from mltrain.errors import StateMismatch, shortened
 from mltrain.trainer.ports import Saver
@@ -23,8 +24,12 @@ _WORDS = 2**22
 def digest(tensor: Tensor) -> str:
     """Return a digest of a tensor's bytes: SHA-256 on the CPU; on another device sums, of which 16 bytes leave it.
 
+    Of a sharded tensor, of which each rank has another piece, how it is sharded.
+
     Those are the sum of all 32-bit words, and their sum weighted with their positions (Fletcher 1982), modulo 2**64.
     """
+    if is_sharded(tensor):
+        return f"sharded {tensor.placements} {tensor.device_mesh.shape}"  # type: ignore[attr-defined]
     content = as_bytes(tensor.detach())
     if content.device.type == "cpu":
         return hashlib.sha256(content.numpy().data).hexdigest()
@@ -46,7 +51,7 @@ def sums(content: Tensor) -> str:
 
 def digests(state: Mapping[str, Any]) -> dict[str, str]:
     """Return a digest of every tensor of a state by its name, and under an empty name one of all plain values."""
-    flat = flatten(state)
+    flat = flatten(state, sharded=True)
     found = {name: f"{one.dtype} {tuple(one.shape)} {digest(one)}" for name, one in flat.tensors.items()}
     return {**found, "": hashlib.sha256(json.dumps(flat.tree, sort_keys=True).encode()).hexdigest()}
 
@@ -114,6 +119,7 @@ class TogetherSaver:
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
         """Compare the state with that of the other ranks, and keep it with what is each rank's own."""
         own = own_parts(self._world, state, self._trained)
+        state = {name: gathered(part) if has_sharded(part) else part for name, part in state.items()}
         if self._saver is not None:
             self._saver.save(with_own_parts(state, own), **facts)
 

@@ -61,7 +61,8 @@ class _Together:
         self._stop = stop
 
     def __call__(self, batch: Any) -> Metrics:
-        weight = self._gradients.weight = self._loader.weight
+        weight = self._loader.weight
+        self._gradients.weigh(weight)
         self._gradients.expect()
         kept = self._accumulators() if weight == 0 else []  # the item is there so that this rank has something to do
         values = floats(self.inner(batch), "The step")

@@ -142,12 +142,15 @@ class World:
         """Return when no rank refuses; else raise on all ranks, each its own error or that of the first that refuses.
 
         Raises:
-            PeerLost: another rank refuses.
+            PeerLost: another rank refuses, or rank 0, which reports what all of them refuse.
         """
-        said = None if refusal is None else f"{type(refusal).__name__}: {refusal}"
+        code = refusal.exit_code if isinstance(refusal, MltrainError) else 1
+        said = None if refusal is None else (f"{type(refusal).__name__}: {refusal}", code)
         for rank, other in enumerate(self.gather(said)):
-            if other is not None and refusal is None:
-                raise PeerLost(f"Rank {rank} refuses: {other}")
+            if other is not None and (refusal is None or rank == 0 < self.rank):
+                lost = PeerLost(f"Rank {rank} refuses: {other[0]}")
+                lost.rank, lost.exit_code = (rank, other[1]) if rank == 0 else (lost.rank, lost.exit_code)
+                raise lost
         if refusal is not None:
             raise refusal
 

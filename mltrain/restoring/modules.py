@@ -57,7 +57,7 @@ def fitted(weights: Mapping[str, Any], module: nn.Module, name: str = "model") -
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise StateMismatch(f"the module {name!r}: it holds a {type(weights).__name__} and no tensors by name")
     own = module.state_dict()
-    given = _spelled(weights, module, own)
+    given = spelled(weights, module, own)
     if given.keys() == own.keys() and all(_alike(given[key], own[key]) for key in own):
         return given
     before = UndoModule(module)
@@ -76,12 +76,12 @@ def _alike(given: Any, own: Any) -> bool:
     return isinstance(given, Tensor) and not (is_lazy(own) or is_lazy(given)) and given.shape == own.shape
 
 
-def _spelled(weights: Mapping[str, Any], module: nn.Module, own: Iterable[str]) -> dict[str, Any]:
+def spelled(weights: Mapping[str, Any], module: nn.Module, own: Iterable[str]) -> dict[str, Any]:
     """Return weights under the names of a module; unknown names come below the deepest module that is known."""
     theirs, ours = _wrapped(weights), _wrapped(own)
     names = {bare_name(key, ours): key for key in own}
     paths = {bare_name(f"{path}.", ours).removesuffix("."): path for path, _ in module.named_modules() if path}
-    spelled = {}
+    found = {}
     for key, value in weights.items():
         bare = bare_name(key, theirs)
         steps = bare.split(".")
@@ -90,8 +90,8 @@ def _spelled(weights: Mapping[str, Any], module: nn.Module, own: Iterable[str]) 
             if path is not None:
                 names[bare] = ".".join([path, *steps[cut:]])
                 break
-        spelled[names.get(bare, bare)] = value
-    return spelled if len(spelled) == len(weights) else dict(weights)
+        found[names.get(bare, bare)] = value
+    return found if len(found) == len(weights) else dict(weights)
 
 
 _SHAPES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)")

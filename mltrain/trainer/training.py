@@ -96,7 +96,7 @@ class Training:
         for name, part in self._parts.items():
             if not isinstance(part, torch.nn.Module):
                 with suppress(ValueError):  # of a lazy module, which has no tensors yet
-                    flatten({name: part.state_dict()})
+                    flatten({name: part.state_dict()}, sharded=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all parts, and with it what they were built with."""

@@ -23,7 +23,7 @@ def gradients(world: World) -> None:
     inputs = torch.randn(5, 3)
     averaged = Gradients(world, [net, alone, never, norm, torch.optim.SGD(net.parameters())])
     part = inputs[:2] if world.rank == 0 else inputs[2:]
-    averaged.weight = len(part) / len(inputs)
+    averaged.weigh(len(part) / len(inputs))
     averaged.expect()
     averaged.expect()
     for half in (1.0, 2.0):

@@ -148,7 +148,7 @@ def test_a_model_that_differs_between_ranks_is_not_saved(place: Workplace) -> No
         (("save_every_minutes=5",), "Try: save_every_steps=N"),
         (("batch_size=1",), "batch_size=1 is shared by 2 processes"),
         (("lr=none-such",), "lr"),
-        (("strategy=fsdp",), "sharding (FSDP) is not available"),
+        (("strategy=fsdp", "logged_models=best"), "logged_models=best needs the whole model"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused_on_all_before_there_is_a_run(

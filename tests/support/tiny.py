@@ -134,9 +134,9 @@ def build(config: Config) -> mltrain.Task:
         }
 
     def images() -> dict[str, Any]:
-        return {
-            "val/weights": Image.fromarray((net[0].weight.detach().sigmoid() * 255).byte().numpy()).resize((60, 160))
-        }
+        weights: Any = net[0].weight.detach()
+        whole = weights.full_tensor() if hasattr(weights, "full_tensor") else weights
+        return {"val/weights": Image.fromarray((whole.sigmoid() * 255).byte().numpy()).resize((60, 160))}
 
     return mltrain.Task(
         Faulty(step, config),

@@ -1,0 +1,134 @@
+"""Pieces of sharded tensors: where a rank's piece lies in the whole, and which tensors of a checkpoint are cut into pieces."""
+
+import collections
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from mltrain.checkpoint.pytree import is_sharded
+from mltrain.errors import UsageError
+from mltrain.restoring.modules import names_of_parameters, spelled
+from mltrain.restoring.optimizers import is_optimizer
+
+
+def box(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return where this process's piece of a sharded tensor begins, and its shape.
+
+    Raises:
+        UsageError: the piece is not one box of the whole.
+    """
+    shape, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    if tuple(shape) != tuple(tensor.to_local().shape) or any(one.is_partial() for one in tensor.placements):
+        raise UsageError(
+            f"A tensor of shape {tuple(tensor.shape)} is sharded as {tensor.placements}, so a process's piece is no box of it. "
+            "Expected Shard and Replicate placements, as fully_shard and parallelize_module make them."
+        )
+    return tuple(offsets), tuple(shape)
+
+
+def cut(whole: Tensor, like: DTensor) -> DTensor:
+    """Return this process's piece of a whole tensor, sharded like another."""
+    offsets, shape = box(like)
+    piece = whole[tuple(slice(begin, begin + size) for begin, size in zip(offsets, shape, strict=True))]
+    return sharded_like(piece.to(like.device, copy=True).contiguous(), like)
+
+
+def sharded_like(piece: Tensor, like: DTensor) -> DTensor:
+    """Return a sharded tensor of which this process holds a piece."""
+    return DTensor.from_local(
+        piece, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def placed(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a checkpoint with this process's pieces in place of whole tensors that are sharded now.
+
+    Args:
+        parts: name to state, with whole tensors.
+        trained: name to part, as it is trained now.
+    """
+    wanted = dict(targets(parts, trained))
+
+    def put(tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return cut(tree, wanted[id(tree)]) if id(tree) in wanted else tree
+        return _mapped(tree, put)
+
+    return {name: put(part) if name in trained else part for name, part in parts.items()}
+
+
+def targets(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterator[tuple[int, DTensor]]:
+    """Yield the identity of each tensor of a checkpoint that is sharded now, and a tensor that is sharded as it will be."""
+    names = names_of_parameters(trained)
+    live = {name: one for part in trained.values() for one, name in _parameters(part, names)}
+    for name, part in trained.items():
+        if name not in parts:
+            continue
+        if is_optimizer(part):
+            yield from _of_optimizer(parts[name], part, live)
+        elif isinstance(part, nn.Module):
+            own = part.state_dict()
+            given = spelled(parts[name], part, own) if isinstance(parts[name], Mapping) else {}
+            yield from _alike(given, own)
+        else:
+            yield from _alike(parts[name], part.state_dict())
+
+
+def _parameters(part: Any, names: Mapping[int, str]) -> Iterator[tuple[Tensor, str]]:
+    held = list(part.parameters()) if isinstance(part, nn.Module) else []
+    held += [one for group in part.param_groups for one in group["params"]] if is_optimizer(part) else []
+    yield from ((one, names[id(one)]) for one in held if id(one) in names)
+
+
+def _of_optimizer(state: Any, optimizer: Any, live: Mapping[str, Tensor]) -> Iterator[tuple[int, DTensor]]:
+    if not isinstance(state, Mapping) or not {"state", "param_groups"} <= state.keys():
+        return
+    own = [one for group in optimizer.param_groups for one in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    recorded = [name for group in state.get("parameters", ()) for name, _ in group] or [None] * len(numbers)
+    for place, (number, name) in enumerate(zip(numbers, recorded, strict=False)):
+        parameter = live.get(name) if name is not None else None
+        parameter = own[place] if parameter is None and place < len(own) else parameter
+        if is_sharded(parameter):
+            found = state["state"].get(number, {})
+            yield from ((id(one), parameter) for one in found.values() if _fits(one, parameter))  # type: ignore[misc]
+
+
+def _alike(given: Any, own: Any) -> Iterator[tuple[int, DTensor]]:
+    """Yield the tensors of a nesting that stand where another one has sharded ones."""
+    if is_sharded(own):
+        if _fits(given, own):
+            yield id(given), own
+    elif isinstance(own, Mapping) and isinstance(given, Mapping):
+        for key, one in own.items():
+            yield from _alike(given.get(key), one)
+    elif isinstance(own, (list, tuple)) and isinstance(given, (list, tuple)):
+        for one, two in zip(given, own, strict=False):
+            yield from _alike(one, two)
+
+
+def _fits(tensor: Any, like: Any) -> bool:
+    return isinstance(tensor, Tensor) and not is_sharded(tensor) and tensor.dim() > 0 and tensor.shape == like.shape
+
+
+def gathered(tree: Any) -> Any:
+    """Return a nesting with whole tensors, on the CPU, in place of sharded ones; for all processes at once."""
+    if is_sharded(tree):
+        return tree.full_tensor().cpu()
+    return _mapped(tree, gathered)
+
+
+def has_sharded(tree: Any) -> bool:
+    """Whether a nesting holds a sharded tensor."""
+    if isinstance(tree, Mapping):
+        return any(has_sharded(one) for one in tree.values())
+    return any(map(has_sharded, tree)) if isinstance(tree, (list, tuple)) else is_sharded(tree)
+
+
+def _mapped(tree: Any, function: Any) -> Any:
+    if type(tree) in (dict, collections.OrderedDict):
+        return type(tree)((key, function(one)) for key, one in tree.items())
+    return type(tree)(function(one) for one in tree) if type(tree) in (list, tuple) else tree

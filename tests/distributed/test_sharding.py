@@ -1,0 +1,68 @@
+"""Processes that hold shards of a model train and resume as one does."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ranks
+from tests.support.equality import same
+from tests.support.workplace import Workplace
+
+RANKED = Path(ranks.__file__).with_name("ranked.py")
+TRAIN = ("train", "ranked.py", "--run-key")
+FSDP = ("strategy=fsdp", "epochs=2", "save_every_steps=2")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, fork_server: Any) -> Workplace:
+    workplace = Workplace(tmp_path_factory.mktemp("fsdp") / "here", fork_server)
+    (workplace.folder / "ranked.py").write_bytes(RANKED.read_bytes())
+    return workplace
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Workplace) -> str:
+    done = ranks.run(place, 2, *TRAIN, "undisturbed", *FSDP)
+    assert [rank.code for rank in done] == [0, 0], done
+    assert "missing" not in done[0].err, done[0].err
+    return done[0].run_id
+
+
+@pytest.mark.parametrize(("how", "codes"), [("kill_at=9 victim=1", [1, -signal.SIGKILL])])
+def test_a_sharded_training_that_was_killed_ends_as_if_it_had_not_been(
+    how: str, codes: list[int], place: Workplace, undisturbed: str
+) -> None:
+    command = (*TRAIN, "killed", *FSDP)
+    stopped = ranks.run(place, 2, *command, *how.split())
+    assert [rank.code for rank in stopped] == codes, stopped
+    again = ranks.run(place, 2, *command)
+    assert [rank.code for rank in again] == [0, 0], again
+    assert again[0].run_id == stopped[0].run_id
+    parts, others = place.weights(again[0].run_id), place.weights(undisturbed)
+    assert [name for name in others if not same(parts[name], others[name])] == []
+    assert place.points(again[0].run_id) == place.points(undisturbed)
+
+
+def test_sharded_processes_train_what_one_process_trains_and_any_number_goes_on(place: Workplace) -> None:
+    plain = ("plain=true", "items=41", "epochs=3")
+    alone = place.mltrain(*TRAIN, "alone", *plain)
+    assert alone.code == 0, alone.err
+    first = ranks.run(place, 2, *TRAIN, "moved", *plain, "strategy=fsdp", "signal_at=4", "victim=1")
+    assert [rank.code for rank in first] == [75, 75], first
+    second = place.mltrain(*TRAIN, "moved", *plain, "strategy=fsdp", "signal_at=9")
+    assert second.code == 75, second.err
+    third = ranks.run(place, 3, *TRAIN, "moved", *plain, "strategy=fsdp")
+    assert [rank.code for rank in third] == [0, 0, 0], third
+    moved, expected = (place.points(one.run_id)["step/loss"] for one in (third[0], alone))
+    assert [step for step, _ in moved] == [step for step, _ in expected]
+    assert [loss for _, loss in moved] == pytest.approx([loss for _, loss in expected], rel=1e-4)
+    norms = [place.points(one.run_id)["step/grad_norm"] for one in (third[0], alone)]
+    assert [norm for _, norm in norms[0]] == pytest.approx([norm for _, norm in norms[1]], rel=1e-4)
+
+
+@pytest.mark.parametrize(("size", "names"), [(2, ("training", "refusals")), (4, ("tensor_parallel",))])
+def test_on_ranks(size: int, names: tuple[str, ...], place: Workplace) -> None:
+    done = ranks.run(place, size, "--module", "tests.distributed.sharded_checks", *names)
+    assert [rank.code for rank in done] == [0] * size, "\n".join(rank.out + rank.err for rank in done)
