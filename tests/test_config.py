@@ -4,12 +4,12 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mltrain import config
 from mltrain.config import Config
@@ -166,6 +166,22 @@ def test_the_message_says_what_the_field_is_for() -> None:
         ConfigError, match=r"lr='-1' is not accepted: input should be greater than 0 \(The learning rate\)"
     ):
         Example.load(overrides={"lr": "-1"})
+
+
+def test_a_problem_of_several_keys_is_told_without_all_values() -> None:
+    class Pair(Config):
+        low: int = 0
+        high: int = 1
+
+        @model_validator(mode="after")
+        def _ordered(self) -> Self:
+            if self.low > self.high:
+                raise ValueError("low=Low lies above high")
+            return self
+
+    with pytest.raises(ConfigError) as caught:
+        Pair.load(overrides={"low": "2"})
+    assert str(caught.value) == "low=Low lies above high."
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

@@ -152,6 +152,10 @@ def explained(model: type[BaseModel], error: ValidationError) -> str:
         if detail["type"] == "missing":
             lines.append(f"{key} has no default and was not given.")
             continue
+        problem = detail["msg"].removeprefix("Value error, ")
+        if not detail["loc"]:
+            lines.append(f"{problem}.")
+            continue
         meaning = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
-        lines.append(f"{key}={detail['input']!r} is not accepted: {detail['msg'].lower()}{meaning}.")
+        lines.append(f"{key}={detail['input']!r} is not accepted: {problem[:1].lower()}{problem[1:]}{meaning}.")
     return "\n".join(lines)

@@ -46,7 +46,7 @@ def folds(config: Config) -> list[tuple[str, str]]:
     if len(tools) < 3:
         raise DataError(
             f"Cross-validation needs three tools: one to train on, one to choose the epoch, one for the test. "
-            f"There are {len(tools)}: {', '.join(tools)}."
+            f"There are {len(tools)}: {', '.join(tools)}. Try: mltrain train tool_wear, which needs two."
         )
     found = [(tool, tools[(number + 1) % len(tools)]) for number, tool in enumerate(tools)]
     for test, val in found:

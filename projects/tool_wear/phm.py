@@ -201,8 +201,13 @@ def _windows_of(file: Path, factor: int, windowing: Windowing) -> Signals:
     """
     try:
         recording = pd.read_csv(file, header=None, dtype=np.float32).to_numpy()
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"it is empty. Expected {len(CHANNELS)} columns of numbers ({', '.join(CHANNELS)})") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"it cannot be read as numbers ({str(error).strip()})") from None
+        raise ValueError(
+            f"it cannot be read as numbers ({str(error).strip()}). Expected {len(CHANNELS)} columns, separated by commas, "
+            "without a header"
+        ) from None
     if recording.shape[1] != len(CHANNELS):
         raise ValueError(
             f"{len(CHANNELS)} columns were expected ({', '.join(CHANNELS)}), and there are {recording.shape[1]}"

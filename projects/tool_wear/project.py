@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 import mltrain
-from projects.tool_wear import npz, phm, synthetic
+from projects.tool_wear import npz, phm, synthetic, wear_table
 from projects.tool_wear.baselines import Baselines
 from projects.tool_wear.held_out import HeldOut
 from projects.tool_wear.held_out_wear import HeldOutWear
@@ -68,17 +68,27 @@ class Config(mltrain.Config):
     balanced: bool = Field(True, description="Weigh classes in the loss by how rare they are.")
     gain_jitter: float = Field(0.03, ge=0, description="Random gain of each channel in training, as a relative spread.")
 
+    @field_validator("val_tools", "test_tools", "class_names", mode="before")
+    @classmethod
+    def _as_names(cls, value: object) -> object:
+        """Accept names that YAML reads as numbers."""
+        if isinstance(value, list | tuple):
+            return [str(name) if isinstance(name, int) else name for name in value]
+        return value
+
     @field_validator("val_tools", "test_tools", "wear_bins", "class_names", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
-        """Accept ``c5,c6`` and ``90 140`` beside YAML's lists."""
-        return value.replace(",", " ").split() if isinstance(value, str) else value
+        """Accept ``c5,c6`` and ``90 140`` beside YAML's lists, and a single value in place of a list."""
+        if isinstance(value, str):
+            return value.replace(",", " ").split()
+        return [value] if isinstance(value, int | float) else value
 
     @field_validator("wear_bins")
     @classmethod
     def _rising(cls, limits: tuple[float, ...]) -> tuple[float, ...]:
-        if list(limits) != sorted(set(limits)):
-            raise ValueError("limits have to rise")
+        if problem := wear_table.limits_problem(limits):
+            raise ValueError(problem)
         return limits
 
     @model_validator(mode="after")

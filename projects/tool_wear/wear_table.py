@@ -1,6 +1,7 @@
 """Tables of flank wear: a row a cut, a column a flute, in micrometres or millimetres."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
+
+_FLUTE = re.compile(r"flute_\d+")
 
 Unit = Literal["auto", "um", "mm"]
 Array = NDArray[np.float64]
@@ -25,32 +28,38 @@ def read(file: Path, cuts: Sequence[int], unit: Unit = "auto") -> dict[int, Arra
     """Return the wear of every flute [um], shape (flutes,), at each of the cuts that have a recording.
 
     Args:
-        file: CSV with the header ``cut,flute_1,…``.
+        file: CSV with the header ``cut,flute_1,…``, in any letters; other columns are ignored.
         cuts: cuts that have to be in the table; others in it are ignored.
         unit: of the table; see :func:`micrometres`.
 
     Raises:
-        ValueError: the file cannot be read, a cut is missing, stands twice or is no whole number, or a wear is no measurement.
+        ValueError: the file cannot be read, a column or a cut is missing or stands twice, a cut is no whole number, a wear is no
+            measurement, or the unit of the wear is not the same everywhere.
     """
-    try:
-        table = pd.read_csv(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"it cannot be read ({error})") from None
-    flutes = [column for column in table.columns if str(column).startswith("flute_")]
-    if "cut" not in table.columns or not flutes:
+    columns, rows = _cells(file)
+    twice = sorted(
+        {column for column in columns if columns.count(column) > 1} & {"cut", *filter(_FLUTE.fullmatch, columns)}
+    )
+    if twice:
+        raise ValueError(f"the columns {', '.join(twice)} stand twice. Leave one of each")
+    flutes = [column for column in columns if _FLUTE.fullmatch(column)]
+    if "cut" not in columns or not flutes:
         raise ValueError(
-            f"the columns cut, flute_1, … were expected, and there are {', '.join(map(str, table.columns))}"
+            f"the columns cut, flute_1, … were expected, separated by commas, and there are {', '.join(columns)}"
         )
+    table = pd.DataFrame(rows, columns=columns)
     values = table[["cut", *flutes]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     wrong = ~(np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1))
     if wrong.any():
         raise ValueError(f"line {int(wrong.argmax()) + 2} holds something that is not a number from 0 up")
-    rows = _rows(values[:, 0])
-    absent = [str(cut) for cut in cuts if cut not in rows]
+    rows_of = _rows(values[:, 0])
+    absent = [str(cut) for cut in cuts if cut not in rows_of]
     if absent:
         raise ValueError(f"it has no row for the cuts {_some(absent)}")
+    if unit == "auto" and (problem := _mixed(values[np.argsort(values[:, 0]), 1:], flutes)):
+        raise ValueError(problem)
     wear = micrometres(values[:, 1:], unit, str(file))
-    return {cut: wear[rows[cut]] for cut in cuts}
+    return {cut: wear[rows_of[cut]] for cut in cuts}
 
 
 def micrometres(wear: Array, unit: Unit, source: str) -> Array:
@@ -83,15 +92,79 @@ def micrometres(wear: Array, unit: Unit, source: str) -> Array:
     return wear * 1000.0
 
 
-def contradictions(tools: NDArray[np.str_], cuts: NDArray[np.int64], wear: NDArray[np.floating]) -> list[str]:
-    """Return a sentence for each cut of a tool that has two different values of wear; all arrays have the shape (N,)."""
+def mixed_units(tools: NDArray[np.str_], cuts: NDArray[np.int64], wear: Array) -> list[str]:
+    """Return a sentence for each tool whose wear is in two units, judged in the order of its cuts; all arrays are (N,)."""
+    problems = []
+    for tool in dict.fromkeys(tools.tolist()):
+        own = tools == tool
+        measured = wear[own][np.argsort(cuts[own], kind="stable")]
+        if problem := _mixed(measured[~np.isnan(measured), None], ["wear"]):
+            problems.append(f"tool {tool!r}: {problem}")
+    return problems
+
+
+def limits_problem(limits: Sequence[float]) -> str:
+    """Return what is wrong with limits of wear classes [um], or nothing."""
+    given = ", ".join(f"{limit:g}" for limit in limits)
+    if not np.isfinite(limits).all() or min(limits, default=1.0) <= 0:
+        return f"limits of wear are numbers above 0 um, and these are {given}"
+    rising = sorted(set(limits))
+    if max(limits, default=SURELY_MM) < SURELY_MM:
+        return (
+            f"limits of wear are in um, and these look like mm. Try: [{', '.join(f'{1000 * one:g}' for one in rising)}]"
+        )
+    if list(limits) != rising:
+        return f"limits have to rise, each once. Try: [{', '.join(f'{one:g}' for one in rising)}]"
+    return ""
+
+
+def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header, in small letters, and the cells of all rows."""
+    try:
+        table = pd.read_csv(
+            file, header=None, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
+        )
+    except pd.errors.EmptyDataError:
+        raise ValueError("it is empty. Expected the header cut,flute_1,… and a row for each cut") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"it cannot be read ({str(error).strip()}). Expected a header and columns separated by commas, in UTF-8"
+        ) from None
+    return [str(name).strip().lower() for name in table.iloc[0]], table.iloc[1:].to_numpy().tolist()
+
+
+def _mixed(wear: Array, columns: Sequence[str]) -> str:
+    """Return why wear (cuts, columns) in the order of its cuts is not in one unit, or nothing.
+
+    Wear grows: it neither falls from micrometres to below one, nor rises from below one by a hundred times in one cut.
+    """
+    largest = wear.max(axis=0, initial=0.0)
+    small = [name for name, most in zip(columns, largest, strict=True) if 0 < most < SURELY_MM]
+    if small and largest.max() >= SURELY_UM:
+        return f"{', '.join(small)} looks like mm, and the other columns like um. Give all of them in one unit"
+    before, after = wear[:-1], wear[1:]
+    falls = (before >= SURELY_UM) & (after > 0) & (after < SURELY_MM)
+    jumps = (before > 0) & (before < SURELY_MM) & (after >= 100 * before) & (after >= SURELY_UM)
+    if (falls | jumps).any():
+        row, column = np.argwhere(falls | jumps)[0]
+        return (
+            f"{columns[column]} goes from {wear[row, column]:g} to {wear[row + 1, column]:g} from one cut to the next, so "
+            "some of it looks like mm. Give all of it in one unit, or say which it is: wear_unit=um or wear_unit=mm"
+        )
+    return ""
+
+
+def contradictions(
+    tools: NDArray[np.str_], cuts: NDArray[np.int64], values: NDArray[np.floating] | NDArray[np.integer], what: str
+) -> list[str]:
+    """Return a sentence for each cut of a tool that has two different values of something; all arrays have the shape (N,)."""
     first: dict[tuple[str, int], float] = {}
     found: dict[tuple[str, int], str] = {}
-    for tool, cut, value in zip(tools.tolist(), cuts.tolist(), wear.tolist(), strict=True):
+    for tool, cut, value in zip(tools.tolist(), cuts.tolist(), values.tolist(), strict=True):
         before = first.setdefault((tool, cut), value)
         if before != value and not (np.isnan(before) and np.isnan(value)):
             found.setdefault(
-                (tool, cut), f"cut {cut} of {tool!r} stands twice, with a wear of {before:g} and {value:g}"
+                (tool, cut), f"cut {cut} of {tool!r} stands twice, with the {what} {before:g} and {value:g}"
             )
     return list(found.values())
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import decimate
 
-from mltrain.errors import DataError
+from mltrain.errors import DataError, nearest
 from projects.tool_wear.wear_table import Unit
 
 Signals = NDArray[np.float32]
@@ -173,7 +173,17 @@ def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str]
             window has.
     """
     names = windows.tool_names
-    problems = [f"there is no tool {tool!r}" for tool in (*val, *test) if tool not in names]
+    if not names:
+        refuse(
+            "The windows cannot be split by tool",
+            ["no window has a known class or wear. Expected at least one of each tool"],
+        )
+    if len(names) == 1:
+        refuse(
+            "The windows cannot be split by tool",
+            [f"there is one tool, {names[0]}. Expected two at least, one to train on and one to choose the best epoch"],
+        )
+    problems = [f"there is no tool {tool!r}.{_similar(tool, names)}" for tool in (*val, *test) if tool not in names]
     problems += [f"{tool!r} is named for validation and for test" for tool in val if tool in test]
     for key, named in (("val_tools", val), ("test_tools", test)):
         problems += [f"{tool!r} stands twice in {key}" for tool in dict.fromkeys(named) if list(named).count(tool) > 1]
@@ -187,12 +197,19 @@ def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str]
         present = set(split.train.labels.tolist())
         without = [name for label, name in enumerate(windows.classes) if label not in present]
         problems += [f"no window of the training tools {', '.join(training)} is {name!r}" for name in without]
+        if len(windows.classes) == 1:
+            problems.append(f"all windows are {windows.classes[0]!r}, and there is nothing to tell apart")
     if problems:
-        problems.append(
-            f"the tools are {', '.join(names)}; name others as val_tools and test_tools, or change wear_bins"
-        )
+        limits = ", or change wear_bins" if windows.bins else ""
+        problems.append(f"the tools are {', '.join(names)}; name others as val_tools and test_tools{limits}")
         refuse("The windows cannot be split by tool", problems)
     return split
+
+
+def _similar(tool: str, names: Sequence[str]) -> str:
+    """Return a question for the only tool that differs in capitals or leading letters alone, else for the nearest one."""
+    alike = [name for name in names if name.lower() == tool.lower() or re.sub(r"^\D+", "", name) == tool]
+    return f" Did you mean {alike[0]!r}?" if len(alike) == 1 else nearest(tool, names)
 
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:

@@ -39,6 +39,28 @@ def test_three_arrays_are_enough(tmp_path: Path) -> None:
     assert np.isnan(windows.wear).all()
 
 
+def test_whole_numbers_may_be_floats_and_names_may_have_blanks_around_them(tmp_path: Path) -> None:
+    plain = npz.read(saved(tmp_path, cuts=np.array([1, 2, 3, 1, 2, 3]), lengths=np.full(6, 5)))
+    floats = {"y": arrays()["y"] * 1.0, "cuts": np.array([1.0, 2, 3, 1, 2, 3]), "lengths": np.full(6, 5.0)}
+    groups = np.array([" 3", "3 ", "3", "7", "7", "7"])
+    for given in (groups, arrays()["groups"] * 1.0, arrays()["groups"].astype(np.bytes_)):
+        again = npz.read(saved(tmp_path, **floats, groups=given))
+        assert again.tool_names == plain.tool_names == ("3", "7")
+        assert np.array_equal(again.labels, plain.labels)
+        assert np.array_equal(again.cuts, plain.cuts)
+
+
+def test_what_is_no_npz_file_is_refused_with_what_was_expected(tmp_path: Path) -> None:
+    file = tmp_path / "windows.npz"
+    np.savez(file, X=np.array([np.zeros((3, 2)), np.zeros((4, 2))], dtype=object))
+    with pytest.raises(DataError, match=r"unequal length: pad them, and give lengths"):
+        npz.read(file)
+    for content in (b"", b"cut,flute_1\n1,20\n"):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=r"Expected what numpy\.savez"):
+            npz.read(file)
+
+
 def test_names_that_are_given_are_used(tmp_path: Path) -> None:
     windows = npz.read(
         saved(tmp_path, channel_names=np.array(["Fx", "AE"]), class_names=np.array(["a", "b", "c", "d"]))
@@ -65,12 +87,25 @@ def test_what_is_written_is_read_back(tmp_path: Path, small: Windows) -> None:
         ({"X": None, "y": None}, r"lacks X, y \(the class\) or wear \(in um\); it has groups"),
         ({"X": np.zeros((6, 5), np.float32)}, r"shape \(N, T, C\), and has float32 of shape \(6, 5\)"),
         ({"X": np.zeros((0, 5, 2), np.float32)}, r"shape \(0, 5, 2\)"),
-        ({"y": np.zeros(6)}, "y has to hold integers, and holds float64"),
+        ({"y": np.full(6, 0.5)}, r"y has to hold integers, and holds float64\. Try: .*numpy\.unique"),
+        ({"y": np.array(list("abcabc"))}, "holds <U1"),
+        ({"y": np.array([1, 2, 3, 1, 2, 3])}, "goes up to 3, and no window has the class 0"),
+        ({"y": np.array([0, 5, 0, 5, 9, 9])}, "the class 1, 2, 3, 4, 6, 7, 8"),
         ({"y": np.zeros(5, int)}, r"y has shape \(5,\) for 6 windows"),
         ({"y": np.array([0, 1, 2, 0, 1, -2])}, "classes below -1: -2"),
         ({"groups": np.zeros(2)}, r"groups has shape \(2,\) for 6 windows"),
         ({"channel_names": np.array(["one"])}, "1 names for 2 channels"),
         ({"class_names": np.array(["a", "b"])}, "the class 2, and class_names only 2 names"),
+        ({"class_names": np.array("abc")}, "class_names only 1 names"),
+        ({"class_names": np.array(["a", "a", "b"])}, "class_names has 'a' twice"),
+        ({"groups": np.array([3, 3, 3, 7, 7, np.nan])}, "groups has to hold the name or number of a tool"),
+        ({"groups": np.array([1, 1, 1, 0, 0, 0], bool)}, "groups .* holds bool"),
+        ({"groups": np.array(["a", "a", "", "b", "b", "b"])}, "without the name of a tool, the first is number 2"),
+        ({"groups": np.array(["c1", "C1", "c1", "b", "b", "b"])}, "'C1' and 'c1' look like one that stands twice"),
+        ({"groups": np.array(["c1", "c01", "c1", "b", "b", "b"])}, "'c01' and 'c1' look like one"),
+        ({"rate": np.array(0.0)}, r"rate has to be one number above 0 \[Hz\]"),
+        ({"X": np.full((6, 5, 2), 1e39)}, "numbers too large for float32"),
+        ({"X": np.zeros((6, 5, 2), complex)}, "has complex128"),
         (
             {"X": np.where(np.arange(6)[:, None, None] == 4, np.nan, np.zeros((6, 5, 2)))},
             "1 windows hold NaN .* number 4",
@@ -86,7 +121,13 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, A
     ("changes", "expected"),
     [
         ({"cuts": np.array([1, 1, 2, 1, 2, 3]), "wear": np.array([5.0, 6, 7, 5, 6, 7])}, "cut 1 of .* stands twice"),
+        ({"cuts": np.array([1, 1, 2, 1, 2, 3])}, "cut 1 of '3' stands twice, with the class 0 and 1"),
         ({"cuts": np.array([1, 1.5, 2, 1, 2, 3])}, "cuts has to hold integers"),
+        ({"wear": np.array([0.05, 60, 70, 50, 60, 70])}, r"tool '3': wear goes from 0\.05 to 60 .*mm"),
+        ({"wear": np.array([50, 60, 0.07, 50, 60, 70])}, r"tool '3': wear goes from 60 to 0\.07 .*mm"),
+        ({"wear": np.full(6, 50.0), "wear_bins": np.array([0.09, 0.14])}, r"wear_bins: .*mm\. Try: \[90, 140\]"),
+        ({"wear_bins": np.array([140.0, 90.0])}, r"limits that rise, and holds 140\.0, 90\.0"),
+        ({"wear_bins": np.array(["low", "high"])}, "limits that rise, and holds low, high"),
         ({"wear": np.array([5.0, 6, 7, 5, 6, np.inf])}, "infinite or below 0"),
         ({"wear": np.array(["5"] * 6)}, "wear has to hold numbers"),
         ({"wear": np.full(6, 2.0)}, "wear_unit=um or wear_unit=mm"),
@@ -155,7 +196,7 @@ def test_a_gap_inside_a_window_is_refused_whatever_its_length(tmp_path: Path) ->
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
-        npz.read(saved(tmp_path, y=np.zeros(5), channel_names=np.array(["one"])))
+        npz.read(saved(tmp_path, y=np.full(5, 0.5), channel_names=np.array(["one"])))
     assert "y has shape" in str(refused.value)
     assert "y has to hold integers" in str(refused.value)
     assert "channel_names" in str(refused.value)

@@ -114,13 +114,17 @@ def test_all_damaged_files_are_listed_in_one_error(sample: Path) -> None:
     with pytest.raises(DataError) as refused:
         phm.read(sample, WINDOWING)
     message = str(refused.value)
-    assert "c1/c_1_001.csv: it cannot be read as numbers" in message
+    assert "c1/c_1_001.csv: it is empty. Expected 7 columns of numbers" in message
     assert "c1/c_1_002.csv: it cannot be read as numbers" in message
+    assert "separated by commas, without a header" in message
     assert "c1/c_1_003.csv: 7 columns were expected (Fx, Fy, Fz, Vx, Vy, Vz, AE), and there are 3" in message
     assert "c1/c_1_004.csv: 2 windows need 1040 lines, and there are 100" in message
     assert "c1/c_1_005.csv: 1 values are missing or not finite, the first in line 376, Vy" in message
     assert "c4_wear.csv: it has no row for the cuts 3, 4, 5, 6" in message
-    assert "c6_wear.csv: the columns cut, flute_1, … were expected, and there are cut, wear" in message
+    assert (
+        "c6_wear.csv: the columns cut, flute_1, … were expected, separated by commas, and there are cut, wear"
+        in message
+    )
 
 
 @pytest.mark.parametrize("row", ["3,abc,1,1", "3,nan,1,1", "3,-1,1,1"])

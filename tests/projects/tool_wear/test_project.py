@@ -51,11 +51,15 @@ def test_presets_are_valid(preset: str) -> None:
         ("val_tools", "c1,c4", ("c1", "c4")),
         ("val_tools", "[c4]", ("c4",)),
         ("val_tools", "c4", ("c4",)),
+        ("val_tools", "[4, 10]", ("4", "10")),
+        ("val_tools", 4, ("4",)),
+        ("val_tools", [4, "c5"], ("4", "c5")),
+        ("wear_bins", 90, (90.0,)),
         ("val_tools", "none", ()),
         ("data_path", "none", None),
     ],
 )
-def test_lists_are_accepted_as_one_writes_them_on_a_command_line(key: str, text: str, value: object) -> None:
+def test_lists_are_accepted_as_one_writes_them_on_a_command_line(key: str, text: Any, value: object) -> None:
     assert getattr(Config.load(overrides={key: text}), key) == value
 
 
@@ -64,6 +68,7 @@ def test_lists_are_accepted_as_one_writes_them_on_a_command_line(key: str, text:
     [
         ("wear_bins", "140,90"),
         ("wear_bins", "90,90"),
+        ("wear_bins", "0.09,0.14"),
         ("wear_bins", "a,b"),
         ("wear_of", "median"),
         ("wear_unit", "inch"),

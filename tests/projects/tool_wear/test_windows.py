@@ -32,6 +32,23 @@ def test_all_that_is_wrong_with_a_split_is_said_at_once(small: Windows) -> None:
     assert "c1, c4, c5, c6" in message
 
 
+def test_a_tool_by_its_number_or_in_other_letters_gets_a_hint(small: Windows) -> None:
+    for named in ("4", "C4"):
+        with pytest.raises(DataError, match=rf"there is no tool '{named}'\. Did you mean 'c4'"):
+            split_by_tool(small, val=[named])
+
+
+def test_what_leaves_nothing_to_learn_is_refused_in_its_own_words(small: Windows) -> None:
+    with pytest.raises(DataError, match=r"there is one tool, c4\. Expected two at least"):
+        split_by_tool(small.of(["c4"]))
+    with pytest.raises(DataError, match="no window has a known class"):
+        split_by_tool(small.where(small.labels > 9))
+    alike = replace(small, labels=np.zeros_like(small.labels), classes=("worn",), bins=())
+    with pytest.raises(DataError, match=r"all windows are 'worn', and there is nothing to tell apart") as refused:
+        split_by_tool(alike)
+    assert "wear_bins" not in str(refused.value)
+
+
 def test_a_class_that_cannot_be_learnt_is_refused(small: Windows) -> None:
     mild = small.where((small.tools != "c1") | (small.labels < 2)).of(["c1", "c6"])
     with pytest.raises(DataError, match="no window of the training tools c1 is 'severe'"):
