@@ -8,6 +8,9 @@ from typing import Any
 
 import typer
 
+_SIDE_BY_SIDE = 4
+"""Runs that are compared in a column each; more of them have a row each."""
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
@@ -70,45 +73,63 @@ def compare(
     What the machines did (system/…) is left out.
     """
     from mltrain.commands.compare import compared
-    from mltrain.commands.comparison_page import format_of, label
+    from mltrain.commands.comparison_page import caption, format_of
     from mltrain.errors import UsageError
-    from mltrain.tracking.client import connect
+    from mltrain.tracking.client import connect_to_read
 
     if len(run_ids) < 2:
         raise UsageError("One run cannot be compared. Expected the ids of two or more. Try: mltrain runs")
     if figure is not None:
         format_of(figure)
-    server = connect()
+    server = connect_to_read()
     comparison = compared(server, run_ids)
-    names = [label(run) for run in comparison.runs]
+    tables = _sections(comparison)
+    if page is not None or figure is not None:
+        _draw(server, comparison, tables, page, figure)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(comparison), indent=1))
+        return
+    from mltrain.cli.tables import table, table_that_fits
+
+    if len(comparison.runs) > _SIDE_BY_SIDE:
+        names = ("run_id", "name", "state", "epoch")
+        table("Runs", ["run id", *names[1:]], [[_shown(run[name]) for name in names] for run in comparison.runs])
+        for title, content in tables.items():
+            table_that_fits(title, *content, rest="All columns: --html FILE, --json, or into a file.")
+    else:
+        for title, content in tables.items():
+            table(title, *content)
+    for what, file in (("page", page), ("figure", figure)):
+        if file is not None:
+            print(f"The {what} is {file}")
+    if figure is not None and (told := caption(comparison)):
+        print(told)
+
+
+def _sections(comparison: Any) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Return the tables of a comparison: a column for each of few runs, a row for each of many."""
+    from mltrain.commands.comparison_page import label
 
     def told(key: str, values: list[Any]) -> list[str]:
         """Return a parameter in each run; one that a resume changed with all its values."""
         changes = [changed.get(key) for changed in comparison.changed]
         return [" → ".join(one) if one else _measured(value) for one, value in zip(changes, values, strict=True)]
 
-    differing = {key: told(key, values) for key, values in comparison.parameters.items()}
-    sections: dict[str, Mapping[str, list[Any]]] = {
-        "Parameters that differ": differing,
-        "At the best checkpoint": comparison.best,
-        "Last values": comparison.last,
+    sections = {
+        "Parameters that differ": {key: told(key, values) for key, values in comparison.parameters.items()},
+        "At the best checkpoint": {key: [*map(_measured, values)] for key, values in comparison.best.items()},
+        "Last values": {key: [*map(_measured, values)] for key, values in comparison.last.items()},
     }
-    tables = {
-        title: (["", *names], [[key, *map(_measured, values)] for key, values in sorted(rows.items())])
-        for title, rows in sections.items()
-    }
-    if page is not None or figure is not None:
-        _draw(server, comparison, tables, page, figure)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(comparison), indent=1))
-        return
-    from mltrain.cli.tables import table
-
-    for title, content in tables.items():
-        table(title, *content)
-    for what, file in (("page", page), ("figure", figure)):
-        if file is not None:
-            print(f"The {what} is {file}")
+    decisive = comparison.decided_by[0] if comparison.decided_by else None
+    tables = {}
+    for title, found in sections.items():
+        rows = [[key, *found[key]] for key in sorted(found, key=lambda key: (key != decisive, key))]
+        head = ["", *map(label, comparison.runs)]
+        if rows and len(comparison.runs) > _SIDE_BY_SIDE:
+            columns = [["run", *(run["run_id"][:8] for run in comparison.runs)], *rows]
+            head, *rows = ([*one] for one in zip(*columns, strict=True))
+        tables[title] = (head, rows)
+    return tables
 
 
 def _draw(server: Any, comparison: Any, tables: Mapping[str, Any], page: Path | None, figure: Path | None) -> None:

@@ -1,25 +1,80 @@
 """Tables for people: as wide as the terminal, never cut when the output goes to a file."""
 
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len
 
 from mltrain.redaction import harmless
+
+_GAP = "  "
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows of text under column names."""
-    rows = list(rows)
-    if not rows:
+    grid = [[harmless(cell) for cell in row] for row in (columns, *rows)]
+    if len(grid) == 1:
         print(f"{title}: none.")
         return
-    grid = Table(title=f"{title} ({len(rows)})", box=None, title_justify="left", header_style="bold")
-    for column in columns:
-        grid.add_column(Text(harmless(column)), no_wrap=True, overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(harmless(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else 400
-    Console(width=width, highlight=False).print(grid)
+    print(f"{title} ({len(grid) - 1})")
+    if not sys.stdout.isatty() or sum(_widths(grid)) + len(_GAP) * len(columns) <= _terminal():
+        _print_lines(grid)
+    else:
+        _print_folded(grid)
+
+
+def table_that_fits(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], rest: str) -> None:
+    """Print a table with as many of its columns as the terminal is wide, and name those that are left out.
+
+    Args:
+        title: above the table.
+        columns: their names, the most important one first.
+        rows: text for each column.
+        rest: what shows all columns.
+    """
+    rows = list(rows)
+    fitting = len(columns)
+    if sys.stdout.isatty():
+        taken, fitting = 0, 0
+        for width in _widths([columns, *rows]):
+            taken += width + len(_GAP)
+            if taken > _terminal():
+                break
+            fitting += 1
+    fitting = max(2, fitting)
+    table(title, columns[:fitting], [row[:fitting] for row in rows])
+    if rows and fitting < len(columns):
+        print(f"Too wide for this terminal: {', '.join(map(harmless, columns[fitting:]))}. {rest}")
+
+
+def _terminal() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _widths(grid: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*grid, strict=True)]
+
+
+def _print_lines(grid: Sequence[Sequence[str]]) -> None:
+    """Print one line for each row; rich would need seconds for a thousand of them."""
+    widths = _widths(grid)
+    bold, normal = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+    for number, row in enumerate(grid):
+        cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        line = _GAP.join(cells).rstrip()
+        print(f"{bold}{line}{normal}" if number == 0 else line)
+
+
+def _print_folded(grid: Sequence[Sequence[str]]) -> None:
+    """Print cells that take several lines, where the terminal is too narrow."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    folded = Table(box=None, header_style="bold")
+    for column in grid[0]:
+        folded.add_column(Text(column), no_wrap=True, overflow="fold")
+    for row in grid[1:]:
+        folded.add_row(*map(Text, row))
+    Console(highlight=False).print(folded)

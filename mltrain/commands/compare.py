@@ -2,22 +2,29 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.reader import CheckpointReader, matching
 from mltrain.errors import MltrainError, StorageError
 from mltrain.ownership.attempts import last_attempt, recorded_attempts
-from mltrain.run.checkpoints import checkpoints_of, open_checkpoints, trained_config
+from mltrain.run.checkpoints import checkpoints_of, config_of
 from mltrain.run.listing import row
 from mltrain.run.run_ids import full_id
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.tags import CHANGED_PREFIX
+from mltrain.tracking.tags import CHANGED_PREFIX, NAMESPACE, meaning_of_best
 
 log = logging.getLogger(__name__)
 
 SYSTEM_PREFIX = "system/"
 """Begins the names of metrics that tell of the machine."""
+_READERS = 8
+"""Runs whose checkpoints are read at once."""
 
 Values = dict[str, list[Any]]
 """A key, and its value in each run, or ``None``."""
@@ -33,6 +40,7 @@ class Comparison:
         changed: for each run its parameters that a resume changed, with all their values as text, the first one first.
         best: metrics of each run's best checkpoint.
         last: last value of every metric but those of the machine.
+        decided_by: the metric by which all runs compare their checkpoints, and ``min`` or ``max``. If ``None``, they differ.
     """
 
     runs: Sequence[Mapping[str, Any]]
@@ -40,6 +48,28 @@ class Comparison:
     changed: Sequence[Mapping[str, Sequence[str]]]
     best: Values
     last: Values
+    decided_by: tuple[str, str] | None = None
+
+    def ranked(self) -> list[int]:
+        """Return the numbers of the runs, the best one first; those without a best value come last, in their order."""
+        metric, mode = self.decided_by or ("", "min")
+        values = self.best.get(metric, [None] * len(self.runs))
+        sign = -1.0 if mode == "max" else 1.0
+
+        def place(number: int) -> tuple[bool, float]:
+            value = values[number]
+            return (True, 0.0) if value is None or math.isnan(value) else (False, sign * value)
+
+        return sorted(range(len(self.runs)), key=place)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a run trained with, what its resumes changed, and what its best checkpoint measured."""
+
+    parameters: Mapping[str, Any]
+    changed: Mapping[str, list[str]]
+    best: Mapping[str, Any]
 
 
 def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
@@ -49,21 +79,25 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
         RunNotFound: a run does not exist.
         TrackingError: the server does not answer.
     """
-    runs = [server.run(full_id(server, run_id)) for run_id in run_ids]
-    found = [_parameters(server, run) for run in runs]
-    changed = [changes for _, changes in found]
-    parameters = _side_by_side(values for values, _ in found)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="mltrain-compare") as readers:
+        runs = server.runs(list(readers.map(partial(full_id, server), run_ids)))
+        trained = list(readers.map(partial(_trained, server), runs))
+        rows = list(readers.map(partial(row, server), runs))
+    changed = [one.changed for one in trained]
+    parameters = _side_by_side(one.parameters for one in trained)
 
     def differs(key: str, values: Sequence[Any]) -> bool:
         histories = [changes.get(key) for changes in changed]
         return any(value != values[0] for value in values) or any(one != histories[0] for one in histories)
 
+    meanings = {meaning_of_best(run) for run in runs}
     return Comparison(
-        [row(server, run) for run in runs],
+        rows,
         {key: values for key, values in parameters.items() if differs(key, values)},
         changed,
-        _side_by_side(_best(server, run.info.run_id) for run in runs),
+        _side_by_side(one.best for one in trained),
         _side_by_side(measured(run) for run in runs),
+        meanings.pop() if len(meanings) == 1 else None,
     )
 
 
@@ -72,32 +106,48 @@ def measured(run: Any) -> dict[str, float]:
     return {key: value for key, value in run.data.metrics.items() if not key.startswith(SYSTEM_PREFIX)}
 
 
-def _parameters(server: TrackingClient, run: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Return the typed values that the newest attempt trained with, and the values of those that a resume changed.
+def _trained(server: TrackingClient, run: Any) -> _Trained:
+    """Read the checkpoints of a run once.
 
-    Without a configuration they are the parameters that MLflow has: a launcher logged them, or the first attempt.
+    Parameters are the typed values that its newest attempt trained with. Without a configuration they are the parameters that
+    MLflow has: a launcher logged them, or the first attempt.
     """
+    best: Mapping[str, Any] = {}
     try:
         checkpoints = checkpoints_of(server, run)
-        last = last_attempt(run.data.params)
-        attempts = [one for one in recorded_attempts(checkpoints.store.artifacts, last) if not one.withdrawn]
-        newest = attempts[-1] if attempts else None
-        changes = _histories(one.changed for one in attempts)
-        if newest is None or any(manifest.id.attempt >= newest.ordinal for manifest in checkpoints.all()):
-            values = dict(_flat(trained_config(checkpoints)))
-            for key, earlier in changes.items():
-                if key in values and _value(earlier[-1]) != values[key]:  # an attempt went back behind the change
-                    earlier.append(_text(values[key]))
-            return values, changes
-        # It has committed nothing yet.
-        begun = dict(_flat(trained_config(checkpoints, newest.resumed_from or "latest")))
-        return begun | {key: _value(now) for key, (_, now) in newest.changed.items()}, changes
+        manifests = checkpoints.all()
+        best = _best(matching(manifests, "best", checkpoints.context))
+        return _Trained(*_configured(run, checkpoints, manifests), best)
     except StorageError as error:
         log.warning("Run %s is compared without its artifacts: %s", run.info.run_id, error)
     except MltrainError:
         pass
     changes = _histories(_tagged(run))
-    return dict(run.data.params) | {key: values[-1] for key, values in changes.items()}, changes
+    logged = {key: value for key, value in run.data.params.items() if not key.startswith(NAMESPACE)}
+    return _Trained(logged | {key: values[-1] for key, values in changes.items()}, changes, best)
+
+
+def _configured(
+    run: Any, checkpoints: CheckpointReader, manifests: Sequence[Manifest]
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Return the values that the newest attempt trained with, and the values of those that a resume changed."""
+    last = last_attempt(run.data.params)
+    recorded = recorded_attempts(checkpoints.store.artifacts, last) if last > 1 else []  # the first one changed nothing
+    attempts = [one for one in recorded if not one.withdrawn]
+    newest = attempts[-1] if attempts else None
+    changes = _histories(one.changed for one in attempts)
+
+    def config(which: str) -> dict[str, Any]:
+        return dict(_flat(config_of(checkpoints, matching(manifests, which, checkpoints.context))))
+
+    if newest is None or any(manifest.id.attempt >= newest.ordinal for manifest in manifests):
+        values = config("latest")
+        for key, earlier in changes.items():
+            if key in values and _value(earlier[-1]) != values[key]:  # an attempt went back behind the change
+                earlier.append(_text(values[key]))
+        return values, changes
+    begun = config(newest.resumed_from or "latest")  # it has committed nothing yet
+    return begun | {key: _value(now) for key, (_, now) in newest.changed.items()}, changes
 
 
 def _histories(changes: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
@@ -144,12 +194,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield prefix + key, value
 
 
-def _best(server: TrackingClient, run_id: str) -> dict[str, Any]:
-    try:
-        manifest = open_checkpoints(run_id, server).first("best")
-    except MltrainError:
-        return {}
-    return {"epoch": manifest.epoch, "step": manifest.step, **manifest.metrics}
+def _best(ranked: Sequence[Manifest]) -> dict[str, Any]:
+    return {"epoch": ranked[0].epoch, "step": ranked[0].step, **ranked[0].metrics} if ranked else {}
 
 
 def _side_by_side(columns: Iterable[Mapping[str, Any]]) -> Values:

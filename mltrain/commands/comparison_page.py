@@ -3,7 +3,6 @@
 import html
 import io
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,11 @@ Curves = Mapping[str, Sequence[Sequence[tuple[int, float]]]]
 """A metric, and for each run its points, step and value, in the order of their steps."""
 
 FORMATS = ("png", "svg", "pdf")
-_MOST_CURVES, _COLUMNS, _READERS = 12, 3, 8
+MOST_DRAWN = 100
+"""Runs of which a figure shows curves: the best ones."""
+_MOST_CURVES, _COLUMNS = 12, 3
+_PALETTE = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "black")  # C7 is grey
+_COLOURS = len(_PALETTE)
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; background: #fff }
 table { border-collapse: collapse; margin: .5rem 0 2rem; font-variant-numeric: tabular-nums }
@@ -32,47 +35,73 @@ th { font-weight: 600 } code { font-size: .85em } svg { max-width: 100%; height:
 def curves_of(server: TrackingClient, comparison: Comparison) -> Curves:
     """Return the curves of what was measured once an epoch: the deciding metrics first, twelve at most.
 
+    Of more than :data:`MOST_DRAWN` runs, only the best ones have curves; those of the others are empty.
+
     Raises:
         TrackingError: the server does not answer.
     """
-    deciding = [key for key in comparison.best if key in comparison.last]
+    decisive = comparison.decided_by[0] if comparison.decided_by else None
+    measured_at_best = [key for key in comparison.best if key in comparison.last]
 
-    def place(key: str) -> tuple[bool, int, str]:
+    def place(key: str) -> tuple[bool, bool, int, str]:
         prefix = next((n for n, one in enumerate(("val/", "train/")) if key.startswith(one)), 9)
-        return key not in deciding, prefix, key
+        return key != decisive, key not in measured_at_best, prefix, key
 
     keys = [key for key in comparison.last if key != "epoch" and not key.startswith("step/")]
     keys = sorted(keys, key=place)[:_MOST_CURVES]
-    asked = [(key, run["run_id"]) for key in keys for run in comparison.runs]
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="mltrain-curves") as readers:
-        found = list(readers.map(lambda one: sorted((p.step, p.value) for p in server.history(one[1], one[0])), asked))
-    count = len(comparison.runs)
-    return {key: found[number * count : (number + 1) * count] for number, key in enumerate(keys)}
+    drawn = [comparison.runs[number]["run_id"] for number in comparison.ranked()[:MOST_DRAWN]]
+    found = server.curves(drawn, keys)
+    return {key: [found.get((run["run_id"], key), []) for run in comparison.runs] for key in keys}
 
 
 def figure(comparison: Comparison, curves: Curves) -> "Figure":
-    """Return one figure: a panel for each metric, a line for each run."""
+    """Return one figure: a panel for each metric, a line for each run.
+
+    Of more than ten runs the ten best have colours, and the others are grey lines behind them.
+    """
+    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     columns = max(1, min(_COLUMNS, len(curves)))
     rows = max(1, -(-len(curves) // columns))
     drawn = Figure(figsize=(4.6 * columns, 3.2 * rows + 0.6), layout="constrained")
     panels = drawn.subplots(rows, columns, squeeze=False).flatten()
+    ranked = comparison.ranked()
+    coloured = list(range(len(ranked))) if len(ranked) <= _COLOURS else ranked[:_COLOURS]
+    grey = [number for number in ranked[:MOST_DRAWN] if number not in coloured]
     for panel, (key, lines) in zip(panels, curves.items(), strict=False):
-        for number, points in enumerate(lines):
-            if points:
+        behind = [lines[number] for number in grey if lines[number]]
+        if behind:
+            panel.add_collection(LineCollection(behind, colors="0.8", linewidths=0.8, zorder=1, rasterized=True))
+        for place, number in enumerate(coloured):
+            if points := lines[number]:
                 marker = "o" if len(points) == 1 else None
-                panel.plot(*zip(*points, strict=True), color=f"C{number % 10}", linewidth=1.4, marker=marker)
+                panel.plot(*zip(*points, strict=True), color=_PALETTE[place], linewidth=1.4, marker=marker)
+        panel.autoscale_view()
         panel.set_title(_drawable(key), fontsize=10)
         panel.set_xlabel("step", fontsize=8)
         panel.grid(alpha=0.25)
     for panel in panels[len(curves) :]:
         panel.set_visible(False)
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=f"C{number % 10}") for number in range(len(comparison.runs))]
-    drawn.legend(handles, [_drawable(label(run)) for run in comparison.runs], loc="outside lower center", fontsize=8)
+    handles = [Line2D([], [], color=colour) for colour in _PALETTE[: len(coloured)]]
+    names = [_drawable(label(comparison.runs[number])) for number in coloured]
+    if grey:
+        handles.append(Line2D([], [], color="0.8"))
+        names.append(f"{len(grey)} other runs")
+    drawn.legend(handles, names, loc="outside lower center", fontsize=8, ncols=1 if len(names) <= _COLUMNS else 2)
     return drawn
+
+
+def caption(comparison: Comparison) -> str:
+    """Return what the figure of a comparison leaves out or colours, in a sentence; empty where it shows all runs alike."""
+    count = len(comparison.runs)
+    if count <= _COLOURS:
+        return ""
+    metric, mode = comparison.decided_by or ("", "min")
+    by = f" by {metric} ({mode})" if metric in comparison.best else ", in the order given"
+    shown = f"the best {MOST_DRAWN} of {count} runs{by} are drawn; " if count > MOST_DRAWN else ""
+    return f"Curves: {shown}the first {_COLOURS}{by} have colours, the others are grey."
 
 
 def save_figure(drawn: "Figure", file: Path) -> None:
@@ -110,11 +139,13 @@ def page(
         sections: tables by their titles: names of columns, and rows of text.
     """
     svg = _rendered(drawn, "svg").decode()
+    svg = svg[svg.index("<svg") :]
     title = f"{len(comparison.runs)} runs compared"
     tables = "".join(_table(name, *content) for name, content in sections.items())
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style>'
-        f"</head><body><h1>{_text(title)}</h1>{_runs(comparison.runs)}<h2>Curves</h2>{svg[svg.index('<svg') :]}{tables}"
+        f"</head><body><h1>{_text(title)}</h1>{_runs(comparison.runs)}<h2>Curves</h2>"
+        f"<p>{_text(caption(comparison))}</p>{svg}{tables}"
         "</body></html>\n"
     )
 

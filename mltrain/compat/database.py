@@ -25,6 +25,7 @@ _SECONDS = 2.0
 _AT_ONCE = 500
 _TAG = re.compile(r"tags\.`([^`]+)` (=|!=) '([^']*)'")
 _BEGIN = re.compile(r"attributes\.run_id LIKE '([0-9a-f]+)%'")
+_AMONG = re.compile(r"attributes\.run_id IN \(('[0-9a-f]{32}'(?:, '[0-9a-f]{32}')*)\)")
 
 
 class Unreadable(Exception):
@@ -114,6 +115,23 @@ class DatabaseReader:
         found = self._experiments("name = ?", [name])
         return found[0] if found else None
 
+    def curves(self, run_ids: Sequence[str], keys: Sequence[str]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """Return step and value of all points of metrics, in the order of their steps, by the id of the run and the key."""
+        found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        with self._opened() as database:
+            rows = _of_each(
+                database,
+                "metrics",
+                "key, step, value, is_nan",
+                run_ids,
+                f"AND key IN ({', '.join('?' * len(keys))}) ORDER BY step, timestamp",
+                keys,
+            )
+        for run_id, points in rows.items():
+            for key, step, value, is_nan in points:
+                found.setdefault((run_id, key), []).append((step, math.nan if is_nan else value))
+        return found
+
     def _experiments(self, where: str, values: list[Any]) -> list[Any]:
         if not self._exists():
             return []
@@ -146,8 +164,9 @@ class DatabaseReader:
             values,
         ).fetchall()
         infos = [SimpleNamespace(**dict(zip((*names, "artifact_uri"), row, strict=True))) for row in rows]
-        tags, params = (_of_each(database, table, "key, value", infos) for table in ("tags", "params"))
-        points = _of_each(database, "latest_metrics", "key, value, timestamp, step, is_nan", infos)
+        ids = [info.run_id for info in infos]
+        tags, params = (_of_each(database, table, "key, value", ids) for table in ("tags", "params"))
+        points = _of_each(database, "latest_metrics", "key, value, timestamp, step, is_nan", ids)
         found = []
         for info in infos:
             info.experiment_id = str(info.experiment_id)
@@ -188,7 +207,7 @@ def _condition(filter_string: str) -> tuple[str, list[str]]:
     """
     where, values = "", []
     for part in re.split(r"(?i) and ", filter_string) if filter_string else ():
-        tag, begin = _TAG.fullmatch(part), _BEGIN.fullmatch(part)
+        tag, begin, among = _TAG.fullmatch(part), _BEGIN.fullmatch(part), _AMONG.fullmatch(part)
         if tag is not None:
             key, compare, value = tag.groups()
             where += f" AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value {compare} ?)"
@@ -196,22 +215,31 @@ def _condition(filter_string: str) -> tuple[str, list[str]]:
         elif begin is not None:
             where += " AND run_uuid LIKE ?"
             values.append(f"{begin[1]}%")
+        elif among is not None:
+            ids = among[1].replace("'", "").split(", ")
+            where += f" AND run_uuid IN ({', '.join('?' * len(ids))})"
+            values += ids
         else:
             raise Unreadable(f"the filter {part!r}")
     return where, values
 
 
 def _of_each(
-    database: sqlite3.Connection, table: str, columns: str, infos: Sequence[Any]
+    database: sqlite3.Connection,
+    table: str,
+    columns: str,
+    run_ids: Sequence[str],
+    more: str = "",
+    values: Sequence[str] = (),
 ) -> dict[str, list[tuple[Any, ...]]]:
     """Return the rows of a table that belong to runs, by the id of the run."""
     found: dict[str, list[tuple[Any, ...]]] = {}
-    for begin in range(0, len(infos), _AT_ONCE):
-        ids = [info.run_id for info in infos[begin : begin + _AT_ONCE]]
+    for begin in range(0, len(run_ids), _AT_ONCE):
+        ids = run_ids[begin : begin + _AT_ONCE]
         marks = ", ".join("?" * len(ids))
         for run_id, *row in database.execute(
-            f"SELECT run_uuid, {columns} FROM {table} WHERE run_uuid IN ({marks})",
-            ids,
+            f"SELECT run_uuid, {columns} FROM {table} WHERE run_uuid IN ({marks}) {more}",
+            [*ids, *values],
         ):
             found.setdefault(run_id, []).append(tuple(row))
     return found

@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ LONGEST_WAIT = 60.0
 """Seconds to which the wait that a server asks for is cut."""
 MOST_POINTS = 2000
 """Points of one answer to :func:`points_between`. MLflow returns at most 2,500, and samples where there are more."""
+MOST_RUNS = 100
+"""Runs that one request of :func:`points_of_runs` may name."""
 _PIECE = 1 << 20
 INTERVAL_ENDPOINT = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 
@@ -61,16 +63,42 @@ def points_between(client: Any, uri: str, run_id: str, key: str, first: int, las
     Returns:
         At most :data:`MOST_POINTS` points; where there are that many, MLflow may have left some out.
     """
+    return [point for _, point in _points(client, uri, [run_id], key, first, last)]
+
+
+def points_of_runs(client: Any, uri: str, run_ids: Sequence[str], key: str) -> dict[str, list[tuple[int, float]]]:
+    """Return step and value of a metric's points by the id of the run, for :data:`MOST_RUNS` runs in one request.
+
+    Args:
+        client: an ``MlflowClient``.
+        uri: of its tracking store.
+        run_ids: of the runs.
+        key: of the metric.
+
+    Returns:
+        At most :data:`MOST_POINTS` points a run: MLflow samples where there are more.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for run_id, point in _points(client, uri, run_ids, key, None, None):
+        found.setdefault(run_id, []).append(point)
+    return found
+
+
+def _points(
+    client: Any, uri: str, run_ids: Sequence[str], key: str, first: int | None, last: int | None
+) -> list[tuple[str, tuple[int, float]]]:
     store: Any = client._tracking_client.store
     if not uri.startswith(("http://", "https://")):
-        found = store.get_metric_history_bulk_interval([run_id], key, MOST_POINTS, first, last)
-        return [(int(metric.step), float(metric.value)) for metric in found]
+        found = store.get_metric_history_bulk_interval(list(run_ids), key, MOST_POINTS, first, last)
+        return [(metric.run_id, (int(metric.step), float(metric.value))) for metric in found]
     from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-    asked = {"run_ids": run_id, "metric_key": key, "start_step": first, "end_step": last, "max_results": MOST_POINTS}
+    asked = {"run_ids": list(run_ids), "metric_key": key, "max_results": MOST_POINTS}
+    if first is not None:
+        asked |= {"start_step": first, "end_step": last}
     answer = http_request(store.get_host_creds(), INTERVAL_ENDPOINT, "GET", params=asked)
     points = verify_rest_response(answer, INTERVAL_ENDPOINT).json().get("metrics", [])
-    return [(int(point.get("step", 0)), float(point.get("value", 0.0))) for point in points]
+    return [(point["run_id"], (int(point.get("step", 0)), float(point.get("value", 0.0)))) for point in points]
 
 
 def asked_to_wait(error: BaseException | None) -> float:

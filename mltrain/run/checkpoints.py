@@ -2,12 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mltrain.checkpoint.folder import FolderArtifacts
-from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, now
+from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore
@@ -75,7 +75,12 @@ def trained_config(checkpoints: CheckpointReader, which: str = "latest") -> dict
         RunNotFound: nothing was recorded.
         StorageError: the artifacts are out of reach.
     """
-    for manifest in checkpoints.matching(which):
+    return config_of(checkpoints, checkpoints.matching(which))
+
+
+def config_of(checkpoints: CheckpointReader, candidates: Iterable[Manifest]) -> dict[str, Any]:
+    """Return the configuration in the first of some checkpoints that has one; see :func:`trained_config`."""
+    for manifest in candidates:
         try:
             config = json.loads(checkpoints.store.fetch(manifest, only=PARAMS.__eq__)[PARAMS])
         except (MltrainError, KeyError, ValueError):

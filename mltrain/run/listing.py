@@ -15,6 +15,7 @@ from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Mani
 from mltrain.errors import MltrainError, UsageError
 from mltrain.ownership.attempts import holder_of, is_alive
 from mltrain.store.names import CHECKPOINTS
+from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import BEST_TAG, LATEST_TAG, LAUNCHER_OF_TAG, PROJECT_TAG, STATUS_TAG, meaning_of_best
@@ -104,8 +105,12 @@ def _at_best(server: TrackingClient, run: Any, metric: str) -> dict[str, float]:
     identity = CheckpointId.parse(run.data.tags.get(BEST_TAG, ""))
     if identity is None:
         return {}
-    artifacts = artifacts_of(server, run)
-    content = bytes(artifacts.read(f"{CHECKPOINTS}/{identity.name}/{FILE_NAME}", MAX_BYTES))
+    artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+    try:
+        content = bytes(artifacts.read(f"{CHECKPOINTS}/{identity.name}/{FILE_NAME}", MAX_BYTES))
+    except FileNotFoundError:
+        artifacts_of(server, run)  # its error says where they went, if all are gone
+        raise
     manifest = Manifest.from_json(content, name=identity.name)
     if metric not in manifest.metrics:  # a loop may have declared it after the save
         from mltrain.checkpoint.reader import Notes

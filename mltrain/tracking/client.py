@@ -2,9 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
@@ -25,6 +27,10 @@ TRAINING_RETRY_SECONDS = 30.0
 """For how many seconds a training or a pipeline retries what it cannot begin without."""
 _PAGE = 1000
 """Entries that one request of a search asks for."""
+_RUNS_AT_ONCE = 100
+"""Runs that one request names."""
+_AT_ONCE = 8
+"""Requests for curves that are under way at once."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,22 @@ class TrackingClient:
         """Return a run, deleted or not."""
         run: Run = self._retried(self.client.get_run, run_id)
         return run
+
+    def runs(self, run_ids: Sequence[str]) -> "list[Run]":
+        """Return runs that are not deleted, in the order of their ids, by a request for each hundred of them.
+
+        Raises:
+            RunNotFound: As :meth:`run` does, of the first that is missing.
+            TrackingError: The server does not answer.
+        """
+        experiments = [experiment.experiment_id for experiment in self.search_experiments()]
+        known = [run_id for run_id in dict.fromkeys(run_ids) if RUN_ID.fullmatch(run_id)]
+        found: dict[str, Run] = {}
+        for begin in range(0, len(known), _RUNS_AT_ONCE):
+            named = ", ".join(f"'{run_id}'" for run_id in known[begin : begin + _RUNS_AT_ONCE])
+            for run in self.search_runs(experiments, f"attributes.run_id IN ({named})"):
+                found[run.info.run_id] = run
+        return [found.get(run_id) or self.run(run_id) for run_id in run_ids]
 
     def search_runs(self, experiment_ids: Iterable[str], query: str, *, page: int = _PAGE) -> Iterator["Run"]:
         """Yield the active runs that a query finds, newest first, and request further pages as they are needed."""
@@ -155,6 +177,27 @@ class TrackingClient:
 
         points: list[tuple[int, float]] = self._retried(found)
         return points
+
+    def curves(self, run_ids: Sequence[str], keys: Sequence[str]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """Return step and value of metrics' points in the order of their steps, by the id of the run and the key.
+
+        A database that :class:`~mltrain.compat.database.DatabaseReader` reads answers with one query; else there is a
+        request for each key and each hundred runs, and MLflow samples a curve of more than 2,000 points.
+        """
+        if isinstance(self.client, DeferredClient) and self.client.reader is not None:
+            with suppress(Unreadable):
+                return self.client.reader.curves(run_ids, keys)
+        client = self.client.made() if isinstance(self.client, DeferredClient) else self.client
+        starts = range(0, len(run_ids), private.MOST_RUNS)
+        asked = [(key, list(run_ids[begin : begin + private.MOST_RUNS])) for key in keys for begin in starts]
+
+        def answered(one: tuple[str, list[str]]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+            key, ids = one
+            points = self._retried(private.points_of_runs, client, self.uri, ids, key)
+            return {(run_id, key): sorted(found, key=itemgetter(0)) for run_id, found in points.items()}
+
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mltrain-curves") as readers:
+            return {one: points for found in readers.map(answered, asked) for one, points in found.items()}
 
     def get_experiment(self, experiment_id: str) -> "Experiment":
         """Return an experiment by its id."""
@@ -295,14 +338,14 @@ class DeferredClient:
 
     def __init__(self, uri: str, reader: DatabaseReader | None = None) -> None:
         self._uri = uri
-        self._reader = reader
+        self.reader = reader
         self._made: MlflowClient | None = None
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
-            if self._reader is not None and self._made is None and name in READS:
+            if self.reader is not None and self._made is None and name in READS:
                 with suppress(Unreadable):
-                    return getattr(self._reader, name)(*arguments, **named)
+                    return getattr(self.reader, name)(*arguments, **named)
             return getattr(self.made(), name)(*arguments, **named)
 
         return call

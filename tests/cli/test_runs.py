@@ -21,6 +21,10 @@ def test_runs_stand_side_by_side_with_what_differs(workplace: Workplace) -> None
     assert "batch_size" not in said.out
     refused = workplace.mltrain("compare", *runs, "--figure", "curves.doc", "--html", "refused.html")
     assert (refused.code, (workplace.folder / "refused.html").exists()) == (2, False)
+    many = workplace.mltrain("compare", *runs, *runs).out.splitlines()
+    head = many.index("Parameters that differ (6)") + 1
+    assert many[head].split() == ["run", "lr"], "many runs have a row each"
+    assert many[head + 3].split() == [runs[2][:8], "0.3"]
     alone = workplace.mltrain("compare", runs[0])
     assert (alone.code, "two or more" in alone.err) == (2, True)
 

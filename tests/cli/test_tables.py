@@ -2,7 +2,7 @@
 
 import pytest
 
-from mltrain.cli.tables import table
+from mltrain.cli.tables import table, table_that_fits
 
 
 def test_a_table_in_a_file_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +32,28 @@ def test_a_column_is_called_what_a_person_called_it(capsys: pytest.CaptureFixtur
 def test_no_rows_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     table("Runs", ("name",), [])
     assert capsys.readouterr().out == "Runs: none.\n"
+
+
+def test_columns_that_a_terminal_is_too_narrow_for_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    row = ["12345678", "0.123456", "0.234567", "0.345678"]
+    table_that_fits("Last", ["run", "loss", "accuracy", "f1"], [row], "Try: --json")
+    assert "0.345678" in capsys.readouterr().out, "a file has all of them"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    table_that_fits("Last", ["run", "loss", "accuracy", "f1"], [row], "Try: --json")
+    printed = capsys.readouterr().out
+    assert "0.234567" in printed
+    assert "0.345678" not in printed
+    assert "Too wide for this terminal: f1. Try: --json" in printed
+
+
+def test_a_table_that_fits_is_printed_with_one_line_a_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    table("Runs", ("name", "state"), [("脂肪", "finished"), ("a", "dead")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].index("finished") + 2 == lines[3].index("dead"), "a wide character takes two columns"

@@ -1,25 +1,29 @@
 """Curves of runs in one figure and on one page that needs nothing else."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mltrain.commands.compare import Comparison
-from mltrain.commands.comparison_page import curves_of, figure, format_of, page, save_figure
+from mltrain.commands.comparison_page import MOST_DRAWN, caption, curves_of, figure, format_of, page, save_figure
 from mltrain.errors import UsageError
 
 CURVES = {"val/loss": [(1, 0.5), (2, 0.25)], "train/loss": [(2, 0.3), (1, 0.6)], "epoch": [(1, 1.0)], "step/loss": []}
 
 
 class Server:
-    """Knows the curves of two runs; the second one lacks ``train/loss``."""
+    """Knows the curves of runs; the second one lacks ``train/loss``."""
 
-    def history(self, run_id: str, key: str) -> list[Any]:
-        points = CURVES[key] if run_id == "a" * 32 or key != "train/loss" else []
-        return [SimpleNamespace(step=step, value=value) for step, value in points]
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def curves(self, run_ids: Sequence[str], keys: Sequence[str]) -> Any:
+        self.asked.append([*run_ids])
+        known = {(run_id, key): sorted(CURVES[key]) for run_id in run_ids for key in keys}
+        return {one: points for one, points in known.items() if one != ("b" * 32, "train/loss")}
 
 
 def compared(name: str = "wear lr=1") -> Comparison:
@@ -54,6 +58,37 @@ def test_the_page_loads_nothing_and_takes_names_for_text() -> None:
     assert "&lt;img src=x&gt;" in written
     assert not re.findall(r"""(?:src|href)=["'](?!#)""", written)
     assert not re.findall(r"url\((?!#)", written)
+
+
+def many(count: int, mode: str = "min") -> Comparison:
+    facts = {"project": "wear", "state": "finished", "epoch": 2, "best": None, "started": "2026-01-01T00:00:00+00:00"}
+    runs = [{"run_id": f"{number:032x}", "name": f"run {number}", **facts} for number in range(count)]
+    values = [float(count - number) for number in range(count)]
+    return Comparison(runs, {}, [{}] * count, {"val/loss": values}, {"val/loss": values}, ("val/loss", mode))
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", range(29, 19, -1)), ("max", range(10))])
+def test_of_thirty_runs_the_ten_best_have_colours_and_names(mode: str, best: Sequence[int]) -> None:
+    comparison = many(30, mode)
+    curves = curves_of(Server(), comparison)  # type: ignore[arg-type]
+    drawn = figure(comparison, curves)
+    (panel,) = (panel for panel in drawn.axes if panel.get_visible())
+    assert (len(panel.lines), len(panel.collections[0].get_segments())) == (10, 20)
+    names = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert [int(name.split()[1]) for name in names[:10]] == list(best)
+    assert names[10:] == ["20 other runs"]
+    assert "grey" in caption(comparison)
+    assert not caption(compared())
+
+
+def test_a_figure_asks_for_the_curves_of_a_hundred_runs_at_most_and_says_so() -> None:
+    server, comparison = Server(), many(MOST_DRAWN + 20)
+    curves = curves_of(server, comparison)  # type: ignore[arg-type]
+    assert [len(ids) for ids in server.asked] == [MOST_DRAWN]
+    assert [bool(points) for points in curves["val/loss"]] == [False] * 20 + [True] * MOST_DRAWN
+    assert f"the best {MOST_DRAWN} of {MOST_DRAWN + 20} runs by val/loss (min)" in caption(comparison)
+    written = page(comparison, figure(comparison, curves), {})
+    assert caption(comparison) in written
 
 
 @pytest.mark.parametrize("name", ["runs", "runs.jpeg", "runs.exe"])

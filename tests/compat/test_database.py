@@ -15,6 +15,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mltrain.compat import database
 from mltrain.compat.database import DatabaseReader, Unreadable
 from mltrain.compat.private import latest_points
+from mltrain.tracking.client import TrackingClient
 from tests.support.database import fresh_database
 
 QUERIES = (
@@ -23,6 +24,7 @@ QUERIES = (
     "tags.`mltrain.status` != 'running'",
     "tags.`mltrain.pipeline` = 'tiny' and tags.`mlflow.user` = 'me'",
     "attributes.run_id LIKE '0%'",
+    "attributes.run_id IN ('{run}', '00000000000000000000000000000000')",
 )
 
 
@@ -71,6 +73,7 @@ def test_a_search_finds_what_mlflow_finds_in_its_order(
     query: str, page: int, client: MlflowClient, reader: DatabaseReader
 ) -> None:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    query = query.replace("{run}", client.search_runs(experiments)[1].info.run_id)
     expected = [told(run) for run in client.search_runs(experiments, query)]
     found: list[Any] = []
     token: str | None = None
@@ -94,6 +97,39 @@ def test_runs_and_experiments_are_those_of_mlflow(client: MlflowClient, reader: 
     assert named is not None
     assert named.experiment_id == client.get_experiment_by_name("other").experiment_id
     assert reader.get_experiment_by_name("none") is None
+
+
+def test_curves_of_many_runs_are_those_of_mlflow_by_one_query(
+    client: MlflowClient, reader: DatabaseReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [
+        run.info.run_id for run in client.search_runs(["0", *(e.experiment_id for e in client.search_experiments())])
+    ]
+    client.log_batch(runs[0], [Metric("loss", 7.0, 5, -2), Metric("other", 1.0, 5, 0), Metric("left out", 1.0, 5, 0)])
+    reader.get_run(runs[0])
+    asked: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*arguments: Any, **named: Any) -> sqlite3.Connection:
+        opened = connect(*arguments, **named)
+        opened.set_trace_callback(asked.append)
+        return opened
+
+    monkeypatch.setattr(database.sqlite3, "connect", traced)
+    found = reader.curves(runs, ["loss", "other"])
+    assert len([one for one in asked if "FROM metrics" in one]) == 1
+    expected = {
+        (run, key): sorted(((p.step, p.value) for p in client.get_metric_history(run, key)), key=lambda one: one[0])
+        for run in runs
+        for key in ("loss", "other")
+    }
+    assert str(found) == str({one: expected[one] for one in found})
+    assert {one for one, points in expected.items() if points} == found.keys()
+    assert found[runs[0], "loss"][0] == (-2, 7.0)
+    server = TrackingClient("sqlite:///", client)
+    assert {one: str(points) for one, points in server.curves(runs, ["loss", "other"]).items()} == {
+        one: str(points) for one, points in found.items()
+    }
 
 
 def test_the_revision_is_that_of_the_installed_mlflow(reader: DatabaseReader, tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""How long ``mltrain runs`` and ``mltrain compare`` take over many runs.
+
+``python -m benchmarks.overview [--runs 1000] [--epochs 20] [--server]`` trains one small run, copies it in the database and
+among the artifacts, each copy with a learning rate of its own, and times the commands as a user starts them. ``--server``
+asks an MLflow server with one worker for the same runs.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from mltrain.checkpoint.manifest import FILE_NAME, FileEntry, Manifest
+from tests.support.servers import TrackingServer
+
+TABLES = ("tags", "params", "latest_metrics", "metrics")
+PROJECT = Path(__file__).parents[1] / "tests" / "support" / "tiny.py"
+
+
+def mltrain(folder: Path, *words: str, uri: str) -> tuple[float, str]:
+    """Run a command of mltrain in a folder; return its seconds and its output."""
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": uri,
+        "MLTRAIN_HOME": str(folder / "home"),
+        "OMP_NUM_THREADS": "1",
+    }
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "mltrain", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"mltrain {' '.join(words)[:80]} failed: {done.stderr[-2000:]}")
+    return seconds, done.stdout
+
+
+def copied(database: Path, run_id: str, runs: int) -> list[str]:
+    """Copy a run of a SQLite database until there are so many; return the ids of all."""
+    ids = [run_id]
+    with closing(sqlite3.connect(database)) as opened, opened:
+        columns = {
+            table: [row[1] for row in opened.execute(f"PRAGMA table_info({table})")] for table in ("runs", *TABLES)
+        }
+        (place,) = opened.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", [run_id]).fetchone()
+        root = next(database.parent.glob(f"*/*/{run_id}/artifacts"))
+        for number in range(1, runs):
+            ids.append(uuid.uuid4().hex)
+            for table, names in columns.items():
+                kept = [name for name in names if name not in ("run_uuid", "artifact_uri")]
+                changed = {"run_uuid": ids[-1]}
+                if table == "runs":
+                    changed["artifact_uri"] = place.replace(run_id, ids[-1])
+                into = ", ".join([*kept, *changed])
+                marks = ", ".join([*kept, *"?" * len(changed)])
+                opened.execute(
+                    f"INSERT INTO {table} ({into}) SELECT {marks} FROM {table} WHERE run_uuid = ?",
+                    [*changed.values(), run_id],
+                )
+            rate = number / 1000
+            opened.execute("UPDATE params SET value = ? WHERE run_uuid = ? AND key = 'lr'", [str(rate), ids[-1]])
+            for table in ("metrics", "latest_metrics"):
+                opened.execute(f"UPDATE {table} SET value = value + ? WHERE run_uuid = ?", [rate, ids[-1]])
+            shutil.copytree(root, root.parents[1] / ids[-1] / "artifacts", copy_function=os.link)
+            for file in (root.parents[1] / ids[-1]).glob(f"artifacts/checkpoints/*/{FILE_NAME}"):
+                manifest = Manifest.from_json(file.read_bytes())
+                changed_files = {"params.json": changed_config(file.with_name("params.json"), rate)}
+                measured = {key: value + rate for key, value in manifest.metrics.items()}
+                update = {"run_id": ids[-1], "metrics": measured, "files": manifest.files | changed_files}
+                file.unlink()
+                file.write_bytes(manifest.model_copy(update=update).to_json())
+    return ids
+
+
+def changed_config(file: Path, rate: float) -> FileEntry:
+    """Give the configuration of a checkpoint another learning rate; return what its manifest says of the file."""
+    content = json.dumps(json.loads(file.read_bytes()) | {"lr": rate}).encode()
+    file.unlink()
+    file.write_bytes(content)
+    return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def measure(folder: Path, ids: Sequence[str], uri: str, rounds: int) -> None:
+    """Print a row for each command: the quickest of some rounds."""
+    count = len(ids)
+    commands = {
+        "mltrain --version": ["--version"],
+        "mltrain runs": ["runs"],
+        f"mltrain runs --most {count}": ["runs", "--most", str(count)],
+        "mltrain runs --where 'val/loss > 0'": ["runs", "--where", "val/loss > 0"],
+        "mltrain runs --sort val/loss": ["runs", "--sort", "val/loss"],
+        **{
+            f"mltrain compare of {number}{' '.join(['', *more])}": ["compare", *ids[:number], *more]
+            for number in sorted({3, 30, count})
+            for more in ([], ["--html", "page.html"])
+        },
+    }
+    for title, words in commands.items():
+        seconds = min(mltrain(folder, *words, uri=uri)[0] for _ in range(rounds))
+        print(f"| {title} | {seconds:.2f} s |", flush=True)
+
+
+def main() -> None:
+    """Make the runs, and time the commands."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--server", action="store_true")
+    parser.add_argument(
+        "--folder", type=Path, help="Keep the runs there, or use those that are there; not for --server."
+    )
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (given.folder or Path(temporary)).absolute()
+        folder.mkdir(exist_ok=True)
+        server = TrackingServer(folder) if given.server else None
+        database = folder / "mlflow.db"
+        uri = f"sqlite:///{database}"
+        if server is not None:
+            server.start()
+            uri = server.uri
+        try:
+            listed = folder / "ids.txt"
+            if not listed.exists():
+                shutil.copy(PROJECT, folder)
+                words = ("train", "tiny.py", f"epochs={given.epochs}")
+                said = mltrain(folder, *words, uri=uri)[1]
+                run_id = next(line[7:] for line in said.splitlines() if line.startswith("run_id="))
+                ids = copied(database, run_id, given.runs)
+                listed.write_text("\n".join(ids))
+            measure(folder, listed.read_text().split(), uri, given.rounds)
+        finally:
+            if server is not None:
+                server.kill()
+
+
+if __name__ == "__main__":
+    main()
