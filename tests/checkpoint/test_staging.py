@@ -14,7 +14,7 @@ import pytest
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.staging import Spool
 from mltrain.errors import StorageError
-from mltrain.store.durable import probe, replace_file
+from mltrain.store.durable import probe, replace_file, write_file
 from tests.support.runs import manifest_of
 
 CALLS = ("mkdir", "open", "write", "fsync", "rename", "replace")
@@ -246,6 +246,30 @@ def test_everything_is_flushed_before_the_name_is_given(tmp_path: Path, monkeypa
     assert manifest == "manifest.json"
     assert folder.endswith(".tmp")
     assert (rename_, parent) == ("RENAME", "store")
+
+
+def test_the_disk_begins_with_a_piece_before_it_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the disk has nothing to do while a checkpoint is hashed, and the end of a training waits for one after the other."""
+    done: list[tuple[str, int, int]] = []
+
+    class Hash:
+        def update(self, piece: bytes) -> None:
+            done.append(("hashed", done[-1][1], len(piece)))
+
+        def hexdigest(self) -> str:
+            return ""
+
+    def begun(descriptor: int, start: int, length: int, advice: int) -> None:
+        assert os.fstat(descriptor).st_size == start + length
+        done.append(("begun", start, length))
+        raise OSError(errno.EINVAL, "advice that a filesystem does not take does no harm")
+
+    monkeypatch.setattr(os, "posix_fadvise", begun, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    monkeypatch.setattr(hashlib, "sha256", Hash)
+    assert write_file(tmp_path / "file", [b"abc", memoryview(b"defgh")]) == (8, "")
+    assert done == [("begun", 0, 3), ("hashed", 0, 3), ("begun", 3, 5), ("hashed", 3, 5)]
+    assert (tmp_path / "file").read_bytes() == b"abcdefgh"
 
 
 def test_a_replaced_file_is_flushed_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
