@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, FileEntry, Manifest
 from mltrain.checkpoint.staging import Spool, readdressed
 from mltrain.errors import CheckpointError, DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Artifacts, side_by_side
+from mltrain.store.artifacts import Artifacts, sha256_of, side_by_side
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.removal import discard_staged
@@ -277,7 +277,7 @@ class CheckpointStore:
             raise DamagedCheckpoint(f"{name} of {manifest.name} cannot be read: {error.strerror or error}.") from None
         if len(content) != entry.size:
             raise DamagedCheckpoint(f"{name} of {manifest.name} has {len(content)} bytes; {entry.size} were committed.")
-        if hashlib.sha256(content).hexdigest() != entry.sha256:
+        if sha256_of(content) != entry.sha256:
             raise DamagedCheckpoint(f"{name} of {manifest.name} has another SHA-256 than when it was committed.")
         return content
 
@@ -289,7 +289,7 @@ class CheckpointStore:
             content = LocalArtifacts(self.spool.root).read(f"{identity.name}/{name}", entry.size)
         except (OSError, DamagedCheckpoint):
             return None
-        return content if hashlib.sha256(content).hexdigest() == entry.sha256 else None
+        return content if sha256_of(content) == entry.sha256 else None
 
 
 def warn_damaged(identity: CheckpointId, error: CheckpointError) -> None:

@@ -19,7 +19,7 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, StorageError
 from mltrain.ownership.host_lock import lock_file
 from mltrain.ownership.run_folder import outputs_home
-from mltrain.store.artifacts import Artifacts
+from mltrain.store.artifacts import Artifacts, sha256_of
 from mltrain.store.durable import replace_file, set_aside
 from mltrain.store.names import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS
 from mltrain.store.names import validated as valid_path
@@ -229,7 +229,7 @@ def _received(artifacts: Artifacts, output: Output, name: str, entry: FileEntry)
         raise
     except OSError as error:
         raise DamagedCheckpoint(f"{name} of {output.name} cannot be read: {error.strerror or error}") from None
-    if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
+    if len(content) != entry.size or sha256_of(content) != entry.sha256:
         raise DamagedCheckpoint(f"{name} of {output.name} is not what was committed")
     return content
 

@@ -4,6 +4,7 @@ MLflow validates nothing when it deletes: an empty path removes all artifacts of
 every path is validated here, and removal takes the name of a checkpoint, never a path.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,21 @@ class Entry:
     size: int | None
 
 
+class Hashed(bytearray):
+    """A content that was hashed while it arrived; not to be changed.
+
+    Attributes:
+        sha256: its SHA-256 in hexadecimal digits.
+    """
+
+    sha256: str
+
+
+def sha256_of(content: bytes | bytearray) -> str:
+    """Return the SHA-256 of a content, in hexadecimal digits; one that was hashed on its way is not hashed again."""
+    return content.sha256 if isinstance(content, Hashed) else hashlib.sha256(content).hexdigest()
+
+
 class Artifacts(Protocol):
     """The artifacts of one run."""
 
@@ -47,7 +63,7 @@ class Artifacts(Protocol):
         ...
 
     def read(self, path: str, most: int) -> bytearray:
-        """Return the content of a file of at most ``most`` bytes.
+        """Return the content of a file of at most ``most`` bytes; :class:`Hashed` where it was hashed on its way.
 
         Raises:
             FileNotFoundError: there is no such file.

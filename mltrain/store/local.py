@@ -1,5 +1,6 @@
 """Artifacts in a folder of this machine."""
 
+import hashlib
 import os
 import shutil
 import stat
@@ -9,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry
+from mltrain.store.artifacts import Entry, Hashed
 from mltrain.store.names import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -23,6 +24,9 @@ from mltrain.store.names import (
 )
 from mltrain.store.removal import DEAD_SECONDS, discard_staged, is_litter, remove_flat, remove_tree
 from mltrain.store.retry import named_errors
+
+_PIECE = 2**20
+"""Bytes that are read at once: as many as the processor's caches still hold when they are hashed."""
 
 
 def without_surprises(path: str, flags: int) -> int:
@@ -76,9 +80,13 @@ class LocalArtifacts:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")
-            content = bytearray(size)
-            read = file.readinto(content)
-            if read != size or file.read(1):
+            content, digest, done = Hashed(size), hashlib.sha256(), 0
+            whole = memoryview(content)
+            while read := file.readinto(whole[done : done + _PIECE]):
+                digest.update(whole[done : done + read])
+                done += read
+            content.sha256 = digest.hexdigest()
+            if done != size or file.read(1):
                 raise DamagedCheckpoint(f"{path} changed while it was read.")
             return content
 

@@ -1,8 +1,10 @@
 """Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like."""
 
+import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 
 from mltrain.compat.private import PartOpener, download, part_opener
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry, side_by_side, state_folder
+from mltrain.store.artifacts import Entry, Hashed, side_by_side, state_folder
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import (
     CHECKPOINT,
@@ -54,6 +56,56 @@ def _no_room(path: str, size: int, places: Sequence[Path], why: str | None) -> S
         f"{path} cannot be received on this machine: {why}. Expected {size} bytes of room in {' or '.join(map(str, places))}. "
         "Try: set MLTRAIN_HOME to a folder on a disk that has it"
     )
+
+
+class _Arrival:
+    """Hashes a content in order while several connections bring it out of order, on the threads that bring it.
+
+    Args:
+        size: of the content, in bytes.
+
+    Attributes:
+        content: what has arrived.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.content = Hashed(size)
+        self._whole = memoryview(self.content)
+        self._ends: dict[int, int] = {}
+        """Where the bytes end that have arrived from a place on."""
+        self._digest, self._hashed = hashlib.sha256(), 0
+        self._turn = threading.Lock()
+        self._brought_again = False
+
+    def begins(self, first: int) -> None:
+        """Note that bytes from ``first`` on are about to arrive, perhaps once more after a try that failed."""
+        self._brought_again |= first in self._ends
+        self._ends.setdefault(first, first)
+
+    def brings(self, first: int, at: int, piece: bytes) -> int:
+        """Take a piece that belongs at a place; return where it ends."""
+        self._whole[at : at + len(piece)] = piece
+        self._ends[first] = at + len(piece)
+        while self._next() > self._hashed and self._turn.acquire(blocking=False):  # else another thread hashes
+            try:
+                end = self._next()
+                self._digest.update(self._whole[self._hashed : end])
+                self._hashed = end
+            finally:
+                self._turn.release()
+        return at + len(piece)
+
+    def finished(self) -> Hashed:
+        """Return the whole content, hashed; what arrived more than once is hashed as it is now."""
+        if self._brought_again:
+            self._digest, self._hashed = hashlib.sha256(), 0
+        self._digest.update(self._whole[self._hashed :])
+        self.content.sha256 = self._digest.hexdigest()
+        return self.content
+
+    def _next(self) -> int:
+        """Return where the bytes end that continue what was hashed."""
+        return max((end for first, end in self._ends.copy().items() if first <= self._hashed), default=0)
 
 
 class RemoteArtifacts:
@@ -114,25 +166,26 @@ class RemoteArtifacts:
             raise
 
     def _read_into_memory(self, open_part: PartOpener, path: str, size: int) -> bytearray:
-        content = bytearray(size)
+        arrival = _Arrival(size)
 
         def receive(first: int) -> int:
             """Receive one part, or all where the store sends no parts; return where it ends."""
             last = min(first + self._part, size)
             is_part, pieces = open_part(path, first, last)
-            at, end = (first, last) if is_part else (0, size)
+            start, end = (first, last) if is_part else (0, size)
+            arrival.begins(start)
+            at = start
             for piece in pieces:
                 if at + len(piece) > end:
                     break
-                content[at : at + len(piece)] = piece
-                at += len(piece)
+                at = arrival.brings(start, at, piece)
             if at != end:
                 raise ConnectionError(f"{path}: the store sent something else than bytes {first} to {end - 1}")
             return end
 
         reached = persistently(partial(receive, 0)) if size else 0
         side_by_side(lambda first: persistently(partial(receive, first)), range(reached, size, self._part))
-        return content
+        return arrival.finished()
 
     def _read_through_file(self, path: str, size: int) -> bytearray:
         name = PurePosixPath(path).name

@@ -100,7 +100,7 @@ SABOTAGES = (
     Sabotage(
         "digests are not compared",
         STORE,
-        "        if hashlib.sha256(content).hexdigest() != entry.sha256:\n",
+        "        if sha256_of(content) != entry.sha256:\n",
         "        if False:\n",
         "checkpoint/test_store.py::test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised",
     ),

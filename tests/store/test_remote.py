@@ -1,6 +1,7 @@
 """A file of a remote store is received on this disk, and what is there is not believed."""
 
 import errno
+import hashlib
 import os
 import threading
 import time
@@ -14,7 +15,9 @@ from mlflow.entities import FileInfo
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from mltrain.compat import private
 from mltrain.errors import StorageError
+from mltrain.store.artifacts import Hashed, sha256_of
 from mltrain.store.remote import RemoteArtifacts
 from tests.support.folders import tree
 
@@ -124,7 +127,9 @@ class Serving(BaseHTTPRequestHandler):
         self.send_response(503 if fault == "busy" else 206 if self.parts else 200)
         self.send_header("Content-Length", str(len(body) if fault != "short" else len(body) - 7))
         self.end_headers()
-        self.wfile.write(body[:-7] if fault in ("short", "broken off") else body)
+        if fault == "other bytes":
+            body = bytes(byte ^ 1 for byte in body)
+        self.wfile.write(body[:-7] if fault in ("short", "broken off", "other bytes") else body)
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
@@ -148,7 +153,10 @@ def serving(home: Path) -> Iterator[Listed]:
 
 @pytest.mark.parametrize("part", [1000, 5120, len(CONTENT), 2**20])
 def test_a_server_sends_a_file_in_parts_into_memory(part: int, serving: Listed, home: Path) -> None:
-    assert RemoteArtifacts(serving, part=part).read("folder/file", 2**20) == CONTENT
+    content = RemoteArtifacts(serving, part=part).read("folder/file", 2**20)
+    assert content == CONTENT
+    assert isinstance(content, Hashed)
+    assert content.sha256 == hashlib.sha256(CONTENT).hexdigest()
     assert len(Serving.asked) == -(-len(CONTENT) // part)
     assert tree(home) == {}
 
@@ -160,11 +168,35 @@ def test_a_server_that_sends_no_parts_is_asked_once(serving: Listed) -> None:
 
 
 @pytest.mark.parametrize("parts", [True, False])
-@pytest.mark.parametrize("fault", ["busy", "short", "broken off"])
-def test_a_part_that_comes_otherwise_is_asked_for_again(fault: str, parts: bool, serving: Listed) -> None:
+@pytest.mark.parametrize("fault", ["busy", "short", "broken off", "other bytes"])
+def test_a_part_that_comes_otherwise_is_asked_for_again(
+    fault: str, parts: bool, serving: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private, "_PIECE", 500)  # what comes before the fault arrives
     Serving.parts, Serving.fault = parts, [fault, fault]
-    assert RemoteArtifacts(serving, part=4000).read("folder/file", 2**20) == CONTENT
+    content = RemoteArtifacts(serving, part=4000).read("folder/file", 2**20)
+    assert content == CONTENT
+    assert sha256_of(content) == hashlib.sha256(CONTENT).hexdigest()  # of what is there, and not of what came first
     assert len(Serving.asked) == (5 if parts else 3)
+
+
+def test_a_file_is_hashed_while_it_arrives(serving: Listed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing all of it when it is there would lengthen every resume."""
+    hashed: list[int] = []
+
+    class Hash:
+        def update(self, piece: memoryview) -> None:
+            hashed.append(len(piece))
+
+        def hexdigest(self) -> str:
+            return "the digest"
+
+    monkeypatch.setattr(private, "_PIECE", 1000)
+    monkeypatch.setattr(hashlib, "sha256", Hash)
+    content = RemoteArtifacts(serving, part=2**20).read("folder/file", 2**20)
+    assert sha256_of(content) == "the digest"
+    assert sum(hashed) == len(CONTENT)
+    assert max(hashed) <= 1000
 
 
 def test_a_file_that_is_gone_is_not_asked_for_again(serving: Listed) -> None:
