@@ -15,7 +15,6 @@ ELSEWHERE = {
     "checkpoint/policies.py": "checkpoint/test_retention.py",
     "checkpoint/ports.py": DECLARATIONS,
     "checkpoint/publishing.py": "checkpoint/test_store.py",
-    "commands/compare.py": "cli/test_runs.py",
     "commands/ending.py": "commands/test_train.py",
     "commands/import_checkpoint.py": "commands/test_foreign_file.py",
     "commands/logged_model.py": "cli/test_model.py",

@@ -184,16 +184,29 @@ def configured(
         DamagedCheckpoint: it is not what was committed, or its configuration is none.
     """
     files = store.fetch(manifest, only=lambda name: name.startswith(("model", "state")) or name == PARAMS)
-    content = files.pop(PARAMS, None)
+    params = _params(files.pop(PARAMS, None), manifest)
+    from mltrain.checkpoint.codec import decode  # torch takes seconds, and listing checkpoints needs none of it
+
+    return decode(files, device), params
+
+
+def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, Any] | None:
+    """Return the configuration of a checkpoint, verified, without its weights; ``None`` where it has none.
+
+    Raises:
+        DamagedCheckpoint: it is not what was committed.
+    """
+    return _params(store.fetch(manifest, only=PARAMS.__eq__).get(PARAMS), manifest)
+
+
+def _params(content: bytearray | None, manifest: Manifest) -> Mapping[str, Any] | None:
     try:
         params = json.loads(content) if content is not None else None
     except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} is not valid JSON: {error}") from None
     if not isinstance(params, Mapping | None):
         raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} holds a {type(params).__name__}, not a configuration.")
-    from mltrain.checkpoint.codec import decode  # torch takes seconds, and listing checkpoints needs none of it
-
-    return decode(files, device), params
+    return params
 
 
 def first_usable(

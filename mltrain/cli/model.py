@@ -66,8 +66,9 @@ def pull(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Download a verified model with its configuration and history; --register makes an MLflow model of it."""
-    from mltrain.commands.evaluate import pull as run_pull
+    from mltrain.commands.evaluate import choose, download
     from mltrain.errors import UsageError
+    from mltrain.store.artifacts import refuse_unwritable
     from mltrain.tracking.mlflow_model import refuse_name
 
     if mode not in (None, "min", "max"):
@@ -76,23 +77,21 @@ def pull(
         raise UsageError("--alias names a version of a registered model. Expected --register NAME with it.")
     if register is not None:
         refuse_name(register, alias)
+    refuse_unwritable(to, "Choose another folder: --to FOLDER.")
     direction: Any = mode
-    with progress("looking", in_bytes=True) as received:
-        pulled = run_pull(
-            run_id,
-            to=to,
-            experiment=experiment,
-            metric=metric,
-            mode=direction,
-            checkpoint=checkpoint,
-            received=received,
-        )
     made = None
+    choice = choose(run_id, experiment, metric, direction, checkpoint)
     if register is not None:
-        from mltrain.commands.logged_model import register as run_registration
+        from mltrain.commands.logged_model import registered, registrable
 
+        with progress("building the model"):
+            rebuilt = registrable(choice.run_id, checkpoint=checkpoint)
+        choice = dataclasses.replace(choice, candidates=[rebuilt.manifest])
+    with progress("looking", in_bytes=True) as received:
+        pulled = download(choice, to, received)
+    if register is not None:
         with progress("exporting the model"):
-            made = run_registration(pulled.run_id, register, alias=alias, checkpoint=pulled.manifest.name)
+            made = registered(rebuilt, register, alias)
     if as_json:
         files = sorted(path.name for path in to.iterdir())
         facts = {"run_id": pulled.run_id, "checkpoint": pulled.manifest.name, "files": files}

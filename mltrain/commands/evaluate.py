@@ -1,7 +1,7 @@
 """What comes after training: pull the best model, verified; evaluate it again, also on other data."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from mltrain import device as devices
 from mltrain.checkpoint.codec import STATE_TREE, decode_weights
 from mltrain.checkpoint.manifest import FILE_NAME, Manifest, now
-from mltrain.checkpoint.reader import CheckpointReader, Received, configured, first_usable
+from mltrain.checkpoint.reader import CheckpointReader, Received, configuration, configured, first_usable
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.train_request import recorded_project
@@ -25,6 +25,7 @@ from mltrain.rng import own_rng, seed_everything
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.stage_outputs import fetched_inputs
 from mltrain.steps import HasParts
+from mltrain.store.artifacts import refuse_unwritable
 from mltrain.store.durable import replace_file
 from mltrain.task import Task, prepare_step
 from mltrain.tracking import names
@@ -45,6 +46,15 @@ class Pulled:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The run and the checkpoints to pull, the first choice first."""
+
+    run_id: str
+    checkpoints: CheckpointReader
+    candidates: Sequence[Manifest]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What an evaluation measured, and on which checkpoint.
 
@@ -59,7 +69,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A task that was built again, with the weights of a checkpoint."""
+    """A task that was built again with the configuration of a checkpoint, and perhaps its weights."""
 
     run_id: str
     manifest: Manifest
@@ -93,6 +103,17 @@ def pull(
         NoCheckpoint: no checkpoint matches, or every match is damaged.
         StorageError: the folder cannot be written.
     """
+    return download(choose(run_id, experiment, metric, mode, checkpoint), to, received)
+
+
+def choose(
+    run_id: str | None, experiment: str | None, metric: str | None, mode: Mode | None, checkpoint: str
+) -> Choice:
+    """Choose the run and the checkpoints that :func:`pull` downloads; see there.
+
+    Raises:
+        NoCheckpoint: no checkpoint matches.
+    """
     run_id, checkpoints = _chosen(run_id, experiment, metric, mode)
     candidates = checkpoints.matching(checkpoint)
     if not candidates and checkpoint == "best":
@@ -101,13 +122,24 @@ def pull(
             log.warning("No checkpoint was measured or declared best; the newest is taken.")
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such(checkpoint))
-    manifest, files = checkpoints.first_intact(
-        candidates, lambda name: name.startswith(("model", "params", "history")), received
+    return Choice(run_id, checkpoints, candidates)
+
+
+def download(choice: Choice, to: Path, received: Received | None = None) -> Pulled:
+    """Download what :func:`choose` has chosen into a folder, verified.
+
+    Raises:
+        NoCheckpoint: every candidate is damaged.
+        StorageError: the folder cannot be written.
+    """
+    refuse_unwritable(to, "Choose another folder: --to FOLDER.")
+    manifest, files = choice.checkpoints.first_intact(
+        choice.candidates, lambda name: name.startswith(("model", "params", "history")), received
     )
     for name, content in files.items():
         replace_file(to / name, bytes(content))
     replace_file(to / FILE_NAME, manifest.to_json())
-    return Pulled(run_id, manifest, to)
+    return Pulled(choice.run_id, manifest, to)
 
 
 def load_best(
@@ -220,7 +252,14 @@ def evaluate(
     Raises:
         NoCheckpoint, StateMismatch, DataError: it cannot be evaluated.
     """
-    rebuilt = rebuild(connect(), run_id, checkpoint, overrides, project)
+    if to is not None:
+        refuse_unwritable(to, "Choose another folder: --to FOLDER.")
+
+    def measurable(found: Project, task: Task) -> None:
+        if task.evaluate is None and (task.report is None or to is None):
+            raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
+
+    rebuilt = rebuild(connect(), run_id, checkpoint, overrides, project, measurable)
     found, config, task = rebuilt.project, rebuilt.config, rebuilt.task
     with torch.no_grad(), own_rng(config.seed), devices.mixing(devices.chosen(config.device)):
         metrics: dict[str, float] = {}
@@ -229,8 +268,6 @@ def evaluate(
             metrics = floats(task.report(to), "report()")
         elif task.evaluate is not None:
             metrics = floats(task.evaluate(), "evaluate()")
-        else:
-            raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
     if task.report is None and to is not None:
         log.warning(
             "The project %r has no report, so nothing is written to %s. Expected a task with one. Try: Task(..., report=...)",
@@ -241,9 +278,23 @@ def evaluate(
 
 
 def rebuild(
-    server: TrackingClient, run_id: str, checkpoint: str, overrides: Mapping[str, Any] | None, project: str | None
+    server: TrackingClient,
+    run_id: str,
+    checkpoint: str,
+    overrides: Mapping[str, Any] | None,
+    project: str | None,
+    refuse: Callable[[Project, Task], None],
 ) -> Rebuilt:
-    """Build the task of a run again, with a checkpoint's configuration and weights; see :func:`evaluate`."""
+    """Build the task of a run again, with a checkpoint's configuration and weights; see :func:`evaluate`.
+
+    Args:
+        server: has the run.
+        run_id: the run.
+        checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
+        overrides: keys of the configuration.
+        project: in place of the recorded one.
+        refuse: raises an error of a task that does not serve the caller, before any weights are downloaded.
+    """
     checkpoints = open_checkpoints(run_id, server)
     run_id = checkpoints.store.run_id
     recorded = recorded_config(checkpoints.store.artifacts)
@@ -255,28 +306,36 @@ def rebuild(
     candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
     if not candidates:
         raise NoCheckpoint(checkpoints.none_such(checkpoint))
-    manifest, (parts, params) = first_usable(
+    inputs = fetched_inputs(server, server.run(run_id), overrides or ())
+
+    def task_of(params: Mapping[str, Any] | None) -> tuple[Config, Task]:
+        base = params or recorded["config"]
+        files = [found.config_file] if found.config_file is not None and not base else []
+        config = found.config.load(files, overrides={**inputs, **(overrides or {})}, base=base)
+        return config, built(found, config)
+
+    manifest, params = first_usable(checkpoints.store, candidates, lambda one: configuration(checkpoints.store, one))
+    config, task = task_of(params)
+    refuse(found, task)
+    loaded, (parts, own_params) = first_usable(
         checkpoints.store, candidates, lambda one: configured(checkpoints.store, one)
     )
-    inputs = fetched_inputs(server, server.run(run_id), overrides or ())
-    base = params or recorded["config"]
-    files = [found.config_file] if found.config_file is not None and not base else []
-    config = found.config.load(files, overrides={**inputs, **(overrides or {})}, base=base)
-    return Rebuilt(run_id, manifest, found, config, built(found, config, parts))
+    if loaded != manifest and own_params != params:  # the first choice is damaged, and another was trained otherwise
+        config, task = task_of(own_params)
+    fill(task, parts)
+    return Rebuilt(run_id, loaded, found, config, task)
 
 
-def built(project: Project, config: Config, parts: Mapping[str, Any]) -> Task:
-    """Build a project's task and put into it what a checkpoint knows of its model and further parts.
+def built(project: Project, config: Config) -> Task:
+    """Build a project's task.
 
     Raises:
-        StateMismatch: the weights do not fit the model.
         ConfigError: ``device`` has no effect on the step.
     """
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     task = project.build(config)
     prepare_step(task, config.model_copy(update={"amp": "off"}), devices.chosen(config.device))
-    fill(task, parts)
     return task
 
 

@@ -14,6 +14,7 @@ from mltrain.adapters.curves import Curves
 from mltrain.commands.checks import policy_of
 from mltrain.commands.foreign_file import Foreign, finite
 from mltrain.commands.foreign_run import read_run
+from mltrain.config import Config
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds
@@ -62,7 +63,8 @@ def import_file(
         NonFiniteLoss: its weights or optimizer state are not finite.
         StateMismatch: the weights do not fit the project's model.
     """
-    return _imported(finite(file), file.stem, file.name, server, project, overrides, experiment)
+    config = _config(project, overrides)
+    return _imported(finite(file), file.stem, file.name, server, project, config, experiment)
 
 
 def import_run(
@@ -80,12 +82,20 @@ def import_run(
     Raises:
         RunNotFound, NoCheckpoint, DamagedCheckpoint, NonFiniteLoss, StateMismatch: it cannot be used.
     """
+    config = _config(project, overrides)  # refused before the run's files are downloaded
     found = read_run(server, word)
     name = server.run(found.source.partition("/")[0]).info.run_name
-    report = _imported(found.foreign, name, found.source, server, project, overrides, experiment)
+    report = _imported(found.foreign, name, found.source, server, project, config, experiment)
     report.taken.insert(0, f"from {found.source}")
     report.left += found.left
     return report
+
+
+def _config(project: Project | None, overrides: Mapping[str, Any]) -> Config | None:
+    """Return the configuration of the project that the weights belong to; ``None`` without a project."""
+    if project is None:
+        return None
+    return project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
 
 
 def _imported(
@@ -94,23 +104,22 @@ def _imported(
     source: str,
     server: TrackingClient,
     project: Project | None,
-    overrides: Mapping[str, Any],
+    config: Config | None,
     experiment: str | None,
 ) -> Report:
     report = Report()
-    if project is None:
+    if project is None or config is None:
         run = opening.create(server, experiment, name, "imported", {IMPORTED_TAG: source})
         return _stored(run, foreign, report)
-    config = project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
+    task = project.build(config)
     experiment = experiment_for(project.name, experiment or config.experiment)
     run = opening.create(server, experiment, name, project.name, {IMPORTED_TAG: source})
     try:
         run.record_start(config.resolved(), config.recorded(), project.name)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(project.place)
         run.attempt.data = fingerprint.data(config.data_places())
-        task = project.build(config)
         policy = policy_of(config, task.policy)
         manager = CheckpointManager(run, policy=policy, metric=config.best_metric, mode=config.best_mode)
         trainer = Trainer(task, config, run, manager, StopRequest(), data=run.attempt.data)

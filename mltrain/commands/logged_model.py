@@ -8,8 +8,9 @@ from typing import Literal
 
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.reader import configured, first_usable
-from mltrain.commands.evaluate import fill, rebuild
+from mltrain.commands.evaluate import Rebuilt, fill, rebuild
 from mltrain.errors import MltrainError, UsageError
+from mltrain.project import Project
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.naming import short
 from mltrain.task import Task
@@ -48,8 +49,22 @@ def register(
         TrackingError, StorageError: MLflow does not take it.
     """
     mlflow_model.refuse_name(name, alias)
+    return registered(registrable(run_id, checkpoint=checkpoint, project=project), name, alias)
+
+
+def registrable(run_id: str, *, checkpoint: str = "best", project: str | None = None) -> Rebuilt:
+    """Build the task that :func:`register` exports; a project without a predictor is refused before anything is downloaded.
+
+    Raises:
+        UsageError: the project states no predictor.
+        NoCheckpoint, StateMismatch, DataError: the model cannot be built.
+    """
+    return rebuild(connect(), run_id, checkpoint, None, project, _refuse_without_predictor)
+
+
+def registered(rebuilt: Rebuilt, name: str, alias: str | None) -> Registered:
+    """Make a version of a registered model from what :func:`registrable` built; see :func:`register`."""
     server = connect()
-    rebuilt = rebuild(server, run_id, checkpoint, None, project)
     source = _source(server, rebuilt.manifest)
     model_id = _logged(server, rebuilt.task, source, rebuilt.project.name)
     return Registered(name, mlflow_model.register(server, source, model_id, name, alias), model_id)
@@ -80,6 +95,14 @@ def log_models(
     return made
 
 
+def _refuse_without_predictor(project: Project, task: Task) -> None:
+    if task.predictor is None:
+        raise UsageError(
+            f"The project {project.name!r} states no input and output of its model. Expected Task(..., predictor=...), which "
+            "returns a module and an example of its input."
+        )
+
+
 def _source(server: TrackingClient, manifest: Manifest) -> mlflow_model.Source:
     metrics = {names.key(name): value for name, value in manifest.metrics.items()}
     experiment = server.run(manifest.run_id).info.experiment_id
@@ -87,11 +110,7 @@ def _source(server: TrackingClient, manifest: Manifest) -> mlflow_model.Source:
 
 
 def _logged(server: TrackingClient, task: Task, source: mlflow_model.Source, project: str) -> str:
-    if task.predictor is None:
-        raise UsageError(
-            f"The project {project!r} states no input and output of its model. Expected Task(..., predictor=...), which "
-            "returns a module and an example of its input."
-        )
+    assert task.predictor is not None
     module, example = task.predictor()
     with tempfile.TemporaryDirectory(prefix="mltrain-") as folder:
         mlflow_model.write(module.cpu(), example.cpu(), Path(folder) / "model")

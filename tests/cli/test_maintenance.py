@@ -20,6 +20,12 @@ def test_a_foreign_checkpoint_becomes_the_first_of_a_run_that_trains_on(compiled
         "args": "unknown",
     }
     torch.save(foreign, workplace.folder / "foreign.pth")
+    before = {run["run_id"] for run in workplace.mltrain("runs", "--json").json}
+    for wrong in ("lr=fast", "hidden=-1"):
+        assert workplace.mltrain("import", "foreign.pth", "tiny.py", wrong).code != 0
+    assert {run["run_id"] for run in workplace.mltrain("runs", "--json").json} == before, (
+        "refused before a run is created"
+    )
     imported = workplace.mltrain("import", "foreign.pth", "tiny.py", "epochs=3")
     assert imported.code == 0, imported.err
     assert "taken  optimizer" in imported.out

@@ -1,6 +1,7 @@
 """``mltrain evaluate`` and ``mltrain pull`` on a real run."""
 
 import json
+import re
 import urllib.request
 
 import pytest
@@ -37,6 +38,28 @@ def test_a_pulled_model_is_registered_and_a_wrong_name_pulls_nothing(trained: tu
     measured = workplace.mltrain("inspect", run_id, "--checkpoint", "best", "--json").json
     assert {m.key: m.value for m in model.metrics}["val/loss"] == measured["metrics"]["val/loss"]
     assert {m.step for m in model.metrics} == {measured["step"]}
+
+
+def test_what_cannot_be_done_is_refused_before_weights_are_downloaded(trained: tuple[Workplace, str]) -> None:
+    workplace, _ = trained
+    source = (workplace.folder / "tiny.py").read_text()
+    bare = re.sub(r"^        (evaluate|predictor)=.*\n", "", source, flags=re.MULTILINE)
+    (workplace.folder / "bare.py").write_text(bare)
+    run_id = workplace.mltrain("train", "bare.py", "epochs=1").run_id
+    weights = next(workplace.folder.glob(f"**/{run_id}/artifacts/checkpoints/*/model.safetensors"))
+    weights.rename(weights.with_suffix(".away"))  # a download would end in another error
+    (workplace.folder / "file").touch()
+    for words, expected in (
+        (["pull", run_id, "--to", "bare", "--register", "bare"], "predictor"),
+        (["evaluate", run_id], "no evaluate()"),
+        (["pull", run_id, "--to", "file"], "not a folder"),
+        (["evaluate", run_id, "--to", "file/below"], "not a folder"),
+    ):
+        refused = workplace.mltrain(*words)
+        assert expected in refused.err, refused.err
+        assert refused.code in (2, 5)
+    assert not (workplace.folder / "bare").exists()
+    assert not MlflowClient(workplace.uri).search_registered_models("name = 'bare'")
 
 
 @pytest.mark.slow
