@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from mltrain.checkpoint.policies import *  # noqa: F403 - exactly its __all__
     from mltrain.checkpoint.retention import Policy as Policy
     from mltrain.checkpoint.snapshot import LateCopy as LateCopy
-    from mltrain.commands.evaluate import load_best as load_best
-    from mltrain.commands.evaluate import pull as pull
+    from mltrain.commands.pull import load_best as load_best
+    from mltrain.commands.pull import pull as pull
     from mltrain.commands.train import train as train
     from mltrain.config import Config as Config
     from mltrain.data import ResumableLoader as ResumableLoader
@@ -43,8 +43,8 @@ _HOMES = {
     "StateMismatch": "errors",
     "Rng": "rng",
     "StopRequest": "signals",
-    "load_best": "commands.evaluate",
-    "pull": "commands.evaluate",
+    "load_best": "commands.pull",
+    "pull": "commands.pull",
     "LateCopy": "checkpoint.snapshot",
     "CheckpointId": "checkpoint.manifest",
     "Manifest": "checkpoint.manifest",

@@ -183,11 +183,8 @@ def configured(
     Raises:
         DamagedCheckpoint: it is not what was committed, or its configuration is none.
     """
-    files = store.fetch(manifest, only=lambda name: name.startswith(("model", "state")) or name == PARAMS)
-    params = _params(files.pop(PARAMS, None), manifest)
-    from mltrain.checkpoint.codec import decode  # torch takes seconds, and listing checkpoints needs none of it
-
-    return decode(files, device), params
+    params = configuration(store, manifest)
+    return store.load(manifest, device), params
 
 
 def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, Any] | None:
@@ -196,10 +193,7 @@ def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, An
     Raises:
         DamagedCheckpoint: it is not what was committed.
     """
-    return _params(store.fetch(manifest, only=PARAMS.__eq__).get(PARAMS), manifest)
-
-
-def _params(content: bytearray | None, manifest: Manifest) -> Mapping[str, Any] | None:
+    content = store.fetch(manifest, only=PARAMS.__eq__).get(PARAMS)
     try:
         params = json.loads(content) if content is not None else None
     except (ValueError, RecursionError) as error:

@@ -66,7 +66,7 @@ def pull(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Download a verified model with its configuration and history; --register makes an MLflow model of it."""
-    from mltrain.commands.evaluate import choose, download
+    from mltrain.commands.pull import choose, download
     from mltrain.errors import UsageError
     from mltrain.store.artifacts import refuse_unwritable
     from mltrain.tracking.mlflow_model import refuse_name

@@ -1,7 +1,7 @@
-"""What comes after training: pull the best model, verified; evaluate it again, also on other data."""
+"""Evaluates a checkpoint again, also on other data; builds the task of a run anew."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,11 @@ from typing import Any
 import torch
 
 from mltrain import device as devices
-from mltrain.checkpoint.codec import STATE_TREE, decode_weights
-from mltrain.checkpoint.manifest import FILE_NAME, Manifest, now
-from mltrain.checkpoint.reader import CheckpointReader, Received, configuration, configured, first_usable
-from mltrain.checkpoint.retention import Context, Mode
-from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.reader import configuration, configured, first_usable
 from mltrain.commands.train_request import recorded_project
 from mltrain.config import Config
-from mltrain.errors import NoCheckpoint, RunNotFound, StateMismatch, StorageError, UsageError, nearest
+from mltrain.errors import NoCheckpoint, StateMismatch, UsageError
 from mltrain.metrics import floats
 from mltrain.ownership.attempts import recorded_config
 from mltrain.project import Project, find
@@ -26,32 +23,10 @@ from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.stage_outputs import fetched_inputs
 from mltrain.steps import HasParts
 from mltrain.store.artifacts import refuse_unwritable
-from mltrain.store.durable import replace_file
 from mltrain.task import Task, prepare_step
-from mltrain.tracking import names
 from mltrain.tracking.client import TrackingClient, connect
-from mltrain.tracking.places import artifacts_of
-from mltrain.tracking.tags import meaning_of_best
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """A model that was pulled: from which run and checkpoint, to which folder."""
-
-    run_id: str
-    manifest: Manifest
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The run and the checkpoints to pull, the first choice first."""
-
-    run_id: str
-    checkpoints: CheckpointReader
-    candidates: Sequence[Manifest]
 
 
 @dataclass(frozen=True)
@@ -76,158 +51,6 @@ class Rebuilt:
     project: Project
     config: Config
     task: Task
-
-
-def pull(
-    run_id: str | None = None,
-    *,
-    to: Path,
-    experiment: str | None = None,
-    metric: str | None = None,
-    mode: Mode | None = None,
-    checkpoint: str = "best",
-    received: Received | None = None,
-) -> Pulled:
-    """Pull the weights of a checkpoint, verified, with configuration, history and manifest beside them.
-
-    Args:
-        run_id: the run; or ``experiment``.
-        to: a folder; made where it is missing.
-        experiment: its name: the best run in it by ``metric`` and ``mode`` is taken.
-        metric: the metric that decides, by the name that the project or the run has for it. If ``None``, each run's own.
-        mode: ``min`` or ``max``.
-        checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
-        received: called after each verified file with its name, its bytes, and the bytes of all files.
-
-    Raises:
-        NoCheckpoint: no checkpoint matches, or every match is damaged.
-        StorageError: the folder cannot be written.
-    """
-    return download(choose(run_id, experiment, metric, mode, checkpoint), to, received)
-
-
-def choose(
-    run_id: str | None, experiment: str | None, metric: str | None, mode: Mode | None, checkpoint: str
-) -> Choice:
-    """Choose the run and the checkpoints that :func:`pull` downloads; see there.
-
-    Raises:
-        NoCheckpoint: no checkpoint matches.
-    """
-    run_id, checkpoints = _chosen(run_id, experiment, metric, mode)
-    candidates = checkpoints.matching(checkpoint)
-    if not candidates and checkpoint == "best":
-        candidates = checkpoints.matching("latest")
-        if candidates:
-            log.warning("No checkpoint was measured or declared best; the newest is taken.")
-    if not candidates:
-        raise NoCheckpoint(checkpoints.none_such(checkpoint))
-    return Choice(run_id, checkpoints, candidates)
-
-
-def download(choice: Choice, to: Path, received: Received | None = None) -> Pulled:
-    """Download what :func:`choose` has chosen into a folder, verified.
-
-    Raises:
-        NoCheckpoint: every candidate is damaged.
-        StorageError: the folder cannot be written.
-    """
-    refuse_unwritable(to, "Choose another folder: --to FOLDER.")
-    manifest, files = choice.checkpoints.first_intact(
-        choice.candidates, lambda name: name.startswith(("model", "params", "history")), received
-    )
-    for name, content in files.items():
-        replace_file(to / name, bytes(content))
-    replace_file(to / FILE_NAME, manifest.to_json())
-    return Pulled(choice.run_id, manifest, to)
-
-
-def load_best(
-    run_id: str | None = None,
-    *,
-    experiment: str | None = None,
-    metric: str | None = None,
-    mode: Mode | None = None,
-    device: str | torch.device = "cpu",
-) -> dict[str, torch.Tensor]:
-    """Return the weights of the best checkpoint of a run, or of the best run of an experiment, verified.
-
-    Returns:
-        Names to tensors, for ``model.load_state_dict``; a tied weight stands under all of its names.
-
-    Raises:
-        NoCheckpoint: the run has no intact best checkpoint.
-    """
-    _, checkpoints = _chosen(run_id, experiment, metric, mode)
-    candidates = checkpoints.matching("best")
-    if not candidates:
-        raise NoCheckpoint(checkpoints.none_such("best"))
-    _, files = checkpoints.first_intact(candidates, lambda name: name.startswith("model") or name == STATE_TREE)
-    return decode_weights(files, torch.device(device))
-
-
-def _chosen(
-    run_id: str | None, experiment: str | None, metric: str | None, mode: Mode | None
-) -> tuple[str, CheckpointReader]:
-    """Return the run that was named, or the best one of the experiment, with its checkpoints."""
-    if (run_id is None) == (experiment is None):
-        raise UsageError("Both or neither of run and experiment were given. Expected one of the two.")
-    if run_id is not None and (metric is not None or mode is not None):
-        raise UsageError(
-            "A metric and a mode rank the runs of an experiment, and a run was named. Expected an experiment with them, or "
-            f"the run alone. Try: mltrain pull --experiment NAME, or mltrain checkpoints {run_id} and --checkpoint NAME"
-        )
-    server = connect()
-    if run_id is None:
-        assert experiment is not None
-        run_id = best_run(server, experiment, metric, mode)
-    checkpoints = open_checkpoints(run_id, server)
-    return checkpoints.store.run_id, checkpoints
-
-
-def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: Mode | None) -> str:
-    """Return the id of the run of an experiment whose best checkpoint is best.
-
-    Raises:
-        RunNotFound: there is no such experiment, or it has no checkpoint with such a metric.
-        StorageError: the artifacts of none of its runs can be read; one that cannot is a warning.
-    """
-    best: tuple[float, str] | None = None
-    unusable: StorageError | None = None
-    readable, measured = False, set[str]()
-    for run in server.search_runs([server.once.experiment_id(experiment)], ""):
-        own_metric, own_mode = meaning_of_best(run)
-        key, direction = metric or own_metric, mode or own_mode
-        try:
-            store = CheckpointStore(run.info.run_id, artifacts_of(server, run))
-            first = _best_by(store, key, direction)
-            if key in run.data.metrics and (first is None or key not in first.metrics):
-                # Checkpoints have the name that the project gave; the run has the one that MLflow accepts.
-                given = (name for manifest in store.manifests() for name in manifest.metrics)
-                key = next((name for name in given if names.key(name) == key), key)
-                first = _best_by(store, key, direction)
-        except StorageError as error:
-            log.warning("Run %s is left aside: %s", run.info.run_id, error)
-            unusable = error
-            continue
-        readable = True
-        measured |= run.data.metrics.keys()
-        if first is not None and key in first.metrics:
-            value = first.metrics[key] * (1 if direction == "min" else -1)
-            if best is None or value < best[0]:
-                best = value, run.info.run_id
-    if unusable is not None and not readable:
-        raise StorageError(f"No run of the experiment {experiment!r} can be read. The last: {unusable}")
-    if best is None:
-        raise RunNotFound(
-            f"No run of the experiment {experiment!r} has a checkpoint with the metric {metric or 'that is its best'!r}."
-            f"{nearest(metric, measured) if metric is not None else ''}"
-        )
-    return best[1]
-
-
-def _best_by(store: CheckpointStore, metric: str, mode: Mode) -> Manifest | None:
-    return next(iter(CheckpointReader(store, Context(now(), {}, metric, mode)).matching("best")), None)
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from typing import Any
 import skops.io
 
 import mltrain
-from mltrain.commands.evaluate import pull
+from mltrain.commands.pull import pull
 from mltrain.errors import DataError, MltrainError, UsageError, nearest
 from mltrain.store.durable import replace_file
 from projects.tool_wear.estimates import Estimates

@@ -102,6 +102,7 @@ def serve() -> None:
         "mlflow.store.tracking.sqlalchemy_store",
         "mltrain.cli.display",
         "mltrain.commands.evaluate",
+        "mltrain.commands.pull",
         "mltrain.commands.prune",
         "mltrain.run.listing",
         "PIL.Image",

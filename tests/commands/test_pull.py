@@ -9,8 +9,8 @@ import torch
 from mltrain import CheckpointManager
 from mltrain.cli.prune import prune
 from mltrain.commands.compare import compared
-from mltrain.commands.evaluate import best_run, pull
 from mltrain.commands.prune import Rules, plan_experiment
+from mltrain.commands.pull import best_run, pull
 from mltrain.errors import StorageError
 from mltrain.tracking.client import TrackingClient, connect
 from tests.support.database import MORE_THAN_A_PAGE, fresh_database, many
