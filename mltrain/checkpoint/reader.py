@@ -183,8 +183,7 @@ def configured(
     Raises:
         DamagedCheckpoint: it is not what was committed, or its configuration is none.
     """
-    params = configuration(store, manifest)
-    return store.load(manifest, device), params
+    return store.load(manifest, device), configuration(store, manifest)
 
 
 def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, Any] | None:
