@@ -28,6 +28,7 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.device import usable
 from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError
 from mltrain.metrics import floats
+from mltrain.ownership.run_folder import grace_seconds
 from mltrain.store.durable import probe
 from mltrain.tracking.tags import BEST_BY_TAG, RETENTION_TAG, best_by
 
@@ -324,13 +325,14 @@ class CheckpointManager:
 
         Args:
             status: of the run, where the manager opened it; an active MLflow run's status is not touched.
-            wait: whether to wait for the artifact store. If false, ``mltrain sync`` sends what the store has not taken yet.
+            wait: whether to wait for the artifact store: as long as it takes what it is sent, and for one that refuses
+                ``MLTRAIN_GRACE_SECONDS``. If false, ``mltrain sync`` sends what the store has not taken yet.
 
         Raises:
             StorageError: the newest checkpoint could not be kept anywhere.
             NonFiniteLoss: the weights or optimizer state that were saved last are not finite; the run is FAILED then.
         """
-        self._closing.close(status, wait=wait)
+        self._closing.close(status, grace_seconds() if wait else None)
 
     def abandon(self) -> None:
         """Stop the background threads without waiting; what is complete in staging stays there."""

@@ -91,7 +91,6 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
         )
         atexit.register(self._abandon)
         self.run_id, self._curves = training.place, Curves(partial(training.log, clock=_CLOCK))
-        print(f"run_id={self.run_id}", flush=True)
         for entry in state.log_history:  # those beyond the origin: a local checkpoint may be newer than any of the run
             values, recorded = _numbers(entry), origin is not None and entry["step"] <= origin.manifest.step
             self._curves.log(values, entry["step"], recorded=recorded)
@@ -188,7 +187,10 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
         atexit.unregister(self._abandon)
         training, self._training = self._training, None
         if training is not None:
-            training.end(error)
+            try:
+                training.end(error)
+            finally:
+                self.run_id = training.place  # the run may have been created meanwhile
 
     def _note(self, state: Any) -> None:
         """Put into the Trainer's state what it does not keep itself: the run, and the losses since it logged last."""

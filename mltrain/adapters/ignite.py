@@ -142,7 +142,6 @@ class MltrainSaver:
             state=self._state("epoch"),
         )
         self._origin, self.run_id, self._due = None, training.place, None
-        print(f"{'run_id' if training.run is not None else 'save_dir'}={training.place}", flush=True)
         events = self._events
         for event, handler in (
             (events.GET_BATCH_STARTED, self._restore),
@@ -189,7 +188,10 @@ class MltrainSaver:
     def _end(self, error: BaseException | None) -> None:
         training, self._training = self._training, None
         if training is not None:
-            training.end(error)
+            try:
+                training.end(error)
+            finally:
+                self.run_id = training.place  # the run may have been created meanwhile
 
     def _reached(self, boundary: str) -> None:
         training = self._training

@@ -145,7 +145,6 @@ class MltrainCheckpoint(OfLightning):
         self._trained, self._tracked = trainer, training.run is not None
         self._logger.attach(training)
         log.info("Recording in %s", training.manager.store.title)
-        print(f"{'run_id' if training.run is not None else 'save_dir'}={training.place}", flush=True)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note what was measured, for the checkpoint of this step."""
@@ -186,7 +185,10 @@ class MltrainCheckpoint(OfLightning):
             self._boundaries.close()
         self._logger.detach()
         if training is not None:
-            training.end(error)
+            try:
+                training.end(error)
+            finally:
+                self._place = training.place  # the run may have been created meanwhile
 
     def _load(self, address: Address, trainer: Any) -> dict[str, Any]:
         """Return a checkpoint as Lightning knows it."""

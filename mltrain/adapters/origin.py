@@ -43,7 +43,10 @@ class Address:
         """
         if not isinstance(text, str) or not text.startswith(SCHEME):
             return None
-        place, _, which = text.removeprefix(SCHEME).partition("@")
+        place = text.removeprefix(SCHEME)
+        which = ""
+        if "@" in place and not ("/" in place and Path(place).is_dir()):  # the name of a folder may have one
+            place, _, which = place.rpartition("@")
         if not place:
             raise UsageError(
                 f"{text!r} names no run. Expected {SCHEME}RUN_ID or {SCHEME}RUN_ID@best. Try: mltrain runs"

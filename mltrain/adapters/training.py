@@ -1,11 +1,13 @@
 """A training that another engine runs: its run, checkpoints and curves, and how it ends."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mltrain.adapters.origin import Origin, refuse_checkpoints
+from mltrain.checkpoint.closing import await_store
 from mltrain.checkpoint.manifest import CheckpointId, Kind
 from mltrain.checkpoint.ports import Status
 from mltrain.checkpoint.pytree import flatten
@@ -13,6 +15,7 @@ from mltrain.checkpoint.retention import Mode, Policy
 from mltrain.checkpoint.settings import DEFAULT_METRIC
 from mltrain.errors import MltrainError, RunHeld, UsageError
 from mltrain.manager import CheckpointManager
+from mltrain.ownership.run_folder import grace_seconds
 from mltrain.redaction import remember_environment
 from mltrain.run.opening import open_run
 from mltrain.run.tracked import TrackedRun
@@ -21,14 +24,13 @@ from mltrain.tracking.tags import RESUMED_FROM_TAG, REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.2
-
 
 class Training:
     """One training of another engine, and the run that it writes to.
 
-    What can be refused is refused before the run is created or claimed. Points that an earlier attempt has recorded beyond the
-    origin are not recorded again. From its construction to :meth:`end`, requests to stop wait in :attr:`stop`.
+    What can be refused is refused before the run is created or claimed; its id is printed as soon as there is one. Points that
+    an earlier attempt has recorded beyond the origin are not recorded again. From its construction to :meth:`end`, requests to
+    stop wait in :attr:`stop`.
 
     Args:
         origin: the checkpoint that the training continues. If ``None``, it begins.
@@ -88,11 +90,15 @@ class Training:
             raise
         self.stop.__enter__()
         self.stop.finish_steps()
+        self.manager.run.when_known(self._announce)
 
     @property
     def place(self) -> str:
-        """Id of the run; without tracking, the folder."""
+        """Id of the run, provisional until there is one; without tracking, the folder."""
         return self.manager.store.title.partition(" ")[2]
+
+    def _announce(self) -> None:
+        print(f"{'run_id' if self.run is not None else 'save_dir'}={self.place}", flush=True)
 
     def log(self, values: Mapping[str, float], step: int, *, clock: tuple[str, ...] = ()) -> None:
         """Record metric points of one step, once each; without tracking, nothing.
@@ -146,6 +152,9 @@ class Training:
     def end(self, error: BaseException | None = None) -> None:
         """Wait until everything saved is committed, and close the run with its true status.
 
+        A second request to stop ends the wait for the store. Where the store or the server is away, or there is an ``error``,
+        the wait ends after ``MLTRAIN_GRACE_SECONDS``, and what is on this disk is sent by ``mltrain sync``.
+
         Args:
             error: that ended the training. If ``None``, the training is complete.
 
@@ -157,19 +166,21 @@ class Training:
             return
         self._ended = True
         try:
-            while (
-                not self.manager.wait(_LOOK_SECONDS)
-                and not self.stop.hurry.is_set()
-                and not self.manager.committer.idle
-            ):
-                pass  # a second request to stop ends the wait for the store
-            self.manager.close(status_of(error), wait=not self.stop.hurry.is_set())
+            deadline = time.monotonic() + grace_seconds()
+            await_store(
+                self.manager.committer, deadline, self.stop.hurry, lambda: error is not None or self._in_trouble
+            )
+            self.manager.close(status_of(error), wait=False)
         except MltrainError as failure:
             if error is None:
                 raise
             log.error("%s", failure)
         finally:
             self.stop.__exit__(None, None, None)
+
+    @property
+    def _in_trouble(self) -> bool:
+        return self.run is not None and self.run.trouble is not None
 
     def _continue(self, origin: Origin) -> None:
         """Let saves and curves go on from the origin."""

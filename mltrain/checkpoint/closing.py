@@ -3,12 +3,39 @@
 import atexit
 import logging
 import sys
+import threading
+import time
+from collections.abc import Callable
 
 from mltrain.checkpoint.committer import Committer
 from mltrain.checkpoint.ports import Run, Status
 from mltrain.errors import MltrainError, NonFiniteLoss
 
 log = logging.getLogger(__name__)
+
+_LOOK_SECONDS, _RETRY_SECONDS = 0.2, 2.0
+
+
+def await_store(
+    committer: Committer, deadline: float, hurry: threading.Event, in_trouble: Callable[[], bool] = lambda: False
+) -> None:
+    """Wait until everything saved is committed; once there is trouble or the store refuses, no longer than until the deadline.
+
+    Args:
+        committer: has the commits under way.
+        deadline: on the monotonic clock, in seconds.
+        hurry: ends the wait for the store; what is complete on this disk can be resumed from.
+        in_trouble: whether the training was stopped, or the tracking server is away.
+    """
+    tried = time.monotonic()
+    while not committer.wait(_LOOK_SECONDS) and not hurry.is_set():
+        now = time.monotonic()
+        if (in_trouble() or committer.idle or committer.refused) and now > deadline:
+            return
+        if committer.idle and now - tried > _RETRY_SECONDS:
+            tried = now
+            committer.retry()
+    committer.settle(max(0.0, deadline - time.monotonic()))
 
 
 class Closing:
@@ -26,16 +53,19 @@ class Closing:
         self._raised_before = getattr(sys, "last_value", None)
         atexit.register(self._process_ends)
 
-    def close(self, status: Status, *, wait: bool) -> None:
-        """Wait for the commits and let go of the run; see :meth:`mltrain.CheckpointManager.close`."""
+    def close(self, status: Status, grace: float | None) -> None:
+        """Wait for the commits and let go of the run; see :meth:`mltrain.CheckpointManager.close`.
+
+        Args:
+            status: of the run, where it was opened for the manager.
+            grace: seconds to wait at least for a store that refuses. If ``None``, only this disk is waited for.
+        """
         if self._closed:
             return
         self._closed = True
-        if not wait:
-            self._committer.settle()
-        elif not self._committer.wait():
-            self._committer.retry()
-            self._committer.wait()
+        if grace is not None:
+            await_store(self._committer, time.monotonic() + grace, threading.Event())
+        self._committer.settle()
         self._let_go(status)
 
     def abandon(self) -> None:

@@ -18,7 +18,7 @@ from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.pruner import Damage, Pruner
 from mltrain.checkpoint.publishing import Backlog, publish, stage
 from mltrain.checkpoint.reader import NOTES_FILE, CheckpointReader
-from mltrain.checkpoint.retention import Context, Removal
+from mltrain.checkpoint.retention import Removal
 from mltrain.checkpoint.settings import Settings
 from mltrain.checkpoint.snapshot import Rest, Snapshot
 from mltrain.checkpoint.store import CheckpointStore
@@ -73,6 +73,7 @@ class Committer:
         self._lost: set[CheckpointId] = set()
         self.newest_committed: Manifest | None = None
         self.newest_staged: Manifest | None = None
+        self.refused = False  # whether the artifact store did not take what was last sent to it
         self.failure: MltrainError | None = None
         """Why the newest checkpoint was not kept: a ``NonFiniteLoss`` where its weights or optimizer state are not finite.
 
@@ -124,7 +125,9 @@ class Committer:
             try:
                 earlier = self._backlog.worth_uploading_before(staged)
                 publish(self._store, staged, earlier, self._require_lease)
+                self.refused = False
             except StorageError as error:
+                self.refused = True
                 # That the run waits to be created was logged once, when training began without it.
                 log.log(
                     logging.INFO if isinstance(error, NoRunYet) else logging.ERROR,
@@ -142,10 +145,9 @@ class Committer:
         held = self._run.holds(certainly=True)
         with self._pruning:
             # One survey for all that follows; it asks for no manifest that this process has read or written before.
+            # The best is announced before anything goes: no policy removes it.
             survey = self._store.survey(damaged=self._damage.note, remembered=True)
-            best = self._announce_best(
-                self._reader.noted(survey.manifests)
-            )  # before anything goes: no policy removes the best
+            best = self._announce_best(self._reader.noted(survey.manifests))
             try:
                 if held:
                     self._pruner.prune(survey, staged)
@@ -204,10 +206,6 @@ class Committer:
         with self._pruning:  # with its survey: what another thread removes meanwhile must not be removed again
             newest, survey = self.newest_committed, self._store.survey(damaged=self._damage.note)
             return self._pruner.prune(survey, newest, origin if newest is None else None)
-
-    def context(self) -> Context:
-        """Return what policies may ask: the time, pins, what best means."""
-        return self._pruner.context()
 
     def declare(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> None:
         """Record what a caller says of a checkpoint that was saved before: its manifest does not change any more."""

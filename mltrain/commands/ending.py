@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+from mltrain.checkpoint.closing import await_store
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.ports import Status
 from mltrain.commands.preparation import Prepared
@@ -13,8 +14,6 @@ from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
-
-_RETRY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Ending:
         run, manager = self._run, self._manager
         deadline = time.monotonic() + grace_seconds()
         self._display.waiting("writing and uploading checkpoints")
-        self._upload(deadline)
+        await_store(manager.committer, deadline, self._stop.hurry, lambda: self._in_trouble)
         if isinstance(manager.failure, NonFiniteLoss):
             raise manager.failure
         kept = self._kept()
@@ -106,21 +105,6 @@ class Ending:
         )
         self._display.ended(outcome)
         return outcome
-
-    def _upload(self, deadline: float) -> None:
-        """Wait until everything is committed; once there is trouble, no longer than until the deadline.
-
-        A second request to stop ends the wait for the store; what is complete on this disk can be resumed from.
-        """
-        committer, tried = self._manager.committer, time.monotonic()
-        while not self._manager.wait(0.2) and not self._stop.hurry.is_set():
-            now = time.monotonic()
-            if (self._in_trouble or committer.idle) and now > deadline:
-                return
-            if committer.idle and now - tried > _RETRY_SECONDS:
-                tried = now
-                committer.retry()
-        committer.settle(max(0.0, deadline - time.monotonic()))
 
     @property
     def _in_trouble(self) -> bool:

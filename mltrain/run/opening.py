@@ -40,7 +40,7 @@ from mltrain.run.adoption import beside
 from mltrain.run.ending import Opened
 from mltrain.run.key import confirm
 from mltrain.run.naming import run_name
-from mltrain.run.preparation import ended_as, own_tags, refuse_unwritable_artifacts, warn_of_newer_on_another_host
+from mltrain.run.preparation import ended_as, own_tags, refuse_unwritable_artifacts, soon, warn_of_newer_on_another_host
 from mltrain.run.run_ids import full_id
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.retry import FullJitter
@@ -189,6 +189,8 @@ def resume(
 def open_run(run_id: str | None = None) -> TrackedRun:
     """Write to a run from a loop of one's own: the one given, else the active MLflow run, else a new one.
 
+    A new one has a provisional id where the server does not answer, and is created as soon as it does.
+
     Raises:
         UsageError: the active run holds a training of a project, which continues by its own command.
         RunNotFound, RunHeld, TrackingError: it cannot be written to.
@@ -197,7 +199,7 @@ def open_run(run_id: str | None = None) -> TrackedRun:
     active = active_run_id()
     script = Path(sys.argv[0]) if sys.argv[0] else Path("loop")
     if run_id is None and active is None:
-        run = create(server, None, None, script.stem or "loop", {})
+        run = create(server, None, None, script.stem or "loop", {}, may_defer=True, seconds=soon(server))
     else:
         identity = full_id(server, str(run_id or active))
         known = server.run(identity)
@@ -288,7 +290,7 @@ def _created_later(server: TrackingClient, creation: RunCreation, why: Refusal) 
     spec.save(home)
     log.warning(
         "Training begins at once, although there is no run yet: %s It is recorded in %s until the tracking store answers, "
-        "and the run is created then. (--require-tracking makes this an error.)",
+        "and the run is created then.",
         why,
         home,
     )

@@ -126,8 +126,10 @@ def test_only_checkpoints_of_this_run_go_whatever_the_policy(
             before = manager.store.survey().manifests
             removed = manager.prune()
             after = there(place)
-            kept = retention.protected(before, manager.committer.context(), resumed_from=None, in_use=())
-            expected = {r.manifest.name for r in retention.plan(before, policy, manager.committer.context(), kept)}
+            kept = retention.protected(before, manager.committer._pruner.context(), resumed_from=None, in_use=())
+            expected = {
+                r.manifest.name for r in retention.plan(before, policy, manager.committer._pruner.context(), kept)
+            }
             assert {removal.manifest.name for removal in removed} == expected
             assert after == dict.fromkeys({manifest.name for manifest in before} - expected, whole)
             for name in hostile:

@@ -82,8 +82,9 @@ class Refusing(LocalArtifactRepository):  # type: ignore[misc]
 
 
 def test_a_run_whose_newest_checkpoint_the_store_does_not_take_is_not_finished(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLTRAIN_GRACE_SECONDS", "0")
     run = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts", Refusing))
     with run.manager() as manager:
         for epoch in (1, 2):
@@ -91,6 +92,38 @@ def test_a_run_whose_newest_checkpoint_the_store_does_not_take_is_not_finished(
     assert run.status == "KILLED"
     assert run.only_local == ("step-000000002-a01", "FINISHED")
     assert "mltrain sync" in caplog.text
+
+
+@pytest.mark.parametrize("grace", ["0", "600"])
+def test_a_store_that_takes_what_it_is_sent_is_waited_for_however_long_and_one_that_refuses_is_tried_again(
+    grace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = {"0": 0, "600": 3}[grace]
+
+    class Slow(LocalArtifactRepository):
+        def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+            nonlocal refusals
+            if refusals:
+                refusals -= 1
+                raise PermissionError("made to fail")
+            asked.release()
+            let.wait()
+            super().log_artifact(local_file, artifact_path)
+
+    asked, let = threading.Semaphore(0), threading.Event()
+    monkeypatch.setenv("MLTRAIN_GRACE_SECONDS", grace)
+    monkeypatch.setattr("mltrain.checkpoint.closing._RETRY_SECONDS", 0.0)
+    run = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts", Slow))
+    manager = run.manager()
+    manager.save_epoch_checkpoint(state_at(1), 1)
+    closing = threading.Thread(target=manager.close)
+    closing.start()
+    asked.acquire()
+    closing.join(1.0)
+    assert closing.is_alive(), "it waits longer than the grace while the store works"
+    let.set()
+    closing.join()
+    assert (run.status, run.only_local) == ("FINISHED", None)
 
 
 def test_a_manager_that_shall_not_wait_leaves_the_upload_to_sync(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import random
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +69,10 @@ class FaultProxy:
     @property
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def later(self, seconds: float, deed: Callable[[], None]) -> None:
+        """Do something after some time."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, deed)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
