@@ -242,8 +242,11 @@ class CheckpointManager:
     def read(self, which: str = "latest") -> tuple[Manifest, dict[str, Any]] | None:
         """Return a checkpoint, verified, with its parts, and change nothing; see :meth:`load`."""
         self.committer.settle()
-        if which not in ("latest", "best", "interrupted") or self.reader.matching(which):
-            return self.reader.load(which, self.device)
+        found = self.reader.find(which, self.device)
+        if found is not None:
+            return found
+        if which not in ("latest", "best", "interrupted"):
+            raise NoCheckpoint(self.reader.none_such(which))
         if self._damage and not self.reader.all():
             raise NoCheckpoint(f"None of the checkpoints of {self.store.title} is usable. {self.store.remedy}")
         return None

@@ -12,6 +12,7 @@ ELSEWHERE = {
     "adapters/lightning_parts.py": "adapters/test_lightning.py",
     "adapters/position.py": "adapters/test_accelerate.py",
     "batches.py": "test_data.py",
+    "checkpoint/notes.py": "checkpoint/test_reader.py",
     "checkpoint/policies.py": "checkpoint/test_retention.py",
     "checkpoint/ports.py": DECLARATIONS,
     "checkpoint/publishing.py": "checkpoint/test_store.py",

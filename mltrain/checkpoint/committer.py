@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.finite import refuse_nonfinite
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
+from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.pruner import Damage, Pruner
 from mltrain.checkpoint.publishing import Backlog, publish, stage
-from mltrain.checkpoint.reader import NOTES_FILE, CheckpointReader
+from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Removal
 from mltrain.checkpoint.settings import Settings
 from mltrain.checkpoint.snapshot import Rest, Snapshot

@@ -200,7 +200,7 @@ class Drafts:
         """Return the checkpoint that the first save continues from: the loaded one, else the newest of the run."""
         if self.origin is None and not self._looked and self._run.ordinal > 1:
             # An earlier attempt may have saved some. Not to look would abandon them all.
-            self._unread = next(iter(self._reader.matching("latest")), None)
+            self._unread = self._reader.newest()
             self._looked = True
         if self.origin is None and self._unread is not None:
             _refuse_going_back(count, self._unread, least=1, unread=True)

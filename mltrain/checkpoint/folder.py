@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest
+from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.packed import PackedStaging, is_packed, member_names, read_member
-from mltrain.checkpoint.reader import NOTES_FILE
 from mltrain.checkpoint.staging import Spool, Staging
 from mltrain.errors import DamagedCheckpoint, StorageError, UsageError
 from mltrain.store.artifacts import Entry

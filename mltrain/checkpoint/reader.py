@@ -5,27 +5,23 @@ It writes nothing.
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mltrain.checkpoint import retention
-from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, now
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, newest, now
+from mltrain.checkpoint.notes import Notes
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore, warn_damaged
-from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError
-from mltrain.store.artifacts import Artifacts
+from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-NOTES_FILE = "best.json"
-"""The artifact that holds the notes of a run: manifests do not change after the commit.
-
-``checkpoint`` names the newest of the checkpoints declared best; an older version wrote it alone. ``notes`` lists all.
-"""
 
 R = TypeVar("R")
 
@@ -71,16 +67,53 @@ class CheckpointReader:
         """Return the checkpoints that a word may mean, the first choice first; see :func:`matching`."""
         return matching(self.all(), which, self.context)
 
+    def newest(self) -> Manifest | None:
+        """Return the checkpoint that ``latest`` means, if there is one, and read no manifest of an older one."""
+        staged = self.store.staged()
+        for identity in self.store.names():
+            try:
+                committed = self.store.manifest(identity)
+            except DamagedCheckpoint as error:
+                (self._damaged or warn_damaged)(identity, error)
+                continue
+            if committed is not None:
+                staged = [*(one for one in staged if one.id.order > identity.order), committed]
+                break
+        found = newest(staged)
+        return next(iter(self.noted([found]))) if found is not None else None
+
+    def choices(self, which: str) -> Iterator[Manifest]:
+        """Yield what :meth:`matching` returns; after the first ``latest`` the others are read when they are asked for."""
+        if which != "latest":
+            yield from self.matching(which)
+            return
+        first = self.newest()
+        if first is not None:
+            yield first
+            yield from (manifest for manifest in self.matching(which) if manifest.id != first.id)
+
     def load(self, which: str = "latest", device: "torch.device | None" = None) -> tuple[Manifest, dict[str, Any]]:
         """Load a checkpoint, verified; of a damaged ``latest`` or ``best``, the one before it.
 
         Raises:
             NoCheckpoint: the word matches no checkpoint (the message lists those of the run), or every match is damaged.
         """
-        candidates = self.matching(which)
-        if not candidates:
+        found = self.find(which, device)
+        if found is None:
             raise NoCheckpoint(self.none_such(which))
-        return first_usable(self.store, candidates, lambda one: self.store.load(one, device), self._damaged)
+        return found
+
+    def find(
+        self, which: str = "latest", device: "torch.device | None" = None
+    ) -> tuple[Manifest, dict[str, Any]] | None:
+        """Load a checkpoint as :meth:`load` does; return ``None`` where the word matches none."""
+        choices = self.choices(which)
+        first = next(choices, None)
+        if first is None:
+            return None
+        return first_usable(
+            self.store, chain([first], choices), lambda one: self.store.load(one, device), self._damaged
+        )
 
     def load_configured(
         self, which: str = "latest", device: "torch.device | None" = None
@@ -92,19 +125,28 @@ class CheckpointReader:
         Raises:
             NoCheckpoint: no checkpoint matches, or no match is intact and has a configuration.
         """
-        candidates = self.matching(which)
-        if not candidates:
+        passed_over = 0
+
+        def usable() -> Iterator[Manifest]:
+            nonlocal passed_over
+            for manifest in self.choices(which):
+                if PARAMS in manifest.files or manifest.kind == "imported":
+                    yield manifest
+                else:
+                    passed_over += 1
+                    log.warning("Checkpoint %s has no %s: mltrain train did not write it.", manifest.name, PARAMS)
+
+        choices = usable()
+        first = next(choices, None)
+        if first is None and not passed_over:
             raise NoCheckpoint(self.none_such(which))
-        usable = [manifest for manifest in candidates if PARAMS in manifest.files or manifest.kind == "imported"]
-        for manifest in candidates:
-            if manifest not in usable:
-                log.warning("Checkpoint %s has no %s: mltrain train did not write it.", manifest.name, PARAMS)
-        if not usable:
+        if first is None:
             raise NoCheckpoint(
-                f"None of the {len(candidates)} checkpoints of {self.store.title} has a configuration. Expected "
+                f"None of the {passed_over} checkpoints of {self.store.title} has a configuration. Expected "
                 f"{PARAMS} beside the state, as mltrain train writes it. Try: resume with the loop that wrote them."
             )
-        return first_usable(self.store, usable, lambda one: configured(self.store, one, device), self._damaged)
+        read = partial(configured, self.store, device=device)
+        return first_usable(self.store, chain([first], choices), read, self._damaged)
 
     def first_intact(
         self, candidates: Sequence[Manifest], only: Callable[[str], bool], received: Received | None = None
@@ -227,74 +269,3 @@ def first_usable(
         except DamagedCheckpoint as error:
             (damaged or warn_damaged)(manifest.id, error)
     raise NoCheckpoint(f"None of the {tried} checkpoints asked for of {store.title} is usable. {store.remedy}")
-
-
-@dataclass(frozen=True)
-class Note:
-    """Whether the caller declared a checkpoint best, and further metrics of its step."""
-
-    best: bool = False
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-    def over(self, manifest: Manifest) -> Manifest:
-        """Return a manifest with this note."""
-        return manifest.model_copy(
-            update={"best": manifest.best or self.best, "metrics": {**manifest.metrics, **self.metrics}}
-        )
-
-
-class Notes:
-    """The notes of one run. Threads may read them while another thread adds one."""
-
-    def __init__(self, notes: Mapping[CheckpointId, Note]) -> None:
-        self._notes = dict(notes)
-
-    @classmethod
-    def read(cls, artifacts: Artifacts) -> Self:
-        """Read the recorded notes; a file that cannot be read, or is not as it was written, holds none."""
-        try:
-            content = json.loads(artifacts.read(NOTES_FILE, 2**20))
-            rows = content.get("notes", [{"checkpoint": content.get("checkpoint"), "best": True}])
-            found = {CheckpointId.parse(row["checkpoint"]): _note_of(row) for row in rows}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MltrainError):
-            return cls({})
-        return cls({identity: note for identity, note in found.items() if identity is not None})
-
-    @property
-    def best(self) -> CheckpointId | None:
-        """The newest checkpoint that the caller declared best, if there is one."""
-        return _newest_best(self._notes)
-
-    def over(self, manifests: Iterable[Manifest]) -> list[Manifest]:
-        """Return manifests, each with its note."""
-        notes = self._notes
-        return [notes[manifest.id].over(manifest) if manifest.id in notes else manifest for manifest in manifests]
-
-    def add(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> bool:
-        """Note metrics of a checkpoint, or that it is best; return whether that is new."""
-        known = self._notes.get(manifest.id, Note())
-        note = Note(known.best or best, {**known.metrics, **metrics})
-        if note.over(manifest) == known.over(manifest):
-            return False
-        self._notes = {**self._notes, manifest.id: note}
-        return True
-
-    def to_json(self, committed: Iterable[Manifest]) -> dict[str, Any]:
-        """Return the content of :data:`NOTES_FILE`, without checkpoints that were removed."""
-        there = {manifest.id for manifest in committed}
-        newest = max((identity.order for identity in there), default=(0, 0))
-        notes = {one: note for one, note in self._notes.items() if one in there or one.order > newest}
-        best = _newest_best(notes)
-        rows = [
-            {"checkpoint": one.name, "best": note.best, "metrics": [*note.metrics.items()]}
-            for one, note in notes.items()
-        ]
-        return {**({"checkpoint": best.name} if best is not None else {}), "notes": rows}
-
-
-def _newest_best(notes: Mapping[CheckpointId, Note]) -> CheckpointId | None:
-    return max((one for one, note in notes.items() if note.best), key=lambda one: one.order, default=None)
-
-
-def _note_of(row: Mapping[str, Any]) -> Note:
-    return Note(row["best"] is True, {str(name): float(value) for name, value in row.get("metrics", ())})

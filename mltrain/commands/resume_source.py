@@ -165,9 +165,9 @@ class Origins:
         """Whether a checkpoint that was chosen before the run was claimed would still be chosen now."""
         if self._request.resume_run is None or self._request.resume_file is not None:
             return True
-        choices = [manifest.id for manifest in manager.reader.matching(self._request.resume_from)]
+        choices = (manifest.id for manifest in manager.reader.choices(self._request.resume_from))
         if origin.own is None:
-            return not choices
+            return next(choices, None) is None
         first = next((identity for identity in choices if identity not in origin.passed_over), None)
         return first == origin.own.id
 

@@ -113,7 +113,7 @@ def _at_best(server: TrackingClient, run: Any, metric: str) -> dict[str, float]:
         raise
     manifest = Manifest.from_json(content, name=identity.name)
     if metric not in manifest.metrics:  # a loop may have declared it after the save
-        from mltrain.checkpoint.reader import Notes
+        from mltrain.checkpoint.notes import Notes
 
         (manifest,) = Notes.read(artifacts).over([manifest])
     return dict(manifest.metrics)

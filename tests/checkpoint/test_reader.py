@@ -2,13 +2,16 @@
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.policies import Best, Latest
 from mltrain.errors import NoCheckpoint, UsageError
 from mltrain.manager import CheckpointManager
+from tests.support import places
 from tests.support.runs import FolderRun, epochs, saved, state_at, train, without_staging
 
 
@@ -267,3 +270,54 @@ def test_a_manifest_cut_short_after_its_commit_was_announced_is_damage(run: Fold
     torn(run, 1)
     with without_staging(run).manager() as manager, pytest.raises(NoCheckpoint, match="is usable"):
         manager.load_latest_checkpoint()
+
+
+class Counting(LocalArtifactRepository):  # type: ignore[misc] # MLflow has no types
+    """Another machine's store, which counts what it is asked for."""
+
+    requests = 0
+
+    def list_artifacts(self, path: str | None = None) -> Any:
+        self.requests += 1
+        return super().list_artifacts(path)
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        self.requests += 1
+        super().log_artifact(local_file, artifact_path)
+
+    def _download_file(self, remote_file_path: str, local_path: str) -> None:
+        self.requests += 1
+        super()._download_file(remote_file_path, local_path)
+
+    def delete_artifacts(self, artifact_path: str | None = None) -> None:
+        self.requests += 1
+        super().delete_artifacts(artifact_path)
+
+
+def test_a_commit_and_a_resume_take_as_many_requests_however_many_checkpoints_are_kept(tmp_path: Path) -> None:
+    taken = {}
+    for kept in (2, 30):
+        store = Counting(str(tmp_path / f"{kept}"))
+        run = FolderRun(tmp_path / f"run-{kept}", place=places.behind(tmp_path / f"{kept}", lambda _, s=store: s))
+        with run.manager(max_to_keep=kept) as manager:
+            train(manager, 1, kept)
+            before = store.requests
+            train(manager, kept + 1, kept + 1)
+            commit = store.requests - before
+            assert len(epochs(manager)) == kept
+        manager = without_staging(run).manager(max_to_keep=kept)
+        before = store.requests
+        assert manager.load_latest_checkpoint()["epoch"] == kept + 1  # type: ignore[index]
+        taken[kept] = commit, store.requests - before
+        manager.close()
+    assert taken[30] == taken[2]
+
+
+def test_the_newest_is_the_first_choice_even_where_only_this_disk_has_it(run: FolderRun) -> None:
+    with run.manager() as manager:
+        assert manager.reader.newest() is None
+        train(manager, 1, 3)
+        newest = manager.reader.newest()
+        assert newest is not None
+        assert newest == manager.reader.matching("latest")[0]
+        assert [one.epoch for one in manager.reader.choices("latest")] == [3, 2, 1]

@@ -1,0 +1,87 @@
+"""What was declared of checkpoints after their commit: that they are best, and further metrics."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.errors import MltrainError
+from mltrain.store.artifacts import Artifacts
+
+NOTES_FILE = "best.json"
+"""The artifact that holds the notes of a run: manifests do not change after the commit.
+
+``checkpoint`` names the newest of the checkpoints declared best; an older version wrote it alone. ``notes`` lists all.
+"""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Whether the caller declared a checkpoint best, and further metrics of its step."""
+
+    best: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def over(self, manifest: Manifest) -> Manifest:
+        """Return a manifest with this note."""
+        return manifest.model_copy(
+            update={"best": manifest.best or self.best, "metrics": {**manifest.metrics, **self.metrics}}
+        )
+
+
+class Notes:
+    """The notes of one run. Threads may read them while another thread adds one."""
+
+    def __init__(self, notes: Mapping[CheckpointId, Note]) -> None:
+        self._notes = dict(notes)
+
+    @classmethod
+    def read(cls, artifacts: Artifacts) -> Self:
+        """Read the recorded notes; a file that cannot be read, or is not as it was written, holds none."""
+        try:
+            content = json.loads(artifacts.read(NOTES_FILE, 2**20))
+            rows = content.get("notes", [{"checkpoint": content.get("checkpoint"), "best": True}])
+            found = {CheckpointId.parse(row["checkpoint"]): _note_of(row) for row in rows}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MltrainError):
+            return cls({})
+        return cls({identity: note for identity, note in found.items() if identity is not None})
+
+    @property
+    def best(self) -> CheckpointId | None:
+        """The newest checkpoint that the caller declared best, if there is one."""
+        return _newest_best(self._notes)
+
+    def over(self, manifests: Iterable[Manifest]) -> list[Manifest]:
+        """Return manifests, each with its note."""
+        notes = self._notes
+        return [notes[manifest.id].over(manifest) if manifest.id in notes else manifest for manifest in manifests]
+
+    def add(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> bool:
+        """Note metrics of a checkpoint, or that it is best; return whether that is new."""
+        known = self._notes.get(manifest.id, Note())
+        note = Note(known.best or best, {**known.metrics, **metrics})
+        if note.over(manifest) == known.over(manifest):
+            return False
+        self._notes = {**self._notes, manifest.id: note}
+        return True
+
+    def to_json(self, committed: Iterable[Manifest]) -> dict[str, Any]:
+        """Return the content of :data:`NOTES_FILE`, without checkpoints that were removed."""
+        there = {manifest.id for manifest in committed}
+        newest = max((identity.order for identity in there), default=(0, 0))
+        notes = {one: note for one, note in self._notes.items() if one in there or one.order > newest}
+        best = _newest_best(notes)
+        rows = [
+            {"checkpoint": one.name, "best": note.best, "metrics": [*note.metrics.items()]}
+            for one, note in notes.items()
+        ]
+        return {**({"checkpoint": best.name} if best is not None else {}), "notes": rows}
+
+
+def _newest_best(notes: Mapping[CheckpointId, Note]) -> CheckpointId | None:
+    return max((one for one, note in notes.items() if note.best), key=lambda one: one.order, default=None)
+
+
+def _note_of(row: Mapping[str, Any]) -> Note:
+    return Note(row["best"] is True, {str(name): float(value) for name, value in row.get("metrics", ())})
