@@ -35,19 +35,23 @@ servers: .venv/ready          ## claims, delivery and deduplication on a real Po
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[servers]"
 	MLTRAIN_SERVERS=1 $(BIN)/python -m pytest -q tests/servers --timeout 900
 
-# An environment of its own each, so that .venv stays as constraints.txt has it. TESTS= chooses what runs there.
-TESTS ?= tests/tracking tests/compat tests/delivery tests/store tests/run tests/commands tests/checkpoint
+# An environment of its own each, so that .venv stays as constraints.txt has it. TESTS= chooses what runs there. The engines of
+# mltrain/adapters are left out: they want newer packages. Warnings are no errors: old packages warn of newer ones.
+TESTS ?= tests/tracking tests/compat tests/delivery tests/store tests/run tests/commands tests/checkpoint tests/cli
+TOOLS := pytest pytest-timeout hypothesis "moto[s3,server]" boto3
+ELSEWHERE := -W default -m "not faults and not slow" --ignore tests/commands/test_foreign_run.py
 lower-bounds:                 ## the tests at the oldest dependencies allowed; INSTEAD="torch==2.13.0" for what a registry lacks
 	$(PYTHON) -m venv .venv-lower
 	$(PYTHON) .ci/lower_bounds.py $(INSTEAD) > .venv-lower/constraints.txt
-	.venv-lower/bin/python -m pip install --quiet --constraint .venv-lower/constraints.txt --editable ".[projects,dev]"
-	.venv-lower/bin/python -m pytest -q -m "not faults and not slow" $(TESTS)
+	.venv-lower/bin/python -m pip install --quiet --constraint .venv-lower/constraints.txt --editable ".[projects]" $(TOOLS)
+	.venv-lower/bin/python -m pytest -q $(ELSEWHERE) $(TESTS)
 
+# Over the present release, because registries may have mlflow some time before mlflow-skinny and mlflow-tracing, which it wants.
 mlflow-next:                  ## the tests at MLflow's next release
 	$(PYTHON) -m venv .venv-next
-	sed '/^mlflow/d' constraints.txt > .venv-next/constraints.txt
-	.venv-next/bin/python -m pip install --quiet --constraint .venv-next/constraints.txt --editable ".[projects,dev]" "mlflow>=3.18"
-	.venv-next/bin/python -m pytest -q -m "not faults and not slow" $(TESTS)
+	.venv-next/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[projects]" $(TOOLS)
+	.venv-next/bin/python -m pip install --quiet --no-deps --target .venv-next/mlflow "mlflow>=3.18"
+	PYTHONPATH=.venv-next/mlflow .venv-next/bin/python -m pytest -q $(ELSEWHERE) $(TESTS)
 
 # uv installs in a fraction of the time, where it is there and finds the packages.
 .venv/ready: pyproject.toml constraints.txt

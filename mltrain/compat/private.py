@@ -125,6 +125,12 @@ def download(repository: Any, path: str, file: Path) -> None:
     repository._download_file(path, str(file))
 
 
+def sends_by_storage_only(repository: Any) -> bool:
+    """Whether a server hands out presigned URLs and sends no bytes itself (``--artifacts-presigned-only`` of MLflow 3.18)."""
+    asked = getattr(repository, "_is_artifacts_presigned_only", None)
+    return bool(asked is not None and asked())
+
+
 PartOpener = Callable[[str, int, int], tuple[bool, Iterator[bytes]]]
 """Asks for the bytes from one place to another of an artifact: returns whether only these come, and the pieces that come."""
 
@@ -138,13 +144,24 @@ def part_opener(repository: Any) -> PartOpener | None:
     Returns:
         ``None`` for a kind of store that is only downloaded from into files.
     """
+    import requests
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
     from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
     from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
 
     def from_server(path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
         headers = {"Range": f"bytes={first}-{last - 1}", "Accept-Encoding": "identity"}
+        if sends_by_storage_only(repository):
+            return from_storage(path, headers)
         answer = http_request(repository._host_creds, f"/{path}", "GET", stream=True, extra_headers=headers)
+        augmented_raise_for_status(answer)
+        return answer.status_code == 206, answer.iter_content(_PIECE)
+
+    def from_storage(path: str, headers: Mapping[str, str]) -> tuple[bool, Iterator[bytes]]:
+        place = repository._get_presigned_download_url(path)
+        signed = {**place.headers, **headers}
+        seconds = float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+        answer = requests.get(place.url, headers=signed, stream=True, timeout=seconds)
         augmented_raise_for_status(answer)
         return answer.status_code == 206, answer.iter_content(_PIECE)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mltrain.errors import CheckpointError, MltrainError, RunHeld, RunNotFound
+from mltrain.errors import CheckpointError, MltrainError, RunHeld, RunNotFound, StorageError
 from mltrain.ownership import liveness
 from mltrain.ownership.host_lock import has_ended
 from mltrain.provenance import fingerprint
@@ -66,11 +66,14 @@ def recorded_config(artifacts: Artifacts) -> dict[str, Any]:
 
     Raises:
         RunNotFound: nothing was recorded: this is not a run of mltrain, or it was killed before it began.
+        StorageError: the artifact store does not answer.
     """
     try:
         content = json.loads(artifacts.read(CONFIG_FILE, 2**20))
         if isinstance(content, dict) and isinstance(content.get("config"), dict):
             return content
+    except StorageError:
+        raise
     except (OSError, ValueError, CheckpointError):
         pass
     raise RunNotFound(

@@ -1,6 +1,7 @@
 """MLflow still has what mltrain uses of it beyond its public interface."""
 
 import inspect
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -70,6 +71,48 @@ def test_an_artifact_repository_opens_parts_of_a_file() -> None:
     assert bucket._bucket_owner_params == {}
     assert callable(bucket._get_s3_client)
     assert private.part_opener(object()) is None
+
+
+class StorageOnly(BaseHTTPRequestHandler):
+    """A server that signs addresses of its storage and sends no artifact itself, as MLflow 3.18 may; both on one port."""
+
+    content = bytes(range(256)) * 40
+
+    def do_GET(self) -> None:
+        answer: bytes | None = None
+        begin, _, end = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        if self.path.startswith("/api/2.0/mlflow-artifacts/presigned/0/run/artifacts/file.bin"):
+            url = f"http://127.0.0.1:{self.server.server_address[1]}/storage?signature=1"
+            answer = json.dumps({"url": url, "headers": {"X-Signed": "yes"}, "file_size": len(self.content)}).encode()
+        elif self.path == "/storage?signature=1" and self.headers.get("X-Signed") == "yes":
+            answer = self.content[int(begin) : int(end) + 1]
+        self.send_response(403 if answer is None else 206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(len(answer or b"")))
+        self.end_headers()
+        self.wfile.write(answer or b"")
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_parts_come_from_the_storage_where_the_server_sends_nothing_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in private.CLIENT_DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+    with HTTPServer(("127.0.0.1", 0), StorageOnly) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        repository = HttpArtifactRepository(
+            f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts/0/run/artifacts"
+        )
+        open_part = private.part_opener(repository)
+        assert open_part is not None
+        with pytest.raises(Exception, match="403"):
+            open_part("file.bin", 100, 400)
+        monkeypatch.setattr(repository, "_is_artifacts_presigned_only", lambda: True, raising=False)  # from 3.18 on
+        assert private.sends_by_storage_only(repository)
+        is_part, pieces = open_part("file.bin", 100, 400)
+        assert (is_part, b"".join(pieces)) == (True, StorageOnly.content[100:400])
+        server.shutdown()
+    assert not private.sends_by_storage_only(object())
 
 
 class Busy(BaseHTTPRequestHandler):
