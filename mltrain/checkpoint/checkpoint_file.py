@@ -136,12 +136,12 @@ def origin_of(file: Path) -> Written | None:
         NoCheckpoint: there is no such file.
         DamagedCheckpoint: it is a checkpoint file that is cut short, or of a later version.
     """
-    from mltrain.checkpoint import codec
+    from mltrain.checkpoint import tensor_file
 
     if not file.is_file():
         raise NoCheckpoint(f"There is no checkpoint {file}.{beside(file)}")
     if not is_packed(file):
-        stamp = codec.stamp_of(file)
+        stamp = tensor_file.stamp_of(file)
         if stamp is None:
             return None
         return Written(stamp.get("run_id"), stamp.get("checkpoint"), stamp.get("project"), complete=False)

@@ -19,7 +19,6 @@ from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.pruner import Damage, Pruner
 from mltrain.checkpoint.publishing import Backlog, publish, stage
 from mltrain.checkpoint.reader import CheckpointReader
-from mltrain.checkpoint.retention import Removal
 from mltrain.checkpoint.settings import Settings
 from mltrain.checkpoint.snapshot import Rest, Snapshot
 from mltrain.checkpoint.store import CheckpointStore
@@ -109,6 +108,8 @@ class Committer:
         except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
             self._give_up(draft, error)
             return
+        finally:
+            snapshot.end()
         self.failure, self.newest_staged = None, staged
         seconds = time.monotonic() - began
         log.info("Saved %s (%s, %.1f MB) in %.2f s", staged.title, staged.name, staged.size / 1e6, seconds)
@@ -159,8 +160,7 @@ class Committer:
 
     def _stage(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> Manifest:
         """Write a snapshot to this disk, again under another name where the disk refuses."""
-        deadline = time.monotonic() + self._disk_retry_seconds
-        tries, pause = 0, 0.5
+        deadline, tries, pause = time.monotonic() + self._disk_retry_seconds, 0, 0.5
         while True:
             tries += 1
             try:
@@ -200,7 +200,7 @@ class Committer:
             self._run.announce_best(best.name)
         return best
 
-    def prune(self, origin: CheckpointId | None) -> list[Removal]:
+    def prune(self, origin: CheckpointId | None) -> list[retention.Removal]:
         """Remove what the policy does not keep; ``origin`` stays until this attempt has a commit of its own."""
         if not self._run.holds(certainly=True):
             return []

@@ -55,7 +55,7 @@ def refuse_nonfinite(snapshot: Snapshot, draft: Manifest) -> None:
     Raises:
         NonFiniteLoss: its weights or optimizer state are not finite.
     """
-    wrong = nonfinite(snapshot.tree, snapshot.tensors)
+    wrong = nonfinite(snapshot.tree, snapshot.held)
     if wrong:
         raise NonFiniteLoss(
             f"{draft.title} ({draft.name}) is not a checkpoint: {len(wrong)} tensor(s) of weights or optimizer state hold "

@@ -7,7 +7,7 @@ the chain of commits that led to it; what is off the newest one's line is abando
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +16,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from mltrain.errors import DamagedCheckpoint, UsageError
 
 SCHEMA = 1
+SHARDED_SCHEMA = 2
+"""Of a checkpoint whose tensors are in pieces, which the part files of ``shards`` list. All others are of schema 1."""
 FILE_NAME = "manifest.json"
 MAX_BYTES = 64 * 2**20
 """A manifest larger than this is refused before it is parsed."""
@@ -35,7 +37,7 @@ Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT, strict=True)]
 Bytes = Annotated[int, Field(ge=0, le=2**60, strict=True)]
 
 
-_OWN_FILES = ("model", "state", "manifest")
+_OWN_FILES = ("model", "state", "manifest", "part-r")
 
 
 def refuse_names(names: Iterable[str]) -> None:
@@ -48,7 +50,7 @@ def refuse_names(names: Iterable[str]) -> None:
         if re.fullmatch(_FILE, name) is None or name.startswith(_OWN_FILES):
             raise UsageError(
                 f"{name!r:.80} cannot name a further file of a checkpoint: lower-case letters, digits, _ and - were "
-                "expected, ending in .json, .csv or .safetensors, and not beginning with model, state or manifest."
+                "expected, ending in .json, .csv or .safetensors, and not beginning with model, state, manifest or part-r."
             )
 
 
@@ -129,6 +131,9 @@ class Manifest(_Value):
     parts: tuple[str, ...]
     files: dict[Annotated[str, Field(pattern=_FILE)], FileEntry]
     tensors: dict[str, TensorEntry] = {}
+    """Those that are whole; of sharded ones the part files say more."""
+    shards: dict[Annotated[str, Field(pattern=r"^part-r\d{5}\.json$")], Bytes] = {}
+    """The part files of a sharded checkpoint, one a rank, each with the bytes of the files that it lists."""
     aliases: dict[str, str] = {}
     created: AwareDatetime
     versions: dict[str, str] = {}
@@ -150,7 +155,7 @@ class Manifest(_Value):
     @property
     def size(self) -> int:
         """Bytes of all files but the manifest."""
-        return sum(entry.size for entry in self.files.values())
+        return sum(entry.size for entry in self.files.values()) + sum(self.shards.values())
 
     @property
     def title(self) -> str:
@@ -161,7 +166,8 @@ class Manifest(_Value):
 
     def to_json(self) -> bytes:
         """Return it as UTF-8 JSON, whose last entry is the SHA-256 of all that stands before it."""
-        body = self.model_dump_json(indent=1).encode().removesuffix(b"\n}")
+        without = None if self.shards else {"shards"}
+        body = self.model_dump_json(indent=1, exclude=without).encode().removesuffix(b"\n}")
         return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
 
     @classmethod
@@ -181,9 +187,10 @@ class Manifest(_Value):
             damaged = DamagedCheckpoint(f"{where} is not valid JSON: {error}")
             damaged.torn = _ends_too_early(content, error)
             raise damaged from None
-        if isinstance(raw, dict) and raw.get("schema_version") != SCHEMA:
+        if isinstance(raw, dict) and raw.get("schema_version") != (SHARDED_SCHEMA if raw.get("shards") else SCHEMA):
             raise DamagedCheckpoint(
-                f"{where} is of schema {raw.get('schema_version')!r:.40}; this version of mltrain reads schema {SCHEMA}."
+                f"{where} is of schema {raw.get('schema_version')!r:.40}; this version of mltrain reads schema {SCHEMA}, and "
+                f"{SHARDED_SCHEMA} of sharded checkpoints."
             )
         body, _, seal = content.rpartition(_SEAL)
         if seal != hashlib.sha256(body).hexdigest().encode() + b'"\n}':
@@ -195,11 +202,29 @@ class Manifest(_Value):
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise DamagedCheckpoint(f"{where} is not as it was written: {place!r:.200}: {first['msg']}") from None
+        if not manifest.shards.keys() <= manifest.files.keys():
+            raise DamagedCheckpoint(f"{where} names a part file without its digest.")
         if (run_id is not None and manifest.run_id != run_id) or (name is not None and manifest.name != name):
             raise DamagedCheckpoint(
                 f"{where} speaks of {manifest.name} of run {manifest.run_id!r}: it was moved or swapped."
             )
         return manifest
+
+
+def whole_manifest(manifest: Manifest, files: Mapping[str, bytes | bytearray]) -> Manifest:
+    """Return the manifest that describes files which were put together from shards; without shards, the same manifest."""
+    if not manifest.shards:
+        return manifest
+    there = {n: e for n, e in manifest.files.items() if n not in names_of_shards(manifest)}
+    made = {n: FileEntry(size=len(one), sha256=hashlib.sha256(one).hexdigest()) for n, one in files.items()}
+    return manifest.model_copy(
+        update={"schema_version": SCHEMA, "shards": {}, "tensors": {}, "files": {**there, **made}}
+    )
+
+
+def names_of_shards(manifest: Manifest) -> Sequence[str]:
+    """Return the names of files that the whole files of a sharded checkpoint take the place of."""
+    return [n for n in manifest.files if manifest.shards and (n in manifest.shards or n.endswith(".safetensors"))]
 
 
 def _ends_too_early(content: bytes, error: Exception) -> bool:

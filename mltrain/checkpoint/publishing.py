@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.codec import LARGEST_FILE, EncodedFile, encode
-from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, current_line
+from mltrain.checkpoint.manifest import FILE_NAME, SCHEMA, SHARDED_SCHEMA, CheckpointId, Manifest, current_line
 from mltrain.checkpoint.policies import Budget
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
@@ -51,11 +51,15 @@ def stage(
     with store.spool.staging(manifest.id) as staging:
         for file in (*encoded.files, *(EncodedFile(name, [content]) for name, content in extra.items())):
             staging.write(file.name, file.content)
+        parts = snapshot.pieces.write(staging.folder) if snapshot.pieces is not None else {}
+        staging.files.update({name: entry for name, (entry, _) in parts.items()})
         complete = manifest.model_copy(
             update={
+                "schema_version": SHARDED_SCHEMA if parts else SCHEMA,
                 "files": dict(staging.files),
                 "tensors": dict(encoded.tensors),
                 "aliases": dict(encoded.aliases),
+                "shards": {name: size for name, (_, size) in parts.items()},
             }
         )
         staging.commit(complete, store.place(manifest.id), require_lease)

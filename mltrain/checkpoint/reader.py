@@ -116,11 +116,19 @@ class CheckpointReader:
         )
 
     def load_configured(
-        self, which: str = "latest", device: "torch.device | None" = None
-    ) -> tuple[Manifest, tuple[dict[str, Any], Mapping[str, Any] | None]]:
+        self,
+        which: str = "latest",
+        device: "torch.device | None" = None,
+        read: "Callable[[CheckpointStore, Manifest], Configured] | None" = None,
+    ) -> "tuple[Manifest, Configured]":
         """Load a checkpoint with its configuration, both verified before it is chosen; see :meth:`load`.
 
         One without a configuration is passed over, unless it was imported.
+
+        Args:
+            which: see :meth:`load`.
+            device: where tensors go.
+            read: reads a checkpoint, verified. If ``None``, :func:`configured`.
 
         Raises:
             NoCheckpoint: no checkpoint matches, or no match is intact and has a configuration.
@@ -145,8 +153,8 @@ class CheckpointReader:
                 f"None of the {passed_over} checkpoints of {self.store.title} has a configuration. Expected "
                 f"{PARAMS} beside the state, as mltrain train writes it. Try: resume with the loop that wrote them."
             )
-        read = partial(configured, self.store, device=device)
-        return first_usable(self.store, chain([first], choices), read, self._damaged)
+        read_all = read if read is not None else partial(configured, device=device)
+        return first_usable(self.store, chain([first], choices), partial(read_all, self.store), self._damaged)
 
     def first_intact(
         self, candidates: Sequence[Manifest], only: Callable[[str], bool], received: Received | None = None
@@ -159,8 +167,9 @@ class CheckpointReader:
 
         def read(manifest: Manifest) -> dict[str, bytearray]:
             files: dict[str, bytearray] = {}
-            wanted = [name for name in manifest.files if only(name)]
-            total = sum(manifest.files[name].size for name in wanted)
+            sizes = self.store.sizes(manifest)
+            wanted = [name for name in sizes if only(name)]
+            total = sum(sizes[name] for name in wanted)
             for name in wanted:
                 files |= self.store.fetch(manifest, only=name.__eq__)
                 if received is not None:
@@ -217,15 +226,33 @@ def matching(manifests: Sequence[Manifest], which: str, context: Context) -> lis
     )
 
 
+Configured = tuple[dict[str, Any], Mapping[str, Any] | None]
+"""The parts of a checkpoint, and its configuration."""
+
+
 def configured(
-    store: CheckpointStore, manifest: Manifest, device: "torch.device | None" = None
-) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    store: CheckpointStore,
+    manifest: Manifest,
+    device: "torch.device | None" = None,
+    absent: "Mapping[str, torch.Tensor] | None" = None,
+) -> Configured:
     """Return the parts of a checkpoint and its configuration, both verified; None where it has no configuration.
+
+    Args:
+        store: that holds it.
+        manifest: of the checkpoint.
+        device: where tensors go.
+        absent: for each sharded tensor what stands for it. If ``None``, the whole tensor.
 
     Raises:
         DamagedCheckpoint: it is not what was committed, or its configuration is none.
     """
-    return store.load(manifest, device), configuration(store, manifest)
+    from mltrain.checkpoint.codec import decode  # torch takes seconds, and listing checkpoints needs none of it
+
+    if absent is None:
+        return store.load(manifest, device), configuration(store, manifest)
+    files = store.fetch_unsharded(manifest, only=lambda name: name.startswith(("model", "state")))
+    return decode(files, device, absent), configuration(store, manifest)
 
 
 def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, Any] | None:

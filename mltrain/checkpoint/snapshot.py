@@ -11,14 +11,16 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.pytree import flatten, is_dense
+from mltrain.checkpoint.manifest import FileEntry
+from mltrain.checkpoint.pytree import flatten, is_dense, is_sharded
 from mltrain.errors import StorageError
 
 WEIGHTS_NAMES = ("model", "model_state_dict", "state_dict", "net", "weights")
@@ -125,6 +127,7 @@ class Snapshot:
         weights: the name of the part that is a model's weights, if there is one.
         parts: the names of all parts.
         rest: what is still to be copied.
+        pieces: the tensors of which each of several processes holds a piece. If ``None``, all tensors are whole.
     """
 
     tree: Any
@@ -132,6 +135,53 @@ class Snapshot:
     weights: str | None
     parts: tuple[str, ...]
     rest: Rest = field(default_factory=Rest)
+    pieces: "Pieces | None" = None
+
+    @property
+    def held(self) -> Mapping[str, Tensor]:
+        """What this process holds of every tensor: all of it, or a piece."""
+        return self.tensors if self.pieces is None else {**self.tensors, **self.pieces.own}
+
+    def end(self) -> None:
+        """Let other processes that hold pieces know that this snapshot is not written again."""
+        if self.pieces is not None:
+            self.pieces.end()
+
+
+class Pieces(Protocol):
+    """Pieces of the tensors of a snapshot, of which each of several processes holds its own."""
+
+    own: Mapping[str, Tensor]
+    """For each sharded tensor the piece of this process, which may be empty; on the CPU."""
+
+    def write(self, folder: Path) -> Mapping[str, tuple[FileEntry, int]]:
+        """Let every process write its part into a folder.
+
+        Returns:
+            For each part file its entry, and the bytes of the files that it lists.
+
+        Raises:
+            MltrainError: a process could not write, or the files are not where this process looks.
+        """
+        ...
+
+    def end(self) -> None:
+        """Let the other processes know that this snapshot is not written again."""
+        ...
+
+
+class ShardedState(dict[str, Any]):
+    """A state with sharded tensors, of which all processes take a snapshot at the same time.
+
+    Args:
+        state: names to tensors and plain values.
+        take: copies the pieces of this process; called with the sharded tensors, and the name of the part that is a model's
+            weights.
+    """
+
+    def __init__(self, state: Mapping[str, Any], take: Callable[[Mapping[str, Tensor], str | None], Pieces]) -> None:
+        super().__init__(state)
+        self.take = take
 
 
 class LateCopy:
@@ -212,12 +262,14 @@ def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
     Raises:
         UnsupportedValue: something is neither; the message names the path to it. Nothing has been copied then.
     """
-    weights = _weights(state)
-    flat = flatten(state, weights)
+    weights = weights_of(state)
+    flat = flatten(state, weights, sharded=isinstance(state, ShardedState))
+    whole = {name: tensor for name, tensor in flat.tensors.items() if not is_sharded(tensor)}
     rest = state.late.begin() if isinstance(state, LateState) else Rest()
-    return Snapshot(
-        flat.tree, buffers.copy(flat.tensors, rest.takes), weights, tuple(str(name) for name in state), rest
-    )
+    copies = buffers.copy(whole, rest.takes)
+    sharded = {name: tensor for name, tensor in flat.tensors.items() if name not in whole}
+    pieces = state.take(sharded, weights) if isinstance(state, ShardedState) else None
+    return Snapshot(flat.tree, copies, weights, tuple(str(name) for name in state), rest, pieces)
 
 
 def prepare(state: Mapping[str, Any], buffers: HostBuffers) -> None:
@@ -226,10 +278,11 @@ def prepare(state: Mapping[str, Any], buffers: HostBuffers) -> None:
     Raises:
         UnsupportedValue: as for :func:`snapshot`.
     """
-    buffers.prepare(flatten(state, _weights(state)).tensors)
+    buffers.prepare(flatten(state, weights_of(state)).tensors)
 
 
-def _weights(state: Mapping[str, Any]) -> str | None:
+def weights_of(state: Mapping[str, Any]) -> str | None:
+    """Return the name of the part of a state that is a model's weights, if there is one."""
     return next((name for name in WEIGHTS_NAMES if _is_weights(state.get(name))), None)
 
 

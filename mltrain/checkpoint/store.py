@@ -7,32 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, FileEntry, Manifest
+from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, names_of_shards
 from mltrain.checkpoint.staging import Spool, readdressed
+from mltrain.checkpoint.verified_files import Problem, VerifiedFiles
 from mltrain.errors import CheckpointError, DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Artifacts, sha256_of, side_by_side
-from mltrain.store.local import LocalArtifacts
+from mltrain.store.artifacts import Artifacts, side_by_side
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.removal import discard_staged
 
 if TYPE_CHECKING:
     import torch
 
+    from mltrain.checkpoint.shards import Assembly
+
 log = logging.getLogger(__name__)
 
 PARAMS = "params.json"
 """The file of a checkpoint that holds the configuration it was trained with."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with a checkpoint: which file, and what."""
-
-    file: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -76,10 +67,12 @@ class CheckpointStore:
     ) -> None:
         self.artifacts = artifacts
         self.spool = spool
+        self._files = VerifiedFiles(artifacts, spool)
         self._run_id = run_id
         self._formerly = formerly
         self._folder = folder
         self._known: dict[CheckpointId, _Read] = {}
+        self._assembled: tuple[Manifest, Assembly] | None = None
 
     @property
     def run_id(self) -> str:
@@ -219,22 +212,61 @@ class CheckpointStore:
 
     def problems(self, manifest: Manifest) -> list[Problem]:
         """Compare every file of a checkpoint with its digest, and return what is wrong."""
-        found = []
-        for name in sorted(manifest.files):
+        files, found = dict(manifest.files), []
+        if manifest.shards:
             try:
-                self._received(manifest, name)
+                files |= self.assembly(manifest).files()
+            except DamagedCheckpoint as error:
+                found.append(Problem("part files", str(error)))
+        for name, entry in sorted(files.items()):
+            try:
+                self._files.read(manifest, name, entry)
             except DamagedCheckpoint as error:
                 found.append(Problem(name, str(error)))
         return found
 
+    def assembly(self, manifest: Manifest) -> "Assembly":
+        """Return what makes whole tensors of a sharded checkpoint; it reads the part files, and nothing else yet.
+
+        Raises:
+            DamagedCheckpoint: they are missing, or not what was committed.
+        """
+        from mltrain.checkpoint.shards import Assembly
+
+        if self._assembled is None or self._assembled[0] != manifest:
+            self._assembled = (
+                manifest,
+                Assembly(manifest, lambda name, entry: self._files.read(manifest, name, entry)),
+            )
+        return self._assembled[1]
+
+    def sizes(self, manifest: Manifest) -> dict[str, int]:
+        """Return the files that :meth:`fetch` can return, with their sizes in bytes: those of a sharded checkpoint whole."""
+        sizes = {name: entry.size for name, entry in manifest.files.items()}
+        if manifest.shards:
+            sizes = {name: size for name, size in sizes.items() if name not in names_of_shards(manifest)}
+            sizes |= self.assembly(manifest).sizes()
+        return sizes
+
     def fetch(self, manifest: Manifest, *, only: Callable[[str], bool] = lambda name: True) -> dict[str, bytearray]:
         """Receive the files of a checkpoint into memory, every one verified before any is returned.
+
+        Of a sharded one these are the whole files that :meth:`sizes` lists, put together from its pieces.
 
         Raises:
             DamagedCheckpoint: a file is missing, or is not what was committed.
         """
-        wanted = sorted(name for name in manifest.files if only(name))
-        return dict(zip(wanted, side_by_side(lambda name: self._received(manifest, name), wanted), strict=True))
+        wanted = sorted(name for name in self.sizes(manifest) if only(name))
+        there = [name for name in wanted if name in manifest.files and name not in names_of_shards(manifest)]
+        entries = manifest.files
+        received = side_by_side(lambda name: self._files.read(manifest, name, entries[name]), there)
+        files = dict(zip(there, received, strict=True))
+        return {name: files[name] if name in files else self.assembly(manifest).content(name) for name in wanted}
+
+    def fetch_unsharded(self, manifest: Manifest, *, only: Callable[[str], bool]) -> dict[str, bytearray]:
+        """Receive those files of a sharded checkpoint that hold no pieces, as they were committed; see :meth:`fetch`."""
+        wanted = [name for name in sorted(manifest.files) if only(name) and name not in manifest.shards]
+        return {name: self._files.read(manifest, name, manifest.files[name]) for name in wanted}
 
     def load(self, manifest: Manifest, device: "torch.device | None" = None) -> dict[str, Any]:
         """Return the parts of a checkpoint on a device, verified before anything is deserialised.
@@ -261,35 +293,6 @@ class CheckpointStore:
             return self.artifacts.local_root / CHECKPOINTS / identity.name
         assert self.spool is not None
         return self.spool.root / identity.name
-
-    def _received(self, manifest: Manifest, name: str) -> bytearray:
-        entry = manifest.files[name]
-        staged = self._from_staging(manifest.id, name, entry)
-        if staged is not None:
-            return staged
-        try:
-            content = self.artifacts.read(f"{CHECKPOINTS}/{manifest.name}/{name}", entry.size)
-        except (FileNotFoundError, NotADirectoryError):
-            raise DamagedCheckpoint(f"{name} of {manifest.name} is missing.") from None
-        except StorageError:
-            raise
-        except OSError as error:
-            raise DamagedCheckpoint(f"{name} of {manifest.name} cannot be read: {error.strerror or error}.") from None
-        if len(content) != entry.size:
-            raise DamagedCheckpoint(f"{name} of {manifest.name} has {len(content)} bytes; {entry.size} were committed.")
-        if sha256_of(content) != entry.sha256:
-            raise DamagedCheckpoint(f"{name} of {manifest.name} has another SHA-256 than when it was committed.")
-        return content
-
-    def _from_staging(self, identity: CheckpointId, name: str, entry: FileEntry) -> bytearray | None:
-        """Return the staged copy of a file where there is an intact one: it need not be downloaded then."""
-        if self.artifacts.local_root is not None or self.spool is None:
-            return None
-        try:
-            content = LocalArtifacts(self.spool.root).read(f"{identity.name}/{name}", entry.size)
-        except (OSError, DamagedCheckpoint):
-            return None
-        return content if sha256_of(content) == entry.sha256 else None
 
 
 def warn_damaged(identity: CheckpointId, error: CheckpointError) -> None:

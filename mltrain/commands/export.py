@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from mltrain.checkpoint import checkpoint_file, codec
-from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint import checkpoint_file, tensor_file
+from mltrain.checkpoint.manifest import Manifest, whole_manifest
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
 from mltrain.errors import MltrainError
@@ -44,7 +44,7 @@ class Export:
             files = list(self._files(manifest, is_best=is_best))
             content = store.fetch(manifest) if files else {}
             for file in files:
-                checkpoint_file.write_checkpoint(file, manifest, content, self._project)
+                checkpoint_file.write_checkpoint(file, whole_manifest(manifest, content), content, self._project)
         except (MltrainError, OSError) as error:
             log.warning("Checkpoint %s is in the run, and not in a file of its own: %s", manifest.name, error)
 
@@ -75,7 +75,7 @@ class Export:
         is_best = is_best and all(self._is_due(folder / name, manifest) for name in names)
         for stem in ("latest", "best") if is_best else ("latest",):
             for name, content in weights.items():
-                replace_file(folder / name.replace("model", stem, 1), codec.stamped(content, stamp | measured))
+                replace_file(folder / name.replace("model", stem, 1), tensor_file.stamped(content, stamp | measured))
 
     def _is_due(self, file: Path, manifest: Manifest) -> bool:
         """Whether a file for the best receives this checkpoint; what it replaces is worse, or is kept under another name."""
@@ -125,7 +125,7 @@ class Export:
                 manifest = checkpoint_file.manifest_of(file)
                 value = manifest.metrics.get(metric, math.nan) if manifest is not None else math.nan
             elif written is not None:
-                stamp = codec.stamp_of(file) or {}
+                stamp = tensor_file.stamp_of(file) or {}
                 value = float(stamp["value"]) if stamp.get("metric") == metric else math.nan
         except (MltrainError, OSError, ValueError, KeyError):
             return None, None

@@ -76,7 +76,7 @@ class Preparation:
         self._stop = stop
         self._resolved = Resolved(request, server)
         self.project, self.config = self._resolved.project, self._resolved.config
-        self.origins = Origins(server, request)
+        self.origins = Origins(server, request, self._ranks.read)
         self._watch: Watch | None = None
 
     def prepare(self, known: Any | None) -> Prepared:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mltrain.checkpoint.codec import STATE_TREE, decode_weights
-from mltrain.checkpoint.manifest import FILE_NAME, Manifest, now
+from mltrain.checkpoint.manifest import FILE_NAME, Manifest, now, whole_manifest
 from mltrain.checkpoint.reader import CheckpointReader, Received
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
@@ -102,7 +102,7 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
     )
     for name, content in files.items():
         replace_file(to / name, bytes(content))
-    replace_file(to / FILE_NAME, manifest.to_json())
+    replace_file(to / FILE_NAME, whole_manifest(manifest, files).to_json())
     return Pulled(choice.run_id, manifest, to)
 
 

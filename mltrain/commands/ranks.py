@@ -4,26 +4,26 @@ The others make no request to a tracking server, and hold, save and prune nothin
 takes the place of all this, and torch.distributed is not used.
 """
 
-import logging
 import os
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mltrain import device as devices
+from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.reader import Configured, configured
+from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.checks import refuse_for_several
 from mltrain.commands.result import Outcome
 from mltrain.config import Config
-from mltrain.errors import PeerLost, UsageError
-from mltrain.project import Project, find
-from mltrain.rng import Rng, seed_everything
-from mltrain.signals import StopRequest
+from mltrain.errors import UsageError
+from mltrain.project import Project
 from mltrain.task import Task
 from mltrain.trainer.loop import Trainer
-from mltrain.trainer.ports import NullTracker, Saver, Stop
+from mltrain.trainer.ports import Saver, Stop
 from mltrain.trainer.ranks import RNG, fresh_rng, parts_of_rank
 
 if TYPE_CHECKING:
+    from mltrain.checkpoint.shards import Assembly
     from mltrain.distributed.world import World
 
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -64,6 +64,10 @@ class Alone:
     ) -> None:
         return
 
+    def read(self, store: CheckpointStore, manifest: Manifest) -> Configured:
+        """Return the parts of a checkpoint and its configuration, verified; see :func:`mltrain.checkpoint.reader.configured`."""
+        return configured(store, manifest)
+
     def together(self, project: Project, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
         """Return a task and a request to stop as all processes share them, once all have built the task."""
         return task, stop
@@ -101,11 +105,31 @@ class Leader(Alone):
     def __init__(self, world: "World") -> None:
         self._world = world
         self.size = world.size
+        self._sharded: tuple[str, Manifest, Assembly] | None = None  # where the checkpoint that was read last is
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._world.__exit__(kind, error, trace)
+
+    def read(self, store: CheckpointStore, manifest: Manifest) -> Configured:
+        """Return the parts of a checkpoint and its configuration; all processes verify a sharded one.
+
+        Where its pieces go there are tensors without data, until :meth:`restore`.
+
+        Raises:
+            DamagedCheckpoint: it is not what was committed.
+        """
+        self._sharded, root = None, store.artifacts.local_root
+        if not manifest.shards or root is None:
+            return configured(store, manifest)
+        from mltrain.distributed.loading import verified, without_pieces
+
+        self._world.share(("verify", str(root), manifest))
+        verified(self._world, store, manifest)
+        found = without_pieces(store, manifest)
+        self._sharded = (str(root), manifest, store.assembly(manifest))
+        return found
 
     def together(self, project: Project, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
         """Return a task and a request to stop as all processes share them, once all have built the task.
@@ -127,14 +151,16 @@ class Leader(Alone):
         Raises:
             PeerLost: one of them cannot.
         """
-        if not _shards(trainer.config):
+        if not _shards(trainer.config) and self._sharded is None:
             super().restore(trainer, parts, **how)
             return
         from mltrain.distributed.task import restore
 
-        self._world.share(("restore", how))
-        self._world.share_state(parts)
-        restore(self._world, trainer, parts, how)
+        root, manifest, assembly = self._sharded if self._sharded is not None else (None, None, None)
+        self._world.share(("restore", how, root, manifest))
+        if assembly is None:
+            self._world.share_state(parts)
+        restore(self._world, trainer, lambda: parts, how, assembly)
 
     def prepare(self, trainer: Trainer, parts: Mapping[str, Any] | None) -> None:
         """Let the other processes take over rank 0's state, and return when all of them have.
@@ -142,7 +168,7 @@ class Leader(Alone):
         Raises:
             PeerLost: one of them cannot.
         """
-        if parts is not None and _shards(trainer.config):
+        if parts is not None and (_shards(trainer.config) or self._sharded is not None):
             return  # all of them have restored it
         progress = parts.get("progress", {}) if parts is not None else {}
         world, ranks = progress.get("world", 1), progress.get("ranks", [])
@@ -169,125 +195,14 @@ class Leader(Alone):
 
     def saver(self, saver: Saver, trainer: Trainer) -> Saver:
         """Return what saves the state of all processes."""
-        from mltrain.distributed.replicas import TogetherSaver
+        from mltrain.distributed.saving import TogetherSaver
 
-        return TogetherSaver(self._world, trainer.task.parts(), saver)
+        return TogetherSaver(self._world, trainer.task.parts(), saver, self._world.channel)
 
     def end(self, outcome: Outcome) -> Outcome:
         """Let the other processes end, and return the outcome."""
         self._world.share(("end", outcome))
         return outcome
-
-
-class Follower(Alone):
-    """Another rank than 0.
-
-    Args:
-        world: all processes of the training.
-    """
-
-    def __init__(self, world: "World") -> None:
-        self._world = world
-        self.size = world.size
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._world.__exit__(kind, error, trace)
-
-    def follow(self, project: Project | str | None, stop: StopRequest) -> Outcome:
-        """Train as rank 0 says, and return its outcome.
-
-        Args:
-            project: what the command names. If ``None``, what the run recorded, as rank 0 says.
-            stop: a request that came to this process.
-
-        Raises:
-            PeerLost: another rank than 0 has ended; rank 0 prints its own error.
-        """
-        logging.getLogger("mltrain").setLevel(logging.ERROR)  # rank 0 logs the same warnings
-        from mltrain.distributed.task import restore
-
-        trainer: Any = None
-        rng = Rng()
-        begins: Mapping[str, Any] = {}
-        try:
-            while True:
-                kind, *said = self._world.share()
-                if kind == "build":
-                    trainer = self._built(project, said[0], said[1], stop)
-                elif kind == "state":
-                    self._take_over(trainer)
-                elif kind == "restore":
-                    restore(self._world, trainer, self._world.share_state(), said[0])
-                elif kind == "show":
-                    trainer.show()
-                elif kind == "begin":
-                    self._train(trainer, begins, stop)
-                else:
-                    outcome: Outcome = said[0]
-                    return outcome
-                begins = rng.state_dict() if kind in ("state", "restore") else begins
-        except PeerLost as lost:
-            if lost.rank != 0:
-                raise
-            return Outcome("", lost.exit_code, str(lost), None, None, {})
-
-    def _built(
-        self, named: Project | str | None, recorded: str, settings: Mapping[str, Any], stop: StopRequest
-    ) -> Trainer:
-        from mltrain.distributed.task import check_loader, joined
-
-        try:
-            project = named if isinstance(named, Project) else find(named or recorded, recorded=named is None)
-            config = project.config.model_validate(settings)
-            stop.on_usr1 = config.on_usr1
-            devices.set_up(config.num_threads, config.deterministic, config.device)
-            seed_everything(config.seed)
-            task = project.build(config)
-            check_loader(task)
-            task, agreed = joined(self._world, task, config, stop)
-            return Trainer(task, config, stop=agreed)
-        except PeerLost:
-            raise
-        except Exception as error:
-            self._world.agree(error)
-            raise
-
-    def _take_over(self, trainer: Trainer) -> None:
-        shared = self._world.share_state()
-        try:
-            state = {**trainer.training.state_dict(), **shared["state"]}
-            progress = {**state["progress"], "world": shared["world"], "ranks": shared["ranks"]}
-            trainer.restore(parts_of_rank({**state, "progress": progress}, self._world.rank, self.size))
-        except Exception as error:
-            self._world.agree(error)
-            raise
-        self._world.agree(None)
-
-    def _train(self, trainer: Trainer, begins: Mapping[str, Any], stop: StopRequest) -> None:
-        from mltrain.distributed.replicas import TogetherSaver
-
-        trainer.attach(NullTracker(), TogetherSaver(self._world, trainer.task.parts(), None))
-        Rng().load_state_dict(begins)
-        stop.finish_steps()
-        for _ in trainer.steps():
-            pass
-
-
-def joined(environment: Mapping[str, str]) -> Alone:
-    """Return what this process is among those of its training, once all have found each other.
-
-    Raises:
-        PeerLost: the others did not come in time.
-        UsageError: this machine has fewer GPUs than processes.
-    """
-    if not is_one_of_several(environment):
-        return Alone()
-    from mltrain.distributed.world import World
-
-    world = World()
-    return Leader(world) if world.rank == 0 else Follower(world)
 
 
 def _shards(config: Config) -> bool:

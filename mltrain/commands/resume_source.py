@@ -1,14 +1,14 @@
 """Where the state of a training comes from: the start, a checkpoint of its own run, or one of another run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mltrain.checkpoint import checkpoint_file
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
-from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.reader import CheckpointReader, Configured
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
@@ -116,10 +116,16 @@ class Origins:
     Args:
         server: has the runs.
         request: says what is asked for.
+        read: reads a checkpoint of a run, verified, on all processes of the training. If ``None``, this one reads it alone.
     """
 
-    def __init__(self, server: TrackingClient, request: Request) -> None:
-        self._server = server
+    def __init__(
+        self,
+        server: TrackingClient,
+        request: Request,
+        read: Callable[[CheckpointStore, Manifest], Configured] | None = None,
+    ) -> None:
+        self._server, self._read = server, read
         self._request = request
         self._pin: tuple[str, str] | None = None
 
@@ -215,7 +221,7 @@ class Origins:
             )
         if not candidates:
             return None
-        manifest, (parts, params) = checkpoints.load_configured(which)
+        manifest, (parts, params) = checkpoints.load_configured(which, read=self._read)
         order = [candidate.id for candidate in candidates]
         before = order[: order.index(manifest.id)] if manifest.id in order else []
         return Origin(manifest, parts, params=params, passed_over=frozenset(before), damaged=damaged)
@@ -238,7 +244,7 @@ class Origins:
         artifacts = artifacts_of(self._server, self._server.run(source))
         checkpoints = CheckpointReader(CheckpointStore(source, artifacts), context)
         try:
-            manifest, (parts, params) = checkpoints.load_configured(which)
+            manifest, (parts, params) = checkpoints.load_configured(which, read=self._read)
         except NoCheckpoint:  # a loop of one's own writes none that has a configuration
             manifest, parts = checkpoints.load(which)
             params = None

@@ -14,9 +14,10 @@ from mltrain.commands import keyed
 from mltrain.commands.checks import policy_of, refuse_unusable, warn_without_effect
 from mltrain.commands.ending import Ending, describe
 from mltrain.commands.export import Export
+from mltrain.commands.following import Follower, joined
 from mltrain.commands.logged_model import log_models
 from mltrain.commands.preparation import Preparation, Prepared
-from mltrain.commands.ranks import Alone, Follower, joined, refuse_several
+from mltrain.commands.ranks import Alone, refuse_several
 from mltrain.commands.result import Display, Outcome, Silence
 from mltrain.commands.resume_word import in_full
 from mltrain.commands.train_request import Request, request_of

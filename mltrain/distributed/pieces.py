@@ -114,6 +114,13 @@ def _fits(tensor: Any, like: Any) -> bool:
     return isinstance(tensor, Tensor) and not is_sharded(tensor) and tensor.dim() > 0 and tensor.shape == like.shape
 
 
+def filled(tree: Any, tensors: Mapping[int, Tensor]) -> Any:
+    """Return a nesting with other tensors in place of some, which are known by their identity."""
+    if isinstance(tree, Tensor):
+        return tensors.get(id(tree), tree)
+    return _mapped(tree, lambda one: filled(one, tensors))
+
+
 def gathered(tree: Any) -> Any:
     """Return a nesting with whole tensors, on the CPU, in place of sharded ones; for all processes at once."""
     if is_sharded(tree):

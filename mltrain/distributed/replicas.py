@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mltrain.checkpoint.pytree import as_bytes, flatten, is_sharded
-from mltrain.distributed.pieces import gathered, has_sharded
 from mltrain.distributed.world import World, cpu_state, put_together
 from mltrain.errors import StateMismatch, shortened
-from mltrain.trainer.ports import Saver
-from mltrain.trainer.ranks import RNG, with_own_parts
+from mltrain.trainer.ranks import RNG
 
 log = logging.getLogger(__name__)
 
@@ -100,35 +98,3 @@ def own_parts(world: World, state: Mapping[str, Any], trained: Mapping[str, Any]
 
 def _is_common(part: Any) -> bool:
     return isinstance(part, (nn.Module, torch.optim.Optimizer)) or hasattr(part, "optimizer")
-
-
-class TogetherSaver:
-    """Saves the state of all ranks; rank 0 keeps it.
-
-    Args:
-        world: the ranks.
-        trained: name to part of the task.
-        saver: keeps the state on rank 0. If ``None``, this is another rank.
-    """
-
-    def __init__(self, world: World, trained: Mapping[str, Any], saver: Saver | None) -> None:
-        self._world = world
-        self._trained = trained
-        self._saver: Any = saver
-
-    def save(self, state: Mapping[str, Any], **facts: Any) -> None:
-        """Compare the state with that of the other ranks, and keep it with what is each rank's own."""
-        own = own_parts(self._world, state, self._trained)
-        state = {name: gathered(part) if has_sharded(part) else part for name, part in state.items()}
-        if self._saver is not None:
-            self._saver.save(with_own_parts(state, own), **facts)
-
-    def peek(self) -> Mapping[str, Any] | None:
-        """Return the newest checkpoint, on rank 0."""
-        kept: Mapping[str, Any] | None = self._saver.peek() if self._saver is not None else None
-        return kept
-
-    @property
-    def failure(self) -> Any:
-        """Why the newest state was not kept, on rank 0."""
-        return self._saver.failure if self._saver is not None else None

@@ -1,13 +1,16 @@
 """A task that several ranks train together: its loader, gradients, evaluation, pictures, and restoring it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from mltrain import device as devices
+from mltrain.checkpoint.shards import Assembly
 from mltrain.config import Config
 from mltrain.data import Divisible
 from mltrain.distributed.gradients import Gradients, Replicas
+from mltrain.distributed.loading import with_pieces
 from mltrain.distributed.pieces import placed
 from mltrain.distributed.step import AgreedStop, mean, together
 from mltrain.distributed.world import World
@@ -47,19 +50,17 @@ def joined(world: World, task: Task, config: Config, stop: Stop) -> tuple[Task, 
     """
     world.agree(None)
     shards = shards_models(config)
-    layout = Replicas(world)
-    if shards:
-        from mltrain.distributed.sharding import shard
-
-        refusal: UsageError | None = None
-        try:
-            layout = shard(world, task, devices.chosen(config.device).type)
-        except UsageError as error:
-            refusal = error
-        world.agree(refusal)
+    if world.channel is None:
+        world.open_channel()
     loader: Any = task.loader
-    loader.divide(layout.rank, layout.ranks)
-    gradients = Gradients(world, task.parts().values(), layout)
+    with _agreed(world):
+        layout = Replicas(world)
+        if shards:
+            from mltrain.distributed.sharding import shard
+
+            layout = shard(world, task, devices.chosen(config.device).type)
+        loader.divide(layout.rank, layout.ranks)
+        gradients = Gradients(world, task.parts().values(), layout)
     agreed = AgreedStop(stop)
     evaluate = _evaluated(world, task.evaluate, task.evaluate_on, shards) if task.evaluate is not None else None
     images, preview = (
@@ -70,11 +71,41 @@ def joined(world: World, task: Task, config: Config, stop: Stop) -> tuple[Task, 
     return replace(task, step=step, evaluate=evaluate, images=images, preview=preview), agreed
 
 
-def restore(world: World, trainer: Trainer, parts: Mapping[str, Any], how: Mapping[str, Any]) -> None:
-    """Restore a sharded training; every process takes its pieces of a whole state."""
-    try:
-        own = placed(parts_of_rank(parts, world.rank, world.size), trainer.task.parts())
+def restore(
+    world: World,
+    trainer: Trainer,
+    parts: Callable[[], Mapping[str, Any]],
+    how: Mapping[str, Any],
+    assembly: Assembly | None,
+) -> None:
+    """Restore a training on all ranks at once; each takes its pieces.
+
+    Args:
+        world: the ranks.
+        trainer: of this rank.
+        parts: returns the parts of the checkpoint, with whole tensors or without those that are in pieces.
+        how: see :meth:`mltrain.Trainer.restore`.
+        assembly: of the pieces. If ``None``, all tensors are whole.
+
+    Raises:
+        MltrainError: on all ranks, where one of them cannot; each is as it was.
+    """
+    trained = trainer.task.parts()
+    own: Mapping[str, Any] = {}
+    with _agreed(world):
+        own = parts_of_rank(parts(), world.rank, world.size)
+    with _agreed(world):
+        assert world.channel is not None
+        own = with_pieces(own, trained, assembly, world.channel) if assembly is not None else placed(own, trained)
+    with _agreed(world):
         trainer.restore(own, **how)
+
+
+@contextmanager
+def _agreed(world: World) -> Iterator[None]:
+    """Run a block on all ranks; an error on any is raised on all."""
+    try:
+        yield
     except Exception as error:
         world.agree(error)
         raise

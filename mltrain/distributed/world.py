@@ -6,8 +6,6 @@ bounded, and ends at once where a rank has left or its connection is closed.
 
 import atexit
 import os
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -15,14 +13,13 @@ from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from mltrain.checkpoint.pytree import Flat, as_bytes, flatten, unflatten
+from mltrain.distributed.lives import without_earlier_lives
 from mltrain.errors import MltrainError, PeerLost, UsageError
 
 _LEFT = "left"
-_LOOK_SECONDS = 0.02
 _REASON_SECONDS = 2.0
 """How long a rank whose peer is gone waits for that peer's reason."""
 
@@ -36,6 +33,8 @@ class World:
     Attributes:
         rank: of this process, from 0.
         size: how many processes there are.
+        seconds: for which a rank waits.
+        channel: for what the ranks say in the background, once all have opened it.
 
     Raises:
         UsageError: this machine has fewer GPUs than processes.
@@ -43,8 +42,8 @@ class World:
     """
 
     def __init__(self, seconds: float | None = None) -> None:
-        self._seconds = seconds if seconds is not None else _patience()
-        timeout = timedelta(seconds=self._seconds)
+        self.seconds = seconds if seconds is not None else _patience()
+        timeout = timedelta(seconds=self.seconds)
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if torch.cuda.is_available():
             if local >= torch.cuda.device_count():
@@ -57,16 +56,18 @@ class World:
             if not dist.is_initialized():  # a second training goes on with the connections of the first
                 backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
                 store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
-                store = _without_earlier_lives(store, rank, size, self._seconds)
+                store = without_earlier_lives(store, rank, size, self.seconds)
                 dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
                 atexit.register(_disconnect)
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             self._group = dist.new_group(backend="gloo", timeout=timeout)
             self._store: Any = dist.distributed_c10d._get_default_store()
             if self.rank == 0:
-                self._store.delete_key(_LEFT)  # which an earlier training of the same processes left
+                for key in (_LEFT, *self._heard()):
+                    self._store.delete_key(key)  # which an earlier training of the same processes left
         except (RuntimeError, ValueError) as error:
             raise PeerLost(f"The processes of this training did not find each other: {_first_line(error)}") from error
+        self.channel: Channel | None = None
         self.gather(None)
 
     def __enter__(self) -> Self:
@@ -75,6 +76,10 @@ class World:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
             self._leave(error)
+
+    def open_channel(self) -> None:
+        """Let the ranks speak in the background as well; all of them at once."""
+        self.channel = Channel(self)
 
     def gather(self, said: Any) -> list[Any]:
         """Return what each rank says, by rank.
@@ -178,20 +183,55 @@ class World:
         except RuntimeError:  # the store has ended with the process that had it
             pass
         _disconnect()
+        if self.rank == 0 and not isinstance(error, PeerLost):  # the reason is in a store that ends with this process
+            with suppress(RuntimeError):
+                self._store.wait(self._heard(), timedelta(seconds=_REASON_SECONDS))
+
+    def _heard(self) -> list[str]:
+        return [f"heard/{rank}" for rank in range(1, self.size)]
 
     def lost(self, error: BaseException) -> PeerLost:
         """Return the error of a rank whose peer is gone, with that peer's reason where it left one."""
         try:
             self._store.wait([_LEFT], timedelta(seconds=_REASON_SECONDS))
             rank, code, why = self._store.get(_LEFT).decode().split(" ", 2)
+            self._store.set(f"heard/{self.rank}", "")
             lost = PeerLost(f"Rank {rank} ended: {why}")
             lost.rank, lost.exit_code = int(rank), int(code)
             return lost
         except (RuntimeError, ValueError):
             return PeerLost(
-                f"Another rank ended or did not answer within {self._seconds:.0f} s: {_first_line(error)} Its own output "
+                f"Another rank ended or did not answer within {self.seconds:.0f} s: {_first_line(error)} Its own output "
                 "tells why. Try: the same command again, with --run-key, or MLTRAIN_PEER_SECONDS for slower ranks"
             )
+
+
+class Channel:
+    """What the ranks say in the background about checkpoints, on a gloo group of its own; all ranks open it at once.
+
+    Attributes:
+        rank, size: as of the world.
+        group: the group.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.rank, self.size = world.rank, world.size
+        self._world = world
+        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.seconds))
+
+    def gather(self, said: Any) -> list[Any]:
+        """Return what each rank says, by rank. Raises :class:`PeerLost`."""
+        heard: list[Any] = [None] * self.size
+        with _Bounded(self._world):
+            dist.all_gather_object(heard, said, group=self.group)
+        return heard
+
+    def share(self, said: Any = None) -> Any:
+        """Return what rank 0 says. Raises :class:`PeerLost`."""
+        heard = [said]
+        with _Bounded(self._world):
+            dist.broadcast_object_list(heard, src=0, group=self.group)
+        return heard[0]
 
 
 class _Bounded:
@@ -204,7 +244,7 @@ class _Bounded:
         return
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RuntimeError):
+        if isinstance(error, (RuntimeError, ValueError)):  # the latter where the connections are closed already
             raise self._world.lost(error) from error
 
 
@@ -218,30 +258,6 @@ def put_together(flat: Flat) -> dict[str, Any]:
     """Return the state that :func:`cpu_state` took apart."""
     state: dict[str, Any] = unflatten(flat.tree, flat.tensors)
     return state
-
-
-def _without_earlier_lives(store: Any, rank: int, size: int, seconds: float) -> PrefixStore:
-    """Return a part of the rendezvous store that only the processes of now know.
-
-    torchrun keeps its store when it starts workers again, and torch 2.13 would connect to the addresses that dead ones left
-    there. The restart count cannot tell lives apart: it is each node's own. So rank 0 publishes a token and goes on when
-    every rank has answered to it, and the others when rank 0 has repeated their answers.
-    """
-    own, deadline = uuid.uuid4().hex, time.monotonic() + seconds
-    if rank == 0:
-        store.set("life", own)
-        keys = [f"{own}/{other}" for other in range(1, size)]
-        store.wait(keys, timedelta(seconds=seconds))
-        store.set(f"{own}/all", " ".join(store.get(key).decode() for key in keys))
-        return PrefixStore(own, store)
-    while time.monotonic() < deadline:
-        life = store.get("life").decode()
-        store.set(f"{life}/{rank}", own)
-        while store.get("life").decode() == life and time.monotonic() < deadline:
-            if store.check([f"{life}/all"]) and own in store.get(f"{life}/all").decode().split():
-                return PrefixStore(life, store)
-            time.sleep(_LOOK_SECONDS)
-    raise RuntimeError(f"rank 0 did not answer within {seconds:.0f} s")
 
 
 def _patience() -> float:

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mltrain.checkpoint.codec import STATE_TREE, decode, decode_weights, encode, read_tensors
+from mltrain.checkpoint.codec import STATE_TREE, decode, decode_weights, encode
 from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.tensor_file import read_tensors
 from mltrain.errors import DamagedCheckpoint
 from tests.support.runs import snapshot_of
 from tests.support.values import DTYPES, identical, random_tensor, states, tensors

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mltrain.checkpoint import checkpoint_file, codec
+from mltrain.checkpoint import checkpoint_file, tensor_file
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.commands.export import Export
 from mltrain.errors import StorageError
@@ -85,7 +85,7 @@ def test_weights_alone_tell_the_run_and_the_checkpoint(local: FolderRun, tmp_pat
         assert same(load_file(file), state(number)["model"])
         stamp = {"run_id": local.id, "checkpoint": manifest.name, "project": "tiny"}
         measured = {"metric": "val/loss", "value": "0.5"} if name == "best" else {}
-        assert codec.stamp_of(file) == stamp | measured
+        assert tensor_file.stamp_of(file) == stamp | measured
         assert checkpoint_file.origin_of(file) == checkpoint_file.Written(**stamp, complete=False)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from mltrain.checkpoint import checkpoint_file, codec
+from mltrain.checkpoint import checkpoint_file, tensor_file
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.errors import (
@@ -148,12 +148,12 @@ def test_weights_alone_lead_back_to_their_run(undisturbed: tuple[Path, str], sto
     newest_there = open_checkpoints(undisturbed[1]).first("latest")
     files = open_checkpoints(undisturbed[1]).store.fetch(newest_there)
     stamp = {"run_id": undisturbed[1], "checkpoint": newest_there.name, "project": "tiny"}
-    (tmp_path / "latest.safetensors").write_bytes(codec.stamped(files["model.safetensors"], stamp))
+    (tmp_path / "latest.safetensors").write_bytes(tensor_file.stamped(files["model.safetensors"], stamp))
     assert load_file(tmp_path / "latest.safetensors").keys() == newest(undisturbed[1])["model"].keys()
     request = in_full(Request(resume=tmp_path / "latest.safetensors"), connect())
     assert (request.resume_run, request.resume_from, request.resume_file) == (undisturbed[1], "latest", None)
     gone = {**stamp, "checkpoint": "step-000000001-a01"}
-    (tmp_path / "gone.safetensors").write_bytes(codec.stamped(files["model.safetensors"], gone))
+    (tmp_path / "gone.safetensors").write_bytes(tensor_file.stamped(files["model.safetensors"], gone))
     request = in_full(Request(resume=tmp_path / "gone.safetensors"), connect())
     assert (request.resume_run, request.resume_file) == (None, tmp_path / "gone.safetensors")
 

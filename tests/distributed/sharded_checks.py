@@ -1,6 +1,9 @@
 """What ranks check of sharded models; ``python -m tests.distributed.sharded_checks NAME``, once a rank."""
 
+import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +14,26 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import mltrain
+from mltrain.checkpoint.host_memory import HostBuffers
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.publishing import stage
+from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.staging import Spool
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.worker import Worker
 from mltrain.distributed.gradients import Gradients
+from mltrain.distributed.loading import verified, with_pieces, without_pieces
 from mltrain.distributed.pieces import gathered, placed
+from mltrain.distributed.saving import Shards
 from mltrain.distributed.sharding import shard
 from mltrain.distributed.world import World
-from mltrain.errors import UsageError
+from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, StateMismatch, StorageError, UsageError
 from mltrain.gradient_norm import clip
 from mltrain.state import TrainState
+from mltrain.store.local import LocalArtifacts
+from mltrain.testing import differences
+
+ID = CheckpointId(attempt=1, step=3)
 
 
 class Blocks(nn.Module):
@@ -82,6 +98,7 @@ def training(world: World) -> None:
     assert all(map(torch.equal, gathered(dict(net.state_dict())).values(), expected.state_dict().values()))
     _compare(world, net, optimizer, layout, torch.randn(5, 6, generator=torch.Generator().manual_seed(1)))
     state = TrainState({"model": net, "optimizer": optimizer})
+    assert _save(world, "two", state.parts) is None
     kept = gathered(state.state_dict())
     other, second = built(seed=7)
     shard(world, task_of(other, second), "cpu")
@@ -92,6 +109,131 @@ def training(world: World) -> None:
     for number, own in kept["optimizer"]["state"].items():
         assert all(torch.equal(again["optimizer"]["state"][number][key], value) for key, value in own.items())
     assert all(map(torch.equal, again["model"].values(), kept["model"].values()))
+
+
+class Keeper:
+    """A saver that stages a state as a committer does, and keeps a whole copy beside it."""
+
+    def __init__(self, name: str, parts: Mapping[str, Any]) -> None:
+        self.store, self.disk, self.parts = store_of(name), Worker("disk"), parts
+        self.failure: Exception | None = None
+
+    def save(self, state: Any, **facts: Any) -> None:
+        taken = snapshot(state, HostBuffers())
+        draft = Manifest(
+            run_id="r", id=ID, kind="step", epoch=0, parent=None, parts=tuple(state), files={}, created=now()
+        )
+
+        def job() -> None:
+            try:
+                stage(self.store, taken, draft, {})
+            except Exception as error:  # noqa: BLE001 - the check looks at it
+                self.failure = error
+            finally:
+                taken.pieces.end()  # type: ignore[union-attr]
+
+        self.disk.do(job)
+
+
+def store_of(name: str) -> CheckpointStore:
+    root = Path(os.environ["FOLDER"]) / name
+    return CheckpointStore("r", LocalArtifacts(root), Spool(root / "checkpoints"))
+
+
+def _save(world: World, name: str, parts: Mapping[str, Any]) -> Exception | None:
+    """Save a state in pieces, and on rank 0 whole as well; return why it was not kept."""
+    assert world.channel is not None or world.open_channel() is None
+    whole = gathered(TrainState(dict(parts)).state_dict())
+    keeper = Keeper(name, parts) if world.rank == 0 else None
+    shards = Shards(world, world.channel)  # type: ignore[arg-type]
+    shards.save(TrainState(dict(parts)).state_dict(), keeper, {})  # type: ignore[arg-type]
+    shards.settle()
+    if keeper is None:
+        return None
+    keeper.disk.wait()
+    torch.save(whole, Path(os.environ["FOLDER"]) / f"{name}.pt")
+    return keeper.failure
+
+
+def _restored(world: World, name: str, parts: dict[str, Any]) -> None:
+    """Load a checkpoint in pieces, and compare every tensor with the whole copy, bit by bit."""
+    assert world.channel is not None or world.open_channel() is None
+    store = store_of(name)
+    manifest = store.manifest(ID)
+    assert manifest is not None
+    verified(world, store, manifest)
+    found, _ = without_pieces(store, manifest)
+    TrainState(parts).restore(with_pieces(found, parts, store.assembly(manifest), world.channel))  # type: ignore[arg-type]
+    expected = torch.load(Path(os.environ["FOLDER"]) / f"{name}.pt")
+    again = gathered(TrainState(parts).state_dict())
+    assert list(differences(dict(expected["model"]), dict(again["model"]))) == []
+    assert list(differences(expected["optimizer"]["state"], again["optimizer"]["state"])) == []
+    if world.rank == 0:
+        alone = store.load(manifest)
+        assert list(differences(expected["optimizer"]["state"], alone["optimizer"]["state"])) == []
+        assert list(differences(dict(expected["model"]), dict(alone["model"]))) == []
+    world.gather(None)
+
+
+def resharding(world: World) -> None:
+    """What two and four ranks have saved is the same on three: sharded, and as replicas."""
+    for name, width in (("two", 5), ("four", 4)):
+        for seed, shards in ((8, True), (9, False)):
+            net, optimizer = built(seed, width)
+            if shards:
+                shard(world, task_of(net, optimizer), "cpu")
+            _restored(world, name, {"model": net, "optimizer": optimizer})
+
+
+def failing(world: World) -> None:
+    """One rank cannot write, or holds NaN: nothing is committed, all go on, and the next save is complete."""
+    net, optimizer = built(0)
+    shard(world, task_of(net, optimizer), "cpu")
+    net(torch.ones(2, 6)).sum().backward()
+    optimizer.step()
+    parts = {"model": net, "optimizer": optimizer}
+    if world.rank == 1:
+        import mltrain.checkpoint.shards as module
+
+        real = module.write_file
+
+        def full(file: Path, content: Any) -> Any:
+            real(file, content)
+            raise StorageError("No space left on device")
+
+        module.write_file = full
+    failure = _save(world, "failing", parts)
+    if world.rank == 1:
+        module.write_file = real
+    else:
+        assert isinstance(failure, StorageError)
+        assert "Rank 1: No space left on device" in str(failure)
+        assert store_of("failing").names() == []
+        assert list((Path(os.environ["FOLDER"]) / "failing" / "checkpoints").iterdir()) == []
+    with torch.no_grad():
+        kept = net.last.weight.detach().to_local().clone()
+        net.last.weight.detach().to_local()[0, 0] = float("nan") if world.rank == 1 else 0.0
+    failure = _save(world, "failing", parts)
+    assert world.rank == 1 or isinstance(failure, NonFiniteLoss)
+    assert store_of("failing").names() == []
+    net.last.weight.detach().to_local().copy_(kept)
+    assert _save(world, "failing", parts) is None
+    world.gather(None)
+    assert store_of("failing").names() == [ID]
+    _restored(world, "failing", parts)
+    if world.rank == 0:
+        (folder,) = (Path(os.environ["FOLDER"]) / "failing" / "checkpoints").iterdir()
+        content = bytearray((folder / "model-r00001.safetensors").read_bytes())
+        content[-1] ^= 1
+        (folder / "model-r00001.safetensors").write_bytes(content)
+    world.gather(None)
+    store = store_of("failing")
+    manifest = store.manifest(ID)
+    assert manifest is not None
+    with pytest.raises(DamagedCheckpoint, match=r"model-r00001\.safetensors of .* has another SHA-256"):
+        verified(world, store, manifest)
+    with pytest.raises(DamagedCheckpoint, match="has another SHA-256"):  # where the first look came before the damage
+        with_pieces(without_pieces(store, manifest)[0], parts, store.assembly(manifest), world.channel)  # type: ignore[arg-type]
 
 
 def tensor_parallel(world: World) -> None:
@@ -108,6 +250,11 @@ def tensor_parallel(world: World) -> None:
     layout = shard(world, task_of(net, optimizer, shard=wrap), "cpu")
     assert (layout.rank, layout.ranks, layout.share) == (world.rank // 2, 2, 0.5)
     _compare(world, net, optimizer, layout, torch.randn(5, 6, generator=torch.Generator().manual_seed(1)))
+    assert _save(world, "four", {"model": net, "optimizer": optimizer}) is None
+    if world.rank == 1:  # which holds what rank 0 holds of all that is not tensor parallel
+        net.first.weight.detach().to_local().add_(1)
+    with pytest.raises(StateMismatch, match=r"several hold the same piece of model\.first\.weight"):
+        _save(world, "unequal", {"model": net, "optimizer": optimizer})
 
 
 def refusals(world: World) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.support import ranks
 from tests.support.equality import same
@@ -12,6 +13,7 @@ from tests.support.workplace import Workplace
 
 RANKED = Path(ranks.__file__).with_name("ranked.py")
 TRAIN = ("train", "ranked.py", "--run-key")
+STEMS = (("model", "safetensors"), ("state", "safetensors"), ("part", "json"))
 FSDP = ("strategy=fsdp", "epochs=2", "save_every_steps=2")
 
 
@@ -30,6 +32,38 @@ def undisturbed(place: Workplace) -> str:
     return done[0].run_id
 
 
+def checkpoints_of(place: Workplace, run_id: str) -> list[Path]:
+    return list(place.folder.glob(f"mlruns/**/{run_id}/artifacts/checkpoints/step-*"))
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_single_process_reads_what_several_have_written_in_pieces(
+    place: Workplace, undisturbed: str, tmp_path: Path
+) -> None:
+    newest = max(checkpoints_of(place, undisturbed))
+    names = {file.name for file in newest.iterdir()}
+    assert {f"{stem}-r0000{rank}.{kind}" for rank in (0, 1) for stem, kind in STEMS} <= names
+    assert "model-r" not in (newest / "manifest.json").read_text()  # which stays small, however many ranks there are
+    verified = place.mltrain("verify", undisturbed)
+    assert verified.code == 0, verified.out + verified.err
+    pulled = place.mltrain("pull", undisturbed, "--to", str(tmp_path / "pulled"))
+    assert pulled.code == 0, pulled.err
+    weights = load_file(tmp_path / "pulled" / "model.safetensors")
+    assert weights["0.weight"].shape == (16, 6)
+    assert {"0.weight", "1.running_mean", "4.bias"} <= weights.keys()
+    assert weights.keys() == place.weights(undisturbed)["model"].keys()
+    evaluated = place.mltrain("evaluate", undisturbed)
+    assert evaluated.code == 0, evaluated.err
+    listed = place.mltrain("checkpoints", undisturbed)
+    assert listed.code == 0, listed.err
+    assert newest.name in listed.out
+
+
 @pytest.mark.parametrize(("how", "codes"), [("kill_at=9 victim=1", [1, -signal.SIGKILL])])
 def test_a_sharded_training_that_was_killed_ends_as_if_it_had_not_been(
     how: str, codes: list[int], place: Workplace, undisturbed: str
@@ -37,9 +71,12 @@ def test_a_sharded_training_that_was_killed_ends_as_if_it_had_not_been(
     command = (*TRAIN, "killed", *FSDP)
     stopped = ranks.run(place, 2, *command, *how.split())
     assert [rank.code for rank in stopped] == codes, stopped
+    newest = max(checkpoints_of(place, stopped[0].run_id))
+    flip(newest / "state-r00001.safetensors")  # so all ranks go on from the one before
     again = ranks.run(place, 2, *command)
     assert [rank.code for rank in again] == [0, 0], again
     assert again[0].run_id == stopped[0].run_id
+    assert f"{newest.name} is damaged" in again[0].err, again[0].err
     parts, others = place.weights(again[0].run_id), place.weights(undisturbed)
     assert [name for name in others if not same(parts[name], others[name])] == []
     assert place.points(again[0].run_id) == place.points(undisturbed)
@@ -62,7 +99,9 @@ def test_sharded_processes_train_what_one_process_trains_and_any_number_goes_on(
     assert [norm for _, norm in norms[0]] == pytest.approx([norm for _, norm in norms[1]], rel=1e-4)
 
 
-@pytest.mark.parametrize(("size", "names"), [(2, ("training", "refusals")), (4, ("tensor_parallel",))])
-def test_on_ranks(size: int, names: tuple[str, ...], place: Workplace) -> None:
-    done = ranks.run(place, size, "--module", "tests.distributed.sharded_checks", *names)
-    assert [rank.code for rank in done] == [0] * size, "\n".join(rank.out + rank.err for rank in done)
+def test_on_ranks(place: Workplace) -> None:
+    """Each check stands in ``tests/distributed/sharded_checks.py``; what two and four ranks save, three load."""
+    for size, names in ((2, ("training", "refusals", "failing")), (4, ("tensor_parallel",)), (3, ("resharding",))):
+        folder = str(place.folder / "pieces")
+        done = ranks.run(place, size, "--module", "tests.distributed.sharded_checks", *names, FOLDER=folder)
+        assert [rank.code for rank in done] == [0] * size, "\n".join(rank.out + rank.err for rank in done)

@@ -99,7 +99,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "digests are not compared",
-        STORE,
+        "mltrain/checkpoint/verified_files.py",
         "        if sha256_of(content) != entry.sha256:\n",
         "        if False:\n",
         "checkpoint/test_store.py::test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised",

@@ -1,0 +1,155 @@
+"""The other ranks of a training than 0: what each does as rank 0 says, and how a process finds out which it is."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from mltrain import device as devices
+from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.commands.ranks import Alone, Leader, is_one_of_several
+from mltrain.commands.result import Outcome
+from mltrain.errors import DamagedCheckpoint, PeerLost
+from mltrain.project import Project, find
+from mltrain.rng import Rng, seed_everything
+from mltrain.signals import StopRequest
+from mltrain.store.local import LocalArtifacts
+from mltrain.trainer.loop import Trainer
+from mltrain.trainer.ports import NullTracker
+from mltrain.trainer.ranks import parts_of_rank
+
+if TYPE_CHECKING:
+    from mltrain.distributed.world import World
+
+
+class Follower(Alone):
+    """Another rank than 0.
+
+    Args:
+        world: all processes of the training.
+    """
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self.size = world.size
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._world.__exit__(kind, error, trace)
+
+    def follow(self, project: Project | str | None, stop: StopRequest) -> Outcome:
+        """Train as rank 0 says, and return its outcome.
+
+        Args:
+            project: what the command names. If ``None``, what the run recorded, as rank 0 says.
+            stop: a request that came to this process.
+
+        Raises:
+            PeerLost: another rank than 0 has ended; rank 0 prints its own error.
+        """
+        logging.getLogger("mltrain").setLevel(logging.ERROR)  # rank 0 logs the same warnings
+        trainer: Any = None
+        rng = Rng()
+        begins: Mapping[str, Any] = {}
+        try:
+            while True:
+                kind, *said = self._world.share()
+                if kind == "build":
+                    trainer = self._built(project, said[0], said[1], stop)
+                elif kind == "state":
+                    self._take_over(trainer)
+                elif kind == "verify":
+                    self._verify(*said)
+                elif kind == "restore":
+                    self._restore(trainer, *said)
+                elif kind == "show":
+                    trainer.show()
+                elif kind == "begin":
+                    self._train(trainer, begins, stop)
+                else:
+                    outcome: Outcome = said[0]
+                    return outcome
+                begins = rng.state_dict() if kind in ("state", "restore") else begins
+        except PeerLost as lost:
+            if lost.rank != 0:
+                raise
+            return Outcome("", lost.exit_code, str(lost), None, None, {})
+
+    def _built(
+        self, named: Project | str | None, recorded: str, settings: Mapping[str, Any], stop: StopRequest
+    ) -> Trainer:
+        from mltrain.distributed.task import check_loader, joined
+
+        try:
+            project = named if isinstance(named, Project) else find(named or recorded, recorded=named is None)
+            config = project.config.model_validate(settings)
+            stop.on_usr1 = config.on_usr1
+            devices.set_up(config.num_threads, config.deterministic, config.device)
+            seed_everything(config.seed)
+            task = project.build(config)
+            check_loader(task)
+            task, agreed = joined(self._world, task, config, stop)
+            return Trainer(task, config, stop=agreed)
+        except PeerLost:
+            raise
+        except Exception as error:
+            self._world.agree(error)
+            raise
+
+    def _verify(self, root: str, manifest: Manifest) -> None:
+        from mltrain.distributed.loading import verified
+
+        with suppress(DamagedCheckpoint):  # rank 0 goes on to the one before
+            verified(self._world, CheckpointStore(manifest.run_id, LocalArtifacts(Path(root))), manifest)
+
+    def _restore(self, trainer: Trainer, how: Mapping[str, Any], root: str | None, manifest: Manifest | None) -> None:
+        from mltrain.distributed.loading import without_pieces
+        from mltrain.distributed.task import restore
+
+        if root is None or manifest is None:
+            parts = self._world.share_state()
+            restore(self._world, trainer, lambda: parts, how, None)
+            return
+        store = CheckpointStore(manifest.run_id, LocalArtifacts(Path(root)))
+        restore(self._world, trainer, lambda: without_pieces(store, manifest)[0], how, store.assembly(manifest))
+
+    def _take_over(self, trainer: Trainer) -> None:
+        shared = self._world.share_state()
+        try:
+            state = {**trainer.training.state_dict(), **shared["state"]}
+            progress = {**state["progress"], "world": shared["world"], "ranks": shared["ranks"]}
+            trainer.restore(parts_of_rank({**state, "progress": progress}, self._world.rank, self.size))
+        except Exception as error:
+            self._world.agree(error)
+            raise
+        self._world.agree(None)
+
+    def _train(self, trainer: Trainer, begins: Mapping[str, Any], stop: StopRequest) -> None:
+        from mltrain.distributed.saving import TogetherSaver
+
+        saver = TogetherSaver(self._world, trainer.task.parts(), None, self._world.channel)
+        trainer.attach(NullTracker(), saver)
+        Rng().load_state_dict(begins)
+        stop.finish_steps()
+        for _ in trainer.steps():
+            pass
+        saver.settle()
+
+
+def joined(environment: Mapping[str, str]) -> Alone:
+    """Return what this process is among those of its training, once all have found each other.
+
+    Raises:
+        PeerLost: the others did not come in time.
+        UsageError: this machine has fewer GPUs than processes.
+    """
+    if not is_one_of_several(environment):
+        return Alone()
+    from mltrain.distributed.world import World
+
+    world = World()
+    return Leader(world) if world.rank == 0 else Follower(world)

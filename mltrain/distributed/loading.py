@@ -1,0 +1,182 @@
+"""Loading a sharded checkpoint on several ranks: each verifies its share, then reads what its pieces need of it.
+
+torch.distributed.checkpoint (DCP) plans which saved pieces make up the wanted ones, whatever the numbers of ranks.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import load as load_planned
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
+from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.reader import Configured, configured
+from mltrain.checkpoint.shards import Assembly
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.tensor_file import read_tensors
+from mltrain.distributed.pieces import box, filled, sharded_like, targets
+from mltrain.distributed.world import Channel, World
+from mltrain.errors import DamagedCheckpoint, MltrainError
+
+
+class ShardReader(StorageReader):
+    """Reads pieces of tensors for DCP from the files of a sharded checkpoint, each file verified before it is used.
+
+    Args:
+        assembly: of the checkpoint.
+    """
+
+    def __init__(self, assembly: Assembly) -> None:
+        self._assembly = assembly
+        self._where = {
+            MetadataIndex(name, torch.Size(piece.offsets or ())): (part, piece.file)
+            for part in assembly.parts
+            for name, piece in part.pieces.items()
+        }
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Do nothing: one reader reads one checkpoint."""
+
+    def read_metadata(self) -> Metadata:  # with **kwargs DCP would ask twice
+        """Return which pieces of which tensors there are."""
+        tensors: dict[str, Any] = {}
+        for name, whole in self._assembly.tensors.items():
+            tensors[name] = TensorStorageMetadata(TensorProperties(dtype=whole.dtype), whole.shape, [])
+        for part in self._assembly.parts:
+            for name, piece in part.pieces.items():
+                place = torch.Size(piece.offsets or ()), torch.Size(piece.shape)
+                tensors[name].chunks.append(ChunkStorageMetadata(*place))
+        return Metadata(tensors)
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the part files were read before."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Return the plan as it is: what is read goes into new tensors, and no live one."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Return the plans as they are."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read what the plan wants; one file is in memory at a time.
+
+        Raises:
+            DamagedCheckpoint: a file is missing, or is not what was committed.
+        """
+        wanted = defaultdict(list)
+        for item in plan.items:
+            assert item.type == LoadItemType.TENSOR
+            part, file = self._where[MetadataIndex(item.storage_index.fqn, item.storage_index.offset)]
+            wanted[part.rank, file].append((part, item))
+        for (_, file), items in sorted(wanted.items(), key=lambda entry: entry[0]):
+            part = items[0][0]
+            tensors = read_tensors(self._assembly.read(file, part.files[file]), file)
+            for _, item in items:
+                place = zip(item.storage_offsets, item.lengths, strict=True)
+                found = tensors[part.key(item.storage_index.fqn)][tuple(slice(at, at + size) for at, size in place)]
+                target = planner.resolve_tensor(item).detach()
+                target.copy_(found)
+                planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Return whether this is the address of a checkpoint; none is given."""
+        return True
+
+
+def load(tensors: Mapping[str, Tensor], assembly: Assembly, channel: Channel) -> None:
+    """Fill tensors, whole or sharded in any way, from a checkpoint; on all ranks of the channel at once.
+
+    Args:
+        tensors: by their names in the checkpoint.
+        assembly: of the checkpoint.
+        channel: of the ranks.
+
+    Raises:
+        DamagedCheckpoint: on all ranks, where the files that any of them needs are not what was committed.
+    """
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    try:
+        load_planned(
+            dict(tensors),
+            storage_reader=ShardReader(assembly),
+            planner=planner,
+            process_group=channel.group,
+        )
+    except CheckpointException as error:  # which is no Exception
+        rank, (first, _) = next(iter(error.failures.items()))
+        raise DamagedCheckpoint(f"Rank {rank} could not load: {first}") from error
+
+
+def verified(world: World, store: CheckpointStore, manifest: Manifest) -> None:
+    """Verify a checkpoint on all ranks at once: every file of pieces is read by one of them.
+
+    Raises:
+        DamagedCheckpoint: on all ranks, where a file is missing, or is not what was committed.
+    """
+    failure: str | None = None
+    try:
+        assembly = store.assembly(manifest)
+        for number, (name, entry) in enumerate(sorted(assembly.files().items())):
+            if number % world.size == world.rank:
+                assembly.read(name, entry)
+    except (MltrainError, OSError) as error:
+        failure = f"{error}"
+    for rank, why in enumerate(world.gather(failure)):
+        if why is not None:
+            raise DamagedCheckpoint(why if rank == 0 else f"{why} (rank {rank})")
+
+
+def without_pieces(store: CheckpointStore, manifest: Manifest) -> Configured:
+    """Return the parts of a sharded checkpoint with tensors without data where the pieces go, and its configuration.
+
+    Raises:
+        DamagedCheckpoint: it is not what was committed.
+    """
+    return configured(store, manifest, absent=store.assembly(manifest).tensors)
+
+
+def with_pieces(
+    parts: Mapping[str, Any], trained: Mapping[str, Any], assembly: Assembly, channel: Channel
+) -> dict[str, Any]:
+    """Return the parts of :func:`without_pieces` with tensors that are sharded as those of the training; on all ranks at once.
+
+    Args:
+        parts: name to state.
+        trained: name to part of the training.
+        assembly: of the checkpoint.
+        channel: of the ranks.
+
+    Raises:
+        DamagedCheckpoint: on all ranks, where a file that any of them needs is not what was committed.
+    """
+    like = dict(targets(parts, trained))
+    tensors: dict[str, Tensor] = {}
+    for name, absent in assembly.tensors.items():
+        target = like.get(id(absent))
+        if target is None:
+            tensors[name] = torch.empty(absent.shape, dtype=absent.dtype)
+        else:
+            tensors[name] = sharded_like(torch.empty(box(target)[1], dtype=absent.dtype, device=target.device), target)
+    load(tensors, assembly, channel)
+    new = {id(absent): tensors[name] for name, absent in assembly.tensors.items()}
+    return {name: filled(part, new) for name, part in parts.items()}
