@@ -62,6 +62,10 @@ def calibrated(work: Work, seconds: float) -> Work:
     return replace(work, rows=max(1, round(1 + (seconds - few) / each)))
 
 
+class Failed(Exception):
+    """A process that measured nothing; the others go on."""
+
+
 class Stores:
     """The tracking stores of one round, in a folder."""
 
@@ -104,7 +108,7 @@ class Stores:
             whole = time.perf_counter() - began
         lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("RUN ", "RESULT ")))
         if "RESULT" not in lines:
-            raise RuntimeError(f"{name}: {done.returncode}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}")
+            raise Failed(f"{name}: {done.returncode}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}")
         return lines.get("RUN", ""), {**json.loads(lines["RESULT"]), "process": whole}
 
     def forget(self) -> None:
@@ -122,16 +126,27 @@ def measurements(given: argparse.Namespace, large: Work, small: Work) -> Iterato
         with tempfile.TemporaryDirectory(prefix="mltrain-peers-") as place, Stores(Path(place)).open() as stores:
             for store in given.stores:
                 for name in peers:
-                    asked = {"round": number, "store": store, "peer": name}
-                    if "training" in given.measures or (store == "server" and "resume" in given.measures):
-                        run, found = stores.measure(name, large, store)
-                        yield {**asked, "measure": "training", **found}
-                        if store == "server" and "resume" in given.measures and name != BARE:
-                            _, found = stores.measure(name, replace(large, run=run), store)
-                            yield {**asked, "measure": "resume", **found}
-                        stores.forget()
-                    if "short" in given.measures and name not in OURS[1:]:
-                        yield {**asked, "measure": "short", **stores.measure(name, small, store)[1]}
+                    for measure, found in measured(stores, name, store, given.measures, large, small):
+                        yield {"round": number, "store": store, "peer": name, "measure": measure, **found}
+
+
+def measured(
+    stores: Stores, name: str, store: str, measures: Sequence[str], large: Work, small: Work
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure what is asked for of one peer in one store; what fails is printed and left out."""
+    resumes = store == "server" and "resume" in measures
+    try:
+        if "training" in measures or resumes:
+            run, found = stores.measure(name, large, store)
+            yield "training", found
+            if resumes and name != BARE:
+                yield "resume", stores.measure(name, replace(large, run=run), store)[1]
+        stores.forget()
+        if "short" in measures and name not in OURS[1:]:
+            yield "short", stores.measure(name, small, store)[1]
+    except (Failed, subprocess.TimeoutExpired) as error:
+        print(f"FAILED: {error}", flush=True)
+        stores.forget()
 
 
 Value = Callable[[dict[str, Any], dict[str, Any]], list[float]]
@@ -164,7 +179,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         cells = []
         for name in peers:
             ours = [one for one in found if (one["peer"], one["measure"], one["store"]) == (name, measure, store)]
-            values = [v for one in ours for v in value(one, bare.get((one["round"], store, measure), {}))]
+            pairs = [(one, bare.get((one["round"], store, measure))) for one in ours]
+            values = [
+                v for one, alone in pairs if alone is not None or measure == "resume" for v in value(one, alone or {})
+            ]
             cells.append(spread(values) if values else "–")
         if any(cell != "–" for cell in cells):
             lines.append(f"| {title} | {' | '.join(cells)} |")
@@ -227,6 +245,8 @@ def main() -> None:
         began, load = time.perf_counter(), os.getloadavg()[0]
         for one in measurements(given, large, small):
             found.append({**one, "load": load})
+            if given.write is not None and one["peer"] != BARE:
+                write(f"{circumstances(found)}\n\n{table(found)}", given.write)
             load = os.getloadavg()[0]
             if given.results is not None:
                 with given.results.open("a") as file:

@@ -38,7 +38,7 @@ mltrain.checkpoint.committer:refuse_nonfinite mltrain.checkpoint.staging:write_f
 mltrain.checkpoint.host_memory:HostBuffers.copy mltrain.checkpoint.committer:publish
 mltrain.checkpoint.pruner:Pruner.prune mltrain.checkpoint.store:CheckpointStore.survey
 mltrain.checkpoint.store:CheckpointStore.fetch mltrain.checkpoint.store:CheckpointStore._received
-mltrain.checkpoint.codec:decode mltrain.checkpoint.reader:CheckpointReader.all mltrain.checkpoint.reader:Notes.read
+mltrain.checkpoint.codec:decode mltrain.checkpoint.reader:CheckpointReader.all mltrain.checkpoint.notes:Notes.read
 mltrain.store.remote:RemoteArtifacts.upload_all mltrain.store.remote:RemoteArtifacts.read
 mltrain.store.remote:RemoteArtifacts.entries mltrain.store.local:LocalArtifacts.read
 mltrain.run.opening:open_run mltrain.run.tracked:TrackedRun.continue_exactly_after

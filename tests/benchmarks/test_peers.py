@@ -1,12 +1,13 @@
 """The comparison with peers still runs: loops, measurements, table. Its figures are made by command."""
 
+import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import peer_loops, peers
+from benchmarks import peer_loops, peers, timeline
 from benchmarks.peer_training import Training, Work
 from tests.support.database import fresh_database
 
@@ -77,6 +78,15 @@ def test_an_engine_is_measured_and_resumes_its_run(name: str, tmp_path: Path) ->
         assert stores.measure(name, replace(TINY, run=run), "server")[1]["resumed"] > 0
 
 
+def test_every_call_of_the_timeline_is_there() -> None:
+    for place in timeline.CALLS.split():
+        module, _, path = place.partition(":")
+        found = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+        assert callable(found)
+
+
 def test_the_table_compares_with_the_bare_loop_of_the_same_round(tmp_path: Path) -> None:
     usual = {"store": "local", "load": 1.0, "copy": 0.1, "step": 0.2, "state": 303e6, "measure": "training", "cpu": 1.0}
     stalls = {"first": [2.0], "later": [1.0, 1.2], "held": [2.5], "end": 0.3, "flushed": 0.4}
@@ -95,6 +105,8 @@ def test_the_table_compares_with_the_bare_loop_of_the_same_round(tmp_path: Path)
     assert rows["wall, × bare loop, local"] == "1.35 (1.20 … 1.50)"
     assert rows["stall of later ones, × copy"] == "1.10 (1.00 … 1.20)"
     assert "resume by id, s after imports" not in rows
+    alone = [one for one in found if one["peer"] == "mltrain"]
+    assert "wall" not in peers.table(alone), "there is nothing to compare with"
     page = tmp_path / "page.md"
     page.write_text(f"before\n{peers.BEGIN}\nold\n{peers.END}\nafter\n")
     peers.write("new", page)
