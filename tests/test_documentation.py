@@ -2,10 +2,12 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from typer.main import get_command
 
 import mltrain
 from mltrain.cli import app
+from mltrain.cli.arguments import parse
+from mltrain.project import find, find_pipeline
 from mltrain.run.checkpoints import open_checkpoints
 from tests.support.database import fresh_database
 from tests.support.runs import manifest_of
@@ -30,25 +34,96 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = [
-        line.split("#")[0].strip() for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()
-    ]
-    return sorted({line for line in lines if line.startswith("mltrain ")})
+def commands() -> list[tuple[str, str]]:
+    """Return page and command of every line of the blocks of bash, continued lines joined."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if "mltrain" in words[1:]:  # below torchrun, srun
+                    words = words[words.index("mltrain") :]
+                if words:
+                    found.append((page.name, shlex.join(words)))
+    return sorted(set(found))
 
 
-@pytest.mark.parametrize("command", commands())
-def test_every_command_in_the_documentation_exists_with_its_options(command: str) -> None:
-    group = get_command(app)
-    name, *words = shlex.split(command)[1:]
-    if name.startswith("-"):
+OTHER_PROGRAMS = {
+    "createdb": "PostgreSQL's; make servers has one",
+    "export": "sets a variable",
+    ".": "activates an environment",
+    "pip": "the installation that make does",
+    "sbatch": "Slurm, which is not here; what it wraps is parsed by itself",
+    "if": "Slurm",
+    "HEAD=$(scontrol": "Slurm",
+    "torchrun": "Slurm; what it starts is parsed",
+}
+"""Commands of the documentation that no test starts or parses, each with its reason."""
+
+
+def refuse_unknown_keys(word: str, settings: list[str]) -> None:
+    """Load the configuration of a project, or look for the stages and keys of a pipeline."""
+    if word.endswith(".py") and not (CHECKOUT / word).exists():
+        return  # the reader's own file
+    if word == "cardiac":
+        stages = {stage.name: stage.config.model_fields for stage in find_pipeline(word).pipeline.stages}
+        for setting in settings:
+            stage, _, key = setting.partition("=")[0].partition(".")
+            assert key in stages[stage], setting
         return
-    known = group.commands[name]  # type: ignore[attr-defined]
-    options = {option for parameter in known.params for option in parameter.opts}
-    lenient = known.context_settings.get("ignore_unknown_options", False)
-    for word in words:
-        if word.startswith("--") and not lenient:
-            assert word.split("=")[0] in options, f"{command}: {word}"
+    project = find(str(CHECKOUT / word) if word.endswith(".py") else word)
+    _, overrides = parse(settings)
+    project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_every_command_in_the_documentation_exists_with_its_options(page: str, command: str) -> None:
+    program, *words = shlex.split(command)
+    if program == "mltrain":
+        name, *given = words
+        if name.startswith("-"):
+            return
+        known = get_command(app).commands[name]  # type: ignore[attr-defined]
+        known.make_context(name, list(given))  # refuses options that it does not have
+        options = {option for parameter in known.params for option in parameter.opts}
+        assert {word.split("=")[0] for word in given if word.startswith("--")} <= options
+        projects = [word for word in given if word in ("segmentation", "tool_wear", "style_transfer", "cardiac")]
+        projects += [word for word in given if word.endswith(".py")]
+        if name in ("train", "pipeline") and projects:
+            refuse_unknown_keys(projects[0], [word for word in given if re.fullmatch(r"[a-z_.]+=.*", word)])
+    elif program == "mlflow":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of MLflow's own modules
+            group: Any = importlib.import_module("mlflow.cli").cli
+        while words and words[0] in getattr(group, "commands", {}):
+            group, words = group.commands[words[0]], words[1:]
+        known_options = {option for parameter in group.params for option in parameter.opts}
+        assert {word.split("=")[0] for word in words if word.startswith("-")} <= known_options
+    elif program == "python" and words[0] == "-m":
+        assert importlib.util.find_spec(words[1]) is not None
+    elif program == "python":
+        assert (CHECKOUT / words[0]).is_file()
+    elif program == "make":
+        assert re.search(rf"^{words[0]}:", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    else:
+        assert program in OTHER_PROGRAMS, f"{page}: nothing checks {command!r}"
+
+
+NOT_EXECUTED = {
+    "bat": "for Windows",
+    "cron": "a line of a crontab; its command is that of the page on the command line",
+    "text": "output, layouts and diagrams",
+}
+"""Languages of blocks that no test executes, each with its reason."""
+
+
+def test_every_block_names_its_language_and_text_holds_no_command() -> None:
+    for page in PAGES:
+        fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        languages = set(fences[::2])
+        assert languages <= {"python", "bash", *NOT_EXECUTED}, f"{page.name}: {languages}"
+        for block in blocks(page, "text"):
+            assert not re.search(r"^(mltrain|mlflow|python|pip) ", block, re.MULTILINE), block
 
 
 def test_the_readme_project_trains_and_resumes(workplace: Workplace) -> None:
@@ -91,6 +166,54 @@ PYTHON = [
     for page in PAGES
     for number, block in enumerate(blocks(page, "python"))
 ]
+
+
+EXECUTED = {
+    "README.md-0": "test_the_readme_project_trains_and_resumes",
+    "accelerate.md-0": "adapters/test_accelerate.py, the same calls",
+    "accelerate.md-1": "projects/accelerate_loop through adapters/test_examples.py",
+    "distributed.md-0": "distributed/test_training.py, the same calls on two processes; cuda is not here",
+    "huggingface.md-0": "adapters/test_huggingface.py, the same calls",
+    "huggingface.md-1": "adapters/test_huggingface.py, the same calls",
+    "ignite.md-0": "adapters/test_ignite.py, the same calls",
+    "ignite.md-1": "projects/ignite_spirals through adapters/test_examples.py",
+    "ignite.md-2": "adapters/test_ignite.py, the same calls",
+    "lightning.md-0": "adapters/test_lightning.py, the same calls",
+    "lightning.md-1": "projects/lightning_spirals through adapters/test_examples.py",
+    "loops.md-0": "test_the_ten_lines_of_the_guide_for_loops_save_and_continue",
+    "loops.md-1": "test_the_other_blocks_of_the_page_on_loops",
+    "loops.md-2": "test_the_other_blocks_of_the_page_on_loops",
+    "own_project.md-0": "test_the_test_of_the_page_on_projects_is_a_test",
+    "own_project.md-1": "tracking/test_mlflow_model.py, the same calls",
+    "pipelines.md-0": "test_the_pipeline_of_the_guide_runs_and_is_then_skipped",
+    "retention.md-0": "test_a_policy_of_ones_own_is_written_as_the_page_says",
+    "segmentation.md-0": "projects/segmentation, the same calls on sample data",
+    "style_transfer.md-0": "projects/style_transfer, the same calls on sample data",
+    "tool_wear.md-0": "guides/test_001_tool_wear.py, the same calls",
+}
+"""Which test executes a block of Python as it stands, or makes the same calls with objects of its own."""
+
+
+def test_of_every_python_block_it_is_known_what_executes_it() -> None:
+    assert {str(block.id) for block in PYTHON} == EXECUTED.keys()
+    for what in EXECUTED.values():
+        test = what.split(",")[0].split()[-1]
+        assert test in globals() if test.startswith("test_") else (CHECKOUT / "tests" / test).exists(), what
+
+
+def test_the_other_blocks_of_the_page_on_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, folder, steps = blocks(CHECKOUT / "docs" / "loops.md", "python")
+    names: dict[str, Any] = {"mltrain": mltrain, "CheckpointManager": mltrain.CheckpointManager}
+    exec(folder.replace('"cuda"', '"cpu"'), names)
+    names["manager"].save_epoch_checkpoint({"model": torch.nn.Linear(2, 1).state_dict(), "epoch": 1}, 1, {"loss": 1.0})
+    names["manager"].close()
+    assert (tmp_path / "checkpoints" / "checkpoint_epoch_1.pth").is_file()
+    exec(blocks(CHECKOUT / "README.md", "python")[0], names)
+    names["config"] = names["Config"](epochs=1, device="cpu", num_threads=1)
+    names["task"] = names["build"](names["config"])
+    exec(steps, names)
+    assert "val/loss" in names["trainer"].measured
 
 
 @pytest.mark.parametrize("block", PYTHON)
