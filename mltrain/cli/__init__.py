@@ -37,6 +37,9 @@ def _options(
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_WithoutSecrets("%(levelname)s %(message)s"))
     logging.getLogger("mltrain").setLevel(level)
+    logging.getLogger("projects").setLevel(
+        logging.INFO
+    )  # how a system compares with simple methods is what its user asks
     for name in ("alembic", "urllib3"):  # a database being set up and answers cut short are nobody's news
         logging.getLogger(name).setLevel(logging.ERROR)
     # MLflow logs with a traceback what it also raises, and mltrain reports that in one line.

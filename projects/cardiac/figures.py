@@ -135,9 +135,14 @@ def bland_altman(found: NDArray[np.float64], reference: NDArray[np.float64], nam
     difference = found - reference
     bias, spread = float(difference.mean()), 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     axes.scatter((found + reference) / 2, difference)
-    for level, style in ((bias, "-"), (bias - spread, "--"), (bias + spread, "--")):
+    for what, level, style in (
+        ("mean", bias, "-"),
+        ("-1.96 SD", bias - spread, "--"),
+        ("+1.96 SD", bias + spread, "--"),
+    ):
         axes.axhline(level, color="tab:grey", linestyle=style)
-        axes.annotate(f"{level:.1f}", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        axes.annotate(f"{what} {level:.1f} ", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axes.margins(y=0.12)  # for the word above the upper line
     axes.set_xlabel(f"Mean infarct size of found and {name}\n[% of the myocardium]")
     axes.set_ylabel(f"Found minus {name} [%]")
     return _cautioned(figure)

@@ -8,10 +8,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
+from torch.nn import functional as F
 
 from projects.cardiac import aha
 from projects.cardiac.deformation import inverse, warp
 from projects.cardiac.prepared import PreparedCase
+
+_FINER = 4
+"""Points along a side of a pixel at which a carried mask is looked up."""
 
 CIRCUMFERENTIAL, RADIAL = "circumferential_strain_percent", "radial_strain_percent"
 
@@ -63,7 +67,7 @@ def measured(case: PreparedCase, field: Tensor) -> Function:
         field: (D, 2, S, S) displacements in pixels from end diastole, at the pixels of end systole, backward.
     """
     cavity = cavities(case.myocardium, case.optional.get("cavity"))
-    carried = warp(cavity[:, None].float(), field)[:, 0]  # parts of pixels count as parts
+    carried = carried_shares(cavity, field)
     marked = case.optional.get("end_systolic_myocardium")
     systolic = None if marked is None else cavities(marked, case.optional.get("end_systolic_cavity"))
     at_diastole = inverse(field)
@@ -88,6 +92,17 @@ def cavities(wall: Tensor, marked: Tensor | None) -> Tensor:
     if marked is not None:
         return marked
     return torch.from_numpy(np.stack([binary_fill_holes(mask) for mask in wall.numpy()])) & ~wall
+
+
+def carried_shares(mask: Tensor, field: Tensor) -> Tensor:
+    """Share of each pixel that a mask (D, S, S) bool covers when displacements (D, 2, S, S) have carried it, from 0 to 1.
+
+    Its edge is drawn at a quarter of a pixel. Without that, as the interpolated mask, it would be a ramp whose outer half
+    shrinks less than the inner one, because the wall around a cavity shrinks less; so the cavity would come out too large.
+    """
+    fine = F.interpolate(mask[:, None].float(), scale_factor=_FINER, mode="bilinear")
+    moved = F.interpolate(field, scale_factor=_FINER, mode="bicubic") * _FINER
+    return F.avg_pool2d((warp(fine, moved) > 0.5).float(), _FINER)[:, 0]
 
 
 def volume_ml(mask: Tensor, case: PreparedCase) -> float:

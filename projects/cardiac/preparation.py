@@ -55,7 +55,7 @@ def prepare(config: Config, to: Path) -> dict[str, float]:
         write_prepared_case(case, to)
         infarcted[case.name] = case.infarcted
         late += case.has_late()
-        log.info("%s: end systole is frame %d (%s)", case.name, case.end_systole, case.end_systole_by)
+        log.debug("%s: end systole is frame %d (%s)", case.name, case.end_systole, case.end_systole_by)
     if config.splits is not None:
         split = splits.read(config.splits, list(infarcted))
     else:

@@ -161,13 +161,11 @@ def _problems(arrays: Arrays) -> list[str]:
         names = arrays.get(name, np.empty(0)).tolist()
         if twice := sorted({one for one in names if names.count(one) > 1}):
             problems.append(f"{name} has {', '.join(map(repr, twice))} twice")
-    bins = arrays.get("wear_bins", np.empty(0))
+    bins, given = arrays.get("wear_bins", np.empty(0)), arrays.get("class_names", np.empty(0))
     if not np.issubdtype(bins.dtype, np.number) or (np.diff(bins) <= 0).any() or not np.isfinite(bins).all():
         problems.append(f"wear_bins has to hold limits that rise, and holds {', '.join(map(str, bins.tolist()))}")
-    elif bins.size and "class_names" in arrays and len(arrays["class_names"]) != bins.size + 1:
-        problems.append(
-            f"{bins.size} wear_bins make {bins.size + 1} classes, and class_names has {len(arrays['class_names'])} names"
-        )
+    elif bins.size and given.size not in (0, bins.size + 1):
+        problems.append(f"{bins.size} wear_bins make {bins.size + 1} classes, and class_names has {given.size} names")
     lengths = arrays.get("lengths", np.array([signals.shape[1]]))
     if not np.issubdtype(lengths.dtype, np.integer) or lengths.min() < 1 or lengths.max() > signals.shape[1]:
         problems.append(f"lengths has to hold integers from 1 to {signals.shape[1]}")

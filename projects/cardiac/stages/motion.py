@@ -13,18 +13,18 @@ from projects.cardiac.settings import presets_of
 class Config(mltrain.Config):
     """How motion is learnt. ``config.yaml`` explains every key at length."""
 
-    epochs: int = Field(10, ge=0, description="The total, also when a run is resumed.")
+    epochs: int = Field(20, ge=0, description="The total, also when a run is resumed.")
     prepared: Path | None = Field(None, description="The folder that preparation wrote.")
     start: Literal["optical_flow", "still"] = Field("optical_flow", description="What the network refines.")
     batch_size: int = Field(4, ge=1, description="Pairs of frames a step.")
     passes: int = Field(
         1, ge=1, description="How often an epoch passes over every slice, each with a frame drawn anew."
     )
-    lr: float = Field(2e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
+    lr: float = Field(1e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    intensity_weight: float = Field(30.0, ge=0, description="Of the mean squared difference of the grey levels.")
+    intensity_weight: float = Field(100.0, ge=0, description="Of the mean squared difference of the grey levels.")
     correlation_weight: float = Field(1.0, ge=0, description="Of the local normalised cross-correlation.")
-    smoothness_weight: float = Field(0.02, ge=0, description="Of the diffusion of the displacements.")
+    smoothness_weight: float = Field(0.06, ge=0, description="Of the diffusion of the displacements.")
     shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("motion")

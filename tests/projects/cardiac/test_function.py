@@ -45,7 +45,7 @@ def test_volumes_are_those_of_the_discs_and_the_ejection_fraction_that_of_their_
 
 def test_without_motion_nothing_is_ejected_and_nothing_strained(cohort: Cohort) -> None:
     one = function.measured(case(cohort.train[0]), torch.zeros(2, 2, SIZE, SIZE))
-    assert one.ef_percent == 0
+    assert one.ef_percent == pytest.approx(0, abs=0.1)
     assert (one.circumferential, one.radial) == (0, 0)
 
 
@@ -89,10 +89,14 @@ def test_a_marked_cavity_counts_where_the_wall_is_open(cohort: Cohort) -> None:
 
 
 def test_exact_displacements_give_the_exact_function_of_a_phantom(cohort: Cohort) -> None:
+    errors = []
     for phantom in (*cohort.train, *cohort.val):
         one = function.measured(phantom, phantom.optional["displacement"])
         assert one.strain_error() == 0
-        assert one.ef_percent == pytest.approx(one.reference_ef_percent, abs=3)
+        assert one.ef_percent is not None
+        assert one.reference_ef_percent is not None
+        errors.append(abs(one.ef_percent - one.reference_ef_percent))
+    assert np.mean(errors) < 1.5  # with a ramp at the edge of the carried cavity it is 1.8
 
 
 def test_optical_flow_moves_the_wall_towards_end_systole(cohort: Cohort) -> None:

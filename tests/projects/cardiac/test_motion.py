@@ -17,7 +17,8 @@ from tests.projects.cardiac.conftest import Study
 
 
 def test_it_learns_how_the_wall_moves(study: Study, tmp_path: Path) -> None:
-    config = Config.load(overrides={"prepared": study.prepared, "epochs": 40, "passes": 1, "start": "still"})
+    keys = {"start": "still", "lr": 2e-3, "intensity_weight": 30, "smoothness_weight": 0.02}
+    config = Config.load(overrides={"prepared": study.prepared, "epochs": 40, "passes": 1, **keys})
     seed_everything(config.seed)
     task = build(config)
     before = task.evaluate()

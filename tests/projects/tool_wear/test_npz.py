@@ -1,5 +1,6 @@
 """An NPZ file is read as it was meant, or refused with everything that is wrong with it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def test_what_is_written_is_read_back(tmp_path: Path, small: Windows) -> None:
     assert (again.channels, again.classes) == (small.channels, small.classes)
 
 
+def test_windows_without_classes_are_read_back_too(tmp_path: Path, small: Windows) -> None:
+    bare = replace(small, classes=(), labels=np.full(len(small), -1))
+    npz.write(tmp_path / "bare.npz", bare)
+    again = npz.read(tmp_path / "bare.npz", labelled=False)
+    assert again.classes == ()
+    assert np.array_equal(again.wear, bare.wear)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -126,6 +135,10 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, A
         ({"wear": np.array([0.05, 60, 70, 50, 60, 70])}, r"tool '3': wear goes from 0\.05 to 60 .*mm"),
         ({"wear": np.array([50, 60, 0.07, 50, 60, 70])}, r"tool '3': wear goes from 60 to 0\.07 .*mm"),
         ({"wear": np.full(6, 50.0), "wear_bins": np.array([0.09, 0.14])}, r"wear_bins: .*mm\. Try: \[90, 140\]"),
+        (
+            {"wear_bins": np.array([90.0, 140.0]), "class_names": np.array(list("abcd"))},
+            "make 3 classes, and .* 4 names",
+        ),
         ({"wear_bins": np.array([140.0, 90.0])}, r"limits that rise, and holds 140\.0, 90\.0"),
         ({"wear_bins": np.array(["low", "high"])}, "limits that rise, and holds low, high"),
         ({"wear": np.array([5.0, 6, 7, 5, 6, np.inf])}, "infinite or below 0"),

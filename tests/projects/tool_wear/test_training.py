@@ -1,7 +1,10 @@
 """Trained through the library: killed and resumed exactly, judged, and as good as the documentation says."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +16,13 @@ from projects.tool_wear import ToolWearClassifier, npz
 from projects.tool_wear.export import export
 from projects.tool_wear.predict import predict
 from projects.tool_wear.project import Config, baselines_of, split_of, wear_baselines_of
+from projects.tool_wear.results import Results
 from tests.support.equality import same
 from tests.support.workplace import Workplace
 
 from .waves import SMALL, TRAIN, VAL
 
+ROOT = Path(__file__).parents[3]
 QUICK = ("train", "tool_wear", "--preset", "quick", "num_threads=1")
 TINY = (*QUICK, "cuts=30", "window_steps=16", "hidden=8", "epochs=4", "batch_size=8", "rocket_kernels=0")
 """A few steps an epoch, on generated tools of thirty cuts."""
@@ -49,6 +54,7 @@ def test_a_pulled_model_predicts_what_the_evaluation_reports(workplace: Workplac
     table = pd.read_csv(workplace.folder / "report" / "test" / "predictions.csv")
     assert (table["class"] == table["predicted"]).mean() == pytest.approx(metrics["test/accuracy"])
     assert "test/accuracy_random_forest" in metrics
+    assert "Best on the validation tools: " in evaluated.err
 
     model = workplace.folder / "model"
     assert workplace.mltrain("pull", done.run_id, "--to", model).code == 0
@@ -89,6 +95,7 @@ def test_wear_is_learnt_pulled_exported_and_predicted_with_its_interval(
     assert done.code == 0, done.err
     evaluated = workplace.mltrain("evaluate", done.run_id, "--to", "report", "--json")
     assert evaluated.code == 0, evaluated.err
+    assert "Smallest mean error on the validation tools: " in evaluated.err
     metrics = evaluated.json["metrics"]
     table = pd.read_csv(workplace.folder / "report" / "test" / "predictions.csv")
     for name in ("MLFLOW_TRACKING_URI", "MLTRAIN_HOME"):
@@ -108,6 +115,53 @@ def test_wear_is_learnt_pulled_exported_and_predicted_with_its_interval(
     np.testing.assert_allclose(predict(folder, workplace.folder / "test.npz").predictions()[columns], expected[columns])
     best = min(("", "_mean", "_ridge", "_random_forest"), key=lambda name: metrics[f"val/mae_um{name}"])
     assert export(done.run_id, folder).lower().replace(" ", "_") == (best.removeprefix("_") or "lstm")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", ["class", "wear"])
+def test_rocket_is_exported_where_it_is_best_and_another_process_predicts_the_same(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Waves whose frequency alone tells the wear: mean, spread and maximum do not, nor does a network that hardly learns."""
+    rng, wear = np.random.default_rng(0), np.tile(np.linspace(20.0, 200.0, 30), 4)
+    phase = rng.uniform(0, 2 * np.pi, (120, 1))
+    waves = np.sin(phase + np.arange(64) * (0.2 + wear[:, None] / 100)) + rng.normal(0, 0.05, (120, 64))
+    groups, cuts = np.repeat(["c1", "c2", "c3", "c4"], 30), np.tile(np.arange(1, 31), 4)
+    np.savez(workplace.folder / "waves.npz", X=waves[..., None], wear=wear, groups=groups, cuts=cuts)
+    keys = ("hidden=4", "epochs=1", "kernels=0", "lr=1e-6", "rocket_kernels=300", f"target={target}", "test_tools=c4")
+    done = workplace.mltrain("train", "tool_wear", f"data_path={workplace.folder / 'waves.npz'}", *keys)
+    assert done.code == 0, done.err
+    evaluated = workplace.mltrain("evaluate", done.run_id, "--to", "report", timeout=300)
+    assert "on the validation tools: ROCKET." in evaluated.out + evaluated.err
+    for name in ("MLFLOW_TRACKING_URI", "MLTRAIN_HOME"):
+        monkeypatch.setenv(name, workplace.environment[name])
+    folder = workplace.folder / "model"
+    assert export(done.run_id, folder) == "ROCKET"
+    config = Config.load(base=json.loads((folder / "params.json").read_text()))
+    split = split_of(config)
+    expected: Any
+    if target == "wear":
+        expected = wear_baselines_of(config, split).estimates("ROCKET", split.test)
+        columns = ["lower_um", "predicted_um", "upper_um"]
+    else:
+        fitted = baselines_of(config, split).fitted("ROCKET")
+        expected = Results(split.test, np.eye(3)[fitted.predict(split.test.signals)])
+        columns = [f"p({name})" for name in split.test.classes]
+    np.savez(workplace.folder / "new.npz", X=waves[groups == "c4", :, None], groups=groups[groups == "c4"])
+    command = ("-m", "projects.tool_wear.predict", folder, workplace.folder / "new.npz", workplace.folder / "new.csv")
+    subprocess.run([sys.executable, *map(str, command)], check=True, timeout=300, cwd=ROOT)
+    got = pd.read_csv(workplace.folder / "new.csv")
+    np.testing.assert_allclose(got[columns], expected.predictions()[columns], rtol=1e-4)
+    reported = pd.read_csv(workplace.folder / "report" / "comparison.csv")
+    if target == "wear":
+        mae = reported.set_index(["set", "method"]).loc[("test", "ROCKET"), "mae_um"]
+        assert np.abs(got["predicted_um"] - wear[:30]).mean() == pytest.approx(mae, rel=1e-3)
+    else:
+        accuracy = reported.set_index("method").loc["ROCKET", "test"]
+        assert np.mean(got["predicted"] == np.array(split.test.classes)[split.test.labels]) == pytest.approx(
+            accuracy, abs=1e-4
+        )
 
 
 @pytest.fixture
