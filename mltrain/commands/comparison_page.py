@@ -29,6 +29,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76re
 table { border-collapse: collapse; margin: .5rem 0 2rem; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
 th { font-weight: 600 } code { font-size: .85em } svg { max-width: 100%; height: auto }
+div { overflow-x: auto }
 """
 
 
@@ -100,8 +101,11 @@ def caption(comparison: Comparison) -> str:
         return ""
     metric, mode = comparison.decided_by or ("", "min")
     by = f" by {metric} ({mode})" if metric in comparison.best else ", in the order given"
-    shown = f"the best {MOST_DRAWN} of {count} runs{by} are drawn; " if count > MOST_DRAWN else ""
-    return f"Curves: {shown}the first {_COLOURS}{by} have colours, the others are grey."
+    if count <= MOST_DRAWN:
+        return f"The first {_COLOURS} runs{by} have colours, the others are grey."
+    return (
+        f"The first {MOST_DRAWN} of {count} runs{by} are drawn; {_COLOURS} of them have colours, the others are grey."
+    )
 
 
 def save_figure(drawn: "Figure", file: Path) -> None:
@@ -144,8 +148,8 @@ def page(
     tables = "".join(_table(name, *content) for name, content in sections.items())
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style>'
-        f"</head><body><h1>{_text(title)}</h1>{_runs(comparison.runs)}<h2>Curves</h2>"
-        f"<p>{_text(caption(comparison))}</p>{svg}{tables}"
+        f"</head><body><h1>{_text(title)}</h1><h2>Curves</h2>"
+        f"<p>{_text(caption(comparison))}</p>{svg}{_runs(comparison.runs)}{tables}"
         "</body></html>\n"
     )
 
@@ -165,7 +169,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
         return f"<h2>{_text(title)}</h2><p>None.</p>"
     head = "".join(f"<th>{_text(column)}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<h2>{_text(title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<h2>{_text(title)}</h2><div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _rendered(drawn: "Figure", form: str) -> bytes:

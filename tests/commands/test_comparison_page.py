@@ -86,7 +86,7 @@ def test_a_figure_asks_for_the_curves_of_a_hundred_runs_at_most_and_says_so() ->
     curves = curves_of(server, comparison)  # type: ignore[arg-type]
     assert [len(ids) for ids in server.asked] == [MOST_DRAWN]
     assert [bool(points) for points in curves["val/loss"]] == [False] * 20 + [True] * MOST_DRAWN
-    assert f"the best {MOST_DRAWN} of {MOST_DRAWN + 20} runs by val/loss (min)" in caption(comparison)
+    assert f"The first {MOST_DRAWN} of {MOST_DRAWN + 20} runs by val/loss (min)" in caption(comparison)
     written = page(comparison, figure(comparison, curves), {})
     assert caption(comparison) in written
 
