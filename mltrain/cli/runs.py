@@ -75,12 +75,16 @@ def compare(
     from mltrain.commands.compare import compared
     from mltrain.commands.comparison_page import caption, format_of
     from mltrain.errors import UsageError
+    from mltrain.store.artifacts import refuse_unwritable
     from mltrain.tracking.client import connect_to_read
 
     if len(run_ids) < 2:
         raise UsageError("One run cannot be compared. Expected the ids of two or more. Try: mltrain runs")
     if figure is not None:
         format_of(figure)
+    for file in (page, figure):
+        if file is not None:
+            refuse_unwritable(file.parent, "Choose another file.")
     server = connect_to_read()
     comparison = compared(server, run_ids)
     tables = _sections(comparison)

@@ -21,6 +21,8 @@ def test_runs_stand_side_by_side_with_what_differs(workplace: Workplace) -> None
     assert "batch_size" not in said.out
     refused = workplace.mltrain("compare", *runs, "--figure", "curves.doc", "--html", "refused.html")
     assert (refused.code, (workplace.folder / "refused.html").exists()) == (2, False)
+    no_folder = workplace.mltrain("compare", "nothing-is-asked", "for-it", "--html", "curves.png/page.html")
+    assert (no_folder.code, "not a folder" in no_folder.err) == (5, True), "refused before a run is looked for"
     many = workplace.mltrain("compare", *runs, *runs).out.splitlines()
     head = many.index("Parameters that differ (6)") + 1
     assert many[head].split() == ["run", "lr"], "many runs have a row each"
