@@ -15,7 +15,7 @@ test: .venv/ready             ## lint, types, unit tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slow"
 
 faults: .venv/ready           ## a seeded sample of the fault tests: signals, kills, a server, damage, pipelines
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m faults tests/checkpoint tests/store tests/test_manager.py tests/test_mlflow_run.py $(addprefix tests/faults/test_,signals.py random_signals.py server.py damage.py pipeline.py random_kills.py adapters_lightning.py adapters_ignite.py engines.py engines_server.py)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m faults tests/checkpoint tests/store tests/test_manager.py tests/test_mlflow_run.py $(addprefix tests/faults/test_,signals.py random_signals.py server.py damage.py pipeline.py random_kills.py ranks.py adapters_lightning.py adapters_ignite.py engines.py engines_server.py)
 
 all-faults: .venv/ready       ## the samples of all fault tests (disks as root, retention, outages, sabotage …): half an hour or more
 	$(BIN)/python -m pytest -q -m faults tests

@@ -94,10 +94,14 @@ class FileEntry(_Value):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+FileName = Annotated[str, Field(pattern=_FILE)]
+"""The name of a file of a checkpoint, which leads out of no folder."""
+
+
 class TensorEntry(_Value):
     """A stored tensor: its file, dtype and shape; for sharded state the whole tensor's shape and this piece's offsets."""
 
-    file: Annotated[str, Field(pattern=_FILE)]
+    file: FileName
     dtype: Annotated[str, Field(max_length=32)]
     shape: tuple[Bytes, ...]
     global_shape: tuple[Bytes, ...] | None = None
@@ -129,7 +133,7 @@ class Manifest(_Value):
     best: bool = False
     """Declared best by the caller when it was written; a policy or a metric may say otherwise later."""
     parts: tuple[str, ...]
-    files: dict[Annotated[str, Field(pattern=_FILE)], FileEntry]
+    files: dict[FileName, FileEntry]
     tensors: dict[str, TensorEntry] = {}
     """Those that are whole; of sharded ones the part files say more."""
     shards: dict[Annotated[str, Field(pattern=r"^part-r\d{5}\.json$")], Bytes] = {}

@@ -1,6 +1,7 @@
 """The tiny project, in which only one rank meets its fate; and one without noise, whose losses several ranks reproduce."""
 
 import os
+import signal
 from typing import Any, ClassVar
 
 import tiny  # type: ignore[import-not-found] # the file beside this one, in the working directory of a test
@@ -16,16 +17,35 @@ class Config(tiny.Config):  # type: ignore[misc]
     plain: bool = False
     evaluate_on: str = "rank 0"
     drift: bool = False
+    die_at_commit: int = 0
 
-    execution_fields: ClassVar[frozenset[str]] = tiny.Config.execution_fields | {"victim"}
+    execution_fields: ClassVar[frozenset[str]] = tiny.Config.execution_fields | {"victim", "die_at_commit"}
 
 
 def build(config: Config) -> mltrain.Task:
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted or config.victim not in (-1, int(os.environ.get("RANK", "0"))):
         config = config.model_copy(update={"kill_at": 0, "raise_at": 0, "signal_at": 0, "nan_at": 0})
+    if config.die_at_commit and os.environ.get("RANK") == "0":
+        die_at_commit(config.die_at_commit)
     task: mltrain.Task = plain(config) if config.plain else tiny.build(config)
     return task
+
+
+def die_at_commit(number: int) -> None:
+    """Let this process die when all ranks have written their parts of a checkpoint, and its manifest is not there yet."""
+    from mltrain.checkpoint.staging import Staging
+
+    commit, count = Staging.commit, 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return commit(*given)
+
+    Staging.commit = counted  # type: ignore[method-assign]
 
 
 class Drifting:
