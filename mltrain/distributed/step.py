@@ -65,7 +65,8 @@ class _Together:
         self._gradients.weigh(weight)
         self._gradients.expect()
         kept = self._accumulators() if weight == 0 else []  # the item is there so that this rank has something to do
-        values = floats(self.inner(batch), "The step")
+        with self._world.collectives_of_others():
+            values = floats(self.inner(batch), "The step")
         for part, state in kept:
             part.load_state_dict(state)
         self._gradients.end_step()

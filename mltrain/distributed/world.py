@@ -143,6 +143,16 @@ class World:
         with self._bounded():
             dist.broadcast(tensor, src=0)
 
+    @contextmanager
+    def collectives_of_others(self) -> Iterator[None]:
+        """Raise :class:`PeerLost` where a collective fails in a block that makes its own, as FSDP2 does; errors else stay."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+                raise self.lost(error) from error
+            raise
+
     def agree(self, refusal: BaseException | None) -> None:
         """Return when no rank refuses; else raise on all ranks, each its own error or that of the first that refuses.
 

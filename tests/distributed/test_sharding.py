@@ -71,6 +71,7 @@ def test_a_sharded_training_that_was_killed_ends_as_if_it_had_not_been(
     command = (*TRAIN, "killed", *FSDP)
     stopped = ranks.run(place, 2, *command, *how.split())
     assert [rank.code for rank in stopped] == codes, stopped
+    assert "Error: Another rank ended" in stopped[0].err  # and not a traceback out of FSDP2's backward
     newest = max(checkpoints_of(place, stopped[0].run_id))
     flip(newest / "state-r00001.safetensors")  # so all ranks go on from the one before
     again = ranks.run(place, 2, *command)
