@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mltrain.checkpoint import tensor_file
 from mltrain.checkpoint.codec import LARGEST_FILE, named
-from mltrain.checkpoint.manifest import FileEntry, Manifest, TensorEntry
+from mltrain.checkpoint.manifest import FileEntry, FileName, Manifest, TensorEntry
 from mltrain.errors import DamagedCheckpoint
 from mltrain.store.durable import write_file
 
@@ -39,7 +39,7 @@ class Part(BaseModel):
     rank: Annotated[int, Field(ge=0, strict=True)]
     weights: str | None
     """The name of the part of the state that is a model's weights: without it tensors are named in files of the model."""
-    files: dict[str, FileEntry]
+    files: dict[FileName, FileEntry]
     pieces: dict[str, TensorEntry]
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from mltrain.checkpoint.codec import decode, encode
 from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import SHARDED_SCHEMA, CheckpointId, FileEntry, Manifest, now, whole_manifest
-from mltrain.checkpoint.shards import Assembly, Piece, write_part
+from mltrain.checkpoint.shards import Assembly, Part, Piece, write_part
 from mltrain.checkpoint.snapshot import Snapshot, snapshot
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint
@@ -149,6 +149,13 @@ def test_pieces_that_do_not_make_up_a_tensor_are_refused(place: Path) -> None:
     )
     with pytest.raises(DamagedCheckpoint, match="do not make up the whole"):
         store_of(place).load(lacking)
+
+
+def test_a_part_file_names_no_file_elsewhere() -> None:
+    entry = {"size": 1, "sha256": "0" * 64}
+    content = json.dumps({"rank": 0, "weights": None, "files": {"../../model.safetensors": entry}, "pieces": {}})
+    with pytest.raises(DamagedCheckpoint, match="String should match pattern"):
+        Part.from_json(content.encode(), "part-r00000.json")
 
 
 def test_a_sharded_checkpoint_of_before_is_read_as_it_was_written() -> None:
