@@ -20,6 +20,7 @@ ALLOWED = {
     "faults/workers_project.py": "a project whose workers are slow enough to be killed at work",
     "faults/drawing_project.py": "a project whose steps leave other threads a turn",
     "faults/campaign.py": "measures how long a training takes, to draw a moment within it",
+    "faults/test_ranks.py": "kills come at random moments of a training that lasts so long",
     "faults/test_random_kills.py": "measures how long a training takes, to draw a moment within it",
     "faults/test_random_signals.py": "the grace, which is promised in seconds",
     "faults/test_outage.py": "a call is held for less than the network's own time-out in seconds",
