@@ -21,13 +21,20 @@ def progress(what: str, *, in_bytes: bool = False) -> Iterator[Advance]:
         what: is being done, until the first advance tells more.
         in_bytes: whether amounts are bytes.
     """
+    if not sys.stderr.isatty():  # rich before 14.3 prints an empty line even for a bar that is switched off
+        yield _unseen
+        return
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeElapsedColumn())
     console = Console(file=sys.stderr, highlight=False)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(what, total=None)
 
         def advance(doing: str, amount: float, total: float | None = None) -> None:
             bars.update(bar, description=harmless(doing), advance=amount, total=total)
 
         yield advance
+
+
+def _unseen(doing: str, amount: float, total: float | None = None) -> None:
+    """Show nothing."""
