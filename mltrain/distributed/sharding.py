@@ -81,7 +81,9 @@ class _WeightedSum:
         # What FSDP2 divides by elsewhere: by all ranks before and after a sum, and by the replicas of HSDP after a mean.
         divided = self._ranks / group.size() if op == dist.ReduceOp.AVG else self._ranks
         input_tensor.mul_(self.weight * divided)
-        return dist.reduce_scatter_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+        named_now = getattr(dist, "reduce_scatter_single", None)  # which torch 2.13 has in its place
+        reduce_scatter = named_now if named_now is not None else dist.reduce_scatter_tensor
+        return reduce_scatter(output_tensor, input_tensor, group=group, async_op=async_op)
 
 
 def shard(world: World, task: Task, device: str) -> Shards:
