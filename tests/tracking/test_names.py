@@ -14,7 +14,7 @@ from mltrain.tracking.names import Names, key, picture_name
 texts = st.text(max_size=300) | st.text("./ -:_@aB\n", max_size=20)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(texts)
 def test_mlflow_accepts_every_key(name: str) -> None:
     _validate_metric(key(name), 1.0, 0, 0)
@@ -23,7 +23,7 @@ def test_mlflow_accepts_every_key(name: str) -> None:
     assert key(key(name)) == key(name)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(texts)
 def test_every_name_of_a_picture_can_be_that_of_files(name: str) -> None:
     ui_stem(picture_name(name), 1, 1, "identifier")
@@ -65,7 +65,7 @@ def test_no_two_names_become_one(rule: Callable[[str], str]) -> None:
     assert several.translated({"a/b": 1, "f_1_": 2}) == {"a/b": 1, "f_1_": 2}, "what MLflow accepts keeps its name"
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(texts, max_size=8, unique=True))
 def test_whatever_comes_together_stays_apart(names: list[str]) -> None:
     assert len(Names("metric", key).translated(dict.fromkeys(names, 0))) == len(names)
