@@ -1,8 +1,10 @@
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 from tests.support.database import fresh_database
 
@@ -19,15 +21,15 @@ def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield uri
     while mlflow.active_run() is not None:
         mlflow.end_run()
-    mlflow.autolog(disable=True, silent=True)
-    mlflow.pytorch.autolog(disable=True, silent=True)  # autolog() leaves it on where Lightning was imported before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's import hooks are of the kind that Python 3.12 drops
+        mlflow.autolog(disable=True, silent=True)
+        mlflow.pytorch.autolog(disable=True, silent=True)  # autolog() leaves it on where Lightning was imported before
 
 
 @pytest.fixture(autouse=True)
 def no_accelerator() -> Iterator[None]:
     """Let no test see the gradients that another one accumulates: accelerate keeps that in one place of the process."""
     yield
-    from accelerate.state import AcceleratorState, GradientState
-
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
