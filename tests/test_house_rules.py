@@ -81,6 +81,12 @@ def test_what_a_user_meets_first_stays_small(file: str, name: str, most: int) ->
     assert len(code_lines(owner, text.splitlines())) <= most
 
 
+@pytest.mark.parametrize("engine", ["lightning", "huggingface", "accelerate", "ignite"])
+def test_an_adapter_stays_thin(engine: str) -> None:
+    text = (TESTS.parent / "mltrain" / "adapters" / f"{engine}.py").read_text(encoding="utf-8")
+    assert 50 <= len(code_lines(ast.parse(text), text.splitlines())) <= 160
+
+
 def test_every_constructor_over_eight_arguments_is_named_with_its_reason() -> None:
     package = TESTS.parent / "mltrain"
     found = {owner for file in package.rglob("*.py") for owner, _ in wide(ast.parse(file.read_text(encoding="utf-8")))}

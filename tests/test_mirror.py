@@ -8,6 +8,7 @@ DECLARATIONS = "declares names or protocols and does nothing"
 ELSEWHERE = {
     "adapters/curves.py": "adapters/test_accelerate.py",
     "adapters/huggingface_folder.py": "adapters/test_huggingface.py",
+    "adapters/huggingface_parts.py": "adapters/test_huggingface.py",
     "adapters/lightning_loops.py": "adapters/test_lightning.py",
     "adapters/lightning_parts.py": "adapters/test_lightning.py",
     "adapters/position.py": "adapters/test_accelerate.py",

@@ -10,26 +10,24 @@ from those files, some of which are pickles. The Trainer's state names the run, 
 """
 
 import atexit
-import dataclasses
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial, wraps
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.integrations import MLflowCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from mltrain.adapters.curves import Curves
 from mltrain.adapters.huggingface_folder import NOTE, restore
+from mltrain.adapters.huggingface_parts import Silent, calling, numbers_of, state_of
 from mltrain.adapters.origin import Address, Origin
 from mltrain.adapters.training import Training, refuse_ranks
 from mltrain.checkpoint.manifest import Kind
-from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.retention import Mode, Policy
+from mltrain.checkpoint.settings import Settings, newest_and_best
 from mltrain.errors import UsageError
-from mltrain.metrics import floats
 from mltrain.rng import Rng
 from mltrain.tracking.client import active_run_id
 
@@ -71,7 +69,7 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **live: Any) -> None:
         """Open the run, or continue it from the checkpoint that the Trainer has loaded."""
-        if _calling() is not self._trainer:  # added by add_callback, or shared by several
+        if calling() is not self._trainer:  # added by add_callback, or shared by several
             self._join(args, state, control)
         self._abandon()
         random_numbers = Rng()
@@ -79,20 +77,19 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
         note = state.stateful_callbacks.get(NOTE, {}).get("attributes", {})
         run_id = self._asked or note.get("run_id") or active_run_id()
         origin = Origin.reached(Address(run_id), state.global_step, note.get("checkpoint")) if run_id else None
+        metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
         mode: Mode = "max" if args.greater_is_better else "min"
         self._training = training = Training(
             origin,
             run_id=run_id,
-            policy=self._policy or Latest(args.save_total_limit or 5) | Best(1),
-            metric=f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}",
-            mode=mode,
-            state=_state(state, live),
+            kept=Settings(self._policy or newest_and_best(args.save_total_limit or 5), metric, mode),
+            state=state_of(state, live),
             parameters={key: str(value) for key, value in args.to_sanitized_dict().items()},
         )
         atexit.register(self._abandon)
         self.run_id, self._curves = training.place, Curves(partial(training.log, clock=_CLOCK))
         for entry in state.log_history:  # those beyond the origin: a local checkpoint may be newer than any of the run
-            values, recorded = _numbers(entry), origin is not None and entry["step"] <= origin.manifest.step
+            values, recorded = numbers_of(entry), origin is not None and entry["step"] <= origin.manifest.step
             self._curves.log(values, entry["step"], recorded=recorded)
         if "loss" in note:
             trainer = self._trainer
@@ -114,13 +111,13 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
         """Record what the Trainer logs."""
         if self._training is not None:
-            self._curves.log(_numbers(logs), state.global_step)
+            self._curves.log(numbers_of(logs), state.global_step)
             self._note(state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **_: Any) -> None:
         """Keep what was measured at this step for its checkpoint."""
         step, measured = self._measured
-        self._measured = state.global_step, {**(measured if step == state.global_step else {}), **_numbers(metrics)}
+        self._measured = state.global_step, {**(measured if step == state.global_step else {}), **numbers_of(metrics)}
 
     def on_save(self, args: Any, state: Any, control: Any, **live: Any) -> None:
         """Save the live objects."""
@@ -130,7 +127,7 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
             stopped, whole = self._training.stop.requested, float(state.epoch or 0).is_integer()
             kind: Kind = "interrupted" if stopped else "epoch" if whole else "step"
             metrics = measured if step == state.global_step else {}
-            self._training.save(_state(state, live), state.global_step, int(state.epoch or 0), metrics, kind)
+            self._training.save(state_of(state, live), state.global_step, int(state.epoch or 0), metrics, kind)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **live: Any) -> None:
         """Save the last state unless it is saved, and close the run."""
@@ -145,7 +142,7 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
 
     def _join(self, args: Any, state: Any, control: Any) -> None:
         """Attach to the Trainer that calls; no event tells which one that is, or that ``train`` raised."""
-        trainer = _calling()
+        trainer = calling()
         refuse_ranks(args.world_size, "The Trainer")
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or args.parallel_mode.value == "tpu":
             raise UsageError(
@@ -163,9 +160,9 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
                         "report_to='mlflow' has opened a run of its own, and would record each point a second time. Expected "
                         "MltrainCallback to be there first. Try: Trainer(callbacks=[MltrainCallback()]), or report_to='none'."
                     )
-                callbacks[place] = _Silent()
+                callbacks[place] = Silent()
         if not any(isinstance(one, MLflowCallback) for one in callbacks):
-            callbacks.append(_Silent())
+            callbacks.append(Silent())
         self._trainer, train = trainer, trainer.train
 
         @wraps(train)
@@ -203,49 +200,3 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
                 "last_logged": trainer._globalstep_last_logged,
             },
         }
-
-
-class _Silent(MLflowCallback):  # type: ignore[misc] # mypy does not read transformers
-    """Stands where the Trainer and MLflow's autologging have an ``MLflowCallback``, which records each point a second time."""
-
-    def __init__(self) -> None:
-        self._initialized = self._auto_end_run = False
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Open no run."""
-
-    on_log = on_train_end = on_save = on_train_begin
-
-
-def _calling() -> Any:
-    """Return the Trainer whose event is being handled."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), Trainer):
-            return frame.f_locals["self"]
-        frame = frame.f_back  # type: ignore[assignment]
-    raise UsageError(
-        "An event of MltrainCallback was called from outside of a Trainer. Expected Trainer(callbacks=[MltrainCallback()])."
-    )
-
-
-def _state(state: Any, live: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint holds: the live tensors, not copies."""
-    scaler = getattr(live["optimizer"], "scaler", None)
-    return {
-        "model": live["model"].state_dict(),
-        "optimizer": live["optimizer"].state_dict(),
-        "scheduler": live["lr_scheduler"].state_dict(),
-        **({"scaler": scaler.state_dict()} if scaler is not None else {}),
-        "rng": Rng().state_dict(),
-        "trainer": dataclasses.asdict(state),
-    }
-
-
-def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
-    """Return what is one number; the Trainer logs other values, too."""
-    found: dict[str, float] = {}
-    for key, value in logs.items():
-        with suppress(UsageError):
-            found |= floats({key: value}, "the Trainer") if key != "step" else {}
-    return found

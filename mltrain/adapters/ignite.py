@@ -132,13 +132,10 @@ class MltrainSaver:
         """Open the run, and follow the engine: after all other handlers, which are attached by now."""
         if self._origin is None and engine.state.iteration and self.run_id is not None:
             self._origin = Origin.read(Address(self.run_id))  # run() once more: the state is in memory
-        kept = self._kept
         self._training = training = Training(
             self._origin,
             save_dir=self._save_dir,
-            policy=kept.policy,
-            metric=kept.metric,
-            mode=kept.mode,
+            kept=self._kept,
             state=self._state("epoch"),
         )
         self._origin, self.run_id, self._due = None, training.place, None

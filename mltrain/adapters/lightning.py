@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mltrain.adapters.lightning_loops import Boundaries, as_left
-from mltrain.adapters.lightning_parts import Curves, Door, OfLightning
+from mltrain.adapters.lightning_parts import Curves, Door, OfLightning, refuse_second_logger, refuse_sharding
 from mltrain.adapters.origin import SCHEME, Address, Origin
 from mltrain.adapters.training import Training, record_late, refuse_ranks
 from mltrain.checkpoint.manifest import Kind
@@ -23,12 +23,9 @@ from mltrain.checkpoint.retention import Policy
 from mltrain.checkpoint.settings import Settings, newest_and_best, refuse_unless
 from mltrain.errors import UsageError
 from mltrain.metrics import floats
-from mltrain.tracking.client import active_run_id
 
 log = logging.getLogger(__name__)
 
-_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
-"""Strategies, and what is derived from them, whose checkpoint of one process is the whole state."""
 _OWN = "mltrain"
 """The part of a checkpoint that holds what Lightning leaves out."""
 
@@ -83,15 +80,10 @@ class MltrainCheckpoint(OfLightning):
         self._training: Training | None = None
         self._boundaries: Boundaries | None = None
         self._trained: Any = None
-        self._place: str | None = None
-        self._tracked = False
+        self.run_id: str | None = None
+        """Id of the run (or the folder) of the last ``fit``; ``None`` before there is one."""
         self._validated: set[str] = set()
         self._is_validated = False
-
-    @property
-    def run_id(self) -> str | None:
-        """Id of the run (or the folder) of the last ``fit``; ``None`` before there is one."""
-        return self._place
 
     @property
     def best_model_path(self) -> str:
@@ -105,12 +97,7 @@ class MltrainCheckpoint(OfLightning):
             trainer.strategy.checkpoint_io = Door(io, lambda address: self._load(address, trainer))
         if stage != "fit" or trainer.fast_dev_run:
             return
-        strategy = type(trainer.strategy)
-        if not _STRATEGIES & {base.__name__ for base in strategy.__mro__}:
-            raise UsageError(
-                f"{strategy.__name__} keeps a part of the state in each process, and MltrainCheckpoint saves whole states. "
-                "Expected a single device. Try: Trainer(devices=1, strategy='auto')."
-            )
+        refuse_sharding(trainer.strategy)
         refuse_ranks(trainer.world_size, "Lightning")
         self._origin = None
         self._logger.begin(trainer)
@@ -121,30 +108,26 @@ class MltrainCheckpoint(OfLightning):
         """Open the run, or continue that of the checkpoint."""
         if trainer.fast_dev_run:
             return
-        _refuse_second_logger(trainer, self._origin)
+        refuse_second_logger(trainer, self._origin)
         boundaries = Boundaries(trainer, lambda boundary: self._reached(trainer, boundary))
         try:
-            if self._origin is None and boundaries.step and self._place is not None and self._trained is trainer:
-                self._origin = Origin.read(Address(self._place))  # fit() once more: the state is in memory
+            if self._origin is None and boundaries.step and self.run_id is not None and self._trained is trainer:
+                self._origin = Origin.read(Address(self.run_id))  # fit() once more: the state is in memory
             elif self._origin is not None:
                 boundaries.resume(self._origin.state[_OWN])
-            kept, kept_state = self._kept, self._state(trainer, boundaries.state("epoch"))
             training = Training(
                 self._origin,
                 save_dir=self._save_dir,
-                policy=kept.policy,
-                metric=kept.metric,
-                mode=kept.mode,
-                state=kept_state,
+                kept=self._kept,
+                state=self._state(trainer, boundaries.state("epoch")),
                 parameters=self._logger.parameters,
             )
         except BaseException:
             boundaries.close()
             raise
-        self._boundaries, self._training, self._place = boundaries, training, training.place
-        self._trained, self._tracked = trainer, training.run is not None
+        self._boundaries, self._training, self.run_id = boundaries, training, training.place
+        self._trained = trainer
         self._logger.attach(training)
-        log.info("Recording in %s", training.manager.store.title)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note what was measured, for the checkpoint of this step."""
@@ -176,7 +159,7 @@ class MltrainCheckpoint(OfLightning):
         """Record what was logged after the training, by ``test`` for one."""
         self._end(None)
         late = self._logger.taken()
-        if late and self._tracked and self.run_id is not None:
+        if late and self.run_id is not None and not Address(self.run_id).is_folder:
             record_late(self.run_id, late)
 
     def _end(self, error: BaseException | None) -> None:
@@ -188,7 +171,7 @@ class MltrainCheckpoint(OfLightning):
             try:
                 training.end(error)
             finally:
-                self._place = training.place  # the run may have been created meanwhile
+                self.run_id = training.place  # the run may have been created meanwhile
 
     def _load(self, address: Address, trainer: Any) -> dict[str, Any]:
         """Return a checkpoint as Lightning knows it."""
@@ -228,10 +211,9 @@ class MltrainCheckpoint(OfLightning):
         stopping = training.stop.requested
         if due or stopping:
             kind: Kind = "epoch" if boundary == "epoch" else "step" if due else "interrupted"
-            measured = self._measured(trainer)
+            step, epoch, measured = boundaries.step, trainer.current_epoch, self._measured(trainer)
             state = self._state(trainer, boundaries.state(boundary))
-            evaluated = self._is_validated
-            training.save(state, boundaries.step, trainer.current_epoch, measured, kind, evaluated=evaluated)
+            training.save(state, step, epoch, measured, kind, evaluated=self._is_validated)
         self._is_validated = False
         if stopping and not (boundary == "epoch" and boundaries.is_last(boundary)):
             training.leave()
@@ -242,18 +224,3 @@ class MltrainCheckpoint(OfLightning):
         return floats(
             {key: float(value) for key, value in trainer.callback_metrics.items() if key not in stale}, "self.log"
         )
-
-
-def _refuse_second_logger(trainer: Any, origin: Origin | None) -> None:
-    """Refuse an ``MLFlowLogger`` of the run that the training is about to write to.
-
-    Raises:
-        UsageError: there is one.
-    """
-    run_id = origin.address.place if origin is not None else active_run_id()
-    for logger in trainer.loggers:
-        if type(logger).__name__ == "MLFlowLogger" and run_id is not None and logger.run_id == run_id:
-            raise UsageError(
-                f"MLFlowLogger writes to run {run_id}, and MltrainCheckpoint records the same curves there: each point would "
-                "come twice. Expected one of them. Try: without MLFlowLogger."
-            )

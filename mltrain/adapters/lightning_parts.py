@@ -1,13 +1,17 @@
-"""What a Trainer of Lightning's takes besides callbacks: a logger, and a way to checkpoints."""
+"""What a Trainer of Lightning's takes besides callbacks: a logger, a way to checkpoints; and what is refused in it."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
-from mltrain.adapters.origin import Address
+from mltrain.adapters.origin import Address, Origin
 from mltrain.adapters.training import Training
 from mltrain.errors import UsageError
 from mltrain.metrics import floats
+from mltrain.tracking.client import active_run_id
+
+_WHOLE = {"SingleDeviceStrategy", "DDPStrategy"}
+"""Strategies, and what is derived from them, whose checkpoint of one process is the whole state."""
 
 
 class OfLightning:
@@ -180,3 +184,32 @@ _PACKAGES: Mapping[str, Callable[[str], list[Any]]] = {
     "lightning.pytorch": _of_lightning,
     "pytorch_lightning": _of_pytorch_lightning,
 }
+
+
+def refuse_sharding(strategy: Any) -> None:
+    """Refuse a strategy whose checkpoint of one process is not the whole state.
+
+    Raises:
+        UsageError: it is one.
+    """
+    kind = type(strategy)
+    if not _WHOLE & {base.__name__ for base in kind.__mro__}:
+        raise UsageError(
+            f"{kind.__name__} keeps a part of the state in each process, and MltrainCheckpoint saves whole states. "
+            "Expected a single device. Try: Trainer(devices=1, strategy='auto')."
+        )
+
+
+def refuse_second_logger(trainer: Any, origin: Origin | None) -> None:
+    """Refuse an ``MLFlowLogger`` of the run that the training is about to write to.
+
+    Raises:
+        UsageError: there is one.
+    """
+    run_id = origin.address.place if origin is not None else active_run_id()
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "MLFlowLogger" and run_id is not None and logger.run_id == run_id:
+            raise UsageError(
+                f"MLFlowLogger writes to run {run_id}, and MltrainCheckpoint records the same curves there: each point would "
+                "come twice. Expected one of them. Try: without MLFlowLogger."
+            )

@@ -11,8 +11,7 @@ from mltrain.checkpoint.closing import await_store
 from mltrain.checkpoint.manifest import CheckpointId, Kind
 from mltrain.checkpoint.ports import Status
 from mltrain.checkpoint.pytree import flatten
-from mltrain.checkpoint.retention import Mode, Policy
-from mltrain.checkpoint.settings import DEFAULT_METRIC
+from mltrain.checkpoint.settings import Settings, newest_and_best
 from mltrain.errors import MltrainError, RunHeld, UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds
@@ -36,9 +35,7 @@ class Training:
         origin: the checkpoint that the training continues. If ``None``, it begins.
         run_id: of a run without checkpoints to begin in. If ``None``, the active MLflow run or a new one.
         save_dir: a folder that holds the checkpoints of a new training, in place of a run.
-        policy: which checkpoints stay. If ``None``, the newest five and the best one.
-        metric: decides which checkpoint is best.
-        mode: whether less (``min``) or more (``max``) of it is better.
+        kept: which checkpoints stay, and which one is best. If ``None``, the newest five and the best one.
         state: the state at the beginning; what cannot be saved of it is refused.
         parameters: of the run, name to text; those that the run has already stay as they are.
 
@@ -61,9 +58,7 @@ class Training:
         *,
         run_id: str | None = None,
         save_dir: str | Path | None = None,
-        policy: Policy | None = None,
-        metric: str = DEFAULT_METRIC,
-        mode: Mode = "min",
+        kept: Settings | None = None,
         state: Mapping[str, Any] | None = None,
         parameters: Mapping[str, str] | None = None,
     ) -> None:
@@ -75,7 +70,10 @@ class Training:
             save_dir = origin.address.place
         elif origin is not None:
             run_id, save_dir = origin.address.place, None
-        self.manager = CheckpointManager(run_id, save_dir=save_dir, policy=policy, metric=metric, mode=mode)
+        kept = kept if kept is not None else Settings(newest_and_best(5))
+        self.manager = CheckpointManager(
+            run_id, save_dir=save_dir, policy=kept.policy, metric=kept.metric, mode=kept.mode
+        )
         self.run = self.manager.run if isinstance(self.manager.run, TrackedRun) else None
         self.saved_step = origin.manifest.step if origin is not None else -1
         self.stop = StopRequest()

@@ -8,8 +8,10 @@ import torch
 from mltrain import RunHeld
 from mltrain.adapters.origin import Address, Origin
 from mltrain.adapters.training import Training, refuse_ranks, status_of
+from mltrain.checkpoint.settings import Settings, newest_and_best
 from mltrain.errors import NoCheckpoint, UnsupportedValue, UsageError
 
+BY_LOSS = Settings(newest_and_best(5), "loss")
 STATE = {"model": {"weight": torch.arange(3.0)}, "step": 1}
 
 
@@ -18,7 +20,7 @@ def history(run_id: str, key: str) -> list[tuple[int, float]]:
 
 
 def test_a_training_begins_and_continues_in_one_run_with_each_point_once(tracking: str) -> None:
-    first = Training(metric="loss", parameters={"lr": "0.1"})
+    first = Training(kept=BY_LOSS, parameters={"lr": "0.1"})
     for step in (1, 2, 3):
         first.log({"loss": 1.0 / step, "time": float(step)}, step, clock=("time",))
         if step < 3:
@@ -29,7 +31,7 @@ def test_a_training_begins_and_continues_in_one_run_with_each_point_once(trackin
 
     origin = Origin.read(Address(run_id[:8]))
     assert torch.equal(origin.state["model"]["weight"], STATE["model"]["weight"])
-    second = Training(origin, metric="loss", parameters={"lr": "0.2", "new": "1"})
+    second = Training(origin, kept=BY_LOSS, parameters={"lr": "0.2", "new": "1"})
     assert second.saved_step == 2
     for step in (3, 4):
         second.log({"loss": 1.0 / step, "time": step * 7.0}, step, clock=("time",))
@@ -59,8 +61,6 @@ def test_a_named_checkpoint_rolls_the_run_back_and_says_so(tracking: str) -> Non
 def test_what_cannot_be_saved_is_refused_before_there_is_a_run(tracking: str) -> None:
     with pytest.raises(UnsupportedValue, match="loss_fn"):
         Training(state={"hyper_parameters": {"loss_fn": object()}})
-    with pytest.raises(UsageError, match="mode="):
-        Training(mode="least")  # type: ignore[arg-type]
     assert mlflow.search_runs(["0"], output_format="list") == []
 
 
