@@ -37,7 +37,7 @@ mltrain.checkpoint.committer:Committer._commit_to_disk mltrain.checkpoint.commit
 mltrain.checkpoint.committer:refuse_nonfinite mltrain.checkpoint.staging:write_file mltrain.checkpoint.staging:rename_folder
 mltrain.checkpoint.host_memory:HostBuffers.copy mltrain.checkpoint.committer:publish
 mltrain.checkpoint.pruner:Pruner.prune mltrain.checkpoint.store:CheckpointStore.survey
-mltrain.checkpoint.store:CheckpointStore.fetch mltrain.checkpoint.store:CheckpointStore._received
+mltrain.checkpoint.store:CheckpointStore.fetch mltrain.checkpoint.verified_files:VerifiedFiles.read
 mltrain.checkpoint.codec:decode mltrain.checkpoint.reader:CheckpointReader.all mltrain.checkpoint.notes:Notes.read
 mltrain.store.remote:RemoteArtifacts.upload_all mltrain.store.remote:RemoteArtifacts.read
 mltrain.store.remote:RemoteArtifacts.entries mltrain.store.local:LocalArtifacts.read

@@ -34,8 +34,8 @@ from mltrain.tracking.tags import BEST_BY_TAG, RETENTION_TAG, best_by
 
 log = logging.getLogger(__name__)
 
-_IN_FOLDERS: "WeakValueDictionary[Path, CheckpointManager]" = WeakValueDictionary()
-"""The manager of each folder that this process has open: at most one."""
+_IN_FOLDERS: "WeakValueDictionary[Path, Closing]" = WeakValueDictionary()
+"""The end of the manager of each folder that this process has open, at most one; it outlives a manager that nobody closed."""
 
 
 class CheckpointManager:
@@ -93,9 +93,9 @@ class CheckpointManager:
             from mltrain.run.untracked import UntrackedRun
 
             if folder in _IN_FOLDERS:
-                _IN_FOLDERS.pop(folder).close()  # all that it saved is complete then
+                _IN_FOLDERS.pop(folder).close("FINISHED", grace_seconds())  # all that was saved there is complete then
             self._begin(UntrackedRun(folder, max_to_keep if policy is None else None), settings, folder)
-            _IN_FOLDERS[folder] = self
+            _IN_FOLDERS[folder] = self._closing
         elif run is None or isinstance(run, str):
             from mltrain.run.opening import open_run
 

@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 import sys
@@ -36,6 +37,16 @@ def one_thread() -> None:
 def one_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of every project go to MLflow's first experiment, where tests look for them."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+
+
+@pytest.fixture(autouse=True)
+def no_levels_of_another_test() -> Iterator[None]:
+    """Undo the levels of logging that a command sets in this process."""
+    loggers = [logging.getLogger(name) for name in ("mltrain", "projects")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

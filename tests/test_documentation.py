@@ -255,7 +255,7 @@ def test_a_policy_of_ones_own_is_written_as_the_page_says() -> None:
 
 def test_the_test_of_the_page_on_projects_is_a_test(tmp_path: Path, workplace: Workplace) -> None:
     """The first of its two tests is executed; the second kills real processes, as tests/test_testing.py does."""
-    (block,) = blocks(CHECKOUT / "docs" / "own_project.md", "python")
+    (block,) = (one for one in blocks(CHECKOUT / "docs" / "own_project.md", "python") if "def test" in one)
     project = blocks(CHECKOUT / "README.md", "python")[0]
     (tmp_path / "my_project.py").write_text(project, encoding="utf-8")
     (tmp_path / "test_mine.py").write_text(block, encoding="utf-8")
