@@ -5,6 +5,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from tests.support.places import Place, behind, bucket, folder, server
 from tests.support.runs import FolderRun
 from tests.support.servers import BucketServer, TrackingServer
 from tests.support.workplace import Workplace
+
+if TYPE_CHECKING:
+    from mltrain.tracking.client import TrackingClient
 
 # A background job of a shell that is not interactive begins with SIGINT ignored, one of nohup with SIGHUP; children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -37,6 +41,18 @@ def one_thread() -> None:
 def one_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of every project go to MLflow's first experiment, where tests look for them."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+
+
+@pytest.fixture(name="server")
+def database_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "TrackingClient":
+    """A tracking store and a home of its own for what runs in the test's process."""
+    from mltrain.tracking.client import connect
+    from tests.support.database import fresh_database
+
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return connect()
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,6 @@ def test_a_loop_is_measured_and_resumes_its_run(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_is_measured_and_resumes_its_run(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("lightning")
     with peers.Stores(tmp_path / "stores").open() as stores:
         run, found = stores.measure(name, TINY, "server")
         assert len(found["later"]) == 2

@@ -126,6 +126,30 @@ def test_a_store_that_takes_what_it_is_sent_is_waited_for_however_long_and_one_t
     assert (run.status, run.only_local) == ("FINISHED", None)
 
 
+def test_a_store_that_refuses_is_not_waited_for_once_the_grace_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals, let = 1, threading.Event()
+
+    class Away(LocalArtifactRepository):
+        def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+            nonlocal refusals
+            if refusals:
+                refusals -= 1
+                raise PermissionError("made to fail")
+            let.wait()
+            super().log_artifact(local_file, artifact_path)
+
+    monkeypatch.setenv("MLTRAIN_GRACE_SECONDS", "0")
+    run = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts", Away))
+    manager = run.manager()
+    for epoch in (1, 2):
+        manager.save_epoch_checkpoint(state_at(epoch), epoch)
+    manager.close()  # while the second upload is under way
+    let.set()
+    assert (run.status, run.only_local) == ("KILLED", ("step-000000002-a01", "FINISHED"))
+
+
 def test_a_manager_that_shall_not_wait_leaves_the_upload_to_sync(tmp_path: Path) -> None:
     taken = threading.Event()
 

@@ -1,4 +1,4 @@
-"""How checkpoints are kept, and where: what cannot be meant is refused by name."""
+"""How checkpoints are kept, and where: an invalid argument is refused with its name."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ RUN = SimpleNamespace(begin_attempt=lambda origin: None)
         ({"staging_gigabytes": float("nan")}, "staging_gigabytes=nan"),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_refused_by_name(arguments: dict[str, Any], words: str) -> None:
+def test_an_invalid_setting_is_refused_with_its_name(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError) as refusal:
         Settings(**{"policy": POLICY, **arguments})
     assert words in str(refusal.value)

@@ -8,16 +8,8 @@ import pytest
 from mltrain.commands.compare import compared
 from mltrain.compat import private
 from mltrain.errors import RunNotFound
-from mltrain.tracking.client import TrackingClient, connect, connect_to_read
-from tests.support.database import fresh_database, many
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return connect()
+from mltrain.tracking.client import TrackingClient, connect_to_read
+from tests.support.database import many
 
 
 def test_forty_runs_take_as_many_requests_as_four(

@@ -12,16 +12,8 @@ from mltrain.commands.compare import compared
 from mltrain.commands.prune import Rules, plan_experiment
 from mltrain.commands.pull import best_run, pull
 from mltrain.errors import StorageError
-from mltrain.tracking.client import TrackingClient, connect
-from tests.support.database import MORE_THAN_A_PAGE, fresh_database, many
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return connect()
+from mltrain.tracking.client import TrackingClient
+from tests.support.database import MORE_THAN_A_PAGE, many
 
 
 def trained(loss: float) -> str:

@@ -2,7 +2,6 @@
 
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -11,17 +10,9 @@ from tests.support import ranks
 from tests.support.equality import same
 from tests.support.workplace import Workplace
 
-RANKED = Path(ranks.__file__).with_name("ranked.py")
 TRAIN = ("train", "ranked.py", "--run-key")
 STEMS = (("model", "safetensors"), ("state", "safetensors"), ("part", "json"))
 FSDP = ("strategy=fsdp", "epochs=2", "save_every_steps=2")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, fork_server: Any) -> Workplace:
-    workplace = Workplace(tmp_path_factory.mktemp("fsdp") / "here", fork_server)
-    (workplace.folder / "ranked.py").write_bytes(RANKED.read_bytes())
-    return workplace
 
 
 @pytest.fixture(scope="module")

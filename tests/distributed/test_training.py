@@ -3,8 +3,6 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -13,15 +11,7 @@ from tests.support import ranks
 from tests.support.equality import same
 from tests.support.workplace import Workplace
 
-RANKED = Path(ranks.__file__).with_name("ranked.py")
 TRAIN = ("train", "ranked.py", "--run-key")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, fork_server: Any) -> Workplace:
-    workplace = Workplace(tmp_path_factory.mktemp("ranks") / "here", fork_server)
-    (workplace.folder / "ranked.py").write_bytes(RANKED.read_bytes())
-    return workplace
 
 
 @pytest.fixture(scope="module")

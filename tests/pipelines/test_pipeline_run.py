@@ -2,23 +2,14 @@
 
 from pathlib import Path
 
-import pytest
 from mlflow import MlflowClient
 
 from mltrain.pipeline import Pipeline, Stage
 from mltrain.pipelines.pipeline_run import children, newest_parent
 from mltrain.run.preparation import user
-from mltrain.tracking.client import TrackingClient, connect
+from mltrain.tracking.client import TrackingClient
 from tests.support import tiny
-from tests.support.database import MORE_THAN_A_PAGE, fresh_database, many
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return connect()
+from tests.support.database import MORE_THAN_A_PAGE, many
 
 
 def test_the_run_of_a_pipeline_is_found_behind_a_thousand_runs_of_its_stages(

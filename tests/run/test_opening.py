@@ -26,14 +26,6 @@ from tests.support.database import fresh_database
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return connect()
-
-
-@pytest.fixture
 def client(server: TrackingClient) -> MlflowClient:
     return server.client.made()  # type: ignore[no-any-return] # it is one
 

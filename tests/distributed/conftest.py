@@ -1,0 +1,16 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ranks
+from tests.support.workplace import Workplace
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, fork_server: Any) -> Workplace:
+    """A machine with the project that several processes train."""
+    workplace = Workplace(tmp_path_factory.mktemp("ranks") / "here", fork_server)
+    project = Path(ranks.__file__).with_name("ranked.py")
+    (workplace.folder / "ranked.py").write_bytes(project.read_bytes())
+    return workplace
