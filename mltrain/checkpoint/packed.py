@@ -131,8 +131,8 @@ class PackedStaging(Staging):
             with suppress(OSError):
                 discard_temporary(self._temporary)
 
-    def write(self, name: str, content: Iterable[bytes | memoryview]) -> FileEntry:
-        """Write a file and hash it on the way; see :meth:`Staging.write`."""
+    def write(self, name: str, content: Iterable[bytes | memoryview], *, cached: bool = True) -> FileEntry:
+        """Write a file and hash it on the way, through the cache in any case; see :meth:`Staging.write`."""
         self.files[name] = self._written(_MEMBERS + name, content)
         return self.files[name]
 

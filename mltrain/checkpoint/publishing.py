@@ -50,7 +50,7 @@ def stage(
         raise StorageError("These checkpoints were opened to be read only.")
     with store.spool.staging(manifest.id) as staging:
         for file in (*encoded.files, *(EncodedFile(name, [content]) for name, content in extra.items())):
-            staging.write(file.name, file.content)
+            staging.write(file.name, file.content, cached=store.artifacts.local_root is None)
         parts = snapshot.pieces.write(staging.folder) if snapshot.pieces is not None else {}
         staging.files.update({name: entry for name, (entry, _) in parts.items()})
         complete = manifest.model_copy(

@@ -71,13 +71,18 @@ class Staging:
         if not self._committed:
             discard_staged(self.folder)
 
-    def write(self, name: str, content: Iterable[bytes | memoryview]) -> FileEntry:
+    def write(self, name: str, content: Iterable[bytes | memoryview], *, cached: bool = True) -> FileEntry:
         """Write a file, hash it on the way and flush it to the disk.
+
+        Args:
+            name: of the file.
+            content: in pieces.
+            cached: whether somebody reads it soon, as an upload does; see :func:`~mltrain.store.durable.write_file`.
 
         Raises:
             StorageError: the disk is full or fails.
         """
-        size, digest = write_file(self.folder / name, content)
+        size, digest = write_file(self.folder / name, content, cached=cached)
         self.files[name] = FileEntry(size=size, sha256=digest)
         return self.files[name]
 

@@ -56,8 +56,8 @@ SABOTAGES = (
     Sabotage(
         "files are not flushed",
         DURABLE,
-        "while the disk is at work\n            os.fsync(opened.fileno())\n",
-        "while the disk is at work\n",
+        "content, digest.update)\n            os.fsync(opened.fileno())\n",
+        "content, digest.update)\n",
         "checkpoint/test_staging.py::test_everything_is_flushed_before_the_name_is_given",
     ),
     Sabotage(
