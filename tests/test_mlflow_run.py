@@ -53,6 +53,24 @@ def test_a_training_and_its_resume_are_one_visible_run(workplace: Workplace) -> 
     assert run.data.params["lr"] == "1e-3"  # as the launcher logged it; the typed value is in config.json
 
 
+@pytest.mark.slow
+def test_two_processes_are_one_run_that_any_number_resumes(workplace: Workplace) -> None:
+    first = mlflow_run(workplace, "project=tests/support/tiny.py", "epochs=1", "processes=2")
+    said = first.communicate(timeout=200)[0]
+    assert first.returncode == 0, said
+    (run_id,) = visible(workplace, 1)
+    resumed = mlflow_run(workplace, f"resume_run={run_id}", "epochs=2", "processes=2")
+    said = resumed.communicate(timeout=200)[0]
+    assert resumed.returncode == 0, said
+    assert said.count(f"run_id={run_id}") == 1  # one display for both
+    assert visible(workplace, 1) == {run_id: "FINISHED"}
+    assert workplace.points(run_id)["epoch"] == [(6, 1.0), (12, 2.0)]
+    refused = mlflow_run(workplace, f"resume_run={run_id}", "epochs=3", "processes=0")
+    said = refused.communicate(timeout=200)[0]
+    assert refused.returncode != 0
+    assert "processes='0' is no number of processes for this machine" in said
+
+
 @pytest.mark.faults
 def test_ctrl_c_at_the_launcher_leaves_a_killed_run_that_resumes(workplace: Workplace) -> None:
     started = mlflow_run(workplace, "project=tests/support/tiny.py", "epochs=1000", "sleep=0.1", "save_interval=0")

@@ -69,8 +69,8 @@ COMMANDS = {
     "sync": ["--from", "--json"],
     "train": [
         *("--allow-change", "--config", "--default-project", "--experiment", "--fork-run", "--name", "--preset"),
-        *("--quick", "--require-tracking", "--resume", "--resume-from", "--resume-run", "--run-key", "--take-over"),
-        "ARGUMENTS",
+        *("--processes", "--quick", "--require-tracking", "--resume", "--resume-from", "--resume-run", "--run-key"),
+        *("--take-over", "ARGUMENTS"),
     ],
     "ui": ["--no-open", "--open", "--port", "RUN_ID"],
     "unpin": ["--checkpoint", "RUN_ID"],

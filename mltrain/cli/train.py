@@ -65,6 +65,9 @@ def train(
         metavar="KEY",
         help="Continue the run of this name, or begin it; auto: the name of the job (torchrun, SLURM, SkyPilot, Kubernetes).",
     ),
+    processes: str = typer.Option(
+        None, "--processes", metavar="N", help="Train with so many processes of this machine, started by torchrun."
+    ),
     quick: bool = typer.Option(False, "--quick", help="The same as --preset quick."),
     take_over: bool = typer.Option(
         False, "--take-over", help="Do not wait for a lease holder on another machine to expire."
@@ -85,6 +88,8 @@ def train(
 
     mltrain train my_project.py --run-key KEY
 
+    mltrain train my_project.py --processes 4
+
     mltrain train segmentation --resume checkpoints/latest_checkpoint.pth
     """
     project, overrides = parse(arguments)
@@ -98,6 +103,7 @@ def train(
             "resume_from": resume_from,
             "fork_run": fork_run,
             "run_key": run_key,
+            "processes": processes,
             "default_project": default_project,
         },
         overrides,
@@ -110,6 +116,12 @@ def train(
             words["resume_run"] = words.pop("resume")
     if "resume_run" in words and "fork_run" in words:
         raise UsageError("--resume-run continues a run and --fork-run begins a new one. Give one of the two.")
+    if "processes" in words:
+        from mltrain.commands.processes import run_in_processes
+
+        code = run_in_processes(words["processes"], sys.argv[1:], words.get("run_key"))
+        if code is not None:
+            sys.exit(code)
     from mltrain.commands.ranks import is_one_of_several
 
     if "resume_run" in words and "project" not in words and not is_one_of_several(os.environ):

@@ -81,7 +81,7 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
         refuse_several("A pipeline")
         return _Session(in_full(request, server), display or Silence(), stop, server, None, Alone()).run()
     launcher = launchers.detect(os.environ)
-    with StopRequest(launcher_pid=launcher.pid if launcher is not None else None) as stop, joined(os.environ) as ranks:
+    with StopRequest(launcher_pid=launchers.watched(launcher, os.environ)) as stop, joined(os.environ) as ranks:
         if isinstance(ranks, Follower):
             return ranks.follow(request.project, stop)
         display, request = display or Silence(), in_full(request, server)

@@ -36,7 +36,7 @@ RESERVED = frozenset(
 """Keys that belong to the command line or to the file, and can therefore not be fields of a configuration."""
 
 _REMEDIES = {
-    "processes": " Several processes are started by: torchrun --nproc-per-node N -m mltrain train PROJECT.",
+    "processes": " Several processes are started by: mltrain train PROJECT --processes N, or by torchrun.",
 }
 """Advice about keys that no configuration has and that people try."""
 

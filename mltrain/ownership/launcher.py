@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +24,8 @@ from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.tags import HOLDER_TAG, LAUNCHER_OF_TAG, LAUNCHER_TAG
 
 Action = Literal["delete", "KILLED", "FAILED", "FINISHED"]
+STARTER_PID = "MLTRAIN_STARTER_PID"
+"""The variable in which a command that starts several processes leaves its own process id for them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ def detect(environment: MutableMapping[str, str]) -> Launcher | None:
         if "run" in words and any(word.endswith(("mlflow", "mlflow.exe", "mlflow.cli")) for word in words):
             return Launcher(run_id, parent.pid)
     return Launcher(run_id, None)
+
+
+def watched(launcher: Launcher | None, environment: Mapping[str, str]) -> int | None:
+    """Return the process whose death is a request to stop: ``mlflow run``, else the command that started several processes."""
+    if launcher is not None and launcher.pid is not None:
+        return launcher.pid
+    starter = environment.get(STARTER_PID, "")
+    return int(starter) if starter.isdecimal() else None
 
 
 def nest(server: TrackingClient, launcher: Launcher, run_id: str) -> None:
