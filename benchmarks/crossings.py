@@ -27,8 +27,11 @@ from typing import Any
 
 PAUSE = 6.0
 """Seconds that a step waits for the threads: longer than a commit, and than the time between two heartbeats."""
-POINT, SAVE, STEPS = 3, 4, 9
-"""A point every third step, a checkpoint every fourth: step 6 records, step 8 saves, steps 1, 2, 5 and 7 do neither."""
+POINT, SAVE, STEPS = 5, 4, 13
+"""A point every fifth step, a checkpoint every fourth: step 10 records, step 12 saves, steps 1, 2, 6 and 7 do neither.
+
+Step 12 and not step 8, because the first removal of a checkpoint imports what removals need.
+"""
 
 PROJECT = f"""
 import threading
@@ -162,9 +165,9 @@ def measured() -> dict[str, list[list[str]]]:
             found = json.loads((folder / f"{part}.json").read_text())
             parts[part] = {phase: {tuple(one) for one in crossings} for phase, crossings in found.items()}
     train, load, resume = parts["train"], parts["load"], parts["resume"]
-    plain = [train[f"step {step}"] for step in (1, 2, 5, 7)]
+    plain = [train[f"step {step}"] for step in (1, 2, 6, 7)]
     sometimes, always = set().union(*plain), set.intersection(*plain)
-    save = train[f"step {2 * SAVE}"] - sometimes
+    save = train[f"step {3 * SAVE}"] - sometimes
     found = {
         "save": save,
         "commit": {one for one in save if one[0] in COMMITTING},

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
-from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.policies import parse
 from mltrain.checkpoint.publishing import stage
 from mltrain.checkpoint.snapshot import snapshot
 from mltrain.checkpoint.staging import Spool

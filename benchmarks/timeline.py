@@ -43,7 +43,7 @@ mltrain.store.remote:RemoteArtifacts.upload_all mltrain.store.remote:RemoteArtif
 mltrain.store.remote:RemoteArtifacts.entries mltrain.store.local:LocalArtifacts.read
 mltrain.run.opening:open_run mltrain.run.tracked:TrackedRun.continue_exactly_after
 mltrain.ownership.lease:Lease.holds mltrain.ownership.lease:Lease.end mltrain.ownership.lease:Lease.close
-mltrain.ownership.hold:Hold.release
+mltrain.ownership.lease:Hold.release
 mltrain.delivery.outbox:Outbox.stop_recording mltrain.delivery.outbox:Outbox.pending mltrain.delivery.sender:Sender.drain
 mltrain.delivery.sending_process:SenderProcess.close mltrain.delivery.journal:Journal.close mltrain.delivery.journal:Journal.flush
 mltrain.delivery.system_metrics:SystemMonitor.close

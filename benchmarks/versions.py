@@ -2,9 +2,9 @@
 
 python benchmarks/versions.py REVISION [--rounds 2] SCRIPT [ARGUMENT ...]
 
-REVISION is a commit or tag that has ``benchmarks/SCRIPT`` too; version 0.1 is 5831108. Both versions run their own script, because
-their internals differ, in an environment that is otherwise the same, and the order of the two changes from round to round. Printed is
-what the scripts print, with the load average before each.
+REVISION is a commit or tag that has ``benchmarks/SCRIPT`` too; version 0.1 is 5831108. Each version runs its own script, because
+their internals differ, in the same environment, and the order of the two changes from round to round. Printed is what the scripts
+print, after the load average at their start.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.policies import parse
 from mltrain.checkpoint.retention import Policy, metrics_of
 from mltrain.config import Config
 from mltrain.data import Loader

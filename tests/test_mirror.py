@@ -6,7 +6,6 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "mltrain"
 DECLARATIONS = "declares names or protocols and does nothing"
 ELSEWHERE = {
-    "adapters/curves.py": "adapters/test_accelerate.py",
     "adapters/huggingface_folder.py": "adapters/test_huggingface.py",
     "adapters/huggingface_parts.py": "adapters/test_huggingface.py",
     "adapters/lightning_loops.py": "adapters/test_lightning.py",
@@ -14,7 +13,6 @@ ELSEWHERE = {
     "adapters/position.py": "adapters/test_accelerate.py",
     "batches.py": "test_data.py",
     "checkpoint/notes.py": "checkpoint/test_reader.py",
-    "checkpoint/policies.py": "checkpoint/test_retention.py",
     "checkpoint/ports.py": DECLARATIONS,
     "checkpoint/publishing.py": "checkpoint/test_store.py",
     "checkpoint/tensor_file.py": "checkpoint/test_codec.py",
@@ -33,8 +31,6 @@ ELSEWHERE = {
     "configuration/fields.py": "test_config.py",
     "configuration/files.py": "test_config.py",
     "configuration/secrets.py": "test_config.py",
-    "delivery/backlog.py": "delivery/test_sync.py",
-    "delivery/identity.py": "delivery/test_creation.py",
     "delivery/journal_database.py": "delivery/test_journal.py",
     "delivery/journal_file.py": "delivery/test_journal.py",
     "delivery/media.py": "delivery/test_images.py",
@@ -48,22 +44,17 @@ ELSEWHERE = {
     "gradient_norm.py": "distributed/test_sharding.py",
     "metrics.py": "test_steps.py",
     "ownership/attempts.py": "ownership/test_reaper.py",
-    "ownership/hold.py": "run/test_tracked.py",
     "pipelines/file_stage.py": "pipelines/test_runner.py",
     "restoring/built.py": "restoring/test_changes.py",
-    "restoring/plain_values.py": "restoring/test_changes.py",
     "run/adoption.py": "run/test_opening.py",
     "run/checkpoints.py": "commands/test_pull.py",
     "run/ending.py": "run/test_tracked.py",
     "run/listing.py": "run/test_opening.py",
-    "run/removal_log.py": "checkpoint/test_pruner.py",
     "schedules.py": "restoring/test_changes.py",
     "store/durable.py": "checkpoint/test_staging.py",
     "store/local.py": "store/test_artifacts.py",
     "stream.py": "test_data.py",
-    "tracking/places.py": "run/test_opening.py",
     "tracking/registry.py": "faults/test_retention.py",
-    "trainer/epoch_end.py": "trainer/test_evaluation.py",
     "trainer/ports.py": DECLARATIONS,
 }
 """Modules whose statements are about what uses them: where those statements are."""

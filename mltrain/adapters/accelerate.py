@@ -20,13 +20,12 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType
 
-from mltrain.adapters.curves import Curves
 from mltrain.adapters.position import Position
 from mltrain.checkpoint.manifest import CheckpointId, Kind
 from mltrain.checkpoint.pytree import flatten
 from mltrain.errors import UsageError
 from mltrain.manager import CheckpointManager
-from mltrain.metrics import floats
+from mltrain.metrics import Curves, floats
 from mltrain.run.tracked import TrackedRun
 from mltrain.state import TrainState
 

@@ -19,7 +19,6 @@ from transformers import TrainerCallback
 from transformers.integrations import MLflowCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
-from mltrain.adapters.curves import Curves
 from mltrain.adapters.huggingface_folder import NOTE, restore
 from mltrain.adapters.huggingface_parts import Silent, calling, numbers_of, state_of
 from mltrain.adapters.origin import Address, Origin
@@ -28,6 +27,7 @@ from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.retention import Mode, Policy
 from mltrain.checkpoint.settings import Settings, newest_and_best
 from mltrain.errors import UsageError
+from mltrain.metrics import Curves
 from mltrain.rng import Rng
 from mltrain.tracking.client import active_run_id
 

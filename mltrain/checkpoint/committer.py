@@ -63,7 +63,7 @@ class Committer:
         self._backlog = Backlog(run, reader, settings.policy, settings.staging_gigabytes)
         self._pruner = Pruner(run, reader, settings.policy, damage)
         self._damage = damage
-        self._on_commit: Committed | None = None
+        self._listeners: list[Committed] = []
         self._disk_retry_seconds = DISK_RETRY_SECONDS if disk_retry_seconds is None else disk_retry_seconds
         self._disk = Worker("mltrain-disk")
         self._uploads = Worker("mltrain-store")
@@ -82,8 +82,8 @@ class Committer:
         run.when_known(self._run_created)
 
     def when_committed(self, listener: Committed) -> None:
-        """Call a function in the background after each commit."""
-        self._on_commit = listener
+        """Call a function in the background after each commit, after those that were given before."""
+        self._listeners.append(listener)
 
     def commit(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> None:
         """Commit a snapshot in the background.
@@ -149,14 +149,14 @@ class Committer:
             # One survey for all that follows; it asks for no manifest that this process has read or written before.
             # The best is announced before anything goes: no policy removes it.
             survey = self._store.survey(damaged=self._damage.note, remembered=True)
-            best = self._announce_best(self._reader.noted(survey.manifests))
+            best = self._announce_best(self._reader.notes.over(survey.manifests))
             try:
                 if held:
                     self._pruner.prune(survey, staged)
             except MltrainError as error:  # the rest of a commit must not wait for a server to come back
                 log.warning("Old checkpoints stay for now: %s", error)
-        if self._on_commit is not None:
-            self._on_commit(staged, best, self._store)
+        for listener in self._listeners:
+            listener(staged, best, self._store)
 
     def _stage(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> Manifest:
         """Write a snapshot to this disk, again under another name where the disk refuses."""
@@ -195,7 +195,7 @@ class Committer:
             raise RunHeld("Another process has taken this run over; this one commits nothing more.")
 
     def _announce_best(self, committed: Sequence[Manifest]) -> Manifest | None:
-        best = retention.best_of(current_line(committed), self._reader.context)
+        best = retention.best_of(current_line(committed), self._reader.notes.context)
         if best is not None:
             self._run.announce_best(best.name)
         return best
@@ -216,7 +216,7 @@ class Committer:
     def _record_notes(self) -> None:
         if not self._run.holds():
             return
-        committed = self._reader.noted(self._store.survey(damaged=self._damage.note, remembered=True).manifests)
+        committed = self._reader.notes.over(self._store.survey(damaged=self._damage.note, remembered=True).manifests)
         self._run.write_json(NOTES_FILE, self._reader.notes.to_json(committed))
         self._announce_best(committed)
 

@@ -1,11 +1,12 @@
-"""What was declared of checkpoints after their commit: that they are best, and further metrics."""
+"""What was declared of checkpoints after their commit: that they are best, and further metrics; so, which one is best now."""
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
+from mltrain.checkpoint.retention import Context
 from mltrain.errors import MltrainError
 from mltrain.store.artifacts import Artifacts
 
@@ -31,26 +32,32 @@ class Note:
 
 
 class Notes:
-    """The notes of one run. Threads may read them while another thread adds one."""
+    """The notes of one run. Threads may read them while another thread adds one.
 
-    def __init__(self, notes: Mapping[CheckpointId, Note]) -> None:
+    Args:
+        notes: checkpoint to what was declared of it.
+        context: what best means without them.
+    """
+
+    def __init__(self, notes: Mapping[CheckpointId, Note], context: Context) -> None:
         self._notes = dict(notes)
+        self._context = context
 
     @classmethod
-    def read(cls, artifacts: Artifacts) -> Self:
+    def read(cls, artifacts: Artifacts, context: Context) -> Self:
         """Read the recorded notes; a file that cannot be read, or is not as it was written, holds none."""
         try:
             content = json.loads(artifacts.read(NOTES_FILE, 2**20))
             rows = content.get("notes", [{"checkpoint": content.get("checkpoint"), "best": True}])
             found = {CheckpointId.parse(row["checkpoint"]): _note_of(row) for row in rows}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MltrainError):
-            return cls({})
-        return cls({identity: note for identity, note in found.items() if identity is not None})
+            return cls({}, context)
+        return cls({identity: note for identity, note in found.items() if identity is not None}, context)
 
     @property
-    def best(self) -> CheckpointId | None:
-        """The newest checkpoint that the caller declared best, if there is one."""
-        return _newest_best(self._notes)
+    def context(self) -> Context:
+        """What best means, now."""
+        return replace(self._context, now=now(), declared=_newest_best(self._notes))
 
     def over(self, manifests: Iterable[Manifest]) -> list[Manifest]:
         """Return manifests, each with its note."""

@@ -82,7 +82,7 @@ class Pruner:
             newest: the newest commit of this attempt, if it has one.
             resumed_from: the checkpoint that this attempt continues from, until it has a commit of its own.
         """
-        survey = replace(survey, manifests=tuple(self._reader.noted(survey.manifests)))
+        survey = replace(survey, manifests=tuple(self._reader.notes.over(survey.manifests)))
         context = self.context()
         keep = retention.protected(survey.manifests, context, resumed_from=resumed_from, in_use=())
         plan = retention.plan(survey.manifests, self._policy, context, keep)
@@ -109,7 +109,7 @@ class Pruner:
     def context(self) -> Context:
         """Return what policies may ask: the time, pins, what best means."""
         pins = {one: why for name, why in self._run.pins().items() if (one := CheckpointId.parse(name))}
-        return replace(self._reader.context, pins={**self._damage.pins(), **pins})
+        return replace(self._reader.notes.context, pins={**self._damage.pins(), **pins})
 
     def _have_successors(self, survey: Survey, context: Context) -> bool:
         """Look in the store for the newest and the best, without which nothing may go: the survey may be from memory."""

@@ -128,7 +128,7 @@ class Backlog:
         waiting = sorted((one for one in waiting if one.id.order > newest), key=lambda one: one.id.order)
         if not waiting:
             return []
-        line, context = current_line(self._reader.noted([*committed, *waiting, manifest])), self._reader.context
+        line, context = current_line(self._reader.notes.over([*committed, *waiting, manifest])), self._reader.notes.context
         best = retention.best_of(line, context)
         wanted = self._policy.keep(line, context) | ({best.id} if best is not None else set())
         return [one for one in waiting if one.id in wanted]
@@ -143,7 +143,7 @@ class Backlog:
             return
         keep = {newest.id, *newest.ancestry[-1:]}
         # The context without pins: a server that does not answer is why staging is full.
-        for removal in retention.plan(self._reader.noted(staged), self._budget, self._reader.context, keep):
+        for removal in retention.plan(self._reader.notes.over(staged), self._budget, self._reader.notes.context, keep):
             manifest = removal.manifest
             with self._lock:
                 if manifest.id == self._uploading:

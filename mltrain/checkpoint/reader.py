@@ -6,13 +6,12 @@ It writes nothing.
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mltrain.checkpoint import retention
-from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, newest, now
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, newest
 from mltrain.checkpoint.notes import Notes
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore, warn_damaged
@@ -42,18 +41,8 @@ class CheckpointReader:
 
     def __init__(self, store: CheckpointStore, context: Context, damaged: Damaged | None = None) -> None:
         self.store = store
-        self.notes = Notes.read(store.artifacts)
-        self._given = context
+        self.notes = Notes.read(store.artifacts, context)
         self._damaged = damaged
-
-    @property
-    def context(self) -> Context:
-        """What best means, now."""
-        return replace(self._given, now=now(), declared=self.notes.best)
-
-    def noted(self, manifests: Iterable[Manifest]) -> list[Manifest]:
-        """Return manifests with what was declared of their checkpoints later."""
-        return self.notes.over(manifests)
 
     def all(self) -> list[Manifest]:
         """Return all committed checkpoints, oldest first, those of abandoned lines included."""
@@ -61,11 +50,11 @@ class CheckpointReader:
         newest = max((manifest.id.order for manifest in committed), default=(0, 0))
         # Uploads are in order, so what is staged and older than the newest commit is there already, or was superseded.
         waiting = [manifest for manifest in self.store.staged() if manifest.id.order > newest]
-        return self.noted(committed + sorted(waiting, key=lambda manifest: manifest.id.order))
+        return self.notes.over(committed + sorted(waiting, key=lambda manifest: manifest.id.order))
 
     def matching(self, which: str) -> list[Manifest]:
         """Return the checkpoints that a word may mean, the first choice first; see :func:`matching`."""
-        return matching(self.all(), which, self.context)
+        return matching(self.all(), which, self.notes.context)
 
     def newest(self) -> Manifest | None:
         """Return the checkpoint that ``latest`` means, if there is one, and read no manifest of an older one."""
@@ -80,7 +69,7 @@ class CheckpointReader:
                 staged = [*(one for one in staged if one.id.order > identity.order), committed]
                 break
         found = newest(staged)
-        return next(iter(self.noted([found]))) if found is not None else None
+        return next(iter(self.notes.over([found]))) if found is not None else None
 
     def choices(self, which: str) -> Iterator[Manifest]:
         """Yield what :meth:`matching` returns; after the first ``latest`` the others are read when they are asked for."""

@@ -32,7 +32,7 @@ class Policy(ABC):
     """Answers which checkpoints to keep; a class of your own is used as those of :mod:`mltrain.checkpoint.policies` are.
 
     Policies join with ``|`` and ``&``. The text of a policy, ``str(policy)``, is recorded with the run and read by
-    :func:`mltrain.checkpoint.policy_text.parse`, so a policy is a value: make its class a frozen dataclass, whose fields are
+    :func:`mltrain.checkpoint.policies.parse`, so a policy is a value: make its class a frozen dataclass, whose fields are
     numbers, texts or policies. A class is known by its name from when it is defined; ``mltrain prune``, which does not import
     your code, finds it where your package has an entry point of that name in the group ``mltrain.policies``.
     """

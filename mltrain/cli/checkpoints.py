@@ -33,7 +33,7 @@ def checkpoints(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
     found = open_checkpoints(run_id)
     manifests = found.all()
     line = current_line(manifests)
-    best, on_line, pins = best_of(line, found.context), {manifest.id for manifest in line}, found.context.pins
+    best, on_line, pins = best_of(line, found.notes.context), {manifest.id for manifest in line}, found.notes.context.pins
 
     def words(manifest: Any) -> list[str]:
         facts = {
@@ -49,7 +49,7 @@ def checkpoints(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
         return
     from mltrain.cli.tables import table
 
-    metric = found.context.metric
+    metric = found.notes.context.metric
     table(
         f"Checkpoints of {found.store.title}",
         ("checkpoint", "kind", "epoch", "step", metric, "MB", "created", "is"),
@@ -185,8 +185,8 @@ def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint"
     server = connect()
     found = open_checkpoints(run_id, server)
     manifest = found.first(checkpoint)
-    if manifest.id not in found.context.pins:
-        pinned = ", ".join(identity.name for identity in found.context.pins) or "none"
+    if manifest.id not in found.notes.context.pins:
+        pinned = ", ".join(identity.name for identity in found.notes.context.pins) or "none"
         raise NoCheckpoint(f"{manifest.name} is not pinned. Pinned: {pinned}.")
     server.once.delete_tag(found.store.run_id, f"{PIN_PREFIX}{manifest.name}")
     print(f"{manifest.title} ({manifest.name}) is not pinned any more.")

@@ -235,8 +235,8 @@ def _confirmed(cleared: "Sequence[Clearing]", yes: bool, as_json: bool) -> bool:
 
 def _follow(request: "PipelineRequest", stage: str) -> None:
     from mltrain.errors import RunNotFound
+    from mltrain.pipelines.event_log import followed
     from mltrain.pipelines.pipeline_run import children, chosen_parent
-    from mltrain.pipelines.tail import followed
     from mltrain.tracking.client import connect_to_read
 
     server, located = connect_to_read(), request.located

@@ -40,7 +40,7 @@ def prune(
     as_json: bool = typer.Option(False, "--json", help="Print JSON. Never asks, so it needs --dry-run or --yes."),
 ) -> None:
     """Remove old checkpoints from the tracking store; print first what would be removed, and why."""
-    from mltrain.checkpoint.policy_text import parse
+    from mltrain.checkpoint.policies import parse
     from mltrain.commands.prune import Rules, plan_experiment, plan_run
     from mltrain.tracking.client import connect
 

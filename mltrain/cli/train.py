@@ -8,8 +8,7 @@ from typing import Any
 
 import typer
 
-from mltrain.cli.arguments import given, parse
-from mltrain.cli.keys import CommandWithKeys
+from mltrain.cli.arguments import CommandWithKeys, given, parse
 from mltrain.errors import UsageError
 
 

@@ -5,8 +5,7 @@ import logging
 from pydantic import ValidationError
 
 from mltrain import device as devices
-from mltrain.checkpoint.policies import Best, Latest
-from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.policies import Best, Latest, parse
 from mltrain.checkpoint.retention import Policy
 from mltrain.config import Config
 from mltrain.errors import ConfigError, StorageError

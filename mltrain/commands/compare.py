@@ -116,7 +116,7 @@ def _trained(server: TrackingClient, run: Any) -> _Trained:
     try:
         checkpoints = checkpoints_of(server, run)
         manifests = checkpoints.all()
-        best = _best(matching(manifests, "best", checkpoints.context))
+        best = _best(matching(manifests, "best", checkpoints.notes.context))
         return _Trained(*_configured(run, checkpoints, manifests), best)
     except StorageError as error:
         log.warning("Run %s is compared without its artifacts: %s", run.info.run_id, error)
@@ -138,7 +138,7 @@ def _configured(
     changes = _histories(one.changed for one in attempts)
 
     def config(which: str) -> dict[str, Any]:
-        return dict(_flat(config_of(checkpoints, matching(manifests, which, checkpoints.context))))
+        return dict(_flat(config_of(checkpoints, matching(manifests, which, checkpoints.notes.context))))
 
     if newest is None or any(manifest.id.attempt >= newest.ordinal for manifest in manifests):
         values = config("latest")

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from mltrain import device as devices
-from mltrain.adapters.curves import Curves
 from mltrain.commands.checks import policy_of
 from mltrain.commands.foreign_file import Foreign, finite
 from mltrain.commands.foreign_run import read_run
 from mltrain.config import Config
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.manager import CheckpointManager
+from mltrain.metrics import Curves
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.project import Project
 from mltrain.provenance import fingerprint

@@ -10,8 +10,7 @@ from typing import Any
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, newest
-from mltrain.checkpoint.policies import Best, Latest
-from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.policies import Best, Latest, parse
 from mltrain.checkpoint.pruner import record_of
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Policy, Removal, best_of
@@ -32,7 +31,7 @@ from mltrain.ownership.attempts import CONFIG_FILE, last_attempt
 from mltrain.ownership.host_lock import lock_if_here
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.listing import state
-from mltrain.run.removal_log import Removals
+from mltrain.run.record import Removals
 from mltrain.run.run_ids import full_id
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import DEAD_SECONDS
@@ -172,9 +171,9 @@ def carry_out(server: TrackingClient, plan: RunPlan) -> int:
 def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
     run_id, experiment_id = run.info.run_id, run.info.experiment_id
     checkpoints = open_checkpoints(run_id, server)
-    store, context = checkpoints.store, checkpoints.context
+    store, context = checkpoints.store, checkpoints.notes.context
     survey = store.survey()
-    manifests, litter = tuple(checkpoints.noted(survey.manifests)), tuple(store.artifacts.litter(DEAD_SECONDS))
+    manifests, litter = tuple(checkpoints.notes.over(survey.manifests)), tuple(store.artifacts.litter(DEAD_SECONDS))
     resumed = _resumed_from(run, manifests)
     kept = retention.protected(manifests, context, resumed_from=resumed, in_use=())
     if keep is not None:
@@ -275,7 +274,7 @@ def _best_runs(server: TrackingClient, runs: Sequence[Any], count: int) -> set[s
     for run in runs:
         try:
             checkpoints = open_checkpoints(run.info.run_id, server)
-            context = checkpoints.context
+            context = checkpoints.notes.context
             best = best_of(current_line(checkpoints.all()), context)
         except (RunNotFound, StorageError) as error:  # its plan says so as well
             log.warning("Run %s is left aside: %s", run.info.run_id, error)

@@ -177,13 +177,14 @@ class Origins:
         first = next((identity for identity in choices if identity not in origin.passed_over), None)
         return first == origin.own.id
 
-    def hold(self, origin: Origin, run: TrackedRun) -> None:
-        """Pin the checkpoint of another run that this one begins from."""
+    def hold(self, origin: Origin, run: TrackedRun, manager: CheckpointManager) -> None:
+        """Pin the checkpoint of another run that this one begins from, until the manager has committed one of this run."""
         if origin.manifest is None or origin.run_id is None or origin.file is not None:
             return
         self._pin = (origin.run_id, f"{PIN_PREFIX}{origin.manifest.name}")
         self._server.once.set_tag(*self._pin, _reason(run.id))
         run.set_tag(FORKED_FROM_TAG, f"{origin.run_id}/{origin.manifest.name}")
+        manager.when_committed(self._release)
 
     def source(self, origin: Origin) -> Source | None:
         """Return what reads a checkpoint of another run once more; it is there while :meth:`hold` pins it."""
@@ -193,7 +194,7 @@ class Origins:
         store = CheckpointStore(run_id, artifacts_of(self._server, self._server.run(run_id)))
         return lambda: store.load(manifest)
 
-    def release(self) -> None:
+    def _release(self, *_: object) -> None:
         """Let the other run's policy decide on the checkpoint that this run began from: it has one of its own."""
         if self._pin is not None:
             self._server.once.delete_tag(*self._pin)

@@ -4,12 +4,9 @@ import logging
 import os
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mltrain.checkpoint.manifest import Manifest
-from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands import keyed
 from mltrain.commands.checks import policy_of, refuse_unusable, warn_without_effect
 from mltrain.commands.ending import Ending, describe
@@ -39,7 +36,7 @@ from mltrain.run.preparation import soon
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect
-from mltrain.tracking.pages import location
+from mltrain.tracking.places import location
 from mltrain.tracking.tags import FORKED_FROM_TAG, IMPORTED_TAG, RESUMED_FROM_TAG, REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
@@ -220,7 +217,8 @@ class _Session:
             mode=config.best_mode,
             staging_gigabytes=config.staging_gigabytes,
         )
-        manager.when_committed(partial(self._committed, Export(config, self._preparation.project.name)))
+        if config.model_save_path is not None or config.checkpoint_path is not None:
+            manager.when_committed(Export(config, self._preparation.project.name))
         self._announce(run, prepared)
         if not self._preparation.origins.is_current(prepared.origin, manager):
             # Another process has saved or pruned meanwhile.
@@ -269,7 +267,7 @@ class _Session:
         if origin.own is not None:
             manager.continue_from(origin.own, origin.damaged)
             run.set_tag(RESUMED_FROM_TAG, origin.own.name)
-        self._preparation.origins.hold(origin, run)
+        self._preparation.origins.hold(origin, run, manager)
         attempt.changed = dict(prepared.changed) if origin.own is not None else {}
         attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
         attempt.versions, attempt.code = fingerprint.versions(), dict(prepared.code)
@@ -332,8 +330,3 @@ class _Session:
             self._preparation.look()
         if self._stop.requested and trainer.progress.step == first_step and not trainer.done:
             raise KeyboardInterrupt
-
-    def _committed(self, export: Export, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
-        """After a commit: release what this run began from, and copy the checkpoint to files of this machine."""
-        self._preparation.origins.release()
-        export(manifest, best, store)

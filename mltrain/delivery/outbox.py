@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.checkpoint.manifest import Point
+from mltrain.delivery.creation import RunIdentity
 from mltrain.delivery.deduplication import Delivered, delivered_beyond
-from mltrain.delivery.identity import RunIdentity
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.media import MediaWriter
 from mltrain.delivery.sender import Sender

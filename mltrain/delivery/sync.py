@@ -6,17 +6,18 @@ off are not sent; they stay here and a warning is logged.
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId, now
+from mltrain.checkpoint.publishing import publish
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
+from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.delivery.backlog import has_backlog, publish_backlog
 from mltrain.delivery.creation import RunCreation, RunSpec, recorded_spec
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
@@ -25,7 +26,8 @@ from mltrain.ownership.attempts import STATUS_OF, Attempt, conclude, forget_only
 from mltrain.ownership.host_lock import lock_file
 from mltrain.ownership.run_folder import address_of, may_be, remember_home, stores
 from mltrain.redaction import redacted_uri
-from mltrain.store.artifacts import Artifacts
+from mltrain.store.artifacts import Artifacts, DeferredArtifacts
+from mltrain.store.removal import discard_staged
 from mltrain.tracking.client import RUN_ID, TrackingClient, tags_of
 from mltrain.tracking.places import COMMITTED, artifacts_of
 from mltrain.tracking.tags import (
@@ -37,6 +39,49 @@ from mltrain.tracking.tags import (
     WHEN_SENT_TAG,
     meaning_of_best,
 )
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What became of staged checkpoints: the names of those uploaded, and how many a later attempt had overtaken."""
+
+    uploaded: tuple[str, ...] = ()
+    dropped: int = 0
+
+
+def has_backlog(home: Path) -> bool:
+    """Whether anything complete is staged in a run's home."""
+    staging = home / "staging"
+    return staging.is_dir() and bool(Spool(staging).complete())
+
+
+def publish_backlog(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping[int, int]) -> Uploaded:
+    """Upload what is staged and newer than the newest commit.
+
+    Args:
+        run_id: of the run.
+        home: of the run on this host.
+        artifacts: of the run.
+        ends: for every attempt that a later one overtook, the step up to which it counts.
+
+    Raises:
+        StorageError: the artifact store refuses.
+    """
+    if not has_backlog(home):
+        return Uploaded()
+    spool = Spool(home / "staging")
+    store = CheckpointStore(run_id, DeferredArtifacts(artifacts), spool, formerly=home.name)
+    newest = max((manifest.id.order for manifest in store.manifests()), default=(0, 0))
+    uploaded, dropped = [], 0
+    for manifest in store.staged():
+        if manifest.step > ends.get(manifest.id.attempt, manifest.step):
+            dropped += 1
+            discard_staged(spool.root / manifest.name)
+        elif manifest.id.order > newest:
+            publish(store, manifest)
+            uploaded.append(manifest.name)
+    return Uploaded(tuple(uploaded), dropped)
+
 
 log = logging.getLogger(__name__)
 

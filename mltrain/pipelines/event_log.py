@@ -1,6 +1,8 @@
-"""Writes the log of a stage while it runs, on this machine and among the artifacts of its run."""
+"""The log of a stage, on this machine and among the artifacts of its run: written while the stage runs, and followed."""
 
 import logging
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -8,7 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mltrain.commands.result import Display, Outcome
-from mltrain.errors import MltrainError
+from mltrain.errors import MltrainError, NoCheckpoint
+from mltrain.ownership.run_folder import known_home
+from mltrain.run.listing import state
+from mltrain.store.opening import open_artifacts
+from mltrain.tracking.client import TrackingClient
 
 if TYPE_CHECKING:
     from mltrain.run.tracked import TrackedRun
@@ -17,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOG_FILE = "stage.log"
+_MOST_BYTES = 2**26
+_LIVE = ("running", "running elsewhere")
 
 
 class LoggedStage(logging.Handler):
@@ -62,7 +70,7 @@ class LoggedStage(logging.Handler):
         self._run, self._file = run, run.home / LOG_FILE
         if not self._file.exists():  # it was begun on another machine
             with suppress(OSError, MltrainError):
-                self._file.write_bytes(bytes(run.artifacts.read(LOG_FILE, 2**26)))
+                self._file.write_bytes(bytes(run.artifacts.read(LOG_FILE, _MOST_BYTES)))
         logging.getLogger("mltrain").addHandler(self)
         self._write(f"stage {self._stage}, run {run.id}, attempt {run.ordinal} on {run.attempt.host}")
         self._inner.opened(run, where)
@@ -111,3 +119,36 @@ class LoggedStage(logging.Handler):
     def _send(self) -> None:
         if self._run is not None and self._file is not None and self._file.is_file():
             self._run.log_file(self._file)
+
+
+def followed(server: TrackingClient, run_id: str, *, seconds: float = 0.5) -> Iterator[str]:
+    """Yield the lines of a stage's log until the run ends.
+
+    Raises:
+        NoCheckpoint: the run has ended without a log.
+    """
+    shown = 0
+    while True:
+        run = server.run(run_id)
+        live = state(server, run) in _LIVE
+        text = _text(server, run_id, str(run.info.artifact_uri))
+        if text is None and not live:
+            raise NoCheckpoint(f"Run {run_id} has no {LOG_FILE}, here or among its artifacts.")
+        complete, newline, _ = (text or "").rpartition("\n")
+        lines = complete.split("\n") if newline else []
+        yield from lines[shown:]
+        shown = max(shown, len(lines))
+        if not live:
+            return
+        time.sleep(seconds)
+
+
+def _text(server: TrackingClient, run_id: str, artifact_uri: str) -> str | None:
+    try:
+        return (known_home(server, run_id) / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        pass
+    try:
+        return open_artifacts(artifact_uri, server.uri).read(LOG_FILE, _MOST_BYTES).decode("utf-8", "replace")
+    except (OSError, MltrainError):
+        return None

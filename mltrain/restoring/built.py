@@ -1,15 +1,17 @@
-"""What the parts of a training were built with, recorded in every checkpoint."""
+"""What the parts of a training were built with, as plain values that every checkpoint records and a resume compares."""
 
 import copy
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from mltrain.restoring.optimizers import is_optimizer
-from mltrain.restoring.plain_values import plain
 from mltrain.restoring.undo import is_lazy
 from mltrain.schedules import (
     counts_steps,
@@ -19,6 +21,75 @@ from mltrain.schedules import (
     settings_of,
 )
 from mltrain.state import Stateful
+
+_MOST_ITEMS = 1000
+
+
+def plain(value: Any) -> Any:
+    """Return the plain values of a nesting; what is none is left out of mappings, and None in sequences."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        single = not isinstance(value, Tensor) or (value.layout is torch.strided and not value.is_meta)
+        return value.item() if value.ndim == 0 and single and not np.iscomplexobj(value) else None
+    if isinstance(value, Mapping):
+        held = {str(key): plain(inner) for key, inner in value.items()}
+        return {key: inner for key, inner in held.items() if inner is not None}
+    if isinstance(value, (list, tuple)) and len(value) <= _MOST_ITEMS:
+        return [plain(inner) for inner in value]
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
+def differences(then: Any, now: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+    """Yield (path, then, now) for what both have and what differs."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        if path and then.keys() != now.keys() and not any(map(_nested, (*then.values(), *now.values()))):
+            yield path, then, now  # counts by step, as milestones are
+            return
+        for key in now:
+            if key in then:
+                yield from differences(then[key], now[key], (*path, key))
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for index, (one, other) in enumerate(zip(then, now, strict=True)):
+            yield from differences(one, other, (*path, index))
+    elif not equal(then, now):
+        yield path, then, now
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, (Mapping, list))
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal; NaN is equal to NaN."""
+    if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
+        return True
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return type(one) is type(other) and one == other if isinstance(one, bool) else bool(one == other)
+
+
+def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """Return a nesting with one value replaced by one of the same type.
+
+    Raises:
+        KeyError, IndexError, TypeError: there is no such place in it.
+    """
+    if not path:
+        if isinstance(tree, Mapping):
+            raise TypeError("counts by step")
+        if isinstance(tree, Tensor):
+            return torch.full_like(tree, value)
+        return type(tree)(value) if isinstance(tree, (tuple, list, np.generic)) else value
+    if isinstance(tree, Mapping):
+        key = next((key for key in tree if str(key) == path[0]), None)
+        if key is None:
+            raise KeyError(path[0])
+        return {**tree, key: replaced(tree[key], path[1:], value)}
+    if not isinstance(tree, (list, tuple)):
+        raise TypeError(path[0])
+    items = list(tree)
+    items[path[0]] = replaced(items[path[0]], path[1:], value)
+    return type(tree)(items)
+
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,8 @@ from typing import Any
 from torch import nn
 
 from mltrain.errors import StateMismatch
-from mltrain.restoring.built import Built
+from mltrain.restoring.built import Built, differences, equal, plain, replaced
 from mltrain.restoring.optimizers import in_order_of_groups, is_optimizer
-from mltrain.restoring.plain_values import differences, equal, plain, replaced
 from mltrain.schedules import (
     RATES,
     counts_steps,

@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from mltrain.checkpoint.ports import Status
-from mltrain.delivery.identity import RunIdentity
+from mltrain.delivery.creation import RunIdentity
 from mltrain.delivery.outbox import Outbox
 from mltrain.errors import MltrainError, StorageError
 from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import conclude, ending_tags, forget_only_local, only_local_tags, said_of
-from mltrain.ownership.hold import Hold
 from mltrain.ownership.launcher import Launcher
+from mltrain.ownership.lease import Hold
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.run.record import Record
 from mltrain.tracking.client import TrackingClient, tags_of

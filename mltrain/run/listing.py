@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest
+from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, now
 from mltrain.errors import MltrainError, UsageError
 from mltrain.ownership.attempts import holder_of, is_alive
 from mltrain.store.names import CHECKPOINTS
@@ -114,8 +114,9 @@ def _at_best(server: TrackingClient, run: Any, metric: str) -> dict[str, float]:
     manifest = Manifest.from_json(content, name=identity.name)
     if metric not in manifest.metrics:  # a loop may have declared it after the save
         from mltrain.checkpoint.notes import Notes
+        from mltrain.checkpoint.retention import Context
 
-        (manifest,) = Notes.read(artifacts).over([manifest])
+        (manifest,) = Notes.read(artifacts, Context(now())).over([manifest])
     return dict(manifest.metrics)
 
 

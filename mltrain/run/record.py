@@ -1,24 +1,36 @@
-"""What a run records of itself: configuration, parameters, attempts, data, small files."""
+"""What a run records of itself: configuration, parameters, attempts, data, small files, and what retention removed.
+
+``retention.jsonl`` has the latest removals. When it has grown to :data:`MOST_LINES`, it becomes a file of its own in the
+folder ``retention``, and begins anew: so a removal costs the same however many there were before.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import secrets
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mltrain.delivery.identity import RunIdentity
+from mltrain.delivery.creation import RunIdentity
 from mltrain.delivery.outbox import Outbox
 from mltrain.errors import StorageError
 from mltrain.ownership.attempts import ATTEMPTS_FILE, CONFIG_FILE
-from mltrain.ownership.hold import Hold
+from mltrain.ownership.lease import Hold
 from mltrain.provenance import fingerprint
 from mltrain.redaction import redacted, redacted_tree
+from mltrain.store.artifacts import Artifacts
 from mltrain.store.durable import replace_file
 from mltrain.store.retry import may_pass
 from mltrain.tracking import names
 from mltrain.tracking.names import Names
 from mltrain.tracking.tags import CHANGED_PREFIX, PROJECT_TAG
+
+REMOVALS_FILE = "retention.jsonl"
+REMOVALS_FOLDER = "retention"
+MOST_LINES = 50
 
 _LONGEST_PARAMETER = 6000
 """What MLflow takes; the whole value is in the configuration among the artifacts."""
@@ -136,3 +148,71 @@ def _digest(sample: Path | str) -> str:
     if isinstance(sample, Path):
         return fingerprint.data({"": sample})[""]
     return hashlib.sha256(sample.encode()).hexdigest()
+
+
+class Removals:
+    """The record of one run, for the process that writes to it.
+
+    Args:
+        artifacts: of the run.
+    """
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
+        self._lines: list[str] | None = None
+        self._count = self._bytes = 0
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> str:
+        """Add lines and return what the tag that sums the record up should be. The record is read once.
+
+        Raises:
+            StorageError: the artifact store refuses, or the record that there is cannot be read.
+            DamagedCheckpoint: that record is larger than any that was written here.
+        """
+        if self._lines is None:
+            everything = recorded_removals(self._artifacts)
+            self._lines = _lines_of(self._artifacts, REMOVALS_FILE)
+            self._count, self._bytes = len(everything), sum(map(_size, everything))
+        if len(self._lines) >= MOST_LINES:
+            self._upload(
+                f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}.jsonl", self._lines, REMOVALS_FOLDER
+            )
+            self._lines = []
+        lines = [*self._lines, *map(json.dumps, records)]
+        self._upload(REMOVALS_FILE, lines)
+        self._lines = lines
+        self._count, self._bytes = self._count + len(records), self._bytes + sum(int(r["bytes"]) for r in records)
+        return f"{self._count} checkpoints, {self._bytes} bytes"
+
+    def _upload(self, name: str, lines: Sequence[str], folder: str = "") -> None:
+        with tempfile.TemporaryDirectory(prefix="mltrain-") as temporary:
+            file = Path(temporary) / name
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            self._artifacts.upload(file, folder)
+
+
+def recorded_removals(artifacts: Artifacts) -> list[str]:
+    """Return all lines of the record, oldest first.
+
+    Raises:
+        StorageError: the artifact store refuses.
+        DamagedCheckpoint: a file is larger than any that was written here.
+    """
+    older = sorted(entry.name for entry in artifacts.entries(REMOVALS_FOLDER) if not entry.is_dir)
+    lines = [line for name in older for line in _lines_of(artifacts, f"{REMOVALS_FOLDER}/{name}")]
+    lines += _lines_of(artifacts, REMOVALS_FILE)
+    return list(dict.fromkeys(lines))  # who is killed in between leaves lines in two files
+
+
+def _lines_of(artifacts: Artifacts, path: str) -> list[str]:
+    try:
+        return artifacts.read(path, 2**28).decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return []  # anything else is raised: a record that cannot be read now must not be replaced by a shorter one
+
+
+def _size(line: str) -> int:
+    try:
+        return int(json.loads(line)["bytes"])
+    except (ValueError, KeyError, TypeError):
+        return 0

@@ -12,15 +12,14 @@ import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId
 from mltrain.compat.private import latest_points
-from mltrain.delivery.identity import RunIdentity
+from mltrain.delivery.creation import RunIdentity
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.outbox import Outbox
 from mltrain.delivery.system_metrics import SYSTEM_KEYS, SYSTEM_SECONDS
 from mltrain.ownership.attempts import Attempt, holder_tags
-from mltrain.ownership.hold import Hold
+from mltrain.ownership.lease import Hold
 from mltrain.run.ending import Ending, Opened
-from mltrain.run.record import Record
-from mltrain.run.removal_log import Removals
+from mltrain.run.record import Record, Removals
 from mltrain.tracking import registry
 from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.tags import (

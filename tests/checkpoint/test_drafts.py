@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.policies import parse
 from mltrain.errors import UsageError
 from tests.support.runs import FolderRun, epochs, saved, state_at, train, without_staging
 

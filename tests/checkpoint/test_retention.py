@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, ancestry_after, current_line, newest
-from mltrain.checkpoint.policies import Best, Budget, EveryNth, Latest, Named, Pinned, Younger
-from mltrain.checkpoint.policy_text import parse
+from mltrain.checkpoint.policies import Best, Budget, EveryNth, Latest, Named, Pinned, Younger, parse
 from mltrain.checkpoint.retention import Context, Policy, best_of, by_metric, plan, protected
 from mltrain.errors import ConfigError
 from tests.support.runs import manifest_of

@@ -133,7 +133,7 @@ SABOTAGES = (
         "pruned and announced before the commit",
         COMMITTER,
         "            try:\n                earlier = self._backlog.worth_uploading_before(staged)\n",
-        "            if self._on_commit is not None:\n                self._on_commit(staged, None, self._store)\n"
+        "            for listener in self._listeners:\n                listener(staged, None, self._store)\n"
         "            try:\n                earlier = self._backlog.worth_uploading_before(staged)\n",
         "checkpoint/test_committer.py::test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed",
     ),

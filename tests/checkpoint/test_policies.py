@@ -9,8 +9,7 @@ import pytest
 
 import mltrain
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
-from mltrain.checkpoint.policies import Budget, Latest
-from mltrain.checkpoint.policy_text import GROUP, parse
+from mltrain.checkpoint.policies import GROUP, Budget, Latest, parse
 from mltrain.checkpoint.retention import Context, Policy
 from mltrain.errors import ConfigError
 from tests.support.runs import FolderRun, epochs, train
