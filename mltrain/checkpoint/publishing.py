@@ -128,7 +128,10 @@ class Backlog:
         waiting = sorted((one for one in waiting if one.id.order > newest), key=lambda one: one.id.order)
         if not waiting:
             return []
-        line, context = current_line(self._reader.notes.over([*committed, *waiting, manifest])), self._reader.notes.context
+        line, context = (
+            current_line(self._reader.notes.over([*committed, *waiting, manifest])),
+            self._reader.notes.context,
+        )
         best = retention.best_of(line, context)
         wanted = self._policy.keep(line, context) | ({best.id} if best is not None else set())
         return [one for one in waiting if one.id in wanted]

@@ -33,7 +33,11 @@ def checkpoints(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
     found = open_checkpoints(run_id)
     manifests = found.all()
     line = current_line(manifests)
-    best, on_line, pins = best_of(line, found.notes.context), {manifest.id for manifest in line}, found.notes.context.pins
+    best, on_line, pins = (
+        best_of(line, found.notes.context),
+        {manifest.id for manifest in line},
+        found.notes.context.pins,
+    )
 
     def words(manifest: Any) -> list[str]:
         facts = {
