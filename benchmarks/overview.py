@@ -1,8 +1,8 @@
 """How long ``mltrain runs`` and ``mltrain compare`` take over many runs.
 
-``python -m benchmarks.overview [--runs 1000] [--epochs 20] [--server]`` trains one small run, copies it in the database and
-among the artifacts, each copy with a learning rate of its own, and times the commands as a user starts them. ``--server``
-asks an MLflow server with one worker for the same runs.
+``python -m benchmarks.overview [--runs 1000] [--epochs 20] [--server [--workers 4]]`` trains one small run, copies it in the
+database and among the artifacts, each copy with a learning rate of its own, and times the commands as a user starts them.
+``--server`` asks an MLflow server for the same runs.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mltrain.checkpoint.manifest import FILE_NAME, FileEntry, Manifest
+from mltrain.tracking.tags import BEST_VALUES_TAG
 from tests.support.servers import TrackingServer
 
 TABLES = ("tags", "params", "latest_metrics", "metrics")
@@ -76,6 +77,10 @@ def copied(database: Path, run_id: str, runs: int) -> list[str]:
             opened.execute("UPDATE params SET value = ? WHERE run_uuid = ? AND key = 'lr'", [str(rate), ids[-1]])
             for table in ("metrics", "latest_metrics"):
                 opened.execute(f"UPDATE {table} SET value = value + ? WHERE run_uuid = ?", [rate, ids[-1]])
+            opened.execute(
+                "UPDATE tags SET value = ? WHERE run_uuid = ? AND key = ?",
+                [changed_values(opened, run_id, rate), ids[-1], BEST_VALUES_TAG],
+            )
             shutil.copytree(root, root.parents[1] / ids[-1] / "artifacts", copy_function=os.link)
             for file in (root.parents[1] / ids[-1]).glob(f"artifacts/checkpoints/*/{FILE_NAME}"):
                 manifest = Manifest.from_json(file.read_bytes())
@@ -85,6 +90,14 @@ def copied(database: Path, run_id: str, runs: int) -> list[str]:
                 file.unlink()
                 file.write_bytes(manifest.model_copy(update=update).to_json())
     return ids
+
+
+def changed_values(database: sqlite3.Connection, run_id: str, rate: float) -> str:
+    """Return what the best checkpoint of a run measured, as a copy with another learning rate records it."""
+    wanted = "SELECT value FROM tags WHERE run_uuid = ? AND key = ?"
+    content = json.loads(database.execute(wanted, [run_id, BEST_VALUES_TAG]).fetchone()[0])
+    metrics = {key: value + rate for key, value in content["metrics"].items()}
+    return json.dumps(content | {"metrics": metrics})
 
 
 def changed_config(file: Path, rate: float) -> FileEntry:
@@ -122,6 +135,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--server", action="store_true")
+    parser.add_argument("--workers", type=int, default=4, help="Of the server.")
     parser.add_argument(
         "--folder", type=Path, help="Keep the runs there, or use those that are there; not for --server."
     )
@@ -129,7 +143,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).absolute()
         folder.mkdir(exist_ok=True)
-        server = TrackingServer(folder) if given.server else None
+        server = TrackingServer(folder, workers=given.workers) if given.server else None
         database = folder / "mlflow.db"
         uri = f"sqlite:///{database}"
         if server is not None:

@@ -197,7 +197,7 @@ class Committer:
     def _announce_best(self, committed: Sequence[Manifest]) -> Manifest | None:
         best = retention.best_of(current_line(committed), self._reader.notes.context)
         if best is not None:
-            self._run.announce_best(best.name)
+            self._run.announce_best(best)
         return best
 
     def prune(self, origin: CheckpointId | None) -> list[retention.Removal]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mltrain.checkpoint.manifest import CheckpointId, Point
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, Point
 from mltrain.store.artifacts import Artifacts
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -44,8 +44,8 @@ class Run(Protocol):
         """Record the name of the newest commit, without waiting."""
         ...
 
-    def announce_best(self, checkpoint: str) -> None:
-        """Record the name of the best checkpoint, without waiting."""
+    def announce_best(self, best: Manifest) -> None:
+        """Record which checkpoint is the best and what it measured, without waiting."""
         ...
 
     def report_damaged(self, checkpoint: str, what: str) -> None:

@@ -9,15 +9,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.reader import CheckpointReader, matching
 from mltrain.errors import MltrainError, StorageError
-from mltrain.ownership.attempts import last_attempt, recorded_attempts
+from mltrain.ownership.attempts import STATUS_OF, last_attempt, recorded_attempts, recorded_config
+from mltrain.run.adoption import ENTRY_POINT
 from mltrain.run.checkpoints import checkpoints_of, config_of
 from mltrain.run.listing import row
+from mltrain.run.record import LONGEST_PARAMETER
 from mltrain.run.run_ids import full_id
+from mltrain.store.opening import open_artifacts
+from mltrain.tracking.best import best_values
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.tags import CHANGED_PREFIX, NAMESPACE, meaning_of_best
+from mltrain.tracking.tags import (
+    CHANGED_PREFIX,
+    LATEST_TAG,
+    NAMESPACE,
+    ONLY_LOCAL_TAG,
+    PROJECT_TAG,
+    STATUS_TAG,
+    meaning_of_best,
+)
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +100,9 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
 
     def differs(key: str, values: Sequence[Any]) -> bool:
         histories = [changes.get(key) for changes in changed]
-        return any(value != values[0] for value in values) or any(one != histories[0] for one in histories)
+        return any(_text(value) != _text(values[0]) for value in values) or any(
+            one != histories[0] for one in histories
+        )
 
     meanings = {meaning_of_best(run) for run in runs}
     return Comparison(
@@ -107,24 +121,58 @@ def measured(run: Any) -> dict[str, float]:
 
 
 def _trained(server: TrackingClient, run: Any) -> _Trained:
-    """Read the checkpoints of a run once.
+    """Return what the tracking store tells of a run, or else read its checkpoints once.
 
     Parameters are the typed values that its newest attempt trained with. Without a configuration they are the parameters that
     MLflow has: a launcher logged them, or the first attempt.
     """
     best: Mapping[str, Any] = {}
     try:
+        if (told := _told(server, run)) is not None:
+            return told
         checkpoints = checkpoints_of(server, run)
         manifests = checkpoints.all()
         best = _best(matching(manifests, "best", checkpoints.notes.context))
-        return _Trained(*_configured(run, checkpoints, manifests), best)
+        values, changes = _configured(run, checkpoints, manifests)
+        return _Trained(_with_a_meaning(run, values, changes), changes, best)
     except StorageError as error:
         log.warning("Run %s is compared without its artifacts: %s", run.info.run_id, error)
     except MltrainError:
         pass
-    changes = _histories(_tagged(run))
-    logged = {key: value for key, value in run.data.params.items() if not key.startswith(NAMESPACE)}
+    changes, logged = _histories(_tagged(run)), _logged(run)
     return _Trained(logged | {key: values[-1] for key, values in changes.items()}, changes, best)
+
+
+def _told(server: TrackingClient, run: Any) -> _Trained | None:
+    """Return what the tracking store tells of a run that has ended; ``None`` where only its checkpoints can.
+
+    They can where a resume changed something, or has committed nothing, or a checkpoint waits on some host.
+    """
+    tags, best = run.data.tags, best_values(run)
+    newest = CheckpointId.parse(tags.get(LATEST_TAG, ""))
+    settled = tags.get(STATUS_TAG) in STATUS_OF and ONLY_LOCAL_TAG not in tags and PROJECT_TAG in tags
+    if best is None or newest is None or not settled or newest.attempt != last_attempt(run.data.params):
+        return None
+    if any(key.startswith(CHANGED_PREFIX) for key in tags):
+        return None
+    measured_at_best = {"epoch": best.epoch, "step": best.step, **best.metrics}
+    logged = _logged(run)
+    if ENTRY_POINT in tags or any(len(value) >= LONGEST_PARAMETER for value in logged.values()):
+        # Parameters of mlflow run are the words of its user, and MLflow cuts long ones.
+        config = recorded_config(open_artifacts(run.info.artifact_uri, server.uri))["config"]
+        return _Trained(_with_a_meaning(run, dict(_flat(config)), {}), {}, measured_at_best)
+    return _Trained({key: _value(text) for key, text in logged.items()}, {}, measured_at_best)
+
+
+def _with_a_meaning(run: Any, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the run recorded as parameters, or that a resume changed: the others mean nothing for it."""
+    logged = _logged(run)
+    return {key: value for key, value in values.items() if not logged or key in logged or key in changes}
+
+
+def _logged(run: Any) -> dict[str, str]:
+    """Return the parameters of a run without those that only mltrain reads."""
+    return {key: value for key, value in run.data.params.items() if not key.startswith(NAMESPACE)}
 
 
 def _configured(

@@ -1,5 +1,7 @@
 """Private attributes, endpoints and defaults of MLflow; each has a test that fails when MLflow no longer has it."""
 
+import base64
+import json
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -99,6 +101,27 @@ def _points(
     answer = http_request(store.get_host_creds(), INTERVAL_ENDPOINT, "GET", params=asked)
     points = verify_rest_response(answer, INTERVAL_ENDPOINT).json().get("metrics", [])
     return [(point["run_id"], (int(point.get("step", 0)), float(point.get("value", 0.0)))) for point in points]
+
+
+def page_tokens(token: str, found: int, size: int, count: int) -> list[str]:
+    """Return the tokens of the next pages of a search, where it can be told how the server makes them.
+
+    Args:
+        token: of the next page.
+        found: entries of all pages before it.
+        size: entries that a page was asked for.
+        count: of tokens.
+
+    Returns:
+        Only ``token`` where it is not the one of MLflow's own server.
+    """
+
+    def made(offset: int) -> str:
+        return base64.b64encode(json.dumps({"offset": offset}).encode()).decode()
+
+    if token != made(found):
+        return [token]
+    return [token, *(made(found + number * size) for number in range(1, count))]
 
 
 def asked_to_wait(error: BaseException | None) -> float:

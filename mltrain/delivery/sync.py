@@ -28,10 +28,10 @@ from mltrain.ownership.run_folder import address_of, may_be, remember_home, stor
 from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import Artifacts, DeferredArtifacts
 from mltrain.store.removal import discard_staged
+from mltrain.tracking.best import best_tags
 from mltrain.tracking.client import RUN_ID, TrackingClient, tags_of
 from mltrain.tracking.places import COMMITTED, artifacts_of
 from mltrain.tracking.tags import (
-    BEST_TAG,
     ENDED_PREFIX,
     LATEST_TAG,
     ONLY_LOCAL_TAG,
@@ -229,9 +229,10 @@ def _announce(server: TrackingClient, run_id: str, artifacts: Artifacts) -> None
     """Record which checkpoints are the newest and the best, as the commit that could not upload them would have."""
     metric, mode = meaning_of_best(server.run(run_id))
     reader = CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), {}, metric, mode))
-    for key, word in ((LATEST_TAG, "latest"), (BEST_TAG, "best")):
-        for found in reader.matching(word)[:1]:
-            server.set_tag(run_id, key, found.name)
+    for found in reader.matching("latest")[:1]:
+        server.set_tag(run_id, LATEST_TAG, found.name)
+    for found in reader.matching("best")[:1]:
+        server.set_tags(run_id, best_tags(found))
 
 
 def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: int) -> None:

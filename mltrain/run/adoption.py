@@ -26,7 +26,7 @@ from mltrain.tracking.tags import HOLDER_TAG, NAMESPACE, PROJECT_TAG, RUN_KEY_TA
 
 log = logging.getLogger(__name__)
 
-_ENTRY_POINT = "mlflow.project.entryPoint"
+ENTRY_POINT = "mlflow.project.entryPoint"
 """The tag by which ``mlflow run`` marks the run that it makes."""
 
 
@@ -129,7 +129,7 @@ def beside(server: TrackingClient, launcher: Launcher | None, run_id: str) -> La
     if recorded is not None:
         log.warning("MLFLOW_RUN_ID names the run %s, which holds %s; it is ignored.", launcher.run_id, recorded)
         return None
-    return launcher if launcher.pid is not None or _ENTRY_POINT in run.data.tags else None
+    return launcher if launcher.pid is not None or ENTRY_POINT in run.data.tags else None
 
 
 def _recorded_in(server: TrackingClient, run: Any) -> str | None:

@@ -16,12 +16,16 @@ from mltrain.errors import MltrainError, UsageError
 from mltrain.ownership.attempts import holder_of, is_alive
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.opening import open_artifacts
+from mltrain.tracking.best import best_values
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import BEST_TAG, LATEST_TAG, LAUNCHER_OF_TAG, PROJECT_TAG, STATUS_TAG, meaning_of_best
 
 log = logging.getLogger(__name__)
 
+_QUERY = f"tags.`{STATUS_TAG}` != ''"
+_PAGE = 250
+"""Runs up to which a list takes one request."""
 _READERS = 8
 """Manifests that are read at once."""
 _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
@@ -77,7 +81,11 @@ def listed(server: TrackingClient, experiment: str | None, selection: Selection)
     else:
         identities = [known.experiment_id for known in server.search_experiments()]
     chosen = bool(conditions or selection.sort)
-    runs = _runs(server, identities, page=1000 if chosen else max(1, min(most, 1000)))
+    runs: Iterable[Any]
+    if chosen or most > _PAGE:
+        runs = _trainings(server.search_runs_ahead(identities, _QUERY))
+    else:
+        runs = _runs(server, identities, page=max(1, most))
     with ThreadPoolExecutor(_READERS, thread_name_prefix="mltrain-listing") as readers:
         rows = list(readers.map(partial(_measured_row, server), runs if chosen else islice(runs, most)))
     rows = [
@@ -101,7 +109,13 @@ def _measured_row(server: TrackingClient, run: Any) -> dict[str, Any]:
 
 
 def _at_best(server: TrackingClient, run: Any, metric: str) -> dict[str, float]:
-    """Return what the best checkpoint of a run measured. Its manifest is read without what loads checkpoints, and torch."""
+    """Return what the best checkpoint of a run measured.
+
+    Where the tags do not tell, its manifest is read without what loads checkpoints, and torch.
+    """
+    told = best_values(run)
+    if told is not None and metric in told.metrics:
+        return dict(told.metrics)
     identity = CheckpointId.parse(run.data.tags.get(BEST_TAG, ""))
     if identity is None:
         return {}
@@ -155,7 +169,11 @@ def newest(server: TrackingClient) -> Any | None:
 
 def _runs(server: TrackingClient, experiments: Iterable[str], page: int) -> Iterator[Any]:
     """Yield the runs of mltrain, the newest first."""
-    found = server.search_runs(experiments, f"tags.`{STATUS_TAG}` != ''", page=page)
+    return _trainings(server.search_runs(experiments, _QUERY, page=page))
+
+
+def _trainings(found: Iterable[Any]) -> Iterator[Any]:
+    """Yield runs without the empty ones of ``mlflow run``."""
     return (run for run in found if LAUNCHER_OF_TAG not in run.data.tags)
 
 

@@ -32,7 +32,7 @@ REMOVALS_FILE = "retention.jsonl"
 REMOVALS_FOLDER = "retention"
 MOST_LINES = 50
 
-_LONGEST_PARAMETER = 6000
+LONGEST_PARAMETER = 6000
 """What MLflow takes; the whole value is in the configuration among the artifacts."""
 _LONGEST_DIGEST = 36
 """Characters of a dataset's digest that MLflow takes."""
@@ -74,7 +74,7 @@ class Record:
         """Record parameters, without those that the run holds already: MLflow never changes one."""
         for key, value in Names("parameter", names.key).translated(parameters).items():
             if key not in held:
-                self._outbox.journal.log_item("param", key, redacted(value)[:_LONGEST_PARAMETER])
+                self._outbox.journal.log_item("param", key, redacted(value)[:LONGEST_PARAMETER])
 
     def attempt(self) -> None:
         """Write the list of attempts, the current one last, and what changed in it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import filelock
 
-from mltrain.checkpoint.manifest import CheckpointId
+from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.compat.private import latest_points
 from mltrain.delivery.creation import RunIdentity
 from mltrain.delivery.journal import Journal
@@ -21,9 +21,9 @@ from mltrain.ownership.lease import Hold
 from mltrain.run.ending import Ending, Opened
 from mltrain.run.record import Record, Removals
 from mltrain.tracking import registry
+from mltrain.tracking.best import best_tags
 from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.tags import (
-    BEST_TAG,
     DAMAGED_PREFIX,
     DROPPED_PREFIX,
     LATEST_TAG,
@@ -133,9 +133,9 @@ class TrackedRun:
         """Record the name of the newest commit."""
         self.set_tag(LATEST_TAG, checkpoint)
 
-    def announce_best(self, checkpoint: str) -> None:
-        """Record the name of the best checkpoint."""
-        self.set_tag(BEST_TAG, checkpoint)
+    def announce_best(self, best: Manifest) -> None:
+        """Record which checkpoint is the best, and what it measured."""
+        self.outbox.set_tags(best_tags(best))
 
     def report_damaged(self, checkpoint: str, what: str) -> None:
         """Record that a checkpoint is damaged, and how."""

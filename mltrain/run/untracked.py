@@ -9,7 +9,7 @@ from typing import Any
 import filelock
 
 from mltrain.checkpoint.folder import OWN_FOLDER, FolderArtifacts
-from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Point
+from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Manifest, Point
 from mltrain.checkpoint.ports import Status
 from mltrain.errors import MltrainError, RunHeld, StorageError
 from mltrain.run.record import Removals
@@ -89,10 +89,10 @@ class UntrackedRun:
     def announce_latest(self, checkpoint: str) -> None:
         """Record nothing: the files say which one is newest."""
 
-    def announce_best(self, checkpoint: str) -> None:
+    def announce_best(self, best: Manifest) -> None:
         """Let ``best_model.pth`` stand for a checkpoint."""
         try:
-            self._files.mark_best(checkpoint, self._epoch_files)
+            self._files.mark_best(best.name, self._epoch_files)
         except MltrainError as error:
             log.warning("best_model.pth could not be brought up to date: %s", error)
 

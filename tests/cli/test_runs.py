@@ -1,5 +1,8 @@
 """``mltrain compare`` shows what differs."""
 
+import sqlite3
+from contextlib import closing
+
 from tests.support.workplace import Workplace
 
 
@@ -69,6 +72,11 @@ def test_runs_are_listed_with_their_best_value_sorted_and_selected(workplace: Wo
     middle = repr(values[ranked[1]])
     for condition, expected in ((f"val/loss<{middle}", 1), (f"val/loss <= {middle}", 2), ("no/such > 0", 0)):
         assert len(workplace.mltrain("runs", "--where", condition, "--json").json) == expected, condition
+    compared = workplace.mltrain("compare", *ranked, "--json").json
+    with closing(sqlite3.connect(workplace.folder / "mlflow.db")) as database, database:
+        assert database.execute("DELETE FROM tags WHERE key = 'mltrain.best_values'").rowcount == 3
+    assert workplace.mltrain("runs", "--json").json == found, "the manifests tell the same as the tags"
+    assert workplace.mltrain("compare", *ranked, "--json").json == compared
     shown = workplace.mltrain("runs", "--sort", "val/loss").out
     assert f"val/loss {values[ranked[0]]:.5g}" in shown
     for words in (("--where", "val/loss"), ("--sort", "train/loss"), ("--sort", "val/loss", "--mode", "best")):

@@ -1,13 +1,19 @@
 """A comparison asks for many runs at once, and leaves out what only machines read."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mltrain.commands import compare
 from mltrain.commands.compare import compared
 from mltrain.compat import private
-from mltrain.errors import RunNotFound
+from mltrain.errors import RunNotFound, StorageError
+from mltrain.run import listing
+from mltrain.run.listing import Selection, listed
+from mltrain.tracking import places
 from mltrain.tracking.client import TrackingClient, connect_to_read
 from tests.support.database import many
 
@@ -31,6 +37,79 @@ def test_forty_runs_take_as_many_requests_as_four(
         assert [run["run_id"] for run in comparison.runs] == run_ids[:count]
         counts.append(len(asked))
     assert counts[0] == counts[1] <= 2, asked
+
+
+def finished_runs(folder: Path, count: int, **more: str) -> list[str]:
+    """Add finished runs of one attempt to the database; their artifacts are nowhere."""
+    name = "step-000000008-a01"
+    values = {"checkpoint": name, "epoch": 2, "step": 8, "metrics": {"val/loss": 0.25, "val/f1": math.nan}}
+    tags = {
+        "mltrain.status": "finished",
+        "mltrain.project": "tiny",
+        "mltrain.latest": name,
+        "mltrain.best": name,
+        "mltrain.best_values": json.dumps(values),
+    }
+    return many(
+        folder, count, {**tags, **{f"mltrain.{key}": value for key, value in more.items()}}, "s3://nowhere/{run}"
+    )
+
+
+def test_lists_and_comparisons_of_finished_runs_ask_for_no_artifacts(
+    server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ids = finished_runs(tmp_path, 250)
+    for number, run_id in enumerate(run_ids[:2]):
+        server.log_params(run_id, [("lr", json.dumps(number / 10)), ("name", "cells"), ("mltrain.attempt.1", "{}")])
+    asked: list[str] = []
+    once = TrackingClient._tried
+
+    def counted(self: TrackingClient, function: Any, *arguments: Any, **named: Any) -> Any:
+        asked.append(getattr(function, "__name__", "?"))
+        return once(self, function, *arguments, **named)
+
+    def opened(*place: str) -> Any:
+        raise AssertionError(f"{place} is opened")
+
+    monkeypatch.setattr(TrackingClient, "_tried", counted)
+    for module in (listing, compare, places):
+        monkeypatch.setattr(module, "open_artifacts", opened)
+    rows = listed(server, None, Selection(most=1000))
+    assert [row["best_value"] for row in rows] == [0.25] * 250
+    assert len(asked) == 2, asked
+    asked.clear()
+    comparison = compared(server, run_ids)
+    assert len(asked) == 1 + 3, "experiments, and each hundred runs"
+    assert comparison.parameters == {"lr": [0.0, 0.1, *[None] * 248], "name": ["cells", "cells", *[None] * 248]}
+    assert comparison.best["epoch"] == [2] * 250
+    assert comparison.best["val/loss"] == [0.25] * 250
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"status": "running"},
+        {"newest_only_local": "step-000000009-a01 on a host"},
+        {"changed.2": '{"lr": ["0.1", "0.2"]}'},
+        {"latest": "step-000000008-a02"},
+        {"best": "step-000000009-a01"},
+        {"best_values": "{}"},
+    ],
+    ids=["running", "only local", "changed by a resume", "nothing committed", "best of an older version", "too long"],
+)
+def test_a_run_whose_checkpoints_know_more_is_compared_by_them(
+    server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tags: dict[str, str]
+) -> None:
+    plain, other = finished_runs(tmp_path, 1)[0], finished_runs(tmp_path, 1, **tags)[0]
+    asked: list[str] = []
+
+    def gone(uri: str, tracking_uri: str) -> Any:
+        asked.append(uri)
+        raise StorageError("gone")
+
+    monkeypatch.setattr(places, "open_artifacts", gone)
+    compared(server, [plain, other])
+    assert asked == [f"s3://nowhere/{other}"]
 
 
 def test_runs_that_are_missing_or_deleted_are_named(server: TrackingClient, tmp_path: Path) -> None:

@@ -147,3 +147,13 @@ def test_the_seconds_that_a_server_asks_to_wait_are_found(
     with pytest.raises(MlflowException) as raised:
         MlflowClient(busy).get_run("a" * 32)
     assert private.asked_to_wait(raised.value) == seconds
+
+
+def test_tokens_of_pages_are_those_of_mlflow_or_one_by_one() -> None:
+    from mlflow.utils.search_utils import SearchUtils
+
+    def made(offset: int) -> str:
+        return str(SearchUtils.create_page_token(offset), "ascii")
+
+    assert private.page_tokens(made(500), 500, 250, 3) == [made(500), made(750), made(1000)]
+    assert private.page_tokens("opaque", 250, 250, 3) == ["opaque"]

@@ -49,8 +49,8 @@ class FolderRun:
     def announce_latest(self, checkpoint: str) -> None:
         self.tags["mltrain.latest"] = checkpoint
 
-    def announce_best(self, checkpoint: str) -> None:
-        self.tags["mltrain.best"] = checkpoint
+    def announce_best(self, best: Manifest) -> None:
+        self.tags["mltrain.best"] = best.name
 
     def report_damaged(self, checkpoint: str, what: str) -> None:
         self.tags[f"mltrain.damaged.{checkpoint}"] = what

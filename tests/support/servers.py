@@ -73,11 +73,13 @@ class TrackingServer(_Process):
     Args:
         folder: for its database, and for the artifacts unless they go elsewhere.
         artifacts: where they go, such as ``s3://bucket``.
+        workers: processes that answer; MLflow's own default is four.
         environment: beside this process's own.
     """
 
-    def __init__(self, folder: Path, artifacts: str | None = None, **environment: str) -> None:
+    def __init__(self, folder: Path, artifacts: str | None = None, *, workers: int = 1, **environment: str) -> None:
         super().__init__()
+        self._workers = str(workers)
         self.folder = folder
         self._artifacts = artifacts or str(folder / "artifacts")
         self._more = environment
@@ -93,7 +95,7 @@ class TrackingServer(_Process):
     def command(self) -> list[str]:
         return [
             *(str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", self._workers),
             *("--artifacts-destination", self._artifacts),
         ]
 

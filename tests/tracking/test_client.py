@@ -1,5 +1,7 @@
 """The typed client retries what may be repeated, and names errors by what can be done about them."""
 
+import base64
+import json
 import sqlite3
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, MlflowException
 from sqlalchemy.exc import OperationalError
 
+from mltrain.compat.database import Page
 from mltrain.errors import RunNotFound, TrackingError
 from mltrain.tracking.client import Refusal, TrackingClient
 
@@ -86,6 +89,34 @@ def test_a_run_that_is_deleted_or_unknown_is_not_found(error: Exception | None) 
     with pytest.raises(RunNotFound):
         TrackingClient("http://127.0.0.1:1", client, 60.0).run(RUN)
     assert client.asked == 1
+
+
+class Paging:
+    """An ``MlflowClient`` with so many runs, whose tokens are MLflow's, or others."""
+
+    def __init__(self, runs: int, *, known: bool = True, largest: int = 1000) -> None:
+        self.runs, self.known, self.largest = runs, known, largest
+        self.asked: list[int] = []
+
+    def search_runs(self, experiments: list[str], filter_string: str, max_results: int, page_token: str | None) -> Any:
+        begin = 0
+        if page_token:
+            text = base64.b64decode(page_token).decode() if self.known else page_token[::-1]
+            begin = int(json.loads(text)["offset"])
+        self.asked.append(begin)
+        end = min(self.runs, begin + min(max_results, self.largest))
+        token = json.dumps({"offset": end})
+        token = base64.b64encode(token.encode()).decode() if self.known else token[::-1]
+        return Page(range(begin, end), token if end < self.runs else None)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("largest", [1000, 100])
+@pytest.mark.parametrize("runs", [0, 1, 250, 251, 1000, 1300, 3000])
+def test_pages_requested_ahead_hold_each_run_once_and_in_order(runs: int, largest: int, known: bool) -> None:
+    client = Paging(runs, known=known, largest=largest)
+    assert list(TrackingClient("http://127.0.0.1:1", client).search_runs_ahead(["0"], "")) == list(range(runs))
+    assert len(client.asked) <= 1 + runs // min(largest, 250) + 4
 
 
 def test_what_is_no_run_id_is_not_sent() -> None:
