@@ -132,17 +132,31 @@ def test_without_an_answer_of_the_server_nobody_knows_which_run_has_the_key(
     assert not (tmp_path / "home").exists()
 
 
-def test_two_commands_at_once_make_one_run_and_a_kill_is_continued(workplace: Workplace) -> None:
-    words = ("train", "tiny.py", "--run-key", KEY, "epochs=2")
-    both = [workplace.start(*words, "sleep=0.1", "kill_at=9") for _ in range(2)]
+JOBS = {
+    "torchrun": {"TORCHELASTIC_RUN_ID": "nightly"},
+    "slurm": {"SLURM_JOB_ID": "71"},
+    "skypilot": {"SKYPILOT_TASK_ID": "sky-managed-2026-11-26_train_7-0"},
+    "kubernetes": {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+}
+"""What each launcher leaves for the processes of one job, beside what differs between two of them."""
+
+
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_two_starts_of_a_job_at_once_make_one_run_and_a_kill_is_continued(job: str, workplace: Workplace) -> None:
+    words = ("train", "tiny.py", "--run-key", "auto", "epochs=2")
+    starts = [
+        {**JOBS[job], "HOSTNAME": f"train-{suffix}", "SLURM_RESTART_COUNT": str(number)}
+        for number, suffix in enumerate(("x7k2p", "bb4dz", "c8d2f"))
+    ]
+    both = [workplace.start(*words, "sleep=0.1", "kill_at=9", **start) for start in starts[:2]]
     codes = sorted(one.wait().code for one in both)
     assert codes == [-signal.SIGKILL, 4]
-    again = workplace.mltrain(*words)
+    again = workplace.mltrain(*words, **starts[2])
     assert again.code == 0, again.err
     runs = workplace.mltrain("runs", "--json").json
     assert [run["run_id"] for run in runs] == [again.run_id]
     assert workplace.points(again.run_id)["epoch"] == [(6, 1.0), (12, 2.0)]
-    complete = workplace.mltrain(*words)
+    complete = workplace.mltrain(*words, **starts[0])
     assert complete.code == 0
     assert f"run_id={again.run_id}" in complete.out
     assert "is complete, and nothing is left to train" in complete.out

@@ -1,9 +1,13 @@
 """Processes that hold shards of a model train and resume as one does."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from tests.support import ranks
@@ -55,6 +59,48 @@ def test_a_single_process_reads_what_several_have_written_in_pieces(
     assert newest.name in listed.out
 
 
+@pytest.mark.slow
+def test_what_people_do_with_a_run_afterwards_needs_no_other_process(
+    place: Workplace, undisturbed: str, tmp_path: Path
+) -> None:
+    """Compare, load in Python, fork, export, register, prune: each in one process, without torch.distributed."""
+    expected = place.weights(undisturbed)["model"]
+    code = (
+        "import sys, mltrain, torch; weights = mltrain.load_best(sys.argv[1]); torch.save(dict(weights), sys.argv[2]); "
+        "assert 'torch.distributed.checkpoint' not in sys.modules and not torch.distributed.is_initialized()"
+    )
+    best = tmp_path / "best.pt"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code, undisturbed, str(best)], cwd=place.folder, env=place.environment, check=False
+    )
+    assert loaded.returncode == 0
+    assert torch.load(best).keys() == expected.keys()
+
+    export = (f"model_save_path={tmp_path / 'exported'}", "export=full")
+    forked = place.mltrain("train", "--fork-run", undisturbed, "epochs=3", *export)
+    assert forked.code == 0, forked.err
+    assert forked.run_id != undisturbed
+    assert {step for step, _ in place.points(forked.run_id)["step/loss"]} == set(range(13, 19))
+    again = ranks.run(place, 2, "train", "--fork-run", undisturbed, "epochs=2", *export)  # nothing is left to train
+    assert [rank.code for rank in again] == [0, 0], again
+    compared = place.mltrain("compare", undisturbed, forked.run_id, "--json")
+    assert compared.code == 0, compared.err
+    assert forked.run_id in compared.out
+
+    registered = place.mltrain("pull", undisturbed, "--to", str(tmp_path / "model"), "--register", "sharded")
+    assert registered.code == 0, registered.err
+    assert [one.run_id for one in MlflowClient(place.uri).search_model_versions("name='sharded'")] == [undisturbed]
+
+    before = place.checkpoint_names(undisturbed)
+    pruned = place.mltrain("prune", undisturbed, "--keep", "Latest(1) | Best(1)", "--yes")
+    assert pruned.code == 0, pruned.err
+    left = place.checkpoint_names(undisturbed)
+    assert set(left) < set(before)
+    assert left[-1] == before[-1]
+    assert {folder.name for folder in checkpoints_of(place, undisturbed)} == set(left)  # with all their pieces
+    assert place.mltrain("verify", undisturbed).code == 0
+
+
 @pytest.mark.parametrize(("how", "codes"), [("kill_at=9 victim=1", [1, -signal.SIGKILL])])
 def test_a_sharded_training_that_was_killed_ends_as_if_it_had_not_been(
     how: str, codes: list[int], place: Workplace, undisturbed: str
@@ -93,7 +139,11 @@ def test_sharded_processes_train_what_one_process_trains_and_any_number_goes_on(
 
 def test_on_ranks(place: Workplace) -> None:
     """Each check stands in ``tests/distributed/sharded_checks.py``; what two and four ranks save, three load."""
-    for size, names in ((2, ("training", "refusals", "failing")), (4, ("tensor_parallel",)), (3, ("resharding",))):
+    for size, names in (
+        (2, ("training", "refusals", "failing", "there_and_back")),
+        (4, ("tensor_parallel",)),
+        (3, ("resharding",)),
+    ):
         folder = str(place.folder / "pieces")
         done = ranks.run(place, size, "--module", "tests.distributed.sharded_checks", *names, FOLDER=folder)
         assert [rank.code for rank in done] == [0] * size, "\n".join(rank.out + rank.err for rank in done)
