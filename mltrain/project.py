@@ -119,6 +119,8 @@ def find_pipeline(word: str, *, recorded: bool = False) -> Located:
             f"The run was made by the pipeline {word!r:.200}, which is not found here. Go to the checkout that has it, or "
             f"name it: mltrain pipeline PIPELINE --run ID. Registered here: {known}."
         )
+    if _is_there(word, GROUP, "project.py"):
+        raise UsageError(f"{word!r:.200} is a project. Expected a pipeline. Try: mltrain train {word:.200}")
     raise UsageError(
         f"There is no pipeline {word!r:.200}: a registered name, a .py file or a folder with pipeline.py was expected."
         f"{nearest(word, registered)} Registered here: {known}."
@@ -217,10 +219,20 @@ def find(word: str, *, recorded: bool = False) -> Project:
             f"The run was trained by the project {word!r:.200}, which is not found here. Go to the checkout that has it, or "
             f"name it: mltrain train PROJECT --resume-run …. Registered here: {known}."
         )
+    if _is_there(word, PIPELINES, "pipeline.py"):
+        raise UsageError(
+            f"{word!r:.200} is a pipeline. Expected a project. Try: mltrain pipeline {word:.200}, or mltrain train "
+            f"{word:.200}:STAGE for one stage of it"
+        )
     raise UsageError(
         f"There is no project {word!r:.200}: a registered name, a .py file or a folder with project.py was expected."
         f"{nearest(word, registered)} Registered here: {known}."
     )
+
+
+def _is_there(word: str, group: str, file: str) -> bool:
+    """Whether a word names what is registered in a group, or a folder with this file."""
+    return word in metadata.entry_points(group=group).names or os.path.isfile(os.path.join(word, file))  # noqa: PTH113, PTH118 - see above
 
 
 def _recorded_name(path: Path) -> str:
@@ -282,6 +294,8 @@ sys.meta_path.append(_ProjectFinder())
 def _of_module(name: str, module: ModuleType, place: Path | None = None) -> Project:
     build = getattr(module, "build", None)
     config = getattr(module, "Config", Config)
+    if not callable(build) and isinstance(getattr(module, "PIPELINE", None), Pipeline):
+        raise UsageError(f"{module.__file__} is a pipeline. Expected a project. Try: mltrain pipeline {name:.200}")
     if not callable(build):
         raise UsageError(f"{module.__file__} has no function build(config) that returns an mltrain.Task.")
     if not (isinstance(config, type) and issubclass(config, Config)):

@@ -60,7 +60,7 @@ class World:
                 dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
                 atexit.register(_disconnect)
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
+            self._group: Any = dist.new_group(backend="gloo", timeout=timeout)
             self._store: Any = dist.distributed_c10d._get_default_store()
             if self.rank == 0:
                 for key in (_LEFT, *self._heard()):
@@ -74,6 +74,8 @@ class World:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        with suppress(RuntimeError):
+            self._store.set(f"heard/{self.rank}", "")  # rank 0 need not wait for this one
         if error is not None:
             self._leave(error)
 
@@ -192,6 +194,9 @@ class World:
                 self._store.set(_LEFT, f"{self.rank} {code} {type(error).__name__}: {error}"[:2000])
         except RuntimeError:  # the store has ended with the process that had it
             pass
+        self._group = None  # gloo closes its connections when nothing refers to the group any more
+        if self.channel is not None:
+            self.channel.group = None
         _disconnect()
         if self.rank == 0 and not isinstance(error, PeerLost):  # the reason is in a store that ends with this process
             with suppress(RuntimeError):
@@ -227,7 +232,7 @@ class Channel:
     def __init__(self, world: World) -> None:
         self.rank, self.size = world.rank, world.size
         self._world = world
-        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.seconds))
+        self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.seconds))
 
     def gather(self, said: Any) -> list[Any]:
         """Return what each rank says, by rank. Raises :class:`PeerLost`."""

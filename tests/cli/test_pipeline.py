@@ -65,6 +65,8 @@ def test_a_pipeline_is_named_or_found_by_its_run(trained: TinyPipeline) -> None:
     unknown = trained.workplace.mltrain("pipeline", "none_such", "--status")
     assert unknown.code == 2
     assert "There is no pipeline 'none_such'" in unknown.err
+    project = trained.workplace.mltrain("pipeline", "segmentation", "--status")
+    assert (project.code, "Try: mltrain train segmentation" in project.err) == (2, True)
     project = trained.workplace.mltrain("pipeline", "tiny.py", "--status")
     assert "has no PIPELINE" in project.err
     training = trained.workplace.mltrain("train", "tiny.py", "epochs=1")
