@@ -120,7 +120,7 @@ def find_pipeline(word: str, *, recorded: bool = False) -> Located:
             f"name it: mltrain pipeline PIPELINE --run ID. Registered here: {known}."
         )
     if _is_there(word, GROUP, "project.py"):
-        raise UsageError(f"{word!r:.200} is a project. Expected a pipeline. Try: mltrain train {word:.200}")
+        raise UsageError(f"{word!r:.200} is a project. Try: mltrain train {word:.200}")
     raise UsageError(
         f"There is no pipeline {word!r:.200}: a registered name, a .py file or a folder with pipeline.py was expected."
         f"{nearest(word, registered)} Registered here: {known}."
@@ -220,10 +220,7 @@ def find(word: str, *, recorded: bool = False) -> Project:
             f"name it: mltrain train PROJECT --resume-run …. Registered here: {known}."
         )
     if _is_there(word, PIPELINES, "pipeline.py"):
-        raise UsageError(
-            f"{word!r:.200} is a pipeline. Expected a project. Try: mltrain pipeline {word:.200}, or mltrain train "
-            f"{word:.200}:STAGE for one stage of it"
-        )
+        raise UsageError(f"{word!r:.200} is a pipeline. Try: mltrain pipeline {word:.150}, or {word:.150}:STAGE")
     raise UsageError(
         f"There is no project {word!r:.200}: a registered name, a .py file or a folder with project.py was expected."
         f"{nearest(word, registered)} Registered here: {known}."
@@ -231,8 +228,7 @@ def find(word: str, *, recorded: bool = False) -> Project:
 
 
 def _is_there(word: str, group: str, file: str) -> bool:
-    """Whether a word names what is registered in a group, or a folder with this file."""
-    return word in metadata.entry_points(group=group).names or os.path.isfile(os.path.join(word, file))  # noqa: PTH113, PTH118 - see above
+    return word in metadata.entry_points(group=group).names or Path(word[:200], file).is_file()
 
 
 def _recorded_name(path: Path) -> str:
@@ -295,7 +291,7 @@ def _of_module(name: str, module: ModuleType, place: Path | None = None) -> Proj
     build = getattr(module, "build", None)
     config = getattr(module, "Config", Config)
     if not callable(build) and isinstance(getattr(module, "PIPELINE", None), Pipeline):
-        raise UsageError(f"{module.__file__} is a pipeline. Expected a project. Try: mltrain pipeline {name:.200}")
+        raise UsageError(f"{module.__file__} is a pipeline. Try: mltrain pipeline {name:.200}")
     if not callable(build):
         raise UsageError(f"{module.__file__} has no function build(config) that returns an mltrain.Task.")
     if not (isinstance(config, type) and issubclass(config, Config)):

@@ -61,7 +61,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", "project=no-such-project", "lr=3"], "There is no project 'no-such-project'"),
         (["train", "--default-project", "no-such-default"], "There is no project 'no-such-default'"),
         (["train", "no-such-project", "--default-project", "segmentation"], "There is no project 'no-such-project'"),
-        (["train", "cardiac", "epochs=1"], "'cardiac' is a pipeline. Expected a project. Try: mltrain pipeline cardiac"),
+        (
+            ["train", "cardiac", "epochs=1"],
+            "'cardiac' is a pipeline. Try: mltrain pipeline cardiac",
+        ),
         (["train", "--resume-run", "../../etc"], "is not the id of a run"),
         (["train", "resume_run=ABCDEFG"], "is not the id of a run"),
         (["train", "one", "two"], "is a second project after 'one'"),
