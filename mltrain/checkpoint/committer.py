@@ -296,3 +296,5 @@ class Committer:
         self._give_way.set()
         self._disk.close()
         self._uploads.close()
+        if self._store.peers is not None:
+            self._store.peers.stop()

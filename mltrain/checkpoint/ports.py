@@ -1,13 +1,62 @@
-"""What checkpoints need of the run that they are artifacts of."""
+"""What checkpoints need of the run that they are artifacts of, and of the other processes of a training."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mltrain.checkpoint.manifest import CheckpointId, Manifest, Point
+from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest, Point
 from mltrain.store.artifacts import Artifacts
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Peers(Protocol):
+    """The other processes of a training, each of which uploads its own files of a sharded checkpoint."""
+
+    def expects(self, manifest: Manifest) -> bool:
+        """Whether they upload their files of this checkpoint, which this process then does not."""
+        ...
+
+    def wait(self, manifest: Manifest) -> None:
+        """Return when all of them have uploaded their files.
+
+        Raises:
+            StorageError: one cannot, or does not in time.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End all waits, now and later."""
+        ...
+
+
+class Pieces(Protocol):
+    """Pieces of the tensors of a snapshot, of which each of several processes holds its own."""
+
+    own: Mapping[str, "Tensor"]
+    """For each sharded tensor the piece of this process, which may be empty; on the CPU."""
+
+    def write(self, folder: Path) -> Mapping[str, tuple[FileEntry, int]]:
+        """Let every process write its part into a folder.
+
+        Returns:
+            For each part file its entry, and the bytes of the files that it lists.
+
+        Raises:
+            MltrainError: a process could not write, or the files are not where this one looks.
+        """
+        ...
+
+    def complete(self, manifest: Manifest, commit: Callable[[], object]) -> None:
+        """Let other machines complete their staged copies, then call ``commit``; raises what fails of it."""
+        ...
+
+    def end(self) -> None:
+        """Let the other processes know that this snapshot is not written again."""
+        ...
 
 
 class Run(Protocol):

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.codec import LARGEST_FILE, EncodedFile, encode
@@ -12,9 +13,11 @@ from mltrain.checkpoint.policies import Budget
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Policy
+from mltrain.checkpoint.shards import Part, staged_files
 from mltrain.checkpoint.snapshot import Snapshot
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import StorageError
+from mltrain.errors import DamagedCheckpoint, StorageError, shortened
+from mltrain.store.artifacts import sha256_of, side_by_side
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.retry import may_pass
 
@@ -62,8 +65,16 @@ def stage(
                 "shards": {name: size for name, (_, size) in parts.items()},
             }
         )
-        staging.commit(complete, store.place(manifest.id), require_lease)
+        commit = partial(staging.commit, complete, store.place(manifest.id), require_lease)
+        if snapshot.pieces is not None:
+            snapshot.pieces.complete(complete, commit)
+        else:
+            commit()
     return complete
+
+
+class PartsMissing(StorageError):
+    """A sharded checkpoint of which other machines have not uploaded all their files."""
 
 
 class Backlog:
@@ -170,7 +181,8 @@ def publish(
 ) -> None:
     """Upload a staged checkpoint file by file, the manifest last; then drop earlier staged copies.
 
-    A store on this machine has it already.
+    A store on this machine has it already. Of a sharded one each machine uploads what its processes have staged, data before
+    part files, and the manifest follows when the store has the parts of all.
 
     Args:
         store: that receives the checkpoint.
@@ -180,6 +192,7 @@ def publish(
 
     Raises:
         StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
+        PartsMissing: other machines have not uploaded their files of it. The staged copy stays.
     """
     if store.artifacts.local_root is not None:
         return
@@ -188,7 +201,8 @@ def publish(
         try:
             _upload(store, earlier, require_lease)
         except (StorageError, FileNotFoundError) as error:
-            if isinstance(error, StorageError) and (error.__cause__ is None or may_pass(error.__cause__)):
+            ours = isinstance(error, StorageError) and not isinstance(error, PartsMissing)
+            if ours and (error.__cause__ is None or may_pass(error.__cause__)):
                 raise
             log.warning("Checkpoint %s could not be uploaded and is left out: %s", earlier.name, error)
     _upload(store, manifest, require_lease)
@@ -199,8 +213,47 @@ def publish(
 
 def _upload(store: CheckpointStore, manifest: Manifest, require_lease: Callable[[], None]) -> None:
     staged, folder, manifest = store.place(manifest.id), f"{CHECKPOINTS}/{manifest.name}", store.named(manifest)
+    peers = store.peers if store.peers is not None and store.peers.expects(manifest) else None
+    data, parts = staged_files(staged, manifest, 0 if peers is not None else None)
     # The data are checked right before the manifest is uploaded: another process may remove a folder that has none.
-    store.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)
+    for names in filter(None, (data, parts)):
+        store.artifacts.upload_all([staged / name for name in names], folder)
+    if peers is not None:
+        peers.wait(manifest)
+    if manifest.shards:
+        _refuse_without_parts(store, manifest)
     require_lease()
     store.artifacts.upload(staged / FILE_NAME, folder)
     store.committed(manifest)
+
+
+def _refuse_without_parts(store: CheckpointStore, manifest: Manifest) -> None:
+    """Refuse to commit a sharded checkpoint unless the store has every part, and every file that a part lists.
+
+    Raises:
+        PartsMissing: it does not; the message names the first files.
+        StorageError: the store has another part file than the one that was staged.
+    """
+    folder = f"{CHECKPOINTS}/{manifest.name}"
+    there = {entry.name: entry.size for entry in store.artifacts.entries(folder)}
+    wanted = {name: entry.size for name, entry in manifest.files.items()}
+
+    def listed(name: str) -> dict[str, int]:
+        content = store.artifacts.read(f"{folder}/{name}", manifest.files[name].size)
+        if sha256_of(content) != manifest.files[name].sha256:
+            raise StorageError(
+                f"{name} of {manifest.name} has another SHA-256 in the artifact store than when it was staged."
+            )
+        return {file: entry.size for file, entry in Part.from_json(content, name).files.items()}
+
+    try:
+        for files in side_by_side(listed, sorted(name for name in manifest.shards if name in there)):
+            wanted |= files
+    except DamagedCheckpoint as error:
+        raise StorageError(f"{manifest.name} cannot be committed: {error}") from error
+    missing = sorted(name for name, size in wanted.items() if there.get(name) != size)
+    if missing:
+        raise PartsMissing(
+            f"{manifest.name} is not complete in the artifact store: {shortened(missing, 3)} did not arrive. Expected the files "
+            "of all machines that trained it. Try: mltrain sync on each of them"
+        )

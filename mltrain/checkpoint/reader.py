@@ -49,7 +49,7 @@ class CheckpointReader:
         committed = self.store.manifests(damaged=self._damaged)
         newest = max((manifest.id.order for manifest in committed), default=(0, 0))
         # Uploads are in order, so what is staged and older than the newest commit is there already, or was superseded.
-        waiting = [manifest for manifest in self.store.staged() if manifest.id.order > newest]
+        waiting = [one for one in self.store.staged() if one.id.order > newest and self.store.is_whole(one)]
         return self.notes.over(committed + sorted(waiting, key=lambda manifest: manifest.id.order))
 
     def matching(self, which: str) -> list[Manifest]:
@@ -58,7 +58,7 @@ class CheckpointReader:
 
     def newest(self) -> Manifest | None:
         """Return the checkpoint that ``latest`` means, if there is one, and read no manifest of an older one."""
-        staged = self.store.staged()
+        staged = [one for one in self.store.staged() if self.store.is_whole(one)]
         for identity in self.store.names():
             try:
                 committed = self.store.manifest(identity)

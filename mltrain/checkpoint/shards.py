@@ -111,6 +111,27 @@ def write_part(
     return part_name(rank), FileEntry(size=size, sha256=digest), part.size
 
 
+def staged_files(folder: Path, manifest: Manifest, rank: int | None = None) -> tuple[list[str], list[str]]:
+    """Return which files of a checkpoint a machine uploads, and which part files after them.
+
+    Args:
+        folder: where the ranks of one machine have staged it.
+        manifest: of the checkpoint.
+        rank: whose pieces are meant. If ``None``, those of all ranks.
+
+    Raises:
+        DamagedCheckpoint: a part file is not as it was written.
+    """
+    if not manifest.shards:
+        return sorted(manifest.files), []
+    own = set(manifest.shards) if rank is None else {part_name(rank)}
+    parts = sorted(name for name in own & manifest.shards.keys() if (folder / name).is_file())
+    data = {name for name in manifest.files if name not in manifest.shards}
+    for name in parts:
+        data |= Part.from_json((folder / name).read_bytes(), name).files.keys()
+    return sorted(name for name in data if (folder / name).is_file()), parts
+
+
 class Assembly:
     """The whole tensors of a sharded checkpoint, and the files that a single process would have written.
 
@@ -119,7 +140,6 @@ class Assembly:
         read: reads its files, verified.
 
     Attributes:
-        read: the same.
         parts: what each rank has written, by rank.
         weights: the name of the part of the state that is a model's weights, if there is one.
         tensors: each sharded tensor without data: its shape and dtype.
@@ -129,7 +149,8 @@ class Assembly:
     """
 
     def __init__(self, manifest: Manifest, read: Read) -> None:
-        self._manifest, self.read = manifest, read
+        self._manifest, self._read = manifest, read
+        self._held: dict[str, bytearray] = {}
         self.parts = [Part.from_json(read(name, manifest.files[name]), name) for name in sorted(manifest.shards)]
         self.weights = self.parts[0].weights if self.parts else None
         self.tensors: dict[str, Tensor] = {}
@@ -146,6 +167,19 @@ class Assembly:
         if lacking:
             raise DamagedCheckpoint(f"{manifest.name}: the pieces of {lacking[0]} do not make up the whole tensor.")
         self._wholes = dict(self._laid_out())
+
+    def read(self, name: str, entry: FileEntry) -> bytearray:
+        """Return the content of a file, verified: what :meth:`hold` has read, once, else it is read now."""
+        held = self._held.pop(name, None)
+        return held if held is not None else self._read(name, entry)
+
+    def hold(self, name: str, entry: FileEntry) -> None:
+        """Read a file, verified, and keep it in memory for the next :meth:`read` of it."""
+        self._held[name] = self._read(name, entry)
+
+    def release(self) -> None:
+        """Free the memory of what :meth:`hold` has read."""
+        self._held.clear()
 
     def files(self) -> dict[str, FileEntry]:
         """Return the files of pieces, of all parts."""

@@ -11,15 +11,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.manifest import FileEntry
+from mltrain.checkpoint.ports import Pieces
 from mltrain.checkpoint.pytree import flatten, is_dense, is_sharded
 from mltrain.errors import StorageError
 
@@ -135,7 +134,7 @@ class Snapshot:
     weights: str | None
     parts: tuple[str, ...]
     rest: Rest = field(default_factory=Rest)
-    pieces: "Pieces | None" = None
+    pieces: Pieces | None = None
 
     @property
     def held(self) -> Mapping[str, Tensor]:
@@ -146,28 +145,6 @@ class Snapshot:
         """Let other processes that hold pieces know that this snapshot is not written again."""
         if self.pieces is not None:
             self.pieces.end()
-
-
-class Pieces(Protocol):
-    """Pieces of the tensors of a snapshot, of which each of several processes holds its own."""
-
-    own: Mapping[str, Tensor]
-    """For each sharded tensor the piece of this process, which may be empty; on the CPU."""
-
-    def write(self, folder: Path) -> Mapping[str, tuple[FileEntry, int]]:
-        """Let every process write its part into a folder.
-
-        Returns:
-            For each part file its entry, and the bytes of the files that it lists.
-
-        Raises:
-            MltrainError: a process could not write, or the files are not where this process looks.
-        """
-        ...
-
-    def end(self) -> None:
-        """Let the other processes know that this snapshot is not written again."""
-        ...
 
 
 class ShardedState(dict[str, Any]):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, names_of_shards
+from mltrain.checkpoint.ports import Peers
 from mltrain.checkpoint.staging import Spool, readdressed
 from mltrain.checkpoint.verified_files import Problem, VerifiedFiles
 from mltrain.errors import CheckpointError, DamagedCheckpoint, StorageError
@@ -67,6 +68,7 @@ class CheckpointStore:
     ) -> None:
         self.artifacts = artifacts
         self.spool = spool
+        self.peers: Peers | None = None  # the other processes of the training, which upload pieces of their own
         self._files = VerifiedFiles(artifacts, spool)
         self._run_id = run_id
         self._formerly = formerly
@@ -119,6 +121,10 @@ class CheckpointStore:
                 log.warning("The staged checkpoint %s is not usable: %s", folder.name, error)
         return found
 
+    def is_whole(self, staged: Manifest) -> bool:
+        """Whether a staged checkpoint can be read here: of a sharded one other machines may have staged the rest."""
+        return not staged.shards or self._files.has_all(staged, lambda: self.assembly(staged).files())
+
     def committed(self, manifest: Manifest) -> None:
         """Remember a manifest that this process uploaded, so that it is not downloaded again."""
         content = manifest.to_json()
@@ -130,8 +136,7 @@ class CheckpointStore:
 
     def names(self) -> list[CheckpointId]:
         """Return the identities of all checkpoint folders in the store, newest first, committed or not."""
-        entries = self.artifacts.entries(CHECKPOINTS)
-        found = [CheckpointId.parse(entry.name) for entry in entries if entry.is_dir]
+        found = [CheckpointId.parse(one.name) for one in self.artifacts.entries(CHECKPOINTS) if one.is_dir]
         return sorted((identity for identity in found if identity), key=lambda identity: identity.order, reverse=True)
 
     def manifest(self, identity: CheckpointId) -> Manifest | None:
@@ -140,8 +145,7 @@ class CheckpointStore:
         Raises:
             DamagedCheckpoint: it is not as it was written.
         """
-        # The memory saves the parsing, and the download from a remote store. Whether the manifest still exists, only the
-        # store knows.
+        # The memory saves parsing and downloads. Whether the manifest still exists, only the store knows.
         known, folder = self._known.pop(identity, None), f"{CHECKPOINTS}/{identity.name}"
         try:
             if known is not None and self.artifacts.local_root is None:
@@ -191,7 +195,7 @@ class CheckpointStore:
             else:
                 manifests.append(found)
         before = self._known
-        self._known = {manifest.id: before[manifest.id] for manifest in manifests if manifest.id in before}
+        self._known = {one.id: before[one.id] for one in manifests if one.id in before}
         return Survey(tuple(manifests[::-1]), tuple(uncommitted))
 
     def manifests(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> list[Manifest]:
@@ -207,17 +211,16 @@ class CheckpointStore:
             except DamagedCheckpoint as error:
                 return error
 
-        here = self.artifacts.local_root is not None
-        return zip(names, [read(name) for name in names] if here else side_by_side(read, names), strict=True)
+        found = map(read, names) if self.artifacts.local_root is not None else side_by_side(read, names)
+        return zip(names, found, strict=True)
 
     def problems(self, manifest: Manifest) -> list[Problem]:
         """Compare every file of a checkpoint with its digest, and return what is wrong."""
         files, found = dict(manifest.files), []
-        if manifest.shards:
-            try:
-                files |= self.assembly(manifest).files()
-            except DamagedCheckpoint as error:
-                found.append(Problem("part files", str(error)))
+        try:
+            files |= self.assembly(manifest).files() if manifest.shards else {}
+        except DamagedCheckpoint as error:
+            found.append(Problem("part files", str(error)))
         for name, entry in sorted(files.items()):
             try:
                 self._files.read(manifest, name, entry)
@@ -234,10 +237,7 @@ class CheckpointStore:
         from mltrain.checkpoint.shards import Assembly
 
         if self._assembled is None or self._assembled[0] != manifest:
-            self._assembled = (
-                manifest,
-                Assembly(manifest, lambda name, entry: self._files.read(manifest, name, entry)),
-            )
+            self._assembled = manifest, Assembly(manifest, lambda *file: self._files.read(manifest, *file))
         return self._assembled[1]
 
     def sizes(self, manifest: Manifest) -> dict[str, int]:

@@ -1,5 +1,8 @@
 """The files of checkpoints, each compared with its digest when it is read."""
 
+import logging
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest
@@ -8,6 +11,8 @@ from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.store.artifacts import Artifacts, sha256_of
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,26 @@ class VerifiedFiles:
         if sha256_of(content) != entry.sha256:
             raise DamagedCheckpoint(f"{name} of {manifest.name} has another SHA-256 than when it was committed.")
         return content
+
+    def has_all(self, staged: Manifest, pieces: Callable[[], Collection[str]]) -> bool:
+        """Whether a staged checkpoint's files are all in the store or staged here; logs a warning where they are not.
+
+        Args:
+            staged: its manifest.
+            pieces: returns the names of its files of pieces, or raises :class:`DamagedCheckpoint`.
+        """
+        assert self._spool is not None
+        there = {entry.name for entry in self._artifacts.entries(f"{CHECKPOINTS}/{staged.name}")}
+        there |= {file.name for file in (self._spool.root / staged.name).iterdir()}
+        with suppress(DamagedCheckpoint):
+            if staged.files.keys() | set(pieces()) <= there:
+                return True
+        log.warning(
+            "Checkpoint %s is staged on several machines, and its files are not all here or in the artifact store. To go on "
+            "from it, run mltrain sync on each of them first.",
+            staged.name,
+        )
+        return False
 
     def _from_staging(self, identity: CheckpointId, name: str, entry: FileEntry) -> bytearray | None:
         """Return the staged copy of a file where there is an intact one: it need not be downloaded then."""

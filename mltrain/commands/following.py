@@ -7,21 +7,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import filelock
+
 from mltrain import device as devices
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.ranks import Alone, Leader, is_one_of_several
 from mltrain.commands.result import Outcome
 from mltrain.errors import DamagedCheckpoint, PeerLost
+from mltrain.ownership.attempts import is_overtaken
+from mltrain.ownership.host_lock import lock_file
+from mltrain.ownership.run_folder import grace_seconds, record_address
 from mltrain.project import Project, find
 from mltrain.rng import Rng, seed_everything
 from mltrain.signals import StopRequest
-from mltrain.store.local import LocalArtifacts
 from mltrain.trainer.loop import Trainer
 from mltrain.trainer.ports import NullTracker
 from mltrain.trainer.ranks import parts_of_rank
 
 if TYPE_CHECKING:
+    from mltrain.distributed.node import Destination
+    from mltrain.distributed.uploads import Uploads
     from mltrain.distributed.world import World
 
 
@@ -35,6 +41,9 @@ class Follower(Alone):
     def __init__(self, world: "World") -> None:
         self._world = world
         self.size = world.size
+        self._read: tuple[Destination, CheckpointStore] | None = None  # where the last checkpoint was verified
+        self._uploads: Uploads | None = None
+        self._lock: filelock.BaseFileLock | None = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -72,9 +81,13 @@ class Follower(Alone):
                     self._train(trainer, begins, stop)
                 else:
                     outcome: Outcome = said[0]
+                    self._end(0.0)  # rank 0 has waited for what the store takes
+                    if self._uploads is not None and outcome.newest is not None and not outcome.only_local:
+                        self._uploads.discard_before(outcome.newest.id)
                     return outcome
                 begins = rng.state_dict() if kind in ("state", "restore") else begins
         except PeerLost as lost:
+            self._end(grace_seconds())
             if lost.rank != 0:
                 raise
             return Outcome("", lost.exit_code, str(lost), None, None, {})
@@ -100,21 +113,29 @@ class Follower(Alone):
             self._world.agree(error)
             raise
 
-    def _verify(self, root: str, manifest: Manifest) -> None:
+    def _verify(self, place: "Destination", manifest: Manifest) -> None:
         from mltrain.distributed.loading import verified
 
         with suppress(DamagedCheckpoint):  # rank 0 goes on to the one before
-            verified(self._world, CheckpointStore(manifest.run_id, LocalArtifacts(Path(root))), manifest)
+            verified(self._world, lambda: self._store(place, manifest), manifest)
 
-    def _restore(self, trainer: Trainer, how: Mapping[str, Any], root: str | None, manifest: Manifest | None) -> None:
+    def _store(self, place: "Destination", manifest: Manifest) -> CheckpointStore:
+        """Return the store that a checkpoint is in; what was read of it to be verified is in its memory."""
+        if self._read is None or self._read[0] != place:
+            self._read = (place, place.opened(manifest.run_id))
+        return self._read[1]
+
+    def _restore(
+        self, trainer: Trainer, how: Mapping[str, Any], place: "Destination | None", manifest: Manifest | None
+    ) -> None:
         from mltrain.distributed.loading import without_pieces
         from mltrain.distributed.task import restore
 
-        if root is None or manifest is None:
+        if place is None or manifest is None:
             parts = self._world.share_state()
             restore(self._world, trainer, lambda: parts, how, None)
             return
-        store = CheckpointStore(manifest.run_id, LocalArtifacts(Path(root)))
+        store = self._store(place, manifest)
         restore(self._world, trainer, lambda: without_pieces(store, manifest)[0], how, store.assembly(manifest))
 
     def _take_over(self, trainer: Trainer) -> None:
@@ -130,14 +151,31 @@ class Follower(Alone):
 
     def _train(self, trainer: Trainer, begins: Mapping[str, Any], stop: StopRequest) -> None:
         from mltrain.distributed.saving import TogetherSaver
+        from mltrain.distributed.uploads import Uploads
 
-        saver = TogetherSaver(self._world, trainer.task.parts(), None, self._world.channel)
+        self._uploads = Uploads(self._world, is_overtaken, self._hold)
+        saver = TogetherSaver(self._world, trainer.task.parts(), None, self._world.channel, self._uploads)
         trainer.attach(NullTracker(), saver)
         Rng().load_state_dict(begins)
         stop.finish_steps()
         for _ in trainer.steps():
             pass
         saver.settle()
+
+    def _hold(self, staging: Path, uri: str) -> None:
+        """Take this node's lock on the run, unless another of its ranks has it: ``mltrain sync`` waits until we have ended."""
+        record_address(uri, staging.parent)
+        lock = lock_file(staging.parent / "lock")
+        with suppress(filelock.Timeout):
+            lock.acquire(timeout=0)
+            self._lock = lock
+
+    def _end(self, seconds: float) -> None:
+        """Upload what is staged, so many seconds at most, and let go of this node's lock."""
+        if self._uploads is not None:
+            self._uploads.close(seconds)
+        if self._lock is not None:
+            self._lock.release()
 
 
 def joined(environment: Mapping[str, str]) -> Alone:

@@ -24,6 +24,7 @@ from mltrain.trainer.ranks import RNG, fresh_rng, parts_of_rank
 
 if TYPE_CHECKING:
     from mltrain.checkpoint.shards import Assembly
+    from mltrain.distributed.node import Destination
     from mltrain.distributed.world import World
 
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -105,7 +106,9 @@ class Leader(Alone):
     def __init__(self, world: "World") -> None:
         self._world = world
         self.size = world.size
-        self._sharded: tuple[str, Manifest, Assembly] | None = None  # where the checkpoint that was read last is
+        self._sharded: tuple[Destination, Manifest, Assembly] | None = (
+            None  # where the checkpoint that was read last is
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -120,15 +123,16 @@ class Leader(Alone):
         Raises:
             DamagedCheckpoint: it is not what was committed.
         """
-        self._sharded, root = None, store.artifacts.local_root
-        if not manifest.shards or root is None:
-            return configured(store, manifest)
         from mltrain.distributed.loading import verified, without_pieces
+        from mltrain.distributed.node import Destination
 
-        self._world.share(("verify", str(root), manifest))
-        verified(self._world, store, manifest)
+        self._sharded, place = None, Destination.of(store) if manifest.shards else None
+        if place is None:
+            return configured(store, manifest)
+        self._world.share(("verify", place, manifest))
+        verified(self._world, lambda: store, manifest)
         found = without_pieces(store, manifest)
-        self._sharded = (str(root), manifest, store.assembly(manifest))
+        self._sharded = (place, manifest, store.assembly(manifest))
         return found
 
     def together(self, project: Project, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
@@ -156,8 +160,8 @@ class Leader(Alone):
             return
         from mltrain.distributed.task import restore
 
-        root, manifest, assembly = self._sharded if self._sharded is not None else (None, None, None)
-        self._world.share(("restore", how, root, manifest))
+        place, manifest, assembly = self._sharded if self._sharded is not None else (None, None, None)
+        self._world.share(("restore", how, place, manifest))
         if assembly is None:
             self._world.share_state(parts)
         restore(self._world, trainer, lambda: parts, how, assembly)

@@ -221,7 +221,7 @@ class RunIdentity:
             self.artifacts = open_artifacts(run.artifact_uri, server.uri)
             self._created.set()
         self.home = home or home_of(server, self.id)
-        record_address(server, self.home)
+        record_address(server.uri, self.home)
 
     @property
     def known(self) -> bool:

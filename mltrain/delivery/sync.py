@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId, now
-from mltrain.checkpoint.publishing import publish
+from mltrain.checkpoint.publishing import PartsMissing, publish
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.staging import Spool
@@ -43,10 +43,17 @@ from mltrain.tracking.tags import (
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What became of staged checkpoints: the names of those uploaded, and how many a later attempt had overtaken."""
+    """What became of staged checkpoints.
+
+    Attributes:
+        uploaded: names of those that are committed.
+        dropped: how many a later attempt had overtaken.
+        waiting: what the newest lacks whose other files are on other machines.
+    """
 
     uploaded: tuple[str, ...] = ()
     dropped: int = 0
+    waiting: str = ""
 
 
 def has_backlog(home: Path) -> bool:
@@ -72,15 +79,20 @@ def publish_backlog(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping
     spool = Spool(home / "staging")
     store = CheckpointStore(run_id, DeferredArtifacts(artifacts), spool, formerly=home.name)
     newest = max((manifest.id.order for manifest in store.manifests()), default=(0, 0))
-    uploaded, dropped = [], 0
+    uploaded, dropped, waiting = [], 0, ""
     for manifest in store.staged():
         if manifest.step > ends.get(manifest.id.attempt, manifest.step):
             dropped += 1
             discard_staged(spool.root / manifest.name)
         elif manifest.id.order > newest:
-            publish(store, manifest)
-            uploaded.append(manifest.name)
-    return Uploaded(tuple(uploaded), dropped)
+            try:
+                publish(store, manifest)
+            except PartsMissing as error:
+                waiting = str(error)
+            else:
+                uploaded.append(manifest.name)
+                waiting = ""
+    return Uploaded(tuple(uploaded), dropped, waiting)
 
 
 log = logging.getLogger(__name__)
@@ -207,8 +219,9 @@ def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, addr
             _settle(server, run_id, artifacts, attempt)
         waiting, refused = journal.unsent(), journal.parked()
         sent = before - waiting - refused
+        said = "; ".join(filter(None, (harm, left.waiting)))
         return Synced(
-            run_id, sent, left.uploaded, dropped + left.dropped, waiting, refused, said=harm, failed=bool(harm)
+            run_id, sent, left.uploaded, dropped + left.dropped, waiting, refused, said=said, failed=bool(harm)
         )
     finally:
         journal.close()

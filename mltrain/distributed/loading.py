@@ -4,7 +4,7 @@ torch.distributed.checkpoint (DCP) plans which saved pieces make up the wanted o
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -125,20 +125,34 @@ def load(tensors: Mapping[str, Tensor], assembly: Assembly, channel: Channel) ->
     except CheckpointException as error:  # which is no Exception
         rank, (first, _) = next(iter(error.failures.items()))
         raise DamagedCheckpoint(f"Rank {rank} could not load: {first}") from error
+    finally:
+        assembly.release()
 
 
-def verified(world: World, store: CheckpointStore, manifest: Manifest) -> None:
+def verified(world: World, opened: Callable[[], CheckpointStore], manifest: Manifest) -> None:
     """Verify a checkpoint on all ranks at once: every file of pieces is read by one of them.
+
+    With as many ranks as have written it, each reads the files that its own pieces are in, and what comes from a remote store is
+    kept in memory for the load. So nothing is downloaded twice.
+
+    Args:
+        world: the ranks.
+        opened: returns the store that has the checkpoint.
+        manifest: of the checkpoint.
 
     Raises:
         DamagedCheckpoint: on all ranks, where a file is missing, or is not what was committed.
     """
     failure: str | None = None
     try:
+        store = opened()
         assembly = store.assembly(manifest)
-        for number, (name, entry) in enumerate(sorted(assembly.files().items())):
+        numbered = ((n, part.rank, name) for part in assembly.parts for n, name in enumerate(sorted(part.files)))
+        files = assembly.files()
+        read = assembly.read if store.artifacts.local_root is not None else assembly.hold
+        for number, (_, _, name) in enumerate(sorted(numbered)):
             if number % world.size == world.rank:
-                assembly.read(name, entry)
+                read(name, files[name])
     except (MltrainError, OSError) as error:
         failure = f"{error}"
     for rank, why in enumerate(world.gather(failure)):

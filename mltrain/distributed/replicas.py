@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mltrain.checkpoint.pytree import as_bytes, flatten, is_sharded
-from mltrain.distributed.world import World, cpu_state, put_together
+from mltrain.checkpoint.pytree import Flat, as_bytes, flatten, is_sharded, unflatten
+from mltrain.distributed.world import World
 from mltrain.errors import StateMismatch, shortened
 from mltrain.trainer.ranks import RNG
 
@@ -92,9 +92,21 @@ def own_parts(world: World, state: Mapping[str, Any], trained: Mapping[str, Any]
                 "optimizers. Go on from the last checkpoint with such a step, or with one process.",
             )
         own.append(name)
-    flats = world.gather(cpu_state({name: state[name] for name in own if name in state}))
-    return [put_together(flat) for flat in flats]
+    flats = world.gather(_cpu_state({name: state[name] for name in own if name in state}))
+    return [_put_together(flat) for flat in flats]
 
 
 def _is_common(part: Any) -> bool:
     return isinstance(part, (nn.Module, torch.optim.Optimizer)) or hasattr(part, "optimizer")
+
+
+def _cpu_state(state: Mapping[str, Any]) -> Flat:
+    """Return a state taken apart, its tensors on the CPU, to be sent and put together by :func:`_put_together`."""
+    flat = flatten(state)
+    return Flat(flat.tree, {name: tensor.detach().cpu() for name, tensor in flat.tensors.items()})
+
+
+def _put_together(flat: Flat) -> dict[str, Any]:
+    """Return the state that :func:`_cpu_state` took apart."""
+    state: dict[str, Any] = unflatten(flat.tree, flat.tensors)
+    return state

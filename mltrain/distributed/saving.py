@@ -1,30 +1,26 @@
 """Saving the state of all ranks: rank 0 keeps what they have in common, and every rank writes its pieces of sharded tensors."""
 
-import hashlib
-import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mltrain.checkpoint.finite import nonfinite
 from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.manifest import FileEntry
 from mltrain.checkpoint.pytree import flatten, is_sharded
-from mltrain.checkpoint.shards import Part, Piece, write_part
+from mltrain.checkpoint.shards import Piece
 from mltrain.checkpoint.snapshot import ShardedState, weights_of
 from mltrain.checkpoint.worker import Worker
+from mltrain.distributed.node import Destination
+from mltrain.distributed.parts import Following, Leading
 from mltrain.distributed.pieces import box, gathered, has_sharded
 from mltrain.distributed.replicas import digest, own_parts
+from mltrain.distributed.uploads import Awaited, Uploads
 from mltrain.distributed.world import Channel, World
-from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, PeerLost, StateMismatch, StorageError, shortened
+from mltrain.errors import StateMismatch, shortened
 from mltrain.trainer.ports import Saver
 from mltrain.trainer.ranks import with_own_parts
-
-log = logging.getLogger(__name__)
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -37,33 +33,40 @@ class TogetherSaver:
         trained: name to part of the task.
         saver: keeps the state on rank 0. If ``None``, this is another rank.
         channel: what the ranks say in the background. If ``None``, sharded tensors are gathered on rank 0.
+        uploads: of another rank, for an artifact store that is no folder.
     """
 
     def __init__(
-        self, world: World, trained: Mapping[str, Any], saver: Saver | None, channel: Channel | None = None
+        self,
+        world: World,
+        trained: Mapping[str, Any],
+        saver: Saver | None,
+        channel: Channel | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self._world = world
         self._trained = trained
         self._saver: Any = saver
-        self._shards = Shards(world, channel) if channel is not None else None
-        self._here: bool | None = None
+        self._shards = Shards(world, channel, uploads) if channel is not None else None
+        store: Any = getattr(saver, "store", None)
+        if self._shards is not None and store is not None:
+            store.peers = self._shards.awaited
 
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
         """Compare the state with that of the other ranks, and keep it with what is each rank's own."""
         own = own_parts(self._world, state, self._trained)
-        if self._shards is not None and has_sharded(state) and self._is_here():
-            self._shards.save(with_own_parts(state, own), self._saver, facts)
-            return
+        if self._shards is not None and has_sharded(state):
+            destination = self._world.share(self._destination())
+            if destination is not None:
+                self._shards.save(with_own_parts(state, own), self._saver, facts, destination)
+                return
         state = {name: gathered(part) if has_sharded(part) else part for name, part in state.items()}
         if self._saver is not None:
             self._saver.save(with_own_parts(state, own), **facts)
 
-    def _is_here(self) -> bool:
-        """Whether the artifacts are in a folder of this machine, as rank 0 sees it, and not in another store."""
-        if self._here is None:
-            root = self._saver.store.artifacts.local_root if hasattr(self._saver, "store") else None
-            self._here = bool(self._world.share(root is not None))
-        return self._here
+    def _destination(self) -> Destination | None:
+        """Return where rank 0's checkpoints go, if other ranks can reach it; a run that is not created yet has no store."""
+        return Destination.of(self._saver.store) if hasattr(self._saver, "store") else None
 
     def settle(self) -> None:
         """Wait until this rank has written what was saved, or has given it up."""
@@ -89,9 +92,15 @@ class Shards:
     Args:
         world: the ranks.
         channel: what they say in the background.
+        uploads: of another rank, for an artifact store that is no folder.
+
+    Attributes:
+        awaited: what rank 0 waits for before it commits to such a store.
     """
 
-    def __init__(self, world: World, channel: Channel) -> None:
+    def __init__(self, world: World, channel: Channel, uploads: Uploads | None = None) -> None:
+        self.awaited = Awaited(world)
+        self._uploads = uploads
         self._world = world
         self._channel = channel
         self._disk = Worker("mltrain-shards")
@@ -100,29 +109,36 @@ class Shards:
         self._mine: frozenset[str] = frozenset()
         self._taken = False
 
-    def save(self, state: Mapping[str, Any], saver: Saver | None, facts: Mapping[str, Any]) -> None:
+    def save(
+        self, state: Mapping[str, Any], saver: Saver | None, facts: Mapping[str, Any], destination: Destination
+    ) -> None:
         """Let every rank take its pieces of a state, and rank 0 save it."""
         flat = flatten(state, weights_of(state), sharded=True)
         self._plan({name: tensor for name, tensor in flat.tensors.items() if is_sharded(tensor)})
         if saver is not None:
             self._taken = False
-            saver.save(ShardedState(state, self._take), **facts)
+            saver.save(ShardedState(state, partial(self._take, destination)), **facts)
             self._world.share(self._taken)
             return
         self.settle()
-        copied = self._copied(flat.tensors, weights_of(state), flat.tree)
+        copied = self._copied(flat.tensors, weights_of(state), flat.tree, destination)
+        assert self._uploads is not None
+        following = Following(*copied, uploads=self._uploads)
         if self._world.share():
-            self._disk.do(copied.follow)
+            self._disk.do(following.follow)
 
     def settle(self) -> None:
         """Wait until this rank has written what was saved, or has given it up."""
         self._disk.wait()
 
-    def _take(self, tensors: Mapping[str, Tensor], weights: str | None) -> "_Copied":
+    def _take(self, destination: Destination, tensors: Mapping[str, Tensor], weights: str | None) -> Leading:
         self._taken = True
-        return self._copied(tensors, weights, None)
+        return Leading(*self._copied(tensors, weights, None, destination), awaited=self.awaited)
 
-    def _copied(self, tensors: Mapping[str, Any], weights: str | None, tree: Any) -> "_Copied":
+    def _copied(
+        self, tensors: Mapping[str, Any], weights: str | None, tree: Any, destination: Destination
+    ) -> tuple[Any, ...]:
+        """Copy this rank's pieces, and return what :class:`mltrain.distributed.parts.Copied` is made of."""
         local = {name: tensors[name].to_local().detach() for name in self._mine}
         copies = self._buffers.copy(local)
         assert self._boxes is not None
@@ -131,7 +147,7 @@ class Shards:
         }
         empty = {n: torch.empty(0, dtype=tensors[n].dtype) for n in self._boxes if n not in pieces}
         held = {**empty, **{name: piece.tensor for name, piece in pieces.items()}}
-        return _Copied(self._channel, pieces, held, weights, tree)
+        return self._channel, pieces, held, weights, tree, destination
 
     def _plan(self, tensors: Mapping[str, Any]) -> None:
         """Find out which pieces this rank writes: of those that several ranks hold, the lowest one's.
@@ -158,93 +174,6 @@ class Shards:
                 advice="Expected ranks that train the same batches to compute alike. Go on from the last checkpoint with a step "
                 "that draws the same random numbers on them.",
             )
-
-
-class _Copied:
-    """The pieces of one snapshot that this rank writes: :class:`mltrain.checkpoint.snapshot.Pieces`."""
-
-    def __init__(
-        self,
-        channel: Channel,
-        pieces: Mapping[str, Piece],
-        own: Mapping[str, Tensor],
-        weights: str | None,
-        tree: Any,
-    ) -> None:
-        self.own = own
-        self._channel = channel
-        self._pieces = pieces
-        self._weights = weights
-        self._tree = tree
-
-    def write(self, folder: Path) -> dict[str, tuple[FileEntry, int]]:
-        """Let every rank write its part; for rank 0.
-
-        Raises:
-            NonFiniteLoss: the piece of a rank is not finite.
-            StorageError: a rank could not write, or its files are not in this folder here.
-            PeerLost: a rank has ended.
-        """
-        self._channel.share(str(folder))
-        answers = self._channel.gather(self._answer(lambda: write_part(folder, 0, self._pieces, self._weights)))
-        for rank, (_, kind, why) in enumerate(answers):
-            if why is not None:
-                raise (NonFiniteLoss if kind == "NonFiniteLoss" else StorageError)(f"Rank {rank}: {why}")
-        parts = {}
-        for rank, ((name, entry, size), _, _) in enumerate(answers):
-            if not _is_there(folder, name, entry):
-                raise StorageError(
-                    f"{name}, which rank {rank} has written into {folder}, is not there on rank 0's machine. Expected an "
-                    "artifact folder that all machines share. Try: an artifact store such as S3, or the tracking server's"
-                )
-            parts[name] = (entry, size)
-        return parts
-
-    def end(self) -> None:
-        """Let the other ranks know that this snapshot is not written again."""
-        try:
-            self._channel.share(None)
-        except PeerLost as lost:
-            log.debug("The other ranks are gone: %s", lost)
-
-    def follow(self) -> None:
-        """Write as often as rank 0 says; for the other ranks."""
-        while (folder := self._channel.share()) is not None:
-            self._channel.gather(self._answer(partial(self._write_beside, Path(folder))))
-
-    def _write_beside(self, folder: Path) -> tuple[str, FileEntry, int]:
-        wrong = nonfinite(_only(self._tree, self.own), self.own)
-        if wrong:
-            raise NonFiniteLoss(f"weights or optimizer state hold NaN or infinity: {shortened(wrong, 5)}.")
-        return write_part(folder, self._channel.rank, self._pieces, self._weights)
-
-    def _answer(self, write: Callable[[], Any]) -> tuple[Any, str, str | None]:
-        try:
-            return write(), "", None
-        except Exception as error:  # noqa: BLE001 - all ranks hear of it
-            return None, type(error).__name__, f"{error}"
-
-
-def _only(tree: Any, names: Collection[str]) -> Any:
-    """Return the tree of a state without the tensors that are not among these: rank 0 looks at those."""
-    if isinstance(tree, list):
-        return [_only(one, names) for one in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if tree.get("$") in ("tensor", "view"):
-        return tree if tree["$"] == "tensor" and tree["name"] in names else None
-    return {key: _only(one, names) for key, one in tree.items()}
-
-
-def _is_there(folder: Path, name: str, entry: FileEntry) -> bool:
-    """Whether a part file, and the files that it lists, are in a folder as this machine sees it."""
-    try:
-        content = (folder / name).read_bytes()
-        listed = Part.from_json(content, name).files
-        sizes = [(folder / file).stat().st_size == one.size for file, one in listed.items()]
-    except (OSError, DamagedCheckpoint):
-        return False
-    return all(sizes) and hashlib.sha256(content).hexdigest() == entry.sha256
 
 
 def _owned(heard: list[dict[str, Box]], rank: int, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:

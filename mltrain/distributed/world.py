@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from mltrain.checkpoint.pytree import Flat, as_bytes, flatten, unflatten
+from mltrain.checkpoint.pytree import as_bytes, flatten, unflatten
 from mltrain.distributed.lives import without_earlier_lives
 from mltrain.errors import MltrainError, PeerLost, UsageError
 
@@ -134,6 +134,24 @@ class World:
             tensors[name] = content.view(dtype).view(shape) if content.numel() else torch.empty(shape, dtype=dtype)
         shared: dict[str, Any] = unflatten(tree, tensors)
         return shared
+
+    def note(self, key: str, text: str) -> None:
+        """Leave a note for the other ranks, from any thread; nobody waits for it.
+
+        Raises:
+            PeerLost: the process that keeps the notes has ended.
+        """
+        with self._bounded():
+            self._store.set(f"note/{key}", text)
+
+    def noted(self, key: str) -> str | None:
+        """Return the newest note of this key, if there is one.
+
+        Raises:
+            PeerLost: the process that keeps the notes has ended.
+        """
+        with self._bounded():
+            return self._store.get(f"note/{key}").decode() if self._store.check([f"note/{key}"]) else None
 
     def sum(self, tensor: torch.Tensor) -> None:
         """Replace a tensor by its sum over all ranks, on the group of the training."""
@@ -261,18 +279,6 @@ class _Bounded:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, (RuntimeError, ValueError)):  # the latter where the connections are closed already
             raise self._world.lost(error) from error
-
-
-def cpu_state(state: Mapping[str, Any]) -> Flat:
-    """Return a state taken apart, its tensors on the CPU, to be sent and put together by :func:`put_together`."""
-    flat = flatten(state)
-    return Flat(flat.tree, {name: tensor.detach().cpu() for name, tensor in flat.tensors.items()})
-
-
-def put_together(flat: Flat) -> dict[str, Any]:
-    """Return the state that :func:`cpu_state` took apart."""
-    state: dict[str, Any] = unflatten(flat.tree, flat.tensors)
-    return state
 
 
 def _patience() -> float:

@@ -95,6 +95,21 @@ def recorded_attempts(artifacts: Artifacts, last: int) -> list[Attempt]:
     return [found.get(ordinal) or Attempt(ordinal, **blank) for ordinal in range(1, last + 1)]  # type: ignore[arg-type]
 
 
+def is_overtaken(artifacts: Artifacts, ordinal: int) -> bool:
+    """Whether a later attempt is recorded that began to train; for processes that do not ask the tracking server.
+
+    Raises:
+        StorageError: the artifact store does not answer.
+    """
+    try:
+        recorded = json.loads(artifacts.read(ATTEMPTS_FILE, 2**24))["attempts"]
+        return any(int(one["ordinal"]) > ordinal and not one.get("withdrawn") for one in recorded)
+    except StorageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+        return False  # nothing is recorded
+
+
 def last_attempt(params: Mapping[str, str]) -> int:
     """Return the ordinal of the newest attempt that a run's parameters tell of."""
     return max((int(match[1]) for key in params if (match := _CLAIM.fullmatch(key))), default=1)

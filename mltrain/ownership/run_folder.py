@@ -124,12 +124,17 @@ def outputs_home(server: TrackingClient) -> Path:
     return _made(homes(server) / "outputs")
 
 
-def record_address(server: TrackingClient, home: Path) -> None:
-    """Note for people where the store of a run is, beside its home."""
+def record_address(uri: str, home: Path) -> None:
+    """Note for people where the store of a run is, beside its home.
+
+    Args:
+        uri: of the tracking store.
+        home: of the run.
+    """
     file = home.parent / _ADDRESS_FILE
     if not file.is_file():
         with suppress(StorageError):
-            replace_file(file, json.dumps({"uri": redacted_uri(address_of(server.uri))}).encode())
+            replace_file(file, json.dumps({"uri": redacted_uri(address_of(uri))}).encode())
 
 
 def _database_of(address: str) -> Path | None:

@@ -9,12 +9,14 @@ import ipaddress
 import os
 import urllib.parse
 import urllib.request
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from mltrain.errors import StorageError
 from mltrain.provenance import fingerprint
 from mltrain.redaction import redacted, redacted_uri
-from mltrain.store.artifacts import Artifacts
+from mltrain.store.artifacts import Artifacts, DeferredArtifacts
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.remote import RemoteArtifacts
 
@@ -39,6 +41,26 @@ _CLIENTS = {
 
 class UnusableArtifacts(StorageError):
     """Artifacts at a place that cannot be used from here, however often it is tried."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a remote artifact store is, for another process of the same training to open it; may hold credentials."""
+
+    artifact_uri: str = field(repr=False)
+    tracking_uri: str = field(repr=False)
+
+    @classmethod
+    def of(cls, artifacts: Artifacts) -> Self | None:
+        """Return the address of opened artifacts; ``None`` for a folder, and for a run that has not been created."""
+        found = artifacts.target if isinstance(artifacts, DeferredArtifacts) else artifacts
+        if not isinstance(found, RemoteArtifacts) or found.uris is None:
+            return None
+        return cls(*found.uris)
+
+    def open(self) -> Artifacts:
+        """Return the artifacts there; see :func:`open_artifacts`."""
+        return open_artifacts(self.artifact_uri, self.tracking_uri)
 
 
 def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
@@ -68,7 +90,8 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
-        return RemoteArtifacts(get_artifact_repository(artifact_uri, tracking_uri=tracking_uri))
+        repository = get_artifact_repository(artifact_uri, tracking_uri=tracking_uri)
+        return RemoteArtifacts(repository, uris=(artifact_uri, tracking_uri))
     except Exception as error:  # each kind of store has errors of its own
         lines = redacted(str(error)).strip().splitlines()
         raise UnusableArtifacts(

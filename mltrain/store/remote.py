@@ -114,10 +114,12 @@ class RemoteArtifacts:
     Args:
         repository: MLflow's.
         part: bytes of a file that one connection is asked for, so that several bring a large one.
+        uris: of the artifacts and of the tracking server by which they were found, if they were.
     """
 
-    def __init__(self, repository: Any, *, part: int = 64 * 2**20) -> None:
+    def __init__(self, repository: Any, *, part: int = 64 * 2**20, uris: tuple[str, str] | None = None) -> None:
         self.local_root: Path | None = None
+        self.uris = uris
         self._part = part
         self._open_part = part_opener(repository)
         self._repository = repository

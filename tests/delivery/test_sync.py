@@ -139,7 +139,7 @@ def test_a_run_that_was_never_created_is_created_at_another_address_when_that_is
 def record(server: TrackingClient, run_id: str) -> None:
     from mltrain.ownership.run_folder import record_address
 
-    record_address(server, home_of(server, run_id))
+    record_address(server.uri, home_of(server, run_id))
 
 
 def test_a_home_of_a_version_that_recorded_no_address_is_listed_too(store: Path, tmp_path: Path) -> None:

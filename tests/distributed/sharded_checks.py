@@ -23,9 +23,11 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.worker import Worker
 from mltrain.distributed.gradients import Gradients
 from mltrain.distributed.loading import verified, with_pieces, without_pieces
+from mltrain.distributed.node import Destination
 from mltrain.distributed.pieces import gathered, placed
 from mltrain.distributed.saving import Shards
 from mltrain.distributed.sharding import shard
+from mltrain.distributed.uploads import Uploads
 from mltrain.distributed.world import World
 from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, StateMismatch, StorageError, UsageError
 from mltrain.gradient_norm import clip
@@ -146,8 +148,9 @@ def _save(world: World, name: str, parts: Mapping[str, Any]) -> Exception | None
     assert world.channel is not None or world.open_channel() is None
     whole = gathered(TrainState(dict(parts)).state_dict())
     keeper = Keeper(name, parts) if world.rank == 0 else None
-    shards = Shards(world, world.channel)  # type: ignore[arg-type]
-    shards.save(TrainState(dict(parts)).state_dict(), keeper, {})  # type: ignore[arg-type]
+    uploads = Uploads(world, lambda artifacts, ordinal: False, lambda staging, uri: None)
+    shards = Shards(world, world.channel, uploads)  # type: ignore[arg-type]
+    shards.save(TrainState(dict(parts)).state_dict(), keeper, {}, Destination(str(store_of(name).artifacts.local_root)))  # type: ignore[arg-type]
     shards.settle()
     if keeper is None:
         return None
@@ -162,7 +165,7 @@ def _restored(world: World, name: str, parts: dict[str, Any]) -> None:
     store = store_of(name)
     manifest = store.manifest(ID)
     assert manifest is not None
-    verified(world, store, manifest)
+    verified(world, lambda: store, manifest)
     found, _ = without_pieces(store, manifest)
     TrainState(parts).restore(with_pieces(found, parts, store.assembly(manifest), world.channel))  # type: ignore[arg-type]
     expected = torch.load(Path(os.environ["FOLDER"]) / f"{name}.pt")
@@ -262,7 +265,7 @@ def failing(world: World) -> None:
     manifest = store.manifest(ID)
     assert manifest is not None
     with pytest.raises(DamagedCheckpoint, match=r"model-r00001\.safetensors of .* has another SHA-256"):
-        verified(world, store, manifest)
+        verified(world, lambda: store, manifest)
     with pytest.raises(DamagedCheckpoint, match="has another SHA-256"):  # where the first look came before the damage
         with_pieces(without_pieces(store, manifest)[0], parts, store.assembly(manifest), world.channel)  # type: ignore[arg-type]
 

@@ -18,8 +18,12 @@ class Config(tiny.Config):  # type: ignore[misc]
     evaluate_on: str = "rank 0"
     drift: bool = False
     die_at_commit: int = 0
+    die_at_manifest: int = 0
+    stop_at_upload: int = 0
 
-    execution_fields: ClassVar[frozenset[str]] = tiny.Config.execution_fields | {"victim", "die_at_commit"}
+    execution_fields: ClassVar[frozenset[str]] = tiny.Config.execution_fields | {
+        *("victim", "die_at_commit", "die_at_manifest", "stop_at_upload"),
+    }
 
 
 def build(config: Config) -> mltrain.Task:
@@ -28,6 +32,12 @@ def build(config: Config) -> mltrain.Task:
         config = config.model_copy(update={"kill_at": 0, "raise_at": 0, "signal_at": 0, "nan_at": 0})
     if config.die_at_commit and os.environ.get("RANK") == "0":
         die_at_commit(config.die_at_commit)
+    if config.die_at_manifest and os.environ.get("RANK") == "0":
+        signalled_at("upload", config.die_at_manifest, signal.SIGKILL, lambda file, *_: file.name == "manifest.json")
+    if config.stop_at_upload and os.environ.get("RANK") == "1":
+        signalled_at(
+            "upload_all", config.stop_at_upload, signal.SIGSTOP, lambda files, *_: files[0].name.startswith("model")
+        )
     task: mltrain.Task = plain(config) if config.plain else tiny.build(config)
     return task
 
@@ -46,6 +56,22 @@ def die_at_commit(number: int) -> None:
         return commit(*given)
 
     Staging.commit = counted  # type: ignore[method-assign]
+
+
+def signalled_at(method: str, number: int, what: signal.Signals, counts: Any) -> None:
+    """Let this process get a signal right before it uploads something for so many times to a remote store."""
+    from mltrain.store.remote import RemoteArtifacts
+
+    upload, count = getattr(RemoteArtifacts, method), 0
+
+    def counted(artifacts: Any, *given: Any) -> Any:
+        nonlocal count
+        count += counts(*given)
+        if count == number and counts(*given):
+            os.kill(os.getpid(), what)
+        return upload(artifacts, *given)
+
+    setattr(RemoteArtifacts, method, counted)
 
 
 class Drifting:

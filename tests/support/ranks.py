@@ -1,6 +1,7 @@
 """Commands that run on several ranks, as a launcher starts them."""
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.workplace import Done, Started, Workplace
@@ -12,17 +13,23 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def start(workplace: Workplace, size: int, *words: str | Path, **environment: str) -> list[Started]:
-    """Start a command on every rank. Only rank 0 is given a tracking server that exists."""
+def start(
+    workplace: Workplace, size: int, *words: str | Path, others: Mapping[str, str] | None = None, **environment: str
+) -> list[Started]:
+    """Start a command on every rank. Only rank 0 is given a tracking server that exists; ``others`` is for all but it."""
     port = str(free_port())
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "MLTRAIN_PEER_SECONDS": "60"}
     nowhere = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLTRAIN_HOME": str(workplace.folder / "unused")}
     return [
-        workplace.start(*words, **{**shared, **(nowhere if rank else {}), "RANK": str(rank), **environment})
+        workplace.start(
+            *words, **{**shared, **({**nowhere, **(others or {})} if rank else {}), "RANK": str(rank), **environment}
+        )
         for rank in range(size)
     ]
 
 
-def run(workplace: Workplace, size: int, *words: str | Path, **environment: str) -> list[Done]:
+def run(
+    workplace: Workplace, size: int, *words: str | Path, others: Mapping[str, str] | None = None, **environment: str
+) -> list[Done]:
     """Run a command on every rank, and return how each ended, by rank."""
-    return [started.wait(200) for started in start(workplace, size, *words, **environment)]
+    return [started.wait(200) for started in start(workplace, size, *words, others=others, **environment)]

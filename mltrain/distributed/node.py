@@ -1,0 +1,108 @@
+"""Where the ranks of a training keep their checkpoints: a folder that all share, or staging on each node before an upload."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from mltrain.checkpoint.manifest import FILE_NAME, Manifest
+from mltrain.checkpoint.staging import Spool
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.errors import StorageError
+from mltrain.store.artifacts import state_folder
+from mltrain.store.durable import refused, rename_folder, write_file
+from mltrain.store.local import LocalArtifacts
+from mltrain.store.opening import Address
+from mltrain.store.removal import discard_staged, is_litter
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the checkpoints of a run go, as rank 0 tells the others; each node has a state folder of its own.
+
+    Attributes:
+        folder: of the artifacts, where all machines share it.
+        address: of the artifact store, where they go to one.
+        staging: of the run below the state folder of a node (``MLTRAIN_HOME``), for such a store.
+    """
+
+    folder: str | None
+    address: Address | None = None
+    staging: str | None = None
+
+    @classmethod
+    def of(cls, store: CheckpointStore) -> Self | None:
+        """Return where a store's checkpoints go; ``None`` where only this process can reach them."""
+        if store.artifacts.local_root is not None:
+            return cls(str(store.artifacts.local_root))
+        address = Address.of(store.artifacts)
+        if address is None:
+            return None
+        if store.spool is None:
+            return cls(None, address)
+        homes = store.spool.root.parent.parent
+        if not homes.is_relative_to(state_folder()):
+            return None
+        return cls(None, address, str(homes.relative_to(state_folder()) / store.run_id / store.spool.root.name))
+
+    @property
+    def here(self) -> Path:
+        """The staging folder of this node."""
+        assert self.staging is not None
+        return state_folder() / self.staging
+
+    def opened(self, run_id: str) -> CheckpointStore:
+        """Return the checkpoints there, to be read; what this node has staged need not be downloaded."""
+        if self.folder is not None:
+            return CheckpointStore(run_id, LocalArtifacts(Path(self.folder)))
+        assert self.address is not None
+        spool = Spool(self.here) if self.staging is not None and self.here.is_dir() else None
+        return CheckpointStore(run_id, self.address.open(), spool)
+
+
+class NodeCopy:
+    """The staged copy of a checkpoint on one node. The ranks of the node write it together; the first of them completes it.
+
+    Args:
+        spool: of this node.
+        name: of the folder while it is written, which rank 0 has drawn; ranks that see one folder share it.
+        kept: names of the staged checkpoints that rank 0 still needs; others are removed, as are unfinished ones.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+
+    def __init__(self, spool: Spool, name: str, kept: Collection[str]) -> None:
+        self.folder = spool.root / name
+        for left in (one for one in spool.root.iterdir() if is_litter(one) and one.name != name):
+            discard_staged(left)
+        for staged in (one for one in spool.complete() if one.name not in kept):
+            discard_staged(staged)
+        try:
+            self.folder.mkdir()
+            self._first = True
+        except FileExistsError:
+            self._first = False
+        except OSError as error:
+            raise refused(spool.root, error) from error
+
+    def complete(self, manifest: Manifest) -> None:
+        """Give it the manifest and its final name, where this is the first rank of the node.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        target = self.folder.with_name(manifest.name)
+        if self._first:
+            discard_staged(target)  # of an earlier try, which another rank could not complete
+            write_file(self.folder / FILE_NAME, [manifest.to_json()])
+            rename_folder(self.folder, target, lambda: None)
+        self.folder = target
+
+    def discard(self) -> None:
+        """Remove it, where this is the first rank of the node."""
+        if self._first:
+            try:
+                discard_staged(self.folder)
+            except StorageError:
+                return  # the next one removes it

@@ -1,0 +1,202 @@
+"""The pieces of one snapshot on their way to the disk: every rank writes its part, as rank 0's committer says."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mltrain.checkpoint.finite import nonfinite
+from mltrain.checkpoint.manifest import FileEntry, Manifest
+from mltrain.checkpoint.shards import Part, Piece, part_name, write_part
+from mltrain.checkpoint.staging import Spool
+from mltrain.distributed.node import Destination, NodeCopy
+from mltrain.distributed.uploads import Awaited, Uploads
+from mltrain.distributed.world import Channel
+from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, PeerLost, StorageError, shortened
+
+log = logging.getLogger(__name__)
+
+
+class Copied:
+    """The pieces of one snapshot that this rank writes.
+
+    Args:
+        channel: what the ranks say in the background.
+        pieces: name to piece.
+        own: for each sharded tensor what this rank holds, to be looked at.
+        weights: the name of the part that is a model's weights, if there is one.
+        tree: of the state, on other ranks than 0.
+        destination: where it goes.
+
+    Attributes:
+        own: as given.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        pieces: Mapping[str, Piece],
+        own: Mapping[str, Tensor],
+        weights: str | None,
+        tree: Any,
+        destination: Destination,
+    ) -> None:
+        self.own = own
+        self._channel = channel
+        self._pieces = pieces
+        self._weights = weights
+        self._tree = tree
+        self._destination = destination
+
+    def _write(self, folder: Path) -> tuple[str, FileEntry, int]:
+        return write_part(folder, self._channel.rank, self._pieces, self._weights)
+
+    def _answers(self, work: Callable[[], Any]) -> list[Any]:
+        """Do this rank's work, and return what came of it on every rank.
+
+        Raises:
+            NonFiniteLoss, StorageError: a rank could not do it; on rank 0 only.
+            PeerLost: a rank has ended.
+        """
+        said: tuple[Any, str, str | None]
+        try:
+            said = work(), "", None
+        except Exception as error:  # noqa: BLE001 - all ranks hear of it
+            said = None, type(error).__name__, f"{error}"
+        answers = self._channel.gather(said)
+        for rank, (_, kind, why) in enumerate(answers):
+            if why is not None and self._channel.rank == 0:
+                raise (NonFiniteLoss if kind == "NonFiniteLoss" else StorageError)(f"Rank {rank}: {why}")
+        return [answer for answer, _, _ in answers]
+
+
+class Leading(Copied):
+    """Rank 0's pieces: :class:`mltrain.checkpoint.ports.Pieces`.
+
+    Args:
+        awaited: learns which checkpoint the others are going to upload; the rest as for :class:`Copied`.
+    """
+
+    def __init__(self, *copied: Any, awaited: Awaited) -> None:
+        super().__init__(*copied)
+        self._awaited = awaited
+        self._token = ""
+        self._complete = False
+
+    def write(self, folder: Path) -> dict[str, tuple[FileEntry, int]]:
+        """Let every rank write its part.
+
+        Raises:
+            NonFiniteLoss: the piece of a rank is not finite.
+            StorageError: a rank could not write, or its files are not in this folder here.
+            PeerLost: a rank has ended.
+        """
+        self._token, shared = folder.name, self._destination.folder is not None
+        kept = [] if shared else [staged.name for staged in Spool(folder.parent).complete()]
+        self._channel.share(("write", str(folder) if shared else folder.name, kept))
+        parts = {}
+        for rank, (name, entry, size) in enumerate(self._answers(lambda: self._write(folder))):
+            if shared and not _is_there(folder, name, entry):
+                raise StorageError(
+                    f"{name}, which rank {rank} has written into {folder}, is not there on rank 0's machine. Expected an "
+                    "artifact folder that all machines share. Try: an artifact store such as S3, or the tracking server's"
+                )
+            parts[name] = (entry, size)
+        return parts
+
+    def complete(self, manifest: Manifest, commit: Callable[[], object]) -> None:
+        """Let every node complete its copy, and then this one.
+
+        Raises:
+            MltrainError: a rank could not, or ``commit`` raises it.
+        """
+        if self._destination.folder is None:
+            self._channel.share(("complete", manifest))
+            self._answers(lambda: None)
+            self._awaited.add(manifest, self._token)
+        commit()
+        self._complete = True
+
+    def end(self) -> None:
+        """Let the other ranks know that this snapshot is not written again."""
+        try:
+            self._channel.share(("end", self._complete))
+        except PeerLost as lost:
+            log.debug("The other ranks are gone: %s", lost)
+
+
+class Following(Copied):
+    """The pieces of another rank.
+
+    Args:
+        uploads: uploads what was staged; the rest as for :class:`Copied`.
+    """
+
+    def __init__(self, *copied: Any, uploads: Uploads) -> None:
+        super().__init__(*copied)
+        self._uploads = uploads
+        self._copy: NodeCopy | None = None
+        self._manifest: Manifest | None = None
+
+    def follow(self) -> None:
+        """Write as often as rank 0 says, and upload what rank 0 has completed."""
+        complete, token = False, ""
+        try:
+            while True:
+                word, *said = self._channel.share()
+                if word == "end":
+                    complete = said[0]
+                    return
+                if word == "write":
+                    token = said[0]
+                    self._answers(partial(self._written, *said))
+                else:
+                    self._answers(partial(self._completed, said[0]))
+        finally:
+            if self._copy is not None and not complete:
+                self._copy.discard()
+            elif self._copy is not None and self._manifest is not None and self._destination.address is not None:
+                part = part_name(self._channel.rank)
+                self._uploads.add(self._destination.address, self._copy.folder, self._manifest, part, token)
+
+    def _written(self, name: str, kept: Collection[str]) -> tuple[str, FileEntry, int]:
+        wrong = nonfinite(_only(self._tree, self.own), self.own)
+        if wrong:
+            raise NonFiniteLoss(f"weights or optimizer state hold NaN or infinity: {shortened(wrong, 5)}.")
+        if self._destination.folder is not None:
+            return self._write(Path(name))
+        if self._copy is not None:
+            self._copy.discard()
+        self._copy = NodeCopy(self._uploads.spool(self._destination), name, kept)
+        return self._write(self._copy.folder)
+
+    def _completed(self, manifest: Manifest) -> None:
+        assert self._copy is not None
+        self._copy.complete(manifest)
+        self._manifest = manifest
+
+
+def _only(tree: Any, names: Collection[str]) -> Any:
+    """Return the tree of a state without the tensors that are not among these: rank 0 looks at those."""
+    if isinstance(tree, list):
+        return [_only(one, names) for one in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if tree.get("$") in ("tensor", "view"):
+        return tree if tree["$"] == "tensor" and tree["name"] in names else None
+    return {key: _only(one, names) for key, one in tree.items()}
+
+
+def _is_there(folder: Path, name: str, entry: FileEntry) -> bool:
+    """Whether a part file, and the files that it lists, are in a folder as this machine sees it."""
+    try:
+        content = (folder / name).read_bytes()
+        listed = Part.from_json(content, name).files
+        sizes = [(folder / file).stat().st_size == one.size for file, one in listed.items()]
+    except (OSError, DamagedCheckpoint):
+        return False
+    return all(sizes) and hashlib.sha256(content).hexdigest() == entry.sha256

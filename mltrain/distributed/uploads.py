@@ -1,0 +1,204 @@
+"""Uploading sharded checkpoints: each rank its own files and then its part file; rank 0 waits, and commits.
+
+No rank waits for another in a collective here: an upload may last longer than any of those may, and begins again when a store is
+back. A rank notes in the rendezvous store how its upload ended. What rank 0 commits it has looked up in the artifact store.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.shards import Part
+from mltrain.checkpoint.staging import Spool
+from mltrain.distributed.node import Destination
+from mltrain.distributed.world import World
+from mltrain.errors import MltrainError, PeerLost, RunHeld, StorageError
+from mltrain.store.artifacts import Artifacts
+from mltrain.store.names import CHECKPOINTS
+from mltrain.store.opening import Address
+from mltrain.store.removal import discard_staged
+from mltrain.store.retry import FullJitter
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.1
+_ABANDONED = "it has ended"
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """What one rank uploads of one checkpoint."""
+
+    address: Address
+    folder: Path
+    manifest: Manifest
+    part: str
+    token: str
+
+
+class Uploads:
+    """Uploads what one rank has staged, in a thread of its own, again and again while the store refuses.
+
+    Args:
+        world: the ranks.
+        overtaken: whether another life of the run has begun after an attempt, as the artifact store tells.
+        opened: called once with the staging folder of this node and the tracking URI, before anything is in it.
+    """
+
+    def __init__(
+        self, world: World, overtaken: Callable[[Artifacts, int], bool], opened: Callable[[Path, str], None]
+    ) -> None:
+        self._world = world
+        self._overtaken = overtaken
+        self._opened: Callable[[Path, str], None] | None = opened
+        self._spool: Spool | None = None
+        self._change = threading.Condition()
+        self._waiting: dict[str, _Upload] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def spool(self, destination: Destination) -> Spool:
+        """Return this node's staging folder.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        assert destination.address is not None
+        self._spool = Spool(destination.here)
+        if self._opened is not None:
+            self._opened(self._spool.root, destination.address.tracking_uri)
+            self._opened = None
+        return self._spool
+
+    def add(self, address: Address, folder: Path, manifest: Manifest, part: str, token: str) -> None:
+        """Upload a staged checkpoint's files of this rank in the background.
+
+        Args:
+            address: of the artifact store.
+            folder: that holds the staged copy of this node.
+            manifest: of the checkpoint.
+            part: name of this rank's part file.
+            token: names this try to save it.
+        """
+        with self._change:
+            self._waiting[token] = _Upload(address, folder, manifest, part, token)
+            self._change.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="mltrain-store", daemon=True)
+                self._thread.start()
+
+    def close(self, seconds: float) -> None:
+        """Wait for uploads that the store does not refuse, so many seconds at most, and begin no others."""
+        deadline = time.monotonic() + seconds
+        with self._change:
+            self._change.wait_for(lambda: not self._waiting, max(0.0, deadline - time.monotonic()))
+            self._closed = True
+            self._change.notify_all()
+
+    def discard_before(self, committed: CheckpointId) -> None:
+        """Remove the staged checkpoints of this node that are older than one that the store has."""
+        for folder in self._spool.complete() if self._spool is not None else []:
+            found = CheckpointId.parse(folder.name)
+            if found is not None and found.order < committed.order:
+                discard_staged(folder)
+
+    def _serve(self) -> None:
+        jitter, failures = FullJitter(multiplier=0.2, max=10), 0
+        while True:
+            with self._change:
+                if failures and not self._closed:
+                    self._change.wait(jitter.seconds(failures))
+                self._change.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                jobs = list(self._waiting.values())
+            why: str | None = None
+            for job in jobs:
+                why = why if why is not None else self._tried(job)
+                self._note(job, why)
+            failures = failures + 1 if why is not None else 0
+
+    def _tried(self, job: _Upload) -> str | None:
+        """Upload one checkpoint's files; return why they are not there."""
+        why: str | None = None
+        try:
+            artifacts = job.address.open()
+            target = f"{CHECKPOINTS}/{job.manifest.name}"
+            data = Part.from_json((job.folder / job.part).read_bytes(), job.part).files
+            self._refuse_overtaken(artifacts, job)
+            if data:
+                artifacts.upload_all([job.folder / name for name in sorted(data)], target)
+            self._refuse_overtaken(artifacts, job)
+            artifacts.upload(job.folder / job.part, target)
+        except RunHeld as held:
+            why = f"{held}"
+            log.error("%s", held)
+        except (MltrainError, OSError) as error:
+            if (job.folder / job.part).is_file():
+                return f"{error}"
+            # Else rank 0 does not need this checkpoint any more, and another rank of this node has removed it.
+        with self._change:
+            self._waiting.pop(job.token, None)
+            self._change.notify_all()
+        return why
+
+    def _refuse_overtaken(self, artifacts: Artifacts, job: _Upload) -> None:
+        if self._closed:
+            raise StorageError(_ABANDONED)
+        if self._overtaken(artifacts, job.manifest.id.attempt):
+            raise RunHeld(
+                f"Another life of run {job.manifest.run_id} has begun; this process publishes nothing of "
+                f"{job.manifest.name} any more."
+            )
+
+    def _note(self, job: _Upload, why: str | None) -> None:
+        try:
+            self._world.note(f"{job.token}/{self._world.rank}", f"failed {why}" if why is not None else "done")
+        except PeerLost as lost:
+            log.debug("Rank 0 is gone: %s", lost)
+
+
+class Awaited:
+    """What rank 0 waits for before a manifest: :class:`mltrain.checkpoint.ports.Peers`.
+
+    Args:
+        world: the ranks.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._tokens: dict[str, str] = {}
+        self._stopped = threading.Event()
+
+    def add(self, manifest: Manifest, token: str) -> None:
+        """Expect the uploads of a checkpoint that all ranks have staged."""
+        self._tokens[manifest.name] = token
+
+    def expects(self, manifest: Manifest) -> bool:
+        """See :class:`mltrain.checkpoint.ports.Peers`."""
+        return manifest.name in self._tokens
+
+    def wait(self, manifest: Manifest) -> None:
+        """See :class:`mltrain.checkpoint.ports.Peers`."""
+        token, deadline = self._tokens[manifest.name], time.monotonic() + self._world.seconds
+        missing = set(range(1, self._world.size))
+        while True:
+            for rank in sorted(missing):
+                word, _, why = (self._world.noted(f"{token}/{rank}") or "").partition(" ")
+                if word == "failed":
+                    raise StorageError(f"Rank {rank} could not upload its files: {why}")
+                if word != "done":
+                    break
+                missing.remove(rank)
+            if not missing:
+                return
+            if self._stopped.wait(_LOOK_SECONDS) or time.monotonic() > deadline:
+                raise StorageError(f"Rank {min(missing)} has not uploaded its files of {manifest.name}.")
+
+    def stop(self) -> None:
+        """See :class:`mltrain.checkpoint.ports.Peers`."""
+        self._stopped.set()
