@@ -13,13 +13,16 @@ from torch import Tensor
 from mltrain.checkpoint.codec import decode, encode
 from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import SHARDED_SCHEMA, CheckpointId, FileEntry, Manifest, now, whole_manifest
+from mltrain.checkpoint.publishing import PartsMissing, publish
 from mltrain.checkpoint.shards import Assembly, Part, Piece, write_part
 from mltrain.checkpoint.snapshot import Snapshot, snapshot
+from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import DamagedCheckpoint
+from mltrain.errors import DamagedCheckpoint, RunHeld, StorageError
 from mltrain.store.durable import write_file
 from mltrain.store.local import LocalArtifacts
 from mltrain.testing import differences
+from tests.support.places import Place, behind
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sharded"
 NAME = CheckpointId(attempt=1, step=5)
@@ -181,3 +184,56 @@ def digests(parts: Mapping[str, Any]) -> dict[str, str]:
     for number, own in parts["optimizer"]["state"].items():
         found |= {f"optimizer.{number}.{key}": tensor for key, tensor in own.items()}
     return {name: hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for name, tensor in found.items()}
+
+
+@pytest.fixture
+def machines(place: Path, tmp_path: Path) -> tuple[Place, Manifest, list[CheckpointStore]]:
+    """Two machines, on each of which one rank has staged its files, and the store that is empty yet."""
+    _, manifest = write(place, 2)
+    target, stores = behind(tmp_path / "store"), []
+    for rank in (0, 1):
+        spool = Spool(tmp_path / f"machine-{rank}")
+        (spool.root / NAME.name).mkdir()
+        for file in place.iterdir():
+            if f"-r0000{rank}" in file.name or file.name == "manifest.json" or (rank == 0 and "-r0" not in file.name):
+                (spool.root / NAME.name / file.name).write_bytes(file.read_bytes())
+        stores.append(CheckpointStore("r", target.opened(), spool))
+    return target, manifest, stores
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_machines_publish_what_they_have_staged_and_the_last_one_commits(
+    machines: tuple[Place, Manifest, list[CheckpointStore]], order: tuple[int, int]
+) -> None:
+    target, manifest, stores = machines
+    first, last = (stores[machine] for machine in order)
+    folder = f"checkpoints/{NAME.name}"
+    assert not first.is_whole(manifest)
+    missing = rf"not complete in the artifact store: .*part-r0000{order[1]}\.json.* Try: mltrain sync on each"
+    with pytest.raises(PartsMissing, match=missing):
+        publish(first, manifest)
+    assert first.manifest(NAME) is None
+    assert last.is_whole(manifest)  # what it lacks is in the store
+    held = RunHeld("another life has begun")
+
+    def overtaken() -> None:
+        raise held
+
+    with pytest.raises(RunHeld):
+        publish(last, manifest, require_lease=overtaken)
+    data = f"{folder}/state-r0000{order[0]}.safetensors"
+    content = target.files.read(data)
+    target.files.drop(data)
+    with pytest.raises(PartsMissing, match=rf"state-r0000{order[0]}\.safetensors did not arrive"):
+        publish(last, manifest)
+    target.files.write(data, content)
+    part = f"{folder}/part-r0000{order[0]}.json"
+    content = target.files.read(part)
+    target.files.write(part, content[:-1] + b" ")
+    with pytest.raises(StorageError, match="another SHA-256 in the artifact store"):
+        publish(last, manifest)
+    assert last.manifest(NAME) is None
+    target.files.write(part, content)
+    publish(last, manifest)
+    assert last.manifest(NAME) == manifest
+    assert CheckpointStore("r", target.opened()).problems(manifest) == []

@@ -116,6 +116,7 @@ def proxy(bucket_server: BucketServer) -> Iterator[FaultProxy]:
     started.close()
 
 
+@pytest.mark.slow
 def test_a_machine_whose_store_refuses_keeps_its_files_until_all_are_sent(
     tmp_path: Path, fork_server: Any, bucket_server: BucketServer, proxy: FaultProxy
 ) -> None:

@@ -84,18 +84,28 @@ SABOTAGES = (
     Sabotage(
         "the manifest is uploaded first",
         PUBLISHING,
-        "    store.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n",
+        "    for names in filter(None, (data, parts)):\n"
+        "        store.artifacts.upload_all([staged / name for name in names], folder)\n",
         "    store.artifacts.upload(staged / FILE_NAME, folder)\n"
-        "    store.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n"
+        "    for names in filter(None, (data, parts)):\n"
+        "        store.artifacts.upload_all([staged / name for name in names], folder)\n"
         "    return\n",
         "checkpoint/test_store.py::test_an_upload_ends_with_the_manifest",
     ),
     Sabotage(
         "the folder is uploaded in one call",
         PUBLISHING,
-        "    store.artifacts.upload_all([staged / name for name in sorted(manifest.files)], folder)\n",
+        "    for names in filter(None, (data, parts)):\n"
+        "        store.artifacts.upload_all([staged / name for name in names], folder)\n",
         "    store.artifacts._repository.log_artifacts(str(staged), folder)\n    return\n",
         "checkpoint/test_store.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
+    ),
+    Sabotage(
+        "the parts of other machines are not looked up before the manifest",
+        PUBLISHING,
+        "    if manifest.shards:\n        _refuse_without_parts(store, manifest)\n",
+        "",
+        "checkpoint/test_shards.py::test_machines_publish_what_they_have_staged_and_the_last_one_commits",
     ),
     Sabotage(
         "digests are not compared",
