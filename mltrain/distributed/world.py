@@ -136,20 +136,12 @@ class World:
         return shared
 
     def note(self, key: str, text: str) -> None:
-        """Leave a note for the other ranks, from any thread; nobody waits for it.
-
-        Raises:
-            PeerLost: the process that keeps the notes has ended.
-        """
+        """Leave a note for the other ranks, from any thread; nobody waits for it. Raises :class:`PeerLost`."""
         with self._bounded():
             self._store.set(f"note/{key}", text)
 
     def noted(self, key: str) -> str | None:
-        """Return the newest note of this key, if there is one.
-
-        Raises:
-            PeerLost: the process that keeps the notes has ended.
-        """
+        """Return the newest note of this key, if there is one. Raises :class:`PeerLost`."""
         with self._bounded():
             return self._store.get(f"note/{key}").decode() if self._store.check([f"note/{key}"]) else None
 
