@@ -1,6 +1,10 @@
 """Processes that one command starts: their exit code is its own, and the signals that it gets are theirs."""
 
+import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -18,6 +22,13 @@ both = {signal.SIGINT, signal.SIGTERM}
 signal.pthread_sigmask(signal.SIG_BLOCK, both)
 print("ready", flush=True)
 sys.exit(75 if {signal.sigwait(both), signal.sigwait(both)} == both else 1)
+"""
+SAVING = """
+import os, pathlib, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+pathlib.Path("ready-" + os.environ["RANK"]).touch()
+signal.sigwait({signal.SIGUSR1})
+pathlib.Path("saved-" + os.environ["RANK"]).touch()
 """
 
 
@@ -47,6 +58,27 @@ def test_a_ctrl_c_that_comes_as_two_signals_reaches_all_processes_and_is_waited_
     started.child.kill(signal.SIGTERM)
     done = started.wait(60)
     assert done.code == 75, done.err
+
+
+def test_torchrun_passes_on_the_signal_that_slurm_sends_with_the_options_of_the_page(place: Workplace) -> None:
+    page = Path(__file__).parent.parent.parent / "docs" / "distributed.md"
+    (options,) = re.findall(r"--signals-to-handle \S+ --shutdown-timeout \d+", page.read_text(encoding="utf-8"))
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *options.split(),
+    ]
+    with subprocess.Popen(
+        [*torchrun, "--no-python", sys.executable, "-c", SAVING], cwd=place.folder, env=place.environment
+    ) as started:
+        eventually(lambda: len(list(place.folder.glob("ready-*"))) == 2, "two processes")
+        started.send_signal(signal.SIGUSR1)
+        assert started.wait(60) != 0
+    assert {file.name for file in place.folder.glob("saved-*")} == {"saved-0", "saved-1"}
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
+from mltrain.tracking.tags import RESUMED_FROM_TAG
 from tests.support import ranks
 from tests.support.equality import same
 from tests.support.workplace import Workplace
@@ -110,7 +111,7 @@ def test_torchrun_restarts_killed_workers_in_the_same_run(place: Workplace, undi
         "--nproc-per-node",
         "2",
         "--max-restarts",
-        "1",
+        "2",
     ]
     command = [*torchrun, "-m", "mltrain", *TRAIN, "auto", "epochs=2", "save_every_steps=2", "kill_at=9", "victim=1"]
     done = subprocess.run(
@@ -121,7 +122,10 @@ def test_torchrun_restarts_killed_workers_in_the_same_run(place: Workplace, undi
     assert len(named) == 1, named
     run_id = named.pop().removeprefix("run_id=")
     ended_alike(place, run_id, undisturbed)
-    assert MlflowClient(place.uri).get_run(run_id).info.status == "FINISHED"
+    run = MlflowClient(place.uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    # torchrun has sent SIGTERM to rank 0, which could not ask rank 1 any more: what it had staged was committed
+    assert run.data.tags[RESUMED_FROM_TAG] == "step-000000008-a01"
 
 
 def test_a_model_that_differs_between_ranks_is_not_saved(place: Workplace) -> None:
