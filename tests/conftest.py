@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import torch
 
@@ -18,6 +19,12 @@ from tests.support.workplace import Workplace
 
 if TYPE_CHECKING:
     from mltrain.tracking.client import TrackingClient
+
+# How long an example takes depends on the machine.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 # A background job of a shell that is not interactive begins with SIGINT ignored, one of nohup with SIGHUP; children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

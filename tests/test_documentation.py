@@ -23,15 +23,12 @@ from mltrain.cli.arguments import parse
 from mltrain.project import find, find_pipeline
 from mltrain.run.checkpoints import open_checkpoints
 from tests.support.database import fresh_database
+from tests.support.pages import blocks
 from tests.support.runs import manifest_of
 from tests.support.workplace import Workplace
 
 CHECKOUT = Path(__file__).parent.parent
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def commands() -> list[tuple[str, str]]:
@@ -201,36 +198,39 @@ PYTHON = [
 
 EXECUTED = {
     "README.md-0": "test_the_readme_project_trains_and_resumes",
-    "accelerate.md-0": "adapters/test_accelerate.py, the same calls",
-    "accelerate.md-1": "projects/accelerate_loop through adapters/test_examples.py",
-    "distributed.md-0": "distributed/test_training.py, the same calls on two processes; cuda is not here",
-    "distributed.md-1": "test_every_python_block_takes_names_that_exist, but for ray, with which it was run by hand",
-    "huggingface.md-0": "adapters/test_huggingface.py, the same calls",
-    "huggingface.md-1": "adapters/test_huggingface.py, the same calls",
-    "ignite.md-0": "adapters/test_ignite.py, the same calls",
-    "ignite.md-1": "projects/ignite_spirals through adapters/test_examples.py",
-    "ignite.md-2": "adapters/test_ignite.py, the same calls",
-    "lightning.md-0": "adapters/test_lightning.py, the same calls",
-    "lightning.md-1": "projects/lightning_spirals through adapters/test_examples.py",
+    "accelerate.md-0": "adapters/test_documented.py",
+    "accelerate.md-1": "adapters/test_documented.py",
+    "distributed.md-0": "distributed/test_documented.py",
+    "distributed.md-1": "distributed/test_documented.py",
+    "huggingface.md-0": "adapters/test_documented.py",
+    "huggingface.md-1": "adapters/test_documented.py",
+    "ignite.md-0": "adapters/test_documented.py",
+    "ignite.md-1": "adapters/test_documented.py",
+    "ignite.md-2": "adapters/test_documented.py",
+    "lightning.md-0": "adapters/test_documented.py",
+    "lightning.md-1": "adapters/test_documented.py",
     "loops.md-0": "test_the_ten_lines_of_the_guide_for_loops_save_and_continue",
     "loops.md-1": "test_the_other_blocks_of_the_page_on_loops",
     "loops.md-2": "test_the_other_blocks_of_the_page_on_loops",
-    "own_project.md-0": "test_the_test_of_the_page_on_projects_is_a_test",
-    "own_project.md-1": "tracking/test_mlflow_model.py, the same calls",
+    "own_project.md-0": "test_the_tests_of_the_page_on_projects_are_tests",
+    "own_project.md-1": "cli/test_model.py",
     "pipelines.md-0": "test_the_pipeline_of_the_guide_runs_and_is_then_skipped",
     "retention.md-0": "test_a_policy_of_ones_own_is_written_as_the_page_says",
-    "segmentation.md-0": "projects/segmentation, the same calls on sample data",
-    "style_transfer.md-0": "projects/style_transfer, the same calls on sample data",
-    "tool_wear.md-0": "guides/test_001_tool_wear.py, the same calls",
+    "segmentation.md-0": "test_the_readme_from_the_first_training_to_the_pulled_model",
+    "style_transfer.md-0": "projects/style_transfer/test_command_line.py",
+    "tool_wear.md-0": "guides/test_001_tool_wear.py",
 }
-"""Which test executes a block of Python as it stands, or makes the same calls with objects of its own."""
+"""Which test executes a block of Python, with the reader's objects before it and a run's id in place of ``RUN_ID``."""
 
 
-def test_of_every_python_block_it_is_known_what_executes_it() -> None:
+def test_every_python_block_is_executed_by_a_test() -> None:
     assert {str(block.id) for block in PYTHON} == EXECUTED.keys()
-    for what in EXECUTED.values():
-        test = what.split(",")[0].split()[-1]
-        assert test in globals() if test.startswith("test_") else (CHECKOUT / "tests" / test).exists(), what
+    for block, test in EXECUTED.items():
+        if test.startswith("test_"):
+            assert test in globals(), test
+        else:
+            page, number = block.replace(".md", "").rsplit("-", 1)
+            assert f'execute("{page}", {number}' in (CHECKOUT / "tests" / test).read_text(encoding="utf-8"), block
 
 
 def test_the_other_blocks_of_the_page_on_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,9 @@ def test_the_other_blocks_of_the_page_on_loops(tmp_path: Path, monkeypatch: pyte
     assert "val/loss" in names["trainer"].measured
 
 
-NOT_INSTALLED = {"ray": "an engine of its own; the block was run with ray 2.60.0, as the page says"}
+NOT_INSTALLED = {
+    "ray": "an engine of its own, for which a stub stands; the block was run with ray 2.60.0, as the page says"
+}
 """Packages whose names no test looks for, each with its reason."""
 
 
@@ -291,13 +293,13 @@ def test_a_policy_of_ones_own_is_written_as_the_page_says() -> None:
     assert sorted(identity.step for identity in kept) == [10, 20, 30]
 
 
-def test_the_test_of_the_page_on_projects_is_a_test(tmp_path: Path, workplace: Workplace) -> None:
-    """The first of its two tests is executed; the second kills real processes, as tests/test_testing.py does."""
-    (block,) = (one for one in blocks(CHECKOUT / "docs" / "own_project.md", "python") if "def test" in one)
+@pytest.mark.parametrize("which", ["exactly", pytest.param("kills", marks=pytest.mark.slow)])
+def test_the_tests_of_the_page_on_projects_are_tests(tmp_path: Path, workplace: Workplace, which: str) -> None:
+    block = blocks(CHECKOUT / "docs" / "own_project.md", "python")[0]
     project = blocks(CHECKOUT / "README.md", "python")[0]
     (tmp_path / "my_project.py").write_text(project, encoding="utf-8")
     (tmp_path / "test_mine.py").write_text(block, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "exactly", "-p", "no:cacheprovider", "test_mine.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", which, "-p", "no:cacheprovider", "test_mine.py"]
     done = subprocess.run(command, cwd=tmp_path, env=workplace.environment, capture_output=True, text=True, timeout=200)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 

@@ -3,10 +3,14 @@
 import json
 import re
 import urllib.request
+import warnings
 
+import mlflow
 import pytest
+import torch
 from mlflow import MlflowClient
 
+from tests.support.pages import execute
 from tests.support.servers import ModelServer
 from tests.support.workplace import Workplace
 
@@ -20,7 +24,9 @@ def test_pull_brings_the_best_weights_verified_with_config_and_history(trained: 
     assert [pulled.json["checkpoint"]] == best
 
 
-def test_a_pulled_model_is_registered_and_a_wrong_name_pulls_nothing(trained: tuple[Workplace, str]) -> None:
+def test_a_pulled_model_is_registered_and_a_wrong_name_pulls_nothing(
+    trained: tuple[Workplace, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     workplace, run_id = trained
     for words in (["--alias", "champion"], ["--register", "a/b"], ["--register", "wear", "--alias", "latest"]):
         refused = workplace.mltrain("pull", run_id, "--to", "registered", *words)
@@ -38,6 +44,12 @@ def test_a_pulled_model_is_registered_and_a_wrong_name_pulls_nothing(trained: tu
     measured = workplace.mltrain("inspect", run_id, "--checkpoint", "best", "--json").json
     assert {m.key: m.value for m in model.metrics}["val/loss"] == measured["metrics"]["val/loss"]
     assert {m.step for m in model.metrics} == {measured["step"]}
+    inputs = torch.rand(2, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of MLflow's own modules
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", workplace.uri)
+        names = {"mlflow": mlflow, "array": inputs.numpy(), "tensor": inputs}
+        execute("own_project", 1, names, **{"NAME@": "wear@"})
 
 
 def test_what_cannot_be_done_is_refused_before_weights_are_downloaded(trained: tuple[Workplace, str]) -> None:

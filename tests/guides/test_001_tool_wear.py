@@ -11,6 +11,7 @@ from mltrain.errors import NoCheckpoint, UsageError
 from projects.tool_wear import ToolWearClassifier
 from tests.projects.tool_wear.waves import SMALL, TRAIN, VAL
 from tests.support.equality import same
+from tests.support.pages import execute
 from tests.support.shell import Shell
 
 
@@ -53,6 +54,16 @@ def test_resume_from_checkpoint_true_means_the_file_if_it_is_there(tmp_path: Pat
     assert ToolWearClassifier(**SMALL).train(**{**line, "resume_from_checkpoint": False})["epoch"] == [1, 2, 3, 4]
     with pytest.raises(UsageError, match="checkpoint_path"):
         whole.train(TRAIN, VAL, resume_from_checkpoint=True)
+
+
+def test_the_block_of_the_page_trains_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (inputs, classes), (more, others) = TRAIN, VAL
+    names = {"X": inputs[:32], "y": classes[:32], "X_val": more[:16], "y_val": others[:16], "X_new": more[:4]}
+    execute("tool_wear", 0, names)
+    assert names["history"]["epoch"] == [*range(1, len(names["history"]["epoch"]) + 1)]
+    assert (tmp_path / "wear.ckpt").is_file()
+    assert names["classifier"].predict(names["X_new"]).shape == (4,)
 
 
 def test_a_checkpoint_is_saved_and_loaded_by_hand(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from projects.style_transfer import project
 from projects.style_transfer.translate import main
 from tests.support.equality import same
+from tests.support.pages import execute
 from tests.support.workplace import Workplace
 
 PROJECT = Path(project.__file__).parent
@@ -67,6 +68,9 @@ def test_a_killed_training_ends_bit_identical_and_goes_on_from_before_with_other
         with Image.open(tmp_path / "out" / "b.png") as scaled:
             assert min(scaled.size) == 48
         assert main([*words, "--to", "nothing"]) == 2
+        patch.chdir(tmp_path)
+        execute("style_transfer", 0, {"RUN_ID": ended.run_id}, engraving="dots")
+        assert (tmp_path / "translated" / "a.png").is_file()
 
 
 def test_one_style_ends_with_exit_code_2(workplace: Workplace, own: list[str], styles: Path) -> None:
