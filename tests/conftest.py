@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 import torch
 
+from tests.support.disks import Disk
 from tests.support.forkserver import ForkServer
 from tests.support.places import Place, behind, bucket, folder, server
 from tests.support.runs import FolderRun
@@ -160,3 +161,18 @@ def run(place: Place, tmp_path: Path) -> FolderRun:
 def local(tmp_path: Path) -> FolderRun:
     """A run whose artifacts are in a folder of this machine."""
     return FolderRun(tmp_path)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    from tests.support.database import fresh_database
+
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -10,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrain.batches import mixed
 from mltrain.data import Loader, ResumableLoader
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.rng import Rng, seed_everything
-from mltrain.stream import StreamLoader
+from tests.support.batches import epoch_of
 from tests.support.values import identical
 
 
@@ -41,10 +40,6 @@ class Counted(Noisy):
 
 def loader(size: int = 10, batch_size: int = 3, **options: Any) -> ResumableLoader:
     return ResumableLoader(Noisy(size), batch_size, **{"seed": 5, **options})
-
-
-def epoch_of(batches: Any) -> list[Any]:
-    return list(iter(batches))
 
 
 def order(batches: list[Any]) -> list[int]:
@@ -365,15 +360,6 @@ def test_several_processes_share_each_batch_without_doing_an_item_twice_or_leavi
     assert joined(rest) == whole[state["batch"] : len(alone)]
 
 
-def test_the_weights_of_the_parts_of_a_batch_sum_to_one() -> None:
-    loaders = [ResumableLoader(range(44), 8, seed=3) for _ in range(5)]
-    for rank, one in enumerate(loaders):
-        one.divide(rank, 5)
-    weights = [[one.weight for _ in one] for one in loaders]
-    assert [sum(of_batch) for of_batch in zip(*weights, strict=True)] == pytest.approx([1.0] * 6)
-    assert weights[0][-1] == 0.0  # of the last four items for five processes
-
-
 def test_what_augmentation_draws_does_not_depend_on_how_many_processes_there_are() -> None:
     drawn = {}
     for ranks in (2, 3):
@@ -388,81 +374,3 @@ def test_what_augmentation_draws_does_not_depend_on_how_many_processes_there_are
 def test_a_batch_has_an_item_for_every_process() -> None:
     with pytest.raises(UsageError, match="batch_size=3 is shared by 4 processes"):
         ResumableLoader(range(44), 3).divide(0, 4)
-
-
-@settings(max_examples=200)
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4))
-def test_mixed_numbers_are_64_bits_and_depend_on_each(numbers: list[int]) -> None:
-    value = mixed(*numbers)
-    assert 0 <= value < 2**64
-    for place in range(len(numbers)):
-        other = list(numbers)
-        other[place] ^= 1
-        assert mixed(*other) != value
-
-
-def test_neighbouring_numbers_are_well_spread() -> None:
-    differing = [bin(mixed(seed, 0, 0) ^ mixed(seed + 1, 0, 0)).count("1") for seed in range(200)]
-    assert 28 < sum(differing) / len(differing) < 36
-
-
-class Stream:
-    """An iterable dataset that can say where it is: it goes on from there, and begins anew once exhausted."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.position = 0
-
-    def __iter__(self) -> Iterator[tuple[int, float]]:
-        while self.position < self.size:
-            self.position += 1
-            yield self.position - 1, random.random()
-        self.position = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
-
-
-@settings(max_examples=60, deadline=None)
-@given(size=st.integers(1, 20), batch_size=st.integers(1, 7), stop=st.integers(0, 30), drop_last=st.booleans())
-def test_a_stream_interrupted_anywhere_goes_on_with_the_rest(
-    size: int, batch_size: int, stop: int, drop_last: bool
-) -> None:
-    """Epochs are told apart, so that one which ends is not joined with the next."""
-    batch_size = min(batch_size, size)
-
-    def fresh(seed: int = 5) -> StreamLoader:
-        return StreamLoader(Stream(size), batch_size, seed=seed, drop_last=drop_last)
-
-    def marked(batches: StreamLoader) -> Iterator[Any]:
-        while True:
-            yield from batches
-            yield "end of epoch"
-
-    whole = marked(fresh())
-    expected = [next(whole) for _ in range(stop + 5)]
-    broken = fresh()
-    begun = marked(broken)
-    got = [next(begun) for _ in range(stop)]
-    resumed = fresh(0)
-    resumed.load_state_dict(broken.state_dict())
-    rest = marked(resumed)
-    got += [next(rest) for _ in range(5)]
-    assert identical(got, expected)
-
-
-def test_a_stream_leaves_the_random_numbers_of_the_training_alone() -> None:
-    seed_everything(3)
-    before = Rng().state_dict()
-    assert len(epoch_of(StreamLoader(Stream(7), 3, seed=1))) == 3
-    assert identical(Rng().state_dict(), before)
-
-
-def test_an_iterable_that_cannot_say_where_it_is_is_refused_with_what_is_missing() -> None:
-    with pytest.raises(UsageError, match=r"state_dict\(\) and load_state_dict\(\)"):
-        StreamLoader(iter([1, 2]), 1)
-    with pytest.raises(UsageError, match="StreamLoader"):
-        ResumableLoader(Stream(4), 2)

@@ -15,7 +15,6 @@ from mltrain.redaction import (
     REDACTED,
     harmless,
     is_secret,
-    is_secret_name,
     redacted,
     remember,
     remember_environment,
@@ -148,12 +147,12 @@ def test_a_uri_with_a_password_has_to_be_given_again() -> None:
     "name", ["password", "API_KEY", "hfToken", "db.passwd", "aws_secret_access_key", "client-secret"]
 )
 def test_names_that_tell_of_a_secret(name: str) -> None:
-    assert is_secret_name(name)
+    assert is_secret(name, "")
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "max_tokens", "keyboard", "secretary", "monkey", "lr", "author", "key"])
 def test_names_that_only_sound_alike(name: str) -> None:
-    assert not is_secret_name(name)
+    assert not is_secret(name, "")
 
 
 SPECIAL = [

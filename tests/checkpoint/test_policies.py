@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import metadata
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 
 import mltrain
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
-from mltrain.checkpoint.policies import GROUP, Budget, Latest, parse
+from mltrain.checkpoint.policies import GROUP, Best, Budget, EveryNth, Latest, Named, Pinned, Younger, parse
 from mltrain.checkpoint.retention import Context, Policy
 from mltrain.errors import ConfigError
-from tests.support.runs import FolderRun, epochs, train
+from tests.support.kept import NOW, kept, of_epochs
+from tests.support.runs import FolderRun, epochs, manifest_of, train
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,127 @@ def test_a_new_policy_needs_its_class_and_its_test_only(monkeypatch: pytest.Monk
     assert isinstance(parse("OnePerTen()"), OnePerTen)
     with pytest.raises(ConfigError, match=r"Known: .*OnePerTen\(…\)"):
         parse("Newest(1)")
+
+
+def test_latest_keeps_the_newest() -> None:
+    assert kept(Latest(2), of_epochs(5)) == [4, 5]
+    assert kept(Latest(9), of_epochs(2)) == [1, 2]
+
+
+def test_an_interruption_takes_no_place_of_an_epoch() -> None:
+    assert kept(Latest(2), [*of_epochs(3), manifest_of(4, kind="interrupted")]) == [2, 3]
+
+
+def test_best_keeps_the_best_by_its_metric_and_mode() -> None:
+    manifests = of_epochs(4, iou=[0.1, 0.4, 0.3, 0.2], loss=[4, 3, 2, 1])
+    assert kept(Best(2, "val/iou", "max"), manifests) == [2, 3]
+    assert kept(Best(1, "val/iou", "min"), manifests) == [1]
+    assert kept(Best(1), manifests) == [4]
+    assert kept(Best(1, "val/other"), manifests) == []
+
+
+def test_every_nth_keeps_multiples() -> None:
+    manifests = [
+        manifest_of(step, kind="epoch" if step % 10 == 0 else "step", epoch=step // 10) for step in range(5, 65, 5)
+    ]
+    assert kept(EveryNth(epochs=2), manifests) == [20, 40, 60]
+    assert kept(EveryNth(steps=15), manifests) == [15, 30, 45, 60]
+
+
+def test_younger_keeps_what_was_written_lately() -> None:
+    manifests = [manifest_of(hours, created=NOW - timedelta(hours=hours)) for hours in (30, 6, 5, 1)]
+    assert kept(Younger(hours=6), manifests) == [1, 5]
+    assert kept(Younger(days=1), manifests) == [1, 5, 6]
+
+
+def test_pinned_and_named_keep_what_is_pinned_and_named() -> None:
+    manifests = of_epochs(4)
+    context = Context(NOW, {manifests[1].id: "paper"})
+    assert kept(Pinned(), manifests, context) == [2]
+    assert kept(Named((manifests[0].name, manifests[3].name)), manifests) == [1, 4]
+    assert kept(Pinned() & Latest(1), manifests, context) == []
+
+
+def test_a_budget_drops_the_least_valuable_first() -> None:
+    sizes = [manifest_of(step, size=10**9, metrics={"val/loss": float(abs(step - 2))}) for step in range(1, 7)]
+    everything = Latest(100)
+    assert kept(Budget(gigabytes=6, of=everything), sizes) == [1, 2, 3, 4, 5, 6]
+    assert kept(Budget(gigabytes=4.5, of=everything), sizes) == [2, 4, 5, 6]
+    assert kept(Budget(gigabytes=2, of=everything), sizes) == [2, 6]
+    assert kept(Budget(gigabytes=1, of=everything), sizes) == [6]
+    assert kept(Budget(gigabytes=0.5, of=everything), sizes) == []
+    assert kept(Budget(gigabytes=9, of=Latest(2)), sizes) == [5, 6]
+
+
+WRONG = {
+    "": "not an expression",
+    "Latest(": "not an expression",
+    "Latest(0)": "at least 1",
+    "Latest(1.5)": "whole number",
+    "Latest(True)": "whole number",
+    "Latest('3')": "whole number",
+    "Latest(-1)": "policy was expected",
+    "Latest(1, 2, 3)": "Latest",
+    "Latest(number=3)": "unexpected keyword",
+    "Latest(*[1])": "policy was expected",
+    "Latest(**{'count': 1})": "policy was expected",
+    "Latest(**3)": "unexpected keyword",
+    "Latest": "policy was expected",
+    "Newest(3)": "there is no policy Newest",
+    "3": "a policy was expected",
+    "'Latest(3)'": "a policy was expected",
+    "Latest(1) | 3": "both sides",
+    "Latest(1) + Best(1)": "policy was expected",
+    "Latest(1) or Best(1)": "policy was expected",
+    "not Latest(1)": "policy was expected",
+    "Best(1, 3)": "name of a metric",
+    "Best('val/loss')": "whole number",
+    "Best(1, 'val/loss', 'best')": "'min' or 'max'",
+    "EveryNth()": "either epochs or steps",
+    "EveryNth(epochs=1, steps=1)": "either epochs or steps",
+    "EveryNth(3)": "positional",
+    "Younger()": "positive",
+    "Younger(hours=-1)": "policy was expected",
+    "Younger(hours='6')": "positive",
+    "Younger(hours=True)": "positive",
+    "Younger(hours=1e999)": "positive",
+    "Named(3)": "names",
+    "Budget(gigabytes=1)": "of",
+    "Budget(gigabytes='1', of=Latest(1))": "positive",
+    "Budget(gigabytes=1, of=3)": "policy was expected",
+    "Budget(gigabytes=0, of=Latest(1))": "positive",
+    "Budget(gigabytes=1e999, of=Latest(1))": "positive",
+    "__import__('os').system('true')": "policy was expected",
+    "().__class__": "policy was expected",
+    "(lambda: Latest(1))()": "policy was expected",
+    "[Latest(1) for _ in range(3)][0]": "policy was expected",
+    "f'{Latest(1)}'": "policy was expected",
+    "Latest(10**10**10)": "policy was expected",
+    "Latest(1); Latest(2)": "not an expression",
+    "keep = Latest(1)": "not an expression",
+    "Latest(1)\0": "not an expression",
+    "(" * 5000 + ")" * 5000: "not an expression",
+    " | ".join(["Latest(1)"] * 20_000): "",
+    "-" * 100_000 + "1": "",
+}
+
+
+@pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:30])
+def test_what_is_no_policy_is_refused_and_nothing_is_run(text: str) -> None:
+    with pytest.raises(ConfigError, match="The retention policy cannot be read") as caught:
+        parse(text)
+    assert WRONG[text] in str(caught.value)
+    assert "Known: Latest(5)" in str(caught.value)
+
+
+def test_the_message_points_at_the_word() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("Latest(3) | Bset(2)")
+    _, shown, arrow, *_ = str(caught.value).splitlines()
+    assert shown[arrow.index("^") :].startswith("Bset(2)")
+
+
+@pytest.mark.parametrize("wrong", ["step-000000001-a01", ["step-000000001-a01"], (1,)])
+def test_names_are_a_tuple_of_names(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="a tuple of names"):
+        Named(wrong)

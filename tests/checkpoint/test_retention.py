@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,32 +12,21 @@ from hypothesis import strategies as st
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, ancestry_after, current_line, newest
 from mltrain.checkpoint.policies import Best, Budget, EveryNth, Latest, Named, Pinned, Younger, parse
 from mltrain.checkpoint.retention import Context, Policy, best_of, by_metric, plan, protected
-from mltrain.errors import ConfigError
+from tests.support.kept import CONTEXT, NOW, kept, of_epochs
 from tests.support.runs import manifest_of
 
-NOW = datetime(2026, 6, 1, tzinfo=UTC)
-CONTEXT = Context(NOW)
-
-
-def steps(identities: Any) -> list[int]:
-    return sorted(identity.step for identity in identities)
-
-
-def kept(policy: Policy, manifests: Sequence[Manifest], context: Context = CONTEXT) -> list[int]:
-    return steps(policy.keep(manifests, context))
-
-
-def epochs(number: int, **metrics: Sequence[float]) -> list[Manifest]:
-    return [
-        manifest_of(step, metrics={f"val/{name}": values[step - 1] for name, values in metrics.items()})
-        for step in range(1, number + 1)
-    ]
-
-
 numbers = st.integers(1, 50)
+
+
 amounts = st.integers(1, 10**9) | st.floats(1e-6, 1e9, allow_nan=False)
+
+
 metric_names = st.text(max_size=6)
+
+
 modes = st.sampled_from(["min", "max", None])
+
+
 simple = (
     st.builds(Latest, numbers)
     | st.builds(Best, numbers, st.none() | metric_names, modes)
@@ -48,6 +37,8 @@ simple = (
     | st.just(Pinned())
     | st.lists(st.text(max_size=6), max_size=3).map(lambda names: Named(tuple(names)))
 )
+
+
 policies: st.SearchStrategy[Policy] = st.recursive(
     simple,
     lambda inner: (
@@ -160,76 +151,26 @@ def test_joins_are_the_same_however_they_came_about(a: Policy, b: Policy, c: Pol
     assert (a & b) & c == a & (b & c)
 
 
-def test_latest_keeps_the_newest() -> None:
-    assert kept(Latest(2), epochs(5)) == [4, 5]
-    assert kept(Latest(9), epochs(2)) == [1, 2]
-
-
-def test_an_interruption_takes_no_place_of_an_epoch() -> None:
-    assert kept(Latest(2), [*epochs(3), manifest_of(4, kind="interrupted")]) == [2, 3]
-
-
-def test_best_keeps_the_best_by_its_metric_and_mode() -> None:
-    manifests = epochs(4, iou=[0.1, 0.4, 0.3, 0.2], loss=[4, 3, 2, 1])
-    assert kept(Best(2, "val/iou", "max"), manifests) == [2, 3]
-    assert kept(Best(1, "val/iou", "min"), manifests) == [1]
-    assert kept(Best(1), manifests) == [4]
-    assert kept(Best(1, "val/other"), manifests) == []
-
-
 def test_of_equal_ones_the_older_is_better() -> None:
-    assert kept(Best(1), epochs(3, loss=[1, 0.5, 0.5])) == [2]
+    assert kept(Best(1), of_epochs(3, loss=[1, 0.5, 0.5])) == [2]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_never_best(value: float) -> None:
-    manifests = epochs(3, loss=[value, 0.5, value])
+    manifests = of_epochs(3, loss=[value, 0.5, value])
     assert [manifest.step for manifest in by_metric(manifests, "val/loss", "min")] == [2]
     assert [manifest.step for manifest in by_metric(manifests, "val/loss", "max")] == [2]
-    assert best_of(epochs(1, loss=[value]), CONTEXT) is None
+    assert best_of(of_epochs(1, loss=[value]), CONTEXT) is None
 
 
 def test_what_was_declared_best_precedes_what_was_measured() -> None:
-    manifests = [*epochs(2, loss=[0.1, 0.2]), manifest_of(3, best=True), manifest_of(4, metrics={"val/loss": 0.0})]
+    manifests = [*of_epochs(2, loss=[0.1, 0.2]), manifest_of(3, best=True), manifest_of(4, metrics={"val/loss": 0.0})]
     assert kept(Best(1), manifests) == [3]
     assert kept(Best(2), manifests) == [3, 4]
     later = Context(NOW, declared=CheckpointId(attempt=1, step=4))
     assert kept(Best(1), manifests, later) == [4]
     nowhere = Context(NOW, declared=CheckpointId(attempt=9, step=9))
     assert kept(Best(1), manifests, nowhere) == [3]
-
-
-def test_every_nth_keeps_multiples() -> None:
-    manifests = [
-        manifest_of(step, kind="epoch" if step % 10 == 0 else "step", epoch=step // 10) for step in range(5, 65, 5)
-    ]
-    assert kept(EveryNth(epochs=2), manifests) == [20, 40, 60]
-    assert kept(EveryNth(steps=15), manifests) == [15, 30, 45, 60]
-
-
-def test_younger_keeps_what_was_written_lately() -> None:
-    manifests = [manifest_of(hours, created=NOW - timedelta(hours=hours)) for hours in (30, 6, 5, 1)]
-    assert kept(Younger(hours=6), manifests) == [1, 5]
-    assert kept(Younger(days=1), manifests) == [1, 5, 6]
-
-
-def test_pinned_and_named_keep_what_is_pinned_and_named() -> None:
-    manifests = epochs(4)
-    context = Context(NOW, {manifests[1].id: "paper"})
-    assert kept(Pinned(), manifests, context) == [2]
-    assert kept(Named((manifests[0].name, manifests[3].name)), manifests) == [1, 4]
-    assert kept(Pinned() & Latest(1), manifests, context) == []
-
-
-def test_a_budget_drops_the_least_valuable_first() -> None:
-    sizes = [manifest_of(step, size=10**9, metrics={"val/loss": float(abs(step - 2))}) for step in range(1, 7)]
-    everything = Latest(100)
-    assert kept(Budget(gigabytes=6, of=everything), sizes) == [1, 2, 3, 4, 5, 6]
-    assert kept(Budget(gigabytes=4.5, of=everything), sizes) == [2, 4, 5, 6]
-    assert kept(Budget(gigabytes=2, of=everything), sizes) == [2, 6]
-    assert kept(Budget(gigabytes=1, of=everything), sizes) == [6]
-    assert kept(Budget(gigabytes=0.5, of=everything), sizes) == []
-    assert kept(Budget(gigabytes=9, of=Latest(2)), sizes) == [5, 6]
 
 
 def test_what_is_protected_may_exceed_a_budget() -> None:
@@ -267,81 +208,7 @@ def test_abandoned_lines_go_first() -> None:
 
 
 def test_what_an_attempt_resumed_from_stays_while_it_has_nothing_of_its_own() -> None:
-    manifests = epochs(4)
+    manifests = of_epochs(4)
     keep = protected(manifests, CONTEXT, resumed_from=manifests[0].id, in_use=())
     assert 1 not in [r.manifest.step for r in plan(manifests, Latest(1), CONTEXT, keep)]
     assert keep[manifests[0].id] == "resumed from"
-
-
-WRONG = {
-    "": "not an expression",
-    "Latest(": "not an expression",
-    "Latest(0)": "at least 1",
-    "Latest(1.5)": "whole number",
-    "Latest(True)": "whole number",
-    "Latest('3')": "whole number",
-    "Latest(-1)": "policy was expected",
-    "Latest(1, 2, 3)": "Latest",
-    "Latest(number=3)": "unexpected keyword",
-    "Latest(*[1])": "policy was expected",
-    "Latest(**{'count': 1})": "policy was expected",
-    "Latest(**3)": "unexpected keyword",
-    "Latest": "policy was expected",
-    "Newest(3)": "there is no policy Newest",
-    "3": "a policy was expected",
-    "'Latest(3)'": "a policy was expected",
-    "Latest(1) | 3": "both sides",
-    "Latest(1) + Best(1)": "policy was expected",
-    "Latest(1) or Best(1)": "policy was expected",
-    "not Latest(1)": "policy was expected",
-    "Best(1, 3)": "name of a metric",
-    "Best('val/loss')": "whole number",
-    "Best(1, 'val/loss', 'best')": "'min' or 'max'",
-    "EveryNth()": "either epochs or steps",
-    "EveryNth(epochs=1, steps=1)": "either epochs or steps",
-    "EveryNth(3)": "positional",
-    "Younger()": "positive",
-    "Younger(hours=-1)": "policy was expected",
-    "Younger(hours='6')": "positive",
-    "Younger(hours=True)": "positive",
-    "Younger(hours=1e999)": "positive",
-    "Named(3)": "names",
-    "Budget(gigabytes=1)": "of",
-    "Budget(gigabytes='1', of=Latest(1))": "positive",
-    "Budget(gigabytes=1, of=3)": "policy was expected",
-    "Budget(gigabytes=0, of=Latest(1))": "positive",
-    "Budget(gigabytes=1e999, of=Latest(1))": "positive",
-    "__import__('os').system('true')": "policy was expected",
-    "().__class__": "policy was expected",
-    "(lambda: Latest(1))()": "policy was expected",
-    "[Latest(1) for _ in range(3)][0]": "policy was expected",
-    "f'{Latest(1)}'": "policy was expected",
-    "Latest(10**10**10)": "policy was expected",
-    "Latest(1); Latest(2)": "not an expression",
-    "keep = Latest(1)": "not an expression",
-    "Latest(1)\0": "not an expression",
-    "(" * 5000 + ")" * 5000: "not an expression",
-    " | ".join(["Latest(1)"] * 20_000): "",
-    "-" * 100_000 + "1": "",
-}
-
-
-@pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:30])
-def test_what_is_no_policy_is_refused_and_nothing_is_run(text: str) -> None:
-    with pytest.raises(ConfigError, match="The retention policy cannot be read") as caught:
-        parse(text)
-    assert WRONG[text] in str(caught.value)
-    assert "Known: Latest(5)" in str(caught.value)
-
-
-def test_the_message_points_at_the_word() -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse("Latest(3) | Bset(2)")
-    _, shown, arrow, *_ = str(caught.value).splitlines()
-    assert shown[arrow.index("^") :].startswith("Bset(2)")
-
-
-@pytest.mark.parametrize("wrong", ["step-000000001-a01", ["step-000000001-a01"], (1,)])
-def test_names_are_a_tuple_of_names(wrong: Any) -> None:
-    with pytest.raises(ConfigError, match="a tuple of names"):
-        Named(wrong)

@@ -1,57 +1,32 @@
 """The checkpoints of one run in its artifact store, on this machine and behind MLflow's interface to another."""
 
 import hashlib
-import io
 import json
-import logging
 import os
-import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
-from mltrain.checkpoint.publishing import publish, stage
 from mltrain.checkpoint.reader import first_usable
-from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError
 from mltrain.store import retry
 from mltrain.store.remote import RemoteArtifacts
-from tests.support.places import Files, Place, behind, folder
-from tests.support.runs import RUN_ID, manifest_of, snapshot_of, state_at, store_in
+from tests.support.places import Place
+from tests.support.runs import RUN_ID, manifest_of, state_at, store_in
+from tests.support.stored import (
+    DAMAGES,
+    EXTRA,
+    again,
+    committed,
+    folder_of,
+    path_of,
+)
 from tests.support.values import identical
-
-EXTRA = {"params.json": b'{"lr": 0.1}', "history.csv": b"epoch\n1\n"}
-
-
-@pytest.fixture
-def store(place: Place, tmp_path: Path) -> CheckpointStore:
-    return store_in(tmp_path, place)
-
-
-def again(store: CheckpointStore) -> CheckpointStore:
-    """Return the same checkpoints as another process sees them, without the staged copies of this one."""
-    return CheckpointStore(RUN_ID, store.artifacts)
-
-
-def committed(store: CheckpointStore, step: int, attempt: int = 1, **more: Any) -> Manifest:
-    manifest = stage(store, snapshot_of(state_at(step)), manifest_of(step, attempt, **more), EXTRA)
-    publish(store, manifest)
-    return manifest
-
-
-def folder_of(tmp_path: Path, manifest: Manifest) -> Path:
-    return tmp_path / "artifacts" / "checkpoints" / manifest.name
-
-
-def path_of(manifest: Manifest, name: str) -> str:
-    return f"checkpoints/{manifest.name}/{name}"
 
 
 def test_a_committed_checkpoint_loads_anywhere(store: CheckpointStore) -> None:
@@ -121,97 +96,6 @@ def test_a_manifest_of_another_checkpoint_or_run_is_damage(store: CheckpointStor
         other.manifest(manifest.id)
 
 
-def change(files: Files, path: str, changed: Callable[[bytes], bytes]) -> None:
-    files.write(path, changed(files.read(path)))
-
-
-def replace_by_folder(files: Files, path: str) -> None:
-    files.drop(path)
-    files.write(f"{path}/inside", b"x")
-
-
-def replace_by_pickle(files: Files, path: str) -> None:
-    pickled = io.BytesIO()
-    torch.save({"a": 1}, pickled)
-    files.write(path, pickled.getvalue())
-
-
-DAMAGES: dict[str, Callable[[Files, str], object]] = {
-    "truncated": lambda files, path: change(files, path, lambda content: content[:-1]),
-    "extended": lambda files, path: change(files, path, lambda content: content + b"\0"),
-    "emptied": lambda files, path: change(files, path, lambda content: b""),
-    "zeroed": lambda files, path: change(files, path, lambda content: bytes(len(content))),
-    "reversed": lambda files, path: change(files, path, lambda content: content[::-1]),
-    "missing": lambda files, path: files.drop(path),
-    "a folder": replace_by_folder,
-    "a pickle": replace_by_pickle,
-}
-
-
-@pytest.mark.parametrize("place", ["on this machine", "elsewhere"], indirect=True)
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "params.json", "history.csv"])
-def test_damage_of_a_file_is_found_before_anything_is_deserialised(
-    name: str, damage: Callable[[Files, str], object], store: CheckpointStore, place: Place
-) -> None:
-    manifest = committed(store, 3)
-    damage(place.files, path_of(manifest, name))
-    other = again(store)
-    with pytest.raises(DamagedCheckpoint, match=name):
-        other.fetch(manifest)
-    assert [problem.file for problem in other.problems(manifest)] == [name]
-    if name in ("model.safetensors", "state.json"):
-        with pytest.raises(DamagedCheckpoint, match=name):
-            other.load(manifest)
-
-
-def test_damage_is_found_on_every_kind_of_store(store: CheckpointStore, place: Place) -> None:
-    manifest = committed(store, 3)
-    path = path_of(manifest, "model.safetensors")
-    whole = place.files.read(path)
-    for damage in DAMAGES.values():
-        damage(place.files, path)
-        with pytest.raises(DamagedCheckpoint, match=r"model\.safetensors"):
-            again(store).load(manifest)
-        if f"{path}/inside" in place.files.all():
-            place.files.drop(f"{path}/inside" if place.kind == "bucket" else path)
-        place.files.write(path, whole)
-    assert identical(again(store).load(manifest), state_at(3))
-
-
-def test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised(tmp_path: Path) -> None:
-    store = store_in(tmp_path)
-    manifest = committed(store, 3)
-    chance = random.Random(1)
-    flips = 0
-    for file in sorted(folder_of(tmp_path, manifest).iterdir()):
-        content = file.read_bytes()
-        stride = 20 if file.name == "manifest.json" else 1  # test_manifest.py flips all of its bits
-        for place in range(0, len(content), stride):
-            changed = bytearray(content)
-            changed[place] ^= 1 << chance.randrange(8)
-            file.write_bytes(changed)
-            other = again(store)
-            with pytest.raises(DamagedCheckpoint):
-                if file.name == "manifest.json":
-                    other.manifest(manifest.id)
-                else:
-                    other.fetch(manifest, only=lambda name, wanted=file.name: name == wanted)
-            flips += 1
-        file.write_bytes(content)
-    assert flips > 400
-    assert again(store).problems(manifest) == []
-
-
-def test_two_files_swapped_are_found(store: CheckpointStore, place: Place) -> None:
-    one, other = committed(store, 3), committed(store, 4)
-    here, there = (path_of(manifest, "model.safetensors") for manifest in (one, other))
-    kept = place.files.read(here)
-    place.files.write(here, place.files.read(there))
-    place.files.write(there, kept)
-    assert {p.file for m in (one, other) for p in again(store).problems(m)} == {"model.safetensors"}
-
-
 def test_the_one_before_a_damaged_one_is_used_and_that_is_said(store: CheckpointStore, place: Place) -> None:
     manifests = [committed(store, step) for step in (1, 2, 3)]
     for manifest in manifests[1:]:
@@ -228,47 +112,6 @@ def test_when_none_is_usable_the_next_command_is_named(store: CheckpointStore, p
     DAMAGES["missing"](place.files, path_of(manifest, "state.json"))
     with pytest.raises(NoCheckpoint, match=f"mltrain verify {RUN_ID}"):
         first_usable(store, [manifest], again(store).load)
-
-
-def test_a_link_in_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
-    store = store_in(tmp_path)
-    manifest = committed(store, 3)
-    file = folder_of(tmp_path, manifest) / "model.safetensors"
-    shutil.move(file, tmp_path / "elsewhere")
-    file.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DamagedCheckpoint, match="cannot be read"):
-        again(store).load(manifest)
-    (folder_of(tmp_path, manifest) / "manifest.json").unlink()
-    (folder_of(tmp_path, manifest) / "manifest.json").symlink_to("/etc/passwd")
-    with pytest.raises(DamagedCheckpoint, match="cannot be read"):
-        again(store).manifest(manifest.id)
-
-
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
-    store = store_in(tmp_path)
-    manifest = committed(store, 3)
-    for name in ("model.safetensors", "manifest.json"):
-        file = folder_of(tmp_path, manifest) / name
-        file.unlink()
-        os.mkfifo(file)
-    with pytest.raises(DamagedCheckpoint):
-        again(store).load(manifest)
-    with pytest.raises(DamagedCheckpoint):
-        again(store).manifest(manifest.id)
-
-
-def test_descriptors_are_given_back_whatever_was_found(tmp_path: Path) -> None:
-    import psutil
-
-    store = store_in(tmp_path)
-    manifest = committed(store, 3)
-    file = folder_of(tmp_path, manifest) / "model.safetensors"
-    file.unlink()
-    file.mkdir()
-    before = psutil.Process().num_fds()
-    for _ in range(20):
-        again(store).problems(manifest)
-    assert psutil.Process().num_fds() == before
 
 
 def test_what_is_removed_is_gone_with_its_folder(store: CheckpointStore, place: Place) -> None:
@@ -307,119 +150,6 @@ def test_a_removal_that_was_cut_short_leaves_no_checkpoint(tmp_path: Path, monke
         assert [found.name for found in left.manifests()] == [found.name for found in usable]
         shutil.rmtree(folder_of(tmp_path, manifest))
         shutil.copytree(backup, folder_of(tmp_path, manifest))
-
-
-def test_a_store_opened_to_be_read_cannot_be_written(tmp_path: Path) -> None:
-    store = again(store_in(tmp_path))
-    with pytest.raises(StorageError, match="read only"):
-        stage(store, snapshot_of(state_at(1)), manifest_of(1), {})
-
-
-def test_large_weights_are_split_and_come_back(tmp_path: Path) -> None:
-    store = store_in(tmp_path)
-    manifest = stage(store, snapshot_of(state_at(3)), manifest_of(3), EXTRA, largest_file=16)
-    assert sorted(name for name in manifest.files if name.startswith("model")) == [
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    ]
-    assert identical(store.load(manifest), state_at(3))
-
-
-class Watched(LocalArtifactRepository):
-    """MLflow's repository of a folder; notes what is done, and fails or loses bytes when told to."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder))
-        self.done: list[str] = []
-        self.fails_at = 0
-        self.loses = 0
-
-    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-        self.done.append(Path(local_file).name)
-        if len(self.done) == self.fails_at:
-            raise PermissionError("403")
-        super().log_artifact(local_file, artifact_path)
-        if self.loses:
-            target = Path(self.artifact_dir) / (artifact_path or "") / Path(local_file).name
-            target.write_bytes(target.read_bytes()[: -self.loses])
-
-
-def elsewhere(tmp_path: Path) -> tuple[CheckpointStore, Watched]:
-    repository = Watched(tmp_path / "artifacts")
-    (tmp_path / "artifacts").mkdir()
-    return CheckpointStore(RUN_ID, RemoteArtifacts(repository), Spool(tmp_path / "spool")), repository
-
-
-def test_an_upload_ends_with_the_manifest(tmp_path: Path) -> None:
-    store, repository = elsewhere(tmp_path)
-    manifest = committed(store, 3)
-    assert sorted(repository.done[:-1]) == sorted(manifest.files)
-    assert repository.done[-1] == "manifest.json"
-
-
-@pytest.mark.parametrize("fails_at", range(1, 6))
-def test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated(fails_at: int, tmp_path: Path) -> None:
-    store, repository = elsewhere(tmp_path)
-    repository.fails_at = fails_at
-    manifest = stage(store, snapshot_of(state_at(3)), manifest_of(3), EXTRA)
-    assert len(manifest.files) == 4
-    with pytest.raises(StorageError):
-        publish(store, manifest)
-    assert again(store).manifests() == []
-    assert store.staged() == [manifest]
-    assert identical(store.load(manifest), state_at(3)), "the staged copy serves meanwhile"
-    publish(store, manifest)
-    assert identical(again(store).load(manifest), state_at(3))
-
-
-def test_an_upload_that_arrives_short_is_noticed(tmp_path: Path) -> None:
-    store, repository = elsewhere(tmp_path)
-    repository.loses = 1
-    manifest = stage(store, snapshot_of(state_at(3)), manifest_of(3), EXTRA)
-    with pytest.raises(StorageError, match="bytes here"):
-        publish(store, manifest)
-    assert again(store).manifests() == []
-
-
-def test_the_staged_copy_stays_until_a_later_one_is_committed(tmp_path: Path) -> None:
-    store, _ = elsewhere(tmp_path)
-    first = committed(store, 1)
-    assert [manifest.step for manifest in store.staged()] == [1]
-    second = stage(store, snapshot_of(state_at(2)), manifest_of(2), EXTRA)
-    assert [manifest.step for manifest in store.staged()] == [1, 2]
-    publish(store, second)
-    assert [manifest.step for manifest in store.staged()] == [2]
-    assert [manifest.step for manifest in store.manifests()] == [first.step, 2]
-
-
-def test_a_damaged_staged_copy_is_left_aside_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store, _ = elsewhere(tmp_path)
-    manifest = stage(store, snapshot_of(state_at(1)), manifest_of(1), EXTRA)
-    file = tmp_path / "spool" / manifest.name / "manifest.json"
-    file.write_bytes(file.read_bytes()[:-10])
-    with caplog.at_level(logging.WARNING):
-        assert store.staged() == []
-    assert manifest.name in caplog.text
-
-
-def test_a_damaged_staged_copy_does_not_hide_the_intact_one_in_the_store(tmp_path: Path) -> None:
-    store, _ = elsewhere(tmp_path)
-    manifest = committed(store, 1)
-    file = tmp_path / "spool" / manifest.name / "model.safetensors"
-    file.write_bytes(bytes(file.stat().st_size))
-    assert identical(store.load(manifest), state_at(1))
-
-
-@pytest.mark.parametrize("kind", [folder, behind])
-def test_an_answer_larger_than_what_was_committed_is_not_taken_into_memory(
-    kind: Callable[[Path], Place], tmp_path: Path
-) -> None:
-    store = store_in(tmp_path, kind(tmp_path / "artifacts"))
-    manifest = committed(store, 3)
-    with (folder_of(tmp_path, manifest) / "model.safetensors").open("ab") as file:
-        file.truncate(2**33)  # a hole: eight gigabytes that take no room on the disk
-    with pytest.raises(DamagedCheckpoint, match="bytes"):
-        again(store).fetch(manifest)
 
 
 def test_a_store_that_does_not_answer_is_not_a_damaged_checkpoint(

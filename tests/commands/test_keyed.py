@@ -14,15 +14,16 @@ from mltrain.commands.train_request import Request
 from mltrain.errors import TrackingError, UsageError
 from mltrain.project import Project
 from mltrain.tracking.tags import LAUNCHER_OF_TAG, RUN_KEY_TAG
-from tests.commands.test_train import TINY, Unchanged, store, trained  # noqa: F401 - fixtures
 from tests.support import tiny
+from tests.support.trainings_of_tiny import TINY
+from tests.support.unchanged import Unchanged
 from tests.support.workplace import Workplace
 
 KEY = "nightly"
 
 
 @pytest.fixture
-def client(store: Path) -> MlflowClient:  # noqa: F811
+def client(store: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
 
 
@@ -32,7 +33,7 @@ def keyed(key: str = KEY, project: Project = TINY, **more: Any) -> Request:
 
 
 def test_the_same_command_continues_and_then_finds_the_training_complete(
-    store: Path,  # noqa: F811
+    store: Path,
     client: MlflowClient,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -98,7 +99,7 @@ def test_a_run_that_was_killed_before_it_recorded_anything_is_trained(client: Ml
     assert run_training(keyed("early")).run_id == empty
 
 
-def test_a_fork_with_a_key_is_made_once(trained: tuple[Path, str], client: MlflowClient) -> None:  # noqa: F811
+def test_a_fork_with_a_key_is_made_once(trained: tuple[Path, str], client: MlflowClient) -> None:
     runs = [run_training(keyed("fork", fork_run=trained[1], overrides={"signal_at": count})) for count in (8, 0)]
     assert [run.exit_code for run in runs] == [75, 0]
     assert runs[0].run_id == runs[1].run_id != trained[1]
@@ -107,7 +108,7 @@ def test_a_fork_with_a_key_is_made_once(trained: tuple[Path, str], client: Mlflo
 
 def test_mlflow_run_with_a_key_adopts_its_run_once_and_hides_it_afterwards(
     client: MlflowClient,
-    store: Path,  # noqa: F811
+    store: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launched = [client.create_run("0", tags={"mlflow.project.entryPoint": "main"}).info.run_id for _ in range(3)]

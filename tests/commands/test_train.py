@@ -2,136 +2,30 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
 from mlflow import MlflowClient
-from pydantic import model_validator
 
 from mltrain import CheckpointManager
 from mltrain.checkpoint.policies import Latest
 from mltrain.commands.import_checkpoint import import_file
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
-from mltrain.errors import ConfigError, StateMismatch, StorageError
+from mltrain.errors import StorageError
 from mltrain.pipeline import Pipeline, Stage
 from mltrain.pipelines.request import PipelineRequest
 from mltrain.pipelines.runner import run as run_pipeline
 from mltrain.project import Located, Project
-from mltrain.run.checkpoints import open_checkpoints, trained_config
+from mltrain.run.checkpoints import open_checkpoints
 from mltrain.tracking.client import connect
 from tests.support import tiny
-from tests.support.database import fresh_database
+from tests.support.trainings_of_tiny import TINY, built_with
 from tests.support.unchanged import Unchanged
 from tests.support.workplace import Workplace
-
-TINY = Project("tiny", tiny.Config, tiny.build, Path(tiny.__file__))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A store with one finished run, which many attempts are made on."""
-    folder = tmp_path_factory.mktemp("refused")
-    fresh_database(folder / "mlflow.db", folder / "mlruns")
-    (folder / "data").mkdir()
-    (folder / "data" / "file").write_text("one")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        patch.setenv("MLTRAIN_HOME", str(folder / "home"))
-        yield folder, run_training(Request(project=TINY, overrides={"epochs": 1, "data": str(folder / "data")})).run_id
-
-
-@pytest.fixture
-def store(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained[0] / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return trained[0]
-
-
-class Mute:
-    """A part without a state."""
-
-
-def built_with(**changes: Any) -> Project:
-    """A project whose task is built in a way that cannot be trained."""
-
-    def build(config: tiny.Config) -> Any:
-        task = tiny.build(config)
-        given = {name: getattr(task, name) for name in ("step", "loader", "evaluate", "images", "report", "state")}
-        return type(task)(**{**given, **changes})
-
-    return Project("tiny", tiny.Config, build, Path(tiny.__file__))
-
-
-BAD_KEYS = {
-    "a device that is not here": {"device": "cuda:7"},
-    "half precision on the CPU": {"amp": "fp16"},
-    "a policy that cannot be read": {"retention": "Newest(2)"},
-    "negative epochs": {"epochs": "-1"},
-    "no checkpoint to keep": {"max_to_keep": "0"},
-    "neither less nor more": {"best_mode": "maximum"},
-    "a folder below a file": {"model_save_path": f"{tiny.__file__}/weights"},
-    "data that are not there": {"data": "/nowhere/at/all", "num_threads": "0"},
-}
-BAD_TASKS: dict[str, dict[str, Any]] = {
-    "a step that cannot be called": {"step": 3},
-    "pictures that cannot be called": {"images": {"a": 1}},
-    "an evaluation that cannot be called": {"evaluate": 0.5},
-    "a part with a name that is taken": {"state": {"progress": tiny.build(tiny.Config()).loader}},
-    "a part without a state": {"state": {"mute": Mute()}},
-    "parts that are no mapping": {"state": [1]},
-}
-
-
-@pytest.mark.parametrize("how", ["new", "resumed", "forked"])
-@pytest.mark.parametrize("what", [*BAD_KEYS, *BAD_TASKS])
-def test_a_training_that_cannot_be_is_refused_before_there_is_a_run(
-    what: str, how: str, store: Path, trained: tuple[Path, str], tmp_path: Path
-) -> None:
-    source = {"new": {}, "resumed": {"resume_run": trained[1]}, "forked": {"fork_run": trained[1]}}[how]
-    project = built_with(**BAD_TASKS[what]) if what in BAD_TASKS else TINY
-    with Unchanged(store, tmp_path / "home"):
-        run_training(Request(project=project, overrides={"epochs": 3, **BAD_KEYS.get(what, {})}, **source))  # type: ignore[arg-type]
-
-
-def test_a_precision_that_the_step_would_not_use_is_refused_before_there_is_a_run(store: Path, tmp_path: Path) -> None:
-    project = built_with(step=lambda batch: {"loss": 1.0})
-    with Unchanged(store, tmp_path / "home", ConfigError):
-        run_training(Request(project=project, overrides={"epochs": 1, "amp": "bf16"}))
-
-
-@pytest.mark.parametrize("which", ["step:999", "epoch:7", "interrupted", "newest", "step-000000999-a01"])
-@pytest.mark.parametrize("source", ["resume_run", "fork_run", None])
-def test_a_checkpoint_that_is_not_there_is_refused_before_the_run_is_claimed(
-    which: str, source: str | None, store: Path, trained: tuple[Path, str], tmp_path: Path
-) -> None:
-    named: dict[str, Any] = {source: trained[1]} if source is not None else {}
-    with Unchanged(store, tmp_path / "home"):
-        run_training(Request(project=TINY, resume_from=which, **named))
-
-
-@pytest.mark.parametrize("source", ["resume_run", "fork_run"])
-def test_a_model_of_another_shape_is_refused_before_the_run_is_claimed(
-    source: str, store: Path, trained: tuple[Path, str], tmp_path: Path
-) -> None:
-    named: dict[str, Any] = {source: trained[1]}
-    with Unchanged(store, tmp_path / "home", StateMismatch):
-        run_training(Request(project=TINY, overrides={"epochs": 3, "hidden": 17}, **named))
-
-
-def test_changed_data_are_refused_before_the_run_is_claimed(
-    store: Path, trained: tuple[Path, str], tmp_path: Path
-) -> None:
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "file").write_text("two")
-    with Unchanged(store, tmp_path / "home"):
-        run_training(
-            Request(project=TINY, resume_run=trained[1], overrides={"epochs": 3, "data": str(tmp_path / "other")})
-        )
 
 
 @pytest.mark.parametrize("how", ["new", "resumed", "forked", "a loop of one's own"])
@@ -228,51 +122,6 @@ class Quiet:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments, **named: None
-
-
-def params_of(run_id: str) -> dict[str, Any]:
-    """The configuration beside the newest checkpoint of a run."""
-    return trained_config(open_checkpoints(run_id))
-
-
-def test_a_fork_begins_with_the_configuration_of_its_checkpoint_and_reports_only_what_it_changes(
-    store: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    source = run_training(Request(project=TINY, overrides={"epochs": 1, "lr": 0.01, "max_to_keep": 9})).run_id
-    for overrides in ({"epochs": 2, "lr": 0.001, "batch_size": 4}, {"epochs": 3}):
-        run_training(Request(resume_run=source, project=TINY, overrides=overrides))
-    caplog.clear()
-    kept = params_of(run_training(Request(project=TINY, fork_run=source, overrides={"epochs": 4})).run_id)
-    assert (kept["epochs"], kept["lr"], kept["batch_size"]) == (4, 0.001, 4)
-    assert not [record for record in caplog.records if "changed" in record.getMessage() or "planned" in record.msg]
-    changed = params_of(
-        run_training(Request(project=TINY, fork_run=source, overrides={"epochs": 4, "lr": 0.02})).run_id
-    )
-    assert (changed["lr"], changed["batch_size"]) == (0.02, 4)
-    assert "base_lrs.0=0.001" in caplog.text
-    assert "base_lrs.0=0.02" in caplog.text
-    assert "batch_size" not in caplog.text
-    for named in ({"fork_run": source}, {"resume_run": source}):
-        older = Request(project=TINY, resume_from="epoch:1", overrides={"epochs": 2}, **named)  # type: ignore[arg-type]
-        params = params_of(run_training(older).run_id)
-        assert (params["lr"], params["batch_size"]) == (0.01, 8), named
-
-
-def test_what_a_checkpoint_was_trained_with_is_checked_and_not_what_the_run_began_with(store: Path) -> None:
-    class Config(tiny.Config):
-        warmup: int = 0
-
-        @model_validator(mode="after")
-        def _short(self) -> Self:
-            if self.warmup > self.epochs:
-                raise ValueError("warmup is longer than the training")
-            return self
-
-    project = Project("tiny", Config, tiny.build, Path(tiny.__file__))
-    source = run_training(Request(project=project, overrides={"epochs": 1})).run_id
-    run_training(Request(project=project, resume_run=source, overrides={"epochs": 3}))
-    fork = run_training(Request(project=project, fork_run=source, overrides={"warmup": 2}))
-    assert params_of(fork.run_id)["warmup"] == 2
 
 
 class Spoilt(tiny.Faulty):

@@ -90,7 +90,7 @@ SABOTAGES = (
         "    for names in filter(None, (data, parts)):\n"
         "        store.artifacts.upload_all([staged / name for name in names], folder)\n"
         "    return\n",
-        "checkpoint/test_store.py::test_an_upload_ends_with_the_manifest",
+        "checkpoint/test_publishing.py::test_an_upload_ends_with_the_manifest",
     ),
     Sabotage(
         "the folder is uploaded in one call",
@@ -98,7 +98,7 @@ SABOTAGES = (
         "    for names in filter(None, (data, parts)):\n"
         "        store.artifacts.upload_all([staged / name for name in names], folder)\n",
         "    store.artifacts._repository.log_artifacts(str(staged), folder)\n    return\n",
-        "checkpoint/test_store.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
+        "checkpoint/test_publishing.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
     ),
     Sabotage(
         "the parts of other machines are not looked up before the manifest",
@@ -112,7 +112,7 @@ SABOTAGES = (
         "mltrain/checkpoint/verified_files.py",
         "        if sha256_of(content) != entry.sha256:\n",
         "        if False:\n",
-        "checkpoint/test_store.py::test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised",
+        "checkpoint/test_verified_files.py::test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialised",
     ),
     Sabotage(
         "a memory of manifests is believed",
@@ -127,7 +127,7 @@ SABOTAGES = (
         PUBLISHING,
         "        if earlier.id.order < manifest.id.order:\n",
         "        if earlier.id.order <= manifest.id.order:\n",
-        "checkpoint/test_store.py::test_the_staged_copy_stays_until_a_later_one_is_committed",
+        "checkpoint/test_publishing.py::test_the_staged_copy_stays_until_a_later_one_is_committed",
     ),
     Sabotage(
         "data are removed before the manifest",
@@ -152,7 +152,7 @@ SABOTAGES = (
         COMMITTER,
         "        self.failure = reason\n",
         "        pass\n",
-        "checkpoint/test_committer.py::test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason",
+        "checkpoint/test_committer_disk.py::test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason",
     ),
     Sabotage(
         "the buffers of batch norm are copied later",
@@ -173,7 +173,7 @@ SABOTAGES = (
         SNAPSHOT,
         "register_optimizer_step_pre_hook(before_step)",
         "register_optimizer_step_pre_hook(lambda *_: None)",
-        "checkpoint/test_snapshot.py::test_what_is_copied_late_is_the_state_of_the_boundary",
+        "checkpoint/test_snapshot_late.py::test_what_is_copied_late_is_the_state_of_the_boundary",
     ),
 )
 

@@ -12,7 +12,6 @@ from mltrain.run.tracked import TrackedRun
 from mltrain.tracking.client import connect
 from tests.support.database import fresh_database
 from tests.support.example_pipelines import TinyPipeline
-from tests.support.workplace import Workplace
 
 
 @pytest.fixture
@@ -44,11 +43,6 @@ def test_warnings_stand_between_the_lines_until_the_stage_ends(run: TrackedRun) 
     lines = (run.home / "stage.log").read_text().splitlines()
     run.close("FINISHED", "done", 5)
     assert [line[20:] for line in lines][1:] == ["WARNING a warning", "one thing"]
-
-
-@pytest.fixture
-def tiny(workplace: Workplace) -> TinyPipeline:
-    return TinyPipeline(workplace)
 
 
 def test_the_log_of_a_stage_can_be_followed(tiny: TinyPipeline) -> None:

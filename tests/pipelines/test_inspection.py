@@ -2,15 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.support.example_pipelines import STAGES, TinyPipeline
-from tests.support.workplace import Workplace
-
-
-@pytest.fixture
-def tiny(workplace: Workplace) -> TinyPipeline:
-    return TinyPipeline(workplace)
 
 
 def flipped(file: Path) -> None:

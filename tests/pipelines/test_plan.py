@@ -2,15 +2,7 @@
 
 import json
 
-import pytest
-
 from tests.support.example_pipelines import TinyPipeline
-from tests.support.workplace import Workplace
-
-
-@pytest.fixture
-def tiny(workplace: Workplace) -> TinyPipeline:
-    return TinyPipeline(workplace)
 
 
 def test_a_damaged_record_of_what_was_asked_for_is_rebuilt_from_the_stages(tiny: TinyPipeline) -> None:

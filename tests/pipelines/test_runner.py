@@ -2,23 +2,10 @@
 
 import json
 import signal
-from pathlib import Path
 
 import pytest
 
-from tests.support.example_pipelines import STAGES, TinyPipeline
-from tests.support.workplace import Workplace
-
-
-@pytest.fixture
-def tiny(workplace: Workplace) -> TinyPipeline:
-    return TinyPipeline(workplace)
-
-
-def flipped(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+from tests.support.example_pipelines import STAGES, TinyPipeline, flipped
 
 
 def test_every_stage_is_a_run_under_one_run_that_is_finished(tiny: TinyPipeline) -> None:
@@ -86,25 +73,6 @@ def test_other_code_means_a_new_run_where_skipping_and_is_said_where_resuming(ti
     assert tiny.actions("--mode", "skip") == dict.fromkeys(STAGES, "run")
 
 
-@pytest.mark.parametrize(
-    ("stage", "file", "expected"),
-    [
-        ("numbers", "output/a01/parts/numbers.safetensors", ["resume", "skip", "skip"]),
-        ("numbers", "output/a01/output.json", ["resume", "skip", "skip"]),
-        ("first", "checkpoints/step-000000018-a01/model.safetensors", ["skip", "resume", "skip"]),
-        ("second", "checkpoints/step-000000018-a01/model.safetensors", ["skip", "skip", "resume"]),
-    ],
-)
-def test_a_damaged_output_counts_as_missing_and_is_made_again_bit_by_bit(
-    stage: str, file: str, expected: list[str], tiny: TinyPipeline
-) -> None:
-    assert tiny("--mode", "skip").code == 0
-    flipped(tiny.artifacts(tiny.run_of(stage)) / file)
-    assert tiny.status()[stage]["state"] == "damaged"
-    assert list(tiny.actions("--mode", "skip").values()) == expected  # the same bits again: what follows stays
-    assert tiny.states() == ["done"] * 3
-
-
 def test_a_model_of_which_no_checkpoint_is_intact_is_trained_anew(tiny: TinyPipeline) -> None:
     assert tiny("--mode", "skip").code == 0
     for file in tiny.artifacts(tiny.run_of("first")).rglob("model.safetensors"):
@@ -123,20 +91,6 @@ def test_the_pipeline_goes_on_on_another_machine_with_nothing_but_the_store(tiny
     assert set(tiny.runs().values()) == {"FINISHED"}
     home = elsewhere.workplace.folder / "home"
     assert list(home.rglob("numbers.safetensors"))  # received, for there was nothing
-
-
-def test_a_copy_on_this_machine_that_is_damaged_or_has_too_much_is_put_right(tiny: TinyPipeline) -> None:
-    assert tiny("--mode", "skip", "epochs=1").code == 0
-    (copy,) = (tiny.workplace.folder / "home").rglob("numbers.safetensors")
-    flipped(copy)
-    (copy.parent / "stray").write_text("left by somebody")
-    about = copy.parent.parent / "about.json"
-    about.unlink()
-    assert list(tiny.actions("--mode", "skip", "second.lr=0.5").values()) == ["skip", "skip", "run"]
-    output = tiny.artifacts(tiny.run_of("numbers")) / "output" / "a01" / "parts" / "numbers.safetensors"
-    assert copy.read_bytes() == output.read_bytes()
-    assert about.is_file()
-    assert not (copy.parent / "stray").exists()
 
 
 def test_a_run_killed_before_it_had_recorded_anything_is_begun_again_and_not_left_behind(tiny: TinyPipeline) -> None:

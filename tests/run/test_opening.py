@@ -14,58 +14,15 @@ from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
 from mltrain.delivery.creation import RunCreation
-from mltrain.errors import MltrainError, RunNotFound, StorageError, UsageError
+from mltrain.errors import StorageError, UsageError
 from mltrain.ownership.launcher import Launcher
 from mltrain.run import adoption, opening
-from mltrain.run.listing import Selection, listed
 from mltrain.store.opening import UnusableArtifacts, open_artifacts
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import LAUNCHER_OF_TAG
 from tests.support.database import fresh_database
-
-
-@pytest.fixture
-def client(server: TrackingClient) -> MlflowClient:
-    return server.client.made()  # type: ignore[no-any-return] # it is one
-
-
-def empty_run(client: MlflowClient) -> str:
-    return str(client.create_run("0", run_name="launcher").info.run_id)
-
-
-def adopted(server: TrackingClient, run_id: str) -> None:
-    run = adoption.adopt(server, Launcher(run_id, None), None, "project", {}, otherwise="project lr=1")
-    run.close("FINISHED", "done", 20.0)
-
-
-def dump(tmp_path: Path) -> list[str]:
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        return list(database.iterdump())
-
-
-def test_an_empty_run_with_the_parameters_of_its_launcher_is_adopted(
-    server: TrackingClient, client: MlflowClient
-) -> None:
-    run_id = empty_run(client)
-    client.log_param(run_id, "epochs", "'3'")
-    client.set_terminated(run_id, "FAILED")  # a launcher that gave up before
-    run = adoption.adopt(server, Launcher(run_id, None), None, "project", {}, otherwise="project lr=1")
-    assert client.get_run(run_id).info.status == "RUNNING"
-    run.close("FINISHED", "done", 20.0)
-
-
-@pytest.mark.parametrize(
-    ("present", "wanted", "expected"),
-    [("wistful-rat-123", None, "project lr=1"), ("launcher", None, "launcher"), ("launcher", "mine", "mine")],
-)
-def test_an_adopted_run_keeps_the_name_that_a_user_chose(
-    present: str, wanted: str | None, expected: str, server: TrackingClient, client: MlflowClient
-) -> None:
-    run_id = client.create_run("0", run_name=present).info.run_id
-    run = adoption.adopt(server, Launcher(run_id, None), wanted, "project", {}, otherwise="project lr=1")
-    assert client.get_run(run_id).info.run_name == expected
-    run.close("FINISHED", "done", 20.0)
+from tests.support.opened import adopted, dump, empty_run
 
 
 def test_a_request_to_stop_while_the_server_makes_the_run_leaves_none(
@@ -84,36 +41,6 @@ def test_a_request_to_stop_while_the_server_makes_the_run_leaves_none(
     assert client.search_runs(["0"]) == []
 
 
-@pytest.mark.parametrize("what", ["a training", "metrics", "an artifact", "a tag of mltrain", "a claim"])
-def test_a_run_in_which_something_was_recorded_is_not_adopted(
-    what: str, server: TrackingClient, client: MlflowClient, tmp_path: Path
-) -> None:
-    run_id = empty_run(client)
-    if what == "a training":
-        adopted(server, run_id)
-    elif what == "metrics":
-        client.log_metric(run_id, "loss", 1.0)
-    elif what == "an artifact":
-        client.log_text(run_id, "text", "notes.txt")
-    elif what == "a tag of mltrain":
-        client.set_tag(run_id, "mltrain.latest", "step-000000001-a01")
-    else:
-        client.log_param(run_id, "mltrain.attempt.1", "{}")
-    before = dump(tmp_path)
-    with pytest.raises(UsageError, match="MLFLOW_RUN_ID"):
-        adopted(server, run_id)
-    assert dump(tmp_path) == before
-
-
-def test_the_refusal_names_the_command_that_continues_the_training(
-    server: TrackingClient, client: MlflowClient
-) -> None:
-    run_id = empty_run(client)
-    adopted(server, run_id)
-    with pytest.raises(UsageError, match=f"mltrain train --resume-run {run_id}"):
-        adopted(server, run_id)
-
-
 def test_mlflow_run_does_not_leave_a_refused_training_as_failed(
     server: TrackingClient, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,24 +51,6 @@ def test_mlflow_run_does_not_leave_a_refused_training_as_failed(
     with pytest.raises(UsageError):
         adoption.adoptable(server, Launcher(run_id, 1))
     assert repaired == [(1, run_id, "FINISHED")]
-
-
-@pytest.mark.parametrize("run_id", ["0" * 32, "a word", "deleted"])
-def test_a_run_that_is_not_there_is_not_adopted(run_id: str, server: TrackingClient, client: MlflowClient) -> None:
-    if run_id == "deleted":
-        run_id = empty_run(client)
-        client.delete_run(run_id)
-    with pytest.raises(RunNotFound, match="MLFLOW_RUN_ID"):
-        adopted(server, run_id)
-
-
-def test_a_run_is_adopted_once_also_by_two_at_the_same_moment(server: TrackingClient, client: MlflowClient) -> None:
-    run_id = empty_run(client)
-    first = adoption.adoptable(server, Launcher(run_id, None))
-    adopted(server, run_id)
-    assert first.info.run_id == run_id  # the second had seen it empty as well
-    with pytest.raises(MltrainError):
-        adopted(server, run_id)
 
 
 @pytest.mark.parametrize("launcher", ["a finished training", "an orchestrator's run", "no run", "mlflow run"])
@@ -271,21 +180,3 @@ def test_an_experiment_whose_artifacts_cannot_be_reached_gets_no_run(
     assert dump(tmp_path) == before
     with pytest.raises(UnusableArtifacts):
         open_artifacts(uri, server.uri)
-
-
-def test_a_search_takes_all_pages(server: TrackingClient, client: MlflowClient) -> None:
-    made = {empty_run(client) for _ in range(7)}
-    found = [run.info.run_id for run in server.search_runs(["0"], "", page=2)]
-    assert len(found) == 7
-    assert set(found) == made
-
-
-def test_runs_that_are_hidden_do_not_take_the_places_of_those_that_are_shown(
-    server: TrackingClient, client: MlflowClient
-) -> None:
-    for hidden in (False, True, True):
-        run_id = empty_run(client)
-        client.set_tag(run_id, "mltrain.status", "finished")
-        if hidden:
-            client.set_tag(run_id, LAUNCHER_OF_TAG, "0" * 32)
-    assert len(listed(server, None, Selection(most=1))) == 1

@@ -73,3 +73,9 @@ class TinyPipeline:
     def same_as(self, other: "TinyPipeline") -> bool:
         """Whether both models are those of another pipeline, bit by bit, with optimizer, counters and random numbers."""
         return all(same(self.weights(stage), other.weights(stage)) for stage in STAGES[1:])
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mltrain.errors import UsageError
-from mltrain.metrics import floats
 from mltrain.rng import seed_everything
 from mltrain.task import Task
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
@@ -170,12 +169,6 @@ def test_what_is_not_a_number_by_name_is_refused_with_what_came(value: Any, said
     with pytest.raises(UsageError, match=said):
         list(Trainer(task, tiny.Config(), MemoryTracker(), saver, StopAt()).steps())
     assert [kept.step for kept in saver.checkpoints] == [6]
-
-
-def test_numbers_of_every_library_are_metrics() -> None:
-    values = {"a": np.float32(0.5), "b": torch.tensor([0.5]), "c": np.array([0.5]), "d": True, "e": 1, "f": np.int64(2)}
-    assert floats(values, "it") == {"a": 0.5, "b": 0.5, "c": 0.5, "d": 1.0, "e": 1.0, "f": 2.0}
-    assert floats({"a\udc80": 1}, "it") == {"a\\udc80": 1.0}
 
 
 def test_a_learning_rate_that_cannot_be_read_costs_no_epoch() -> None:
