@@ -26,7 +26,7 @@ from mltrain.redaction import redacted_tree, remember
 
 
 class Config(BaseModel):
-    """What every training has to know. A project derives from it, overrides defaults and adds fields of its own.
+    """The configuration keys of every training. A project subclasses it, overrides defaults and adds fields of its own.
 
     Fields of type :class:`~pathlib.Path` are places: they may change freely when a run is resumed.
     """

@@ -319,7 +319,7 @@ class CheckpointManager:
         return self.committer.wait(seconds)
 
     def close(self, status: Status = "FINISHED", *, wait: bool = True) -> None:
-        """Wait until everything saved is committed, and let go of the run.
+        """Wait until everything saved is committed, and release the run.
 
         A script that ends without it completes what it saved. Its run is FINISHED; FAILED where an exception ended the script;
         KILLED where that was a ``KeyboardInterrupt``, or where the last save was an interrupted one. A run whose newest

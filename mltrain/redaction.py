@@ -53,13 +53,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _known: set[str] = set()
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether what is called so is a secret: ``api_key``, ``db.password``, ``hfToken``; not ``tokenizer``, ``mask_token``."""
-    return _telling(name) == "always"
-
-
 def is_secret(name: str, value: str) -> bool:
-    """Whether a value of this name is a secret.
+    """Whether a value of this name is a secret: ``api_key``, ``db.password``, ``hfToken``; not ``tokenizer``, ``mask_token``.
 
     Where the name alone does not tell (``speaker_token``, ``secret_santa``), a value that is hard to guess is one.
     """

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, on what, and how it is judged.
+    """A step, the data that it trains on, and how the result is measured.
 
     Attributes:
         step: trains on one batch and returns metrics.

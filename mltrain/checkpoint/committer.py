@@ -1,8 +1,8 @@
 """The commit of a checkpoint, from a copy in memory to the artifact store: one straight line.
 
-It runs in two threads, because two things are waited for: this disk, which frees the copy in memory, and the artifact store,
-which receives what was staged. Threads and not processes: hashing, writing and uploading release the interpreter's lock, and
-a process would need a second copy of the state (``benchmarks/stall.py`` measures what the training loses by it).
+Two threads run it: one waits for this disk, which frees the copy in memory, the other for the artifact store. Threads and not
+processes: hashing, writing and uploading release the interpreter's lock, and a process would need a second copy of the state
+(``benchmarks/stall.py`` measures what the training loses).
 """
 
 import logging
@@ -159,7 +159,7 @@ class Committer:
             listener(staged, best, self._store)
 
     def _stage(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> Manifest:
-        """Write a snapshot to this disk, again under another name where the disk refuses."""
+        """Write a snapshot to this disk; where the disk refuses, try again under another name."""
         deadline, tries, pause = time.monotonic() + self._disk_retry_seconds, 0, 0.5
         while True:
             tries += 1
@@ -209,7 +209,7 @@ class Committer:
             return self._pruner.prune(survey, newest, origin if newest is None else None)
 
     def declare(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> None:
-        """Record what a caller says of a checkpoint that was saved before: its manifest does not change any more."""
+        """Record metrics of a checkpoint that was saved before, or that it is best; its manifest does not change any more."""
         if self._reader.notes.add(manifest, metrics, best=best):
             self._disk.do(lambda: self._uploads.do(self._record_notes))  # after what was saved before
 
@@ -287,11 +287,11 @@ class Committer:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more work, because somebody closed it."""
+        """Whether :meth:`close` was called."""
         return self._disk.closed
 
     def close(self) -> None:
-        """Take no more work; what is under way is abandoned where it stands, complete in staging or invisible."""
+        """Take no more work; a commit under way is abandoned, and its checkpoint is complete in staging or invisible."""
         self._rest.confirm()
         self._give_way.set()
         self._disk.close()

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint before it is written: its step and epoch, and the line that it continues; saving it."""
+"""The draft of a manifest, made before a checkpoint is written: step, epoch, parent and line; and the save that makes it."""
 
 import logging
 import math

@@ -118,7 +118,7 @@ class Point(_Value):
 
 
 class Manifest(_Value):
-    """Everything there is to know about a checkpoint without reading its tensors."""
+    """Describes a checkpoint completely, except for the values of its tensors."""
 
     schema_version: Annotated[int, Field(strict=True)] = SCHEMA
     run_id: Annotated[str, Field(max_length=64)]
@@ -163,20 +163,20 @@ class Manifest(_Value):
 
     @property
     def title(self) -> str:
-        """What a person calls it: ``epoch 50``, ``step 1234``, ``interrupted at step 1234``."""
+        """A title for people: ``epoch 50``, ``step 1234``, ``interrupted at step 1234``."""
         if self.kind == "interrupted":
             return f"interrupted at step {self.step}"
         return f"epoch {self.epoch}" if self.kind == "epoch" else f"{self.kind} {self.step}"
 
     def to_json(self) -> bytes:
-        """Return it as UTF-8 JSON, whose last entry is the SHA-256 of all that stands before it."""
+        """Return the manifest as UTF-8 JSON, whose last entry is the SHA-256 of everything before it."""
         without = None if self.shards else {"shards"}
         body = self.model_dump_json(indent=1, exclude=without).encode().removesuffix(b"\n}")
         return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
 
     @classmethod
     def from_json(cls, content: bytes, *, run_id: str | None = None, name: str | None = None) -> Self:
-        """Read a manifest and check that it speaks of the place where it was found.
+        """Read a manifest and check that it names the run and the folder where it was found.
 
         Raises:
             DamagedCheckpoint: not JSON, too large, too deep, of another schema, changed, of wrong types, or of another
@@ -227,12 +227,12 @@ def whole_manifest(manifest: Manifest, files: Mapping[str, bytes | bytearray]) -
 
 
 def names_of_shards(manifest: Manifest) -> Sequence[str]:
-    """Return the names of files that the whole files of a sharded checkpoint take the place of."""
+    """Return the names of a sharded checkpoint's files that its whole files replace."""
     return [n for n in manifest.files if manifest.shards and (n in manifest.shards or n.endswith(".safetensors"))]
 
 
 def _ends_too_early(content: bytes, error: Exception) -> bool:
-    """Whether JSON is not valid because the rest of it is missing: it reads well up to its end."""
+    """Whether JSON is invalid only because its end is missing."""
     if isinstance(error, UnicodeDecodeError):
         return error.end == len(content) and error.reason == "unexpected end of data"
     if not isinstance(error, json.JSONDecodeError):

@@ -107,7 +107,6 @@ class CheckpointReader:
     def load_configured(
         self,
         which: str = "latest",
-        device: "torch.device | None" = None,
         read: "Callable[[CheckpointStore, Manifest], Configured] | None" = None,
     ) -> "tuple[Manifest, Configured]":
         """Load a checkpoint with its configuration, both verified before it is chosen; see :meth:`load`.
@@ -116,7 +115,6 @@ class CheckpointReader:
 
         Args:
             which: see :meth:`load`.
-            device: where tensors go.
             read: reads a checkpoint, verified. If ``None``, :func:`configured`.
 
         Raises:
@@ -142,8 +140,7 @@ class CheckpointReader:
                 f"None of the {passed_over} checkpoints of {self.store.title} has a configuration. Expected "
                 f"{PARAMS} beside the state, as mltrain train writes it. Try: resume with the loop that wrote them."
             )
-        read_all = read if read is not None else partial(configured, device=device)
-        return first_usable(self.store, chain([first], choices), partial(read_all, self.store), self._damaged)
+        return first_usable(self.store, chain([first], choices), partial(read or configured, self.store), self._damaged)
 
     def first_intact(
         self, candidates: Sequence[Manifest], only: Callable[[str], bool], received: Received | None = None
@@ -220,17 +217,13 @@ Configured = tuple[dict[str, Any], Mapping[str, Any] | None]
 
 
 def configured(
-    store: CheckpointStore,
-    manifest: Manifest,
-    device: "torch.device | None" = None,
-    absent: "Mapping[str, torch.Tensor] | None" = None,
+    store: CheckpointStore, manifest: Manifest, absent: "Mapping[str, torch.Tensor] | None" = None
 ) -> Configured:
     """Return the parts of a checkpoint and its configuration, both verified; None where it has no configuration.
 
     Args:
         store: that holds it.
         manifest: of the checkpoint.
-        device: where tensors go.
         absent: for each sharded tensor what stands for it. If ``None``, the whole tensor.
 
     Raises:
@@ -239,9 +232,9 @@ def configured(
     from mltrain.checkpoint.codec import decode  # torch takes seconds, and listing checkpoints needs none of it
 
     if absent is None:
-        return store.load(manifest, device), configuration(store, manifest)
+        return store.load(manifest), configuration(store, manifest)
     files = store.fetch_unsharded(manifest, only=lambda name: name.startswith(("model", "state")))
-    return decode(files, device, absent), configuration(store, manifest)
+    return decode(files, absent=absent), configuration(store, manifest)
 
 
 def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, Any] | None:

@@ -83,19 +83,19 @@ class CheckpointStore:
 
     @property
     def title(self) -> str:
-        """What messages call it: ``run …``, or its folder or file."""
+        """The name in messages: ``run …``, or the folder or file."""
         place = self._folder
         return f"run {self.run_id}" if place is None else f"{'file' if place.is_file() else 'folder'} {place}"
 
     @property
     def remedy(self) -> str:
-        """What helps where no checkpoint is usable."""
+        """Advice to the user where no checkpoint is usable."""
         if self._folder is None:
             return f"See what is wrong with: mltrain verify {self.run_id}"
         return f"The log names what is wrong with each. Try: remove or replace these files in {self._folder}."
 
     def adopt(self, run_id: str) -> None:
-        """Go on under the id that the tracking server gave the run; what is staged under the provisional one is kept."""
+        """Continue under the id that the tracking server gave the run; checkpoints staged under the provisional id stay."""
         self._formerly, self._run_id = self._run_id, run_id
 
     def discard_staged(self, identity: CheckpointId) -> None:
@@ -229,7 +229,7 @@ class CheckpointStore:
         return found
 
     def assembly(self, manifest: Manifest) -> "Assembly":
-        """Return what makes whole tensors of a sharded checkpoint; it reads the part files, and nothing else yet.
+        """Return the assembly of a sharded checkpoint's whole tensors; it reads only the part files yet.
 
         Raises:
             DamagedCheckpoint: they are missing, or not what was committed.

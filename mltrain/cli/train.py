@@ -21,7 +21,7 @@ class _Train(CommandWithKeys):
     """The command, whose ``--resume`` may stand alone."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give ``--resume`` without a value the word that means so; see :mod:`mltrain.commands.resume_word`."""
+        """Give ``--resume`` without a value its default; see :mod:`mltrain.commands.resume_word`."""
         words = [
             "--resume=true" if word == "--resume" and (after.startswith("-") or "=" in after) else word
             for word, after in pairwise([*args, "--"])

@@ -91,9 +91,9 @@ class Outbox:
         for key, value in tags.items():
             self.set_tag(key, value)
 
-    def log_file(self, file: Path, folder: str = "") -> None:
+    def log_file(self, file: Path) -> None:
         """Upload a file, replacing one of its name; never waits. The file has to stay until it is sent."""
-        self.journal.log_item("file", folder, str(file))
+        self.journal.log_item("file", "", str(file))
 
     def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
         """Log pictures that the UI scrolls by step, and as files in a folder of the epoch; never waits for the server.

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LOG_FILE = "stage.log"
 _MOST_BYTES = 2**26
+_LOOK_SECONDS = 0.5
 _LIVE = ("running", "running elsewhere")
 
 
@@ -121,7 +122,7 @@ class LoggedStage(logging.Handler):
             self._run.log_file(self._file)
 
 
-def followed(server: TrackingClient, run_id: str, *, seconds: float = 0.5) -> Iterator[str]:
+def followed(server: TrackingClient, run_id: str) -> Iterator[str]:
     """Yield the lines of a stage's log until the run ends.
 
     Raises:
@@ -140,7 +141,7 @@ def followed(server: TrackingClient, run_id: str, *, seconds: float = 0.5) -> It
         shown = max(shown, len(lines))
         if not live:
             return
-        time.sleep(seconds)
+        time.sleep(_LOOK_SECONDS)
 
 
 def _text(server: TrackingClient, run_id: str, artifact_uri: str) -> str | None:

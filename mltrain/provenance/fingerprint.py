@@ -37,6 +37,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def host() -> str:
     """Return the name of this machine."""
     return socket.gethostname()
