@@ -51,7 +51,7 @@ mlflow-next:                  ## the tests at MLflow's next release
 	$(PYTHON) -m venv .venv-next
 	.venv-next/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[projects]" $(TOOLS)
 	.venv-next/bin/python -m pip install --quiet --no-deps --target .venv-next/mlflow "mlflow>=3.18"
-	PYTHONPATH=.venv-next/mlflow .venv-next/bin/python -m pytest -q $(ELSEWHERE) $(TESTS)
+	PYTHONWARNINGS="ignore:Versions of mlflow" PYTHONPATH=.venv-next/mlflow .venv-next/bin/python -m pytest -q $(ELSEWHERE) $(TESTS)
 
 # uv installs in a fraction of the time, where it is there and finds the packages.
 .venv/ready: pyproject.toml constraints.txt

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-REVISION = "dc11669786a5"
-"""The revision of the tables, as MLflow's migrations name it."""
+REVISIONS = frozenset({"dc11669786a5", "f4a9b2c7d1e6"})
+"""The revisions of the tables of MLflow 3.17 and 3.18, as MLflow's migrations name them; those between concern other tables."""
 READS = frozenset({"get_run", "search_runs", "search_experiments", "get_experiment_by_name"})
 """The methods of an ``MlflowClient`` that a reader has."""
 
@@ -192,7 +192,8 @@ class DatabaseReader:
             address = f"{self._file.absolute().as_uri()}?mode=ro"
             with closing(sqlite3.connect(address, uri=True, timeout=_SECONDS)) as database:
                 database.execute("PRAGMA case_sensitive_like = true")
-                if database.execute("SELECT version_num FROM alembic_version").fetchall() != [(REVISION,)]:
+                revisions = database.execute("SELECT version_num FROM alembic_version").fetchall()
+                if len(revisions) != 1 or revisions[0][0] not in REVISIONS:
                     raise Unreadable("its tables are of another revision")
                 yield database
         except (sqlite3.Error, OSError, ValueError) as error:

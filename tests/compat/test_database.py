@@ -134,6 +134,11 @@ def test_curves_of_many_runs_are_those_of_mlflow_by_one_query(
 
 def test_the_revision_is_that_of_the_installed_mlflow(reader: DatabaseReader, tmp_path: Path) -> None:
     assert reader.search_experiments()
+    for revision in ("dc11669786a5", "f4a9b2c7d1e6"):
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as opened:
+            opened.execute("UPDATE alembic_version SET version_num = ?", [revision])
+            opened.commit()
+        assert reader.search_experiments(), "MLflow 3.17 and 3.18 have the same tables of runs"
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as opened:
         opened.execute("UPDATE alembic_version SET version_num = 'another'")
         opened.commit()

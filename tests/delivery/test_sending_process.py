@@ -261,7 +261,8 @@ def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
     journal.add_points(("loss", n, float(n), n) for n in range(step, step + 2000))
     step += 2000
     assert sender.drain(60)
-    assert courier._process is not None
-    assert courier._process.poll() is not None  # it does not outlive the sender
+    process = courier._process
+    assert process is not None
+    eventually(lambda: process.poll() is not None, "the end of the process: it does not outlive the sender")
     history = MlflowClient(uri).get_metric_history(run_id, "loss")
     assert sorted(point.step for point in history) == list(range(step))
