@@ -1,5 +1,6 @@
 """Sharded checkpoints in an artifact store that is no folder; every rank has a home of its own, as on a machine of its own."""
 
+import re
 import shutil
 import signal
 import uuid
@@ -19,6 +20,7 @@ from tests.support.servers import BucketServer, TrackingServer
 from tests.support.waiting import eventually
 from tests.support.workplace import Done, Workplace
 
+SHARDS = [f"{stem}-r0000{rank}.safetensors" for stem in ("model", "state") for rank in (0, 1)]
 NAMES = [
     {f"{stem}-r0000{rank}.{kind}" for stem, kind in (("model", "safetensors"), ("part", "json"))} for rank in (0, 1)
 ]
@@ -66,12 +68,22 @@ def files_of(run_id: str, tracking_server: TrackingServer) -> Files:
     return FolderFiles(tracking_server.folder / "artifacts" / "0" / run_id / "artifacts")
 
 
-def test_ranks_upload_and_download_what_is_theirs_and_what_a_kill_left_is_completed(
-    here: Workplace, tracking_server: TrackingServer
-) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(here: Workplace) -> str:
     done = ranks.run(here, 2, *TRAIN, uuid.uuid4().hex, *FSDP)
     assert [rank.code for rank in done] == [0, 0], done
-    undisturbed = done[0].run_id
+    return done[0].run_id
+
+
+def assert_ended_alike(here: Workplace, run_id: str, other: str) -> None:
+    parts, others = here.weights(run_id), here.weights(other)
+    assert [name for name in others if not same(parts[name], others[name])] == []
+    assert here.points(run_id) == here.points(other)
+
+
+def test_ranks_upload_and_download_what_is_theirs_and_what_a_kill_left_is_completed(
+    here: Workplace, undisturbed: str, tracking_server: TrackingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = files_of(undisturbed, tracking_server)
     last = newest(files)
     assert checkpoints(files)[last] >= {"manifest.json", "model.safetensors"} | NAMES[0] | NAMES[1]
@@ -100,13 +112,37 @@ def test_ranks_upload_and_download_what_is_theirs_and_what_a_kill_left_is_comple
     files.write(f"{last}/state-r00001.safetensors", bytes(content))
     for home in homes(here):  # other machines, which have to download
         shutil.move(home, home.with_name(f"{home.name}-of-the-killed"))
+    counted = FaultProxy(tracking_server.port)
+    monkeypatch.setitem(here.environment, "MLFLOW_TRACKING_URI", counted.uri)
     again = ranks.run(here, 2, *command)
+    monkeypatch.undo()
+    counted.close()
     assert [rank.code for rank in again] == [0, 0], again
     assert again[0].run_id == dead[0].run_id
     assert f"{last.split('/')[1]} is damaged" in again[0].err
-    parts, others = here.weights(again[0].run_id), here.weights(undisturbed)
-    assert [name for name in others if not same(parts[name], others[name])] == []
-    assert here.points(again[0].run_id) == here.points(undisturbed)
+    assert_ended_alike(here, again[0].run_id, undisturbed)
+    pieces = {path: n for path, n in counted.happened.items() if re.search(r"(model|state)-r\d+\.safe", path)}
+    sent = {path: n for path, n in pieces.items() if path.startswith("PUT")}
+    received = {path.split("/checkpoints/")[1]: n for path, n in pieces.items() if path.startswith("GET")}
+    used = sorted(checkpoints(files))[sorted(checkpoints(files)).index(last) - 1].split("/")[1]
+    assert set(sent.values()) == {1}
+    assert {name: received[f"{used}/{name}"] for name in SHARDS} == dict.fromkeys(SHARDS, 1)  # by one rank, once
+
+
+@pytest.mark.slow
+def test_ranks_of_one_machine_go_on_from_what_they_have_staged(
+    here: Workplace, undisturbed: str, tracking_server: TrackingServer
+) -> None:
+    command, one_home = (*TRAIN, uuid.uuid4().hex, *FSDP), {"MLTRAIN_HOME": str(homes(here)[0])}
+    dead = ranks.run(here, 2, *command, "die_at_manifest=3", others=one_home)
+    assert dead[0].code == -signal.SIGKILL, dead
+    last = newest(files_of(dead[0].run_id, tracking_server)).split("/")[1]
+    assert staged(homes(here)[0])[last] >= NAMES[0] | NAMES[1]
+    again = ranks.run(here, 2, *command, others=one_home)
+    assert [rank.code for rank in again] == [0, 0], again
+    assert_ended_alike(here, again[0].run_id, undisturbed)
+    branch = MlflowClient(here.uri).get_run(again[0].run_id).data.tags["mltrain.resumed_from"]
+    assert branch == last
 
 
 @pytest.fixture
@@ -161,17 +197,22 @@ def test_ranks_that_were_stopped_publish_nothing_after_another_life_has_begun(
         done = ranks.run(made(elsewhere), 2, *command, "--take-over")
         assert [rank.code for rank in done] == [0, 0], done
         files = files_of(done[0].run_id, tracking_server)
-        before = files.all()
+        before = finished(files)
     finally:
         for rank in stopped:
             rank.child.kill(signal.SIGCONT)
     woken = [rank.wait(200) for rank in stopped]
     assert 0 not in [rank.code for rank in woken], woken
-    after = files.all()
+    after = finished(files)
     assert {name: after[name] for name in before} == before
     added = after.keys() - before.keys()
     assert [name for name in added if "part-" in name or "manifest" in name or "-a01/" not in name] == []
     assert MlflowClient(here.uri).get_run(done[0].run_id).info.status == "FINISHED"
+
+
+def finished(files: Files) -> dict[str, bytes]:
+    """All files of a store but those that a server is receiving."""
+    return {name: content for name, content in files.all().items() if ".artifact.uploading." not in name}
 
 
 def state_of(pid: int) -> str:
