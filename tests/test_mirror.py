@@ -24,7 +24,6 @@ ELSEWHERE = {
     "distributed/gradients.py": "distributed/test_world.py",
     "distributed/lives.py": "distributed/test_training.py",
     "distributed/loading.py": "distributed/test_sharding.py",
-    "distributed/node.py": "distributed/test_uploads.py",
     "distributed/parts.py": "distributed/test_uploads.py",
     "distributed/pieces.py": "distributed/test_sharding.py",
     "distributed/saving.py": "distributed/test_sharding.py",

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.shards import Part
 from mltrain.checkpoint.staging import Spool
 from mltrain.distributed.node import Destination
-from mltrain.distributed.world import World
 from mltrain.errors import MltrainError, PeerLost, RunHeld, StorageError
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.names import CHECKPOINTS
@@ -27,6 +27,22 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.1
 _ABANDONED = "it has ended"
+
+
+class Notes(Protocol):
+    """What ranks leave for each other without waiting: :class:`mltrain.distributed.world.World`."""
+
+    rank: int
+    size: int
+    seconds: float
+
+    def note(self, key: str, text: str) -> None:
+        """Leave a note."""
+        ...
+
+    def noted(self, key: str) -> str | None:
+        """Return the newest note of a key, if there is one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,7 @@ class Uploads:
     """
 
     def __init__(
-        self, world: World, overtaken: Callable[[Artifacts, int], bool], opened: Callable[[Path, str], None]
+        self, world: Notes, overtaken: Callable[[Artifacts, int], bool], opened: Callable[[Path, str], None]
     ) -> None:
         self._world = world
         self._overtaken = overtaken
@@ -169,7 +185,7 @@ class Awaited:
         world: the ranks.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Notes) -> None:
         self._world = world
         self._tokens: dict[str, str] = {}
         self._stopped = threading.Event()
