@@ -14,7 +14,7 @@ from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, UsageError
 from mltrain.ownership.run_folder import known_home
-from mltrain.run.run_ids import full_id
+from mltrain.run.naming import full_id
 from mltrain.tracking.client import active_run_id, connect
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import meaning_of_best

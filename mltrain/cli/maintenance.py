@@ -109,7 +109,7 @@ def import_(
     """
     from mltrain.commands.import_checkpoint import import_file, import_run
     from mltrain.project import find
-    from mltrain.run.run_ids import is_run_id
+    from mltrain.run.naming import is_run_id
     from mltrain.tracking.client import connect
 
     word, overrides = parse(arguments or [])

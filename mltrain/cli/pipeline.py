@@ -17,7 +17,7 @@ from mltrain.errors import UsageError
 if TYPE_CHECKING:
     from mltrain.pipelines.cleanup import Clearing
     from mltrain.pipelines.decisions import StageMode
-    from mltrain.pipelines.request import PipelineRequest
+    from mltrain.pipelines.plan import PipelineRequest
     from mltrain.pipelines.status import Row
     from mltrain.project import Located
 
@@ -87,7 +87,7 @@ def pipeline(
     words = given({"run": run, "mode": mode, "from": start, "stage": only, "preset": preset}, overrides)
     if words.get("mode") not in (None, *_MODES):
         raise UsageError(f"--mode {words['mode']} is unknown. Expected one of {', '.join(_MODES)}.")
-    from mltrain.pipelines.request import PipelineRequest
+    from mltrain.pipelines.plan import PipelineRequest
 
     chosen: Any = words.get("mode")
     if chosen is None and not status:
@@ -119,7 +119,7 @@ def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool,
     Returns:
         The exit code, or ``None`` if the run is not the run of a pipeline.
     """
-    from mltrain.run.run_ids import full_id
+    from mltrain.run.naming import full_id
     from mltrain.tracking.client import TRAINING_RETRY_SECONDS, connect
     from mltrain.tracking.tags import PIPELINE_TAG, STAGE_TAG
 
@@ -128,7 +128,7 @@ def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool,
     tags = server.run(run_id).data.tags
     if PIPELINE_TAG not in tags or STAGE_TAG in tags:
         return None
-    from mltrain.pipelines.request import PipelineRequest
+    from mltrain.pipelines.plan import PipelineRequest
 
     request = PipelineRequest(
         located=_located(None, run_id),
@@ -143,7 +143,7 @@ def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool,
 
 def _run(request: "PipelineRequest", yes: bool, as_json: bool) -> int:
     """Run a pipeline; return the exit code."""
-    from mltrain.cli.pipeline_display import QuietPipeline, TerminalPipeline, print_result
+    from mltrain.cli.display import QuietPipeline, TerminalPipeline, print_result
     from mltrain.commands.ranks import refuse_several
     from mltrain.pipelines.runner import run as run_pipeline
 
@@ -182,7 +182,7 @@ def _uses(words: Sequence[str]) -> dict[str, str]:
 
 def _show_status(request: "PipelineRequest", as_json: bool) -> "list[Row]":
     """Print the status; return the state of every stage."""
-    from mltrain.cli.pipeline_display import print_status
+    from mltrain.cli.display import print_status
     from mltrain.pipelines.plan import planned
     from mltrain.pipelines.status import status
     from mltrain.run.listing import row

@@ -16,8 +16,8 @@ from mltrain.ownership.attempts import STATUS_OF, last_attempt, recorded_attempt
 from mltrain.run.adoption import ENTRY_POINT
 from mltrain.run.checkpoints import checkpoints_of, config_of
 from mltrain.run.listing import row
+from mltrain.run.naming import full_id
 from mltrain.run.record import LONGEST_PARAMETER
-from mltrain.run.run_ids import full_id
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.best import best_values
 from mltrain.tracking.client import TrackingClient

@@ -15,7 +15,7 @@ from typing import Any
 
 from mltrain.commands.foreign_file import Foreign, content_of, finite, refuse_nonfinite
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
-from mltrain.run.run_ids import full_id
+from mltrain.run.naming import full_id
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.names import CHECKPOINT
 from mltrain.store.opening import open_artifacts

@@ -31,8 +31,8 @@ from mltrain.ownership.attempts import CONFIG_FILE, last_attempt
 from mltrain.ownership.host_lock import lock_if_here
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.listing import state
+from mltrain.run.naming import full_id
 from mltrain.run.record import Removals
-from mltrain.run.run_ids import full_id
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import DEAD_SECONDS
 from mltrain.tracking.client import TrackingClient

@@ -16,7 +16,7 @@ from mltrain.configuration.files import read_mapping
 from mltrain.errors import NoCheckpoint, RunNotFound, UsageError
 from mltrain.project import Project
 from mltrain.run.checkpoints import open_checkpoints
-from mltrain.run.run_ids import full_id, is_run_id, recorded_id
+from mltrain.run.naming import full_id, is_run_id, recorded_id
 from mltrain.tracking.client import TrackingClient
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 from mltrain.errors import TrackingError, UsageError
 from mltrain.run.listing import newest
-from mltrain.run.run_ids import full_id
+from mltrain.run.naming import full_id
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import page_of, page_of_experiment
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mltrain.run.listing import state
-from mltrain.run.run_ids import full_id
+from mltrain.run.naming import full_id
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import BEST_TAG, HEARTBEAT_TAG, LATEST_TAG, PROJECT_TAG, meaning_of_best
 

@@ -104,7 +104,7 @@ def _points(
 
 
 def page_tokens(token: str, found: int, size: int, count: int) -> list[str]:
-    """Return the tokens of the next pages of a search, where it can be told how the server makes them.
+    """Return the tokens of the next pages of a search, where the way in which the server makes them is known.
 
     Args:
         token: of the next page.

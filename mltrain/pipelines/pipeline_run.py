@@ -5,9 +5,8 @@ from typing import Any
 from mltrain.delivery.creation import existing_experiment
 from mltrain.errors import RunNotFound, UsageError
 from mltrain.pipeline import Pipeline
-from mltrain.run.naming import experiment_for
+from mltrain.run.naming import experiment_for, full_id
 from mltrain.run.preparation import user
-from mltrain.run.run_ids import full_id
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import PIPELINE_TAG, STAGE_RETIRED_TAG, STAGE_TAG
 

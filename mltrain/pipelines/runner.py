@@ -20,8 +20,7 @@ from mltrain.pipelines.event_log import LoggedStage
 from mltrain.pipelines.file_stage import Making, make
 from mltrain.pipelines.inspection import handed_on, recipe_of, recipe_tags, survey
 from mltrain.pipelines.pipeline_run import PARENT_TAG
-from mltrain.pipelines.plan import Planned, planned
-from mltrain.pipelines.request import Confirm, PipelineDisplay, PipelineRequest, Result
+from mltrain.pipelines.plan import Confirm, PipelineDisplay, PipelineRequest, Planned, Result, planned
 from mltrain.pipelines.status import status
 from mltrain.run import adoption, opening
 from mltrain.run.naming import experiment_for, run_name

@@ -13,7 +13,7 @@ from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import PARAMS, CheckpointStore
 from mltrain.errors import MltrainError, NoCheckpoint, UsageError
 from mltrain.ownership.attempts import recorded_config
-from mltrain.run.run_ids import full_id
+from mltrain.run.naming import full_id
 from mltrain.tracking.client import TrackingClient, connect_to_read
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import meaning_of_best, pins_of

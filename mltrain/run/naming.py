@@ -1,11 +1,28 @@
-"""Names of new runs and of their experiments: what a reader of MLflow's pages sees first."""
+"""Names of new runs and of their experiments, and the ids by which people name runs.
+
+An id is given whole, or as a prefix that only one run has, as git takes those of commits.
+"""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from mltrain.compat.private import is_made_up
+from mltrain.delivery.creation import recorded_spec
+from mltrain.errors import RunNotFound
+from mltrain.ownership.run_folder import may_be, stores
+from mltrain.run.preparation import created_as
+from mltrain.tracking.client import RUN_ID, TrackingClient
+from mltrain.tracking.tags import REQUEST_ID_TAG
+
+SHORTEST = 4
+"""Digits that a prefix needs at least."""
+
+_PREFIX = re.compile(rf"[0-9a-f]{{{SHORTEST},31}}", re.ASCII)
+_LISTED = 6
 
 _LONGEST, _LONGEST_VALUE = 100, 24
 """Characters of a name before its time, and of one value in it."""
@@ -59,3 +76,78 @@ def renamed(present: str | None, wanted: str | None, otherwise: str) -> str | No
         otherwise: replaces a name that MLflow made up.
     """
     return wanted or (otherwise if not present or is_made_up(present) else None)
+
+
+def is_run_id(word: str) -> bool:
+    """Whether a word has the form of a run's id or of a prefix of one."""
+    return bool(RUN_ID.fullmatch(word.lower()) or _PREFIX.fullmatch(word.lower()))
+
+
+def full_id(server: TrackingClient, word: str) -> str:
+    """Return the id that MLflow gave to the run that a person names.
+
+    Args:
+        server: has the run.
+        word: its id, or the first four digits of it or more, in either case; also of the provisional id that it had
+            before it was created.
+
+    Raises:
+        RunNotFound: the word is no id, or no run or more than one has it. A whole id is not looked up.
+        TrackingError: the server does not answer.
+    """
+    digits = word.lower()
+    if RUN_ID.fullmatch(digits):
+        return created_as(server, digits)
+    if not _PREFIX.fullmatch(digits):
+        raise RunNotFound(
+            f"{word!r:.80} is not the id of a run. Expected 32 hexadecimal digits, or at least the first {SHORTEST} of them. "
+            "List the runs with: mltrain runs"
+        )
+    found = dict(islice(_on_server(server, digits), _LISTED))
+    for provisional, created in _on_this_host(server, digits):
+        if created is None or created not in found:
+            found[created or provisional] = "trained here before its run was created"
+    if not found:
+        raise RunNotFound(
+            f"Not found in {server.shown}: a run whose id begins with {word!r}. Is MLFLOW_TRACKING_URI the one of the "
+            "training? List the runs with: mltrain runs"
+        )
+    if len(found) > 1:
+        listed = ", ".join(f"{run_id} ({name})" for run_id, name in sorted(found.items()))
+        raise RunNotFound(f"{word!r} is ambiguous. Expected more digits, got the begin of several ids: {listed}.")
+    return created_as(server, next(iter(found)))
+
+
+def recorded_id(server: TrackingClient, run_id: str) -> str:
+    """Return the id that MLflow gave to the run that a file names, by its id or its provisional id; that may be from any host.
+
+    Raises:
+        RunNotFound: this store has no such run, or it is deleted.
+        TrackingError: the server does not answer.
+    """
+    try:
+        return str(server.run(full_id(server, run_id)).info.run_id)
+    except RunNotFound:
+        if not RUN_ID.fullmatch(run_id):
+            raise
+        experiments = [experiment.experiment_id for experiment in server.search_experiments()]
+        found = next(server.search_runs(experiments, f"tags.`{REQUEST_ID_TAG}` = '{run_id}'"), None)
+        if found is None:
+            raise
+        return str(found.info.run_id)
+
+
+def _on_server(server: TrackingClient, digits: str) -> Iterator[tuple[str, str]]:
+    """Yield id and name of the active runs whose ids begin with these digits."""
+    experiments = [experiment.experiment_id for experiment in server.search_experiments()]
+    for run in server.search_runs(experiments, f"attributes.run_id LIKE '{digits}%'"):
+        yield run.info.run_id, run.info.run_name
+
+
+def _on_this_host(server: TrackingClient, digits: str) -> Iterator[tuple[str, str | None]]:
+    """Yield the provisional ids of this host that begin with these digits, and what MLflow called their runs."""
+    for root, address in stores(server):
+        for home in root.glob(f"{digits}*") if may_be(server, address) else ():
+            spec = recorded_spec(home) if RUN_ID.fullmatch(home.name) else None
+            if spec is not None:
+                yield home.name, spec.run_id

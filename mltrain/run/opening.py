@@ -39,9 +39,8 @@ from mltrain.provenance import fingerprint
 from mltrain.run.adoption import beside
 from mltrain.run.ending import Opened
 from mltrain.run.key import confirm
-from mltrain.run.naming import run_name
+from mltrain.run.naming import full_id, run_name
 from mltrain.run.preparation import ended_as, own_tags, refuse_unwritable_artifacts, soon, warn_of_newer_on_another_host
-from mltrain.run.run_ids import full_id
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.retry import FullJitter
 from mltrain.tracking.client import Refusal, TrackingClient, active_run_id, connect

@@ -13,8 +13,8 @@ from mltrain.checkpoint import checkpoint_file
 from mltrain.errors import UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.run.checkpoints import open_checkpoints
+from mltrain.run.naming import is_run_id
 from mltrain.run.opening import open_run
-from mltrain.run.run_ids import is_run_id
 from mltrain.trainer.ports import NullSaver, NullTracker, Saver, Tracker
 
 State = dict[str, Any]

@@ -17,7 +17,7 @@ from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.errors import StorageError
 from mltrain.pipeline import Pipeline, Stage
-from mltrain.pipelines.request import PipelineRequest
+from mltrain.pipelines.plan import PipelineRequest
 from mltrain.pipelines.runner import run as run_pipeline
 from mltrain.project import Located, Project
 from mltrain.run.checkpoints import open_checkpoints

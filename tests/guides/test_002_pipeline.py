@@ -11,7 +11,7 @@ import typer
 from mlflow import MlflowClient
 
 from mltrain.cli import pipeline
-from mltrain.pipelines.request import PipelineRequest
+from mltrain.pipelines.plan import PipelineRequest
 from mltrain.project import find_pipeline
 from tests.support.example_pipelines import TINY_PIPELINE, TinyPipeline
 from tests.support.shell import Shell
