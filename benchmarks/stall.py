@@ -95,7 +95,7 @@ class Late(Ours):
     """The same, copied under the next forward and backward."""
 
     def __init__(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        from mltrain.checkpoint.snapshot import LateCopy
+        from mltrain.checkpoint.late_copy import LateCopy
 
         super().__init__(folder, optimizer)
         self._late = LateCopy([optimizer])

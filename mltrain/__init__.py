@@ -4,11 +4,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mltrain.checkpoint.late_copy import LateCopy as LateCopy
     from mltrain.checkpoint.manifest import CheckpointId as CheckpointId
     from mltrain.checkpoint.manifest import Manifest as Manifest
     from mltrain.checkpoint.policies import *  # noqa: F403 - exactly its __all__
     from mltrain.checkpoint.retention import Policy as Policy
-    from mltrain.checkpoint.snapshot import LateCopy as LateCopy
     from mltrain.commands.pull import load_best as load_best
     from mltrain.commands.pull import pull as pull
     from mltrain.commands.train import train as train
@@ -45,7 +45,7 @@ _HOMES = {
     "StopRequest": "signals",
     "load_best": "commands.pull",
     "pull": "commands.pull",
-    "LateCopy": "checkpoint.snapshot",
+    "LateCopy": "checkpoint.late_copy",
     "CheckpointId": "checkpoint.manifest",
     "Manifest": "checkpoint.manifest",
     "Policy": "checkpoint.retention",

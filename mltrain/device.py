@@ -1,15 +1,18 @@
 """Which device computes, how deterministically, and with which tensors."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mltrain.errors import ConfigError, UsageError
+from mltrain.errors import ConfigError, UsageError, shortened
+
+log = logging.getLogger(__name__)
 
 
 def chosen(name: str) -> torch.device:
@@ -73,6 +76,33 @@ def set_up(num_threads: int | None, deterministic: bool, device: str = "auto") -
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def warn_of_unsaved_dropout(parts: Mapping[str, Any], device: torch.device) -> None:
+    """Log a warning for recurrent modules that cannot resume exactly: cuDNN has a generator of its own for their dropout.
+
+    torch can neither save nor restore that generator. A module with another ``forward`` than torch's is taken to be right.
+
+    Args:
+        parts: what is trained, by name.
+        device: that trains.
+    """
+    if device.type != "cuda" or not torch.backends.cudnn.enabled:
+        return
+    names = [
+        f"{part}.{name}".removesuffix(".")
+        for part, model in parts.items()
+        for name, module in (model.named_modules() if isinstance(model, nn.Module) else ())
+        if type(module) in (nn.LSTM, nn.GRU, nn.RNN) and module.dropout and module.num_layers > 1
+    ]
+    if names:
+        log.warning(
+            "A training that is resumed on %s will differ from one that was never interrupted: cuDNN draws the dropout between "
+            "the layers of %s from a generator that no checkpoint can hold. Try: torch.backends.cudnn.enabled = False, or "
+            "layers of your own with nn.Dropout between them.",
+            device,
+            shortened(names),
+        )
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -151,7 +151,7 @@ class Supervised:
         if self.scaler.is_enabled():
             parts["scaler"] = self.scaler
         if self.metrics:
-            parts["metrics"] = _Metrics(self.metrics)
+            parts["metrics"] = _Metrics(self.metrics, self.device)
         return parts
 
     def __call__(self, batch: Any) -> Metrics:
@@ -248,10 +248,11 @@ class Supervised:
 
 
 class _Metrics:
-    """The accumulators of several metrics as one stateful part."""
+    """The accumulators of several metrics as one stateful part, on the device that trains."""
 
-    def __init__(self, metrics: Mapping[str, Any]) -> None:
+    def __init__(self, metrics: Mapping[str, Any], device: torch.device) -> None:
         self._metrics = metrics
+        self._device = device
 
     @property
     def rank_local(self) -> bool:
@@ -267,7 +268,7 @@ class _Metrics:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         for name, metric in self._metrics.items():
             metric.reset()
-            metric.load_state_dict(state_dict[name]["state"])
+            metric.load_state_dict(moved(state_dict[name]["state"], self._device))  # it keeps these very tensors
             metric._update_count = state_dict[name]["updates"]  # without it compute() warns of a metric never updated
 
 

@@ -33,7 +33,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
+collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
 if not os.environ.get("MLTRAIN_UI"):
     collect_ignore.append("ui")  # needs a browser: make ui
 if not os.environ.get("MLTRAIN_SERVERS"):

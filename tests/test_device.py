@@ -1,12 +1,13 @@
 """Which device computes."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from mltrain.device import make_current, mixing
+from mltrain.device import make_current, mixing, warn_of_unsaved_dropout
 from tests.support.fake_cuda import Cuda
 
 
@@ -55,3 +56,19 @@ def test_an_error_that_has_nothing_to_do_with_devices_is_raised_as_it_is() -> No
 
 def test_on_the_cpu_every_call_is_torchs_own() -> None:
     assert isinstance(mixing(torch.device("cpu")), nullcontext)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_dropout_that_no_checkpoint_can_hold_is_warned_of(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Own(nn.LSTM):
+        """Draws its dropout elsewhere."""
+
+    fine = {"one layer": kind(3, 4), "none dropped": kind(3, 4, 2), "own": Own(3, 4, 2, dropout=0.1), "step": object()}
+    warn_of_unsaved_dropout(fine, torch.device("cuda"))
+    stacked = {"model": nn.Sequential(nn.Linear(3, 3), kind(3, 4, 2, dropout=0.1)), "other": kind(3, 4, 2, dropout=0.1)}
+    warn_of_unsaved_dropout(stacked, torch.device("cpu"))
+    with torch.backends.cudnn.flags(enabled=False):
+        warn_of_unsaved_dropout(stacked, torch.device("cuda"))
+    assert caplog.text == ""
+    warn_of_unsaved_dropout(stacked, torch.device("cuda"))
+    assert "between the layers of model.1, other from a generator" in caplog.text

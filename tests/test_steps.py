@@ -233,3 +233,33 @@ def test_infinite_gradients_while_a_scaler_looks_for_its_scale_do_not_count_unti
     results = [stuck(batch()) for _ in range(40)]
     assert ["grad_norm" in result for result in results] == [False] * 30 + [True] * 10
     assert stuck.parts()["scaler"] is stuck.scaler
+
+
+def test_metrics_that_are_restored_are_on_the_device_that_trains() -> None:
+    class Keeps:
+        """As torchmetrics does: it takes the tensors that it is given, wherever they are."""
+
+        _update_count = 0
+
+        def __init__(self) -> None:
+            self.seen = torch.zeros(2)
+
+        def persistent(self, mode: bool) -> None: ...
+
+        def to(self, device: torch.device) -> None:
+            self.seen = self.seen.to(device)
+
+        def reset(self) -> None:
+            self.seen = torch.zeros_like(self.seen)
+
+        def state_dict(self) -> Any:
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.seen = state["seen"]
+
+    metric = Keeps()
+    step = step_of(network(), metrics={"seen": metric})
+    step.prepare(torch.device("meta"), "off")  # a device that every machine has beside the CPU
+    step.parts()["metrics"].load_state_dict({"seen": {"state": {"seen": torch.ones(2)}, "updates": 1}})
+    assert metric.seen.device.type == "meta"

@@ -1,8 +1,7 @@
 """The commit of a checkpoint, from a copy in memory to the artifact store: one straight line.
 
 Two threads run it: one waits for this disk, which frees the copy in memory, the other for the artifact store. Threads and not
-processes: hashing, writing and uploading release the interpreter's lock, and a process would need a second copy of the state
-(``benchmarks/stall.py`` measures what the training loses).
+processes, which would need a second copy of the state: what takes long releases the interpreter's lock (``benchmarks/stall.py``).
 """
 
 import logging
@@ -13,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.finite import refuse_nonfinite
+from mltrain.checkpoint.late_copy import Rest
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
 from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.ports import Run
@@ -20,7 +20,7 @@ from mltrain.checkpoint.pruner import Damage, Pruner
 from mltrain.checkpoint.publishing import Backlog, publish, stage
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.settings import Settings
-from mltrain.checkpoint.snapshot import Rest, Snapshot
+from mltrain.checkpoint.snapshot import Snapshot
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.worker import Worker
 from mltrain.errors import MltrainError, RunHeld, StorageError

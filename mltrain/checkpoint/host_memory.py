@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mltrain.checkpoint.page_locked import page_locked
+
 _PAGE = 4096
 """Bytes that one write maps, or more."""
 
@@ -24,7 +26,7 @@ class HostBuffers:
 
     Args:
         cuda: says whether there are CUDA devices, and waits for one.
-        pin: whether the memory is page-locked. If ``None``, it is where there is a CUDA device.
+        pin: whether the memory for tensors of CUDA devices is page-locked. If ``None``, it is where there is such a device.
     """
 
     def __init__(self, cuda: Any = torch.cuda, *, pin: bool | None = None) -> None:
@@ -39,23 +41,25 @@ class HostBuffers:
         """Take memory for tensors like these on a thread of its own; a copy that comes earlier takes the rest itself."""
         if self._kept or self._preparing is not None:
             return
-        alike = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        alike = {n: (torch.empty_like(one, device="meta"), one.device.type == "cuda") for n, one in tensors.items()}
         self._preparing = threading.Thread(target=self._prepare, args=(alike,), name="mltrain-memory", daemon=True)
         self._preparing.start()
 
-    def _prepare(self, alike: Mapping[str, Tensor]) -> None:
+    def _prepare(self, alike: Mapping[str, tuple[Tensor, bool]]) -> None:
         with suppress(RuntimeError):  # no memory: the copy itself reports it, if it is still so then
-            for name, tensor in alike.items():
+            for name, (tensor, on_cuda) in alike.items():
                 if self._enough.is_set():
                     return
-                buffer = self._taken_like(tensor)
+                buffer = self._taken_like(tensor, on_cuda)
                 whole = torch.empty(0, dtype=torch.uint8).set_(buffer.untyped_storage())
                 whole[::_PAGE].zero_()
                 self._kept[name] = buffer
 
-    def _taken_like(self, tensor: Tensor) -> Tensor:
+    def _taken_like(self, tensor: Tensor, on_cuda: bool) -> Tensor:
         with torch.inference_mode(False):  # else it could not be written to anywhere else
-            return torch.empty_like(tensor, device="cpu", pin_memory=self._pinned)
+            return (
+                page_locked(tensor, self._cuda) if self._pinned and on_cuda else torch.empty_like(tensor, device="cpu")
+            )
 
     def copy(self, tensors: Mapping[str, Tensor], late: Callable[[Tensor, Tensor], bool] = _never) -> dict[str, Tensor]:
         """Copy tensors of any device into the buffers and return these, each as dense as its original.
@@ -73,7 +77,7 @@ class HostBuffers:
             buffer = self._kept.pop(name, None)
             if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
                 buffer = None  # before another one is taken: never both at once
-                buffer = self._taken_like(tensor)
+                buffer = self._taken_like(tensor, tensor.device.type == "cuda")
             copies[name] = buffer
             if not late(buffer, tensor):
                 queues = self._queues and tensor.device.type == "cuda"

@@ -7,6 +7,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from mltrain.checkpoint.manifest import Kind
 from mltrain.config import Config
 from mltrain.errors import RunHeld, UsageError
@@ -100,6 +102,12 @@ class Trainer:
             yield from self._steps()
             if self._stop.requested and self.unsaved:  # the request came after the save decision of its step
                 self.save("interrupted")
+        except torch.OutOfMemoryError as error:
+            error.add_note(
+                f"{self.device} had no memory left after step {self.progress.step}; checkpoints up to there are intact. Try: a "
+                "smaller batch, Supervised(accumulate=...), or amp=bf16."
+            )
+            raise
         finally:
             self.training.late.finish()  # the caller may change what was trained
 

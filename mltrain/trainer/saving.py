@@ -5,8 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from mltrain.checkpoint.late_copy import LateCopy
 from mltrain.checkpoint.manifest import Kind
-from mltrain.checkpoint.snapshot import LateCopy
 from mltrain.errors import NonFiniteLoss
 from mltrain.trainer.ports import HasFailure, HasPeek, HasPrepare, Saver, Source, Stop
 from mltrain.trainer.training import Training

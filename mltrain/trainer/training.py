@@ -1,6 +1,7 @@
 """What is trained: the parts of the task and the trainer's own, how they are saved, restored and rolled back."""
 
 import copy
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import torch
 
 from mltrain import device as devices
+from mltrain.checkpoint.late_copy import LateCopy
 from mltrain.checkpoint.pytree import flatten
-from mltrain.checkpoint.snapshot import LateCopy
 from mltrain.config import Config
 from mltrain.history import History
 from mltrain.restoring.built import Built
@@ -79,6 +80,8 @@ class Means:
         self.ended = bool(self.ended)
 
 
+log = logging.getLogger(__name__)
+
 _OWN_PARTS = frozenset({"history", "best", "stopping", "means", "loss_module"})
 """Parts that a checkpoint may lack: a warning is logged, and the training goes on with new ones."""
 
@@ -121,6 +124,7 @@ class Training:
         self.stopping = EarlyStopping(metric, mode, config.early_stopping_patience, config.early_stopping_min_delta)
         self.means = Means()
         self._parts = task.parts()
+        devices.warn_of_unsaved_dropout(self._parts, self.device)
         self._built = Built(self._parts)
         self.state = TrainState(dict(self._parts))
         own: dict[str, Stateful] = {
@@ -165,14 +169,24 @@ class Training:
         self, parts: Mapping[str, Any], *, imported: bool, changed: Mapping[str, tuple[str, str]] | None
     ) -> None:
         """Restore all parts from a checkpoint; see :meth:`mltrain.Trainer.restore`."""
-        optional = self.state.parts.keys() - {"model"} if imported else _OWN_PARTS
+        optional = self.state.parts.keys() - {"model"} if imported else _OWN_PARTS | self._scalers()
         self.late.finish()
-        changes = Changes(self._built, parts, changed or {})
+        changes = Changes(self._built, self._without_scalers(parts), changed or {})
         sources = self.state.restore(changes.parts, optional=optional, ignore_unknown=imported)
         changes.apply(sources)
         lacking = self._parts.keys() - parts.keys() if self.config.on_nonfinite == "rollback" else ()
         state = self.state.state_dict() if lacking else {}
         self._lacking = copy.deepcopy({name: state[name] for name in lacking})
+
+    def _scalers(self) -> set[str]:
+        return {name for name, part in self._parts.items() if isinstance(part, torch.amp.GradScaler)}
+
+    def _without_scalers(self, parts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the parts of a checkpoint without the gradient scaler of a precision that is not used any more."""
+        unused = [name for name in parts.keys() - self.state.parts.keys() if _is_of_scaler(parts[name])]
+        if unused:
+            log.warning("The gradient scaler of the checkpoint is not used: amp=%s needs none.", self.config.amp)
+        return {name: state for name, state in parts.items() if name not in unused}
 
     def roll_back(self, parts: Mapping[str, Any]) -> None:
         """Restore what is trained, but neither the position in the data nor the counters nor the schedule.
@@ -188,3 +202,7 @@ class Training:
         changes = Changes(self._built, parts, {})  # the checkpoint may be from before the configuration changed
         changes.apply(TrainState(trained).restore({name: changes.parts[name] for name in trained}))
         put_settings(settings)
+
+
+def _is_of_scaler(state: Any) -> bool:
+    return isinstance(state, Mapping) and {"scale", "growth_factor", "backoff_factor"} <= state.keys()

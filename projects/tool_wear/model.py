@@ -1,7 +1,7 @@
 """The classifier: a recurrent network over normalised sensor windows."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,21 @@ from mltrain.errors import StateMismatch
 from mltrain.restoring.modules import fitted
 from projects.tool_wear.kernels import Kernels
 from projects.tool_wear.scaler import Scaler
+
+
+class StackedLSTM(nn.LSTM):
+    """An LSTM whose dropout between layers comes from torch's generator on every device.
+
+    cuDNN draws it from a generator of its own, which torch cannot save: a training that was resumed would go on with other
+    numbers. torch's own kernels are slower, and are used for training with dropout only.
+    """
+
+    def forward(self, *inputs: Any) -> Any:
+        """Return states of shape (N, T, H) and the last ones, as :class:`torch.nn.LSTM` does."""
+        if inputs[0].device.type == "cuda" and self.training and self.dropout:
+            with torch.backends.cudnn.flags(enabled=False):
+                return super().forward(*inputs)
+        return super().forward(*inputs)
 
 
 class WearLSTM(nn.Module):
@@ -45,7 +60,7 @@ class WearLSTM(nn.Module):
         self.scaler = scaler
         # PyTorch warns when one layer alone is given a dropout, which it would only apply between layers.
         between = dropout if layers > 1 else 0.0
-        self.lstm = nn.LSTM(scaler.mean.numel(), hidden, layers, batch_first=True, dropout=between)
+        self.lstm = StackedLSTM(scaler.mean.numel(), hidden, layers, batch_first=True, dropout=between)
         self.kernels = kernels
         features = 2 * hidden + (0 if kernels is None else len(kernels.mean))
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))

@@ -85,12 +85,12 @@ def test_a_copy_that_comes_early_waits_for_one_tensor_at_most(monkeypatch: pytes
     first, go_on = threading.Event(), threading.Event()
 
     class Slow(HostBuffers):
-        def _taken_like(self, tensor: torch.Tensor) -> torch.Tensor:
+        def _taken_like(self, tensor: torch.Tensor, on_cuda: bool) -> torch.Tensor:
             if threading.current_thread() is self._preparing:
                 taken.append(tensor.shape)
                 first.set()
                 assert go_on.wait(30)
-            return super()._taken_like(tensor)
+            return super()._taken_like(tensor, on_cuda)
 
     live = {str(n): torch.full((n + 1,), float(n)) for n in range(50)}
     buffers = Slow()

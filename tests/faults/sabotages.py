@@ -36,7 +36,7 @@ class Sabotage:
 
 STAGING, STORE, COMMITTER = (f"mltrain/checkpoint/{name}.py" for name in ("staging", "store", "committer"))
 PUBLISHING, HOST_MEMORY = "mltrain/checkpoint/publishing.py", "mltrain/checkpoint/host_memory.py"
-DURABLE, REMOVAL, SNAPSHOT = "mltrain/store/durable.py", "mltrain/store/removal.py", "mltrain/checkpoint/snapshot.py"
+DURABLE, REMOVAL, LATE_COPY = "mltrain/store/durable.py", "mltrain/store/removal.py", "mltrain/checkpoint/late_copy.py"
 
 SABOTAGES = (
     Sabotage(
@@ -170,10 +170,10 @@ SABOTAGES = (
     ),
     Sabotage(
         "the optimizers do not wait for what is copied late",
-        SNAPSHOT,
+        LATE_COPY,
         "register_optimizer_step_pre_hook(before_step)",
         "register_optimizer_step_pre_hook(lambda *_: None)",
-        "checkpoint/test_snapshot_late.py::test_what_is_copied_late_is_the_state_of_the_boundary",
+        "checkpoint/test_late_copy.py::test_what_is_copied_late_is_the_state_of_the_boundary",
     ),
 )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 import mltrain
 from mltrain.errors import NonFiniteLoss, UsageError
@@ -45,3 +46,20 @@ def test_a_trainer_without_a_store_has_nothing_to_roll_back_to() -> None:
     config = tiny.Config(epochs=1, nan_at=3, on_nonfinite="rollback")
     with pytest.raises(NonFiniteLoss, match="No checkpoint holds a trained state"):
         list(mltrain.Trainer(tiny.build(config), config).steps())
+
+
+def test_a_device_without_memory_ends_the_training_with_advice() -> None:
+    config = tiny.Config(epochs=1)
+    task = tiny.build(config)
+    inner: Any = task.step
+
+    def step(batch: Any) -> Any:
+        if inner.done == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return inner(batch)
+
+    trainer = mltrain.Trainer(Task(step, task.loader), config)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory") as raised:
+        list(trainer.steps())
+    assert "after step 3" in raised.value.__notes__[0]
+    assert "a smaller batch" in raised.value.__notes__[0]

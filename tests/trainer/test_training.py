@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from mltrain.errors import UnsupportedValue
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
@@ -70,3 +71,28 @@ def test_a_state_of_an_earlier_version_has_as_many_steps_as_its_values(state: di
     means.load_state_dict(state)
     assert (means.steps, means.trained, means.skipped_in_a_row) == (3, True, 0)
     assert means.taken() == {"loss": 2.0}
+
+
+def scaled(saver: MemorySaver, amp: bool, epochs: int) -> Trainer:
+    """A trainer whose step has a gradient scaler, as with fp16 on a CUDA device, or has none."""
+    config = tiny.Config(epochs=epochs)
+    state = {"scaler": torch.amp.GradScaler("cpu", init_scale=64.0)} if amp else {}
+    return Trainer(replace(tiny.build(config), state=state), config, MemoryTracker(), saver, StopAt())
+
+
+@pytest.mark.parametrize(("before", "after", "logged"), [(True, False, "is not used"), (False, True, "lacks scaler")])
+def test_a_precision_with_a_gradient_scaler_may_change_into_one_without_and_back(
+    before: bool, after: bool, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    saver = MemorySaver()
+    list(scaled(saver, before, 1).steps())
+    kept = saver.peek()
+    assert kept is not None
+    assert ("scaler" in kept) == before
+    trainer = scaled(saver, after, 2)
+    trainer.restore(kept)
+    assert logged in caplog.text
+    list(trainer.steps())
+    kept = saver.peek()
+    assert kept is not None
+    assert (kept["progress"]["epoch"], "scaler" in kept) == (2, after)

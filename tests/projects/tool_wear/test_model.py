@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from projects.tool_wear.kernels import Kernels
-from projects.tool_wear.model import WearLSTM, class_weights, logits_of
+from projects.tool_wear.model import StackedLSTM, WearLSTM, class_weights, logits_of
 from projects.tool_wear.scaler import Scaler
+from tests.support.fake_cuda import OnCuda
 
 
 def network(channels: int = 3, classes: int = 4, count: int = 0, **sizes: float) -> WearLSTM:
@@ -92,3 +94,16 @@ def test_a_network_is_made_again_from_its_weights_alone(count: int) -> None:
     model = network(count=count).eval()
     signals = torch.randn(4, 9, 3)
     assert torch.equal(WearLSTM.of(model.state_dict()).eval()(signals), model(signals))
+
+
+def test_dropout_between_layers_comes_from_the_generator_that_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[bool] = []
+    monkeypatch.setattr(nn.LSTM, "forward", lambda *_: used.append(torch.backends.cudnn.enabled))
+    here, there = torch.zeros(1, 2, 3), torch.zeros(1, 2, 3).as_subclass(OnCuda)
+    dropping, other = StackedLSTM(3, 4, 2, dropout=0.1), StackedLSTM(3, 4, 2)
+    dropping(there)
+    assert used == [False]
+    assert torch.backends.cudnn.enabled
+    for lstm, inputs in ((dropping, here), (other, there), (dropping.eval(), there)):
+        lstm(inputs)
+    assert used[1:] == [True] * 3

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from mltrain.checkpoint.late_copy import LateCopy, Rest
 from mltrain.checkpoint.policies import Latest
-from mltrain.checkpoint.snapshot import LateCopy, Rest
 from mltrain.data import ResumableLoader
 from mltrain.rng import seed_everything
 from mltrain.steps import Supervised
@@ -82,7 +82,7 @@ class Watched:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.forwards = self.late = self.by_training = 0
         self.never = False
-        copy, takes = Rest.copy, Rest.takes
+        copy, takes = Rest._copy_here, Rest.takes
 
         def slow_copy(rest: Rest) -> None:
             before = self.forwards
@@ -97,7 +97,7 @@ class Watched:
             self.late += taken
             return taken
 
-        patch.setattr(Rest, "copy", slow_copy)
+        patch.setattr(Rest, "_copy_here", slow_copy)
         patch.setattr(Rest, "takes", counted)
 
     def count(self, *_: Any) -> None:

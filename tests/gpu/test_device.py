@@ -39,7 +39,7 @@ def test_the_last_device_computes_and_its_generator_goes_on() -> None:
     assert torch.rand(3, device="cuda").equal(expected)
 
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent.parent / "README.md"
 
 
 def test_the_readme_project_trains_and_evaluates_on_the_device() -> None:
