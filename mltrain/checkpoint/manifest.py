@@ -215,12 +215,11 @@ class Manifest(_Value):
         return manifest
 
 
-def whole_manifest(manifest: Manifest, files: Mapping[str, bytes | bytearray]) -> Manifest:
+def whole_manifest(manifest: Manifest, made: Mapping[str, FileEntry]) -> Manifest:
     """Return the manifest that describes files which were put together from shards; without shards, the same manifest."""
     if not manifest.shards:
         return manifest
     there = {n: e for n, e in manifest.files.items() if n not in names_of_shards(manifest)}
-    made = {n: FileEntry(size=len(one), sha256=hashlib.sha256(one).hexdigest()) for n, one in files.items()}
     return manifest.model_copy(
         update={"schema_version": SCHEMA, "shards": {}, "tensors": {}, "files": {**there, **made}}
     )

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mltrain.checkpoint import checkpoint_file, tensor_file
-from mltrain.checkpoint.manifest import Manifest, whole_manifest
+from mltrain.checkpoint.manifest import FileEntry, Manifest, whole_manifest
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.config import Config
 from mltrain.errors import MltrainError
+from mltrain.store.artifacts import sha256_of
 from mltrain.store.durable import replace_file, set_aside
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,10 @@ class Export:
             self._weights(manifest, store, is_best=is_best)
             files = list(self._files(manifest, is_best=is_best))
             content = store.fetch(manifest) if files else {}
+            made = content if manifest.shards else {}
+            whole = {name: FileEntry(size=len(one), sha256=sha256_of(one)) for name, one in made.items()}
             for file in files:
-                checkpoint_file.write_checkpoint(file, whole_manifest(manifest, content), content, self._project)
+                checkpoint_file.write_checkpoint(file, whole_manifest(manifest, whole), content, self._project)
         except (MltrainError, OSError) as error:
             log.warning("Checkpoint %s is in the run, and not in a file of its own: %s", manifest.name, error)
 

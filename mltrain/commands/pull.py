@@ -2,20 +2,21 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mltrain.checkpoint.codec import STATE_TREE, decode_weights
-from mltrain.checkpoint.manifest import FILE_NAME, Manifest, now, whole_manifest
-from mltrain.checkpoint.reader import CheckpointReader, Received
+from mltrain.checkpoint.manifest import FILE_NAME, FileEntry, Manifest, now, whole_manifest
+from mltrain.checkpoint.reader import CheckpointReader, Received, first_usable
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import NoCheckpoint, RunNotFound, StorageError, UsageError, nearest
 from mltrain.run.checkpoints import open_checkpoints
-from mltrain.store.artifacts import refuse_unwritable
-from mltrain.store.durable import replace_file
+from mltrain.store.artifacts import refuse_unwritable, sha256_of
+from mltrain.store.durable import replacing
 from mltrain.tracking import names
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
@@ -97,12 +98,25 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
         StorageError: the folder cannot be written.
     """
     refuse_unwritable(to, "Choose another folder: --to FOLDER.")
-    manifest, files = choice.checkpoints.first_intact(
-        choice.candidates, lambda name: name.startswith(("model", "params", "history")), received
-    )
-    for name, content in files.items():
-        replace_file(to / name, bytes(content))
-    replace_file(to / FILE_NAME, whole_manifest(manifest, files).to_json())
+    store = choice.checkpoints.store
+
+    def write(manifest: Manifest) -> None:
+        """Write one file after the other, so that one is in memory; they take their names when all of them are intact."""
+        sizes = store.sizes(manifest)
+        wanted = [name for name in sizes if name.startswith(("model", "params", "history"))]
+        total, whole = sum(sizes[name] for name in wanted), {}
+        with ExitStack() as written:  # the first one entered takes its name last
+            described = written.enter_context(replacing(to / FILE_NAME))
+            for name in wanted:
+                content = store.fetch(manifest, only=name.__eq__)[name]
+                written.enter_context(replacing(to / name)).write(content)
+                if manifest.shards:
+                    whole[name] = FileEntry(size=len(content), sha256=sha256_of(content))
+                if received is not None:
+                    received(name, len(content), total)
+            described.write(whole_manifest(manifest, whole).to_json())
+
+    manifest, _ = first_usable(store, choice.candidates, write)
     return Pulled(choice.run_id, manifest, to)
 
 

@@ -19,6 +19,7 @@ from mltrain.checkpoint.snapshot import Snapshot, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, RunHeld, StorageError
+from mltrain.store.artifacts import sha256_of
 from mltrain.store.durable import write_file
 from mltrain.store.local import LocalArtifacts
 from mltrain.testing import differences
@@ -109,7 +110,8 @@ def test_the_whole_files_are_those_that_one_process_writes(place: Path, ranks: i
     assert store.sizes(manifest) == {name: len(content) for name, content in expected.items()}
     assert list(differences(state(), store.load(manifest))) == []
     assert store.problems(manifest) == []
-    alone = whole_manifest(manifest, files)
+    made = {name: FileEntry(size=len(one), sha256=sha256_of(one)) for name, one in files.items()}
+    alone = whole_manifest(manifest, made)
     assert (alone.schema_version, alone.shards) == (1, {})
     assert alone.files["model.safetensors"].size == len(expected["model.safetensors"])
 

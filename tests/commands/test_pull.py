@@ -1,17 +1,19 @@
 """Commands over many runs: all of them are seen, and one that cannot be used stands in nobody's way."""
 
 import logging
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
 
 from mltrain import CheckpointManager
+from mltrain.checkpoint import codec, publishing
 from mltrain.cli.prune import prune
 from mltrain.commands.compare import compared
 from mltrain.commands.prune import Rules, plan_experiment
 from mltrain.commands.pull import best_run, pull
-from mltrain.errors import StorageError
+from mltrain.errors import NoCheckpoint, StorageError
 from mltrain.tracking.client import TrackingClient
 from tests.support.database import MORE_THAN_A_PAGE, many
 
@@ -57,3 +59,37 @@ def test_where_no_run_can_be_read_that_is_an_error_of_the_store(server: Tracking
     with pytest.raises(SystemExit) as ended:
         prune(None, "Default", None, None, None, dry_run=True, yes=False, as_json=False)
     assert ended.value.code == StorageError.exit_code
+
+
+def test_a_large_model_is_pulled_file_by_file_and_replaces_the_former_one_whole(
+    server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "encode", lambda snapshot, largest_file: codec.encode(snapshot, largest_file=2**20))
+    with CheckpointManager(metric="loss") as manager:
+        for epoch in (1, 2):
+            weights = {str(number): torch.full((2**18,), float(epoch)) for number in range(8)}  # 1 MB each
+            manager.save_epoch_checkpoint({"model": weights, "epoch": epoch}, epoch, {"loss": -epoch})
+    to, artifacts = tmp_path / "model", manager.run.artifacts.local_root
+    assert artifacts is not None
+
+    def pulled() -> set[bytes]:
+        pull(manager.run.id, to=to)
+        assert len(list(to.iterdir())) == 9  # with the manifest, and nothing temporary
+        return {file.read_bytes()[-4:] for file in to.glob("model-*.safetensors")}
+
+    of_epoch = {epoch: {torch.tensor(float(epoch)).numpy().tobytes()} for epoch in (1, 2)}
+    assert pulled() == of_epoch[2]
+    tracemalloc.start()
+    pull(manager.run.id, to=to)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * 2**20  # of 8
+
+    first, second = sorted((artifacts / "checkpoints").iterdir())
+    (second / "model-00007-of-00008.safetensors").write_bytes(b"damaged")
+    assert pulled() == of_epoch[1]
+    (first / "model-00007-of-00008.safetensors").unlink()
+    with pytest.raises(NoCheckpoint, match="None of the 2 checkpoints"):
+        pull(manager.run.id, to=to)
+    assert {file.read_bytes()[-4:] for file in to.glob("model-*.safetensors")} == of_epoch[1]
+    assert len(list(to.iterdir())) == 9
