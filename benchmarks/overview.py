@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mltrain.checkpoint.manifest import FILE_NAME, FileEntry, Manifest
-from mltrain.tracking.tags import BEST_VALUES_TAG
+from mltrain.tracking.tags import AT_BEST_TAG
 from tests.support.servers import TrackingServer
 
 TABLES = ("tags", "params", "latest_metrics", "metrics")
@@ -79,7 +79,7 @@ def copied(database: Path, run_id: str, runs: int) -> list[str]:
                 opened.execute(f"UPDATE {table} SET value = value + ? WHERE run_uuid = ?", [rate, ids[-1]])
             opened.execute(
                 "UPDATE tags SET value = ? WHERE run_uuid = ? AND key = ?",
-                [changed_values(opened, run_id, rate), ids[-1], BEST_VALUES_TAG],
+                [changed_values(opened, run_id, rate), ids[-1], AT_BEST_TAG],
             )
             shutil.copytree(root, root.parents[1] / ids[-1] / "artifacts", copy_function=os.link)
             for file in (root.parents[1] / ids[-1]).glob(f"artifacts/checkpoints/*/{FILE_NAME}"):
@@ -95,7 +95,7 @@ def copied(database: Path, run_id: str, runs: int) -> list[str]:
 def changed_values(database: sqlite3.Connection, run_id: str, rate: float) -> str:
     """Return what the best checkpoint of a run measured, as a copy with another learning rate records it."""
     wanted = "SELECT value FROM tags WHERE run_uuid = ? AND key = ?"
-    content = json.loads(database.execute(wanted, [run_id, BEST_VALUES_TAG]).fetchone()[0])
+    content = json.loads(database.execute(wanted, [run_id, AT_BEST_TAG]).fetchone()[0])
     metrics = {key: value + rate for key, value in content["metrics"].items()}
     return json.dumps(content | {"metrics": metrics})
 

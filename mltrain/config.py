@@ -197,7 +197,8 @@ class Config(BaseModel):
     def recorded(self) -> dict[str, str]:
         """Return the fields that mean something for this training, as :meth:`flattened` does, as MLflow's parameters.
 
-        Left out are fields that are not given, those of something that is switched off, and those that MLflow shows elsewhere.
+        The project's own come first: MLflow's pages show parameters in the order in which they were logged. Left out are fields
+        that are not given, those of something that is switched off, and those that MLflow shows elsewhere.
         The whole configuration is the artifact ``config.json``.
         """
         left_out = {"experiment", "run_name"}
@@ -205,7 +206,8 @@ class Config(BaseModel):
         left_out |= {name for name, (switch, off) in _PARTS.items() if getattr(self, switch) == off}
         if self.retention is not None:
             left_out |= {"max_to_keep", "checkpoint_mode"}
-        tree = {name: value for name, value in self.resolved().items() if name not in left_out and value is not None}
+        own_first = sorted(self.resolved().items(), key=lambda field: field[0] in Config.model_fields)
+        tree = {name: value for name, value in own_first if name not in left_out and value is not None}
         return {key: _text(value) for key, value in _leaves(tree) if value is not None}
 
     def changes_from(self, earlier: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

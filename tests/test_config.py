@@ -204,6 +204,8 @@ def test_the_parameters_of_a_run_are_the_keys_that_mean_something_for_it() -> No
     assert not {"image_path", "run_name", "experiment", "amp", "save_every_steps", "nonfinite_limit"} & recorded.keys()
     assert not [key for key in recorded if key.startswith("early_stopping")]
     assert "none" not in recorded.values()
+    own = [key.split(".")[0] not in Config.model_fields for key in recorded]
+    assert own[0] and own == sorted(own, reverse=True), "the project's own keys come first"
     given = {
         "early_stopping_patience": 3,
         "amp": "bf16",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mltrain.checkpoint.manifest import Manifest
-from mltrain.tracking.tags import BEST_TAG, BEST_VALUES_TAG
+from mltrain.tracking.tags import AT_BEST_TAG, BEST_TAG
 
 _LONGEST = 8000
 """Characters of a tag that MLflow takes."""
@@ -36,7 +36,7 @@ def best_tags(manifest: Manifest) -> dict[str, str]:
         "metrics": dict(manifest.metrics),
     }
     text = json.dumps(content)
-    return {BEST_TAG: manifest.name, BEST_VALUES_TAG: text if len(text) <= _LONGEST else "{}"}
+    return {BEST_TAG: manifest.name, AT_BEST_TAG: text if len(text) <= _LONGEST else "{}"}
 
 
 def best_values(run: Any) -> BestValues | None:
@@ -47,7 +47,7 @@ def best_values(run: Any) -> BestValues | None:
         tag is too short for all metrics. Then the manifest of the checkpoint tells.
     """
     try:
-        content = json.loads(run.data.tags[BEST_VALUES_TAG])
+        content = json.loads(run.data.tags[AT_BEST_TAG])
         if content["checkpoint"] != run.data.tags[BEST_TAG]:
             return None  # an earlier version of mltrain resumed the run
         metrics = {str(key): float(value) for key, value in content["metrics"].items()}

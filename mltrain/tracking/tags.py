@@ -78,8 +78,11 @@ LATEST_TAG = "mltrain.latest"
 """Name of the newest committed checkpoint; a run has it only after a commit."""
 BEST_TAG = "mltrain.best"
 """Name of the best committed checkpoint."""
-BEST_VALUES_TAG = "mltrain.best_values"
-"""JSON of what that checkpoint measured: ``checkpoint``, ``epoch``, ``step``, ``metrics``. Lists of runs read it."""
+AT_BEST_TAG = "mltrain.at_best"
+"""JSON of what that checkpoint measured: ``checkpoint``, ``epoch``, ``step``, ``metrics``. Lists of runs read it.
+
+MLflow's pages cut the key of a tag with a long value where it has more than 15 characters.
+"""
 BEST_BY_TAG = "mltrain.best_by"
 """``min`` or ``max``, a blank, and the metric by which checkpoints are compared."""
 BEST_METRIC_TAG = "mltrain.best_metric"

@@ -74,7 +74,7 @@ def test_runs_are_listed_with_their_best_value_sorted_and_selected(workplace: Wo
         assert len(workplace.mltrain("runs", "--where", condition, "--json").json) == expected, condition
     compared = workplace.mltrain("compare", *ranked, "--json").json
     with closing(sqlite3.connect(workplace.folder / "mlflow.db")) as database, database:
-        assert database.execute("DELETE FROM tags WHERE key = 'mltrain.best_values'").rowcount == 3
+        assert database.execute("DELETE FROM tags WHERE key = 'mltrain.at_best'").rowcount == 3
     assert workplace.mltrain("runs", "--json").json == found, "the manifests tell the same as the tags"
     assert workplace.mltrain("compare", *ranked, "--json").json == compared
     shown = workplace.mltrain("runs", "--sort", "val/loss").out

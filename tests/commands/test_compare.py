@@ -48,7 +48,7 @@ def finished_runs(folder: Path, count: int, **more: str) -> list[str]:
         "mltrain.project": "tiny",
         "mltrain.latest": name,
         "mltrain.best": name,
-        "mltrain.best_values": json.dumps(values),
+        "mltrain.at_best": json.dumps(values),
     }
     return many(
         folder, count, {**tags, **{f"mltrain.{key}": value for key, value in more.items()}}, "s3://nowhere/{run}"
@@ -93,7 +93,7 @@ def test_lists_and_comparisons_of_finished_runs_ask_for_no_artifacts(
         {"changed.2": '{"lr": ["0.1", "0.2"]}'},
         {"latest": "step-000000008-a02"},
         {"best": "step-000000009-a01"},
-        {"best_values": "{}"},
+        {"at_best": "{}"},
     ],
     ids=["running", "only local", "changed by a resume", "nothing committed", "best of an older version", "too long"],
 )

@@ -100,7 +100,7 @@ def test_the_tags_of_a_run_do_not_grow_with_its_attempts(uri: str) -> None:
     manager.close()
     tags = MlflowClient(uri).get_run(run_id).data.tags
     own = {key for key in tags if key.startswith("mltrain.")}
-    names = ("best", "best_by", "best_values", "birth", "ended.1", "holder", "latest", "retention", "status")
+    names = ("at_best", "best", "best_by", "birth", "ended.1", "holder", "latest", "retention", "status")
     assert own == {f"mltrain.{name}" for name in names}
     assert tags["mltrain.best_by"] == "max val/f1"
     for step in (2, 3):

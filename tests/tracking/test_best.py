@@ -27,15 +27,15 @@ def test_what_is_written_is_read_back() -> None:
 def test_metrics_that_no_tag_holds_are_left_to_the_manifest() -> None:
     many = {f"val/{number:04d}": 0.1 for number in range(1000)}
     tags = best_tags(manifest_of(8, epoch=2).model_copy(update={"metrics": many}))
-    assert len(tags["mltrain.best_values"]) < 8000
+    assert len(tags["mltrain.at_best"]) < 8000
     assert best_values(run_with(tags)) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"checkpoint": "step-000000008-a01"}', '{"metrics": 1}'])
 def test_tags_of_another_version_or_hand_tell_nothing(text: str) -> None:
     tags = best_tags(manifest_of(8, epoch=2))
-    assert best_values(run_with({**tags, "mltrain.best_values": text})) is None
+    assert best_values(run_with({**tags, "mltrain.at_best": text})) is None
     assert best_values(run_with({**tags, "mltrain.best": "step-000000009-a01"})) is None
     assert best_values(run_with({})) is None
-    content = json.loads(tags["mltrain.best_values"]) | {"metrics": {"val/loss": "low"}}
-    assert best_values(run_with({**tags, "mltrain.best_values": json.dumps(content)})) is None
+    content = json.loads(tags["mltrain.at_best"]) | {"metrics": {"val/loss": "low"}}
+    assert best_values(run_with({**tags, "mltrain.at_best": json.dumps(content)})) is None
