@@ -1,12 +1,13 @@
 """Beside its peers, from the first step to the last byte: mltrain and five other ways to train, record and save with MLflow.
 
-python -m benchmarks.peers [--rounds 2] [--peers NAME ...] [--measures training resume short] [--stores server local]
+python -m benchmarks.peers [--rounds 2] [--peers NAME ...] [--measures training resume short long] [--stores server local]
 
 Every measurement is a fresh process with one torch thread; the peers take turns, round by round, in the same stores: an MLflow
 server with one worker on this machine, and a SQLite database with artifacts on the local disk. ``training``: a transformer of 25
 million parameters (with both moments of AdamW about 303 MB of state), 32 steps of about 0.2 s, a checkpoint every 8, three
 metrics a step; then ``resume`` by the run's id in an empty folder, from the server. ``short``: 600 steps of about 1 ms, three
-metrics a step, no checkpoint, ended after 15 s. The table is printed and goes between the markers in ``docs/performance.md``
+metrics a step, no checkpoint, ended after 15 s. ``long``: 20,000 of them, by mltrain alone, because every peer takes minutes.
+The table is printed and goes between the markers in ``docs/performance.md``
 (``--write FILE``); every measurement is appended to ``--results`` at once, and ``--from`` makes the table of such a file again.
 """
 
@@ -38,7 +39,9 @@ BARE, OURS = "bare loop", ("mltrain", "mltrain, late_copy")
 PEERS = tuple(name for name in LOOPS if name != BARE)
 LARGE = Work(layers=8, width=512, rows=1, steps=32, every=8)
 SMALL = Work(layers=0, width=64, rows=1, steps=600, most_seconds=15.0)
+LONG = 20_000
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
+MEASURES = ("training", "resume", "short", "long")
 PACKAGES = ("torch", "mlflow", "lightning", "transformers", "accelerate")
 
 
@@ -144,6 +147,9 @@ def measured(
         stores.forget()
         if "short" in measures and name not in OURS[1:]:
             yield "short", stores.measure(name, small, store)[1]
+        if "long" in measures and name in (BARE, OURS[0]):
+            steps = LONG * small.steps // SMALL.steps
+            yield "long", stores.measure(name, replace(small, steps=steps, most_seconds=300.0), store)[1]
     except (Failed, subprocess.TimeoutExpired) as error:
         print(f"FAILED: {error}", flush=True)
         stores.forget()
@@ -165,8 +171,10 @@ ROWS: tuple[tuple[str, str, str, Value], ...] = (
     ("CPU, × bare loop, local", "training", "local", lambda found, bare: [found["cpu"] / bare["cpu"]]),
     ("resume by id, s after imports", "resume", "server", lambda found, bare: [found["resumed"]]),
     ("resume by id, s from the start of Python", "resume", "server", lambda found, bare: [found["process"]]),
-    ("steps of 1 ms, × bare loop, server", "short", "server", lambda found, bare: [found["rate"] / bare["rate"]]),
-    ("steps of 1 ms, × bare loop, local", "short", "local", lambda found, bare: [found["rate"] / bare["rate"]]),
+    ("600 steps of 1 ms, × bare loop, server", "short", "server", lambda found, bare: [found["rate"] / bare["rate"]]),
+    ("600 steps of 1 ms, × bare loop, local", "short", "local", lambda found, bare: [found["rate"] / bare["rate"]]),
+    ("20,000 steps of 1 ms, × bare loop, server", "long", "server", lambda found, bare: [found["rate"] / bare["rate"]]),
+    ("20,000 steps of 1 ms, × bare loop, local", "long", "local", lambda found, bare: [found["rate"] / bare["rate"]]),
 )
 
 
@@ -225,7 +233,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--rounds", type=int, default=2)
     asked.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help=", ".join(PEERS))
-    asked.add_argument("--measures", nargs="+", choices=("training", "resume", "short"))
+    asked.add_argument("--measures", nargs="+", choices=MEASURES)
     asked.add_argument("--stores", nargs="+", choices=("server", "local"), default=["server", "local"])
     asked.add_argument(
         "--tiny", action="store_true", help="a tiny network and few steps: shows only that everything runs"
@@ -234,7 +242,7 @@ def main() -> None:
     asked.add_argument("--from", type=Path, dest="earlier", help="measure nothing; make the table of such a file")
     asked.add_argument("--write", type=Path, help="a file with markers that the table goes between")
     given = asked.parse_args()
-    given.measures = given.measures or ["training", "resume", "short"]
+    given.measures = given.measures or list(MEASURES)
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
     if given.earlier is not None:
