@@ -222,11 +222,11 @@ def circumstances(found: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def write(text: str, file: Path) -> None:
+def write(text: str, file: Path, begin: str = BEGIN, end: str = END) -> None:
     """Put a text between the markers of a file."""
-    before, _, rest = file.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    file.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    before, _, rest = file.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    file.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> None:

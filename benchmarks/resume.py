@@ -1,12 +1,16 @@
-"""What a resume costs by the number of metric points that its run has.
+"""What a resume costs by the number of metric points that its run has, and by the size of its checkpoint.
 
-``python -m benchmarks.resume [--points 10000 1000000] [--store sqlite|server] [--times 5]`` gives a run so many points of four
-keys, of which a checkpoint has all but the last hundred steps, and resumes it so many times: claim, load, and finding out what
-the tracking store has beyond the checkpoint. A request is one over HTTP; the points are put into the database directly.
+python -m benchmarks.resume [--points 10000 1000000] [--store sqlite|server] [--times 5] [--megabytes 300]
+
+Gives a run so many points of four keys, of which a checkpoint has all but the last hundred steps, and resumes it so many times in
+an empty folder: claim, load, and finding out what the tracking store has beyond the checkpoint. With a server and megabytes it
+prints what a resume may take: 1.2 times the plain transfer of the same bytes, over as many connections as bring them soonest, and
+0.7 s. A request is one over HTTP; the points are put into the database directly.
 """
 
 import argparse
 import os
+import shutil
 import sqlite3
 import statistics
 import tempfile
@@ -17,6 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.prune import Counted
+from benchmarks.timeline import transfers
 from tests.support.database import fresh_database
 from tests.support.servers import TrackingServer
 
@@ -24,12 +29,12 @@ BEYOND = 100
 KEYS = ("loss", "accuracy", "rate", "norm")
 
 
-def filled(database: Path, steps: int) -> str:
+def filled(database: Path, steps: int, megabytes: int) -> str:
     """Make an ended run with so many steps of every key and a checkpoint a hundred steps before its end; return its id."""
     from mltrain import CheckpointManager
 
     manager = CheckpointManager()
-    manager.save({"model": {"weight": torch.ones(1000)}, "step": steps - BEYOND})
+    manager.save({"model": {"weight": torch.randn(1000 + 250_000 * megabytes)}, "step": steps - BEYOND})
     run_id = str(manager.run.id)
     manager.close("KILLED")
     with closing(sqlite3.connect(database)) as tables:
@@ -50,6 +55,7 @@ def resumed(run_id: str, steps: int) -> float:
     """Resume a run once; return the seconds until the training could go on."""
     from mltrain import CheckpointManager
 
+    shutil.rmtree(os.environ["MLTRAIN_HOME"])  # else the checkpoint would come from this disk
     began = time.perf_counter()
     manager = CheckpointManager(run_id)
     state = manager.load_latest_checkpoint()
@@ -66,6 +72,7 @@ def main() -> None:
     asked.add_argument("--points", type=int, nargs="+", default=[10_000, 1_000_000])
     asked.add_argument("--store", choices=("sqlite", "server"), default="sqlite")
     asked.add_argument("--times", type=int, default=5)
+    asked.add_argument("--megabytes", type=int, default=0, help="of the checkpoint")
     given = asked.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -79,7 +86,7 @@ def main() -> None:
         try:
             for points in given.points:
                 steps = points // len(KEYS)
-                run_id = filled(folder / "mlflow.db", steps)
+                run_id = filled(folder / "mlflow.db", steps, given.megabytes)
                 with Counted().open() as counted:
                     seconds = [resumed(run_id, steps) for _ in range(given.times)]
                 print(
@@ -87,6 +94,12 @@ def main() -> None:
                     f"{max(seconds):.2f}) a resume, {counted.calls / given.times:.1f} calls, "
                     f"{counted.requests / given.times:.1f} requests",
                     flush=True,
+                )
+            if server is not None and given.megabytes:
+                sent = [one for _ in range(3) for one in transfers(server.uri, os.urandom(1 << 20) * given.megabytes)]
+                _, connections, soonest = min((one for one in sent if one[0] == "received"), key=lambda one: one[2])
+                print(
+                    f"plain transfer: {soonest:.2f} s over {connections}; a resume may take {1.2 * soonest + 0.7:.2f} s"
                 )
         finally:
             if server is not None:

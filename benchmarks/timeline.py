@@ -1,18 +1,19 @@
-"""Where the time goes at the end of a training and in a resume: which call, on which thread, from when to when.
+"""Where the time goes in a checkpoint, at the end of a training and in a resume: which call, on which thread, when.
 
 python -m benchmarks.timeline [--store local|server] [--layers 8] [--least 0.01]
 
 Trains a transformer for a few steps with three checkpoints, in a process of its own, and prints every call of interest from the
-last step on; then resumes the run by its id. Times are in seconds; ``cpu`` is that of the calling thread, so a call with little
-of it waits: for a disk, a server, another thread, or a processor that other programs have. Beside it stands what cannot be
-avoided: the plain write of the same bytes with one fsync, and the plain transfer to and from the server with one, two and four
-connections.
+step of the second one on, and from the last step on; then resumes the run by its id. Times are in seconds; ``cpu`` is that of
+the calling thread, so a call with little of it waits: for a disk, a server, another thread, or a processor that other programs
+have. Beside it stands what cannot be avoided: the plain write of the same bytes with one fsync, and the plain transfer to and
+from the server with one, two and four connections.
 """
 
 import argparse
 import functools
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -87,11 +88,11 @@ class Timeline:
 
         return wrapper
 
-    def show(self, title: str, since: float, least: float) -> None:
-        """Print the calls that ended after a time and took at least so long."""
+    def show(self, title: str, since: float, least: float, until: float = math.inf) -> None:
+        """Print the calls that ended after a time, began before another, and took at least so long."""
         print(f"\n{title}\n  from      to    took     cpu  thread                call")
         for name, thread, began, ended, cpu in sorted(self.calls, key=lambda call: call[2]):
-            if ended > since and ended - began >= least:
+            if ended > since and began < until and ended - began >= least:
                 print(
                     f"{began - since:6.3f}  {ended - since:6.3f}  {ended - began:6.3f}  {cpu:6.3f}  {thread:<20.20}  {name}"
                 )
@@ -105,15 +106,17 @@ def end(work: Work, least: float) -> None:
     line.watch()
     run = open_run()
     print("RUN", run.id, flush=True)
+    saved = []
     with CheckpointManager(run, max_to_keep=5) as manager:
         for step, metrics, due in training.steps():
             if step == 1:
                 manager.prepare(training.state(step))
             run.log_metrics(metrics, step)
             if due:
-                last = training.clock.ended[-1]
+                saved.append(last := training.clock.ended[-1])
                 manager.save(training.state(step), step=step)
-    print(f"from the last step to everything there: {time.perf_counter() - last:.3f} s")
+    line.show("A checkpoint under the training, from its step on", saved[1], least, saved[2])
+    print(f"\nfrom the last step to everything there: {time.perf_counter() - last:.3f} s")
     line.show("The end, from the last step on", last, least)
 
 
@@ -143,8 +146,13 @@ def plain(uri: str, folder: Path, size: int) -> None:
         file.write(content)
         os.fsync(file.fileno())
     print(f"\nplain write and fsync of {len(content) / 1e6:.0f} MB: {time.perf_counter() - began:.3f} s")
-    if not uri.startswith("http"):
-        return
+    if uri.startswith("http"):
+        for what, connections, seconds in transfers(uri, content):
+            print(f"plain, {what} over {connections} connections: {seconds:.3f} s", flush=True)
+
+
+def transfers(uri: str, content: bytes) -> Iterator[tuple[str, int, float]]:
+    """Send bytes to a tracking server's artifacts and receive them again; yield which, over how many connections, the seconds."""
     import requests
 
     for connections in (1, 2, 4):
@@ -162,7 +170,7 @@ def plain(uri: str, folder: Path, size: int) -> None:
             began = time.perf_counter()
             with ThreadPoolExecutor(connections) as pool:
                 list(pool.map(transfer, range(connections)))
-            print(f"plain, {what} over {connections} connections: {time.perf_counter() - began:.3f} s", flush=True)
+            yield what, connections, time.perf_counter() - began
 
 
 @contextmanager

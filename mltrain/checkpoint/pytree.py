@@ -194,6 +194,12 @@ class _Writer:
         value = value.detach()
         if self._takes_sharded and is_sharded(value):
             return self._sharded(value, path)
+        if (
+            type(value) is Tensor
+            and value.layout is torch.strided
+            and not (value.is_quantized or value.is_nested or value.is_meta)
+        ):  # nearly all of them, while the training waits
+            return self._strided(value.resolve_conj().resolve_neg(), path)
         for wrong, what in (
             (value.is_quantized, "quantized"),
             (value.is_nested, "nested"),
@@ -229,7 +235,7 @@ class _Writer:
             raise UnsupportedValue(
                 f"{path} is a tensor of layout {value.layout}; only strided and sparse ones are stored."
             )
-        return self._strided(value.resolve_conj().resolve_neg(), path)
+        return self._strided(value.resolve_conj().resolve_neg(), path)  # of a subclass
 
     def _strided(self, value: Tensor, path: str) -> Any:
         identity = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import peer_loops, peers, timeline
+from benchmarks.limits import FLOOR
 from benchmarks.peer_training import Training, Work
 from tests.support.database import fresh_database
 
@@ -54,6 +55,13 @@ def resumed(name: str, run: str, store: Path, monkeypatch: pytest.MonkeyPatch) -
         peer_loops.measured(name, replace(TINY, steps=12, run=run), store)
     assert reported[0]["resumed"] > 0
     return made[0]
+
+
+def test_the_bare_work_of_checkpoints_writes_every_byte(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = measured(FLOOR, TINY, store, capsys)
+    assert len(found["later"]) == 2  # type: ignore[arg-type]
+    sizes = [file.stat().st_size for file in Path().glob("*.bin")]
+    assert sizes == 4 * [found["state"]]
 
 
 @pytest.mark.parametrize("name", ["mltrain", "torch.save + log_artifact"])

@@ -1,9 +1,11 @@
 """Which run a process may write to, and where its artifacts have to be."""
 
+import ast
 import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +25,7 @@ from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import LAUNCHER_OF_TAG
 from tests.support.database import fresh_database
 from tests.support.opened import adopted, dump, empty_run
+from tests.support.servers import TrackingServer
 
 
 def test_a_request_to_stop_while_the_server_makes_the_run_leaves_none(
@@ -180,3 +183,43 @@ def test_an_experiment_whose_artifacts_cannot_be_reached_gets_no_run(
     assert dump(tmp_path) == before
     with pytest.raises(UnusableArtifacts):
         open_artifacts(uri, server.uri)
+
+
+RESUMED = """
+import os, sys, torch
+from mltrain import CheckpointManager, open_run
+manager = CheckpointManager()
+manager.save({"model": {"weight": torch.ones(3)}}, step=1)
+manager.close("KILLED")
+os.environ["MLTRAIN_HOME"] += "-of-another-machine"
+run = open_run(manager.run.id)
+with CheckpointManager(run) as manager:
+    assert manager.load_latest_checkpoint() is not None
+    run.continue_exactly_after(1)
+    run.log_metrics({"loss": 0.5}, 2)
+print(sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.slow
+def test_a_resume_from_a_server_imports_no_database_and_no_drawing(
+    tracking_server: TrackingServer, tmp_path: Path
+) -> None:
+    """``import mlflow`` brings pandas and pyarrow with it; what it leaves out, nothing of mltrain adds."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_server.uri, "MLTRAIN_HOME": str(tmp_path / "home")}
+    words = [sys.executable, "-c", RESUMED]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, env=environment, cwd=tmp_path)
+    imported = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert {"mlflow", "torch", "requests"} <= imported
+    unneeded = {
+        "sqlalchemy",
+        "alembic",
+        "sklearn",
+        "matplotlib",
+        "flask",
+        "torchvision",
+        "boto3",
+        "lightning",
+        "transformers",
+    }
+    assert not imported & unneeded
