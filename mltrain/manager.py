@@ -294,6 +294,8 @@ class CheckpointManager:
     def when_committed(self, listener: Committed) -> None:
         """Call a function in the background after each commit, with the new checkpoint, the best one, and the store.
 
+        Functions are called in the order in which they were given.
+
         Raises:
             UsageError: it is not a function.
         """
