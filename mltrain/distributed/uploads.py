@@ -16,7 +16,7 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.shards import Part
 from mltrain.checkpoint.staging import Spool
 from mltrain.distributed.node import Destination
-from mltrain.errors import MltrainError, PeerLost, RunHeld, StorageError
+from mltrain.errors import PeerLost, RunHeld, StorageError
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.opening import Address
@@ -153,7 +153,7 @@ class Uploads:
         except RunHeld as held:
             why = f"{held}"
             log.error("%s", held)
-        except (MltrainError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, rank 0 waits for an answer
             if (job.folder / job.part).is_file():
                 return f"{error}"
             # Else rank 0 does not need this checkpoint any more, and another rank of this node has removed it.
