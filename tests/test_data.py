@@ -14,7 +14,7 @@ from mltrain.data import Loader, ResumableLoader
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.rng import Rng, seed_everything
 from tests.support.batches import epoch_of
-from tests.support.values import identical
+from tests.support.equality import identical
 
 
 class Noisy:

@@ -13,8 +13,8 @@ from mltrain.checkpoint.manifest import Manifest, Point
 from mltrain.errors import StorageError, UnsupportedValue, UsageError
 from mltrain.manager import CheckpointManager
 from tests.support import places
+from tests.support.equality import identical
 from tests.support.runs import FolderRun, cut_short, epochs, state_at, train, without_staging
-from tests.support.values import identical
 
 
 def test_a_loop_goes_on_where_another_one_stopped(run: FolderRun) -> None:
@@ -126,16 +126,19 @@ def test_what_the_server_has_not_acknowledged_travels_with_the_checkpoint(run: F
         assert [point.step for point in manager.checkpoints()[0].pending] == [1, 2]
 
 
-def test_after_each_commit_the_caller_is_told(run: FolderRun) -> None:
+def test_after_each_commit_all_listeners_are_called(run: FolderRun) -> None:
     told: list[tuple[int, int | None]] = []
+    others: list[int] = []
 
     def committed(manifest: Manifest, best: Manifest | None, store: Any) -> None:
         told.append((manifest.step, best.step if best is not None else None))
 
     with run.manager() as manager:
         manager.when_committed(committed)
+        manager.when_committed(lambda manifest, best, store: others.append(manifest.step))
         train(manager, 1, 3, loss=lambda epoch: abs(epoch - 2))
     assert told == [(1, 1), (2, 2), (3, 2)]
+    assert others == [1, 2, 3]
 
 
 def test_a_state_that_cannot_be_stored_is_refused_at_once_and_the_next_one_is_saved(run: FolderRun) -> None:

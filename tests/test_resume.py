@@ -14,7 +14,7 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.run.tracked import TrackedRun
 from tests.support import tiny
 from tests.support.database import fresh_database
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Workplace
 
 
@@ -30,7 +30,7 @@ def test_a_killed_training_ends_bit_identical_after_a_resume(
 
     reference, run_id = undisturbed
     expected, got = reference.weights(run_id), workplace.weights(killed.run_id)
-    assert {part for part in expected if not same(expected[part], got[part])} == set()
+    assert {part for part in expected if not identical(expected[part], got[part])} == set()
     assert workplace.points(killed.run_id) == reference.points(run_id)
 
 
@@ -221,7 +221,7 @@ def test_a_resume_after_an_evaluation_that_raised_begins_with_that_evaluation(
     assert resumed.code == 0, resumed.err
     reference, run_id = undisturbed
     expected, got = reference.weights(run_id), workplace.weights(failed.run_id)
-    assert {part for part in expected if not same(expected[part], got[part])} == set()
+    assert {part for part in expected if not identical(expected[part], got[part])} == set()
     assert workplace.points(failed.run_id) == reference.points(run_id)
 
 

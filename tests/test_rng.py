@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mltrain.rng import Aside, Rng, own_rng, seed_cheaply, seed_everything
+from tests.support.equality import identical
 from tests.support.fake_cuda import Cuda
 from tests.support.parts import draws
-from tests.support.values import identical
 
 DRAWS = st.lists(st.sampled_from(["normal", "uniform", "integers", "choice", "seed", "torch", "python"]), max_size=5)
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.state import Progress, Stateful, TrainState
+from tests.support.equality import identical
 from tests.support.parts import trained
-from tests.support.values import identical
 
 
 def test_progress_counts_steps_epochs_and_batches() -> None:

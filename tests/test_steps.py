@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from mltrain.errors import UsageError
 from mltrain.steps import FollowsMetric, HasDevice, HasEpochMetrics, HasParts, Supervised, moved
+from tests.support.equality import identical
 from tests.support.stepped import batch, network, step_of
-from tests.support.values import identical
 
 
 class Pair(NamedTuple):

@@ -13,7 +13,7 @@ from mltrain.errors import UsageError
 from mltrain.rng import Rng, seed_everything
 from mltrain.stream import StreamLoader
 from tests.support.batches import epoch_of
-from tests.support.values import identical
+from tests.support.equality import identical
 
 
 class Stream:

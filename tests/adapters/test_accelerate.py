@@ -15,7 +15,7 @@ from mltrain.adapters.position import Position
 from mltrain.errors import NoCheckpoint, StateMismatch, UnsupportedValue, UsageError
 from mltrain.run.checkpoints import open_checkpoints
 from tests.support.accelerate_loop import EPOCHS, STEPS, train
-from tests.support.equality import same
+from tests.support.equality import identical
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*set_vital.*:UserWarning")
 
@@ -51,7 +51,7 @@ def test_a_loop_that_stops_within_an_epoch_goes_on_as_if_it_had_not(kind: str, t
     for key in ("loss", "epoch"):
         assert history(runs[0], key) == history(undisturbed, key)
     ended = [open_checkpoints(one).load("latest")[1] for one in (undisturbed, runs[0])]
-    assert same(ended[0], ended[1]), "weights, optimizer, schedule, counters and random numbers"
+    assert identical(ended[0], ended[1]), "weights, optimizer, schedule, counters and random numbers"
     assert mlflow.get_run(runs[0]).data.params["lr"] == "0.01"
     assert ended[0]["position"]["progress"][1] == EPOCHS
 

@@ -17,7 +17,7 @@ from mltrain.errors import NoCheckpoint, RunHeld, UnsupportedValue, UsageError
 from mltrain.manager import CheckpointManager
 from mltrain.run.checkpoints import open_checkpoints
 from tests.support import huggingface as engine
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.huggingface import At, Numbers, trainer
 
 pytestmark = [
@@ -86,7 +86,7 @@ def test_a_training_that_raises_is_continued_as_the_same_run(
     assert history(str(again.run_id)) == history(str(undisturbed.run_id))
     ended = [open_checkpoints(str(one.run_id)).load("latest")[1] for one in (undisturbed, again)]
     for part in ("model", "optimizer", "scheduler", "rng"):
-        assert same(ended[0][part], ended[1][part]), part
+        assert identical(ended[0][part], ended[1][part]), part
     assert ended[0]["trainer"]["global_step"] == engine.STEPS
 
 
@@ -244,7 +244,7 @@ def test_the_best_model_is_there_at_the_end_of_a_training_that_was_continued(tra
     resumed = trainer(tmp_path / "c", MltrainCallback(), **options)
     resumed.train(resume_from_checkpoint=folder)
     assert resumed.state.best_global_step == whole.state.best_global_step
-    assert same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+    assert identical(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_every_way_to_save_continues_exactly(options: dict[str, Any], tracking: 
     assert folder is not None
     resumed = trainer(tmp_path / "c", again, **options)
     resumed.train(resume_from_checkpoint=folder)
-    assert same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+    assert identical(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
     assert history(str(again.run_id)) == history(str(undisturbed.run_id))
 
 
@@ -307,7 +307,7 @@ def test_tied_and_frozen_weights_are_restored(tracking: str, tmp_path: Path) -> 
     resumed = tied("c", MltrainCallback(), NoFiles())
     resumed.train(resume_from_checkpoint=restore(callback.run_id))
     assert resumed.model.last.weight is resumed.model.first.weight
-    assert same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+    assert identical(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
 
 
 class Rounded(Numbers):

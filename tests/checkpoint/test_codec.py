@@ -19,8 +19,9 @@ from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.snapshot import snapshot
 from mltrain.errors import DamagedCheckpoint
 from tests.support.encoded import files_of, small_state
+from tests.support.equality import identical
 from tests.support.runs import snapshot_of
-from tests.support.values import DTYPES, identical, random_tensor, states, tensors
+from tests.support.values import DTYPES, random_tensor, states, tensors
 
 
 @settings(max_examples=100, deadline=None)

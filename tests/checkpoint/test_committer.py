@@ -19,9 +19,9 @@ from mltrain.errors import UnsupportedValue
 from mltrain.store import retry
 from mltrain.store.artifacts import DeferredArtifacts
 from tests.support.benches import Bench, Gate, steps
+from tests.support.equality import identical
 from tests.support.places import behind
 from tests.support.runs import FolderRun, manifest_of, state_at
-from tests.support.values import identical
 
 
 def beyond(folder: Path, repository: Any) -> FolderRun:

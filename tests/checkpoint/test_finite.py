@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mltrain.checkpoint.finite import nonfinite
 from mltrain.errors import NonFiniteLoss
+from tests.support.equality import identical
 from tests.support.runs import FolderRun, epochs, snapshot_of, state_at, train
-from tests.support.values import identical
 
 NAN, INF = math.nan, math.inf
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.complex64]

@@ -18,7 +18,7 @@ from mltrain.task import Task
 from mltrain.testing import MemoryTracker, StopAt
 from mltrain.trainer.loop import Trainer
 from tests.support import tiny
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.late import WIDE, net
 from tests.support.runs import FolderRun
 from tests.support.waiting import eventually, let_pass
@@ -136,7 +136,7 @@ def test_what_is_copied_late_is_the_state_of_the_boundary(make: Any, tmp_path: P
     assert watched.late >= 2 * (STEPS - 1), "weights and moments of all but the last checkpoint"
     assert list(late) == list(range(1, STEPS + 1))
     for step, state in at_once.items():
-        assert same(late[step], state), f"the checkpoint of step {step}"
+        assert identical(late[step], state), f"the checkpoint of step {step}"
 
 
 def test_an_optimizer_that_comes_first_copies_itself(tmp_path: Path, watched: Watched) -> None:
@@ -144,7 +144,7 @@ def test_an_optimizer_that_comes_first_copies_itself(tmp_path: Path, watched: Wa
     watched.never = True
     late = trained(Classifier, tmp_path / "late", watched, late=True)
     assert watched.by_training == STEPS
-    assert all(same(late[step], state) for step, state in at_once.items())
+    assert all(identical(late[step], state) for step, state in at_once.items())
 
 
 def test_a_change_that_no_optimizer_made_costs_one_checkpoint_and_the_late_copy(
@@ -153,7 +153,7 @@ def test_a_change_that_no_optimizer_made_costs_one_checkpoint_and_the_late_copy(
     expected = trained(Meddling, tmp_path / "at once", watched, late=False)
     found = trained(Meddling, tmp_path / "late", watched, late=True)
     assert list(found) == [2, 3, 4, 5, 6]
-    assert all(same(state, expected[step]) for step, state in found.items())
+    assert all(identical(state, expected[step]) for step, state in found.items())
     assert caplog.text.count("would have been of no step") == 1
 
 
@@ -176,7 +176,7 @@ def test_a_change_in_place_is_noticed_also_while_it_is_under_way(tmp_path: Path)
     expected = trained(Renormed, tmp_path / "at once", late=False)
     for number in range(4):
         found = trained(Renormed, tmp_path / str(number), late=True)
-        assert [step for step, state in found.items() if not same(state, expected[step])] == []
+        assert [step for step, state in found.items() if not identical(state, expected[step])] == []
 
 
 class Fused(Classifier):
@@ -199,7 +199,7 @@ def test_no_timing_makes_a_difference(make: Any, tmp_path: Path) -> None:
     for number in range(3):
         found = trained(make, tmp_path / str(number), late=True)
         assert list(found) == list(expected)
-        assert all(same(state, expected[step]) for step, state in found.items())
+        assert all(identical(state, expected[step]) for step, state in found.items())
 
 
 def test_an_evaluation_may_swap_weights(tmp_path: Path, watched: Watched) -> None:
@@ -231,7 +231,7 @@ def test_an_evaluation_may_swap_weights(tmp_path: Path, watched: Watched) -> Non
     expected = trained(make, tmp_path / "at once", watched, late=False, loader=Endless(), evaluate=evaluate)
     found = trained(make, tmp_path / "late", watched, late=True, loader=Endless(), evaluate=evaluate)
     assert list(found) == list(expected)
-    assert all(same(state, expected[step]) for step, state in found.items())
+    assert all(identical(state, expected[step]) for step, state in found.items())
 
 
 def test_what_was_saved_when_the_loop_was_left_is_kept(tmp_path: Path) -> None:

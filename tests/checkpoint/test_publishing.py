@@ -7,9 +7,9 @@ import pytest
 
 from mltrain.checkpoint.publishing import publish, stage
 from mltrain.errors import StorageError
+from tests.support.equality import identical
 from tests.support.runs import manifest_of, snapshot_of, state_at, store_in
 from tests.support.stored import EXTRA, again, committed, elsewhere
-from tests.support.values import identical
 
 
 def test_a_store_opened_to_be_read_cannot_be_written(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from mltrain.checkpoint.pytree import Flat, flatten, unflatten
 from mltrain.errors import DamagedCheckpoint, UnsupportedValue
-from tests.support.values import Pair, identical, random_tensor, states, tensors
+from tests.support.equality import identical
+from tests.support.values import Pair, random_tensor, states, tensors
 
 
 def there_and_back(state: dict[Any, Any], weights: str | None = None) -> Any:

@@ -16,6 +16,7 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError
 from mltrain.store import retry
 from mltrain.store.remote import RemoteArtifacts
+from tests.support.equality import identical
 from tests.support.places import Place
 from tests.support.runs import RUN_ID, manifest_of, state_at, store_in
 from tests.support.stored import (
@@ -26,7 +27,6 @@ from tests.support.stored import (
     folder_of,
     path_of,
 )
-from tests.support.values import identical
 
 
 def test_a_committed_checkpoint_loads_anywhere(store: CheckpointStore) -> None:

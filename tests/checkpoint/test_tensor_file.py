@@ -17,8 +17,9 @@ from mltrain.checkpoint.codec import encode
 from mltrain.checkpoint.tensor_file import read_tensors
 from mltrain.errors import DamagedCheckpoint
 from tests.support.encoded import files_of, small_state
+from tests.support.equality import identical
 from tests.support.runs import snapshot_of
-from tests.support.values import DTYPES, identical, random_tensor
+from tests.support.values import DTYPES, random_tensor
 
 
 def test_no_file_is_larger_than_allowed_unless_one_tensor_is() -> None:

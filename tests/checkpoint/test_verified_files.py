@@ -10,10 +10,10 @@ import pytest
 
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint
+from tests.support.equality import identical
 from tests.support.places import Files, Place, behind, folder
 from tests.support.runs import state_at, store_in
 from tests.support.stored import DAMAGES, again, committed, folder_of, path_of
-from tests.support.values import identical
 
 
 @pytest.mark.parametrize("place", ["on this machine", "elsewhere"], indirect=True)

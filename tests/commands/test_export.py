@@ -14,7 +14,7 @@ from mltrain.checkpoint.manifest import Manifest
 from mltrain.commands.export import Export
 from mltrain.errors import StorageError
 from tests.support import tiny
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.runs import FolderRun
 
 
@@ -50,7 +50,7 @@ def test_whole_checkpoints_have_the_names_of_the_guides(local: FolderRun, tmp_pa
         assert checkpoint_file.origin_of(file) == checkpoint_file.Written(
             local.id, manifest.name, "tiny", complete=True
         )
-    assert same(checkpoint_file.read(tmp_path / "out" / "checkpoint_epoch_2.pth"), state(2))
+    assert identical(checkpoint_file.read(tmp_path / "out" / "checkpoint_epoch_2.pth"), state(2))
 
 
 def test_nothing_in_an_exported_file_can_be_executed(local: FolderRun, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_weights_alone_tell_the_run_and_the_checkpoint(local: FolderRun, tmp_pat
     one, _, interrupted = exported(local, model_save_path=tmp_path / "out")
     for name, manifest, number in (("latest", interrupted, 7), ("best", one, 1)):
         file = tmp_path / "out" / f"{name}.safetensors"
-        assert same(load_file(file), state(number)["model"])
+        assert identical(load_file(file), state(number)["model"])
         stamp = {"run_id": local.id, "checkpoint": manifest.name, "project": "tiny"}
         measured = {"metric": "val/loss", "value": "0.5"} if name == "best" else {}
         assert tensor_file.stamp_of(file) == stamp | measured

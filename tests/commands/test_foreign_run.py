@@ -17,7 +17,7 @@ from mltrain.errors import DamagedCheckpoint, NoCheckpoint
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.tracking.client import connect
 from tests.support.database import fresh_database
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -75,7 +75,7 @@ def test_what_lightnings_mlflow_logger_left(tracking: str, tmp_path: Path) -> No
     fit(module, tmp_path, logger=logger, callbacks=[ModelCheckpoint(tmp_path / "c", save_top_k=-1)])
     found = read_run(connect(), str(logger.run_id))
     assert found.source == f"{logger.run_id}/epoch=1-step=6/epoch=1-step=6.ckpt"
-    assert same(found.foreign.model, dict(module.state_dict()))
+    assert identical(found.foreign.model, dict(module.state_dict()))
     assert found.foreign.step == 6
     assert found.foreign.optimizer["param_groups"]
     assert [line.partition(":")[0] for line in found.left] == ["epoch=0-step=3/epoch=0-step=3.ckpt"]
@@ -84,7 +84,7 @@ def test_what_lightnings_mlflow_logger_left(tracking: str, tmp_path: Path) -> No
 
     report = import_run(str(logger.run_id), connect(), None, {}, None)
     imported = open_checkpoints(report.run_id)
-    assert same(imported.load("latest")[1]["model"], dict(module.state_dict()))
+    assert identical(imported.load("latest")[1]["model"], dict(module.state_dict()))
     assert mlflow.get_run(report.run_id).data.tags["mltrain.imported"] == found.source
 
 
@@ -98,7 +98,7 @@ def test_what_mlflows_autologging_left(tracking: str, tmp_path: Path) -> None:
     finally:
         mlflow.pytorch.autolog(disable=True)
     found = read_run(connect(), run.info.run_id)
-    assert same(found.foreign.model, dict(module.state_dict()))
+    assert identical(found.foreign.model, dict(module.state_dict()))
     assert found.foreign.optimizer is not None
 
 
@@ -142,7 +142,7 @@ def test_what_the_trainer_of_transformers_left_is_continued_by_it(
     monkeypatch.delenv("HF_MLFLOW_LOG_ARTIFACTS")
     found = read_run(connect(), run.info.run_id)
     assert found.source.endswith("checkpoint-6")
-    assert same(found.foreign.model, dict(whole.model.state_dict()))
+    assert identical(found.foreign.model, dict(whole.model.state_dict()))
     report = import_run(run.info.run_id, connect(), None, {}, None)
     curve = mlflow.MlflowClient().get_metric_history(report.run_id, "loss")
     assert [point.step for point in curve] == [2, 4, 6]

@@ -26,7 +26,7 @@ from mltrain.project import Project
 from mltrain.run.checkpoints import open_checkpoints
 from tests.support import tiny
 from tests.support.database import fresh_database
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.unchanged import Unchanged
 
 TINY = Project("tiny", tiny.Config, tiny.build, Path(tiny.__file__))
@@ -96,7 +96,7 @@ def test_a_file_continues_the_run_that_wrote_it_as_if_nothing_had_been(
     assert resume(tmp_path / "files" / "checkpoint_epoch_1.pth", epochs=4) == run_id
     assert [record for record in caplog.records if "rolled back to epoch 1" in record.getMessage()]
     finished = checkpoint_file.read(undisturbed[0] / "files" / "latest_checkpoint.pth")
-    assert same(newest(run_id), finished)
+    assert identical(newest(run_id), finished)
     run = MlflowClient().get_run(run_id)
     assert (run.info.status, run.data.tags["mltrain.status"]) == ("FINISHED", "finished")
     assert len(MlflowClient().search_runs(["0"])) == 1
@@ -109,7 +109,7 @@ def test_a_file_of_another_store_begins_a_new_run_that_goes_on_exactly(
     run_id = resume(word, data=str(another / "data"))
     assert f"A new run begins with {word}" in caplog.text
     assert run_id != undisturbed[1]
-    assert same(newest(run_id), checkpoint_file.read(undisturbed[0] / "files" / "latest_checkpoint.pth"))
+    assert identical(newest(run_id), checkpoint_file.read(undisturbed[0] / "files" / "latest_checkpoint.pth"))
     run = MlflowClient().get_run(run_id)
     assert run.data.tags["mltrain.imported"] == "checkpoint_epoch_2.pth"
     assert run.data.params["data"] == str(another / "data")
@@ -125,7 +125,7 @@ def test_a_new_run_keeps_what_its_file_held_before_it_trains(undisturbed: tuple[
     before = checkpoint_file.manifest_of(file)
     assert before is not None
     assert (manifest.step, manifest.epoch, manifest.metrics) == (before.step, before.epoch, before.metrics)
-    assert same(newest(run_id), checkpoint_file.read(file))
+    assert identical(newest(run_id), checkpoint_file.read(file))
 
 
 def test_a_file_of_another_program_begins_a_run_in_one_command(another: Path, caplog: pytest.LogCaptureFixture) -> None:

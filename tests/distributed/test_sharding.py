@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from tests.support import ranks
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Workplace
 
 TRAIN = ("train", "ranked.py", "--run-key")
@@ -116,7 +116,7 @@ def test_a_sharded_training_that_was_killed_ends_as_if_it_had_not_been(
     assert again[0].run_id == stopped[0].run_id
     assert f"{newest.name} is damaged" in again[0].err, again[0].err
     parts, others = place.weights(again[0].run_id), place.weights(undisturbed)
-    assert [name for name in others if not same(parts[name], others[name])] == []
+    assert [name for name in others if not identical(parts[name], others[name])] == []
     assert place.points(again[0].run_id) == place.points(undisturbed)
 
 

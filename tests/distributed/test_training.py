@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from mltrain.tracking.tags import RESUMED_FROM_TAG
 from tests.support import ranks
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Workplace
 
 TRAIN = ("train", "ranked.py", "--run-key")
@@ -26,7 +26,7 @@ def undisturbed(place: Workplace) -> str:
 
 def ended_alike(place: Workplace, run_id: str, other: str) -> None:
     parts, others = place.weights(run_id), place.weights(other)
-    assert [name for name in others if not same(parts[name], others[name])] == []
+    assert [name for name in others if not identical(parts[name], others[name])] == []
     assert place.points(run_id) == place.points(other)
 
 

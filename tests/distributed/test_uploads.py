@@ -19,7 +19,7 @@ from mltrain.store.opening import Address
 from tests.distributed.test_sharding import FSDP, TRAIN
 from tests.faults.proxy import FaultProxy, Rule
 from tests.support import ranks
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.places import BucketFiles, Files, FolderFiles
 from tests.support.servers import BucketServer, TrackingServer
 from tests.support.waiting import eventually
@@ -82,7 +82,7 @@ def undisturbed(here: Workplace) -> str:
 
 def assert_ended_alike(here: Workplace, run_id: str, other: str) -> None:
     parts, others = here.weights(run_id), here.weights(other)
-    assert [name for name in others if not same(parts[name], others[name])] == []
+    assert [name for name in others if not identical(parts[name], others[name])] == []
     assert here.points(run_id) == here.points(other)
 
 

@@ -17,7 +17,7 @@ from mltrain.run import stage_outputs as outputs
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.local import LocalArtifacts
 from mltrain.tracking.client import TrackingClient
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Done, Workplace
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -73,7 +73,7 @@ class Cardiac:
             for runs, client in ((mine, self.client), (theirs, other.client))
         ]
         return digests[0] == digests[1] and all(
-            same(self.parts(mine[stage]), other.parts(theirs[stage])) for stage in STAGES[1:]
+            identical(self.parts(mine[stage]), other.parts(theirs[stage])) for stage in STAGES[1:]
         )
 
     @property

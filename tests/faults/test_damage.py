@@ -18,9 +18,8 @@ from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.runs import RUN_ID, FolderRun, state_at
-from tests.support.values import identical
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
@@ -172,7 +171,7 @@ def test_a_training_resumes_from_the_newest_intact_one_says_so_and_ends_the_same
     assert {f"mltrain.damaged.{name}" for name in names[2:]} <= set(tags)
     assert tags["mltrain.resumed_from"] == names[1]
     reference, untouched = undisturbed
-    assert same(workplace.weights(run_id), reference.weights(untouched))
+    assert identical(workplace.weights(run_id), reference.weights(untouched))
     assert workplace.points(run_id) == reference.points(untouched)
 
 

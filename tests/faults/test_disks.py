@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.support import places
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.example_pipelines import TinyPipeline
 from tests.support.runs import FolderRun, state_at
 from tests.support.waiting import eventually
@@ -189,7 +189,7 @@ def test_a_home_without_space_loses_no_point(
     assert "Traceback" not in done.err
     reference, run_id = undisturbed
     assert workplace.points(done.run_id) == reference.points(run_id)
-    assert same(workplace.weights(done.run_id), reference.weights(run_id))
+    assert identical(workplace.weights(done.run_id), reference.weights(run_id))
 
 
 @pytest.mark.parametrize("place", ["mlruns", "home"])
@@ -370,7 +370,7 @@ def test_whichever_call_fails_the_training_ends_with_all_its_checkpoints(
     for nth in numbers:
         happened = failing_at(failing, call, nth, times=1 + nth % 5)
         found = outcomes[call, nth]
-        assert same(failing.weights(found), expected), f"after a failing {call} number {nth}"
+        assert identical(failing.weights(found), expected), f"after a failing {call} number {nth}"
         assert failing.points(found) == points
         if not happened:
             break
@@ -415,5 +415,5 @@ def test_where_each_flush_takes_half_a_second_the_training_goes_on_meanwhile(
     meanwhile = len((workplace.folder / "meanwhile").read_text())
     assert meanwhile >= 3 * 5, "each of the first three epochs is followed by one that begins while it is being written"
     all_intact(workplace, done.run_id)
-    assert same(workplace.weights(done.run_id), reference.weights(run_id))
+    assert identical(workplace.weights(done.run_id), reference.weights(run_id))
     assert workplace.points(done.run_id) == reference.points(run_id)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.campaign import SEED, trials
 from tests.support import accelerate_loop
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.forkserver import ForkServer
 from tests.support.workplace import Workplace
 
@@ -76,7 +76,7 @@ def test_a_killed_trainer_of_transformers_ends_as_if_nothing_had_happened(
         told, found = course.facts()
         assert told == curves, f"killed at {steps}, seed {SEED}"
         for part in ("model", "optimizer", "scheduler", "rng"):
-            assert same(found[part], state[part]), f"{part}, killed at {steps}, seed {SEED}"
+            assert identical(found[part], state[part]), f"{part}, killed at {steps}, seed {SEED}"
         assert found["trainer"]["global_step"] == state["trainer"]["global_step"]
         assert found["trainer"]["epoch"] == state["trainer"]["epoch"]
         assert course.status() == "FINISHED"
@@ -108,5 +108,5 @@ def test_a_killed_loop_on_accelerate_ends_as_if_nothing_had_happened(
         course.attempt()
         told, found = course.facts()
         assert told == curves, f"killed at {steps}, seed {SEED}"
-        assert same(found, state), f"killed at {steps}, seed {SEED}"
+        assert identical(found, state), f"killed at {steps}, seed {SEED}"
         assert course.status() == "FINISHED"

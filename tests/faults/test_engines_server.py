@@ -18,7 +18,7 @@ from tests.adapters.ignite_loops import Loop
 from tests.adapters.lightning_nets import Interruption, fit
 from tests.faults.proxy import FaultProxy, Rule
 from tests.support import accelerate_loop, huggingface
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.forked import killed
 from tests.support.forkserver import ForkServer
 from tests.support.servers import TrackingServer
@@ -156,7 +156,7 @@ def assert_as(expected: Ended, found: Ended) -> None:
     assert found.curves == expected.curves
     assert found.status == expected.status == "FINISHED"
     for part in expected.state.keys() - {"trainer", "mltrain", "callbacks"}:  # which name their run and the time
-        assert same(found.state[part], expected.state[part]), part
+        assert identical(found.state[part], expected.state[part]), part
 
 
 def sync(machine: Machine, server: ForkServer) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.store.local import LocalArtifacts
 from tests.faults import scenario
 from tests.faults.calls import Call, Calls
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.forkserver import CALLS, ForkServer
 from tests.support.places import Place, bucket, folder, server
 from tests.support.runs import RUN_ID
@@ -143,7 +143,7 @@ def check(trial: Trial, committed_before: int) -> None:
     survey = trial.store.survey()
     half = [identity.name for identity in survey.uncommitted]
     assert half == [], "nothing half-removed after the next prune"
-    assert same(trial.store.load(survey.manifests[-1]), undisturbed(EPOCHS + 1)), "as if nothing had happened"
+    assert identical(trial.store.load(survey.manifests[-1]), undisturbed(EPOCHS + 1)), "as if nothing had happened"
     artifacts = trial.place.opened()
     artifacts.remove_litter(untouched=0)  # as ``mltrain prune`` does once it is an hour old
     assert [path.name for path in trial.home.rglob("*.tmp")] + artifacts.litter() == []
@@ -162,7 +162,7 @@ def swept(bench: Bench, epochs_before: int, most: int, capsys: pytest.CaptureFix
     trial = prepared()
     code, calls = trial.run(EPOCHS)
     assert code == 0, trial.said
-    assert same(trial.store.load(trial.intact()[-1]), undisturbed(EPOCHS))
+    assert identical(trial.store.load(trial.intact()[-1]), undisturbed(EPOCHS))
     kinds, died_in, killed = Counter(call.name for call in calls.made), Counter[str](), 0
     number, last = 0, len(calls.made)
     for number in chosen(last, most):

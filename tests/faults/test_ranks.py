@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.campaign import SEED, trials
 from tests.support import ranks
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.forkserver import ForkServer
 from tests.support.workplace import Workplace
 
@@ -31,7 +31,7 @@ def test_kills_of_any_rank_at_random_moments_change_nothing(tmp_path: Path, fork
 
     def assert_same(run_id: str, told: str) -> None:
         found = place.weights(run_id)
-        assert [name for name in weights if not same(found[name], weights[name])] == [], told
+        assert [name for name in weights if not identical(found[name], weights[name])] == [], told
         assert place.points(run_id) == points, told
         assert list(place.folder.glob(f"mlruns/**/{run_id}/artifacts/checkpoints/*.tmp")) == [], told
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.servers import TrackingServer
 from tests.support.waiting import let_pass
 from tests.support.workplace import Workplace
@@ -20,7 +20,7 @@ def test_a_run_continues_on_a_machine_that_never_saw_it(remote: Workplace, undis
     assert resumed.code == 0, resumed.err
     reference, run_id = undisturbed
     expected, got = reference.weights(run_id), other.weights(stopped.run_id)
-    assert {part for part in expected if not same(expected[part], got[part])} == set()
+    assert {part for part in expected if not identical(expected[part], got[part])} == set()
     assert other.points(stopped.run_id) == reference.points(run_id)
     assert other.mltrain("verify", stopped.run_id).code == 0
     for _ in range(2):
@@ -83,7 +83,7 @@ def test_a_second_interrupt_does_not_wait_for_a_store_that_hangs(
     assert resumed.code == 0, resumed.err
     reference, run_id = undisturbed
     expected, got = reference.weights(run_id), remote.weights(done.run_id)
-    assert {part for part in expected if not same(expected[part], got[part])} == set()
+    assert {part for part in expected if not identical(expected[part], got[part])} == set()
     assert remote.points(done.run_id) == reference.points(run_id)
 
 

@@ -15,7 +15,7 @@ from mltrain.checkpoint.policies import Latest
 from mltrain.checkpoint.snapshot import Snapshot, snapshot
 from mltrain.testing import MemoryTracker, StopAt
 from tests.support import tiny
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.runs import FolderRun
 
 pytestmark = pytest.mark.gpu
@@ -62,7 +62,7 @@ def busy(seconds: float = 0.05) -> None:
 
 
 def equal(one: Snapshot, other: Snapshot) -> bool:
-    return same(dict(one.tensors), dict(other.tensors))
+    return identical(dict(one.tensors), dict(other.tensors))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -156,7 +156,7 @@ def test_a_training_whose_checkpoints_are_copied_late_saves_what_it_would_at_onc
     at_once = trained(tmp_path / "at once", late=False, amp=amp)
     late = trained(tmp_path / "late", late=True, amp=amp)
     assert list(late) == list(at_once) == list(range(1, 17))
-    assert [step for step, state in at_once.items() if not same(late[step], state)] == []
+    assert [step for step, state in at_once.items() if not identical(late[step], state)] == []
 
 
 def test_tensors_of_both_kinds_of_memory_are_copied_late() -> None:

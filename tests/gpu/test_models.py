@@ -11,7 +11,7 @@ from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.snapshot import snapshot
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from tests.support import tiny
-from tests.support.equality import same
+from tests.support.equality import identical
 
 pytestmark = pytest.mark.gpu
 
@@ -54,7 +54,7 @@ def test_a_compiled_model_resumes_exactly_and_goes_on_without_being_compiled() -
         return supervised(net)
 
     whole, broken = resumed(compiled)
-    assert same(broken, whole)
+    assert identical(broken, whole)
     other, goes_on = resumed(compiled, compiled_after=plain)
     assert goes_on["progress"]["step"] == other["progress"]["step"] == 24
     assert {name.removeprefix("_orig_mod.") for name in other["model"]} == set(goes_on["model"])
@@ -77,7 +77,7 @@ def test_channels_last_is_kept_and_resumes_exactly() -> None:
         return supervised(Pictures().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     whole, broken = resumed(make)
-    assert same(broken, whole)
+    assert identical(broken, whole)
     assert broken["model"]["first.weight"].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -126,7 +126,7 @@ class Captured:
 
 def test_a_captured_step_is_saved_as_it_is_and_resumes_exactly() -> None:
     whole, broken = resumed(Captured)
-    assert same(broken, whole)
+    assert identical(broken, whole)
 
 
 def test_a_model_on_two_kinds_of_memory_is_saved_and_comes_back_where_it_was() -> None:
@@ -160,5 +160,5 @@ def test_a_model_on_two_kinds_of_memory_is_saved_and_comes_back_where_it_was() -
         return made[-1]
 
     whole, broken = resumed(make)
-    assert same(broken, whole)
+    assert identical(broken, whole)
     assert [one.device.type for one in made[-1].net.parameters()] == ["cpu", "cpu", "cuda", "cuda"]

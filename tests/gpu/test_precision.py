@@ -11,7 +11,7 @@ import mltrain
 from mltrain.errors import NonFiniteLoss
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from tests.support import tiny
-from tests.support.equality import same
+from tests.support.equality import identical
 
 pytestmark = pytest.mark.gpu
 
@@ -40,7 +40,7 @@ def test_a_resumed_training_is_the_same_bit_by_bit(amp: str) -> None:
             trainer.restore(broken.peek())
         list(trainer.steps())
         assert trainer.progress.step == (stop or 24)
-    assert same(broken.peek(), whole.peek())
+    assert identical(broken.peek(), whole.peek())
     assert ("scaler" in whole.peek()) == (amp == "fp16")  # type: ignore[operator]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support import ranks
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Done, Workplace
 
 pytestmark = pytest.mark.gpu
@@ -67,7 +67,7 @@ def test_ranks_on_a_device_are_stopped_and_end_as_if_they_had_not_been(
     assert [one.code for one in again] == [0] * size, again
     assert again[0].run_id == stopped[0].run_id
     parts, others = place.weights(again[0].run_id), place.weights(whole[0].run_id)
-    assert [name for name in others if not same(parts[name], others[name])] == []
+    assert [name for name in others if not identical(parts[name], others[name])] == []
     newest = max(place.folder.glob(f"mlruns/**/{again[0].run_id}/artifacts/checkpoints/step-*"))
     assert (newest / "model-r00000.safetensors").exists() == (strategy == "fsdp")
     alone = place.mltrain("evaluate", again[0].run_id)

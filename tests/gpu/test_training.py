@@ -12,7 +12,7 @@ import torch
 from mltrain.testing import assert_resumes_exactly, assert_survives_kills
 from tests.gpu.test_device import README
 from tests.support import tiny
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.gpu
@@ -59,7 +59,7 @@ def test_a_training_that_was_broken_off_ends_as_if_it_had_not_been(
     again = place.mltrain("train", "--resume-run", broken.run_id, f"{how}=0")
     assert again.code == 0, again.err
     parts, others = place.weights(again.run_id), place.weights(undisturbed)
-    assert [name for name in others if not same(parts[name], others[name])] == []
+    assert [name for name in others if not identical(parts[name], others[name])] == []
     assert len(others["rng"]["cuda"]) == torch.cuda.device_count()
     assert place.points(again.run_id) == place.points(undisturbed)
 

@@ -8,7 +8,7 @@ import pytest
 from mltrain.checkpoint import checkpoint_file
 from projects.segmentation.folders import FolderPair
 from projects.segmentation.synthetic import Blobs
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.shell import Shell
 
 TRAIN = (
@@ -50,7 +50,7 @@ def test_scene_1_resume_after_ctrl_c(shell: Shell) -> None:
         checkpoint_file.read(shell.folder / folder / "latest_checkpoint.pth")
         for folder in ("undisturbed", "checkpoints")
     )
-    assert same(once, twice)  # weights, optimizer, schedule, history, counters
+    assert identical(once, twice)  # weights, optimizer, schedule, history, counters
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_scenes_2_and_3_resume_from_an_epoch_and_from_the_newest(shell: Shell) -
     again = shell.type(f"{TRAIN} --resume ./checkpoints/checkpoint_epoch_1.pth")
     assert "epoch 2 of 3" in again
     assert shell.run_id(again) == shell.run_id(first)
-    assert same(checkpoint_file.read(shell.folder / "checkpoints" / "latest_checkpoint.pth"), finished)
+    assert identical(checkpoint_file.read(shell.folder / "checkpoints" / "latest_checkpoint.pth"), finished)
     newest = shell.type(f"{TRAIN} --resume ./checkpoints/latest_checkpoint.pth")
     assert "3 of 3 epochs are done" in newest
     assert shell.run_id(newest) == shell.run_id(first)

@@ -10,7 +10,7 @@ from mltrain.checkpoint import checkpoint_file
 from mltrain.errors import NoCheckpoint, UsageError
 from projects.tool_wear import ToolWearClassifier
 from tests.projects.tool_wear.waves import SMALL, TRAIN, VAL
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.pages import execute
 from tests.support.shell import Shell
 
@@ -35,7 +35,7 @@ def test_the_command_line_trains_into_a_file_and_resumes_from_it(shell: Shell) -
     assert state["progress"]["epoch"] == 2
     classifier = ToolWearClassifier()
     assert classifier.load_checkpoint(shell.folder / "checkpoints" / "my_checkpoint.pth").epoch == 2
-    assert same(state["model"], dict(classifier.model_.state_dict()))
+    assert identical(state["model"], dict(classifier.model_.state_dict()))
     shell.type("train tool_wear --resume --device auto", code=2)
     if not torch.cuda.is_available():
         shell.type(f"{line} --device cuda", code=2)
@@ -50,7 +50,7 @@ def test_resume_from_checkpoint_true_means_the_file_if_it_is_there(tmp_path: Pat
     history = rest.train(**line)
     whole = ToolWearClassifier(**SMALL)
     assert history == whole.train(TRAIN, VAL)
-    assert same(dict(rest.model_.state_dict()), dict(whole.model_.state_dict()))
+    assert identical(dict(rest.model_.state_dict()), dict(whole.model_.state_dict()))
     assert ToolWearClassifier(**SMALL).train(**{**line, "resume_from_checkpoint": False})["epoch"] == [1, 2, 3, 4]
     with pytest.raises(UsageError, match="checkpoint_path"):
         whole.train(TRAIN, VAL, resume_from_checkpoint=True)
@@ -79,7 +79,7 @@ def test_a_checkpoint_is_saved_and_loaded_by_hand(tmp_path: Path) -> None:
     epoch, best_epoch, no_improve_epochs = loaded.load_checkpoint(str(file))
     assert epoch == 50
     assert best_epoch + no_improve_epochs == 4
-    assert same(loaded.optimizer.state_dict()["state"], state["state"])
+    assert identical(loaded.optimizer.state_dict()["state"], state["state"])
     assert loaded.optimizer.param_groups[0]["lr"] == 0.125
     with pytest.raises(NoCheckpoint, match="There is no checkpoint"):
         loaded.load_checkpoint(tmp_path / "none.pth")
@@ -94,4 +94,4 @@ def test_the_best_model_after_a_resume_is_the_best_of_the_whole_training(tmp_pat
     worse = ToolWearClassifier(**{**SMALL, "patience": None, "epochs": 6, "lr": 3.0})  # what follows can only be worse
     worse.train(TRAIN, VAL, checkpoint_path=file, resume_from_checkpoint=True)
     assert min(worse.history_["val/loss"][4:]) > best
-    assert same(dict(worse.model_.state_dict()), dict(first.model_.state_dict()))
+    assert identical(dict(worse.model_.state_dict()), dict(first.model_.state_dict()))

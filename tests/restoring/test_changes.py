@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler as schedules
 import mltrain
 from mltrain.errors import StateMismatch
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
-from tests.support.values import identical
+from tests.support.equality import identical
 
 STEPS, THEN = 14, 6
 

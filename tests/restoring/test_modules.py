@@ -13,8 +13,8 @@ from mltrain.errors import StateMismatch
 from mltrain.restoring.modules import fitted
 from mltrain.restoring.undo import is_lazy
 from mltrain.state import TrainState
+from tests.support.equality import identical
 from tests.support.parts import Renames, trained
-from tests.support.values import identical
 
 
 @pytest.mark.parametrize("wrong", [3, None, [1], torch.ones(2), {1: torch.ones(2)}])

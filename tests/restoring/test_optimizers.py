@@ -10,8 +10,8 @@ from torch import nn
 
 from mltrain.errors import StateMismatch
 from mltrain.state import TrainState
+from tests.support.equality import identical
 from tests.support.parts import Renames, Two, in_two, moments, stepped, swapped, turned, two
-from tests.support.values import identical
 
 
 @pytest.mark.parametrize("groups", [swapped, turned, lambda net: turned(net)[::-1]])

@@ -11,8 +11,8 @@ from mltrain.errors import StateMismatch, UsageError
 from mltrain.restoring.undo import is_lazy
 from mltrain.rng import Rng, seed_everything
 from mltrain.state import TrainState
+from tests.support.equality import identical
 from tests.support.parts import Part, stepped
-from tests.support.values import identical
 
 
 class Refuses(Part):

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.tracking.client import TrackingClient
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Done, Started, Workplace
 
 TINY_PIPELINE = Path(__file__).parent / "tiny_pipeline.py"
@@ -72,7 +72,7 @@ class TinyPipeline:
 
     def same_as(self, other: "TinyPipeline") -> bool:
         """Whether both models are those of another pipeline, bit by bit, with optimizer, counters and random numbers."""
-        return all(same(self.weights(stage), other.weights(stage)) for stage in STAGES[1:])
+        return all(identical(self.weights(stage), other.weights(stage)) for stage in STAGES[1:])
 
 
 def flipped(file: Path) -> None:

@@ -10,7 +10,7 @@ from mltrain.task import Task
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from mltrain.trainer.loop import Trainer
 from tests.support import tiny
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.trainings import on_a_plateau, resumed, trained
 
 
@@ -138,4 +138,4 @@ def test_a_schedule_on_a_plateau_follows_evaluations_and_resumes_exactly(eval_in
     assert rates == [1e-2 * 0.5 ** max(0, done - 1) for done in evaluations]
     part = MemorySaver()
     part.checkpoints = saver.checkpoints[:3]
-    assert same(resumed(part, MemoryTracker(), on_a_plateau, **keys).state.state_dict(), whole.state.state_dict())
+    assert identical(resumed(part, MemoryTracker(), on_a_plateau, **keys).state.state_dict(), whole.state.state_dict())

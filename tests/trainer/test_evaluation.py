@@ -14,14 +14,14 @@ from mltrain.task import Task
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from mltrain.trainer.loop import Trainer
 from tests.support import tiny
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.trainings import resumed, steps_saved, trained
 
 
 def test_evaluating_never_changes_the_training() -> None:
     often, rarely = (trained(epochs=5, eval_interval=n)[0].state.state_dict() for n in (1, 5))
     for part in ("model", "optimizer", "scheduler", "rng", "loader", "metrics"):
-        assert same(often[part], rarely[part]), part
+        assert identical(often[part], rarely[part]), part
 
 
 class Failing:
@@ -78,7 +78,7 @@ def test_an_evaluation_that_raises_costs_no_step_and_is_done_once(build: Any, wh
     assert list(tracker.points["train/accuracy"]) == [6]
     tracker.log_metrics = Once(tracker)  # type: ignore[method-assign]
     again = resumed(saver, tracker, build, epochs=3)
-    assert same(again.state.state_dict(), whole.state.state_dict())
+    assert identical(again.state.state_dict(), whole.state.state_dict())
     assert tracker.points == expected.points
     assert (12, "epoch") in [(kept.step, kept.kind) for kept in saver.checkpoints]
 
@@ -139,7 +139,7 @@ def test_pictures_are_made_again_when_they_may_be_missing() -> None:
     before = again.state.state_dict()
     again.show()
     assert list(tracker.pictures) == [("val/weights", 12)]
-    assert same(again.state.state_dict(), before)
+    assert identical(again.state.state_dict(), before)
     in_the_middle = Trainer(tiny.build(config), config, MemoryTracker(), saver, StopAt())
     next(in_the_middle.steps())
     in_the_middle.show()

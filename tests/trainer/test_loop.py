@@ -11,7 +11,7 @@ from mltrain.errors import NonFiniteLoss, UsageError
 from mltrain.rng import seed_everything
 from mltrain.task import Task
 from tests.support import tiny
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.trainings import trained
 
 
@@ -39,7 +39,7 @@ def test_a_trainer_without_a_store_trains_the_same() -> None:
     trainer = mltrain.Trainer(tiny.build(config), config)
     seed_everything(config.seed)
     assert [progress.step for progress in trainer.steps()] == list(range(1, 13))
-    assert same(trainer.state.state_dict(), trained(epochs=2)[0].state.state_dict())
+    assert identical(trainer.state.state_dict(), trained(epochs=2)[0].state.state_dict())
 
 
 def test_a_trainer_without_a_store_has_nothing_to_roll_back_to() -> None:

@@ -6,7 +6,7 @@ import nibabel as nib
 import pytest
 
 from tests.projects.cardiac.conftest import Study
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Workplace
 
 STAGES = Path(__file__).parents[3] / "projects" / "cardiac"
@@ -48,7 +48,7 @@ def test_a_stage_that_was_stopped_resumes_to_the_same_weights(workplace: Workpla
     resumed = workplace.mltrain("train", words[1], "--resume-run", parts.run_id, "early_stopping_patience=null")
     assert resumed.code == 0, resumed.err
     one, other = (workplace.weights(run)["model"] for run in (whole.run_id, parts.run_id))
-    assert same(one, other)
+    assert identical(one, other)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from PIL import Image
 
 from projects.style_transfer import project
 from projects.style_transfer.translate import main
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.pages import execute
 from tests.support.workplace import Workplace
 
@@ -42,7 +42,7 @@ def test_a_killed_training_ends_bit_identical_and_goes_on_from_before_with_other
     resumed = workplace.mltrain("train", str(PROJECT), "--resume-run", ended.run_id)
     assert resumed.code == 0, resumed.err
     expected, got = workplace.weights(undisturbed.run_id), workplace.weights(ended.run_id)
-    assert {part for part in expected if not same(expected[part], got[part])} == set()
+    assert {part for part in expected if not identical(expected[part], got[part])} == set()
     assert workplace.points(ended.run_id) == workplace.points(undisturbed.run_id)
 
     again = workplace.mltrain(
@@ -51,7 +51,7 @@ def test_a_killed_training_ends_bit_identical_and_goes_on_from_before_with_other
     assert again.code == 0, again.err
     note = MlflowClient(workplace.uri).get_run(ended.run_id).data.tags["mlflow.note.content"]
     assert "w_style 1.0 → 20.0" in note
-    assert not same(expected["model"], workplace.weights(ended.run_id)["model"])
+    assert not identical(expected["model"], workplace.weights(ended.run_id)["model"])
 
     (pictures := tmp_path / "pictures").mkdir()
     random = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from projects.tool_wear.export import export
 from projects.tool_wear.predict import predict
 from projects.tool_wear.project import Config, baselines_of, split_of, wear_baselines_of
 from projects.tool_wear.results import Results
-from tests.support.equality import same
+from tests.support.equality import identical
 from tests.support.workplace import Workplace
 
 from .waves import SMALL, TRAIN, VAL
@@ -43,7 +43,7 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(workplace: Workpla
     assert resumed.code == 0, resumed.err
     assert workplace.points(run_id) == workplace.points(whole.run_id)
     expected, got = workplace.weights(whole.run_id), workplace.weights(run_id)
-    assert {part for part in expected if not same(expected[part], got[part])} == set()
+    assert {part for part in expected if not identical(expected[part], got[part])} == set()
 
 
 def test_a_pulled_model_predicts_what_the_evaluation_reports(workplace: Workplace) -> None:
