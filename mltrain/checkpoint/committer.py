@@ -15,7 +15,7 @@ from mltrain.checkpoint.finite import refuse_nonfinite
 from mltrain.checkpoint.late_copy import Rest
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
 from mltrain.checkpoint.notes import NOTES_FILE
-from mltrain.checkpoint.ports import Run
+from mltrain.checkpoint.ports import Peers, Run
 from mltrain.checkpoint.pruner import Damage, Pruner
 from mltrain.checkpoint.publishing import Backlog, publish, stage
 from mltrain.checkpoint.reader import CheckpointReader
@@ -68,6 +68,7 @@ class Committer:
         self._disk = Worker("mltrain-disk")
         self._uploads = Worker("mltrain-store")
         self._rest = Rest()
+        self._peers: Peers | None = None  # that upload pieces of their own, as the newest snapshot has it
         self._pruning = threading.Lock()
         self._give_way = threading.Event()
         self._lost: set[CheckpointId] = set()
@@ -105,6 +106,7 @@ class Committer:
             snapshot.rest.complete(lambda: self._uploads.refuses)
             refuse_nonfinite(snapshot, draft)
             staged = self._stage(snapshot, draft, extra)
+            self._peers = snapshot.pieces.peers if snapshot.pieces is not None else self._peers
         except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
             self._give_up(draft, error)
             return
@@ -126,7 +128,7 @@ class Committer:
                 return  # staging had no room for it any more
             try:
                 earlier = self._backlog.worth_uploading_before(staged)
-                publish(self._store, staged, earlier, self._require_lease)
+                publish(self._store, staged, earlier, self._require_lease, self._peers)
                 self.refused = False
             except StorageError as error:
                 self.refused = True
@@ -167,25 +169,22 @@ class Committer:
                 manifest = draft.model_copy(update={"pending": tuple(self._run.pending(draft.step))})
                 return stage(self._store, snapshot, manifest, extra, self._require_lease)
             except StorageError as error:
-                self._fail(error)  # what was half written is gone
+                self.failure = error  # what was half written is gone
                 log.error("A checkpoint could not be written (try %d): %s", tries, error)
                 if tries >= _TRIES_AT_ONCE:
                     if time.monotonic() >= deadline or self._give_way.wait(min(pause, deadline - time.monotonic())):
                         raise
                     pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _fail(self, reason: MltrainError) -> None:
-        self.failure = reason
-
     def _give_up(self, draft: Manifest, error: Exception) -> None:
         self._lost.add(draft.id)
         if isinstance(error, RunHeld):
             log.warning("%s", error)
         elif isinstance(error, MltrainError):
-            self._fail(error)
+            self.failure = error
         else:
             log.exception("A checkpoint could not be written")
-            self._fail(StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}"))
+            self.failure = StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}")
         log.error(
             "%s was not kept; the training goes on, and older checkpoints were not touched. %s", draft.title, error
         )
@@ -296,5 +295,5 @@ class Committer:
         self._give_way.set()
         self._disk.close()
         self._uploads.close()
-        if self._store.peers is not None:
-            self._store.peers.stop()
+        if self._peers is not None:
+            self._peers.stop()

@@ -39,6 +39,9 @@ class Pieces(Protocol):
     own: Mapping[str, "Tensor"]
     """For each sharded tensor the piece of this process, which may be empty; on the CPU."""
 
+    peers: Peers
+    """The other processes, which upload their pieces."""
+
     def write(self, folder: Path) -> Mapping[str, tuple[FileEntry, int]]:
         """Let every process write its part into a folder.
 

@@ -10,7 +10,7 @@ from mltrain.checkpoint import retention
 from mltrain.checkpoint.codec import LARGEST_FILE, EncodedFile, encode
 from mltrain.checkpoint.manifest import FILE_NAME, SCHEMA, SHARDED_SCHEMA, CheckpointId, Manifest, current_line
 from mltrain.checkpoint.policies import Budget
-from mltrain.checkpoint.ports import Run
+from mltrain.checkpoint.ports import Peers, Run
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Policy
 from mltrain.checkpoint.shards import Part, staged_files
@@ -178,6 +178,7 @@ def publish(
     manifest: Manifest,
     backlog: Sequence[Manifest] = (),
     require_lease: Callable[[], None] = lambda: None,
+    peers: Peers | None = None,
 ) -> None:
     """Upload a staged checkpoint file by file, the manifest last; then drop earlier staged copies.
 
@@ -189,6 +190,7 @@ def publish(
         manifest: of the checkpoint.
         backlog: earlier ones that go first: what is older than a commit is never uploaded.
         require_lease: called before each manifest is uploaded; what it raises, this raises.
+        peers: the other processes of this training, where they upload their own files.
 
     Raises:
         StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
@@ -199,21 +201,21 @@ def publish(
     require_lease()
     for earlier in backlog:
         try:
-            _upload(store, earlier, require_lease)
+            _upload(store, earlier, require_lease, peers)
         except (StorageError, FileNotFoundError) as error:
             ours = isinstance(error, StorageError) and not isinstance(error, PartsMissing)
             if ours and (error.__cause__ is None or may_pass(error.__cause__)):
                 raise
             log.warning("Checkpoint %s could not be uploaded and is left out: %s", earlier.name, error)
-    _upload(store, manifest, require_lease)
+    _upload(store, manifest, require_lease, peers)
     for earlier in store.staged():
         if earlier.id.order < manifest.id.order:
             store.discard_staged(earlier.id)
 
 
-def _upload(store: CheckpointStore, manifest: Manifest, require_lease: Callable[[], None]) -> None:
+def _upload(store: CheckpointStore, manifest: Manifest, require_lease: Callable[[], None], peers: Peers | None) -> None:
     staged, folder, manifest = store.place(manifest.id), f"{CHECKPOINTS}/{manifest.name}", store.named(manifest)
-    peers = store.peers if store.peers is not None and store.peers.expects(manifest) else None
+    peers = peers if peers is not None and peers.expects(manifest) else None
     data, parts = staged_files(staged, manifest, 0 if peers is not None else None)
     # The data are checked right before the manifest is uploaded: another process may remove a folder that has none.
     for names in filter(None, (data, parts)):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, names_of_shards
-from mltrain.checkpoint.ports import Peers
 from mltrain.checkpoint.staging import Spool, readdressed
 from mltrain.checkpoint.verified_files import Problem, VerifiedFiles
 from mltrain.errors import CheckpointError, DamagedCheckpoint, StorageError
@@ -68,7 +67,6 @@ class CheckpointStore:
     ) -> None:
         self.artifacts = artifacts
         self.spool = spool
-        self.peers: Peers | None = None  # the other processes of the training, which upload pieces of their own
         self._files = VerifiedFiles(artifacts, spool)
         self._run_id = run_id
         self._formerly = formerly

@@ -1,4 +1,4 @@
-"""The other ranks of a training than 0: what each does as rank 0 says, and how a process finds out which it is."""
+"""The other ranks of a training than 0: what each does as rank 0 asks, and how a process finds out which it is."""
 
 import logging
 from collections.abc import Mapping
@@ -51,10 +51,10 @@ class Follower(Alone):
         self._world.__exit__(kind, error, trace)
 
     def follow(self, project: Project | str | None, stop: StopRequest) -> Outcome:
-        """Train as rank 0 says, and return its outcome.
+        """Train as rank 0 asks, and return its outcome.
 
         Args:
-            project: what the command names. If ``None``, what the run recorded, as rank 0 says.
+            project: what the command names. If ``None``, what the run recorded, as rank 0 sends it.
             stop: a request that came to this process.
 
         Raises:
@@ -66,21 +66,21 @@ class Follower(Alone):
         begins: Mapping[str, Any] = {}
         try:
             while True:
-                kind, *said = self._world.share()
+                kind, *arguments = self._world.share()
                 if kind == "build":
-                    trainer = self._built(project, said[0], said[1], stop)
+                    trainer = self._built(project, arguments[0], arguments[1], stop)
                 elif kind == "state":
                     self._take_over(trainer)
                 elif kind == "verify":
-                    self._verify(*said)
+                    self._verify(*arguments)
                 elif kind == "restore":
-                    self._restore(trainer, *said)
+                    self._restore(trainer, *arguments)
                 elif kind == "show":
                     trainer.show()
                 elif kind == "begin":
                     self._train(trainer, begins, stop)
                 else:
-                    outcome: Outcome = said[0]
+                    outcome: Outcome = arguments[0]
                     self._end(0.0)  # rank 0 has waited for what the store takes
                     if self._uploads is not None and outcome.newest is not None and not outcome.only_local:
                         self._uploads.discard_before(outcome.newest.id)

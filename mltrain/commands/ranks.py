@@ -1,4 +1,4 @@
-"""The processes of one training: rank 0 has the run, and tells the others what to prepare and when to begin.
+"""The processes of one training: rank 0 has the run, and lets the others know what to prepare and when to begin.
 
 The others make no request to a tracking server, and hold, save and prune nothing. Where there is one process, :class:`Alone`
 takes the place of all this, and torch.distributed is not used.

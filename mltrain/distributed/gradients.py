@@ -108,16 +108,16 @@ class Gradients:
 
     def _announced(self, what: int, got: set[int]) -> list[int]:
         """Let the other ranks know what this one does next; return which parameters any of them has a gradient for."""
-        said = torch.zeros(1 + len(self._parameters), dtype=torch.uint8)
-        said[0] = what
-        said[[1 + index for index in got]] = 1
-        heard = self._world.gather_alike(said)
-        if heard[:, 0].min() != heard[:, 0].max():
+        reports = torch.zeros(1 + len(self._parameters), dtype=torch.uint8)
+        reports[0] = what
+        reports[[1 + index for index in got]] = 1
+        gathered = self._world.gather_alike(reports)
+        if gathered[:, 0].min() != gathered[:, 0].max():
             raise UsageError(
                 "The ranks did different numbers of backward passes in one step. Expected as many on each. Try: with "
                 "accumulate=, a batch_size that the number of processes times accumulate divides, and drop_last=True."
             )
-        reached: list[int] = heard[:, 1:].amax(0).tolist()
+        reached: list[int] = gathered[:, 1:].amax(0).tolist()
         return reached
 
     @torch.no_grad()

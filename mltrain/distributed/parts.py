@@ -1,4 +1,4 @@
-"""The pieces of one snapshot on their way to the disk: every rank writes its part, as rank 0's committer says."""
+"""The pieces of one snapshot on their way to the disk: every rank writes its part, as rank 0's committer asks."""
 
 import hashlib
 import logging
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mltrain.checkpoint.finite import nonfinite
 from mltrain.checkpoint.manifest import FileEntry, Manifest
+from mltrain.checkpoint.ports import Peers
 from mltrain.checkpoint.shards import Part, Piece, part_name, write_part
 from mltrain.checkpoint.staging import Spool
 from mltrain.distributed.node import Destination, NodeCopy
@@ -25,7 +26,7 @@ class Copied:
     """The pieces of one snapshot that this rank writes.
 
     Args:
-        channel: what the ranks say in the background.
+        channel: for messages in the background.
         pieces: name to piece.
         own: for each sharded tensor what this rank holds, to be looked at.
         weights: the name of the part that is a model's weights, if there is one.
@@ -62,16 +63,16 @@ class Copied:
             NonFiniteLoss, StorageError: a rank could not do it; on rank 0 only.
             PeerLost: a rank has ended.
         """
-        said: tuple[Any, str, str | None]
+        answer: tuple[Any, str, str | None]
         try:
-            said = work(), "", None
-        except Exception as error:  # noqa: BLE001 - all ranks hear of it
-            said = None, type(error).__name__, f"{error}"
-        answers = self._channel.gather(said)
+            answer = work(), "", None
+        except Exception as error:  # noqa: BLE001 - all ranks get it
+            answer = None, type(error).__name__, f"{error}"
+        answers = self._channel.gather(answer)
         for rank, (_, kind, why) in enumerate(answers):
             if why is not None and self._channel.rank == 0:
                 raise (NonFiniteLoss if kind == "NonFiniteLoss" else StorageError)(f"Rank {rank}: {why}")
-        return [answer for answer, _, _ in answers]
+        return [result for result, _, _ in answers]
 
 
 class Leading(Copied):
@@ -79,10 +80,14 @@ class Leading(Copied):
 
     Args:
         awaited: learns which checkpoint the others are going to upload; the rest as for :class:`Copied`.
+
+    Attributes:
+        peers: the others.
     """
 
     def __init__(self, *copied: Any, awaited: Awaited) -> None:
         super().__init__(*copied)
+        self.peers: Peers = awaited
         self._awaited = awaited
         self._token = ""
         self._complete = False
@@ -143,19 +148,19 @@ class Following(Copied):
         self._manifest: Manifest | None = None
 
     def follow(self) -> None:
-        """Write as often as rank 0 says, and upload what rank 0 has completed."""
+        """Write as often as rank 0 asks, and upload what rank 0 has completed."""
         complete, token = False, ""
         try:
             while True:
-                word, *said = self._channel.share()
+                word, *arguments = self._channel.share()
                 if word == "end":
-                    complete = said[0]
+                    complete = arguments[0]
                     return
                 if word == "write":
-                    token = said[0]
-                    self._answers(partial(self._written, *said))
+                    token = arguments[0]
+                    self._answers(partial(self._written, *arguments))
                 else:
-                    self._answers(partial(self._completed, said[0]))
+                    self._answers(partial(self._completed, arguments[0]))
         finally:
             if self._copy is not None and not complete:
                 self._copy.discard()

@@ -69,13 +69,13 @@ def own_parts(world: World, state: Mapping[str, Any], trained: Mapping[str, Any]
         StateMismatch: a module, an optimizer or a schedule differs between ranks, so they do not train the same model.
     """
     declared = {RNG, *(name for name, part in trained.items() if getattr(part, "rank_local", False))}
-    heard = world.gather((declared, {name: digests({name: part}) for name, part in state.items() if name != RNG}))
-    declared, said = set().union(*(names for names, _ in heard)), [found for _, found in heard]
+    answers = world.gather((declared, {name: digests({name: part}) for name, part in state.items() if name != RNG}))
+    declared, found = set().union(*(names for names, _ in answers)), [found for _, found in answers]
     own = [name for name in state if name in declared]
-    for name, first in said[0].items():
+    for name, first in found[0].items():
         if name in declared:
             continue
-        others = [rank for rank in range(1, world.size) if said[rank].get(name) != first]
+        others = [rank for rank in range(1, world.size) if found[rank].get(name) != first]
         if not others:
             continue
         if _is_common(trained.get(name)):
@@ -83,7 +83,7 @@ def own_parts(world: World, state: Mapping[str, Any], trained: Mapping[str, Any]
                 key or "settings"
                 for rank in others
                 for key, value in first.items()
-                if said[rank].get(name, {}).get(key) != value
+                if found[rank].get(name, {}).get(key) != value
             }
             raise StateMismatch(
                 f"all ranks: {name!r} is not the same on rank {', '.join(map(str, others))} as on rank 0 "

@@ -32,7 +32,7 @@ class TogetherSaver:
         world: the ranks.
         trained: name to part of the task.
         saver: keeps the state on rank 0. If ``None``, this is another rank.
-        channel: what the ranks say in the background. If ``None``, sharded tensors are gathered on rank 0.
+        channel: for messages in the background. If ``None``, sharded tensors are gathered on rank 0.
         uploads: of another rank, for an artifact store that is no folder.
     """
 
@@ -48,9 +48,6 @@ class TogetherSaver:
         self._trained = trained
         self._saver: Any = saver
         self._shards = Shards(world, channel, uploads) if channel is not None else None
-        store: Any = getattr(saver, "store", None)
-        if self._shards is not None and store is not None:
-            store.peers = self._shards.awaited
 
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
         """Compare the state with that of the other ranks, and keep it with what is each rank's own."""
@@ -87,11 +84,11 @@ class TogetherSaver:
 class Shards:
     """The pieces of sharded tensors, which every rank copies at the same step and writes in the background.
 
-    Rank 0's committer decides when and where to: it tells the other ranks through a group of its own.
+    Rank 0's committer decides when and where, and sends that to the other ranks through a group of its own.
 
     Args:
         world: the ranks.
-        channel: what they say in the background.
+        channel: for messages in the background.
         uploads: of another rank, for an artifact store that is no folder.
 
     Attributes:
@@ -157,9 +154,9 @@ class Shards:
         """
         boxes = {name: box(tensor) for name, tensor in tensors.items()}
         if not all(self._world.gather(boxes == self._boxes)):
-            self._boxes, heard = boxes, self._world.gather(boxes)
-            self._mine = frozenset(_owned(heard, self._world.rank, {n: tuple(t.shape) for n, t in tensors.items()}))
-            self._several = sorted(_held_by_several(heard))
+            self._boxes, held = boxes, self._world.gather(boxes)
+            self._mine = frozenset(_owned(held, self._world.rank, {n: tuple(t.shape) for n, t in tensors.items()}))
+            self._several = sorted(_held_by_several(held))
         if not self._several:
             return
         own = {n: digest(tensors[n].to_local()) for n in self._several if n in tensors}
@@ -176,11 +173,11 @@ class Shards:
             )
 
 
-def _owned(heard: list[dict[str, Box]], rank: int, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+def _owned(held: list[dict[str, Box]], rank: int, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     mine = set()
     for name, shape in shapes.items():
         owners: dict[Box, int] = {}
-        for other, boxes in enumerate(heard):
+        for other, boxes in enumerate(held):
             if _numel(boxes[name][1]) or not _numel(shape):
                 owners.setdefault(boxes[name], other)
         if sum(_numel(size) for _, size in owners) != _numel(shape):
@@ -196,10 +193,10 @@ def _owned(heard: list[dict[str, Box]], rank: int, shapes: Mapping[str, tuple[in
     return mine
 
 
-def _held_by_several(heard: list[dict[str, Box]]) -> set[str]:
+def _held_by_several(held: list[dict[str, Box]]) -> set[str]:
     several = set()
-    for name in heard[0]:
-        there = [boxes[name] for boxes in heard if _numel(boxes[name][1])]
+    for name in held[0]:
+        there = [boxes[name] for boxes in held if _numel(boxes[name][1])]
         if len(there) != len(set(there)):
             several.add(name)
     return several

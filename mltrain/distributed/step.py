@@ -44,7 +44,7 @@ class AgreedStop:
         self.checkpoint_wanted = self.checkpoint_wanted or any(wanted)
         self.own.checkpoint_wanted = False
 
-    def said(self) -> tuple[str | None, bool]:
+    def asked(self) -> tuple[str | None, bool]:
         """Return the reason to stop that came to this process, and whether it wants a checkpoint."""
         reason = getattr(self.own, "reason", "a request") if self.own.requested else None
         return reason, self.own.checkpoint_wanted
@@ -71,9 +71,9 @@ class _Together:
             part.load_state_dict(state)
         self._gradients.end_step()
         self._gradients.share_buffers()
-        said = self._world.gather((weight, values, *self._stop.said()))
-        self._stop.agree([reason for *_, reason, _ in said], [wanted for *_, wanted in said])
-        return mean([(weight, values) for weight, values, *_ in said])
+        ranks = self._world.gather((weight, values, *self._stop.asked()))
+        self._stop.agree([reason for *_, reason, _ in ranks], [wanted for *_, wanted in ranks])
+        return mean([(weight, values) for weight, values, *_ in ranks])
 
     def _accumulators(self) -> list[tuple[Stateful, Any]]:
         parts = self.inner.parts() if hasattr(self.inner, "parts") else {}

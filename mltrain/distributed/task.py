@@ -133,12 +133,12 @@ def _evaluated(
                 values = floats(called(), "evaluate()")
             except Exception as error:  # noqa: BLE001 - it is raised on every rank
                 failure = error
-        heard = world.gather((values, None if failure is None else f"{type(failure).__name__}: {failure}"))
+        answers = world.gather((values, None if failure is None else f"{type(failure).__name__}: {failure}"))
         if failure is not None:
             raise failure
-        for rank, (_, why) in enumerate(heard):
+        for rank, (_, why) in enumerate(answers):
             if why is not None:
                 raise PeerLost(f"The evaluation on rank {rank} failed: {why}")
-        return mean([(1.0, measured) for measured, _ in heard[: 1 if alone else None] if measured is not None])
+        return mean([(1.0, measured) for measured, _ in answers[: 1 if alone else None] if measured is not None])
 
     return evaluated

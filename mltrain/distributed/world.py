@@ -1,6 +1,6 @@
-"""The processes of one training: who this one is, and what they tell each other.
+"""The processes of one training: which of them this is, and the messages between them.
 
-What the ranks agree on goes through a gloo group of its own, never through the group that averages gradients. Every wait is
+Messages go through a gloo group of its own, never through the group that averages gradients. Every wait is
 bounded, and ends at once where a rank has left or its connection is closed.
 """
 
@@ -34,7 +34,7 @@ class World:
         rank: of this process, from 0.
         size: how many processes there are.
         seconds: for which a rank waits.
-        channel: for what the ranks say in the background, once all have opened it.
+        channel: for messages in the background, once all have opened it.
 
     Raises:
         UsageError: this machine has fewer GPUs than processes.
@@ -83,38 +83,38 @@ class World:
         """Let the ranks speak in the background as well; all of them at once."""
         self.channel = Channel(self)
 
-    def gather(self, said: Any) -> list[Any]:
-        """Return what each rank says, by rank.
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value that each rank gives, by rank.
 
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
         """
-        heard: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.size
         with self._bounded():
-            dist.all_gather_object(heard, said, group=self._group)
-        return heard
+            dist.all_gather_object(values, value, group=self._group)
+        return values
 
-    def gather_alike(self, said: torch.Tensor) -> torch.Tensor:
+    def gather_alike(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor of the CPU as each rank has it, of one shape on all, by rank along a new first dimension.
 
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
         """
-        heard = [torch.empty_like(said) for _ in range(self.size)]
+        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
         with self._bounded():
-            dist.all_gather(heard, said, group=self._group)
-        return torch.stack(heard)
+            dist.all_gather(tensors, tensor, group=self._group)
+        return torch.stack(tensors)
 
-    def share(self, said: Any = None) -> Any:
-        """Return what rank 0 says.
+    def share(self, value: Any = None) -> Any:
+        """Return the value that rank 0 gives.
 
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
         """
-        heard = [said]
+        values = [value]
         with self._bounded():
-            dist.broadcast_object_list(heard, src=0, group=self._group)
-        return heard[0]
+            dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
 
     def share_state(self, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return rank 0's state, its tensors on the CPU: one broadcast a tensor, so it is in memory once.
@@ -172,8 +172,8 @@ class World:
             PeerLost: another rank refuses, or rank 0, which reports what all of them refuse.
         """
         code = refusal.exit_code if isinstance(refusal, MltrainError) else 1
-        said = None if refusal is None else (f"{type(refusal).__name__}: {refusal}", code)
-        for rank, other in enumerate(self.gather(said)):
+        own = None if refusal is None else (f"{type(refusal).__name__}: {refusal}", code)
+        for rank, other in enumerate(self.gather(own)):
             if other is not None and (refusal is None or rank == 0 < self.rank):
                 lost = PeerLost(f"Rank {rank} refuses: {other[0]}")
                 lost.rank, lost.exit_code = (rank, other[1]) if rank == 0 else (lost.rank, lost.exit_code)
@@ -232,7 +232,7 @@ class World:
 
 
 class Channel:
-    """What the ranks say in the background about checkpoints, on a gloo group of its own; all ranks open it at once.
+    """Messages between the ranks in the background, about checkpoints, on a gloo group of its own; all ranks open it at once.
 
     Attributes:
         rank, size: as of the world.
@@ -244,19 +244,19 @@ class Channel:
         self._world = world
         self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.seconds))
 
-    def gather(self, said: Any) -> list[Any]:
-        """Return what each rank says, by rank. Raises :class:`PeerLost`."""
-        heard: list[Any] = [None] * self.size
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value that each rank gives, by rank. Raises :class:`PeerLost`."""
+        values: list[Any] = [None] * self.size
         with _Bounded(self._world):
-            dist.all_gather_object(heard, said, group=self.group)
-        return heard
+            dist.all_gather_object(values, value, group=self.group)
+        return values
 
-    def share(self, said: Any = None) -> Any:
-        """Return what rank 0 says. Raises :class:`PeerLost`."""
-        heard = [said]
+    def share(self, value: Any = None) -> Any:
+        """Return the value that rank 0 gives. Raises :class:`PeerLost`."""
+        values = [value]
         with _Bounded(self._world):
-            dist.broadcast_object_list(heard, src=0, group=self.group)
-        return heard[0]
+            dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
 
 
 class _Bounded:

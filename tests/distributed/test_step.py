@@ -38,7 +38,7 @@ def test_a_request_counts_only_once_all_ranks_know_of_it() -> None:
     stop = AgreedStop(own)
     own.reason = "SIGTERM"
     assert not stop.requested
-    assert stop.said() == ("SIGTERM", False)
+    assert stop.asked() == ("SIGTERM", False)
     stop.agree([None, "SIGTERM"], [False, True])
     assert stop.requested
     assert stop.checkpoint_wanted
