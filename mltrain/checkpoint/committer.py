@@ -76,10 +76,7 @@ class Committer:
         self.newest_staged: Manifest | None = None
         self.refused = False  # whether the artifact store did not take what was last sent to it
         self.failure: MltrainError | None = None
-        """Why the newest checkpoint was not kept: a ``NonFiniteLoss`` where its weights or optimizer state are not finite.
-
-        None as soon as a later one is complete on this disk. Known once :meth:`settle` has returned.
-        """
+        """Why the newest was not kept (``NonFiniteLoss``: it is not finite), until a later one is on this disk."""
         run.when_known(self._run_created)
 
     def when_committed(self, listener: Committed) -> None:
@@ -169,22 +166,25 @@ class Committer:
                 manifest = draft.model_copy(update={"pending": tuple(self._run.pending(draft.step))})
                 return stage(self._store, snapshot, manifest, extra, self._require_lease)
             except StorageError as error:
-                self.failure = error  # what was half written is gone
+                self._fail(error)  # what was half written is gone
                 log.error("A checkpoint could not be written (try %d): %s", tries, error)
                 if tries >= _TRIES_AT_ONCE:
                     if time.monotonic() >= deadline or self._give_way.wait(min(pause, deadline - time.monotonic())):
                         raise
                     pause = min(2 * pause, _LONGEST_PAUSE)
 
+    def _fail(self, reason: MltrainError) -> None:
+        self.failure = reason
+
     def _give_up(self, draft: Manifest, error: Exception) -> None:
         self._lost.add(draft.id)
         if isinstance(error, RunHeld):
             log.warning("%s", error)
         elif isinstance(error, MltrainError):
-            self.failure = error
+            self._fail(error)
         else:
             log.exception("A checkpoint could not be written")
-            self.failure = StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}")
+            self._fail(StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}"))
         log.error(
             "%s was not kept; the training goes on, and older checkpoints were not touched. %s", draft.title, error
         )
