@@ -92,7 +92,7 @@ def test_a_signal_to_the_command_ends_with_a_checkpoint_from_which_it_goes_on(
     words = (*TRAIN, f"by-{number.name}", "epochs=2", "save_every_steps=2")
     started = command_line(place, *words, "--processes", "2", "sleep=0.5")
     out = place.folder / "out"
-    eventually(lambda: "step 3" in out.read_text() or "epoch" in out.read_text(), "steps")
+    eventually(lambda: re.search(r"^epoch +1/2", out.read_text(), re.MULTILINE), "an epoch")
     started.send_signal(number)
     assert started.wait(120) == code
     client = MlflowClient(place.uri)
