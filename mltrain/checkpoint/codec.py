@@ -11,7 +11,7 @@ from torch import Tensor
 from mltrain.checkpoint.manifest import TensorEntry
 from mltrain.checkpoint.pytree import unflatten
 from mltrain.checkpoint.snapshot import Snapshot
-from mltrain.checkpoint.tensor_file import read_tensors, safetensors, split
+from mltrain.checkpoint.tensor_file import TensorFile, read_tensors, split
 from mltrain.errors import DamagedCheckpoint
 
 LARGEST_FILE = 2 * 10**9
@@ -23,10 +23,16 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class EncodedFile:
-    """A file to be written: its name and its content, piece by piece."""
+    """A file to be written: its name, its content piece by piece, as often as it is asked for, and its size in bytes."""
 
     name: str
     content: Iterable[bytes | memoryview]
+    size: int
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> "EncodedFile":
+        """Return a small file."""
+        return cls(name, [content], len(content))
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,14 @@ def encode(snapshot: Snapshot, *, largest_file: int = LARGEST_FILE) -> Encoded:
     entries: dict[str, TensorEntry] = {}
     for stem, tensors, metadata in (("model", weights, {"format": "pt", **aliases}), ("state", rest, {"format": "pt"})):
         for name, piece in named(stem, tensors, largest_file):
-            files.append(EncodedFile(name, safetensors(piece, metadata)))
+            content = TensorFile(piece, metadata)
+            files.append(EncodedFile(name, content, content.size))
             own = prefix if stem == "model" and prefix else ""
             for tensor_name, tensor in piece.items():
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 entries[own + tensor_name] = TensorEntry(file=name, dtype=dtype, shape=tuple(tensor.shape))
     tree = {"format": _FORMAT, "weights": snapshot.weights, "tree": snapshot.tree}
-    files.append(EncodedFile(STATE_TREE, [json.dumps(tree, allow_nan=False).encode()]))
+    files.append(EncodedFile.of(STATE_TREE, json.dumps(tree, allow_nan=False).encode()))
     return Encoded(tuple(files), entries, aliases)
 
 

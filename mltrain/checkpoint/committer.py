@@ -17,11 +17,12 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
 from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.ports import Peers, Run
 from mltrain.checkpoint.pruner import Damage, Pruner
-from mltrain.checkpoint.publishing import Backlog, publish, stage
+from mltrain.checkpoint.publishing import Backlog, publish, stage, upload_again
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.settings import Settings
 from mltrain.checkpoint.snapshot import Snapshot
 from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.streaming import StreamedUpload
 from mltrain.checkpoint.worker import Worker
 from mltrain.errors import MltrainError, RunHeld, StorageError
 from mltrain.store.artifacts import NoRunYet
@@ -68,6 +69,7 @@ class Committer:
         self._disk = Worker("mltrain-disk")
         self._uploads = Worker("mltrain-store")
         self._rest = Rest()
+        self._stream = StreamedUpload()
         self._peers: Peers | None = None  # that upload pieces of their own, as the newest snapshot has it
         self._pruning = threading.Lock()
         self._give_way = threading.Event()
@@ -100,32 +102,36 @@ class Committer:
     def _commit_to_disk(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> None:
         began = time.monotonic()
         try:
+            free = self._uploads.idle and self._backlog.newest is None and not self.refused and self._run.holds()
+            whole = free and snapshot.pieces is None  # and nothing is to be uploaded before it
+            self._stream = stream = StreamedUpload.to(self._store, draft.id) if whole else StreamedUpload()
             snapshot.rest.complete(lambda: self._uploads.refuses)
             refuse_nonfinite(snapshot, draft)
             staged = self._stage(snapshot, draft, extra)
             self._peers = snapshot.pieces.peers if snapshot.pieces is not None else self._peers
         except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            self._stream.abandon()
             self._give_up(draft, error)
             return
         finally:
             snapshot.end()
         self.failure, self.newest_staged = None, staged
-        seconds = time.monotonic() - began
-        log.info("Saved %s (%s, %.1f MB) in %.2f s", staged.title, staged.name, staged.size / 1e6, seconds)
+        size, took = staged.size / 1e6, time.monotonic() - began
+        log.info("Saved %s (%s, %.1f MB) in %.2f s", staged.title, staged.name, size, took)
         self._backlog.add(staged)
-        self._uploads.do(lambda: self._commit_to_store(staged))
+        self._uploads.do(lambda: self._commit_to_store(staged, stream))
         try:
             self._backlog.trim(staged)
         except MltrainError as error:
             log.warning("Staging could not be kept to its budget: %s", error)
 
-    def _commit_to_store(self, staged: Manifest) -> None:
+    def _commit_to_store(self, staged: Manifest, stream: StreamedUpload) -> None:
         with self._backlog.uploading(staged) as waits:
             if not waits:
                 return  # staging had no room for it any more
             try:
                 earlier = self._backlog.worth_uploading_before(staged)
-                publish(self._store, staged, earlier, self._require_lease, self._peers)
+                publish(self._store, staged, earlier, self._require_lease, self._peers, stream.sent())
                 self.refused = False
             except StorageError as error:
                 self.refused = True
@@ -164,8 +170,9 @@ class Committer:
             tries += 1
             try:
                 manifest = draft.model_copy(update={"pending": tuple(self._run.pending(draft.step))})
-                return stage(self._store, snapshot, manifest, extra, self._require_lease)
+                return stage(self._store, snapshot, manifest, extra, self._require_lease, stream=self._stream)
             except StorageError as error:
+                self._stream.abandon()
                 self._fail(error)  # what was half written is gone
                 log.error("A checkpoint could not be written (try %d): %s", tries, error)
                 if tries >= _TRIES_AT_ONCE:
@@ -227,15 +234,7 @@ class Committer:
 
     def upload_again(self, manifest: Manifest) -> bool:
         """Upload a checkpoint that an earlier process staged, where the store does not have it; return whether it has now."""
-        if manifest.run_id != self._store.run_id or manifest.id not in {one.id for one in self._store.staged()}:
-            return True
-        try:
-            if self._store.manifest(manifest.id) is None:
-                publish(self._store, manifest, (), self._require_lease)
-        except MltrainError as error:
-            log.error("Checkpoint %s is complete on this disk, but could not be uploaded: %s", manifest.name, error)
-            return False
-        return True
+        return upload_again(self._store, manifest, self._require_lease)
 
     def lost(self, identity: CheckpointId) -> bool:
         """Whether a checkpoint could not be kept anywhere."""
@@ -260,6 +259,7 @@ class Committer:
         self._give_way.set()
         self.settle()
         self._give_way.clear()
+        self._stream.release()  # the next snapshot takes the memory of this one
 
     def settle(self, seconds: float | None = None) -> None:
         """Wait until what was saved is on this disk, or is given up; for the thread that trains.
@@ -282,7 +282,7 @@ class Committer:
         """Try again, in the background, to upload the newest checkpoint that could not be uploaded."""
         newest = self._backlog.newest
         if newest is not None and self.idle:
-            self._uploads.do(lambda: self._commit_to_store(newest))
+            self._uploads.do(lambda: self._commit_to_store(newest, StreamedUpload()))
 
     @property
     def closed(self) -> bool:
@@ -293,6 +293,7 @@ class Committer:
         """Take no more work; a commit under way is abandoned, and its checkpoint is complete in staging or invisible."""
         self._rest.confirm()
         self._give_way.set()
+        self._stream.abandon()
         self._disk.close()
         self._uploads.close()
         if self._peers is not None:

@@ -9,7 +9,7 @@ no name in this layout (what was declared best, the record of removals, the lock
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest
@@ -17,7 +17,7 @@ from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.packed import PackedStaging, is_packed, member_names, read_member
 from mltrain.checkpoint.staging import Spool, Staging
 from mltrain.errors import DamagedCheckpoint, StorageError, UsageError
-from mltrain.store.artifacts import Entry
+from mltrain.store.artifacts import Entry, Send
 from mltrain.store.durable import replace_file, stand_for
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS, PACKED, TEMPORARY, validated
@@ -77,7 +77,11 @@ class FolderArtifacts:
         target = self._own.local_root / (validated(folder) if folder else "") / validated(file.name)
         replace_file(target, file.read_bytes())
 
-    def upload_all(self, files: Sequence[Path], folder: str) -> None:
+    def sender(self, folder: str) -> Send | None:
+        """See :class:`~mltrain.store.artifacts.Artifacts`; checkpoints are staged beside their place already."""
+        return None
+
+    def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
         """See :class:`~mltrain.store.artifacts.Artifacts`."""
         for file in files:
             self.upload(file, folder)

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,7 +16,8 @@ from mltrain.checkpoint.retention import Policy
 from mltrain.checkpoint.shards import Part, staged_files
 from mltrain.checkpoint.snapshot import Snapshot
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import DamagedCheckpoint, StorageError, shortened
+from mltrain.checkpoint.streaming import StreamedUpload
+from mltrain.errors import DamagedCheckpoint, MltrainError, StorageError, shortened
 from mltrain.store.artifacts import sha256_of, side_by_side
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.retry import may_pass
@@ -32,6 +33,7 @@ def stage(
     require_lease: Callable[[], None] = lambda: None,
     *,
     largest_file: int = LARGEST_FILE,
+    stream: StreamedUpload | None = None,
 ) -> Manifest:
     """Write a snapshot to the disk and return its manifest, completed with files and tensors.
 
@@ -44,6 +46,7 @@ def stage(
         extra: further small files.
         require_lease: called last before the checkpoint gets its name; what it raises, this raises.
         largest_file: bytes that a file of weights may have.
+        stream: uploads the files while they are written. If ``None``, they are uploaded later.
 
     Raises:
         StorageError: the disk refuses.
@@ -51,9 +54,12 @@ def stage(
     encoded = encode(snapshot, largest_file=largest_file)
     if store.spool is None:
         raise StorageError("These checkpoints were opened to be read only.")
+    files = (*encoded.files, *(EncodedFile.of(name, content) for name, content in extra.items()))
+    # What nobody reads from this disk soon goes past its cache: a checkpoint that stays here, or is sent from memory.
+    streams = stream is not None and stream.begin(files)
     with store.spool.staging(manifest.id) as staging:
-        for file in (*encoded.files, *(EncodedFile(name, [content]) for name, content in extra.items())):
-            staging.write(file.name, file.content, cached=store.artifacts.local_root is None)
+        for file in files:
+            staging.write(file.name, file.content, cached=store.artifacts.local_root is None and not streams)
         parts = snapshot.pieces.write(staging.folder) if snapshot.pieces is not None else {}
         staging.files.update({name: entry for name, (entry, _) in parts.items()})
         complete = manifest.model_copy(
@@ -179,6 +185,7 @@ def publish(
     backlog: Sequence[Manifest] = (),
     require_lease: Callable[[], None] = lambda: None,
     peers: Peers | None = None,
+    sent: Collection[str] = (),
 ) -> None:
     """Upload a staged checkpoint file by file, the manifest last; then drop earlier staged copies.
 
@@ -191,6 +198,7 @@ def publish(
         backlog: earlier ones that go first: what is older than a commit is never uploaded.
         require_lease: called before each manifest is uploaded; what it raises, this raises.
         peers: the other processes of this training, where they upload their own files.
+        sent: names of files of this checkpoint that were uploaded while they were staged.
 
     Raises:
         StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
@@ -207,19 +215,38 @@ def publish(
             if ours and (error.__cause__ is None or may_pass(error.__cause__)):
                 raise
             log.warning("Checkpoint %s could not be uploaded and is left out: %s", earlier.name, error)
-    _upload(store, manifest, require_lease, peers)
+    _upload(store, manifest, require_lease, peers, sent)
     for earlier in store.staged():
         if earlier.id.order < manifest.id.order:
             store.discard_staged(earlier.id)
 
 
-def _upload(store: CheckpointStore, manifest: Manifest, require_lease: Callable[[], None], peers: Peers | None) -> None:
+def upload_again(store: CheckpointStore, manifest: Manifest, require_lease: Callable[[], None]) -> bool:
+    """Upload a checkpoint that an earlier process staged, where the store does not have it; return whether it has now."""
+    if manifest.run_id != store.run_id or manifest.id not in {one.id for one in store.staged()}:
+        return True
+    try:
+        if store.manifest(manifest.id) is None:
+            publish(store, manifest, (), require_lease)
+    except MltrainError as error:
+        log.error("Checkpoint %s is complete on this disk, but could not be uploaded: %s", manifest.name, error)
+        return False
+    return True
+
+
+def _upload(
+    store: CheckpointStore,
+    manifest: Manifest,
+    require_lease: Callable[[], None],
+    peers: Peers | None,
+    sent: Collection[str] = (),
+) -> None:
     staged, folder, manifest = store.place(manifest.id), f"{CHECKPOINTS}/{manifest.name}", store.named(manifest)
     peers = peers if peers is not None and peers.expects(manifest) else None
     data, parts = staged_files(staged, manifest, 0 if peers is not None else None)
     # The data are checked right before the manifest is uploaded: another process may remove a folder that has none.
     for names in filter(None, (data, parts)):
-        store.artifacts.upload_all([staged / name for name in names], folder)
+        store.artifacts.upload_all([staged / name for name in names], folder, sent)
     if peers is not None:
         peers.wait(manifest)
     if manifest.shards:

@@ -96,7 +96,7 @@ def write_part(
             keys = {_key(name, file, weights): tensor for name, tensor in group.items()}
             places = {_key(name, file, weights): {"saved_offsets": pieces[name].offsets} for name in group}
             metadata = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(places), "DCP_VERSION": "1.0"}
-            size, digest = write_file(folder / file, tensor_file.safetensors(keys, metadata))
+            size, digest = write_file(folder / file, tensor_file.TensorFile(keys, metadata))
             files[file] = FileEntry(size=size, sha256=digest)
             for name, tensor in group.items():
                 entries[name] = TensorEntry(

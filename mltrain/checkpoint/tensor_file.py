@@ -165,8 +165,7 @@ def _laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tup
 
 def size_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
     """Return the bytes of a safetensors file of tensors, which may be without data."""
-    header, places = _laid_out(tensors, metadata)
-    return len(header) + max((end for _, end in places.values()), default=0)
+    return TensorFile(tensors, metadata).size
 
 
 def blank(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytearray, dict[str, Tensor]]:
@@ -188,11 +187,25 @@ def blank(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[b
     return content, views
 
 
-def safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """Yield a safetensors file piece by piece."""
-    yield _laid_out(tensors, metadata)[0]
-    for tensor in tensors.values():
-        if tensor.numel():
-            content = memoryview(as_bytes(tensor).numpy())  # type: ignore[arg-type]
-            for start in range(0, len(content), _CHUNK):
-                yield content[start : start + _CHUNK]
+class TensorFile:
+    """The content of a safetensors file, piece by piece, as often as it is iterated over.
+
+    Args:
+        tensors: by name; views of their memory are yielded where they are contiguous.
+        metadata: of the file.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        self._tensors = tensors
+        self._header, places = _laid_out(tensors, metadata)
+        self.size = len(self._header) + max((end for _, end in places.values()), default=0)
+        """Bytes of the file."""
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        """Yield the header, then the bytes of each tensor in pieces."""
+        yield self._header
+        for tensor in self._tensors.values():
+            if tensor.numel():
+                content = memoryview(as_bytes(tensor).numpy())  # type: ignore[arg-type]
+                for start in range(0, len(content), _CHUNK):
+                    yield content[start : start + _CHUNK]

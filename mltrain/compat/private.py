@@ -154,6 +154,33 @@ def sends_by_storage_only(repository: Any) -> bool:
     return bool(asked is not None and asked())
 
 
+ContentSender = Callable[[str, Iterable[memoryview]], None]
+"""Puts a content, which knows its ``len``, at a path of the artifacts, in one try."""
+
+
+def content_sender(repository: Any) -> ContentSender | None:
+    """Return what uploads contents from memory; MLflow's public interface uploads files.
+
+    Args:
+        repository: MLflow's artifact repository of a store.
+
+    Returns:
+        ``None`` for a kind of store that takes only files, and where MLflow sends them to the storage behind the server.
+    """
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+    from mlflow.utils.mime_type_utils import _guess_mime_type
+    from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
+
+    def to_server(path: str, content: Iterable[memoryview]) -> None:
+        headers = {"Content-Type": _guess_mime_type(posixpath.basename(path))}
+        augmented_raise_for_status(
+            http_request(repository._host_creds, f"/{path}", "PUT", data=content, extra_headers=headers)
+        )
+
+    server = isinstance(repository, HttpArtifactRepository) and not repository._is_multipart_upload_enabled()
+    return to_server if server else None
+
+
 PartOpener = Callable[[str, int, int], tuple[bool, Iterator[bytes]]]
 """Asks for the bytes from one place to another of an artifact: returns whether only these come, and the pieces that come."""
 

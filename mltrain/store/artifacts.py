@@ -6,7 +6,7 @@ every path is validated here, and removal takes the name of a checkpoint, never 
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ import platformdirs
 from mltrain.errors import StorageError
 from mltrain.store.removal import DEAD_SECONDS
 
-_PARALLEL_FILES = 4
+PARALLEL_FILES = 4
+"""Files that are sent or received at the same time."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ def sha256_of(content: bytes | bytearray) -> str:
     return content.sha256 if isinstance(content, Hashed) else hashlib.sha256(content).hexdigest()
 
 
+Send = Callable[[str, Iterable[memoryview]], None]
+"""Puts a content, which knows its ``len``, under a name; one try, which raises whatever the store's client does."""
+
+
 class Artifacts(Protocol):
     """The artifacts of one run."""
 
@@ -58,8 +63,18 @@ class Artifacts(Protocol):
         """Put a file into a folder under its own name, replacing it, and check its size there."""
         ...
 
-    def upload_all(self, files: Sequence[Path], folder: str) -> None:
-        """Put files into a folder, in any order, and when all are there check all their sizes."""
+    def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
+        """Put files into a folder, in any order, and when all are there check all their sizes.
+
+        Args:
+            files: of this machine.
+            folder: that they are put into.
+            sent: names of those that :meth:`sender` put there; they are sent again if their sizes differ.
+        """
+        ...
+
+    def sender(self, folder: str) -> Send | None:
+        """Return what puts contents from memory into a folder; ``None`` where only files can be uploaded."""
         ...
 
     def read(self, path: str, most: int) -> bytearray:
@@ -121,9 +136,13 @@ class DeferredArtifacts:
         """See :class:`Artifacts`."""
         self._there().upload(file, folder)
 
-    def upload_all(self, files: Sequence[Path], folder: str) -> None:
+    def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
         """See :class:`Artifacts`."""
-        self._there().upload_all(files, folder)
+        self._there().upload_all(files, folder, sent)
+
+    def sender(self, folder: str) -> Send | None:
+        """See :class:`Artifacts`."""
+        return None if self.target is None else self.target.sender(folder)
 
     def read(self, path: str, most: int) -> bytearray:
         """See :class:`Artifacts`."""
@@ -165,7 +184,7 @@ def side_by_side(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Do something with each of some items, a few at a time, and return the results in their order."""
     if len(items) < 2:
         return [job(item) for item in items]
-    with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="mltrain-files") as pool:
+    with ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="mltrain-files") as pool:
         try:
             results = pool.map(job, items)
         except RuntimeError:  # the interpreter is ending, and starts no more threads: this one is waited for

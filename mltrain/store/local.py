@@ -5,12 +5,12 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry, Hashed
+from mltrain.store.artifacts import Entry, Hashed, Send
 from mltrain.store.names import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -69,7 +69,11 @@ class LocalArtifacts:
         with named_errors():
             LocalArtifactRepository(str(self._root)).log_artifact(str(file), validated(folder) if folder else None)
 
-    def upload_all(self, files: Sequence[Path], folder: str) -> None:
+    def sender(self, folder: str) -> Send | None:
+        """See :class:`Artifacts`; checkpoints are staged beside their place already."""
+        return None
+
+    def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
         """See :class:`Artifacts`."""
         for file in files:
             self.upload(file, folder)

@@ -5,15 +5,15 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mltrain.compat.private import PartOpener, download, part_opener
+from mltrain.compat.private import PartOpener, content_sender, download, part_opener
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry, Hashed, side_by_side, state_folder
+from mltrain.store.artifacts import Entry, Hashed, Send, side_by_side, state_folder
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import (
     CHECKPOINT,
@@ -135,19 +135,34 @@ class RemoteArtifacts:
         """See :class:`Artifacts`."""
         self.upload_all([file], folder)
 
-    def upload_all(self, files: Sequence[Path], folder: str) -> None:
+    def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
         """See :class:`Artifacts`."""
         path = validated(folder) if folder else None
         sizes = {validated(file.name): file.stat().st_size for file in files}
 
-        def sent(file: Path) -> None:
+        def upload(file: Path) -> None:
             persistently(lambda: self._repository.log_artifact(str(file), path))
 
-        side_by_side(sent, files)
+        side_by_side(upload, [file for file in files if file.name not in sent])
         there = {entry.name: entry.size for entry in self.entries(folder)}
+        wrong = [name for name, size in sizes.items() if there.get(name) != size]
+        if any(name in sent for name in wrong):
+            self.upload_all(files, folder)
+            return
         for name, size in sizes.items():
-            if there.get(name) != size:
+            if name in wrong:
                 raise StorageError(f"{name} has {size} bytes here and {there.get(name)} in the artifact store.")
+
+    def sender(self, folder: str) -> Send | None:
+        """See :class:`Artifacts`."""
+        path, send = validated(folder), content_sender(self._repository)
+        if send is None:
+            return None
+
+        def to_folder(name: str, content: Iterable[memoryview]) -> None:
+            send(f"{path}/{validated(name)}", content)
+
+        return to_folder
 
     def read(self, path: str, most: int) -> bytearray:
         """See :class:`Artifacts`."""

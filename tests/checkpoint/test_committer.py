@@ -169,8 +169,8 @@ def test_an_attempt_that_is_overtaken_while_it_uploads_commits_nothing(
     bench, gate = far
     upload_all = bench.store.artifacts.upload_all
 
-    def then_overtaken(files: Any, folder: str) -> None:
-        upload_all(files, folder)
+    def then_overtaken(files: Any, folder: str, sent: Any = ()) -> None:
+        upload_all(files, folder, sent)
         bench.run.overtaken = True
 
     gate.open.set()

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import mlflow.environment_variables
 import pytest
@@ -113,6 +114,60 @@ def test_parts_come_from_the_storage_where_the_server_sends_nothing_itself(monke
         assert (is_part, b"".join(pieces)) == (True, StorageOnly.content[100:400])
         server.shutdown()
     assert not private.sends_by_storage_only(object())
+
+
+class Receiving(BaseHTTPRequestHandler):
+    """A server that takes artifacts, and keeps what came with which headers."""
+
+    came: ClassVar[dict[str, tuple[bytes, dict[str, str]]]] = {}
+    status = 200
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.came[self.path] = content, {name: self.headers[name] for name in ("Content-Type", "Transfer-Encoding")}
+        self.send_response(self.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+class Blocks:
+    """A content in blocks, whose memory is another one's by then."""
+
+    def __len__(self) -> int:
+        return 3 * 1000
+
+    def __iter__(self) -> Iterator[memoryview]:
+        block = bytearray(1000)
+        for number in range(3):
+            block[:] = bytes([number]) * 1000
+            yield memoryview(block)
+
+
+def test_a_content_is_sent_to_a_server_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in private.CLIENT_DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+    with HTTPServer(("127.0.0.1", 0), Receiving) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        repository = HttpArtifactRepository(f"http://127.0.0.1:{server.server_port}/store")
+        send = private.content_sender(repository)
+        assert send is not None
+        send("folder/model.safetensors", Blocks())
+        expected = b"".join(bytes([number]) * 1000 for number in range(3))
+        sent_as = {"Content-Type": "application/octet-stream", "Transfer-Encoding": None}
+        assert Receiving.came == {"/store/folder/model.safetensors": (expected, sent_as)}
+        monkeypatch.setattr(Receiving, "status", 507)
+        with pytest.raises(Exception, match="507"):
+            send("folder/model.safetensors", Blocks())
+        server.shutdown()
+
+
+def test_only_a_server_that_takes_all_bytes_itself_is_sent_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert private.content_sender(object()) is None
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "true")
+    assert private.content_sender(HttpArtifactRepository("http://127.0.0.1:1/store")) is None
 
 
 class Busy(BaseHTTPRequestHandler):

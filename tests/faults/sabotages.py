@@ -42,8 +42,8 @@ SABOTAGES = (
     Sabotage(
         "the lease is not asked for before a checkpoint gets its name",
         COMMITTER,
-        "return stage(self._store, snapshot, manifest, extra, self._require_lease)",
-        "return stage(self._store, snapshot, manifest, extra)",
+        "return stage(self._store, snapshot, manifest, extra, self._require_lease, stream=self._stream)",
+        "return stage(self._store, snapshot, manifest, extra, stream=self._stream)",
         "checkpoint/test_committer.py::test_an_attempt_that_is_overtaken_while_it_writes_makes_nothing_visible",
     ),
     Sabotage(
@@ -85,10 +85,10 @@ SABOTAGES = (
         "the manifest is uploaded first",
         PUBLISHING,
         "    for names in filter(None, (data, parts)):\n"
-        "        store.artifacts.upload_all([staged / name for name in names], folder)\n",
+        "        store.artifacts.upload_all([staged / name for name in names], folder, sent)\n",
         "    store.artifacts.upload(staged / FILE_NAME, folder)\n"
         "    for names in filter(None, (data, parts)):\n"
-        "        store.artifacts.upload_all([staged / name for name in names], folder)\n"
+        "        store.artifacts.upload_all([staged / name for name in names], folder, sent)\n"
         "    return\n",
         "checkpoint/test_publishing.py::test_an_upload_ends_with_the_manifest",
     ),
@@ -96,9 +96,23 @@ SABOTAGES = (
         "the folder is uploaded in one call",
         PUBLISHING,
         "    for names in filter(None, (data, parts)):\n"
-        "        store.artifacts.upload_all([staged / name for name in names], folder)\n",
+        "        store.artifacts.upload_all([staged / name for name in names], folder, sent)\n",
         "    store.artifacts._repository.log_artifacts(str(staged), folder)\n    return\n",
         "checkpoint/test_publishing.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
+    ),
+    Sabotage(
+        "the next snapshot takes memory that is still being sent",
+        COMMITTER,
+        "        self._stream.release()",
+        "        pass",
+        "checkpoint/test_streaming.py::test_a_slow_store_gets_the_state_of_the_boundary_and_holds_up_no_training",
+    ),
+    Sabotage(
+        "what was sent while it was staged is not looked up",
+        "mltrain/store/remote.py",
+        "        there = {entry.name: entry.size for entry in self.entries(folder)}\n",
+        "        there = {**sizes}\n",
+        "checkpoint/test_streaming.py::test_what_arrives_short_is_noticed_and_sent_again",
     ),
     Sabotage(
         "the parts of other machines are not looked up before the manifest",

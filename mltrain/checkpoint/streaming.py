@@ -1,0 +1,140 @@
+"""Uploading the files of a checkpoint while this disk takes them: from the snapshot, in one try, the manifest not among them.
+
+What does not arrive so is uploaded from the staged copy later, with all retries. The threads that send read the snapshot's memory
+until the next snapshot needs it, and what is left from the staged copy: a slow store holds up no training.
+"""
+
+import logging
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mltrain.checkpoint.codec import EncodedFile
+from mltrain.checkpoint.manifest import CheckpointId
+from mltrain.checkpoint.store import CheckpointStore
+from mltrain.errors import StorageError
+from mltrain.store.artifacts import PARALLEL_FILES, Send
+from mltrain.store.names import CHECKPOINTS
+
+log = logging.getLogger(__name__)
+
+BLOCK = 2**19
+"""Bytes that are sent at once. MLflow's own upload sends 16 KB, and waits for the interpreter's lock as often."""
+
+
+class StreamedUpload:
+    """Uploads the files of one checkpoint from memory while they are staged.
+
+    Args:
+        send: puts a content under a name. If ``None``, nothing is uploaded.
+        staged: the folder in which the staged copy will be.
+    """
+
+    def __init__(self, send: Send | None = None, staged: Path | None = None) -> None:
+        self._send = send
+        self._staged = staged
+        self._reading = threading.Lock()
+        self._released = self._abandoned = False
+        self._uploads: dict[str, Future[None]] = {}
+
+    @classmethod
+    def to(cls, store: CheckpointStore, identity: CheckpointId) -> "StreamedUpload":
+        """Return the upload of a checkpoint to a store, if that takes contents from memory."""
+        send = store.artifacts.sender(f"{CHECKPOINTS}/{identity.name}")
+        return cls() if send is None else cls(send, store.place(identity))
+
+    def begin(self, files: Sequence[EncodedFile]) -> bool:
+        """Begin to upload files in the background; return whether that is done at all."""
+        if self._send is None or self._abandoned or self._uploads:
+            return False
+        pool = ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="mltrain-stream")
+        try:
+            for file in (one for one in files if one.size):
+                self._uploads[file.name] = pool.submit(self._send, file.name, _Content(file, self))
+        except RuntimeError:  # the interpreter is ending and starts no more threads
+            self.abandon()
+        pool.shutdown(wait=False)
+        return not self._abandoned
+
+    def release(self) -> None:
+        """Read the snapshot's memory no more; what is left is read from the staged copy, which has to be complete."""
+        with self._reading:
+            self._released = True
+
+    def abandon(self) -> None:
+        """Send nothing more."""
+        self._abandoned = True
+        self.release()
+
+    def sent(self) -> frozenset[str]:
+        """Wait for what is under way, and return the names of the files that the store took."""
+        taken = set()
+        for name, upload in self._uploads.items():
+            error = upload.exception()
+            if error is None:
+                taken.add(name)
+            else:
+                log.debug("%s was not uploaded while it was staged: %s: %s", name, type(error).__name__, error)
+        return frozenset(taken)
+
+    def blocks(self, file: EncodedFile) -> Iterator[memoryview]:
+        """Yield the content of a file; each block is valid until the next one is asked for."""
+        at, blocks = 0, _blocks(file)
+        while True:
+            with self._reading:
+                self._require_wanted()
+                block = None if self._released else next(blocks, None)
+            if block is None:
+                break
+            yield block
+            at += len(block)
+        blocks.close()  # and with it whatever it refers to
+        if at < file.size:
+            yield from self._rest(file, at)
+
+    def _rest(self, file: EncodedFile, at: int) -> Iterator[memoryview]:
+        assert self._staged is not None
+        block = bytearray(BLOCK)
+        with (self._staged / file.name).open("rb", buffering=0) as opened:
+            opened.seek(at)
+            while count := opened.readinto(block):
+                self._require_wanted()
+                yield memoryview(block)[:count]
+
+    def _require_wanted(self) -> None:
+        if self._abandoned:
+            raise StorageError("The upload was given up.")
+
+
+class _Content:
+    """A content that is sent as it is iterated over; its length is that of the file."""
+
+    def __init__(self, file: EncodedFile, upload: StreamedUpload) -> None:
+        self._file, self._upload = file, upload
+
+    def __len__(self) -> int:
+        return self._file.size
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self._upload.blocks(self._file)
+
+
+def _blocks(file: EncodedFile) -> Generator[memoryview, None, None]:
+    """Yield copies of the content in blocks, all in the same memory."""
+    import numpy as np
+
+    block: Any = np.empty(BLOCK, np.uint8)
+    filled = 0
+    for piece in file.content:
+        rest: Any = np.frombuffer(piece, np.uint8)
+        while rest.size:
+            taken, rest = rest[: BLOCK - filled], rest[BLOCK - filled :]
+            np.copyto(block[filled : filled + taken.size], taken)  # without the interpreter's lock
+            filled += taken.size
+            if filled == BLOCK:
+                yield memoryview(block)
+                filled = 0
+    if filled:
+        yield memoryview(block)[:filled]
