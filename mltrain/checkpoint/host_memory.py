@@ -79,10 +79,13 @@ class HostBuffers:
                 buffer = None  # before another one is taken: never both at once
                 buffer = self._taken_like(tensor, tensor.device.type == "cuda")
             copies[name] = buffer
-            if not late(buffer, tensor):
-                queues = self._queues and tensor.device.type == "cuda"
-                buffer.copy_(tensor, non_blocking=queues)
-                queued |= {tensor.device} if queues else set()
+            if late(buffer, tensor):
+                continue
+            if self._queues and tensor.device.type == "cuda":
+                buffer.copy_(tensor, non_blocking=True)
+                queued.add(tensor.device)
+            else:
+                buffer.copy_(tensor)
         for device in queued:  # each has queues of its own: waiting for the current device waits for no other
             self._cuda.synchronize(device)
         self._kept = copies

@@ -53,11 +53,13 @@ class Rest:
 
     def takes(self, buffer: Tensor, tensor: Tensor) -> bool:
         """Take a tensor over that is to be copied into a buffer, if it may be copied late; return whether."""
-        held = self._held.get(_place(tensor)) if self._held and is_dense(tensor) else None
+        if not self._held:
+            return False
+        held = self._held.get(_place(tensor)) if is_dense(tensor) else None
         if held is None:
             return False
         self._versions.append((held, held._version))
-        self._pairs.append((buffer, tensor))
+        self._pairs.append((buffer, tensor.detach()))  # which keeps its memory if ``.data`` is replaced
         return True
 
     def begin(self) -> None:

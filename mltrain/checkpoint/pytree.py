@@ -32,6 +32,7 @@ STORED_AS_THEY_ARE = frozenset(
 _INLINE_BYTES = 1024
 _LONGEST_INT = 1024
 _MAX_DEPTH = 100
+_ONLY_TEXT = frozenset({str})
 _FACTORIES: dict[str, Callable[[], Any]] = {kind.__name__: kind for kind in (list, dict, set, int, float, str)}
 
 
@@ -50,6 +51,8 @@ class Flat:
 
 def is_sharded(tensor: Any) -> bool:
     """Whether each of several processes holds a piece of a tensor: whether it is a DTensor."""
+    if type(tensor) is Tensor:  # nearly all of them, while the training waits
+        return False
     return isinstance(tensor, Tensor) and is_traceable_wrapper_subclass(tensor) and hasattr(tensor, "placements")
 
 
@@ -100,8 +103,9 @@ class _Writer:
         self._in_weights = False
         self._reserved: str | None = None
         self._storages: dict[int, str] = {}
-        self._seen: dict[tuple[Any, ...], str] = {}
-        self._held: list[Tensor] = []
+        self._seen: dict[int, list[tuple[Tensor, str]]] = {}
+        """By address. What was made here, from a conjugate say, is kept in it, so that the next one is not made there."""
+        self._seen_sharded: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
 
     def weights(self, part: Any, name: str) -> Any:
         """Encode the weights; no other tensor may get a name that begins like theirs."""
@@ -116,6 +120,8 @@ class _Writer:
                 f"{path or 'The state'} is nested more than {_MAX_DEPTH} deep; is it part of itself?"
             )
         kind = type(value)
+        if kind is Tensor:
+            return self._tensor(value, path, depth)
         if value is None or kind in (bool, str):
             return value
         if kind is int:
@@ -124,7 +130,7 @@ class _Writer:
         if kind is float:
             return value if math.isfinite(value) else {"$": "float", "of": repr(value)}
         if kind is dict:
-            if all(type(key) is str and key != "$" for key in value):
+            if "$" not in value and _ONLY_TEXT.issuperset(map(type, value)):
                 return {key: self.encoded(item, _joined(path, key), depth + 1) for key, item in value.items()}
             return {"$": "dict", "of": self._pairs(value, path, depth)}
         if kind is list:
@@ -163,13 +169,15 @@ class _Writer:
 
     def _name(self, path: str) -> str:
         try:
-            path.encode()
+            if not path.isascii():
+                path.encode()
         except UnicodeEncodeError:
             raise UnsupportedValue(f"{path!r} cannot name a tensor: it holds half of a surrogate pair.") from None
         if self._reserved is not None and not self._in_weights and path.startswith(self._reserved):
             path = f"~{path}"
         name, number = path, 2
-        while name in self.tensors or name.rpartition(".")[2] == "__metadata__":  # which safetensors keeps for itself
+        # "__metadata__" safetensors keeps for itself.
+        while name in self.tensors or (name.endswith("__metadata__") and name.rpartition(".")[2] == "__metadata__"):
             name, number = f"{path}~{number}", number + 1
         return name
 
@@ -191,15 +199,18 @@ class _Writer:
         return {"$": "array", "tensor": name, "dtype": value.dtype.str, "shape": list(value.shape)}
 
     def _tensor(self, value: Tensor, path: str, depth: int) -> Any:
-        value = value.detach()
+        if type(value) is not Tensor or value.requires_grad:
+            value = value.detach()
         if self._takes_sharded and is_sharded(value):
             return self._sharded(value, path)
         if (
             type(value) is Tensor
             and value.layout is torch.strided
             and not (value.is_quantized or value.is_nested or value.is_meta)
-        ):  # nearly all of them, while the training waits
-            return self._strided(value.resolve_conj().resolve_neg(), path)
+        ):
+            if value.is_complex():
+                value = value.resolve_conj()
+            return self._strided(value.resolve_neg(), path)
         for wrong, what in (
             (value.is_quantized, "quantized"),
             (value.is_nested, "nested"),
@@ -238,16 +249,18 @@ class _Writer:
         return self._strided(value.resolve_conj().resolve_neg(), path)  # of a subclass
 
     def _strided(self, value: Tensor, path: str) -> Any:
-        identity = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
-        name = self._seen.get(identity) if value.numel() else None
-        if name is not None:
-            return {"$": "tensor", "name": name}
-        storage = value.untyped_storage()
-        if value.numel() and storage.data_ptr() in self._shared and not self._in_weights:
-            return self._view(value, storage, path)
+        seen = self._seen.setdefault(value.data_ptr(), [])
+        if seen and value.numel():
+            identity = _identity(value)
+            for before, name in seen:
+                if _identity(before) == identity:
+                    return {"$": "tensor", "name": name}
+        if self._shared and not self._in_weights and value.numel():
+            storage = value.untyped_storage()
+            if storage.data_ptr() in self._shared:
+                return self._view(value, storage, path)
         name = self._name(path)
-        self._seen[identity] = name
-        self._held.append(value)  # what was made here, from a conjugate say, would free its address for the next one
+        seen.append((value, name))
         reference: dict[str, Any] = {"$": "tensor", "name": name}
         if value.dtype not in STORED_AS_THEY_ARE:
             self.tensors[name] = as_bytes(value)
@@ -265,11 +278,11 @@ class _Writer:
         own = value.to_local()
         place = (own.untyped_storage().data_ptr(), own.storage_offset()) if own.untyped_storage().nbytes() else id(own)
         identity = (value.device, place, value.dtype, tuple(value.shape), value.stride())
-        name = self._seen.get(identity)
+        name, _ = self._seen_sharded.get(identity, (None, own))
         if name is None:
-            name = self._seen[identity] = self._name(path)
+            name = self._name(path)
+            self._seen_sharded[identity] = name, own
             self.tensors[name] = value
-            self._held.append(own)
         return {"$": "tensor", "name": name}
 
     def _view(self, value: Tensor, storage: torch.UntypedStorage, path: str) -> Any:
@@ -430,7 +443,14 @@ def as_bytes(tensor: Tensor) -> Tensor:
     return dense.as_strided((dense.numel(),), (1,), dense.storage_offset()).view(torch.uint8)
 
 
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what two tensors at one address have in common if they are the same."""
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+
+
 def _joined(path: str, key: object) -> str:
+    if type(key) is str:
+        return f"{path}.{key}" if path else key
     spelled = hex(key) if type(key) is int and key.bit_length() > _LONGEST_INT else str(key)
     return f"{path}.{spelled}" if path else spelled
 
@@ -481,19 +501,27 @@ def is_dense(tensor: Tensor) -> bool:
 
 def _shared_storages(value: Any) -> set[int]:
     """Return the addresses of storages that several different tensors of a nesting look into."""
-    views: dict[int, set[tuple[Any, ...]]] = {}
+    first: dict[int, Tensor] = {}
+    shared: set[int] = set()
     visited: set[int] = set()
+
+    def view(tensor: Tensor) -> tuple[Any, ...]:
+        return tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
 
     def visit(value: Any, depth: int) -> None:
         if isinstance(value, Tensor):
-            plain = value.layout is torch.strided and not value.is_nested and not is_traceable_wrapper_subclass(value)
+            plain = value.layout is torch.strided and not value.is_nested
+            if type(value) is not Tensor:
+                plain = plain and not is_traceable_wrapper_subclass(value)
             if plain and value.numel():
-                view = (value.dtype, tuple(value.shape), value.stride(), value.storage_offset())
-                views.setdefault(value.untyped_storage().data_ptr(), set()).add(view)
+                address = value.untyped_storage().data_ptr()
+                before = first.setdefault(address, value)
+                if before is not value and view(before) != view(value):
+                    shared.add(address)
         elif isinstance(value, (Mapping, list, tuple, collections.deque)) and id(value) not in visited:
             visited.add(id(value))  # what is part of itself several times over would take for ever
             for item in (value.values() if isinstance(value, Mapping) else value) if depth < _MAX_DEPTH else ():
                 visit(item, depth + 1)
 
     visit(value, 0)
-    return {address for address, looks in views.items() if len(looks) > 1 and address}
+    return shared - {0}

@@ -77,12 +77,15 @@ def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
     """
     weights = weights_of(state)
     flat = flatten(state, weights, sharded=isinstance(state, ShardedState))
-    whole = {name: tensor for name, tensor in flat.tensors.items() if not is_sharded(tensor)}
+    whole: Mapping[str, Tensor] = flat.tensors
+    if isinstance(state, ShardedState):
+        whole = {name: tensor for name, tensor in flat.tensors.items() if not is_sharded(tensor)}
     rest = state.late.begin() if isinstance(state, LateState) else Rest()
     copies = buffers.copy(whole, rest.takes)
     rest.begin()
-    sharded = {name: tensor for name, tensor in flat.tensors.items() if name not in whole}
-    pieces = state.take(sharded, weights) if isinstance(state, ShardedState) else None
+    pieces = None
+    if isinstance(state, ShardedState):
+        pieces = state.take({name: one for name, one in flat.tensors.items() if name not in whole}, weights)
     return Snapshot(flat.tree, copies, weights, tuple(str(name) for name in state), rest, pieces)
 
 
