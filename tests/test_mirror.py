@@ -17,7 +17,6 @@ ELSEWHERE = {
     "commands/following.py": "distributed/test_training.py",
     "commands/import_checkpoint.py": "commands/test_foreign_file.py",
     "commands/logged_model.py": "cli/test_model.py",
-    "commands/prune.py": "faults/test_retention.py",
     "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,
     "configuration/secrets.py": "test_config.py",

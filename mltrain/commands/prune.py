@@ -1,6 +1,5 @@
 """Retention after training, for one run or for the runs of an experiment: plans, then removes."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,6 @@ from mltrain.commands.checks import policy_of
 from mltrain.config import Config
 from mltrain.errors import (
     ConfigError,
-    DamagedCheckpoint,
     MltrainError,
     RunHeld,
     RunNotFound,
@@ -27,21 +25,19 @@ from mltrain.errors import (
     UsageError,
     nearest,
 )
-from mltrain.ownership.attempts import CONFIG_FILE, last_attempt
+from mltrain.ownership.attempts import last_attempt, recorded_config
 from mltrain.ownership.host_lock import lock_if_here
-from mltrain.run.checkpoints import open_checkpoints
-from mltrain.run.listing import state
+from mltrain.run.checkpoints import checkpoints_of
+from mltrain.run.listing import LIVE, state
 from mltrain.run.naming import full_id
 from mltrain.run.record import Removals
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import DEAD_SECONDS
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.registry import MadeModel, in_use, made_models, remove_models
-from mltrain.tracking.tags import REMOVED_TAG, RESUMED_FROM_TAG, RETENTION_TAG, STATUS_TAG
+from mltrain.tracking.tags import REMOVED_TAG, RESUMED_FROM_TAG, RETENTION_TAG, STATUS_TAG, pins_of
 
 log = logging.getLogger(__name__)
-
-_LIVE = ("running", "running elsewhere")
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPla
         UsageError: the given policy ranks by a metric that no checkpoint has.
     """
     run = server.run(full_id(server, run_id))
-    if state(server, run) in _LIVE:
+    if state(server, run) in LIVE:
         raise RunHeld(f"Run {run.info.run_id} is being trained and prunes itself; prune it when it has ended.")
     return _planned(server, run, keep)
 
@@ -123,7 +119,7 @@ def plan_experiment(
     for run in runs:
         run_id, name = run.info.run_id, run.info.run_name
         looked(name, len(runs))
-        if state(server, run) in _LIVE:
+        if state(server, run) in LIVE:
             plans.append(RunPlan(run_id, name, left_alone="it is being trained"))
             continue
         keep = rules.keep
@@ -151,10 +147,12 @@ def carry_out(server: TrackingClient, plan: RunPlan) -> int:
         return 0
     store, removed = plan.checkpoints.store, []
     with lock_if_here(server, plan.run_id):  # neither a resume nor a sync of this host comes in between
-        if state(server, server.run(plan.run_id)) in _LIVE:
+        run = server.run(plan.run_id)
+        if state(server, run) in LIVE:
             raise RunHeld(f"Run {plan.run_id} was resumed meanwhile; nothing was removed.")
+        pinned = pins_of(run)  # the plan may be old: a person was asked, or many runs were looked at
         try:
-            for removal in plan.removals:
+            for removal in (one for one in plan.removals if one.manifest.name not in pinned):
                 remove_models(server, plan.models, removal.manifest.name)
                 store.remove(removal.manifest.id)
                 removed.append(removal)
@@ -170,7 +168,7 @@ def carry_out(server: TrackingClient, plan: RunPlan) -> int:
 
 def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
     run_id, experiment_id = run.info.run_id, run.info.experiment_id
-    checkpoints = open_checkpoints(run_id, server)
+    checkpoints = checkpoints_of(server, run)
     store, context = checkpoints.store, checkpoints.notes.context
     survey = store.survey()
     manifests, litter = tuple(checkpoints.notes.over(survey.manifests)), tuple(store.artifacts.litter(DEAD_SECONDS))
@@ -183,7 +181,8 @@ def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
     removals = retention.plan(manifests, policy, context, kept)
     models: tuple[MadeModel, ...] = ()
     if removals or uncommitted:  # what follows is asked only where something would go: it takes requests of its own
-        used = [identity for name in in_use(server, run_id, experiment_id) if (identity := CheckpointId.parse(name))]
+        models = tuple(made_models(server, run_id, experiment_id))
+        used = [identity for name in in_use(server, run_id, models) if (identity := CheckpointId.parse(name))]
         kept = retention.protected(manifests, context, resumed_from=resumed, in_use=used)
         uncommitted = tuple(identity for identity in survey.uncommitted if identity not in kept)
     if removals:
@@ -191,7 +190,6 @@ def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
         if intact is not None:
             kept.setdefault(intact, "the newest that is intact")
         removals = retention.plan(manifests, policy, context, kept)
-        models = tuple(made_models(server, run_id, experiment_id))
     return RunPlan(
         run_id, run.info.run_name, tuple(removals), uncommitted, litter, kept, models, checkpoints=checkpoints
     )
@@ -232,7 +230,12 @@ def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
     """
     spelled = run.data.tags.get(RETENTION_TAG)
     if spelled is None:
-        config = _recorded(run.info.run_id, artifacts)
+        try:
+            config = recorded_config(artifacts)["config"]
+        except RunNotFound:
+            raise ConfigError(
+                f"By which policy run {run.info.run_id} keeps its checkpoints was not recorded. Say what is to stay with --keep."
+            ) from None
         known = {name: config[name] for name in ("retention", "checkpoint_mode", "max_to_keep") if name in config}
         return policy_of(Config.load(base=known))
     try:
@@ -241,18 +244,6 @@ def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
         raise ConfigError(
             f"Run {run.info.run_id} keeps its checkpoints by {spelled!r:.200}, which cannot be read here. "
             "Say what is to stay with --keep."
-        ) from None
-
-
-def _recorded(run_id: str, artifacts: Artifacts) -> Mapping[str, Any]:
-    try:
-        config: Mapping[str, Any] = json.loads(artifacts.read(CONFIG_FILE, 2**20))["config"]
-        return config
-    except StorageError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, DamagedCheckpoint):
-        raise ConfigError(
-            f"By which policy run {run_id} keeps its checkpoints was not recorded. Say what is to stay with --keep."
         ) from None
 
 
@@ -273,7 +264,7 @@ def _best_runs(server: TrackingClient, runs: Sequence[Any], count: int) -> set[s
     values: list[tuple[float, str]] = []
     for run in runs:
         try:
-            checkpoints = open_checkpoints(run.info.run_id, server)
+            checkpoints = checkpoints_of(server, run)
             context = checkpoints.notes.context
             best = best_of(current_line(checkpoints.all()), context)
         except (RunNotFound, StorageError) as error:  # its plan says so as well

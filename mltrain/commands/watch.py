@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mltrain.run.listing import state
+from mltrain.run.listing import LIVE, state
 from mltrain.run.naming import full_id
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import BEST_TAG, HEARTBEAT_TAG, LATEST_TAG, PROJECT_TAG, meaning_of_best
-
-_LIVE = ("running", "running elsewhere")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Look:
     @property
     def is_live(self) -> bool:
         """Whether the run goes on."""
-        return self.state in _LIVE
+        return self.state in LIVE
 
 
 def watch(

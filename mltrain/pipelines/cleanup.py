@@ -12,7 +12,7 @@ from mltrain.errors import RunHeld, UsageError
 from mltrain.ownership.run_folder import known_home
 from mltrain.pipeline import Pipeline
 from mltrain.pipelines.pipeline_run import children
-from mltrain.run.listing import state
+from mltrain.run.listing import LIVE, state
 from mltrain.run.preparation import user
 from mltrain.store.names import OUTPUTS
 from mltrain.store.opening import open_artifacts
@@ -22,8 +22,6 @@ from mltrain.tracking.client import TrackingClient, tags_of
 from mltrain.tracking.tags import STAGE_RETIRED_TAG, pins_of
 
 log = logging.getLogger(__name__)
-
-_LIVE = ("running", "running elsewhere")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def plan_clearing(server: TrackingClient, pipeline: Pipeline, parent: Any, stage
                 "own: --run new"
             )
     for name, run in runs:
-        if state(server, run) in _LIVE:
+        if state(server, run) in LIVE:
             raise RunHeld(f"The stage {name!r} is being trained (run {run.info.run_id}); nothing was cleared.")
     return [_planned(server, name, run) for name, run in runs]
 
@@ -79,7 +77,8 @@ def _planned(server: TrackingClient, stage: str, run: Any) -> Clearing:
     run_id = run.info.run_id
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     store = CheckpointStore(run_id, artifacts)
-    reasons = dict.fromkeys(registry.in_use(server, run_id, run.info.experiment_id), "registered") | {
+    models = registry.made_models(server, run_id, run.info.experiment_id)
+    reasons = dict.fromkeys(registry.in_use(server, run_id, models), "registered") | {
         name: f"pinned: {why}" for name, why in pins_of(run).items()
     }
     names = store.names()
@@ -104,7 +103,7 @@ def clear(server: TrackingClient, clearing: Clearing) -> None:
         StorageError: the store does not allow it.
     """
     run = server.run(clearing.run_id)
-    if state(server, run) in _LIVE:
+    if state(server, run) in LIVE:
         raise RunHeld(f"Run {clearing.run_id} was resumed meanwhile; nothing more was cleared.")
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     models = registry.made_models(server, clearing.run_id, run.info.experiment_id)

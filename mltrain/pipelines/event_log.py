@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from mltrain.commands.result import Display, Outcome
 from mltrain.errors import MltrainError, NoCheckpoint
 from mltrain.ownership.run_folder import known_home
-from mltrain.run.listing import state
+from mltrain.run.listing import LIVE, state
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
 
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 LOG_FILE = "stage.log"
 _MOST_BYTES = 2**26
 _LOOK_SECONDS = 0.5
-_LIVE = ("running", "running elsewhere")
 
 
 class LoggedStage(logging.Handler):
@@ -131,7 +130,7 @@ def followed(server: TrackingClient, run_id: str) -> Iterator[str]:
     shown = 0
     while True:
         run = server.run(run_id)
-        live = state(server, run) in _LIVE
+        live = state(server, run) in LIVE
         text = _text(server, run_id, str(run.info.artifact_uri))
         if text is None and not live:
             raise NoCheckpoint(f"Run {run_id} has no {LOG_FILE}, here or among its artifacts.")

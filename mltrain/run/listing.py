@@ -195,6 +195,10 @@ def row(server: TrackingClient, run: Any) -> dict[str, Any]:
     }
 
 
+LIVE = ("running", "running elsewhere")
+"""States of a run that a process trains, as far as is known here."""
+
+
 def state(server: TrackingClient, run: Any) -> str:
     """Return ``running``, ``finished``, ``stopped``, ``failed``, ``dead``, or ``unknown`` for a holder elsewhere."""
     said = run.data.tags.get(STATUS_TAG)

@@ -182,12 +182,14 @@ class TrackedRun:
 
     def in_use(self) -> set[str]:
         """Return the names of checkpoints that registered model versions were made from."""
-        return registry.in_use(self.server, self.id, self.identity.experiment_id)
+        return registry.in_use(self.server, self.id, self._made_models())
 
     def remove_models(self, checkpoint: str) -> None:
         """Remove the LoggedModels that were made from a checkpoint."""
-        made = registry.made_models(self.server, self.id, self.identity.experiment_id)
-        registry.remove_models(self.server, made, checkpoint)
+        registry.remove_models(self.server, self._made_models(), checkpoint)
+
+    def _made_models(self) -> list[registry.MadeModel]:
+        return registry.made_models(self.server, self.id, self.identity.experiment_id)
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add lines to ``retention.jsonl`` among the artifacts, and to the tag that sums it up."""

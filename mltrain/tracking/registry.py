@@ -4,15 +4,13 @@ A LoggedModel belongs to a checkpoint when its source run is the checkpoint's an
 goes with its checkpoint, unless a version of a registered model was made from either: then both stay.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mltrain.store.names import CHECKPOINT
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import Refusal, TrackingClient
 from mltrain.tracking.tags import MADE_FROM_TAG
-
-_NAME = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -39,21 +37,26 @@ def made_models(server: TrackingClient, run_id: str, experiment_id: str) -> list
     return [
         MadeModel(model.model_id, model.tags[MADE_FROM_TAG], model.artifact_location)
         for model in found
-        if _NAME.fullmatch(model.tags.get(MADE_FROM_TAG, ""))
+        if CHECKPOINT.fullmatch(model.tags.get(MADE_FROM_TAG, ""))
     ]
 
 
-def in_use(server: TrackingClient, run_id: str, experiment_id: str) -> set[str]:
+def in_use(server: TrackingClient, run_id: str, made: Iterable[MadeModel]) -> set[str]:
     """Return the names of a run's checkpoints that versions of registered models were made from, directly or not.
 
     An alias belongs to a version, so what an alias leads to is among them.
+
+    Args:
+        server: has the run.
+        run_id: its id.
+        made: its LoggedModels, see :func:`made_models`.
 
     Raises:
         TrackingError: the server does not answer.
     """
     sources = _sources(server, f"run_id = '{run_id}'") + _sources(server, f"source_path LIKE '%{run_id}%'")
-    names = {match[0] for source in sources if (match := _NAME.search(source))}
-    for model in made_models(server, run_id, experiment_id):
+    names = {match[0] for source in sources if (match := CHECKPOINT.search(source))}
+    for model in made:
         if model.checkpoint not in names and _sources(server, f"source_path LIKE '%{model.model_id}%'"):
             names.add(model.checkpoint)
     return names

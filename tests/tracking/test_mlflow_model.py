@@ -76,8 +76,9 @@ def test_a_model_is_loaded_by_mlflow_alone_and_its_metrics_are_the_runs_own_poin
 
     assert log(server, source, "my_net", tmp_path / "model") == model_id, "a checkpoint has one LoggedModel"
     assert register(server, source, model_id, "wear", "challenger") == number
-    assert [one.checkpoint for one in made_models(server, run_id, "0")] == [source.checkpoint]
-    assert in_use(server, run_id, "0") == {source.checkpoint}
+    made = made_models(server, run_id, "0")
+    assert [one.checkpoint for one in made] == [source.checkpoint]
+    assert in_use(server, run_id, made) == {source.checkpoint}
 
 
 @pytest.mark.filterwarnings("ignore")
