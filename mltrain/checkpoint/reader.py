@@ -24,9 +24,6 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-Received = Callable[[str, int, int], None]
-"""Called with each file received: its name, its bytes, and the bytes of all files wanted."""
-
 Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
 
 
@@ -143,26 +140,14 @@ class CheckpointReader:
         return first_usable(self.store, chain([first], choices), partial(read or configured, self.store), self._damaged)
 
     def first_intact(
-        self, candidates: Sequence[Manifest], only: Callable[[str], bool], received: Received | None = None
+        self, candidates: Sequence[Manifest], only: Callable[[str], bool]
     ) -> tuple[Manifest, dict[str, bytearray]]:
         """Return the first of the candidates whose files (those that ``only`` wants) are intact, with these files.
 
         Raises:
             NoCheckpoint: every candidate is damaged.
         """
-
-        def read(manifest: Manifest) -> dict[str, bytearray]:
-            files: dict[str, bytearray] = {}
-            sizes = self.store.sizes(manifest)
-            wanted = [name for name in sizes if only(name)]
-            total = sum(sizes[name] for name in wanted)
-            for name in wanted:
-                files |= self.store.fetch(manifest, only=name.__eq__)
-                if received is not None:
-                    received(name, len(files[name]), total)
-            return files
-
-        return first_usable(self.store, candidates, read)
+        return first_usable(self.store, candidates, lambda one: self.store.fetch(one, only=only))
 
     def first(self, which: str) -> Manifest:
         """Return the manifest of the first choice, unverified.

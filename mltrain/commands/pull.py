@@ -1,7 +1,7 @@
 """Pulls the best model of a run or of an experiment, verified."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 
 from mltrain.checkpoint.codec import STATE_TREE, decode_weights
 from mltrain.checkpoint.manifest import FILE_NAME, FileEntry, Manifest, now, whole_manifest
-from mltrain.checkpoint.reader import CheckpointReader, Received, first_usable
+from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import NoCheckpoint, RunNotFound, StorageError, UsageError, nearest
@@ -23,6 +23,9 @@ from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import meaning_of_best
 
 log = logging.getLogger(__name__)
+
+Received = Callable[[str, int, int], None]
+"""Called with each file received: its name, its bytes, and the bytes of all files wanted."""
 
 
 @dataclass(frozen=True)
