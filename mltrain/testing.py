@@ -29,7 +29,7 @@ from mltrain.checkpoint.finite import nonfinite
 from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.snapshot import snapshot
-from mltrain.commands.result import Outcome, Silence
+from mltrain.commands.result import Display, Outcome
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.errors import MltrainError, NonFiniteLoss
@@ -269,7 +269,7 @@ def _spoil_random_numbers() -> None:
     seed_everything(random.SystemRandom().randrange(2**32))
 
 
-class _KillAt(Silence):
+class _KillAt(Display):
     """Kills its own process once a training has done so many steps."""
 
     def __init__(self, step: int) -> None:

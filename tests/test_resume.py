@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mltrain.commands.result import Silence
+from mltrain.commands.result import Display
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.delivery.images import ui_identity
@@ -128,7 +128,7 @@ def test_who_has_read_the_id_can_resume(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
     recorded = []
 
-    class Told(Silence):
+    class Told(Display):
         def opened(self, run: TrackedRun, where: str) -> None:
             recorded.append(recorded_config(run.artifacts)["config"]["hidden"])
 

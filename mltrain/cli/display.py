@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mltrain.cli.tables import table
-from mltrain.commands.result import STOPPED, STOPPED_STAGED, Display, Outcome, Silence
+from mltrain.commands.result import STOPPED, STOPPED_STAGED, Display, Outcome
 from mltrain.pipelines.decisions import Decision
 from mltrain.pipelines.event_log import LOG_FILE
-from mltrain.pipelines.plan import Result
+from mltrain.pipelines.plan import PipelineDisplay, Result
 from mltrain.pipelines.status import Row, shown
 from mltrain.provenance import fingerprint
 from mltrain.redaction import harmless
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MOST_COLUMNS = 6
 
 
-class Terminal:
+class Terminal(Display):
     """Shows a training; the bar only on a terminal."""
 
     def __init__(self) -> None:
@@ -196,7 +196,7 @@ class TerminalStage(Terminal):
             line("  " + ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items()))
 
 
-class TerminalPipeline:
+class TerminalPipeline(PipelineDisplay):
     """Shows a pipeline to a person."""
 
     def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
@@ -221,23 +221,6 @@ class TerminalPipeline:
             line(f"Resume: mltrain pipeline --run {result.run_id} --mode resume")
         for stage, run_id in list(result.stages.items())[-1:] if result.exit_code == 0 else ():
             line(f"Evaluate {stage}: mltrain evaluate {run_id} --to evaluation")
-
-
-class QuietPipeline:
-    """Shows nothing, because the result is printed as JSON."""
-
-    def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
-        """Show nothing."""
-
-    def decided(self, decision: Decision, number: int, count: int) -> None:
-        """Show nothing."""
-
-    def stage(self, name: str) -> Display:
-        """Return a display that shows nothing."""
-        return Silence()
-
-    def ended(self, result: Result) -> None:
-        """Show nothing."""
 
 
 def print_result(result: Result) -> None:

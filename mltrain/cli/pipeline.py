@@ -143,12 +143,13 @@ def resume_by_parent(run_id: str, overrides: dict[str, str], *, take_over: bool,
 
 def _run(request: "PipelineRequest", yes: bool, as_json: bool) -> int:
     """Run a pipeline; return the exit code."""
-    from mltrain.cli.display import QuietPipeline, TerminalPipeline, print_result
+    from mltrain.cli.display import TerminalPipeline, print_result
     from mltrain.commands.ranks import refuse_several
+    from mltrain.pipelines.plan import PipelineDisplay
     from mltrain.pipelines.runner import run as run_pipeline
 
     refuse_several("A pipeline")
-    display = QuietPipeline() if as_json else TerminalPipeline()
+    display = PipelineDisplay() if as_json else TerminalPipeline()
     result = run_pipeline(request, display, lambda cleared: _confirmed(cleared, yes, as_json))
     if as_json:
         print_result(result)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from mltrain.checkpoint.manifest import Manifest
 
@@ -44,51 +44,23 @@ class Outcome:
     lost: int = 0
 
 
-class Display(Protocol):
-    """What a training shows while it runs."""
+class Display:
+    """What a training shows while it runs: this one shows nothing, and others show more."""
 
     def resuming(self, run_id: str) -> None:
         """The run that is resumed is known, and nothing in it was changed yet."""
-        ...
 
     def opened(self, run: "TrackedRun", where: str) -> None:
         """The run is known."""
-        ...
 
     def began(self, trainer: "Trainer", origin: str) -> None:
         """Training begins, from ``origin``."""
-        ...
 
     def stepped(self, trainer: "Trainer") -> None:
         """A step is done."""
-        ...
 
     def waiting(self, what: str) -> None:
         """Training is over and something has to be waited for."""
-        ...
 
     def ended(self, outcome: Outcome) -> None:
         """The run is closed."""
-        ...
-
-
-class Silence:
-    """A display that shows nothing."""
-
-    def resuming(self, run_id: str) -> None:
-        """Show nothing."""
-
-    def opened(self, run: "TrackedRun", where: str) -> None:
-        """Show nothing."""
-
-    def began(self, trainer: "Trainer", origin: str) -> None:
-        """Show nothing."""
-
-    def stepped(self, trainer: "Trainer") -> None:
-        """Show nothing."""
-
-    def waiting(self, what: str) -> None:
-        """Show nothing."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """Show nothing."""

@@ -27,7 +27,7 @@ _MOST_BYTES = 2**26
 _LOOK_SECONDS = 0.5
 
 
-class LoggedStage(logging.Handler):
+class LoggedStage(logging.Handler, Display):
     """A display that also writes what it shows, warnings and errors to a log file.
 
     A ``with`` block closes the file.

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mltrain.commands.result import Display
 from mltrain.config import Config
@@ -88,24 +88,21 @@ class Result:
     stages: Mapping[str, str] = field(default_factory=dict)
 
 
-class PipelineDisplay(Protocol):
-    """What a pipeline shows while it runs."""
+class PipelineDisplay:
+    """What a pipeline shows while it runs: this one shows nothing, and others show more."""
 
     def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
         """Show the pipeline's run, which is open now."""
-        ...
 
     def decided(self, decision: Decision, number: int, count: int) -> None:
         """Show the decision about a stage."""
-        ...
 
     def stage(self, name: str) -> Display:
         """Return the display of the stage that runs now."""
-        ...
+        return Display()
 
     def ended(self, result: Result) -> None:
         """Show the result; the pipeline's run is closed."""
-        ...
 
 
 Confirm = Callable[[Sequence[Clearing]], bool]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mltrain.commands.result import Outcome, Silence
+from mltrain.commands.result import Display, Outcome
 from mltrain.pipelines.event_log import LoggedStage
 from mltrain.run.opening import create
 from mltrain.run.tracked import TrackedRun
@@ -25,7 +25,7 @@ def test_a_place_that_takes_no_line_ends_nothing_and_is_reported_once(
     run: TrackedRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     (run.home / "stage.log").mkdir()
-    with LoggedStage("first", Silence()) as display:
+    with LoggedStage("first", Display()) as display:
         display.opened(run, "")
         display.waiting("one thing")
         logging.getLogger("mltrain").warning("a warning")
@@ -35,7 +35,7 @@ def test_a_place_that_takes_no_line_ends_nothing_and_is_reported_once(
 
 
 def test_warnings_stand_between_the_lines_until_the_stage_ends(run: TrackedRun) -> None:
-    with LoggedStage("first", Silence()) as display:
+    with LoggedStage("first", Display()) as display:
         display.opened(run, "")
         logging.getLogger("mltrain.anything").warning("a warning")
         display.waiting("one thing")
