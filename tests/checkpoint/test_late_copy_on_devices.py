@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.late_copy import LateCopy
-from mltrain.checkpoint.side_stream import SideStreams
+from mltrain.checkpoint.late_copy import LateCopy, SideStreams
 from mltrain.checkpoint.snapshot import snapshot
 from tests.support.fake_cuda import Cuda, OnCuda, OnSecond
 
