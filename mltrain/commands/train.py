@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.commands import keyed
+from mltrain.commands.beginning import Beginning
 from mltrain.commands.checks import policy_of, refuse_unusable, warn_without_effect
-from mltrain.commands.ending import Ending, describe
+from mltrain.commands.ending import Ending
 from mltrain.commands.export import Export
 from mltrain.commands.following import Follower, joined
 from mltrain.commands.logged_model import log_models
@@ -18,26 +19,19 @@ from mltrain.commands.ranks import Alone, refuse_several
 from mltrain.commands.result import Display, Outcome
 from mltrain.commands.resume_word import in_full
 from mltrain.commands.train_request import Request, request_of
-from mltrain.errors import MltrainError, RunNotFound
+from mltrain.commands.wanted_run import WantedRun
+from mltrain.errors import MltrainError
 from mltrain.manager import CheckpointManager
 from mltrain.ownership import launcher as launchers
-from mltrain.ownership.attempts import recorded_config
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.reaper import close_if_dead
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.project import Project
-from mltrain.provenance import fingerprint
 from mltrain.redaction import remember_environment
 from mltrain.rng import Rng
-from mltrain.run import adoption, opening
-from mltrain.run.key import confirm
-from mltrain.run.naming import experiment_for, run_name
-from mltrain.run.preparation import soon
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect
-from mltrain.tracking.places import location
-from mltrain.tracking.tags import FORKED_FROM_TAG, IMPORTED_TAG, RESUMED_FROM_TAG, REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +99,8 @@ class _Session:
         self._display = display
         self._stop = stop
         self._server = server
-        self._launcher = launcher
         self._ranks = ranks
+        self._wanted = WantedRun(request, server, launcher)
         self._preparation = Preparation(request, server, stop, ranks)
         self._manager: CheckpointManager | None = None
         self._began = False
@@ -120,7 +114,7 @@ class _Session:
 
     def _run(self) -> Outcome:
         try:
-            known = self._known()
+            known = self._wanted.known(self._preparation.config.experiment)
             if known is not None:
                 self._display.resuming(known.info.run_id)
             refuse_unusable(self._preparation.config, self._server)
@@ -132,7 +126,7 @@ class _Session:
             with suppress(MltrainError):
                 close_if_dead(self._server, self._request.resume_run)  # no process holds it
             return self._stopped_early(self._request.resume_run)
-        run = self._opened(prepared)
+        run = self._wanted.open(self._preparation.project.name, prepared.config)
         try:
             return self._trained(run, prepared)
         except KeyboardInterrupt:
@@ -161,52 +155,6 @@ class _Session:
                 f"Run {run.id} is {status}; what it committed is intact: {first}mltrain train --resume-run {run.id}"
             )
 
-    def _known(self) -> Any | None:
-        """Return MLflow's description of the run that is resumed, and refuse a run that cannot be had."""
-        if self._request.resume_run is not None:
-            return opening.resumable(self._server, self._request.resume_run, take_over=self._request.take_over)
-        if self._launcher is not None:
-            found = adoption.adoptable(self._server, self._launcher)
-            wanted = self._preparation.config.experiment
-            experiment = self._server.get_experiment(found.info.experiment_id).name
-            if wanted is not None and wanted != experiment:
-                log.warning(
-                    "experiment=%s is not used: the run that MLFLOW_RUN_ID names is in the experiment %s.",
-                    wanted,
-                    experiment,
-                )
-        return None
-
-    def _opened(self, prepared: Prepared) -> TrackedRun:
-        """Open the run: resume it, adopt the one that ``mlflow run`` created, or create one."""
-        request = self._request
-        if request.resume_run is not None:
-            if request.run_key is not None:
-                confirm(self._server, request.resume_run, request.run_key)
-            return opening.resume(
-                self._server, request.resume_run, take_over=request.take_over, launcher=self._launcher
-            )
-        tags = dict(request.tags)
-        if request.parent is not None:
-            tags["mlflow.parentRunId"] = request.parent
-        if request.fork_run is not None:
-            tags |= {"mlflow.parentRunId": request.fork_run, FORKED_FROM_TAG: request.fork_run}
-        if request.resume_file is not None:
-            tags[IMPORTED_TAG] = request.resume_file.name
-        name, project = prepared.config.run_name, self._preparation.project.name
-        telling = run_name(project, request.preset, request.overrides)
-        if self._launcher is not None:
-            return adoption.adopt(self._server, self._launcher, name, project, tags, otherwise=telling)
-        return opening.create(
-            self._server,
-            experiment_for(project, prepared.config.experiment),
-            name or telling,
-            project,
-            tags,
-            may_defer=not request.require_tracking and request.run_key is None,
-            seconds=soon(self._server),
-        )
-
     def _trained(self, run: TrackedRun, prepared: Prepared) -> Outcome:
         """Record what is trained, train it, and close the run."""
         config = prepared.config
@@ -219,13 +167,14 @@ class _Session:
         )
         if config.model_save_path is not None or config.checkpoint_path is not None:
             manager.when_committed(Export(config, self._preparation.project.name))
-        self._announce(run, prepared)
+        beginning = Beginning(self._request, run, manager, self._preparation, self._ranks)
+        beginning.announce(prepared, self._display)
         if not self._preparation.origins.is_current(prepared.origin, manager):
             # Another process has saved or pruned meanwhile.
             prepared = self._preparation.prepare(self._server.run(run.id))
-        self._record(run, manager, prepared)
+        beginning.record(prepared)
         Rng().load_state_dict(prepared.random_numbers)  # opening the run may have drawn some
-        self._save_origin(manager, prepared)
+        beginning.save_origin(prepared)
         self._loop(prepared)
         project = self._preparation.project.name
         outcome = Ending(run, manager, prepared, self._stop, self._display, project).outcome()
@@ -233,90 +182,6 @@ class _Session:
             with suppress(KeyboardInterrupt):  # the training itself is done and closed
                 log_models(self._server, run.id, prepared.trainer.task, project, config.logged_models)
         return outcome
-
-    def _announce(self, run: TrackedRun, prepared: Prepared) -> None:
-        """Record the configuration, and only then announce the run's id: from then on the run can be resumed."""
-        config, project = prepared.config, self._preparation.project.name
-
-        def record() -> None:
-            if self._request.resume_run is None or self._unrecorded(run, prepared):
-                run.record_start(config.resolved(), config.recorded(), project)
-
-        try:
-            record()
-        except KeyboardInterrupt:
-            record()  # a request to stop interrupts once, and the run that it leaves can be resumed
-            raise
-        finally:
-            run.when_known(
-                lambda: self._display.opened(run, location(self._server, run.identity.experiment_id, run.id))
-            )
-
-    def _unrecorded(self, run: TrackedRun, prepared: Prepared) -> bool:
-        """Whether a run has recorded no configuration: a prescribed one was killed before, or it was imported without."""
-        if self._request.config is None and (prepared.origin.own is None or prepared.origin.params is not None):
-            return False
-        try:
-            return not recorded_config(run.artifacts).get("project")
-        except RunNotFound:
-            return True
-
-    def _record(self, run: TrackedRun, manager: CheckpointManager, prepared: Prepared) -> None:
-        """Record what this attempt begins from, and record and save in the run from now on."""
-        origin, trainer, attempt = prepared.origin, prepared.trainer, run.attempt
-        if origin.own is not None:
-            manager.continue_from(origin.own, origin.damaged)
-            run.set_tag(RESUMED_FROM_TAG, origin.own.name)
-        self._preparation.origins.hold(origin, run, manager)
-        attempt.changed = dict(prepared.changed) if origin.own is not None else {}
-        attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
-        attempt.versions, attempt.code = fingerprint.versions(), dict(prepared.code)
-        attempt.data = dict(prepared.data)
-        trainer.attach(run, self._ranks.saver(manager, trainer), self._preparation.origins.source(origin))
-        if self._request.resume_run is not None:
-            self._continue(run, prepared)
-        run.record.attempt()
-        run.record.data(prepared.config.data_places(), prepared.config.sample_data())
-        self._preparation.record_writes(run)
-        describe(run, self._preparation.project.name, prepared.config.best_metric, None)
-
-    def _save_origin(self, manager: CheckpointManager, prepared: Prepared) -> None:
-        """Save what a new run takes from a file, so that from then on the run's id is enough to resume."""
-        origin, trainer = prepared.origin, prepared.trainer
-        if origin.file is None or origin.own is not None:
-            return
-        if origin.manifest is None or origin.parts is None:
-            trainer.save("imported")
-            return
-        manifest = origin.manifest
-        manager.save(  # as it is read, and not as the trainer has it, whose generators of random numbers go on from here
-            origin.parts,
-            step=manifest.step,
-            epoch=manifest.epoch,
-            metrics=manifest.metrics,
-            kind="step" if manifest.kind == "interrupted" else manifest.kind,
-            extra=trainer.described(),
-            data=dict(prepared.data),
-        )
-
-    def _continue(self, run: TrackedRun, prepared: Prepared) -> None:
-        """Continue the run's curves: without a seam after an exact resume, else with a tag that names the step."""
-        origin, step = prepared.origin, prepared.trainer.progress.step
-        named = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
-        rolled_back = named or origin.superseded
-        matters = prepared.changes_that_matter if origin.own is not None else {}
-        if not rolled_back and not matters:
-            run.continue_exactly_after(step)
-            self._ranks.show(prepared.trainer)
-            return
-        log.warning(
-            "From step %d on new values are recorded beside those that the run may have there already (%s): MLflow deletes "
-            "no points. For a curve of its own use --fork-run %s.",
-            step,
-            f"changed: {', '.join(matters)}" if matters else f"rolled back to {origin}",
-            run.id,
-        )
-        run.set_tag(f"{REWOUND_PREFIX}{run.attempt.ordinal}", str(step))
 
     def _loop(self, prepared: Prepared) -> None:
         trainer = prepared.trainer

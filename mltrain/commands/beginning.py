@@ -1,0 +1,122 @@
+"""Beginning a training in its open run: what it begins from is recorded, and the trainer records and saves there from now on."""
+
+import logging
+
+from mltrain.commands.ending import describe
+from mltrain.commands.preparation import Preparation, Prepared
+from mltrain.commands.ranks import Alone
+from mltrain.commands.result import Display
+from mltrain.commands.train_request import Request
+from mltrain.errors import RunNotFound
+from mltrain.manager import CheckpointManager
+from mltrain.ownership.attempts import recorded_config
+from mltrain.provenance import fingerprint
+from mltrain.run.tracked import TrackedRun
+from mltrain.tracking.places import location
+from mltrain.tracking.tags import RESUMED_FROM_TAG, REWOUND_PREFIX
+
+log = logging.getLogger(__name__)
+
+
+class Beginning:
+    """Begins a training in its run.
+
+    Args:
+        request: what is wanted.
+        run: is open.
+        manager: of the run's checkpoints.
+        preparation: has prepared the training, and watches what it writes among its data.
+        ranks: the other processes of the training.
+    """
+
+    def __init__(
+        self, request: Request, run: TrackedRun, manager: CheckpointManager, preparation: Preparation, ranks: Alone
+    ) -> None:
+        self._request = request
+        self._run = run
+        self._manager = manager
+        self._preparation = preparation
+        self._ranks = ranks
+
+    def announce(self, prepared: Prepared, display: Display) -> None:
+        """Record the configuration, and only then announce the run's id: from then on the run can be resumed."""
+        run, config, project = self._run, prepared.config, self._preparation.project.name
+
+        def record() -> None:
+            if self._request.resume_run is None or self._unrecorded(prepared):
+                run.record_start(config.resolved(), config.recorded(), project)
+
+        try:
+            record()
+        except KeyboardInterrupt:
+            record()  # a request to stop interrupts once, and the run that it leaves can be resumed
+            raise
+        finally:
+            run.when_known(lambda: display.opened(run, location(run.server, run.identity.experiment_id, run.id)))
+
+    def record(self, prepared: Prepared) -> None:
+        """Record what this attempt begins from, and record and save in the run from now on."""
+        run, manager, origin, trainer = self._run, self._manager, prepared.origin, prepared.trainer
+        attempt = run.attempt
+        if origin.own is not None:
+            manager.continue_from(origin.own, origin.damaged)
+            run.set_tag(RESUMED_FROM_TAG, origin.own.name)
+        self._preparation.origins.hold(origin, run, manager)
+        attempt.changed = dict(prepared.changed) if origin.own is not None else {}
+        attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
+        attempt.versions, attempt.code = fingerprint.versions(), dict(prepared.code)
+        attempt.data = dict(prepared.data)
+        trainer.attach(run, self._ranks.saver(manager, trainer), self._preparation.origins.source(origin))
+        if self._request.resume_run is not None:
+            self._continue(prepared)
+        run.record.attempt()
+        run.record.data(prepared.config.data_places(), prepared.config.sample_data())
+        self._preparation.record_writes(run)
+        describe(run, self._preparation.project.name, prepared.config.best_metric, None)
+
+    def save_origin(self, prepared: Prepared) -> None:
+        """Save what a new run takes from a file, so that from then on the run's id is enough to resume."""
+        origin, trainer = prepared.origin, prepared.trainer
+        if origin.file is None or origin.own is not None:
+            return
+        if origin.manifest is None or origin.parts is None:
+            trainer.save("imported")
+            return
+        manifest = origin.manifest
+        self._manager.save(  # as it is read, and not as the trainer has it, whose generators of random numbers go on from here
+            origin.parts,
+            step=manifest.step,
+            epoch=manifest.epoch,
+            metrics=manifest.metrics,
+            kind="step" if manifest.kind == "interrupted" else manifest.kind,
+            extra=trainer.described(),
+            data=dict(prepared.data),
+        )
+
+    def _unrecorded(self, prepared: Prepared) -> bool:
+        """Whether a run has recorded no configuration: a prescribed one was killed before, or it was imported without."""
+        if self._request.config is None and (prepared.origin.own is None or prepared.origin.params is not None):
+            return False
+        try:
+            return not recorded_config(self._run.artifacts).get("project")
+        except RunNotFound:
+            return True
+
+    def _continue(self, prepared: Prepared) -> None:
+        """Continue the run's curves: without a seam after an exact resume, else with a tag that names the step."""
+        run, origin, step = self._run, prepared.origin, prepared.trainer.progress.step
+        named = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
+        rolled_back = named or origin.superseded
+        matters = prepared.changes_that_matter if origin.own is not None else {}
+        if not rolled_back and not matters:
+            run.continue_exactly_after(step)
+            self._ranks.show(prepared.trainer)
+            return
+        log.warning(
+            "From step %d on new values are recorded beside those that the run may have there already (%s): MLflow deletes "
+            "no points. For a curve of its own use --fork-run %s.",
+            step,
+            f"changed: {', '.join(matters)}" if matters else f"rolled back to {origin}",
+            run.id,
+        )
+        run.set_tag(f"{REWOUND_PREFIX}{run.attempt.ordinal}", str(step))

@@ -1,0 +1,90 @@
+"""The run of a training: found before anything is changed, opened when all that can be refused was refused."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from mltrain.commands.train_request import Request
+from mltrain.config import Config
+from mltrain.ownership.launcher import Launcher
+from mltrain.run import adoption, opening
+from mltrain.run.key import confirm
+from mltrain.run.naming import experiment_for, run_name
+from mltrain.run.preparation import soon
+from mltrain.run.tracked import TrackedRun
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.tags import FORKED_FROM_TAG, IMPORTED_TAG
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WantedRun:
+    """The run that a training wants: a resumed one, the one that ``mlflow run`` created, or a new one.
+
+    Attributes:
+        request: what is wanted.
+        server: has the run, or gets it.
+        launcher: ``mlflow run``, if it has started this process.
+    """
+
+    request: Request
+    server: TrackingClient
+    launcher: Launcher | None
+
+    def known(self, experiment: str | None) -> Any | None:
+        """Return MLflow's description of the run that is resumed, or ``None`` without one; change nothing.
+
+        Args:
+            experiment: that a new run is to be in; a launcher has chosen another one.
+
+        Raises:
+            RunNotFound, RunHeld, TrackingError, UsageError: the run cannot be had.
+        """
+        if self.request.resume_run is not None:
+            return opening.resumable(self.server, self.request.resume_run, take_over=self.request.take_over)
+        if self.launcher is not None:
+            found = adoption.adoptable(self.server, self.launcher)
+            chosen = self.server.get_experiment(found.info.experiment_id).name
+            if experiment is not None and experiment != chosen:
+                log.warning(
+                    "experiment=%s is not used: the run that MLFLOW_RUN_ID names is in the experiment %s.",
+                    experiment,
+                    chosen,
+                )
+        return None
+
+    def open(self, project: str, config: Config) -> TrackedRun:
+        """Resume the run, adopt the one that ``mlflow run`` created, or create one.
+
+        Args:
+            project: name of what is trained.
+            config: how.
+
+        Raises:
+            RunHeld, TrackingError, StorageError: the run cannot be had.
+        """
+        request = self.request
+        if request.resume_run is not None:
+            if request.run_key is not None:
+                confirm(self.server, request.resume_run, request.run_key)
+            return opening.resume(self.server, request.resume_run, take_over=request.take_over, launcher=self.launcher)
+        tags = dict(request.tags)
+        if request.parent is not None:
+            tags["mlflow.parentRunId"] = request.parent
+        if request.fork_run is not None:
+            tags |= {"mlflow.parentRunId": request.fork_run, FORKED_FROM_TAG: request.fork_run}
+        if request.resume_file is not None:
+            tags[IMPORTED_TAG] = request.resume_file.name
+        name, telling = config.run_name, run_name(project, request.preset, request.overrides)
+        if self.launcher is not None:
+            return adoption.adopt(self.server, self.launcher, name, project, tags, otherwise=telling)
+        return opening.create(
+            self.server,
+            experiment_for(project, config.experiment),
+            name or telling,
+            project,
+            tags,
+            may_defer=not request.require_tracking and request.run_key is None,
+            seconds=soon(self.server),
+        )
