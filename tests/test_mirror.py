@@ -19,7 +19,6 @@ ELSEWHERE = {
     "commands/logged_model.py": "cli/test_model.py",
     "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,
-    "configuration/secrets.py": "test_config.py",
     "distributed/gradients.py": "distributed/test_world.py",
     "distributed/lives.py": "distributed/test_training.py",
     "distributed/loading.py": "distributed/test_sharding.py",
@@ -27,10 +26,6 @@ ELSEWHERE = {
     "distributed/pieces.py": "distributed/test_sharding.py",
     "distributed/saving.py": "distributed/test_sharding.py",
     "distributed/task.py": "distributed/test_training.py",
-    "restoring/built.py": "restoring/test_changes.py",
-    "run/checkpoints.py": "commands/test_pull.py",
-    "schedules.py": "restoring/test_changes.py",
-    "tracking/registry.py": "faults/test_retention.py",
     "trainer/ports.py": DECLARATIONS,
 }
 """Modules whose statements are about what uses them: where those statements are."""
