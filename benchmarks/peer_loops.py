@@ -283,29 +283,41 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+def bare_steps(work: Work) -> int:
+    """Return how many steps are trained alone before and after a measurement."""
+    return max(2, min(5000, work.steps // 4))
+
+
 def measured(name: str, work: Work, store: Path) -> dict[str, Any]:
-    """Train or resume in this process, and return what was measured; ``store`` has the artifacts."""
+    """Train or resume in this process, and return what was measured; ``store`` has the artifacts.
+
+    Right before and right after, the same network is trained without anything else: processes differ in how fast they train.
+    """
     for module in IMPORTS.get(name.split(",")[0], ("mlflow",)):
         importlib.import_module(module)
     training = Training.of(work)
+    beside = [] if work.run else [training.bare(number) for number in (2, bare_steps(work))][1:]  # the first are slow
     before = cpu_seconds()
     training.clock.ask()
     {**LOOPS, **LIMITS}[name](training)
     over, cpu = time.perf_counter(), cpu_seconds() - before
     began, ended = list(training.clock.began), list(training.clock.ended)
     flushed = flush(store)
+    beside.append(training.bare(bare_steps(work)))
     copy = training.copy_seconds() if work.every else 1.0
     seconds = [end - begin for begin, end in zip(began, ended, strict=True)]
     between = [begin - end for begin, end in zip(began[1:], ended, strict=False)]
     saves = [number for number in range(1, len(between) + 1) if work.every and number % work.every == 0]
     usual = statistics.median(gap for number, gap in enumerate(between, 1) if number not in saves)
     step = statistics.median(seconds)
+    bare, bare_cpu = (statistics.mean(one[kind] for one in beside) for kind in (0, 1))
     stalls = [(between[number - 1] - usual) / copy for number in saves]
     held = [stall + (seconds[number] - step) / copy for number, stall in zip(saves, stalls, strict=True)]
     return {
         **{"wall": over - began[0], "end": over - ended[-1], "flushed": over + flushed - ended[-1]},
         **{"first": stalls[:1], "later": stalls[1:], "held": held, "copy": copy, "step": step},
         **{"rate": len(ended) / (ended[-1] - began[0]), "cpu": cpu},
+        **{"bare": bare, "bare_cpu": bare_cpu, "steps": len(ended), "beside": [one[0] for one in beside]},
         "state": sum(tensor.nbytes for tensor in training.tensors()),
     }
 

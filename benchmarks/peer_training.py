@@ -5,7 +5,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,10 @@ class Clock:
 
     def end(self, *_: object) -> None:
         self.ended.append(time.perf_counter())
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.began, self.ended = [], []
 
     @property
     def over(self) -> bool:
@@ -132,6 +136,15 @@ class Training:
         for number, batch in enumerate(loader, 1):
             if number > done and not self.clock.over:
                 yield number, self.step(batch), bool(self.work.every) and number % self.work.every == 0
+
+    def bare(self, steps: int) -> tuple[float, float]:
+        """Train without recording or saving anything; return the wall and CPU seconds of a step, and forget the times."""
+        began, cpu = time.perf_counter(), time.process_time()
+        for batch in torch.utils.data.DataLoader(Same(replace(self.work, steps=steps)), batch_size=self.work.rows):
+            self.step(batch)
+        taken = (time.perf_counter() - began) / steps, (time.process_time() - cpu) / steps
+        self.clock.forget()
+        return taken
 
     def state(self, step: int) -> dict[str, Any]:
         return {"model": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": step}

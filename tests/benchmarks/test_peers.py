@@ -72,8 +72,11 @@ def test_a_loop_is_measured_and_resumes_its_run(
     assert len(found["first"]) == 1  # type: ignore[arg-type]
     assert len(found["later"]) == 2  # type: ignore[arg-type]
     assert 0 < found["end"] < found["wall"]  # type: ignore[operator]
+    assert found["steps"] == TINY.steps, "what is trained alone before and after is not counted"
+    assert len(found["beside"]) == 2  # type: ignore[arg-type]
     training = resumed(name, run, store, monkeypatch)
-    assert {int(state["step"]) for state in training.optimizer.state.values()} == {8}
+    alone = 2 + peer_loops.bare_steps(TINY)  # before the loop
+    assert {int(state["step"]) for state in training.optimizer.state.values()} == {8 + alone}
 
 
 @pytest.mark.slow
@@ -94,17 +97,21 @@ def test_every_call_of_the_timeline_is_there() -> None:
         assert callable(found)
 
 
-def test_the_table_compares_with_the_bare_loop_of_the_same_round(tmp_path: Path) -> None:
+def test_the_table_compares_with_the_loop_alone_in_the_same_process(tmp_path: Path) -> None:
     usual = {"store": "local", "load": 1.0, "copy": 0.1, "step": 0.2, "state": 303e6, "measure": "training", "cpu": 1.0}
+    usual |= {"steps": 10, "bare_cpu": 0.1}
     stalls = {"first": [2.0], "later": [1.0, 1.2], "held": [2.5], "end": 0.3, "flushed": 0.4}
     found = [
-        {**usual, **stalls, "round": number, "peer": name, "wall": wall}
-        for number, name, wall in (
-            (0, "bare loop", 10.0),
-            (0, "mltrain", 12.0),
-            (1, "bare loop", 8.0),
-            (1, "mltrain", 12.0),
-        )
+        {
+            **usual,
+            **stalls,
+            "round": number,
+            "peer": "mltrain",
+            "wall": 12.0,
+            "bare": bare,
+            "beside": [bare, 1.1 * bare],
+        }
+        for number, bare in ((0, 1.0), (1, 0.8))
     ]
     rows = {
         cells[1].strip(): cells[2].strip() for line in peers.table(found).splitlines() if (cells := line.split("|"))
@@ -112,8 +119,8 @@ def test_the_table_compares_with_the_bare_loop_of_the_same_round(tmp_path: Path)
     assert rows["wall, × bare loop, local"] == "1.35 (1.20 … 1.50)"
     assert rows["stall of later ones, × copy"] == "1.10 (1.00 … 1.20)"
     assert "resume by id, s after imports" not in rows
-    alone = [one for one in found if one["peer"] == "mltrain"]
-    assert "wall" not in peers.table(alone), "there is nothing to compare with"
+    assert rows["CPU, × bare loop, local"] == "1.00 (1.00 … 1.00)"
+    assert "before a measurement and after it differ by 9 % (median)" in peers.circumstances(found)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{peers.BEGIN}\nold\n{peers.END}\nafter\n")
     peers.write("new", page)
