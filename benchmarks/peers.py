@@ -6,10 +6,10 @@ Every measurement is a fresh process with one torch thread; the peers take turns
 server with one worker on this machine, and a SQLite database with artifacts on the local disk. Each process trains the same
 network alone for a quarter of the steps right before and right after, and "× bare loop" compares with the mean of these: the
 same loop differs by a third between two processes, and much less within one (``--peers "bare loop"`` shows how much).
-``training``: a transformer of 25 million parameters (with both moments of AdamW about 303 MB of state), 32 steps of about 0.2 s, a
-checkpoint every 8, three metrics a step; then ``resume`` by the run's id in an empty folder, from the server. ``short``: 600 steps
-of about 1 ms, three metrics a step, no checkpoint, ended after 5 s; the peers once, mltrain in each round. ``long``: 20,000 of
-them, by mltrain alone, because every peer takes minutes. Three rounds take some 25 minutes.
+``training``: a transformer of 25 million parameters (with both moments of AdamW about 303 MB of state), 32 steps of about
+0.2 s, a checkpoint every 8, three metrics a step; then ``resume`` by the run's id in an empty folder, from the server.
+``short``: 600 steps of about 1 ms, three metrics a step, no checkpoint, ended after 5 s; the peers once, mltrain in each
+round. ``long``: 20,000 of them, by mltrain alone, because every peer takes minutes. Three rounds take some 25 minutes.
 The table is printed and goes between the markers in ``docs/performance.md``
 (``--write FILE``); every measurement is appended to ``--results`` at once, and ``--from`` makes the table of such a file again.
 """

@@ -1,12 +1,11 @@
-"""Who sends metric points: a second process, the training's own process, or that one with requests built by hand.
+"""Who sends metric points: a second process, or the training's own.
 
 python benchmarks/points.py [--steps 4000] [--rounds 3] [--turns 4] [--store server sqlite] [--width 32 256]
 
 Three metrics a step on a tiny model; the width sets how long a step takes. Each way runs in a process of its own, and the ways
 take turns, round by round. In each process turns with tracking stand between turns without, and every turn begins when all
 points are sent; a ratio compares a turn with the two around it, so other load on the machine weighs on both. The first turn
-with tracking starts the second process and is left out. "By hand" builds the JSON of MLflow's REST interface without MLflow's
-entities.
+with tracking starts the second process and is left out.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from tracking import served
@@ -27,22 +26,9 @@ from mltrain.delivery.sender import Sender
 from mltrain.delivery.sending_process import SenderProcess
 from mltrain.delivery.sync import Existing, HostLock
 from mltrain.store.local import LocalArtifacts
-from mltrain.tracking.client import TrackingClient, connect
+from mltrain.tracking.client import connect
 
-WAYS = ("process", "own thread", "own thread, by hand")
-ENDPOINT = "/api/2.0/mlflow/runs/log-batch"
-
-
-class ByHand(TrackingClient):
-    """Sends points without MLflow's entities, which take five times as long to build."""
-
-    def log_points(self, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
-        from mlflow.utils.rest_utils import http_request, verify_rest_response
-
-        credentials = self.client.made()._tracking_client.store.get_host_creds()
-        metrics = [{"key": key, "value": value, "timestamp": at, "step": step} for key, value, at, step in points]
-        answer = http_request(credentials, ENDPOINT, "POST", json={"run_id": run_id, "metrics": metrics})
-        verify_rest_response(answer, ENDPOINT)
+WAYS = ("process", "own thread")
 
 
 def loop(steps: int, width: int, log: Callable[[dict[str, float], int], None]) -> float:
@@ -68,8 +54,7 @@ def measured(way: str, steps: int, width: int, turns: int, folder: Path) -> dict
     import torch
 
     torch.set_num_threads(1)
-    known = connect()
-    server = ByHand(known.uri, known.client) if "hand" in way else known
+    server = connect()
     run_id = server.create_run("0", 1, {}, way).info.run_id
     journal = Journal(folder / "journal.sqlite", 1)
     process = SenderProcess(folder / "journal.sqlite", server.uri) if way == "process" else None
@@ -120,10 +105,9 @@ def main() -> None:
 
 def report(store: str, width: int, given: argparse.Namespace, environment: dict[str, str]) -> None:
     """Measure all ways of one store, turn about, and print median and ends of their ratios."""
-    ways = [way for way in WAYS if store == "server" or "hand" not in way]
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(given.rounds):
-        for way in ways:
+        for way in WAYS:
             words = [sys.executable, __file__, "--way", way, "--steps", str(given.steps), "--turns", str(given.turns)]
             words += ["--width", str(width)]
             done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)

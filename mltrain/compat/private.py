@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ MOST_POINTS = 2000
 MOST_RUNS = 100
 """Runs that one request of :func:`points_of_runs` may name."""
 _PIECE = 1 << 20
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+"""As protocol buffers spell them in JSON (https://protobuf.dev/programming-guides/json)."""
+BATCH_ENDPOINT = "/api/2.0/mlflow/runs/log-batch"
 INTERVAL_ENDPOINT = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 
 
@@ -101,6 +105,25 @@ def _points(
     answer = http_request(store.get_host_creds(), INTERVAL_ENDPOINT, "GET", params=asked)
     points = verify_rest_response(answer, INTERVAL_ENDPOINT).json().get("metrics", [])
     return [(point["run_id"], (int(point.get("step", 0)), float(point.get("value", 0.0)))) for point in points]
+
+
+def log_points(client: Any, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
+    """Log metric points in one request to a server; through MLflow's entities that takes ten times as much of the processor.
+
+    Args:
+        client: an ``MlflowClient`` of a server.
+        run_id: of the run.
+        points: key, value, milliseconds since 1970, and step of each.
+    """
+    from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+    metrics = [
+        {"key": key, "value": value if math.isfinite(value) else _NOT_FINITE[str(value)], "timestamp": at, "step": step}
+        for key, value, at, step in points
+    ]
+    credentials = client._tracking_client.store.get_host_creds()
+    answer = http_request(credentials, BATCH_ENDPOINT, "POST", json={"run_id": run_id, "metrics": metrics})
+    verify_rest_response(answer, BATCH_ENDPOINT)
 
 
 def page_tokens(token: str, found: int, size: int, count: int) -> list[str]:

@@ -181,6 +181,10 @@ class TrackingClient:
 
     def log_points(self, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
         """Log metric points in one request: key, value, milliseconds since 1970, and step of each."""
+        if self.uri.startswith(("http://", "https://")):
+            client = self.client.made() if isinstance(self.client, DeferredClient) else self.client
+            self._retried(private.log_points, client, run_id, list(points))
+            return
         from mlflow.entities import Metric
 
         self._retried(self.client.log_batch, run_id, metrics=[Metric(*point) for point in points])

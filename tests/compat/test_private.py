@@ -2,11 +2,12 @@
 
 import inspect
 import json
+import math
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlflow.environment_variables
 import pytest
@@ -55,6 +56,38 @@ def test_a_server_has_the_endpoint_for_the_points_between_two_steps() -> None:
     store = MlflowClient("http://127.0.0.1:1")._tracking_client.store
     assert isinstance(store, RestStore)
     assert callable(store.get_host_creds)
+
+
+class Recording(BaseHTTPRequestHandler):
+    """A server that takes points, and keeps what it was sent."""
+
+    bodies: ClassVar[list[Any]] = []
+
+    def do_POST(self) -> None:
+        self.bodies.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_points_are_sent_as_mlflow_sends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in private.CLIENT_DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+    points = [("loss", 0.1, 1_700_000_000_000, 1), ("größe/x", -1e300, 1, -(2**62)), ("zero", 0.0, 0, 0)]
+    points += [("odd", value, 5, 2**53 + 1) for value in (math.nan, math.inf, -math.inf)]
+    with HTTPServer(("127.0.0.1", 0), Recording) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = MlflowClient(f"http://127.0.0.1:{server.server_port}")
+        client.log_batch("0" * 32, metrics=[Metric(*point) for point in points])
+        private.log_points(client, "0" * 32, points)
+        server.shutdown()
+    (path, theirs), (own_path, ours) = Recording.bodies
+    assert own_path == path == private.BATCH_ENDPOINT
+    assert ours == {key: value for key, value in theirs.items() if value}
 
 
 @pytest.mark.parametrize("kind", [MlflowArtifactsRepository, HttpArtifactRepository, S3ArtifactRepository])

@@ -55,9 +55,7 @@ def journal(tmp_path: Path) -> Journal:
 
 def test_a_file_that_is_refused_is_parked_and_points_flow(journal: Journal, tmp_path: Path) -> None:
     server = Recording()
-    sender = Sender(
-        TrackingClient("http://127.0.0.1:1", server), Existing("0" * 32, Forbidding(tmp_path)), journal, HostLock()
-    )
+    sender = Sender(TrackingClient("double:", server), Existing("0" * 32, Forbidding(tmp_path)), journal, HostLock())
     journal.log_item("file", "", str(tmp_path / "file"))
     journal.log_metrics({"a": 1.0}, 1, 1)
     assert sender.drain(20)
@@ -71,7 +69,7 @@ def test_a_point_that_is_refused_is_parked_and_the_others_of_its_batch_flow(jour
         journal.log_metrics({"bad" if step == 17 else "good": float(step)}, step, step)
     journal.flush()
     sender = Sender(
-        TrackingClient("http://127.0.0.1:1", server), Existing("0" * 32, LocalArtifacts(tmp_path)), journal, HostLock()
+        TrackingClient("double:", server), Existing("0" * 32, LocalArtifacts(tmp_path)), journal, HostLock()
     )
     assert sender.drain(20)
     assert sorted(server.taken) == [("good", step) for step in range(50) if step != 17]
@@ -85,7 +83,7 @@ def denied(journal: Journal, folder: Path, **seconds: float) -> tuple[Recording,
     journal.log_metrics({"a": 1.0}, 1, 1)
     journal.flush()
     sender = Sender(
-        TrackingClient("http://127.0.0.1:1", server),
+        TrackingClient("double:", server),
         Existing("0" * 32, LocalArtifacts(folder)),
         journal,
         HostLock(),
