@@ -148,7 +148,7 @@ def _run(request: "PipelineRequest", yes: bool, as_json: bool) -> int:
     from mltrain.pipelines.plan import PipelineDisplay
     from mltrain.pipelines.runner import run as run_pipeline
 
-    refuse_several("A pipeline")
+    refuse_several()
     display = PipelineDisplay() if as_json else TerminalPipeline()
     result = run_pipeline(request, display, lambda cleared: _confirmed(cleared, yes, as_json))
     if as_json:

@@ -61,7 +61,7 @@ class Preparation:
         request: what is wanted.
         server: has the run that is resumed or forked.
         stop: asked after every step.
-        ranks: the other processes of the training. If ``None``, there are none.
+        ranks: all processes of the training.
 
     Attributes:
         project: what is trained.
@@ -69,9 +69,9 @@ class Preparation:
         origins: chooses what the state comes from.
     """
 
-    def __init__(self, request: Request, server: TrackingClient, stop: StopRequest, ranks: Alone | None = None) -> None:
+    def __init__(self, request: Request, server: TrackingClient, stop: StopRequest, ranks: Alone) -> None:
         self._request = request
-        self._ranks = ranks if ranks is not None else Alone()
+        self._ranks = ranks
         self._server = server
         self._stop = stop
         self._resolved = Resolved(request, server)

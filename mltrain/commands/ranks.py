@@ -35,16 +35,16 @@ def is_one_of_several(environment: Mapping[str, str]) -> bool:
     return environment.get("WORLD_SIZE", "1") not in ("", "1") and all(name in environment for name in _NEEDED)
 
 
-def refuse_several(what: str) -> None:
-    """Refuse what only one process can do.
+def refuse_several() -> None:
+    """Refuse a pipeline, which one process runs.
 
     Raises:
         UsageError: a launcher has started several.
     """
     if is_one_of_several(os.environ):
         raise UsageError(
-            f"{what} runs in one process, and a launcher has started {os.environ['WORLD_SIZE']}. Expected no launcher. Try: the "
-            "same command without torchrun; several processes work for: torchrun ... -m mltrain train PROJECT"
+            f"A pipeline runs in one process, and a launcher has started {os.environ['WORLD_SIZE']}. Expected no launcher. Try: "
+            "the same command without torchrun; several processes work for: torchrun ... -m mltrain train PROJECT"
         )
 
 

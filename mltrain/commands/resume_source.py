@@ -116,14 +116,11 @@ class Origins:
     Args:
         server: has the runs.
         request: says what is asked for.
-        read: reads a checkpoint of a run, verified, on all processes of the training. If ``None``, this one reads it alone.
+        read: reads a checkpoint of a run, verified, on all processes of the training.
     """
 
     def __init__(
-        self,
-        server: TrackingClient,
-        request: Request,
-        read: Callable[[CheckpointStore, Manifest], Configured] | None = None,
+        self, server: TrackingClient, request: Request, read: Callable[[CheckpointStore, Manifest], Configured]
     ) -> None:
         self._server, self._read = server, read
         self._request = request

@@ -69,7 +69,7 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
     remember_environment()
     server = connect(retry_seconds=TRAINING_RETRY_SECONDS)
     if stop is not None:
-        refuse_several("A pipeline")
+        refuse_several()
         return _Session(in_full(request, server), display or Display(), stop, server, None, Alone()).run()
     launcher = launchers.detect(os.environ)
     with StopRequest(launcher_pid=launchers.watched(launcher, os.environ)) as stop, joined(os.environ) as ranks:

@@ -185,17 +185,14 @@ class Journal:
         """Set entries aside that the server refuses for good, so that the rest flows."""
         self._mark(entries, PARKED)
 
-    def drop_overtaken(self, resumed_attempt: int, resumed_step: int) -> int:
-        """Keep locally, but never send, what earlier attempts left unsent beyond the point where this one continues."""
+    def drop_overtaken(self) -> None:
+        """Keep locally, but never send, the points and tags that earlier attempts left unsent."""
         with self._database.durably() as database:
-            dropped = database.execute(
-                "UPDATE points SET state = ? WHERE state = 0 AND attempt < ? AND NOT (attempt <= ? AND step <= ?)",
-                (DROPPED, self.attempt, resumed_attempt, resumed_step),
-            ).rowcount
-            database.execute(
-                "UPDATE items SET state = ? WHERE state = 0 AND attempt < ? AND kind = 'tag'", (DROPPED, self.attempt)
-            )
-        return dropped
+            for table, kinds in (("points", ""), ("items", " AND kind = 'tag'")):
+                database.execute(
+                    f"UPDATE {table} SET state = ? WHERE state = 0 AND attempt < ?{kinds}",  # noqa: S608 - fixed names
+                    (DROPPED, self.attempt),
+                )
 
     def drop_beyond(self, ends: Mapping[int, int]) -> int:
         """Keep locally, but never send, what was logged by attempts that a later one overtook.

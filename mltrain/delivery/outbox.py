@@ -62,7 +62,7 @@ class Outbox:
         self._media = MediaWriter(run.home, journal)
         # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
         # race with finding out what the server has.
-        journal.drop_overtaken(0, 0)
+        journal.drop_overtaken()
         self.sender = Sender(server, run, journal, lease, SenderProcess(journal.path, server.uri))
         self._monitor = SystemMonitor(self._record_system)
 

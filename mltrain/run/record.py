@@ -171,7 +171,7 @@ class Removals:
         """
         if self._lines is None:
             self._lines = _lines_of(self._artifacts, REMOVALS_FILE)
-            everything = _all_removals(self._artifacts, self._lines)
+            everything = recorded_removals(self._artifacts, self._lines)
             self._count, self._bytes = len(everything), sum(map(_size, everything))
         if len(self._lines) >= MOST_LINES:
             self._upload(
@@ -191,18 +191,17 @@ class Removals:
             self._artifacts.upload(file, folder)
 
 
-def recorded_removals(artifacts: Artifacts) -> list[str]:
+def recorded_removals(artifacts: Artifacts, latest: Sequence[str]) -> list[str]:
     """Return all lines of the record, oldest first.
+
+    Args:
+        artifacts: of the run.
+        latest: the lines of ``retention.jsonl``. Without any there is no folder, which is younger than that file.
 
     Raises:
         StorageError: the artifact store refuses.
         DamagedCheckpoint: a file is larger than any that was written here.
     """
-    return _all_removals(artifacts, _lines_of(artifacts, REMOVALS_FILE))
-
-
-def _all_removals(artifacts: Artifacts, latest: Sequence[str]) -> list[str]:
-    """Return all lines of the record; the folder is looked for only where there is a file, which is older than the folder."""
     older = sorted(entry.name for entry in artifacts.entries(REMOVALS_FOLDER) if not entry.is_dir) if latest else []
     lines = [line for name in older for line in _lines_of(artifacts, f"{REMOVALS_FOLDER}/{name}")]
     return list(dict.fromkeys([*lines, *latest]))  # who is killed in between leaves lines in two files

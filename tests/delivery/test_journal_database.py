@@ -51,21 +51,12 @@ def test_what_was_overtaken_is_kept_and_never_sent(place: Path) -> None:
     journal = Journal(place, 3)
     journal.log_metrics({"loss": 0}, 21, 0)
     journal.flush()
-    assert journal.drop_overtaken(resumed_attempt=1, resumed_step=20) == 3
-    assert [step for _, step, *_ in points(journal)] == [10, 20, 21]
+    journal.drop_overtaken()
+    assert [step for _, step, *_ in points(journal)] == [21]
     assert [(item.kind, item.key) for item in journal.unsent_items()] == [("param", "of 1"), ("param", "of 2")]
-    assert journal.drop_overtaken(resumed_attempt=1, resumed_step=20) == 0
     journal.close()
     with closing(sqlite3.connect(place)) as database:
         assert database.execute("SELECT count(*) FROM points").fetchone() == (6,)
-
-
-def test_a_resume_from_the_newest_drops_nothing_up_to_it(place: Path) -> None:
-    journal_of_attempts(place, {1: [10, 20], 2: [30]})
-    journal = Journal(place, 3)
-    assert journal.drop_overtaken(resumed_attempt=2, resumed_step=30) == 0
-    assert len(points(journal)) == 3
-    journal.close()
 
 
 def test_the_points_of_an_attempt_beyond_a_step_can_be_dropped(place: Path) -> None:
