@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.policies import parse
 from mltrain.checkpoint.retention import Context, Policy
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError
@@ -128,7 +129,7 @@ def test_an_observer_never_sees_fewer_than_promised_and_at_the_end_exactly_those
     assert done.code == 0, done.err
 
     history = judged(MlflowClient(workplace.uri), run_id, epochs)
-    policy = retention.parse(keep)
+    policy = parse(keep)
     at = [set[int]()] + [promised(history[:epoch], policy) for epoch in range(1, epochs + 1)]
     removals = 0
     for look in observer.looks[:-1]:
