@@ -20,7 +20,6 @@ ELSEWHERE = {
     "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,
     "distributed/gradients.py": "distributed/test_world.py",
-    "distributed/lives.py": "distributed/test_training.py",
     "distributed/loading.py": "distributed/test_sharding.py",
     "distributed/parts.py": "distributed/test_uploads.py",
     "distributed/pieces.py": "distributed/test_sharding.py",
