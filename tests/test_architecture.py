@@ -59,7 +59,7 @@ HEAVY = (
 
 DURABLE, REMOVAL = (
     "mltrain/store/durable.py",
-    {"mltrain/store/removal.py", "mltrain/store/local.py", "mltrain/store/remote.py"},
+    {f"mltrain/store/{name}.py" for name in ("removal", "local", "remote", "server_artifacts")},
 )
 
 

@@ -19,6 +19,8 @@ ELSEWHERE = {
     "commands/logged_model.py": "cli/test_model.py",
     "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,
+    "compat/rest_entities.py": "compat/test_rest.py",
+    "compat/rest_server.py": "compat/test_rest.py",
     "distributed/gradients.py": "distributed/test_world.py",
     "distributed/loading.py": "distributed/test_sharding.py",
     "distributed/parts.py": "distributed/test_uploads.py",

@@ -5,9 +5,13 @@ import json
 import math
 import os
 import posixpath
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mltrain.compat.rest import RestClient
+from mltrain.compat.rest_server import RestError
 
 # MLflow's defaults hold a call for four minutes when the server is gone, and sleep for as long as a Retry-After says.
 # mltrain retries by itself, and can stop.
@@ -38,6 +42,26 @@ def set_client_defaults() -> None:
     """Set MLflow's environment variables to mltrain's defaults where the user has not set them."""
     for name, value in CLIENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def entities() -> Any:
+    """Return MLflow's module of entities."""
+    import mlflow.entities
+
+    return mlflow.entities
+
+
+def uri_of_mlflow() -> str:
+    """Return the tracking URI that MLflow uses, which a program may have set."""
+    import mlflow
+
+    return str(mlflow.get_tracking_uri())
+
+
+def is_answer(error: Any) -> bool:
+    """Whether an error has the code and the status of an ``MlflowException``."""
+    known = sys.modules.get("mlflow.exceptions")  # what has not been imported raised nothing
+    return isinstance(error, RestError) or (known is not None and isinstance(error, known.MlflowException))
 
 
 def is_made_up(name: str) -> bool:
@@ -93,17 +117,23 @@ def points_of_runs(client: Any, uri: str, run_ids: Sequence[str], key: str) -> d
 def _points(
     client: Any, uri: str, run_ids: Sequence[str], key: str, first: int | None, last: int | None
 ) -> list[tuple[str, tuple[int, float]]]:
+    asked = {"run_ids": list(run_ids), "metric_key": key, "max_results": MOST_POINTS}
+    if first is not None:
+        asked |= {"start_step": first, "end_step": last}
+    if isinstance(client, RestClient):
+        return _located(client.ask("GET", INTERVAL_ENDPOINT, **asked))
     store: Any = client._tracking_client.store
     if not uri.startswith(("http://", "https://")):
         found = store.get_metric_history_bulk_interval(list(run_ids), key, MOST_POINTS, first, last)
         return [(metric.run_id, (int(metric.step), float(metric.value))) for metric in found]
     from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-    asked = {"run_ids": list(run_ids), "metric_key": key, "max_results": MOST_POINTS}
-    if first is not None:
-        asked |= {"start_step": first, "end_step": last}
     answer = http_request(store.get_host_creds(), INTERVAL_ENDPOINT, "GET", params=asked)
-    points = verify_rest_response(answer, INTERVAL_ENDPOINT).json().get("metrics", [])
+    return _located(verify_rest_response(answer, INTERVAL_ENDPOINT).json())
+
+
+def _located(answer: Mapping[str, Any]) -> list[tuple[str, tuple[int, float]]]:
+    points = answer.get("metrics", ())
     return [(point["run_id"], (int(point.get("step", 0)), float(point.get("value", 0.0)))) for point in points]
 
 
@@ -111,16 +141,19 @@ def log_points(client: Any, run_id: str, points: Iterable[tuple[str, float, int,
     """Log metric points in one request to a server; through MLflow's entities that takes ten times as much of the processor.
 
     Args:
-        client: an ``MlflowClient`` of a server.
+        client: a ``RestClient``, or an ``MlflowClient`` of a server.
         run_id: of the run.
         points: key, value, milliseconds since 1970, and step of each.
     """
-    from mlflow.utils.rest_utils import http_request, verify_rest_response
-
     metrics = [
         {"key": key, "value": value if math.isfinite(value) else _NOT_FINITE[str(value)], "timestamp": at, "step": step}
         for key, value, at, step in points
     ]
+    if isinstance(client, RestClient):
+        client.ask("POST", BATCH_ENDPOINT, run_id=run_id, metrics=metrics)
+        return
+    from mlflow.utils.rest_utils import http_request, verify_rest_response
+
     credentials = client._tracking_client.store.get_host_creds()
     answer = http_request(credentials, BATCH_ENDPOINT, "POST", json={"run_id": run_id, "metrics": metrics})
     verify_rest_response(answer, BATCH_ENDPOINT)

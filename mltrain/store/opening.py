@@ -11,14 +11,16 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from mltrain.compat.private import CLIENT_DEFAULTS
 from mltrain.errors import StorageError
 from mltrain.provenance import fingerprint
 from mltrain.redaction import redacted, redacted_uri
 from mltrain.store.artifacts import Artifacts, DeferredArtifacts
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.remote import RemoteArtifacts
+from mltrain.store.server_artifacts import artifacts_of_server
 
 ALLOWED = "MLTRAIN_ALLOW_ARTIFACTS"
 """Environment variable: prefixes of further artifact URIs, separated by commas."""
@@ -87,10 +89,14 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
         raise UnusableArtifacts(
             f"Artifacts at {place} cannot be reached: the module {module} is not installed. Try: pip install {packages}"
         )
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    def of_mlflow() -> Any:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(artifact_uri, tracking_uri=tracking_uri)
 
     try:
-        repository = get_artifact_repository(artifact_uri, tracking_uri=tracking_uri)
+        repository = artifacts_of_server(artifact_uri, tracking_uri, CLIENT_DEFAULTS, of_mlflow) or of_mlflow()
         return RemoteArtifacts(repository, uris=(artifact_uri, tracking_uri))
     except Exception as error:  # each kind of store has errors of its own
         lines = redacted(str(error)).strip().splitlines()

@@ -28,6 +28,7 @@ from mltrain.store.names import (
 )
 from mltrain.store.removal import DEAD_SECONDS, discard_received
 from mltrain.store.retry import full_disk, persistently, status_of
+from mltrain.store.server_artifacts import ServerArtifacts
 
 _RECEIVED = "received"
 
@@ -112,7 +113,7 @@ class RemoteArtifacts:
     """Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like.
 
     Args:
-        repository: MLflow's.
+        repository: MLflow's, or the one that takes its place on a plain server.
         part: bytes of a file that one connection is asked for, so that several bring a large one.
         uris: of the artifacts and of the tracking server by which they were found, if they were.
     """
@@ -121,7 +122,7 @@ class RemoteArtifacts:
         self.local_root: Path | None = None
         self.uris = uris
         self._part = part
-        self._open_part = part_opener(repository)
+        self._open_part = repository.open_part if isinstance(repository, ServerArtifacts) else part_opener(repository)
         self._repository = repository
 
     def entries(self, folder: str = "") -> list[Entry]:
@@ -155,7 +156,8 @@ class RemoteArtifacts:
 
     def sender(self, folder: str) -> Send | None:
         """See :class:`Artifacts`."""
-        path, send = validated(folder), content_sender(self._repository)
+        path, own = validated(folder), isinstance(self._repository, ServerArtifacts)
+        send = self._repository.send if own else content_sender(self._repository)
         if send is None:
             return None
 

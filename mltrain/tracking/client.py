@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
 
-from mltrain.compat import private
+from mltrain.compat import private, rest, rest_entities
 from mltrain.compat.database import READS, DatabaseReader, Unreadable, database_of, named_uri
+from mltrain.compat.rest import RestClient
 from mltrain.errors import RunNotFound, TrackingError
 from mltrain.redaction import redacted, redacted_uri, remember_environment
 from mltrain.store.retry import FullJitter
@@ -165,9 +167,8 @@ class TrackingClient:
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run in one request."""
-        from mlflow.entities import RunTag
-
-        self._retried(self.client.log_batch, run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        tag = self._entities.RunTag
+        self._retried(self.client.log_batch, run_id, tags=[tag(key, value) for key, value in tags.items()])
 
     def log_param(self, run_id: str, key: str, value: str) -> None:
         """Log a parameter, which can be written once; the same value may be sent again."""
@@ -175,9 +176,8 @@ class TrackingClient:
 
     def log_params(self, run_id: str, params: Iterable[tuple[str, str]]) -> None:
         """Log parameters, key and value, in one request."""
-        from mlflow.entities import Param
-
-        self._retried(self.client.log_batch, run_id, params=[Param(key, value) for key, value in params])
+        param = self._entities.Param
+        self._retried(self.client.log_batch, run_id, params=[param(key, value) for key, value in params])
 
     def log_points(self, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
         """Log metric points in one request: key, value, milliseconds since 1970, and step of each."""
@@ -185,18 +185,16 @@ class TrackingClient:
             client = self.client.made() if isinstance(self.client, DeferredClient) else self.client
             self._retried(private.log_points, client, run_id, list(points))
             return
-        from mlflow.entities import Metric
-
-        self._retried(self.client.log_batch, run_id, metrics=[Metric(*point) for point in points])
+        metric = private.entities().Metric
+        self._retried(self.client.log_batch, run_id, metrics=[metric(*point) for point in points])
 
     def log_datasets(self, run_id: str, datasets: Iterable[Mapping[str, str]]) -> None:
         """Log the datasets that a run reads: ``name``, ``digest``, ``place``, ``context`` and ``type`` of each."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
+        made = self._entities
         inputs = [
-            DatasetInput(
-                Dataset(raw["name"], raw["digest"], raw.get("type", "local"), json.dumps({"uri": raw["place"]})),
-                [InputTag("mlflow.data.context", raw["context"])],
+            made.DatasetInput(
+                made.Dataset(raw["name"], raw["digest"], raw.get("type", "local"), json.dumps({"uri": raw["place"]})),
+                [made.InputTag("mlflow.data.context", raw["context"])],
             )
             for raw in datasets
         ]
@@ -286,9 +284,10 @@ class TrackingClient:
         """Log metrics, a value and milliseconds since 1970 each, of a LoggedModel at a step, and that the run made it there."""
         from mlflow.entities import LoggedModelOutput, Metric
 
+        client = self.client.of_mlflow() if isinstance(self.client, DeferredClient) else self.client
         metrics = [Metric(key, value, when, step, model_id=model_id) for key, (value, when) in points.items()]
-        self._retried(self.client.log_batch, run_id, metrics=metrics)
-        self._retried(self.client.log_outputs, run_id, [LoggedModelOutput(model_id, step)])
+        self._retried(client.log_batch, run_id, metrics=metrics)
+        self._retried(client.log_outputs, run_id, [LoggedModelOutput(model_id, step)])
 
     def finalize_logged_model(self, model_id: str) -> None:
         """Call a LoggedModel ready."""
@@ -316,6 +315,13 @@ class TrackingClient:
         """Yield the versions of registered models that a query finds."""
         return self._paged(self.client.search_model_versions, query, max_results=_PAGE)
 
+    @property
+    def _entities(self) -> Any:
+        """What the client takes, by the names of ``mlflow.entities``."""
+        if isinstance(self.client, DeferredClient) and isinstance(self.client.made(), RestClient):
+            return rest_entities.ENTITIES
+        return private.entities()
+
     def _paged(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Iterator[Any]:
         token: str | None = None
         while True:
@@ -341,12 +347,10 @@ class TrackingClient:
             translated = self._translated(error)
             raise translated from (None if isinstance(translated, RunNotFound) else error)
 
-    def _translated(self, error: Exception) -> "RunNotFound | Refusal":
-        from mlflow.exceptions import MlflowException
-
+    def _translated(self, error: Any) -> "RunNotFound | Refusal":
         if "database is locked" in str(error) and not self.is_server:
             return Refusal(f"The database {self.shown} is locked: another process writes to it, or its disk is slow.")
-        if not isinstance(error, MlflowException):
+        if not private.is_answer(error):
             return Refusal(f"{self.shown} does not answer: {type(error).__name__}: {first_line(error)}")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return RunNotFound(
@@ -365,6 +369,8 @@ class TrackingClient:
 class DeferredClient:
     """An ``MlflowClient`` created at its first use: creating one asks a database for its tables, which may be locked.
 
+    A plain server is asked by a :class:`~mltrain.compat.rest.RestClient`, without MLflow, for all that this one can do.
+
     Args:
         uri: of the server or database.
         reader: what is asked before the client is created.
@@ -373,24 +379,32 @@ class DeferredClient:
     def __init__(self, uri: str, reader: DatabaseReader | None = None) -> None:
         self._uri = uri
         self.reader = reader
-        self._made: MlflowClient | None = None
+        self._made: MlflowClient | RestClient | None = None
+        self._of_mlflow: MlflowClient | None = None
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
             if self.reader is not None and self._made is None and name in READS:
                 with suppress(Unreadable):
                     return getattr(self.reader, name)(*arguments, **named)
-            return getattr(self.made(), name)(*arguments, **named)
+            client = self.made()
+            return getattr(client if hasattr(client, name) else self.of_mlflow(), name)(*arguments, **named)
 
         return call
 
-    def made(self) -> "MlflowClient":
-        """Return the client itself, and create it if need be."""
+    def made(self) -> "MlflowClient | RestClient":
+        """Return the client that is asked first, and create it if need be."""
         if self._made is None:
+            self._made = rest.client_of(self._uri, private.CLIENT_DEFAULTS) or self.of_mlflow()
+        return self._made
+
+    def of_mlflow(self) -> "MlflowClient":
+        """Return MLflow's own client, and create it if need be."""
+        if self._of_mlflow is None:
             from mlflow import MlflowClient
 
-            self._made = MlflowClient(self._uri)
-        return self._made
+            self._of_mlflow = MlflowClient(self._uri)
+        return self._of_mlflow
 
 
 class Refusal(TrackingError):
@@ -437,14 +451,13 @@ def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingCl
     """
     remember_environment()
     private.set_client_defaults()
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     try:
-        uri = uri or mlflow.get_tracking_uri()
+        uri = uri or named_uri() or private.uri_of_mlflow()
         remember_environment({"MLFLOW_TRACKING_URI": uri})  # it may have been set otherwise
         return TrackingClient(uri, DeferredClient(uri), retry_seconds)
-    except MlflowException as error:
+    except Exception as error:
+        if not private.is_answer(error):
+            raise
         raise Refusal(
             f"MLflow cannot use the tracking URI: {first_line(error)} Set MLFLOW_TRACKING_URI, for example to "
             "sqlite:///mlflow.db or http://127.0.0.1:5000.",
@@ -471,9 +484,8 @@ def connect_to_read() -> TrackingClient:
 
 def active_run_id() -> str | None:
     """Return the id of the run that is active in MLflow's fluent interface, or ``None``."""
-    import mlflow
-
-    active = mlflow.active_run()
+    mlflow = sys.modules.get("mlflow")
+    active = mlflow.active_run() if mlflow is not None else None  # a program that has not imported it has begun no run
     return str(active.info.run_id) if active is not None else None
 
 

@@ -1,0 +1,192 @@
+"""Asks an MLflow server over its REST API without MLflow, whose import takes more than a second.
+
+Only a plain server is asked this way: see :func:`mltrain.compat.rest_server.is_plain`. Else MLflow's own client is used.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mltrain.compat import rest_entities as entities
+from mltrain.compat.database import Page
+from mltrain.compat.rest_server import RestError, Server, is_plain
+
+_API = "/api/2.0/mlflow"
+_AT_ONCE = 100
+"""Parameters, and tags, that one request may log."""
+
+
+def client_of(uri: str, defaults: Mapping[str, str]) -> "RestClient | None":
+    """Return a client of a plain server; ``None`` where MLflow's own is needed."""
+    return RestClient(uri) if is_plain(uri, defaults) else None
+
+
+class RestClient:
+    """Those methods of an ``MlflowClient`` that a training and the lists of runs need, on a plain server.
+
+    Each raises :class:`RestError`, and returns values with the attributes of MLflow's entities that mltrain reads.
+
+    Args:
+        uri: of the server.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._server = Server(uri)
+
+    def ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        """Send a request of the REST API, without the entries of its content that are ``None``, and return the answer.
+
+        Raises:
+            RestError: the server refuses or does not answer.
+        """
+        given = {key: value for key, value in content.items() if value is not None}
+        response = self._server.send(method, path, **{"params" if method == "GET" else "json": given})
+        try:
+            answer = json.loads(response.text.strip() or "{}") if response.text.strip() != "200 OK" else {}
+        except ValueError:
+            answer = None
+        if response.status_code == 200 and isinstance(answer, dict):
+            return answer
+        code = "ENDPOINT_NOT_FOUND" if response.status_code == 404 else "INTERNAL_ERROR"
+        if not isinstance(answer, dict):
+            why = f"failed with error code {response.status_code} != 200. Response body: '{response.text}'"
+            raise RestError(f"API request to endpoint {path} {why}", code, response.status_code)
+        code = str(answer.get("error_code", code))
+        raise RestError(f"{code}: {answer.get('message', f'Response: {answer}')}", code, response.status_code)
+
+    def get_run(self, run_id: str) -> Any:
+        """Return a run, deleted or not."""
+        return entities.run(self.ask("GET", f"{_API}/runs/get", run_uuid=run_id, run_id=run_id)["run"])
+
+    def search_runs(
+        self,
+        experiment_ids: Sequence[str],
+        filter_string: str = "",
+        max_results: int = 1000,
+        page_token: str | None = None,
+    ) -> Page:
+        """Return a page of the active runs that a filter finds, the newest first."""
+        answer = self.ask(
+            *("POST", f"{_API}/runs/search"),
+            experiment_ids=[str(one) for one in experiment_ids],
+            filter=filter_string,
+            run_view_type="ACTIVE_ONLY",
+            max_results=max_results,
+            page_token=page_token,
+        )
+        return Page(map(entities.run, answer.get("runs", ())), answer.get("next_page_token") or None)
+
+    def create_run(self, experiment_id: str, start_time: int, tags: Mapping[str, str], run_name: str) -> Any:
+        """Create a run, and return it."""
+        answer = self.ask(
+            *("POST", f"{_API}/runs/create"),
+            experiment_id=str(experiment_id),
+            user_id=tags.get("mlflow.user", "unknown"),
+            start_time=start_time,
+            tags=entities.pairs(entities.Pair(*tag) for tag in tags.items()),
+            run_name=run_name,
+        )
+        return entities.run(answer["run"])
+
+    def update_run(self, run_id: str, status: str | None = None, name: str | None = None) -> None:
+        """Set status or name of a run; the server leaves its end as it is."""
+        status = status or self.get_run(run_id).info.status
+        self.ask("POST", f"{_API}/runs/update", run_uuid=run_id, run_id=run_id, status=status, run_name=name)
+
+    def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
+        """Set the final status of a run, and its end: if ``None``, now."""
+        self.ask(
+            *("POST", f"{_API}/runs/update"),
+            run_uuid=run_id,
+            run_id=run_id,
+            status=status or "FINISHED",
+            end_time=end_time or int(time.time() * 1000),
+        )
+
+    def delete_run(self, run_id: str) -> None:
+        """Move a run to MLflow's trash."""
+        self.ask("POST", f"{_API}/runs/delete", run_id=run_id)
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        """Set one tag of a run."""
+        self.ask("POST", f"{_API}/runs/set-tag", run_uuid=run_id, run_id=run_id, key=key, value=str(value))
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        """Delete one tag of a run."""
+        self.ask("POST", f"{_API}/runs/delete-tag", run_id=run_id, key=key)
+
+    def log_param(self, run_id: str, key: str, value: str) -> None:
+        """Log a parameter, which can be written once."""
+        self.ask("POST", f"{_API}/runs/log-parameter", run_uuid=run_id, run_id=run_id, key=key, value=str(value))
+
+    def log_batch(self, run_id: str, params: Sequence[entities.Pair] = (), tags: Sequence[entities.Pair] = ()) -> None:
+        """Log parameters and tags, in as few requests as the server takes."""
+        for begin in range(0, max(len(params), len(tags)), _AT_ONCE):
+            part = slice(begin, begin + _AT_ONCE)
+            sent = {"params": entities.pairs(params[part]), "tags": entities.pairs(tags[part])}
+            self.ask("POST", f"{_API}/runs/log-batch", run_id=run_id, **{k: v for k, v in sent.items() if v})
+
+    def log_inputs(self, run_id: str, datasets: Sequence[entities.DatasetInput]) -> None:
+        """Log the datasets that a run reads."""
+        sent = [{"dataset": one.dataset._asdict(), "tags": entities.pairs(one.tags)} for one in datasets]
+        self.ask("POST", f"{_API}/runs/log-inputs", run_id=run_id, datasets=sent)
+
+    def get_metric_history(self, run_id: str, key: str) -> list[Any]:
+        """Return all points of a metric."""
+        answer = self.ask("GET", f"{_API}/metrics/get-history", run_uuid=run_id, run_id=run_id, metric_key=key)
+        return [entities.point(point) for point in answer.get("metrics", ())]
+
+    def get_experiment(self, experiment_id: str) -> Any:
+        """Return an experiment, deleted or not."""
+        return entities.experiment(
+            self.ask("GET", f"{_API}/experiments/get", experiment_id=str(experiment_id))["experiment"]
+        )
+
+    def get_experiment_by_name(self, name: str) -> Any | None:
+        """Return an experiment, deleted or not, or ``None``."""
+        try:
+            answer = self.ask("GET", f"{_API}/experiments/get-by-name", experiment_name=name)
+        except RestError as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return entities.experiment(answer["experiment"])
+
+    def create_experiment(self, name: str) -> str:
+        """Create an experiment, and return its id."""
+        return str(self.ask("POST", f"{_API}/experiments/create", name=name)["experiment_id"])
+
+    def search_experiments(self, max_results: int = 1000, page_token: str | None = None) -> Page:
+        """Return a page of the active experiments."""
+        answer = self.ask(
+            *("POST", f"{_API}/experiments/search"),
+            view_type="ACTIVE_ONLY",
+            max_results=max_results,
+            page_token=page_token,
+        )
+        return Page(map(entities.experiment, answer.get("experiments", ())), answer.get("next_page_token") or None)
+
+    def search_logged_models(
+        self, experiment_ids: Sequence[str], filter_string: str, page_token: str | None = None
+    ) -> Page:
+        """Return a page of the LoggedModels of experiments that a filter finds."""
+        answer = self.ask(
+            *("POST", f"{_API}/logged-models/search"),
+            experiment_ids=list(experiment_ids),
+            filter=filter_string,
+            page_token=page_token,
+        )
+        found = map(entities.logged_model, answer.get("models", ()))
+        return Page(found, answer.get("next_page_token") or None)
+
+    def search_model_versions(self, filter_string: str, max_results: int, page_token: str | None = None) -> Page:
+        """Return a page of the versions of registered models that a filter finds."""
+        answer = self.ask(
+            *("GET", f"{_API}/model-versions/search"),
+            filter=filter_string,
+            max_results=max_results,
+            page_token=page_token,
+        )
+        found = map(entities.model_version, answer.get("model_versions", ()))
+        return Page(found, answer.get("next_page_token") or None)

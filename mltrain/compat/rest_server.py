@@ -1,0 +1,141 @@
+"""Sends requests to an MLflow server without MLflow, whose import takes more than a second.
+
+Only a plain server is asked this way, see :func:`is_plain`. Else MLflow itself sends the requests.
+"""
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import requests
+
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_CREDENTIALS = Path("~/.mlflow/credentials")
+_WITHOUT_EFFECT = frozenset(
+    {
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "MLFLOW_TRACKING_INSECURE_TLS",
+        "MLFLOW_TRACKING_SERVER_CERT_PATH",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MLFLOW_EXPERIMENT_ID",
+        "MLFLOW_RUN_ID",
+        _TIMEOUT,
+    }
+)
+"""Environment variables of MLflow that this module understands, or that concern no request."""
+_PLUGINS = {
+    "mlflow.request_header_provider": None,
+    "mlflow.tracking_store": ("http", "https"),
+    "mlflow.model_registry_store": ("http", "https"),
+    "mlflow.artifact_repository": ("mlflow-artifacts",),
+}
+"""Groups of entry points that change what MLflow sends, with the schemes that count; ``None``: every entry counts."""
+
+
+class RestError(Exception):
+    """A request that failed, with the attributes of an ``MlflowException``.
+
+    Args:
+        message: what happened.
+        error_code: MLflow's word for it.
+        status: of the HTTP response; 500 without one.
+    """
+
+    def __init__(self, message: str, error_code: str = "INTERNAL_ERROR", status: int = 500) -> None:
+        super().__init__(message)
+        self.error_code = error_code
+        self._status = status
+
+    def get_http_status_code(self) -> int:
+        """Return the status of the HTTP response."""
+        return self._status
+
+
+def is_plain(uri: str, defaults: Mapping[str, str]) -> bool:
+    """Whether MLflow would send its requests to a server as this module does, and has not been imported.
+
+    Args:
+        uri: of the tracking store.
+        defaults: what mltrain sets MLflow's environment variables to.
+    """
+    if "mlflow" in sys.modules or not uri.startswith(("http://", "https://")):
+        return False
+    for name, value in os.environ.items():
+        named = name.startswith(("MLFLOW_", "_MLFLOW_", "DATABRICKS_"))
+        if named and name not in _WITHOUT_EFFECT and defaults.get(name) != value:
+            return False
+    return not _CREDENTIALS.expanduser().exists() and not _has_plugins()
+
+
+@lru_cache(maxsize=1)
+def _has_plugins() -> bool:
+    found = importlib.metadata.entry_points()
+    return any(
+        schemes is None or one.name in schemes
+        for group, schemes in _PLUGINS.items()
+        for one in found.select(group=group)
+    )
+
+
+@lru_cache(maxsize=1)
+def _session(process: int) -> "requests.Session":
+    import requests
+
+    return requests.Session()
+
+
+class Server:
+    """Sends requests to a server, with the connections that this process keeps open.
+
+    Args:
+        uri: of the server.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+
+    @cached_property
+    def _headers(self) -> Mapping[str, str]:
+        version = importlib.metadata.version("mlflow")
+        return {"User-Agent": f"mlflow-python-client/{version}", "X-MLflow-Client-Version": version}
+
+    def send(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **named: Any
+    ) -> "requests.Response":
+        """Send one request and return the response, whatever its status.
+
+        Args:
+            method: of HTTP.
+            path: behind the URI of the server.
+            headers: further ones.
+            **named: what ``requests`` takes.
+
+        Raises:
+            RestError: no response came.
+        """
+        sent = {**self._headers, **(headers or {})}
+        user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+        token, certificate = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
+        if user and password:
+            import base64
+
+            sent["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        elif token:
+            sent["Authorization"] = f"Bearer {token}"
+        if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+            named["verify"] = False
+        elif certificate:
+            named["verify"] = certificate
+        address, timeout = f"{self.uri}{path}", float(os.environ.get(_TIMEOUT, "20"))
+        try:
+            return _session(os.getpid()).request(method, address, headers=sent, timeout=timeout, **named)
+        except Exception as error:
+            raise RestError(f"API request to {address} failed with exception {error}") from error

@@ -1,0 +1,167 @@
+"""The artifacts that a plain MLflow server hands out and takes, without MLflow.
+
+What such a server refuses, and files that MLflow may send in parts, are left to MLflow's own artifact repository: it knows of
+servers that only sign addresses of their storage, and its errors say what is wrong.
+"""
+
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from mltrain.compat.private import part_opener
+from mltrain.compat.rest_server import Server, is_plain
+
+if TYPE_CHECKING:
+    import requests
+
+ROOT = "/api/2.0/mlflow-artifacts/artifacts"
+MOST_AT_ONCE = 500 * 1024**2
+"""Bytes of a file from which on MLflow's client may send it in parts."""
+_PIECE = 1 << 20
+_KIND = {"Content-Type": "application/octet-stream"}
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+T = TypeVar("T")
+
+
+class _Refused(Exception):
+    """The server refuses a request for good."""
+
+
+class ServerArtifacts:
+    """Those methods of MLflow's artifact repository that mltrain needs, on a plain server.
+
+    Each raises what ``requests`` raises for a status that may pass or a missing artifact, and
+    :class:`~mltrain.compat.rest_server.RestError` where no response comes.
+
+    Args:
+        tracking_uri: of the server.
+        path: of the artifacts below the server's root of artifacts.
+        other: opens MLflow's own repository of the same artifacts.
+    """
+
+    def __init__(self, tracking_uri: str, path: str, other: Callable[[], Any]) -> None:
+        self.artifact_uri = f"{tracking_uri.rstrip('/')}{ROOT}/{path}"
+        self._server, self._path = Server(tracking_uri), path
+        self._open_other, self._other = other, None
+
+    def list_artifacts(self, path: str | None = None) -> list[Any]:
+        """Return path, size and kind of what a folder holds."""
+
+        def listed() -> list[Any]:
+            response = self._asked("GET", ROOT, params={"path": posixpath.join(self._path, path or "").rstrip("/")})
+            found = [
+                SimpleNamespace(
+                    path=posixpath.join(path or "", entry["path"]),
+                    is_dir=bool(entry["is_dir"]),
+                    file_size=int(entry["file_size"]) if "file_size" in entry else None,
+                )
+                for entry in response.json().get("files", ())
+            ]
+            if path and [(one.path, one.is_dir) for one in found] == [
+                (posixpath.join(path, posixpath.basename(path)), False)
+            ]:
+                return []  # so a server answers where the path is that of a file
+            return found
+
+        return self._done(listed, lambda other: other.list_artifacts(path))
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        """Upload one file into a folder."""
+        file = Path(local_file)
+
+        def sent() -> None:
+            if file.stat().st_size >= MOST_AT_ONCE:
+                raise _Refused
+            with file.open("rb") as content:
+                self._asked("PUT", self._place(artifact_path or "", file.name), data=content, headers=_KIND)
+
+        self._done(sent, lambda other: other.log_artifact(local_file, artifact_path))
+
+    def send(self, path: str, content: Iterable[memoryview]) -> None:
+        """Upload a content, which knows its ``len``, in one try that MLflow's own repository does not repeat.
+
+        Raises:
+            NotImplementedError: only files can be uploaded there.
+        """
+        try:
+            if self._other is not None or len(content) >= MOST_AT_ONCE:  # type: ignore[arg-type]
+                raise _Refused
+            self._asked("PUT", self._place(path), data=content, headers=_KIND)
+        except _Refused:
+            raise NotImplementedError(f"{path} can only be uploaded as a file") from None
+
+    def delete_artifacts(self, artifact_path: str) -> None:
+        """Delete a file or a folder."""
+        self._done(
+            lambda: self._asked("DELETE", self._place(artifact_path)),
+            lambda other: other.delete_artifacts(artifact_path),
+        )
+
+    def open_part(self, path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
+        """Ask for the bytes from one place to another of a file; see :data:`~mltrain.compat.private.PartOpener`."""
+
+        def opened() -> tuple[bool, Iterator[bytes]]:
+            headers = {"Range": f"bytes={first}-{last - 1}", "Accept-Encoding": "identity"}
+            response = self._asked("GET", self._place(path), headers=headers, stream=True)
+            return response.status_code == 206, response.iter_content(_PIECE)
+
+        def through_mlflow(other: Any) -> tuple[bool, Iterator[bytes]]:
+            open_part = part_opener(other)
+            assert open_part is not None, "MLflow's repository of a server's artifacts opens parts"
+            return open_part(path, first, last)
+
+        return self._done(opened, through_mlflow)
+
+    def _place(self, *parts: str) -> str:
+        return posixpath.join(ROOT, self._path, *parts)
+
+    def _asked(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **named: Any
+    ) -> "requests.Response":
+        response = self._server.send(method, path, headers, **named)
+        if response.status_code < 400:
+            return response
+        if response.status_code != 404 and response.status_code not in _PASSING:
+            raise _Refused
+        import requests
+
+        raise requests.HTTPError(
+            f"{response.status_code} {response.reason} for {response.url}. Response text: {response.text}",
+            response=response,
+        )
+
+    def _done(self, own: Callable[[], T], other: Callable[[Any], T]) -> T:
+        if self._other is None:
+            try:
+                return own()
+            except _Refused:
+                self._other = self._open_other()
+        return other(self._other)
+
+
+def artifacts_of_server(
+    artifact_uri: str, tracking_uri: str, defaults: Mapping[str, str], other: Callable[[], Any]
+) -> ServerArtifacts | None:
+    """Return artifacts that a plain server hands out, ``None`` for all others.
+
+    Args:
+        artifact_uri: of a run or a model.
+        tracking_uri: of the server.
+        defaults: what mltrain sets MLflow's environment variables to.
+        other: opens MLflow's own repository of the same artifacts.
+    """
+    found = urlsplit(artifact_uri)
+    path = found.path.strip("/")
+    if (
+        found.scheme != "mlflow-artifacts"
+        or found.netloc
+        or found.query
+        or not path
+        or not is_plain(tracking_uri, defaults)
+    ):
+        return None
+    return ServerArtifacts(tracking_uri, path, other)
