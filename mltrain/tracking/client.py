@@ -318,7 +318,8 @@ class TrackingClient:
     @property
     def _entities(self) -> Any:
         """What the client takes, by the names of ``mlflow.entities``."""
-        if isinstance(self.client, DeferredClient) and isinstance(self.client.made(), RestClient):
+        client = self._retried(self.client.made) if isinstance(self.client, DeferredClient) else self.client
+        if isinstance(client, RestClient):
             return rest_entities.ENTITIES
         return private.entities()
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from mltrain.compat.database import Page
 from mltrain.errors import RunNotFound, TrackingError
-from mltrain.tracking.client import Refusal, TrackingClient
+from mltrain.tracking.client import DeferredClient, Refusal, TrackingClient
 
 RUN = "a" * 32
 
@@ -124,3 +124,21 @@ def test_what_is_no_run_id_is_not_sent() -> None:
     with pytest.raises(RunNotFound, match="32 hexadecimal digits"):
         TrackingClient("http://127.0.0.1:1", client).run("name")
     assert client.asked == 0
+
+
+def test_a_locked_database_is_tried_again_before_tags_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, tries = DeferredClient("sqlite:///mlflow.db"), []
+
+    def made(self: DeferredClient) -> Any:
+        tries.append(self)
+        if len(tries) == 1:
+            raise RuntimeError("database is locked")
+        return self
+
+    monkeypatch.setattr(DeferredClient, "of_mlflow", made)
+    monkeypatch.setattr(DeferredClient, "log_batch", lambda *_, **__: tries.append(client), raising=False)
+    TrackingClient("sqlite:///mlflow.db", client, 60.0).set_tags(RUN, {"key": "value"})
+    assert len(tries) == 3
+    monkeypatch.setattr(DeferredClient, "of_mlflow", lambda _: tries.clear() or made(client))
+    with pytest.raises(Refusal, match="is locked"):
+        TrackingClient("sqlite:///mlflow.db", DeferredClient("sqlite:///mlflow.db")).set_tags(RUN, {"key": "value"})
