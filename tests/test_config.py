@@ -100,7 +100,7 @@ def test_the_message_says_what_the_field_is_for() -> None:
         Example.load(overrides={"lr": "-1"})
 
 
-def test_a_problem_of_several_keys_is_told_without_all_values() -> None:
+def test_a_problem_of_several_keys_is_reported_without_all_values() -> None:
     class Pair(Config):
         low: int = 0
         high: int = 1
@@ -116,7 +116,7 @@ def test_a_problem_of_several_keys_is_told_without_all_values() -> None:
     assert str(caught.value) == "low=Low lies above high."
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_one_error_names_all_that_is_wrong() -> None:
     with pytest.raises(ConfigError) as caught:
         Example.load(overrides={"lr": "a", "epochs": "b"})
     assert len(str(caught.value).splitlines()) == 2
@@ -161,7 +161,7 @@ def test_what_is_merged_stays_as_it_was(tmp_path: Path) -> None:
     assert presets == Example.presets
 
 
-def test_changes_are_told_by_their_dotted_keys() -> None:
+def test_changes_are_named_by_their_dotted_keys() -> None:
     earlier = Example.load(overrides={"lr": "0.1", "note": "x"}).resolved()
     now = Example.load(overrides={"network.width": "9", "note": "none"}, base=earlier)
     assert now.changes_from(earlier) == {"network.width": ("8", "9"), "note": ("x", "none")}

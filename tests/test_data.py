@@ -191,7 +191,7 @@ def test_only_with_a_seed_for_every_sample_it_does_not_matter_what_the_others_dr
 
 
 class Counting:
-    """Items that tell how many were fetched before them, and that it says to whoever asks."""
+    """Items that each hold how many were fetched up to it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -313,7 +313,7 @@ def test_a_position_is_plain_data() -> None:
         (lambda: ResumableLoader(Noisy(3), 2, weights=[1.0] * 3, shuffle=False), "excludes shuffle=False"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(make: Any, what: str) -> None:
+def test_invalid_arguments_are_refused(make: Any, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         make()
 

@@ -11,7 +11,7 @@ from mltrain.steps import Supervised
 from tests.support.stepped import batch, network, step_of
 
 
-def test_a_gradient_is_clipped_and_its_norm_before_is_told() -> None:
+def test_a_gradient_is_clipped_and_its_norm_before_is_returned() -> None:
     net = network()
     before = copy.deepcopy(net.state_dict())
     got = step_of(net, clip=1e-3)((batch()[0] * 100, batch()[1]))

@@ -1,4 +1,4 @@
-"""Plain English in the package, its pages and its projects: no phrase of the former dialect comes back."""
+"""Plain English in the package, its pages, projects and tests: no phrase of the former dialect comes back."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ FORBIDDEN = re.compile(
 
 
 def texts(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield the prose of a file with its lines: pages as they are, and of modules all strings and comments."""
+    """Yield the prose of a file with its lines: pages as they are, and of modules all strings, comments and names."""
     content = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         yield from enumerate(content.splitlines(), 1)
@@ -25,14 +25,35 @@ def texts(file: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
+        yield from ((getattr(node, "lineno", 0), spaced) for spaced in named(node))
     for number, line in enumerate(content.splitlines(), 1):
         if "#" in line:
             yield number, line.partition("#")[2]
 
 
+def named(node: ast.AST) -> Iterator[str]:
+    """Yield the names that a node defines or uses, as words: those of functions, classes, arguments, variables, attributes."""
+    for field in ("name", "id", "arg", "attr"):
+        name = getattr(node, field, None)
+        if isinstance(name, str):
+            yield name.replace("_", " ").strip()
+
+
 def files() -> list[Path]:
-    modules = [file for folder in ("mltrain", "projects") for file in (ROOT / folder).rglob("*.py")]
+    modules = [file for folder in ("mltrain", "projects", "tests") for file in (ROOT / folder).rglob("*.py")]
+    modules.remove(Path(__file__))  # it spells the phrases that it forbids
     return [*modules, *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+def test_names_and_comments_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("def test_it_is_said(courier):\n    courier.in_vain = 1  # for whoever asks\n")
+    assert sorted({match.group(0) for _, text in texts(file) for match in FORBIDDEN.finditer(text)}) == [
+        "courier",
+        "in vain",
+        "is said",
+        "whoever",
+    ]
 
 
 def test_the_former_dialect_stays_away() -> None:

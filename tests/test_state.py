@@ -70,7 +70,7 @@ def test_a_part_that_does_not_understand_its_state_is_named(wrong: Any) -> None:
         state.restore({**state.state_dict(), "part": wrong})
 
 
-def test_parts_that_may_be_missing_stay_as_they_are_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_parts_that_may_be_missing_stay_as_they_are_and_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     state, _, part = trained()
     model_only = {"model": state.state_dict()["model"], "other": {}}
     state.restore(model_only, optional=["part"], ignore_unknown=True)

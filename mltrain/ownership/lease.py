@@ -61,7 +61,7 @@ class Lease:
         self._run_id: str | None = None
         self._beats = itertools.count(1)
         self._confirmed = self._delivered = self._tick = time.monotonic()
-        self._doubted = self._in_vain = -math.inf
+        self._doubted = self._failed = -math.inf
         """When this process was last found to have been asleep, and when a request to the server last failed."""
         self._ending = False
         self._closed = threading.Event()
@@ -98,7 +98,7 @@ class Lease:
             certainly: a server that does not answer then means no.
         """
         if not self.overtaken.is_set() and self._doubtful():
-            if time.monotonic() - self._in_vain < self._beat_seconds:
+            if time.monotonic() - self._failed < self._beat_seconds:
                 return not certainly  # it was asked a moment ago
             try:
                 self._ask()
@@ -137,7 +137,7 @@ class Lease:
             try:
                 run = self._server.get_run(self._run_id)
             except MltrainError:
-                self._in_vain = time.monotonic()
+                self._failed = time.monotonic()
                 raise
             if last_attempt(run.data.params) > self._ordinal:
                 self.overtaken.set()

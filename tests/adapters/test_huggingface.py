@@ -43,10 +43,10 @@ def steps(run_id: str | None) -> list[tuple[int, str]]:
 
 
 def raising(error: BaseException) -> Any:
-    def deed() -> None:
+    def action() -> None:
         raise error
 
-    return deed
+    return action
 
 
 def test_a_training_is_a_run_with_its_checkpoints_parameters_and_curves(tracking: str, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_later_version_is_refused_by_its_number(tmp_path: Path, monkeypatch: p
         checkpoint_file.read(file)
 
 
-def test_a_file_that_is_not_there_is_said_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_file_raises_an_error_that_lists_the_present_ones(tmp_path: Path) -> None:
     (tmp_path / "other.ckpt").touch()
     with pytest.raises(NoCheckpoint, match=r"other\.ckpt"):
         checkpoint_file.read(tmp_path / "wear.ckpt")

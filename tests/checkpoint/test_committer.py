@@ -195,7 +195,7 @@ def test_what_is_declared_of_a_checkpoint_is_recorded_after_its_commit(
     assert here.committed == [1, -1, 2]
 
 
-def test_a_checkpoint_of_the_same_step_twice_is_said_and_the_first_stays(here: Bench) -> None:
+def test_a_second_checkpoint_of_a_step_is_reported_and_the_first_stays(here: Bench) -> None:
     here.save(1)
     here.put(1, state_at(9))
     here.settled()

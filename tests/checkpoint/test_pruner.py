@@ -105,7 +105,7 @@ def test_an_overtaken_attempt_prunes_and_announces_nothing(run: FolderRun) -> No
     assert run.removals == []
 
 
-def test_a_store_that_does_not_let_anything_be_removed_is_said_once(
+def test_a_store_that_refuses_every_removal_is_reported_once(
     local: FolderRun, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(path: Any, **named: Any) -> None:

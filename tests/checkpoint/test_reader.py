@@ -45,7 +45,7 @@ def damage(run: FolderRun, step: int, file: str = "model.safetensors") -> None:
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
-def test_of_a_damaged_latest_the_one_before_is_used_and_that_is_said(
+def test_a_damaged_latest_is_reported_and_the_one_before_it_is_used(
     file: str, run: FolderRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     with run.manager() as manager:
@@ -152,7 +152,7 @@ def test_a_first_manifest_cut_short_is_no_checkpoint_and_nothing_is_called_damag
         train(manager, 1, 1)
     torn(run, 1)
     other = without_staging(run)
-    other.tags = {}  # nobody was told that it is committed: its writing was interrupted
+    other.tags = {}  # nobody has been told of this commit: its writing was interrupted
     with other.manager() as manager:
         assert manager.load_latest_checkpoint() is None
         assert "never committed" in caplog.text

@@ -93,7 +93,7 @@ def test_a_kill_at_any_call_leaves_a_complete_checkpoint_or_litter_that_is_remov
         place = tmp_path / f"killed-{number}"
         child = os.fork()
         if child == 0:
-            disk.calls, disk.fatal, disk.fate = 0, number, lambda name: os._exit(9)
+            disk.calls, disk.fatal, disk.failure = 0, number, lambda name: os._exit(9)
             stage(Spool(place / "spool"), place / "store" / ID.name)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -162,7 +162,7 @@ def test_only_what_has_a_manifest_is_complete(tmp_path: Path) -> None:
     assert [folder.name for folder in spool.complete()] == [ID.name]
 
 
-def test_a_place_that_cannot_be_a_folder_is_said(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_folder_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="could not be written"):
         Spool(tmp_path / "file" / "spool")

@@ -96,7 +96,7 @@ def test_a_manifest_of_another_checkpoint_or_run_is_damage(store: CheckpointStor
         other.manifest(manifest.id)
 
 
-def test_the_one_before_a_damaged_one_is_used_and_that_is_said(store: CheckpointStore, place: Place) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(store: CheckpointStore, place: Place) -> None:
     manifests = [committed(store, step) for step in (1, 2, 3)]
     for manifest in manifests[1:]:
         DAMAGES["zeroed"](place.files, path_of(manifest, "model.safetensors"))

@@ -74,7 +74,7 @@ def test_a_value_that_no_file_name_can_hold_is_a_value(value: str) -> None:
         (["one", "--amp", "--lr", "3"], "--amp has no value"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(words: list[str], what: str) -> None:
+def test_invalid_arguments_are_refused(words: list[str], what: str) -> None:
     with pytest.raises(UsageError, match=what):
         parse(words)
 

@@ -87,7 +87,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(workplace: Workplace) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(workplace: Workplace) -> None:
     run_id, folder = damaged(workplace)
     flip(folder / "step-000000012-a01" / "state.safetensors")
     verified = workplace.mltrain("verify", run_id)

@@ -46,7 +46,7 @@ def trained(session_workplace: Workplace) -> TinyPipeline:
         (["--follow", "third"], "no stage 'third'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_and_starts_nothing(words: list[str], said: str, trained: TinyPipeline) -> None:
+def test_invalid_arguments_are_refused_and_start_nothing(words: list[str], said: str, trained: TinyPipeline) -> None:
     before = trained.runs()
     done = trained(*words)
     assert done.code == 2, done.err

@@ -137,7 +137,7 @@ def best_of_another_run(folder: Path, export: str, loss: float, project: str = "
 
 
 @pytest.mark.parametrize("export", BEST)
-def test_a_better_best_file_of_another_run_stays_and_that_is_said_once(
+def test_a_better_best_file_of_another_run_stays_and_one_warning_names_it(
     export: str, local: FolderRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = best_of_another_run(tmp_path / "out", export, 0.2)

@@ -12,7 +12,7 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.tracking.client import TrackingClient
 
 
-def test_a_new_run_is_told_where_it_comes_from(server: TrackingClient) -> None:
+def test_a_new_run_knows_where_it_comes_from(server: TrackingClient) -> None:
     request = Request(fork_run="f" * 32, tags={"team": "vision"}, preset="quick", overrides={"lr": 0.1})
     wanted = WantedRun(request, server, None)
     assert wanted.known("another") is None

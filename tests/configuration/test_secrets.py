@@ -24,7 +24,7 @@ class Config(mltrain.Config):
     store: Store = Store()
 
 
-def test_secrets_are_told_by_type_and_by_name_also_of_what_is_nested() -> None:
+def test_secrets_are_recognised_by_type_and_by_name_also_in_nested_values() -> None:
     config = Config(api_key="k1", pin=SecretStr("1234"), store=Store(password="p1"))
     assert list(secrets_of(config)) == ["k1", "1234", "p1"]
 

@@ -80,7 +80,7 @@ def test_more_points_than_an_answer_holds_are_all_read(server: TrackingClient) -
     assert all(value == step for step, value in found)
 
 
-def test_a_value_that_differs_is_said_once_and_one_that_need_not_be_the_same_is_not(
+def test_a_value_that_differs_is_reported_once_and_one_that_may_differ_is_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     delivered = Delivered({("loss", 1): 0.5, ("loss", 2): 0.5, ("seconds", 1): 3.0})

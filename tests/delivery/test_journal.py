@@ -220,7 +220,7 @@ def test_several_threads_may_log_at_once(journal: Journal) -> None:
     assert all([step for key, step, *_ in got if key == f"of {number}"] == list(range(50)) for number in range(4))
 
 
-def test_what_the_disk_refuses_is_said_and_written_later(
+def test_what_the_disk_refuses_is_reported_and_written_later(
     journal: Journal, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with closing(sqlite3.connect(place)) as database:

@@ -175,7 +175,7 @@ def test_keys_and_values_are_data_and_never_commands(journal: Journal) -> None:
     assert journal.unsent_items()[0].value == key
 
 
-def test_closing_waits_for_whoever_still_reads(tmp_path: Path) -> None:
+def test_closing_waits_for_threads_that_still_read(tmp_path: Path) -> None:
     """A sender that outlives its grace may be in the middle of a query; SQLite crashes the process where it is closed then."""
     codes = []
     for number in range(40):

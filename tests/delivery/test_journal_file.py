@@ -106,7 +106,7 @@ def test_a_file_that_is_damaged_in_the_middle_is_replaced_and_the_loss_is_counte
     assert "is damaged" in caplog.text
 
 
-def test_a_place_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot be opened"):
         Journal(tmp_path / "file" / "journal.sqlite", 1)

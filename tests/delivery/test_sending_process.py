@@ -45,29 +45,29 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 @pytest.fixture
-def courier(uri: str, tmp_path: Path) -> Iterator[SenderProcess]:
+def process_sender(uri: str, tmp_path: Path) -> Iterator[SenderProcess]:
     made = SenderProcess(tmp_path / "journal.sqlite", uri, patience_seconds=0.0)
     yield made
     made.close()
 
 
-def started(courier: SenderProcess, run_id: str) -> int:
-    """Wait until it delivers a batch; return how often it was asked in vain."""
+def started(process_sender: SenderProcess, run_id: str) -> int:
+    """Wait until it delivers a batch; return how many earlier calls sent nothing."""
     answers: list[str] = []
 
     def sent() -> bool:
-        answers.append(courier.deliver(run_id, POINTS_A_BATCH))
+        answers.append(process_sender.deliver(run_id, POINTS_A_BATCH))
         return answers[-1] == "sent"
 
     eventually(sent, answers)
     return len(answers) - 1
 
 
-def test_it_is_started_when_a_full_batch_waits(courier: SenderProcess) -> None:
-    assert courier.deliver("0" * 32, POINTS_A_BATCH - 1) == "otherwise"
-    assert courier._process is None
-    assert courier.deliver("0" * 32, POINTS_A_BATCH) == "later"
-    assert courier._process is not None
+def test_it_is_started_when_a_full_batch_waits(process_sender: SenderProcess) -> None:
+    assert process_sender.deliver("0" * 32, POINTS_A_BATCH - 1) == "otherwise"
+    assert process_sender._process is None
+    assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "later"
+    assert process_sender._process is not None
 
 
 def test_a_training_that_ends_at_once_starts_none(uri: str, tmp_path: Path, journal: Journal, run_id: str) -> None:
@@ -88,56 +88,56 @@ def test_nobody_waits_for_one_that_does_not_get_ready(uri: str, tmp_path: Path) 
 
 
 def test_it_sends_what_is_in_the_journal_oldest_first_and_removes_it_there(
-    courier: SenderProcess, journal: Journal, uri: str, run_id: str
+    process_sender: SenderProcess, journal: Journal, uri: str, run_id: str
 ) -> None:
-    assert started(courier, run_id) >= 1
+    assert started(process_sender, run_id) >= 1
     history = MlflowClient(uri).get_metric_history(run_id, "loss")
     expected = [(step, float(step), 1_700_000_000_000 + step) for step in range(POINTS_A_BATCH)]
     assert [(point.step, point.value, point.timestamp) for point in history] == expected
     assert [point.step for point in journal.unsent_points(1)] == [POINTS_A_BATCH]
-    assert courier.deliver(run_id, 1000) == "sent"
-    assert courier.deliver(run_id, 500) == "sent"  # a last one that is not full
+    assert process_sender.deliver(run_id, 1000) == "sent"
+    assert process_sender.deliver(run_id, 500) == "sent"  # a last one that is not full
     assert journal.unsent() == 0
 
 
-def test_what_does_not_go_through_stays_for_whoever_asked(
-    courier: SenderProcess, journal: Journal, run_id: str
+def test_what_does_not_go_through_stays_for_the_sender(
+    process_sender: SenderProcess, journal: Journal, run_id: str
 ) -> None:
-    started(courier, run_id)
-    assert courier.deliver("0" * 32, 1000) == "otherwise"
+    started(process_sender, run_id)
+    assert process_sender.deliver("0" * 32, 1000) == "otherwise"
     assert journal.unsent() == 1500
-    assert courier.deliver(run_id, 1000) == "sent"
+    assert process_sender.deliver(run_id, 1000) == "sent"
 
 
 def test_its_death_is_noticed_at_once(journal: Journal, uri: str, run_id: str, tmp_path: Path) -> None:
-    courier = SenderProcess(
+    process_sender = SenderProcess(
         tmp_path / "journal.sqlite", uri, silent_seconds=600.0, patience_seconds=0.0
     )  # longer than a test may take
-    started(courier, run_id)
-    assert courier._process is not None
-    os.kill(courier._process.pid, signal.SIGKILL)
+    started(process_sender, run_id)
+    assert process_sender._process is not None
+    os.kill(process_sender._process.pid, signal.SIGKILL)
     for _ in range(3):
-        assert courier.deliver(run_id, 1000) == "otherwise"
+        assert process_sender.deliver(run_id, 1000) == "otherwise"
     assert journal.unsent() == 1500
-    courier.close()
+    process_sender.close()
 
 
 def test_one_that_is_stopped_is_given_up_with_a_warning(
     uri: str, journal: Journal, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    courier = SenderProcess(tmp_path / "journal.sqlite", uri, silent_seconds=2.0, patience_seconds=0.0)
-    started(courier, run_id)
-    assert courier._process is not None
-    os.kill(courier._process.pid, signal.SIGSTOP)
-    assert courier.deliver(run_id, 1000) == "otherwise"
-    assert courier._process.poll() is not None  # it sends nothing later
-    assert courier.deliver(run_id, 1000) == "otherwise"
+    process_sender = SenderProcess(tmp_path / "journal.sqlite", uri, silent_seconds=2.0, patience_seconds=0.0)
+    started(process_sender, run_id)
+    assert process_sender._process is not None
+    os.kill(process_sender._process.pid, signal.SIGSTOP)
+    assert process_sender.deliver(run_id, 1000) == "otherwise"
+    assert process_sender._process.poll() is not None  # it sends nothing later
+    assert process_sender.deliver(run_id, 1000) == "otherwise"
     assert len([line for line in caplog.messages if "is given up" in line]) == 1
     assert journal.unsent() == 1500
 
 
 def test_one_that_works_for_longer_than_it_may_be_silent_is_not_given_up(
-    courier: SenderProcess, monkeypatch: pytest.MonkeyPatch
+    process_sender: SenderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talks = """read setting; echo '{"ready": true}'; read order
     for i in 1 2 3 4; do sleep 0.5; echo '{"runs": true}'; done; echo '{"sent": 1}'; read end"""
@@ -149,25 +149,27 @@ def test_one_that_works_for_longer_than_it_may_be_silent_is_not_given_up(
 
 
 def test_where_no_process_can_be_started_points_are_sent_without_it(
-    courier: SenderProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    process_sender: SenderProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: object, **__: object) -> None:
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", refused)
     for _ in range(2):
-        assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
-    assert not courier.starting
+        assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+    assert not process_sender.starting
     assert len([line for line in caplog.messages if "can be started" in line]) == 1
 
 
-def test_one_that_was_closed_is_not_started(courier: SenderProcess) -> None:
-    courier.close()
-    assert courier.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
-    assert courier._process is None
+def test_one_that_was_closed_is_not_started(process_sender: SenderProcess) -> None:
+    process_sender.close()
+    assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+    assert process_sender._process is None
 
 
-def test_one_that_is_closed_while_it_starts_ends(courier: SenderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_closed_while_it_starts_ends(
+    process_sender: SenderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entered, start = threading.Event(), subprocess.Popen
 
     def slow(*words: Any, **options: Any) -> Any:
@@ -176,51 +178,55 @@ def test_one_that_is_closed_while_it_starts_ends(courier: SenderProcess, monkeyp
         return start(*words, **options)
 
     monkeypatch.setattr(subprocess, "Popen", slow)
-    asking = threading.Thread(target=courier.deliver, args=("0" * 32, POINTS_A_BATCH))
+    asking = threading.Thread(target=process_sender.deliver, args=("0" * 32, POINTS_A_BATCH))
     asking.start()
     assert entered.wait(10)
-    courier.close()
+    process_sender.close()
     asking.join()
-    assert courier._process is not None
-    assert courier._process.poll() is not None
+    assert process_sender._process is not None
+    assert process_sender._process.poll() is not None
 
 
-def test_what_is_printed_before_its_answers_is_none(courier: SenderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_printed_before_its_answers_is_none(
+    process_sender: SenderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     talks = """read setting; echo welcome; echo '{"ready": true}'; read order; echo '{"sent": 1}'; read end"""
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(["sh", "-c", talks], **options))
-    assert started(courier, "0" * 32) >= 1
+    assert started(process_sender, "0" * 32) >= 1
 
 
-def test_it_is_starting_until_it_is_ready_or_has_ended(courier: SenderProcess, journal: Journal, run_id: str) -> None:
-    assert not courier.starting
-    assert courier.deliver(run_id, POINTS_A_BATCH) == "later"
-    assert courier.starting
-    started(courier, run_id)
-    assert not courier.starting
-    courier.close()
-    assert not courier.starting
+def test_it_is_starting_until_it_is_ready_or_has_ended(
+    process_sender: SenderProcess, journal: Journal, run_id: str
+) -> None:
+    assert not process_sender.starting
+    assert process_sender.deliver(run_id, POINTS_A_BATCH) == "later"
+    assert process_sender.starting
+    started(process_sender, run_id)
+    assert not process_sender.starting
+    process_sender.close()
+    assert not process_sender.starting
 
 
-def test_it_ends_with_whoever_started_it(courier: SenderProcess, journal: Journal, run_id: str) -> None:
-    started(courier, run_id)
-    assert courier._process is not None
-    assert courier._process.stdin is not None
-    courier._process.stdin.close()
-    assert courier._process.wait(10) == 0
+def test_it_ends_with_the_process_that_started_it(process_sender: SenderProcess, journal: Journal, run_id: str) -> None:
+    started(process_sender, run_id)
+    assert process_sender._process is not None
+    assert process_sender._process.stdin is not None
+    process_sender._process.stdin.close()
+    assert process_sender._process.wait(10) == 0
 
 
 PARENT = """
 import json, os, sys, time
 from mltrain.delivery.sync import Existing, HostLock
 from mltrain.delivery.sending_process import SenderProcess
-courier = SenderProcess(sys.argv[1], sys.argv[2], patience_seconds=0.0)
-while courier.deliver(sys.argv[3], 1000) != "sent":
+process_sender = SenderProcess(sys.argv[1], sys.argv[2], patience_seconds=0.0)
+while process_sender.deliver(sys.argv[3], 1000) != "sent":
     time.sleep(0.05)
 worker = os.fork()  # as a data loader does: it holds the parent's ends of all pipes
 if worker == 0:
     time.sleep(60)
-print(json.dumps([courier._process.pid, worker]), flush=True)
+print(json.dumps([process_sender._process.pid, worker]), flush=True)
 time.sleep(60)
 """
 
@@ -231,22 +237,22 @@ def test_it_does_not_outlive_a_killed_training_whose_data_workers_do(
     words = [sys.executable, "-c", PARENT, str(tmp_path / "journal.sqlite"), uri, run_id]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        courier, worker = json.loads(parent.stdout.readline())
-        assert psutil.pid_exists(courier)
+        process_sender, worker = json.loads(parent.stdout.readline())
+        assert psutil.pid_exists(process_sender)
         parent.kill()
         parent.wait()
         try:
-            eventually(lambda: not psutil.pid_exists(courier), "its end")
+            eventually(lambda: not psutil.pid_exists(process_sender), "its end")
             assert psutil.pid_exists(worker)
         finally:
             os.kill(worker, signal.SIGKILL)
 
 
 def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
-    courier: SenderProcess, journal: Journal, uri: str, run_id: str, tmp_path: Path
+    process_sender: SenderProcess, journal: Journal, uri: str, run_id: str, tmp_path: Path
 ) -> None:
     server = TrackingClient(uri, MlflowClient(uri))
-    sender = Sender(server, Existing(run_id, LocalArtifacts(tmp_path)), journal, HostLock(), courier)
+    sender = Sender(server, Existing(run_id, LocalArtifacts(tmp_path)), journal, HostLock(), process_sender)
     step = 2500
     journal.add_points(("loss", n, float(n), n) for n in range(step, step + 2000))
     step += 2000
@@ -255,13 +261,13 @@ def test_the_sender_delivers_everything_whether_or_not_the_process_is_there(
         nonlocal step
         journal.add_points([("loss", step, float(step), step)])
         step += 1
-        return courier._ready
+        return process_sender._ready
 
     eventually(ready, "its readiness")
     journal.add_points(("loss", n, float(n), n) for n in range(step, step + 2000))
     step += 2000
     assert sender.drain(60)
-    process = courier._process
+    process = process_sender._process
     assert process is not None
     eventually(lambda: process.poll() is not None, "the end of the process: it does not outlive the sender")
     history = MlflowClient(uri).get_metric_history(run_id, "loss")

@@ -113,7 +113,7 @@ def refusing(world: World) -> None:
 
 
 def leaving(world: World) -> None:
-    """One rank fails; the other is told why, and does not wait for the end of its patience."""
+    """One rank fails; the other raises its reason at once, before its own time-out ends."""
     if world.rank == 1:
         world.__exit__(StateMismatch, StateMismatch("this", advice="Do that."), None)
         return

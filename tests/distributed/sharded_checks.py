@@ -168,7 +168,7 @@ def _restored(world: World, name: str, parts: dict[str, Any]) -> None:
     verified(world, lambda: store, manifest)
     found, _ = without_pieces(store, manifest)
     TrainState(parts).restore(with_pieces(found, parts, store.assembly(manifest), world.channel))  # type: ignore[arg-type]
-    expected = torch.load(Path(os.environ["FOLDER"]) / f"{name}.pt")
+    expected = torch.load(Path(os.environ["FOLDER"]) / f"{name}.pt", weights_only=True)
     again = gathered(TrainState(parts).state_dict())
     assert list(differences(dict(expected["model"]), dict(again["model"]))) == []
     assert list(differences(expected["optimizer"]["state"], again["optimizer"]["state"])) == []

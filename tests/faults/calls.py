@@ -181,15 +181,15 @@ def hand_over(path: str) -> None:
     installed = threading.Event()
     listeners: list[int] = []
     # The filter binds the thread that installs it and all that this one starts: another has to do the handing over.
-    courier = threading.Thread(target=_carry, args=(path, installed, listeners))
-    courier.start()
+    carrier = threading.Thread(target=_carry, args=(path, installed, listeners))
+    carrier.start()
     if libc.prctl(38, 1, 0, 0, 0):  # no new privileges, without which a filter may not be installed
         raise OSError(ctypes.get_errno(), "prctl")
     filtered = Program(len(program), ctypes.cast(instructions, ctypes.c_void_p))
     listeners.append(libc.syscall(317, 1, 8, ctypes.byref(filtered)))
     failed = ctypes.get_errno()
     installed.set()
-    courier.join()
+    carrier.join()
     if listeners[0] < 0:
         raise OSError(failed, "seccomp")
     os.close(listeners[0])

@@ -70,9 +70,9 @@ class FaultProxy:
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def later(self, seconds: float, deed: Callable[[], None]) -> None:
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something after some time."""
-        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, deed)
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, action)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)

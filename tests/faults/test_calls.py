@@ -34,7 +34,7 @@ def observed(folder: Path, forks: ForkServer, fatal: int = 0) -> tuple[int, Call
     return done.code, calls
 
 
-def test_every_call_is_seen_whoever_makes_it(tmp_path: Path, fork_server: ForkServer) -> None:
+def test_every_call_of_every_process_is_seen(tmp_path: Path, fork_server: ForkServer) -> None:
     code, calls = observed(tmp_path / "x", fork_server)
     assert code == 0
     seen = [f"{call.name} {Path(call.target).name.partition(':')[0]}" for call in calls.made]

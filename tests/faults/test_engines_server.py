@@ -34,42 +34,42 @@ pytestmark = [
 CLOCK = ("runtime", "_per_second", "total_flos", "train_loss")
 AT = 8
 """The step at which something happens."""
-Deed = Callable[[], Any]
+Action = Callable[[], Any]
 
 
 class Acting(Interruption):
     """Does something in a step of Lightning."""
 
-    def __init__(self, deed: Deed) -> None:
+    def __init__(self, action: Action) -> None:
         super().__init__(AT, 0)
-        self.deed = deed
+        self.action = action
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
         if trainer.fit_loop.epoch_loop._batches_that_stepped == self.step and not self.done:
             self.done = True
-            self.deed()
+            self.action()
 
 
-def lightning(resume: str | None, deed: Deed, folder: Path) -> str:
-    return str(fit("epochs", resume and f"mltrain:{resume}", interruption=Acting(deed))[1].run_id)
+def lightning(resume: str | None, action: Action, folder: Path) -> str:
+    return str(fit("epochs", resume and f"mltrain:{resume}", interruption=Acting(action))[1].run_id)
 
 
-def ignite(resume: str | None, deed: Deed, folder: Path) -> str:
-    return str(Loop(resume and f"mltrain:{resume}", at=(AT, lambda loop: deed())).run().saver.run_id)
+def ignite(resume: str | None, action: Action, folder: Path) -> str:
+    return str(Loop(resume and f"mltrain:{resume}", at=(AT, lambda loop: action())).run().saver.run_id)
 
 
-def transformers(resume: str | None, deed: Deed, folder: Path) -> str:
+def transformers(resume: str | None, action: Action, folder: Path) -> str:
     callback = MltrainCallback()
-    training = huggingface.trainer(folder, callback, huggingface.At(AT, deed))
+    training = huggingface.trainer(folder, callback, huggingface.At(AT, action))
     training.train(resume_from_checkpoint=restore(resume) if resume is not None else None)
     return str(callback.run_id)
 
 
-def accelerate(resume: str | None, deed: Deed, folder: Path) -> str:
-    return accelerate_loop.train(resume, after=lambda step: deed() if step == AT else None, waiting=False)
+def accelerate(resume: str | None, action: Action, folder: Path) -> str:
+    return accelerate_loop.train(resume, after=lambda step: action() if step == AT else None, waiting=False)
 
 
-ENGINES: dict[str, Callable[[str | None, Deed, Path], str]] = {
+ENGINES: dict[str, Callable[[str | None, Action, Path], str]] = {
     "lightning": lightning,
     "ignite": ignite,
     "transformers": transformers,

@@ -199,7 +199,7 @@ def warden(tracking_server: TrackingServer) -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def test_where_deleting_is_not_permitted_that_is_said_once_and_the_training_goes_on(
+def test_where_deleting_is_not_permitted_one_warning_names_it_and_the_training_goes_on(
     warden: tuple[str, list[str]], tmp_path: Path, fork_server: ForkServer
 ) -> None:
     uri, refused = warden

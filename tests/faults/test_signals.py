@@ -151,12 +151,12 @@ def processes_in(folder: Path) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize(("fate", "said"), [("kill", "killed by signal"), ("memory", "cannot allocate 40 GiB")])
-def test_the_end_of_a_data_worker_is_an_error_that_names_it(fate: str, said: str, workplace: Workplace) -> None:
+@pytest.mark.parametrize(("cause", "said"), [("kill", "killed by signal"), ("memory", "cannot allocate 40 GiB")])
+def test_the_end_of_a_data_worker_is_an_error_that_names_it(cause: str, said: str, workplace: Workplace) -> None:
     (workplace.folder / "worker.py").write_text(WORKER, encoding="utf-8")
     words = ("train", "worker.py", "num_workers=2", "save_every_steps=1")
     before = processes_in(workplace.folder)
-    done = workplace.mltrain(*words, FATAL=fate)
+    done = workplace.mltrain(*words, FATAL=cause)
     assert done.code == 1, done.err
     assert said in done.err
     assert f"mltrain train --resume-run {done.run_id}" in done.err.strip().splitlines()[-1]

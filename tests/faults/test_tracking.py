@@ -98,7 +98,7 @@ def test_what_a_run_went_by_before_it_was_created_is_understood(proxy: FaultProx
 
 
 @pytest.mark.parametrize("fault", ["reset", "hang"])
-def test_who_requires_tracking_is_told_before_a_hanging_request_ends(
+def test_a_training_that_requires_tracking_is_refused_before_a_hanging_request_ends(
     fault: Fault, proxy: FaultProxy, disturbed: Workplace
 ) -> None:
     proxy.hang_seconds = 600.0  # no command of a test may take so long
@@ -296,7 +296,7 @@ def test_a_run_that_is_deleted_meanwhile_goes_on_and_is_sent_when_it_is_back(
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_a_run_that_somebody_sets_finished_is_running_again_and_this_is_said(workplace: Workplace) -> None:
+def test_a_run_that_somebody_sets_finished_is_running_again_and_a_warning_reports_it(workplace: Workplace) -> None:
     started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05")
     run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
     started.until("epoch ")

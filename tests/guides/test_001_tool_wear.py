@@ -45,7 +45,7 @@ def test_resume_from_checkpoint_true_means_the_file_if_it_is_there(tmp_path: Pat
     file = tmp_path / "my_checkpoint.pth"
     line = {"train_data": TRAIN, "val_data": VAL, "checkpoint_path": file, "resume_from_checkpoint": True}
     short = ToolWearClassifier(**{**SMALL, "epochs": 2})
-    assert short.train(**line)["epoch"] == [1, 2]  # there is none: from the start
+    assert short.train(**line)["epoch"] == [1, 2]  # the file does not exist: training starts anew
     rest = ToolWearClassifier(**SMALL)
     history = rest.train(**line)
     whole = ToolWearClassifier(**SMALL)

@@ -216,7 +216,7 @@ def test_a_server_that_does_not_answer_is_told_to_who_keeps(quiet: Lease, client
     assert not quiet.overtaken.is_set()
 
 
-def test_a_deleted_run_is_said_and_gets_no_heartbeat_until_it_is_restored(client: Client) -> None:
+def test_a_deleted_run_is_reported_and_gets_no_heartbeat_until_it_is_restored(client: Client) -> None:
     client.stage = "deleted"
     lease = Lease(TrackingClient("http://127.0.0.1:1", client), 1, beat_seconds=0.05)
     lease.begin(RUN)

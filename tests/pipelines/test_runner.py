@@ -62,7 +62,7 @@ def test_a_change_taken_back_finds_the_earlier_runs_again(tiny: TinyPipeline) ->
     assert {stage: tiny.run_of(stage) for stage in STAGES} == before
 
 
-def test_other_code_means_a_new_run_where_skipping_and_is_said_where_resuming(tiny: TinyPipeline) -> None:
+def test_other_code_means_a_new_run_where_skipping_and_a_warning_where_resuming(tiny: TinyPipeline) -> None:
     tiny.actions("--mode", "resume", "epochs=1")
     code = tiny.workplace.folder / "tiny_pipeline.py"
     code.write_text(code.read_text() + "\n# changed\n")
@@ -199,7 +199,7 @@ def test_a_second_process_on_the_same_pipeline_is_refused(tiny: TinyPipeline) ->
     assert started.wait().code == 75
 
 
-def test_a_stage_that_lacks_what_it_needs_is_not_cleared_in_vain(tiny: TinyPipeline) -> None:
+def test_a_stage_that_lacks_what_it_needs_keeps_its_output(tiny: TinyPipeline) -> None:
     assert tiny("--mode", "skip", "epochs=1").code == 0
     before = tiny.run_of("second")
     flipped(tiny.artifacts(tiny.run_of("numbers")) / "output/a01/about.json")

@@ -150,7 +150,7 @@ def test_reading_a_place_writes_nothing(watched: tuple[Path, Watch, list[str]]) 
     assert told == []
 
 
-def test_each_write_is_told_once_with_what_was_there_before(watched: tuple[Path, Watch, list[str]]) -> None:
+def test_each_write_is_reported_once_with_the_file_before_it(watched: tuple[Path, Watch, list[str]]) -> None:
     folder, _, told = watched
     before = contents_of(folder)
     for text in ("new", "newer"):
@@ -176,7 +176,7 @@ def test_a_child_process_tells_nothing(watched: tuple[Path, Watch, list[str]]) -
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_too_much_to_list_is_told_and_warned_of(
+def test_too_many_files_to_list_raise_a_warning(
     watched: tuple[Path, Watch, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, _, told = watched

@@ -52,7 +52,7 @@ def test_a_claim_that_comes_while_the_run_is_closed_is_the_end_of_its_hold(
 
     monkeypatch.setattr(run.outbox.sender, "drain", overtaken_drain)
     assert not run.close("FINISHED", "done", 60.0)
-    assert client.get_run(run.id).info.status == "RUNNING"  # as whoever claimed it has it
+    assert client.get_run(run.id).info.status == "RUNNING"  # as the process that claimed it left it
     with pytest.raises(RunHeld):
         run.require_hold()
 

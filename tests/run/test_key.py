@@ -1,4 +1,4 @@
-"""Of all runs that were created with one key, exactly one has it, whoever comes when."""
+"""Of all runs that were created with one key, exactly one has it, in whatever order processes come."""
 
 import threading
 from pathlib import Path

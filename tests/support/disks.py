@@ -1,4 +1,4 @@
-"""A disk whose calls are counted, and one of which meets its fate."""
+"""A disk that counts its calls and fails at a chosen one."""
 
 import hashlib
 import os
@@ -23,12 +23,12 @@ ID = CheckpointId(attempt=1, step=7)
 
 
 class Disk:
-    """Counts the calls that change the disk, and lets one of them meet its fate."""
+    """Counts the calls that change the disk and fails at a chosen one."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls = 0
         self.fatal = 0
-        self.fate: Callable[[str], None] = lambda name: None
+        self.failure: Callable[[str], None] = lambda name: None
         for name in CALLS:
             patch.setattr(os, name, self._watched(name, getattr(os, name)))
 
@@ -36,7 +36,7 @@ class Disk:
         def watched(*arguments: Any, **named: Any) -> Any:
             self.calls += 1
             if self.calls == self.fatal:
-                self.fate(name)
+                self.failure(name)
             return call(*arguments, **named)
 
         return watched
@@ -45,7 +45,7 @@ class Disk:
         def fail(name: str) -> None:
             raise OSError(error, os.strerror(error))
 
-        self.calls, self.fatal, self.fate = 0, number, fail
+        self.calls, self.fatal, self.failure = 0, number, fail
 
     def works(self) -> None:
         self.calls, self.fatal = 0, 0

@@ -43,12 +43,12 @@ class Net(nn.Module):
 class At(TrainerCallback):  # type: ignore[misc]
     """Does something after a step."""
 
-    def __init__(self, step: int, deed: Any) -> None:
-        self.step, self.deed = step, deed
+    def __init__(self, step: int, action: Any) -> None:
+        self.step, self.action = step, action
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step:
-            self.deed()
+            self.action()
 
 
 class Settled(TrainerCallback):  # type: ignore[misc]

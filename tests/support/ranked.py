@@ -1,4 +1,4 @@
-"""The tiny project, in which only one rank meets its fate; and one without noise, whose losses several ranks reproduce."""
+"""The tiny project, in which one rank alone fails; and one without noise, whose losses several ranks reproduce."""
 
 import os
 import signal

@@ -65,7 +65,7 @@ class Noisy(torch.utils.data.Dataset[Any]):
 
 
 class Faulty:
-    """A step that meets its fate at a given step, as configured."""
+    """A step that fails at a given step, as configured."""
 
     def __init__(self, inner: mltrain.Supervised, config: Config) -> None:
         self.inner = inner

@@ -66,7 +66,7 @@ def make_numbers(config: NumbersConfig, folder: Path) -> dict[str, float]:
 
 
 class Meeting:
-    """A step that meets its fate at a given step, as configured."""
+    """A step that fails at a given step, as configured."""
 
     def __init__(self, inner: mltrain.Supervised, config: NetConfig) -> None:
         self.inner = inner

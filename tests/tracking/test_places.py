@@ -18,7 +18,7 @@ def test_every_address_names_the_mode_that_shows_runs(address: str) -> None:
     assert page_of_experiment(address, None) == "http://here:5000/#/experiments?workflowType=machine_learning"
 
 
-def test_people_are_told_the_page_of_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_page_of_a_server_is_named_to_people(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert location(store("https://here/"), "3", "abc").splitlines() == [
         "Runs are kept at https://here/",
         f"Look at {page_of('https://here', '3', 'abc')}",

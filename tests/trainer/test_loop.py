@@ -15,7 +15,7 @@ from tests.support.equality import identical
 from tests.support.trainings import trained
 
 
-def test_a_loader_that_gives_nothing_is_said() -> None:
+def test_a_loader_without_batches_raises_an_error() -> None:
     class Empty:
         def __iter__(self) -> Iterator[Any]:
             return iter(())

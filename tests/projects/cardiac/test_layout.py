@@ -64,7 +64,7 @@ def test_without_late_enhancement_there_is_none(written: Path) -> None:
     assert Layout(written).case("phantom_000").late is None
 
 
-def test_everything_that_is_wrong_is_said_at_once(written: Path) -> None:
+def test_one_error_names_everything_that_is_wrong(written: Path) -> None:
     (written / CINE_WALL / "phantom_000.nii.gz").unlink()
     (written / CINE / "phantom_001" / "slice_00.nii.gz").write_bytes(b"no picture")
     with pytest.raises(DataError, match="2 of 2 cases cannot be used") as caught:

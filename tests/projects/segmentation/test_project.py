@@ -155,7 +155,7 @@ def test_the_network_knows_mean_and_standard_deviation_of_the_training_images(ow
     assert float(net.std) == pytest.approx(np.std(pixels), rel=1e-5)
 
 
-def test_what_is_wrong_with_the_data_is_said_before_training(own: dict[str, str]) -> None:
+def test_an_error_names_what_is_wrong_with_the_data_before_training(own: dict[str, str]) -> None:
     (Path(own["gt_path"]) / "blobs_003.png").unlink()
     with pytest.raises(DataError, match=r"(?s)images without a mask: 1\n    blobs_003\.png"):
         build(made(**own))

@@ -22,7 +22,7 @@ def test_without_names_the_last_tool_validates_and_none_is_kept_for_the_test(sma
     assert len(split.test) == 0
 
 
-def test_all_that_is_wrong_with_a_split_is_said_at_once(small: Windows) -> None:
+def test_one_error_names_all_that_is_wrong_with_a_split(small: Windows) -> None:
     with pytest.raises(DataError) as refused:
         split_by_tool(small, val=["c9", "c1"], test=["c1", "c4", "c5", "c6"])
     message = str(refused.value)

@@ -43,7 +43,7 @@ def inverted() -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Pause(logging.Handler):
-    """Takes a tenth of a second at the end of every epoch, so that whoever wants to stop the training comes in time."""
+    """Takes a tenth of a second at the end of every epoch, so that a test can stop the training in time."""
 
     def emit(self, record: logging.LogRecord) -> None:
         time.sleep(0.1)
