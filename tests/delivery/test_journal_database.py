@@ -5,7 +5,9 @@ import sqlite3
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -187,6 +189,18 @@ def test_closing_waits_for_threads_that_still_read(tmp_path: Path) -> None:
                 journal.log_metrics({f"key{index}": 1.0 for index in range(20)}, step, 1)
             journal.flush()
 
+            reading, closing_now = threading.Event(), threading.Event()
+
+            def during_a_query(left: list[int], reading: threading.Event, closing_now: threading.Event) -> int:
+                left[0] -= 1
+                if left[0] <= 0:  # the middle of a query, which another thread is about to close
+                    reading.set()
+                    closing_now.wait()
+                return 0
+
+            handler = partial(during_a_query, [number * 7 + 1], reading, closing_now)
+            journal._database._database.set_progress_handler(handler, 100)
+
             def read(journal: Journal = journal) -> None:
                 with suppress(sqlite3.Error):
                     while True:
@@ -194,7 +208,16 @@ def test_closing_waits_for_threads_that_still_read(tmp_path: Path) -> None:
 
             for _ in range(2):
                 threading.Thread(target=read, daemon=True).start()
-            time.sleep(0.05 + number * 0.001)
+            close = journal._database.close
+
+            def closing_while_read(
+                close: Callable[[], None] = close, closing_now: threading.Event = closing_now
+            ) -> None:
+                closing_now.set()
+                close()
+
+            journal._database.close = closing_while_read  # type: ignore[method-assign]
+            reading.wait()
             journal.close()
             os._exit(0)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
