@@ -63,15 +63,7 @@ def test_a_ctrl_c_that_comes_as_two_signals_reaches_all_processes_and_is_waited_
 def test_torchrun_passes_on_the_signal_that_slurm_sends_with_the_options_of_the_page(place: Workplace) -> None:
     page = Path(__file__).parent.parent.parent / "docs" / "distributed.md"
     (options,) = re.findall(r"--signals-to-handle \S+ --shutdown-timeout \d+", page.read_text(encoding="utf-8"))
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *options.split(),
-    ]
+    torchrun = ranks.torchrun(2, *options.split())
     with subprocess.Popen(
         [*torchrun, "--no-python", sys.executable, "-c", SAVING], cwd=place.folder, env=place.environment
     ) as started:

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 
 import pytest
 from mlflow import MlflowClient
@@ -103,16 +102,7 @@ def test_the_number_of_ranks_may_change_in_the_middle_of_an_epoch(place: Workpla
 
 @pytest.mark.slow
 def test_torchrun_restarts_killed_workers_in_the_same_run(place: Workplace, undisturbed: str) -> None:
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "2",
-    ]
+    torchrun = ranks.torchrun(2, "--max-restarts", "2")
     command = [*torchrun, "-m", "mltrain", *TRAIN, "auto", "epochs=2", "save_every_steps=2", "kill_at=9", "victim=1"]
     done = subprocess.run(
         command, cwd=place.folder, env=place.environment, capture_output=True, text=True, timeout=300, check=False

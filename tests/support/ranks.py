@@ -1,10 +1,17 @@
 """Commands that run on several ranks, as a launcher starts them."""
 
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.workplace import Done, Started, Workplace
+
+
+def torchrun(size: int, *options: str) -> list[str]:
+    """Return the command with which torchrun starts ``size`` processes on this machine, up to what they run."""
+    module = [sys.executable, "-m", "torch.distributed.run"]
+    return [*module, "--standalone", "--nproc-per-node", str(size), *options]
 
 
 def free_port() -> int:
