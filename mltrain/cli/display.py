@@ -23,6 +23,7 @@ from mltrain.provenance import fingerprint
 from mltrain.redaction import harmless
 
 if TYPE_CHECKING:
+    from mltrain.checkpoint.manifest import Manifest
     from mltrain.run.tracked import TrackedRun
     from mltrain.trainer.loop import Trainer
 
@@ -119,8 +120,7 @@ class Terminal(Display):
         self.finish()
         line(f"Ended: {outcome.why}.")
         if outcome.best is not None:
-            shown = ", ".join(f"{k} {v:.4g}" for k, v in outcome.best.metrics.items() if k.startswith("val/"))
-            line(f"Best: {outcome.best.title} ({outcome.best.name}){': ' + shown if shown else ''}")
+            line(f"Best: {_with_figures(outcome.best)}")
         if outcome.newest is not None:
             line(f"Newest checkpoint: {outcome.newest.name} ({outcome.newest.size / 1e6:.1f} MB)")
         if outcome.lost:
@@ -159,6 +159,11 @@ def _epoch_line(trainer: "Trainer", seconds: float) -> str:
     return f"epoch {row['epoch']:>4}/{trainer.config.epochs}  {figures}{rate}  {seconds:.1f} s{star}"
 
 
+def _with_figures(checkpoint: "Manifest") -> str:
+    figures = ", ".join(f"{k} {v:.4g}" for k, v in checkpoint.metrics.items() if k.startswith("val/"))
+    return f"{checkpoint.title} ({checkpoint.name}){': ' + figures if figures else ''}"
+
+
 def _because(trouble: str | None) -> str:
     return f" ({trouble.rstrip('.')})" if trouble else ""
 
@@ -190,8 +195,7 @@ class TerminalStage(Terminal):
         self.finish()
         line(f"  {self._stage}: {outcome.why}")
         if outcome.best is not None:
-            figures = ", ".join(f"{k} {v:.4g}" for k, v in outcome.best.metrics.items() if k.startswith("val/"))
-            line(f"  best: {outcome.best.title} ({outcome.best.name}){': ' + figures if figures else ''}")
+            line(f"  best: {_with_figures(outcome.best)}")
         elif outcome.metrics:
             line("  " + ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items()))
 
