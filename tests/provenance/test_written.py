@@ -176,7 +176,7 @@ def test_a_child_process_tells_nothing(watched: tuple[Path, Watch, list[str]]) -
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_too_many_files_to_list_raise_a_warning(
+def test_a_warning_reports_more_files_than_can_be_listed(
     watched: tuple[Path, Watch, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, _, told = watched

@@ -54,7 +54,7 @@ def test_what_is_committed_is_found_again_with_its_digests(artifacts: Artifacts,
     assert outputs.damage(artifacts, committed) is None
 
 
-def test_equal_files_have_equal_digests_whatever_run_made_them(artifacts: Artifacts, made: Path) -> None:
+def test_equal_files_have_equal_digests_in_every_attempt(artifacts: Artifacts, made: Path) -> None:
     first = outputs.commit(RUN, artifacts, "a01", made)
     second = outputs.commit(RUN, artifacts, "a02", made)
     assert first.digest == second.digest
