@@ -51,25 +51,26 @@ def checkpoints(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
     if as_json:
         print(json.dumps([{**_facts(manifest), "is": words(manifest)} for manifest in manifests], indent=1))
         return
-    from mltrain.cli.tables import table
+    from mltrain.cli.tables import table_that_fits
 
     metric = found.notes.context.metric
-    table(
+    table_that_fits(
         f"Checkpoints of {found.store.title}",
-        ("checkpoint", "kind", "epoch", "step", metric, "MB", "created", "is"),
+        ("checkpoint", "is", "epoch", metric, "kind", "MB", "step", "created"),
         [
             [
                 manifest.name,
-                manifest.kind,
-                str(manifest.epoch),
-                str(manifest.step),
-                f"{manifest.metrics[metric]:.5g}" if metric in manifest.metrics else "",
-                f"{manifest.size / 1e6:.1f}",
-                manifest.created.isoformat(timespec="seconds"),
                 ", ".join(words(manifest)),
+                str(manifest.epoch),
+                f"{manifest.metrics[metric]:.5g}" if metric in manifest.metrics else "",
+                manifest.kind,
+                f"{manifest.size / 1e6:.1f}",
+                str(manifest.step),
+                manifest.created.isoformat(timespec="seconds"),
             ]
             for manifest in manifests
         ],
+        rest="All columns: --json, or into a file.",
     )
 
 

@@ -18,7 +18,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         print(f"{title}: none.")
         return
     print(f"{title} ({len(grid) - 1})")
-    if not sys.stdout.isatty() or sum(_widths(grid)) + len(_GAP) * len(columns) <= _terminal():
+    if fits(grid):
         _print_lines(grid)
     else:
         _print_folded(grid)
@@ -39,13 +39,24 @@ def table_that_fits(title: str, columns: Sequence[str], rows: Iterable[Sequence[
         taken, fitting = 0, 0
         for width in _widths([columns, *rows]):
             taken += width + len(_GAP)
-            if taken > _terminal():
+            if taken - len(_GAP) > _terminal():
                 break
             fitting += 1
     fitting = max(2, fitting)
     table(title, columns[:fitting], [row[:fitting] for row in rows])
     if rows and fitting < len(columns):
         print(f"Too wide for this terminal: {', '.join(map(harmless, columns[fitting:]))}. {rest}")
+
+
+def fits(grid: Sequence[Sequence[str]]) -> bool:
+    """Whether a table has one line for each row where it is printed; a file is as wide as needed."""
+    return not sys.stdout.isatty() or sum(_widths(grid)) + len(_GAP) * (len(grid[0]) - 1) <= _terminal()
+
+
+def shortest(identities: Sequence[str]) -> list[str]:
+    """Return the first digits of ids, eight or as many as tell them apart."""
+    length = next((n for n in range(8, 32) if len({one[:n] for one in identities}) == len(set(identities))), 32)
+    return [one[:length] for one in identities]
 
 
 def _terminal() -> int:
@@ -67,14 +78,15 @@ def _print_lines(grid: Sequence[Sequence[str]]) -> None:
 
 
 def _print_folded(grid: Sequence[Sequence[str]]) -> None:
-    """Print cells that take several lines, where the terminal is too narrow."""
+    """Print cells that take several lines, where the terminal is too narrow; nothing of them is cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    folded = Table(box=None, header_style="bold")
-    for column in grid[0]:
-        folded.add_column(Text(column), no_wrap=True, overflow="fold")
+    folded = Table(box=None, header_style="bold", pad_edge=False, padding=(0, len(_GAP), 0, 0))
+    names = min(max(cell_len(row[0]) for row in grid), _terminal() // 2)
+    for number, column in enumerate(grid[0]):
+        folded.add_column(Text(column), overflow="fold", min_width=1 if number else names)
     for row in grid[1:]:
         folded.add_row(*map(Text, row))
     Console(highlight=False).print(folded)

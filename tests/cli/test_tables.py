@@ -1,8 +1,10 @@
 """Tables for people are complete in a file and do nothing to a terminal."""
 
+import re
+
 import pytest
 
-from mltrain.cli.tables import table, table_that_fits
+from mltrain.cli.tables import shortest, table, table_that_fits
 
 
 def test_a_table_in_a_file_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,3 +59,24 @@ def test_a_table_that_fits_is_printed_with_one_line_a_row(
     table("Runs", ("name", "state"), [("脂肪", "finished"), ("a", "dead")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].index("finished") + 2 == lines[3].index("dead"), "a wide character takes two columns"
+
+
+@pytest.mark.parametrize("columns", [24, 40, 80])
+def test_a_narrow_terminal_folds_cells_and_cuts_none(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    head, rows = ("", "first run", "second run"), [(f"key_{n}", "x" * 60 + str(n), "z" * 30) for n in range(3)]
+    table("Parameters", head, rows)
+    lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= columns
+    text = "".join(lines)
+    assert (text.count("x"), text.count("z")) == (180, 90)
+    assert all(any(line.startswith(f"key_{n}") for line in lines) for n in range(3)), "names of rows are whole"
+
+
+def test_ids_are_cut_to_what_tells_them_apart() -> None:
+    assert shortest(["0123456789", "abcdefghij"]) == ["01234567", "abcdefgh"]
+    assert shortest(["01234567a9", "01234567b9", "01234567b9"]) == ["01234567a", "01234567b", "01234567b"]
+    assert shortest([]) == []
