@@ -89,7 +89,7 @@ class Config(BaseModel):
         None, min_length=1, description="The MLflow experiment. Default: the project's name."
     )
     run_name: str | None = Field(
-        None, min_length=1, description="The name of a new run. Default: project, what differs, time."
+        None, min_length=1, description="The name of a new run. Default: time, what differs, project."
     )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

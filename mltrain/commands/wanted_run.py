@@ -76,7 +76,8 @@ class WantedRun:
             tags |= {"mlflow.parentRunId": request.fork_run, FORKED_FROM_TAG: request.fork_run}
         if request.resume_file is not None:
             tags[IMPORTED_TAG] = request.resume_file.name
-        name, telling = config.run_name, run_name(project, request.preset, request.overrides)
+        name = config.run_name
+        telling = run_name(project, request.preset, request.overrides, order=tuple(config.recorded()))
         if self.launcher is not None:
             return adoption.adopt(self.server, self.launcher, name, project, tags, otherwise=telling)
         return opening.create(

@@ -5,7 +5,7 @@ An id is given whole, or as a prefix that only one run has, as git takes those o
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -25,7 +25,7 @@ _PREFIX = re.compile(rf"[0-9a-f]{{{SHORTEST},31}}", re.ASCII)
 _LISTED = 6
 
 _LONGEST, _LONGEST_VALUE = 100, 24
-"""Characters of a name before its time, and of one value in it."""
+"""Characters of a name, and of one value in it."""
 _ELSEWHERE = ("experiment", "run_name", "device", "num_threads")
 """Keys that MLflow's pages show beside the name, or that change no result."""
 
@@ -49,22 +49,29 @@ def experiment_for(project: str, wanted: str | None) -> str | None:
     return wanted or (None if chosen_outside else short(project))
 
 
-def run_name(project: str, preset: str | None = None, given: Mapping[str, Any] | None = None) -> str:
-    """Return the name of a new run: its project, what differs from the project's defaults, and the time in UTC.
+def run_name(
+    project: str, preset: str | None = None, given: Mapping[str, Any] | None = None, order: Sequence[str] = ()
+) -> str:
+    """Return the name of a new run: month, day and time in UTC, what differs from the defaults, and the project.
+
+    MLflow's list of runs shows about twenty characters of a name, so when and what differs come before the project, after
+    which the experiment is called.
 
     Args:
         project: name of the project or pipeline.
         preset: of its configuration, if there is one.
         given: keys of its configuration that the user gave; places and long values are left out.
+        order: keys in the order in which they matter; others follow in the order in which they were given.
     """
-    words = [short(project), *([preset] if preset else [])]
-    for key, value in (given or {}).items():
+    rank = {key: number for number, key in enumerate(order)}
+    words, last = [f"{datetime.now(UTC):%m-%d %H:%M}"], [*([preset] if preset else []), short(project)]
+    for key, value in sorted((given or {}).items(), key=lambda one: rank.get(one[0], len(rank))):
         text = f"{key}={value}"
-        short_enough = len(str(value)) <= _LONGEST_VALUE and len(" ".join((*words, text))) <= _LONGEST
+        short_enough = len(str(value)) <= _LONGEST_VALUE and len(" ".join((*words, text, *last))) <= _LONGEST
         if short_enough and key not in _ELSEWHERE and not {"/", "\\"} & set(str(value)):
             words.append(text)
     # A name of our own: MLflow's would be drawn from Python's global random numbers, which belong to the training.
-    return " ".join((*words, f"{datetime.now(UTC):%Y%m%d-%H%M%S}"))
+    return " ".join((*words, *last))
 
 
 def renamed(present: str | None, wanted: str | None, otherwise: str) -> str | None:

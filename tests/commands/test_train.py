@@ -180,6 +180,6 @@ def test_a_run_goes_to_an_experiment_of_its_project_and_is_called_by_what_differ
     client = MlflowClient(workplace.uri)
     run = client.get_run(done.run_id)
     assert client.get_experiment(run.info.experiment_id).name == "tiny"
-    assert str(run.info.run_name).startswith("tiny epochs=1 lr=0.02 20")
+    assert str(run.info.run_name).split(maxsplit=2)[2] == "lr=0.02 epochs=1 tiny", "the project's keys come first"
     assert "none" not in run.data.params.values()
     assert run.data.params["lr"] == "0.02"

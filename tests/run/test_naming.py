@@ -1,4 +1,5 @@
 import random
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -57,16 +58,23 @@ def test_the_environment_chooses_the_experiment_before_the_project_does(
     assert experiment_for("net.py", "wanted") == "wanted"
 
 
-def test_a_name_has_the_project_what_differs_and_the_time() -> None:
-    words = run_name("examples/net.py", "quick", {"lr": 1e-3, "epochs": "5"}).split()
-    assert words[:-1] == ["net", "quick", "lr=0.001", "epochs=5"]
-    assert words[-1].replace("-", "").isdecimal()
+def test_a_name_has_the_time_what_differs_and_the_project() -> None:
+    day, time, *words = run_name("examples/net.py", "quick", {"lr": 1e-3, "epochs": "5"}).split()
+    assert words == ["lr=0.001", "epochs=5", "quick", "net"]
+    assert re.fullmatch(r"\d\d-\d\d \d\d:\d\d", f"{day} {time}")
+
+
+def test_what_differs_stands_where_a_list_that_cuts_names_shows_it() -> None:
+    given = {"epochs": "2", "max_to_keep": "3", "items": "16", "lr": "4e-3", "unknown": "1"}
+    name = run_name("a_project_with_a_long_name.py", None, given, order=("lr", "items", "seed", "epochs", "max_to_keep"))
+    assert " lr=4e-3" in name[:20]
+    assert name.split()[2:-1] == ["lr=4e-3", "items=16", "epochs=2", "max_to_keep=3", "unknown=1"]
 
 
 def test_a_name_leaves_out_places_and_what_is_long_or_shown_elsewhere() -> None:
     given = {"image_path": "/data/x", "w": "C:\\x", "note": "n" * 40, "experiment": "e", "run_name": "r", "lr": "1e-3"}
-    assert run_name("net", None, given).split()[:-1] == ["net", "lr=1e-3"]
-    assert len(run_name("net", None, {f"key_{n}": n for n in range(100)})) < 130
+    assert run_name("net", None, given).split()[2:] == ["lr=1e-3", "net"]
+    assert len(run_name("net", None, {f"key_{n}": n for n in range(100)})) <= 100
 
 
 def test_no_name_is_drawn_from_the_random_numbers_of_the_training() -> None:

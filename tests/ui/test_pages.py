@@ -20,7 +20,7 @@ def test_the_printed_address_opens_the_run_in_the_mode_that_shows_runs(browser: 
     browser.until("Model training", "Overview", "Model metrics", "Best so far: val/loss")
     browser.screenshot("1-first-look")
     browser.click("Runs")  # at the left; the same word above the name leads to MLflow's other mode
-    text = browser.until("matching runs", "Models", "tiny epochs=2")
+    text = browser.until("matching runs", "Models", "lr=1e-3")
     assert "Evaluation runs" not in text
     browser.screenshot("1-list-of-runs")
 
@@ -30,7 +30,7 @@ def test_the_overview_has_what_matters(browser: Browser, runs: Runs) -> None:
     text = browser.until("Parameters", "Tags", "Datasets", "mltrain.status")
     tags = set(re.findall(r"^mltrain\.[\w.]+", text.partition("\nTags\n")[2], re.MULTILINE))
     assert {"mltrain.status", "mltrain.best", "mltrain.project"} <= tags
-    assert len(tags) <= 12, tags
+    assert len(tags) <= 13, tags  # one of them only where a resume changed a key
     assert "mltrain.heartbeat" not in tags
     assert not {"mltrain.ended.1", "mltrain.best_metric"} & tags
     assert "data" in text.partition("\nDatasets\n")[2].partition("\nTags\n")[0]
