@@ -66,9 +66,8 @@ def pull(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Download a verified model with its configuration and history; --register makes an MLflow model of it."""
-    from mltrain.commands.pull import choose, download
+    from mltrain.commands.pull import choose, download, refuse_folder
     from mltrain.errors import UsageError
-    from mltrain.store.artifacts import refuse_unwritable
     from mltrain.tracking.mlflow_model import refuse_name
 
     if mode not in (None, "min", "max"):
@@ -77,7 +76,7 @@ def pull(
         raise UsageError("--alias names a version of a registered model. Expected --register NAME with it.")
     if register is not None:
         refuse_name(register, alias)
-    refuse_unwritable(to, "Choose another folder: --to FOLDER.")
+    refuse_folder(to)
     direction: Any = mode
     made = None
     choice = choose(run_id, experiment, metric, direction, checkpoint)

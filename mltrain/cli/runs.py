@@ -43,13 +43,25 @@ def runs(
         return
     from mltrain.cli.tables import fits, shortest, table_that_fits
 
-    columns: tuple[str, ...] = ("run_id", "state", "name", "best_value", "epoch", "started", "latest", "best", "project")
+    columns: tuple[str, ...] = (
+        "run_id",
+        "state",
+        "name",
+        "best_value",
+        "epoch",
+        "started",
+        "latest",
+        "best",
+        "project",
+    )
     if sort is not None:
         columns = (*columns[:3], sort, *columns[3:])
     heads = [{"run_id": "run id", "best_value": "best value"}.get(column, column) for column in columns]
     cells = [[_cell(row, column) for column in columns] for row in rows]
     if not fits([heads, *cells]):
-        cells = [[identity, *others] for identity, (_, *others) in zip(shortest([c[0] for c in cells]), cells, strict=True)]
+        cells = [
+            [identity, *others] for identity, (_, *others) in zip(shortest([c[0] for c in cells]), cells, strict=True)
+        ]
     table_that_fits("Runs", heads, cells, rest="All columns: --json, or into a file.")
 
 

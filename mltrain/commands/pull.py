@@ -13,7 +13,7 @@ from mltrain.checkpoint.manifest import FILE_NAME, FileEntry, Manifest, now, who
 from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import NoCheckpoint, RunNotFound, StorageError, UsageError, nearest
+from mltrain.errors import MltrainError, NoCheckpoint, RunNotFound, StorageError, UsageError, nearest
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.artifacts import refuse_unwritable, sha256_of
 from mltrain.store.durable import replacing
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Received = Callable[[str, int, int], None]
 """Called with each file received: its name, its bytes, and the bytes of all files wanted."""
+
+_PULLED = ("model*.safetensors", "params.json", "history.csv", FILE_NAME)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def pull(
     Raises:
         NoCheckpoint: no checkpoint matches, or every match is damaged.
         StorageError: the folder cannot be written.
+        UsageError: the folder has files of the same names that no pull has written.
     """
     return download(choose(run_id, experiment, metric, mode, checkpoint), to, received)
 
@@ -99,8 +102,9 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
     Raises:
         NoCheckpoint: every candidate is damaged.
         StorageError: the folder cannot be written.
+        UsageError: the folder has files of the same names that no pull has written.
     """
-    refuse_unwritable(to, "Choose another folder: --to FOLDER.")
+    refuse_folder(to)
     store = choice.checkpoints.store
 
     def write(manifest: Manifest) -> None:
@@ -121,6 +125,25 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
 
     manifest, _ = first_usable(store, choice.candidates, write)
     return Pulled(choice.run_id, manifest, to)
+
+
+def refuse_folder(to: Path) -> None:
+    """Refuse a folder to pull into that cannot be written, or whose files of the same names no pull has written.
+
+    Raises:
+        StorageError: it cannot be written.
+        UsageError: files of someone else would be replaced.
+    """
+    refuse_unwritable(to, "Choose another folder: --to FOLDER.")
+    try:
+        Manifest.from_json((to / FILE_NAME).read_bytes())
+    except (OSError, MltrainError):
+        taken = sorted(found.name for pattern in _PULLED for found in to.glob(pattern))
+        if taken:
+            raise UsageError(
+                f"{to} has files that a pull would replace, and no manifest of an earlier pull: {', '.join(taken)}. Expected a "
+                "new folder, or one that a pull has filled. Choose another folder: --to FOLDER."
+            ) from None
 
 
 def load_best(

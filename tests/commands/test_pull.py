@@ -13,7 +13,7 @@ from mltrain.cli.prune import prune
 from mltrain.commands.compare import compared
 from mltrain.commands.prune import Rules, plan_experiment
 from mltrain.commands.pull import best_run, pull
-from mltrain.errors import NoCheckpoint, StorageError
+from mltrain.errors import NoCheckpoint, StorageError, UsageError
 from mltrain.tracking.client import TrackingClient
 from tests.support.database import MORE_THAN_A_PAGE, many
 
@@ -93,3 +93,20 @@ def test_a_large_model_is_pulled_file_by_file_and_replaces_the_former_one_whole(
         pull(manager.run.id, to=to)
     assert {file.read_bytes()[-4:] for file in to.glob("model-*.safetensors")} == of_epoch[1]
     assert len(list(to.iterdir())) == 9
+
+
+@pytest.mark.parametrize("name", ["params.json", "history.csv", "manifest.json", "model.safetensors"])
+def test_a_pull_replaces_the_files_of_an_earlier_one_and_of_nobody_else(
+    name: str, server: TrackingClient, tmp_path: Path
+) -> None:
+    run_id, theirs = trained(1.0), tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / name).write_text('{"name": "of somebody else"}')
+    with pytest.raises(UsageError, match=f"no manifest of an earlier pull: {name}"):
+        pull(run_id, to=theirs)
+    assert [file.read_text() for file in theirs.iterdir()] == ['{"name": "of somebody else"}']
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("stays")
+    for run in (run_id, trained(2.0)):
+        assert pull(run, to=tmp_path / "model").run_id == run
+    assert (tmp_path / "model" / "notes.txt").read_text() == "stays"

@@ -66,7 +66,9 @@ def test_a_name_has_the_time_what_differs_and_the_project() -> None:
 
 def test_what_differs_stands_where_a_list_that_cuts_names_shows_it() -> None:
     given = {"epochs": "2", "max_to_keep": "3", "items": "16", "lr": "4e-3", "unknown": "1"}
-    name = run_name("a_project_with_a_long_name.py", None, given, order=("lr", "items", "seed", "epochs", "max_to_keep"))
+    name = run_name(
+        "a_project_with_a_long_name.py", None, given, order=("lr", "items", "seed", "epochs", "max_to_keep")
+    )
     assert " lr=4e-3" in name[:20]
     assert name.split()[2:-1] == ["lr=4e-3", "items=16", "epochs=2", "max_to_keep=3", "unknown=1"]
 
