@@ -13,14 +13,14 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.reader import CheckpointReader, matching
 from mltrain.errors import MltrainError, StorageError
 from mltrain.ownership.attempts import STATUS_OF, last_attempt, recorded_attempts, recorded_config
-from mltrain.run.adoption import ENTRY_POINT
+from mltrain.ownership.launcher import ENTRY_POINT
 from mltrain.run.checkpoints import checkpoints_of, config_of
 from mltrain.run.listing import row
 from mltrain.run.naming import full_id
-from mltrain.run.record import LONGEST_PARAMETER
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.best import best_values
 from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.names import LONGEST_PARAMETER
 from mltrain.tracking.tags import (
     CHANGED_PREFIX,
     LATEST_TAG,

@@ -24,6 +24,8 @@ from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.tags import HOLDER_TAG, LAUNCHER_OF_TAG, LAUNCHER_TAG
 
 Action = Literal["delete", "KILLED", "FAILED", "FINISHED"]
+ENTRY_POINT = "mlflow.project.entryPoint"
+"""The tag by which ``mlflow run`` marks the run that it makes."""
 STARTER_PID = "MLTRAIN_STARTER_PID"
 """The variable in which a command that starts several processes leaves its own process id for them."""
 

@@ -12,7 +12,7 @@ from mltrain.ownership.attempts import (
     claim_attempt,
 )
 from mltrain.ownership.host_lock import take_lock
-from mltrain.ownership.launcher import Launcher
+from mltrain.ownership.launcher import ENTRY_POINT, Launcher
 from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
 from mltrain.redaction import redacted
 from mltrain.run.ending import Opened
@@ -25,9 +25,6 @@ from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import HOLDER_TAG, NAMESPACE, PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
-
-ENTRY_POINT = "mlflow.project.entryPoint"
-"""The tag by which ``mlflow run`` marks the run that it makes."""
 
 
 def adopt(

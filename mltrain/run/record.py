@@ -25,15 +25,13 @@ from mltrain.store.artifacts import Artifacts
 from mltrain.store.durable import replace_file
 from mltrain.store.retry import may_pass
 from mltrain.tracking import names
-from mltrain.tracking.names import Names
+from mltrain.tracking.names import LONGEST_PARAMETER, Names
 from mltrain.tracking.tags import CHANGED_PREFIX, PROJECT_TAG
 
 REMOVALS_FILE = "retention.jsonl"
 REMOVALS_FOLDER = "retention"
 MOST_LINES = 50
 
-LONGEST_PARAMETER = 6000
-"""What MLflow takes; the whole value is in the configuration among the artifacts."""
 _LONGEST_DIGEST = 36
 """Characters of a dataset's digest that MLflow takes."""
 

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+LONGEST_PARAMETER = 6000
+"""Characters of a value that MLflow takes; the whole value is in the configuration among the artifacts."""
 _LONGEST_KEY = 250
 _LONGEST_PICTURE = 100
 _HASH = 8

@@ -50,7 +50,7 @@ def test_status_and_list_in_a_fresh_folder_import_nothing_heavy_and_make_no_data
 def test_runs_and_checkpoints_are_listed_without_anything_heavy(trained: tuple[Workplace, str]) -> None:
     workplace, run_id = trained
     lines = ("runs", "runs --sort val/loss", f"checkpoints {run_id}", f"checkpoints {run_id[:8]} --json")
-    lines += (f"inspect {run_id}", f"verify {run_id}")
+    lines += (f"inspect {run_id}", f"verify {run_id}", f"compare {run_id} {run_id[:8]}")
     assert imported(workplace.folder, workplace.environment, *lines) == {line: [] for line in lines}
 
 
