@@ -323,3 +323,11 @@ def test_tags_are_spelled_in_one_module() -> None:
         or (re.fullmatch(r"mltrain\.[a-z_.]*[a-z_]", node.value) and node.value not in names)
     ]
     assert wrong == []
+
+
+def test_the_declaration_of_the_package_can_be_built_without_the_other_files() -> None:
+    """``mlflow run --env-manager uv`` copies pyproject.toml alone into the folder of its environment, and builds there."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "readme" not in declared["project"] and "dynamic" not in declared["project"]
+    assert declared["tool"]["uv"]["default-groups"] == ["projects"]
+    assert declared["dependency-groups"]["projects"] == ["mltrain[projects]"]
