@@ -27,6 +27,7 @@ _WITHOUT_EFFECT = frozenset(
         "MLFLOW_EXPERIMENT_NAME",
         "MLFLOW_EXPERIMENT_ID",
         "MLFLOW_RUN_ID",
+        "MLFLOW_DISABLE_TELEMETRY",
         _TIMEOUT,
     }
 )
@@ -68,6 +69,8 @@ def is_plain(uri: str, defaults: Mapping[str, str]) -> bool:
     """
     if "mlflow" in sys.modules or not uri.startswith(("http://", "https://")):
         return False
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS") and os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        return False  # MLflow refuses the two together, and says why
     for name, value in os.environ.items():
         named = name.startswith(("MLFLOW_", "_MLFLOW_", "DATABRICKS_"))
         if named and name not in _WITHOUT_EFFECT and defaults.get(name) != value:

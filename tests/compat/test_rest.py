@@ -229,6 +229,9 @@ def plain(uri=U, **environment):
             del os.environ[name]
 assert plain() and plain("https://host/prefix")
 assert plain(MLFLOW_TRACKING_USERNAME="me", MLFLOW_TRACKING_PASSWORD="x", MLFLOW_TRACKING_URI=U, MLFLOW_RUN_ID="1")
+assert plain(MLFLOW_DISABLE_TELEMETRY="1") and plain(MLFLOW_DISABLE_TELEMETRY="false")
+assert plain(MLFLOW_TRACKING_SERVER_CERT_PATH="/ca.pem") and plain(MLFLOW_TRACKING_INSECURE_TLS="true")
+assert not plain(MLFLOW_TRACKING_SERVER_CERT_PATH="/ca.pem", MLFLOW_TRACKING_INSECURE_TLS="true")
 for uri in ("sqlite:///mlflow.db", "databricks", "postgresql://host/db", "file:///runs", "uc:http://host"):
     assert not plain(uri), uri
 for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_TRACKING_CLIENT_CERT_PATH", "MLFLOW_WORKSPACE",
@@ -261,7 +264,8 @@ assert not plain()
 
 def test_only_a_plain_server_is_asked_without_mlflow(tmp_path: Path) -> None:
     assert not is_plain("http://127.0.0.1:5000", private.CLIENT_DEFAULTS), "MLflow has been imported here"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DATABRICKS_"))}
+    prefixes = ("MLFLOW_", "_MLFLOW_", "DATABRICKS_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     subprocess.run([sys.executable, "-c", PLAIN], check=True, env={**environment, "HOME": str(tmp_path)}, timeout=120)
 
 
