@@ -46,12 +46,14 @@ lower-bounds:                 ## the tests at the oldest dependencies allowed; I
 	.venv-lower/bin/python -m pip install --quiet --constraint .venv-lower/constraints.txt --editable ".[projects]" $(TOOLS)
 	.venv-lower/bin/python -m pytest -q $(ELSEWHERE) $(TESTS)
 
-# Over the present release, because registries may have mlflow some time before mlflow-skinny and mlflow-tracing, which it wants.
+# Over the present release, because registries may have mlflow some time before mlflow-skinny and mlflow-tracing, which it wants;
+# mlflow alone holds the files of both. Nothing is left to the environment, so that every child process has this release too.
 mlflow-next:                  ## the tests at MLflow's next release
 	$(PYTHON) -m venv .venv-next
-	.venv-next/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[projects]" $(TOOLS)
-	.venv-next/bin/python -m pip install --quiet --no-deps --target .venv-next/mlflow "mlflow>=3.18"
-	PYTHONWARNINGS="ignore:Versions of mlflow" PYTHONPATH=.venv-next/mlflow .venv-next/bin/python -m pytest -q $(ELSEWHERE) $(TESTS)
+	.venv-next/bin/python -m pip install $(WANTED)
+	.venv-next/bin/python -m pip uninstall --quiet --yes mlflow mlflow-skinny mlflow-tracing
+	.venv-next/bin/python -m pip install --quiet --no-deps "mlflow>=3.18"
+	.venv-next/bin/python -m pytest -q $(ELSEWHERE) $(TESTS)
 
 # uv installs in a fraction of the time, where it is there and finds the packages.
 .venv/ready: pyproject.toml constraints.txt
