@@ -26,7 +26,7 @@ class PostgresServer:
     """A PostgreSQL server of its own in a folder, reached by a socket there. It refuses to run as root, so another user does."""
 
     def __init__(self, folder: Path) -> None:
-        self._programs, self._folder = _programs(), folder
+        self._programs, self.folder = _programs(), folder
         self._user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
         if self._user:
             shutil.chown(folder, "postgres", "postgres")
@@ -36,14 +36,14 @@ class PostgresServer:
         self.uri = f"postgresql+psycopg://postgres@/postgres?host={folder}"
 
     def start(self) -> None:
-        initdb = [*self._user, self._programs / "initdb", "-D", self._folder / "data", "-A", "trust", "-U", "postgres"]
-        subprocess.run(initdb, check=True, capture_output=True, cwd=self._folder)
-        server = [*self._user, self._programs / "postgres", "-D", self._folder / "data", "-k", self._folder]
-        with (self._folder / "log").open("wb") as log:
+        initdb = [*self._user, self._programs / "initdb", "-D", self.folder / "data", "-A", "trust", "-U", "postgres"]
+        subprocess.run(initdb, check=True, capture_output=True, cwd=self.folder)
+        server = [*self._user, self._programs / "postgres", "-D", self.folder / "data", "-k", self.folder]
+        with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [*server, "-c", "listen_addresses="], cwd=self._folder, stdout=log, stderr=log
+                [*server, "-c", "listen_addresses="], cwd=self.folder, stdout=log, stderr=log
             )
-        eventually(lambda: (self._folder / ".s.PGSQL.5432").exists(), "the start of PostgreSQL")
+        eventually(lambda: (self.folder / ".s.PGSQL.5432").exists(), "the start of PostgreSQL")
 
     def stop(self) -> None:
         self._process.terminate()
@@ -63,14 +63,19 @@ class OnPostgres(TrackingServer):
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     database = PostgresServer(tmp_path_factory.mktemp("pg"))
     database.start()
-    server = OnPostgres(tmp_path_factory.mktemp("tracking"), database.uri)
+    yield database
+    database.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory, postgresql: PostgresServer) -> Iterator[str]:
+    server = OnPostgres(tmp_path_factory.mktemp("tracking"), postgresql.uri)
     server.start()
     yield server.uri
     server.kill()
-    database.stop()
 
 
 @pytest.fixture

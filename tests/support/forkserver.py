@@ -7,6 +7,7 @@ The protocol is a line of JSON each way: ``{"id", "argv", "cwd", "env", "out", "
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import subprocess
@@ -176,6 +177,13 @@ def run(request: dict[str, Any]) -> None:
         begun = True
         if request["argv"][:1] == ["--module"]:
             importlib.import_module(request["argv"][1]).main(request["argv"][2:])
+        elif request["argv"][:2] == ["python", "-m"]:
+            sys.argv = request["argv"][2:]
+            runpy.run_module(request["argv"][2], run_name="__main__", alter_sys=True)
+        elif request["argv"][:1] == ["python"]:
+            sys.argv = request["argv"][1:]
+            sys.path[0] = str(Path(request["argv"][1]).resolve().parent)
+            runpy.run_path(request["argv"][1], run_name="__main__")
         else:
             from mltrain.cli import main
 

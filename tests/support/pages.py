@@ -1,6 +1,7 @@
 """The blocks of the documentation, executed with what the reader has."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,23 @@ DOCS = Path(__file__).parents[2] / "docs"
 def blocks(page: Path, language: str) -> list[str]:
     """Return the blocks of a page in a language, in their order."""
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """Return the commands of a page's blocks of bash and of crontabs, in their order.
+
+    Continued lines are joined and comments left out; of a script, which begins with ``#!``, there are the first two lines.
+    """
+    found: list[str] = []
+    blocks_of_both = re.findall(r"```(bash|cron)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for language, block in blocks_of_both:
+        if block.startswith("#!"):
+            found.append("\n".join(block.splitlines()[:2]))
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            found += [shlex.join(words[5:] if language == "cron" else words)] if words else []
+    return found
 
 
 def execute(page: str, number: int, names: dict[str, Any], **words: str) -> dict[str, Any]:
