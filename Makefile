@@ -5,7 +5,7 @@ WANTED := --quiet --constraint constraints.txt --editable ".[projects,dev]"
 
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: train test faults all-faults reference docs ui servers lower-bounds mlflow-next clean
+.PHONY: train test faults all-faults reference docs commands ui servers lower-bounds mlflow-next clean
 
 train: .venv/ready            ## train the segmentation project as an MLflow run
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . --experiment-name segmentation --env-manager local
@@ -23,9 +23,11 @@ all-faults: .venv/ready       ## the samples of all fault tests (disks as root, 
 reference: .venv/ready        ## trains the systems in full and compares with the figures in docs/ (about ten minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not faults" --ignore tests/test_documented_commands.py
 
-docs: .venv/ready             ## the documentation as a site, in site/; a broken link is an error, and so is a command that fails
+docs: .venv/ready             ## the documentation as a site, in site/; a broken link is an error
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+commands: .venv/ready         ## every command of README and docs, typed page by page in an empty store (some five minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/test_documented_commands.py
 
 ui: .venv/ready               ## MLflow's pages in a real Chromium (apt-get install chromium); pictures go to MLTRAIN_UI_PICTURES

@@ -322,3 +322,30 @@ def test_the_reference_is_that_of_the_public_names() -> None:
         [sys.executable, script, "--check"], cwd=CHECKOUT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_from_the_first_training_to_the_pulled_model(workplace: Workplace) -> None:
+    """The commands of the first screen, on the quick preset; ``make`` itself is what runs this test."""
+    bin_folder = Path(sys.executable).parent
+    environment = {**workplace.environment, "PATH": f"{bin_folder}:{workplace.environment['PATH']}"}
+    del environment["MLFLOW_EXPERIMENT_ID"]  # the README names the experiment
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    launch = next(line for line in text.splitlines() if "-P preset=quick" in line)
+
+    def run(command: str) -> str:
+        command = command.replace("mlflow run .", f"mlflow run {CHECKOUT}").replace("epochs=60", "epochs=4")
+        done = subprocess.run(
+            shlex.split(command), cwd=workplace.folder, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    said = run(launch)
+    run_id = next(line for line in said.splitlines() if line.startswith("run_id=")).removeprefix("run_id=")
+    first_screen = re.findall(r"^mltrain .*", text.split("## Install")[0], re.MULTILINE)
+    for command in first_screen:
+        if command.startswith("mltrain ui "):
+            continue  # it serves until Ctrl+C: see tests/cli/test_ui.py
+        run(re.sub(r"\bID\b", run_id, command.split("#")[0]))
+    assert (workplace.folder / "evaluation" / "per_image.csv").is_file()
+    assert (workplace.folder / "model" / "model.safetensors").is_file()

@@ -25,7 +25,7 @@ ON_POSTGRES = "mlflow server --backend-store-uri postgresql://mlflow:PASSWORD@12
 
 NOT_TYPED = {
     "make train": "builds an environment; the training that it starts is an mlflow run, which is typed",
-    "make test": "is what runs these tests",
+    "make test": "runs all other tests",
     ". .venv/bin/activate": "is of the shell; these tests run in that environment",
     "pip install mlflow uv": "needs a package registry",
     "mlflow run . --env-manager uv -P epochs=20": "needs uv and a package registry",
