@@ -19,7 +19,7 @@ def test_a_new_run_knows_where_it_comes_from(server: TrackingClient) -> None:
     run = wanted.open("projects/tiny.py", Config.load())
     run.close("FINISHED", "done", 20.0)
     recorded = MlflowClient(server.uri).get_run(run.id)
-    assert recorded.info.run_name.startswith("tiny quick lr=0.1 ")
+    assert recorded.info.run_name.endswith(" lr=0.1 quick tiny")
     origin = {"mlflow.parentRunId": "f" * 32, "mltrain.forked_from": "f" * 32, "team": "vision"}
     assert origin.items() <= recorded.data.tags.items()
 
