@@ -258,12 +258,12 @@ LOOPS: dict[str, Callable[[Training], None]] = {
 }
 LIMITS: dict[str, Callable[[Training], None]] = {"copy, hash, write": copy_hash_write}
 IMPORTS = {
-    "mltrain": ("mltrain.manager", "mltrain.run.opening", "mlflow"),
+    "mltrain": ("mltrain.manager", "mltrain.run.opening"),
     "Lightning + MLFlowLogger": ("lightning.pytorch.loggers", "mlflow"),
     "Trainer of transformers": ("transformers.trainer", "mlflow"),
     "async_save + upload thread": ("torch.distributed.checkpoint", "mlflow"),
 }
-"""What a resume does not wait for: modules that are imported before."""
+"""What a resume does not wait for: modules that are imported before. mltrain needs no MLflow on a plain server."""
 
 
 def flush(folder: Path) -> float:

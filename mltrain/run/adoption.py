@@ -18,7 +18,7 @@ from mltrain.redaction import redacted
 from mltrain.run.ending import Opened
 from mltrain.run.key import confirm, give_up
 from mltrain.run.naming import renamed
-from mltrain.run.preparation import own_tags, refuse_unwritable_artifacts
+from mltrain.run.preparation import own_tags, writable_artifacts_of
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
@@ -95,7 +95,7 @@ def adoptable(server: TrackingClient, launcher: Launcher) -> Any:
         raise RunNotFound(f"MLFLOW_RUN_ID is set to {launcher.run_id!r:.80}. {error} Or unset MLFLOW_RUN_ID.") from None
     recorded = _recorded_in(server, run)
     if recorded is None:
-        refuse_unwritable_artifacts(server, run)
+        writable_artifacts_of(server, run)
         return run
     if HOLDER_TAG in run.data.tags or PROJECT_TAG in run.data.tags:
         remedy = f"continue it with: mltrain train --resume-run {launcher.run_id}; or unset MLFLOW_RUN_ID for a new run"

@@ -40,11 +40,11 @@ from mltrain.run.adoption import beside
 from mltrain.run.ending import Opened
 from mltrain.run.key import confirm
 from mltrain.run.naming import full_id, run_name
-from mltrain.run.preparation import ended_as, own_tags, refuse_unwritable_artifacts, soon, warn_of_newer_on_another_host
+from mltrain.run.preparation import ended_as, own_tags, soon, warn_of_newer_on_another_host, writable_artifacts_of
 from mltrain.run.tracked import TrackedRun, age_of
+from mltrain.store.artifacts import Artifacts
 from mltrain.store.retry import FullJitter
 from mltrain.tracking.client import Refusal, TrackingClient, active_run_id, connect
-from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import HOLDER_TAG, PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)
@@ -120,13 +120,11 @@ def resumable(server: TrackingClient, run_id: str, *, take_over: bool) -> Any:
             "Stop that one first, or take the run over with --take-over."
         )
     refuse_unwritable_home(server)
-    refuse_unwritable_artifacts(server, run)
+    writable_artifacts_of(server, run)
     return run
 
 
-def resume(
-    server: TrackingClient, run_id: str, *, take_over: bool, launcher: Launcher | None, owned: bool = True
-) -> TrackedRun:
+def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: Launcher | None) -> TrackedRun:
     """Continue a run as its next attempt.
 
     Args:
@@ -134,19 +132,24 @@ def resume(
         run_id: of the run, its provisional id, or the first digits of one of them.
         take_over: whether to continue although another process holds the run.
         launcher: the ``mlflow run`` that started this process.
-        owned: whether this process decides about the run's status.
 
     Raises:
         RunNotFound: there is no such run.
         RunHeld: another process is writing to it, or claimed it at the same moment.
-        StorageError: its artifacts are not where the run says.
+        StorageError: its artifacts are not where the run says, or cannot be written.
         TrackingError: the server does not answer.
     """
-    run_id = full_id(server, run_id)
-    run = server.run(run_id)
-    launcher = beside(server, launcher, run_id)
+    run = server.run(full_id(server, run_id))
     refuse_unwritable_home(server)
-    artifacts = artifacts_of(server, run)
+    artifacts = writable_artifacts_of(server, run)
+    return _continued(server, run, artifacts, take_over, beside(server, launcher, run.info.run_id), owned=True)
+
+
+def _continued(
+    server: TrackingClient, run: Any, artifacts: Artifacts, take_over: bool, launcher: Launcher | None, owned: bool
+) -> TrackedRun:
+    """Claim the next attempt of a run that was just read; ``owned``: this process decides about its status."""
+    run_id = run.info.run_id
     if not take_over:
         await_lease(server, run)
     home = home_of(server, run_id)
@@ -210,9 +213,9 @@ def open_run(run_id: str | None = None) -> TrackedRun:
                 "from this loop all the same."
             )
         refuse_unwritable_home(server)
-        refuse_unwritable_artifacts(server, known)
+        artifacts = writable_artifacts_of(server, known)
         if HOLDER_TAG in known.data.tags:
-            run = resume(server, identity, take_over=False, launcher=None, owned=active != identity)
+            run = _continued(server, known, artifacts, False, None, owned=active != identity)
         else:
             lock = take_lock(home_of(server, identity), identity, take_over=False)
             try:

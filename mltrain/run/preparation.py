@@ -7,12 +7,10 @@ from typing import Any
 from mltrain.compat.database import database_of
 from mltrain.delivery.creation import recorded_spec
 from mltrain.errors import RunNotFound
-from mltrain.ownership.attempts import (
-    holder_tags,
-)
+from mltrain.ownership.attempts import holder_tags
 from mltrain.ownership.run_folder import known_home
 from mltrain.provenance import fingerprint
-from mltrain.store.artifacts import refuse_unwritable
+from mltrain.store.artifacts import Artifacts, refuse_unwritable
 from mltrain.tracking.client import RUN_ID, TrackingClient, tags_of
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import ONLY_LOCAL_TAG
@@ -45,15 +43,17 @@ def ended_as(run: Any) -> Any:
     return run.info.status if run.info.status in ("FINISHED", "FAILED", "KILLED") else None
 
 
-def refuse_unwritable_artifacts(server: TrackingClient, run: Any) -> None:
-    """Refuse a run whose artifacts are on this machine and cannot be written.
+def writable_artifacts_of(server: TrackingClient, run: Any) -> Artifacts:
+    """Return the artifacts of a run; refuse those of this machine that cannot be written.
 
     Raises:
-        StorageError: They cannot.
+        UnusableArtifacts: they are not where the run says.
+        StorageError: they cannot be written, or the artifact store does not answer.
     """
-    root = artifacts_of(server, run).local_root
-    if root is not None:
-        refuse_unwritable(root, "Mount it for writing, or give this user the right to write there.")
+    artifacts = artifacts_of(server, run)
+    if artifacts.local_root is not None:
+        refuse_unwritable(artifacts.local_root, "Mount it for writing, or give this user the right to write there.")
+    return artifacts
 
 
 def user() -> str:

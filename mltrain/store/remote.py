@@ -31,6 +31,8 @@ from mltrain.store.retry import full_disk, persistently, status_of
 from mltrain.store.server_artifacts import ServerArtifacts
 
 _RECEIVED = "received"
+_SMALL = 64 * 2**20
+"""Bytes up to which a file of a plain server is read by one request, before its folder is listed to learn what is wrong."""
 
 
 @contextmanager
@@ -169,6 +171,9 @@ class RemoteArtifacts:
     def read(self, path: str, most: int) -> bytearray:
         """See :class:`Artifacts`."""
         validated(path)
+        if isinstance(self._repository, ServerArtifacts) and most <= _SMALL:
+            with suppress(Exception):  # a missing file too: what a server answers then depends on its storage
+                return self._repository.content(path, most)
         folder, _, name = path.rpartition("/")
         size = next((entry.size for entry in self.entries(folder) if entry.name == name and not entry.is_dir), None)
         if size is None:

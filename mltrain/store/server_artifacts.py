@@ -4,6 +4,7 @@ What such a server refuses, and files that MLflow may send in parts, are left to
 servers that only sign addresses of their storage, and its errors say what is wrong.
 """
 
+import hashlib
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 from mltrain.compat.private import part_opener
 from mltrain.compat.rest_server import Server, is_plain
+from mltrain.store.artifacts import Hashed
 
 if TYPE_CHECKING:
     import requests
@@ -100,6 +102,25 @@ class ServerArtifacts:
             lambda: self._asked("DELETE", self._place(artifact_path)),
             lambda other: other.delete_artifacts(artifact_path),
         )
+
+    def content(self, path: str, most: int) -> Hashed:
+        """Return a file of at most ``most`` bytes, hashed, by one request that is not repeated.
+
+        Raises:
+            ValueError: the file is larger.
+        """
+        if self._other is not None:
+            raise NotImplementedError(f"{path} is read by MLflow's own repository")
+        response = self._asked("GET", self._place(path), headers={"Accept-Encoding": "identity"}, stream=True)
+        received, digest = Hashed(), hashlib.sha256()
+        with response:
+            for piece in response.iter_content(_PIECE):
+                received += piece
+                digest.update(piece)
+                if len(received) > most:
+                    raise ValueError(f"{path} has more than {most} bytes")
+        received.sha256 = digest.hexdigest()
+        return received
 
     def open_part(self, path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
         """Ask for the bytes from one place to another of a file; see :data:`~mltrain.compat.private.PartOpener`."""

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from mltrain.compat.rest_server import Server
+from mltrain.errors import DamagedCheckpoint
 from mltrain.store.remote import RemoteArtifacts
 from mltrain.store.server_artifacts import ServerArtifacts
 from tests.support.servers import TrackingServer
@@ -45,8 +47,21 @@ def test_artifacts_are_those_of_mlflow(uri: str, tmp_path: Path) -> None:
     assert bytes(artifacts.read("folder/deep/a.bin", 5000)) == content
     with pytest.raises(FileNotFoundError):
         artifacts.read("folder/none.bin", 10)
+    with pytest.raises(DamagedCheckpoint, match="has 4500 bytes"):
+        artifacts.read("folder/deep/a.bin", 4499)
     repository.delete_artifacts("folder")
     assert [one.path for one in theirs.list_artifacts(run_id)] == ["a.bin"]
+
+
+def test_a_small_file_takes_one_request(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = ServerArtifacts(uri, "0/small/artifacts", lambda: pytest.fail("MLflow's own repository is not needed"))
+    (tmp_path / "a.json").write_bytes(b"{}")
+    artifacts, sent = RemoteArtifacts(repository), []
+    artifacts.upload(tmp_path / "a.json", "folder")
+    send = Server.send
+    monkeypatch.setattr(Server, "send", lambda *call, **named: sent.append(call[1:]) or send(*call, **named))
+    assert artifacts.read("folder/a.json", 10) == b"{}"
+    assert [method for method, *_ in sent] == ["GET"]
 
 
 class Streamed:
