@@ -138,9 +138,9 @@ class StopRequest:
             raise KeyboardInterrupt
         if first:
             # os.write and not print: a handler may interrupt a print that holds the stream's lock
-            _say(f"\n{name}: finishing this step and saving; again (a second later) to not wait for the upload.\n")
+            _write_line(f"{name}: finishing this step and saving; again (a second later) to not wait for the upload.")
         elif self.hurry.is_set() and not same:
-            _say("\nNot waiting for the upload; once more to leave at once.\n")
+            _write_line("Not waiting for the upload; once more to leave at once.")
 
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
@@ -272,8 +272,11 @@ def _blocked(numbers: Sequence[signal.Signals]) -> Iterator[None]:
 _children = _Children()
 
 
-def _say(text: str) -> None:
+def _write_line(text: str) -> None:
+    """Write a line to stderr; on a terminal it replaces the line of the cursor, which holds a progress bar and ``^C``."""
     try:
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2, text.encode())
+        stderr = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
+        begin = "\r\033[2K" if os.isatty(stderr) else "\n"
+        os.write(stderr, f"{begin}{text}\n".encode())
     except (OSError, ValueError):
         return

@@ -190,3 +190,14 @@ def test_a_closed_stream_for_errors_does_not_matter(monkeypatch: pytest.MonkeyPa
     with in_steps() as stop:
         send("SIGTERM")
     assert stop.requested
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="the system has no pseudo terminals")
+def test_on_a_terminal_the_message_replaces_the_line_of_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    with os.fdopen(master, "rb", buffering=0) as seen, os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "__stderr__", terminal)
+        with in_steps():
+            send("SIGINT")
+        shown = seen.read(1000)
+    assert shown.startswith(b"\r\x1b[2KSIGINT: finishing this step")

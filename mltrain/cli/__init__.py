@@ -33,9 +33,9 @@ def _options(
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
     level = logging.INFO if verbose or os.environ.get("MLTRAIN_VERBOSE") else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_WithoutSecrets("%(levelname)s %(message)s"))
+    handler = _CurrentStderr()
+    handler.setFormatter(_WithoutSecrets("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("mltrain").setLevel(level)
     logging.getLogger("projects").setLevel(
         logging.INFO
@@ -82,6 +82,16 @@ def _leave(code: int) -> None:
             sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+class _CurrentStderr(logging.Handler):
+    """Prints to the ``sys.stderr`` of the moment: a progress bar replaces it to print lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # noqa: BLE001 - as every handler of logging
+            self.handleError(record)
 
 
 class _WithoutSecrets(logging.Formatter):

@@ -5,6 +5,7 @@ status and result.
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -150,13 +151,20 @@ class Terminal(Display):
 
 
 def _epoch_line(trainer: "Trainer", seconds: float) -> str:
+    """Return an epoch's line: the best metric first, then those of validation, as many as fit into the terminal."""
     row = trainer.history.rows[-1]
-    wanted = [trainer.config.best_metric, "train/loss", "val/loss"]
-    names = list(dict.fromkeys(name for name in (*wanted, *row) if name in row and "/" in name))[:_MOST_COLUMNS]
-    figures = "  ".join(f"{name} {row[name]:.4f}" for name in names)
     rate = f"  lr {row['learning_rate']:.2e}" if "learning_rate" in row else ""
     star = " *" if trainer.best.epoch == trainer.progress.epoch else ""
-    return f"epoch {row['epoch']:>4}/{trainer.config.epochs}  {figures}{rate}  {seconds:.1f} s{star}"
+    text, end = f"epoch {row['epoch']:>4}/{trainer.config.epochs}", f"{rate}  {seconds:.1f} s{star}"
+    first = (trainer.config.best_metric, "val/loss", "train/loss")
+    names = dict.fromkeys(name for name in (*first, *(n for n in row if n.startswith("val/")), *row) if name in row)
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for number, name in enumerate([name for name in names if "/" in name][:_MOST_COLUMNS]):
+        figure = f"  {name} {row[name]:.4f}"
+        if number and room is not None and len(text + figure + end) > room:
+            break
+        text += figure
+    return text + end
 
 
 def _with_figures(checkpoint: "Manifest") -> str:

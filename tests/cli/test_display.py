@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 import mltrain
-from mltrain.cli.display import Terminal, TerminalPipeline, print_result, print_status
+from mltrain.cli.display import Terminal, TerminalPipeline, _epoch_line, print_result, print_status
 from mltrain.pipelines.decisions import Decision
 from mltrain.pipelines.plan import Result
 from mltrain.pipelines.status import Row
@@ -79,3 +79,27 @@ def test_the_log_on_this_machine_is_named(capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert "you have no run of it" in printed
     assert "Log of first: /home/stage.log" in printed
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("columns", "count"), [(70, 2), (105, 4), (200, 5)])
+def test_the_line_of_an_epoch_fits_and_begins_with_validation(
+    columns: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = trainer(2)
+    for _ in training.steps():
+        break
+    measured = {"train/loss": 1.0, "train/extra": 2.0, "val/loss": 3.0, "val/f1": 4.0, "val/best": 5.0}
+    training.history.add({"epoch": 1, "learning_rate": 0.1, **measured})
+    training.config = training.config.model_copy(update={"best_metric": "val/best"})
+    monkeypatch.setattr("sys.stdout", Screen())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = _epoch_line(training, 1.0)
+    assert len(shown) <= columns
+    names = re.findall(r"(\w+/\w+)", shown.partition("/2  ")[2])
+    order = ["val/best", "val/loss", "train/loss", "val/f1", "train/extra"]
+    assert names == order[:count]
