@@ -1,4 +1,4 @@
-"""What README and docs tell people to type is typed here."""
+"""README and docs: their commands exist, their blocks of Python run, their links lead somewhere."""
 
 import ast
 import importlib
@@ -19,61 +19,25 @@ from typer.main import get_command
 
 import mltrain
 from mltrain.cli import app
-from mltrain.cli.arguments import parse
-from mltrain.project import find, find_pipeline
 from mltrain.run.checkpoints import open_checkpoints
 from tests.support.database import fresh_database
+from tests.support.documentation import (
+    CHECKOUT,
+    EXECUTED,
+    NOT_EXECUTED,
+    NOT_INSTALLED,
+    OTHER_PROGRAMS,
+    PAGES,
+    refuse_unknown_keys,
+    started_by,
+    typed,
+)
 from tests.support.pages import blocks
 from tests.support.runs import manifest_of
 from tests.support.workplace import Workplace
 
-CHECKOUT = Path(__file__).parent.parent
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 
-
-def commands() -> list[tuple[str, str]]:
-    """Return page and command of every line of the blocks of bash, continued lines joined."""
-    found = []
-    for page in PAGES:
-        for block in blocks(page, "bash"):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if "mltrain" in words[1:]:  # below torchrun, srun
-                    words = words[words.index("mltrain") :]
-                if words:
-                    found.append((page.name, shlex.join(words)))
-    return sorted(set(found))
-
-
-OTHER_PROGRAMS = {
-    "createdb": "PostgreSQL's; make servers has one",
-    "export": "sets a variable",
-    ".": "activates an environment",
-    "pip": "the installation that make does",
-    "sbatch": "Slurm, which is not here; what it wraps is parsed by itself",
-    "if": "Slurm",
-    "HEAD=$(scontrol": "Slurm",
-    "torchrun": "what it starts is parsed, and its own options by test_what_launchers_start_is_a_command_that_there_is",
-}
-"""Commands of the documentation that no test starts or parses, each with its reason."""
-
-
-def refuse_unknown_keys(word: str, settings: list[str]) -> None:
-    """Load the configuration of a project, or look for the stages and keys of a pipeline."""
-    if word.endswith(".py") and not (CHECKOUT / word).exists():
-        return  # the reader's own file
-    if word == "cardiac":
-        stages = {stage.name: stage.config.model_fields for stage in find_pipeline(word).pipeline.stages}
-        for setting in settings:
-            stage, _, key = setting.partition("=")[0].partition(".")
-            assert key in stages[stage], setting
-        return
-    project = find(str(CHECKOUT / word) if word.endswith(".py") else word)
-    _, overrides = parse(settings)
-    project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
-
-
-@pytest.mark.parametrize(("page", "command"), commands())
+@pytest.mark.parametrize(("page", "command"), typed())
 def test_every_command_in_the_documentation_exists_with_its_options(page: str, command: str) -> None:
     program, *words = shlex.split(command)
     if program == "mltrain":
@@ -106,15 +70,6 @@ def test_every_command_in_the_documentation_exists_with_its_options(page: str, c
         assert program in OTHER_PROGRAMS, f"{page}: nothing checks {command!r}"
 
 
-NOT_EXECUTED = {
-    "bat": "for Windows",
-    "cron": "a line of a crontab; its command is that of the page on the command line",
-    "text": "output, layouts and diagrams",
-    "yaml": "jobs of clusters; test_what_launchers_start_is_a_command_that_there_is reads them",
-}
-"""Languages of blocks that no test executes, each with its reason."""
-
-
 def test_every_block_names_its_language_and_text_holds_no_command() -> None:
     for page in PAGES:
         fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -122,16 +77,6 @@ def test_every_block_names_its_language_and_text_holds_no_command() -> None:
         assert languages <= {"python", "bash", *NOT_EXECUTED}, f"{page.name}: {languages}"
         for block in blocks(page, "text"):
             assert not re.search(r"^(mltrain|mlflow|python|pip) ", block, re.MULTILINE), block
-
-
-def started_by(words: list[str]) -> list[str]:
-    """Let torchrun parse its own options; return the command that it starts in every process."""
-    from torch.distributed.run import parse_args
-
-    assert words[0] == "torchrun"
-    parsed = parse_args(words[1:])
-    assert parsed.module
-    return [parsed.training_script, *parsed.training_script_args]
 
 
 def test_what_launchers_start_is_a_command_that_there_is() -> None:
@@ -169,33 +114,6 @@ PYTHON = [
 ]
 
 
-EXECUTED = {
-    "README.md-0": "test_the_readme_project_trains_and_resumes",
-    "accelerate.md-0": "adapters/test_documented.py",
-    "accelerate.md-1": "adapters/test_documented.py",
-    "distributed.md-0": "distributed/test_documented.py",
-    "distributed.md-1": "distributed/test_documented.py",
-    "huggingface.md-0": "adapters/test_documented.py",
-    "huggingface.md-1": "adapters/test_documented.py",
-    "ignite.md-0": "adapters/test_documented.py",
-    "ignite.md-1": "adapters/test_documented.py",
-    "ignite.md-2": "adapters/test_documented.py",
-    "lightning.md-0": "adapters/test_documented.py",
-    "lightning.md-1": "adapters/test_documented.py",
-    "loops.md-0": "test_the_ten_lines_of_the_guide_for_loops_save_and_continue",
-    "loops.md-1": "test_the_other_blocks_of_the_page_on_loops",
-    "loops.md-2": "test_the_other_blocks_of_the_page_on_loops",
-    "own_project.md-0": "test_the_tests_of_the_page_on_projects_are_tests",
-    "own_project.md-1": "cli/test_model.py",
-    "pipelines.md-0": "test_documented_commands.py",
-    "retention.md-0": "test_a_policy_of_ones_own_is_written_as_the_page_says",
-    "segmentation.md-0": "test_documented_commands.py",
-    "style_transfer.md-0": "projects/style_transfer/test_command_line.py",
-    "tool_wear.md-0": "guides/test_001_tool_wear.py",
-}
-"""Which test executes a block of Python, with the reader's objects before it and a run's id in place of ``RUN_ID``."""
-
-
 def test_every_python_block_is_executed_by_a_test() -> None:
     assert {str(block.id) for block in PYTHON} == EXECUTED.keys()
     for block, test in EXECUTED.items():
@@ -225,12 +143,6 @@ def test_the_other_blocks_of_the_page_on_loops(tmp_path: Path, monkeypatch: pyte
     names["task"] = names["build"](names["config"])
     exec(steps, names)
     assert "val/loss" in names["trainer"].measured
-
-
-NOT_INSTALLED = {
-    "ray": "an engine of its own, for which a stub stands; the block was run with ray 2.60.0, as the page says"
-}
-"""Packages whose names no test looks for, each with its reason."""
 
 
 @pytest.mark.parametrize("block", PYTHON)
