@@ -120,7 +120,7 @@ class CheckpointManager:
         self.reader = CheckpointReader(
             self.store, Context(now(), {}, settings.metric, settings.mode), self._damage.note
         )
-        unfinished = spool.discard_litter()
+        unfinished = spool.discard_unfinished()
         if unfinished:
             log.info(
                 "Removed %d unfinished checkpoint(s) that an interrupted process left in %s", unfinished, spool.root
@@ -246,7 +246,7 @@ class CheckpointManager:
         if found is not None:
             return found
         if which not in ("latest", "best", "interrupted"):
-            raise NoCheckpoint(self.reader.none_such(which))
+            raise NoCheckpoint(self.reader.no_match_message(which))
         if self._damage and not self.reader.all():
             raise NoCheckpoint(f"None of the checkpoints of {self.store.title} is usable. {self.store.remedy}")
         return None

@@ -92,7 +92,7 @@ def test_a_stage_is_a_training_or_makes_files() -> None:
             Stage("a", Config, **both)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("key", ["lr", "none_such"])
+@pytest.mark.parametrize("key", ["lr", "no_match_message"])
 def test_what_is_handed_on_goes_into_a_field_that_names_a_place(key: str) -> None:
     with pytest.raises(UsageError, match=f"no field {key}: Path"):
         Stage("a", Config, build=build, needs={key: "b"})
@@ -134,6 +134,6 @@ def test_a_file_has_a_section_a_stage_and_presets_of_them(tmp_path: Path) -> Non
     assert again == configs
     with pytest.raises(ConfigError, match=r"no preset 'quik'.*quick"):
         pipeline.configs(preset="quik")
-    file.write_text("none_such:\n  lr: 0.5\n")
-    with pytest.raises(UsageError, match="no stage 'none_such'"):
+    file.write_text("no_match_message:\n  lr: 0.5\n")
+    with pytest.raises(UsageError, match="no stage 'no_match_message'"):
         pipeline.configs()

@@ -18,7 +18,7 @@ from mltrain.checkpoint.packed import PackedStaging, is_packed, member_names, re
 from mltrain.checkpoint.staging import Spool, Staging
 from mltrain.errors import DamagedCheckpoint, StorageError, UsageError
 from mltrain.store.artifacts import Entry, Send
-from mltrain.store.durable import replace_file, stand_for
+from mltrain.store.durable import link_or_copy, replace_file
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS, PACKED, TEMPORARY, validated
 from mltrain.store.removal import discard_packed, discard_temporary
@@ -109,16 +109,16 @@ class FolderArtifacts:
         """See :class:`~mltrain.store.artifacts.Artifacts`; a folder has no outputs of stages."""
         raise StorageError(f"{self._folder} has no output {name!r:.80}; nothing was removed.")
 
-    def litter(self, untouched: float = 0.0) -> list[str]:
+    def unfinished(self, untouched: float = 0.0) -> list[str]:
         """See :class:`~mltrain.store.artifacts.Artifacts`."""
         return sorted(file.name for file in self._folder.glob(".*.tmp") if TEMPORARY.fullmatch(file.name))
 
-    def remove_litter(self, untouched: float = 0.0) -> int:
+    def remove_unfinished(self, untouched: float = 0.0) -> int:
         """See :class:`~mltrain.store.artifacts.Artifacts`."""
-        litter = self.litter()
-        for name in litter:
+        unfinished = self.unfinished()
+        for name in unfinished:
             discard_temporary(self._folder / name)
-        return len(litter)
+        return len(unfinished)
 
     def files(self) -> dict[str, list[Path]]:
         """Return the names of the checkpoints, each with its files: the best one may have two.
@@ -157,7 +157,7 @@ class FolderArtifacts:
         if not own:
             return
         if best not in own:
-            stand_for(own[0], best)
+            link_or_copy(own[0], best)
             log.info("%s is now %s", best.name, own[0].name)
         newest_first = sorted((one for one in files if files[one] != [best]), key=_order, reverse=True)
         epochs = [one for one in newest_first if files[one][0].name.startswith(EPOCH_PREFIX)]
@@ -215,7 +215,7 @@ class FolderSpool(Spool):
         """Return nothing: what is complete is committed."""
         return []
 
-    def discard_litter(self) -> int:
+    def discard_unfinished(self) -> int:
         """Return 0: what interrupted processes left is removed by the next process that saves."""
         return 0
 

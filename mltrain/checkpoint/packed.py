@@ -22,7 +22,7 @@ from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Mani
 from mltrain.checkpoint.staging import Staging
 from mltrain.errors import DamagedCheckpoint
 from mltrain.store.durable import place_file, refused
-from mltrain.store.local import without_surprises
+from mltrain.store.local import open_safely
 from mltrain.store.removal import discard_temporary
 
 ABOUT = "about.json"
@@ -71,7 +71,7 @@ def read_member(file: Path, name: str, most: int) -> bytearray:
         DamagedCheckpoint: it is larger, is cut short, or is no such file.
     """
     try:
-        with open(file, "rb", opener=without_surprises) as opened, zipfile.ZipFile(opened) as archive:
+        with open(file, "rb", opener=open_safely) as opened, zipfile.ZipFile(opened) as archive:
             info = _found(archive, name)
             if info is None:
                 raise FileNotFoundError(name)

@@ -18,9 +18,9 @@ from mltrain.checkpoint.snapshot import Snapshot
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.streaming import StreamedUpload
 from mltrain.errors import DamagedCheckpoint, MltrainError, StorageError, shortened
-from mltrain.store.artifacts import sha256_of, side_by_side
+from mltrain.store.artifacts import in_parallel, sha256_of
 from mltrain.store.names import CHECKPOINTS
-from mltrain.store.retry import may_pass
+from mltrain.store.retry import is_transient
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def publish(
             _upload(store, earlier, require_lease, peers)
         except (StorageError, FileNotFoundError) as error:
             ours = isinstance(error, StorageError) and not isinstance(error, PartsMissing)
-            if ours and (error.__cause__ is None or may_pass(error.__cause__)):
+            if ours and (error.__cause__ is None or is_transient(error.__cause__)):
                 raise
             log.warning("Checkpoint %s could not be uploaded and is left out: %s", earlier.name, error)
     _upload(store, manifest, require_lease, peers, sent)
@@ -276,7 +276,7 @@ def _refuse_without_parts(store: CheckpointStore, manifest: Manifest) -> None:
         return {file: entry.size for file, entry in Part.from_json(content, name).files.items()}
 
     try:
-        for files in side_by_side(listed, sorted(name for name in manifest.shards if name in there)):
+        for files in in_parallel(listed, sorted(name for name in manifest.shards if name in there)):
             wanted |= files
     except DamagedCheckpoint as error:
         raise StorageError(f"{manifest.name} cannot be committed: {error}") from error

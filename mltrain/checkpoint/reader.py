@@ -86,7 +86,7 @@ class CheckpointReader:
         """
         found = self.find(which, device)
         if found is None:
-            raise NoCheckpoint(self.none_such(which))
+            raise NoCheckpoint(self.no_match_message(which))
         return found
 
     def find(
@@ -131,7 +131,7 @@ class CheckpointReader:
         choices = usable()
         first = next(choices, None)
         if first is None and not passed_over:
-            raise NoCheckpoint(self.none_such(which))
+            raise NoCheckpoint(self.no_match_message(which))
         if first is None:
             raise NoCheckpoint(
                 f"None of the {passed_over} checkpoints of {self.store.title} has a configuration. Expected "
@@ -157,10 +157,10 @@ class CheckpointReader:
         """
         candidates = self.matching(which)
         if not candidates:
-            raise NoCheckpoint(self.none_such(which))
+            raise NoCheckpoint(self.no_match_message(which))
         return candidates[0]
 
-    def none_such(self, which: str) -> str:
+    def no_match_message(self, which: str) -> str:
         """Say that there is no such checkpoint, and which there are."""
         manifests = self.all()
         there = ", ".join(f"{m.title} ({m.name})" for m in manifests[-20:]) or "none at all"

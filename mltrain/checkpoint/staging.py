@@ -14,7 +14,7 @@ from typing import Self
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Manifest
 from mltrain.errors import StorageError
 from mltrain.store.durable import make_folder, refused, rename_folder, replace_file, write_file
-from mltrain.store.removal import discard_staged, is_litter
+from mltrain.store.removal import discard_staged, is_half_staged
 
 
 class Spool:
@@ -39,15 +39,15 @@ class Spool:
         except OSError as error:
             raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Check that disk.") from error
 
-    def discard_litter(self) -> int:
+    def discard_unfinished(self) -> int:
         """Remove what interrupted stagings left, and return their number; only the holder of the run may."""
         try:
-            litter = [folder for folder in self.root.iterdir() if is_litter(folder)]
+            unfinished = [folder for folder in self.root.iterdir() if is_half_staged(folder)]
         except OSError as error:
             raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Check that disk.") from error
-        for folder in litter:
+        for folder in unfinished:
             discard_staged(folder)
-        return len(litter)
+        return len(unfinished)
 
 
 class Staging:
@@ -104,7 +104,7 @@ class Staging:
         return target
 
 
-def readdressed(folder: Path, run_id: str) -> Manifest:
+def assign_run_id(folder: Path, run_id: str) -> Manifest:
     """Write the true id of a run into the manifest of a checkpoint that was staged before the run had one; return it.
 
     Raises:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, names_of_shards
-from mltrain.checkpoint.staging import Spool, readdressed
+from mltrain.checkpoint.staging import Spool, assign_run_id
 from mltrain.checkpoint.verified_files import Problem, VerifiedFiles
 from mltrain.errors import CheckpointError, DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Artifacts, side_by_side
+from mltrain.store.artifacts import Artifacts, in_parallel
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.removal import discard_staged
 
@@ -130,7 +130,7 @@ class CheckpointStore:
 
     def named(self, staged: Manifest) -> Manifest:
         """Return a staged manifest under the id that the run has; the provisional one is replaced on the disk."""
-        return readdressed(self.place(staged.id), self.run_id) if staged.run_id == self._formerly else staged
+        return assign_run_id(self.place(staged.id), self.run_id) if staged.run_id == self._formerly else staged
 
     def names(self) -> list[CheckpointId]:
         """Return the identities of all checkpoint folders in the store, newest first, committed or not."""
@@ -209,7 +209,7 @@ class CheckpointStore:
             except DamagedCheckpoint as error:
                 return error
 
-        found = map(read, names) if self.artifacts.local_root is not None else side_by_side(read, names)
+        found = map(read, names) if self.artifacts.local_root is not None else in_parallel(read, names)
         return zip(names, found, strict=True)
 
     def problems(self, manifest: Manifest) -> list[Problem]:
@@ -257,7 +257,7 @@ class CheckpointStore:
         wanted = sorted(name for name in self.sizes(manifest) if only(name))
         there = [name for name in wanted if name in manifest.files and name not in names_of_shards(manifest)]
         entries = manifest.files
-        received = side_by_side(lambda name: self._files.read(manifest, name, entries[name]), there)
+        received = in_parallel(lambda name: self._files.read(manifest, name, entries[name]), there)
         files = dict(zip(there, received, strict=True))
         return {name: files[name] if name in files else self.assembly(manifest).content(name) for name in wanted}
 

@@ -138,7 +138,7 @@ def verify(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
                 wrong[manifest.name] = problems
             else:
                 intact.append(manifest.name)
-    uncommitted, litter = [identity.name for identity in survey.uncommitted], store.artifacts.litter()
+    uncommitted, litter = [identity.name for identity in survey.uncommitted], store.artifacts.unfinished()
     if as_json:
         print(json.dumps({"intact": intact, "damaged": wrong, "uncommitted": uncommitted, "litter": litter}, indent=1))
     else:

@@ -128,7 +128,7 @@ def rebuild(
     )
     candidates = checkpoints.matching(checkpoint) or (checkpoints.matching("latest") if checkpoint == "best" else [])
     if not candidates:
-        raise NoCheckpoint(checkpoints.none_such(checkpoint))
+        raise NoCheckpoint(checkpoints.no_match_message(checkpoint))
     inputs = fetched_inputs(server, server.run(run_id), overrides or ())
 
     def task_of(params: Mapping[str, Any] | None) -> tuple[Config, Task]:

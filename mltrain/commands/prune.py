@@ -158,7 +158,7 @@ def carry_out(server: TrackingClient, plan: RunPlan) -> int:
                 removed.append(removal)
             for identity in plan.uncommitted:
                 store.remove(identity)
-            store.artifacts.remove_litter()
+            store.artifacts.remove_unfinished()
         finally:
             if removed:
                 said = Removals(store.artifacts).append([record_of(removal) for removal in removed])
@@ -171,7 +171,7 @@ def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
     checkpoints = checkpoints_of(server, run)
     store, context = checkpoints.store, checkpoints.notes.context
     survey = store.survey()
-    manifests, litter = tuple(checkpoints.notes.over(survey.manifests)), tuple(store.artifacts.litter(DEAD_SECONDS))
+    manifests, litter = tuple(checkpoints.notes.over(survey.manifests)), tuple(store.artifacts.unfinished(DEAD_SECONDS))
     resumed = _resumed_from(run, manifests)
     kept = retention.protected(manifests, context, resumed_from=resumed, in_use=())
     if keep is not None:

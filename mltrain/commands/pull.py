@@ -92,7 +92,7 @@ def choose(
         if candidates:
             log.warning("No checkpoint was measured or declared best; the newest is taken.")
     if not candidates:
-        raise NoCheckpoint(checkpoints.none_such(checkpoint))
+        raise NoCheckpoint(checkpoints.no_match_message(checkpoint))
     return Choice(run_id, checkpoints, candidates)
 
 
@@ -165,7 +165,7 @@ def load_best(
     _, checkpoints = _chosen(run_id, experiment, metric, mode)
     candidates = checkpoints.matching("best")
     if not candidates:
-        raise NoCheckpoint(checkpoints.none_such("best"))
+        raise NoCheckpoint(checkpoints.no_match_message("best"))
     _, files = checkpoints.first_intact(candidates, lambda name: name.startswith("model") or name == STATE_TREE)
     return decode_weights(files, torch.device(device))
 

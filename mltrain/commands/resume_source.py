@@ -206,7 +206,7 @@ class Origins:
         checkpoints = CheckpointReader(CheckpointStore(run_id, artifacts, spool), context, damaged.__setitem__)
         candidates = checkpoints.matching(which)
         if not candidates and which not in ("latest", "best", "interrupted"):
-            raise NoCheckpoint(checkpoints.none_such(which))
+            raise NoCheckpoint(checkpoints.no_match_message(which))
         announced = CheckpointId.parse(run.data.tags.get(LATEST_TAG, ""))
         wrong = [
             identity

@@ -44,7 +44,7 @@ class Page(list[Any]):
         self.token = token
 
 
-def named_uri() -> str | None:
+def uri_of_environment() -> str | None:
     """Return the tracking URI that the environment means, where that is known without MLflow."""
     if "mlflow" in sys.modules:
         return None  # a program may have set another one
@@ -119,7 +119,7 @@ class DatabaseReader:
         """Return step and value of all points of metrics, in the order of their steps, by the id of the run and the key."""
         found: dict[tuple[str, str], list[tuple[int, float]]] = {}
         with self._opened() as database:
-            rows = _of_each(
+            rows = _rows_by_run(
                 database,
                 "metrics",
                 "key, step, value, is_nan",
@@ -165,8 +165,8 @@ class DatabaseReader:
         ).fetchall()
         infos = [SimpleNamespace(**dict(zip((*names, "artifact_uri"), row, strict=True))) for row in rows]
         ids = [info.run_id for info in infos]
-        tags, params = (_of_each(database, table, "key, value", ids) for table in ("tags", "params"))
-        points = _of_each(database, "latest_metrics", "key, value, timestamp, step, is_nan", ids)
+        tags, params = (_rows_by_run(database, table, "key, value", ids) for table in ("tags", "params"))
+        points = _rows_by_run(database, "latest_metrics", "key, value, timestamp, step, is_nan", ids)
         found = []
         for info in infos:
             info.experiment_id = str(info.experiment_id)
@@ -225,7 +225,7 @@ def _condition(filter_string: str) -> tuple[str, list[str]]:
     return where, values
 
 
-def _of_each(
+def _rows_by_run(
     database: sqlite3.Connection,
     table: str,
     columns: str,

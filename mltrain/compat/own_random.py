@@ -53,30 +53,30 @@ def install() -> None:
     sys.meta_path.insert(0, _Finder())
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in PACKAGES:
-            _give(module)
+            _patch(module)
 
 
-def _is_of_the_global(value: object) -> bool:
+def _uses_global_generator(value: object) -> bool:
     # The types are asked for first: some values of these modules import something as soon as an attribute is looked up.
     return isinstance(value, BuiltinMethodType | MethodType) and value.__self__ is _GLOBAL
 
 
-def _give(holder: ModuleType | type) -> None:
+def _patch(holder: ModuleType | type) -> None:
     """Exchange what a module or class holds: the module ``random``, its functions, and these as defaults of arguments."""
     for name, value in list(vars(holder).items()):
         if value is random:
             setattr(holder, name, _OWN_MODULE)
-        elif _is_of_the_global(value):
+        elif _uses_global_generator(value):
             setattr(holder, name, _own(value))
         elif isinstance(value, FunctionType):
             value.__defaults__ = value.__defaults__ and tuple(_own(default) for default in value.__defaults__)
             value.__kwdefaults__ = value.__kwdefaults__ and {k: _own(v) for k, v in value.__kwdefaults__.items()}
         elif isinstance(value, type) and value.__module__ == getattr(holder, "__name__", None):
-            _give(value)
+            _patch(value)
 
 
 def _own(value: Any) -> Any:
-    return getattr(_OWN, value.__name__) if _is_of_the_global(value) else value
+    return getattr(_OWN, value.__name__) if _uses_global_generator(value) else value
 
 
 def _own_module() -> ModuleType:
@@ -104,9 +104,9 @@ class _Finder(importlib.abc.MetaPathFinder):
         if isinstance(loader, importlib.machinery.SourceFileLoader):
             execute = loader.exec_module
 
-            def execute_and_give(module: ModuleType) -> None:
+            def execute_and_patch(module: ModuleType) -> None:
                 execute(module)
-                _give(module)
+                _patch(module)
 
-            loader.exec_module = execute_and_give  # type: ignore[method-assign] # each module has a loader of its own
+            loader.exec_module = execute_and_patch  # type: ignore[method-assign] # each module has a loader of its own
         return spec

@@ -58,13 +58,13 @@ def uri_of_mlflow() -> str:
     return str(mlflow.get_tracking_uri())
 
 
-def is_answer(error: Any) -> bool:
+def is_mlflow_error(error: Any) -> bool:
     """Whether an error has the code and the status of an ``MlflowException``."""
     known = sys.modules.get("mlflow.exceptions")  # what has not been imported raised nothing
     return isinstance(error, RestError) or (known is not None and isinstance(error, known.MlflowException))
 
 
-def is_made_up(name: str) -> bool:
+def is_generated_name(name: str) -> bool:
     """Whether MLflow made up the name of a run, such as ``wistful-rat-123``."""
     from mlflow.utils import name_utils
 
@@ -180,7 +180,7 @@ def page_tokens(token: str, found: int, size: int, count: int) -> list[str]:
     return [token, *(made(found + number * size) for number in range(1, count))]
 
 
-def asked_to_wait(error: BaseException | None) -> float:
+def retry_after(error: BaseException | None) -> float:
     """Return the seconds of a response's Retry-After header, at most :data:`LONGEST_WAIT`, or 0.
 
     MLflow's errors leave the headers out; the response itself is still in one of the frames that raised.
@@ -204,7 +204,7 @@ def download(repository: Any, path: str, file: Path) -> None:
     repository._download_file(path, str(file))
 
 
-def sends_by_storage_only(repository: Any) -> bool:
+def is_presigned_only(repository: Any) -> bool:
     """Whether a server hands out presigned URLs and sends no bytes itself (``--artifacts-presigned-only`` of MLflow 3.18)."""
     asked = getattr(repository, "_is_artifacts_presigned_only", None)
     return bool(asked is not None and asked())
@@ -257,7 +257,7 @@ def part_opener(repository: Any) -> PartOpener | None:
 
     def from_server(path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
         headers = {"Range": f"bytes={first}-{last - 1}", "Accept-Encoding": "identity"}
-        if sends_by_storage_only(repository):
+        if is_presigned_only(repository):
             return from_storage(path, headers)
         answer = http_request(repository._host_creds, f"/{path}", "GET", stream=True, extra_headers=headers)
         augmented_raise_for_status(answer)

@@ -20,7 +20,7 @@ from mltrain.errors import RunHeld, RunNotFound, StorageError, TrackingError
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import discard_sent
-from mltrain.store.retry import FullJitter, may_pass
+from mltrain.store.retry import FullJitter, is_transient
 from mltrain.tracking.client import Backoff, Refusal, TrackingClient
 
 log = logging.getLogger(__name__)
@@ -290,5 +290,5 @@ def _may_pass(error: BaseException) -> bool:
     if isinstance(error, Refusal):
         return not error.permanent
     if isinstance(error, StorageError):
-        return error.__cause__ is None or may_pass(error.__cause__)
+        return error.__cause__ is None or is_transient(error.__cause__)
     return isinstance(error, TrackingError)

@@ -13,7 +13,7 @@ from mltrain.store.artifacts import state_folder
 from mltrain.store.durable import refused, rename_folder, write_file
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.opening import Address
-from mltrain.store.removal import discard_staged, is_litter
+from mltrain.store.removal import discard_staged, is_half_staged
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class NodeCopy:
 
     def __init__(self, spool: Spool, name: str, kept: Collection[str]) -> None:
         self.folder = spool.root / name
-        for left in (one for one in spool.root.iterdir() if is_litter(one) and one.name != name):
+        for left in (one for one in spool.root.iterdir() if is_half_staged(one) and one.name != name):
             discard_staged(left)
         for staged in (one for one in spool.complete() if one.name not in kept):
             discard_staged(staged)

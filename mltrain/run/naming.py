@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-from mltrain.compat.private import is_made_up
+from mltrain.compat.private import is_generated_name
 from mltrain.delivery.creation import recorded_spec
 from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import may_be, stores
@@ -82,7 +82,7 @@ def renamed(present: str | None, wanted: str | None, otherwise: str) -> str | No
         wanted: the name that the user asks for.
         otherwise: replaces a name that MLflow made up.
     """
-    return wanted or (otherwise if not present or is_made_up(present) else None)
+    return wanted or (otherwise if not present or is_generated_name(present) else None)
 
 
 def is_run_id(word: str) -> bool:

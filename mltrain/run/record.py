@@ -23,7 +23,7 @@ from mltrain.provenance import fingerprint
 from mltrain.redaction import redacted, redacted_tree
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.durable import replace_file
-from mltrain.store.retry import may_pass
+from mltrain.store.retry import is_transient
 from mltrain.tracking import names
 from mltrain.tracking.names import LONGEST_PARAMETER, Names
 from mltrain.tracking.tags import CHANGED_PREFIX, PROJECT_TAG
@@ -120,7 +120,7 @@ class Record:
                 artifacts.upload(file)
                 return
             except StorageError as error:
-                if artifacts.local_root is not None or not may_pass(error.__cause__ or error):
+                if artifacts.local_root is not None or not is_transient(error.__cause__ or error):
                     raise
         self._outbox.log_file(file)
 

@@ -57,7 +57,7 @@ class UntrackedRun:
             self._hold()
             identities = [CheckpointId.parse(name) for name in self._files.files()]
             self._ordinal = 1 + max((one.attempt for one in identities if one is not None), default=0)
-            unfinished = self._files.remove_litter()
+            unfinished = self._files.remove_unfinished()
             if unfinished:
                 log.info("Removed %d file(s) that an interrupted process left in %s", unfinished, self.folder)
         return self._ordinal

@@ -102,14 +102,14 @@ class Artifacts(Protocol):
         """Remove what an attempt of a stage made, its record first. What is gone already is no error."""
         ...
 
-    def litter(self, untouched: float = 0.0) -> list[str]:
+    def unfinished(self, untouched: float = 0.0) -> list[str]:
         """Return what interrupted writers left, untouched for so many seconds.
 
         Temporary files of MLflow's uploads, and half-staged checkpoints.
         """
         ...
 
-    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
+    def remove_unfinished(self, untouched: float = DEAD_SECONDS) -> int:
         """Remove these, and return how many there were. Only for a run that nobody writes to."""
         ...
 
@@ -162,13 +162,13 @@ class DeferredArtifacts:
         """See :class:`Artifacts`."""
         self._there().remove_model(model_id)
 
-    def litter(self, untouched: float = 0.0) -> list[str]:
+    def unfinished(self, untouched: float = 0.0) -> list[str]:
         """See :class:`Artifacts`."""
-        return [] if self.target is None else self.target.litter(untouched)
+        return [] if self.target is None else self.target.unfinished(untouched)
 
-    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
+    def remove_unfinished(self, untouched: float = DEAD_SECONDS) -> int:
         """See :class:`Artifacts`."""
-        return 0 if self.target is None else self.target.remove_litter(untouched)
+        return 0 if self.target is None else self.target.remove_unfinished(untouched)
 
     def _there(self) -> Artifacts:
         if self.target is None:
@@ -180,7 +180,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def side_by_side(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def in_parallel(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Do something with each of some items, a few at a time, and return the results in their order."""
     if len(items) < 2:
         return [job(item) for item in items]

@@ -170,7 +170,7 @@ def place_file(file: Path, target: Path, guard: Callable[[], None] = lambda: Non
         raise refused(target, error) from error
 
 
-def stand_for(file: Path, target: Path) -> None:
+def link_or_copy(file: Path, target: Path) -> None:
     """Let a second name beside a file stand for its content, at once: by a hard link, or by a copy where there are none.
 
     Raises:

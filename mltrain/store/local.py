@@ -22,14 +22,14 @@ from mltrain.store.names import (
     refuse_unless_model,
     validated,
 )
-from mltrain.store.removal import DEAD_SECONDS, discard_staged, is_litter, remove_flat, remove_tree
-from mltrain.store.retry import named_errors
+from mltrain.store.removal import DEAD_SECONDS, discard_staged, is_half_staged, remove_flat, remove_tree
+from mltrain.store.retry import storage_errors
 
 _PIECE = 2**20
 """Bytes that are read at once: as many as the processor's caches still hold when they are hashed."""
 
 
-def without_surprises(path: str, flags: int) -> int:
+def open_safely(path: str, flags: int) -> int:
     """Open a file, but neither follow a link nor wait at a pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
@@ -66,7 +66,7 @@ class LocalArtifacts:
         from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
         validated(file.name)
-        with named_errors():
+        with storage_errors():
             LocalArtifactRepository(str(self._root)).log_artifact(str(file), validated(folder) if folder else None)
 
     def sender(self, folder: str) -> Send | None:
@@ -80,7 +80,7 @@ class LocalArtifacts:
 
     def read(self, path: str, most: int) -> bytearray:
         """See :class:`Artifacts`."""
-        with open(self._root / validated(path), "rb", opener=without_surprises) as file:
+        with open(self._root / validated(path), "rb", opener=open_safely) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")
@@ -121,12 +121,12 @@ class LocalArtifacts:
         except OSError as error:
             raise StorageError(f"{self._root} could not be removed completely: {error}") from error
 
-    def litter(self, untouched: float = 0.0) -> list[str]:
+    def unfinished(self, untouched: float = 0.0) -> list[str]:
         """See :class:`Artifacts`."""
         files = [file.relative_to(self._root).as_posix() for file in self._uploading(untouched)]
         return files + [f"../{STAGING}/{folder.name}" for folder in self._half_staged()]
 
-    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
+    def remove_unfinished(self, untouched: float = DEAD_SECONDS) -> int:
         """See :class:`Artifacts`."""
         files, folders = self._uploading(untouched), self._half_staged()
         for file in files:
@@ -151,4 +151,4 @@ class LocalArtifacts:
         staging = self._root.parent / STAGING
         if not staging.is_dir() or staging.is_symlink():
             return []
-        return sorted(folder for folder in staging.iterdir() if is_litter(folder))
+        return sorted(folder for folder in staging.iterdir() if is_half_staged(folder))

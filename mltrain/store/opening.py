@@ -71,7 +71,7 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
     Raises:
         UnusableArtifacts: the URI points elsewhere than a server of this URI may say, or cannot be reached from here.
     """
-    refuse_elsewhere(artifact_uri, tracking_uri)
+    refuse_forbidden_uri(artifact_uri, tracking_uri)
     parsed = urllib.parse.urlparse(artifact_uri)
     if parsed.scheme == "file":
         return LocalArtifacts(Path(urllib.request.url2pathname(parsed.path)))
@@ -107,7 +107,7 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
         ) from error
 
 
-def refuse_elsewhere(artifact_uri: str, tracking_uri: str) -> None:
+def refuse_forbidden_uri(artifact_uri: str, tracking_uri: str) -> None:
     """Refuse an artifact URI that a tracking server may not name.
 
     Raises:

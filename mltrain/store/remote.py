@@ -13,7 +13,7 @@ from typing import Any
 
 from mltrain.compat.private import PartOpener, content_sender, download, part_opener
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry, Hashed, Send, side_by_side, state_folder
+from mltrain.store.artifacts import Entry, Hashed, Send, in_parallel, state_folder
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import (
     CHECKPOINT,
@@ -27,7 +27,7 @@ from mltrain.store.names import (
     validated,
 )
 from mltrain.store.removal import DEAD_SECONDS, discard_received
-from mltrain.store.retry import full_disk, persistently, status_of
+from mltrain.store.retry import full_disk, http_status, with_retries
 from mltrain.store.server_artifacts import ServerArtifacts
 
 _RECEIVED = "received"
@@ -61,7 +61,7 @@ def _no_room(path: str, size: int, places: Sequence[Path], why: str | None) -> S
     )
 
 
-class _Arrival:
+class _HashedDownload:
     """Hashes a content in order while several connections bring it out of order, on the threads that bring it.
 
     Args:
@@ -130,7 +130,7 @@ class RemoteArtifacts:
     def entries(self, folder: str = "") -> list[Entry]:
         """See :class:`Artifacts`."""
         path = validated(folder) if folder else None
-        listed = persistently(lambda: self._repository.list_artifacts(path))
+        listed = with_retries(lambda: self._repository.list_artifacts(path))
         found = [Entry(PurePosixPath(info.path).name, info.is_dir, info.file_size) for info in listed]
         return [entry for entry in found if COMPONENT.fullmatch(entry.name)]
 
@@ -144,9 +144,9 @@ class RemoteArtifacts:
         sizes = {validated(file.name): file.stat().st_size for file in files}
 
         def upload(file: Path) -> None:
-            persistently(lambda: self._repository.log_artifact(str(file), path))
+            with_retries(lambda: self._repository.log_artifact(str(file), path))
 
-        side_by_side(upload, [file for file in files if file.name not in sent])
+        in_parallel(upload, [file for file in files if file.name not in sent])
         there = {entry.name: entry.size for entry in self.entries(folder)}
         wrong = [name for name, size in sizes.items() if there.get(name) != size]
         if any(name in sent for name in wrong):
@@ -185,12 +185,12 @@ class RemoteArtifacts:
                 return self._read_through_file(path, size)
             return self._read_into_memory(self._open_part, path, size)
         except StorageError as error:
-            if status_of(error) == 404:
+            if http_status(error) == 404:
                 raise FileNotFoundError(path) from error  # removed since it was listed
             raise
 
     def _read_into_memory(self, open_part: PartOpener, path: str, size: int) -> bytearray:
-        arrival = _Arrival(size)
+        arrival = _HashedDownload(size)
 
         def receive(first: int) -> int:
             """Receive one part, or all where the store sends no parts; return where it ends."""
@@ -207,8 +207,8 @@ class RemoteArtifacts:
                 raise ConnectionError(f"{path}: the store sent something else than bytes {first} to {end - 1}")
             return end
 
-        reached = persistently(partial(receive, 0)) if size else 0
-        side_by_side(lambda first: persistently(partial(receive, first)), range(reached, size, self._part))
+        reached = with_retries(partial(receive, 0)) if size else 0
+        in_parallel(lambda first: with_retries(partial(receive, first)), range(reached, size, self._part))
         return arrival.finished()
 
     def _read_through_file(self, path: str, size: int) -> bytearray:
@@ -225,7 +225,7 @@ class RemoteArtifacts:
                         raise
                     raise _no_room(path, size, [temporary.parent], refusal.strerror) from error
 
-            persistently(receive)
+            with_retries(receive)
             return LocalArtifacts(temporary).read(name, size)
 
     def remove_checkpoint(self, name: str) -> None:
@@ -237,10 +237,10 @@ class RemoteArtifacts:
         if not CHECKPOINT.fullmatch(name):
             raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
         folder = f"{CHECKPOINTS}/{name}"
-        persistently(lambda: self._repository.delete_artifacts(f"{folder}/{MANIFEST}"))
+        with_retries(lambda: self._repository.delete_artifacts(f"{folder}/{MANIFEST}"))
         if MANIFEST in {entry.name for entry in self.entries(folder)}:
             raise StorageError(f"The artifact store did not remove {folder}/{MANIFEST}; is deleting permitted there?")
-        persistently(lambda: self._repository.delete_artifacts(folder))
+        with_retries(lambda: self._repository.delete_artifacts(folder))
         if self.entries(folder):
             raise StorageError(f"The artifact store did not remove all of {folder}; is deleting permitted there?")
 
@@ -248,7 +248,7 @@ class RemoteArtifacts:
         """See :class:`Artifacts`; every step is looked at, as for a checkpoint."""
         folder = f"{OUTPUTS}/{output_name(name)}"
         for path in (f"{folder}/{OUTPUT_RECORD}", folder):
-            persistently(partial(self._repository.delete_artifacts, path))
+            with_retries(partial(self._repository.delete_artifacts, path))
             left = {entry.name for entry in self.entries(folder)}
             if OUTPUT_RECORD in left or (left and path == folder):
                 raise StorageError(f"The artifact store did not remove all of {path}; is deleting permitted there?")
@@ -257,14 +257,14 @@ class RemoteArtifacts:
         """See :class:`Artifacts`."""
         refuse_unless_model(str(self._repository.artifact_uri), model_id)
         for entry in self.entries():
-            persistently(partial(self._repository.delete_artifacts, validated(entry.name)))
+            with_retries(partial(self._repository.delete_artifacts, validated(entry.name)))
         if self.entries():
             raise StorageError(f"The artifact store did not remove all of {self._repository.artifact_uri}.")
 
-    def litter(self, untouched: float = 0.0) -> list[str]:
+    def unfinished(self, untouched: float = 0.0) -> list[str]:
         """See :class:`Artifacts`; what a server or a bucket keeps of broken uploads is for its lifecycle rules."""
         return []
 
-    def remove_litter(self, untouched: float = DEAD_SECONDS) -> int:
+    def remove_unfinished(self, untouched: float = DEAD_SECONDS) -> int:
         """See :class:`Artifacts`."""
         return 0

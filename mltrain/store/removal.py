@@ -18,7 +18,7 @@ DEAD_SECONDS = 3600.0
 """A temporary file of a run that nobody writes to, and that was not written to for so long, belongs to nobody."""
 
 
-def is_litter(folder: Path) -> bool:
+def is_half_staged(folder: Path) -> bool:
     """Whether this is a half-staged checkpoint."""
     return (
         STAGED.fullmatch(folder.name) is not None and folder.suffix == ".tmp" and stat.S_ISDIR(folder.lstat().st_mode)

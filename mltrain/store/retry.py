@@ -39,7 +39,7 @@ class FullJitter(wait_exponential):
 
 
 @contextmanager
-def named_errors() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """Turn what a store's client raises into :class:`StorageError`."""
     try:
         yield
@@ -53,26 +53,26 @@ def named_errors() -> Iterator[None]:
         ) from error
 
 
-def persistently(call: Callable[[], T]) -> T:
+def with_retries(call: Callable[[], T]) -> T:
     """Call the artifact store, again and again for a while when it fails in a way that may pass.
 
     Raises:
         StorageError: it refuses, cannot do that, or did not answer for :data:`RETRY_SECONDS`.
     """
-    with named_errors():
+    with storage_errors():
         return Retrying(
             stop=stop_after_delay(RETRY_SECONDS),
             wait=FullJitter(multiplier=0.2, max=5),
-            retry=retry_if_exception(may_pass),
+            retry=retry_if_exception(is_transient),
             reraise=True,
         )(call)
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether what a store's client raised may be different the next time."""
     if isinstance(error, StorageError | DamagedCheckpoint | FileNotFoundError | PermissionError | NotImplementedError):
         return False
-    status = status_of(error)
+    status = http_status(error)
     return status is None or status in (408, 425, 429) or status >= 500
 
 
@@ -86,7 +86,7 @@ def full_disk(error: BaseException) -> OSError | None:
     return at if isinstance(at, OSError) and at.errno in _REFUSALS else None
 
 
-def status_of(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """Return the HTTP status in an error or in its causes, or ``None``.
 
     boto3 hides the answer to an upload in what its error was raised from, and MLflow that to a listing in a code.

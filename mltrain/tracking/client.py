@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
 
 from mltrain.compat import private, rest, rest_entities
-from mltrain.compat.database import READS, DatabaseReader, Unreadable, database_of, named_uri
+from mltrain.compat.database import READS, DatabaseReader, Unreadable, database_of, uri_of_environment
 from mltrain.compat.rest import RestClient
 from mltrain.errors import RunNotFound, TrackingError
 from mltrain.redaction import redacted, redacted_uri, remember_environment
@@ -351,7 +351,7 @@ class TrackingClient:
     def _translated(self, error: Any) -> "RunNotFound | Refusal":
         if "database is locked" in str(error) and not self.is_server:
             return Refusal(f"The database {self.shown} is locked: another process writes to it, or its disk is slow.")
-        if not private.is_answer(error):
+        if not private.is_mlflow_error(error):
             return Refusal(f"{self.shown} does not answer: {type(error).__name__}: {first_line(error)}")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return RunNotFound(
@@ -363,7 +363,7 @@ class TrackingClient:
             f"{self.shown} refused: {first_line(error)}{_REMEDIES.get(status, '')}",
             permanent=_is_permanent(error),
             denied=status in (401, 403, 404),
-            wait=private.asked_to_wait(error),
+            wait=private.retry_after(error),
         )
 
 
@@ -453,11 +453,11 @@ def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingCl
     remember_environment()
     private.set_client_defaults()
     try:
-        uri = uri or named_uri() or private.uri_of_mlflow()
+        uri = uri or uri_of_environment() or private.uri_of_mlflow()
         remember_environment({"MLFLOW_TRACKING_URI": uri})  # it may have been set otherwise
         return TrackingClient(uri, DeferredClient(uri), retry_seconds)
     except Exception as error:
-        if not private.is_answer(error):
+        if not private.is_mlflow_error(error):
             raise
         raise Refusal(
             f"MLflow cannot use the tracking URI: {first_line(error)} Set MLFLOW_TRACKING_URI, for example to "
@@ -474,7 +474,7 @@ def connect_to_read() -> TrackingClient:
     Raises:
         TrackingError: MLflow cannot use the URI.
     """
-    uri = named_uri()
+    uri = uri_of_environment()
     file = database_of(uri) if uri is not None else None
     if uri is None or file is None:
         return connect()

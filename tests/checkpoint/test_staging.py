@@ -101,7 +101,7 @@ def test_a_kill_at_any_call_leaves_a_complete_checkpoint_or_litter_that_is_remov
         found = list((place / "store").iterdir()) if (place / "store").exists() else []
         assert all(is_complete(folder) for folder in found)
         spool = Spool(place / "spool")
-        spool.discard_litter()
+        spool.discard_unfinished()
         assert list(spool.root.iterdir()) == []
         if not found:
             stage(spool, place / "store" / ID.name)
@@ -148,7 +148,7 @@ def test_only_what_was_being_staged_is_litter(tmp_path: Path) -> None:
     (spool.root / f"{ID.name}.01234567.tmp").symlink_to(canary)
     (spool.root / f"{ID.name}.76543210.tmp").write_text("a file")
     stage(spool, spool.root / ID.name)
-    assert spool.discard_litter() == 1
+    assert spool.discard_unfinished() == 1
     assert not litter.exists()
     assert len(list(spool.root.iterdir())) == 6
     assert (canary / "precious").read_text() == "keep"

@@ -30,7 +30,7 @@ def trained(session_workplace: Workplace) -> TinyPipeline:
         ([], "Expected --mode resume"),
         (["--mode", "everything"], "--mode everything is unknown. Expected one of scratch, resume, skip"),
         (["--from", "frist"], "no stage 'frist'. Did you mean 'first'?"),
-        (["--stage", "none_such"], "no stage 'none_such'"),
+        (["--stage", "no_match_message"], "no stage 'no_match_message'"),
         (["--stage", "first", "--from", "first"], "Give one of the two"),
         (["--mode", "scratch", "--from", "first"], "Give one of the two"),
         (["--mode", "skip", "--use", "first"], "Expected STAGE=RUN_ID"),
@@ -62,9 +62,9 @@ def test_a_pipeline_is_named_or_found_by_its_run(trained: TinyPipeline) -> None:
     (parent,) = trained.parents()
     found = trained.workplace.mltrain("pipeline", "--run", parent, "--status", "--json")
     assert found.json["run_id"] == parent
-    unknown = trained.workplace.mltrain("pipeline", "none_such", "--status")
+    unknown = trained.workplace.mltrain("pipeline", "no_match_message", "--status")
     assert unknown.code == 2
-    assert "There is no pipeline 'none_such'" in unknown.err
+    assert "There is no pipeline 'no_match_message'" in unknown.err
     project = trained.workplace.mltrain("pipeline", "segmentation", "--status")
     assert (project.code, "Try: mltrain train segmentation" in project.err) == (2, True)
     project = trained.workplace.mltrain("pipeline", "tiny.py", "--status")

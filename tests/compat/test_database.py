@@ -185,9 +185,9 @@ def test_the_uri_of_the_environment_is_the_one_that_mlflow_takes(
     if given is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     expected = mlflow.get_tracking_uri()
-    assert database.named_uri() is None, "where MLflow is imported, a program may have set another one"
+    assert database.uri_of_environment() is None, "where MLflow is imported, a program may have set another one"
     monkeypatch.delitem(sys.modules, "mlflow")
-    assert database.named_uri() == expected
+    assert database.uri_of_environment() == expected
     assert (database.database_of(expected) is None) == expected.startswith("http")
 
 
@@ -203,4 +203,4 @@ def test_a_folder_with_a_file_store_or_a_strange_name_is_left_to_mlflow(
             (folder / file).parent.mkdir(parents=True)
             (folder / file).touch()
         monkeypatch.chdir(folder)
-        assert database.named_uri() is None
+        assert database.uri_of_environment() is None

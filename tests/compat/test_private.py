@@ -142,11 +142,11 @@ def test_parts_come_from_the_storage_where_the_server_sends_nothing_itself(monke
         with pytest.raises(Exception, match="403"):
             open_part("file.bin", 100, 400)
         monkeypatch.setattr(repository, "_is_artifacts_presigned_only", lambda: True, raising=False)  # from 3.18 on
-        assert private.sends_by_storage_only(repository)
+        assert private.is_presigned_only(repository)
         is_part, pieces = open_part("file.bin", 100, 400)
         assert (is_part, b"".join(pieces)) == (True, StorageOnly.content[100:400])
         server.shutdown()
-    assert not private.sends_by_storage_only(object())
+    assert not private.is_presigned_only(object())
 
 
 class Receiving(BaseHTTPRequestHandler):
@@ -234,7 +234,7 @@ def test_the_seconds_that_a_server_asks_to_wait_are_found(
     monkeypatch.setattr(Busy, "wait", wait)
     with pytest.raises(MlflowException) as raised:
         MlflowClient(busy).get_run("a" * 32)
-    assert private.asked_to_wait(raised.value) == seconds
+    assert private.retry_after(raised.value) == seconds
 
 
 def test_tokens_of_pages_are_those_of_mlflow_or_one_by_one() -> None:

@@ -145,8 +145,8 @@ def check(trial: Trial, committed_before: int) -> None:
     assert half == [], "nothing half-removed after the next prune"
     assert identical(trial.store.load(survey.manifests[-1]), undisturbed(EPOCHS + 1)), "as if nothing had happened"
     artifacts = trial.place.opened()
-    artifacts.remove_litter(untouched=0)  # as ``mltrain prune`` does once it is an hour old
-    assert [path.name for path in trial.home.rglob("*.tmp")] + artifacts.litter() == []
+    artifacts.remove_unfinished(untouched=0)  # as ``mltrain prune`` does once it is an hour old
+    assert [path.name for path in trial.home.rglob("*.tmp")] + artifacts.unfinished() == []
 
 
 def swept(bench: Bench, epochs_before: int, most: int, capsys: pytest.CaptureFixture[str]) -> None:

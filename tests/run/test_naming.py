@@ -12,7 +12,7 @@ import mltrain
 from mltrain.cli import app
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
-from mltrain.compat.private import is_made_up
+from mltrain.compat.private import is_generated_name
 from mltrain.delivery.creation import RunSpec
 from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import home_of
@@ -91,9 +91,9 @@ def test_names_that_mlflow_makes_up_are_recognised() -> None:
     state = random.getstate()
     names = [_generate_random_name() for _ in range(50)]
     random.setstate(state)
-    assert all(map(is_made_up, names))
+    assert all(map(is_generated_name, names))
     assert not any(
-        map(is_made_up, ["", "wistful", "net-small-3", "wistful-rat-", "wistful-rat-123-x", "rat-wistful-1"])
+        map(is_generated_name, ["", "wistful", "net-small-3", "wistful-rat-", "wistful-rat-123-x", "rat-wistful-1"])
     )
 
 

@@ -116,11 +116,11 @@ def test_litter_of_broken_uploads_is_found_and_what_is_dead_is_removed_and_nothi
     (root / "linked").symlink_to(tmp_path / "another run")
     (root / ".artifact.uploading.folder").mkdir()
     before = tree(tmp_path)
-    assert local.litter() == [".artifact.uploading.fresh", "checkpoints/.artifact.uploading.abc"]
-    assert local.litter(3600) == ["checkpoints/.artifact.uploading.abc"]
-    assert local.remove_litter() == 1
+    assert local.unfinished() == [".artifact.uploading.fresh", "checkpoints/.artifact.uploading.abc"]
+    assert local.unfinished(3600) == ["checkpoints/.artifact.uploading.abc"]
+    assert local.remove_unfinished() == 1
     assert before.keys() - tree(tmp_path).keys() == {"artifacts/checkpoints/.artifact.uploading.abc"}
-    assert local.litter() == [".artifact.uploading.fresh"]
+    assert local.unfinished() == [".artifact.uploading.fresh"]
 
 
 def test_what_somebody_began_to_stage_beside_the_artifacts_is_litter_too(root: Path, tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ def test_what_somebody_began_to_stage_beside_the_artifacts_is_litter_too(root: P
     file_in(staging / "notes", "model.safetensors")
     (staging / "step-000000002-a01.0123abcd.tmp").symlink_to(tmp_path)
     local = LocalArtifacts(root)
-    assert local.litter() == [f"../.mltrain-staging/{NAME}.0123abcd.tmp"]
-    assert local.remove_litter() == 1
-    assert local.litter() == []
+    assert local.unfinished() == [f"../.mltrain-staging/{NAME}.0123abcd.tmp"]
+    assert local.remove_unfinished() == 1
+    assert local.unfinished() == []
     assert sorted(path.name for path in staging.iterdir()) == ["notes", "step-000000002-a01.0123abcd.tmp"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mltrain.errors import StorageError
-from mltrain.store.opening import ALLOWED, open_artifacts, refuse_elsewhere
+from mltrain.store.opening import ALLOWED, open_artifacts, refuse_forbidden_uri
 from mltrain.store.remote import RemoteArtifacts
 
 
@@ -37,7 +37,7 @@ REMOTE = "https://mlflow.example.org"
     ],
 )
 def test_what_a_server_may_name(artifacts: str, tracking: str) -> None:
-    refuse_elsewhere(artifacts, tracking)
+    refuse_forbidden_uri(artifacts, tracking)
 
 
 @pytest.mark.parametrize(
@@ -55,20 +55,20 @@ def test_what_a_server_may_name(artifacts: str, tracking: str) -> None:
 )
 def test_what_a_server_elsewhere_may_not_name(artifacts: str) -> None:
     with pytest.raises(StorageError, match=ALLOWED):
-        refuse_elsewhere(artifacts, REMOTE)
+        refuse_forbidden_uri(artifacts, REMOTE)
 
 
 def test_what_is_allowed_is_allowed_and_nothing_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ALLOWED, "ftp://files/a, /srv/mlruns/")
-    refuse_elsewhere("/srv/mlruns/1/abc", REMOTE)
-    refuse_elsewhere("ftp://files/a/1", REMOTE)
+    refuse_forbidden_uri("/srv/mlruns/1/abc", REMOTE)
+    refuse_forbidden_uri("ftp://files/a/1", REMOTE)
     for wrong in ("/srv/mlruns-of-others/1", "/srv/mlruns/../../etc", "/srv/mlruns/%2e%2e/x", "ftp://files/ab"):
         with pytest.raises(StorageError):
-            refuse_elsewhere(wrong, REMOTE)
+            refuse_forbidden_uri(wrong, REMOTE)
 
 
 def test_the_message_names_no_password() -> None:
     with pytest.raises(StorageError) as refused:
-        refuse_elsewhere("ftp://me:hidden@files/a", "https://you:secret@mlflow.example.org")
+        refuse_forbidden_uri("ftp://me:hidden@files/a", "https://you:secret@mlflow.example.org")
     assert "hidden" not in str(refused.value)
     assert "secret" not in str(refused.value)
