@@ -1,6 +1,6 @@
-"""What mltrain relies on of MLflow and its libraries beyond their public interfaces.
+"""Private parts of MLflow and its libraries that mltrain uses.
 
-Importing this package gives those libraries random numbers of their own, so every package that imports MLflow imports it.
+Importing this package gives those libraries separate random generators, so every package that imports MLflow imports it.
 """
 
 from mltrain.compat import own_random

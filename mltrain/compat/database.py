@@ -1,7 +1,8 @@
-"""Reads runs from MLflow's SQLite database without MLflow, whose import takes seconds: for commands that only look.
+"""Reads runs from MLflow's SQLite database without importing MLflow.
 
-The tables are private to MLflow. So what is not exactly as this module knows it (another revision of the database, a filter of
-another form, a run that is not there) raises :class:`Unreadable`, and MLflow is asked instead.
+The import takes seconds, which is long for a read-only command. The tables are private to MLflow, so anything unknown to this
+module (another revision of the database, another form of filter, a missing run) raises :class:`Unreadable`, and the caller
+falls back to MLflow.
 """
 
 import math
@@ -17,9 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 REVISIONS = frozenset({"dc11669786a5", "f4a9b2c7d1e6"})
-"""The revisions of the tables of MLflow 3.17 and 3.18, as MLflow's migrations name them; those between concern other tables."""
+"""Alembic revisions of MLflow 3.17 and 3.18; revisions between them change other tables."""
 READS = frozenset({"get_run", "search_runs", "search_experiments", "get_experiment_by_name"})
-"""The methods of an ``MlflowClient`` that a reader has."""
+"""The ``MlflowClient`` methods that a reader implements."""
 
 _SECONDS = 2.0
 _AT_ONCE = 500
@@ -29,14 +30,14 @@ _AMONG = re.compile(r"attributes\.run_id IN \(('[0-9a-f]{32}'(?:, '[0-9a-f]{32}'
 
 
 class Unreadable(Exception):
-    """A database, or a question, that only MLflow understands."""
+    """Only MLflow can read this database or answer this query."""
 
 
 class Page(list[Any]):
-    """Some of what was found.
+    """One page of search results.
 
     Attributes:
-        token: of the next page. If ``None``, this is the last one.
+        token: of the next page. If ``None``, this is the last page.
     """
 
     def __init__(self, found: Iterable[Any] = (), token: str | None = None) -> None:
@@ -45,9 +46,12 @@ class Page(list[Any]):
 
 
 def uri_of_environment() -> str | None:
-    """Return the tracking URI that the environment means, where that is known without MLflow."""
+    """Return the environment's tracking URI, without importing MLflow.
+
+    Returns ``None`` if only MLflow can tell it.
+    """
     if "mlflow" in sys.modules:
-        return None  # a program may have set another one
+        return None  # the program may have set another URI
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
@@ -58,7 +62,10 @@ def uri_of_environment() -> str | None:
 
 
 def database_of(uri: str) -> Path | None:
-    """Return the file of a SQLite database that MLflow has or would make at a URI, or ``None``."""
+    """Return the SQLite file of a tracking URI, or ``None``.
+
+    The file may not exist yet.
+    """
     prefix, _, path = uri.partition(":///")
     if prefix != "sqlite" or not path or "?" in path or "%" in path or os.environ.get("MLFLOW_ENABLE_WORKSPACES"):
         return None
@@ -66,9 +73,9 @@ def database_of(uri: str) -> Path | None:
 
 
 class DatabaseReader:
-    """The reading methods of an ``MlflowClient``, on the file of a SQLite database. A file that is not there has no runs.
+    """The reading methods of an ``MlflowClient``, for a SQLite file.
 
-    Each raises :class:`Unreadable` where only MLflow knows the answer.
+    A missing file has no runs. Each method raises :class:`Unreadable` if only MLflow knows the answer.
 
     Args:
         file: of the database.
@@ -82,7 +89,7 @@ class DatabaseReader:
         with self._opened() as database:
             found = self._runs(database, "run_uuid = ?", [run_id])
         if not found:
-            raise Unreadable(f"there is no run {run_id}")
+            raise Unreadable(f"run {run_id} is missing")
         return found[0]
 
     def search_runs(
@@ -92,7 +99,7 @@ class DatabaseReader:
         max_results: int = 1000,
         page_token: str | None = None,
     ) -> Page:
-        """Return a page of the active runs that a filter finds, the newest first."""
+        """Return a page of the matching active runs, newest first."""
         where, values = _condition(filter_string)
         if not self._exists():
             return Page()
@@ -116,7 +123,10 @@ class DatabaseReader:
         return found[0] if found else None
 
     def curves(self, run_ids: Sequence[str], keys: Sequence[str]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-        """Return step and value of all points of metrics, in the order of their steps, by the id of the run and the key."""
+        """Return metric curves (steps, values) by run id and key.
+
+        A curve has all points in the order of their steps.
+        """
         found: dict[tuple[str, str], list[tuple[int, float]]] = {}
         with self._opened() as database:
             rows = _rows_by_run(
@@ -186,7 +196,7 @@ class DatabaseReader:
         """Open the database for reading.
 
         Raises:
-            Unreadable: it is locked or damaged, or of a revision that this module does not know.
+            Unreadable: it is locked or damaged, or has an unknown revision.
         """
         try:
             address = f"{self._file.absolute().as_uri()}?mode=ro"
@@ -194,17 +204,19 @@ class DatabaseReader:
                 database.execute("PRAGMA case_sensitive_like = true")
                 revisions = database.execute("SELECT version_num FROM alembic_version").fetchall()
                 if len(revisions) != 1 or revisions[0][0] not in REVISIONS:
-                    raise Unreadable("its tables are of another revision")
+                    raise Unreadable("its tables have another revision")
                 yield database
         except (sqlite3.Error, OSError, ValueError) as error:
             raise Unreadable(str(error)) from error
 
 
 def _condition(filter_string: str) -> tuple[str, list[str]]:
-    """Return the SQL of a filter, to be added with AND, and its values.
+    """Return a filter's SQL condition and its values.
+
+    The condition begins with AND.
 
     Raises:
-        Unreadable: it has another form than those that mltrain uses.
+        Unreadable: mltrain does not use this form of filter.
     """
     where, values = "", []
     for part in re.split(r"(?i) and ", filter_string) if filter_string else ():
@@ -233,7 +245,7 @@ def _rows_by_run(
     more: str = "",
     values: Sequence[str] = (),
 ) -> dict[str, list[tuple[Any, ...]]]:
-    """Return the rows of a table that belong to runs, by the id of the run."""
+    """Return a table's rows for each run id."""
     found: dict[str, list[tuple[Any, ...]]] = {}
     for begin in range(0, len(run_ids), _AT_ONCE):
         ids = run_ids[begin : begin + _AT_ONCE]

@@ -1,8 +1,8 @@
-"""Random numbers of their own for the libraries that talk to servers and stores.
+"""Separate random generators for libraries that talk to servers.
 
-Python's global generator belongs to the training, and is part of its checkpoints. s3transfer names its temporary files with it,
-botocore, urllib3 and other clients spread their retries with it, MLflow makes up names of runs. They do so in threads of
-mltrain, of their own, and in the training's. So in the modules of these packages the name ``random`` stands for a module whose
+Python's global generator belongs to the training and is part of its checkpoints. s3transfer names temporary files with it,
+botocore, urllib3 and other clients draw their backoff from it, and MLflow generates run names. They do so on mltrain's threads,
+on their own and on the training's. In the modules of these packages, ``random`` is therefore replaced by a module whose
 functions draw from the operating system.
 """
 
@@ -40,14 +40,14 @@ PACKAGES = frozenset(
         "urllib3",
     }
 )
-"""MLflow, and what its tracking and artifact stores are built on. None of them has a business with a training's numbers."""
+"""MLflow and the libraries below its stores. None of them may draw from the training's generator."""
 
 _GLOBAL: Any = random.random.__self__  # type: ignore[attr-defined] # the functions of random are methods of one object
 _OWN = random.SystemRandom()
 
 
 def install() -> None:
-    """Give modules of these packages random numbers of their own: those that are imported, and those to come."""
+    """Replace ``random`` in imported and future modules of these packages."""
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Finder())
@@ -57,12 +57,15 @@ def install() -> None:
 
 
 def _uses_global_generator(value: object) -> bool:
-    # The types are asked for first: some values of these modules import something as soon as an attribute is looked up.
+    # The type check comes first: some module attributes are lazy, and looking into them triggers imports.
     return isinstance(value, BuiltinMethodType | MethodType) and value.__self__ is _GLOBAL
 
 
 def _patch(holder: ModuleType | type) -> None:
-    """Exchange what a module or class holds: the module ``random``, its functions, and these as defaults of arguments."""
+    """Replace ``random`` in a module or class.
+
+    This covers the module itself, its functions, and default arguments.
+    """
     for name, value in list(vars(holder).items()):
         if value is random:
             setattr(holder, name, _OWN_MODULE)
@@ -90,7 +93,10 @@ _OWN_MODULE = _own_module()
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds these packages' modules as the finders behind it do, and changes them once they have been executed."""
+    """Patches modules of these packages after they are executed.
+
+    It finds them through the other finders.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,7 @@
-"""Private attributes, endpoints and defaults of MLflow; each has a test that fails when MLflow no longer has it."""
+"""Private attributes, endpoints and defaults of MLflow.
+
+Each has a test that fails once MLflow removes it.
+"""
 
 import base64
 import json
@@ -13,8 +16,8 @@ from typing import Any
 from mltrain.compat.rest import RestClient
 from mltrain.compat.rest_server import RestError
 
-# MLflow's defaults hold a call for four minutes when the server is gone, and sleep for as long as a Retry-After says.
-# mltrain retries by itself, and can stop.
+# With MLflow's defaults, a call blocks for four minutes without a server and sleeps for any Retry-After. mltrain has its
+# own retries, which can be stopped.
 CLIENT_DEFAULTS: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -26,46 +29,46 @@ CLIENT_DEFAULTS: Mapping[str, str] = {
     "MLFLOW_TRUNCATE_LONG_VALUES": "true",
 }
 LONGEST_WAIT = 60.0
-"""Seconds to which the wait that a server asks for is cut."""
+"""Most seconds that mltrain waits at a server's request."""
 MOST_POINTS = 2000
-"""Points of one answer to :func:`points_between`. MLflow returns at most 2,500, and samples where there are more."""
+"""Most points of one :func:`points_between` call. MLflow returns at most 2,500, and samples longer curves."""
 MOST_RUNS = 100
-"""Runs that one request of :func:`points_of_runs` may name."""
+"""Most runs of one :func:`points_of_runs` request."""
 _PIECE = 1 << 20
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-"""As protocol buffers spell them in JSON (https://protobuf.dev/programming-guides/json)."""
+"""Their protocol buffer JSON (https://protobuf.dev/programming-guides/json)."""
 BATCH_ENDPOINT = "/api/2.0/mlflow/runs/log-batch"
 INTERVAL_ENDPOINT = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 
 
 def set_client_defaults() -> None:
-    """Set MLflow's environment variables to mltrain's defaults where the user has not set them."""
+    """Set mltrain's defaults for MLflow's unset environment variables."""
     for name, value in CLIENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 def entities() -> Any:
-    """Return MLflow's module of entities."""
+    """Return the module ``mlflow.entities``."""
     import mlflow.entities
 
     return mlflow.entities
 
 
 def uri_of_mlflow() -> str:
-    """Return the tracking URI that MLflow uses, which a program may have set."""
+    """Return MLflow's tracking URI, which the program may have set."""
     import mlflow
 
     return str(mlflow.get_tracking_uri())
 
 
 def is_mlflow_error(error: Any) -> bool:
-    """Whether an error has the code and the status of an ``MlflowException``."""
-    known = sys.modules.get("mlflow.exceptions")  # what has not been imported raised nothing
+    """Whether an error has an ``MlflowException``'s code and status."""
+    known = sys.modules.get("mlflow.exceptions")  # a module that is not imported raised nothing
     return isinstance(error, RestError) or (known is not None and isinstance(error, known.MlflowException))
 
 
 def is_generated_name(name: str) -> bool:
-    """Whether MLflow made up the name of a run, such as ``wistful-rat-123``."""
+    """Whether MLflow generated a run's name, such as ``wistful-rat-123``."""
     from mlflow.utils import name_utils
 
     predicate, _, rest = name.partition("-")
@@ -74,13 +77,13 @@ def is_generated_name(name: str) -> bool:
 
 
 def latest_points(run: Any) -> Iterable[Any]:
-    """Return the latest point of every metric of a run; the public mapping has the values without their steps."""
+    """Return each metric's latest point, with its step."""
     points: Iterable[Any] = run.data._metric_objs
     return points
 
 
 def points_between(client: Any, uri: str, run_id: str, key: str, first: int, last: int) -> list[tuple[int, float]]:
-    """Return step and value of a metric's points between two steps, which MLflow's client does not offer.
+    """Return a metric's steps and values between two steps.
 
     Args:
         client: an ``MlflowClient``.
@@ -88,16 +91,18 @@ def points_between(client: Any, uri: str, run_id: str, key: str, first: int, las
         run_id: of the run.
         key: of the metric.
         first: step.
-        last: step, included.
+        last: step, inclusive.
 
     Returns:
-        At most :data:`MOST_POINTS` points; where there are that many, MLflow may have left some out.
+        At most :data:`MOST_POINTS` points. If there are that many, MLflow may have left some out.
     """
     return [point for _, point in _points(client, uri, [run_id], key, first, last)]
 
 
 def points_of_runs(client: Any, uri: str, run_ids: Sequence[str], key: str) -> dict[str, list[tuple[int, float]]]:
-    """Return step and value of a metric's points by the id of the run, for :data:`MOST_RUNS` runs in one request.
+    """Return a metric's steps and values by run id.
+
+    One request covers up to :data:`MOST_RUNS` runs.
 
     Args:
         client: an ``MlflowClient``.
@@ -106,7 +111,7 @@ def points_of_runs(client: Any, uri: str, run_ids: Sequence[str], key: str) -> d
         key: of the metric.
 
     Returns:
-        At most :data:`MOST_POINTS` points a run: MLflow samples where there are more.
+        At most :data:`MOST_POINTS` points per run; MLflow samples longer curves.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     for run_id, point in _points(client, uri, run_ids, key, None, None):
@@ -138,7 +143,7 @@ def _located(answer: Mapping[str, Any]) -> list[tuple[str, tuple[int, float]]]:
 
 
 def log_points(client: Any, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
-    """Log metric points in one request to a server; through MLflow's entities that takes ten times as much of the processor.
+    """Log metric points in one request, ten times cheaper than MLflow's entities.
 
     Args:
         client: a ``RestClient``, or an ``MlflowClient`` of a server.
@@ -160,16 +165,16 @@ def log_points(client: Any, run_id: str, points: Iterable[tuple[str, float, int,
 
 
 def page_tokens(token: str, found: int, size: int, count: int) -> list[str]:
-    """Return the tokens of the next pages of a search, where the way in which the server makes them is known.
+    """Predict the tokens of a search's next pages, if possible.
 
     Args:
         token: of the next page.
-        found: entries of all pages before it.
-        size: entries that a page was asked for.
+        found: entries of all earlier pages.
+        size: requested entries per page.
         count: of tokens.
 
     Returns:
-        Only ``token`` where it is not the one of MLflow's own server.
+        Only ``token`` if it is not in the format of MLflow's own server.
     """
 
     def made(offset: int) -> str:
@@ -181,9 +186,10 @@ def page_tokens(token: str, found: int, size: int, count: int) -> list[str]:
 
 
 def retry_after(error: BaseException | None) -> float:
-    """Return the seconds of a response's Retry-After header, at most :data:`LONGEST_WAIT`, or 0.
+    """Return a response's Retry-After in seconds, or 0.
 
-    MLflow's errors leave the headers out; the response itself is still in one of the frames that raised.
+    It is capped at :data:`LONGEST_WAIT`. MLflow's errors drop the headers, but the response is still in one of the frames that
+    raised.
     """
     while error is not None:
         trace = error.__traceback__
@@ -193,35 +199,35 @@ def retry_after(error: BaseException | None) -> float:
                 try:
                     return min(LONGEST_WAIT, max(0.0, float(headers["Retry-After"])))
                 except ValueError:
-                    return 0.0  # a date, and the two clocks may differ
+                    return 0.0  # a date; the clocks may differ
             trace = trace.tb_next
         error = error.__cause__ or error.__context__
     return 0.0
 
 
 def download(repository: Any, path: str, file: Path) -> None:
-    """Download one artifact. ``download_artifacts`` would list first, and give every failure the same error."""
+    """Download one artifact without listing first, keeping specific errors."""
     repository._download_file(path, str(file))
 
 
 def is_presigned_only(repository: Any) -> bool:
-    """Whether a server hands out presigned URLs and sends no bytes itself (``--artifacts-presigned-only`` of MLflow 3.18)."""
+    """Whether a server only presigns URLs (``--artifacts-presigned-only``, MLflow 3.18)."""
     asked = getattr(repository, "_is_artifacts_presigned_only", None)
     return bool(asked is not None and asked())
 
 
 ContentSender = Callable[[str, Iterable[memoryview]], None]
-"""Puts a content, which knows its ``len``, at a path of the artifacts, in one try."""
+"""Uploads sized content to an artifact path in one try."""
 
 
 def content_sender(repository: Any) -> ContentSender | None:
-    """Return what uploads contents from memory; MLflow's public interface uploads files.
+    """Return a function that uploads content from memory, not files.
 
     Args:
         repository: MLflow's artifact repository of a store.
 
     Returns:
-        ``None`` for a kind of store that takes only files, and where MLflow sends them to the storage behind the server.
+        ``None`` for a store that accepts only files, or whose files MLflow sends directly to the storage behind it.
     """
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
     from mlflow.utils.mime_type_utils import _guess_mime_type
@@ -238,17 +244,17 @@ def content_sender(repository: Any) -> ContentSender | None:
 
 
 PartOpener = Callable[[str, int, int], tuple[bool, Iterator[bytes]]]
-"""Asks for the bytes from one place to another of an artifact: returns whether only these come, and the pieces that come."""
+"""Requests a byte range of an artifact. Returns whether the store honors the range, and the pieces that it sends."""
 
 
 def part_opener(repository: Any) -> PartOpener | None:
-    """Return what receives parts of artifacts into memory; MLflow's public interface writes whole ones to files.
+    """Return a function that reads byte ranges into memory.
 
     Args:
         repository: MLflow's artifact repository of a store.
 
     Returns:
-        ``None`` for a kind of store that is only downloaded from into files.
+        ``None`` for a store that supports only downloads to files.
     """
     import requests
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository

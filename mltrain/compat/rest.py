@@ -1,6 +1,7 @@
-"""Asks an MLflow server over its REST API without MLflow, whose import takes more than a second.
+"""A client of MLflow's REST API without importing MLflow.
 
-Only a plain server is asked this way: see :func:`mltrain.compat.rest_server.is_plain`. Else MLflow's own client is used.
+The import takes more than a second. Only a plain server is accessed this way (see :func:`mltrain.compat.rest_server.is_plain`);
+all others go through MLflow's own client.
 """
 
 import json
@@ -14,18 +15,19 @@ from mltrain.compat.rest_server import RestError, Server, is_plain
 
 _API = "/api/2.0/mlflow"
 _AT_ONCE = 100
-"""Parameters, and tags, that one request may log."""
+"""Most parameters, and most tags, of one request."""
 
 
 def client_of(uri: str, defaults: Mapping[str, str]) -> "RestClient | None":
-    """Return a client of a plain server; ``None`` where MLflow's own is needed."""
+    """Return a plain server's client, or ``None`` for other servers."""
     return RestClient(uri) if is_plain(uri, defaults) else None
 
 
 class RestClient:
-    """Those methods of an ``MlflowClient`` that a training and the lists of runs need, on a plain server.
+    """The ``MlflowClient`` methods that mltrain needs, for a plain server.
 
-    Each raises :class:`RestError`, and returns values with the attributes of MLflow's entities that mltrain reads.
+    Each raises :class:`RestError`, and returns objects with the attributes of MLflow's entities that mltrain reads. Only the
+    methods that a training and lists of runs need exist.
 
     Args:
         uri: of the server.
@@ -35,7 +37,9 @@ class RestClient:
         self._server = Server(uri)
 
     def ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
-        """Send a request of the REST API, without the entries of its content that are ``None``, and return the answer.
+        """Send a REST request and return the decoded response.
+
+        Parameters that are ``None`` are left out.
 
         Raises:
             RestError: the server refuses or does not answer.
@@ -66,7 +70,7 @@ class RestClient:
         max_results: int = 1000,
         page_token: str | None = None,
     ) -> Page:
-        """Return a page of the active runs that a filter finds, the newest first."""
+        """Return a page of the matching active runs, newest first."""
         answer = self.ask(
             *("POST", f"{_API}/runs/search"),
             experiment_ids=[str(one) for one in experiment_ids],
@@ -78,7 +82,7 @@ class RestClient:
         return Page(map(entities.run, answer.get("runs", ())), answer.get("next_page_token") or None)
 
     def create_run(self, experiment_id: str, start_time: int, tags: Mapping[str, str], run_name: str) -> Any:
-        """Create a run, and return it."""
+        """Create and return a run."""
         answer = self.ask(
             *("POST", f"{_API}/runs/create"),
             experiment_id=str(experiment_id),
@@ -90,12 +94,15 @@ class RestClient:
         return entities.run(answer["run"])
 
     def update_run(self, run_id: str, status: str | None = None, name: str | None = None) -> None:
-        """Set status or name of a run; the server leaves its end as it is."""
+        """Set a run's status or name, leaving its end unchanged."""
         status = status or self.get_run(run_id).info.status
         self.ask("POST", f"{_API}/runs/update", run_uuid=run_id, run_id=run_id, status=status, run_name=name)
 
     def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
-        """Set the final status of a run, and its end: if ``None``, now."""
+        """Set a run's final status and end.
+
+        If the end is ``None``, it is now.
+        """
         self.ask(
             *("POST", f"{_API}/runs/update"),
             run_uuid=run_id,
@@ -117,18 +124,18 @@ class RestClient:
         self.ask("POST", f"{_API}/runs/delete-tag", run_id=run_id, key=key)
 
     def log_param(self, run_id: str, key: str, value: str) -> None:
-        """Log a parameter, which can be written once."""
+        """Log a parameter; parameters are write-once."""
         self.ask("POST", f"{_API}/runs/log-parameter", run_uuid=run_id, run_id=run_id, key=key, value=str(value))
 
     def log_batch(self, run_id: str, params: Sequence[entities.Pair] = (), tags: Sequence[entities.Pair] = ()) -> None:
-        """Log parameters and tags, in as few requests as the server takes."""
+        """Log parameters and tags in as few requests as possible."""
         for begin in range(0, max(len(params), len(tags)), _AT_ONCE):
             part = slice(begin, begin + _AT_ONCE)
             sent = {"params": entities.pairs(params[part]), "tags": entities.pairs(tags[part])}
             self.ask("POST", f"{_API}/runs/log-batch", run_id=run_id, **{k: v for k, v in sent.items() if v})
 
     def log_inputs(self, run_id: str, datasets: Sequence[entities.DatasetInput]) -> None:
-        """Log the datasets that a run reads."""
+        """Log a run's input datasets."""
         sent = [{"dataset": one.dataset._asdict(), "tags": entities.pairs(one.tags)} for one in datasets]
         self.ask("POST", f"{_API}/runs/log-inputs", run_id=run_id, datasets=sent)
 
@@ -154,7 +161,7 @@ class RestClient:
         return entities.experiment(answer["experiment"])
 
     def create_experiment(self, name: str) -> str:
-        """Create an experiment, and return its id."""
+        """Create an experiment and return its id."""
         return str(self.ask("POST", f"{_API}/experiments/create", name=name)["experiment_id"])
 
     def search_experiments(self, max_results: int = 1000, page_token: str | None = None) -> Page:
@@ -170,7 +177,7 @@ class RestClient:
     def search_logged_models(
         self, experiment_ids: Sequence[str], filter_string: str, page_token: str | None = None
     ) -> Page:
-        """Return a page of the LoggedModels of experiments that a filter finds."""
+        """Return a page of the matching LoggedModels of experiments."""
         answer = self.ask(
             *("POST", f"{_API}/logged-models/search"),
             experiment_ids=list(experiment_ids),
@@ -181,7 +188,7 @@ class RestClient:
         return Page(found, answer.get("next_page_token") or None)
 
     def search_model_versions(self, filter_string: str, max_results: int, page_token: str | None = None) -> Page:
-        """Return a page of the versions of registered models that a filter finds."""
+        """Return a page of the matching registered model versions."""
         answer = self.ask(
             *("GET", f"{_API}/model-versions/search"),
             filter=filter_string,

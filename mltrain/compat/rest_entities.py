@@ -1,4 +1,4 @@
-"""Runs, experiments, points and tags as MLflow's REST API writes them, and as mltrain reads them."""
+"""Converts entities between MLflow's REST JSON and Python objects."""
 
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ class Pair(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A dataset that a run reads, by the names of MLflow's entity."""
+    """An input dataset with the field names of MLflow's entity."""
 
     name: str
     digest: str
@@ -29,16 +29,16 @@ class DatasetInput(NamedTuple):
 
 
 ENTITIES = SimpleNamespace(RunTag=Pair, Param=Pair, Dataset=Dataset, DatasetInput=DatasetInput, InputTag=Pair)
-"""What the methods of a :class:`RestClient` take, by the names that they have in ``mlflow.entities``."""
+"""Argument types of :class:`RestClient`, named as in ``mlflow.entities``."""
 
 
 def mapping(pairs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return pairs of key and value as a mapping."""
+    """Return key-value pairs as a dictionary."""
     return {pair["key"]: pair.get("value", "") for pair in pairs}
 
 
 def pairs(pairs: Iterable[Pair]) -> list[dict[str, str]]:
-    """Return tags or parameters as they are sent."""
+    """Return tags or parameters as JSON objects."""
     return [{"key": pair.key, "value": str(pair.value)} for pair in pairs]
 
 
@@ -76,7 +76,10 @@ def experiment(raw: Mapping[str, Any]) -> SimpleNamespace:
 
 
 def logged_model(raw: Mapping[str, Any]) -> SimpleNamespace:
-    """Return a LoggedModel; its status as MLflow's client calls it, such as ``READY``."""
+    """Return a LoggedModel.
+
+    Its status has the client's spelling, such as ``READY``.
+    """
     info = raw["info"]
     return SimpleNamespace(
         model_id=info["model_id"],
@@ -88,6 +91,6 @@ def logged_model(raw: Mapping[str, Any]) -> SimpleNamespace:
 
 
 def model_version(raw: Mapping[str, Any]) -> SimpleNamespace:
-    """Return a version of a registered model."""
+    """Return a registered model's version."""
     words = ("name", "version", "source", "run_id")
     return SimpleNamespace(**{word: raw.get(word) for word in words})

@@ -1,6 +1,7 @@
-"""Sends requests to an MLflow server without MLflow, whose import takes more than a second.
+"""Sends requests to an MLflow server without importing MLflow.
 
-Only a plain server is asked this way, see :func:`is_plain`. Else MLflow itself sends the requests.
+The import takes more than a second. Only a plain server is accessed this way (see :func:`is_plain`); for all others MLflow
+sends the requests.
 """
 
 import importlib.metadata
@@ -31,23 +32,23 @@ _WITHOUT_EFFECT = frozenset(
         _TIMEOUT,
     }
 )
-"""Environment variables of MLflow that this module understands, or that concern no request."""
+"""MLflow environment variables that this module supports or that do not affect requests."""
 _PLUGINS = {
     "mlflow.request_header_provider": None,
     "mlflow.tracking_store": ("http", "https"),
     "mlflow.model_registry_store": ("http", "https"),
     "mlflow.artifact_repository": ("mlflow-artifacts",),
 }
-"""Groups of entry points that change what MLflow sends, with the schemes that count; ``None``: every entry counts."""
+"""Entry point groups that change MLflow's requests, with the relevant schemes. If ``None``, every entry is relevant."""
 
 
 class RestError(Exception):
-    """A request that failed, with the attributes of an ``MlflowException``.
+    """A failed request, with the attributes of an ``MlflowException``.
 
     Args:
-        message: what happened.
-        error_code: MLflow's word for it.
-        status: of the HTTP response; 500 without one.
+        message: describes the failure.
+        error_code: MLflow's error code.
+        status: of the HTTP response; 500 without a response.
     """
 
     def __init__(self, message: str, error_code: str = "INTERNAL_ERROR", status: int = 500) -> None:
@@ -61,16 +62,18 @@ class RestError(Exception):
 
 
 def is_plain(uri: str, defaults: Mapping[str, str]) -> bool:
-    """Whether MLflow would send its requests to a server as this module does, and has not been imported.
+    """Whether this module can send requests in MLflow's place.
+
+    MLflow would send the same requests and has not been imported.
 
     Args:
         uri: of the tracking store.
-        defaults: what mltrain sets MLflow's environment variables to.
+        defaults: mltrain's values of MLflow's environment variables.
     """
     if "mlflow" in sys.modules or not uri.startswith(("http://", "https://")):
         return False
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS") and os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"):
-        return False  # MLflow refuses the two together, and says why
+        return False  # MLflow rejects the combination with its own error
     for name, value in os.environ.items():
         named = name.startswith(("MLFLOW_", "_MLFLOW_", "DATABRICKS_"))
         if named and name not in _WITHOUT_EFFECT and defaults.get(name) != value:
@@ -96,7 +99,7 @@ def _session(process: int) -> "requests.Session":
 
 
 class Server:
-    """Sends requests to a server, with the connections that this process keeps open.
+    """Sends requests to a server over this process's open connections.
 
     Args:
         uri: of the server.
@@ -117,12 +120,12 @@ class Server:
 
         Args:
             method: of HTTP.
-            path: behind the URI of the server.
-            headers: further ones.
-            **named: what ``requests`` takes.
+            path: appended to the server's URI.
+            headers: additional ones.
+            **named: further arguments for ``requests``.
 
         Raises:
-            RestError: no response came.
+            RestError: no response arrived.
         """
         sent = {**self._headers, **(headers or {})}
         user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
