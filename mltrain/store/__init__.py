@@ -1,1 +1,1 @@
-"""Files that survive a power cut, and the artifact stores of runs."""
+"""Files that survive a power cut, and artifact stores."""

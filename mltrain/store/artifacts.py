@@ -1,7 +1,7 @@
-"""What mltrain asks of the artifact store of a run, whichever kind it is.
+"""The interface of a run's artifact store, local or remote.
 
-MLflow validates nothing when it deletes: an empty path removes all artifacts of a run, and ``../`` reaches other runs. So
-every path is validated here, and removal takes the name of a checkpoint, never a path.
+MLflow does not validate paths when it deletes: an empty path removes all artifacts of a run, and ``../`` reaches other runs.
+Every path is therefore validated here, and removal takes a checkpoint's name, never a path.
 """
 
 import hashlib
@@ -18,12 +18,15 @@ from mltrain.errors import StorageError
 from mltrain.store.removal import DEAD_SECONDS
 
 PARALLEL_FILES = 4
-"""Files that are sent or received at the same time."""
+"""Files that are sent or received in parallel."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Something in a folder of artifacts; ``size`` in bytes, none for a folder."""
+    """An entry of an artifact folder.
+
+    ``size`` is in bytes, or ``None`` for a folder.
+    """
 
     name: str
     is_dir: bool
@@ -31,7 +34,9 @@ class Entry:
 
 
 class Hashed(bytearray):
-    """A content that was hashed while it arrived; not to be changed.
+    """Content that was hashed while it arrived.
+
+    Do not change it.
 
     Attributes:
         sha256: its SHA-256 in hexadecimal digits.
@@ -41,87 +46,110 @@ class Hashed(bytearray):
 
 
 def sha256_of(content: bytes | bytearray) -> str:
-    """Return the SHA-256 of a content, in hexadecimal digits; one that was hashed on its way is not hashed again."""
+    """Return the hexadecimal SHA-256 of content.
+
+    :class:`Hashed` content is not hashed again.
+    """
     return content.sha256 if isinstance(content, Hashed) else hashlib.sha256(content).hexdigest()
 
 
 Send = Callable[[str, Iterable[memoryview]], None]
-"""Puts a content, which knows its ``len``, under a name; one try, which raises whatever the store's client does."""
+"""Uploads sized content under a name in one try; raises the errors of the store's client."""
 
 
 class Artifacts(Protocol):
     """The artifacts of one run."""
 
     local_root: Path | None
-    """Where they are on this machine, if they are."""
+    """Their folder on this machine, or ``None`` for a remote store."""
 
     def entries(self, folder: str = "") -> list[Entry]:
-        """Return what a folder holds; a missing folder holds nothing. Links and strange names are left out."""
+        """Return a folder's entries; a missing folder has none.
+
+        Links and unusual names are left out.
+        """
         ...
 
     def upload(self, file: Path, folder: str = "") -> None:
-        """Put a file into a folder under its own name, replacing it, and check its size there."""
+        """Upload a file into a folder and verify its size.
+
+        It keeps its name and replaces an existing file.
+        """
         ...
 
     def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
-        """Put files into a folder, in any order, and when all are there check all their sizes.
+        """Upload files in any order, then check all sizes.
 
         Args:
-            files: of this machine.
-            folder: that they are put into.
-            sent: names of those that :meth:`sender` put there; they are sent again if their sizes differ.
+            files: on this machine.
+            folder: receives the files.
+            sent: names of the files that :meth:`sender` uploaded; they are sent again if a size differs.
         """
         ...
 
     def sender(self, folder: str) -> Send | None:
-        """Return what puts contents from memory into a folder; ``None`` where only files can be uploaded."""
+        """Return a function that uploads content from memory.
+
+        Returns ``None`` if the store accepts only files.
+        """
         ...
 
     def read(self, path: str, most: int) -> bytearray:
-        """Return the content of a file of at most ``most`` bytes; :class:`Hashed` where it was hashed on its way.
+        """Return a file's content of at most ``most`` bytes.
+
+        It is :class:`Hashed` if it was hashed on arrival.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            DamagedCheckpoint: it is larger.
+            FileNotFoundError: the file does not exist.
+            DamagedCheckpoint: the file is larger.
         """
         ...
 
     def remove_checkpoint(self, name: str) -> None:
-        """Remove the checkpoint of this directory name, its manifest first. One that is gone already is no error."""
+        """Remove a checkpoint by its directory name, manifest first.
+
+        A missing checkpoint is not an error.
+        """
         ...
 
     def remove_model(self, model_id: str) -> None:
-        """Remove all files, which have to be those of this LoggedModel.
+        """Remove all files, which must be those of this LoggedModel.
 
         Raises:
-            StorageError: this is not where a LoggedModel's files are, or the store does not allow it.
+            StorageError: these are not a LoggedModel's artifacts, or the store refuses.
         """
         ...
 
     def remove_output(self, name: str) -> None:
-        """Remove what an attempt of a stage made, its record first. What is gone already is no error."""
+        """Remove the output of a stage's attempt, its record first.
+
+        A missing output is not an error.
+        """
         ...
 
     def unfinished(self, untouched: float = 0.0) -> list[str]:
-        """Return what interrupted writers left, untouched for so many seconds.
+        """Return files left by interrupted writers.
 
-        Temporary files of MLflow's uploads, and half-staged checkpoints.
+        These are temporary files of MLflow's uploads that are older than ``untouched`` seconds, and half-staged checkpoints.
         """
         ...
 
     def remove_unfinished(self, untouched: float = DEAD_SECONDS) -> int:
-        """Remove these, and return how many there were. Only for a run that nobody writes to."""
+        """Remove files left by interrupted writers; return their number.
+
+        No process may be writing to the run.
+        """
         ...
 
 
 class NoRunYet(StorageError):
-    """The run waits to be created; until then this disk has its artifacts."""
+    """The run is not created; this disk holds its artifacts."""
 
 
 class DeferredArtifacts:
-    """Artifacts whose place becomes known later; see :class:`Artifacts`.
+    """Artifacts whose location becomes known later; see :class:`Artifacts`.
 
-    Checkpoints are staged in the run's folder and uploaded file by file, even if the store proves to be on this machine.
+    Checkpoints are staged in the run's folder and uploaded file by file, even if the store turns out to be on this machine.
     """
 
     def __init__(self, target: Artifacts | None = None) -> None:
@@ -134,11 +162,11 @@ class DeferredArtifacts:
 
     def upload(self, file: Path, folder: str = "") -> None:
         """See :class:`Artifacts`."""
-        self._there().upload(file, folder)
+        self._require_target().upload(file, folder)
 
     def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
         """See :class:`Artifacts`."""
-        self._there().upload_all(files, folder, sent)
+        self._require_target().upload_all(files, folder, sent)
 
     def sender(self, folder: str) -> Send | None:
         """See :class:`Artifacts`."""
@@ -152,15 +180,15 @@ class DeferredArtifacts:
 
     def remove_checkpoint(self, name: str) -> None:
         """See :class:`Artifacts`."""
-        self._there().remove_checkpoint(name)
+        self._require_target().remove_checkpoint(name)
 
     def remove_output(self, name: str) -> None:
         """See :class:`Artifacts`."""
-        self._there().remove_output(name)
+        self._require_target().remove_output(name)
 
     def remove_model(self, model_id: str) -> None:
         """See :class:`Artifacts`."""
-        self._there().remove_model(model_id)
+        self._require_target().remove_model(model_id)
 
     def unfinished(self, untouched: float = 0.0) -> list[str]:
         """See :class:`Artifacts`."""
@@ -170,7 +198,7 @@ class DeferredArtifacts:
         """See :class:`Artifacts`."""
         return 0 if self.target is None else self.target.remove_unfinished(untouched)
 
-    def _there(self) -> Artifacts:
+    def _require_target(self) -> Artifacts:
         if self.target is None:
             raise NoRunYet("The run has not been created yet, so it has no artifact store.")
         return self.target
@@ -181,31 +209,36 @@ R = TypeVar("R")
 
 
 def in_parallel(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Do something with each of some items, a few at a time, and return the results in their order."""
+    """Run a job per item in parallel; return ordered results."""
     if len(items) < 2:
         return [job(item) for item in items]
     with ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="mltrain-files") as pool:
         try:
             results = pool.map(job, items)
-        except RuntimeError:  # the interpreter is ending, and starts no more threads: this one is waited for
+        except RuntimeError:  # the interpreter is exiting and starts no more threads, but waits for this one
             return [job(item) for item in items]
         return list(results)
 
 
 def refuse_unwritable(folder: Path, remedy: str) -> None:
-    """Refuse a folder that cannot be made or written to, without making it.
+    """Raise an error for a folder that cannot be written.
+
+    Nothing is created.
 
     Raises:
-        StorageError: the folder, or the nearest one above it that exists, is no folder or is not writable.
+        StorageError: the path, or its nearest existing parent, is not a folder or not writable.
     """
     place = next(above for above in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(above))
     if not place.is_dir():
         raise StorageError(f"{folder} cannot be written: {place} is not a folder. {remedy}")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise StorageError(f"{folder} cannot be written: this user has no right to write to {place}. {remedy}")
+        raise StorageError(f"{folder} cannot be written: this user has no write permission for {place}. {remedy}")
 
 
 def state_folder() -> Path:
-    """Return the folder on this host below which mltrain keeps everything: ``MLTRAIN_HOME``, or the user's state folder."""
+    """Return mltrain's base folder on this host.
+
+    It is ``MLTRAIN_HOME``, or the user's state folder.
+    """
     base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
     return Path(base).expanduser()

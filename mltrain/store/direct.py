@@ -1,7 +1,8 @@
-"""Writing a new file, hashed on the way: through the system's cache, or past it.
+"""Writes new files, hashed on the way, cached or direct.
 
-A write through the cache takes more of the processor than the hash does, because the system finds, copies and accounts for
-every page. Past it (``O_DIRECT``, open(2)), the disk reads a block of aligned memory while the next one is filled and hashed.
+A write through the page cache takes more processor time than the hash, because the system finds, copies and accounts for every
+page. A direct write (``O_DIRECT``, open(2)) sends a block of aligned memory to the disk while the next one is filled and
+hashed.
 """
 
 import errno
@@ -16,14 +17,16 @@ if sys.platform == "linux":
     import fcntl
 
 BLOCK = 2**24
-"""Bytes that go past the cache at once; what is left of a file in the end goes through it."""
+"""Bytes of a direct write; the remainder of a file goes through the cache."""
 
 _ALIGNED = 4096
-"""Memory, place and length of a direct write are multiples of the sector size, which this one is of."""
+"""Alignment of memory, offset and length of a direct write: a multiple of any sector size."""
 
 
 def write_cached(descriptor: int, content: Iterable[bytes | memoryview], update: Callable[[Any], None]) -> int:
-    """Write through the cache, hand each piece to ``update``, and return the number of bytes; flush nothing.
+    """Write through the page cache and return the bytes written.
+
+    Each piece is passed to ``update``. Nothing is flushed.
 
     Raises:
         OSError: the disk is full or fails.
@@ -32,12 +35,15 @@ def write_cached(descriptor: int, content: Iterable[bytes | memoryview], update:
     for piece in content:
         size += _write_all(descriptor, piece)
         _begin_flush(descriptor, size - len(piece), len(piece))
-        update(piece)  # while the disk is at work
+        update(piece)  # while the disk writes
     return size
 
 
 def write_direct(descriptor: int, content: Iterable[bytes | memoryview], update: Callable[[Any], None]) -> int:
-    """Do so past the cache, but for the last bytes; through it where the filesystem has no other way.
+    """Write past the page cache and return the bytes written.
+
+    The last partial block goes through the cache, and so does everything on a filesystem without direct writes. Each piece is
+    passed to ``update``. Nothing is flushed.
 
     Raises:
         OSError: the disk is full or fails.
@@ -49,7 +55,7 @@ def write_direct(descriptor: int, content: Iterable[bytes | memoryview], update:
     size = filled = 0
     block, other = _block(), _block()
     with ThreadPoolExecutor(1, "mltrain-write") as writer:
-        under_way: Future[None] | None = None
+        pending_write: Future[None] | None = None
         for piece in content:
             rest = np.frombuffer(piece, np.uint8)
             while rest.size:
@@ -57,19 +63,22 @@ def write_direct(descriptor: int, content: Iterable[bytes | memoryview], update:
                 np.copyto(block[filled : filled + taken.size], taken)  # without the interpreter's lock
                 filled += taken.size
                 if filled == BLOCK:
-                    if under_way is not None:
-                        under_way.result()
-                    under_way = _begun(writer, descriptor, block)
-                    update(block)  # while the disk is at work
+                    if pending_write is not None:
+                        pending_write.result()
+                    pending_write = _start_write(writer, descriptor, block)
+                    update(block)  # while the disk writes
                     size, filled, block, other = size + BLOCK, 0, other, block
-        if under_way is not None:
-            under_way.result()
+        if pending_write is not None:
+            pending_write.result()
     _switch(descriptor, direct=False)
     return size + write_cached(descriptor, [memoryview(block[:filled])], update)
 
 
 def _block() -> Any:
-    """Return aligned memory, which NumPy asks the system for in large pages where there are any."""
+    """Return aligned memory.
+
+    NumPy requests it in huge pages where the system has them.
+    """
     import numpy as np
 
     whole = np.empty(BLOCK + _ALIGNED, np.uint8)
@@ -77,10 +86,10 @@ def _block() -> Any:
     return whole[start : start + BLOCK]
 
 
-def _begun(writer: ThreadPoolExecutor, descriptor: int, block: Any) -> Future[None]:
+def _start_write(writer: ThreadPoolExecutor, descriptor: int, block: Any) -> Future[None]:
     try:
         return writer.submit(_write_block, descriptor, block)
-    except RuntimeError:  # the interpreter is ending and starts no more threads
+    except RuntimeError:  # the interpreter is exiting and starts no more threads
         done: Future[None] = Future()
         _write_block(descriptor, block)
         done.set_result(None)
@@ -93,13 +102,13 @@ def _write_block(descriptor: int, block: Any) -> None:
         try:
             rest = rest[os.write(descriptor, rest) :]
         except OSError as error:
-            # A filesystem that allows it, and then not of this length or from here, takes the rest through the cache.
+            # A filesystem may allow direct writes but refuse this length or address; the rest then goes through the cache.
             if error.errno != errno.EINVAL or not _switch(descriptor, direct=False):
                 raise
 
 
 def _switch(descriptor: int, *, direct: bool) -> bool:
-    """Have further writes go past the cache, or through it; return whether that is new."""
+    """Turn direct writes on or off; return whether that changed."""
     if sys.platform != "linux":
         return False
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
@@ -121,10 +130,11 @@ def _write_all(descriptor: int, piece: bytes | memoryview) -> int:
 
 
 def _begin_flush(descriptor: int, start: int, length: int) -> None:
-    """Have the system begin to write bytes of a file to the disk; what is not there yet, ``fsync`` waits for.
+    """Make the system start writing a file's bytes to disk.
 
-    Linux does so when it is advised that the bytes will not be needed, and keeps them in memory until they are written.
+    Linux does so when it is advised that the bytes will not be needed, and keeps them in memory until they are written;
+    ``fsync`` waits for the remaining ones.
     """
     if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):  # only advice
+        with suppress(OSError):  # the advice is optional
             os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)

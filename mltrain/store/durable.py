@@ -1,7 +1,7 @@
-"""Files that survive a power cut: flushed, and visible under their names only when they are complete.
+"""Files that survive a power cut.
 
-Nothing else in mltrain flushes or renames. A file or folder is written under a temporary name, flushed, renamed, and then the
-folder that holds it is flushed. Whatever instant the power fails, the name stands for the old content or for the new one.
+No other module of mltrain flushes or renames. A file or folder is written under a temporary name, flushed and renamed, and then
+its parent folder is flushed. A power failure at any moment leaves either the old content or the new one under the name.
 """
 
 import errno
@@ -24,13 +24,15 @@ _PROBE = re.compile(r"\.probe\.[0-9a-f]{8}\.tmp", re.ASCII)
 
 
 def write_file(file: Path, content: Iterable[bytes | memoryview], *, cached: bool = True) -> tuple[int, str]:
-    """Write a new file, hash it on the way and flush it to the disk; return its size in bytes and its SHA-256.
+    """Write, hash and flush a new file.
+
+    Returns its size in bytes and its SHA-256.
 
     Args:
         file: to write.
         content: in pieces.
-        cached: whether somebody reads it soon. Otherwise most of a large file goes past the system's cache, where the
-            filesystem allows that: it takes a third of the processor time.
+        cached: whether the file is read soon. If not, most of a large file bypasses the page cache where the filesystem
+            supports that, which takes a third of the processor time.
 
     Raises:
         StorageError: the disk is full or fails, or the file exists.
@@ -46,12 +48,12 @@ def write_file(file: Path, content: Iterable[bytes | memoryview], *, cached: boo
 
 
 def rename_folder(folder: Path, target: Path, guard: Callable[[], None]) -> None:
-    """Make a folder durable, and give it its final name at once with all that is in it.
+    """Flush a folder and rename it with its content.
 
     Args:
-        folder: whose files have been flushed.
-        target: its name, which nothing has yet; on another filesystem it is copied.
-        guard: called last before that; what it raises, this raises.
+        folder: its files have been flushed already.
+        target: the final path, which must not exist; on another filesystem the folder is copied.
+        guard: called right before the rename; its errors are raised.
 
     Raises:
         StorageError: the disk is full or fails, or ``target`` exists.
@@ -66,15 +68,15 @@ def rename_folder(folder: Path, target: Path, guard: Callable[[], None]) -> None
     try:
         _fsync_folder(target.parent)
     except OSError as error:
-        # It has its name, but whether that outlives a power cut nobody knows, and a second flush would not tell: the
-        # system forgets what it failed to write. So it goes, and is written anew.
+        # The renamed folder may not survive a power cut, and a second flush would not tell: the system forgets failed
+        # writes. So it is removed, to be written again.
         with suppress(StorageError):
             discard_staged(target)
         raise refused(target, error) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each of them durable.
+    """Create a folder and its parents, each of them flushed.
 
     Raises:
         StorageError: the disk refuses.
@@ -86,25 +88,25 @@ def make_folder(folder: Path) -> None:
 
 
 def probe(folder: Path) -> None:
-    """Make sure that files in a folder can be written and made durable, and that the folder itself is.
+    """Check that a folder takes durable files.
 
-    The file of an earlier probe that was killed is removed; a probe that runs at the same time does not miss its file.
+    The file of an earlier probe that was killed is removed. Probes may run at the same time.
 
     Raises:
-        StorageError: they cannot: it is read-only, full, not allowed, or fails.
+        StorageError: the folder is read-only, full or forbidden, or its disk fails.
     """
     try:
         _make_folder(folder)
         for above in (folder, *folder.absolute().parents):
-            with suppress(OSError):  # what others made of the way to it may be theirs
+            with suppress(OSError):  # a parent may belong to another user
                 _fsync_folder(above)
     except OSError as error:
         raise refused(folder, error) from error
     temporary = folder / f".probe.{secrets.token_hex(4)}.tmp"
     try:
-        for left in [file for file in folder.iterdir() if _PROBE.fullmatch(file.name)]:
-            with suppress(OSError):  # of somebody else
-                discard_temporary(left)
+        for earlier in [file for file in folder.iterdir() if _PROBE.fullmatch(file.name)]:
+            with suppress(OSError):  # it may belong to another user
+                discard_temporary(earlier)
         with temporary.open("xb") as file:
             file.write(b"probe")
             file.flush()
@@ -117,7 +119,9 @@ def probe(folder: Path) -> None:
 
 
 def replace_file(target: Path, content: bytes) -> None:
-    """Write a small file so that its name always stands for a complete content.
+    """Write a small file atomically.
+
+    Its name always refers to a complete content.
 
     Raises:
         StorageError: the disk is full or fails.
@@ -128,7 +132,9 @@ def replace_file(target: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """Yield a new file that takes a name once its block has ended, so that the name always stands for a complete content.
+    """Yield a new file that replaces ``target`` after the block.
+
+    The name always refers to a complete content.
 
     Raises:
         StorageError: the disk is full or fails.
@@ -151,12 +157,12 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 
 def place_file(file: Path, target: Path, guard: Callable[[], None] = lambda: None) -> None:
-    """Make a file durable and give it its final name, in place of whatever file has that name.
+    """Flush a file and rename it, replacing an existing file.
 
     Args:
         file: complete and closed, beside ``target``.
-        target: its name.
-        guard: called last before that; what it raises, this raises.
+        target: the final path.
+        guard: called right before the rename; its errors are raised.
 
     Raises:
         StorageError: the disk is full or fails.
@@ -171,7 +177,9 @@ def place_file(file: Path, target: Path, guard: Callable[[], None] = lambda: Non
 
 
 def link_or_copy(file: Path, target: Path) -> None:
-    """Let a second name beside a file stand for its content, at once: by a hard link, or by a copy where there are none.
+    """Give a file a second name, replacing an existing file.
+
+    It is a hard link, or a copy on a filesystem without hard links.
 
     Raises:
         StorageError: the disk is full or fails.
@@ -180,7 +188,7 @@ def link_or_copy(file: Path, target: Path) -> None:
     try:
         try:
             os.link(file, temporary)
-        except OSError:  # a filesystem without hard links; what else is wrong stops the copy as well
+        except OSError:  # no hard links here; any other fault fails the copy as well
             shutil.copyfile(file, temporary)
             _fsync(temporary, os.O_RDWR)
         temporary.replace(target)
@@ -193,12 +201,14 @@ def link_or_copy(file: Path, target: Path) -> None:
 
 
 def set_aside(path: Path, why: str = "damaged", *, beside: Sequence[str] = ()) -> Path:
-    """Rename something, so that it is kept for people; return where it is now.
+    """Rename a file or folder to keep it for inspection.
+
+    Returns its new path.
 
     Args:
         path: of a file or folder.
         why: a word for its new name.
-        beside: ends of the names of files that belong to it, and go with it.
+        beside: suffixes of companion files that are renamed with it.
 
     Raises:
         StorageError: the disk refuses.
@@ -209,7 +219,9 @@ def set_aside(path: Path, why: str = "damaged", *, beside: Sequence[str] = ()) -
 
 
 def put_back(aside: Path, path: Path, *, beside: Sequence[str] = ()) -> None:
-    """Give what was set aside its name back, in place of whatever has that name now.
+    """Restore the name of a file that was set aside.
+
+    An existing file is replaced.
 
     Raises:
         StorageError: the disk refuses.
@@ -232,7 +244,7 @@ def _rename_folder(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # Another filesystem: copy beside the target first, so that the rename is within one.
+        # Across filesystems: copy beside the target first, so that the rename stays within one.
         beside = target.parent / source.name
         try:
             shutil.copytree(source, beside)
@@ -247,7 +259,7 @@ def _rename_folder(source: Path, target: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each of them durable."""
+    """Create a folder and its parents, each of them flushed."""
     made = []
     for place in (folder, *folder.parents):
         if place.exists():
@@ -272,11 +284,11 @@ def _fsync(path: Path, flags: int) -> None:
 
 
 def refused(path: Path, error: OSError) -> StorageError:
-    """Return the error that names what a disk refused, and what helps."""
+    """Return the error for a failed write, with advice."""
     advice = {
         errno.ENOSPC: "Free some space on that disk; older checkpoints were not touched.",
         errno.EDQUOT: "Free some of your quota; older checkpoints were not touched.",
-        errno.EROFS: "Mount it writable, or set MLTRAIN_HOME to a folder that is.",
-        errno.EACCES: "Give this user the right to write there, or set MLTRAIN_HOME to a folder that it may write.",
+        errno.EROFS: "Mount it writable, or set MLTRAIN_HOME to a writable folder.",
+        errno.EACCES: "Give this user write permission, or set MLTRAIN_HOME to a writable folder.",
     }.get(error.errno or 0, "Check that disk; older checkpoints were not touched.")
     return StorageError(f"{path} could not be written: {error.strerror or error}. {advice}")

@@ -1,4 +1,4 @@
-"""Artifacts in a folder of this machine."""
+"""Artifacts in a folder on this machine."""
 
 import hashlib
 import os
@@ -26,16 +26,16 @@ from mltrain.store.removal import DEAD_SECONDS, discard_staged, is_half_staged, 
 from mltrain.store.retry import storage_errors
 
 _PIECE = 2**20
-"""Bytes that are read at once: as many as the processor's caches still hold when they are hashed."""
+"""Bytes per read: few enough to be hashed from the processor's cache."""
 
 
 def open_safely(path: str, flags: int) -> int:
-    """Open a file, but neither follow a link nor wait at a pipe."""
+    """Open a file without following links or blocking on pipes."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 class LocalArtifacts:
-    """Artifacts in a folder of this machine."""
+    """Artifacts in a folder on this machine."""
 
     def __init__(self, root: Path) -> None:
         self.local_root: Path | None = root
@@ -48,7 +48,7 @@ class LocalArtifacts:
             with os.scandir(place) as entries:
                 for entry in entries:
                     if COMPONENT.fullmatch(entry.name):
-                        # One that vanishes meanwhile, such as a pruned checkpoint, must not hide the others.
+                        # An entry that vanishes meanwhile, such as a pruned checkpoint, must not hide the others.
                         with suppress(FileNotFoundError):
                             found.append((entry.name, entry.stat(follow_symlinks=False)))
         except (FileNotFoundError, NotADirectoryError):
@@ -62,7 +62,7 @@ class LocalArtifacts:
         ]
 
     def upload(self, file: Path, folder: str = "") -> None:
-        """See :class:`Artifacts`; the file appears under its name only when it is complete."""
+        """See :class:`Artifacts`; the file appears only when it is complete."""
         from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
         validated(file.name)
@@ -70,7 +70,7 @@ class LocalArtifacts:
             LocalArtifactRepository(str(self._root)).log_artifact(str(file), validated(folder) if folder else None)
 
     def sender(self, folder: str) -> Send | None:
-        """See :class:`Artifacts`; checkpoints are staged beside their place already."""
+        """See :class:`Artifacts`; checkpoints are staged beside the artifacts."""
         return None
 
     def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
@@ -83,7 +83,7 @@ class LocalArtifacts:
         with open(self._root / validated(path), "rb", opener=open_safely) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
-                raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")
+                raise DamagedCheckpoint(f"{path} has {size} bytes. Expected at most {most}.")
             content, digest, done = Hashed(size), hashlib.sha256(), 0
             whole = memoryview(content)
             while read := file.readinto(whole[done : done + _PIECE]):
@@ -100,7 +100,7 @@ class LocalArtifacts:
             raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
         checkpoints = self._root / CHECKPOINTS
         if checkpoints.is_symlink():
-            raise StorageError(f"{checkpoints} is a link, perhaps to another run's; nothing was removed.")
+            raise StorageError(f"{checkpoints} is a link, perhaps to another run; nothing was removed.")
         remove_flat(checkpoints / name, CHECKPOINT)
 
     def remove_output(self, name: str) -> None:
@@ -108,7 +108,7 @@ class LocalArtifacts:
         output_name(name)
         made = self._root / OUTPUTS
         if made.is_symlink():
-            raise StorageError(f"{made} is a link, perhaps to another run's; nothing was removed.")
+            raise StorageError(f"{made} is a link, perhaps to another run; nothing was removed.")
         remove_tree(made / name)
 
     def remove_model(self, model_id: str) -> None:

@@ -1,4 +1,7 @@
-"""The names that artifacts and staged files have: what is no such name is neither read nor removed."""
+"""Valid names of artifacts and staged files.
+
+A file with another name is neither read nor removed.
+"""
 
 import re
 
@@ -8,21 +11,21 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 OUTPUTS = "output"
 OUTPUT_RECORD = "output.json"
-"""What a stage of a pipeline made: ``output/a<attempt>/``, of which this file is written last and removed first."""
+"""The record in a stage's output folder, ``output/a<attempt>/``; written last and removed first."""
 STAGING = ".mltrain-staging"
-"""The folder beside the artifacts in which checkpoints are staged where these are on this machine."""
+"""The staging folder beside artifacts on this machine."""
 OUTBOX = "outbox"
-"""The name of the folder in which pictures wait for their upload."""
+"""The folder in which pictures wait for their upload."""
 
 CHECKPOINT = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 STAGED = re.compile(CHECKPOINT.pattern + r"(\.[0-9a-f]{8}\.tmp)?", re.ASCII)
 PACKED = re.compile(
     r"(best_model|interrupt(?:ed)?_checkpoint|latest_checkpoint|checkpoint_(?:epoch|step)_(\d{1,9}))\.pth", re.ASCII
 )
-"""A checkpoint that is one file, with the number of its epoch or step: of a manager, or exported by a training."""
+"""A packed checkpoint of a manager or an export, with its epoch or step."""
 OUTPUT = re.compile(r"a\d{2,6}", re.ASCII)
 RESTORED = re.compile(r"checkpoint-\d{1,9}(\.[0-9a-f]{8}\.tmp)?", re.ASCII)
-"""A folder that was written for another trainer to resume from."""
+"""A folder written for another trainer to resume from."""
 CACHED = re.compile(r"[0-9a-f]{64}", re.ASCII)
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
 COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+@,=()#~-]{0,199}", re.ASCII)
@@ -31,21 +34,21 @@ UPLOADING = ".artifact.uploading."
 
 
 def validated(path: str) -> str:
-    """Return a relative artifact path unchanged, or refuse it.
+    """Return a relative artifact path if it is valid.
 
     Raises:
-        StorageError: it is empty, absolute, has ``..``, control or other unusual characters in a component.
+        StorageError: it is empty or absolute, or a component is ``..`` or has control or other unusual characters.
     """
     if not path or not all(COMPONENT.fullmatch(part) for part in path.split("/")):
-        raise StorageError(f"{path!r:.200} is not a path of an artifact: plain names joined by / are expected.")
+        raise StorageError(f"{path!r:.200} is not an artifact path. Expected plain names joined by /.")
     return path
 
 
 def output_name(name: str) -> str:
-    """Return the name of what an attempt of a stage made unchanged, or refuse it.
+    """Return a stage output's name if it is valid.
 
     Raises:
-        StorageError: it is no such name.
+        StorageError: it is not such a name.
     """
     if not OUTPUT.fullmatch(name):
         raise StorageError(f"{name!r:.80} is not the name of an output; nothing was removed.")
@@ -53,13 +56,11 @@ def output_name(name: str) -> str:
 
 
 def refuse_unless_model(place: str, model_id: str) -> None:
-    """Refuse a place that is not where the files of a LoggedModel are.
+    """Raise an error unless a path holds a LoggedModel's files.
 
     Raises:
-        StorageError: it is another place.
+        StorageError: it is another path.
     """
     place = place.rstrip("/")
     if not MODEL.fullmatch(model_id) or not place.endswith(f"/models/{model_id}/artifacts") or ".." in place:
-        raise StorageError(
-            f"{place} is not where the files of the LoggedModel {model_id!r:.80} are; nothing was removed."
-        )
+        raise StorageError(f"{place} does not hold the files of the LoggedModel {model_id!r:.80}; nothing was removed.")

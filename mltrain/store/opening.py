@@ -1,7 +1,7 @@
-"""Opens the artifacts at a URI: which kind of store it is, and whether it can and may be used from here.
+"""Opens the artifacts at a URI if they are permitted.
 
-A run's artifact URI comes from the tracking server. A server on another machine has no business naming folders of this
-one, where mltrain would write and delete, or hosts that would be sent what is meant for it.
+A run's artifact URI comes from the tracking server. A server on another machine must not name folders of this machine, where
+mltrain would write and delete, or hosts that would receive data meant for the server.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from mltrain.store.remote import RemoteArtifacts
 from mltrain.store.server_artifacts import artifacts_of_server
 
 ALLOWED = "MLTRAIN_ALLOW_ARTIFACTS"
-"""Environment variable: prefixes of further artifact URIs, separated by commas."""
+"""Environment variable with further allowed prefixes of artifact URIs, separated by commas."""
 
 _OBJECT_STORES = frozenset({"s3", "gs", "wasb", "wasbs", "abfs", "abfss", "r2", "oss", "b2", "dbfs", "hdfs", "viewfs"})
 
@@ -38,23 +38,29 @@ _CLIENTS = {
     "viewfs": ("pyarrow", "pyarrow"),
     "sftp": ("paramiko", "paramiko"),
 }
-"""For a scheme the module that MLflow needs to reach such a store, and what to install for it."""
+"""Scheme to the module that MLflow needs for such a store, and the packages to install."""
 
 
 class UnusableArtifacts(StorageError):
-    """Artifacts at a place that cannot be used from here, however often it is tried."""
+    """Artifacts that retries cannot make usable from this machine."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a remote artifact store is, for another process of the same training to open it; may hold credentials."""
+    """A remote artifact store's address, for peer processes to open.
+
+    It may contain credentials.
+    """
 
     artifact_uri: str = field(repr=False)
     tracking_uri: str = field(repr=False)
 
     @classmethod
     def of(cls, artifacts: Artifacts) -> Self | None:
-        """Return the address of opened artifacts; ``None`` for a folder, and for a run that has not been created."""
+        """Return the address of opened artifacts.
+
+        Returns ``None`` for a folder and for a run that is not created yet.
+        """
         found = artifacts.target if isinstance(artifacts, DeferredArtifacts) else artifacts
         if not isinstance(found, RemoteArtifacts) or found.uris is None:
             return None
@@ -69,20 +75,20 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
     """Return the artifacts at a run's artifact URI.
 
     Raises:
-        UnusableArtifacts: the URI points elsewhere than a server of this URI may say, or cannot be reached from here.
+        UnusableArtifacts: the server may not name this URI, or it cannot be reached from this machine.
     """
     refuse_forbidden_uri(artifact_uri, tracking_uri)
     parsed = urllib.parse.urlparse(artifact_uri)
     if parsed.scheme == "file":
         return LocalArtifacts(Path(urllib.request.url2pathname(parsed.path)))
-    if parsed.scheme == "" or (len(parsed.scheme) == 1 and os.name == "nt"):  # C:\ is a drive and not a scheme
+    if parsed.scheme == "" or (len(parsed.scheme) == 1 and os.name == "nt"):  # C:\ is a drive, not a scheme
         return LocalArtifacts(Path(artifact_uri))
     place, store = redacted_uri(artifact_uri), redacted_uri(tracking_uri)
     if parsed.scheme == "mlflow-artifacts" and not tracking_uri.startswith(("http://", "https://")):
         raise UnusableArtifacts(
-            f"Artifacts at {place} can only be reached through the MLflow server that made this experiment, and the "
-            f"tracking URI is {store}. Expected the server's address. Try: MLFLOW_TRACKING_URI=http://HOST:PORT; or train in "
-            "another experiment, made with: mlflow experiments create --experiment-name NAME --artifact-location FOLDER"
+            f"Artifacts at {place} can only be reached through the MLflow server that created this experiment. Expected its "
+            f"address as tracking URI, got {store}. Try: MLFLOW_TRACKING_URI=http://HOST:PORT; or train in another "
+            "experiment, created with: mlflow experiments create --experiment-name NAME --artifact-location FOLDER"
         )
     module, packages = _CLIENTS.get(parsed.scheme, ("", ""))
     if module and not _is_installed(module):
@@ -98,7 +104,7 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
     try:
         repository = artifacts_of_server(artifact_uri, tracking_uri, CLIENT_DEFAULTS, of_mlflow) or of_mlflow()
         return RemoteArtifacts(repository, uris=(artifact_uri, tracking_uri))
-    except Exception as error:  # each kind of store has errors of its own
+    except Exception as error:  # each kind of store raises its own errors
         lines = redacted(str(error)).strip().splitlines()
         raise UnusableArtifacts(
             f"Artifacts at {place} cannot be reached with the tracking URI {store}: {type(error).__name__}: "
@@ -108,11 +114,11 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
 
 
 def refuse_forbidden_uri(artifact_uri: str, tracking_uri: str) -> None:
-    """Refuse an artifact URI that a tracking server may not name.
+    """Raise an error for a URI the server may not name.
 
     Raises:
-        UnusableArtifacts: it is a folder of this machine and the server is on another one, a host that is not the server's,
-            or of a kind that is not known.
+        UnusableArtifacts: the server is on another machine, and the URI is a folder of this machine, another host, or of
+            an unknown kind.
     """
     artifacts, tracking = urllib.parse.urlsplit(artifact_uri), urllib.parse.urlsplit(tracking_uri)
     if tracking.scheme not in ("http", "https") or _is_here(tracking.hostname):
@@ -125,8 +131,8 @@ def refuse_forbidden_uri(artifact_uri: str, tracking_uri: str) -> None:
     if any(_is_below(artifact_uri, prefix) for prefix in allowed):
         return
     raise UnusableArtifacts(
-        f"The tracking server {redacted_uri(tracking_uri)} wants artifacts to go to {redacted_uri(artifact_uri)}, which is "
-        f"neither an object store nor the server itself. If that is right, allow it: {ALLOWED}={redacted_uri(artifact_uri)}"
+        f"The tracking server {redacted_uri(tracking_uri)} stores artifacts at {redacted_uri(artifact_uri)}. Expected an "
+        f"object store or the server itself. Try, if you trust it: {ALLOWED}={redacted_uri(artifact_uri)}"
     )
 
 

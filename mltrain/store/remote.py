@@ -1,4 +1,4 @@
-"""Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like."""
+"""Artifacts in a remote store: tracking server, S3 and others."""
 
 import hashlib
 import os
@@ -37,9 +37,9 @@ _SMALL = 64 * 2**20
 
 @contextmanager
 def _receiving(path: str, size: int) -> Iterator[Path]:
-    """Make a folder for a file to be received into, where its disk has room; remove it afterwards.
+    """Create a download's temporary folder on a disk with room.
 
-    It is below MLTRAIN_HOME, because the temporary folder is often memory, and only otherwise there.
+    It is below MLTRAIN_HOME if there is room, because the system's temporary folder is often in memory.
     """
     places = [state_folder() / _RECEIVED, Path(tempfile.gettempdir())]
     for place in places:
@@ -48,7 +48,7 @@ def _receiving(path: str, size: int) -> Iterator[Path]:
             if shutil.disk_usage(place).free >= size and os.access(place, os.W_OK):
                 break
     else:
-        raise _no_room(path, size, places, "no room")
+        raise _no_room(path, size, places, "no free space")
     discard_received(places[0])
     with tempfile.TemporaryDirectory(prefix="mltrain-", dir=place) as temporary:
         yield Path(temporary)
@@ -56,68 +56,75 @@ def _receiving(path: str, size: int) -> Iterator[Path]:
 
 def _no_room(path: str, size: int, places: Sequence[Path], why: str | None) -> StorageError:
     return StorageError(
-        f"{path} cannot be received on this machine: {why}. Expected {size} bytes of room in {' or '.join(map(str, places))}. "
-        "Try: set MLTRAIN_HOME to a folder on a disk that has it"
+        f"{path} cannot be downloaded: {why}. Expected {size} free bytes in {' or '.join(map(str, places))}. "
+        "Try: set MLTRAIN_HOME to a folder on a larger disk"
     )
 
 
 class _HashedDownload:
-    """Hashes a content in order while several connections bring it out of order, on the threads that bring it.
+    """A download over several connections, hashed in order.
+
+    The receiving threads hash the bytes that are complete from the start.
 
     Args:
         size: of the content, in bytes.
 
     Attributes:
-        content: what has arrived.
+        content: the bytes received so far.
     """
 
     def __init__(self, size: int) -> None:
         self.content = Hashed(size)
         self._whole = memoryview(self.content)
         self._ends: dict[int, int] = {}
-        """Where the bytes end that have arrived from a place on."""
+        """Start of each contiguous range of received bytes to its end."""
         self._digest, self._hashed = hashlib.sha256(), 0
-        self._turn = threading.Lock()
-        self._brought_again = False
+        self._hashing = threading.Lock()
+        self._has_repeats = False
 
     def begins(self, first: int) -> None:
-        """Note that bytes from ``first`` on are about to arrive, perhaps once more after a try that failed."""
-        self._brought_again |= first in self._ends
+        """Note a part's start, perhaps after a failed try."""
+        self._has_repeats |= first in self._ends
         self._ends.setdefault(first, first)
 
     def brings(self, first: int, at: int, piece: bytes) -> int:
-        """Take a piece that belongs at a place; return where it ends."""
+        """Store a piece at its offset; return the piece's end."""
         self._whole[at : at + len(piece)] = piece
         self._ends[first] = at + len(piece)
-        while self._next() > self._hashed and self._turn.acquire(blocking=False):  # else another thread hashes
+        while self._next() > self._hashed and self._hashing.acquire(
+            blocking=False
+        ):  # if it fails, another thread hashes
             try:
                 end = self._next()
                 self._digest.update(self._whole[self._hashed : end])
                 self._hashed = end
             finally:
-                self._turn.release()
+                self._hashing.release()
         return at + len(piece)
 
     def finished(self) -> Hashed:
-        """Return the whole content, hashed; what arrived more than once is hashed as it is now."""
-        if self._brought_again:
+        """Return the whole content, hashed.
+
+        If a part arrived more than once, everything is hashed again.
+        """
+        if self._has_repeats:
             self._digest, self._hashed = hashlib.sha256(), 0
         self._digest.update(self._whole[self._hashed :])
         self.content.sha256 = self._digest.hexdigest()
         return self.content
 
     def _next(self) -> int:
-        """Return where the bytes end that continue what was hashed."""
+        """Return the end of the bytes that are hashable now."""
         return max((end for first, end in self._ends.copy().items() if first <= self._hashed), default=0)
 
 
 class RemoteArtifacts:
-    """Artifacts behind one of MLflow's artifact repositories: a tracking server, S3 and the like.
+    """Artifacts in a remote store, through an MLflow artifact repository.
 
     Args:
-        repository: MLflow's, or the one that takes its place on a plain server.
-        part: bytes of a file that one connection is asked for, so that several bring a large one.
-        uris: of the artifacts and of the tracking server by which they were found, if they were.
+        repository: MLflow's, or :class:`~mltrain.store.server_artifacts.ServerArtifacts` for a plain server.
+        part: bytes that one connection downloads; a larger file takes several connections.
+        uris: of the artifacts and of the tracking server. If ``None``, peers cannot open the store by address.
     """
 
     def __init__(self, repository: Any, *, part: int = 64 * 2**20, uris: tuple[str, str] | None = None) -> None:
@@ -147,14 +154,14 @@ class RemoteArtifacts:
             with_retries(lambda: self._repository.log_artifact(str(file), path))
 
         in_parallel(upload, [file for file in files if file.name not in sent])
-        there = {entry.name: entry.size for entry in self.entries(folder)}
-        wrong = [name for name, size in sizes.items() if there.get(name) != size]
+        stored = {entry.name: entry.size for entry in self.entries(folder)}
+        wrong = [name for name, size in sizes.items() if stored.get(name) != size]
         if any(name in sent for name in wrong):
             self.upload_all(files, folder)
             return
         for name, size in sizes.items():
             if name in wrong:
-                raise StorageError(f"{name} has {size} bytes here and {there.get(name)} in the artifact store.")
+                raise StorageError(f"{name} has {stored.get(name)} bytes in the artifact store. Expected {size}.")
 
     def sender(self, folder: str) -> Send | None:
         """See :class:`Artifacts`."""
@@ -179,21 +186,24 @@ class RemoteArtifacts:
         if size is None:
             raise FileNotFoundError(path)
         if size > most:
-            raise DamagedCheckpoint(f"{path} has {size} bytes; at most {most} were expected.")
+            raise DamagedCheckpoint(f"{path} has {size} bytes. Expected at most {most}.")
         try:
             if self._open_part is None:
                 return self._read_through_file(path, size)
             return self._read_into_memory(self._open_part, path, size)
         except StorageError as error:
             if http_status(error) == 404:
-                raise FileNotFoundError(path) from error  # removed since it was listed
+                raise FileNotFoundError(path) from error  # removed after it was listed
             raise
 
     def _read_into_memory(self, open_part: PartOpener, path: str, size: int) -> bytearray:
         arrival = _HashedDownload(size)
 
         def receive(first: int) -> int:
-            """Receive one part, or all where the store sends no parts; return where it ends."""
+            """Download a part and return its end.
+
+            A store without parts sends the whole file.
+            """
             last = min(first + self._part, size)
             is_part, pieces = open_part(path, first, last)
             start, end = (first, last) if is_part else (0, size)
@@ -204,7 +214,7 @@ class RemoteArtifacts:
                     break
                 at = arrival.brings(start, at, piece)
             if at != end:
-                raise ConnectionError(f"{path}: the store sent something else than bytes {first} to {end - 1}")
+                raise ConnectionError(f"{path}: the store did not send exactly the bytes {start} to {end - 1}")
             return end
 
         reached = with_retries(partial(receive, 0)) if size else 0
@@ -231,27 +241,27 @@ class RemoteArtifacts:
     def remove_checkpoint(self, name: str) -> None:
         """See :class:`Artifacts`.
 
-        Some stores answer that all went well when they removed nothing (S3 lists what was refused in its answer, which
-        MLflow does not read), so every step is looked at before the next.
+        Every step is verified before the next, because some stores report success without removing anything: S3 lists refused
+        deletions in its response, which MLflow does not read.
         """
         if not CHECKPOINT.fullmatch(name):
             raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
         folder = f"{CHECKPOINTS}/{name}"
         with_retries(lambda: self._repository.delete_artifacts(f"{folder}/{MANIFEST}"))
         if MANIFEST in {entry.name for entry in self.entries(folder)}:
-            raise StorageError(f"The artifact store did not remove {folder}/{MANIFEST}; is deleting permitted there?")
+            raise StorageError(f"The artifact store did not remove {folder}/{MANIFEST}; is deletion permitted there?")
         with_retries(lambda: self._repository.delete_artifacts(folder))
         if self.entries(folder):
-            raise StorageError(f"The artifact store did not remove all of {folder}; is deleting permitted there?")
+            raise StorageError(f"The artifact store did not remove all of {folder}; is deletion permitted there?")
 
     def remove_output(self, name: str) -> None:
-        """See :class:`Artifacts`; every step is looked at, as for a checkpoint."""
+        """See :class:`Artifacts`; every step is verified."""
         folder = f"{OUTPUTS}/{output_name(name)}"
         for path in (f"{folder}/{OUTPUT_RECORD}", folder):
             with_retries(partial(self._repository.delete_artifacts, path))
-            left = {entry.name for entry in self.entries(folder)}
-            if OUTPUT_RECORD in left or (left and path == folder):
-                raise StorageError(f"The artifact store did not remove all of {path}; is deleting permitted there?")
+            remaining = {entry.name for entry in self.entries(folder)}
+            if OUTPUT_RECORD in remaining or (remaining and path == folder):
+                raise StorageError(f"The artifact store did not remove all of {path}; is deletion permitted there?")
 
     def remove_model(self, model_id: str) -> None:
         """See :class:`Artifacts`."""
@@ -262,7 +272,7 @@ class RemoteArtifacts:
             raise StorageError(f"The artifact store did not remove all of {self._repository.artifact_uri}.")
 
     def unfinished(self, untouched: float = 0.0) -> list[str]:
-        """See :class:`Artifacts`; what a server or a bucket keeps of broken uploads is for its lifecycle rules."""
+        """See :class:`Artifacts`; broken uploads are for the store's lifecycle rules."""
         return []
 
     def remove_unfinished(self, untouched: float = DEAD_SECONDS) -> int:

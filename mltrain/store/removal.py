@@ -1,6 +1,7 @@
-"""Removal from the disks of this machine: nothing else in mltrain deletes, and no path is removed, only names that are known.
+"""Removes files from the disks of this machine.
 
-A checkpoint loses its manifest before its data: what a crash leaves behind is not a checkpoint any more.
+No other module of mltrain deletes. Only files and folders with known names are removed, never an arbitrary path. A checkpoint
+loses its manifest before its data, so a crash leaves nothing that looks like a checkpoint.
 """
 
 import os
@@ -15,7 +16,7 @@ from mltrain.errors import StorageError
 from mltrain.store.names import CACHED, MANIFEST, OUTBOX, OUTPUT_RECORD, PACKED, RESTORED, STAGED, TEMPORARY
 
 DEAD_SECONDS = 3600.0
-"""A temporary file of a run that nobody writes to, and that was not written to for so long, belongs to nobody."""
+"""A temporary file of an unused run that is older than this many seconds counts as abandoned."""
 
 
 def is_half_staged(folder: Path) -> bool:
@@ -26,24 +27,24 @@ def is_half_staged(folder: Path) -> bool:
 
 
 def discard_staged(folder: Path) -> None:
-    """Remove a staged checkpoint, complete or not: a flat folder with a checkpoint's name, its manifest first."""
+    """Remove a staged checkpoint, complete or not, manifest first."""
     remove_flat(folder, STAGED)
 
 
 def discard_restored(folder: Path) -> None:
-    """Remove a folder that was written from a checkpoint for another trainer, and nothing else."""
+    """Remove a folder written for another trainer, and nothing else."""
     remove_flat(folder, RESTORED)
 
 
 def discard_temporary(file: Path) -> None:
-    """Remove a file that was about to replace another one, and nothing else."""
+    """Remove a temporary file, and nothing else."""
     if not TEMPORARY.fullmatch(file.name):
         raise StorageError(f"{file} is not a temporary file; it was not removed.")
     file.unlink(missing_ok=True)
 
 
 def discard_packed(file: Path) -> None:
-    """Remove a checkpoint that is one file, and nothing else.
+    """Remove a packed checkpoint, and nothing else.
 
     Raises:
         StorageError: it has another name, or the disk refuses.
@@ -57,14 +58,17 @@ def discard_packed(file: Path) -> None:
 
 
 def discard_sent(file: Path) -> None:
-    """Remove a picture that has been uploaded, from the outbox and from nowhere else."""
+    """Remove an uploaded picture from the outbox, and nothing else."""
     if OUTBOX not in (file.parent.name, file.parent.parent.name) or ".." in file.parts:
         raise StorageError(f"{file} is not in an outbox; it was not removed.")
     file.unlink(missing_ok=True)
 
 
 def discard_cached(folder: Path, file: Path) -> None:
-    """Remove a file that does not belong to a cached output: one below a folder that is named by a SHA-256."""
+    """Remove a stray file from a cached output.
+
+    The output is a folder that is named by a SHA-256.
+    """
     inside = file.relative_to(folder).parts if file.is_relative_to(folder) else ()
     if not CACHED.fullmatch(folder.name) or not inside or ".." in inside:
         raise StorageError(f"{file} is not in a cached output; it was not removed.")
@@ -74,16 +78,19 @@ def discard_cached(folder: Path, file: Path) -> None:
 
 
 def discard_received(folder: Path) -> None:
-    """Remove what processes that were killed while they received a file have left, once nobody has written to it for long."""
+    """Remove old temporary folders of killed downloads."""
     with suppress(OSError):
-        for left in folder.glob("mltrain-*"):
-            newest = max(path.lstat().st_mtime for path in (left, *left.iterdir()))
-            if not left.is_symlink() and time.time() - newest > DEAD_SECONDS:
-                shutil.rmtree(left)  # does not follow links
+        for abandoned in folder.glob("mltrain-*"):
+            newest = max(path.lstat().st_mtime for path in (abandoned, *abandoned.iterdir()))
+            if not abandoned.is_symlink() and time.time() - newest > DEAD_SECONDS:
+                shutil.rmtree(abandoned)  # does not follow links
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder of plain files and folders; a link is removed itself, and never what it points at."""
+    """Remove a folder of plain files and folders.
+
+    A link is removed, never its target.
+    """
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             raise StorageError(f"{folder} is not a folder; nothing was removed.")
@@ -105,10 +112,10 @@ def remove_tree(folder: Path) -> None:
 
 
 def remove_flat(folder: Path, pattern: re.Pattern[str]) -> None:
-    """Remove a flat folder with a checkpoint's name, its manifest first.
+    """Remove a flat checkpoint folder, its manifest first.
 
     Raises:
-        StorageError: it has another name, is no folder, or the disk refuses.
+        StorageError: it has another name, is not a folder, or the disk refuses.
     """
     if not pattern.fullmatch(folder.name):
         raise StorageError(f"{folder.name!r} is not the name of a checkpoint; nothing was removed.")

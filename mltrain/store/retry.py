@@ -1,6 +1,6 @@
-"""Asking again while what goes wrong may pass, and giving the errors of artifact stores one name.
+"""Retries with backoff, and one error type for artifact stores.
 
-Between tries: exponential waits with full jitter (Brooker, "Exponential Backoff And Jitter", AWS, 2015).
+The waits are exponential with full jitter (Brooker, "Exponential Backoff And Jitter", AWS, 2015).
 """
 
 import errno
@@ -21,32 +21,32 @@ T = TypeVar("T")
 
 
 class FullJitter(wait_exponential):
-    """Waits between 0 and an exponentially growing number of seconds, drawn from random numbers of its own.
+    """Waits between 0 and an exponentially growing number of seconds.
 
-    tenacity's own jitter draws from Python's global generator. That belongs to the training, which would not be exact
-    any more after an outage.
+    tenacity's own jitter draws from Python's global random generator, which belongs to the training: an outage would make it
+    irreproducible. This class has its own generator.
     """
 
-    _random = random.Random()  # noqa: S311 - nothing secret
+    _random = random.Random()  # noqa: S311 - not for secrets
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Return the seconds to wait before the next try."""
         return self._random.uniform(0, super().__call__(retry_state=retry_state))
 
     def seconds(self, failures: int) -> float:
-        """Return the seconds to wait after so many failures in a row."""
+        """Return the seconds to wait after consecutive failures."""
         return self._random.uniform(0, min(self.max, self.multiplier * self.exp_base ** min(failures, 30)))
 
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what a store's client raises into :class:`StorageError`."""
+    """Turn errors of a store's client into :class:`StorageError`."""
     try:
         yield
     except (StorageError, DamagedCheckpoint, FileNotFoundError):
         raise
     except NotImplementedError as error:
-        raise StorageError("This kind of artifact store cannot do that.") from error
+        raise StorageError("This kind of artifact store does not support that.") from error
     except Exception as error:
         raise StorageError(
             f"The artifact store does not answer as it should: {type(error).__name__}: {error}"
@@ -54,10 +54,10 @@ def storage_errors() -> Iterator[None]:
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """Call the artifact store, again and again for a while when it fails in a way that may pass.
+    """Call the artifact store, with retries after transient failures.
 
     Raises:
-        StorageError: it refuses, cannot do that, or did not answer for :data:`RETRY_SECONDS`.
+        StorageError: it refuses, does not support the call, or failed for :data:`RETRY_SECONDS`.
     """
     with storage_errors():
         return Retrying(
@@ -69,7 +69,7 @@ def with_retries(call: Callable[[], T]) -> T:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether what a store's client raised may be different the next time."""
+    """Whether an error of a store's client is transient."""
     if isinstance(error, StorageError | DamagedCheckpoint | FileNotFoundError | PermissionError | NotImplementedError):
         return False
     status = http_status(error)
@@ -77,7 +77,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def full_disk(error: BaseException) -> OSError | None:
-    """Return the refusal of a disk of this machine, full or read-only, that an error is or was caused by."""
+    """Return the full or read-only disk error behind an error.
+
+    The error itself, its causes and contexts are searched. Returns ``None`` without such an error.
+    """
     at: BaseException | None = error
     for _ in range(20):
         if at is None or (isinstance(at, OSError) and at.errno in _REFUSALS):
@@ -87,9 +90,10 @@ def full_disk(error: BaseException) -> OSError | None:
 
 
 def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status in an error or in its causes, or ``None``.
+    """Return the HTTP status behind an error, or ``None``.
 
-    boto3 hides the answer to an upload in what its error was raised from, and MLflow that to a listing in a code.
+    The causes are searched too: boto3 has the response of a failed upload in the cause of its error, and MLflow has the status
+    of a failed listing in an error code.
     """
     chain: list[BaseException] = []
     at: BaseException | None = error

@@ -1,7 +1,7 @@
-"""The artifacts that a plain MLflow server hands out and takes, without MLflow.
+"""Artifacts served by a plain MLflow server, without importing MLflow.
 
-What such a server refuses, and files that MLflow may send in parts, are left to MLflow's own artifact repository: it knows of
-servers that only sign addresses of their storage, and its errors say what is wrong.
+Requests that such a server refuses, and files that MLflow may send in parts, go to MLflow's own artifact repository: it also
+handles servers that only presign URLs of their storage, and its errors explain the refusal.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = "/api/2.0/mlflow-artifacts/artifacts"
 MOST_AT_ONCE = 500 * 1024**2
-"""Bytes of a file from which on MLflow's client may send it in parts."""
+"""MLflow's client may send files of at least this many bytes in parts."""
 _PIECE = 1 << 20
 _KIND = {"Content-Type": "application/octet-stream"}
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -30,18 +30,18 @@ T = TypeVar("T")
 
 
 class _Refused(Exception):
-    """The server refuses a request for good."""
+    """The server refuses a request permanently."""
 
 
 class ServerArtifacts:
-    """Those methods of MLflow's artifact repository that mltrain needs, on a plain server.
+    """A plain server's artifacts with MLflow's repository methods.
 
-    Each raises what ``requests`` raises for a status that may pass or a missing artifact, and
-    :class:`~mltrain.compat.rest_server.RestError` where no response comes.
+    Only the methods that mltrain needs exist. Each raises the errors of ``requests`` for a transient status or a missing
+    artifact, and :class:`~mltrain.compat.rest_server.RestError` without a response.
 
     Args:
         tracking_uri: of the server.
-        path: of the artifacts below the server's root of artifacts.
+        path: of the artifacts below the server's artifact root.
         other: opens MLflow's own repository of the same artifacts.
     """
 
@@ -51,10 +51,10 @@ class ServerArtifacts:
         self._open_other, self._other = other, None
 
     def list_artifacts(self, path: str | None = None) -> list[Any]:
-        """Return path, size and kind of what a folder holds."""
+        """Return path, size and kind of a folder's entries."""
 
         def listed() -> list[Any]:
-            response = self._asked("GET", ROOT, params={"path": posixpath.join(self._path, path or "").rstrip("/")})
+            response = self._request("GET", ROOT, params={"path": posixpath.join(self._path, path or "").rstrip("/")})
             found = [
                 SimpleNamespace(
                     path=posixpath.join(path or "", entry["path"]),
@@ -66,7 +66,7 @@ class ServerArtifacts:
             if path and [(one.path, one.is_dir) for one in found] == [
                 (posixpath.join(path, posixpath.basename(path)), False)
             ]:
-                return []  # so a server answers where the path is that of a file
+                return []  # the server's response for the path of a file
             return found
 
         return self._done(listed, lambda other: other.list_artifacts(path))
@@ -79,27 +79,27 @@ class ServerArtifacts:
             if file.stat().st_size >= MOST_AT_ONCE:
                 raise _Refused
             with file.open("rb") as content:
-                self._asked("PUT", self._place(artifact_path or "", file.name), data=content, headers=_KIND)
+                self._request("PUT", self._place(artifact_path or "", file.name), data=content, headers=_KIND)
 
         self._done(sent, lambda other: other.log_artifact(local_file, artifact_path))
 
     def send(self, path: str, content: Iterable[memoryview]) -> None:
-        """Upload a content, which knows its ``len``, in one try that MLflow's own repository does not repeat.
+        """Upload sized content in one try, without MLflow's fallback.
 
         Raises:
-            NotImplementedError: only files can be uploaded there.
+            NotImplementedError: the server accepts only files.
         """
         try:
             if self._other is not None or len(content) >= MOST_AT_ONCE:  # type: ignore[arg-type]
                 raise _Refused
-            self._asked("PUT", self._place(path), data=content, headers=_KIND)
+            self._request("PUT", self._place(path), data=content, headers=_KIND)
         except _Refused:
             raise NotImplementedError(f"{path} can only be uploaded as a file") from None
 
     def delete_artifacts(self, artifact_path: str) -> None:
         """Delete a file or a folder."""
         self._done(
-            lambda: self._asked("DELETE", self._place(artifact_path)),
+            lambda: self._request("DELETE", self._place(artifact_path)),
             lambda other: other.delete_artifacts(artifact_path),
         )
 
@@ -123,11 +123,11 @@ class ServerArtifacts:
         return received
 
     def open_part(self, path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
-        """Ask for the bytes from one place to another of a file; see :data:`~mltrain.compat.private.PartOpener`."""
+        """Request a byte range; see :data:`~mltrain.compat.private.PartOpener`."""
 
         def opened() -> tuple[bool, Iterator[bytes]]:
             headers = {"Range": f"bytes={first}-{last - 1}", "Accept-Encoding": "identity"}
-            response = self._asked("GET", self._place(path), headers=headers, stream=True)
+            response = self._request("GET", self._place(path), headers=headers, stream=True)
             return response.status_code == 206, response.iter_content(_PIECE)
 
         def through_mlflow(other: Any) -> tuple[bool, Iterator[bytes]]:
@@ -140,7 +140,7 @@ class ServerArtifacts:
     def _place(self, *parts: str) -> str:
         return posixpath.join(ROOT, self._path, *parts)
 
-    def _asked(
+    def _request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, **named: Any
     ) -> "requests.Response":
         response = self._server.send(method, path, headers, **named)
@@ -167,12 +167,12 @@ class ServerArtifacts:
 def artifacts_of_server(
     artifact_uri: str, tracking_uri: str, defaults: Mapping[str, str], other: Callable[[], Any]
 ) -> ServerArtifacts | None:
-    """Return artifacts that a plain server hands out, ``None`` for all others.
+    """Return a plain server's artifacts, ``None`` for other stores.
 
     Args:
         artifact_uri: of a run or a model.
         tracking_uri: of the server.
-        defaults: what mltrain sets MLflow's environment variables to.
+        defaults: mltrain's values of MLflow's environment variables.
         other: opens MLflow's own repository of the same artifacts.
     """
     found = urlsplit(artifact_uri)

@@ -110,8 +110,8 @@ SABOTAGES = (
     Sabotage(
         "what was sent while it was staged is not looked up",
         "mltrain/store/remote.py",
-        "        there = {entry.name: entry.size for entry in self.entries(folder)}\n",
-        "        there = {**sizes}\n",
+        "        stored = {entry.name: entry.size for entry in self.entries(folder)}\n",
+        "        stored = {**sizes}\n",
         "checkpoint/test_streaming.py::test_what_arrives_short_is_noticed_and_sent_again",
     ),
     Sabotage(
@@ -162,7 +162,7 @@ SABOTAGES = (
         "checkpoint/test_committer.py::test_what_could_not_be_uploaded_stays_staged_until_a_later_one_is_committed",
     ),
     Sabotage(
-        "a failing disk is not told to anybody",
+        "a failing disk is not recorded",
         COMMITTER,
         "        self.failure = reason\n",
         "        pass\n",

@@ -19,7 +19,7 @@ def test_a_plain_path_stays_as_it_is(path: str) -> None:
 
 @pytest.mark.parametrize("path", HOSTILE, ids=repr)
 def test_a_hostile_path_is_refused(path: str) -> None:
-    with pytest.raises(StorageError, match="not a path of an artifact"):
+    with pytest.raises(StorageError, match="is not an artifact path"):
         validated(path)
 
 

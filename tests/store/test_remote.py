@@ -74,7 +74,7 @@ def test_a_full_disk_is_named_and_not_taken_for_the_store(error: Exception, root
 
 def test_what_no_disk_has_room_for_is_refused_before_it_is_received(root: Path, home: Path) -> None:
     repository = Receiving(root, size=2**60)
-    with pytest.raises(StorageError, match=f"{2**60} bytes of room in {home}"):
+    with pytest.raises(StorageError, match=f"{2**60} free bytes in {home}"):
         RemoteArtifacts(repository).read("file", 2**61)
     assert repository.places == []
 
