@@ -1,1 +1,1 @@
-"""The tracking server: a typed client, the names of all tags, and the registry."""
+"""The tracking server: client, tags, MLflow models and registry."""

@@ -1,4 +1,4 @@
-"""What the tags of a run tell of its best checkpoint: its name, and what it measured."""
+"""A run's best checkpoint and its metrics, as tags."""
 
 import json
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from mltrain.checkpoint.manifest import Manifest
 from mltrain.tracking.tags import AT_BEST_TAG, BEST_TAG
 
 _LONGEST = 8000
-"""Characters of a tag that MLflow takes."""
+"""Most characters of a tag that MLflow accepts."""
 
 
 @dataclass(frozen=True)
 class BestValues:
-    """What the best checkpoint of a run measured.
+    """The metrics of a run's best checkpoint.
 
     Attributes:
         epoch: of the checkpoint.
         step: of the checkpoint.
-        metrics: that its manifest and its notes have.
+        metrics: from its manifest and its notes.
     """
 
     epoch: int
@@ -28,7 +28,7 @@ class BestValues:
 
 
 def best_tags(manifest: Manifest) -> dict[str, str]:
-    """Return the tags that call a checkpoint the best one of its run."""
+    """Return the tags for a run's best checkpoint."""
     content = {
         "checkpoint": manifest.name,
         "epoch": manifest.epoch,
@@ -40,11 +40,11 @@ def best_tags(manifest: Manifest) -> dict[str, str]:
 
 
 def best_values(run: Any) -> BestValues | None:
-    """Return what the best checkpoint of a run measured, without a request.
+    """Return a run's best checkpoint metrics, without a request.
 
     Returns:
-        ``None`` where the tags do not tell: the run has no best checkpoint, an earlier version of mltrain wrote its tags, or a
-        tag is too short for all metrics. Then the manifest of the checkpoint tells.
+        ``None`` if the tags lack them: the run has no best checkpoint, an earlier version of mltrain wrote its tags, or
+        the metrics are too long for a tag. The manifest of the checkpoint has them then.
     """
     try:
         content = json.loads(run.data.tags[AT_BEST_TAG])

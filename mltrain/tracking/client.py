@@ -1,4 +1,7 @@
-"""The tracking server behind typed methods: short time-outs, retries, and errors by what can be done about them."""
+"""A typed client of the tracking server.
+
+It has short time-outs, retries, and errors that separate transient from permanent failures.
+"""
 
 import json
 import re
@@ -26,29 +29,29 @@ if TYPE_CHECKING:
 
 RUN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 TRAINING_RETRY_SECONDS = 30.0
-"""For how many seconds a training or a pipeline retries what it cannot begin without."""
+"""Seconds for which a training or pipeline retries the requests that it needs to start."""
 _PAGE = 1000
-"""Entries that one request of a search asks for."""
+"""Entries per page of a search."""
 _RUNS_AT_ONCE = 100
-"""Runs that one request names."""
+"""Runs per request by ids."""
 _AT_ONCE = 8
-"""Requests for curves, or for runs by their ids, that are under way at once."""
+"""Parallel requests for curves, or for runs by ids."""
 _PAGES_AT_ONCE = 4
-"""Pages of a search that are under way at once: as many as an MLflow server has workers by default."""
+"""Parallel requests for pages of a search: an MLflow server's default number of workers."""
 
 
 @dataclass(frozen=True)
 class TrackingClient:
     """A tracking server or database.
 
-    Every method raises :class:`~mltrain.errors.RunNotFound` for what does not exist and :class:`Refusal`, a
-    :class:`~mltrain.errors.TrackingError`, for every other failure. All but those that create something retry failures that
-    may pass.
+    Every method raises :class:`~mltrain.errors.RunNotFound` for a missing entity and :class:`Refusal`, a
+    :class:`~mltrain.errors.TrackingError`, for every other failure. All methods retry transient failures, except those that
+    create something.
 
     Attributes:
         uri: of the server or database.
         client: an ``MlflowClient``.
-        retry_seconds: for how many seconds a method retries; 0 for one try.
+        retry_seconds: how long a method retries; 0 for a single try.
     """
 
     uri: str
@@ -67,20 +70,19 @@ class TrackingClient:
 
     @property
     def is_server(self) -> bool:
-        """Whether it is a server, and not a database or a folder that this process reads and writes itself."""
+        """Whether a server answers, not a local database or folder."""
         return self.uri.startswith(("http://", "https://", "databricks"))
 
     def run(self, run_id: str) -> "Run":
         """Return a run that is not deleted.
 
         Raises:
-            RunNotFound: The id is malformed, or no run has it, or that run is deleted.
+            RunNotFound: The id is malformed, or the run does not exist or is deleted.
             TrackingError: The server does not answer.
         """
         if not RUN_ID.fullmatch(run_id):
             raise RunNotFound(
-                f"{run_id!r:.80} is not the id of a run: 32 hexadecimal digits were expected. "
-                "List the runs with: mltrain runs"
+                f"{run_id!r:.80} is not the id of a run. Expected 32 hexadecimal digits. Try: mltrain runs"
             )
         run = self.get_run(run_id)
         if run.info.lifecycle_stage != "active":
@@ -93,10 +95,12 @@ class TrackingClient:
         return run
 
     def runs(self, run_ids: Sequence[str]) -> "list[Run]":
-        """Return runs that are not deleted, in the order of their ids, by a request for each hundred of them, several at once.
+        """Return undeleted runs in the order of their ids.
+
+        One request covers a hundred runs, and several requests run in parallel.
 
         Raises:
-            RunNotFound: As :meth:`run` does, of the first that is missing.
+            RunNotFound: A run is missing; see :meth:`run`.
             TrackingError: The server does not answer.
         """
         experiments = [experiment.experiment_id for experiment in self.search_experiments()]
@@ -112,14 +116,14 @@ class TrackingClient:
         return [found.get(run_id) or self.run(run_id) for run_id in run_ids]
 
     def search_runs(self, experiment_ids: Iterable[str], query: str, *, page: int = _PAGE) -> Iterator["Run"]:
-        """Yield the active runs that a query finds, newest first, and request further pages as they are needed."""
+        """Yield a query's active runs, newest first, page by page."""
         return self._paged(self.client.search_runs, list(experiment_ids), filter_string=query, max_results=page)
 
     def search_runs_ahead(self, experiment_ids: Iterable[str], query: str) -> Iterator["Run"]:
-        """Yield the active runs that a query finds, newest first, for a caller that needs many.
+        """Yield many active runs of a query, newest first.
 
-        A server takes milliseconds to describe a run. So after the first page of 250 several are requested at once, where the
-        tokens of pages tell how.
+        A server takes milliseconds to describe a run, so after the first page of 250 runs several pages are requested in
+        parallel if their page tokens can be predicted.
         """
         known, size = list(experiment_ids), _PAGE // _PAGES_AT_ONCE
 
@@ -137,11 +141,14 @@ class TrackingClient:
                     yield from answer
                     found, token, whole = found + len(answer), answer.token, whole and len(answer) == size
                     if not token:
-                        break  # pages behind the last one are empty
+                        break  # pages after the last one are empty
                 tokens = private.page_tokens(token, found, size, _PAGES_AT_ONCE if whole else 1) if token else ()
 
     def create_run(self, experiment_id: str, start_time: int, tags: Mapping[str, str], name: str) -> "Run":
-        """Create a run, with one try: a request whose response is lost may have created it."""
+        """Create a run in one try.
+
+        A retry could create a second run, because a request may succeed although its response is lost.
+        """
         run: Run = self._tried(self.client.create_run, experiment_id, start_time, tags, name)
         return run
 
@@ -150,7 +157,10 @@ class TrackingClient:
         self._retried(self.client.update_run, run_id, **changed)
 
     def set_terminated(self, run_id: str, *status_and_end: Any) -> None:
-        """Set the final status of a run and, as a second argument, its end in milliseconds since 1970."""
+        """Set a run's final status.
+
+        A second argument sets its end in milliseconds since 1970.
+        """
         self._retried(self.client.set_terminated, run_id, *status_and_end)
 
     def delete_run(self, run_id: str) -> None:
@@ -171,7 +181,10 @@ class TrackingClient:
         self._retried(self.client.log_batch, run_id, tags=[tag(key, value) for key, value in tags.items()])
 
     def log_param(self, run_id: str, key: str, value: str) -> None:
-        """Log a parameter, which can be written once; the same value may be sent again."""
+        """Log a parameter.
+
+        Parameters are write-once; the same value may be sent again.
+        """
         self._retried(self.client.log_param, run_id, key, value)
 
     def log_params(self, run_id: str, params: Iterable[tuple[str, str]]) -> None:
@@ -180,7 +193,10 @@ class TrackingClient:
         self._retried(self.client.log_batch, run_id, params=[param(key, value) for key, value in params])
 
     def log_points(self, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
-        """Log metric points in one request: key, value, milliseconds since 1970, and step of each."""
+        """Log metric points in one request.
+
+        Each has a key, a value, milliseconds since 1970 and a step.
+        """
         if self.uri.startswith(("http://", "https://")):
             client = self.client.made() if isinstance(self.client, DeferredClient) else self.client
             self._retried(private.log_points, client, run_id, list(points))
@@ -189,7 +205,10 @@ class TrackingClient:
         self._retried(self.client.log_batch, run_id, metrics=[metric(*point) for point in points])
 
     def log_datasets(self, run_id: str, datasets: Iterable[Mapping[str, str]]) -> None:
-        """Log the datasets that a run reads: ``name``, ``digest``, ``place``, ``context`` and ``type`` of each."""
+        """Log a run's input datasets.
+
+        Each has ``name``, ``digest``, ``place``, ``context`` and ``type``.
+        """
         made = self._entities
         inputs = [
             made.DatasetInput(
@@ -201,7 +220,10 @@ class TrackingClient:
         self._retried(self.client.log_inputs, run_id, inputs)
 
     def points_between(self, run_id: str, key: str, first: int, last: int) -> list[tuple[int, float]]:
-        """Return step and value of a metric's points; see :func:`mltrain.compat.private.points_between`."""
+        """Return a metric's steps and values between two steps.
+
+        See :func:`mltrain.compat.private.points_between`.
+        """
 
         def found() -> list[tuple[int, float]]:
             client = self.client.made() if isinstance(self.client, DeferredClient) else self.client
@@ -211,10 +233,10 @@ class TrackingClient:
         return points
 
     def curves(self, run_ids: Sequence[str], keys: Sequence[str]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-        """Return step and value of metrics' points in the order of their steps, by the id of the run and the key.
+        """Return metric curves (steps, values) by run id and key.
 
-        A database that :class:`~mltrain.compat.database.DatabaseReader` reads answers with one query; else there is a
-        request for each key and each hundred runs, and MLflow samples a curve of more than 2,000 points.
+        A curve is in the order of its steps. A database that :class:`~mltrain.compat.database.DatabaseReader` can read takes
+        one query. All others take a request per key and hundred runs, and MLflow samples curves of more than 2,000 points.
         """
         if isinstance(self.client, DeferredClient) and self.client.reader is not None:
             with suppress(Unreadable):
@@ -254,7 +276,7 @@ class TrackingClient:
         return str(found.experiment_id)
 
     def create_experiment(self, name: str) -> str:
-        """Create an experiment, with one try, and return its id."""
+        """Create an experiment in one try and return its id."""
         return str(self._tried(self.client.create_experiment, name))
 
     def search_experiments(self, *, page: int = _PAGE) -> Iterator["Experiment"]:
@@ -262,7 +284,7 @@ class TrackingClient:
         return self._paged(self.client.search_experiments, max_results=page)
 
     def search_logged_models(self, experiment_id: str, query: str) -> Iterator["LoggedModel"]:
-        """Yield the LoggedModels of an experiment that a query finds."""
+        """Yield the LoggedModels of an experiment that match a query."""
         return self._paged(self.client.search_logged_models, experiment_ids=[experiment_id], filter_string=query)
 
     def history(self, run_id: str, key: str) -> "list[Metric]":
@@ -270,18 +292,24 @@ class TrackingClient:
         return list(self._retried(self.client.get_metric_history, run_id, key))
 
     def create_logged_model(self, experiment_id: str, name: str, run_id: str, tags: Mapping[str, str]) -> "LoggedModel":
-        """Create a LoggedModel of a run, with one try; it is pending until it is finalized."""
+        """Create a run's LoggedModel in one try.
+
+        It stays pending until it is finalized.
+        """
         model: LoggedModel = self._tried(
             self.client.create_logged_model, experiment_id, name=name, source_run_id=run_id, tags=dict(tags)
         )
         return model
 
     def log_model_artifacts(self, model_id: str, folder: str) -> None:
-        """Upload the files of a folder as those of a LoggedModel."""
+        """Upload a folder's files to a LoggedModel."""
         self._retried(self.client.log_model_artifacts, model_id, folder)
 
     def log_model_metrics(self, run_id: str, model_id: str, step: int, points: Mapping[str, tuple[float, int]]) -> None:
-        """Log metrics, a value and milliseconds since 1970 each, of a LoggedModel at a step, and that the run made it there."""
+        """Log a LoggedModel's metrics at a step of its run.
+
+        Each has a value and milliseconds since 1970. The model becomes an output of the run at that step.
+        """
         from mlflow.entities import LoggedModelOutput, Metric
 
         client = self.client.of_mlflow() if isinstance(self.client, DeferredClient) else self.client
@@ -290,11 +318,14 @@ class TrackingClient:
         self._retried(client.log_outputs, run_id, [LoggedModelOutput(model_id, step)])
 
     def finalize_logged_model(self, model_id: str) -> None:
-        """Call a LoggedModel ready."""
+        """Mark a LoggedModel as ready."""
         self._retried(self.client.finalize_logged_model, model_id, "READY")
 
     def create_model_version(self, name: str, source: str, run_id: str, model_id: str) -> int:
-        """Create a version of a registered model, and the model if need be; return the version's number."""
+        """Create a registered model's version and return its number.
+
+        The registered model is created if it is missing.
+        """
         try:
             self._tried(self.client.create_registered_model, name)
         except Refusal as error:
@@ -304,7 +335,7 @@ class TrackingClient:
         return int(version.version)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
-        """Give an alias of a registered model to one of its versions."""
+        """Point a registered model's alias at a version."""
         self._retried(self.client.set_registered_model_alias, name, alias, str(version))
 
     def delete_logged_model(self, model_id: str) -> None:
@@ -312,12 +343,12 @@ class TrackingClient:
         self._retried(self.client.delete_logged_model, model_id)
 
     def search_model_versions(self, query: str) -> Iterator["ModelVersion"]:
-        """Yield the versions of registered models that a query finds."""
+        """Yield the versions of registered models that match a query."""
         return self._paged(self.client.search_model_versions, query, max_results=_PAGE)
 
     @property
     def _entities(self) -> Any:
-        """What the client takes, by the names of ``mlflow.entities``."""
+        """The client's entity classes, named as in ``mlflow.entities``."""
         client = self._retried(self.client.made) if isinstance(self.client, DeferredClient) else self.client
         if isinstance(client, RestClient):
             return rest_entities.ENTITIES
@@ -341,10 +372,10 @@ class TrackingClient:
         )(self._tried, function, *arguments, **named)
 
     def _tried(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Call MLflow's client once and translate what it raises."""
+        """Call MLflow's client once and translate its errors."""
         try:
             return function(*arguments, **named)
-        except Exception as error:  # noqa: BLE001 - HTTP and database clients raise what they like
+        except Exception as error:  # noqa: BLE001 - HTTP and database clients raise many types
             translated = self._translated(error)
             raise translated from (None if isinstance(translated, RunNotFound) else error)
 
@@ -368,13 +399,14 @@ class TrackingClient:
 
 
 class DeferredClient:
-    """An ``MlflowClient`` created at its first use: creating one asks a database for its tables, which may be locked.
+    """An ``MlflowClient`` created at its first use.
 
-    A plain server is asked by a :class:`~mltrain.compat.rest.RestClient`, without MLflow, for all that this one can do.
+    Creating one queries the tables of a database, which may be locked. A plain server is accessed through
+    :class:`~mltrain.compat.rest.RestClient`, without MLflow, as far as that one's methods go.
 
     Args:
         uri: of the server or database.
-        reader: what is asked before the client is created.
+        reader: reads the database before the client is created. If ``None``, the client reads.
     """
 
     def __init__(self, uri: str, reader: DatabaseReader | None = None) -> None:
@@ -394,13 +426,13 @@ class DeferredClient:
         return call
 
     def made(self) -> "MlflowClient | RestClient":
-        """Return the client that is asked first, and create it if need be."""
+        """Return the preferred client, creating it if needed."""
         if self._made is None:
             self._made = rest.client_of(self._uri, private.CLIENT_DEFAULTS) or self.of_mlflow()
         return self._made
 
     def of_mlflow(self) -> "MlflowClient":
-        """Return MLflow's own client, and create it if need be."""
+        """Return MLflow's own client, creating it if needed."""
         if self._of_mlflow is None:
             from mlflow import MlflowClient
 
@@ -414,7 +446,7 @@ class Refusal(TrackingError):
     Attributes:
         permanent: Whether the same request fails again.
         denied: Whether the server refuses this user or URI rather than the content of the request.
-        wait: Seconds that the server asks to wait before a retry.
+        wait: Seconds to wait before a retry, as the server requests.
     """
 
     def __init__(self, message: str, *, permanent: bool = False, denied: bool = False, wait: float = 0.0) -> None:
@@ -425,7 +457,7 @@ class Refusal(TrackingError):
 
 
 class Backoff(FullJitter):
-    """Full jitter on top of the wait that the server asks for."""
+    """Full jitter on top of the server's requested wait."""
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Return the seconds to wait before the next try."""
@@ -434,8 +466,8 @@ class Backoff(FullJitter):
 
 
 _REMEDIES = {
-    401: " Give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
-    403: " Ask for the right to write there, or check user and token of MLFLOW_TRACKING_*.",
+    401: " Try: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+    403: " Try: ask for write permission, or check the user and token in MLFLOW_TRACKING_*.",
     404: " Is MLFLOW_TRACKING_URI the address of an MLflow server?",
 }
 
@@ -444,8 +476,8 @@ def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingCl
     """Return a client of a tracking server.
 
     Args:
-        uri: of the server. If ``None``, the one that the environment names, or MLflow's default.
-        retry_seconds: for how many seconds its methods retry.
+        uri: of the server. If ``None``, the environment's URI applies, or MLflow's default.
+        retry_seconds: how long its methods retry.
 
     Raises:
         TrackingError: MLflow cannot use the URI.
@@ -454,7 +486,7 @@ def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingCl
     private.set_client_defaults()
     try:
         uri = uri or uri_of_environment() or private.uri_of_mlflow()
-        remember_environment({"MLFLOW_TRACKING_URI": uri})  # it may have been set otherwise
+        remember_environment({"MLFLOW_TRACKING_URI": uri})  # the program may have set it through MLflow
         return TrackingClient(uri, DeferredClient(uri), retry_seconds)
     except Exception as error:
         if not private.is_mlflow_error(error):
@@ -467,7 +499,7 @@ def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingCl
 
 
 def connect_to_read() -> TrackingClient:
-    """Return a client for a command that only reads.
+    """Return a client for a read-only command.
 
     It reads a SQLite database without MLflow, whose import takes seconds.
 
@@ -484,14 +516,14 @@ def connect_to_read() -> TrackingClient:
 
 
 def active_run_id() -> str | None:
-    """Return the id of the run that is active in MLflow's fluent interface, or ``None``."""
+    """Return the fluent interface's active run id, or ``None``."""
     mlflow = sys.modules.get("mlflow")
-    active = mlflow.active_run() if mlflow is not None else None  # a program that has not imported it has begun no run
+    active = mlflow.active_run() if mlflow is not None else None  # without the import, no run is active
     return str(active.info.run_id) if active is not None else None
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, cut to a readable length."""
+    """Return an error's first line, at most 500 characters."""
     lines = redacted(str(error)).strip().splitlines()
     return lines[0][:500] if lines else type(error).__name__
 

@@ -1,6 +1,6 @@
-"""MLflow models made from checkpoints: written with ``torch.export``, logged, registered.
+"""Makes MLflow models from checkpoints and registers them.
 
-They are for other programs and hold no pickle: ``mltrain`` itself never reads one.
+They are written with ``torch.export`` and contain no pickle. They are for other programs: ``mltrain`` never reads them itself.
 """
 
 import re
@@ -17,20 +17,20 @@ from mltrain.tracking.client import TrackingClient, first_line
 from mltrain.tracking.tags import MADE_FROM_TAG
 
 _REFUSED = re.compile(r"[/:.%\"'\x00-\x1f]")
-"""What MLflow accepts in no name of a model."""
+"""Characters that MLflow rejects in a model's name."""
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
 @dataclass(frozen=True)
 class Source:
-    """The checkpoint that a model is made from.
+    """The source checkpoint of a model.
 
     Attributes:
         run_id: of its run.
         experiment_id: of its run.
         checkpoint: its name.
         step: optimizer steps done.
-        metrics: what was measured at it, by the names that the run has for it.
+        metrics: the checkpoint's metrics by their keys in the run.
     """
 
     run_id: str
@@ -41,32 +41,38 @@ class Source:
 
 
 def model_name(project: str) -> str:
-    """Return the name of a project's LoggedModels: its own, without what MLflow refuses."""
+    """Return the name of a project's LoggedModels.
+
+    It is the project's name without characters that MLflow rejects.
+    """
     return _REFUSED.sub("_", project) or "model"
 
 
 def refuse_name(name: str, alias: str | None) -> None:
-    """Refuse what MLflow does not accept as a name of a registered model, or as an alias.
+    """Raise an error for an invalid model name or alias.
 
     Raises:
-        UsageError: it is not accepted.
+        UsageError: MLflow rejects the name or alias.
     """
     if not name.strip() or _REFUSED.search(name):
-        raise UsageError(f"--register {name!r:.80} is no name of a model. Expected one without / : . % and quotes.")
+        raise UsageError(f"--register {name!r:.80} is not a valid model name. Expected one without / : . % and quotes.")
     number = alias is not None and re.fullmatch(r"v?\d+", alias, re.IGNORECASE)
     if alias is not None and (not _ALIAS.fullmatch(alias) or number or alias.lower() == "latest"):
         raise UsageError(
-            f"--alias {alias!r:.80} is no alias. Expected letters, digits, - and _, and neither latest nor a version such as v1."
+            f"--alias {alias!r:.80} is not a valid alias. Expected letters, digits, - and _, but not latest or a version "
+            "such as v1."
         )
 
 
 def write(module: nn.Module, example: Tensor, folder: Path) -> None:
-    """Write an MLflow model of the flavors ``pytorch`` and ``python_function``, in the format of ``torch.export``.
+    """Write a module as an MLflow model with ``torch.export``.
+
+    It has the flavors ``pytorch`` and ``python_function``.
 
     Args:
-        module: from one tensor to one tensor, on the CPU.
-        example: of its input, two items or more: the first dimension is left open, the others are fixed.
-        folder: is made.
+        module: maps one tensor to one tensor, on the CPU.
+        example: of its input, at least two items: the first dimension stays dynamic, the others are fixed.
+        folder: is created.
 
     Raises:
         UsageError: ``torch.export`` cannot trace the module.
@@ -89,7 +95,7 @@ def write(module: nn.Module, example: Tensor, folder: Path) -> None:
         mlflow.pytorch.save_model(
             module,
             str(folder),
-            input_example=example.numpy(),  # a tensor would leave the flavor python_function out
+            input_example=example.numpy(),  # with a tensor, MLflow omits the flavor python_function
             signature=ModelSignature(*schemas),
             pip_requirements=[
                 f"torch=={torch.__version__.partition('+')[0]}",
@@ -98,23 +104,25 @@ def write(module: nn.Module, example: Tensor, folder: Path) -> None:
             ],
             serialization_format="pt2",
         )
-    except Exception as error:  # torch.export raises what its tracer meets
+    except Exception as error:  # torch.export raises any error of its tracer
         raise UsageError(
             f"The predictor cannot be exported: {type(error).__name__}: {first_line(error)} Expected a module that "
-            "torch.export traces: no branches on values of tensors, one tensor in, one out."
+            "torch.export traces: no branches on tensor values, one input tensor, one output tensor."
         ) from error
     _refuse_unlike(folder, module, example)
     description = Model.load(str(folder))
-    # An exported model stays on the device that it was exported on; MLflow would look for CUDA.
+    # An exported model runs only on the device of its export; MLflow would look for CUDA.
     description.flavors["python_function"]["model_config"] = {"device": "cpu"}
     description.save(str(folder / "MLmodel"))
 
 
 def _refuse_unlike(folder: Path, module: nn.Module, example: Tensor) -> None:
-    """Refuse an exported module that takes batches of the example's length only, or computes something else.
+    """Raise an error unless an exported module matches its original.
+
+    It must accept other batch lengths and return the same values.
 
     Raises:
-        UsageError: it is such a one.
+        UsageError: it fails or differs for another batch length.
     """
     import mlflow.pytorch
 
@@ -123,23 +131,25 @@ def _refuse_unlike(folder: Path, module: nn.Module, example: Tensor) -> None:
         try:
             with torch.no_grad():
                 same = torch.allclose(exported(batch), module(batch), rtol=1e-3, atol=1e-4)
-        except Exception as error:  # whatever the guards of torch.export raise
+        except Exception as error:  # guards of torch.export raise many types
             raise UsageError(
-                f"The exported predictor takes no batch of {len(batch)}: {type(error).__name__}: {first_line(error)} Expected "
-                "a module that takes any. Try: x.shape[0] in place of len(x)"
+                f"The exported predictor rejects a batch of {len(batch)}: {type(error).__name__}: {first_line(error)} Expected "
+                "a module that accepts any length. Try: x.shape[0] in place of len(x)"
             ) from error
         if not same:
             raise UsageError(
-                "The exported predictor computes other values than the project's. Expected a module whose result follows from "
-                "its input alone."
+                "The exported predictor returns other values than the project's. Expected a module whose result depends on its "
+                "input alone."
             )
 
 
 def log(server: TrackingClient, source: Source, name: str, folder: Path) -> str:
-    """Make a LoggedModel of what :func:`write` wrote, and return its id; of a checkpoint that has one, that one's.
+    """Log a written model as a LoggedModel; return its id.
+
+    If the checkpoint has a complete LoggedModel of this name, its id is returned.
 
     Raises:
-        TrackingError, StorageError: the server or its artifact store does not take it.
+        TrackingError, StorageError: the server or its artifact store refuses.
     """
     known = _known(server, source, name)
     if known is not None:
@@ -158,14 +168,16 @@ def log(server: TrackingClient, source: Source, name: str, folder: Path) -> str:
 
 
 def register(server: TrackingClient, source: Source, model_id: str, name: str, alias: str | None) -> int:
-    """Make a version of a registered model from a LoggedModel, and return its number; one that exists is taken.
+    """Register a LoggedModel and return the version's number.
+
+    An existing version is reused.
 
     Args:
         server: has the registry.
         source: of the LoggedModel.
         model_id: of the LoggedModel.
-        name: of the registered model, which is created where it is missing.
-        alias: moved to the version, if given.
+        name: of the registered model, which is created if it is missing.
+        alias: moved to the version. If ``None``, no alias changes.
 
     Raises:
         TrackingError: the registry refuses.
@@ -181,7 +193,7 @@ def register(server: TrackingClient, source: Source, model_id: str, name: str, a
 
 
 def _known(server: TrackingClient, source: Source, name: str) -> str | None:
-    """Return the id of the LoggedModel of this name that was made from the checkpoint before and is complete."""
+    """Return the id of the checkpoint's complete LoggedModel, or ``None``."""
     for model in server.search_logged_models(source.experiment_id, f"source_run_id = '{source.run_id}'"):
         made_from = model.tags.get(MADE_FROM_TAG)
         if model.name == name and made_from == source.checkpoint and str(model.status) == "READY":
@@ -190,7 +202,10 @@ def _known(server: TrackingClient, source: Source, name: str) -> str | None:
 
 
 def _points(server: TrackingClient, source: Source) -> Iterator[tuple[str, tuple[float, int]]]:
-    """Yield each metric with its value and the timestamp of the run's own point, which it then equals: no second one appears."""
+    """Yield each metric with its value and timestamp.
+
+    The timestamp is that of the run's own point, so that MLflow does not add a second point.
+    """
     for key, value in source.metrics.items():
         for point in server.history(source.run_id, key):
             if point.step == source.step and point.value == value:
@@ -200,7 +215,7 @@ def _points(server: TrackingClient, source: Source) -> Iterator[tuple[str, tuple
 
 @contextmanager
 def _finalized(server: TrackingClient, model_id: str) -> Iterator[None]:
-    """Call a LoggedModel ready at the end; delete it after an error."""
+    """Mark a LoggedModel as ready, or delete it on error."""
     try:
         yield
     except BaseException:

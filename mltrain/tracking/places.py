@@ -1,4 +1,7 @@
-"""Where a run is: its artifacts, what is wrong when they are not where the run says, and its page in MLflow."""
+"""Locations of a run: its artifacts and its MLflow page.
+
+An error explains missing artifacts.
+"""
 
 import os
 import shlex
@@ -13,37 +16,39 @@ from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import LATEST_TAG, PROJECT_TAG, RETENTION_TAG
 
 COMMITTED = (LATEST_TAG,)
-"""The tag that a run has only after a checkpoint was committed."""
+"""The tag that a run gets with its first committed checkpoint."""
 _RECORDED = (PROJECT_TAG, RETENTION_TAG, *COMMITTED)
-"""Tags that a run has only after something was put among its artifacts, where these are on this machine."""
+"""Tags that a run gets after its first artifact, if the artifacts are on this machine."""
 
 
 def artifacts_of(server: TrackingClient, run: Any, *, signs: Sequence[str] = _RECORDED) -> Artifacts:
-    """Return the artifacts of a run, which have to be where the run says if anything was ever put there.
+    """Return a run's artifacts.
+
+    If the run has ever written artifacts, they must still be at its artifact URI.
 
     Args:
         server: has the run.
-        run: MLflow's description of it.
-        signs: tags by which the run tells that something was put there.
+        run: an MLflow ``Run``.
+        signs: tags that prove that the run has written artifacts.
 
     Raises:
-        UnusableArtifacts: they were moved, are not mounted, or cannot be reached from here.
+        UnusableArtifacts: they were moved, are not mounted, or cannot be reached from this machine.
         StorageError: the artifact store does not answer.
     """
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     if artifacts.local_root is None:
-        signs = COMMITTED  # elsewhere tags may arrive before files
+        signs = COMMITTED  # in a remote store, tags may arrive before files
     if any(sign in run.data.tags for sign in signs) and not artifacts.entries():
         raise UnusableArtifacts(_missing(f"run {run.info.run_id}", run.info.artifact_uri, artifacts, server))
     return artifacts
 
 
 def refuse_unusable_place(server: TrackingClient, experiment: Any) -> None:
-    """Refuse an experiment in which a new run could not keep its artifacts.
+    """Raise an error for an experiment without usable artifact storage.
 
     Raises:
-        UnusableArtifacts: its place cannot be reached from here, or was there once and is gone.
-        StorageError: its place cannot be written to.
+        UnusableArtifacts: its artifact location cannot be reached from this machine, or has vanished.
+        StorageError: its artifact location cannot be written to.
     """
     place = experiment.artifact_location
     if not place:
@@ -59,13 +64,12 @@ def refuse_unusable_place(server: TrackingClient, experiment: Any) -> None:
 
 
 def _missing(whose: str, uri: str, artifacts: Artifacts, server: TrackingClient) -> str:
-    """Say which folder is missing, and how the artifacts are found again."""
+    """Return the error message for missing artifacts."""
     place = artifacts.local_root
     if place is None:
         return (
-            f"The artifacts of {whose} are not at {redacted_uri(uri)}: nothing is there, although the run has committed a "
-            "checkpoint. Expected what it committed. Try: give the server the storage that it had before "
-            "(mlflow server --artifacts-destination PLACE)."
+            f"The artifacts of {whose} are not at {redacted_uri(uri)}: it is empty. Expected the checkpoint that the run has "
+            "committed. Try: start the server with its earlier storage (mlflow server --artifacts-destination PLACE)."
         )
     place = place.absolute()
     lost = next((above for above in (*reversed(place.parents), place) if not above.exists()), None)
@@ -76,7 +80,7 @@ def _missing(whose: str, uri: str, artifacts: Artifacts, server: TrackingClient)
         new, old, above = (shlex.quote(str(one)) for one in (moved[1], moved[0], moved[0].parent))
         remedy = f"mkdir -p {above} && ln -s {new} {old}"
     elif lost is not None:
-        remedy += f"; where it has another name now: ln -s NEW_FOLDER {shlex.quote(str(lost))}"
+        remedy += f"; if it has another name now: ln -s NEW_FOLDER {shlex.quote(str(lost))}"
     return (
         f"The artifacts of {whose} are not at {place}: {what}. Expected the folder that {redacted_uri(server.uri)} records. "
         f"Try: {remedy}."
@@ -84,7 +88,10 @@ def _missing(whose: str, uri: str, artifacts: Artifacts, server: TrackingClient)
 
 
 def _moved(place: Path, tracking_uri: str) -> tuple[Path, Path] | None:
-    """Return which folder has another name now, and which, where the artifacts went along with the database."""
+    """Return the recorded and the new path of moved artifacts.
+
+    They are found if they moved together with the database.
+    """
     database = Path(tracking_uri.removeprefix("sqlite:///")).absolute().parent
     for base in (database, Path.cwd()):
         for length in range(2, len(place.parts)):
@@ -95,18 +102,24 @@ def _moved(place: Path, tracking_uri: str) -> tuple[Path, Path] | None:
 
 
 def page_of(address: str, experiment_id: str, run_id: str) -> str:
-    """Return the address of a run's page. MLflow remembers the mode that it names; without it the GenAI pages come first."""
+    """Return the URL of a run's MLflow page.
+
+    It selects the mode for machine learning, which MLflow remembers; without it the GenAI pages open.
+    """
     return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def page_of_experiment(address: str, experiment_id: str | None) -> str:
-    """Return the address of the list of an experiment's runs, or of the list of experiments."""
+    """Return the URL of an experiment, or of all experiments."""
     place = f"/{experiment_id}" if experiment_id is not None else ""
     return f"{address.rstrip('/')}/#/experiments{place}?workflowType=machine_learning"
 
 
 def location(server: TrackingClient, experiment_id: str, run_id: str) -> str:
-    """Return for people where runs are kept; of a server in a second line also the address of this one's page."""
+    """Return a readable description of where runs are kept.
+
+    For a server, a second line has the URL of the run's page.
+    """
     if server.uri.startswith(("http://", "https://")):
         return f"Runs are kept at {server.shown}\nLook at {page_of(server.shown, experiment_id, run_id)}"
     return f"Runs are kept in {server.shown}, seen from {Path.cwd()}."

@@ -1,7 +1,8 @@
-"""What else refers to the checkpoints of a run: versions of registered models, and LoggedModels made from them.
+"""References to a run's checkpoints: registered models and LoggedModels.
 
-A LoggedModel belongs to a checkpoint when its source run is the checkpoint's and its tag ``mltrain.checkpoint`` names it. It
-goes with its checkpoint, unless a version of a registered model was made from either: then both stay.
+A LoggedModel belongs to a checkpoint if its source run is the checkpoint's run and its tag ``mltrain.checkpoint`` names the
+checkpoint. It is removed together with the checkpoint, unless a version of a registered model was made from either: then both
+stay.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from mltrain.tracking.tags import MADE_FROM_TAG
 
 @dataclass(frozen=True)
 class MadeModel:
-    """A LoggedModel that was made from a checkpoint."""
+    """A LoggedModel made from a checkpoint."""
 
     model_id: str
     checkpoint: str
@@ -23,7 +24,7 @@ class MadeModel:
 
 
 def made_models(server: TrackingClient, run_id: str, experiment_id: str) -> list[MadeModel]:
-    """Return the LoggedModels that were made from checkpoints of a run.
+    """Return the LoggedModels made from a run's checkpoints.
 
     Raises:
         TrackingError: the server does not answer.
@@ -32,7 +33,7 @@ def made_models(server: TrackingClient, run_id: str, experiment_id: str) -> list
         found = list(server.once.search_logged_models(experiment_id, f"source_run_id = '{run_id}'"))
     except Refusal as error:
         if getattr(error.__cause__, "error_code", None) == "ENDPOINT_NOT_FOUND":
-            return []  # a server older than LoggedModels has none
+            return []  # an old server without LoggedModels
         raise
     return [
         MadeModel(model.model_id, model.tags[MADE_FROM_TAG], model.artifact_location)
@@ -42,9 +43,10 @@ def made_models(server: TrackingClient, run_id: str, experiment_id: str) -> list
 
 
 def in_use(server: TrackingClient, run_id: str, made: Iterable[MadeModel]) -> set[str]:
-    """Return the names of a run's checkpoints that versions of registered models were made from, directly or not.
+    """Return a run's checkpoints with registered model versions.
 
-    An alias belongs to a version, so what an alias leads to is among them.
+    The versions may come from a checkpoint directly or through a LoggedModel. Aliases point at versions, so their targets are
+    included.
 
     Args:
         server: has the run.
@@ -63,10 +65,12 @@ def in_use(server: TrackingClient, run_id: str, made: Iterable[MadeModel]) -> se
 
 
 def remove_models(server: TrackingClient, models: Iterable[MadeModel], checkpoint: str) -> None:
-    """Remove the LoggedModels that were made from a checkpoint: their files first, so that it can be repeated.
+    """Remove the LoggedModels made from a checkpoint.
+
+    Their files go first, so that an interrupted removal can be repeated.
 
     Raises:
-        StorageError, TrackingError: it is not permitted.
+        StorageError, TrackingError: the store or the server refuses.
     """
     for model in models:
         if model.checkpoint == checkpoint:

@@ -1,7 +1,7 @@
-"""Every tag and parameter that mltrain writes to MLflow: the data model of a run.
+"""All tags and parameters that mltrain writes to MLflow.
 
-A name that ends in ``_PREFIX`` is completed by what its line says. The strings are a format: they never change. MLflow's pages
-hide tags that begin with ``mlflow.``, but that name is reserved for MLflow itself.
+A name that ends in ``_PREFIX`` is completed as its docstring describes. The strings are an on-disk format and never change.
+MLflow's pages hide tags that begin with ``mlflow.``, but that prefix is reserved for MLflow itself.
 """
 
 from collections.abc import Mapping
@@ -10,95 +10,95 @@ from typing import Any
 from mltrain.checkpoint.retention import Mode
 
 NAMESPACE = "mltrain."
-"""Every tag and parameter below begins with it; no program but mltrain writes such names."""
+"""Prefix of every tag and parameter below; only mltrain writes such names."""
 
-# What the run is. The process that creates or opens the run writes these.
+# Identity of the run, written by the process that creates or opens it.
 PROJECT_TAG = "mltrain.project"
-"""The project that is trained; written with the configuration, before the first step."""
+"""The trained project; written with the configuration, before the first step."""
 PIPELINE_TAG = "mltrain.pipeline"
-"""On the run of a pipeline and on those of its stages: the pipeline's name."""
+"""On the runs of a pipeline and its stages: the pipeline's name."""
 STAGE_TAG = "mltrain.stage"
 """On the run of a stage: the stage's name."""
 STAGE_INPUTS_TAG = "mltrain.stage.inputs"
-"""On the run of a stage: JSON of the outputs that the pipeline gave it, by key."""
+"""On the run of a stage: JSON of its inputs from other stages, by key."""
 STAGE_RECIPE_TAG = "mltrain.stage.recipe"
-"""On the run of a stage: JSON of the fingerprints of its code and data."""
+"""On the run of a stage: JSON with the fingerprints of its code and data."""
 STAGE_RETIRED_TAG = "mltrain.stage.retired"
 """On the run of a stage: ``cleared`` once ``mltrain pipeline --clear`` has begun to remove it."""
 REQUEST_ID_TAG = "mltrain.birth"
 """Idempotency key of the request that creates the run; the run's folder on its host has this name until then."""
 RUN_KEY_TAG = "mltrain.run_key"
-"""Tag of a run that was begun with a run key, and parameter: the key, once it is certain that no other run has it."""
+"""The run key, as a tag. Also a parameter, once no other run can have the same key."""
 FORKED_FROM_TAG = "mltrain.forked_from"
-"""Run, or run and checkpoint, whose weights and state a new run began with."""
+"""The run, or run and checkpoint, that a forked run started from."""
 IMPORTED_TAG = "mltrain.imported"
-"""Name of the file that ``mltrain import`` made the first checkpoint from."""
+"""Name of the file that ``mltrain import`` imported as the first checkpoint."""
 LAUNCHER_OF_TAG = "mltrain.launcher_of"
-"""On the empty run of ``mlflow run``: the id of the run that is resumed in its place."""
+"""On the empty run of ``mlflow run``: the id of the run that is resumed instead."""
 LAUNCHER_TAG = "mltrain.launcher"
 """On the empty run of ``mlflow run``: JSON that identifies the process of ``mlflow run``."""
 
-# Who holds the run, and how it ended. The holder writes these, and the reaper and ``mltrain sync`` for a dead holder.
+# Lease and final status. The lease holder writes these; for a dead holder the reaper and ``mltrain sync`` do.
 ATTEMPT_PREFIX = "mltrain.attempt."
-"""Parameter, followed by an attempt's number: JSON of the process that claimed it. Parameters are write-once: the fence."""
+"""Parameter with the attempt's number: JSON of the process that claimed it. Write-once, so it is the fencing token."""
 HOLDER_TAG = "mltrain.holder"
-"""JSON of the attempt and process that hold the run."""
+"""JSON of the attempt and process that hold the lease."""
 HEARTBEAT_TAG = "mltrain.heartbeat"
-"""``<attempt>.<count>``; the holder's heartbeat thread changes it every few seconds, and an orderly end removes it."""
+"""``<attempt>.<count>``; the heartbeat thread changes it every few seconds, and an orderly end removes it."""
 STATUS_TAG = "mltrain.status"
 """``running``, ``finished``, ``failed`` or ``stopped``."""
 ENDED_PREFIX = "mltrain.ended."
-"""Followed by an attempt's number: how it ended. Unlike :data:`STATUS_TAG` only the attempt's own process writes it.
+"""With the attempt's number: its final status. Unlike :data:`STATUS_TAG`, only the attempt's own process writes it.
 
-A resume removes those of earlier attempts, which ``attempts.json`` records.
+A resume removes the tags of earlier attempts, which ``attempts.json`` keeps.
 """
 ONLY_LOCAL_TAG = "mltrain.newest_only_local"
-"""While the newest checkpoint is not in the artifact store: its name and the host that has it."""
+"""Name and host of the newest checkpoint while it is not in the artifact store."""
 WHEN_SENT_TAG = "mltrain.status_when_sent"
-"""Beside :data:`ONLY_LOCAL_TAG`: what :data:`STATUS_TAG` becomes when ``mltrain sync`` has sent that checkpoint."""
+"""With :data:`ONLY_LOCAL_TAG`: the :data:`STATUS_TAG` to set once ``mltrain sync`` has uploaded that checkpoint."""
 
-# How the run went on. The training writes these.
+# Progress of the run, written by the training.
 RESUMED_FROM_TAG = "mltrain.resumed_from"
-"""Name of the checkpoint from which the latest attempt continued."""
+"""Name of the checkpoint that the latest attempt resumed from."""
 REWOUND_PREFIX = "mltrain.rewound."
-"""Followed by an attempt's number: the step from which it continued, where the attempt before it went further."""
+"""With the attempt's number: the step it resumed from, if the previous attempt had gone further."""
 CHANGED_PREFIX = "mltrain.changed."
-"""Followed by an attempt's number: JSON of the settings that changed, each with its old and new value."""
+"""With the attempt's number: JSON of the changed settings, each with its old and new value."""
 WRITTEN_TAG = "mltrain.data.written"
-"""JSON of what the training wrote into the folders of its data."""
+"""JSON of the files that the training wrote into its data folders."""
 POINTS_LEFT_OUT_TAG = "mltrain.points_left_out"
-"""How many metric points the run has lost for good."""
+"""Number of metric points that were lost permanently."""
 PICTURES_LEFT_OUT_TAG = "mltrain.pictures_left_out"
-"""How many pictures were not made before the end of the grace."""
+"""Number of pictures that were not finished within the grace period."""
 
-# Checkpoints. The checkpoint manager writes these after a commit or a removal, users write pins.
+# Checkpoints. The checkpoint manager writes these after a commit or a removal; users write pins.
 RETENTION_TAG = "mltrain.retention"
 """The retention policy as text."""
 LATEST_TAG = "mltrain.latest"
-"""Name of the newest committed checkpoint; a run has it only after a commit."""
+"""Name of the newest committed checkpoint; absent before the first commit."""
 BEST_TAG = "mltrain.best"
 """Name of the best committed checkpoint."""
 AT_BEST_TAG = "mltrain.at_best"
-"""JSON of what that checkpoint measured: ``checkpoint``, ``epoch``, ``step``, ``metrics``. Lists of runs read it.
+"""JSON of the best checkpoint: ``checkpoint``, ``epoch``, ``step``, ``metrics``. Lists of runs read it.
 
-MLflow's pages cut the key of a tag with a long value where it has more than 15 characters.
+The name is short because MLflow's pages cut keys of more than 15 characters if the value is long.
 """
 BEST_BY_TAG = "mltrain.best_by"
-"""``min`` or ``max``, a blank, and the metric by which checkpoints are compared."""
+"""``min`` or ``max``, a space, and the metric that ranks checkpoints."""
 BEST_METRIC_TAG = "mltrain.best_metric"
-"""Of version 0.1: the metric by which checkpoints are compared."""
+"""Of version 0.1: the metric that ranks checkpoints."""
 BEST_MODE_TAG = "mltrain.best_mode"
-"""Of version 0.1: whether less (``min``) or more (``max``) of that metric is better."""
+"""Of version 0.1: whether smaller (``min``) or larger (``max``) values of that metric are better."""
 PIN_PREFIX = "mltrain.pin."
-"""Followed by a checkpoint's name: why it is never removed. ``mltrain pin`` and forks write it."""
+"""With a checkpoint's name: why it is never removed. ``mltrain pin`` and forks write it."""
 DROPPED_PREFIX = "mltrain.dropped."
-"""Followed by a checkpoint's name: the rule by which it was removed from staging without an upload."""
+"""With a checkpoint's name: the rule that removed it from staging without an upload."""
 DAMAGED_PREFIX = "mltrain.damaged."
-"""Followed by a checkpoint's name: why it cannot be read."""
+"""With a checkpoint's name: its damage."""
 REMOVED_TAG = "mltrain.removed"
-"""How many checkpoints retention has removed, and their bytes."""
+"""Number and total bytes of the checkpoints that retention has removed."""
 MADE_FROM_TAG = "mltrain.checkpoint"
-"""On a LoggedModel, written by users: name of the checkpoint from which it was made."""
+"""On a LoggedModel, written by users: name of its source checkpoint."""
 
 
 def best_by(metric: str, mode: Mode) -> str:
@@ -107,7 +107,10 @@ def best_by(metric: str, mode: Mode) -> str:
 
 
 def declared_best(tags: Mapping[str, str]) -> tuple[str, Mode] | None:
-    """Return the metric that decides which checkpoint is best, and its direction; ``None`` if the tags tell of none."""
+    """Return the metric and mode that rank checkpoints.
+
+    Returns ``None`` if the tags have none.
+    """
     mode, _, metric = tags.get(BEST_BY_TAG, "").partition(" ")
     if not metric:
         mode, metric = tags.get(BEST_MODE_TAG, "min"), tags.get(BEST_METRIC_TAG, "")
@@ -115,11 +118,14 @@ def declared_best(tags: Mapping[str, str]) -> tuple[str, Mode] | None:
 
 
 def meaning_of_best(run: Any) -> tuple[str, Mode]:
-    """Return the metric that decides which checkpoint of a run is best, and whether less or more of it is better."""
+    """Return the metric and mode that rank a run's checkpoints.
+
+    Without tags these are ``val/loss`` and ``min``.
+    """
     return declared_best(run.data.tags) or ("val/loss", "min")
 
 
 def pins_of(run: Any) -> dict[str, str]:
-    """Return the names of a run's pinned checkpoints with the reasons."""
+    """Return a run's pinned checkpoints, each with its reason."""
     tags = run.data.tags
     return {key.removeprefix(PIN_PREFIX): why for key, why in tags.items() if key.startswith(PIN_PREFIX)}

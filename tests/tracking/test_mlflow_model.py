@@ -86,7 +86,7 @@ def test_a_model_is_loaded_by_mlflow_alone_and_its_metrics_are_the_runs_own_poin
     ("module", "said"),
     [
         (Branching(), "cannot be exported"),
-        (OfOneLength(), "takes no batch of 1"),
+        (OfOneLength(), "rejects a batch of 1"),
         (Random(), "other values"),
         (Two(), "returns a tuple"),
     ],

@@ -76,5 +76,5 @@ def test_a_translated_name_is_logged_once(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             names.translated({"val/F1@0.5": 1.0, "val/loss": 1.0})
-    assert caplog.text.count("'val/F1@0.5'; in the run it is called 'val/F1_0.5'") == 1
+    assert caplog.text.count("'val/F1@0.5'; the run has it as 'val/F1_0.5'") == 1
     assert "val/loss" not in caplog.text
