@@ -1,1 +1,1 @@
-"""Checkpoints: values, bytes, places, and the policies that decide which of them stay."""
+"""Checkpoints: values, files, folders, and retention policies."""

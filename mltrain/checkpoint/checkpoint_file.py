@@ -1,7 +1,8 @@
-"""A whole checkpoint in one file, which needs no tracking server; see :mod:`mltrain.checkpoint.packed` for its form.
+"""Whole checkpoints in single files, readable without a tracking server.
 
-A run's training writes it (``export=full``, ``checkpoint_path``), and so do a classifier and a ``CheckpointManager`` of a folder,
-which have no run. Nothing in it can be executed, and nothing is read before its digest has matched.
+Trainings write such files (``export=full``, ``checkpoint_path``), and so do classifiers and a ``CheckpointManager`` of a
+folder, which have no run. Nothing in a file can be executed, and nothing is used before its digest has matched.
+:mod:`mltrain.checkpoint.packed` describes the format.
 """
 
 import hashlib
@@ -23,23 +24,23 @@ if TYPE_CHECKING:
     import torch
 
 VERSION = 2
-"""Of the file's form. The first had ``about.json`` beside its members, and is read as ever."""
+"""Version of the format. Version 1 had ``about.json`` beside its members and can still be read."""
 
 _FORMAT = "mltrain checkpoint file"
 _LISTED = 10
 _NO_DATE = datetime(1980, 1, 1, tzinfo=UTC)
-"""The first date that a ZIP archive can have, in place of the present time: equal states make equal files."""
+"""The earliest date of a ZIP archive, used instead of the current time so that equal states make equal files."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a file tells of the run that wrote it.
+    """The origin that a file records: run, checkpoint and project.
 
     Attributes:
-        run_id: of the run. If ``None``, a loop without a run wrote it.
+        run_id: of the run. If ``None``, a loop without a run wrote the file.
         checkpoint: the name of the checkpoint in that run.
-        project: what the run trained.
-        complete: whether the file holds a whole checkpoint, and not weights alone.
+        project: the trained project.
+        complete: whether the file holds a whole checkpoint rather than weights alone.
     """
 
     run_id: str | None
@@ -49,10 +50,12 @@ class Written:
 
 
 def write(file: Path, state: Mapping[str, Any]) -> None:
-    """Write a state of tensors and plain values. The file's name always stands for a complete checkpoint.
+    """Write a state of tensors and plain values.
+
+    The file is replaced as a whole, so its name always refers to a complete checkpoint.
 
     Raises:
-        UnsupportedValue: the state holds something else; the message names the path to it.
+        UnsupportedValue: the state holds another kind of value; the message names the path to it.
         StorageError: the disk refuses.
     """
     from mltrain.checkpoint import codec
@@ -80,13 +83,13 @@ def write(file: Path, state: Mapping[str, Any]) -> None:
 
 
 def write_checkpoint(file: Path, manifest: Manifest, files: Mapping[str, bytes | bytearray], project: str) -> None:
-    """Write a committed checkpoint of a run, with the ids that lead back to it.
+    """Write a run's committed checkpoint together with its origin.
 
     Args:
-        file: to write; it is replaced as a whole.
+        file: replaced as a whole.
         manifest: of the checkpoint.
         files: all its files, verified.
-        project: what the run trains.
+        project: the trained project.
 
     Raises:
         StorageError: the disk refuses.
@@ -99,11 +102,13 @@ def write_checkpoint(file: Path, manifest: Manifest, files: Mapping[str, bytes |
 
 
 def read(file: Path, device: "torch.device | None" = None) -> dict[str, Any]:
-    """Return the state in a file, its tensors on ``device`` (the CPU if ``None``).
+    """Return the state in a file.
+
+    Its tensors are on ``device``, or on the CPU if that is ``None``.
 
     Raises:
         NoCheckpoint: there is no such file.
-        DamagedCheckpoint: it is not a checkpoint file, of a later version, or not as it was written.
+        DamagedCheckpoint: it is not a checkpoint file, has a later version, or was changed.
     """
     from mltrain.checkpoint import codec
 
@@ -111,14 +116,20 @@ def read(file: Path, device: "torch.device | None" = None) -> dict[str, Any]:
 
 
 def manifest_of(file: Path) -> Manifest | None:
-    """Return the manifest in a file, or ``None`` for one of the first form without a run. Raises as :func:`read` does."""
+    """Return the manifest in a file.
+
+    Returns ``None`` for a version 1 file without a run. Raises the same errors as :func:`read`.
+    """
     if FILE_NAME not in _names(file):
         return None
     return Manifest.from_json(bytes(read_member(file, FILE_NAME, MAX_BYTES)))
 
 
 def params_of(file: Path) -> dict[str, Any] | None:
-    """Return the configuration that a checkpoint was trained with; ``None`` if it has none. Raises as :func:`read` does."""
+    """Return the configuration that a checkpoint was trained with.
+
+    Returns ``None`` if it has none. Raises the same errors as :func:`read`.
+    """
     content = members(file, PARAMS.__eq__).get(PARAMS)
     if content is None:
         return None
@@ -130,11 +141,13 @@ def params_of(file: Path) -> dict[str, Any] | None:
 
 
 def origin_of(file: Path) -> Written | None:
-    """Return what a file tells of the run that wrote it, by its head alone; ``None`` if another program wrote it.
+    """Return a file's origin, reading only its header and manifest.
+
+    Returns ``None`` if another program wrote the file.
 
     Raises:
         NoCheckpoint: there is no such file.
-        DamagedCheckpoint: it is a checkpoint file that is cut short, or of a later version.
+        DamagedCheckpoint: it is a checkpoint file that is truncated or has a later version.
     """
     from mltrain.checkpoint import tensor_file
 
@@ -153,7 +166,10 @@ def origin_of(file: Path) -> Written | None:
 
 
 def members(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, bytearray]:
-    """Return the wanted files of a checkpoint, each verified. Raises as :func:`read` does."""
+    """Return a checkpoint's wanted files, each verified.
+
+    Raises the same errors as :func:`read`.
+    """
     names, manifest = _names(file), manifest_of(file)
     if manifest is not None:
         listed = {name: (entry.size, entry.sha256) for name, entry in manifest.files.items()}
@@ -161,29 +177,34 @@ def members(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> di
         files: Mapping[str, Any] = _about(file).get("files", {})
         listed = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
     if names - {FILE_NAME} != listed.keys():
-        raise DamagedCheckpoint(f"{file} holds {sorted(names - {FILE_NAME})}, and should hold {sorted(listed)}.")
+        raise DamagedCheckpoint(
+            f"{file} has other files than it lists. Expected {sorted(listed)}, got {sorted(names - {FILE_NAME})}."
+        )
     contents = {}
     for name, (size, digest) in listed.items():
         if wanted(name):
             content = read_member(file, name, size)
             if hashlib.sha256(content).hexdigest() != digest:
                 raise DamagedCheckpoint(
-                    f"{file}: {name} is not as it was written; its SHA-256 is another. Use an older copy."
+                    f"{file}: {name} has another SHA-256 than when it was written. Try: an older copy of the file."
                 )
             contents[name] = content
     return contents
 
 
 def beside(file: Path) -> str:
-    """Return sentences that list what is in the folder of a file that is missing, the newest first, and the nearest name."""
+    """Return hints for a missing file.
+
+    They are sentences with the nearest name and the files of its folder, newest first.
+    """
     if not file.parent.is_dir():
-        return f" There is no folder {file.parent} either."
+        return f" Its folder {file.parent} does not exist either."
     files = [other for other in file.parent.iterdir() if other.is_file()]
     names = [other.name for other in sorted(files, key=lambda one: one.stat().st_mtime_ns, reverse=True)]
     if not names:
         return ""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{nearest(file.name, names)} In {file.parent.resolve()} there are: {', '.join(names[:_LISTED])}{more}."
+    return f"{nearest(file.name, names)} Files in {file.parent.resolve()}: {', '.join(names[:_LISTED])}{more}."
 
 
 def _staging(file: Path, identity: CheckpointId) -> PackedStaging:
@@ -192,7 +213,7 @@ def _staging(file: Path, identity: CheckpointId) -> PackedStaging:
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:
-    """Return how many steps or epochs a state tells of; 0 where it tells of none."""
+    """Return a state's step or epoch counter, or 0."""
     progress = state.get("progress")
     value = (progress if isinstance(progress, Mapping) else state).get(name)
     return value if type(value) is int and 0 <= value <= LARGEST_COUNT else 0
@@ -213,16 +234,18 @@ def _names(file: Path) -> set[str]:
 
 
 def _about(file: Path) -> dict[str, Any]:
-    """Return what a file says of itself; a checkpoint that a manager wrote to its folder says nothing beside its manifest.
+    """Return a file's description, empty if it has none.
+
+    A manager's file has a manifest but no description.
 
     Raises:
-        DamagedCheckpoint: it is of a later version, or cannot be read.
+        DamagedCheckpoint: it has a later version, or cannot be read.
     """
     try:
         about = json.loads(read_member(file, ABOUT, MOST_ABOUT))
         version = about["version"]
         if about["format"] != _FORMAT or not all(isinstance(one, dict) for one in about.get("files", {}).values()):
-            raise ValueError("it is of another format")
+            raise ValueError("it has another format")
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -231,13 +254,12 @@ def _about(file: Path) -> dict[str, Any]:
         ) from None
     if version not in (1, 2):
         raise DamagedCheckpoint(
-            f"{file} is of version {version!r:.20}, and versions 1 and 2 are read here. Use the version of this software that "
-            "wrote it."
+            f"{file} has version {version!r:.20}. Expected version 1 or 2. Try: the version of mltrain that wrote it."
         )
     return dict(about)
 
 
 def _foreign(file: Path) -> str:
     if file.suffix in (".pth", ".pt", ".ckpt"):
-        return " If another program wrote it, make it the start of a run: mltrain import FILE."
+        return " If another program wrote it, import it as the first checkpoint of a run: mltrain import FILE."
     return ""

@@ -1,4 +1,4 @@
-"""The end of a manager: wait for what was saved, let go of the run, and say in its status what became of it."""
+"""Closes a manager: awaits commits and records the run's status."""
 
 import atexit
 import logging
@@ -13,22 +13,24 @@ from mltrain.errors import MltrainError, NonFiniteLoss
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS, _RETRY_SECONDS = 0.2, 2.0
+_POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 
 
 def await_store(
     committer: Committer, deadline: float, hurry: threading.Event, in_trouble: Callable[[], bool] = lambda: False
 ) -> None:
-    """Wait until everything saved is committed; once there is trouble or the store refuses, no longer than until the deadline.
+    """Wait until every saved checkpoint is committed.
+
+    The deadline applies only while there is trouble, the store refuses, or nothing is under way.
 
     Args:
-        committer: has the commits under way.
+        committer: runs the commits.
         deadline: on the monotonic clock, in seconds.
-        hurry: ends the wait for the store; what is complete on this disk can be resumed from.
-        in_trouble: whether the training was stopped, or the tracking server is away.
+        hurry: ends the wait for the store; a checkpoint that is complete on this disk can be resumed from.
+        in_trouble: returns whether the training was stopped or the tracking server is unavailable.
     """
     tried = time.monotonic()
-    while not committer.wait(_LOOK_SECONDS) and not hurry.is_set():
+    while not committer.wait(_POLL_SECONDS) and not hurry.is_set():
         now = time.monotonic()
         if (in_trouble() or committer.idle or committer.refused) and now > deadline:
             return
@@ -39,11 +41,11 @@ def await_store(
 
 
 class Closing:
-    """Closes the run of a manager once: when it is asked to, or else when the interpreter ends.
+    """Closes a manager's run once, by interpreter exit at latest.
 
     Args:
-        run: is let go of.
-        committer: has the commits under way.
+        run: is released.
+        committer: runs the commits.
     """
 
     def __init__(self, run: Run, committer: Committer) -> None:
@@ -54,11 +56,13 @@ class Closing:
         atexit.register(self._process_ends)
 
     def close(self, status: Status, grace: float | None) -> None:
-        """Wait for the commits and let go of the run; see :meth:`mltrain.CheckpointManager.close`.
+        """Wait for the commits and release the run.
+
+        See :meth:`mltrain.CheckpointManager.close`.
 
         Args:
-            status: of the run, where it was opened for the manager.
-            grace: seconds to wait at least for a store that refuses. If ``None``, only this disk is waited for.
+            status: of the run if it was opened for the manager.
+            grace: seconds to wait for a store that refuses. If ``None``, only writes to this disk are waited for.
         """
         if self._closed:
             return
@@ -66,21 +70,24 @@ class Closing:
         if grace is not None:
             await_store(self._committer, time.monotonic() + grace, threading.Event())
         self._committer.settle()
-        self._let_go(status)
+        self._release(status)
 
     def abandon(self) -> None:
-        """Stop the background threads without waiting; what is complete in staging stays there."""
+        """Stop the background threads without waiting.
+
+        Checkpoints that are complete in staging stay there.
+        """
         atexit.unregister(self._process_ends)
         self._committer.close()
 
-    def _let_go(self, status: Status) -> None:
-        """Close the run as it is now, and raise why the newest checkpoint was not kept, if so."""
+    def _release(self, status: Status) -> None:
+        """Release the run, then raise the newest checkpoint's failure."""
         failure, only_local = self._committer.failure, self._committer.only_local
         self.abandon()
         if only_local is not None:
             self._run.mark_only_local(only_local.name, status)
             log.warning(
-                "The newest checkpoint, %s, is on this machine only: the artifact store did not take it. Send it with: "
+                "The newest checkpoint, %s, is on this machine only: it could not be uploaded to the artifact store. Try: "
                 "mltrain sync",
                 only_local.name,
             )
@@ -93,8 +100,11 @@ class Closing:
             raise failure
 
     def _process_ends(self) -> None:
-        """Close the run where nobody has. The interpreter has waited for the threads."""
-        raised = getattr(sys, "last_value", None)  # set where an exception ended the script, and not by sys.exit()
+        """Close a run that is still open at interpreter exit.
+
+        The interpreter has waited for the threads before.
+        """
+        raised = getattr(sys, "last_value", None)  # set if an exception ended the script, not by sys.exit()
         staged = self._committer.newest_staged
         if raised is not None and raised is not self._raised_before:
             status: Status = "KILLED" if isinstance(raised, KeyboardInterrupt) else "FAILED"
@@ -103,6 +113,6 @@ class Closing:
         else:
             status = "FINISHED"
         try:
-            self._let_go(status)
+            self._release(status)
         except MltrainError as error:
-            log.error("%s", error)  # the status of the run says it as well; nobody could catch it here
+            log.error("%s", error)  # also recorded in the run's status; no caller is left to catch it

@@ -1,4 +1,7 @@
-"""A snapshot as files and back: safetensors for tensors, JSON for all else. Nothing in them can be executed."""
+"""Encodes snapshots as safetensors and JSON files, and decodes them.
+
+Nothing in these files can be executed.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +26,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class EncodedFile:
-    """A file to be written: its name, its content piece by piece, as often as it is asked for, and its size in bytes."""
+    """A file to write: name, size in bytes, content.
+
+    The content comes in pieces and can be iterated over more than once.
+    """
 
     name: str
     content: Iterable[bytes | memoryview]
@@ -37,7 +43,7 @@ class EncodedFile:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A snapshot as files, with what its manifest says of the tensors."""
+    """A snapshot's files, with the tensor entries of its manifest."""
 
     files: tuple[EncodedFile, ...]
     tensors: Mapping[str, TensorEntry]
@@ -45,10 +51,10 @@ class Encoded:
 
 
 def encode(snapshot: Snapshot, *, largest_file: int = LARGEST_FILE) -> Encoded:
-    """Return the files of a snapshot: ``model*.safetensors``, ``state*.safetensors`` and ``state.json``.
+    """Return the files of a snapshot.
 
-    A weight that is the same tensor as another is stored once; the file's metadata map its name to the stored one,
-    which is how ``safetensors.torch.save_model`` and ``load_model`` treat tied weights.
+    These are ``model*.safetensors``, ``state*.safetensors`` and ``state.json``. Tied weights are stored once; the file's
+    metadata map the other names to the stored one, as ``safetensors.torch.save_model`` and ``load_model`` do.
     """
     prefix = f"{snapshot.weights}." if snapshot.weights is not None else None
     weights = {n.removeprefix(prefix): t for n, t in snapshot.tensors.items() if prefix and n.startswith(prefix)}
@@ -72,7 +78,7 @@ def encode(snapshot: Snapshot, *, largest_file: int = LARGEST_FILE) -> Encoded:
 def named(
     stem: str, tensors: Mapping[str, Tensor], largest_file: int = LARGEST_FILE
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the safetensors files that hold these tensors: their names, and which tensors are in each."""
+    """Yield the name and tensors of each safetensors file."""
     pieces = split(tensors, largest_file)
     for number, piece in enumerate(pieces, 1):
         of = "" if len(pieces) == 1 else f"-{number:05d}-of-{len(pieces):05d}"
@@ -84,15 +90,15 @@ def decode(
     device: torch.device | None = None,
     absent: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Return the parts from the files of a checkpoint, whose digests the caller has verified.
+    """Return the parts of a checkpoint from its verified files.
 
     Args:
         files: name to content.
         device: where tensors go. If ``None``, the CPU.
-        absent: tensors that are in none of the files, by name: they are put in place as they are.
+        absent: tensors that no file holds, by name; they are inserted unchanged.
 
     Raises:
-        DamagedCheckpoint: the files do not belong together or are not of this format.
+        DamagedCheckpoint: the files do not belong together or have another format.
     """
     prefix, tree = _described(files)
     parts = unflatten(tree, {**_all_tensors(files, prefix), **(absent or {})}, device)
@@ -102,9 +108,10 @@ def decode(
 
 
 def decode_weights(files: Mapping[str, bytes | bytearray], device: torch.device | None = None) -> dict[str, Any]:
-    """Return the model's weights alone, from ``state.json`` and the files of the model; see :func:`decode`.
+    """Return the model's weights alone; see :func:`decode`.
 
-    A tied weight stands under all of its names; without a part that is a model's weights there are none.
+    Reads ``state.json`` and the model's files. A tied weight appears under all of its names. A checkpoint without a model part
+    has no weights.
     """
     prefix, tree = _described(files)
     if prefix is None:
@@ -120,12 +127,12 @@ def decode_weights(files: Mapping[str, bytes | bytearray], device: torch.device 
 
 
 def _described(files: Mapping[str, bytes | bytearray]) -> tuple[str | None, Any]:
-    """Return the name of the part that is a model's weights, and the tree of all parts."""
+    """Return the weights part's name and the state's tree."""
     try:
         described = json.loads(files[STATE_TREE])
         if described["format"] != _FORMAT:
             raise DamagedCheckpoint(
-                f"{STATE_TREE} is of format {described['format']!r:.40}; this version of mltrain reads format {_FORMAT}."
+                f"{STATE_TREE} has format {described['format']!r:.40}; this version of mltrain reads format {_FORMAT}."
             )
         return described["weights"], described["tree"]
     except KeyError as error:
@@ -144,7 +151,10 @@ def _all_tensors(files: Mapping[str, bytes | bytearray], prefix: str | None) -> 
 
 
 def _named(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of a mapping that :mod:`mltrain.checkpoint.pytree` describes, plain or as pairs, whose keys are text."""
+    """Yield a described mapping's entries with string keys.
+
+    The mapping may be plain or a list of pairs; see :mod:`mltrain.checkpoint.pytree`.
+    """
     for key, item in tree["of"] if "$" in tree else tree.items():
         if isinstance(key, str):
             yield key, item

@@ -1,7 +1,7 @@
-"""The commit of a checkpoint, from a copy in memory to the artifact store: one straight line.
+"""Commits checkpoints from host memory to the artifact store.
 
-Two threads run it: one waits for this disk, which frees the copy in memory, the other for the artifact store. Threads and not
-processes, which would need a second copy of the state: what takes long releases the interpreter's lock (``benchmarks/stall.py``).
+One thread writes to this disk, which frees the copy in memory, and another uploads. They are threads because processes would
+need a second copy of the state, and the slow calls release the interpreter's lock (``benchmarks/stall.py``).
 """
 
 import logging
@@ -33,21 +33,21 @@ Committed = Callable[[Manifest, Manifest | None, CheckpointStore], None]
 """Called in the background after each commit with the new checkpoint, the best one, and the store that holds them."""
 
 DISK_RETRY_SECONDS = 30.0
-"""For so long a checkpoint that this disk refuses is tried again, unless a newer one takes its place before."""
+"""How long a write that this disk refuses is retried, unless a newer checkpoint supersedes it."""
 
-_TRIES_AT_ONCE = 2
-_LONGEST_PAUSE = 5.0
+_TRIES_BEFORE_BACKOFF = 2
+_LONGEST_BACKOFF_SECONDS = 5.0
 
 
 class Committer:
-    """Commits the checkpoints of one run, one after the other.
+    """Commits the checkpoints of one run, one at a time.
 
     Args:
-        run: that the checkpoints belong to.
-        reader: of the run's checkpoints; its store receives them.
+        run: owns the checkpoints.
+        reader: of the run's checkpoints; its store receives the new ones.
         settings: the policy and the staging budget.
-        damage: receives the damaged checkpoints that a commit comes across.
-        disk_retry_seconds: see :data:`DISK_RETRY_SECONDS`, which applies if it is ``None``.
+        damage: receives the damaged checkpoints that a commit finds.
+        disk_retry_seconds: if ``None``, :data:`DISK_RETRY_SECONDS` applies.
     """
 
     def __init__(
@@ -70,28 +70,28 @@ class Committer:
         self._uploads = Worker("mltrain-store")
         self._rest = Rest()
         self._stream = StreamedUpload()
-        self._peers: Peers | None = None  # that upload pieces of their own, as the newest snapshot has it
+        self._peers: Peers | None = None  # of the newest sharded snapshot
         self._pruning = threading.Lock()
         self._give_way = threading.Event()
         self._lost: set[CheckpointId] = set()
         self.newest_committed: Manifest | None = None
         self.newest_staged: Manifest | None = None
-        self.refused = False  # whether the artifact store did not take what was last sent to it
+        self.refused = False  # whether the last upload failed
         self.failure: MltrainError | None = None
-        """Why the newest was not kept (``NonFiniteLoss``: it is not finite), until a later one is on this disk."""
+        """Why the newest checkpoint was not kept, until a later one is on this disk. ``NonFiniteLoss``: it is not finite."""
         run.when_known(self._run_created)
 
     def when_committed(self, listener: Committed) -> None:
-        """Call a function in the background after each commit, after those that were given before."""
+        """Add a function to call in the background after each commit."""
         self._listeners.append(listener)
 
     def commit(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> None:
         """Commit a snapshot in the background.
 
         Args:
-            snapshot: of the state. The one before it is on this disk or given up: see :meth:`make_way`.
+            snapshot: of the state. The previous one is already on this disk or given up; see :meth:`make_way`.
             draft: its manifest, without files and tensors.
-            extra: further small files of the checkpoint.
+            extra: additional small files of the checkpoint.
         """
         self._rest = snapshot.rest
         if not snapshot.rest.left:
@@ -103,13 +103,13 @@ class Committer:
         began = time.monotonic()
         try:
             free = self._uploads.idle and self._backlog.newest is None and not self.refused and self._run.holds()
-            whole = free and snapshot.pieces is None  # and nothing is to be uploaded before it
+            whole = free and snapshot.pieces is None  # and no earlier checkpoint waits for its upload
             self._stream = stream = StreamedUpload.to(self._store, draft.id) if whole else StreamedUpload()
             snapshot.rest.complete(lambda: self._uploads.refuses)
             refuse_nonfinite(snapshot, draft)
             staged = self._stage(snapshot, draft, extra)
             self._peers = snapshot.pieces.peers if snapshot.pieces is not None else self._peers
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+        except Exception as error:  # noqa: BLE001 - no error stops the training
             self._stream.abandon()
             self._give_up(draft, error)
             return
@@ -123,23 +123,23 @@ class Committer:
         try:
             self._backlog.trim(staged)
         except MltrainError as error:
-            log.warning("Staging could not be kept to its budget: %s", error)
+            log.warning("Staging exceeds its budget: %s", error)
 
     def _commit_to_store(self, staged: Manifest, stream: StreamedUpload) -> None:
         with self._backlog.uploading(staged) as waits:
             if not waits:
-                return  # staging had no room for it any more
+                return  # trimmed from staging
             try:
                 earlier = self._backlog.worth_uploading_before(staged)
                 publish(self._store, staged, earlier, self._require_lease, self._peers, stream.sent())
                 self.refused = False
             except StorageError as error:
                 self.refused = True
-                # That the run waits to be created was logged once, when training began without it.
+                # The delay of the run's creation was already logged when training began.
                 log.log(
                     logging.INFO if isinstance(error, NoRunYet) else logging.ERROR,
-                    "Checkpoint %s is complete on this disk, but could not be uploaded: %s A newer one, or mltrain sync, "
-                    "takes its place.",
+                    "Checkpoint %s is complete on this disk, but could not be uploaded: %s The next checkpoint, or mltrain sync, "
+                    "tries again.",
                     staged.name,
                     error,
                 )
@@ -151,20 +151,20 @@ class Committer:
         self._run.announce_latest(staged.name)
         held = self._run.holds(certainly=True)
         with self._pruning:
-            # One survey for all that follows; it asks for no manifest that this process has read or written before.
-            # The best is announced before anything goes: no policy removes it.
+            # One survey serves all steps below; it reads no manifest that this process has read or written before.
+            # The best is announced before any removal: no policy removes it.
             survey = self._store.survey(damaged=self._damage.note, remembered=True)
             best = self._announce_best(self._reader.notes.over(survey.manifests))
             try:
                 if held:
                     self._pruner.prune(survey, staged)
-            except MltrainError as error:  # the rest of a commit must not wait for a server to come back
-                log.warning("Old checkpoints stay for now: %s", error)
+            except MltrainError as error:  # an unavailable server must not block the rest of a commit
+                log.warning("Older checkpoints were not removed: %s", error)
         for listener in self._listeners:
             listener(staged, best, self._store)
 
     def _stage(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> Manifest:
-        """Write a snapshot to this disk; where the disk refuses, try again under another name."""
+        """Write a snapshot to this disk, with retries."""
         deadline, tries, pause = time.monotonic() + self._disk_retry_seconds, 0, 0.5
         while True:
             tries += 1
@@ -173,14 +173,14 @@ class Committer:
                 return stage(self._store, snapshot, manifest, extra, self._require_lease, stream=self._stream)
             except StorageError as error:
                 self._stream.abandon()
-                self._fail(error)  # what was half written is gone
+                self._record_failure(error)  # the incomplete write has been removed
                 log.error("A checkpoint could not be written (try %d): %s", tries, error)
-                if tries >= _TRIES_AT_ONCE:
+                if tries >= _TRIES_BEFORE_BACKOFF:
                     if time.monotonic() >= deadline or self._give_way.wait(min(pause, deadline - time.monotonic())):
                         raise
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+                    pause = min(2 * pause, _LONGEST_BACKOFF_SECONDS)
 
-    def _fail(self, reason: MltrainError) -> None:
+    def _record_failure(self, reason: MltrainError) -> None:
         self.failure = reason
 
     def _give_up(self, draft: Manifest, error: Exception) -> None:
@@ -188,17 +188,15 @@ class Committer:
         if isinstance(error, RunHeld):
             log.warning("%s", error)
         elif isinstance(error, MltrainError):
-            self._fail(error)
+            self._record_failure(error)
         else:
             log.exception("A checkpoint could not be written")
-            self._fail(StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}"))
-        log.error(
-            "%s was not kept; the training goes on, and older checkpoints were not touched. %s", draft.title, error
-        )
+            self._record_failure(StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}"))
+        log.error("%s was not kept. Training continues, and older checkpoints were not touched. %s", draft.title, error)
 
     def _require_lease(self) -> None:
         if not self._run.holds():
-            raise RunHeld("Another process has taken this run over; this one commits nothing more.")
+            raise RunHeld("Another process has taken over this run; this one commits nothing more.")
 
     def _announce_best(self, committed: Sequence[Manifest]) -> Manifest | None:
         best = retention.best_of(current_line(committed), self._reader.notes.context)
@@ -207,17 +205,17 @@ class Committer:
         return best
 
     def prune(self, origin: CheckpointId | None) -> list[retention.Removal]:
-        """Remove what the policy does not keep; ``origin`` stays until this attempt has a commit of its own."""
+        """Remove checkpoints the policy drops; ``origin`` stays until a commit."""
         if not self._run.holds(certainly=True):
             return []
-        with self._pruning:  # with its survey: what another thread removes meanwhile must not be removed again
+        with self._pruning:  # includes the survey, so that no thread removes a checkpoint twice
             newest, survey = self.newest_committed, self._store.survey(damaged=self._damage.note)
             return self._pruner.prune(survey, newest, origin if newest is None else None)
 
     def declare(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> None:
-        """Record metrics of a checkpoint that was saved before, or that it is best; its manifest does not change any more."""
+        """Add metrics to a saved checkpoint, or declare it best."""
         if self._reader.notes.add(manifest, metrics, best=best):
-            self._disk.do(lambda: self._uploads.do(self._record_notes))  # after what was saved before
+            self._disk.do(lambda: self._uploads.do(self._record_notes))  # after earlier saves
 
     def _record_notes(self) -> None:
         if not self._run.holds():
@@ -227,13 +225,13 @@ class Committer:
         self._announce_best(committed)
 
     def _run_created(self) -> None:
-        """Upload what was staged before the run existed, under the id that the run has now."""
+        """Upload checkpoints staged before the run existed, with its new id."""
         if self._store.run_id != self._run.id:
             self._store.adopt(self._run.id)
             self.retry()
 
     def upload_again(self, manifest: Manifest) -> bool:
-        """Upload a checkpoint that an earlier process staged, where the store does not have it; return whether it has now."""
+        """Upload an earlier process's staged checkpoint; return whether it is stored."""
         return upload_again(self._store, manifest, self._require_lease)
 
     def lost(self, identity: CheckpointId) -> bool:
@@ -242,27 +240,28 @@ class Committer:
 
     @property
     def only_local(self) -> Manifest | None:
-        """The newest checkpoint of this attempt, if the artifact store does not have it."""
+        """The newest checkpoint of this attempt unless it is uploaded."""
         staged, committed = self.newest_staged, self.newest_committed
         return staged if staged is not None and (committed is None or committed.id != staged.id) else None
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way; what is not committed then waits for another try."""
+        """Whether nothing is under way; a failed upload may still wait."""
         return self._disk.idle and self._uploads.idle
 
     def make_way(self) -> None:
-        """Wait until the snapshot under way is on this disk; give it up where the disk refuses it.
+        """Wait until the current snapshot is on this disk.
 
-        For the thread that trains. There is one copy in memory at a time, and the next one is newer.
+        If the disk refuses it, it is given up: memory holds one snapshot at a time, and the next one is newer. Call it on the
+        training's thread.
         """
         self._give_way.set()
         self.settle()
         self._give_way.clear()
-        self._stream.release()  # the next snapshot takes the memory of this one
+        self._stream.release()  # the next snapshot reuses the memory of this one
 
     def settle(self, seconds: float | None = None) -> None:
-        """Wait until what was saved is on this disk, or is given up; for the thread that trains.
+        """Wait until each saved checkpoint is on disk or abandoned.
 
         Args:
             seconds: to wait at most. If ``None``, there is no limit.
@@ -271,7 +270,7 @@ class Committer:
         self._disk.wait(seconds)
 
     def wait(self, seconds: float = math.inf) -> bool:
-        """Wait until everything saved is in the store; return whether it is. For the thread that trains."""
+        """Wait until all saved checkpoints are stored; return whether they are."""
         seconds = min(seconds, threading.TIMEOUT_MAX)
         self._rest.confirm()
         deadline = time.monotonic() + seconds
@@ -279,7 +278,7 @@ class Committer:
         return done and self._backlog.newest is None
 
     def retry(self) -> None:
-        """Try again, in the background, to upload the newest checkpoint that could not be uploaded."""
+        """Retry the newest failed upload in the background."""
         newest = self._backlog.newest
         if newest is not None and self.idle:
             self._uploads.do(lambda: self._commit_to_store(newest, StreamedUpload()))
@@ -290,7 +289,7 @@ class Committer:
         return self._disk.closed
 
     def close(self) -> None:
-        """Take no more work; a commit under way is abandoned, and its checkpoint is complete in staging or invisible."""
+        """Take no more work and abandon the current commit."""
         self._rest.confirm()
         self._give_way.set()
         self._stream.abandon()

@@ -1,4 +1,4 @@
-"""The draft of a manifest, made before a checkpoint is written: step, epoch, parent and line; and the save that makes it."""
+"""Drafts manifests (without files) before checkpoints are written, and saves."""
 
 import logging
 import math
@@ -37,11 +37,11 @@ _REMEMBERED = 8
 
 @dataclass(frozen=True)
 class Count:
-    """How far the training is at a save.
+    """The step and epoch counters at a save.
 
     Attributes:
-        step: optimizer steps done. If ``None``, the epoch decides, or the step before.
-        epoch: epochs done. If ``None``, that of the checkpoint before.
+        step: optimizer steps done. If ``None``, the epoch serves, or one more than the previous step.
+        epoch: epochs done. If ``None``, the epoch of the previous checkpoint applies.
     """
 
     step: int | None
@@ -49,10 +49,10 @@ class Count:
 
     @classmethod
     def of(cls, state: Mapping[str, Any], step: Any, epoch: Any) -> "Count":
-        """Return what the caller counts by: the given numbers, or else those in the state.
+        """Return the given counters, or else those in the state.
 
         Raises:
-            UsageError: a number is not a whole number that a checkpoint can have.
+            UsageError: a given counter is not a whole number in the allowed range.
         """
         return cls(
             _count("step", step) if step is not None else _counter(state, "step", "global_step"),
@@ -61,19 +61,19 @@ class Count:
 
     @property
     def key(self) -> tuple[str, int] | None:
-        """What the caller counts by and the number, if the caller counts."""
+        """The caller's counter and its value, or ``None`` without one."""
         if self.step is not None:
             return "step", self.step
         return ("epoch", self.epoch) if self.epoch is not None else None
 
 
 class Drafts:
-    """Drafts the checkpoints that one process saves, each a continuation of the one before, and has them committed.
+    """Drafts one process's checkpoints in order, and commits them.
 
     Args:
-        run: that the checkpoints belong to.
+        run: owns the checkpoints.
         reader: of the run's checkpoints.
-        committer: of the drafts.
+        committer: commits the drafts.
         expected: checks the metrics of each save.
     """
 
@@ -84,19 +84,19 @@ class Drafts:
         self._expected = expected
         self.buffers = HostBuffers()
         self._versions = fingerprint.versions()
-        self._saved: list[tuple[Manifest, Count]] = []  # the last few of the present line
-        self._steps: set[int] = set()  # those that this attempt has saved
-        self._unread: Manifest | None = None
-        self._looked = False
+        self._saved: list[tuple[Manifest, Count]] = []  # the last few on the current line
+        self._steps: set[int] = set()  # saved by this attempt
+        self._not_loaded: Manifest | None = None
+        self._searched = False
         self.origin: Manifest | None = None
-        """The checkpoint that the line continues from: the loaded one, else the newest of an earlier attempt."""
+        """The checkpoint that the line continues from: the loaded one, or else the newest of an earlier attempt."""
 
     def continue_from(self, manifest: Manifest) -> None:
-        """Let the next draft continue from a checkpoint."""
+        """Make the next draft continue from a checkpoint."""
         self.origin, self._saved = manifest, []
 
     def line(self) -> list[Manifest]:
-        """Return the committed checkpoints of the line that the next draft continues, the newest first."""
+        """Return the current line's committed checkpoints, newest first."""
         if self.origin is None:
             return self._reader.matching("latest")
         manifests = self._reader.all()
@@ -109,8 +109,8 @@ class Drafts:
         return line_of(head or self.origin, manifests)[::-1]
 
     def begin_afresh(self) -> None:
-        """Do not look for a checkpoint to continue from: the caller found none."""
-        self._looked = True
+        """Skip the search for a checkpoint to continue from."""
+        self._searched = True
 
     def save(
         self,
@@ -123,13 +123,13 @@ class Drafts:
         extra: Mapping[str, bytes] | None,
         data: Mapping[str, str],
     ) -> CheckpointId:
-        """Draft a checkpoint, copy the state, and commit it in the background; see :meth:`mltrain.CheckpointManager.save`."""
+        """Snapshot and commit a state; see :meth:`mltrain.CheckpointManager.save`."""
         refuse_names(extra or {})
-        by_hand = extra is None and not best  # a trainer, which adds files, knows itself which epochs it evaluates
+        by_hand = extra is None and not best  # a trainer adds files, and knows which epochs it evaluates
         same = self._same(count, kind)
         if same is None:
             self._committer.make_way()
-            same = self._same(count, kind)  # now that it is known whether the one before could be kept
+            same = self._same(count, kind)  # the previous save may have been given up meanwhile
         if same is not None:
             if by_hand:
                 self._expected.check_finite(metrics)
@@ -144,7 +144,7 @@ class Drafts:
         return draft.id
 
     def _same(self, count: Count, kind: Kind) -> Manifest | None:
-        """Return the newest checkpoint of this line if it has this very count."""
+        """Return the newest checkpoint if it has the same counter."""
         while self._saved and self._committer.lost(self._saved[-1][0].id):
             self._saved.pop()
         if not self._saved:
@@ -163,7 +163,7 @@ class Drafts:
         *,
         best: bool,
     ) -> Manifest:
-        """Draft the manifest of a state, without its files; where the state lies before saved ones, in a new attempt."""
+        """Return a state's manifest without files; going back begins an attempt."""
         before = self._saved[-1][0] if self._saved else self._continued(count)
         if before is not None:
             _refuse_going_back(count, before)
@@ -197,18 +197,18 @@ class Drafts:
             raise UsageError(f"{place}={first['input']!r:.80} cannot be saved: {first['msg']}.") from None
 
     def _continued(self, count: Count) -> Manifest | None:
-        """Return the checkpoint that the first save continues from: the loaded one, else the newest of the run."""
-        if self.origin is None and not self._looked and self._run.ordinal > 1:
-            # An earlier attempt may have saved some. Not to look would abandon them all.
-            self._unread = self._reader.newest()
-            self._looked = True
-        if self.origin is None and self._unread is not None:
-            _refuse_going_back(count, self._unread, least=1, unread=True)
-            self.origin = self._unread
+        """Return the loaded checkpoint, or else the run's newest."""
+        if self.origin is None and not self._searched and self._run.ordinal > 1:
+            # Without this search, the checkpoints of earlier attempts would be abandoned.
+            self._not_loaded = self._reader.newest()
+            self._searched = True
+        if self.origin is None and self._not_loaded is not None:
+            _refuse_going_back(count, self._not_loaded, least=1, unread=True)
+            self.origin = self._not_loaded
         return self.origin
 
     def _was_beyond(self, step: int) -> bool:
-        """Whether this attempt has saved this step or a later one already."""
+        """Whether this attempt has saved this or a later step."""
         attempt = self._run.ordinal
         return any(
             saved >= step and not self._committer.lost(CheckpointId(attempt=attempt, step=saved))
@@ -217,16 +217,16 @@ class Drafts:
 
 
 class ExpectedMetrics:
-    """Warns once of each deciding metric that a save lacks, or whose value is not finite.
+    """Warns once for each missing or non-finite deciding metric.
 
     Args:
-        wanted: metrics that somebody asked for; one that a save lacks is warned of.
-        deciding: metrics that decide what is best or kept, if they are measured.
+        wanted: metrics that the configuration names; a missing one causes a warning.
+        deciding: metrics that decide, when measured, which checkpoint is best or kept.
     """
 
     @classmethod
     def of(cls, settings: Settings) -> "ExpectedMetrics":
-        """Return those that a policy and the best metric need; the default metric may be absent, nobody asked for it."""
+        """Return the configured deciding metrics; the default one is optional."""
         wanted = {settings.metric} - {DEFAULT_METRIC}
         return cls(metrics_of(settings.policy) | wanted, {settings.metric})
 
@@ -235,11 +235,11 @@ class ExpectedMetrics:
         self._deciding = {*wanted, *deciding}
 
     def check(self, metrics: Mapping[str, float]) -> None:
-        """Log a warning about those that are missing or not finite; without any metric nothing is expected."""
+        """Warn about missing or non-finite metrics, if there are any."""
         for name in sorted(self._wanted - metrics.keys() if metrics else ()):
             self._wanted.remove(name)
             log.warning(
-                "The metric %r, which decides what is best or kept, is not among those that were saved: %s.%s",
+                "The metric %r, which decides which checkpoint is best or kept, is missing. The save has: %s.%s",
                 name,
                 f"{', '.join(metrics)}"[:500],
                 nearest(name, metrics),
@@ -247,19 +247,19 @@ class ExpectedMetrics:
         self.check_finite(metrics)
 
     def check_finite(self, metrics: Mapping[str, float]) -> None:
-        """Log a warning about those that are not finite."""
+        """Warn about metrics that are not finite."""
         for name in sorted(self._deciding & metrics.keys()):
             if not math.isfinite(metrics[name]):
                 self._deciding.remove(name)
                 log.warning(
-                    "The metric %r, which decides what is best or kept, is %s. Only finite values decide.",
+                    "The metric %r, which decides which checkpoint is best or kept, is %s. Only finite values count.",
                     name,
                     metrics[name],
                 )
 
 
 def _refuse_going_back(count: Count, before: Manifest, *, least: int = 0, unread: bool = False) -> None:
-    """Refuse a step, or an epoch that is counted by, that is not beyond a checkpoint by at least so many."""
+    """Raise an error unless a counter exceeds the checkpoint's by ``least``."""
     if count.key is None:
         return
     word, number = count.key
@@ -273,13 +273,13 @@ def _refuse_going_back(count: Count, before: Manifest, *, least: int = 0, unread
 
 
 def _counter(state: Mapping[str, Any], *names: str) -> int | None:
-    """Return the first of these entries of a state that is a whole number: Python's, NumPy's or a tensor's."""
+    """Return the first whole number (Python, NumPy, tensor) among state entries."""
     for name in names:
         value = state.get(name)
         if isinstance(value, bool):
             continue
         try:
-            operator.index(value)  # type: ignore[arg-type] # whether it is one is the question
+            operator.index(value)  # type: ignore[arg-type] # raises for other types
         except (TypeError, ValueError):
             continue
         return _count(name, value)
@@ -292,7 +292,7 @@ def _count(name: str, value: Any) -> int:
     except (TypeError, ValueError):
         number = -1
     if isinstance(value, bool) or not 0 <= number <= LARGEST_COUNT:
-        # Python refuses to spell numbers of thousands of digits.
+        # Python refuses to print numbers of thousands of digits.
         given = f"{value!r:.80}" if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
-        raise UsageError(f"{name}: {given} cannot be saved; a whole number from 0 to {LARGEST_COUNT} was expected.")
+        raise UsageError(f"{name}={given} cannot be saved. Expected a whole number from 0 to {LARGEST_COUNT}.")
     return number

@@ -1,8 +1,8 @@
-"""Whether the weights and the optimizer state of a snapshot are finite.
+"""Checks that a snapshot's weights and optimizer state are finite.
 
-A training can diverge while its loss is still finite. A checkpoint of such a state would take the place of the last good
-one, so the thread that writes it looks before it writes. It sees names and tensors and no modules, and a wrong alarm would
-cost every checkpoint, so it judges only what it recognises: parts that are weights, and the state of optimizers.
+A training can diverge while its loss is still finite. A checkpoint of such a state would supersede the last good one, so the
+writing thread checks each snapshot first. It sees names and tensors but no modules, and a false alarm would cost every
+checkpoint, so it checks only parts that it recognizes: weights and optimizer state.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from mltrain.errors import NonFiniteLoss, shortened
 
 _PIECE = 2**22
 _OF_PARAMETERS = ("weight", "bias")
-"""Last words of names that modules of torch give to parameters."""
+"""Names that torch modules give to their parameters."""
 
 _WORDS: dict[torch.dtype, tuple[Any, Any, int, int]] = {
     torch.float64: (np.int64, np.uint64, 0x7FF << 52, 0xFFF << 52),
@@ -32,15 +32,15 @@ _WORDS: dict[torch.dtype, tuple[Any, Any, int, int]] = {
     torch.complex64: (np.int32, np.uint32, 0x7F8 << 20, 0xFF8 << 20),
     torch.complex32: (np.int16, np.uint16, 0x7C00, 0xFC00),
 }
-"""Signed and unsigned words of a dtype, and the words of plus and minus infinity. Beyond these lie NaN only."""
+"""Signed and unsigned integer types of a dtype's width, and the bits of plus and minus infinity. Only NaN lies beyond."""
 
 
 def nonfinite(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of weights and optimizer state that are not finite.
+    """Return the names of non-finite weights and optimizer state.
 
-    NaN counts everywhere. Infinity counts in optimizer state, in tensors called ``weight`` or ``bias``, and in other
-    weights that hold finite numbers beside zero: a mask of zeros and minus infinity is none of these, nor is a minimum that
-    begins at infinity. Hyper-parameters of optimizers are not looked at.
+    NaN counts everywhere. Infinity counts in optimizer state, in tensors called ``weight`` or ``bias``, and in other weights
+    that hold a finite number other than zero. A mask of zeros and minus infinity therefore passes, and so does a running
+    minimum that starts at infinity. Hyperparameters of optimizers are not checked.
 
     Args:
         tree: a state as :func:`mltrain.checkpoint.pytree.flatten` describes it.
@@ -50,7 +50,9 @@ def nonfinite(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[st
 
 
 def refuse_nonfinite(snapshot: Snapshot, draft: Manifest) -> None:
-    """Refuse a snapshot that no training can go on from: the checkpoint before it stays the newest.
+    """Raise an error for a snapshot with non-finite state.
+
+    The previous checkpoint stays the newest.
 
     Raises:
         NonFiniteLoss: its weights or optimizer state are not finite.
@@ -81,7 +83,10 @@ def _found(tree: Any, path: str, tensors: Mapping[str, Tensor]) -> Iterator[str]
 
 
 def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of what is described that may hold tensors, under their keys or numbers."""
+    """Yield a tree node's children that may hold tensors.
+
+    Each comes with its key or index.
+    """
     if isinstance(tree, list):
         yield from ((str(number), item) for number, item in enumerate(tree) if isinstance(item, (dict, list)))
     elif isinstance(tree, Mapping) and "$" not in tree:
@@ -94,7 +99,10 @@ def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _are_weights(path: str, entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a mapping is a model's weights; running means of metrics have weights as well, but single numbers."""
+    """Whether a mapping is a model's weights.
+
+    Running means of metrics also have a ``weight``, but it is a single number.
+    """
     if path in WEIGHTS_NAMES and any(_is_tensor(entry) for entry in entries.values()):
         return True
     return any(
@@ -108,7 +116,7 @@ def _is_tensor(tree: Any) -> bool:
 
 
 def _numbers(tree: Any, path: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of floating-point or complex numbers below a part, each as one row."""
+    """Yield the floating-point and complex tensors below a node, flattened."""
     if _is_tensor(tree):
         row = _row(tree, tensors)
         if row.dtype in _WORDS:
@@ -118,7 +126,10 @@ def _numbers(tree: Any, path: str, tensors: Mapping[str, Tensor]) -> Iterator[tu
 
 
 def _row(reference: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the elements of a described tensor in the order of its memory, where that spares a copy."""
+    """Return a described tensor as one row.
+
+    A dense tensor keeps the order of its memory, which avoids a copy.
+    """
     if reference["$"] == "view":
         empty = torch.empty(0, dtype=getattr(torch, reference["dtype"]))
         storage = tensors[reference["storage"]].untyped_storage()
@@ -129,7 +140,10 @@ def _row(reference: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _is_finite(row: Tensor) -> bool:
-    """Whether no number is NaN or infinite. As words, these are the largest of either sign: one look at each is enough."""
+    """Whether no number is NaN or infinite.
+
+    Read as integers, NaN and infinity are the largest values of either sign, so two maxima decide.
+    """
     signed, unsigned, infinity, minus_infinity = _WORDS[row.dtype]
     words = row.contiguous().view(torch.uint8).numpy()
     for start in range(0, len(words), _PIECE):
@@ -140,7 +154,7 @@ def _is_finite(row: Tensor) -> bool:
 
 
 def _is_mask(row: Tensor) -> bool:
-    """Whether it holds no NaN, and no finite number but zero."""
+    """Whether a row holds only zeros and infinities."""
     numbers = torch.view_as_real(row).reshape(-1) if row.is_complex() else row
     numbers = numbers.double()
     return not bool(numbers.isnan().any()) and not bool(numbers[numbers.isfinite()].any())

@@ -1,10 +1,10 @@
-"""A folder of packed checkpoints, as artifacts: ``best_model.pth``, ``checkpoint_epoch_N.pth``, ``interrupt_checkpoint.pth``.
+"""A folder of packed checkpoints, used as an artifact store.
 
-Those that a training exports (``export=full``) are read as well, ``latest_checkpoint.pth`` and ``interrupted_checkpoint.pth``
-among them.
+It holds ``best_model.pth``, ``checkpoint_epoch_N.pth`` and ``interrupt_checkpoint.pth``. Files that a training exported
+(``export=full``), such as ``latest_checkpoint.pth`` and ``interrupted_checkpoint.pth``, are read as well.
 
-A :class:`~mltrain.checkpoint.store.CheckpointStore` works on it as on a run's artifacts; only the names of files differ. What has
-no name in this layout (what was declared best, the record of removals, the lock) is in the folder ``.mltrain`` in it.
+A :class:`~mltrain.checkpoint.store.CheckpointStore` uses it like a run's artifacts; only the file names differ. Data without a
+file name in this layout (notes, the record of removals, the lock) is in its subfolder ``.mltrain``.
 """
 
 import json
@@ -42,11 +42,11 @@ class FolderArtifacts:
     """The checkpoints in a folder.
 
     Args:
-        folder: that holds them.
-        only: the name of the one file to look at, whatever it is. If ``None``, all that have the name of a checkpoint.
+        folder: holds the checkpoints.
+        only: the name of a single file to read, whatever it is. If ``None``, every file with a checkpoint's name.
 
     Raises:
-        UsageError: it holds checkpoints that mltrain did not write: they are nobody's to replace or remove.
+        UsageError: it holds checkpoints of another program, which mltrain must not replace or remove.
     """
 
     def __init__(self, folder: Path, only: str | None = None) -> None:
@@ -64,7 +64,10 @@ class FolderArtifacts:
             )
 
     def entries(self, folder: str = "") -> list[Entry]:
-        """See :class:`~mltrain.store.artifacts.Artifacts`; each checkpoint is a folder of its identity's name."""
+        """See :class:`~mltrain.store.artifacts.Artifacts`.
+
+        Each checkpoint appears as a folder named by its identity.
+        """
         if folder == CHECKPOINTS:
             return [Entry(name, True, None) for name in self.files()]
         if folder.startswith(f"{CHECKPOINTS}/"):
@@ -78,7 +81,7 @@ class FolderArtifacts:
         replace_file(target, file.read_bytes())
 
     def sender(self, folder: str) -> Send | None:
-        """See :class:`~mltrain.store.artifacts.Artifacts`; checkpoints are staged beside their place already."""
+        """See :class:`~mltrain.store.artifacts.Artifacts`; checkpoints are staged in place."""
         return None
 
     def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
@@ -97,7 +100,7 @@ class FolderArtifacts:
         return read_member(self._file(name), member, most)
 
     def remove_checkpoint(self, name: str) -> None:
-        """See :class:`~mltrain.store.artifacts.Artifacts`; removed under all of its names."""
+        """See :class:`~mltrain.store.artifacts.Artifacts`; all of its names are removed."""
         for file in self.files().get(name, []):
             discard_packed(file)
 
@@ -106,7 +109,7 @@ class FolderArtifacts:
         raise StorageError(f"{self._folder} has no LoggedModel {model_id!r:.80}; nothing was removed.")
 
     def remove_output(self, name: str) -> None:
-        """See :class:`~mltrain.store.artifacts.Artifacts`; a folder has no outputs of stages."""
+        """See :class:`~mltrain.store.artifacts.Artifacts`; a folder has no stage outputs."""
         raise StorageError(f"{self._folder} has no output {name!r:.80}; nothing was removed.")
 
     def unfinished(self, untouched: float = 0.0) -> list[str]:
@@ -121,9 +124,9 @@ class FolderArtifacts:
         return len(unfinished)
 
     def files(self) -> dict[str, list[Path]]:
-        """Return the names of the checkpoints, each with its files: the best one may have two.
+        """Return the files of each checkpoint by its name.
 
-        A file that cannot be read gets an identity that no other one has, under which reading it reports the damage.
+        The best one may have two. An unreadable file gets an identity of its own, so that reading it reports the damage.
         """
         found: dict[str, list[Path]] = {}
         unreadable = []
@@ -142,12 +145,14 @@ class FolderArtifacts:
         return found
 
     def mark_best(self, name: str, epoch_files: int | None) -> None:
-        """Let ``best_model.pth`` stand for a checkpoint, by a hard link where the disk has them.
+        """Make ``best_model.pth`` a second name of a checkpoint.
+
+        It is a hard link where the filesystem supports them, and a copy where not.
 
         Args:
             name: of the checkpoint.
-            epoch_files: how many ``checkpoint_epoch_N.pth`` stay; an older best one has ``best_model.pth`` alone.
-                If ``None``, all stay.
+            epoch_files: how many ``checkpoint_epoch_N.pth`` stay; an older best checkpoint keeps only
+                ``best_model.pth``. If ``None``, all stay.
 
         Raises:
             StorageError: the disk refuses.
@@ -167,16 +172,22 @@ class FolderArtifacts:
                     discard_packed(file)
 
     def _only_best(self) -> bytearray:
-        """Return the notes of a folder in which nothing was noted: a ``best_model.pth`` that was copied here is the best one."""
+        """Return the notes of a folder that has none.
+
+        A copied ``best_model.pth`` without metrics counts as declared best.
+        """
         manifest = Manifest.from_json(bytes(read_member(self._folder / BEST_MODEL, FILE_NAME, MAX_BYTES)))
         if manifest.metrics:
-            raise FileNotFoundError(NOTES_FILE)  # these say how good it is, so a better one may follow
+            raise FileNotFoundError(NOTES_FILE)  # its metrics are comparable, so a better checkpoint may follow
         return bytearray(json.dumps({"checkpoint": manifest.name}).encode())
 
     def _present(self) -> list[Path]:
-        """Return the files whose names are those of checkpoints; ``best_model.pth``, which may be a second name, last."""
+        """Return the checkpoint files, ``best_model.pth`` last.
+
+        That one may be a second name of another.
+        """
         try:
-            named = [file for file in self._folder.iterdir() if self._is_meant(file.name)]
+            named = [file for file in self._folder.iterdir() if self._is_checkpoint(file.name)]
             files = [file for file in named if file.is_file()]
         except FileNotFoundError:
             return []
@@ -184,7 +195,7 @@ class FolderArtifacts:
             raise StorageError(f"{self._folder} cannot be listed: {error.strerror}. Check that disk.") from error
         return sorted(files, key=lambda file: (file.name == BEST_MODEL, file.name))
 
-    def _is_meant(self, name: str) -> bool:
+    def _is_checkpoint(self, name: str) -> bool:
         return name == self._only if self._only is not None else PACKED.fullmatch(name) is not None
 
     def _file(self, name: str) -> Path:
@@ -205,18 +216,18 @@ class FolderArtifacts:
 
 
 class FolderSpool(Spool):
-    """Stages checkpoints in the folder itself: a commit is one rename."""
+    """Stages checkpoints in place: a commit is one rename."""
 
     def staging(self, identity: CheckpointId) -> Staging:
         """Begin to stage a checkpoint."""
         return PackedStaging(self.root, identity, file_name)
 
     def complete(self) -> list[Path]:
-        """Return nothing: what is complete is committed."""
+        """Return nothing: every complete checkpoint is already committed."""
         return []
 
     def discard_unfinished(self) -> int:
-        """Return 0: what interrupted processes left is removed by the next process that saves."""
+        """Return 0: the next process that saves removes unfinished files."""
         return 0
 
 

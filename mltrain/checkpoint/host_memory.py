@@ -1,7 +1,7 @@
-"""Host memory that snapshots are copied into; for tensors of CUDA devices page-locked.
+"""Host memory for snapshots, page-locked for tensors of CUDA devices.
 
-torch keeps what ``pin_memory=True`` has given until the process ends, and rounds it up to a power of two. So memory for large
-tensors is taken from the system and registered with the driver: the system gets it back when nobody holds it any more.
+torch keeps memory from ``pin_memory=True`` until the process ends and rounds it up to a power of two. Memory for large tensors
+is therefore taken from the system and registered with the CUDA driver; the system gets it back once no tensor uses it.
 """
 
 import mmap
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 _PAGE = 4096
-"""Bytes that one write maps, or more."""
+"""Smallest size of a memory page in bytes."""
 
 LARGE = 1 << 20
-"""Bytes of a tensor from which on its memory is registered; for less, torch's own memory is good enough."""
+"""Tensors of at least this many bytes get registered memory; smaller ones use torch's own."""
 
 
 def _never(buffer: Tensor, tensor: Tensor) -> bool:
@@ -25,26 +25,29 @@ def _never(buffer: Tensor, tensor: Tensor) -> bool:
 
 
 class HostBuffers:
-    """Host memory that a snapshot is copied into, kept from checkpoint to checkpoint.
+    """Host memory for snapshots, reused from checkpoint to checkpoint.
 
-    One snapshot at a time lives in it: the caller lets go of the last one before it takes the next. The system maps fresh
-    memory page by page when it is first written to, which takes longer than the copy; :meth:`prepare` does that beforehand.
+    It holds one snapshot at a time: the caller releases the last one before it takes the next. The system maps new memory page
+    by page at the first write, which takes longer than the copy itself; :meth:`prepare` does that in advance.
 
     Args:
-        cuda: says whether there are CUDA devices, and waits for one.
-        pin: whether the memory for tensors of CUDA devices is page-locked. If ``None``, it is where there is such a device.
+        cuda: the ``torch.cuda`` module or a double of it.
+        pin: whether memory for tensors of CUDA devices is page-locked. If ``None``, it is if a CUDA device is available.
     """
 
     def __init__(self, cuda: Any = torch.cuda, *, pin: bool | None = None) -> None:
         self._cuda = cuda
-        self._queues = cuda.is_available()  # copies from a GPU are queued, and waited for once
+        self._queues = cuda.is_available()  # GPU copies are queued, then synchronized once
         self._pinned = self._queues if pin is None else pin
         self._kept: dict[str, Tensor] = {}
         self._preparing: threading.Thread | None = None
         self._enough = threading.Event()
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take memory for tensors like these on a thread of its own; a copy that comes earlier takes the rest itself."""
+        """Allocate memory for tensors like these in the background.
+
+        A copy that comes earlier allocates the remaining memory itself.
+        """
         if self._kept or self._preparing is not None:
             return
         alike = {n: (torch.empty_like(one, device="meta"), one.device.type == "cuda") for n, one in tensors.items()}
@@ -52,7 +55,7 @@ class HostBuffers:
         self._preparing.start()
 
     def _prepare(self, alike: Mapping[str, tuple[Tensor, bool]]) -> None:
-        with suppress(RuntimeError):  # no memory: the copy itself reports it, if it is still so then
+        with suppress(RuntimeError):  # out of memory: a later copy reports it if it still fails
             for name, (tensor, on_cuda) in alike.items():
                 if self._enough.is_set():
                     return
@@ -62,17 +65,19 @@ class HostBuffers:
                 self._kept[name] = buffer
 
     def _taken_like(self, tensor: Tensor, on_cuda: bool) -> Tensor:
-        with torch.inference_mode(False):  # else it could not be written to anywhere else
+        with torch.inference_mode(False):  # inference tensors could not be written to elsewhere
             return (
                 page_locked(tensor, self._cuda) if self._pinned and on_cuda else torch.empty_like(tensor, device="cpu")
             )
 
     def copy(self, tensors: Mapping[str, Tensor], late: Callable[[Tensor, Tensor], bool] = _never) -> dict[str, Tensor]:
-        """Copy tensors of any device into the buffers and return these, each as dense as its original.
+        """Copy tensors of any device into buffers; return the buffers.
+
+        A dense tensor's copy is dense in the same order of dimensions.
 
         Args:
             tensors: by name.
-            late: asked with each buffer and tensor whether it takes this copy over.
+            late: called with each buffer and tensor; returns whether it makes this copy later.
         """
         if self._preparing is not None:
             self._enough.set()
@@ -82,7 +87,7 @@ class HostBuffers:
         for name, tensor in tensors.items():
             buffer = self._kept.pop(name, None)
             if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
-                buffer = None  # before another one is taken: never both at once
+                buffer = None  # freed before its replacement is allocated
                 buffer = self._taken_like(tensor, tensor.device.type == "cuda")
             copies[name] = buffer
             if late(buffer, tensor):
@@ -92,21 +97,23 @@ class HostBuffers:
                 queued.add(tensor.device)
             else:
                 buffer.copy_(tensor)
-        for device in queued:  # each has queues of its own: waiting for the current device waits for no other
+        for device in queued:  # synchronizing one device does not wait for another
             self._cuda.synchronize(device)
         self._kept = copies
         return dict(copies)
 
 
 def page_locked(tensor: Tensor, cuda: Any) -> Tensor:
-    """Return memory of the CPU for a tensor of this dtype, shape and order of dimensions, page-locked.
+    """Return page-locked CPU memory shaped like a tensor.
+
+    It has the same dtype, shape and order of dimensions.
 
     Args:
-        tensor: of any device; only what it is like counts.
-        cuda: the module of torch for CUDA devices.
+        tensor: of any device; its values are not read.
+        cuda: the ``torch.cuda`` module or a double of it.
 
     Raises:
-        RuntimeError: there is not as much memory.
+        RuntimeError: the system is out of memory.
     """
     alike = torch.empty_like(tensor, device="meta")
     if alike.nbytes < LARGE:
@@ -114,13 +121,18 @@ def page_locked(tensor: Tensor, cuda: Any) -> Tensor:
     try:
         pages = _Pages(alike.nbytes, cuda)
     except OSError as error:
-        raise RuntimeError(f"No {alike.nbytes / 1e6:.0f} MB of memory: {error.strerror}") from error
+        raise RuntimeError(
+            f"{alike.nbytes / 1e6:.0f} MB of host memory cannot be allocated: {error.strerror}"
+        ) from error
     row = torch.frombuffer(pages, dtype=torch.uint8, count=alike.nbytes)
     return torch.empty(0, dtype=alike.dtype).set_(row.untyped_storage(), 0, alike.shape, alike.stride())
 
 
 class _Pages(mmap.mmap):
-    """Anonymous memory that is registered with the driver for as long as it exists. A driver may refuse; it is slower then."""
+    """Anonymous memory, registered with the driver while it exists.
+
+    If the driver refuses, copies are slower.
+    """
 
     _registered: Any = None
 

@@ -1,9 +1,9 @@
-"""Copying large parameters and optimizer state under the next forward and backward.
+"""Copies large parameters and optimizer state while training continues.
 
-Between a step boundary and the next ``optimizer.step()`` nothing needs to change them, so they may be copied while the training
-goes on, and ``optimizer.step()`` waits for what is left. This is the snapshot of CheckFreq (Mohan, Phanishayee and
-Chidambaram, FAST 2021). The thread that writes the checkpoint copies what is in the memory of the CPU. A CUDA device copies
-what it holds itself, on a stream of its own; there ``optimizer.step()`` is queued behind the copies, and no thread waits.
+Nothing needs to change them between a step boundary and the next ``optimizer.step()``, so they are copied during forward
+and backward, and ``optimizer.step()`` waits for the remaining copies. This is the snapshot of CheckFreq (Mohan, Phanishayee and
+Chidambaram, FAST 2021). The writing thread copies tensors in CPU memory. A CUDA device copies its own tensors on a separate
+stream; ``optimizer.step()`` is queued behind these copies, and no thread waits.
 """
 
 import threading
@@ -19,18 +19,18 @@ from mltrain.checkpoint.pytree import is_dense, is_sharded
 from mltrain.errors import StorageError
 
 SMALLEST = 1 << 16
-"""Bytes of a tensor from which on it is copied late; less costs more to hand over than to copy."""
+"""Tensors of at least this many bytes are copied late; handing over smaller ones costs more than their copy."""
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class Queued:
-    """Copies that a device does on its own time.
+    """Copies that CUDA devices make asynchronously.
 
     Args:
-        cuda: the module of torch for CUDA devices.
+        cuda: the ``torch.cuda`` module or a double of it.
         ends: each device with the event that its last copy records.
-        tensors: what is read; their memory is not reused before all is copied.
+        tensors: the sources, kept alive until all copies are done.
     """
 
     def __init__(
@@ -44,12 +44,15 @@ class Queued:
         return bool(self._ends)
 
     def hold_back(self) -> None:
-        """Let nothing that is queued on the current streams from now on begin before the copies end. The host does not wait."""
+        """Make current streams' later work wait for the copies.
+
+        The host does not wait.
+        """
         for device, end in self._ends:
             self._cuda.current_stream(device).wait_event(end)
 
     def wait(self) -> None:
-        """Wait on the host until all is copied.
+        """Block the host until all copies are done.
 
         Raises:
             RuntimeError: a device reports an error.
@@ -60,10 +63,10 @@ class Queued:
 
 
 class SideStreams:
-    """A stream for each CUDA device, on which it copies while it computes on others.
+    """One separate copy stream for each CUDA device.
 
     Args:
-        cuda: the module of torch for CUDA devices.
+        cuda: the ``torch.cuda`` module or a double of it.
     """
 
     def __init__(self, cuda: Any = torch.cuda) -> None:
@@ -71,10 +74,10 @@ class SideStreams:
         self._streams: dict[torch.device, Any] = {}
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Queued:
-        """Queue copies behind all that is queued on the current streams, and return without waiting.
+        """Queue copies behind the current streams, without waiting.
 
         Args:
-            pairs: page-locked buffer and tensor of a CUDA device, of one dtype and shape.
+            pairs: page-locked buffer and CUDA tensor, of the same dtype and shape.
         """
         alike: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
         for buffer, tensor in pairs:
@@ -88,32 +91,32 @@ class SideStreams:
             with self._cuda.stream(stream):
                 for buffer, tensor in its:
                     buffer.copy_(tensor, non_blocking=True)
-            end = self._cuda.Event(
-                blocking=True
-            )  # a thread that waits for it sleeps, and leaves the processor to others
+            end = self._cuda.Event(blocking=True)  # waiting threads sleep instead of spinning
             end.record(stream)
             ends.append((device, end))
         return Queued(self._cuda, ends, [tensor for its in alike.values() for _, tensor in its])
 
 
 class Rest:
-    """What of a snapshot is still to be copied: by any thread, and by the training's before it changes any of it.
+    """The copies that a snapshot still needs.
+
+    Any thread may make them; the training's thread makes them before it changes a source.
 
     Args:
-        tensors: that may be copied late.
-        streams: copy what CUDA devices hold.
+        tensors: may be copied late.
+        streams: copy the tensors of CUDA devices.
 
     Attributes:
-        confirmed: set when the training's thread has looked whether a tensor was changed in place before it was copied. No
-            other can: torch counts a change only when it is done.
-        changed: whether one was; then the snapshot is of no step.
-        error: why it could not be copied, if so.
+        confirmed: set once the training's thread has checked that no tensor was changed in place before its copy. Only
+            that thread can check: torch counts a change after it is made.
+        changed: whether a tensor was changed; the snapshot then mixes two steps and is invalid.
+        error: the error of a copy, if one failed.
     """
 
     def __init__(self, tensors: Iterable[Tensor] = (), streams: SideStreams | None = None) -> None:
         self._streams = streams if streams is not None else SideStreams()
         self._queued = Queued(None)
-        self._held = {_place(tensor): tensor for tensor in tensors}
+        self._held = {_memory_of(tensor): tensor for tensor in tensors}
         self._versions: list[tuple[Tensor, int]] = []
         self._pairs: list[tuple[Tensor, Tensor]] = []
         self._lock = threading.RLock()
@@ -123,29 +126,35 @@ class Rest:
         self.error: Exception | None = None
 
     def takes(self, buffer: Tensor, tensor: Tensor) -> bool:
-        """Take a tensor over that is to be copied into a buffer, if it may be copied late; return whether."""
+        """Register a late copy of a tensor into a buffer.
+
+        Returns whether the tensor may be copied late.
+        """
         if not self._held:
             return False
-        held = self._held.get(_place(tensor)) if is_dense(tensor) else None
+        held = self._held.get(_memory_of(tensor)) if is_dense(tensor) else None
         if held is None:
             return False
         self._versions.append((held, held._version))
-        self._pairs.append((buffer, tensor.detach()))  # which keeps its memory if ``.data`` is replaced
+        self._pairs.append((buffer, tensor.detach()))  # keeps the memory even if ``.data`` is replaced
         return True
 
     def begin(self) -> None:
-        """Let CUDA devices begin to copy what was taken over from them; for the thread that trains, at the boundary."""
+        """Start the copies of CUDA tensors.
+
+        Call it on the training's thread, at the step boundary.
+        """
         on_device = [pair for pair in self._pairs if pair[1].device.type == "cuda"]
         self._pairs = [pair for pair in self._pairs if pair[1].device.type != "cuda"]
         self._queued = self._streams.copy(on_device)
 
     @property
     def left(self) -> bool:
-        """Whether there is anything that was not copied at the boundary, and not confirmed since."""
+        """Whether copies are left over from the step boundary."""
         return bool(self._pairs) or bool(self._queued)
 
     def copy(self) -> None:
-        """Copy what is left, or wait until another thread or a device has done so."""
+        """Make the remaining copies, or wait for those under way."""
         self._copy_here()
         try:
             self._queued.wait()
@@ -158,47 +167,52 @@ class Rest:
             try:
                 for buffer, tensor in pairs:
                     buffer.copy_(tensor)
-            except Exception as error:  # noqa: BLE001 - it is not the training's affair, which may be the one that copies
+            except Exception as error:  # noqa: BLE001 - the training's thread, which may run this, must not fail
                 self.error = error
 
     def complete(self, stopped: Callable[[], bool]) -> None:
-        """Copy what is left and wait until the training's thread has confirmed it; for the thread that writes.
+        """Finish the copies and wait for the training's confirmation.
+
+        Call it on the writing thread.
 
         Args:
-            stopped: answers whether no thread trains any more because the interpreter is ending.
+            stopped: returns whether training has ended because the interpreter is exiting.
 
         Raises:
-            StorageError: the snapshot is of no step, or could not be copied.
+            StorageError: a tensor was changed before its copy, or a copy failed.
         """
         self.copy()
-        while not self.confirmed.wait(_LOOK_SECONDS):
+        while not self.confirmed.wait(_POLL_SECONDS):
             if stopped():
                 self.confirm()
         if self.changed:
             raise StorageError(
-                "A checkpoint could not be written: something changed parameters or optimizer state in place after it was due "
-                "and before the next optimizer.step(), so it would have been of no step. From now on all is copied at once, as "
-                "without late_copy."
+                "A checkpoint could not be written: parameters or optimizer state were changed in place between the save and "
+                "the next optimizer.step(), so the copy would mix two steps. From now on everything is copied at the save, "
+                "as without late_copy."
             )
         if self.error is not None:
             raise StorageError(f"A checkpoint could not be written: {type(self.error).__name__}: {self.error}")
 
     def confirm(self) -> None:
-        """Copy what is left, and look whether anything was changed meanwhile; for the thread that trains."""
+        """Finish the copies and check for changes made meanwhile.
+
+        Call it on the training's thread.
+        """
         self.copy()
-        self._look()
+        self._check_unchanged()
 
     def before_step(self) -> None:
-        """Let an optimizer's step come after the copies, and look whether anything was changed meanwhile.
+        """Order an optimizer step behind the copies; check for changes.
 
-        A thread that does not train this, but something else, does not look.
+        A thread that steps another optimizer's training skips the check.
         """
         self._queued.hold_back()
         self._copy_here()
         if threading.get_ident() == self._thread:
-            self._look()
+            self._check_unchanged()
 
-    def _look(self) -> None:
+    def _check_unchanged(self) -> None:
         if not self.confirmed.is_set():
             self.changed = any(tensor._version != version for tensor, version in self._versions)
             self._versions, self._held = [], {}
@@ -206,14 +220,15 @@ class Rest:
 
 
 class LateCopy:
-    """Lets parameters and state of optimizers be copied late, and makes every optimizer of this process wait for it.
+    """Copies parameters and optimizer state late.
 
-    A tensor that anything else changes in place before the next step of an optimizer is noticed, unless it is changed through
-    ``.data`` or NumPy: the checkpoint is given up, and all later ones are copied at once.
+    Every optimizer of this process waits for the copies. A tensor that other code changes in place before the next optimizer
+    step is detected, unless the change goes through ``.data`` or NumPy: that checkpoint is given up, and all later ones are
+    copied at the save.
 
     Args:
-        optimizers: whose parameters and state may be copied late; dense ones on the CPU and on CUDA devices are.
-        cuda: the module of torch for CUDA devices.
+        optimizers: their dense parameters and state on the CPU and on CUDA devices are copied late.
+        cuda: the ``torch.cuda`` module or a double of it.
     """
 
     def __init__(self, optimizers: Iterable[Optimizer], cuda: Any = torch.cuda) -> None:
@@ -229,22 +244,25 @@ class LateCopy:
                 if late is not None:
                     late._rest.before_step()
 
-            # Of all optimizers, because one that shares parameters with these need not be among them.
+            # A hook on all optimizers, because another one may share parameters with these.
             weakref.finalize(self, register_optimizer_step_pre_hook(before_step).remove)
 
     def allow(self, state: Mapping[str, Any]) -> "LateState":
-        """Return a state to save, of which what the optimizers hold may be copied under the next forward and backward."""
+        """Return a state whose optimizer tensors may be copied late."""
         return LateState(state, self)
 
     def begin(self) -> Rest:
-        """Return the rest of a snapshot that is taken now, for the thread that writes it to copy."""
+        """Begin a snapshot and return its late copies."""
         self.finish()
         self._allowed = self._allowed and not self._rest.changed
         self._rest = Rest(self._large() if self._allowed else (), self._streams)
         return self._rest
 
     def finish(self) -> None:
-        """Return when the last snapshot is complete; to be called before anything but an optimizer changes what is trained."""
+        """Wait until the last snapshot is complete.
+
+        Call it before any code other than an optimizer changes the trained tensors.
+        """
         self._rest.confirm()
 
     def _large(self) -> Iterator[Tensor]:
@@ -263,7 +281,9 @@ class LateCopy:
 
 
 class LateState(dict[str, Any]):
-    """A state of which parameters and optimizer state may be copied late; for a saver that cannot, a plain dictionary.
+    """A state whose optimizer tensors may be copied late.
+
+    Savers without late copies see a plain dictionary.
 
     Args:
         state: names to tensors and plain values.
@@ -275,6 +295,6 @@ class LateState(dict[str, Any]):
         self.late = late
 
 
-def _place(tensor: Tensor) -> tuple[int, int]:
-    """Where a dense tensor is in memory."""
+def _memory_of(tensor: Tensor) -> tuple[int, int]:
+    """Return the address and size of a dense tensor."""
     return tensor.data_ptr(), tensor.nbytes

@@ -1,7 +1,9 @@
-"""What a checkpoint is, as a frozen value and as JSON. The manifest is the commit: without it there is no checkpoint.
+"""A checkpoint's manifest, as a frozen value and as JSON.
 
-A run can be rolled back: from step 600 to 300, and killed at 420, its newest state is 420. The line of a checkpoint is
-the chain of commits that led to it; what is off the newest one's line is abandoned.
+The manifest is the commit: without it there is no checkpoint.
+
+A run can be rolled back. If it returns from step 600 to step 300 and is killed at step 420, its newest state is that of step
+420. The line of a checkpoint is the chain of commits that led to it. Checkpoints off the line of the newest one are abandoned.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from mltrain.errors import DamagedCheckpoint, UsageError
 
 SCHEMA = 1
 SHARDED_SCHEMA = 2
-"""Of a checkpoint whose tensors are in pieces, which the part files of ``shards`` list. All others are of schema 1."""
+"""Schema of sharded checkpoints, whose part files (``shards``) list the pieces. All others have schema 1."""
 FILE_NAME = "manifest.json"
 MAX_BYTES = 64 * 2**20
 """A manifest larger than this is refused before it is parsed."""
@@ -29,9 +31,9 @@ _SEAL = b',\n "sha256": "'
 _BEGUN_NUMBER = re.compile(r"[-+.0-9eE]*", re.ASCII)
 
 UNTRACKED = "untracked"
-"""What the manifest of a checkpoint without a run names as its run, so that a folder or a file may be moved and copied."""
+"""``run_id`` of a checkpoint that belongs to no run; its folder or file may be moved and copied."""
 LARGEST_COUNT = 10**9 - 1
-"""The largest number of steps or epochs: their directories have nine digits."""
+"""The largest step or epoch: directory names have nine digits for it."""
 
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT, strict=True)]
 Bytes = Annotated[int, Field(ge=0, le=2**60, strict=True)]
@@ -41,16 +43,16 @@ _OWN_FILES = ("model", "state", "manifest", "part-r")
 
 
 def refuse_names(names: Iterable[str]) -> None:
-    """Refuse names that no further file of a checkpoint can have: these are plain, of a known kind, unlike its own.
+    """Raise an error for invalid names of extra checkpoint files.
 
     Raises:
-        UsageError: one is not.
+        UsageError: a name has other characters or another suffix than allowed, or begins as a checkpoint's own files do.
     """
     for name in names:
         if re.fullmatch(_FILE, name) is None or name.startswith(_OWN_FILES):
             raise UsageError(
-                f"{name!r:.80} cannot name a further file of a checkpoint: lower-case letters, digits, _ and - were "
-                "expected, ending in .json, .csv or .safetensors, and not beginning with model, state, manifest or part-r."
+                f"{name!r:.80} cannot name an extra file of a checkpoint. Expected lower-case letters, digits, _ and -, "
+                "ending in .json, .csv or .safetensors, and not beginning with model, state, manifest or part-r."
             )
 
 
@@ -59,7 +61,10 @@ class _Value(BaseModel):
 
 
 class CheckpointId(_Value):
-    """A checkpoint's identity. (attempt, step) and not the step alone, because a run can be rolled back."""
+    """The identity of a checkpoint: attempt and step.
+
+    The step alone is not enough, because a run can be rolled back.
+    """
 
     attempt: Annotated[int, Field(ge=1, le=999_999, strict=True)]
     step: Count
@@ -71,7 +76,7 @@ class CheckpointId(_Value):
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """Return the identity that a directory name spells, or ``None`` for any other name."""
+        """Parse a directory name; return ``None`` for any other name."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None
@@ -80,7 +85,10 @@ class CheckpointId(_Value):
 
     @property
     def order(self) -> tuple[int, int]:
-        """The later of two checkpoints has the greater one. Clocks play no part in it."""
+        """Sort key: later checkpoints have greater ones.
+
+        Clocks are not used.
+        """
         return self.attempt, self.step
 
     def __str__(self) -> str:
@@ -88,18 +96,21 @@ class CheckpointId(_Value):
 
 
 class FileEntry(_Value):
-    """A file of a checkpoint: its size in bytes and the SHA-256 of its content, hexadecimal."""
+    """Size in bytes and SHA-256 (hexadecimal) of a checkpoint file."""
 
     size: Bytes
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 FileName = Annotated[str, Field(pattern=_FILE)]
-"""The name of a file of a checkpoint, which leads out of no folder."""
+"""The name of a checkpoint file; it cannot lead out of the checkpoint's folder."""
 
 
 class TensorEntry(_Value):
-    """A stored tensor: its file, dtype and shape; for sharded state the whole tensor's shape and this piece's offsets."""
+    """File, dtype and shape of a stored tensor.
+
+    A piece of a sharded tensor also has its offsets and the shape of the whole tensor.
+    """
 
     file: FileName
     dtype: Annotated[str, Field(max_length=32)]
@@ -109,7 +120,7 @@ class TensorEntry(_Value):
 
 
 class Point(_Value):
-    """A metric point, with the time when it was logged in milliseconds since 1970."""
+    """A metric point with its timestamp in milliseconds since 1970."""
 
     key: Annotated[str, Field(max_length=250)]
     step: Annotated[int, Field(ge=-(2**62), le=2**62)]
@@ -118,7 +129,7 @@ class Point(_Value):
 
 
 class Manifest(_Value):
-    """Describes a checkpoint completely, except for the values of its tensors."""
+    """A complete description of a checkpoint except its tensors' values."""
 
     schema_version: Annotated[int, Field(strict=True)] = SCHEMA
     run_id: Annotated[str, Field(max_length=64)]
@@ -126,25 +137,25 @@ class Manifest(_Value):
     kind: Kind
     epoch: Count
     parent: CheckpointId | None
-    """The commit before it on its line: of the same attempt, or the one that the attempt resumed from."""
+    """The previous commit of the attempt, or the checkpoint that the attempt resumed from."""
     ancestry: tuple[CheckpointId, ...] = ()
-    """Where the line changed from one attempt to the next, oldest first; parents may be pruned, this stays."""
+    """The checkpoints at which the line moved on to the next attempt, oldest first. It outlives pruned parents."""
     metrics: dict[str, float] = {}
     best: bool = False
-    """Declared best by the caller when it was written; a policy or a metric may say otherwise later."""
+    """Whether the caller declared it best at the save; a metric or a later declaration may decide otherwise."""
     parts: tuple[str, ...]
     files: dict[FileName, FileEntry]
     tensors: dict[str, TensorEntry] = {}
-    """Those that are whole; of sharded ones the part files say more."""
+    """The whole tensors; part files list the pieces of sharded ones."""
     shards: dict[Annotated[str, Field(pattern=r"^part-r\d{5}\.json$")], Bytes] = {}
-    """The part files of a sharded checkpoint, one a rank, each with the bytes of the files that it lists."""
+    """The part files of a sharded checkpoint, one per rank, each with the total bytes of the files that it lists."""
     aliases: dict[str, str] = {}
     created: AwareDatetime
     versions: dict[str, str] = {}
     code: dict[str, str] = {}
     data: dict[str, str] = {}
     pending: tuple[Point, ...] = ()
-    """Metric points up to this step that the server had not acknowledged when this was written."""
+    """Metric points up to this step that the server had not acknowledged at the save."""
 
     @property
     def step(self) -> int:
@@ -158,29 +169,32 @@ class Manifest(_Value):
 
     @property
     def size(self) -> int:
-        """Bytes of all files but the manifest."""
+        """Total bytes of all files except the manifest."""
         return sum(entry.size for entry in self.files.values()) + sum(self.shards.values())
 
     @property
     def title(self) -> str:
-        """A title for people: ``epoch 50``, ``step 1234``, ``interrupted at step 1234``."""
+        """A title: ``epoch 50``, ``step 1234``, ``interrupted at step 1234``."""
         if self.kind == "interrupted":
             return f"interrupted at step {self.step}"
         return f"epoch {self.epoch}" if self.kind == "epoch" else f"{self.kind} {self.step}"
 
     def to_json(self) -> bytes:
-        """Return the manifest as UTF-8 JSON, whose last entry is the SHA-256 of everything before it."""
+        """Return the manifest as UTF-8 JSON.
+
+        Its last entry is the SHA-256 of everything before it.
+        """
         without = None if self.shards else {"shards"}
         body = self.model_dump_json(indent=1, exclude=without).encode().removesuffix(b"\n}")
         return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
 
     @classmethod
     def from_json(cls, content: bytes, *, run_id: str | None = None, name: str | None = None) -> Self:
-        """Read a manifest and check that it names the run and the folder where it was found.
+        """Parse a manifest; check its run and folder.
 
         Raises:
-            DamagedCheckpoint: not JSON, too large, too deep, of another schema, changed, of wrong types, or of another
-                place.
+            DamagedCheckpoint: it is not valid JSON, too large or too deep, has another schema, was changed, has wrong types,
+                or names another run or folder.
         """
         where = f"the manifest of {name}" if name else "the manifest"
         if len(content) > MAX_BYTES:
@@ -193,8 +207,8 @@ class Manifest(_Value):
             raise damaged from None
         if isinstance(raw, dict) and raw.get("schema_version") != (SHARDED_SCHEMA if raw.get("shards") else SCHEMA):
             raise DamagedCheckpoint(
-                f"{where} is of schema {raw.get('schema_version')!r:.40}; this version of mltrain reads schema {SCHEMA}, and "
-                f"{SHARDED_SCHEMA} of sharded checkpoints."
+                f"{where} has schema {raw.get('schema_version')!r:.40}; this version of mltrain reads schema {SCHEMA}, and "
+                f"{SHARDED_SCHEMA} for sharded checkpoints."
             )
         body, _, seal = content.rpartition(_SEAL)
         if seal != hashlib.sha256(body).hexdigest().encode() + b'"\n}':
@@ -210,13 +224,16 @@ class Manifest(_Value):
             raise DamagedCheckpoint(f"{where} names a part file without its digest.")
         if (run_id is not None and manifest.run_id != run_id) or (name is not None and manifest.name != name):
             raise DamagedCheckpoint(
-                f"{where} speaks of {manifest.name} of run {manifest.run_id!r}: it was moved or swapped."
+                f"{where} names {manifest.name} of run {manifest.run_id!r}: it was moved or swapped."
             )
         return manifest
 
 
 def whole_manifest(manifest: Manifest, made: Mapping[str, FileEntry]) -> Manifest:
-    """Return the manifest that describes files which were put together from shards; without shards, the same manifest."""
+    """Return the manifest of a sharded checkpoint's reassembled files.
+
+    A manifest without shards is returned unchanged.
+    """
     if not manifest.shards:
         return manifest
     there = {n: e for n, e in manifest.files.items() if n not in names_of_shards(manifest)}
@@ -226,7 +243,7 @@ def whole_manifest(manifest: Manifest, made: Mapping[str, FileEntry]) -> Manifes
 
 
 def names_of_shards(manifest: Manifest) -> Sequence[str]:
-    """Return the names of a sharded checkpoint's files that its whole files replace."""
+    """Return a sharded checkpoint's files that reassembled files replace."""
     return [n for n in manifest.files if manifest.shards and (n in manifest.shards or n.endswith(".safetensors"))]
 
 
@@ -246,7 +263,7 @@ def _ends_too_early(content: bytes, error: Exception) -> bool:
 
 
 def now() -> datetime:
-    """The present time in UTC: for people to read, never for ordering."""
+    """The current UTC time, for display only, never for ordering."""
     return datetime.now(UTC)
 
 
@@ -256,8 +273,11 @@ def newest(manifests: Iterable[Manifest]) -> Manifest | None:
 
 
 def line_of(head: Manifest, manifests: Iterable[Manifest]) -> list[Manifest]:
-    """Return the checkpoints on the line that ends in ``head``, oldest first, ``head`` included."""
-    # An attempt may load one of its own checkpoints and go on: then it stands in the ancestry too, and its end counts.
+    """Return the line's checkpoints up to ``head``, oldest first.
+
+    ``head`` is the last of them.
+    """
+    # An attempt that continued from one of its own checkpoints is in the ancestry too; its last step counts.
     ends = {point.attempt: point.step for point in head.ancestry} | {head.id.attempt: head.step}
     on_line = [m for m in manifests if m.id.attempt in ends and m.step <= ends[m.id.attempt]]
     return sorted(on_line, key=lambda manifest: manifest.id.order)
@@ -270,5 +290,5 @@ def current_line(manifests: Sequence[Manifest]) -> list[Manifest]:
 
 
 def ancestry_after(resumed_from: Manifest | None) -> tuple[CheckpointId, ...]:
-    """Return the ancestry of the commits of an attempt that continues from a checkpoint."""
+    """Return the ancestry of commits that continue from a checkpoint."""
     return (*resumed_from.ancestry, resumed_from.id) if resumed_from is not None else ()

@@ -1,4 +1,7 @@
-"""What was declared of checkpoints after their commit: that they are best, and further metrics; so, which one is best now."""
+"""Notes on checkpoints that were declared after their commit.
+
+A note adds metrics to a checkpoint or declares it best.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -11,32 +14,34 @@ from mltrain.errors import MltrainError
 from mltrain.store.artifacts import Artifacts
 
 NOTES_FILE = "best.json"
-"""The artifact that holds the notes of a run: manifests do not change after the commit.
+"""The artifact that holds a run's notes, because manifests do not change after the commit.
 
-``checkpoint`` names the newest of the checkpoints declared best; an older version wrote it alone. ``notes`` lists all.
+``checkpoint`` is the newest checkpoint declared best, the only entry that older versions wrote. ``notes`` lists all notes.
 """
 
 
 @dataclass(frozen=True)
 class Note:
-    """Whether the caller declared a checkpoint best, and further metrics of its step."""
+    """Later declarations on a checkpoint: best, and additional metrics."""
 
     best: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def over(self, manifest: Manifest) -> Manifest:
-        """Return a manifest with this note."""
+        """Return a manifest with this note applied."""
         return manifest.model_copy(
             update={"best": manifest.best or self.best, "metrics": {**manifest.metrics, **self.metrics}}
         )
 
 
 class Notes:
-    """The notes of one run. Threads may read them while another thread adds one.
+    """The notes of one run.
+
+    Threads may read them while another thread adds one.
 
     Args:
-        notes: checkpoint to what was declared of it.
-        context: what best means without them.
+        notes: checkpoint to its note.
+        context: defines the best checkpoint where no note does.
     """
 
     def __init__(self, notes: Mapping[CheckpointId, Note], context: Context) -> None:
@@ -45,7 +50,10 @@ class Notes:
 
     @classmethod
     def read(cls, artifacts: Artifacts, context: Context) -> Self:
-        """Read the recorded notes; a file that cannot be read, or is not as it was written, holds none."""
+        """Read the recorded notes.
+
+        An unreadable or malformed file counts as empty.
+        """
         try:
             content = json.loads(artifacts.read(NOTES_FILE, 2**20))
             rows = content.get("notes", [{"checkpoint": content.get("checkpoint"), "best": True}])
@@ -56,16 +64,19 @@ class Notes:
 
     @property
     def context(self) -> Context:
-        """What best means, now."""
+        """The policies' context with the declared best and current time."""
         return replace(self._context, now=now(), declared=_newest_best(self._notes))
 
     def over(self, manifests: Iterable[Manifest]) -> list[Manifest]:
-        """Return manifests, each with its note."""
+        """Return the manifests with their notes applied."""
         notes = self._notes
         return [notes[manifest.id].over(manifest) if manifest.id in notes else manifest for manifest in manifests]
 
     def add(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> bool:
-        """Note metrics of a checkpoint, or that it is best; return whether that is new."""
+        """Add metrics to a checkpoint, or declare it best.
+
+        Returns whether the note changed.
+        """
         known = self._notes.get(manifest.id, Note())
         note = Note(known.best or best, {**known.metrics, **metrics})
         if note.over(manifest) == known.over(manifest):
@@ -74,7 +85,10 @@ class Notes:
         return True
 
     def to_json(self, committed: Iterable[Manifest]) -> dict[str, Any]:
-        """Return the content of :data:`NOTES_FILE`, without checkpoints that were removed."""
+        """Return the content of :data:`NOTES_FILE`.
+
+        Notes on removed checkpoints are left out.
+        """
         there = {manifest.id for manifest in committed}
         newest = max((identity.order for identity in there), default=(0, 0))
         notes = {one: note for one, note in self._notes.items() if one in there or one.order > newest}

@@ -1,9 +1,8 @@
-"""A checkpoint as one file: a ZIP archive of its files, stored and not compressed, the manifest last.
+"""A checkpoint as one uncompressed ZIP file, manifest last.
 
-The members are those of a checkpoint folder (``mltrain/data/model.safetensors``, ``mltrain/data/state.json``, …), so ``unzip``
-takes it apart, and every digest of the manifest counts here as well. A file that a training exports says in
-``mltrain/about.json`` what was trained. Files of the first form had their members at the top, beside ``about.json``; they are
-read as ever.
+The members are the files of a checkpoint folder (``mltrain/data/model.safetensors``, ``mltrain/data/state.json``, …), so
+``unzip`` takes it apart, and the manifest's digests apply. A file that a training exports describes the project in
+``mltrain/about.json``. Version 1 had its members at the top level, beside ``about.json``; such files can still be read.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ from mltrain.store.local import open_safely
 from mltrain.store.removal import discard_temporary
 
 ABOUT = "about.json"
-"""What a file says of itself beside its manifest."""
+"""The member that describes the file in addition to its manifest."""
 MOST_ABOUT = 2**20
 
 _TOP = "mltrain/"
@@ -36,7 +35,9 @@ _UNREADABLE = (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError
 
 
 def is_packed(file: Path) -> bool | None:
-    """Return whether a file begins as a packed checkpoint; ``None`` if it begins as nothing that torch or mltrain write.
+    """Return whether a file begins as a packed checkpoint.
+
+    Returns ``None`` for a file that neither torch nor mltrain writes.
 
     Raises:
         OSError: it cannot be read.
@@ -52,7 +53,7 @@ def member_names(file: Path) -> list[str]:
     """Return the names of the files of a packed checkpoint.
 
     Raises:
-        DamagedCheckpoint: it is cut short, or is no such file.
+        DamagedCheckpoint: it is truncated, or is not a packed checkpoint.
         OSError: it cannot be read.
     """
     try:
@@ -64,11 +65,13 @@ def member_names(file: Path) -> list[str]:
 
 
 def read_member(file: Path, name: str, most: int) -> bytearray:
-    """Return the content of one file of a packed checkpoint, of at most ``most`` bytes. Its digest is the caller's to check.
+    """Return a packed checkpoint's file, at most ``most`` bytes.
+
+    The caller checks its digest.
 
     Raises:
         FileNotFoundError: the checkpoint has no such file, or there is no checkpoint.
-        DamagedCheckpoint: it is larger, is cut short, or is no such file.
+        DamagedCheckpoint: the file is larger or truncated, or the checkpoint is not a packed one.
     """
     try:
         with open(file, "rb", opener=open_safely) as opened, zipfile.ZipFile(opened) as archive:
@@ -76,36 +79,36 @@ def read_member(file: Path, name: str, most: int) -> bytearray:
             if info is None:
                 raise FileNotFoundError(name)
             if info.compress_type != zipfile.ZIP_STORED:
-                raise DamagedCheckpoint(f"{name} in {file.name} is compressed, and checkpoints are not.")
+                raise DamagedCheckpoint(f"{name} in {file.name} is compressed. Expected an uncompressed member.")
             if info.file_size > most:
-                raise DamagedCheckpoint(
-                    f"{name} in {file.name} has {info.file_size} bytes; at most {most} were expected."
-                )
+                raise DamagedCheckpoint(f"{name} in {file.name} has {info.file_size} bytes. Expected at most {most}.")
             if not 0 <= info.header_offset < os.fstat(opened.fileno()).st_size:
-                raise DamagedCheckpoint(f"{name} in {file.name} is not where its directory says.")
+                raise DamagedCheckpoint(f"{name} in {file.name} is not where the ZIP directory says.")
             opened.seek(info.header_offset)
             magic, length, extra = _LOCAL_HEADER.unpack(opened.read(_LOCAL_HEADER.size))
             opened.seek(length + extra, os.SEEK_CUR)
             content = bytearray(info.file_size)
             if magic != b"PK\x03\x04" or opened.readinto(content) != info.file_size:
-                raise DamagedCheckpoint(f"{name} in {file.name} is cut short.")
+                raise DamagedCheckpoint(f"{name} in {file.name} is truncated.")
             return content
     except _UNREADABLE as error:
         raise DamagedCheckpoint(f"{file.name} is not a complete checkpoint: {error}") from None
 
 
 def _found(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
-    first_form = ABOUT in archive.NameToInfo
-    return archive.NameToInfo.get(name if first_form else _TOP + name if name == ABOUT else _MEMBERS + name)
+    version_1 = ABOUT in archive.NameToInfo
+    return archive.NameToInfo.get(name if version_1 else _TOP + name if name == ABOUT else _MEMBERS + name)
 
 
 class PackedStaging(Staging):
-    """A packed checkpoint being written. Leaving the block without :meth:`commit` removes it.
+    """A packed checkpoint being written.
+
+    Leaving the block without :meth:`commit` removes it.
 
     Args:
-        folder: that receives it.
+        folder: receives the file.
         identity: of the checkpoint.
-        named: returns the name of its file, once its manifest is complete.
+        named: returns the file's name for a complete manifest.
     """
 
     def __init__(self, folder: Path, identity: CheckpointId, named: Callable[[Manifest], str]) -> None:
@@ -132,18 +135,21 @@ class PackedStaging(Staging):
                 discard_temporary(self._temporary)
 
     def write(self, name: str, content: Iterable[bytes | memoryview], *, cached: bool = True) -> FileEntry:
-        """Write a file and hash it on the way, through the cache in any case; see :meth:`Staging.write`."""
+        """Write and hash a file; see :meth:`Staging.write`.
+
+        It always goes through the system's cache.
+        """
         self.files[name] = self._written(_MEMBERS + name, content)
         return self.files[name]
 
     def describe(self, about: Mapping[str, Any]) -> None:
-        """Write :data:`ABOUT`, which is no file of the checkpoint."""
+        """Write :data:`ABOUT`, which is not a checkpoint file."""
         self._written(_TOP + ABOUT, [json.dumps(about, indent=1).encode()])
 
     def _written(self, path: str, content: Iterable[bytes | memoryview]) -> FileEntry:
         digest, size = hashlib.sha256(), 0
         described = zipfile.ZipInfo(path)
-        described.external_attr = 0o644 << 16  # what unzip makes of it may be read
+        described.external_attr = 0o644 << 16  # readable when unzip extracts it
         try:
             with self._archive.open(described, "w", force_zip64=True) as member:
                 for piece in content:
@@ -154,12 +160,14 @@ class PackedStaging(Staging):
         return FileEntry(size=size, sha256=digest.hexdigest())
 
     def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> Path:
-        """Write the manifest, make the file durable, and give it its name; see :meth:`Staging.commit`.
+        """Write the manifest, flush the file and rename it.
+
+        See :meth:`Staging.commit`.
 
         Args:
             manifest: of the checkpoint.
-            target: where a folder would become visible; a packed checkpoint has a name of its own.
-            guard: called last before that; what it raises, this raises.
+            target: ignored; a packed checkpoint gets its name from ``named``.
+            guard: called right before the rename; its errors are raised.
         """
         self.write(FILE_NAME, [manifest.to_json()])
         del self.files[FILE_NAME]

@@ -1,6 +1,6 @@
-"""The policies that come with the library, and policies as text: in a configuration, on the command line, in the tag of a run.
+"""The built-in policies, and policies as text.
 
-A new one is a class here, its name in ``__all__``, and its test.
+A new built-in policy needs a class here, its name in ``__all__``, and a test.
 
 >>> keep = Latest(3) | Best(2, "val/iou", "max") | EveryNth(epochs=10)
 """
@@ -18,7 +18,7 @@ from mltrain.checkpoint.retention import Context, Mode, Policy, best_of, by_metr
 from mltrain.errors import ConfigError
 
 GROUP = "mltrain.policies"
-"""The entry points by which a package registers policies of its own: name of the class to ``module:class``."""
+"""Entry point group in which packages register their policies: class name to ``module:class``."""
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,10 @@ __all__ = ["Best", "Budget", "EveryNth", "Latest", "Named", "Pinned", "Younger"]
 
 @dataclass(frozen=True)
 class Latest(Policy):
-    """Keeps the newest ``count``, not counting interrupted ones: these stay until a later commit supersedes them."""
+    """Keeps the newest ``count`` checkpoints, not counting interrupted ones.
+
+    An interrupted checkpoint stays until a later commit supersedes it.
+    """
 
     example: ClassVar[str] = "Latest(5)"
 
@@ -46,9 +49,10 @@ class Latest(Policy):
 
 @dataclass(frozen=True)
 class Best(Policy):
-    """Keeps the ``count`` best by a metric measured at their step. If ``None``, the run's own best metric and mode.
+    """Keeps the ``count`` best checkpoints by a metric.
 
-    Of equal ones the older is better. Without a metric, what the caller declared best precedes what has only been measured.
+    If ``metric`` is ``None``, the run's own best metric and mode apply, and checkpoints that the caller declared best come
+    first. Of equal ones the older is better.
     """
 
     example: ClassVar[str] = "Best(1, 'val/loss', 'min')"
@@ -60,9 +64,9 @@ class Best(Policy):
     def __post_init__(self) -> None:
         _at_least(self, 1, count=self.count)
         if not isinstance(self.metric, str | None):
-            raise ConfigError(f"Best(metric={self.metric!r}): the name of a metric was expected.")
+            raise ConfigError(f"Best(metric={self.metric!r}): expected the name of a metric.")
         if self.mode not in ("min", "max", None):
-            raise ConfigError(f"Best(mode={self.mode!r}): 'min' or 'max' was expected.")
+            raise ConfigError(f"Best(mode={self.mode!r}): expected 'min' or 'max'.")
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
@@ -86,7 +90,7 @@ class Best(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class EveryNth(Policy):
-    """Keeps those whose epoch, or whose step, is a multiple of a number."""
+    """Keeps checkpoints whose epoch or step is a multiple."""
 
     example: ClassVar[str] = "EveryNth(epochs=10)"
 
@@ -96,7 +100,7 @@ class EveryNth(Policy):
     def __post_init__(self) -> None:
         _at_least(self, 0, epochs=self.epochs, steps=self.steps)
         if bool(self.epochs) == bool(self.steps):
-            raise ConfigError(f"{self}: either epochs or steps was expected, at least 1.")
+            raise ConfigError(f"{self}: expected either epochs or steps, at least 1.")
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
@@ -110,7 +114,7 @@ class EveryNth(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Younger(Policy):
-    """Keeps those written less than so long ago."""
+    """Keeps checkpoints younger than a given age."""
 
     example: ClassVar[str] = "Younger(hours=6)"
 
@@ -120,7 +124,7 @@ class Younger(Policy):
     def __post_init__(self) -> None:
         if not (_is_amount(self.hours) and _is_amount(self.days) and self.hours + self.days > 0):
             raise ConfigError(
-                f"Younger(hours={self.hours!r}, days={self.days!r}): a positive number of hours or days was expected."
+                f"Younger(hours={self.hours!r}, days={self.days!r}): expected a positive number of hours or days."
             )
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
@@ -135,7 +139,7 @@ class Younger(Policy):
 
 @dataclass(frozen=True)
 class Pinned(Policy):
-    """Keeps the pinned ones; they are protected anyway, so this is for ``Pinned() & …``."""
+    """Keeps pinned checkpoints, for ``Pinned() & …``: they are protected anyway."""
 
     example: ClassVar[str] = "Pinned()"
 
@@ -149,7 +153,7 @@ class Pinned(Policy):
 
 @dataclass(frozen=True)
 class Named(Policy):
-    """Keeps checkpoints by the names of their directories."""
+    """Keeps checkpoints with the given directory names."""
 
     example: ClassVar[str] = "Named('step-…')"
 
@@ -157,7 +161,7 @@ class Named(Policy):
 
     def __post_init__(self) -> None:
         if not (isinstance(self.names, tuple) and all(isinstance(name, str) for name in self.names)):
-            raise ConfigError(f"Named({self.names!r}): a tuple of names such as 'step-000000420-a01' was expected.")
+            raise ConfigError(f"Named({self.names!r}): expected a tuple of names such as 'step-000000420-a01'.")
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
@@ -165,7 +169,7 @@ class Named(Policy):
 
     @classmethod
     def from_arguments(cls, *names: Any) -> Self:
-        """Return the policy that a text spells with these names."""
+        """Return the policy for names parsed from text."""
         return cls(names)
 
     def __str__(self) -> str:
@@ -174,10 +178,10 @@ class Named(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(Policy):
-    """Keeps what ``of`` keeps as long as it fits into so many gigabytes (10**9 bytes); the least valuable goes first.
+    """Keeps the most valuable checkpoints of ``of`` within a size.
 
-    The value, from high to low: the newest, the best, then the others by age, the younger first. What is protected may
-    exceed the budget.
+    The size is in gigabytes (10**9 bytes). The newest checkpoint is the most valuable, then the best, then the others from
+    young to old. Protected checkpoints may exceed the budget.
     """
 
     example: ClassVar[str] = "Budget(gigabytes=50, of=…)"
@@ -187,9 +191,9 @@ class Budget(Policy):
 
     def __post_init__(self) -> None:
         if not (_is_amount(self.gigabytes) and self.gigabytes > 0):
-            raise ConfigError(f"Budget(gigabytes={self.gigabytes!r}): a positive number was expected.")
+            raise ConfigError(f"Budget(gigabytes={self.gigabytes!r}): expected a positive number.")
         if not hasattr(self.of, "keep"):
-            raise ConfigError(f"Budget(of={self.of!r}): a policy was expected.")
+            raise ConfigError(f"Budget(of={self.of!r}): expected a policy.")
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
@@ -216,7 +220,7 @@ def _is_amount(value: object) -> bool:
 
 
 def _number(value: float) -> str:
-    """Return a number as short as it can be written without becoming another one."""
+    """Return a number's shortest text that keeps its value."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
@@ -225,27 +229,27 @@ def _at_least(policy: object, least: int, **numbers: Any) -> None:
     for name, number in numbers.items():
         if type(number) is not int or number < least:
             raise ConfigError(
-                f"{type(policy).__name__}({name}={number!r}): a whole number of at least {least} was expected."
+                f"{type(policy).__name__}({name}={number!r}): expected a whole number of at least {least}."
             )
 
 
 def parse(text: str) -> Policy:
-    """Return the policy that an expression spells: names of policies, ``|``, ``&``, parentheses.
+    """Parse a policy from policies, ``|``, ``&`` and parentheses.
 
     Raises:
-        ConfigError: the expression is not one; the message points at the word.
+        ConfigError: the text is not a policy; the message points at the error.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         column = (getattr(error, "offset", None) or 1) - 1
-        raise _wrong(text, column, "this is not an expression") from None
+        raise _wrong(text, column, "invalid syntax") from None
     try:
         policy = _evaluated(tree, text)
     except RecursionError:
         raise _wrong(text[:200], 0, "it is too long") from None
     if not hasattr(policy, "keep"):
-        raise _wrong(text, 0, "a policy was expected")
+        raise _wrong(text, 0, "expected a policy")
     return policy  # type: ignore[no-any-return]
 
 
@@ -254,7 +258,7 @@ def _evaluated(node: ast.expr, text: str) -> Any:
         sides = [_evaluated(side, text) for side in (node.left, node.right)]
         for side, place in zip(sides, (node.left, node.right), strict=True):
             if not hasattr(side, "keep"):
-                raise _wrong(text, place.col_offset, "a policy was expected on both sides of | and &")
+                raise _wrong(text, place.col_offset, "expected a policy on both sides of | and &")
         return sides[0] | sides[1] if isinstance(node.op, ast.BitOr) else sides[0] & sides[1]
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str)):
         return node.value
@@ -268,18 +272,18 @@ def _evaluated(node: ast.expr, text: str) -> Any:
             return make.from_arguments(*positional, **named)
         except (TypeError, ConfigError) as error:
             raise _wrong(text, node.col_offset, str(error)) from None
-    raise _wrong(text, node.col_offset, "a policy was expected")
+    raise _wrong(text, node.col_offset, "expected a policy")
 
 
 def _policy_called(name: str) -> type[Policy] | None:
-    """Return the class of a policy: one that was defined, or one that an installed package registers."""
+    """Return a defined or registered policy class by its name."""
     if name in Policy.known:
         return Policy.known[name]
     for entry in metadata.entry_points(group=GROUP, name=name):
         found = entry.load()
         if isinstance(found, type) and issubclass(found, Policy):
             return found
-        log.warning("The entry point %s of the group %s names no subclass of mltrain.Policy.", entry.value, GROUP)
+        log.warning("The entry point %s in the group %s is not a subclass of mltrain.Policy.", entry.value, GROUP)
     return None
 
 

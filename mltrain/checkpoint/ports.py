@@ -1,4 +1,4 @@
-"""What checkpoints need of the run that they are artifacts of, and of the other processes of a training."""
+"""Protocols of the run and the peers that checkpoints need."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,72 +14,84 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Peers(Protocol):
-    """The other processes of a training, each of which uploads its own files of a sharded checkpoint."""
+    """The other processes of a training.
+
+    Each uploads its own files of a sharded checkpoint.
+    """
 
     def expects(self, manifest: Manifest) -> bool:
-        """Whether they upload their files of this checkpoint, which this process then does not."""
+        """Whether the peers upload their own files of this checkpoint.
+
+        This process then leaves those files to them.
+        """
         ...
 
     def wait(self, manifest: Manifest) -> None:
-        """Return when all of them have uploaded their files.
+        """Return when all peers have uploaded their files.
 
         Raises:
-            StorageError: one cannot, or does not in time.
+            StorageError: a peer fails or runs out of time.
         """
         ...
 
     def stop(self) -> None:
-        """End all waits, now and later."""
+        """End all present and future waits."""
         ...
 
 
 class Pieces(Protocol):
-    """Pieces of the tensors of a snapshot, of which each of several processes holds its own."""
+    """One process's pieces of a snapshot's sharded tensors."""
 
     own: Mapping[str, "Tensor"]
-    """For each sharded tensor the piece of this process, which may be empty; on the CPU."""
+    """Name of each sharded tensor to this process's piece of it, on the CPU; a piece may be empty."""
 
     peers: Peers
     """The other processes, which upload their pieces."""
 
     def write(self, folder: Path) -> Mapping[str, tuple[FileEntry, int]]:
-        """Let every process write its part into a folder.
+        """Make every process write its part into a folder.
 
         Returns:
-            For each part file its entry, and the bytes of the files that it lists.
+            The entry of each part file, and the total bytes of the files that it lists.
 
         Raises:
-            MltrainError: a process could not write, or the files are not where this one looks.
+            MltrainError: a process could not write, or this process does not see the files.
         """
         ...
 
     def complete(self, manifest: Manifest, commit: Callable[[], object]) -> None:
-        """Let other machines complete their staged copies, then call ``commit``; raises what fails of it."""
+        """Have other machines complete their staged copies, then call ``commit``.
+
+        Errors of ``commit`` are raised.
+        """
         ...
 
     def end(self) -> None:
-        """Let the other processes know that this snapshot is not written again."""
+        """Tell the other processes that this snapshot is finished."""
         ...
 
 
 class Run(Protocol):
-    """A run whose artifacts the checkpoints are; :class:`mltrain.run.tracked.TrackedRun` is one."""
+    """The run that owns the checkpoints as artifacts.
+
+    :class:`mltrain.run.tracked.TrackedRun` is one.
+    """
 
     artifacts: Artifacts
 
     @property
     def id(self) -> str:
-        """The run's id; until the run is created, its provisional id."""
+        """The run's id, provisional until the run is created."""
         ...
 
     @property
     def staging(self) -> Path:
-        """Where checkpoints are staged."""
+        """The folder in which checkpoints are staged."""
         ...
 
     @property
     def ordinal(self) -> int:
-        """The ordinal of the attempt that writes."""
+        """The number of the writing attempt."""
         ...
 
     @property
@@ -89,7 +101,7 @@ class Run(Protocol):
 
     @property
     def announced(self) -> str | None:
-        """The name of the newest checkpoint that :meth:`announce_latest` recorded."""
+        """The name of the newest checkpoint passed to :meth:`announce_latest`."""
         ...
 
     def announce_latest(self, checkpoint: str) -> None:
@@ -97,48 +109,57 @@ class Run(Protocol):
         ...
 
     def announce_best(self, best: Manifest) -> None:
-        """Record which checkpoint is the best and what it measured, without waiting."""
+        """Record the best checkpoint and its metrics, without waiting."""
         ...
 
     def report_damaged(self, checkpoint: str, what: str) -> None:
-        """Record that a checkpoint is damaged, and how, without waiting."""
+        """Record that a checkpoint is damaged and how, without waiting."""
         ...
 
     def report_dropped(self, checkpoint: str, rule: str) -> None:
-        """Record that a checkpoint left this disk before it was uploaded, and by which rule, without waiting."""
+        """Record that a staged checkpoint was removed before its upload.
+
+        Records the rule that removed it, without waiting.
+        """
         ...
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
-        """Go on as the next attempt: this process has rolled the run back to a checkpoint."""
+        """Begin the next attempt after a rollback to a checkpoint."""
         ...
 
     @property
     def code(self) -> Mapping[str, str]:
-        """The fingerprint of the code that runs."""
+        """The fingerprint of the running code."""
         ...
 
     def holds(self, *, certainly: bool = False) -> bool:
-        """Whether this process still holds the run; ``certainly``: where that cannot be known, it does not."""
+        """Whether this process still holds the run's lease.
+
+        With ``certainly``, an answer that cannot be verified counts as no.
+        """
         ...
 
     def when_known(self, listener: Callable[[], None]) -> None:
-        """Call a function as soon as the run exists in the tracking store and has its final id."""
+        """Call a function once the tracking store has the run.
+
+        The run has its final id from then on.
+        """
         ...
 
     def pending(self, step: int) -> Sequence[Point]:
-        """Return the metric points up to a step that the server has not acknowledged."""
+        """Return unacknowledged metric points up to a step."""
         ...
 
     def deliver_pending(self, points: Sequence[Point]) -> None:
-        """Send the points that a checkpoint carried, with their original timestamps."""
+        """Send a checkpoint's pending points with their original timestamps."""
         ...
 
     def pins(self) -> Mapping[str, str]:
-        """Return the names of pinned checkpoints with the reasons."""
+        """Return the names of pinned checkpoints, each with its reason."""
         ...
 
     def in_use(self) -> Collection[str]:
-        """Return the names of checkpoints that others refer to."""
+        """Return the checkpoints referenced by other runs or models."""
         ...
 
     def remove_models(self, checkpoint: str) -> None:
@@ -150,17 +171,23 @@ class Run(Protocol):
         ...
 
     def write_json(self, name: str, content: Any) -> None:
-        """Put a small file among the artifacts, now."""
+        """Write a small JSON artifact, synchronously."""
         ...
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add lines to the record of what retention removed."""
+        """Append lines to the run's record of removed checkpoints."""
         ...
 
     def mark_only_local(self, checkpoint: str, status: Status) -> None:
-        """Record that the newest checkpoint is on this host only, and which status the run gets when it is sent."""
+        """Record that the newest checkpoint is on this host only.
+
+        Also records the status that the run gets once that checkpoint is uploaded.
+        """
         ...
 
     def detach(self, status: Status) -> None:
-        """Deliver what is left and let go of the run, with this status where it was opened for the manager."""
+        """Deliver the backlog and release the run.
+
+        A run that was opened for the manager gets this status.
+        """
         ...

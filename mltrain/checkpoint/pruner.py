@@ -1,6 +1,6 @@
-"""Retention while a run is trained: removes from its store what the policy does not keep, and records it.
+"""Retention during training: removes checkpoints that the policy drops.
 
-What is found damaged on the way is reported and stays.
+Removals are recorded. Damaged checkpoints are reported and stay.
 """
 
 import logging
@@ -21,48 +21,55 @@ log = logging.getLogger(__name__)
 
 
 class Damage:
-    """Reports each damaged checkpoint of a run once, in the log and in a tag of the run."""
+    """Reports each damaged checkpoint of a run once.
+
+    The report goes to the log and to a tag of the run.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._damaged: set[CheckpointId] = set()
-        self._cut_short: set[CheckpointId] = set()
+        self._torn: set[CheckpointId] = set()
 
     def __bool__(self) -> bool:
         return bool(self._damaged)
 
     def note(self, identity: CheckpointId, error: DamagedCheckpoint) -> None:
-        """Report a damaged checkpoint; a manifest that was cut short before its commit is no damage."""
-        if identity in self._damaged or identity in self._cut_short:
+        """Report a damaged checkpoint.
+
+        A manifest that was torn before its commit is not damage.
+        """
+        if identity in self._damaged or identity in self._torn:
             return
         if error.torn and not self._was_announced(identity):
-            self._cut_short.add(identity)
-            log.warning(
-                "Checkpoint %s was never committed: the writing of its manifest was interrupted.", identity.name
-            )
+            self._torn.add(identity)
+            log.warning("Checkpoint %s was never committed: the write of its manifest was interrupted.", identity.name)
             return
-        log.warning("Checkpoint %s is damaged and left aside: %s", identity.name, error)
+        log.warning("Checkpoint %s is damaged and is skipped: %s", identity.name, error)
         self._damaged.add(identity)
         self._run.report_damaged(identity.name, str(error))
 
     def pins(self) -> dict[CheckpointId, str]:
-        """Return the damaged checkpoints, pinned: their weights may be intact, and a person may want to look."""
+        """Return the damaged checkpoints as pinned.
+
+        Their weights may be intact, and a user may want to inspect them.
+        """
         return dict.fromkeys(self._damaged, "found damaged by the present attempt")
 
     def _was_announced(self, identity: CheckpointId) -> bool:
-        """Whether the run announced the commit of a checkpoint or of a later one."""
+        """Whether this checkpoint or a later one was announced."""
         newest = CheckpointId.parse(self._run.announced or "")
         return newest is not None and identity.order <= newest.order
 
 
 class Pruner:
-    """Prunes one run, whose holder it belongs to.
+    """Prunes the checkpoints of a run that this process holds.
 
     Args:
-        run: that the checkpoints belong to.
+        run: owns the checkpoints.
         reader: of its checkpoints.
         policy: decides which of them stay.
-        damage: what this attempt has found damaged stays.
+        damage: the damaged checkpoints that this attempt has found; they stay.
     """
 
     def __init__(self, run: Run, reader: CheckpointReader, policy: Policy, damage: Damage) -> None:
@@ -72,10 +79,12 @@ class Pruner:
         self._policy = policy
         self._damage = damage
         self._refused = False
-        self._stuck: set[CheckpointId] = set()
+        self._not_removable: set[CheckpointId] = set()
 
     def prune(self, survey: Survey, newest: Manifest | None, resumed_from: CheckpointId | None = None) -> list[Removal]:
-        """Remove what the policy does not keep, and what dead processes left half uploaded or half removed.
+        """Remove checkpoints that the policy does not keep.
+
+        Also removes incomplete uploads and removals of dead processes.
 
         Args:
             survey: of the store, made while the run was held.
@@ -91,7 +100,7 @@ class Pruner:
             return []
         if plan and not self._have_successors(survey, context):
             return []
-        used = self._run.in_use()  # asked only now: it takes requests of its own
+        used = self._run.in_use()  # queried last, because it costs requests
         for identity in unfinished:
             if identity.name not in used:
                 self._finish_removal(identity)
@@ -107,22 +116,25 @@ class Pruner:
         return removed
 
     def context(self) -> Context:
-        """Return what policies may ask: the time, pins, what best means."""
+        """Return the context of policies: time, pins and declared best."""
         pins = {one: why for name, why in self._run.pins().items() if (one := CheckpointId.parse(name))}
         return replace(self._reader.notes.context, pins={**self._damage.pins(), **pins})
 
     def _have_successors(self, survey: Survey, context: Context) -> bool:
-        """Look in the store for the newest and the best, without which nothing may go: the survey may be from memory."""
+        """Whether the store still has the newest and the best.
+
+        Nothing may be removed without them, and the survey may come from memory.
+        """
         line = current_line(survey.manifests)
         best = retention.best_of(line, context)
         for identity in {line[-1].id, *([best.id] if best is not None else [])}:
             try:
-                there = self._store.manifest(identity) is not None
+                found = self._store.manifest(identity) is not None
             except DamagedCheckpoint as error:
                 log.warning("%s", error)
-                there = False
-            if not there:
-                log.warning("%s is not in the store any more as it was committed, so nothing is removed.", identity)
+                found = False
+            if not found:
+                log.warning("%s is missing or changed in the store, so no checkpoint is removed.", identity)
                 return False
         return True
 
@@ -132,7 +144,7 @@ class Pruner:
             self._store.remove(removal.manifest.id)
         except (StorageError, TrackingError) as error:
             if not self._refused:
-                log.warning("Old checkpoints stay, because the store does not let them be removed: %s", error)
+                log.warning("Older checkpoints stay, because the store refuses to remove them: %s", error)
             self._refused = True
             return False
         log.info("Removed %s (%s): %s", removal.manifest.title, removal.manifest.name, removal.rule)
@@ -141,31 +153,33 @@ class Pruner:
     def _unfinished(
         self, survey: Survey, keep: Collection[CheckpointId], newest: Manifest | None
     ) -> list[CheckpointId]:
-        """Return folders without a manifest that will never have one.
+        """Return folders that will never get a manifest.
 
-        Commits of a run are in order and this attempt holds it, so nobody completes what is older than its newest
-        commit: it is what a process left that died while it uploaded or removed.
+        Commits of a run are in order and this attempt holds its lease, so no process completes a folder that is older than the
+        newest commit: it is left from an interrupted upload or removal.
         """
         if newest is None:
             return []
         return [
             identity
             for identity in survey.uncommitted
-            if identity.order < newest.id.order and identity not in keep and identity not in self._stuck
+            if identity.order < newest.id.order and identity not in keep and identity not in self._not_removable
         ]
 
     def _finish_removal(self, identity: CheckpointId) -> None:
         try:
             self._store.remove(identity)
         except StorageError as error:
-            self._stuck.add(identity)
-            log.warning("%s, which has no manifest, was left by an interrupted process and stays: %s", identity, error)
+            self._not_removable.add(identity)
+            log.warning(
+                "%s, an incomplete checkpoint of an interrupted process, could not be removed: %s", identity, error
+            )
             return
-        log.info("Removed %s, which has no manifest: an interrupted process left it", identity)
+        log.info("Removed %s, an incomplete checkpoint of an interrupted process", identity)
 
 
 def record_of(removal: Removal) -> dict[str, Any]:
-    """Return a line of the record of removals."""
+    """Return a removal as a line for the run's record."""
     return {
         "time": now().isoformat(timespec="seconds"),
         "checkpoint": removal.manifest.name,

@@ -1,4 +1,4 @@
-"""The two halves of a commit, to this disk and from there to the artifact store, and the backlog between them."""
+"""Stages and uploads checkpoints, with a backlog in between."""
 
 import logging
 import threading
@@ -35,17 +35,17 @@ def stage(
     largest_file: int = LARGEST_FILE,
     stream: StreamedUpload | None = None,
 ) -> Manifest:
-    """Write a snapshot to the disk and return its manifest, completed with files and tensors.
+    """Write a snapshot to disk and return its complete manifest.
 
-    Where the artifacts are on this machine, this commits it.
+    If the artifact store is a folder on this machine, this commits the checkpoint.
 
     Args:
-        store: that the checkpoint is for.
+        store: receives the checkpoint.
         snapshot: of the state.
         manifest: without files and tensors.
-        extra: further small files.
-        require_lease: called last before the checkpoint gets its name; what it raises, this raises.
-        largest_file: bytes that a file of weights may have.
+        extra: additional small files.
+        require_lease: called right before the rename; its errors are raised.
+        largest_file: most bytes of a file, unless a single tensor is larger.
         stream: uploads the files while they are written. If ``None``, they are uploaded later.
 
     Raises:
@@ -53,9 +53,9 @@ def stage(
     """
     encoded = encode(snapshot, largest_file=largest_file)
     if store.spool is None:
-        raise StorageError("These checkpoints were opened to be read only.")
+        raise StorageError("These checkpoints were opened read-only.")
     files = (*encoded.files, *(EncodedFile.of(name, content) for name, content in extra.items()))
-    # What nobody reads from this disk soon goes past its cache: a checkpoint that stays here, or is sent from memory.
+    # The page cache is bypassed unless an upload reads the files soon: the checkpoint may stay here, or be sent from memory.
     streams = stream is not None and stream.begin(files)
     with store.spool.staging(manifest.id) as staging:
         for file in files:
@@ -80,17 +80,17 @@ def stage(
 
 
 class PartsMissing(StorageError):
-    """A sharded checkpoint of which other machines have not uploaded all their files."""
+    """A sharded checkpoint with files missing from other machines."""
 
 
 class Backlog:
-    """What one process has staged and still has to upload.
+    """The staged checkpoints that one process still has to upload.
 
     Args:
-        run: that the checkpoints belong to.
+        run: owns the checkpoints.
         reader: of the run's checkpoints.
-        policy: decides which of them are worth keeping.
-        gigabytes: how much may be staged, in units of 10**9 bytes.
+        policy: decides which of them are worth an upload.
+        gigabytes: most that may be staged, in units of 10**9 bytes.
     """
 
     def __init__(self, run: Run, reader: CheckpointReader, policy: Policy, gigabytes: float) -> None:
@@ -105,7 +105,7 @@ class Backlog:
 
     @property
     def newest(self) -> Manifest | None:
-        """The newest checkpoint that waits, if any does."""
+        """The newest waiting checkpoint, or ``None``."""
         with self._lock:
             return max(self._waiting.values(), key=lambda manifest: manifest.id.order, default=None)
 
@@ -116,7 +116,10 @@ class Backlog:
 
     @contextmanager
     def uploading(self, manifest: Manifest) -> Iterator[bool]:
-        """Protect a checkpoint from :meth:`trim` while it is uploaded; yields whether it still waits."""
+        """Protect a checkpoint from :meth:`trim` during its upload.
+
+        Yields whether it is still waiting.
+        """
         with self._lock:
             waits = manifest.id in self._waiting
             self._uploading = manifest.id if waits else None
@@ -126,16 +129,16 @@ class Backlog:
             self._uploading = None
 
     def committed(self, manifest: Manifest) -> None:
-        """Take a checkpoint that the store has off the backlog, and the older ones, which it supersedes."""
+        """Drop an uploaded checkpoint and all older ones."""
         with self._lock:
             self._waiting = {one: m for one, m in self._waiting.items() if one.order > manifest.id.order}
             self._committed = manifest.id.order
 
     def worth_uploading_before(self, manifest: Manifest) -> list[Manifest]:
-        """Return the staged checkpoints that have to be uploaded before a newer one, oldest first.
+        """Return staged checkpoints to upload first, oldest first.
 
-        These are what the policy would keep of them, and the best: an outage or a kill must not cost it. What is older than
-        a commit is never uploaded.
+        These are the ones that the policy would keep, and the best, which must survive an outage or a kill. A checkpoint older
+        than a commit is never uploaded.
         """
         waiting = [one for one in self._reader.store.staged() if self._committed < one.id.order < manifest.id.order]
         if not waiting:
@@ -154,7 +157,7 @@ class Backlog:
         return [one for one in waiting if one.id in wanted]
 
     def trim(self, newest: Manifest) -> None:
-        """Remove the least valuable staged checkpoints where all of them exceed the budget.
+        """Remove the least valuable staged checkpoints beyond the budget.
 
         The newest stays, and so does the checkpoint that the attempt continues from.
         """
@@ -162,7 +165,7 @@ class Backlog:
         if sum(manifest.size for manifest in staged) <= self._budget.gigabytes * 1e9:
             return
         keep = {newest.id, *newest.ancestry[-1:]}
-        # The context without pins: a server that does not answer is why staging is full.
+        # Without pins, because staging fills up while the server is unavailable.
         for removal in retention.plan(self._reader.notes.over(staged), self._budget, self._reader.notes.context, keep):
             manifest = removal.manifest
             with self._lock:
@@ -187,22 +190,23 @@ def publish(
     peers: Peers | None = None,
     sent: Collection[str] = (),
 ) -> None:
-    """Upload a staged checkpoint file by file, the manifest last; then drop earlier staged copies.
+    """Upload a staged checkpoint, its manifest last.
 
-    A store on this machine has it already. Of a sharded one each machine uploads what its processes have staged, data before
-    part files, and the manifest follows when the store has the parts of all.
+    Earlier staged copies are removed afterwards. Nothing is uploaded if the store is on this machine. Each machine uploads the
+    files that its processes have staged of a sharded checkpoint, data before part files; the manifest follows once the store
+    has the parts of all machines.
 
     Args:
         store: that receives the checkpoint.
         manifest: of the checkpoint.
-        backlog: earlier ones that go first: what is older than a commit is never uploaded.
-        require_lease: called before each manifest is uploaded; what it raises, this raises.
-        peers: the other processes of this training, where they upload their own files.
-        sent: names of files of this checkpoint that were uploaded while they were staged.
+        backlog: earlier checkpoints to upload first; none is uploaded after a newer commit.
+        require_lease: called before each manifest is uploaded; its errors are raised.
+        peers: the other processes of this training, if they upload their own files.
+        sent: names of this checkpoint's files that were uploaded while they were staged.
 
     Raises:
-        StorageError: the artifact store refuses, or does not answer for a while. The staged copy stays.
-        PartsMissing: other machines have not uploaded their files of it. The staged copy stays.
+        StorageError: the artifact store refuses or stays unavailable. The staged copy stays.
+        PartsMissing: other machines have not uploaded their files. The staged copy stays.
     """
     if store.artifacts.local_root is not None:
         return
@@ -214,7 +218,7 @@ def publish(
             ours = isinstance(error, StorageError) and not isinstance(error, PartsMissing)
             if ours and (error.__cause__ is None or is_transient(error.__cause__)):
                 raise
-            log.warning("Checkpoint %s could not be uploaded and is left out: %s", earlier.name, error)
+            log.warning("Checkpoint %s could not be uploaded and is skipped: %s", earlier.name, error)
     _upload(store, manifest, require_lease, peers, sent)
     for earlier in store.staged():
         if earlier.id.order < manifest.id.order:
@@ -222,7 +226,10 @@ def publish(
 
 
 def upload_again(store: CheckpointStore, manifest: Manifest, require_lease: Callable[[], None]) -> bool:
-    """Upload a checkpoint that an earlier process staged, where the store does not have it; return whether it has now."""
+    """Upload a checkpoint that an earlier process staged.
+
+    Returns whether the store has it now.
+    """
     if manifest.run_id != store.run_id or manifest.id not in {one.id for one in store.staged()}:
         return True
     try:
@@ -244,7 +251,7 @@ def _upload(
     staged, folder, manifest = store.place(manifest.id), f"{CHECKPOINTS}/{manifest.name}", store.named(manifest)
     peers = peers if peers is not None and peers.expects(manifest) else None
     data, parts = staged_files(staged, manifest, 0 if peers is not None else None)
-    # The data are checked right before the manifest is uploaded: another process may remove a folder that has none.
+    # Data are checked right before the manifest follows: another process may remove a folder without a manifest.
     for names in filter(None, (data, parts)):
         store.artifacts.upload_all([staged / name for name in names], folder, sent)
     if peers is not None:
@@ -257,32 +264,30 @@ def _upload(
 
 
 def _refuse_without_parts(store: CheckpointStore, manifest: Manifest) -> None:
-    """Refuse to commit a sharded checkpoint unless the store has every part, and every file that a part lists.
+    """Raise an error unless the store has every part's files.
 
     Raises:
-        PartsMissing: it does not; the message names the first files.
-        StorageError: the store has another part file than the one that was staged.
+        PartsMissing: files are missing; the message names the first ones.
+        StorageError: a part file in the store differs from the staged one.
     """
     folder = f"{CHECKPOINTS}/{manifest.name}"
-    there = {entry.name: entry.size for entry in store.artifacts.entries(folder)}
+    stored = {entry.name: entry.size for entry in store.artifacts.entries(folder)}
     wanted = {name: entry.size for name, entry in manifest.files.items()}
 
     def listed(name: str) -> dict[str, int]:
         content = store.artifacts.read(f"{folder}/{name}", manifest.files[name].size)
         if sha256_of(content) != manifest.files[name].sha256:
-            raise StorageError(
-                f"{name} of {manifest.name} has another SHA-256 in the artifact store than when it was staged."
-            )
+            raise StorageError(f"{name} of {manifest.name} has another SHA-256 in the artifact store than in staging.")
         return {file: entry.size for file, entry in Part.from_json(content, name).files.items()}
 
     try:
-        for files in in_parallel(listed, sorted(name for name in manifest.shards if name in there)):
+        for files in in_parallel(listed, sorted(name for name in manifest.shards if name in stored)):
             wanted |= files
     except DamagedCheckpoint as error:
         raise StorageError(f"{manifest.name} cannot be committed: {error}") from error
-    missing = sorted(name for name, size in wanted.items() if there.get(name) != size)
+    missing = sorted(name for name, size in wanted.items() if stored.get(name) != size)
     if missing:
         raise PartsMissing(
-            f"{manifest.name} is not complete in the artifact store: {shortened(missing, 3)} did not arrive. Expected the files "
+            f"{manifest.name} is incomplete in the artifact store: {shortened(missing, 3)} did not arrive. Expected the files "
             "of all machines that trained it. Try: mltrain sync on each of them"
         )

@@ -1,7 +1,4 @@
-"""Reading the checkpoints of a run: which there are, what was declared of them, which one a word means, loading it verified.
-
-It writes nothing.
-"""
+"""Finds and loads verified checkpoints. Writes nothing."""
 
 import json
 import logging
@@ -28,11 +25,11 @@ Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
 
 
 class CheckpointReader:
-    """The checkpoints of one run, to be read.
+    """The checkpoints of one run, read-only.
 
     Args:
-        store: where they are.
-        context: what best means.
+        store: holds the checkpoints.
+        context: defines which checkpoint is best.
         damaged: called with each damaged checkpoint. If ``None``, each is logged as a warning.
     """
 
@@ -42,19 +39,25 @@ class CheckpointReader:
         self._damaged = damaged
 
     def all(self) -> list[Manifest]:
-        """Return all committed checkpoints, oldest first, those of abandoned lines included."""
+        """Return all committed checkpoints, oldest first.
+
+        Abandoned lines are included.
+        """
         committed = self.store.manifests(damaged=self._damaged)
         newest = max((manifest.id.order for manifest in committed), default=(0, 0))
-        # Uploads are in order, so what is staged and older than the newest commit is there already, or was superseded.
+        # Uploads are in order, so a staged checkpoint older than the newest commit was uploaded or superseded.
         waiting = [one for one in self.store.staged() if one.id.order > newest and self.store.is_whole(one)]
         return self.notes.over(committed + sorted(waiting, key=lambda manifest: manifest.id.order))
 
     def matching(self, which: str) -> list[Manifest]:
-        """Return the checkpoints that a word may mean, the first choice first; see :func:`matching`."""
+        """Return the checkpoints that a selector matches; see :func:`matching`."""
         return matching(self.all(), which, self.notes.context)
 
     def newest(self) -> Manifest | None:
-        """Return the checkpoint that ``latest`` means, if there is one, and read no manifest of an older one."""
+        """Return the checkpoint that ``latest`` selects, or ``None``.
+
+        Reads no manifest of an older checkpoint.
+        """
         staged = [one for one in self.store.staged() if self.store.is_whole(one)]
         for identity in self.store.names():
             try:
@@ -69,7 +72,10 @@ class CheckpointReader:
         return next(iter(self.notes.over([found]))) if found is not None else None
 
     def choices(self, which: str) -> Iterator[Manifest]:
-        """Yield what :meth:`matching` returns; after the first ``latest`` the others are read when they are asked for."""
+        """Yield the checkpoints of :meth:`matching` lazily.
+
+        The older matches of ``latest`` are read only when they are requested.
+        """
         if which != "latest":
             yield from self.matching(which)
             return
@@ -79,10 +85,12 @@ class CheckpointReader:
             yield from (manifest for manifest in self.matching(which) if manifest.id != first.id)
 
     def load(self, which: str = "latest", device: "torch.device | None" = None) -> tuple[Manifest, dict[str, Any]]:
-        """Load a checkpoint, verified; of a damaged ``latest`` or ``best``, the one before it.
+        """Load a checkpoint, verified.
+
+        If the newest match of ``latest`` or ``best`` is damaged, the next match is loaded.
 
         Raises:
-            NoCheckpoint: the word matches no checkpoint (the message lists those of the run), or every match is damaged.
+            NoCheckpoint: no checkpoint matches (the message lists the run's checkpoints), or every match is damaged.
         """
         found = self.find(which, device)
         if found is None:
@@ -92,7 +100,7 @@ class CheckpointReader:
     def find(
         self, which: str = "latest", device: "torch.device | None" = None
     ) -> tuple[Manifest, dict[str, Any]] | None:
-        """Load a checkpoint as :meth:`load` does; return ``None`` where the word matches none."""
+        """Load as :meth:`load`, or return ``None`` without a match."""
         choices = self.choices(which)
         first = next(choices, None)
         if first is None:
@@ -106,16 +114,16 @@ class CheckpointReader:
         which: str = "latest",
         read: "Callable[[CheckpointStore, Manifest], Configured] | None" = None,
     ) -> "tuple[Manifest, Configured]":
-        """Load a checkpoint with its configuration, both verified before it is chosen; see :meth:`load`.
+        """Load a checkpoint with its configuration, both verified.
 
-        One without a configuration is passed over, unless it was imported.
+        See :meth:`load`. A checkpoint without a configuration is skipped unless it was imported.
 
         Args:
             which: see :meth:`load`.
-            read: reads a checkpoint, verified. If ``None``, :func:`configured`.
+            read: reads a checkpoint, verified. If ``None``, :func:`configured` does.
 
         Raises:
-            NoCheckpoint: no checkpoint matches, or no match is intact and has a configuration.
+            NoCheckpoint: no checkpoint matches, or no match is intact with a configuration.
         """
         passed_over = 0
 
@@ -126,7 +134,7 @@ class CheckpointReader:
                     yield manifest
                 else:
                     passed_over += 1
-                    log.warning("Checkpoint %s has no %s: mltrain train did not write it.", manifest.name, PARAMS)
+                    log.warning("Checkpoint %s has no %s, so mltrain train did not write it.", manifest.name, PARAMS)
 
         choices = usable()
         first = next(choices, None)
@@ -142,7 +150,9 @@ class CheckpointReader:
     def first_intact(
         self, candidates: Sequence[Manifest], only: Callable[[str], bool]
     ) -> tuple[Manifest, dict[str, bytearray]]:
-        """Return the first of the candidates whose files (those that ``only`` wants) are intact, with these files.
+        """Return the first intact candidate with its wanted files.
+
+        Only the files that ``only`` accepts are read and verified.
 
         Raises:
             NoCheckpoint: every candidate is damaged.
@@ -150,10 +160,10 @@ class CheckpointReader:
         return first_usable(self.store, candidates, lambda one: self.store.fetch(one, only=only))
 
     def first(self, which: str) -> Manifest:
-        """Return the manifest of the first choice, unverified.
+        """Return the first match's manifest, without verifying its files.
 
         Raises:
-            NoCheckpoint: the word matches no checkpoint; the message lists those of the run.
+            NoCheckpoint: no checkpoint matches; the message lists the run's checkpoints.
         """
         candidates = self.matching(which)
         if not candidates:
@@ -161,20 +171,23 @@ class CheckpointReader:
         return candidates[0]
 
     def no_match_message(self, which: str) -> str:
-        """Say that there is no such checkpoint, and which there are."""
+        """Return the message for a selector without a match.
+
+        It lists the checkpoints that exist.
+        """
         manifests = self.all()
-        there = ", ".join(f"{m.title} ({m.name})" for m in manifests[-20:]) or "none at all"
-        return f"{self.store.title[0].upper()}{self.store.title[1:]} has no checkpoint {which!r}. There are: {there}."
+        known = ", ".join(f"{m.title} ({m.name})" for m in manifests[-20:]) or "none"
+        return f"{self.store.title[0].upper()}{self.store.title[1:]} has no checkpoint {which!r}. Existing checkpoints: {known}."
 
 
 def matching(manifests: Sequence[Manifest], which: str, context: Context) -> list[Manifest]:
-    """Return the checkpoints that a word may mean, the first choice first.
+    """Return the checkpoints that a selector matches, best match first.
 
-    ``latest``, ``best`` and ``interrupted`` look at the current line; ``epoch:N`` and ``step:N`` prefer it; a name finds
-    abandoned ones too.
+    ``latest``, ``best`` and ``interrupted`` search the current line, ``epoch:N`` and ``step:N`` prefer it, and a name also
+    finds abandoned checkpoints.
 
     Raises:
-        UsageError: the word is none of these.
+        UsageError: the selector has none of these forms.
     """
     line = current_line(manifests)[::-1]
     if which == "latest":
@@ -192,29 +205,31 @@ def matching(manifests: Sequence[Manifest], which: str, context: Context) -> lis
             return [manifest for manifest in newest_first if manifest.step == int(number)]
         return [m for m in newest_first if m.kind in ("epoch", "imported") and m.epoch == int(number)]
     raise UsageError(
-        f"{which!r:.80} does not name a checkpoint: latest, best, interrupted, epoch:N, step:N or a name such as "
-        "step-000000420-a01 was expected."
+        f"{which!r:.80} does not name a checkpoint. Expected latest, best, interrupted, epoch:N, step:N or a name such as "
+        "step-000000420-a01."
     )
 
 
 Configured = tuple[dict[str, Any], Mapping[str, Any] | None]
-"""The parts of a checkpoint, and its configuration."""
+"""The parts of a checkpoint and its configuration."""
 
 
 def configured(
     store: CheckpointStore, manifest: Manifest, absent: "Mapping[str, torch.Tensor] | None" = None
 ) -> Configured:
-    """Return the parts of a checkpoint and its configuration, both verified; None where it has no configuration.
+    """Return a checkpoint's parts and configuration, both verified.
+
+    The configuration is ``None`` if the checkpoint has none.
 
     Args:
-        store: that holds it.
+        store: holds the checkpoint.
         manifest: of the checkpoint.
-        absent: for each sharded tensor what stands for it. If ``None``, the whole tensor.
+        absent: a replacement for each sharded tensor. If ``None``, sharded tensors are reassembled.
 
     Raises:
-        DamagedCheckpoint: it is not what was committed, or its configuration is none.
+        DamagedCheckpoint: it differs from its commit, or its configuration is not a mapping.
     """
-    from mltrain.checkpoint.codec import decode  # torch takes seconds, and listing checkpoints needs none of it
+    from mltrain.checkpoint.codec import decode  # imports torch, which takes seconds; listing checkpoints does without
 
     if absent is None:
         return store.load(manifest), configuration(store, manifest)
@@ -223,10 +238,12 @@ def configured(
 
 
 def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, Any] | None:
-    """Return the configuration of a checkpoint, verified, without its weights; ``None`` where it has none.
+    """Return a checkpoint's configuration, verified, without reading its weights.
+
+    Returns ``None`` if it has none.
 
     Raises:
-        DamagedCheckpoint: it is not what was committed.
+        DamagedCheckpoint: it differs from its commit.
     """
     content = store.fetch(manifest, only=PARAMS.__eq__).get(PARAMS)
     try:
@@ -234,7 +251,7 @@ def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, An
     except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} is not valid JSON: {error}") from None
     if not isinstance(params, Mapping | None):
-        raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} holds a {type(params).__name__}, not a configuration.")
+        raise DamagedCheckpoint(f"{PARAMS} of {manifest.name} holds a {type(params).__name__}. Expected a mapping.")
     return params
 
 
@@ -244,16 +261,18 @@ def first_usable(
     read: Callable[[Manifest], R],
     damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
 ) -> tuple[Manifest, R]:
-    """Return the first of the candidates that can be read, with what was read; report each that cannot.
+    """Return the first readable candidate and its content.
+
+    Each damaged candidate is reported.
 
     Args:
-        store: that holds them.
-        candidates: the first choice first.
-        read: reads all that the caller wants of one, verified.
-        damaged: called with each that is not intact; if ``None``, it is logged.
+        store: holds the candidates.
+        candidates: the best match first.
+        read: reads the content that the caller wants, verified.
+        damaged: called with each damaged candidate. If ``None``, each is logged as a warning.
 
     Raises:
-        NoCheckpoint: none can.
+        NoCheckpoint: every candidate is damaged.
     """
     tried = 0
     for manifest in candidates:
@@ -262,4 +281,4 @@ def first_usable(
             return manifest, read(manifest)
         except DamagedCheckpoint as error:
             (damaged or warn_damaged)(manifest.id, error)
-    raise NoCheckpoint(f"None of the {tried} checkpoints asked for of {store.title} is usable. {store.remedy}")
+    raise NoCheckpoint(f"None of the {tried} matching checkpoints of {store.title} is usable. {store.remedy}")

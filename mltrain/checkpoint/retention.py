@@ -1,4 +1,7 @@
-"""Which checkpoints stay: policies are values that choose, and what :func:`protected` names stays whatever they choose."""
+"""Retention: which checkpoints stay.
+
+Policies are values that choose checkpoints; those of :func:`protected` stay regardless.
+"""
 
 import inspect
 import math
@@ -16,9 +19,10 @@ _BUILT_IN = "mltrain.checkpoint.policies"
 
 @dataclass(frozen=True)
 class Context:
-    """What a policy may ask besides the manifests: the time, pins (identity to reason), and what best means.
+    """The facts a policy may use besides the manifests.
 
-    ``declared`` is the checkpoint that the caller called the best after it had been written, if there is one.
+    These are the time, the pins (identity to reason) and the best metric. ``declared`` is the newest checkpoint that was
+    declared best after its save, or ``None``.
     """
 
     now: datetime
@@ -29,48 +33,58 @@ class Context:
 
 
 class Policy(ABC):
-    """Answers which checkpoints to keep; a class of your own is used as those of :mod:`mltrain.checkpoint.policies` are.
+    """Chooses the checkpoints to keep.
 
-    Policies join with ``|`` and ``&``. The text of a policy, ``str(policy)``, is recorded with the run and read by
-    :func:`mltrain.checkpoint.policies.parse`, so a policy is a value: make its class a frozen dataclass, whose fields are
-    numbers, texts or policies. A class is known by its name from when it is defined; ``mltrain prune``, which does not import
-    your code, finds it where your package has an entry point of that name in the group ``mltrain.policies``.
+    Subclass it to define your own; see :mod:`mltrain.checkpoint.policies` for examples.
+
+    Policies combine with ``|`` and ``&``. The run records the text of its policy, ``str(policy)``, and
+    :func:`mltrain.checkpoint.policies.parse` reads it back, so a policy must be a value: make its class a frozen dataclass with
+    numbers, strings or policies as fields. A class is known by its name once it is defined. ``mltrain prune`` does not import
+    your code; it finds the class through an entry point of that name in the group ``mltrain.policies``.
     """
 
     known: ClassVar[dict[str, type["Policy"]]] = {}
-    """All policies that a text may name."""
+    """All policies by name, for parsing."""
     example: ClassVar[str] = ""
-    """How a person writes the policy; for messages."""
+    """How to write the policy, for error messages."""
 
     def __init_subclass__(cls, *, named: bool = True) -> None:
         super().__init_subclass__()
         before = Policy.known.get(cls.__name__)
-        if named and (before is None or before.__module__ != _BUILT_IN):  # what is recorded must keep its meaning
+        if named and (before is None or before.__module__ != _BUILT_IN):  # recorded policies must keep their meaning
             Policy.known[cls.__name__] = cls
 
     @abstractmethod
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
-        """Return the identities to keep; ``manifests`` are those of the current line, oldest first."""
+        """Return the identities to keep.
+
+        Args:
+            manifests: of the current line, oldest first.
+            context: see :class:`Context`.
+        """
 
     @classmethod
     def from_arguments(cls, *positional: Any, **named: Any) -> Self:
-        """Return the policy that a text spells with these arguments."""
+        """Return the policy for arguments parsed from text."""
         return cls(*positional, **named)
 
     def named_metrics(self) -> frozenset[str]:
-        """Return the metrics that the policy needs, by default those of the policies it is made of."""
+        """Return the metrics that the policy needs.
+
+        By default these are the metrics of the policies among its fields.
+        """
         inner = [one for value in vars(self).values() for one in (value if isinstance(value, tuple) else (value,))]
         return frozenset().union(*(metrics_of(one) for one in inner))
 
     def __or__(self, other: "Policy") -> "Policy":
-        """Keep what either keeps."""
+        """Keep the checkpoints that either policy keeps."""
         return Union((*_members(self, Union), *_members(other, Union)))
 
     def __ror__(self, other: "Policy") -> "Policy":
         return Union((*_members(other, Union), *_members(self, Union)))
 
     def __and__(self, other: "Policy") -> "Policy":
-        """Keep what both keep."""
+        """Keep the checkpoints that both policies keep."""
         return Intersection((*_members(self, Intersection), *_members(other, Intersection)))
 
     def __rand__(self, other: "Policy") -> "Policy":
@@ -91,13 +105,13 @@ def metrics_of(policy: Any) -> frozenset[str]:
 
 
 def _members(policy: Policy, join: "type[Union | Intersection]") -> tuple[Policy, ...]:
-    """Return the members of a join of this kind, so that however a join came about, equal ones are equal."""
+    """Return a combination's members, so that equal combinations compare equal."""
     return policy.policies if isinstance(policy, join) else (policy,)
 
 
 @dataclass(frozen=True)
 class Union(Policy, named=False):
-    """Keeps what any of its policies keeps."""
+    """Keeps the checkpoints that any of its policies keeps."""
 
     policies: tuple[Policy, ...]
 
@@ -111,7 +125,7 @@ class Union(Policy, named=False):
 
 @dataclass(frozen=True)
 class Intersection(Policy, named=False):
-    """Keeps what all of its policies keep."""
+    """Keeps the checkpoints that all of its policies keep."""
 
     policies: tuple[Policy, ...]
 
@@ -125,14 +139,20 @@ class Intersection(Policy, named=False):
 
 
 def by_metric(manifests: Iterable[Manifest], metric: str, mode: Mode) -> list[Manifest]:
-    """Return the checkpoints at whose step a metric was finite, the best first; of equal ones the older first."""
+    """Return the checkpoints with a finite metric, best first.
+
+    Of equal ones the older comes first.
+    """
     measured = [m for m in manifests if math.isfinite(m.metrics.get(metric, math.nan))]
     sign = 1.0 if mode == "min" else -1.0
     return sorted(measured, key=lambda m: (sign * m.metrics[metric], m.id.order))
 
 
 def ranked(manifests: Iterable[Manifest], context: Context) -> list[Manifest]:
-    """Return those that can be best, the best first: declared ones, the latest first, then by the run's best metric."""
+    """Return the checkpoints that can be best, best first.
+
+    Declared ones come first, the latest of them leading, then the others by the run's best metric.
+    """
     manifests = list(manifests)
     declared = [m for m in manifests if m.best or m.id == context.declared]
     others = [m for m in manifests if m not in declared]
@@ -140,7 +160,7 @@ def ranked(manifests: Iterable[Manifest], context: Context) -> list[Manifest]:
 
 
 def best_of(manifests: Iterable[Manifest], context: Context) -> Manifest | None:
-    """Return the best checkpoint, or ``None`` if none was declared or measured."""
+    """Return the best checkpoint, or ``None`` without a candidate."""
     return next(iter(ranked(manifests, context)), None)
 
 
@@ -151,13 +171,13 @@ def protected(
     resumed_from: CheckpointId | None,
     in_use: Collection[CheckpointId],
 ) -> dict[CheckpointId, str]:
-    """Return what no policy may remove, with the reason.
+    """Return the checkpoints that no policy may remove, with reasons.
 
     Args:
         manifests: all committed checkpoints of the run.
-        context: pins, and what best means.
-        resumed_from: where an attempt began that has no verified commit of its own yet.
-        in_use: branch points of other runs, sources of registered model versions.
+        context: the pins and the best metric.
+        resumed_from: the start of an attempt that has no commit of its own yet.
+        in_use: sources of forked runs and registered model versions.
     """
     reasons: dict[CheckpointId, str] = {}
     line = current_line(manifests)
@@ -168,14 +188,14 @@ def protected(
         reasons[line[-1].id] = "the newest"
     if resumed_from is not None:
         reasons.setdefault(resumed_from, "resumed from")
-    reasons |= dict.fromkeys(in_use, "in use by a branch or a registered model")
+    reasons |= dict.fromkeys(in_use, "in use by a fork or a registered model")
     reasons |= {identity: f"pinned: {reason}" if reason else "pinned" for identity, reason in context.pins.items()}
     return reasons
 
 
 @dataclass(frozen=True)
 class Removal:
-    """A checkpoint that may go, and the rule by which."""
+    """A checkpoint to remove and the rule that removes it."""
 
     manifest: Manifest
     rule: str
@@ -184,11 +204,14 @@ class Removal:
 def plan(
     manifests: Sequence[Manifest], policy: Policy, context: Context, keep_anyway: Collection[CheckpointId]
 ) -> list[Removal]:
-    """Return what to remove, in this order: abandoned lines, superseded interruptions, what the policy does not keep."""
+    """Return the checkpoints to remove, in order.
+
+    Abandoned lines come first, then superseded interruptions, then checkpoints that the policy does not keep.
+    """
     line = current_line(manifests)
     on_line = {manifest.id for manifest in line}
     abandoned = [m for m in manifests if m.id not in on_line and m.id not in keep_anyway]
-    # An interrupted checkpoint is used once: a later commit on its line supersedes it.
+    # An interrupted checkpoint serves one resume: a later commit on its line supersedes it.
     superseded = [m for m in line[:-1] if m.kind == "interrupted" and m.id not in keep_anyway]
     gone = {manifest.id for manifest in superseded}
     rest = [manifest for manifest in line if manifest.id not in gone]

@@ -1,4 +1,4 @@
-"""How the checkpoints of a run are kept, as the caller asks for it, checked."""
+"""Checked settings for the checkpoints of a run."""
 
 import math
 import os
@@ -16,16 +16,16 @@ DEFAULT_METRIC = "val/loss"
 
 @dataclass(frozen=True)
 class Settings:
-    """How the checkpoints of a run are kept.
+    """Settings for the checkpoints of a run.
 
     Attributes:
-        policy: decides which ones stay.
-        metric: decides which one is best, where the caller does not declare it.
-        mode: whether less (``min``) or more (``max``) of it is better.
-        staging_gigabytes: how much may wait on this disk for another artifact store, in units of 10**9 bytes.
+        policy: decides which checkpoints stay.
+        metric: decides which checkpoint is best unless the caller declares one.
+        mode: whether a smaller (``min``) or a larger (``max``) value of the metric is better.
+        staging_gigabytes: most that may wait on this disk for upload, in units of 10**9 bytes.
 
     Raises:
-        UsageError: one of them is invalid.
+        UsageError: a setting is invalid.
     """
 
     policy: Policy
@@ -44,10 +44,10 @@ class Settings:
 
 
 def newest_and_best(max_to_keep: int) -> Policy:
-    """Return the policy that keeps the newest checkpoints and the best one.
+    """Return a policy for the newest checkpoints and the best.
 
     Raises:
-        UsageError: it is no count.
+        UsageError: ``max_to_keep`` is not a positive whole number.
     """
     is_count = type(max_to_keep) is int and max_to_keep >= 1
     refuse_unless(is_count, "max_to_keep", max_to_keep, "a whole number of at least 1")
@@ -57,14 +57,16 @@ def newest_and_best(max_to_keep: int) -> Policy:
 def run_or_folder(
     run: str | Path | Run | None, save_dir: str | os.PathLike[str] | None
 ) -> tuple[str | Run | None, Path | None]:
-    """Return which run the checkpoints are artifacts of, if the caller says so, or which folder holds them.
+    """Return the run that owns the checkpoints, or their folder.
+
+    Both are ``None`` if the caller names neither.
 
     Args:
-        run: the id of a run, an open run, or a folder (a ``Path``, or a text with a slash).
+        run: the id of a run, an open run, or a folder (a ``Path``, or a string with a slash).
         save_dir: a folder.
 
     Raises:
-        UsageError: they are neither, or both.
+        UsageError: an argument is invalid, or both a run and a folder are given.
     """
     if isinstance(run, Path) or (isinstance(run, str) and ("/" in run or os.sep in run)):
         refuse_unless(save_dir is None, "run", str(run), "the id of a run, or save_dir= alone")
@@ -77,10 +79,10 @@ def run_or_folder(
 
 
 def refuse_unless(valid: bool, name: str, value: Any, expected: str) -> None:
-    """Refuse an argument that is invalid.
+    """Raise an error for an invalid argument.
 
     Raises:
-        UsageError: it is.
+        UsageError: ``valid`` is false.
     """
     if not valid:
         raise UsageError(f"{name}={value!r:.80} is invalid. Expected {expected}.")

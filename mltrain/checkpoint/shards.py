@@ -1,8 +1,8 @@
-"""Sharded checkpoints: the files that each rank writes, and the whole files that they stand for.
+"""Sharded checkpoints: per-rank files and their reassembly.
 
 Every rank writes its pieces of tensors as safetensors files, and a part file that lists them with their digests. The manifest
-names the part files only, so it stays small however many ranks there are. The headers say where a piece lies in the way of
-torch.distributed.checkpoint (``DCP_SHARDING_INFO``), so its ``HuggingFaceStorageReader`` reads the weights as well.
+names only the part files, so it stays small for any number of ranks. The safetensors headers hold the offset of each piece as
+torch.distributed.checkpoint writes it (``DCP_SHARDING_INFO``), so its ``HuggingFaceStorageReader`` reads the weights as well.
 """
 
 import json
@@ -22,41 +22,41 @@ from mltrain.errors import DamagedCheckpoint
 from mltrain.store.durable import write_file
 
 Read = Callable[[str, FileEntry], bytearray]
-"""Returns the content of a file of the checkpoint, verified against its entry."""
+"""Returns the content of a checkpoint file, verified against its entry."""
 
 
 def part_name(rank: int) -> str:
-    """Return the name of the part file of a rank."""
+    """Return the name of a rank's part file."""
     return f"part-r{rank:05d}.json"
 
 
 class Part(BaseModel):
-    """What one rank has written: its files with their digests, and the piece of each tensor in them."""
+    """The files that one rank wrote, and their tensor pieces."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     rank: Annotated[int, Field(ge=0, strict=True)]
     weights: str | None
-    """The name of the part of the state that is a model's weights: without it tensors are named in files of the model."""
+    """Name of the model's weights in the state; the model's files name tensors without this prefix."""
     files: dict[FileName, FileEntry]
     pieces: dict[str, TensorEntry]
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Total bytes of its files."""
         return sum(entry.size for entry in self.files.values())
 
     def key(self, name: str) -> str:
-        """Return what a tensor is called in its file."""
+        """Return a tensor's name in its file."""
         return _key(name, self.pieces[name].file, self.weights)
 
     @classmethod
     def from_json(cls, content: bytes | bytearray, name: str) -> Self:
-        """Read a part file, whose digest the caller has verified.
+        """Parse a part file whose digest was verified.
 
         Raises:
-            DamagedCheckpoint: it is none.
+            DamagedCheckpoint: it is not a valid part file.
         """
         try:
             part = cls.model_validate_json(bytes(content))
@@ -64,14 +64,14 @@ class Part(BaseModel):
             raise DamagedCheckpoint(f"{name} is not as it was written: {error.errors()[0]['msg']}") from None
         if any(one.file not in part.files or not _lies_within(one) for one in part.pieces.values()):
             raise DamagedCheckpoint(
-                f"{name} is not as it was written: a piece lies in no file of it, or beyond its tensor."
+                f"{name} is not as it was written: a piece is in an unlisted file or outside its tensor."
             )
         return part
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a tensor in host memory: where it begins in the whole, and the whole's shape."""
+    """A tensor piece in host memory, with its position."""
 
     tensor: Tensor
     offsets: tuple[int, ...]
@@ -81,7 +81,9 @@ class Piece:
 def write_part(
     folder: Path, rank: int, pieces: Mapping[str, Piece], weights: str | None, largest_file: int = LARGEST_FILE
 ) -> tuple[str, FileEntry, int]:
-    """Write the pieces of a rank into a folder, and last its part file; return that file's name and entry, and all bytes.
+    """Write a rank's pieces, then the part file listing them.
+
+    Returns the part file's name and entry, and the total bytes of the pieces' files.
 
     Raises:
         StorageError: the disk refuses.
@@ -112,12 +114,12 @@ def write_part(
 
 
 def staged_files(folder: Path, manifest: Manifest, rank: int | None = None) -> tuple[list[str], list[str]]:
-    """Return which files of a checkpoint a machine uploads, and which part files after them.
+    """Return a machine's staged files: data, then part files.
 
     Args:
-        folder: where the ranks of one machine have staged it.
+        folder: where the ranks of one machine have staged the checkpoint.
         manifest: of the checkpoint.
-        rank: whose pieces are meant. If ``None``, those of all ranks.
+        rank: selects the pieces of one rank. If ``None``, those of all ranks.
 
     Raises:
         DamagedCheckpoint: a part file is not as it was written.
@@ -133,19 +135,21 @@ def staged_files(folder: Path, manifest: Manifest, rank: int | None = None) -> t
 
 
 class Assembly:
-    """The whole tensors of a sharded checkpoint, and the files that a single process would have written.
+    """Reassembles the whole tensors of a sharded checkpoint.
+
+    Its files are those that a single process would have written.
 
     Args:
         manifest: of the checkpoint.
-        read: reads its files, verified.
+        read: reads the checkpoint's files, verified.
 
     Attributes:
-        parts: what each rank has written, by rank.
-        weights: the name of the part of the state that is a model's weights, if there is one.
-        tensors: each sharded tensor without data: its shape and dtype.
+        parts: the part of each rank, in the order of ranks.
+        weights: the name of the model's weights in the state, or ``None``.
+        tensors: each sharded tensor on the meta device, with its shape and dtype.
 
     Raises:
-        DamagedCheckpoint: a part file is missing or damaged, or the pieces do not make up their tensors.
+        DamagedCheckpoint: a part file is missing or damaged, or the pieces do not fill their tensors.
     """
 
     def __init__(self, manifest: Manifest, read: Read) -> None:
@@ -161,36 +165,42 @@ class Assembly:
                 if whole is None:
                     whole = self.tensors[name] = _without_data(one.dtype, one.global_shape or ())
                 if (tuple(whole.shape), whole.dtype) != (one.global_shape or (), getattr(torch, one.dtype)):
-                    raise DamagedCheckpoint(f"{manifest.name}: the pieces of {name} are of different tensors.")
+                    raise DamagedCheckpoint(f"{manifest.name}: the pieces of {name} belong to different tensors.")
                 found[name] = found.get(name, 0) + _numel(one.shape)
         lacking = [name for name, whole in self.tensors.items() if found[name] != whole.numel()]
         if lacking:
-            raise DamagedCheckpoint(f"{manifest.name}: the pieces of {lacking[0]} do not make up the whole tensor.")
+            raise DamagedCheckpoint(f"{manifest.name}: the pieces of {lacking[0]} do not fill the whole tensor.")
         self._wholes = dict(self._laid_out())
 
     def read(self, name: str, entry: FileEntry) -> bytearray:
-        """Return the content of a file, verified: what :meth:`hold` has read, once, else it is read now."""
+        """Return a file's verified content.
+
+        Content kept by :meth:`hold` is returned once; the next call reads the file again.
+        """
         held = self._held.pop(name, None)
         return held if held is not None else self._read(name, entry)
 
     def hold(self, name: str, entry: FileEntry) -> None:
-        """Read a file, verified, and keep it in memory for the next :meth:`read` of it."""
+        """Read a verified file into memory for the next :meth:`read`."""
         self._held[name] = self._read(name, entry)
 
     def release(self) -> None:
-        """Free the memory of what :meth:`hold` has read."""
+        """Free the memory taken by :meth:`hold`."""
         self._held.clear()
 
     def files(self) -> dict[str, FileEntry]:
-        """Return the files of pieces, of all parts."""
+        """Return the files that hold pieces, of all parts."""
         return {name: entry for part in self.parts for name, entry in part.files.items()}
 
     def sizes(self) -> dict[str, int]:
-        """Return the sizes in bytes of the whole files, by name."""
+        """Return the whole files' sizes in bytes, by name."""
         return {name: tensor_file.size_of(tensors, self._metadata(name)) for name, tensors in self._wholes.items()}
 
     def content(self, name: str) -> bytearray:
-        """Return the content of a whole file; beside it, one file of pieces is in memory at a time."""
+        """Return the content of a whole file.
+
+        One file of pieces at a time is in memory in addition.
+        """
         content, views = tensor_file.blank(self._wholes[name], self._metadata(name))
         own = {key: entry for key, entry in self._manifest.tensors.items() if self._key(key, name) in views}
         for file in sorted({entry.file for entry in own.values() if _stem(entry.file) == _stem(name)}):
@@ -240,7 +250,7 @@ def _key(name: str, file: str, weights: str | None) -> str:
 def _without_data(dtype: str, shape: Sequence[int]) -> Tensor:
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
-        raise DamagedCheckpoint(f"A tensor is of dtype {dtype!r:.40}, which torch does not have.")
+        raise DamagedCheckpoint(f"A tensor is of dtype {dtype!r:.40}, which torch does not know.")
     return torch.empty(tuple(shape), dtype=found, device="meta")
 
 

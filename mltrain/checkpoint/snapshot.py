@@ -1,8 +1,8 @@
-"""A copy of a training's state in host memory, taken at a step boundary.
+"""Copies the training state to host memory.
 
-Where the step allows it, large parameters and optimizer state are copied later: see :mod:`mltrain.checkpoint.late_copy`.
-Everything else is copied at the boundary: a forward in training mode already changes the buffers of batch norm and the
-generators of random numbers.
+Copies are taken at a step boundary. Large parameters and optimizer state may be copied later: see
+:mod:`mltrain.checkpoint.late_copy`. Everything else is copied at the boundary, because a forward in training mode already
+changes batch norm buffers and random generators.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,20 +17,22 @@ from mltrain.checkpoint.ports import Pieces
 from mltrain.checkpoint.pytree import flatten, is_sharded
 
 WEIGHTS_NAMES = ("model", "model_state_dict", "state_dict", "net", "weights")
-"""A part of one of these names that maps names to tensors is a model's weights."""
+"""Names under which a state's mapping of tensors counts as a model's weights."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a state on the host, taken at a step boundary. Nothing that the training does changes it any more.
+    """A copy of a state on the host.
+
+    It is taken at a step boundary, and training does not change it any more.
 
     Attributes:
         tree: the state as JSON values, in which tensors are references (see :mod:`mltrain.checkpoint.pytree`).
-        tensors: name to tensor; all on the CPU, none shares memory with a live one. Complete when the rest is.
-        weights: the name of the part that is a model's weights, if there is one.
+        tensors: name to tensor; all on the CPU and separate from the live ones. Complete once ``rest`` is.
+        weights: the name of the part that is a model's weights, or ``None``.
         parts: the names of all parts.
-        rest: what is still to be copied.
-        pieces: the tensors of which each of several processes holds a piece. If ``None``, all tensors are whole.
+        rest: the copies still to be made.
+        pieces: this process's pieces of sharded tensors. If ``None``, all tensors are whole.
     """
 
     tree: Any
@@ -42,21 +44,23 @@ class Snapshot:
 
     @property
     def held(self) -> Mapping[str, Tensor]:
-        """What this process holds of every tensor: all of it, or a piece."""
+        """All tensors or pieces of tensors in this process."""
         return self.tensors if self.pieces is None else {**self.tensors, **self.pieces.own}
 
     def end(self) -> None:
-        """Let other processes that hold pieces know that this snapshot is not written again."""
+        """Tell the peers that this snapshot is finished."""
         if self.pieces is not None:
             self.pieces.end()
 
 
 class ShardedState(dict[str, Any]):
-    """A state with sharded tensors, of which all processes take a snapshot at the same time.
+    """A state with sharded tensors.
+
+    All processes take a snapshot of it at the same time.
 
     Args:
         state: names to tensors and plain values.
-        take: copies the pieces of this process; called with the sharded tensors, and the name of the part that is a model's
+        take: copies this process's pieces; called with the sharded tensors and the name of the part that is a model's
             weights.
     """
 
@@ -66,14 +70,14 @@ class ShardedState(dict[str, Any]):
 
 
 def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
-    """Copy a nesting of tensors and plain values into host buffers.
+    """Copy nested tensors and plain values into host buffers.
 
     Args:
-        state: names to tensors and plain values; of a :class:`LateState` a part may be copied later than now.
-        buffers: that it is copied into.
+        state: names to tensors and plain values; a :class:`LateState` is partly copied later.
+        buffers: receive the copies.
 
     Raises:
-        UnsupportedValue: something is neither; the message names the path to it. Nothing has been copied then.
+        UnsupportedValue: a value is of another kind; the message names the path to it. Nothing has been copied then.
     """
     weights = weights_of(state)
     flat = flatten(state, weights, sharded=isinstance(state, ShardedState))
@@ -90,7 +94,7 @@ def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
 
 
 def prepare(state: Mapping[str, Any], buffers: HostBuffers) -> None:
-    """Take memory in the background for the snapshots of states like this one.
+    """Allocate memory for later snapshots in the background.
 
     Raises:
         UnsupportedValue: as for :func:`snapshot`.
@@ -99,7 +103,10 @@ def prepare(state: Mapping[str, Any], buffers: HostBuffers) -> None:
 
 
 def weights_of(state: Mapping[str, Any]) -> str | None:
-    """Return the name of the part of a state that is a model's weights, if there is one."""
+    """Return the name of the model's weights in a state.
+
+    Returns ``None`` if no part is one.
+    """
     return next((name for name in WEIGHTS_NAMES if _is_weights(state.get(name))), None)
 
 

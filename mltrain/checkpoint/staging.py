@@ -1,8 +1,8 @@
-"""Local staging: a checkpoint is written here, made durable, and renamed into place.
+"""Local staging: write a checkpoint, flush it, rename it.
 
-It is staged in a folder with a name of its own (``step-…-a….<random>.tmp``), the manifest is written last, and the folder gets
-its name when all is flushed. Whatever instant the power fails, there is either the complete checkpoint or something that
-does not look like one.
+The files go to a folder with a temporary name (``step-…-a….<random>.tmp``), the manifest last, and the folder gets its final
+name once everything is flushed. A power failure at any moment leaves either the complete checkpoint or a folder that is not
+taken for one.
 """
 
 import secrets
@@ -18,10 +18,10 @@ from mltrain.store.removal import discard_staged, is_half_staged
 
 
 class Spool:
-    """A folder for staged checkpoints of one run.
+    """The folder with the staged checkpoints of one run.
 
     Raises:
-        StorageError: the folder cannot be made or written to.
+        StorageError: the folder cannot be created or written to.
     """
 
     def __init__(self, root: Path) -> None:
@@ -33,25 +33,31 @@ class Spool:
         return Staging(self.root / f"{identity.name}.{secrets.token_hex(4)}.tmp")
 
     def complete(self) -> list[Path]:
-        """Return the folders of checkpoints that are committed here, in the order of their names."""
+        """Return the folders of complete checkpoints, sorted by name."""
         try:
             return sorted(f for f in self.root.iterdir() if CheckpointId.parse(f.name) and (f / FILE_NAME).is_file())
         except OSError as error:
-            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Check that disk.") from error
+            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Try: check that disk.") from error
 
     def discard_unfinished(self) -> int:
-        """Remove what interrupted stagings left, and return their number; only the holder of the run may."""
+        """Remove incomplete stagings and return their number.
+
+        Only the process that holds the run may call this.
+        """
         try:
             unfinished = [folder for folder in self.root.iterdir() if is_half_staged(folder)]
         except OSError as error:
-            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Check that disk.") from error
+            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Try: check that disk.") from error
         for folder in unfinished:
             discard_staged(folder)
         return len(unfinished)
 
 
 class Staging:
-    """A checkpoint being written. Leaving the block without :meth:`commit` removes it."""
+    """A checkpoint being written.
+
+    Leaving the block without :meth:`commit` removes it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,12 +78,12 @@ class Staging:
             discard_staged(self.folder)
 
     def write(self, name: str, content: Iterable[bytes | memoryview], *, cached: bool = True) -> FileEntry:
-        """Write a file, hash it on the way and flush it to the disk.
+        """Write, hash and flush a file.
 
         Args:
             name: of the file.
             content: in pieces.
-            cached: whether somebody reads it soon, as an upload does; see :func:`~mltrain.store.durable.write_file`.
+            cached: whether the file is read soon, as for an upload; see :func:`~mltrain.store.durable.write_file`.
 
         Raises:
             StorageError: the disk is full or fails.
@@ -87,12 +93,12 @@ class Staging:
         return self.files[name]
 
     def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> Path:
-        """Write the manifest, make everything durable, and rename the folder to ``target``.
+        """Write the manifest, flush everything, and rename to ``target``.
 
         Args:
             manifest: of the checkpoint.
-            target: where it becomes visible.
-            guard: called last before that; what it raises, this raises.
+            target: the final path of the checkpoint.
+            guard: called right before the rename; its errors are raised.
 
         Raises:
             StorageError: the disk is full or fails, or ``target`` exists.
@@ -105,11 +111,13 @@ class Staging:
 
 
 def assign_run_id(folder: Path, run_id: str) -> Manifest:
-    """Write the true id of a run into the manifest of a checkpoint that was staged before the run had one; return it.
+    """Write the run's final id into a staged manifest.
+
+    The checkpoint was staged under the run's provisional id. Returns the new manifest.
 
     Raises:
         StorageError: the disk refuses.
-        DamagedCheckpoint: the manifest is not as it was written.
+        DamagedCheckpoint: the manifest was changed.
     """
     content = (folder / FILE_NAME).read_bytes()
     manifest = Manifest.from_json(content, name=folder.name).model_copy(update={"run_id": run_id})

@@ -1,4 +1,4 @@
-"""The checkpoints of one run in its artifact store: list, verify, fetch, remove."""
+"""Lists, verifies, fetches and removes a run's stored checkpoints."""
 
 import hashlib
 import logging
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARAMS = "params.json"
-"""The file of a checkpoint that holds the configuration it was trained with."""
+"""The checkpoint file with the configuration of the training."""
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A manifest that was read: size and SHA-256 of its file, and what it says."""
+    """A manifest, with its file's size and SHA-256."""
 
     size: int
     digest: bytes
@@ -37,23 +37,23 @@ class _Read:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is in a store: committed manifests, oldest first, and the folders that have none, newest first."""
+    """Committed manifests, oldest first, and uncommitted folders, newest first."""
 
     manifests: tuple[Manifest, ...]
     uncommitted: tuple[CheckpointId, ...]
 
 
 class CheckpointStore:
-    """The checkpoints of one run.
+    """The checkpoints of one run in its artifact store.
 
     Args:
-        run_id: the run; a manifest that names another one is damaged.
+        run_id: of the run; a manifest that names another run counts as damaged.
         artifacts: of the run.
-        spool: where checkpoints are staged. Where the artifacts are on this machine, staging is beside them, and a
-            commit is one rename; for another store the staged copy is uploaded and stays until the next commit.
-            If ``None``, the checkpoints can only be read.
-        formerly: the provisional id of the run, if it was created offline; staged checkpoints may still name it.
-        folder: that holds checkpoints of no run, for messages. If ``None``, messages name the run.
+        spool: where checkpoints are staged. If the artifacts are on this machine, staging is beside them and a commit is
+            one rename; for a remote store the staged copy is uploaded and stays until the next commit. If ``None``, the
+            checkpoints can only be read.
+        formerly: the provisional id of a run that was created offline; staged checkpoints may still name it.
+        folder: for messages, the folder of checkpoints without a run. If ``None``, messages name the run.
     """
 
     def __init__(
@@ -76,37 +76,37 @@ class CheckpointStore:
 
     @property
     def run_id(self) -> str:
-        """The id of the run; a provisional one until the run is created."""
+        """The id of the run, provisional until it is created."""
         return self._run_id
 
     @property
     def title(self) -> str:
-        """The name in messages: ``run …``, or the folder or file."""
+        """The store's name in messages: the run, folder or file."""
         place = self._folder
         return f"run {self.run_id}" if place is None else f"{'file' if place.is_file() else 'folder'} {place}"
 
     @property
     def remedy(self) -> str:
-        """Advice to the user where no checkpoint is usable."""
+        """Advice for the case that no checkpoint is usable."""
         if self._folder is None:
-            return f"See what is wrong with: mltrain verify {self.run_id}"
-        return f"The log names what is wrong with each. Try: remove or replace these files in {self._folder}."
+            return f"Try: mltrain verify {self.run_id}"
+        return f"The log names the damage of each. Try: remove or replace these files in {self._folder}."
 
     def adopt(self, run_id: str) -> None:
-        """Continue under the id that the tracking server gave the run; checkpoints staged under the provisional id stay."""
+        """Continue under the run's final id instead of the provisional one."""
         self._formerly, self._run_id = self._run_id, run_id
 
     def discard_staged(self, identity: CheckpointId) -> None:
-        """Remove the staged copy of a checkpoint, its manifest first; a store on this machine has none.
+        """Remove a remote store's staged copy of a checkpoint, manifest first.
 
         Raises:
-            StorageError: the disk does not allow it.
+            StorageError: the disk refuses.
         """
         if self.artifacts.local_root is None:
             discard_staged(self.place(identity))
 
     def staged(self) -> list[Manifest]:
-        """Return what is complete in local staging; for a store on this machine, nothing."""
+        """Return complete staged checkpoints; a local store has none."""
         if self.artifacts.local_root is not None or self.spool is None:
             return []
         found = []
@@ -120,30 +120,30 @@ class CheckpointStore:
         return found
 
     def is_whole(self, staged: Manifest) -> bool:
-        """Whether a staged checkpoint can be read here: of a sharded one other machines may have staged the rest."""
+        """Whether a staged checkpoint's files can all be read here."""
         return not staged.shards or self._files.has_all(staged, lambda: self.assembly(staged).files())
 
     def committed(self, manifest: Manifest) -> None:
-        """Remember a manifest that this process uploaded, so that it is not downloaded again."""
+        """Remember an uploaded manifest, which saves a later download."""
         content = manifest.to_json()
         self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
 
     def named(self, staged: Manifest) -> Manifest:
-        """Return a staged manifest under the id that the run has; the provisional one is replaced on the disk."""
+        """Return a staged manifest with the run's current id, on disk too."""
         return assign_run_id(self.place(staged.id), self.run_id) if staged.run_id == self._formerly else staged
 
     def names(self) -> list[CheckpointId]:
-        """Return the identities of all checkpoint folders in the store, newest first, committed or not."""
+        """Return all checkpoint folders' identities, newest first, committed or not."""
         found = [CheckpointId.parse(one.name) for one in self.artifacts.entries(CHECKPOINTS) if one.is_dir]
         return sorted((identity for identity in found if identity), key=lambda identity: identity.order, reverse=True)
 
     def manifest(self, identity: CheckpointId) -> Manifest | None:
-        """Return the manifest of a checkpoint, or ``None`` if it is not committed.
+        """Return a checkpoint's manifest, ``None`` if it is uncommitted.
 
         Raises:
-            DamagedCheckpoint: it is not as it was written.
+            DamagedCheckpoint: the manifest was changed.
         """
-        # The memory saves parsing and downloads. Whether the manifest still exists, only the store knows.
+        # Remembered manifests save parsing and downloads; only the store knows whether they still exist.
         known, folder = self._known.pop(identity, None), f"{CHECKPOINTS}/{identity.name}"
         try:
             if known is not None and self.artifacts.local_root is None:
@@ -162,7 +162,7 @@ class CheckpointStore:
             raise DamagedCheckpoint(f"the manifest of {identity.name} cannot be read: {error}") from None
         digest = hashlib.sha256(content).digest()
         if known is None or known.digest != digest:
-            run_id = self.run_id if self._folder is None else None  # a folder may hold what runs exported
+            run_id = self.run_id if self._folder is None else None  # a folder may hold exports of several runs
             known = _Read(len(content), digest, Manifest.from_json(content, run_id=run_id, name=identity.name))
         self._known[identity] = known
         return known.manifest
@@ -173,13 +173,13 @@ class CheckpointStore:
         damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
         remembered: bool = False,
     ) -> "Survey":
-        """Look at all checkpoint folders of the store; damaged manifests are reported and left out.
+        """List all checkpoint folders' manifests; report and skip damaged ones.
 
         Args:
-            damaged: called with each that is damaged; if ``None``, it is logged.
-            remembered: whether a manifest that was read or uploaded before is taken from memory where its folder is still
-                listed. Manifests do not change, so that is for the process that holds the run: one request, however many
-                checkpoints there are.
+            damaged: called with each damaged checkpoint. If ``None``, each is logged as a warning.
+            remembered: whether to trust a manifest that was read or uploaded before while its folder is still listed.
+                Manifests do not change, so the process that holds the run needs one request for any number of
+                checkpoints.
         """
         manifests, uncommitted, names = [], [], self.names()
         memory = {name: self._known[name].manifest for name in names if remembered and name in self._known}
@@ -197,7 +197,7 @@ class CheckpointStore:
         return Survey(tuple(manifests[::-1]), tuple(uncommitted))
 
     def manifests(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> list[Manifest]:
-        """Return the manifests of all committed checkpoints, oldest first; damaged ones are reported and left out."""
+        """Return all committed manifests, oldest first; damaged ones are reported."""
         return list(self.survey(damaged=damaged).manifests)
 
     def _read(
@@ -213,7 +213,7 @@ class CheckpointStore:
         return zip(names, found, strict=True)
 
     def problems(self, manifest: Manifest) -> list[Problem]:
-        """Compare every file of a checkpoint with its digest, and return what is wrong."""
+        """Compare every file with its digest and return the problems."""
         files, found = dict(manifest.files), []
         try:
             files |= self.assembly(manifest).files() if manifest.shards else {}
@@ -227,10 +227,10 @@ class CheckpointStore:
         return found
 
     def assembly(self, manifest: Manifest) -> "Assembly":
-        """Return the assembly of a sharded checkpoint's whole tensors; it reads only the part files yet.
+        """Return a sharded checkpoint's assembly, having read only part files.
 
         Raises:
-            DamagedCheckpoint: they are missing, or not what was committed.
+            DamagedCheckpoint: a part file is missing or changed.
         """
         from mltrain.checkpoint.shards import Assembly
 
@@ -239,7 +239,7 @@ class CheckpointStore:
         return self._assembled[1]
 
     def sizes(self, manifest: Manifest) -> dict[str, int]:
-        """Return the files that :meth:`fetch` can return, with their sizes in bytes: those of a sharded checkpoint whole."""
+        """Return the files that :meth:`fetch` returns, with sizes in bytes."""
         sizes = {name: entry.size for name, entry in manifest.files.items()}
         if manifest.shards:
             sizes = {name: size for name, size in sizes.items() if name not in names_of_shards(manifest)}
@@ -247,30 +247,30 @@ class CheckpointStore:
         return sizes
 
     def fetch(self, manifest: Manifest, *, only: Callable[[str], bool] = lambda name: True) -> dict[str, bytearray]:
-        """Receive the files of a checkpoint into memory, every one verified before any is returned.
+        """Read a checkpoint's files into memory, all verified first.
 
-        Of a sharded one these are the whole files that :meth:`sizes` lists, put together from its pieces.
+        A sharded checkpoint yields the whole files of :meth:`sizes`, reassembled from its pieces.
 
         Raises:
-            DamagedCheckpoint: a file is missing, or is not what was committed.
+            DamagedCheckpoint: a file is missing or changed.
         """
         wanted = sorted(name for name in self.sizes(manifest) if only(name))
-        there = [name for name in wanted if name in manifest.files and name not in names_of_shards(manifest)]
+        stored = [name for name in wanted if name in manifest.files and name not in names_of_shards(manifest)]
         entries = manifest.files
-        received = in_parallel(lambda name: self._files.read(manifest, name, entries[name]), there)
-        files = dict(zip(there, received, strict=True))
+        received = in_parallel(lambda name: self._files.read(manifest, name, entries[name]), stored)
+        files = dict(zip(stored, received, strict=True))
         return {name: files[name] if name in files else self.assembly(manifest).content(name) for name in wanted}
 
     def fetch_unsharded(self, manifest: Manifest, *, only: Callable[[str], bool]) -> dict[str, bytearray]:
-        """Receive those files of a sharded checkpoint that hold no pieces, as they were committed; see :meth:`fetch`."""
+        """Read a sharded checkpoint's files without pieces; see :meth:`fetch`."""
         wanted = [name for name in sorted(manifest.files) if only(name) and name not in manifest.shards]
         return {name: self._files.read(manifest, name, manifest.files[name]) for name in wanted}
 
     def load(self, manifest: Manifest, device: "torch.device | None" = None) -> dict[str, Any]:
-        """Return the parts of a checkpoint on a device, verified before anything is deserialised.
+        """Return a checkpoint's parts on a device, all verified first.
 
         Raises:
-            DamagedCheckpoint: it is not what was committed.
+            DamagedCheckpoint: it differs from its commit.
         """
         from mltrain.checkpoint.codec import decode
 
@@ -280,13 +280,13 @@ class CheckpointStore:
         """Remove a checkpoint from the store, its manifest first.
 
         Raises:
-            StorageError: the store does not allow it.
+            StorageError: the store refuses.
         """
         self._known.pop(identity, None)
         self.artifacts.remove_checkpoint(identity.name)
 
     def place(self, identity: CheckpointId) -> Path:
-        """Return the folder on this machine where a checkpoint is staged: its final one for a store on this machine."""
+        """Return the local folder of a checkpoint: staging, or final for a local store."""
         if self.artifacts.local_root is not None:
             return self.artifacts.local_root / CHECKPOINTS / identity.name
         assert self.spool is not None
@@ -295,4 +295,4 @@ class CheckpointStore:
 
 def warn_damaged(identity: CheckpointId, error: CheckpointError) -> None:
     """Log that a checkpoint is damaged."""
-    log.warning("Checkpoint %s is damaged and left aside: %s", identity.name, error)
+    log.warning("Checkpoint %s is damaged and is skipped: %s", identity.name, error)

@@ -1,7 +1,8 @@
-"""Uploading the files of a checkpoint while this disk takes them: from the snapshot, in one try, the manifest not among them.
+"""Uploads checkpoint files from memory while they are staged.
 
-What does not arrive so is uploaded from the staged copy later, with all retries. The threads that send read the snapshot's memory
-until the next snapshot needs it, and what is left from the staged copy: a slow store holds up no training.
+Each file gets one try; the manifest is not among them. A file that fails is uploaded later from the staged copy, with retries.
+The sending threads read the snapshot's memory until the next snapshot needs it, and the remaining bytes from the staged copy,
+so a slow store does not delay training.
 """
 
 import logging
@@ -21,15 +22,15 @@ from mltrain.store.names import CHECKPOINTS
 log = logging.getLogger(__name__)
 
 BLOCK = 2**19
-"""Bytes that are sent at once. MLflow's own upload sends 16 KB, and waits for the interpreter's lock as often."""
+"""Bytes per send. MLflow's own upload sends 16 KB at a time, and waits for the interpreter's lock each time."""
 
 
 class StreamedUpload:
-    """Uploads the files of one checkpoint from memory while they are staged.
+    """Uploads one checkpoint's files from memory while they are staged.
 
     Args:
-        send: puts a content under a name. If ``None``, nothing is uploaded.
-        staged: the folder in which the staged copy will be.
+        send: uploads content under a name. If ``None``, nothing is uploaded.
+        staged: the future folder of the staged copy.
     """
 
     def __init__(self, send: Send | None = None, staged: Path | None = None) -> None:
@@ -41,35 +42,44 @@ class StreamedUpload:
 
     @classmethod
     def to(cls, store: CheckpointStore, identity: CheckpointId) -> "StreamedUpload":
-        """Return the upload of a checkpoint to a store, if that takes contents from memory."""
+        """Return a checkpoint's upload to a store.
+
+        It does nothing if the store takes no content from memory.
+        """
         send = store.artifacts.sender(f"{CHECKPOINTS}/{identity.name}")
         return cls() if send is None else cls(send, store.place(identity))
 
     def begin(self, files: Sequence[EncodedFile]) -> bool:
-        """Begin to upload files in the background; return whether that is done at all."""
+        """Start uploading files in the background.
+
+        Returns whether files are uploaded this way.
+        """
         if self._send is None or self._abandoned or self._uploads:
             return False
         pool = ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="mltrain-stream")
         try:
             for file in (one for one in files if one.size):
                 self._uploads[file.name] = pool.submit(self._send, file.name, _Content(file, self))
-        except RuntimeError:  # the interpreter is ending and starts no more threads
+        except RuntimeError:  # the interpreter is exiting and starts no more threads
             self.abandon()
         pool.shutdown(wait=False)
         return not self._abandoned
 
     def release(self) -> None:
-        """Read the snapshot's memory no more; what is left is read from the staged copy, which has to be complete."""
+        """Stop reading the snapshot's memory.
+
+        The remaining bytes are read from the staged copy, which has to be complete.
+        """
         with self._reading:
             self._released = True
 
     def abandon(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         self._abandoned = True
         self.release()
 
     def sent(self) -> frozenset[str]:
-        """Wait for what is under way, and return the names of the files that the store took."""
+        """Wait for the uploads and return the successful files' names."""
         taken = set()
         for name, upload in self._uploads.items():
             error = upload.exception()
@@ -80,17 +90,20 @@ class StreamedUpload:
         return frozenset(taken)
 
     def blocks(self, file: EncodedFile) -> Iterator[memoryview]:
-        """Yield the content of a file; each block is valid until the next one is asked for."""
+        """Yield a file's content in blocks.
+
+        Each block is valid until the next one is requested.
+        """
         at, blocks = 0, _blocks(file)
         while True:
             with self._reading:
-                self._require_wanted()
+                self._raise_if_abandoned()
                 block = None if self._released else next(blocks, None)
             if block is None:
                 break
             yield block
             at += len(block)
-        blocks.close()  # and with it whatever it refers to
+        blocks.close()  # frees its references to the snapshot
         if at < file.size:
             yield from self._rest(file, at)
 
@@ -100,16 +113,16 @@ class StreamedUpload:
         with (self._staged / file.name).open("rb", buffering=0) as opened:
             opened.seek(at)
             while count := opened.readinto(block):
-                self._require_wanted()
+                self._raise_if_abandoned()
                 yield memoryview(block)[:count]
 
-    def _require_wanted(self) -> None:
+    def _raise_if_abandoned(self) -> None:
         if self._abandoned:
-            raise StorageError("The upload was given up.")
+            raise StorageError("The upload was cancelled.")
 
 
 class _Content:
-    """A content that is sent as it is iterated over; its length is that of the file."""
+    """A file's sized content, read while it is sent."""
 
     def __init__(self, file: EncodedFile, upload: StreamedUpload) -> None:
         self._file, self._upload = file, upload
@@ -122,7 +135,7 @@ class _Content:
 
 
 def _blocks(file: EncodedFile) -> Generator[memoryview, None, None]:
-    """Yield copies of the content in blocks, all in the same memory."""
+    """Yield the content in blocks, all in the same memory."""
     import numpy as np
 
     block: Any = np.empty(BLOCK, np.uint8)

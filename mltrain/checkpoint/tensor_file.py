@@ -1,8 +1,8 @@
-"""The safetensors format, written and read here, and not by the library.
+"""Reads and writes the safetensors format without the library.
 
-The format (https://github.com/huggingface/safetensors, "Format"): eight bytes with the little-endian length of a JSON header, the
-header, the tensors' bytes one after the other. So bytes go out hashed and come in verified without a second copy of the state in
-memory; the tests hold both against the library.
+The format (https://github.com/huggingface/safetensors, "Format") is eight bytes with the little-endian length of a JSON header,
+the header, then the bytes of all tensors. Own code hashes bytes while it writes and verifies them while it reads, without a
+second copy of the state in memory. Tests compare both directions with the library.
 """
 
 import json
@@ -43,10 +43,12 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def read_tensors(content: bytes | bytearray, name: str) -> dict[str, Tensor]:
-    """Return the tensors of one safetensors file: views of ``content`` where it may be written to, copies otherwise.
+    """Return the tensors of one safetensors file.
+
+    They are views of ``content`` if it is a ``bytearray``, and copies if not.
 
     Raises:
-        DamagedCheckpoint: the content is not such a file, or promises more than it holds.
+        DamagedCheckpoint: the content is not a valid safetensors file or is truncated.
     """
     try:
         return _tensors(content if isinstance(content, bytearray) else bytearray(content))
@@ -58,11 +60,11 @@ def _tensors(content: bytearray) -> dict[str, Tensor]:
     (length,) = struct.unpack_from("<Q", content)
     begin = 8 + length
     if begin > len(content) or length > _LARGEST_HEADER:
-        raise ValueError(f"its header would have {length} bytes")
+        raise ValueError(f"its header claims {length} bytes")
     header = json.loads(content[8:begin], object_pairs_hook=_without_duplicates)
     metadata = header.pop("__metadata__", {})
     if not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError("its metadata are not text")
+        raise ValueError("its metadata are not strings")
     entries = {name: _Stored.of(entry) for name, entry in header.items()}
     end = 0
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
@@ -70,12 +72,15 @@ def _tensors(content: bytearray) -> dict[str, Tensor]:
             raise ValueError(f"its tensors leave a gap or overlap at byte {end}")
         end = entry.end
     if begin + end != len(content):
-        raise ValueError(f"its tensors have {end} bytes of {len(content) - begin}")
+        raise ValueError(f"its tensors fill {end} of {len(content) - begin} bytes")
     return {name: entry.tensor(content, begin) for name, entry in entries.items()}
 
 
 def stamped(content: bytes | bytearray, stamp: Mapping[str, str]) -> bytes:
-    """Return a safetensors file with further entries in its metadata, under names that begin with ``mltrain.``."""
+    """Return a safetensors file with additional metadata entries.
+
+    Their names begin with ``mltrain.``.
+    """
     (length,) = struct.unpack_from("<Q", content)
     header = json.loads(bytes(content[8 : 8 + length]))
     header["__metadata__"] = {**header.get("__metadata__", {}), **{_STAMP + key: text for key, text in stamp.items()}}
@@ -83,7 +88,10 @@ def stamped(content: bytes | bytearray, stamp: Mapping[str, str]) -> bytes:
 
 
 def stamp_of(file: Path) -> dict[str, str] | None:
-    """Return what :func:`stamped` added to a file, without reading its tensors; ``None`` for any other file."""
+    """Return the entries added by :func:`stamped`.
+
+    Reads no tensors. Returns ``None`` for any other file.
+    """
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
@@ -96,7 +104,10 @@ def stamp_of(file: Path) -> dict[str, str] | None:
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a header says of a tensor; the bytes are counted from the end of the header."""
+    """A tensor's header entry.
+
+    Offsets count from the header's end.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -117,9 +128,9 @@ class _Stored:
     def tensor(self, content: bytearray, begin: int) -> Tensor:
         if self.start == self.end:
             return torch.empty(self.shape, dtype=self.dtype)
-        # A storage of its own for each, so that they do not look like views of one another when they are saved again.
+        # Each tensor gets its own storage, so that a later save does not take them for views of one another.
         raw = torch.frombuffer(content, dtype=torch.uint8, count=self.end - self.start, offset=begin + self.start)
-        # Bytes may become numbers of any width later on, complex ones of sixteen bytes, which the processor wants in place.
+        # Bytes may be viewed later as any dtype, up to complex128, whose elements need alignment to 16 bytes.
         if raw.data_ptr() % (16 if self.dtype is torch.uint8 else self.dtype.itemsize):
             raw = raw.clone()
         return raw.view(self.dtype).reshape(self.shape)
@@ -128,12 +139,15 @@ class _Stored:
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands in its header twice")
+        raise ValueError("its header has a name twice")
     return found
 
 
 def split(tensors: Mapping[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
-    """Cut a mapping into pieces of at most ``largest`` bytes; widest dtypes first, so that all are aligned."""
+    """Split tensors into groups of at most ``largest`` bytes.
+
+    The widest dtypes come first, so that all tensors are aligned.
+    """
     pieces: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in sorted(tensors.items(), key=lambda entry: (-entry[1].itemsize, entry[0])):
@@ -152,7 +166,10 @@ def _header(header: Mapping[str, Any]) -> bytes:
 
 
 def _laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """Return the header of a safetensors file, and where each tensor begins and ends after it."""
+    """Return a file's header, and each tensor's start and end.
+
+    The offsets count from the header's end.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     places: dict[str, tuple[int, int]] = {}
     end = 0
@@ -164,12 +181,12 @@ def _laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tup
 
 
 def size_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-    """Return the bytes of a safetensors file of tensors, which may be without data."""
+    """Return the bytes of a safetensors file; meta tensors suffice."""
     return TensorFile(tensors, metadata).size
 
 
 def blank(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytearray, dict[str, Tensor]]:
-    """Return a safetensors file of tensors like these, all zeros, and tensors that write into it."""
+    """Return a zeroed safetensors file and views of its tensors."""
     header, places = _laid_out(tensors, metadata)
     content = bytearray(len(header) + max((end for _, end in places.values()), default=0))
     content[: len(header)] = header
@@ -188,10 +205,12 @@ def blank(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[b
 
 
 class TensorFile:
-    """The content of a safetensors file, piece by piece, as often as it is iterated over.
+    """The content of a safetensors file in pieces.
+
+    It can be iterated over more than once.
 
     Args:
-        tensors: by name; views of their memory are yielded where they are contiguous.
+        tensors: by name; contiguous ones are yielded as views of their memory.
         metadata: of the file.
     """
 
@@ -199,10 +218,10 @@ class TensorFile:
         self._tensors = tensors
         self._header, places = _laid_out(tensors, metadata)
         self.size = len(self._header) + max((end for _, end in places.values()), default=0)
-        """Bytes of the file."""
+        """Size of the file in bytes."""
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
-        """Yield the header, then the bytes of each tensor in pieces."""
+        """Yield the header, then each tensor's bytes in pieces."""
         yield self._header
         for tensor in self._tensors.values():
             if tensor.numel():

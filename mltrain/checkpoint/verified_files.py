@@ -1,4 +1,4 @@
-"""The files of checkpoints, each compared with its digest when it is read."""
+"""Reads checkpoint files and compares each with its digest."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a checkpoint: which file, and what."""
+    """A damaged file of a checkpoint and its damage."""
 
     file: str
     what: str
@@ -27,11 +27,11 @@ class Problem:
 
 
 class VerifiedFiles:
-    """The files of the checkpoints of one run.
+    """The verified files of one run's checkpoints.
 
     Args:
         artifacts: of the run.
-        spool: where checkpoints are staged; an intact staged copy need not be downloaded.
+        spool: holds staged checkpoints; an intact staged copy is read instead of a download.
     """
 
     def __init__(self, artifacts: Artifacts, spool: Spool | None) -> None:
@@ -39,10 +39,10 @@ class VerifiedFiles:
         self._spool = spool
 
     def read(self, manifest: Manifest, name: str, entry: FileEntry) -> bytearray:
-        """Return the content of a file of a checkpoint, equal to what was committed.
+        """Return a checkpoint file's content, verified against its digest.
 
         Raises:
-            DamagedCheckpoint: it is missing, or is not what was committed.
+            DamagedCheckpoint: it is missing, or differs from the committed content.
             StorageError: the store does not answer.
         """
         staged = self._from_staging(manifest.id, name, entry)
@@ -59,31 +59,33 @@ class VerifiedFiles:
         if len(content) != entry.size:
             raise DamagedCheckpoint(f"{name} of {manifest.name} has {len(content)} bytes; {entry.size} were committed.")
         if sha256_of(content) != entry.sha256:
-            raise DamagedCheckpoint(f"{name} of {manifest.name} has another SHA-256 than when it was committed.")
+            raise DamagedCheckpoint(f"{name} of {manifest.name} has another SHA-256 than at its commit.")
         return content
 
     def has_all(self, staged: Manifest, pieces: Callable[[], Collection[str]]) -> bool:
-        """Whether a staged checkpoint's files are all in the store or staged here; logs a warning where they are not.
+        """Whether a staged checkpoint's files can all be read here.
+
+        They may be in the store or staged on this machine. Missing files are logged as a warning.
 
         Args:
             staged: its manifest.
-            pieces: returns the names of its files of pieces, or raises :class:`DamagedCheckpoint`.
+            pieces: returns the names of the files with its pieces, or raises :class:`DamagedCheckpoint`.
         """
         assert self._spool is not None
-        there = {entry.name for entry in self._artifacts.entries(f"{CHECKPOINTS}/{staged.name}")}
-        there |= {file.name for file in (self._spool.root / staged.name).iterdir()}
+        found = {entry.name for entry in self._artifacts.entries(f"{CHECKPOINTS}/{staged.name}")}
+        found |= {file.name for file in (self._spool.root / staged.name).iterdir()}
         with suppress(DamagedCheckpoint):
-            if staged.files.keys() | set(pieces()) <= there:
+            if staged.files.keys() | set(pieces()) <= found:
                 return True
         log.warning(
-            "Checkpoint %s is staged on several machines, and its files are not all here or in the artifact store. To go on "
-            "from it, run mltrain sync on each of them first.",
+            "Checkpoint %s is staged on several machines; some of its files are neither here nor in the artifact store. To "
+            "resume from it, run mltrain sync on each machine first.",
             staged.name,
         )
         return False
 
     def _from_staging(self, identity: CheckpointId, name: str, entry: FileEntry) -> bytearray | None:
-        """Return the staged copy of a file where there is an intact one: it need not be downloaded then."""
+        """Return an intact staged copy of a file, or ``None``."""
         if self._artifacts.local_root is not None or self._spool is None:
             return None
         try:

@@ -1,4 +1,7 @@
-"""A thread that does one job at a time, in the order in which they come."""
+"""A background thread that runs jobs one at a time.
+
+Jobs run in the order in which they are queued.
+"""
 
 import logging
 import threading
@@ -12,7 +15,9 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """A background thread with a queue of jobs. An error of a job is logged, and the next job runs.
+    """A background thread with a queue of jobs.
+
+    A job's error is logged, and the next job runs.
 
     Args:
         name: of the thread.
@@ -22,13 +27,13 @@ class Worker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._lock = threading.Lock()
         self._jobs: list[Future[None]] = []
-        self._turn = threading.Lock()
-        self._at_work: int | None = None
+        self._run_lock = threading.Lock()
+        self._running_thread: int | None = None
         self.closed = False
         """Whether :meth:`close` was called."""
 
     def do(self, job: Callable[[], None]) -> None:
-        """Queue a job; a closed worker drops it."""
+        """Queue a job. A closed worker drops it."""
         with self._lock:
             try:
                 self._jobs = [*(one for one in self._jobs if not one.done()), self._pool.submit(self._run, job)]
@@ -36,24 +41,24 @@ class Worker:
             except RuntimeError:
                 if self.closed:
                     return
-        # The interpreter is ending and takes no more work. It waits for this thread, so the job is still done: after those
-        # that are queued, because jobs rely on their order and on being alone.
-        if self._at_work == threading.get_ident():
+        # The interpreter is exiting and accepts no more jobs, but waits for this thread, so the job runs here: after the
+        # queued ones, because jobs rely on their order and on running alone.
+        if self._running_thread == threading.get_ident():
             _logged(job)
         else:
             self.wait()
             self._run(job)
 
     def _run(self, job: Callable[[], None]) -> None:
-        with self._turn:
-            self._at_work = threading.get_ident()
+        with self._run_lock:
+            self._running_thread = threading.get_ident()
             try:
                 _logged(job)
             finally:
-                self._at_work = None
+                self._running_thread = None
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until the jobs queued so far are done; return whether they are.
+        """Wait for the queued jobs; return whether they finished.
 
         Args:
             seconds: to wait at most. If ``None``, there is no limit.
@@ -78,7 +83,7 @@ class Worker:
 
     @property
     def refuses(self) -> bool:
-        """Whether it takes no more work: it is closed, or the interpreter is ending."""
+        """Whether it is closed, or the interpreter is exiting."""
         try:
             self._pool.submit(lambda: None)
         except RuntimeError:
@@ -86,7 +91,7 @@ class Worker:
         return False
 
     def close(self) -> None:
-        """Drop what is queued and take no more work; do not wait for the job under way."""
+        """Drop queued jobs without waiting for the running one."""
         self.closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -95,6 +100,6 @@ def _logged(job: Callable[[], None]) -> None:
     try:
         job()
     except MltrainError as error:
-        log.warning("In the background: %s", error)
+        log.warning("Background job failed: %s", error)
     except Exception:
-        log.exception("In the background")
+        log.exception("Background job failed")

@@ -204,7 +204,7 @@ def test_what_cannot_be_a_step_or_an_epoch_is_refused_where_it_is_given(given: A
     with run.manager() as manager:
         with pytest.raises(UsageError, match="cannot be saved"):
             manager.save({"model": {"w": torch.ones(1)}}, **given)
-        with pytest.raises(UsageError, match="epoch: -3"):
+        with pytest.raises(UsageError, match="epoch=-3"):
             manager.save({"epoch": -3})
         manager.save(state_at(1))
         manager.wait()
@@ -228,7 +228,7 @@ def test_a_metric_that_is_not_among_those_saved_is_named_once_with_the_nearest(
         assert "among" not in caplog.text, "nothing was measured yet"
         for epoch in (2, 3):
             manager.save_epoch_checkpoint(state_at(epoch), epoch, {"accuracy": 0.5, "val/iou": 0.5})
-    assert caplog.text.count("'acuracy', which decides what is best or kept") == 1
+    assert caplog.text.count("'acuracy', which decides which checkpoint is best or kept") == 1
     assert "Did you mean 'accuracy'?" in caplog.text
     assert "Did you mean 'val/iou'?" in caplog.text
 
@@ -252,6 +252,6 @@ def test_a_deciding_metric_that_is_not_finite_is_warned_of_once_and_a_later_fini
         manager.wait()
         best = manager.best()
         assert best is not None and best.step == 3
-    assert caplog.text.count("The metric 'val/loss', which decides what is best or kept, is nan.") == 1
-    assert caplog.text.count("The metric 'val/iou', which decides what is best or kept, is inf.") == 1
+    assert caplog.text.count("The metric 'val/loss', which decides which checkpoint is best or kept, is nan.") == 1
+    assert caplog.text.count("The metric 'val/iou', which decides which checkpoint is best or kept, is inf.") == 1
     assert "other" not in caplog.text

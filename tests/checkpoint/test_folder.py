@@ -69,7 +69,7 @@ def test_a_policy_of_ones_own_decides_and_the_best_of_a_metric_follows_it(folder
         assert manager.load_best_model()["epoch"] == 6  # type: ignore[index]
 
 
-@pytest.mark.parametrize("damage", ["cut short", "one bit", "nothing left"])
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "nothing left"])
 def test_a_damaged_file_is_reported_and_the_one_before_it_is_used(
     damage: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,10 +78,10 @@ def test_a_damaged_file_is_reported_and_the_one_before_it_is_used(
     content = bytearray(file.read_bytes())
     if damage == "one bit":
         content[content.index(b"\x00\x00\x00@")] ^= 1  # in the weights, which are 2.0
-    file.write_bytes({"cut short": content[:-40], "one bit": content, "nothing left": bytes(len(content))}[damage])
+    file.write_bytes({"truncated": content[:-40], "one bit": content, "nothing left": bytes(len(content))}[damage])
     manager = CheckpointManager(save_dir=folder, max_to_keep=2)
     assert manager.load_latest_checkpoint()["epoch"] == 1  # type: ignore[index]
-    assert "is damaged and left aside" in caplog.text
+    assert "is damaged and is skipped" in caplog.text
     manager.close()
 
 
@@ -174,9 +174,9 @@ def exported(folder: Path, run: FolderRun) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["of the first form", "of now"])
+@pytest.mark.parametrize("form", ["of version 1", "of now"])
 def test_a_folder_of_exported_files_is_read_and_continued(form: str, folder: Path, local: FolderRun) -> None:
-    place = copied("exported", folder) if form == "of the first form" else exported(folder, local)
+    place = copied("exported", folder) if form == "of version 1" else exported(folder, local)
     manager = CheckpointManager(save_dir=place, max_to_keep=2)
     assert [(one.kind, one.step) for one in manager.checkpoints()] == [("epoch", 3), ("epoch", 6), ("interrupted", 7)]
     assert (manager.load_best_model() or {})["progress"]["epoch"] == 1

@@ -261,5 +261,5 @@ def test_a_plain_name_can_be_a_further_file(name: str) -> None:
     ],
 )
 def test_what_no_file_of_a_checkpoint_may_be_called_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="cannot name a further file"):
+    with pytest.raises(UsageError, match="cannot name an extra file"):
         refuse_names(["a.json", name])

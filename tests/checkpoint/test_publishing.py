@@ -14,7 +14,7 @@ from tests.support.stored import EXTRA, again, committed, elsewhere
 
 def test_a_store_opened_to_be_read_cannot_be_written(tmp_path: Path) -> None:
     store = again(store_in(tmp_path))
-    with pytest.raises(StorageError, match="read only"):
+    with pytest.raises(StorageError, match="read-only"):
         stage(store, snapshot_of(state_at(1)), manifest_of(1), {})
 
 
@@ -54,7 +54,7 @@ def test_an_upload_that_arrives_short_is_noticed(tmp_path: Path) -> None:
     store, repository = elsewhere(tmp_path)
     repository.loses = 1
     manifest = stage(store, snapshot_of(state_at(3)), manifest_of(3), EXTRA)
-    with pytest.raises(StorageError, match="bytes here"):
+    with pytest.raises(StorageError, match="bytes in the artifact store"):
         publish(store, manifest)
     assert again(store).manifests() == []
 

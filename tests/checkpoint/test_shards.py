@@ -152,7 +152,7 @@ def test_pieces_that_do_not_make_up_a_tensor_are_refused(place: Path) -> None:
     lacking = manifest.model_copy(
         update={"shards": {name: size for name, size in manifest.shards.items() if "1" not in name}}
     )
-    with pytest.raises(DamagedCheckpoint, match="do not make up the whole"):
+    with pytest.raises(DamagedCheckpoint, match="do not fill the whole"):
         store_of(place).load(lacking)
 
 
@@ -211,7 +211,7 @@ def test_machines_publish_what_they_have_staged_and_the_last_one_commits(
     first, last = (stores[machine] for machine in order)
     folder = f"checkpoints/{NAME.name}"
     assert not first.is_whole(manifest)
-    missing = rf"not complete in the artifact store: .*part-r0000{order[1]}\.json.* Try: mltrain sync on each"
+    missing = rf"incomplete in the artifact store: .*part-r0000{order[1]}\.json.* Try: mltrain sync on each"
     with pytest.raises(PartsMissing, match=missing):
         publish(first, manifest)
     assert first.manifest(NAME) is None

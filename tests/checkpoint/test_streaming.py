@@ -253,5 +253,5 @@ def test_nothing_is_sent_where_the_store_takes_only_files_and_nothing_twice(tmp_
     given_up = StreamedUpload(lambda name, content: None)
     given_up.abandon()
     assert not given_up.begin([file])
-    with pytest.raises(StorageError, match="given up"):
+    with pytest.raises(StorageError, match="cancelled"):
         list(given_up.blocks(file))

@@ -41,7 +41,7 @@ def test_an_error_is_logged_and_the_next_job_is_done(worker: Worker, caplog: pyt
     worker.do(lambda: done.append(1))
     assert worker.wait(60)
     assert done == [1]
-    assert [(record.levelno, record.message) for record in caplog.records] == [(logging.ERROR, "In the background")]
+    assert [(record.levelno, record.message) for record in caplog.records] == [(logging.ERROR, "Background job failed")]
 
 
 def test_a_closed_worker_drops_what_is_queued_and_what_comes(worker: Worker) -> None:

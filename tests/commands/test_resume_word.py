@@ -188,7 +188,7 @@ def test_the_word_stands_in_the_option_in_a_key_or_in_a_file(
 
 REFUSED: dict[str, tuple[type[MltrainError], str, dict[str, Any]]] = {
     "no such file": (NoCheckpoint, "There is no file .*latest_checkpoint.pth", {"resume": "files/none.pth"}),
-    "no such folder": (NoCheckpoint, "There is no folder", {"resume": "nowhere/none.pth"}),
+    "no such folder": (NoCheckpoint, "Its folder .* does not exist", {"resume": "nowhere/none.pth"}),
     "a folder of something else": (NoCheckpoint, "is a folder without latest_checkpoint.pth", {"resume": "data"}),
     "no value": (UsageError, "--resume names nothing", {"resume": True}),
     **{
@@ -203,7 +203,7 @@ REFUSED: dict[str, tuple[type[MltrainError], str, dict[str, Any]]] = {
         {"resume": "files/latest_checkpoint.pth", "resume_from": "best"},
     ),
     "a truncated file": (DamagedCheckpoint, "not a checkpoint", {"resume": "truncated.pth"}),
-    "a changed file": (DamagedCheckpoint, "not as it was written", {"resume": "changed.pth"}),
+    "a changed file": (DamagedCheckpoint, "has another SHA-256", {"resume": "changed.pth"}),
     "a text": (DamagedCheckpoint, "cannot be read without running code", {"resume": "data/file"}),
     "another shape": (StateMismatch, "of another shape", {"resume": "files/best_model.pth", "hidden": 17}),
     "other data": (DataError, "The data are not those", {"resume": "files/best_model.pth", "data": "files"}),

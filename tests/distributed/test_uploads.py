@@ -106,7 +106,7 @@ def test_ranks_upload_and_download_what_is_theirs_and_what_a_kill_left_is_comple
     assert "manifest.json" not in checkpoints(files)[last]
     files.drop(f"{last}/part-r00001.json")  # as if rank 0's machine had been quicker
     first, second = (synced(here, home) for home in homes(here))
-    assert f"{last.split('/')[1]} is not complete in the artifact store: part-r00001.json did not arrive" in first.out
+    assert f"{last.split('/')[1]} is incomplete in the artifact store: part-r00001.json did not arrive" in first.out
     assert "1 checkpoints uploaded" in second.out
     verified = here.mltrain("verify", dead[0].run_id)
     assert verified.code == 0, verified.out + verified.err
@@ -179,7 +179,7 @@ def test_a_machine_whose_store_refuses_keeps_its_files_until_all_are_sent(
     for rank, home in enumerate(homes(here)):
         assert staged(home)[last.split("/")[1]] >= NAMES[rank]
     sent = [synced(here, home) for home in reversed(homes(here))]
-    assert f"{last.split('/')[1]} is not complete in the artifact store" in sent[0].out
+    assert f"{last.split('/')[1]} is incomplete in the artifact store" in sent[0].out
     for name in (last, *committed):
         assert checkpoints(files)[name] >= {"manifest.json"} | NAMES[0] | NAMES[1]
     verified = here.mltrain("verify", run_id)

@@ -208,7 +208,7 @@ def test_where_deleting_is_not_permitted_one_warning_names_it_and_the_training_g
     assert done.code == 0, done.err
     assert refused, "it was tried"
     assert len(refused) <= 5, "and not again and again"
-    assert done.err.count("Old checkpoints stay") == 1
+    assert done.err.count("Older checkpoints stay") == 1
     assert "403" in done.err
     assert len(names(workplace, done.run_id)) == 5
     pruned = workplace.mltrain("prune", done.run_id, "--yes")
