@@ -32,7 +32,7 @@ from mltrain.store.server_artifacts import ServerArtifacts
 
 _RECEIVED = "received"
 _SMALL = 64 * 2**20
-"""Bytes up to which a file of a plain server is read by one request, before its folder is listed to learn what is wrong."""
+"""A plain server's files of at most this many bytes take one request; their folder is listed only after a failure."""
 
 
 @contextmanager
@@ -179,7 +179,7 @@ class RemoteArtifacts:
         """See :class:`Artifacts`."""
         validated(path)
         if isinstance(self._repository, ServerArtifacts) and most <= _SMALL:
-            with suppress(Exception):  # a missing file too: what a server answers then depends on its storage
+            with suppress(Exception):  # even a missing file: the server's response depends on its storage
                 return self._repository.content(path, most)
         folder, _, name = path.rpartition("/")
         size = next((entry.size for entry in self.entries(folder) if entry.name == name and not entry.is_dir), None)

@@ -23,8 +23,8 @@ ROOT = "/api/2.0/mlflow-artifacts/artifacts"
 MOST_AT_ONCE = 500 * 1024**2
 """MLflow's client may send files of at least this many bytes in parts."""
 _PIECE = 1 << 20
-_KIND = {"Content-Type": "application/octet-stream"}
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_UPLOAD_HEADERS = {"Content-Type": "application/octet-stream"}
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class ServerArtifacts:
             if file.stat().st_size >= MOST_AT_ONCE:
                 raise _Refused
             with file.open("rb") as content:
-                self._request("PUT", self._place(artifact_path or "", file.name), data=content, headers=_KIND)
+                self._request("PUT", self._place(artifact_path or "", file.name), data=content, headers=_UPLOAD_HEADERS)
 
         self._done(sent, lambda other: other.log_artifact(local_file, artifact_path))
 
@@ -92,7 +92,7 @@ class ServerArtifacts:
         try:
             if self._other is not None or len(content) >= MOST_AT_ONCE:  # type: ignore[arg-type]
                 raise _Refused
-            self._request("PUT", self._place(path), data=content, headers=_KIND)
+            self._request("PUT", self._place(path), data=content, headers=_UPLOAD_HEADERS)
         except _Refused:
             raise NotImplementedError(f"{path} can only be uploaded as a file") from None
 
@@ -104,14 +104,14 @@ class ServerArtifacts:
         )
 
     def content(self, path: str, most: int) -> Hashed:
-        """Return a file of at most ``most`` bytes, hashed, by one request that is not repeated.
+        """Return a file of at most ``most`` bytes, in one try.
 
         Raises:
             ValueError: the file is larger.
         """
         if self._other is not None:
             raise NotImplementedError(f"{path} is read by MLflow's own repository")
-        response = self._asked("GET", self._place(path), headers={"Accept-Encoding": "identity"}, stream=True)
+        response = self._request("GET", self._place(path), headers={"Accept-Encoding": "identity"}, stream=True)
         received, digest = Hashed(), hashlib.sha256()
         with response:
             for piece in response.iter_content(_PIECE):
@@ -146,7 +146,7 @@ class ServerArtifacts:
         response = self._server.send(method, path, headers, **named)
         if response.status_code < 400:
             return response
-        if response.status_code != 404 and response.status_code not in _PASSING:
+        if response.status_code != 404 and response.status_code not in _TRANSIENT:
             raise _Refused
         import requests
 
