@@ -15,7 +15,6 @@ ELSEWHERE = {
     "commands/ending.py": "commands/test_train.py",
     "commands/evaluate.py": "cli/test_model.py",
     "commands/following.py": "distributed/test_training.py",
-    "commands/import_checkpoint.py": "commands/test_foreign_file.py",
     "commands/logged_model.py": "cli/test_model.py",
     "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,

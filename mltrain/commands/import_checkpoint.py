@@ -1,7 +1,8 @@
 """Imports checkpoints of other programs as the first checkpoint of a run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,32 +111,50 @@ def _imported(
     report = Report()
     if project is None or config is None:
         run = opening.create(server, experiment, name, "imported", {IMPORTED_TAG: source})
-        return _stored(run, foreign, report)
+        with _withdrawn_if_it_fails(run) as threads:
+            manager = _stored(run, foreign, report, threads)
+        return _reported(run, manager, report)
     devices.set_up(config.num_threads, config.deterministic, config.device)
     seed_everything(config.seed)
     task = project.build(config)
     experiment = experiment_for(project.name, experiment or config.experiment)
     run = opening.create(server, experiment, name, project.name, {IMPORTED_TAG: source})
-    try:
+    with _withdrawn_if_it_fails(run) as threads:
         run.record_start(config.resolved(), config.recorded(), project.name)
         run.attempt.versions, run.attempt.code = fingerprint.versions(), fingerprint.code(project.place)
         run.attempt.data = fingerprint.data(config.data_places())
         policy = policy_of(config, task.policy)
         manager = CheckpointManager(run, policy=policy, metric=config.best_metric, mode=config.best_mode)
+        threads.callback(manager.abandon)
         trainer = Trainer(task, config, run, manager, StopRequest(), data=run.attempt.data)
         fit(foreign, trainer, report)
         trainer.save("imported")
         manager.wait()
-    except BaseException as error:
-        run.close("FAILED", str(error).splitlines()[0], grace_seconds())
-        raise
     run.record.attempt()
     return _reported(run, manager, report)
 
 
-def _stored(run: TrackedRun, foreign: Foreign, report: Report) -> Report:
+@contextmanager
+def _withdrawn_if_it_fails(run: TrackedRun) -> Iterator[ExitStack]:
+    """Delete a run that was created for an import, if its checkpoint does not fit or Ctrl+C ends the import.
+
+    Yields:
+        What stops the threads of the import then.
+    """
+    with ExitStack() as threads:
+        try:
+            yield threads
+        except BaseException as error:
+            threads.close()
+            run.withdraw(f"{type(error).__name__}: {error}"[:500])
+            raise
+        threads.pop_all()
+
+
+def _stored(run: TrackedRun, foreign: Foreign, report: Report, threads: ExitStack) -> CheckpointManager:
     run.record_start({}, {}, "")
     manager = CheckpointManager(run)
+    threads.callback(manager.abandon)
     history = {"rows": foreign.history} if foreign.history else None
     parts = {"model": foreign.model, "optimizer": foreign.optimizer, "scheduler": foreign.scheduler, "history": history}
     state = {name: part for name, part in parts.items() if part}
@@ -147,7 +166,7 @@ def _stored(run: TrackedRun, foreign: Foreign, report: Report) -> Report:
     manager.wait()
     report.taken += [f"{name}: as it is" for name in state]
     report.left += [f"{key}: nothing known is called so" for key in foreign.ignored]
-    return _reported(run, manager, report)
+    return manager
 
 
 def _record_curves(run: TrackedRun, trainer: Mapping[str, Any]) -> None:
