@@ -114,14 +114,11 @@ def import_(
 
     word, overrides = parse(arguments or [])
     with progress(f"importing {file.name}"):
-        project, of_run = (
-            find(word) if word else None,
-            not file.exists() and is_run_id(file.parts[0] if file.parts else ""),
-        )
-    if of_run:
-        report = import_run(file.as_posix(), connect(), project, overrides, experiment)
-    else:
-        report = import_file(file, connect(), project, overrides, experiment)
+        project = find(word) if word else None
+        if not file.exists() and is_run_id(file.parts[0] if file.parts else ""):
+            report = import_run(file.as_posix(), connect(), project, overrides, experiment)
+        else:
+            report = import_file(file, connect(), project, overrides, experiment)
     if as_json:
         print(json.dumps(asdict(report), indent=1))
         return

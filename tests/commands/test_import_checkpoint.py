@@ -1,5 +1,7 @@
 """An import that fails or is interrupted leaves no run; the next one begins afresh."""
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import torch
 from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
-from mltrain.commands.import_checkpoint import import_file
+from mltrain.cli.maintenance import import_
+from mltrain.commands import import_checkpoint
+from mltrain.commands.import_checkpoint import Report, import_file
 from mltrain.errors import StateMismatch
 from mltrain.tracking.client import connect
 from tests.support import tiny
@@ -47,3 +51,23 @@ def test_weights_that_do_not_fit_leave_no_run(file: Path) -> None:
     with pytest.raises(StateMismatch):
         import_file(file, connect(), TINY, {"hidden": 9}, None)
     assert runs() == before
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_stays_until_the_file_is_imported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, during = Terminal(), list[Any]()
+
+    def imported(*given: object) -> Report:
+        during.append(sys.stderr)
+        return Report()
+
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(import_checkpoint, "import_file", imported)
+    import_(file, [], None, as_json=False)
+    assert during != [shown], "a bar replaces the stream, to print above itself"
+    assert "importing net.pth" in shown.getvalue()
