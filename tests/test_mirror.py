@@ -18,6 +18,7 @@ ELSEWHERE = {
     "commands/logged_model.py": "cli/test_model.py",
     "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,
+    "checkpoint/flat_tensors.py": "checkpoint/test_pytree.py",
     "compat/rest_entities.py": "compat/test_rest.py",
     "compat/rest_server.py": "compat/test_rest.py",
     "distributed/gradients.py": "distributed/test_world.py",

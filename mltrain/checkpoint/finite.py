@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mltrain.checkpoint.flat_tensors import is_dense
 from mltrain.checkpoint.manifest import Manifest
-from mltrain.checkpoint.pytree import is_dense
 from mltrain.checkpoint.snapshot import WEIGHTS_NAMES, Snapshot
 from mltrain.errors import NonFiniteLoss, shortened
 

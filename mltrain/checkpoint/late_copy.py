@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from mltrain.checkpoint.pytree import is_dense, is_sharded
+from mltrain.checkpoint.flat_tensors import is_dense, is_sharded
 from mltrain.errors import StorageError
 
 SMALLEST = 1 << 16

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from mltrain.checkpoint.flat_tensors import is_sharded
 from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.late_copy import LateState, Rest
 from mltrain.checkpoint.ports import Pieces
-from mltrain.checkpoint.pytree import flatten, is_sharded
+from mltrain.checkpoint.pytree import flatten
 
 WEIGHTS_NAMES = ("model", "model_state_dict", "state_dict", "net", "weights")
 """Names under which a state's mapping of tensors counts as a model's weights."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mltrain.checkpoint.pytree import as_bytes
+from mltrain.checkpoint.flat_tensors import as_bytes
 from mltrain.errors import DamagedCheckpoint
 
 _STAMP = "mltrain."

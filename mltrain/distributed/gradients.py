@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from mltrain.checkpoint.pytree import is_sharded
+from mltrain.checkpoint.flat_tensors import is_sharded
 from mltrain.distributed.world import World
 from mltrain.errors import UsageError
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from mltrain.checkpoint.pytree import is_sharded
+from mltrain.checkpoint.flat_tensors import is_sharded
 from mltrain.errors import UsageError
 from mltrain.restoring.modules import names_of_parameters, spelled
 from mltrain.restoring.optimizers import is_optimizer

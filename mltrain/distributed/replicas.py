@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mltrain.checkpoint.pytree import Flat, as_bytes, flatten, is_sharded, unflatten
+from mltrain.checkpoint.flat_tensors import as_bytes, is_sharded
+from mltrain.checkpoint.pytree import Flat, flatten, unflatten
 from mltrain.distributed.world import World
 from mltrain.errors import StateMismatch, shortened
 from mltrain.trainer.ranks import RNG

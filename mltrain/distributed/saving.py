@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mltrain.checkpoint.flat_tensors import is_sharded
 from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.pytree import flatten, is_sharded
+from mltrain.checkpoint.pytree import flatten
 from mltrain.checkpoint.shards import Piece
 from mltrain.checkpoint.snapshot import ShardedState, weights_of
 from mltrain.checkpoint.worker import Worker

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from mltrain.checkpoint.pytree import is_sharded
+from mltrain.checkpoint.flat_tensors import is_sharded
 from mltrain.distributed.gradients import Replicas
 from mltrain.distributed.world import World
 from mltrain.errors import UsageError, shortened

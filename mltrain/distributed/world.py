@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from mltrain.checkpoint.pytree import as_bytes, flatten, unflatten
+from mltrain.checkpoint.flat_tensors import as_bytes
+from mltrain.checkpoint.pytree import flatten, unflatten
 from mltrain.distributed.lives import without_earlier_lives
 from mltrain.errors import MltrainError, PeerLost, UsageError
 

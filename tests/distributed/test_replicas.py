@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mltrain.checkpoint.pytree import as_bytes
+from mltrain.checkpoint.flat_tensors import as_bytes
 from mltrain.distributed.replicas import digest, digests, sums
 
 
