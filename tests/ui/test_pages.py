@@ -12,7 +12,18 @@ CURVES = """[...document.querySelectorAll('.js-plotly-plot')].map(plot => [
 TO_THE_END = """[...document.querySelectorAll('*')]
     .filter(one => one.scrollHeight > one.clientHeight + 50 && getComputedStyle(one).overflowY !== 'visible')
     .forEach(one => { one.scrollTop = 99999 })"""
-PICTURE = "[...document.querySelectorAll('img')].filter(one => one.width > 40).map(one => one.src).join(' ')"
+PICTURE = """(() => {
+    const shown = [...document.querySelectorAll('img')].find(one => one.complete && one.width > 40 && one.naturalWidth > 40)
+    if (!shown) return ''
+    shown.scrollIntoView({block: 'center'})  // a card shows all parameters above its picture
+    const [box, canvas] = [shown.getBoundingClientRect(), document.createElement('canvas')]
+    const seen = document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2)
+    if (seen !== shown && !seen?.contains(shown) && !shown.parentElement.contains(seen)) return '';
+    [canvas.width, canvas.height] = [shown.naturalWidth, shown.naturalHeight]
+    canvas.getContext('2d').drawImage(shown, 0, 0)
+    return canvas.toDataURL()
+})()"""
+"""The content of the picture that is seen, as an address, or an empty text."""
 
 
 def test_the_printed_address_opens_the_run_in_the_mode_that_shows_runs(browser: Browser, runs: Runs) -> None:
@@ -66,6 +77,7 @@ def test_pictures_scroll_by_step(browser: Browser, runs: Runs) -> None:
         browser.press("ArrowRight")
         picture = browser.evaluate(f"new Promise(done => setTimeout(() => done({PICTURE}), 400))")
         if picture and picture not in found:
+            browser.evaluate("new Promise(done => setTimeout(done, 400))")  # until it is drawn where it was scrolled to
             found.append(picture)
             browser.screenshot(f"4-picture-{len(found)}")
         if len(found) == 2:
