@@ -1,6 +1,8 @@
 """Pulls the best model of a run or of an experiment, verified."""
 
+import hashlib
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError, NoCheckpoint, RunNotFound, StorageError, UsageError, nearest
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.artifacts import refuse_unwritable, sha256_of
-from mltrain.store.durable import replacing
+from mltrain.store.durable import make_folder, place_file, replacing, write_file
+from mltrain.store.removal import discard_temporary
 from mltrain.tracking import names
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.places import artifacts_of
@@ -28,6 +31,8 @@ Received = Callable[[str, int, int], None]
 """Called with each file received: its name, its bytes, and the bytes of all files wanted."""
 
 _PULLED = ("model*.safetensors", "params.json", "history.csv", FILE_NAME)
+_PENDING = f".{FILE_NAME}.????????.tmp"
+"""Matches the manifest of a pull that is renaming its files. If the pull is killed, the next one recognises its files by it."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +110,16 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
         UsageError: the folder has files of the same names that no pull has written.
     """
     refuse_folder(to)
-    store = choice.checkpoints.store
+    store, interrupted = choice.checkpoints.store, any(to.glob(_PENDING))
 
     def write(manifest: Manifest) -> None:
-        """Write one file after the other, so that one is in memory; they take their names when all of them are intact."""
+        """Download the files one by one, so that only one is in memory; rename them once all are intact."""
         sizes = store.sizes(manifest)
         wanted = [name for name in sizes if name.startswith(("model", "params", "history"))]
         total, whole = sum(sizes[name] for name in wanted), {}
-        with ExitStack() as written:  # the first one entered takes its name last
-            described = written.enter_context(replacing(to / FILE_NAME))
+        pending = to / f".{FILE_NAME}.{secrets.token_hex(4)}.tmp"
+        make_folder(to)
+        with ExitStack() as written:
             for name in wanted:
                 content = store.fetch(manifest, only=name.__eq__)[name]
                 written.enter_context(replacing(to / name)).write(content)
@@ -121,9 +127,14 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
                     whole[name] = FileEntry(size=len(content), sha256=sha256_of(content))
                 if received is not None:
                     received(name, len(content), total)
-            described.write(whole_manifest(manifest, whole).to_json())
+            write_file(pending, [whole_manifest(manifest, whole).to_json()])
+        place_file(pending, to / FILE_NAME)
 
     manifest, _ = first_usable(store, choice.candidates, write)
+    if interrupted:
+        for name in (FILE_NAME, *manifest.files):
+            for left in to.glob(f".{name}.????????.tmp"):
+                discard_temporary(left)
     return Pulled(choice.run_id, manifest, to)
 
 
@@ -135,15 +146,31 @@ def refuse_folder(to: Path) -> None:
         UsageError: files of someone else would be replaced.
     """
     refuse_unwritable(to, "Choose another folder: --to FOLDER.")
+    if _manifest_in(to / FILE_NAME) is not None:
+        return
+    pending = [manifest for file in to.glob(_PENDING) if (manifest := _manifest_in(file)) is not None]
+    found = (file for pattern in _PULLED for file in to.glob(pattern))
+    taken = sorted(file.name for file in found if not any(_describes(manifest, file) for manifest in pending))
+    if taken:
+        raise UsageError(
+            f"{to} has files that a pull would replace, and no manifest of an earlier pull: {', '.join(taken)}. Expected a "
+            "new folder, or one that a pull has filled. Choose another folder: --to FOLDER."
+        )
+
+
+def _manifest_in(file: Path) -> Manifest | None:
     try:
-        Manifest.from_json((to / FILE_NAME).read_bytes())
+        return Manifest.from_json(file.read_bytes())
     except (OSError, MltrainError):
-        taken = sorted(found.name for pattern in _PULLED for found in to.glob(pattern))
-        if taken:
-            raise UsageError(
-                f"{to} has files that a pull would replace, and no manifest of an earlier pull: {', '.join(taken)}. Expected a "
-                "new folder, or one that a pull has filled. Choose another folder: --to FOLDER."
-            ) from None
+        return None
+
+
+def _describes(manifest: Manifest, file: Path) -> bool:
+    """Whether a manifest has the name and the digest of a file."""
+    if file.name not in manifest.files:
+        return False
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == manifest.files[file.name].sha256
 
 
 def load_best(

@@ -1,21 +1,25 @@
 """Commands over many runs: all of them are seen, and one that cannot be used stands in nobody's way."""
 
 import logging
+import os
+import signal
 import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mltrain import CheckpointManager
 from mltrain.checkpoint import codec, publishing
 from mltrain.cli.prune import prune
 from mltrain.commands.compare import compared
 from mltrain.commands.prune import Rules, plan_experiment
-from mltrain.commands.pull import best_run, pull
+from mltrain.commands.pull import best_run, pull, refuse_folder
 from mltrain.errors import NoCheckpoint, StorageError, UsageError
 from mltrain.tracking.client import TrackingClient
 from tests.support.database import MORE_THAN_A_PAGE, many
+from tests.support.forked import killed
 
 
 def trained(loss: float) -> str:
@@ -110,3 +114,51 @@ def test_a_pull_replaces_the_files_of_an_earlier_one_and_of_nobody_else(
     for run in (run_id, trained(2.0)):
         assert pull(run, to=tmp_path / "model").run_id == run
     assert (tmp_path / "model" / "notes.txt").read_text() == "stays"
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+def test_the_next_pull_finishes_one_that_was_killed_between_its_renames(
+    renames: int, server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, other, to = trained(1.0), trained(2.0), tmp_path / "model"
+
+    def pull_and_die(run: str) -> None:
+        rename, left = Path.replace, iter(range(renames))
+
+        def dying(file: Path, target: Path) -> Path:
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(file, target)
+
+        monkeypatch.setattr(Path, "replace", dying)
+        pull(run, to=to)
+
+    killed(lambda: pull_and_die(run_id))
+    assert len([file for file in to.iterdir() if not file.name.startswith(".")]) == renames
+    killed(lambda: pull_and_die(other))  # recognises the files, and leaves some of both
+    pull(run_id, to=to)
+    names = {"manifest.json", "model.safetensors", "params.json", "history.csv"}
+    assert {file.name for file in to.iterdir()} <= names
+    assert load_file(to / "model.safetensors")["weight"].tolist() == [1.0, 1.0]
+
+
+def test_a_file_that_an_interrupted_pull_has_not_written_is_refused(
+    server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, to = trained(1.0), tmp_path / "model"
+
+    def interrupted(file: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("mltrain.commands.pull.place_file", interrupted)
+        pull(run_id, to=to)
+    (to / "model.safetensors").write_bytes(b"of somebody else")
+    with pytest.raises(UsageError, match="no manifest of an earlier pull: model.safetensors"):
+        pull(run_id, to=to)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="this system has no /proc")
+def test_a_folder_that_takes_no_files_is_refused_before_anything_is_chosen(server: TrackingClient) -> None:
+    with pytest.raises(StorageError, match="/proc/x cannot be written: /proc: "):
+        refuse_folder(Path("/proc/x"))
