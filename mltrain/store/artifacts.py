@@ -6,6 +6,7 @@ Every path is therefore validated here, and removal takes a checkpoint's name, n
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -223,16 +224,18 @@ def in_parallel(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
 def refuse_unwritable(folder: Path, remedy: str) -> None:
     """Raise an error for a folder that cannot be written.
 
-    Nothing is created.
+    Nothing is created but a temporary file without a name: permissions alone do not show that ``/proc`` takes no files.
 
     Raises:
-        StorageError: the path, or its nearest existing parent, is not a folder or not writable.
+        StorageError: the path, or its nearest existing parent, is not a folder or takes no files.
     """
     place = next(above for above in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(above))
     if not place.is_dir():
         raise StorageError(f"{folder} cannot be written: {place} is not a folder. {remedy}")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StorageError(f"{folder} cannot be written: this user has no write permission for {place}. {remedy}")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {place}: {error.strerror or error}. {remedy}") from error
 
 
 def state_folder() -> Path:
