@@ -33,6 +33,7 @@ def watch_(
 
     On a terminal a live table, elsewhere a line for every epoch.
     """
+    print(f"Following run {run_id} ...", flush=True)  # MLflow's import, next, takes seconds
     from mltrain.commands.watch import watch
     from mltrain.tracking.client import connect
 
@@ -45,9 +46,12 @@ def watch_(
 
 
 def _lines(looks: "Iterator[Look]") -> "Look":
-    """Print a line for every new epoch; return the last look."""
-    shown = None
-    for look in looks:
+    """Print the state of the run, then a line for every new epoch; return the last look."""
+    shown: int | None = None
+    for number, look in enumerate(looks):
+        if number == 0:
+            begun = "" if look.epoch is not None else ", no epoch done yet"
+            print(f"{harmless(look.name)} ({look.run_id}) is {look.state}{begun}.", flush=True)
         if look.epoch is not None and look.epoch != shown:
             shown = look.epoch
             print(f"epoch {_epochs(look)}  {_figures(look)}", flush=True)

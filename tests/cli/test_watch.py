@@ -1,11 +1,12 @@
 """``mltrain watch`` from another terminal."""
 
 import io
+from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
 
-from mltrain.cli.watch import rendered
+from mltrain.cli.watch import rendered, watch_
 from mltrain.commands.watch import Look
 from tests.support.workplace import Workplace
 
@@ -19,7 +20,27 @@ def test_another_terminal_follows_a_training_to_its_end(workplace: Workplace) ->
     assert done.code == 0, done.err
     assert "epoch 3 of 3  val/loss " in done.out
     assert "system/" not in done.out
+    assert done.out.splitlines()[0] == f"Following run {run_id} ..."
     assert done.out.splitlines()[-1] == f"Run {run_id} is finished."
+
+
+def test_the_run_and_its_state_are_printed_before_the_first_epoch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed: list[str] = []
+
+    def connected(*, retry_seconds: float) -> None:
+        printed.append(capsys.readouterr().out)
+
+    def looks(*_: object) -> Iterator[Look]:
+        yield Look("a" * 32, "net lr=1", "net", "running", None, 6, {}, "val/f1", None, None, 0.0)
+        printed.append(capsys.readouterr().out)
+        yield Look("a" * 32, "net lr=1", "net", "finished", 6, 6, {}, "val/f1", None, None, 0.0)
+
+    monkeypatch.setattr("mltrain.tracking.client.connect", connected)
+    monkeypatch.setattr("mltrain.commands.watch.watch", looks)
+    watch_("aaaa", every=2.0)
+    assert printed == ["Following run aaaa ...\n", f"net lr=1 ({'a' * 32}) is running, no epoch done yet.\n"]
 
 
 @pytest.mark.parametrize(("silent", "said"), [(5.0, False), (45.0, True)])
