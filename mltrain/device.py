@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mltrain.errors import ConfigError, UsageError, shortened
+from mltrain.errors import ConfigError, UsageError, sentence, shortened
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def usable(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
         lines = str(error).splitlines()
         raise UsageError(
-            f"device={device!r:.80} is not usable here: {lines[0][:200] if lines else type(error).__name__} "
+            f"device={device!r:.80} is not usable here: {sentence(lines[0][:200] if lines else type(error).__name__)} "
             "Expected a device of this machine. Try: device='cpu'."
         ) from None
     return found

@@ -151,3 +151,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean '…'?`` for the known word most like this one, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def sentence(text: str) -> str:
+    """Return a text with a full stop at its end, so that another sentence can follow."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."

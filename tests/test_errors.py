@@ -32,3 +32,10 @@ def test_an_error_has_its_exit_code(kind: type[errors.MltrainError], code: int, 
 def test_the_nearest_name_is_suggested_and_a_strange_one_is_not() -> None:
     assert "'epochs'" in errors.nearest("epoch", ["epochs", "lr"])
     assert errors.nearest("zzzz", ["epochs", "lr"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "ended"), [("Run not found", "Run not found."), ("Not found.", "Not found."), ("Found?", "Found?")]
+)
+def test_another_sentence_can_follow_a_text(text: str, ended: str) -> None:
+    assert errors.sentence(text) == ended

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from mltrain.checkpoint.flat_tensors import as_bytes
 from mltrain.checkpoint.pytree import flatten, unflatten
 from mltrain.distributed.lives import without_earlier_lives
-from mltrain.errors import MltrainError, PeerLost, UsageError
+from mltrain.errors import MltrainError, PeerLost, UsageError, sentence
 
 _LEFT = "left"
 _REASON_SECONDS = 2.0
@@ -227,8 +227,8 @@ class World:
             return lost
         except (RuntimeError, ValueError):
             return PeerLost(
-                f"Another rank ended or did not answer within {self.seconds:.0f} s: {_first_line(error)} Its own output "
-                "tells why. Try: the same command again, with --run-key, or MLTRAIN_PEER_SECONDS for slower ranks"
+                f"Another rank ended or did not answer within {self.seconds:.0f} s: {sentence(_first_line(error))} Its own "
+                "output tells why. Try: the same command again, with --run-key, or MLTRAIN_PEER_SECONDS for slower ranks"
             )
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from mltrain.errors import MltrainError, RunNotFound, UsageError
+from mltrain.errors import MltrainError, RunNotFound, UsageError, sentence
 from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import (
     STATUS_OF,
@@ -92,7 +92,9 @@ def adoptable(server: TrackingClient, launcher: Launcher) -> Any:
     try:
         run = server.run(launcher.run_id)
     except RunNotFound as error:
-        raise RunNotFound(f"MLFLOW_RUN_ID is set to {launcher.run_id!r:.80}. {error} Or unset MLFLOW_RUN_ID.") from None
+        raise RunNotFound(
+            f"MLFLOW_RUN_ID is set to {launcher.run_id!r:.80}. {sentence(str(error))} Or unset MLFLOW_RUN_ID."
+        ) from None
     recorded = _recorded_in(server, run)
     if recorded is None:
         writable_artifacts_of(server, run)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mltrain.compat.private import CLIENT_DEFAULTS
-from mltrain.errors import StorageError
+from mltrain.errors import StorageError, sentence
 from mltrain.provenance import fingerprint
 from mltrain.redaction import redacted, redacted_uri
 from mltrain.store.artifacts import Artifacts, DeferredArtifacts
@@ -108,8 +108,8 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
         lines = redacted(str(error)).strip().splitlines()
         raise UnusableArtifacts(
             f"Artifacts at {place} cannot be reached with the tracking URI {store}: {type(error).__name__}: "
-            f"{lines[0][:300] if lines else ''} Expected a folder, an MLflow server or an object store whose client is "
-            "installed. Try: mltrain doctor"
+            f"{sentence(lines[0][:300] if lines else 'no message')} Expected a folder, an MLflow server or an object store "
+            "whose client is installed. Try: mltrain doctor"
         ) from error
 
 

@@ -18,7 +18,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 from mltrain.compat import private, rest, rest_entities
 from mltrain.compat.database import READS, DatabaseReader, Unreadable, database_of, uri_of_environment
 from mltrain.compat.rest import RestClient
-from mltrain.errors import RunNotFound, TrackingError
+from mltrain.errors import RunNotFound, TrackingError, sentence
 from mltrain.redaction import redacted, redacted_uri, remember_environment
 from mltrain.store.retry import FullJitter
 
@@ -523,9 +523,9 @@ def active_run_id() -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's first line, at most 500 characters."""
+    """Return an error's first line as a sentence, at most 500 characters."""
     lines = redacted(str(error)).strip().splitlines()
-    return lines[0][:500] if lines else type(error).__name__
+    return sentence(lines[0][:500].rstrip() if lines else type(error).__name__)
 
 
 def tags_of(run: "Run") -> Mapping[str, str]:

@@ -71,7 +71,7 @@ def test_a_run_that_is_not_there_is_not_adopted(run_id: str, server: TrackingCli
     if run_id == "deleted":
         run_id = empty_run(client)
         client.delete_run(run_id)
-    with pytest.raises(RunNotFound, match="MLFLOW_RUN_ID"):
+    with pytest.raises(RunNotFound, match=r"MLFLOW_RUN_ID.*[.?] Or unset MLFLOW_RUN_ID"):
         adopted(server, run_id)
 
 

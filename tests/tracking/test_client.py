@@ -86,8 +86,9 @@ def test_what_is_refused_for_good_is_not_retried() -> None:
 @pytest.mark.parametrize("error", [None, MlflowException("none", error_code=RESOURCE_DOES_NOT_EXIST)])
 def test_a_run_that_is_deleted_or_unknown_is_not_found(error: Exception | None) -> None:
     client = Failing(*([error] if error is not None else []))
-    with pytest.raises(RunNotFound):
+    with pytest.raises(RunNotFound) as refused:
         TrackingClient("http://127.0.0.1:1", client, 60.0).run(RUN)
+    assert error is None or "none. Is MLFLOW_TRACKING_URI the one of the training?" in str(refused.value)
     assert client.asked == 1
 
 
