@@ -48,7 +48,7 @@ WRONG_KEYS = {
     "weight_decay": "Unknown key 'weight_decay'",
     "batchsize": "Did you mean 'batch_size'",
     "network.widht": "Unknown key 'network.widht'",
-    "lr.value": "'lr' has no keys of its own",
+    "lr.value": "'lr' has no keys below it",
     "resume_run": "belongs on the command line",
     "__class__": "Unknown key",
     "model_config": "Unknown key",
@@ -124,7 +124,7 @@ def test_one_error_names_all_that_is_wrong() -> None:
 
 @pytest.mark.parametrize("given", ["", "none", "''"])
 def test_a_field_without_a_default_has_to_be_given(given: str) -> None:
-    with pytest.raises(ConfigError, match="data has no default and was not given"):
+    with pytest.raises(ConfigError, match="data is missing and has no default"):
         Needing.load(overrides={"data": given, "classes": "2"})
     known = Needing.load(overrides={"data": "/x", "classes": "2"}).resolved()
     assert Needing.load(overrides={"data": given}, base=known).data == Path("/x")

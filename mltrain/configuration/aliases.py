@@ -1,4 +1,4 @@
-"""Words of other programs for keys, values and sections: read as ours, and each named once with our spelling."""
+"""Translates keys, values and sections of other programs, with one warning for each."""
 
 import logging
 import typing
@@ -14,22 +14,22 @@ log = logging.getLogger(__name__)
 Fields = Mapping[str, FieldInfo]
 
 KEYS = {"num_epochs": "epochs", "learning_rate": "lr"}
-"""Keys and what they are called here."""
+"""Foreign keys and their names in mltrain."""
 
 VALUES = {("checkpoint_mode", "epochs"): "every"}
-"""Values of a key and what they are called here."""
+"""Foreign values of a key and their names in mltrain."""
 
 SECTIONS = ("training",)
-"""Mappings whose keys may as well stand at the top level."""
+"""Sections whose keys count as keys of the top level."""
 
 RESUME_KEY = "resume_checkpoint"
-"""The key of a file or a command line that means ``--resume``; it is part of a request and not of a configuration."""
+"""A key that means ``--resume``; it belongs to the request, not to the configuration."""
 
 _named: set[str] = set()
 
 
 def own_key(key: str, fields: Fields) -> str:
-    """Return a dotted key as it is spelt here, and log an alias as a warning, once."""
+    """Translate a dotted key; warn about each alias once."""
     name, dot, rest = key.partition(".")
     if name in fields:
         return key
@@ -38,16 +38,16 @@ def own_key(key: str, fields: Fields) -> str:
     own = KEYS.get(name)
     if own is None or own not in fields:
         return key
-    _tell(name, own)
+    _warn_once(name, own)
     return own + dot + rest
 
 
 def own_words(given: Mapping[str, Any], fields: Fields, source: str) -> dict[str, Any]:
-    """Return keys and values as they are spelt here; log each alias as a warning, once.
+    """Translate keys and values; warn about each alias once.
 
     Args:
         given: dotted or plain keys; a section such as ``training`` is dissolved, unless it is a field.
-        fields: of the configuration.
+        fields: fields of the configuration.
         source: of the keys, for the message.
 
     Raises:
@@ -55,7 +55,7 @@ def own_words(given: Mapping[str, Any], fields: Fields, source: str) -> dict[str
     """
     own: dict[str, Any] = {}
     meant: dict[str, str] = {}
-    for spelt, value in _dissolved(given, fields):
+    for spelt, value in _flattened(given, fields):
         key = own_key(spelt, fields)
         if key in own:
             raise ConfigError(
@@ -66,10 +66,10 @@ def own_words(given: Mapping[str, Any], fields: Fields, source: str) -> dict[str
     return own
 
 
-def _dissolved(given: Mapping[str, Any], fields: Fields, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flattened(given: Mapping[str, Any], fields: Fields, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in given.items():
         if str(key) in SECTIONS and key not in fields and isinstance(value, Mapping):
-            yield from _dissolved(value, fields, f"{prefix}{key}.")
+            yield from _flattened(value, fields, f"{prefix}{key}.")
         else:
             yield prefix + str(key), value
 
@@ -79,11 +79,11 @@ def _own_value(key: str, value: Any, fields: Fields) -> Any:
     own = VALUES.get((key, value)) if isinstance(value, str) else None
     if own is None or field is None or value in typing.get_args(field.annotation):
         return value
-    _tell(f"{key}={value}", f"{key}={own}")
+    _warn_once(f"{key}={value}", f"{key}={own}")
     return own
 
 
-def _tell(word: str, own: str) -> None:
+def _warn_once(word: str, own: str) -> None:
     if word not in _named:
         _named.add(word)
-        log.warning("%s is called %s here.", word, own)
+        log.warning("%s is an alias. Expected %s.", word, own)

@@ -1,4 +1,4 @@
-"""Values for fields: dotted keys are nested, and text is parsed by the type of its field."""
+"""Nests dotted keys, and parses text by the type of its field."""
 
 import copy
 import types
@@ -16,7 +16,7 @@ from mltrain.configuration.files import known_names, plain_yaml
 from mltrain.errors import ConfigError, nearest
 
 NOT_GIVEN = frozenset({"", "''", '""', "none", "None", "null", "~"})
-"""Words that mean "not given", so that every empty parameter of an MLproject may arrive."""
+"""Values that mean "not given", which covers every empty parameter of an MLproject."""
 
 
 RESERVED = frozenset(
@@ -33,21 +33,21 @@ RESERVED = frozenset(
         "presets",
     }
 )
-"""Keys that belong to the command line or to the file, and can therefore not be fields of a configuration."""
+"""Keys of the command line or the file, which cannot be fields of a configuration."""
 
 _REMEDIES = {
-    "processes": " Several processes are started by: mltrain train PROJECT --processes N, or by torchrun.",
+    "processes": " To start several processes, try: mltrain train PROJECT --processes N, or torchrun.",
 }
-"""Advice about keys that no configuration has and that people try."""
+"""Advice on keys that users try but no configuration has."""
 
 
 _MOST_LISTED = 8
 LISTED_WHERE = "All keys are listed by: mltrain train PROJECT --help."
-"""Where the keys of a configuration are listed; an error does not list fifty."""
+"""Ends an error about an unknown key if there are too many keys to list."""
 
 
 def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
-    """Merge a nested mapping into another, the new values over the old."""
+    """Merge a nested mapping into another; new values override old ones."""
     for key, value in new.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
@@ -67,7 +67,7 @@ def typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, s
     nested = model_in(field.annotation)
     if rest:
         if nested is None:
-            raise ConfigError(f"Unknown key {key!r} (from {source}): {name!r} has no keys of its own.")
+            raise ConfigError(f"Unknown key {key!r} (from {source}): {name!r} has no keys below it.")
         return {name: typed_entry(nested, rest, key, value, source)}
     if nested is not None and isinstance(value, Mapping):
         inner: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, s
             merge(inner, typed_entry(nested, str(sub).split("."), f"{key}.{sub}", sub_value, source))
         return {name: inner}
     parsed = _parsed(field, value, key, source)
-    # What is not given and has no default is as if it were absent.
+    # A key that is not given and has no default counts as absent.
     return {} if parsed is PydanticUndefined else {name: parsed}
 
 
@@ -84,9 +84,9 @@ def _parsed(field: FieldInfo, value: Any, key: str, source: str) -> Any:
         return value
     if is_place(field.annotation) and value not in NOT_GIVEN:
         try:
-            return str(Path(value).expanduser().absolute())  # so that a resume finds it from anywhere on this machine
+            return str(Path(value).expanduser().absolute())  # a resume may start in another folder
         except RuntimeError as error:
-            raise ConfigError(f"{key} (from {source}): {value!r:.80} is no path here: {error}") from None
+            raise ConfigError(f"{key} (from {source}): {value!r:.80} is not a valid path: {error}") from None
     if value in NOT_GIVEN and not _is_choice(field.annotation, value):
         if allows(field.annotation, type(None)):
             return None
@@ -112,12 +112,12 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def allows(annotation: Any, wanted: type) -> bool:
-    """Whether a value of a type may be given for an annotation."""
+    """Whether an annotation accepts values of a type."""
     return wanted in _members(annotation)
 
 
 def _is_choice(annotation: Any, value: str) -> bool:
-    """Whether a text is one of the words that an annotation lists, such as the ``none`` of ``flips``."""
+    """Whether a ``Literal`` of the annotation contains the text, such as ``none`` of ``flips``."""
     return any(
         typing.get_origin(member) is typing.Literal and value in typing.get_args(member)
         for member in _members(annotation)
@@ -136,12 +136,12 @@ def is_place(annotation: Any) -> bool:
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the nested model of an annotation, or None."""
+    """Return the nested model of an annotation, or ``None``."""
     return next((m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)), None)
 
 
 def explained(model: type[BaseModel], error: ValidationError) -> str:
-    """Return in words, a line each, what is wrong with the values of a configuration."""
+    """Return one line for each invalid value of a configuration."""
     lines = []
     for detail in error.errors(include_url=False):
         key = ".".join(str(part) for part in detail["loc"])
@@ -150,7 +150,7 @@ def explained(model: type[BaseModel], error: ValidationError) -> str:
             lines.append(f"Unknown key {key!r}.{nearest(key, model.model_fields)}")
             continue
         if detail["type"] == "missing":
-            lines.append(f"{key} has no default and was not given.")
+            lines.append(f"{key} is missing and has no default.")
             continue
         problem = detail["msg"].removeprefix("Value error, ")
         if not detail["loc"]:

@@ -1,4 +1,4 @@
-"""Configuration files: YAML and JSON, read strictly."""
+"""Reads YAML and JSON configuration files strictly."""
 
 import json
 import typing
@@ -14,20 +14,21 @@ _MAX_FILE_BYTES = 1_000_000
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
-    """Read a YAML or JSON file whose top level is a mapping; every scalar of a YAML file stays text.
+    """Read a YAML or JSON file; scalars of YAML remain text.
 
     Raises:
-        ConfigError: the file is missing, too large, malformed, has duplicate keys, aliases or Python tags.
+        ConfigError: the file is missing, too large or malformed, is not a mapping, or has duplicate keys, aliases or Python
+            tags.
     """
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
-            raise ConfigError(f"{file} has more than {_MAX_FILE_BYTES} bytes: no configuration is that large.")
+            raise ConfigError(f"{file} is too large for a configuration. Expected at most {_MAX_FILE_BYTES} bytes.")
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"The configuration {file} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"The configuration {file} is not UTF-8 text.") from None
-    except ValueError as error:  # a name with a NUL
+    except ValueError as error:  # the file name contains NUL
         raise ConfigError(f"The configuration {file} cannot be read: {error}.") from None
     try:
         content = json.loads(text, object_pairs_hook=_unique) if file.suffix == ".json" else plain_yaml(text)
@@ -36,19 +37,19 @@ def read_mapping(file: Path) -> dict[str, Any]:
     if content is None or content == "":
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds a {type(content).__name__} at its top level; a mapping of keys was expected.")
+        raise ConfigError(f"{file} holds a {type(content).__name__} at its top level. Expected a mapping of keys.")
     return content
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML whose scalars all stay text, without aliases (they can be a bomb), tags and duplicate keys."""
+    """Loads YAML scalars as text, and refuses aliases (which can be a bomb), tags and duplicate keys."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own attribute
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse aliases."""
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+            raise yaml.YAMLError("aliases (*name) are not supported; repeat the value instead")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -64,7 +65,7 @@ PlainLoader.add_constructor(
 
 
 def plain_yaml(text: str) -> Any:
-    """Parse YAML whose scalars all stay text."""
+    """Parse YAML, with all scalars as text."""
     return yaml.load(text, Loader=PlainLoader)  # noqa: S506 - a SafeLoader, made stricter above
 
 
@@ -72,9 +73,9 @@ def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     mapping: dict[Any, Any] = {}
     for key, value in pairs:
         if not isinstance(key, str):
-            raise ValueError(f"keys are text; {key!r} is not")
+            raise ValueError(f"the key {key!r} is not text")
         if key in mapping:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"the key {key!r} occurs twice")
         mapping[key] = value
     return mapping
 
@@ -83,7 +84,7 @@ def presets_of(content: Any, file: Path) -> dict[str, Mapping[str, Any]]:
     """Return the presets of a file."""
     if isinstance(content, dict) and all(isinstance(overlay, dict) or overlay == "" for overlay in content.values()):
         return {name: overlay or {} for name, overlay in content.items()}
-    raise ConfigError(f"{file}: 'presets' has to map each name to a mapping of keys.")
+    raise ConfigError(f"{file}: 'presets' is invalid. Expected a mapping of names to mappings of keys.")
 
 
 def known_names(what: str, names: Iterable[str]) -> str:

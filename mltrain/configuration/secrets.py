@@ -1,4 +1,4 @@
-"""Secrets of a configuration: found, masked, and taken from the environment."""
+"""Finds and masks secrets of a configuration, and reads them from the environment."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def variable_of(key: str) -> str:
 
 
 def secrets_of_environment(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Return the secrets of a configuration that stand in the environment: ``api_key`` as ``MLTRAIN_API_KEY``."""
+    """Return the secrets that environment variables provide: ``api_key`` from ``MLTRAIN_API_KEY``."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         nested = model_in(field.annotation)
@@ -63,7 +63,7 @@ def secrets_of_environment(model: type[BaseModel], prefix: str = "") -> dict[str
 
 
 def without_redacted(values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Return recorded values without those whose secrets were taken out, and the keys of these."""
+    """Return recorded values without masked secrets, and the keys of the secrets that are missing."""
     kept: dict[str, Any] = {}
     missing: list[str] = []
     for name, value in values.items():

@@ -21,9 +21,9 @@ def test_words_of_other_programs_are_read_as_ours_and_named_once(
     assert (config.epochs, config.lr, config.batch_size, config.seed) == (7, 3e-4, 4, 3)
     assert config.checkpoint_mode == "every"
     assert [record.getMessage() for record in caplog.records] == [
-        "num_epochs is called epochs here.",
-        "learning_rate is called lr here.",
-        "checkpoint_mode=epochs is called checkpoint_mode=every here.",
+        "num_epochs is an alias. Expected epochs.",
+        "learning_rate is an alias. Expected lr.",
+        "checkpoint_mode=epochs is an alias. Expected checkpoint_mode=every.",
     ]
 
 
