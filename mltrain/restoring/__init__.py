@@ -1,1 +1,1 @@
-"""Restoring the parts of a training: weights, optimizers by the names of their parameters, and how to undo it."""
+"""Restores the parts of a training from a checkpoint, and undoes a restore that fails."""

@@ -1,4 +1,4 @@
-"""What the parts of a training were built with, as plain values that every checkpoint records and a resume compares."""
+"""Records the values that the parts of a training were built with, for a resume to compare."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ _MOST_ITEMS = 1000
 
 
 def plain(value: Any) -> Any:
-    """Return the plain values of a nesting; what is none is left out of mappings, and None in sequences."""
+    """Return the plain values of a nested state; other values are dropped from mappings, and ``None`` in sequences."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         single = not isinstance(value, Tensor) or (value.layout is torch.strided and not value.is_meta)
         return value.item() if value.ndim == 0 and single and not np.iscomplexobj(value) else None
@@ -39,10 +39,10 @@ def plain(value: Any) -> Any:
 
 
 def differences(then: Any, now: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
-    """Yield (path, then, now) for what both have and what differs."""
+    """Yield (path, then, now) for each value that both have and that differs."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         if path and then.keys() != now.keys() and not any(map(_nested, (*then.values(), *now.values()))):
-            yield path, then, now  # counts by step, as milestones are
+            yield path, then, now  # a mapping of steps, such as milestones
             return
         for key in now:
             if key in then:
@@ -68,14 +68,14 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """Return a nesting with one value replaced by one of the same type.
+    """Return a nested state with one value replaced by one of the same type.
 
     Raises:
-        KeyError, IndexError, TypeError: there is no such place in it.
+        KeyError, IndexError, TypeError: the path does not exist.
     """
     if not path:
         if isinstance(tree, Mapping):
-            raise TypeError("counts by step")
+            raise TypeError("a mapping of steps")
         if isinstance(tree, Tensor):
             return torch.full_like(tree, value)
         return type(tree)(value) if isinstance(tree, (tuple, list, np.generic)) else value
@@ -95,18 +95,18 @@ log = logging.getLogger(__name__)
 
 
 class Built:
-    """What the parts of a training were when they were built, before anything was restored.
+    """The values of a training's parts as built, before a restore.
 
     Args:
-        parts: of the step and the task, by name.
+        parts: the parts of the step and the task, by name.
 
     Attributes:
-        parts: the same.
+        parts: the parts.
         schedules: the learning rate schedules among them.
-        fresh: the states of the schedules as they were built.
-        groups: the settings of each optimizer's groups, by its identity.
-        now: plain values of each part, as :attr:`record` has them.
-        record: what a checkpoint holds of it, as JSON. It depends on nothing else, so equal trainings have equal checkpoints.
+        fresh: the states of the schedules as built.
+        groups: the settings of each optimizer's groups, by the optimizer's ``id``.
+        now: the plain values of each part.
+        record: the same as JSON, for checkpoints. It depends on nothing else, so equal trainings have equal checkpoints.
     """
 
     def __init__(self, parts: Mapping[str, Stateful]) -> None:
@@ -124,7 +124,7 @@ class Built:
         self.record = json.dumps({"parts": self.now})
 
     def _described(self, name: str) -> Any:
-        """Return the plain values of a part as it was built."""
+        """Return the plain values of a part as built."""
         part: Any = self.parts[name]
         if is_optimizer(part):
             return plain(settings_of(part))
@@ -135,15 +135,15 @@ class Built:
             return {key: one.tolist() for key, one in small if not (one.is_quantized or one.is_sparse or one.is_meta)}
         try:
             return plain(part.state_dict())
-        except Exception as error:  # noqa: BLE001 - a part may have no state before it was used
+        except Exception as error:  # noqa: BLE001 - a part may have no state before its first use
             log.debug("The part %r has no state yet: %r", name, error)
             return {}
 
     def settings(self) -> list[tuple[Any, list[dict[str, Any]]]]:
-        """Return optimizers with the present settings of their groups, but those whose schedule follows a metric."""
-        follow = [one for one in self.schedules.values() if not counts_steps(one)]
+        """Return optimizers with their groups' current settings, without those whose schedule follows a metric."""
+        by_metric = [one for one in self.schedules.values() if not counts_steps(one)]
         return [
             (part, settings_of(part))
             for part in self.parts.values()
-            if is_optimizer(part) and not any(same_optimizer(part, one.optimizer) for one in follow)  # type: ignore[attr-defined]
+            if is_optimizer(part) and not any(same_optimizer(part, one.optimizer) for one in by_metric)  # type: ignore[attr-defined]
         ]

@@ -1,8 +1,8 @@
-"""What the configuration built, and how a resume makes changes of it take effect.
+"""Applies changed hyper-parameters at a resume.
 
-A checkpoint brings back hyper-parameters beside what was learned: rates and weight decay of an optimizer's groups, the plan
-of a schedule, the decay of an average. So it records what these were when they were built. Where a resumed training builds
-another value, that one is meant; where it builds the same, what the checkpoint brings goes on.
+A checkpoint restores not only learned state but also hyper-parameters: learning rates and weight decay of an optimizer's
+groups, the plan of a schedule, the decay of an average. It records their values as built. If a resumed training builds
+another value, that value takes effect; if it builds the same, the checkpoint's state continues.
 """
 
 import copy
@@ -36,16 +36,15 @@ _TEXT_OF_A_RATE = re.compile(r"(^|[._])(lr|rate|decay|momentum|betas?|gamma|warm
 
 
 class Changes:
-    """The differences between what a checkpoint's training was built of and what this one is built of.
+    """The differences between the built values of a checkpoint's training and of this one.
 
     Args:
-        built: what this training is built of, before anything is restored.
+        built: the values of this training as built, before a restore.
         saved: the states of a checkpoint.
         config: changed keys of the configuration, each with (before, now).
 
     Attributes:
-        parts: the checkpoint's states, with the values that the changed configuration gives to parts of any other kind than
-            modules, optimizers and schedules.
+        parts: the checkpoint's states; in parts that are no modules, optimizers or schedules, with the changed values.
         config: the changed keys of the configuration, each with (before, now).
     """
 
@@ -69,7 +68,7 @@ class Changes:
         spelled = ".".join([name, *map(str, path)])
         if isinstance(self._built.parts[name], nn.Module):
             log.warning(
-                "%s is built as %s instead of %s, and keeps the checkpoint's value: it is one of the weights.",
+                "%s is built as %s instead of %s, but keeps the checkpoint's value, because it belongs to the weights.",
                 spelled,
                 now,
                 before,
@@ -79,21 +78,21 @@ class Changes:
         try:
             self.parts[name] = replaced(self.parts[name], path, now)
         except (KeyError, IndexError, TypeError):
-            log.warning("%s is built as %s instead of %s, and the checkpoint's value stays.", spelled, now, before)
+            log.warning("%s is built as %s instead of %s, but keeps the checkpoint's value.", spelled, now, before)
         self._note(spelled, before, now)
 
     def _note(self, what: str, before: Any, now: Any) -> None:
         self._found.append((what, now))
-        log.warning("The configuration changed %s from %s to %s; that takes effect now.", what, before, now)
+        log.warning("The configuration changed %s from %s to %s. The new value takes effect now.", what, before, now)
 
     def apply(self, sources: Mapping[str, list[int]]) -> None:
-        """Make the changes take effect in optimizers and schedules that were restored.
+        """Apply the changes to the restored optimizers and schedules.
 
         Args:
-            sources: which group of the checkpoint each group of an optimizer continues.
+            sources: for each optimizer, the checkpoint's group that each of its groups continues.
 
         Raises:
-            StateMismatch: the new plan of a schedule has ended before the present step.
+            StateMismatch: the new plan of a schedule ends before the current step.
         """
         plans = {name: self._plan_changes(name, sources) for name in self._built.schedules if name in self._saved}
         optimizers: dict[str, Any] = {
@@ -112,7 +111,7 @@ class Changes:
                 for group, was, first in zip(optimizer.param_groups, restored, fresh, strict=True):
                     for key in was.keys() - RATES:
                         if equal(plain(group.get(key)), plain(first.get(key))):
-                            group[key] = was[key]  # no schedule drives it
+                            group[key] = was[key]  # no schedule sets it
                 found = [change for change in found if change[1] not in RATES]
             for number, key, before, now in found:
                 set_setting(optimizer.param_groups[number], key, self._built.groups[id(optimizer)][number][key])
@@ -122,7 +121,7 @@ class Changes:
         self._warn()
 
     def _setting_changes(self, name: str, sources: Mapping[str, list[int]]) -> Iterator[tuple[int, str, Any, Any]]:
-        """Yield (group, setting, then, now) for what is built differently."""
+        """Yield (group, setting, then, now) for each setting that is built differently."""
         now = self._built.now[name]
         if self._then is not None:
             recorded = self._then.get(name) or []
@@ -155,7 +154,7 @@ class Changes:
         return list(differences(then, now))
 
     def _replay(self, names: Sequence[str], optimizer: Any) -> None:
-        """Step schedules as they were built up to the present position, so that the rate is that of the new plan."""
+        """Step schedules from the start to their current position, to get the rate of the new plan."""
         for group, fresh in zip(optimizer.param_groups, self._built.groups[id(optimizer)], strict=True):
             for key, value in fresh.items():
                 set_setting(group, key, value)
@@ -164,13 +163,13 @@ class Changes:
             steps = position(schedule)
             schedule.load_state_dict(copy.deepcopy(self._built.fresh[name]))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a schedule's step before any of the optimizer's
+                warnings.simplefilter("ignore")  # torch warns of a schedule's step before the optimizer's
                 try:
                     for _ in range(steps):
                         schedule.step()
                 except ValueError as error:
                     raise StateMismatch(
-                        f"the schedule {name!r}: {steps} steps are done, and its new plan ends before: {error}",
+                        f"the schedule {name!r}: {steps} steps are done, but its new plan ends earlier: {error}",
                         advice="Plan for more steps, or go back with --resume-from.",
                     ) from error
 
@@ -181,7 +180,7 @@ class Changes:
         if replayed:
             self._found += [(".".join(map(str, path)), now) for path, _, now in changes]
             log.warning(
-                "The learning rate schedule %r was planned with %s and is re-planned with %s; it goes on from step %d of "
+                "The learning rate schedule %r was planned with %s and is re-planned with %s. It continues at step %d of "
                 "the new plan.",
                 name,
                 _shown((path, before) for path, before, _ in changes),
@@ -195,17 +194,17 @@ class Changes:
                 state = replaced(state, path, now)
                 self._note(".".join([name, *map(str, path)]), before, now)
             except (KeyError, IndexError, TypeError):
-                log.warning("%s of the schedule %r stays as the checkpoint has it.", ".".join(map(str, path)), name)
+                log.warning("%s of the schedule %r keeps the checkpoint's value.", ".".join(map(str, path)), name)
         schedule.load_state_dict(state)
 
     def _warn(self) -> None:
-        """Name changed keys that look like settings of an optimizer or schedule, and with which nothing was built."""
+        """Warn about changed keys that look like hyper-parameters but changed no built value."""
         for key, (before, now) in self.config.items():
             leaf = key.rpartition(".")[2]
             if key == "seed":
                 log.warning(
-                    "seed was changed from %s to %s: evaluation draws by the new one, but the order of the data and the random "
-                    "numbers of the training go on from the checkpoint. A new run takes it whole.",
+                    "seed was changed from %s to %s: evaluation uses the new one, but the order of the data and the random "
+                    "numbers of the training continue from the checkpoint. To use the new seed throughout, start a new run.",
                     before,
                     now,
                 )
@@ -214,8 +213,8 @@ class Changes:
                 for what, value in self._found
             ):
                 log.warning(
-                    "%s was changed from %s to %s, but no optimizer, schedule or other part of the state was built with another "
-                    "value: it takes effect only where the project's code reads it while training.",
+                    "%s was changed from %s to %s, but changed no optimizer, schedule or other part of the state. It takes "
+                    "effect only where the project's code reads it while training.",
                     key,
                     before,
                     now,
@@ -223,7 +222,7 @@ class Changes:
 
 
 def _concerned(changed: Mapping[str, tuple[str, str]], key: str, value: Any) -> bool:
-    """Whether a changed key of the configuration seems to be what a setting was built with."""
+    """Whether a setting was probably built from a changed key of the configuration."""
     return any(
         key in name.rpartition(".")[2] or (key == "lr" and "learning_rate" in name) or _number(now) == value
         for name, (_, now) in changed.items()
@@ -244,5 +243,5 @@ def _words(what: str) -> list[str]:
 
 
 def _shown(values: Iterator[tuple[tuple[Any, ...], Any]]) -> str:
-    said = [f"{'.'.join(map(str, path))}={value}" for path, value in values if "$functions" not in path]
-    return ", ".join(said[:6]) or "another function"
+    shown = [f"{'.'.join(map(str, path))}={value}" for path, value in values if "$functions" not in path]
+    return ", ".join(shown[:6]) or "another function"

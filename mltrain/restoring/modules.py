@@ -1,4 +1,4 @@
-"""Restoring weights: whether they fit a module, and under which names."""
+"""Fits weights to a module and its parameter names."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,16 +19,16 @@ def bare_name(key: str, wrapped: bool) -> str:
 
 
 def _wrapped(keys: Iterable[str]) -> bool:
-    """Whether all names begin as DistributedDataParallel spells them."""
+    """Whether all names have the prefix of DistributedDataParallel."""
     bare = [bare_name(key, False) for key in keys]
     return bool(bare) and all(key.startswith(f"{_WRAPPERS[1]}.") for key in bare)
 
 
 def names_of_parameters(parts: Mapping[str, Any]) -> dict[int, str]:
-    """Return the names of the parameters of all modules among the parts, by identity: ``part.module.parameter``."""
+    """Return the names (``part.module.parameter``) of all parameters of the parts, by ``id``."""
     names: dict[int, str] = {}
     for part, module in _modules(parts):
-        found = list(module.named_parameters())  # a tied parameter has its first name
+        found = list(module.named_parameters())  # a tied parameter keeps its first name
         wrapped = _wrapped(name for name, _ in found)
         for name, parameter in found:
             names.setdefault(id(parameter), f"{part}.{bare_name(name, wrapped)}")
@@ -45,17 +45,16 @@ def _modules(parts: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
 
 
 def fitted(weights: Mapping[str, Any], module: nn.Module, name: str = "model") -> dict[str, Any]:
-    """Return ``weights`` under the names that ``module`` uses, or refuse; the module stays as it is.
+    """Return ``weights`` under the names of ``module``, without changing the module.
 
-    ``torch.compile`` and DistributedDataParallel wrap a module and prefix its names; weights go either way. Where names or
-    shapes differ, the module's own ``load_state_dict`` decides: lazy modules, observers that grow, and modules that
-    rename what they load take them.
+    Prefixes of ``torch.compile`` and DistributedDataParallel are added or removed as needed. If names or shapes still differ,
+    the module's own ``load_state_dict`` decides: lazy modules, growing observers and modules that rename keys accept them.
 
     Raises:
-        StateMismatch: with the missing, unexpected and reshaped names.
+        StateMismatch: the module does not accept the weights; has the missing, unexpected and reshaped names.
     """
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
-        raise StateMismatch(f"the module {name!r}: it holds a {type(weights).__name__} and no tensors by name")
+        raise StateMismatch(f"the module {name!r}: expected tensors by name, got a {type(weights).__name__}")
     own = module.state_dict()
     given = spelled(weights, module, own)
     if given.keys() == own.keys() and all(_alike(given[key], own[key]) for key in own):
@@ -77,7 +76,7 @@ def _alike(given: Any, own: Any) -> bool:
 
 
 def spelled(weights: Mapping[str, Any], module: nn.Module, own: Iterable[str]) -> dict[str, Any]:
-    """Return weights under the names of a module; unknown names come below the deepest module that is known."""
+    """Return weights under the names of a module, unknown names below its deepest known submodule."""
     theirs, ours = _wrapped(weights), _wrapped(own)
     names = {bare_name(key, ours): key for key in own}
     paths = {bare_name(f"{path}.", ours).removesuffix("."): path for path, _ in module.named_modules() if path}
@@ -104,7 +103,7 @@ _LISTS = (
 
 
 def refused(name: str, part: Any, error: Exception) -> StateMismatch:
-    """Translate the error of a part that refuses its state; for a module, into lists of names."""
+    """Return the error of a part that refuses its state, for a module with the names."""
     if not isinstance(part, nn.Module):
         return StateMismatch(f"the part {name!r}: {type(error).__name__}: {error}")
     text = str(error)
@@ -126,7 +125,7 @@ def _dimensions(text: str) -> tuple[int, ...]:
 
 
 def versions(parts: Iterable[Any]) -> list[tuple[int, int]]:
-    """Return where in memory the parameters of modules are, and how often torch has changed each in place."""
+    """Return the address and the in-place version of each parameter of the modules."""
     modules = [part for part in parts if isinstance(part, nn.Module)]
     return [
         (tensor.data_ptr(), tensor._version)

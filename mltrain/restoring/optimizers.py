@@ -1,4 +1,4 @@
-"""Restoring the state of an optimizer by the names of its parameters."""
+"""Restores the state of an optimizer by parameter names."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 def in_order_of_groups(state: Any, order: Sequence[int], count: int) -> Any:
-    """Return the state of a schedule of ``count`` groups with its values a group in another order."""
+    """Return a schedule's state with its values per group, ``count`` each, in another order."""
     if not isinstance(state, Mapping):
         return state
     return {
         key: [value[index] for index in order]
-        if key in _A_GROUP and isinstance(value, (list, tuple)) and len(value) == count
+        if key in _PER_GROUP and isinstance(value, (list, tuple)) and len(value) == count
         else [in_order_of_groups(inner, order, count) for inner in value]
         if key == "_schedulers"
         else value
@@ -27,12 +27,12 @@ def in_order_of_groups(state: Any, order: Sequence[int], count: int) -> Any:
     }
 
 
-_A_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "max_momentums", "lr_lambdas", "eta_mins")
-"""What torch's schedules remember for each group of an optimizer."""
+_PER_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "max_momentums", "lr_lambdas", "eta_mins")
+"""State of torch's schedules that has one value per group of the optimizer."""
 
 
 def is_optimizer(part: Any) -> bool:
-    """Whether a part is an optimizer of torch, or a wrapper with groups of parameters as one has."""
+    """Whether a part has parameter groups like an optimizer of torch."""
     groups = None if isinstance(part, nn.Module) else getattr(part, "param_groups", None)
     return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
 
@@ -40,7 +40,7 @@ def is_optimizer(part: Any) -> bool:
 def described(optimizer: Any, names: Mapping[int, str]) -> list[list[tuple[str | None, Any, list[int] | None]]]:
     """Return (name, parameter, shape) of the parameters of each group.
 
-    A parameter of no known module has the name that its group was given, else ``None``. A lazy one has no shape yet.
+    A parameter outside the known modules has the name in its group, if any, otherwise ``None``. A lazy one has no shape yet.
     """
     groups = []
     for group in optimizer.param_groups:
@@ -62,20 +62,21 @@ _LIKE_THE_PARAMETER = frozenset(
 
 
 _SWITCHES = frozenset({"foreach", "fused", "capturable", "maximize", "differentiable", "decoupled_weight_decay"})
-"""Options that versions of torch added to groups; an optimizer sets the ones that a state lacks itself."""
+"""Group options that newer versions of torch added; an optimizer fills them in if a state lacks them."""
 
 
 def by_name(state: Any, optimizer: Any, name: str, names: Mapping[int, str]) -> tuple[Any, list[int]]:
-    """Return the state of an optimizer in the order of its parameters now, and the group that each group continues.
+    """Return a state in the optimizer's current parameter order, and the saved group that each group continues.
 
     Raises:
-        StateMismatch: it is of other parameters or another kind of optimizer, or groups whose values differ became one.
+        StateMismatch: the state is from other parameters or another kind of optimizer, or merges groups with different
+            settings.
     """
     what = f"the optimizer {name!r}"
     if not isinstance(state, Mapping) or "param_groups" not in state or "state" not in state:
         if isinstance(optimizer, torch.optim.Optimizer):
-            raise StateMismatch(f"{what}: it has no groups of parameters")
-        return state, list(range(len(optimizer.param_groups)))  # a wrapper with a state of its own
+            raise StateMismatch(f"{what}: its state has no groups of parameters")
+        return state, list(range(len(optimizer.param_groups)))  # a wrapper with its own kind of state
     saved, own = state["param_groups"], described(optimizer, names)
     lacking = {
         key
@@ -84,14 +85,16 @@ def by_name(state: Any, optimizer: Any, name: str, names: Mapping[int, str]) -> 
     }
     if lacking:
         raise StateMismatch(
-            f"{what}, which is a {type(optimizer).__name__}: the state of another kind of optimizer lacks its settings",
+            f"{what}, a {type(optimizer).__name__}: the state is from another kind of optimizer",
             missing=sorted(lacking),
         )
     recorded = state.get("parameters")
-    if recorded is None:  # of a release that kept no names
+    if recorded is None:  # saved by a release that recorded no names
         sizes = [len(group["params"]) for group in saved]
         if sizes != [len(group) for group in own]:
-            raise StateMismatch(f"{what}: its groups had {sizes} parameters and have {[len(group) for group in own]}")
+            raise StateMismatch(
+                f"{what}: its groups had {sizes} parameters and now have {[len(group) for group in own]}"
+            )
         recorded = [[[None, None] for _ in group["params"]] for group in saved]
     before = _entries([[(key, None, shape) for key, shape in group] for group in recorded])
     now = _entries(own)
@@ -111,7 +114,7 @@ def by_name(state: Any, optimizer: Any, name: str, names: Mapping[int, str]) -> 
     order = _sources(before, now, saved, optimizer.param_groups, what)
     if [place[:2] for place in before.values()] == [now[key][:2] for key in before] and len(saved) == len(own):
         return state, order  # nothing moved
-    log.warning("The parameters of %s are in another order or in other groups; its state follows them by name.", what)
+    log.warning("The parameters of %s are in another order or in other groups. Its state is assigned by name.", what)
     groups: list[dict[str, Any]] = []
     for number, group in enumerate(optimizer.param_groups):
         groups.append({**saved[order[number]], "params": [None] * len(group["params"])})
@@ -126,7 +129,7 @@ _Entry = tuple[int, int, list[int] | None]
 
 
 def _entries(groups: Sequence[Sequence[tuple[str | None, Any, Any]]]) -> dict[str, _Entry]:
-    """Return where each parameter is, by its name; one without a name has that of its place."""
+    """Return the group, index and shape of each parameter by its name, or by its position if it has none."""
     entries: dict[str, _Entry] = {}
     for number, group in enumerate(groups):
         for index, (name, _, shape) in enumerate(group):
@@ -140,9 +143,9 @@ def _entries(groups: Sequence[Sequence[tuple[str | None, Any, Any]]]) -> dict[st
 
 
 def _renamed(before: dict[str, _Entry], now: dict[str, _Entry], what: str) -> dict[str, _Entry]:
-    """Give parameters their present names where each is at the place, and of the shape, of one whose name is gone.
+    """Rename saved parameters if every new name is at the position, with the shape, of a missing one.
 
-    The module has taken the weights by then, so it renames them itself when it loads.
+    This is safe because the module has already accepted the weights, so it renames parameters when it loads.
     """
     places = {place[:2]: key for key, place in now.items()}
     gone = {key: places.get(place[:2]) for key, place in before.items() if key not in now}
@@ -156,16 +159,14 @@ def _renamed(before: dict[str, _Entry], now: dict[str, _Entry], what: str) -> di
         return before
     known = {key: to for key, to in gone.items() if not key.startswith("parameter ")}
     if known:
-        log.warning(
-            "Parameters of %s have other names: %s.", what, ", ".join(f"{k} is {to}" for k, to in known.items())
-        )
+        log.warning("Parameters of %s were renamed: %s.", what, ", ".join(f"{k} to {to}" for k, to in known.items()))
     return {str(gone.get(key, key)): place for key, place in before.items()}
 
 
 def _shape(
-    state: Mapping[str, Any], saved: Sequence[Mapping[str, Any]], place: _Entry, otherwise: list[int]
+    state: Mapping[str, Any], saved: Sequence[Mapping[str, Any]], place: _Entry, default: list[int]
 ) -> list[int]:
-    """Return the shape of a saved parameter: as recorded, or as its state tells."""
+    """Return the recorded shape of a saved parameter, or infer it from its state."""
     if place[2] is not None:
         return place[2]
     own = state["state"].get(saved[place[0]]["params"][place[1]], {})
@@ -174,7 +175,7 @@ def _shape(
         for key, value in (own.items() if isinstance(own, Mapping) else ())
         if key in _LIKE_THE_PARAMETER and isinstance(value, torch.Tensor) and value.dim()
     ]
-    return next((shape for shape in shapes if shape != otherwise), otherwise)
+    return next((shape for shape in shapes if shape != default), default)
 
 
 def _sources(
@@ -184,7 +185,7 @@ def _sources(
     groups: Sequence[Mapping[str, Any]],
     what: str,
 ) -> list[int]:
-    """Return which saved group each group takes its settings from: the one of its parameters."""
+    """Return for each group the saved group of its parameters, whose settings it continues."""
     order = []
     for number, group in enumerate(groups):
         found = sorted({before[key][0] for key, place in now.items() if place[0] == number})
@@ -192,8 +193,8 @@ def _sources(
         found = named or found or [min(number, len(saved) - 1)]
         if any(not _same_settings(saved[index], saved[found[0]]) for index in found[1:]):
             raise StateMismatch(
-                f"{what}: its group {number} has the parameters of groups {found} of the checkpoint, whose settings differ",
-                advice="Give it the groups of before, or give groups a name that says which settings go on.",
+                f"{what}: its group {number} merges groups {found} of the checkpoint, whose settings differ",
+                advice="Use the checkpoint's groups, or name the groups to choose whose settings continue.",
             )
         order.append(found[0])
     return order

@@ -1,4 +1,4 @@
-"""Undoing a restore: what parts were before, and how they become that again."""
+"""Undoes a restore: saves the state of parts, and brings it back."""
 
 import collections
 import copy
@@ -13,20 +13,20 @@ log = logging.getLogger(__name__)
 
 
 def is_lazy(tensor: Any) -> bool:
-    """Whether a parameter or buffer has no shape before its module's first forward."""
+    """Whether a parameter or buffer has no shape until its module's first forward."""
     return nn.parameter.is_lazy(tensor)
 
 
 class Undo(Protocol):
-    """Makes a part what it was."""
+    """Brings back the earlier state of a part."""
 
     def undo(self) -> None:
-        """Make it what it was."""
+        """Bring the state back."""
         ...
 
 
 class UndoModule:
-    """Undoes a change of a module: keeps copies of its tensors on the host, and all attributes of its modules."""
+    """Undoes changes of a module, with copies of its tensors on the host and of all attributes."""
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = [(one, dict(vars(one))) for one in module.modules()]
@@ -46,7 +46,7 @@ class UndoModule:
         ]
 
     def undo(self) -> None:
-        """Put attributes, members, tensors and extra state back."""
+        """Bring back attributes, members, tensors and extra state."""
         for one, attributes in self._modules:
             vars(one).clear()
             vars(one).update(attributes)
@@ -66,7 +66,7 @@ class UndoModule:
 
 
 class _UndoOptimizer:
-    """Undoes the loading of an optimizer, which replaces tensors and groups: keeps those that it has, without a copy."""
+    """Undoes loading an optimizer, which replaces its tensors and groups, so references are enough."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -79,7 +79,7 @@ class _UndoOptimizer:
 
 
 class _UndoAttributes:
-    """Undoes the loading of a DataLoader, which sets attributes; its ``state_dict`` would start its workers."""
+    """Undoes loading a DataLoader by its attributes, since its ``state_dict`` would start workers."""
 
     def __init__(self, part: Any) -> None:
         self._part = part
@@ -91,7 +91,7 @@ class _UndoAttributes:
 
 
 class _UndoState:
-    """Undoes a change of any other part: keeps a copy of its state, and loads it."""
+    """Undoes changes of any other part, with a copy of its state."""
 
     def __init__(self, part: Any) -> None:
         self._part = part
@@ -102,7 +102,7 @@ class _UndoState:
 
 
 def undo_of(part: Any) -> Undo:
-    """Return what undoes a change of a part from now on; it costs a copy of a module's tensors on the host."""
+    """Return an undo for later changes of a part; for a module it copies the tensors to the host."""
     if isinstance(part, nn.Module):
         return UndoModule(part)
     if isinstance(part, torch.optim.Optimizer) and type(part).load_state_dict is torch.optim.Optimizer.load_state_dict:
@@ -111,12 +111,12 @@ def undo_of(part: Any) -> Undo:
 
 
 def undo_all(undos: Sequence[tuple[str, Undo]]) -> None:
-    """Undo the changes of several parts, the last first; an error is logged, and the others are undone nevertheless."""
+    """Undo the changes of several parts, last first; log an error and go on with the others."""
     for name, one in reversed(undos):
         try:
             one.undo()
-        except Exception as error:  # noqa: BLE001 - the first error is raised
-            log.error("The part %r could not be put back as it was: %r", name, error)
+        except Exception as error:  # noqa: BLE001 - the caller raises the first error
+            log.error("The part %r could not be brought back: %r", name, error)
 
 
 def _on_host(tensor: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def _on_host(tensor: Tensor) -> Tensor:
 
 
 def _copied(tree: Any) -> Any:
-    """Return a copy of a nesting that shares no memory with it; tensors on the host."""
+    """Return a copy of a nested state that shares no memory with it, tensors on the host."""
     if isinstance(tree, Tensor):
         return _on_host(tree)
     if type(tree) in (dict, collections.OrderedDict):

@@ -171,7 +171,7 @@ def test_a_change_is_a_change_once() -> None:
 
 def test_a_plan_that_is_shorter_than_what_is_done_is_refused() -> None:
     _, parts, _ = trained(Config(), MADE["one cycle"], THEN)
-    with pytest.raises(StateMismatch, match="its new plan ends before"):
+    with pytest.raises(StateMismatch, match="its new plan ends earlier"):
         trained(Config(horizon=4), MADE["one cycle"], STEPS, parts)
 
 
