@@ -1,4 +1,4 @@
-"""Runs a stage that makes files; its output is committed as a whole or not at all."""
+"""Runs a stage that makes files, and commits its output as a whole."""
 
 import tempfile
 from collections.abc import Mapping
@@ -34,10 +34,10 @@ class Making:
     Attributes:
         stage: the stage.
         config: its configuration.
-        word: project that the run records.
+        word: name of the project that the run records.
         tags: tags of a new run.
-        resume_run: run to continue; uncommitted files are made again from the start.
-        take_over: do not wait for a lease holder on another machine to expire.
+        resume_run: the run to continue, which makes uncommitted files again. If ``None``, a new run.
+        take_over: whether to take the run over without waiting for its holder's lease to expire.
     """
 
     stage: Stage
@@ -52,7 +52,7 @@ def make(making: Making, server: TrackingClient, display: Display, stop: StopReq
     """Make the files, commit them, and close the run with its true status.
 
     Raises:
-        MltrainError: the files could not be made; a run opened by then is closed as FAILED.
+        MltrainError: the files could not be made; the run, if already open, is closed as FAILED.
     """
     config = making.config
     if making.resume_run is not None:
@@ -90,11 +90,11 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     display.waiting("making files")
     with tempfile.TemporaryDirectory(prefix="mltrain-") as folder, closing(Watch(places_given)) as watch:
         watch.began({name: contents for name, contents in found.items() if contents is not None})
-        watch.tell(lambda text: run.set_tag(WRITTEN_TAG, text))
+        watch.report_to(lambda text: run.set_tag(WRITTEN_TAG, text))
         metrics = floats(stage.make(config, Path(folder)), f"The stage {stage.name!r}")
         output = outputs.commit(run.id, run.artifacts, f"a{run.ordinal:02d}", Path(folder))
     if not output.files:
-        raise DataError(f"The stage {stage.name!r} made no files, so it has no output.")
+        raise DataError(f"The stage {stage.name!r} made no files. Expected at least one as its output.")
     run.log_metrics(metrics, 1)
     why = f"{len(output.files)} files made"
     delivered = run.close("FINISHED", why, grace_seconds())
@@ -106,7 +106,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
 
 
 def _discard_unfinished(server: TrackingClient, run: TrackedRun) -> None:
-    """Remove uploads that earlier attempts did not finish; only the lease holder writes there."""
+    """Remove unfinished uploads of earlier attempts; only the lease holder may do so."""
     artifacts = open_artifacts(server.run(run.id).info.artifact_uri, server.uri)
     for name in outputs.unfinished(artifacts):
         artifacts.remove_output(name)

@@ -1,8 +1,8 @@
 """Digests of the files below a path, cached on this machine.
 
-A path with at most ``MLTRAIN_FINGERPRINT_GB`` (4 by default) is read completely. In a larger one each file is sampled: its
-begin, its end, and blocks in between at offsets that depend on its name and size. A sampled digest records this and the
-number of unread bytes. No digest depends on times, owners or the path itself.
+A path of at most ``MLTRAIN_FINGERPRINT_GB`` (4 by default) is read completely. In a larger one each file is sampled: its
+start, its end, and blocks in between at offsets that depend on its name and size. A sampled digest records the sampling and
+the number of unread bytes. No digest depends on times, owners or the path itself.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ _BLOCK = 65536
 _CHUNK = 2**20
 _MOST_CACHED = 500_000
 _NO_DATA = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-"""Files that a desktop creates in a folder it displays."""
+"""Files that desktop environments create in the folders they display."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Size of a file in bytes, and the digest of its content or sample."""
+    """The size of a file in bytes and the digest of its content or sample."""
 
     size: int
     digest: str
@@ -46,7 +46,7 @@ class Contents:
 
     Attributes:
         files: the files by their relative paths, with slashes.
-        rule: ``sha256`` if every file was read completely, else ``sample`` with the maximal bytes read of each file.
+        rule: ``sha256`` if every file was read completely, otherwise ``sample`` with the most bytes read of a file.
         unread: number of bytes that were not read.
         cut: whether there are more files than the limit.
     """
@@ -58,7 +58,7 @@ class Contents:
 
     @property
     def digest(self) -> str:
-        """One digest over names, sizes and contents, with its rule."""
+        """The rule and one digest over names, sizes and contents."""
         digest = hashlib.sha256()
         for name, entry in sorted(self.files.items()):
             digest.update(os.fsencode(name) + f"\0{entry.size}\0{entry.digest}\n".encode())
@@ -68,18 +68,18 @@ class Contents:
 
 
 def contents_of(place: Path, rule: str | None = None, *, settled_seconds: float = 2.0) -> Contents:
-    """Return the contents of a file or of all files below a folder; links are followed.
+    """Return the contents of a file or of all files below a folder, following links.
 
     Args:
         place: the file or folder.
         rule: rule of an earlier digest to compare with. If ``None``, the budget decides.
-        settled_seconds: a file that changed more recently may change again within the same tick of its clock, so its digest
-            is not kept in the cache.
+        settled_seconds: digests of files that changed more recently are not cached, since such a file could change again
+            within the resolution of its timestamp.
     """
     found = sorted(_files(place))
     files, cut = found[:_MOST_FILES], len(found) > _MOST_FILES
     if cut:
-        log.warning("%s has more than %d files; a change in the others is not noticed.", place, _MOST_FILES)
+        log.warning("%s has more than %d files. Changes in the others are not noticed.", place, _MOST_FILES)
     total = sum(status.st_size for _, _, status in files)
     if rule is None:
         budget = _budget()
@@ -92,8 +92,8 @@ def contents_of(place: Path, rule: str | None = None, *, settled_seconds: float 
     unread = sum(max(0, status.st_size - most) for _, _, status in files) if most is not None else 0
     if unread:
         log.warning(
-            "%s has %.3g GB in %d files, of which %.3g GB are not read: of each file at most %d bytes are. A change in the rest "
-            "is noticed only where it changes a size. MLTRAIN_FINGERPRINT_GB=%.0f reads all.",
+            "%s has %.3g GB in %d files, of which %.3g GB are not read: at most %d bytes of each file are. A change in the rest "
+            "is noticed only if it changes a size. To read everything, set MLTRAIN_FINGERPRINT_GB=%.0f.",
             place,
             total / 1e9,
             len(files),
@@ -137,16 +137,16 @@ def _below(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iter
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
-            log.warning("%s cannot be listed (%s); a change in it is not noticed.", folder, error.strerror)
+            log.warning("%s cannot be listed (%s). Changes in it are not noticed.", folder, error.strerror)
         return
     for name in names:
         path = folder / name
-        with suppress(OSError):  # a link that leads nowhere, or a file that vanished meanwhile: it is not there
+        with suppress(OSError):  # a broken link or a file that has vanished counts as missing
             status = path.stat()
             identity = (status.st_dev, status.st_ino)
             if stat.S_ISREG(status.st_mode) and name not in _NO_DATA:
                 yield prefix + name, path, status
-            elif stat.S_ISDIR(status.st_mode) and identity not in above:  # a link to a folder above would never end
+            elif stat.S_ISDIR(status.st_mode) and identity not in above:  # a link to a parent folder would never end
                 yield from _below(path, f"{prefix}{name}/", above | {identity})
 
 
@@ -167,7 +167,7 @@ def _digested(place: Path, files: list[_File], most: int | None, settled_seconds
             name, path, status = file
             if digest is None:
                 if not path.exists():
-                    continue  # it vanished while it was looked at
+                    continue  # it has vanished
                 refused.append(name)
             else:
                 fresh.append((file, digest))
@@ -177,7 +177,7 @@ def _digested(place: Path, files: list[_File], most: int | None, settled_seconds
         pool.shutdown(cancel_futures=True)
     if refused:
         log.warning(
-            "%d files in %s cannot be read, such as %s; they count by name and size only.",
+            "%d files in %s cannot be read, such as %s. Only their names and sizes are compared.",
             len(refused),
             place,
             refused[0],
@@ -187,7 +187,7 @@ def _digested(place: Path, files: list[_File], most: int | None, settled_seconds
 
 
 def _digest_of(file: _File, most: int | None, stop: threading.Event) -> str | None:
-    """Return the digest of a file's content, or of a sample of ``most`` bytes of it; ``None`` if it cannot be read."""
+    """Return the digest of a file, or of at most ``most`` bytes of it; ``None`` if it is unreadable."""
     name, path, status = file
     digest = hashlib.sha256()
     try:
@@ -205,17 +205,17 @@ def _digest_of(file: _File, most: int | None, stop: threading.Event) -> str | No
 
 
 def _offsets(name: str, size: int, most: int) -> list[int]:
-    """Return the offsets of the blocks to read, which depend on name and size."""
+    """Return the offsets of the blocks to read, which depend on the file's name and size."""
     count = most // _BLOCK
     if not count:
         return []
-    draw = random.Random(f"{name}\0{size}")  # noqa: S311 - which blocks are sampled is no secret
+    draw = random.Random(f"{name}\0{size}")  # noqa: S311 - the sample need not be secret
     between = [draw.randrange(size - _BLOCK) for _ in range(max(0, count - 2))]
     return sorted({0, size - _BLOCK, *between})
 
 
 class _Cache:
-    """Cache of digests on this machine, by path, size, times and inode; optional."""
+    """Cache of digests on this machine, by path, size, times and inode; errors disable it."""
 
     def __init__(self, most: int | None, settled_seconds: float) -> None:
         self._settled_seconds = settled_seconds
@@ -242,7 +242,7 @@ class _Cache:
         return found
 
     def keep(self, fresh: list[tuple[_File, str]]) -> None:
-        """Cache the digests of files that did not change while being read."""
+        """Cache the digests of files that did not change while they were read."""
         rows = [
             (os.fsencode(path.absolute()), self._rule, _stamp(status), digest, int(time.time()))
             for (_, path, status), digest in fresh
@@ -254,10 +254,10 @@ class _Cache:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._write(rows)
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked or full: another time
+            if isinstance(error, sqlite3.OperationalError):  # locked, or the disk is full
                 log.info("%s cannot be written: %s", self._file, error)
                 return
-            log.info("%s is damaged and begins anew: %s", self._file, error)
+            log.info("%s is damaged and is emptied: %s", self._file, error)
             with suppress(OSError, sqlite3.Error):
                 self._file.write_bytes(b"")
                 self._write(rows)
@@ -266,7 +266,7 @@ class _Cache:
 
     def _opened(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._file, timeout=2.0)
-        database.execute("PRAGMA synchronous = OFF")  # what is lost is computed again
+        database.execute("PRAGMA synchronous = OFF")  # lost digests are computed again
         database.execute(
             "CREATE TABLE IF NOT EXISTS files "
             "(path BLOB, rule TEXT, stamp TEXT, digest TEXT, used INTEGER, PRIMARY KEY (path, rule)) WITHOUT ROWID"

@@ -1,4 +1,4 @@
-"""Fingerprints of a training's origin: versions, code and data."""
+"""Fingerprints of a training's versions, code and data."""
 
 import ast
 import hashlib
@@ -18,7 +18,7 @@ from mltrain.provenance.written import ALL, Units, as_at_start
 from mltrain.redaction import redacted_uri
 
 ABSENT = "absent"
-"""Stands for the digest of a missing path."""
+"""Digest of a missing path."""
 _SAMPLED_FILES = 64
 _SAMPLED_BYTES = 65536
 _MOST_FILES = 200_000
@@ -47,8 +47,9 @@ def code(place: Path) -> dict[str, str]:
     """Return commit, uncommitted changes, remote without secrets, and a digest of the code.
 
     Args:
-        place: a Python file, or a folder; if it has a ``project.py``, that and what it imports count, else all its Python files
-            but those in environments, hidden folders, installed packages and checkouts of their own.
+        place: a Python file or a folder. The digest covers the file, or the folder's ``project.py``, and its imports. In a
+            folder without ``project.py`` it covers all Python files but those in environments, hidden folders, installed
+            packages and nested checkouts.
     """
     folder = place if place.is_dir() else place.parent
     found = {"digest": _digest_of_code(place)}
@@ -63,7 +64,7 @@ def code(place: Path) -> dict[str, str]:
 
 
 def same_code(before: str, now: str) -> bool:
-    """Whether two digests of code are equal, or of rules that cannot be compared."""
+    """Whether two digests of code are equal, or follow rules that cannot be compared."""
     return before == now or before.startswith(_CODE) != now.startswith(_CODE)
 
 
@@ -96,13 +97,13 @@ def _imports(file: Path, content: bytes, root: Path) -> Iterator[Path]:
 
 @cache
 def _imported_names(content: bytes) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """Return the level of each import in a Python file, 0 for an absolute one, with the names that may be modules.
+    """Return the level (0 if absolute) and the possible module names of each import in a file.
 
-    Several stages of a pipeline import the same files, and parsing takes the time.
+    Cached, because several stages of a pipeline import the same files and parsing is slow.
     """
     try:
         parsed = ast.parse(content)
-    except (SyntaxError, ValueError):  # running it raises the error
+    except (SyntaxError, ValueError):  # running the file will raise the error
         return ()
     found: list[tuple[int, tuple[str, ...]]] = []
     for node in ast.walk(parsed):
@@ -128,7 +129,7 @@ def _sources(names: Iterable[str], bases: list[Path], root: Path) -> Iterator[Pa
 
 
 def _is_installed(file: Path, root: Path) -> bool:
-    """Whether a file below a root belongs to an environment, an installed package or a hidden folder."""
+    """Whether a file belongs to an environment, an installed package or a hidden folder below a root."""
     folders = [folder for folder in file.parents if folder.is_relative_to(root) and folder != root]
     return any(_is_foreign(folder) for folder in folders)
 
@@ -143,13 +144,13 @@ def _is_foreign(folder: Path) -> bool:
 
 
 def data(places: Mapping[str, Path]) -> dict[str, str]:
-    """Return one digest a path over its files; see :mod:`mltrain.provenance.contents`."""
+    """Return a digest for each path; see :mod:`mltrain.provenance.contents`."""
     return {name: digest_of(contents) for name, contents in contents_by_name(places).items()}
 
 
 def contents_by_name(places: Mapping[str, Path]) -> dict[str, Contents | None]:
-    """Return the contents of each path, and ``None`` for a missing one."""
-    there = {name: os.path.exists(place) for name, place in sorted(places.items())}  # noqa: PTH110 - no error if too long
+    """Return the contents of each path, ``None`` if it is missing."""
+    there = {name: os.path.exists(place) for name, place in sorted(places.items())}  # noqa: PTH110 - Path.exists fails on a path that is too long
     return {name: contents_of(places[name]) if exists else None for name, exists in there.items()}
 
 
@@ -159,14 +160,14 @@ def digest_of(contents: Contents | None) -> str:
 
 
 def same_data(before: str, now: str, place: Path, units: Units, *, may_fill: bool) -> bool:
-    """Whether a path's data are unchanged, apart from what the training wrote.
+    """Whether a path's data are unchanged, apart from the files that the training wrote.
 
     Args:
-        before: the earlier digest, perhaps by the rule of an earlier version or of another budget.
-        now: the present digest.
+        before: the earlier digest, possibly by the rule of an earlier version or another budget.
+        now: the current digest.
         place: the file or folder.
         units: what the training wrote there.
-        may_fill: whether a path that was missing may hold anything now.
+        may_fill: whether a path that was missing or empty may have files now.
     """
     if before == now or units == ALL:
         return True
@@ -189,7 +190,7 @@ def git_root(folder: Path) -> Path | None:
 def _git(folder: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", *arguments],  # noqa: S607 - whichever git the user has
+            ["git", *arguments],  # noqa: S607 - the git on the user's PATH
             cwd=folder,
             capture_output=True,
             text=True,
@@ -226,7 +227,7 @@ def _own_code(folder: Path) -> Iterator[Path]:
 
 
 def _digest_before_contents(place: Path) -> str:
-    """Return the digest of earlier versions, over the first 64 KiB of at most 127 files."""
+    """Return the digest of earlier mltrain versions, over the first 64 KiB of at most 127 files."""
     digest = hashlib.sha256()
     entries = sorted(_files(place))
     for relative, size, _ in entries:

@@ -1,8 +1,8 @@
-"""Tracks what a training writes below its configured paths, which is output and no data.
+"""Tracks the files that a training writes among its data, to tell output from changed data.
 
-Python raises an audit event for every file that this process opens for writing, makes, renames or removes. For each file and
-folder written, the entries at the start of the training are recorded, so that a resume compares the path as it was then. A
-folder without files at the start counts as a whole.
+Python raises an audit event for every file that this process opens for writing, creates, renames or removes. For each file and
+folder written, the entries at the start of the training are recorded, so that a resume compares the data as they were then. A
+folder without files at the start counts as one unit.
 """
 
 import json
@@ -22,7 +22,7 @@ from mltrain.provenance.contents import Contents, Entry
 log = logging.getLogger(__name__)
 
 ALL = "*"
-"""Stands for too many writes to list; the path is no longer compared."""
+"""Too many writes to list; the path is no longer compared."""
 _MOST_UNITS = 64
 _LONGEST = 4500
 _CREATES = os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -39,7 +39,7 @@ class Watch:
 
     Args:
         places: the paths by the names of their fields.
-        recorded: the text that an earlier attempt passed to ``told``.
+        recorded: the text that an earlier attempt passed to ``report``.
     """
 
     def __init__(self, places: Mapping[str, Path], recorded: str = "") -> None:
@@ -49,40 +49,40 @@ class Watch:
         self._early: set[tuple[str, str]] = set()
         self._stamps: dict[tuple[str, str], tuple[int, int]] = {}
         self._contents: Mapping[str, Contents] | None = None
-        self._told: Callable[[str], None] | None = None
+        self._report: Callable[[str], None] | None = None
         self._lock = threading.RLock()
         self._process = os.getpid()
         if not _hooked.is_set():
-            sys.addaudithook(_heard)
+            sys.addaudithook(_on_audit_event)
             _hooked.set()
         if places:
             _watching.append(self)
 
     def began(self, contents: Mapping[str, Contents]) -> dict[str, Contents]:
-        """Record the contents as the training begins; return them as they were at its start.
+        """Take these contents as the data; return them without the output of earlier attempts.
 
-        Writes since the construction made these contents; only later changes are output.
+        Files written since the construction count as data, later writes as output.
         """
         start = {name: as_at_start(found, self._units.get(name, {})) for name, found in contents.items()}
         with self._lock:
             self._contents = start
-            if len(self._early) <= _MOST_UNITS:  # more than that is data that were unpacked
+            if len(self._early) <= _MOST_UNITS:  # more are data that the project unpacked
                 self._stamps = {early: _stamp(self._path(*early)) for early in self._early}
         return start
 
     def look(self) -> None:
-        """Record changes of files opened before the training began, such as a log."""
+        """Record writes to files that were open before the training began, such as a log."""
         for (name, path), stamp in list(self._stamps.items()):
             if _stamp(self._path(name, path)) != stamp:
                 del self._stamps[name, path]
-                self._noted(name, path)
+                self._note(name, path)
 
-    def tell(self, told: Callable[[str], None]) -> None:
-        """Call ``told`` with the record as text, now and whenever it grows."""
+    def report_to(self, report: Callable[[str], None]) -> None:
+        """Call ``report`` with the record as text, now and whenever it grows."""
         with self._lock:
-            self._told = told
+            self._report = report
             if self._units:
-                told(self._text())
+                report(self._text())
 
     def close(self) -> None:
         """Stop tracking."""
@@ -91,39 +91,38 @@ class Watch:
 
     def notice(self, path: str) -> None:
         """Record a write to a path."""
-        if os.getpid() != self._process:  # a worker of a loader: what it knows ends with it
+        if os.getpid() != self._process:  # a worker process of a loader has no record to keep
             return
         for name, roots in self._roots.items():
             for root in roots:
                 if path == root or path.startswith(root + os.sep):
-                    self._noted(name, os.path.relpath(path, root).replace(os.sep, "/"))
+                    self._note(name, os.path.relpath(path, root).replace(os.sep, "/"))
                     break
 
     def _path(self, name: str, path: str) -> Path:
         return Path(next(iter(self._roots[name])), path)
 
-    def _noted(self, name: str, path: str) -> None:
+    def _note(self, name: str, path: str) -> None:
         with self._lock:
             if self._contents is None:
                 self._early.add((name, path))
-            elif self._add(name, path) and self._told is not None:
-                self._told(self._text())
+            elif self._add(name, path) and self._report is not None:
+                self._report(self._text())
 
     def _add(self, name: str, path: str) -> bool:
         units = self._units.setdefault(name, {})
         if units == ALL:
             return False
         files = self._contents[name].files if self._contents is not None and name in self._contents else {}
-        unit = _unit(
-            self._names[name] if path == "." and self._names[name] in files else path, files
-        )  # a place may be a file
+        is_file = path == "." and self._names[name] in files  # the data may be a single file
+        unit = _unit(self._names[name] if is_file else path, files)
         if any(_within(unit, known) for known in units):
             return False
         units[unit] = {file: [e.size, e.digest] for file, e in files.items() if _within(file, unit)}
         if len(units) > _MOST_UNITS or len(self._text()) > _LONGEST:
             self._units[name] = ALL
             log.warning(
-                "The training writes more than %d files among those that %s had: changes in it are not noticed any more.",
+                "The training writes more than %d files below %s: a resume will not notice changes of these data.",
                 _MOST_UNITS,
                 name,
             )
@@ -134,7 +133,7 @@ class Watch:
 
 
 def units_of(text: str) -> dict[str, Units]:
-    """Parse the text of the tag: what was written below each path; empty if damaged."""
+    """Parse the record of what was written below each path; empty if damaged."""
     with suppress(ValueError, TypeError, AttributeError):
         content = json.loads(text or "{}")
         return {
@@ -166,7 +165,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _unit(path: str, files: Mapping[str, Entry]) -> str:
-    """Return the highest folder above a path that had no files, else the path."""
+    """Return the topmost folder above a path that had no files, or the path itself."""
     parts = path.split("/")
     for count in range(len(parts)):
         folder = "/".join(parts[:count]) or "."
@@ -179,9 +178,9 @@ def _within(path: str, unit: str) -> bool:
     return unit in (".", path) or path.startswith(unit + "/")
 
 
-def _heard(event: str, args: tuple[Any, ...]) -> None:
+def _on_audit_event(event: str, args: tuple[Any, ...]) -> None:
     if _watching and event in ("open", "os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link"):
-        with suppress(Exception):  # whatever goes wrong here must not be the training's error
+        with suppress(Exception):  # an error here must not reach the training
             for path in _written(event, args):
                 for watch in tuple(_watching):
                     watch.notice(path)
@@ -193,7 +192,7 @@ def _written(event: str, args: tuple[Any, ...]) -> list[str]:
         writes = any(letter in mode for letter in "wax") if isinstance(mode, str) else bool(flags & _CREATES)
         given = [path] if writes else []
     elif event == "os.mkdir":
-        given = [] if os.path.isdir(args[0]) else [args[0]]  # noqa: PTH112 - it may be bytes
+        given = [] if os.path.isdir(args[0]) else [args[0]]  # noqa: PTH112 - the path may be bytes
     else:
         given = [args[0]] if event == "os.remove" else list(args[:2]) if event == "os.rename" else [args[1]]
     return [os.path.normpath(Path.cwd() / os.fsdecode(path)) for path in given if isinstance(path, (str, bytes))]

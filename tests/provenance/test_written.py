@@ -98,7 +98,7 @@ def test_what_the_training_writes_stops_no_resume_and_hides_no_change(words: lis
     (place.folder / "data" / "3.txt").write_text("x")
     refused = place.mltrain("train", "--resume-run", done.run_id, "epochs=3")
     assert refused.code == 2, refused.out
-    assert "The data are not those" in refused.err
+    assert "The data have changed" in refused.err
     assert "output_fields" in refused.err
 
 
@@ -135,7 +135,7 @@ def watched(tmp_path: Path) -> Iterator[tuple[Path, Watch, list[str]]]:
     (folder / "there" / "old").write_text("old")
     watch, told = Watch({"place": folder}), []
     watch.began({"place": contents_of(folder)})
-    watch.tell(told.append)
+    watch.report_to(told.append)
     yield folder, watch, told
     watch.close()
 
@@ -185,7 +185,7 @@ def test_a_warning_reports_more_files_than_can_be_listed(
     for number in range(100):
         (folder / "there" / f"{number}").write_text("x")
     assert units_of(told[-1]) == {"place": ALL}
-    assert "not noticed any more" in caplog.text
+    assert "will not notice changes of these data" in caplog.text
 
 
 def test_a_closed_watch_hears_nothing(watched: tuple[Path, Watch, list[str]]) -> None:
