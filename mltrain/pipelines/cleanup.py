@@ -1,4 +1,4 @@
-"""Clears stages: plans what to remove, then removes it. Only the user's own runs under one pipeline's run."""
+"""Clears the user's own runs of stages: first plans, then removes."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -29,12 +29,12 @@ class Clearing:
     """What clearing removes from a stage's run.
 
     Attributes:
-        stage: its name.
-        run_id: the run; it is deleted (and can be restored in the MLflow UI) unless a checkpoint of it is kept.
+        stage: name of the stage.
+        run_id: the run's id. The run is deleted (and can be restored in the MLflow UI) unless a checkpoint of it is kept.
         name: name of the run.
-        checkpoints: checkpoints to remove for good.
-        outputs: made files to remove for good, by attempt.
-        bytes: size of the checkpoints.
+        checkpoints: checkpoints to remove permanently.
+        outputs: outputs to remove permanently, by attempt.
+        bytes: size of the checkpoints in bytes.
         kept: pinned and registered checkpoints, with the reasons.
     """
 
@@ -64,12 +64,12 @@ def plan_clearing(server: TrackingClient, pipeline: Pipeline, parent: Any, stage
         owner = tags_of(run).get("mlflow.user", "nobody")
         if owner != user():
             raise UsageError(
-                f"Run {run.info.run_id} belongs to {owner!r}, and only its owner clears it. Begin a pipeline run of your "
-                "own: --run new"
+                f"Run {run.info.run_id} belongs to {owner!r}, and only its owner can clear it. Try: --run new, which begins "
+                "your own pipeline run"
             )
     for name, run in runs:
         if state(server, run) in LIVE:
-            raise RunHeld(f"The stage {name!r} is being trained (run {run.info.run_id}); nothing was cleared.")
+            raise RunHeld(f"The stage {name!r} is being trained (run {run.info.run_id}). Nothing was cleared.")
     return [_planned(server, name, run) for name, run in runs]
 
 
@@ -99,12 +99,12 @@ def clear(server: TrackingClient, clearing: Clearing) -> None:
     """Remove what was planned; delete the run unless a checkpoint is kept.
 
     Raises:
-        RunHeld: another process has resumed the run meanwhile.
-        StorageError: the store does not allow it.
+        RunHeld: another process has resumed the run in the meantime.
+        StorageError: the store refuses a removal.
     """
     run = server.run(clearing.run_id)
     if state(server, run) in LIVE:
-        raise RunHeld(f"Run {clearing.run_id} was resumed meanwhile; nothing more was cleared.")
+        raise RunHeld(f"Run {clearing.run_id} was resumed in the meantime. Nothing more was cleared.")
     artifacts = open_artifacts(run.info.artifact_uri, server.uri)
     models = registry.made_models(server, clearing.run_id, run.info.experiment_id)
     for identity in clearing.checkpoints:

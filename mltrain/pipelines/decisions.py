@@ -1,4 +1,4 @@
-"""Decides what to do about a stage, and why. Pure: reads nothing and changes nothing."""
+"""Decides whether to skip, resume or run a stage, without I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ StageMode = Literal["scratch", "resume", "skip"]
 Action = Literal["skip", "resume", "run"]
 
 _LENGTH = frozenset({"epochs"} | {f"early_stopping_{what}" for what in ("patience", "metric", "mode", "min_delta")})
-"""Keys that may change during a training and decide where it ends, so another value gives another model."""
+"""Keys that decide when a training ends, so that another value gives another model."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Recipe:
 
     Attributes:
         config: the whole configuration.
-        inputs: the digest of the output behind each key of ``needs``.
-        data: fingerprints of other paths that the configuration names.
+        inputs: for each key of ``needs``, the digest of that stage's output.
+        data: fingerprints of other paths in the configuration.
         code: digest of the stage's code.
     """
 
@@ -83,12 +83,12 @@ class Found:
     """An existing run of a stage.
 
     Attributes:
-        run_id: of the run.
+        run_id: the run's id.
         state: ``finished``, ``stopped``, ``failed``, ``dead``, ``running`` or ``running elsewhere``.
         changes: what differs from the request.
-        where: how far it got, in words.
-        damage: what is wrong with the output of a finished run. If ``None``, the output is intact.
-        recoverable: whether the same run can make its output again from an earlier checkpoint.
+        where: its progress, in words.
+        damage: the problem with the output of a finished run. If ``None``, the output is intact.
+        recoverable: whether the run can produce its output again from an earlier checkpoint.
     """
 
     run_id: str
@@ -101,7 +101,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about a stage, and why; ``run_id`` is that of the run to keep or continue."""
+    """What to do with a stage, and why; ``run_id`` is the run to keep or continue."""
 
     stage: str
     action: Action
@@ -110,7 +110,7 @@ class Decision:
 
 
 def preferred(stage: Stage, found: Sequence[Found], mode: StageMode) -> Found | None:
-    """Return the run to keep or continue, else the newest.
+    """Return the run to keep or continue, or else the newest.
 
     A finished run is preferred to an unfinished one; ``found`` lists the newest first.
     """
@@ -122,20 +122,20 @@ def preferred(stage: Stage, found: Sequence[Found], mode: StageMode) -> Found | 
 
 
 _TABLE: tuple[tuple[str, Action, str], ...] = (
-    ("scratch", "run", "asked for"),
-    ("absent", "run", "there is no run of it"),
+    ("scratch", "run", "requested"),
+    ("absent", "run", "it has no run yet"),
     ("inputs", "run", "changed: {changes}"),
     ("skip changed", "run", "changed: {changes}"),
     ("finished data", "run", "changed: {changes}"),
     ("files config", "run", "changed: {changes}"),
     ("finished config outcome", "run", "changed: {changes}"),
-    ("finished config", "resume", "finished, and now longer or shorter: {changes}"),
+    ("finished config", "resume", "finished, but its length changed: {changes}"),
     ("unfinished", "resume", "{where}{but}"),
     ("intact", "skip", "finished, and its output is intact{but}"),
-    ("recoverable", "resume", "its output is damaged ({damage}); made again from what is intact{but}"),
+    ("recoverable", "resume", "its output is damaged ({damage}); it is made again from an intact checkpoint{but}"),
     ("", "run", "its output is damaged ({damage})"),
 )
-"""The first row all of whose facts hold decides: facts, action, reason."""
+"""Rows of facts, action and reason; the first row whose facts all hold decides."""
 
 
 def _facts(stage: Stage, found: Found | None, mode: StageMode) -> frozenset[str]:
@@ -159,11 +159,11 @@ def _facts(stage: Stage, found: Found | None, mode: StageMode) -> frozenset[str]
 
 
 def decide(stage: Stage, found: Found | None, mode: StageMode) -> Decision:
-    """Return what to do about a stage, given one of its runs.
+    """Return what to do with a stage, given one of its runs.
 
-    ``skip`` keeps an unchanged and intact run and continues an unchanged and unfinished one; any change means a new run.
-    ``resume`` continues the run. Changed code is reported and stops nothing; a changed configuration continues an unfinished
-    training, and a finished one if only its length changed. ``scratch`` means a new run.
+    ``skip`` keeps an intact run and continues an unfinished one, if nothing has changed; otherwise it starts a new run.
+    ``resume`` continues the run: changed code is only reported; a changed configuration applies to an unfinished training,
+    and to a finished one if only its length changed. ``scratch`` starts a new run.
     """
     facts = _facts(stage, found, mode)
     action, why = next((action, why) for needed, action, why in _TABLE if facts.issuperset(needed.split()))

@@ -1,4 +1,4 @@
-"""The log of a stage, on this machine and among the artifacts of its run: written while the stage runs, and followed."""
+"""Writes and follows the log of a stage, on this machine and in the run's artifacts."""
 
 import logging
 import time
@@ -28,12 +28,10 @@ _LOOK_SECONDS = 0.5
 
 
 class LoggedStage(logging.Handler, Display):
-    """A display that also writes what it shows, warnings and errors to a log file.
+    """A display that also logs its output, warnings and errors to a file; a context manager.
 
-    A ``with`` block closes the file.
-
-    The file is ``stage.log`` in the run's folder on this machine, and after every epoch among the artifacts. A disk that
-    refuses a line ends no stage: that is logged once, and the line is missing.
+    The file is ``stage.log`` in the run's folder on this machine, uploaded to the artifacts after every epoch. If a line cannot
+    be written, a warning is logged once and the stage continues.
     """
 
     def __init__(self, stage: str, inner: Display) -> None:
@@ -62,13 +60,13 @@ class LoggedStage(logging.Handler, Display):
         self._write(self.format(record))
 
     def resuming(self, run_id: str) -> None:
-        """Write nothing yet, because the file belongs to the lease holder of the run."""
+        """Write nothing yet: the file belongs to the run's lease holder."""
         self._inner.resuming(run_id)
 
     def opened(self, run: "TrackedRun", where: str) -> None:
         """Open the file; write the run and its attempt."""
         self._run, self._file = run, run.home / LOG_FILE
-        if not self._file.exists():  # it was begun on another machine
+        if not self._file.exists():  # the run began on another machine
             with suppress(OSError, MltrainError):
                 self._file.write_bytes(bytes(run.artifacts.read(LOG_FILE, _MOST_BYTES)))
         logging.getLogger("mltrain").addHandler(self)
@@ -92,7 +90,7 @@ class LoggedStage(logging.Handler, Display):
         self._inner.stepped(trainer)
 
     def waiting(self, what: str) -> None:
-        """Write what the training waits for."""
+        """Write what is in progress after the training."""
         self._write(what)
         self._send()
         self._inner.waiting(what)
@@ -107,14 +105,14 @@ class LoggedStage(logging.Handler, Display):
             return
         try:
             with self._file.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                begin = "\n" if self._torn else ""  # after half a line that the disk took
+                begin = "\n" if self._torn else ""  # the last line may be incomplete
                 file.write(f"{begin}{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
             self._torn = False
         except OSError as error:
             self._torn = True
             if not self._refused:
-                self._refused = True  # before the warning, which comes here as well
-                log.warning("%s cannot be written: %s. The stage goes on without it.", self._file, error.strerror)
+                self._refused = True  # first, because the warning is logged through this method, too
+                log.warning("%s cannot be written: %s. The stage continues without it.", self._file, error.strerror)
 
     def _send(self) -> None:
         if self._run is not None and self._file is not None and self._file.is_file():
@@ -133,7 +131,7 @@ def followed(server: TrackingClient, run_id: str) -> Iterator[str]:
         live = state(server, run) in LIVE
         text = _text(server, run_id, str(run.info.artifact_uri))
         if text is None and not live:
-            raise NoCheckpoint(f"Run {run_id} has no {LOG_FILE}, here or among its artifacts.")
+            raise NoCheckpoint(f"Run {run_id} has no {LOG_FILE} on this machine or in its artifacts.")
         complete, newline, _ = (text or "").rpartition("\n")
         lines = complete.split("\n") if newline else []
         yield from lines[shown:]

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def recipe_of(stage: Stage, config: Config, inputs: Mapping[str, Output]) -> Recipe:
-    """Return what determines a stage's output now."""
+    """Return the recipe of a stage for the current request."""
     function = stage.build or stage.make
     assert function is not None
     code = fingerprint.imported_code(source_of(function))
@@ -37,7 +37,7 @@ def recipe_of(stage: Stage, config: Config, inputs: Mapping[str, Output]) -> Rec
 
 
 def data_of(stage: Stage, config: Config) -> dict[str, str]:
-    """Return the fingerprints of configured paths that are no stage's output."""
+    """Return the fingerprints of configured paths that are not outputs of stages."""
     own = {key: place for key, place in config.data_places().items() if key not in stage.needs}
     return fingerprint.data(own)
 
@@ -49,10 +49,10 @@ def recipe_tags(recipe: Recipe) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found of a stage.
+    """The state of a stage.
 
     Attributes:
-        found: the run to keep or continue, else the newest. If ``None``, there is no run.
+        found: the run to keep or continue, or else the newest. If ``None``, there is no run.
         output: its output, if intact.
         epoch: epochs trained.
         best: name and value of its best metric.
@@ -71,15 +71,15 @@ def survey(server: TrackingClient, parent: Any, stage: Stage, recipe: Recipe, mo
         server: the tracking server.
         parent: the pipeline's run.
         stage: the stage.
-        recipe: what is requested; inputs that it leaves out are not compared.
-        mode: mode that decides which outputs would be used.
+        recipe: the recipe of the request; inputs missing in it are not compared.
+        mode: decides which outputs would be used.
     """
     seen: dict[str, Survey] = {}
     for run in children(server, parent, stage.name):
         try:
             one = _surveyed(server, run, stage, recipe, mode)
         except UnusableArtifacts as error:
-            log.warning("Run %s of the stage %r is left aside: %s", run.info.run_id, stage.name, error)
+            log.warning("Run %s of the stage %r is skipped: %s", run.info.run_id, stage.name, error)
             continue
         assert one.found is not None
         seen[one.found.run_id] = one
@@ -104,7 +104,7 @@ def _surveyed(server: TrackingClient, run: Any, stage: Stage, recipe: Recipe, mo
 def verified(
     stage: Stage, run_id: str, artifacts: Artifacts, checkpoints: CheckpointReader
 ) -> tuple[Output | None, str | None, bool]:
-    """Return a run's output if intact, else the damage and whether the run can make it again."""
+    """Return a run's output if intact, the damage if any, and whether the run can make it again."""
     if stage.make is not None:
         try:
             output = outputs.made(run_id, artifacts)
@@ -119,8 +119,8 @@ def verified(
     wrong = outputs.damage(artifacts, output)
     if wrong is None:
         return output, None, True
-    # The end of a training can be trained again from a checkpoint before it. A best one in its middle cannot, without
-    # leaving what came after it behind.
+    # The newest checkpoint can be trained again from an earlier one. A best one in the middle cannot without abandoning the
+    # checkpoints after it.
     newest = checkpoints.matching("latest")[0].id == line[0].id
     earlier = newest and any(
         not checkpoints.store.problems(manifest) for manifest in checkpoints.matching("latest")[1:]
@@ -129,7 +129,7 @@ def verified(
 
 
 def handed_on(server: TrackingClient, stage: Stage, run_id: str) -> Output:
-    """Return the verified output of a run that takes a stage's place.
+    """Return the verified output of a run given by ``--use``.
 
     Raises:
         DamagedCheckpoint: the run has no intact output.
@@ -139,15 +139,15 @@ def handed_on(server: TrackingClient, stage: Stage, run_id: str) -> Output:
     artifacts = artifacts_of(server, run)
     output, wrong, _ = verified(stage, run_id, artifacts, open_checkpoints(run_id, server))
     if output is None:
-        raise DamagedCheckpoint(f"Run {run_id} cannot take the place of the stage {stage.name!r}: {wrong}.")
+        raise DamagedCheckpoint(f"Run {run_id} cannot be used for the stage {stage.name!r}: {wrong}.")
     return output
 
 
 def _record(run: Any, checkpoints: CheckpointReader, recipe: Recipe) -> Record:
-    """Return what determined a run's output.
+    """Return the recorded recipe of a run.
 
-    The configuration is that of its newest checkpoint, which a resume may have changed, else that of its start. A run that
-    was killed before it recorded a configuration accepts any. Inputs, data and code are recorded when the run begins.
+    The configuration comes from the newest checkpoint, since a resume may have changed it, or else from the start. A run
+    killed before it recorded a configuration accepts any. Inputs, data and code are recorded when the run begins.
     """
     try:
         config = trained_config(checkpoints)
@@ -155,14 +155,14 @@ def _record(run: Any, checkpoints: CheckpointReader, recipe: Recipe) -> Record:
         config = recipe.config.resolved()
     digests = {key: one["digest"] for key, one in outputs.inputs_of(run).items()}
     try:
-        said = json.loads(tags_of(run)[STAGE_RECIPE_TAG])
-        return Record(config, digests, _data_now(run, dict(said["data"]), recipe), str(said["code"]))
+        recorded = json.loads(tags_of(run)[STAGE_RECIPE_TAG])
+        return Record(config, digests, _data_now(run, dict(recorded["data"]), recipe), str(recorded["code"]))
     except (KeyError, ValueError, TypeError):
         return Record(config, digests, {}, "")
 
 
 def _data_now(run: Any, before: dict[str, str], recipe: Recipe) -> dict[str, str]:
-    """Return the digests of a run's data by the present rule, without what the run wrote."""
+    """Return the digests of a run's data by the current rule, without the files that the run wrote."""
     places, written = recipe.config.places(), units_of(tags_of(run).get(WRITTEN_TAG, ""))
     same = {
         name: recipe.data[name]

@@ -32,7 +32,9 @@ def parent_of(server: TrackingClient, run_id: str) -> Any:
     if STAGE_TAG in run.data.tags and PARENT_TAG in run.data.tags:
         run = server.run(run.data.tags[PARENT_TAG])
     if PIPELINE_TAG not in run.data.tags:
-        raise RunNotFound(f"Run {run_id} is not the run of a pipeline, nor of a stage of one. List them: mltrain runs")
+        raise RunNotFound(
+            f"Run {run_id} belongs to no pipeline. Expected the run of a pipeline or of a stage. Try: mltrain runs"
+        )
     return run
 
 
@@ -48,7 +50,7 @@ def children(server: TrackingClient, parent: Any, stage: str) -> list[Any]:
 def _experiments(server: TrackingClient, pipeline: Pipeline, name: str | None) -> list[str]:
     """Return the ids of the experiments that may have a pipeline's run.
 
-    Without a name these are the pipeline's own and MLflow's choice, where ``mlflow run`` makes its runs.
+    If ``name`` is ``None``, these are the pipeline's own and MLflow's default, where ``mlflow run`` creates its runs.
     """
     wanted = experiment_for(pipeline.name, name)
     found = existing_experiment(server.once, wanted)
@@ -57,9 +59,9 @@ def _experiments(server: TrackingClient, pipeline: Pipeline, name: str | None) -
 
 
 def chosen_parent(server: TrackingClient, pipeline: Pipeline, run: str | None, experiment: str | None) -> Any | None:
-    """Return the requested run of a pipeline, else the newest.
+    """Return the requested run of a pipeline, or else the newest.
 
-    ``None`` means that there is no run, or that ``run`` is ``new``.
+    Returns ``None`` if there is no run, or if ``run`` is ``new``.
 
     Raises:
         RunNotFound: the id is not that of a pipeline's run.

@@ -1,4 +1,4 @@
-"""What a pipeline's run is asked for: the request, the plan that the run records, and the result."""
+"""The request to a pipeline, the plan that its run records, and the result."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineRequest:
-    """What to do with a pipeline.
+    """A request to run a pipeline.
 
     Attributes:
         located: the pipeline.
         mode: see :func:`mltrain.pipelines.decisions.decide`.
-        run: id of the pipeline's run, or of a stage's run, to continue; ``new`` begins another one. If ``None``, the newest
-            run of this user.
-        start: clear and run this stage and every stage that builds on it.
+        run: id of the pipeline's run, or of a stage's run, to continue; ``new`` begins another one. If ``None``, this user's
+            newest run.
+        start: clear and run this stage and every stage that depends on it.
         only: run only this stage; the mode ``scratch`` clears it first.
-        use: for each stage that is not run, the run that takes its place.
-        preset: a preset over the configuration.
-        files: configuration files with a section a stage.
-        overrides: ``key`` or ``stage.key``, over all else; a ``key`` counts for all stages, with ``only`` for that one.
-        take_over: do not wait for a lease holder on another machine to expire.
-        allow_change: continue a training although its data have changed.
+        use: for each stage not to be run, the run whose output to use.
+        preset: name of an overlay of the configuration.
+        files: configuration files with a section for each stage.
+        overrides: ``key`` or ``stage.key``, which override all others; a ``key`` applies to all stages, or to ``only``.
+        take_over: whether to take runs over without waiting for their holders' leases to expire.
+        allow_change: whether to continue a training although its data have changed.
     """
 
     located: Located
@@ -58,17 +58,21 @@ class PipelineRequest:
 
     def __post_init__(self) -> None:
         if self.start is not None and self.only is not None:
-            raise UsageError("--from runs a stage and what builds on it, --stage runs one alone. Give one of the two.")
+            raise UsageError(
+                "--from runs a stage and those that depend on it, --stage only one. Expected one of the two."
+            )
         if self.start is not None and self.mode == "scratch":
-            raise UsageError("--mode scratch runs every stage anew, so --from adds nothing. Give one of the two.")
+            raise UsageError("--mode scratch runs every stage again, so --from has no effect. Expected one of the two.")
         for name in (*self.use, *filter(None, (self.start, self.only))):
             self.located.pipeline.stage(name)
         if both := self.use.keys() & self.again:
-            raise UsageError(f"{', '.join(sorted(both))} cannot be run anew and be given by --use at once.")
+            raise UsageError(
+                f"{', '.join(sorted(both))} cannot run again and be replaced by --use. Expected one of the two."
+            )
 
     @property
     def again(self) -> frozenset[str]:
-        """The stages to clear and run anew."""
+        """The stages to clear and run again."""
         pipeline = self.located.pipeline
         if self.start is not None:
             return pipeline.after(self.start)
@@ -79,7 +83,7 @@ class PipelineRequest:
 
 @dataclass(frozen=True)
 class Result:
-    """How a pipeline ended: its run, exit code, reason, decisions, and each stage's run."""
+    """The outcome of a pipeline: its run, exit code, reason, decisions, and each stage's run."""
 
     run_id: str | None
     exit_code: int
@@ -89,24 +93,24 @@ class Result:
 
 
 class PipelineDisplay:
-    """What a pipeline shows while it runs: this one shows nothing, and others show more."""
+    """Shows nothing; subclasses show the pipeline as it runs."""
 
     def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
-        """Show the pipeline's run, which is open now."""
+        """The pipeline's run is open."""
 
     def decided(self, decision: Decision, number: int, count: int) -> None:
-        """Show the decision about a stage."""
+        """A stage is skipped, resumed or run."""
 
     def stage(self, name: str) -> Display:
-        """Return the display of the stage that runs now."""
+        """Return the display of a stage."""
         return Display()
 
     def ended(self, result: Result) -> None:
-        """Show the result; the pipeline's run is closed."""
+        """The pipeline's run is closed."""
 
 
 Confirm = Callable[[Sequence[Clearing]], bool]
-"""Asked before anything is cleared."""
+"""Called before anything is cleared; ``False`` cancels the pipeline."""
 
 
 log = logging.getLogger(__name__)
@@ -118,7 +122,7 @@ class Plan:
 
     Attributes:
         configs: for each stage its resolved configuration.
-        used: for each stage that ``--use`` replaces, the run in its place.
+        used: for each stage that ``--use`` replaces, the run to use.
     """
 
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -133,7 +137,7 @@ def recorded_plan(server: TrackingClient, pipeline: Pipeline, parent: Any) -> Pl
     """Return the recorded plan; rebuild a missing or damaged one from the stages' runs.
 
     Raises:
-        StorageError: the artifacts of the run and of all its stages are out of reach.
+        StorageError: the artifacts of the run and of all its stages are unreachable.
     """
     unusable: UnusableArtifacts | None
     try:
@@ -157,17 +161,16 @@ def recorded_plan(server: TrackingClient, pipeline: Pipeline, parent: Any) -> Pl
     if unusable is not None and not found:
         raise unusable
     log.warning(
-        "The record of pipeline run %s is missing or damaged. It is rebuilt from the runs of its stages (%s). Repeat --use for "
-        "every stage that was given.",
+        "The plan of pipeline run %s is missing or damaged. It is rebuilt from the runs of its stages (%s). Repeat every --use.",
         parent.info.run_id,
-        ", ".join(found) or "there are none, so the defaults apply",
+        ", ".join(found) or "it has none, so the defaults apply",
     )
     return Plan(found)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A request, resolved against the pipeline's run.
+    """A request resolved against the pipeline's run.
 
     Attributes:
         parent: the pipeline's run. If ``None``, the pipeline has not run yet.
@@ -181,7 +184,7 @@ class Planned:
 
 
 def planned(server: TrackingClient, request: PipelineRequest) -> Planned:
-    """Return the run that a request means, and each stage's configuration.
+    """Return the run of a request and each stage's configuration.
 
     Raises:
         RunNotFound: the id is not that of a pipeline's run.

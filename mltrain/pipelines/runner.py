@@ -1,4 +1,4 @@
-"""Runs a pipeline stage by stage and closes its run with the true status."""
+"""Runs a pipeline stage by stage, and closes its run with the true status."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) ->
     """Run the stages of a pipeline as requested.
 
     Raises:
-        MltrainError: a stage could not be run; every run opened by then is closed as FAILED.
+        MltrainError: a stage failed; every run that is open is closed as FAILED.
     """
     launcher = launchers.detect(os.environ)
     server, pipeline = connect(retry_seconds=TRAINING_RETRY_SECONDS), request.located.pipeline
@@ -57,8 +57,8 @@ def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) ->
         if parent is not None:
             tracked = opening.resume(server, parent.info.run_id, take_over=request.take_over, launcher=launcher)
         elif launcher is not None:
-            telling = run_name(pipeline.name, request.preset, request.overrides)
-            tracked = adoption.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name}, otherwise=telling)
+            generated = run_name(pipeline.name, request.preset, request.overrides)
+            tracked = adoption.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name}, otherwise=generated)
         else:
             name = name or run_name(pipeline.name, request.preset, request.overrides)
             experiment = experiment_for(pipeline.name, request.overrides.get("experiment"))
@@ -67,7 +67,7 @@ def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) ->
 
 
 def _check(server: TrackingClient, request: PipelineRequest, found: Planned) -> None:
-    """Refuse, before any run is touched, unusable runs and a single stage whose inputs are missing."""
+    """Before any run is changed, refuse unusable runs of ``--use`` and a stage without its inputs."""
     pipeline, only = request.located.pipeline, request.only
     for name in request.use:
         handed_on(server, pipeline.stage(name), found.plan.used[name])
@@ -80,12 +80,12 @@ def _check(server: TrackingClient, request: PipelineRequest, found: Planned) -> 
         parent = f" --run {found.parent.info.run_id}" if found.parent is not None else ""
         raise UsageError(
             f"The stage {only!r} needs {', '.join(lacking)}. "
-            f"Run it first: mltrain pipeline {request.located.word}{parent} --mode resume"
+            f"Try: mltrain pipeline {request.located.word}{parent} --mode resume"
         )
 
 
 class _Session:
-    """One attempt at a pipeline, from the open run to the closed one."""
+    """One attempt at a pipeline, from the open to the closed run."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class _Session:
 
     def run(self) -> Result:
         try:
-            self._record()  # before the id is printed, because the id alone has to be enough to resume
+            self._record()  # first, so that the printed id is enough to resume
             where = location(self._server, self._tracked.identity.experiment_id, self._tracked.id)
             self._display.opened(self._tracked, where, new=self._new)
             experiment = self._server.once.get_experiment(self._tracked.identity.experiment_id)
@@ -142,7 +142,7 @@ class _Session:
         for number, stage in enumerate(pipeline.stages, 1):
             self._stop.expect_no_steps()
             if self._tracked.overtaken:
-                raise RunHeld("Another process has taken this pipeline over; this one stops.")
+                raise RunHeld("Another process has taken this pipeline over, so this one stops.")
             outcome = self._stage(stage, number)
             failed = 0 if outcome is None else outcome.exit_code or (STOPPED_STAGED if outcome.only_local else 0)
             if outcome is not None and failed:
@@ -151,7 +151,7 @@ class _Session:
                 return "KILLED" if stopped else "FAILED", code, f"{stage.name}: {outcome.why}"
         missing = [stage.name for stage in pipeline.stages if stage.name not in self._outputs]
         if missing:
-            return "KILLED", 0, f"{request.only} is done; to be run: {', '.join(missing)}"
+            return "KILLED", 0, f"{request.only} is done; still to run: {', '.join(missing)}"
         return "FINISHED", 0, "all stages done"
 
     def _stage(self, stage: Stage, number: int) -> Outcome | None:
@@ -178,7 +178,7 @@ class _Session:
         if aside:
             return None
         self._decide(decision, number, count)
-        while self._cleared and stage.name in request.again:  # not before its inputs exist
+        while self._cleared and stage.name in request.again:  # only once its inputs exist
             clear(self._server, self._cleared.pop(0))
         tags = {
             PIPELINE_TAG: request.located.pipeline.name,
@@ -223,7 +223,7 @@ class _Session:
             return run_training(training, display, self._stop)
 
     def _died_with_the_pipeline(self, run_id: str | None) -> bool:
-        """Whether the ended holder of the pipeline also held this stage's run."""
+        """Whether the pipeline's former holder, which has ended, also held this stage's run."""
         if run_id is None or not self._holder:
             return False
         return same(holder_of(self._server.run(run_id)), self._holder)

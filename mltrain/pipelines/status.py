@@ -21,15 +21,15 @@ class Row:
     """The state of one stage.
 
     Attributes:
-        stage: its name.
+        stage: name of the stage.
         state: ``done``, ``given``, ``missing``, ``damaged``, ``out of date``, ``running``, ``running elsewhere``,
             ``stopped``, ``failed`` or ``dead`` (killed).
-        run_id: of its run.
-        epoch, epochs: trained, and requested.
+        run_id: id of its run, if any.
+        epoch, epochs: the trained and the requested number of epochs.
         best_metric, best: the metric that ranks checkpoints, and its best value.
-        next: what the mode would do: ``skip``, ``resume`` or ``run``; ``?`` if it depends on the output of earlier stages.
+        next: the mode's next action: ``skip``, ``resume`` or ``run``; ``?`` if it depends on the output of earlier stages.
         why: the reason, in words.
-        log: its log on this machine, if it ran here.
+        log: path of its log on this machine, if it ran here.
     """
 
     stage: str
@@ -49,13 +49,13 @@ class Row:
 
 
 def status(server: TrackingClient, pipeline: Pipeline, planned: Planned, mode: StageMode = "skip") -> list[Row]:
-    """Return a row for every stage. Verifies outputs and changes nothing.
+    """Return a row for every stage; verify outputs, change nothing.
 
     Args:
         server: the tracking server.
         pipeline: the pipeline.
         planned: its run and the configuration of each stage.
-        mode: decides what the column ``next`` shows.
+        mode: the mode whose next actions are shown.
     """
     parent, configs = planned.parent, planned.configs
     outputs: dict[str, Output] = {}
@@ -89,7 +89,7 @@ def _row(server: TrackingClient, stage: Stage, seen: Survey, decision: Decision,
         metric,
         best,
         "?" if lacking else decision.action,
-        f"depends on what {' and '.join(sorted(set(stage.needs.values())))} will hand on" if lacking else decision.why,
+        f"depends on the output of {' and '.join(sorted(set(stage.needs.values())))}" if lacking else decision.why,
         _log(server, found.run_id) if found is not None else None,
     )
 
@@ -119,7 +119,7 @@ def _log(server: TrackingClient, run_id: str) -> str | None:
 
 
 def shown(rows: Sequence[Row]) -> list[list[str]]:
-    """Return the cells of a table for people."""
+    """Return the cells of a printed table."""
     cells = []
     for row in rows:
         epochs = f"{row.epoch or 0}/{row.epochs}" if row.epochs is not None else ""

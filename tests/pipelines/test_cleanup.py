@@ -25,7 +25,7 @@ def test_without_a_confirmation_it_is_listed_and_nothing_is_cleared(tiny: TinyPi
     done = tiny("--mode", "scratch")
     assert done.code == 2
     assert done.out.count("would clear") == 3
-    assert "Add --yes" in done.err
+    assert "Try: --yes" in done.err
     assert contents(tiny.workplace.folder / "mlruns") == before
 
 
@@ -51,7 +51,7 @@ def test_somebody_else_s_pipeline_run_is_not_cleared(tiny: TinyPipeline) -> None
     before = tiny.runs()
     done = tiny("--mode", "scratch", "--yes", "--run", parent)
     assert done.code == 2
-    assert "belongs to 'somebody-else', and only its owner clears it" in done.err
+    assert "belongs to 'somebody-else', and only its owner can clear it" in done.err
     assert tiny.runs() == before
     fresh = tiny("--mode", "skip", "epochs=1")  # and it is not taken for one's own either
     assert fresh.run_id != parent

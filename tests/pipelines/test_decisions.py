@@ -73,7 +73,7 @@ CODE, INPUT, DATA = Changes(code=True), Changes(inputs=["before"]), Changes(data
     [
         ("skip", None, "run", "no run"),
         ("resume", None, "run", "no run"),
-        ("scratch", DONE, "run", "asked for"),
+        ("scratch", DONE, "run", "requested"),
         ("skip", DONE, "skip", "intact"),
         ("resume", DONE, "skip", "intact"),
         ("skip", replace(DONE, changes=LR), "run", "lr 1 → 2"),

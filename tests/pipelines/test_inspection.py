@@ -15,7 +15,7 @@ def test_a_run_that_hands_nothing_on_is_refused_in_a_stage_s_place(tiny: TinyPip
     parent = tiny("--mode", "skip", "epochs=1").run_id
     done = tiny("--mode", "skip", "--use", f"first={parent}")
     assert done.code == 3
-    assert "cannot take the place of the stage 'first': it has no checkpoint" in done.err
+    assert "cannot be used for the stage 'first': it has no checkpoint" in done.err
 
 
 def test_one_byte_of_a_stage_s_data_runs_it_anew(tiny: TinyPipeline) -> None:

@@ -60,8 +60,8 @@ def test_these_stages_are_run_anew(given: dict[str, Any], again: set[str]) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"start": "first", "only": "first"}, "Give one of the two"),
-        ({"start": "first", "mode": "scratch"}, "Give one of the two"),
+        ({"start": "first", "only": "first"}, "Expected one of the two"),
+        ({"start": "first", "mode": "scratch"}, "Expected one of the two"),
         ({"only": "frist"}, "Did you mean 'first'"),
         ({"use": {"frist": "a"}}, "Did you mean 'first'"),
         ({"start": "second", "use": {"third": "a"}}, "third cannot be run anew and be given by --use at once"),
