@@ -1,4 +1,4 @@
-"""The command line: one module a group of commands; an error is one line and an exit code."""
+"""The command line: one module per group of commands; an error prints one line and sets the exit code."""
 
 import importlib
 import logging
@@ -37,12 +37,10 @@ def _options(
     handler.setFormatter(_WithoutSecrets("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("mltrain").setLevel(level)
-    logging.getLogger("projects").setLevel(
-        logging.INFO
-    )  # how a system compares with simple methods is what its user asks
-    for name in ("alembic", "urllib3"):  # a database being set up and answers cut short are nobody's news
+    logging.getLogger("projects").setLevel(logging.INFO)  # they log how a model compares with simple methods
+    for name in ("alembic", "urllib3"):  # they warn while a database is set up, and about each retry
         logging.getLogger(name).setLevel(logging.ERROR)
-    # MLflow logs with a traceback what it also raises, and mltrain reports that in one line.
+    # MLflow logs a traceback of errors that it also raises; mltrain reports those in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if version:
         from importlib import metadata
@@ -64,7 +62,7 @@ def main() -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
-    except Exception:  # noqa: BLE001 - whatever a user's code raises is shown, without the secrets it may name
+    except Exception:  # noqa: BLE001 - any error of a user's code is shown, with secrets masked
         print(redacted(traceback.format_exc()), file=sys.stderr, end="", flush=True)
         code = 1
     _leave(0 if code is None else code if isinstance(code, int) else 1)
@@ -77,7 +75,7 @@ def _leave(code: int) -> None:
     for thread in ours:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in ours):
-        with suppress(OSError, ValueError, AttributeError):  # nobody may read any more
+        with suppress(OSError, ValueError, AttributeError):  # the output may be closed
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""The project and the configuration keys of a command line: reading them, and listing them for ``--help``."""
+"""Parses the project and configuration keys of a command line, and lists the keys for ``--help``."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -15,8 +15,8 @@ _PROJECT = "project"
 def parse(arguments: Iterable[str] | None) -> tuple[str | None, dict[str, str]]:
     """Split arguments into a project and configuration keys.
 
-    ``key=value``, ``--key=value`` and ``--key value`` are accepted, so that everything ``mlflow run -P key=value`` appends
-    arrives. A value that means "not given" leaves its key out, and ``null`` means ``None``.
+    ``key=value``, ``--key=value`` and ``--key value`` are accepted, which covers every form that ``mlflow run -P key=value``
+    appends. A key whose value means "not given" is omitted; ``null`` means ``None``.
 
     Raises:
         UsageError: a second project, or a key without a value.
@@ -32,7 +32,7 @@ def parse(arguments: Iterable[str] | None) -> tuple[str | None, dict[str, str]]:
                 if not rest or rest[0].startswith("--"):
                     raise UsageError(f"{word} has no value. Expected {word} VALUE or {word.lstrip('-')}=VALUE.")
                 value = rest.pop(0)
-        elif "=" in word and not os.path.exists(word):  # noqa: PTH110 - a word too long for a path is no error
+        elif "=" in word and not os.path.exists(word):  # noqa: PTH110 - Path.exists fails on a word too long for a path
             key, _, value = word.partition("=")
         elif project is None:
             project = word
@@ -45,13 +45,13 @@ def parse(arguments: Iterable[str] | None) -> tuple[str | None, dict[str, str]]:
 
 
 def given(options: Mapping[str, str | None], overrides: dict[str, str]) -> dict[str, str]:
-    """Return the options that have a value; a configuration key of an option's name is taken out and used instead."""
+    """Return the options with a value; a key named like an option is moved from ``overrides``."""
     words = {**options, **{name: overrides.pop(name) for name in options if name in overrides}}
     return {name: value for name, value in words.items() if value is not None and value not in NOT_GIVEN}
 
 
 class CommandWithKeys(TyperCommand):
-    """A command whose help lists the configuration keys of the project that is named before ``--help``."""
+    """A command whose help lists the configuration keys of the named project."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, and remember the project's name for the help."""
@@ -64,7 +64,7 @@ class CommandWithKeys(TyperCommand):
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the project's own keys, then those of every training."""
+        """Write the project's own keys, then the keys of every training."""
         word = ctx.meta.get(_PROJECT)
         if word is None:
             formatter.write_paragraph()

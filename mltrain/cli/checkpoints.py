@@ -9,10 +9,10 @@ import typer
 from mltrain.cli.progress import progress
 
 _RUN = typer.Argument(..., help="The id of the run, or its first digits.")
-_PLACE = typer.Argument(
+_SOURCE = typer.Argument(
     ...,
     metavar="RUN_ID|FOLDER|FILE",
-    help="The id of a run or its first digits; or a folder of checkpoint files, or one file.",
+    help="The id of a run or its first digits, a folder of checkpoint files, or one file.",
 )
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
@@ -24,8 +24,8 @@ def add_to(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def checkpoints(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
-    """List the checkpoints of a run, the newest last; mark abandoned ones."""
+def checkpoints(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
+    """List the checkpoints of a run, newest last; mark abandoned ones."""
     from mltrain.checkpoint.manifest import current_line
     from mltrain.checkpoint.retention import best_of
     from mltrain.run.checkpoints import open_checkpoints
@@ -75,7 +75,7 @@ def checkpoints(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
 
 
 def inspect(
-    run_id: str = _PLACE, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
+    run_id: str = _SOURCE, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
 ) -> None:
     """Show a checkpoint: parts, sizes, metrics, versions, and whether it is complete and intact."""
     from mltrain.run.checkpoints import open_checkpoints
@@ -116,7 +116,7 @@ def inspect(
     sys.exit(3 if problems else 0)
 
 
-def verify(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
+def verify(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
     """Compare every file of every checkpoint with its digest; list damaged, uncommitted and temporary files."""
     from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId
     from mltrain.errors import DamagedCheckpoint
@@ -148,17 +148,17 @@ def verify(run_id: str = _PLACE, as_json: bool = _JSON) -> None:
             for problem in problems:
                 print(f"DAMAGED      {name}: {problem}")
         for name in uncommitted:
-            print(f"uncommitted  {name}: no manifest; being written, or left by a process that died")
+            print(f"uncommitted  {name}: no manifest; it is being written, or its process died")
         for name in litter:
-            print(f"left behind  {name}")
+            print(f"temporary    {name}")
         print(
             f"{len(intact)} intact, {len(wrong)} damaged, {len(uncommitted)} uncommitted, {len(litter)} temporary files."
         )
         if uncommitted or litter:
             print(
-                "The next save to the folder removes what is left behind."
+                "The next save to the folder removes uncommitted and temporary files."
                 if store.run_id == UNTRACKED
-                else f"Remove what is left behind with: mltrain prune {store.run_id}"
+                else f"Remove uncommitted and temporary files with: mltrain prune {store.run_id}"
             )
     sys.exit(3 if wrong else 0)
 
@@ -181,7 +181,7 @@ def pin(
 
 
 def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint", help=_WHICH)) -> None:
-    """Let retention decide about a checkpoint again."""
+    """Remove the pin of a checkpoint, so that retention applies to it again."""
     from mltrain.errors import NoCheckpoint
     from mltrain.run.checkpoints import open_checkpoints
     from mltrain.tracking.client import connect
@@ -194,7 +194,7 @@ def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint"
         pinned = ", ".join(identity.name for identity in found.notes.context.pins) or "none"
         raise NoCheckpoint(f"{manifest.name} is not pinned. Pinned: {pinned}.")
     server.once.delete_tag(found.store.run_id, f"{PIN_PREFIX}{manifest.name}")
-    print(f"{manifest.title} ({manifest.name}) is not pinned any more.")
+    print(f"{manifest.title} ({manifest.name}) is no longer pinned.")
 
 
 def _facts(manifest: Any) -> dict[str, Any]:

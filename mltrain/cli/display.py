@@ -1,7 +1,7 @@
 """Shows a training or a pipeline on a terminal.
 
-Of a training: a progress bar on stderr, a line an epoch and the next commands on stdout. Of a pipeline: its decisions, stages,
-status and result.
+A training has a progress bar on stderr, and a line per epoch and the next commands on stdout. A pipeline prints its decisions,
+stages, status and result.
 """
 
 import json
@@ -32,7 +32,7 @@ _MOST_COLUMNS = 6
 
 
 class Terminal(Display):
-    """Shows a training; the bar only on a terminal."""
+    """Shows a training; the progress bar needs a terminal."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -43,12 +43,12 @@ class Terminal(Display):
         self._epoch_began = time.monotonic()
 
     def resuming(self, run_id: str) -> None:
-        """Print the run's id before the task is built, which may take long."""
+        """Print the run's id before the task is built, which may take a while."""
         line(f"run_id={run_id}")
         self._named = True
 
     def opened(self, run: "TrackedRun", where: str) -> None:
-        """Print where the run is stored, and its id on a line of its own."""
+        """Print where the run is stored, and its id on a separate line."""
         self._page_shown = len(where.splitlines()) > 1
         line(where)
         local = run.artifacts.local_root
@@ -59,7 +59,7 @@ class Terminal(Display):
             if not run.known
             else f"Checkpoints and artifacts go to the artifact store of {'the server' if run.server.is_server else 'the run'}."
         )
-        line(f"The log grows in {run.home / 'log.csv'}")
+        line(f"The log is {run.home / 'log.csv'}")
         if not self._named:
             line(f"run_id={run.id}")
 
@@ -79,16 +79,13 @@ class Terminal(Display):
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
         total = trainer.batches
-        self._bar = self._progress.add_task(
-            "", total=total, epoch=progress.epoch + 1, said="", completed=progress.batch
-        )
+        self._bar = self._progress.add_task("", total=total, epoch=progress.epoch + 1, completed=progress.batch)
         self._progress.start()
 
     def stepped(self, trainer: "Trainer") -> None:
@@ -100,7 +97,7 @@ class Terminal(Display):
             self._shown_epoch = progress.epoch
             seconds, self._epoch_began = time.monotonic() - self._epoch_began, time.monotonic()
             line(_epoch_line(trainer, seconds))
-            self._progress.reset(self._bar, epoch=progress.epoch + 1, said="")  # all fields: it forgets the others
+            self._progress.reset(self._bar, epoch=progress.epoch + 1)
         else:
             self._progress.update(self._bar, completed=progress.batch)
 
@@ -128,7 +125,7 @@ class Terminal(Display):
             line(f"{outcome.lost} records (metric points, tags or files) are LOST: neither server nor disk took them.")
         if not outcome.known:
             line(
-                "The tracking store never answered: there is no run yet. Create it, and send everything, with: mltrain sync"
+                "The tracking store never answered, so the run does not exist yet. Create and send it with: mltrain sync"
             )
             line("Resume, Evaluate and Pull work after that.")
             return
@@ -137,12 +134,12 @@ class Terminal(Display):
                 f"The newest checkpoint is on this machine only ({fingerprint.host()}): the artifact store has not taken it. "
                 "Send it with: mltrain sync"
             )
-            line("Or resume on this machine. A resume elsewhere begins from an older checkpoint.")
+            line("Or resume on this machine. On another machine, a resume begins from an older checkpoint.")
         if not outcome.delivered and not outcome.lost:
             line(f"Some records are still on this disk only{_because(outcome.trouble)}. Send them with: mltrain sync")
         line(f"Resume:   mltrain train --resume-run {outcome.run_id}")
         if outcome.lost:
-            line("A resume records again what the newest checkpoint carries of the lost metric points.")
+            line("A resume records those lost metric points again that the newest checkpoint contains.")
         if outcome.exit_code not in (STOPPED, STOPPED_STAGED):
             line(f"Evaluate: mltrain evaluate {outcome.run_id} --to evaluation")
             line(f"Pull:     mltrain pull {outcome.run_id} --to model")
@@ -192,7 +189,7 @@ class TerminalStage(Terminal):
         self._stage = stage
 
     def resuming(self, run_id: str) -> None:
-        """Show nothing; ``opened`` names the run."""
+        """Print nothing: ``opened`` prints the run."""
 
     def opened(self, run: "TrackedRun", where: str) -> None:
         """Print the run's id and the path of its log."""
@@ -212,7 +209,7 @@ class TerminalPipeline(PipelineDisplay):
     """Shows a pipeline to a person."""
 
     def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
-        """Print where the run is stored, whether it is new, and its id on a line of its own."""
+        """Print where the run is stored, whether it is new, and its id on a separate line."""
         line(where)
         line(f"{'New' if new else 'Resuming'} run {run.identity.name} (attempt {run.ordinal})")
         line(f"run_id={run.id}")

@@ -1,4 +1,4 @@
-"""``mltrain sync``, ``reap``, ``doctor``, ``import``: maintenance of this machine and of the store."""
+"""``mltrain sync``, ``reap``, ``doctor`` and ``import``."""
 
 import json
 import sys
@@ -27,12 +27,12 @@ def sync(
     address: str = typer.Option(
         None,
         "--from",
-        help="Former address of this store; also send its backlog, and create its runs.",
+        help="Former address of this store, whose backlog is sent and whose runs are created, too.",
     ),
 ) -> None:
-    """Send the backlog of this machine: metric points, pictures, staged checkpoints. Safe to repeat.
+    """Send the backlog of this machine: metric points, images, staged checkpoints. Safe to repeat.
 
-    Exits with 5 if something could not be sent. Runs that wait for another tracking store are listed.
+    Exits with 5 if something could not be sent. Lists the backlog of other tracking stores.
     """
     from mltrain.delivery.sync import sync as run_sync
     from mltrain.tracking.client import connect
@@ -51,13 +51,12 @@ def sync(
             )
         if result.said:
             print(f"{result.run_id}: {harmless(result.said)}")
-    elsewhere = sorted({result.address for result in results if result.address})
-    for there in elsewhere:
+    for former in sorted({result.address for result in results if result.address}):
         print(
-            f"If this tracking store was at {harmless(there)}, send what waits for that with: mltrain sync --from {there}"
+            f"If this tracking store was at {harmless(former)}, send the backlog for it with: mltrain sync --from {former}"
         )
     if not failed and not any(result.said for result in results):
-        print("Nothing is waiting on this machine.")
+        print("This machine has no backlog.")
     sys.exit(5 if failed else 0)
 
 
@@ -85,7 +84,7 @@ def doctor(as_json: bool = _JSON) -> None:
     for finding in examine(connect()):
         findings.append(finding)
         if not as_json:
-            print(f"{finding.state:<5} {finding.what:<15} {finding.said}", flush=True)
+            print(f"{finding.state:<5} {finding.check:<15} {finding.detail}", flush=True)
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     sys.exit(5 if any(finding.state == "bad" for finding in findings) else 0)
@@ -93,7 +92,7 @@ def doctor(as_json: bool = _JSON) -> None:
 
 def import_(
     file: Path = typer.Argument(
-        ..., help="A .pth, .pt, .ckpt or .safetensors file; or the id of a run, with /PATH of an artifact."
+        ..., help="A .pth, .pt, .ckpt or .safetensors file; or the id of a run, optionally with /PATH of an artifact."
     ),
     arguments: list[str] = typer.Argument(
         None, metavar="[PROJECT] [key=value ...]", help="The project of the weights.", show_default=False
@@ -101,11 +100,11 @@ def import_(
     experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of the new run."),
     as_json: bool = _JSON,
 ) -> None:
-    """Import a .pth or .safetensors file, or what another trainer left in a run, as the first checkpoint of a new run.
+    """Import a .pth or .safetensors file, or another trainer's checkpoint in a run, as the first checkpoint of a new run.
 
-    Of a run the newest checkpoint is taken that Lightning's MLFlowLogger, MLflow's autologging or the Trainer of
-    transformers left. No code in it is executed. With a project the new run can be resumed at once: mltrain train
-    --resume-run ID. Without one, name it then: mltrain train PROJECT --resume-run ID
+    From a run, the newest checkpoint of Lightning's MLFlowLogger, MLflow's autologging or the transformers Trainer is
+    imported. No code in it is executed. With a project, resume the new run with: mltrain train --resume-run ID. Without
+    one: mltrain train PROJECT --resume-run ID
     """
     from mltrain.commands.import_checkpoint import import_file, import_run
     from mltrain.project import find
@@ -127,7 +126,7 @@ def import_(
     for line in report.left:
         print(f"left   {line}")
     for name in report.fresh:
-        print(f"fresh  {name}: not taken from the file; the training begins with it as the project builds it")
+        print(f"fresh  {name}: not taken from the file; it keeps its initial state")
     print(f"run_id={report.run_id}")
     command = f"mltrain train {'' if word else 'PROJECT '}--resume-run {report.run_id}"
-    print(f"{report.checkpoint} is the first checkpoint of the run. Train on with: {command}")
+    print(f"{report.checkpoint} is the first checkpoint of the run. Continue with: {command}")

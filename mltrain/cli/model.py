@@ -1,4 +1,4 @@
-"""``mltrain evaluate`` and ``mltrain pull``: use of a trained model."""
+"""``mltrain evaluate`` and ``mltrain pull``: evaluate and download a trained model."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ def add_to(app: typer.Typer) -> None:
 def evaluate(
     run_id: str = typer.Argument(..., help="The id of the run, or its first digits."),
     arguments: list[str] = typer.Argument(
-        None, metavar="[key=value ...]", help="Such as other data.", show_default=False
+        None, metavar="[key=value ...]", help="Configuration keys, such as other data.", show_default=False
     ),
     checkpoint: str = typer.Option("best", "--checkpoint", help="best, latest, epoch:N, step:N or a name."),
     to: Path = typer.Option(None, "--to", help="A folder for the project's report: tables and pictures."),
@@ -50,8 +50,8 @@ def evaluate(
 
 
 def pull(
-    run_id: str = typer.Argument(None, help="The id of the run, or --experiment."),
-    to: Path = typer.Option(..., "--to", help="The folder to put the model into."),
+    run_id: str = typer.Argument(None, help="The id of the run; or give --experiment."),
+    to: Path = typer.Option(..., "--to", help="The folder to download to."),
     experiment: str = typer.Option(None, "--experiment", help="Take the best run of this experiment."),
     metric: str = typer.Option(None, "--metric", help="Metric that ranks the runs. Default: the runs' own."),
     mode: str = typer.Option(None, "--mode", help="min or max."),
@@ -60,12 +60,12 @@ def pull(
         None,
         "--register",
         metavar="NAME",
-        help="Make it a version of this registered model too, for mlflow's load_model.",
+        help="Also register it as a version of this model, for MLflow's load_model.",
     ),
-    alias: str = typer.Option(None, "--alias", help="Of that version, such as champion."),
+    alias: str = typer.Option(None, "--alias", help="An alias of that version, such as champion."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Download a verified model with its configuration and history; --register makes an MLflow model of it."""
+    """Download a verified model with its configuration and history; --register also makes it an MLflow model."""
     from mltrain.commands.pull import choose, download, refuse_folder
     from mltrain.errors import UsageError
     from mltrain.tracking.mlflow_model import refuse_name
@@ -100,4 +100,4 @@ def pull(
     print(f"{pulled.manifest.title} ({pulled.manifest.name}) of run {pulled.run_id} is in {to}, verified.")
     if made is not None:
         place = f"models:/{made.name}@{alias}" if alias is not None else f"models:/{made.name}/{made.version}"
-        print(f"Version {made.version} of the model {made.name} is made from it: mlflow.pyfunc.load_model({place!r})")
+        print(f"It is version {made.version} of the model {made.name}: mlflow.pyfunc.load_model({place!r})")

@@ -1,4 +1,4 @@
-"""``mltrain pipeline``: several models trained in order, as one run with a child run a stage."""
+"""``mltrain pipeline``: trains several models in order, each stage as a child run of one run."""
 
 import os
 import sys
@@ -28,11 +28,11 @@ _MENU: "dict[str, StageMode | None]" = {
     **dict.fromkeys(("3", "k", "skip"), "skip"),
     **dict.fromkeys(("4", "q", "quit"), None),
 }
-"""Every answer of the menu as a whole word: the first letter of ``skip`` must not clear everything."""
+"""All answers of the menu; they must match in full, since ``s`` of ``skip`` would clear everything."""
 _QUESTION = """What next?
   1  scratch: clear everything that this pipeline run made, and run it all
   2  resume: continue where it stopped
-  3  skip what is done and unchanged, run the rest
+  3  skip: run only the stages that are missing, damaged or out of date
   4  quit"""
 
 
@@ -54,28 +54,32 @@ def pipeline(
     mode: str = typer.Option(
         None,
         "--mode",
-        help="resume: continue. skip: run what is missing, damaged or out of date. scratch: run all anew.",
+        help="resume: continue. skip: run what is missing, damaged or out of date. scratch: run everything again.",
     ),
-    start: str = typer.Option(None, "--from", metavar="STAGE", help="Run this stage, and what builds on it, anew."),
+    start: str = typer.Option(
+        None, "--from", metavar="STAGE", help="Run this stage and the stages that depend on it again."
+    ),
     only: str = typer.Option(
         None,
         "--stage",
         metavar="STAGE",
         help="Retrain only this stage; with --mode resume or skip, continue only this stage.",
     ),
-    use: list[str] = typer.Option(None, "--use", metavar="STAGE=RUN", help="A run that takes a stage's place."),
+    use: list[str] = typer.Option(None, "--use", metavar="STAGE=RUN", help="A run to use as the result of a stage."),
     status: bool = typer.Option(False, "--status", help="Show the stages and the next action of each; change nothing."),
     follow: str = typer.Option(None, "--follow", metavar="STAGE", help="Show the log of a stage while it runs."),
     preset: str = typer.Option(None, "--preset", help="A named overlay of the configuration."),
-    config: Path = typer.Option(None, "--config", help="A YAML or JSON file with a section a stage."),
+    config: Path = typer.Option(None, "--config", help="A YAML or JSON file with a section for each stage."),
     take_over: bool = typer.Option(
-        False, "--take-over", help="Do not wait for a lease holder on another machine to expire."
+        False, "--take-over", help="Do not wait for a lease held on another machine to expire."
     ),
-    allow_change: bool = typer.Option(False, "--allow-change", help="Continue a training although its data changed."),
+    allow_change: bool = typer.Option(
+        False, "--allow-change", help="Continue a training although its data have changed."
+    ),
     yes: bool = typer.Option(False, "--yes", help="Clear without asking."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON. Never asks, so clearing needs --yes."),
 ) -> None:
-    """Run the stages of a pipeline in order, each as a run under one parent run; skip, resume or run each as it needs.
+    """Run the stages of a pipeline in order, each as a child run; skip or resume stages where possible.
 
     mltrain pipeline cardiac --preset quick --mode resume
 
@@ -202,13 +206,13 @@ def _asked(request: "PipelineRequest", as_json: bool) -> "PipelineRequest | None
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or as_json:
         raise UsageError(
             "No mode is given. Expected --mode resume (continue), --mode skip (run what is missing, damaged or out of "
-            "date) or --mode scratch (all anew). --status only shows."
+            "date) or --mode scratch (run everything again). Try: --status, which only shows the stages"
         )
     for row in _show_status(request, as_json=False):
         print(f"  [{'x' if row.state in ('done', 'given') else ' '}] {row.stage}: {row.state}")
     print(_QUESTION)
     while (answer := typer.prompt("Choice [1-4]", default="4").strip().lower()) not in _MENU:
-        print(f"{answer!r:.40} is no choice. Expected 1, 2, 3 or 4; scratch, resume, skip or quit.")
+        print(f"{answer!r:.40} is not an option. Expected 1, 2, 3 or 4; scratch, resume, skip or quit.")
     mode = _MENU[answer]
     if mode is None:
         print("Nothing was done.")
@@ -222,15 +226,13 @@ def _confirmed(cleared: "Sequence[Clearing]", yes: bool, as_json: bool) -> bool:
     for one in cleared:
         made = [f"{len(one.checkpoints)} checkpoints ({one.bytes / 1e6:.1f} MB)"] if one.checkpoints else []
         made += [f"{len(one.outputs)} outputs"] if one.outputs else []
-        print(
-            f"would clear  {one.stage}: run {one.run_id} ({one.name}), {', '.join(made) or 'nothing in it'}", file=out
-        )
+        print(f"would clear  {one.stage}: run {one.run_id} ({one.name}), {', '.join(made) or 'empty'}", file=out)
         for identity, reason in one.kept.items():
-            print(f"  stays      {identity.name}  {reason}", file=out)
+            print(f"  kept       {identity.name}  {reason}", file=out)
     if yes:
         return True
     if as_json or not sys.stdin.isatty():
-        raise UsageError("The runs listed would be cleared. Add --yes to clear them without being asked.")
+        raise UsageError("The runs listed would be cleared. Try: --yes, which clears them without asking")
     return typer.confirm("Clear these?")
 
 

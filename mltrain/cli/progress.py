@@ -1,4 +1,4 @@
-"""Progress bars for commands that take a while: on stderr, and only where that is a terminal."""
+"""Progress bars on stderr, if that is a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,15 +10,15 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from mltrain.redaction import harmless
 
 Advance = Callable[[str, float, float | None], None]
-"""Called with what is being done, how much more of it is done, and how much there is in all, if that is known."""
+"""Called with a description, the amount done since the last call, and the total if known."""
 
 
 @contextmanager
 def progress(what: str, *, in_bytes: bool = False) -> Iterator[Advance]:
-    """Show a bar that moves as the caller advances it; with an unknown total one that tells that the command lives.
+    """Show a progress bar that the caller advances; it pulses while the total is unknown.
 
     Args:
-        what: is being done, until the first advance tells more.
+        what: description until the first advance.
         in_bytes: whether amounts are bytes.
     """
     if not sys.stderr.isatty():  # rich before 14.3 prints an empty line even for a bar that is switched off

@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def prune(
-    run_id: str = typer.Argument(None, help="The id of the run, or --experiment.", show_default=False),
+    run_id: str = typer.Argument(None, help="The id of the run; or give --experiment.", show_default=False),
     experiment: str = typer.Option(None, "--experiment", help="Prune all runs of this experiment."),
     keep: str = typer.Option(
         None, "--keep", metavar="EXPR", help="Such as 'Latest(3) | Best(2)'. Default: each run's own policy."
@@ -39,7 +39,7 @@ def prune(
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON. Never asks, so it needs --dry-run or --yes."),
 ) -> None:
-    """Remove old checkpoints from the tracking store; print first what would be removed, and why."""
+    """Remove old checkpoints from the tracking store, after listing what would be removed and why."""
     from mltrain.checkpoint.policies import parse
     from mltrain.commands.prune import Rules, plan_experiment, plan_run
     from mltrain.tracking.client import connect
@@ -47,7 +47,7 @@ def prune(
     if (run_id is None) == (experiment is None):
         raise UsageError("Expected a run or an experiment. Try: mltrain prune ID, or mltrain prune --experiment NAME")
     if as_json and not (dry_run or yes):
-        raise UsageError("--json never asks. Add --dry-run or --yes.")
+        raise UsageError("--json never asks for confirmation. Expected --dry-run or --yes with it.")
     policy, server = parse(keep) if keep is not None else None, connect()
     if experiment is not None:
         with progress("looking") as advance:
@@ -59,7 +59,7 @@ def prune(
     count = _print_plans(plans, as_json)
     failures = [plan.failure for plan in plans if plan.failure is not None]
     if failures and len(failures) == len(plans):
-        sys.exit(failures[-1].exit_code)  # not a single run could be read
+        sys.exit(failures[-1].exit_code)  # no run could be read
     if dry_run or count == 0:
         return
     if not yes and not typer.confirm("Remove these?"):
@@ -69,7 +69,7 @@ def prune(
 
 
 def _print_plans(plans: "Sequence[RunPlan]", as_json: bool) -> int:
-    """Print what would be removed; return how many things that are."""
+    """Print what would be removed; return the number of checkpoints and files."""
     count = sum(len(plan.removals) + len(plan.uncommitted) + len(plan.litter) for plan in plans)
     if as_json:
         print(json.dumps([_facts(plan) for plan in plans], indent=1))
@@ -77,12 +77,12 @@ def _print_plans(plans: "Sequence[RunPlan]", as_json: bool) -> int:
     for plan in plans:
         _show(plan)
     total = sum(plan.bytes for plan in plans)
-    print(f"In total {count} to remove, {total / 1e6:.1f} MB, of {len(plans)} run(s).")
+    print(f"In total {count} to remove, {total / 1e6:.1f} MB, in {len(plans)} run(s).")
     return count
 
 
 def _remove(server: "TrackingClient", plans: "Sequence[RunPlan]", as_json: bool) -> int:
-    """Carry out the plans; return the exit code, that of the last run that refused."""
+    """Carry out the plans; return the exit code of the last error, or 0."""
     from mltrain.commands.prune import carry_out
 
     freed, code, refusals = 0, 0, []
@@ -98,23 +98,23 @@ def _remove(server: "TrackingClient", plans: "Sequence[RunPlan]", as_json: bool)
     for refusal in refusals:
         print(refusal, file=sys.stderr)
     if not as_json:
-        print(f"Removed; {freed / 1e6:.1f} MB are free. The record is in each run: retention.jsonl.")
+        print(f"Removed {freed / 1e6:.1f} MB. Each run's retention.jsonl records what was removed.")
     return code
 
 
 def _show(plan: "RunPlan") -> None:
     print(f"Run {plan.run_id} ({plan.name}):")
     if plan.left_alone:
-        print(f"  left alone: {plan.left_alone}")
+        print(f"  skipped: {plan.left_alone}")
         return
     for removal in plan.removals:
-        print(f"  would go  {removal.manifest.name}  {removal.manifest.size / 1e6:8.1f} MB  {removal.rule}")
+        print(f"  remove    {removal.manifest.name}  {removal.manifest.size / 1e6:8.1f} MB  {removal.rule}")
     for identity in plan.uncommitted:
-        print(f"  would go  {identity.name}  without a manifest, left by a process that died")
+        print(f"  remove    {identity.name}  has no manifest; its process died")
     for path in plan.litter:
-        print(f"  would go  {path}  left by an interrupted upload")
+        print(f"  remove    {path}  is left from an interrupted upload")
     for identity, reason in plan.kept.items():
-        print(f"  stays     {identity.name}  {reason}")
+        print(f"  keep      {identity.name}  {reason}")
 
 
 def _facts(plan: "RunPlan") -> dict[str, Any]:

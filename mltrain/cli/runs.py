@@ -1,4 +1,4 @@
-"""``mltrain runs`` and ``mltrain compare``: the states and the differences of runs."""
+"""``mltrain runs`` and ``mltrain compare``: list and compare runs."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 _SIDE_BY_SIDE = 4
-"""Runs that are compared in a column each; more of them have a row each."""
+"""Up to so many runs are compared in columns, more of them in rows."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,13 +20,14 @@ def add_to(app: typer.Typer) -> None:
 
 def runs(
     experiment: str = typer.Option(None, "--experiment", help="Only runs of this experiment."),
-    most: int = typer.Option(50, "--most", help="Maximal number of runs, the newest first, or the best by --sort."),
-    sort: str = typer.Option(
-        None, "--sort", metavar="METRIC", help="The run with the best value of this metric first."
-    ),
-    mode: str = typer.Option(None, "--mode", help="min or max: which is better. Default: what the runs declare."),
+    most: int = typer.Option(50, "--most", help="Largest number of runs, newest first, or best first with --sort."),
+    sort: str = typer.Option(None, "--sort", metavar="METRIC", help="Sort by this metric, the best run first."),
+    mode: str = typer.Option(None, "--mode", help="min or max: which is better. Default: the runs' own."),
     where: list[str] = typer.Option(
-        None, "--where", metavar="CONDITION", help="Only runs that meet it, such as 'val/f1 > 0.8'. May be repeated."
+        None,
+        "--where",
+        metavar="CONDITION",
+        help="Only runs that meet this condition, such as 'val/f1 > 0.8'. May be repeated.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
@@ -66,16 +67,16 @@ def runs(
 
 
 def compare(
-    run_ids: list[str] = typer.Argument(..., metavar="ID ID...", help="The ids of two runs or more."),
-    page: Path = typer.Option(None, "--html", metavar="FILE", help="Write one page with tables and curves, too."),
+    run_ids: list[str] = typer.Argument(..., metavar="ID ID...", help="The ids of two or more runs."),
+    page: Path = typer.Option(None, "--html", metavar="FILE", help="Also write an HTML page with tables and curves."),
     figure: Path = typer.Option(
-        None, "--figure", metavar="FILE", help="Draw their curves into a .png, .svg or .pdf, too."
+        None, "--figure", metavar="FILE", help="Also draw the curves to a .png, .svg or .pdf file."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show runs side by side: differing parameters, metrics of the best checkpoints, last values, curves.
 
-    What the machines did (system/…) is left out.
+    System metrics (system/…) are left out.
     """
     from mltrain.commands.compare import compared
     from mltrain.commands.comparison_page import caption, format_of
@@ -111,21 +112,21 @@ def compare(
     for what, file in (("page", page), ("figure", figure)):
         if file is not None:
             print(f"The {what} is {file}")
-    if figure is not None and (told := caption(comparison)):
-        print(told)
+    if figure is not None and (text := caption(comparison)):
+        print(text)
 
 
 def _sections(comparison: Any) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Return the tables of a comparison: a column for each of few runs, a row for each of many."""
+    """Return the tables of a comparison, with few runs as columns or many runs as rows."""
     from mltrain.commands.comparison_page import label
 
-    def told(key: str, values: list[Any]) -> list[str]:
-        """Return a parameter in each run; one that a resume changed with all its values."""
+    def history(key: str, values: list[Any]) -> list[str]:
+        """Return a parameter's value in each run, with its earlier ones if a resume changed it."""
         changes = [changed.get(key) for changed in comparison.changed]
         return [" → ".join(one) if one else _measured(value) for one, value in zip(changes, values, strict=True)]
 
     sections = {
-        "Parameters that differ": {key: told(key, values) for key, values in comparison.parameters.items()},
+        "Parameters that differ": {key: history(key, values) for key, values in comparison.parameters.items()},
         "At the best checkpoint": {key: [*map(_measured, values)] for key, values in comparison.best.items()},
         "Last values": {key: [*map(_measured, values)] for key, values in comparison.last.items()},
     }
@@ -142,7 +143,7 @@ def _sections(comparison: Any) -> dict[str, tuple[list[str], list[list[str]]]]:
 
 
 def _draw(server: Any, comparison: Any, tables: Mapping[str, Any], page: Path | None, figure: Path | None) -> None:
-    """Write the curves of runs into a page, a figure, or both."""
+    """Write the curves to a page, a figure, or both."""
     from mltrain.commands import comparison_page
     from mltrain.store.durable import replace_file
 

@@ -1,4 +1,4 @@
-"""Tables for people: as wide as the terminal, never cut when the output goes to a file."""
+"""Prints tables: fitted to a terminal, never cut in a file."""
 
 import shutil
 import sys
@@ -25,13 +25,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def table_that_fits(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], rest: str) -> None:
-    """Print a table with as many of its columns as the terminal is wide, and name those that are left out.
+    """Print the columns that fit the terminal, and name the others.
 
     Args:
-        title: above the table.
-        columns: their names, the most important one first.
-        rows: text for each column.
-        rest: what shows all columns.
+        title: heading of the table.
+        columns: names of the columns, most important first.
+        rows: the text of each column.
+        rest: a sentence on how to see all columns.
     """
     rows = list(rows)
     fitting = len(columns)
@@ -49,12 +49,12 @@ def table_that_fits(title: str, columns: Sequence[str], rows: Iterable[Sequence[
 
 
 def fits(grid: Sequence[Sequence[str]]) -> bool:
-    """Whether a table has one line for each row where it is printed; a file is as wide as needed."""
+    """Whether each row fits on one line of the terminal; in a file it always does."""
     return not sys.stdout.isatty() or sum(_widths(grid)) + len(_GAP) * (len(grid[0]) - 1) <= _terminal()
 
 
 def shortest(identities: Sequence[str]) -> list[str]:
-    """Return the first digits of ids, eight or as many as tell them apart."""
+    """Return the shortest distinct prefixes of ids, at least eight digits long."""
     length = next((n for n in range(8, 32) if len({one[:n] for one in identities}) == len(set(identities))), 32)
     return [one[:length] for one in identities]
 
@@ -68,7 +68,7 @@ def _widths(grid: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _print_lines(grid: Sequence[Sequence[str]]) -> None:
-    """Print one line for each row; rich would need seconds for a thousand of them."""
+    """Print one line per row; rich takes seconds for a thousand rows."""
     widths = _widths(grid)
     bold, normal = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
     for number, row in enumerate(grid):
@@ -78,7 +78,7 @@ def _print_lines(grid: Sequence[Sequence[str]]) -> None:
 
 
 def _print_folded(grid: Sequence[Sequence[str]]) -> None:
-    """Print cells that take several lines, where the terminal is too narrow; nothing of them is cut."""
+    """Print the table with long cells wrapped over several lines."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 class _Train(CommandWithKeys):
-    """The command, whose ``--resume`` may stand alone."""
+    """The command, whose ``--resume`` needs no value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give ``--resume`` without a value its default; see :mod:`mltrain.commands.resume_word`."""
@@ -36,7 +36,7 @@ def train(
         help="A registered name, a .py file or a folder with project.py; then configuration keys, also as --key value.",
         show_default=False,
     ),
-    config: str = typer.Option(None, "--config", help="A YAML or JSON file laid over the project's config.yaml."),
+    config: str = typer.Option(None, "--config", help="A YAML or JSON file that overrides the project's config.yaml."),
     preset: str = typer.Option(None, "--preset", help="A named overlay; every project has 'quick'."),
     name: str = typer.Option(None, "--name", help="The name of a new run."),
     experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of a new run."),
@@ -44,7 +44,7 @@ def train(
         None,
         "--resume",
         metavar="ID|FILE",
-        help="Continue a run, or the training that wrote a file; alone: that of checkpoint_path.",
+        help="Continue a run, or the training that wrote a file. Without a value: the file of checkpoint_path.",
     ),
     resume_run: str = typer.Option(
         None, "--resume-run", metavar="ID", help="Continue this run; its first digits are enough."
@@ -62,14 +62,14 @@ def train(
         None,
         "--run-key",
         metavar="KEY",
-        help="Continue the run of this name, or begin it; auto: the name of the job (torchrun, SLURM, SkyPilot, Kubernetes).",
+        help="Continue the run with this key, or begin it; auto: the id of the job (torchrun, SLURM, SkyPilot, Kubernetes).",
     ),
     processes: str = typer.Option(
-        None, "--processes", metavar="N", help="Train with so many processes of this machine, started by torchrun."
+        None, "--processes", metavar="N", help="Train with N processes on this machine, started by torchrun."
     ),
     quick: bool = typer.Option(False, "--quick", help="The same as --preset quick."),
     take_over: bool = typer.Option(
-        False, "--take-over", help="Do not wait for a lease holder on another machine to expire."
+        False, "--take-over", help="Do not wait for a lease held on another machine to expire."
     ),
     allow_change: bool = typer.Option(False, "--allow-change", help="Resume although the data have changed."),
     require_tracking: bool = typer.Option(
@@ -114,7 +114,7 @@ def train(
         if names_run(words["resume"]):
             words["resume_run"] = words.pop("resume")
     if "resume_run" in words and "fork_run" in words:
-        raise UsageError("--resume-run continues a run and --fork-run begins a new one. Give one of the two.")
+        raise UsageError("--resume-run continues a run, and --fork-run begins a new one. Expected one of the two.")
     if "processes" in words:
         from mltrain.commands.processes import run_in_processes
 
@@ -153,7 +153,7 @@ def train(
         Terminal(),
     )
     if not outcome.delivered:
-        # Everything is on the disk, and threads that still wait for a server must not hold the process any longer.
+        # Everything is on disk; do not wait for threads that still wait for a server.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(outcome.exit_code)

@@ -1,4 +1,4 @@
-"""``mltrain ui``: MLflow's own pages, opened where a person wants to look."""
+"""``mltrain ui``: opens a run in MLflow's UI."""
 
 import os
 import sys
@@ -13,13 +13,13 @@ def add_to(app: typer.Typer) -> None:
 
 
 def ui(
-    run_id: str = typer.Argument(None, metavar="[ID]", help="The run to look at. Default: the list of runs."),
+    run_id: str = typer.Argument(None, metavar="[ID]", help="The run to show. Default: the list of runs."),
     port: int = typer.Option(
-        None, "--port", min=1, max=65535, help="Where MLflow's server listens. Default: any free port."
+        None, "--port", min=1, max=65535, help="The port of MLflow's server. Default: any free port."
     ),
-    open_browser: bool = typer.Option(True, "--open/--no-open", help="Open a browser where there is one."),
+    open_browser: bool = typer.Option(True, "--open/--no-open", help="Open a browser, if there is one."),
 ) -> None:
-    """Look at a run in MLflow's pages; start MLflow's own server for a store that has none.
+    """Open a run in MLflow's UI; start MLflow's server if the store has none.
 
     The server listens on this machine only, until Ctrl+C.
     """
@@ -43,7 +43,7 @@ def ui(
 
 
 def _has_browser() -> bool:
-    """Whether a browser can be opened that does not take the terminal."""
+    """Whether a graphical browser can be opened, not one in the terminal."""
     if not sys.stdout.isatty():
         return False
     return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,4 +1,4 @@
-"""``mltrain watch``: a live view of a run that another terminal or machine trains."""
+"""``mltrain watch``: follows a run that trains in another terminal or machine."""
 
 import sys
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ def watch_(
     run_id: str = typer.Argument(..., metavar="ID", help="The id of the run, or its first digits."),
     every: float = typer.Option(2.0, "--every", min=0.2, help="Seconds between two looks."),
 ) -> None:
-    """Follow a run from another terminal or machine until it ends; Ctrl+C leaves the training alone.
+    """Follow a run from another terminal or machine until it ends; Ctrl+C does not stop the training.
 
-    On a terminal a live table, elsewhere a line for every epoch.
+    Shows a live table on a terminal; without one, prints a line for every epoch.
     """
     print(f"Following run {run_id} ...", flush=True)  # MLflow's import, next, takes seconds
     from mltrain.commands.watch import watch
@@ -71,7 +71,7 @@ def _live(looks: "Iterator[Look]") -> "Look":
 
 
 def rendered(look: "Look") -> RenderableType:
-    """Return what is shown of a run at one moment."""
+    """Return the view of a run at one moment."""
     facts = Table.grid(padding=(0, 2))
     silent = f", no heartbeat for {look.silent:.0f} s" if look.is_live and look.silent > _SILENT_SECONDS else ""
     rows = {
@@ -92,7 +92,7 @@ def rendered(look: "Look") -> RenderableType:
 
 
 def _keys(look: "Look") -> list[str]:
-    """Return the metrics worth a look: the deciding one, then those of evaluations, of epochs, of steps."""
+    """Return the metrics in order: the deciding one, then evaluations, epochs, steps."""
 
     def place(key: str) -> tuple[bool, int, str]:
         order = ("val/", "train/", "learning_rate", "step/")

@@ -53,10 +53,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train"], "Which project? Name it: mltrain train PROJECT"),
-        (["train", "resume_run=''", "--config", ""], "Which project?"),
-        (["train", "--resume-run", "a", "--fork-run", "b"], "Give one of the two"),
-        (["train", "resume_run=a", "fork_run=b"], "Give one of the two"),
+        (["train"], "The command names no project. Try: mltrain train PROJECT"),
+        (["train", "resume_run=''", "--config", ""], "The command names no project"),
+        (["train", "--resume-run", "a", "--fork-run", "b"], "Expected one of the two"),
+        (["train", "resume_run=a", "fork_run=b"], "Expected one of the two"),
         (["train", "no-such-project", "--lr", "3"], "There is no project 'no-such-project'"),
         (["train", "project=no-such-project", "lr=3"], "There is no project 'no-such-project'"),
         (["train", "--default-project", "no-such-default"], "There is no project 'no-such-default'"),

@@ -47,7 +47,7 @@ def test_the_menu_takes_1_to_4_and_asks_again_after_any_other_answer(
     assert (chosen.mode if chosen is not None else None) == mode
     assert list(given) == []
     said = capsys.readouterr().out
-    assert said.count("is no choice. Expected 1, 2, 3 or 4") == len(answers) - 1
+    assert said.count("is not an option. Expected 1, 2, 3 or 4") == len(answers) - 1
     assert "  1  scratch" in said
     assert "  4  quit" in said
 

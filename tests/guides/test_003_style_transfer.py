@@ -64,9 +64,7 @@ def test_train_look_adjust_and_continue(shell: Shell) -> None:
             "B_to_A.jpg",
         }
 
-    log_file = next(line for line in first.splitlines() if line.startswith("The log grows in ")).removeprefix(
-        "The log grows in "
-    )
+    log_file = next(line for line in first.splitlines() if line.startswith("The log is ")).removeprefix("The log is ")
     df = pd.read_csv(log_file)  # from here on as the guide has it
     print(df.tail(10))
     print(f"最小loss: {df['loss_total'].min():.6f} (epoch {df.loc[df['loss_total'].idxmin(), 'epoch']})")
