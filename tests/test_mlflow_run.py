@@ -68,7 +68,7 @@ def test_two_processes_are_one_run_that_any_number_resumes(workplace: Workplace)
     refused = mlflow_run(workplace, f"resume_run={run_id}", "epochs=3", "processes=0")
     said = refused.communicate(timeout=200)[0]
     assert refused.returncode != 0
-    assert "processes='0' is no number of processes for this machine" in said
+    assert "processes='0' is not a valid number for this machine" in said
 
 
 @pytest.mark.faults

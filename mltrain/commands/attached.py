@@ -1,8 +1,8 @@
-"""Runs a program for as long as the process that started this one lives, however that ends::
+"""Runs a program only as long as this process's parent lives::
 
 python -m mltrain.commands.attached PROGRAM ARGUMENTS
 
-The other end of its standard input tells: it closes with its process, also after SIGKILL.
+The parent holds the other end of the standard input, which the system closes when the parent ends, also after SIGKILL.
 """
 
 import os
@@ -16,7 +16,7 @@ _GRACE_SECONDS = 10.0
 
 
 def main(command: Sequence[str]) -> None:
-    """Run a program until it ends, and exit with its code, or until the standard input closes."""
+    """Run a program until it ends or the standard input closes; exit with its code."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def follow() -> None:
@@ -32,7 +32,7 @@ def main(command: Sequence[str]) -> None:
 
 
 def _end(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Send a signal to a program and the processes that it has started; on Windows to the program alone."""
+    """Signal a program and the processes it started; on Windows only the program."""
     if sys.platform == "win32":
         process.terminate()
         return

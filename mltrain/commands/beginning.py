@@ -1,4 +1,4 @@
-"""Beginning a training in its open run: what it begins from is recorded, and the trainer records and saves there from now on."""
+"""Begins a training in its open run: records its origin and attaches the trainer to the run."""
 
 import logging
 
@@ -22,11 +22,11 @@ class Beginning:
     """Begins a training in its run.
 
     Args:
-        request: what is wanted.
-        run: is open.
-        manager: of the run's checkpoints.
-        preparation: has prepared the training, and watches what it writes among its data.
-        ranks: the other processes of the training.
+        request: the request to train.
+        run: the open run.
+        manager: saves the run's checkpoints.
+        preparation: prepared the training, and watches what it writes among its data.
+        ranks: the processes of the training.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Beginning:
         self._ranks = ranks
 
     def announce(self, prepared: Prepared, display: Display) -> None:
-        """Record the configuration, and only then announce the run's id: from then on the run can be resumed."""
+        """Record the configuration, then announce the run's id: the run can now be resumed."""
         run, config, project = self._run, prepared.config, self._preparation.project.name
 
         def record() -> None:
@@ -49,13 +49,13 @@ class Beginning:
         try:
             record()
         except KeyboardInterrupt:
-            record()  # a request to stop interrupts once, and the run that it leaves can be resumed
+            record()  # a request to stop interrupts only once; recorded, the run can be resumed
             raise
         finally:
             run.when_known(lambda: display.opened(run, location(run.server, run.identity.experiment_id, run.id)))
 
     def record(self, prepared: Prepared) -> None:
-        """Record what this attempt begins from, and record and save in the run from now on."""
+        """Record what this attempt begins from, and attach the trainer to the run."""
         run, manager, origin, trainer = self._run, self._manager, prepared.origin, prepared.trainer
         attempt = run.attempt
         if origin.own is not None:
@@ -75,7 +75,7 @@ class Beginning:
         describe(run, self._preparation.project.name, prepared.config.best_metric, None)
 
     def save_origin(self, prepared: Prepared) -> None:
-        """Save what a new run takes from a file, so that from then on the run's id is enough to resume."""
+        """Save the state that a new run took from a file, so that the run can be resumed without it."""
         origin, trainer = prepared.origin, prepared.trainer
         if origin.file is None or origin.own is not None:
             return
@@ -83,7 +83,7 @@ class Beginning:
             trainer.save("imported")
             return
         manifest = origin.manifest
-        self._manager.save(  # as it is read, and not as the trainer has it, whose generators of random numbers go on from here
+        self._manager.save(  # as read: the trainer's random number generators have moved on
             origin.parts,
             step=manifest.step,
             epoch=manifest.epoch,
@@ -94,7 +94,7 @@ class Beginning:
         )
 
     def _unrecorded(self, prepared: Prepared) -> bool:
-        """Whether a run has recorded no configuration: a prescribed one was killed before, or it was imported without."""
+        """Whether the run has no recorded configuration: it was killed too early, or imported without a project."""
         if self._request.config is None and (prepared.origin.own is None or prepared.origin.params is not None):
             return False
         try:
@@ -103,7 +103,7 @@ class Beginning:
             return True
 
     def _continue(self, prepared: Prepared) -> None:
-        """Continue the run's curves: without a seam after an exact resume, else with a tag that names the step."""
+        """Continue the run's curves; unless the resume is exact, a tag records from which step."""
         run, origin, step = self._run, prepared.origin, prepared.trainer.progress.step
         named = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
         rolled_back = named or origin.superseded
@@ -113,8 +113,8 @@ class Beginning:
             self._ranks.show(prepared.trainer)
             return
         log.warning(
-            "From step %d on new values are recorded beside those that the run may have there already (%s): MLflow deletes "
-            "no points. For a curve of its own use --fork-run %s.",
+            "From step %d on, new values are recorded beside those that the run may already have (%s): MLflow deletes "
+            "no points. For a separate curve use --fork-run %s.",
             step,
             f"changed: {', '.join(matters)}" if matters else f"rolled back to {origin}",
             run.id,

@@ -1,4 +1,4 @@
-"""What a configuration asks of this machine, checked before a run is opened for it."""
+"""Checks, before a run is opened, whether this machine can train a configuration."""
 
 import logging
 
@@ -16,18 +16,18 @@ from mltrain.tracking.client import TrackingClient
 log = logging.getLogger(__name__)
 
 _MEANINGFUL = {"early_stopping_patience": "early_stopping_patience=10", "on_nonfinite": "on_nonfinite=skip"}
-"""For a key that gives others a meaning what to write."""
+"""Example settings of the keys without which other keys have no effect."""
 
 
 def policy_of(config: Config, of_task: Policy | None = None) -> Policy:
     """Return the retention policy of a training.
 
     Args:
-        config: its key ``retention`` precedes all else.
-        of_task: the policy of the task. If ``None``, ``max_to_keep`` and ``checkpoint_mode`` decide.
+        config: the configuration; its key ``retention`` takes precedence.
+        of_task: the task's policy. If ``None``, ``max_to_keep`` and ``checkpoint_mode`` decide.
 
     Raises:
-        ConfigError: its expression cannot be read.
+        ConfigError: the expression in ``retention`` is invalid.
     """
     if config.retention is not None:
         return parse(config.retention)
@@ -44,7 +44,7 @@ def refuse_unusable(config: Config, server: TrackingClient) -> None:
         StorageError: a folder that the training writes to is not writable.
     """
     try:
-        # A project that declares a key anew, for a default of its own, does not take its bounds away.
+        # A project may redeclare a key to change its default; the key's bounds still apply.
         Config.model_validate({name: getattr(config, name) for name in Config.model_fields if hasattr(config, name)})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -57,7 +57,7 @@ def refuse_unusable(config: Config, server: TrackingClient) -> None:
     if config.model_save_path is not None:
         refuse_unwritable(config.model_save_path, "Give another folder as model_save_path=FOLDER.")
     elif config.export != "weights":
-        raise ConfigError(f"export={config.export} has no folder to write to. Try: model_save_path=FOLDER with it.")
+        raise ConfigError(f"export={config.export} has no folder to write to. Try: add model_save_path=FOLDER")
     if config.checkpoint_path is not None:
         if config.checkpoint_path.is_dir():
             raise StorageError(f"checkpoint_path={config.checkpoint_path} is a folder. Expected a file in it.")
@@ -65,7 +65,7 @@ def refuse_unusable(config: Config, server: TrackingClient) -> None:
 
 
 def warn_without_effect(config: Config) -> None:
-    """Log which keys are set and have no effect."""
+    """Warn about keys that are set but have no effect."""
     for key, switch in config.without_effect().items():
         log.warning("%s=%s has no effect without %s. Try: %s", key, getattr(config, key), switch, _MEANINGFUL[switch])
     if config.retention is not None and config.max_to_keep != type(config).model_fields["max_to_keep"].default:
@@ -73,10 +73,10 @@ def warn_without_effect(config: Config) -> None:
 
 
 def refuse_for_several(config: Config) -> None:
-    """Refuse what only one process can do.
+    """Refuse settings that work with one process only.
 
     Raises:
-        ConfigError: a key asks for it.
+        ConfigError: the configuration has such a setting.
     """
     if config.on_nonfinite == "rollback":
         raise ConfigError(
@@ -84,13 +84,13 @@ def refuse_for_several(config: Config) -> None:
         )
     if config.save_every_minutes:
         raise ConfigError(
-            "save_every_minutes works with one process only, because clocks differ. Expected an interval that all processes "
-            "count alike. Try: save_every_steps=N"
+            "save_every_minutes works with one process only, because clocks differ. Expected an interval in steps. "
+            "Try: save_every_steps=N"
         )
     if ":" in config.device:
         raise ConfigError(
-            f"device={config.device} would be the same for all processes of this machine. Expected cuda, of which each "
-            "takes its own. Try: device=cuda"
+            f"device={config.device} would put all processes of this machine on one GPU. Expected cuda, which gives each process "
+            "its own. Try: device=cuda"
         )
     if config.strategy == "fsdp" and config.logged_models != "none":
         raise ConfigError(

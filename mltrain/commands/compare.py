@@ -34,12 +34,12 @@ from mltrain.tracking.tags import (
 log = logging.getLogger(__name__)
 
 SYSTEM_PREFIX = "system/"
-"""Begins the names of metrics that tell of the machine."""
+"""Prefix of system metrics, such as the machine's memory."""
 _READERS = 8
-"""Runs whose checkpoints are read at once."""
+"""Number of runs whose checkpoints are read at the same time."""
 
 Values = dict[str, list[Any]]
-"""A key, and its value in each run, or ``None``."""
+"""For each key its values, one a run; ``None`` if a run lacks it."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Comparison:
 
     Attributes:
         runs: a summary of each run.
-        parameters: parameters that differ, as the newest attempt of each run trained with them.
-        changed: for each run its parameters that a resume changed, with all their values as text, the first one first.
+        parameters: the parameters that differ, with the values of each run's newest attempt.
+        changed: for each run the parameters that a resume changed, with all their values as text, oldest first.
         best: metrics of each run's best checkpoint.
-        last: last value of every metric but those of the machine.
-        decided_by: the metric by which all runs compare their checkpoints, and ``min`` or ``max``. If ``None``, they differ.
+        last: last value of every metric, without system metrics.
+        decided_by: the metric that decides which checkpoint is best, and ``min`` or ``max``. If ``None``, the runs differ in it.
     """
 
     runs: Sequence[Mapping[str, Any]]
@@ -63,7 +63,7 @@ class Comparison:
     decided_by: tuple[str, str] | None = None
 
     def ranked(self) -> list[int]:
-        """Return the numbers of the runs, the best one first; those without a best value come last, in their order."""
+        """Return the indices of the runs, best first, those without a value last."""
         metric, mode = self.decided_by or ("", "min")
         values = self.best.get(metric, [None] * len(self.runs))
         sign = -1.0 if mode == "max" else 1.0
@@ -77,7 +77,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Trained:
-    """What a run trained with, what its resumes changed, and what its best checkpoint measured."""
+    """A run's parameters, its changes at resumes, and its best checkpoint's metrics."""
 
     parameters: Mapping[str, Any]
     changed: Mapping[str, list[str]]
@@ -116,20 +116,20 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
 
 
 def measured(run: Any) -> dict[str, float]:
-    """Return the last values of what a run measured, without those of its machine."""
+    """Return the last value of each metric of a run, without system metrics."""
     return {key: value for key, value in run.data.metrics.items() if not key.startswith(SYSTEM_PREFIX)}
 
 
 def _trained(server: TrackingClient, run: Any) -> _Trained:
-    """Return what the tracking store tells of a run, or else read its checkpoints once.
+    """Return a run's values from the tracking store, or from its checkpoints if it lacks them.
 
-    Parameters are the typed values that its newest attempt trained with. Without a configuration they are the parameters that
-    MLflow has: a launcher logged them, or the first attempt.
+    Parameters are the typed values of the newest attempt. A run without a recorded configuration has only the parameters in
+    MLflow, logged by a launcher or the first attempt.
     """
     best: Mapping[str, Any] = {}
     try:
-        if (told := _told(server, run)) is not None:
-            return told
+        if (recorded := _recorded(server, run)) is not None:
+            return recorded
         checkpoints = checkpoints_of(server, run)
         manifests = checkpoints.all()
         best = _best(matching(manifests, "best", checkpoints.notes.context))
@@ -143,10 +143,10 @@ def _trained(server: TrackingClient, run: Any) -> _Trained:
     return _Trained(logged | {key: values[-1] for key, values in changes.items()}, changes, best)
 
 
-def _told(server: TrackingClient, run: Any) -> _Trained | None:
-    """Return what the tracking store tells of a run that has ended; ``None`` where only its checkpoints can.
+def _recorded(server: TrackingClient, run: Any) -> _Trained | None:
+    """Return an ended run's values from the tracking store, without its checkpoints.
 
-    They can where a resume changed something, or has committed nothing, or a checkpoint waits on some host.
+    ``None`` if a resume changed parameters or committed nothing, or if a checkpoint is not uploaded yet.
     """
     tags, best = run.data.tags, best_values(run)
     newest = CheckpointId.parse(tags.get(LATEST_TAG, ""))
@@ -158,29 +158,30 @@ def _told(server: TrackingClient, run: Any) -> _Trained | None:
     measured_at_best = {"epoch": best.epoch, "step": best.step, **best.metrics}
     logged = _logged(run)
     if ENTRY_POINT in tags or any(len(value) >= LONGEST_PARAMETER for value in logged.values()):
-        # Parameters of mlflow run are the words of its user, and MLflow cuts long ones.
+        # mlflow run logs parameters as the user typed them, and MLflow truncates long ones.
         config = recorded_config(open_artifacts(run.info.artifact_uri, server.uri))["config"]
         return _Trained(_with_a_meaning(run, dict(_flat(config)), {}), {}, measured_at_best)
     return _Trained({key: _value(text) for key, text in logged.items()}, {}, measured_at_best)
 
 
 def _with_a_meaning(run: Any, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that the run recorded as parameters, or that a resume changed: the others mean nothing for it."""
+    """Return the values that the run logged as parameters or changed at a resume; the others do not apply to it."""
     logged = _logged(run)
     return {key: value for key, value in values.items() if not logged or key in logged or key in changes}
 
 
 def _logged(run: Any) -> dict[str, str]:
-    """Return the parameters of a run without those that only mltrain reads."""
+    """Return the parameters of a run without mltrain's internal ones."""
     return {key: value for key, value in run.data.params.items() if not key.startswith(NAMESPACE)}
 
 
 def _configured(
     run: Any, checkpoints: CheckpointReader, manifests: Sequence[Manifest]
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Return the values that the newest attempt trained with, and the values of those that a resume changed."""
+    """Return the newest attempt's values, and all values of keys that a resume changed."""
     last = last_attempt(run.data.params)
-    recorded = recorded_attempts(checkpoints.store.artifacts, last) if last > 1 else []  # the first one changed nothing
+    # The first attempt changes nothing.
+    recorded = recorded_attempts(checkpoints.store.artifacts, last) if last > 1 else []
     attempts = [one for one in recorded if not one.withdrawn]
     newest = attempts[-1] if attempts else None
     changes = _histories(one.changed for one in attempts)
@@ -191,7 +192,7 @@ def _configured(
     if newest is None or any(manifest.id.attempt >= newest.ordinal for manifest in manifests):
         values = config("latest")
         for key, earlier in changes.items():
-            if key in values and _value(earlier[-1]) != values[key]:  # an attempt went back behind the change
+            if key in values and _value(earlier[-1]) != values[key]:  # an attempt went back to before the change
                 earlier.append(_text(values[key]))
         return values, changes
     begun = config(newest.resumed_from or "latest")  # it has committed nothing yet
@@ -199,7 +200,7 @@ def _configured(
 
 
 def _histories(changes: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
-    """Return each changed key with all its values, from what the attempts changed, the first attempt first."""
+    """Return each changed key with all its values, from the attempts' changes, oldest first."""
     found: dict[str, list[str]] = {}
     for changed in changes:
         for key, both in changed.items():
@@ -211,15 +212,15 @@ def _histories(changes: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, list
 
 
 def _tagged(run: Any) -> Iterable[Mapping[str, Sequence[str]]]:
-    """Yield what each attempt changed, as the tags of the run record it."""
+    """Yield the changes of each attempt that the run's tags record."""
     tags = {
         key.removeprefix(CHANGED_PREFIX): text for key, text in run.data.tags.items() if key.startswith(CHANGED_PREFIX)
     }
     for ordinal in sorted(filter(str.isdecimal, tags), key=int):
         try:
             yield json.loads(tags[ordinal])
-        except ValueError:  # a tag has a largest length
-            log.warning("Run %s is compared without what its attempt %s changed.", run.info.run_id, ordinal)
+        except ValueError:  # the tag was cut at MLflow's length limit
+            log.warning("Run %s is compared without the changes of its attempt %s.", run.info.run_id, ordinal)
 
 
 def _text(value: Any) -> str:
@@ -227,7 +228,7 @@ def _text(value: Any) -> str:
 
 
 def _value(text: str) -> Any:
-    """Return the value that a recorded change has as text."""
+    """Parse the text of a value in a recorded change."""
     try:
         return None if text == "none" else json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A comparison of runs as a figure of their curves, and as one page of HTML that needs nothing else."""
+"""Draws a comparison of runs as a figure of curves and as a self-contained HTML page."""
 
 import html
 import io
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curves = Mapping[str, Sequence[Sequence[tuple[int, float]]]]
-"""A metric, and for each run its points, step and value, in the order of their steps."""
+"""For each metric the points of each run, as (step, value) in the order of steps."""
 
 FORMATS = ("png", "svg", "pdf")
 MOST_DRAWN = 100
-"""Runs of which a figure shows curves: the best ones."""
+"""Largest number of runs, the best ones, whose curves a figure shows."""
 _MOST_CURVES, _COLUMNS = 12, 3
 _PALETTE = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "black")  # C7 is grey
 _COLOURS = len(_PALETTE)
@@ -34,9 +34,9 @@ div { overflow-x: auto }
 
 
 def curves_of(server: TrackingClient, comparison: Comparison) -> Curves:
-    """Return the curves of what was measured once an epoch: the deciding metrics first, twelve at most.
+    """Return the curves of at most twelve epoch metrics, the deciding one first.
 
-    Of more than :data:`MOST_DRAWN` runs, only the best ones have curves; those of the others are empty.
+    Beyond :data:`MOST_DRAWN` runs only the best have curves; the lists of the others are empty.
 
     Raises:
         TrackingError: the server does not answer.
@@ -56,9 +56,9 @@ def curves_of(server: TrackingClient, comparison: Comparison) -> Curves:
 
 
 def figure(comparison: Comparison, curves: Curves) -> "Figure":
-    """Return one figure: a panel for each metric, a line for each run.
+    """Return a figure with a panel for each metric and a line for each run.
 
-    Of more than ten runs the ten best have colours, and the others are grey lines behind them.
+    Of more than ten runs, the ten best are coloured and the others are grey lines behind them.
     """
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
@@ -95,34 +95,32 @@ def figure(comparison: Comparison, curves: Curves) -> "Figure":
 
 
 def caption(comparison: Comparison) -> str:
-    """Return what the figure of a comparison leaves out or colours, in a sentence; empty where it shows all runs alike."""
+    """Return a sentence on what the figure omits or greys out, empty if nothing."""
     count = len(comparison.runs)
     if count <= _COLOURS:
         return ""
     metric, mode = comparison.decided_by or ("", "min")
     by = f" by {metric} ({mode})" if metric in comparison.best else ", in the order given"
     if count <= MOST_DRAWN:
-        return f"The first {_COLOURS} runs{by} have colours, the others are grey."
-    return (
-        f"The first {MOST_DRAWN} of {count} runs{by} are drawn; {_COLOURS} of them have colours, the others are grey."
-    )
+        return f"The first {_COLOURS} runs{by} are coloured, the others are grey."
+    return f"The first {MOST_DRAWN} of {count} runs{by} are drawn: {_COLOURS} of them coloured, the others grey."
 
 
 def save_figure(drawn: "Figure", file: Path) -> None:
-    """Write a figure to a file, in the format that its name ends with.
+    """Write a figure to a file in the format of its suffix.
 
     Raises:
-        UsageError: the name ends with none of the formats.
+        UsageError: the suffix is not a known format.
         StorageError: the file cannot be written.
     """
     replace_file(file, _rendered(drawn, format_of(file)))
 
 
 def format_of(file: Path) -> str:
-    """Return the format that a file's name ends with.
+    """Return the format of a file's suffix.
 
     Raises:
-        UsageError: it ends with none of the formats.
+        UsageError: the suffix is not a known format.
     """
     ending = file.suffix.removeprefix(".").lower()
     if ending not in FORMATS:
@@ -135,12 +133,12 @@ def format_of(file: Path) -> str:
 def page(
     comparison: Comparison, drawn: "Figure", sections: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
 ) -> str:
-    """Return one page of HTML that loads nothing: the runs, their curves, and tables.
+    """Return a self-contained HTML page with the runs, their curves and tables.
 
     Args:
-        comparison: the runs.
-        drawn: their curves.
-        sections: tables by their titles: names of columns, and rows of text.
+        comparison: the comparison of the runs.
+        drawn: the figure of their curves.
+        sections: for each title a table: column names, and rows of text.
     """
     svg = _rendered(drawn, "svg").decode()
     svg = svg[svg.index("<svg") :]
@@ -155,7 +153,7 @@ def page(
 
 
 def label(run: Mapping[str, Any]) -> str:
-    """Return what a run is called beside others."""
+    """Return the label of a run in tables and legends."""
     return f"{run['name']} ({run['run_id'][:8]}, {run['state']})"
 
 
@@ -183,5 +181,5 @@ def _text(text: str) -> str:
 
 
 def _drawable(text: str) -> str:
-    """Return text in which matplotlib sees no formula."""
+    """Return text with ``$`` escaped, which matplotlib would read as a formula."""
     return harmless(text).replace("$", r"\$")

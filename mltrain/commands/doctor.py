@@ -32,15 +32,15 @@ _CLOCK_SECONDS = 60
 
 @dataclass(frozen=True)
 class Finding:
-    """A check, its result, and the remedy."""
+    """The result of a check; ``detail`` explains it, with the remedy if there is one."""
 
-    what: str
+    check: str
     state: Literal["good", "note", "bad"]
-    said: str
+    detail: str
 
 
 def examine(server: TrackingClient) -> Iterator[Finding]:
-    """Check tracking, artifact store, disks, clock, versions and devices; leave nothing behind."""
+    """Check tracking, artifact store, disks, clock, versions and devices; leave no trace."""
     yield Finding(
         "versions", "good", ", ".join(f"{name} {version}" for name, version in fingerprint.versions().items())
     )
@@ -51,11 +51,11 @@ def examine(server: TrackingClient) -> Iterator[Finding]:
     yield _guarded("artifact store", lambda: _store(server))
 
 
-def _guarded(what: str, look: Callable[[], Finding]) -> Finding:
+def _guarded(check: str, examine: Callable[[], Finding]) -> Finding:
     try:
-        return look()
+        return examine()
     except MltrainError as error:
-        return Finding(what, "bad", str(error))
+        return Finding(check, "bad", str(error))
 
 
 def _devices() -> str:
@@ -79,10 +79,10 @@ def _clock(server: TrackingClient) -> Finding:
         answered = requests.head(f"{server.uri}/health", timeout=10).headers.get("Date", "")
         apart = abs((parsedate_to_datetime(answered) - now()).total_seconds())
     except (requests.RequestException, ValueError, TypeError):
-        return Finding("clock", "note", "the server does not tell its time")
+        return Finding("clock", "note", "the server sends no date")
     state: Literal["good", "note"] = "good" if apart < _CLOCK_SECONDS else "note"
     return Finding(
-        "clock", state, f"{apart:.0f} s from the server's; nothing is ordered by clocks, but charts show them"
+        "clock", state, f"{apart:.0f} s from the server's; mltrain orders nothing by clocks, but charts show them"
     )
 
 
@@ -94,12 +94,13 @@ def _disk(folder: Path) -> Finding:
             staging.write("model.safetensors", [b"\0" * 2**20] * 32)
         seconds = time.monotonic() - began
     free = shutil.disk_usage(folder).free
-    said = f"{folder.parent}: {_filesystem(folder)}, {free / 1e9:.0f} GB free, writes {32 / max(seconds, 1e-6):.0f} MiB/s durably"
-    return Finding("staging", "good" if free > _ENOUGH_BYTES else "note", said)
+    rate = 32 / max(seconds, 1e-6)
+    detail = f"{folder.parent}: {_filesystem(folder)}, {free / 1e9:.0f} GB free, writes {rate:.0f} MiB/s durably"
+    return Finding("staging", "good" if free > _ENOUGH_BYTES else "note", detail)
 
 
 def _store(server: TrackingClient) -> Finding:
-    refuse_unusable_place(server, server.once.get_experiment("0"))  # MLflow makes a folder that was moved anew
+    refuse_unusable_place(server, server.once.get_experiment("0"))  # MLflow would create a moved folder again
     run = server.create_run("0", time.time_ns() // 1_000_000, {}, "mltrain doctor")
     try:
         artifacts = open_artifacts(run.info.artifact_uri, server.uri)
@@ -120,7 +121,7 @@ def _store(server: TrackingClient) -> Finding:
             problems = store.problems(written)
             store.remove(written.id)
             if problems or store.names():
-                return Finding("artifact store", "bad", f"{problems or 'it does not delete'}: retention cannot work")
+                return Finding("artifact store", "bad", f"{problems or 'deletes nothing'}: retention cannot work")
         where = (
             f"{artifacts.local_root} ({_filesystem(artifacts.local_root)})"
             if artifacts.local_root

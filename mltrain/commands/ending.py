@@ -1,4 +1,4 @@
-"""Ending a training: checkpoints arrive where they belong, and the run is closed with its true status."""
+"""Ends a training: uploads the last checkpoints and closes the run with its true status."""
 
 import time
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class _Kept:
     Attributes:
         in_store: whether the artifact store has it.
         staged: whether this machine has it.
-        newest: the newest checkpoint that was staged or resumed from.
+        newest: the newest checkpoint that was staged, or the one the training resumed from.
     """
 
     in_store: bool
@@ -32,14 +32,14 @@ class _Kept:
 
 
 class Ending:
-    """Ends a training whose steps are done, or that was stopped.
+    """Ends a training that is done or was stopped.
 
     Args:
-        run: is closed.
+        run: the run to close.
         manager: writes and uploads the last checkpoints.
-        prepared: has the trainer that has trained, and the checkpoint that it began from.
+        prepared: has the trainer, and the checkpoint that it began from.
         stop: whether and why the training was stopped.
-        display: shows what is waited for, and the outcome.
+        display: shows the wait and the outcome.
         project: name of the project, for the run's description.
     """
 
@@ -61,10 +61,10 @@ class Ending:
         self._stopped = not self._trainer.done
 
     def outcome(self) -> Outcome:
-        """Wait for the last checkpoints, close the run, and return how the training ended.
+        """Wait for the last checkpoints, close the run, and return the outcome.
 
         Raises:
-            NonFiniteLoss: the last state is not finite, and was not kept.
+            NonFiniteLoss: the last state is not finite and was not kept.
             RunHeld: another process has taken the run over.
         """
         run, manager = self._run, self._manager
@@ -74,7 +74,7 @@ class Ending:
         if isinstance(manager.failure, NonFiniteLoss):
             raise manager.failure
         kept = self._kept()
-        # If the store has not taken the newest, it may not answer; then it is not asked for the best either.
+        # A remote store that did not take the newest checkpoint may not answer, so do not ask it for the best one.
         best = self._best() if kept.in_store or run.artifacts.local_root is not None else None
         manager.abandon()
         code, why = self._verdict(kept)
@@ -86,7 +86,7 @@ class Ending:
         describe(run, self._project, self._trainer.config.best_metric, best)
         delivered = self._closed(kept, why, deadline)
         if code == 0 and only_local is not None and run.ending.closed:
-            code = STOPPED_STAGED  # if the tracking server is away as well, the training has done all that it could
+            code = STOPPED_STAGED  # with the tracking server down as well, mltrain sync finishes the run
         if code in (0, STOPPED) and run.ending.lost:
             code = NOT_KEPT
         rows = self._trainer.history.rows
@@ -111,7 +111,7 @@ class Ending:
         return self._stopped or self._run.trouble is not None
 
     def _kept(self) -> _Kept:
-        """Return where the last state is kept, and publish a resumed one that the store lacks."""
+        """Return where the last state is kept; upload the resumed checkpoint if the store lacks it."""
         committer, step, resumed = self._manager.committer, self._trainer.progress.step, self._resumed
         committed = committer.newest_committed is not None and committer.newest_committed.step == step
         staged = committer.newest_staged is not None and committer.newest_staged.step == step
@@ -123,7 +123,7 @@ class Ending:
         return _Kept(committed or resumed_here, staged, newest)
 
     def _verdict(self, kept: _Kept) -> tuple[int, str]:
-        """Return the exit code and the reason why the training ended."""
+        """Return the exit code and why the training ended."""
         stopping = self._trainer.stopping
         if not (kept.in_store or kept.staged):
             failure = self._manager.failure or "it was not written in time"
@@ -135,10 +135,10 @@ class Ending:
         return 0, "all epochs done"
 
     def _closed(self, kept: _Kept, why: str, deadline: float) -> bool:
-        """Close the run, and return whether the tracking server has everything."""
+        """Close the run; return whether the tracking server has everything."""
         left = deadline - time.monotonic() if self._in_trouble else grace_seconds()
         grace = 0.0 if self._stop.hurry.is_set() else max(1.0, left)
-        # FINISHED means that the store has it all; what is not there yet can be resumed, or sent by mltrain sync.
+        # FINISHED promises that the store has everything; a KILLED run can be resumed, or completed by mltrain sync.
         status: Status = "FINISHED" if kept.in_store and not self._stopped else "KILLED"
         delivered = self._run.close(status, why, grace, interrupted=lambda: self._stop.requested)
         self._run.require_hold()
@@ -152,7 +152,7 @@ class Ending:
 
 
 def describe(run: TrackedRun, project: str, metric: str, best: Manifest | None) -> None:
-    """Set the run's description in MLflow's pages: project, best checkpoint, attempts."""
+    """Set the run's description in MLflow's UI: project, best checkpoint, attempts."""
     value = None
     if best is not None and metric in best.metrics:
         value = f"{metric} {best.metrics[metric]:.5g} at {best.title}"

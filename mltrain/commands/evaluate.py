@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint again, also on other data; builds the task of a run anew."""
+"""Rebuilds the task of a run, and evaluates a checkpoint on the same or other data."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured, and on which checkpoint.
+    """The metrics of an evaluated checkpoint.
 
-    ``report`` is the folder of the project's report; ``None`` if none was asked for, or the project has none.
+    ``report`` is the folder of the project's report. If ``None``, no report was requested, or the project has none.
     """
 
     run_id: str
@@ -44,7 +44,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A task that was built again with the configuration of a checkpoint, and perhaps its weights."""
+    """A task rebuilt with the configuration and weights of a checkpoint."""
 
     run_id: str
     manifest: Manifest
@@ -61,19 +61,19 @@ def evaluate(
     project: str | None = None,
     to: Path | None = None,
 ) -> Evaluation:
-    """Evaluate a checkpoint of a run with the project's code, on the run's data or on other data.
+    """Evaluate a checkpoint of a run, on the run's data or other data.
 
-    Nothing of the run is changed.
+    The run is not changed.
 
     Args:
-        run_id: the run.
+        run_id: the run's id.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
         overrides: keys of the configuration, such as other data locations.
-        project: in place of the recorded one.
-        to: a folder for the project's report: tables and pictures. If the project has none, that is logged as a warning.
+        project: the project to use. If ``None``, the recorded one.
+        to: a folder for the project's report: tables and pictures. If the project has no report, a warning is logged.
 
     Raises:
-        NoCheckpoint, StateMismatch, DataError: it cannot be evaluated.
+        NoCheckpoint, StateMismatch, DataError: the checkpoint cannot be evaluated.
     """
     if to is not None:
         refuse_unwritable(to, "Choose another folder: --to FOLDER.")
@@ -108,15 +108,15 @@ def rebuild(
     project: str | None,
     refuse: Callable[[Project, Task], None],
 ) -> Rebuilt:
-    """Build the task of a run again, with a checkpoint's configuration and weights; see :func:`evaluate`.
+    """Rebuild the task of a run with a checkpoint's configuration and weights.
 
     Args:
-        server: has the run.
-        run_id: the run.
+        server: the tracking server.
+        run_id: the run's id.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
         overrides: keys of the configuration.
-        project: in place of the recorded one.
-        refuse: raises an error of a task that does not serve the caller, before any weights are downloaded.
+        project: the project to use. If ``None``, the recorded one.
+        refuse: raises an error if the caller cannot use the task; called before any weights are downloaded.
     """
     checkpoints = open_checkpoints(run_id, server)
     run_id = checkpoints.store.run_id
@@ -143,7 +143,9 @@ def rebuild(
     loaded, (parts, own_params) = first_usable(
         checkpoints.store, candidates, lambda one: configured(checkpoints.store, one)
     )
-    if loaded != manifest and own_params != params:  # the first choice is damaged, and another was trained otherwise
+    if (
+        loaded != manifest and own_params != params
+    ):  # the first choice is damaged, and the next one has another configuration
         config, task = task_of(own_params)
     fill(task, parts)
     return Rebuilt(run_id, loaded, found, config, task)
@@ -163,10 +165,10 @@ def built(project: Project, config: Config) -> Task:
 
 
 def fill(task: Task, parts: Mapping[str, Any]) -> None:
-    """Put into a task what a checkpoint knows of its model and further parts.
+    """Load the model and the other parts of a checkpoint into a task.
 
     Raises:
-        StateMismatch: the weights do not fit the model.
+        StateMismatch: a part does not fit the task.
     """
     own = {**(task.step.parts() if isinstance(task.step, HasParts) else {}), **task.state}
     for name, part in own.items():

@@ -1,4 +1,4 @@
-"""Files of this machine that follow the checkpoints of a training: ``model_save_path``, ``export``, ``checkpoint_path``."""
+"""Copies checkpoints to the files that ``model_save_path``, ``export`` and ``checkpoint_path`` name."""
 
 import logging
 import math
@@ -24,21 +24,21 @@ EPOCH = "checkpoint_epoch_{}.pth"
 class Export:
     """Copies each committed checkpoint to the files that a configuration asks for.
 
-    A file that cannot be written is a warning: the run has the checkpoint. The best file of another run stays while it is better
-    by the same metric, and is kept under another name where the two cannot be compared.
+    A file that cannot be written is logged as a warning, since the run has the checkpoint. The best file of another run is kept
+    while it is better by the same metric, and is renamed if the two cannot be compared.
 
     Args:
-        config: says where and what.
-        project: what is trained, for the files to tell.
+        config: names the files to write.
+        project: name of the project, recorded in the files.
     """
 
     def __init__(self, config: Config, project: str) -> None:
         self._config = config
         self._project = project
-        self._stays: set[Path] = set()
+        self._warned: set[Path] = set()
 
     def __call__(self, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
-        """Copy a checkpoint that was just committed; ``best`` is the best one of the run."""
+        """Copy a newly committed checkpoint; ``best`` is the run's best one."""
         is_best = best is not None and best.id == manifest.id
         try:
             self._weights(manifest, store, is_best=is_best)
@@ -49,10 +49,10 @@ class Export:
             for file in files:
                 checkpoint_file.write_checkpoint(file, whole_manifest(manifest, whole), content, self._project)
         except (MltrainError, OSError) as error:
-            log.warning("Checkpoint %s is in the run, and not in a file of its own: %s", manifest.name, error)
+            log.warning("Checkpoint %s is in the run, but could not be copied to a file: %s", manifest.name, error)
 
     def _files(self, manifest: Manifest, *, is_best: bool) -> Iterator[Path]:
-        """Yield the files that a whole checkpoint goes to."""
+        """Yield the files to which the whole checkpoint is copied."""
         config = self._config
         if config.checkpoint_path is not None:
             yield config.checkpoint_path
@@ -81,34 +81,38 @@ class Export:
                 replace_file(folder / name.replace("model", stem, 1), tensor_file.stamped(content, stamp | measured))
 
     def _is_due(self, file: Path, manifest: Manifest) -> bool:
-        """Whether a file for the best receives this checkpoint; what it replaces is worse, or is kept under another name."""
+        """Whether to write this checkpoint to a best file; a file that may be better is first renamed."""
         if not file.exists():
             return True
-        written, theirs = self._standing(file)
+        written, theirs = self._origin(file)
         metric, own = self._config.best_metric, manifest.metrics.get(self._config.best_metric)
         same_run = written is not None and written.run_id == manifest.run_id
         if theirs is None or own is None or written is None or written.project != self._project:
             if not same_run:
                 aside = set_aside(file, "before").name
                 log.warning(
-                    "%s is kept as %s: no training of %s that measures %s wrote it.", file, aside, self._project, metric
+                    "%s is kept as %s: it is not from a training of %s that measures %s.",
+                    file,
+                    aside,
+                    self._project,
+                    metric,
                 )
             return True
         if (own <= theirs) if self._config.best_mode == "min" else (own >= theirs):
             return True
-        if same_run:  # it went back to an earlier checkpoint
+        if same_run:  # the run went back to an earlier checkpoint
             log.warning(
-                "%s is kept as %s: its %s of %.5g is better than %.5g, and this run has left that checkpoint behind.",
+                "%s is kept as %s: its %s of %.5g is better than %.5g, but this run went back to before that checkpoint.",
                 file,
                 set_aside(file, "before").name,
                 metric,
                 theirs,
                 own,
             )
-        elif file not in self._stays:
-            self._stays.add(file)
+        elif file not in self._warned:
+            self._warned.add(file)
             log.warning(
-                "%s stays that of run %s, whose %s of %.5g is better than %.5g. The best of this run: mltrain pull %s "
+                "%s is left to run %s, whose %s of %.5g is better than %.5g. To get the best of this run: mltrain pull %s "
                 "--to FOLDER",
                 file,
                 written.run_id,
@@ -119,8 +123,8 @@ class Export:
             )
         return same_run
 
-    def _standing(self, file: Path) -> tuple[checkpoint_file.Written | None, float | None]:
-        """Return who wrote a file, and what it measured of the metric that decides which is best, if that is a number."""
+    def _origin(self, file: Path) -> tuple[checkpoint_file.Written | None, float | None]:
+        """Return the origin of a file, and its value of the deciding metric if that is finite."""
         value, metric = math.nan, self._config.best_metric
         try:
             written = checkpoint_file.origin_of(file)

@@ -1,4 +1,4 @@
-"""The other ranks of a training than 0: what each does as rank 0 asks, and how a process finds out which it is."""
+"""The ranks other than 0: each carries out what rank 0 asks for."""
 
 import logging
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Follower(Alone):
-    """Another rank than 0.
+    """A rank other than 0.
 
     Args:
         world: all processes of the training.
@@ -54,11 +54,11 @@ class Follower(Alone):
         """Train as rank 0 asks, and return its outcome.
 
         Args:
-            project: what the command names. If ``None``, what the run recorded, as rank 0 sends it.
-            stop: a request that came to this process.
+            project: the project that the command names. If ``None``, the one that the run recorded, sent by rank 0.
+            stop: this process's request to stop.
 
         Raises:
-            PeerLost: another rank than 0 has ended; rank 0 prints its own error.
+            PeerLost: a rank other than 0 has ended; rank 0 prints its own error.
         """
         logging.getLogger("mltrain").setLevel(logging.ERROR)  # rank 0 logs the same warnings
         trainer: Any = None
@@ -81,7 +81,7 @@ class Follower(Alone):
                     self._train(trainer, begins, stop)
                 else:
                     outcome: Outcome = arguments[0]
-                    self._end(0.0)  # rank 0 has waited for what the store takes
+                    self._end(0.0)  # rank 0 has already waited for the store
                     if self._uploads is not None and outcome.newest is not None and not outcome.only_local:
                         self._uploads.discard_before(outcome.newest.id)
                     return outcome
@@ -116,11 +116,11 @@ class Follower(Alone):
     def _verify(self, place: "Destination", manifest: Manifest) -> None:
         from mltrain.distributed.loading import verified
 
-        with suppress(DamagedCheckpoint):  # rank 0 goes on to the one before
+        with suppress(DamagedCheckpoint):  # rank 0 tries the previous checkpoint
             verified(self._world, lambda: self._store(place, manifest), manifest)
 
     def _store(self, place: "Destination", manifest: Manifest) -> CheckpointStore:
-        """Return the store that a checkpoint is in; what was read of it to be verified is in its memory."""
+        """Return the store of a checkpoint, which caches what was read to verify it."""
         if self._read is None or self._read[0] != place:
             self._read = (place, place.opened(manifest.run_id))
         return self._read[1]
@@ -163,7 +163,7 @@ class Follower(Alone):
         saver.settle()
 
     def _hold(self, staging: Path, uri: str) -> None:
-        """Take this node's lock on the run, unless another of its ranks has it: ``mltrain sync`` waits until we have ended."""
+        """Lock the run on this node, if no other rank has, so that ``mltrain sync`` waits until this rank ends."""
         record_address(uri, staging.parent)
         lock = lock_file(staging.parent / "lock")
         with suppress(filelock.Timeout):
@@ -171,7 +171,7 @@ class Follower(Alone):
             self._lock = lock
 
     def _end(self, seconds: float) -> None:
-        """Upload what is staged, so many seconds at most, and let go of this node's lock."""
+        """Upload the staged files within ``seconds``, and release this node's lock."""
         if self._uploads is not None:
             self._uploads.close(seconds)
         if self._lock is not None:
@@ -179,10 +179,10 @@ class Follower(Alone):
 
 
 def joined(environment: Mapping[str, str]) -> Alone:
-    """Return what this process is among those of its training, once all have found each other.
+    """Return this process's role in its training, once all processes have joined.
 
     Raises:
-        PeerLost: the others did not come in time.
+        PeerLost: the others did not join in time.
         UsageError: this machine has fewer GPUs than processes.
     """
     if not is_one_of_several(environment):

@@ -1,4 +1,4 @@
-"""Checkpoints that other programs wrote: weights, optimizer, counters and history, as far as their form is known.
+"""Reads checkpoints of other programs: weights, optimizer, counters and history.
 
 Files are read with ``weights_only=True``, so no code in them is executed.
 """
@@ -42,9 +42,9 @@ class Foreign:
         scheduler: state of the schedule, if present.
         epoch: epochs trained, if recorded.
         step: optimizer steps taken, if recorded.
-        history: one row an epoch, as far as its form is known.
+        history: one row an epoch, if its format is known.
         ignored: keys that were not used.
-        trainer: the state of a Trainer of transformers, if it is its checkpoint.
+        trainer: state of the ``transformers`` Trainer that wrote the checkpoint, if any.
     """
 
     model: dict[str, torch.Tensor]
@@ -58,22 +58,23 @@ class Foreign:
 
 
 def read(file: Path) -> Foreign:
-    """Read a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file, or one that a ``CheckpointManager`` wrote to a folder.
+    """Read a ``.pth``, ``.pt``, ``.ckpt``, ``.safetensors`` or ``CheckpointManager`` file.
 
     Raises:
         UsageError: the file does not exist or holds no weights.
-        DamagedCheckpoint: the file cannot be read without running code, or not at all.
+        DamagedCheckpoint: the file is damaged, or cannot be read without running code.
     """
     content = content_of(file)
     if not isinstance(content, Mapping):
-        raise UsageError(f"{file} holds a {type(content).__name__}; a dictionary with weights was expected.")
+        raise UsageError(f"{file} holds a {type(content).__name__}. Expected a dictionary with weights.")
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
         return Foreign(model={str(key): value for key, value in content.items()})
     names = {part: next((s for s in spellings if s in content), None) for part, spellings in _SPELLINGS.items()}
     weights = content.get(names["model"]) if names["model"] else None
     if not isinstance(weights, Mapping) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UsageError(
-            f"{file} has no weights under any of {', '.join(_SPELLINGS['model'])}; its keys are: {', '.join(map(str, content))}."
+            f"{file} has no weights. Expected them under one of {', '.join(_SPELLINGS['model'])}, got "
+            f"{', '.join(map(str, content))}."
         )
     found = Foreign(model={str(k): v for k, v in weights.items() if isinstance(v, torch.Tensor)})
     for part in ("optimizer", "scheduler"):
@@ -92,7 +93,7 @@ def read(file: Path) -> Foreign:
 
 
 def finite(file: Path) -> Foreign:
-    """Read a file; see :func:`read`.
+    """Read a file with :func:`read`, and refuse non-finite weights.
 
     Raises:
         NonFiniteLoss: its weights or optimizer state are not finite.
@@ -103,7 +104,7 @@ def finite(file: Path) -> Foreign:
 
 
 def refuse_nonfinite(foreign: Foreign, file: str) -> None:
-    """Refuse what no training can go on from.
+    """Refuse weights or optimizer state that are not finite.
 
     Raises:
         NonFiniteLoss: weights or optimizer state are not finite.
@@ -121,8 +122,8 @@ def content_of(file: Path) -> Any:
     """Return the tensors and plain values of a file.
 
     Raises:
-        UsageError: it does not exist.
-        DamagedCheckpoint: it cannot be read without running code, or not at all.
+        UsageError: the file does not exist.
+        DamagedCheckpoint: the file is damaged, or cannot be read without running code.
     """
     try:
         with file.open("rb") as opened:
@@ -135,18 +136,19 @@ def content_of(file: Path) -> Any:
     except FileNotFoundError:
         raise UsageError(f"There is no file {file}.") from None
     except IsADirectoryError:
-        raise UsageError(f"{file} is a folder; a file was expected.") from None
+        raise UsageError(f"{file} is a folder. Expected a file.") from None
     except pickle.UnpicklingError as error:
         raise DamagedCheckpoint(
-            f"{file} cannot be read without running code that it names, and is therefore not read"
-            f"{_culprit(error)}. Expected tensors and plain values. Try: torch.save(model.state_dict(), …) where it was made."
+            f"{file} cannot be read without running code that it names"
+            f"{_culprit(error)}. Expected tensors and plain values. Try: torch.save(model.state_dict(), …) in the program that "
+            "wrote it."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise DamagedCheckpoint(f"{file} is not a checkpoint that can be read: {_first_line(error)}") from None
+        raise DamagedCheckpoint(f"{file} is not a readable checkpoint: {_first_line(error)}") from None
 
 
 def _flattened(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state of ``mltrain train`` with its counters and its history where other programs have them."""
+    """Return a state of ``mltrain train`` with counters and history at the top level."""
     progress, history = state.get("progress"), state.get("history")
     counters = (
         {name: progress[name] for name in ("step", "epoch") if name in progress}
@@ -158,7 +160,7 @@ def _flattened(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _culprit(error: pickle.UnpicklingError) -> str:
-    """Return what the file asks to run, as far as torch names it; its own advice is to run it."""
+    """Return the code that the file asks to run, as torch names it, without torch's advice to allow it."""
     named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]*\w\.\w+)", str(error))
     return f" (it asks for {named[1]:.100})" if named else ""
 
@@ -169,7 +171,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _rows(history: Any) -> list[dict[str, float | int]]:
-    """Return a history as rows; it is a list of mappings or a mapping of lists."""
+    """Return a history, which is a list of mappings or a mapping of lists, as rows."""
     if isinstance(history, Mapping):
         columns = {str(name): values for name, values in history.items() if isinstance(values, (list, tuple))}
         length = max(map(len, columns.values()), default=0)

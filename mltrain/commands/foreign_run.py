@@ -1,4 +1,4 @@
-"""Checkpoints that other trainers left among the artifacts of an MLflow run: found, fetched, and read without running code.
+"""Reads checkpoints of other trainers from an MLflow run, without running code.
 
 Lightning's ``MLFlowLogger(log_model=…)`` and MLflow's autologging leave files of ``torch.save``. The Trainer of transformers
 leaves whole folders (``HF_MLFLOW_LOG_ARTIFACTS``), which MLflow 3 keeps as LoggedModels of the run.
@@ -38,9 +38,9 @@ class _Candidate:
     """A file, or the folder of a Trainer's checkpoint.
 
     Attributes:
-        artifacts: that hold it.
-        path: of the file or the folder.
-        files: names in the folder; none for a file.
+        artifacts: the artifacts that hold it.
+        path: path of the file or folder.
+        files: names in the folder; empty for a file.
     """
 
     artifacts: Artifacts
@@ -49,16 +49,16 @@ class _Candidate:
 
     @property
     def order(self) -> tuple[bool, int, int, str]:
-        """What decides which one is newest: what its name says."""
+        """Sort key by the step and epoch in the name, newest last."""
         name = PurePosixPath(self.path).name
         numbers = [int(match[1]) if (match := form.search(name)) else 0 for form in (_STEP, _EPOCH)]
         return bool(_NEWEST.search(name)) and not any(numbers), numbers[0], numbers[1], self.path
 
     def read(self) -> Foreign:
-        """Fetch it to a temporary folder, and read it.
+        """Download it to a temporary folder, and read it.
 
         Raises:
-            DamagedCheckpoint: it cannot be read without running code, or not at all.
+            DamagedCheckpoint: it is damaged, or cannot be read without running code.
         """
         with tempfile.TemporaryDirectory(prefix="mltrain-") as folder:
             wanted = [f"{self.path}/{name}" for name in self.files if _is_wanted(name)] or [self.path]
@@ -74,30 +74,30 @@ class ForeignRun:
     """The newest readable checkpoint of another trainer in a run.
 
     Attributes:
-        foreign: what it holds.
+        foreign: its contents.
         source: the run's id and the path of the checkpoint.
-        left: what else is there, and why it was not taken.
+        skipped: the run's other checkpoints, and why they were not taken.
     """
 
     foreign: Foreign
     source: str
-    left: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
 
-def read_run(server: TrackingClient, word: str) -> ForeignRun:
+def read_run(server: TrackingClient, source: str) -> ForeignRun:
     """Read the newest checkpoint that another trainer left in a run.
 
     Args:
-        server: has the run.
-        word: id of the run, or its first digits; with ``/PATH``, only what is below this path of its artifacts.
+        server: the tracking server.
+        source: id of the run, or its first digits; with ``/PATH``, only artifacts below this path are read.
 
     Raises:
         RunNotFound, TrackingError: the run cannot be reached.
-        NoCheckpoint: nothing of the kind is among its artifacts.
-        DamagedCheckpoint: nothing of it can be read without running code.
+        NoCheckpoint: the run has no such checkpoint.
+        DamagedCheckpoint: no checkpoint can be read without running code.
         NonFiniteLoss: its weights or optimizer state are not finite.
     """
-    identity, _, below = word.partition("/")
+    identity, _, below = source.partition("/")
     run = server.run(full_id(server, identity))
     run_id, below = run.info.run_id, below.strip("/")
     places = [artifacts_of(server, run)]
@@ -105,25 +105,25 @@ def read_run(server: TrackingClient, word: str) -> ForeignRun:
     places += [open_artifacts(model.artifact_location, server.uri) for model in models]
     candidates = [one for place in places for one in _candidates(place) if _is_below(one.path, below)]
     candidates.sort(key=lambda one: one.order, reverse=True)
-    left: list[str] = []
+    skipped: list[str] = []
     refused: DamagedCheckpoint | None = None
     for number, candidate in enumerate(candidates):
         try:
             foreign = candidate.read()
         except (DamagedCheckpoint, UsageError) as error:
             refused = refused or DamagedCheckpoint(f"{candidate.path} of run {run_id}: {error}")
-            left.append(f"{candidate.path}: {error}")
+            skipped.append(f"{candidate.path}: {error}")
             continue
-        left += [
-            f"{other.path}: older; take it with: mltrain import {run_id}/{other.path}"
+        skipped += [
+            f"{other.path}: older; import it with: mltrain import {run_id}/{other.path}"
             for other in candidates[number + 1 :]
         ]
-        return ForeignRun(foreign, f"{run_id}/{candidate.path}", left)
+        return ForeignRun(foreign, f"{run_id}/{candidate.path}", skipped)
     if refused is not None:
         raise refused
     raise NoCheckpoint(
         f"Run {run_id} has no checkpoint of another trainer{f' below {below}' if below else ''} among its artifacts. Expected "
-        f"a .ckpt, .pth, .pt or .safetensors file. Try: mltrain checkpoints {run_id}, for those of mltrain itself."
+        f"a .ckpt, .pth, .pt or .safetensors file. Try: mltrain checkpoints {run_id}, which lists those of mltrain."
     )
 
 
@@ -155,12 +155,12 @@ def _is_wanted(name: str) -> bool:
 
 
 def _of_trainer(folder: Path, title: str) -> Foreign:
-    """Read the checkpoint folder of a Trainer of transformers."""
+    """Read the checkpoint folder of a ``transformers`` Trainer."""
     try:
         state: dict[str, Any] = json.loads((folder / _TRAINER_STATE).read_text(encoding="utf-8"))
         step, epoch = int(state["global_step"]), int(state["epoch"] or 0)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedCheckpoint(f"{title}/{_TRAINER_STATE} is not that of a Trainer: {error!r:.200}") from None
+        raise DamagedCheckpoint(f"{title}/{_TRAINER_STATE} is not a Trainer's state: {error!r:.200}") from None
     weights: dict[str, Any] = {}
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         weights |= content_of(file)

@@ -39,9 +39,9 @@ _PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.", "model.modul
 
 @dataclass
 class Report:
-    """Lines that list what was taken from the file and what was not.
+    """What an import took from a file, and what it left.
 
-    ``fresh`` names the parts of the project's task that begin as the project builds them.
+    ``fresh`` names the parts of the project's task that keep their initial state.
     """
 
     taken: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ def import_file(
 ) -> Report:
     """Import a file as the first checkpoint of a new run.
 
-    With a project, the weights are fitted to the project's model and the run can be resumed like any other. Without one,
+    With a project, the weights are loaded into the project's model, and the run can be resumed like any other. Without one,
     the parts are stored unchanged, for ``mltrain train PROJECT --resume-run`` and :class:`CheckpointManager`.
 
     Raises:
@@ -69,31 +69,31 @@ def import_file(
 
 
 def import_run(
-    word: str, server: TrackingClient, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
+    source: str, server: TrackingClient, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
 ) -> Report:
     """Import the newest checkpoint that another trainer left in a run; see :func:`import_file`.
 
     Args:
-        word: id of the run, with ``/PATH`` for what is below this path of its artifacts.
-        server: has the run, and gets the new one.
-        project: that the weights belong to.
+        source: id of the run; with ``/PATH``, only artifacts below this path are read.
+        server: the tracking server of both runs.
+        project: the project that the weights belong to, if any.
         overrides: keys of the project's configuration.
-        experiment: of the new run.
+        experiment: name of the new run's experiment. If ``None``, the project's.
 
     Raises:
-        RunNotFound, NoCheckpoint, DamagedCheckpoint, NonFiniteLoss, StateMismatch: it cannot be used.
+        RunNotFound, NoCheckpoint, DamagedCheckpoint, NonFiniteLoss, StateMismatch: the checkpoint cannot be used.
     """
-    config = _config(project, overrides)  # refused before the run's files are downloaded
-    found = read_run(server, word)
+    config = _config(project, overrides)  # refuse an invalid one before the run's files are downloaded
+    found = read_run(server, source)
     name = server.run(found.source.partition("/")[0]).info.run_name
     report = _imported(found.foreign, name, found.source, server, project, config, experiment)
     report.taken.insert(0, f"from {found.source}")
-    report.left += found.left
+    report.left += found.skipped
     return report
 
 
 def _config(project: Project | None, overrides: Mapping[str, Any]) -> Config | None:
-    """Return the configuration of the project that the weights belong to; ``None`` without a project."""
+    """Return the project's configuration, or ``None`` without a project."""
     if project is None:
         return None
     return project.config.load([project.config_file] if project.config_file else [], overrides=overrides)
@@ -164,13 +164,13 @@ def _stored(run: TrackedRun, foreign: Foreign, report: Report, threads: ExitStac
     state["progress"] = {"step": foreign.step, "epoch": foreign.epoch, "batch": 0}
     manager.save(state, step=foreign.step, epoch=foreign.epoch, kind="imported")
     manager.wait()
-    report.taken += [f"{name}: as it is" for name in state]
-    report.left += [f"{key}: nothing known is called so" for key in foreign.ignored]
+    report.taken += [f"{name}: unchanged" for name in state]
+    report.left += [f"{key}: unknown key" for key in foreign.ignored]
     return manager
 
 
 def _record_curves(run: TrackedRun, trainer: Mapping[str, Any]) -> None:
-    """Record what a Trainer of transformers logged, each key and step once."""
+    """Record the metrics that a ``transformers`` Trainer logged, each key and step once."""
     curves = Curves(run.log_metrics)
     for entry in trainer.get("log_history") or []:
         values = {key: value for key, value in entry.items() if key != "step" and isinstance(value, int | float)}
@@ -190,15 +190,16 @@ def _reported(run: TrackedRun, manager: CheckpointManager, report: Report) -> Re
 
 
 def fit(foreign: Foreign, trainer: Trainer, report: Report) -> None:
-    """Put the contents of a file into a training, and report what was taken.
+    """Load the contents of a file into a training, and report what was taken.
 
     Raises:
+        UsageError: the project has no model to load them into.
         StateMismatch: the weights do not fit the model.
     """
     parts = trainer.state.parts
     model = parts.get("model")
     if not isinstance(model, nn.Module):
-        raise UsageError("The project's step has no part called 'model', so there is nothing to put the weights into.")
+        raise UsageError("The project's step has no part called 'model'. Expected one to load the weights into.")
     weights, prefix = _renamed(foreign.model, model)
     model.load_state_dict(weights)
     report.taken.append(f"model: {len(weights)} tensors" + (f", {prefix}" if prefix else ""))
@@ -223,27 +224,27 @@ def fit(foreign: Foreign, trainer: Trainer, report: Report) -> None:
     if foreign.history:
         trainer.history.load_state_dict({"rows": foreign.history})
         report.taken.append(f"history: {len(foreign.history)} epochs")
-    report.left += [f"{key}: nothing known is called so" for key in foreign.ignored]
+    report.left += [f"{key}: unknown key" for key in foreign.ignored]
 
 
 def _renamed(weights: Mapping[str, torch.Tensor], model: nn.Module) -> tuple[dict[str, Any], str]:
-    """Map foreign names to a model's names, with or without a usual prefix."""
+    """Map foreign names to a model's names by adding or removing a common prefix."""
     own = {key.replace("_orig_mod.", "") for key in model.state_dict()}
-    best, said = dict(weights), ""
+    best, change = dict(weights), ""
     for prefix in _PREFIXES:
         stripped = {key.removeprefix(prefix): value for key, value in weights.items()}
         if len(own & stripped.keys()) > len(own & best.keys()):
-            best, said = stripped, f"their prefix {prefix!r} taken off"
+            best, change = stripped, f"prefix {prefix!r} removed"
         added = {prefix + key: value for key, value in weights.items()}
         if len(own & added.keys()) > len(own & best.keys()):
-            best, said = added, f"the prefix {prefix!r} put before them"
+            best, change = added, f"prefix {prefix!r} added"
     try:
-        return fitted(best, model), said
+        return fitted(best, model), change
     except StateMismatch as error:
         raise StateMismatch(
             "the project's model",
             missing=error.missing,
             unexpected=error.unexpected,
             reshaped=error.reshaped,
-            advice="Give the configuration that the file was trained with as key=value, or import it without a project.",
+            advice="Give the configuration of the weights as key=value, or import the file without a project.",
         ) from None

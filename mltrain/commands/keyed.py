@@ -1,4 +1,4 @@
-"""The request that a run key means: a new run that gets the key, or the next attempt of the run that has it."""
+"""Resolves a run key: continues the run that has the key, or starts a new one."""
 
 import os
 from dataclasses import replace
@@ -22,30 +22,30 @@ from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
 
 AUTO = "auto"
-_OF_THE_PLACE = frozenset({"device", "num_threads", "experiment", "run_name"})
-"""Keys that may differ where the same command runs on another machine, or that name only a new run."""
+_MACHINE_FIELDS = frozenset({"device", "num_threads", "experiment", "run_name"})
+"""Keys that may differ between machines, or that only name a new run."""
 
 
 def continued(request: Request, server: TrackingClient, launcher: Launcher | None) -> tuple[Request, Any | None]:
-    """Return the request that a run key means, and MLflow's description of the run that has the key already.
+    """Return the request with its run key resolved, and MLflow's record of the run that has the key.
 
-    A run that has the key is continued with the configuration of the command, which has to be the run's own. Nothing is
-    claimed, created or changed.
+    If a run has the key, the request continues it; its configuration must be the command's. Nothing is claimed, created or
+    changed.
 
     Args:
-        request: with a run key.
-        server: where its run is searched for.
-        launcher: the ``mlflow run`` that started this process.
+        request: a request with a run key.
+        server: the tracking server.
+        launcher: the ``mlflow run`` that started this process, if any.
 
     Raises:
         UsageError: the key is invalid, or belongs to a run of another project or configuration.
-        TrackingError: the server does not answer, so nobody knows which run has the key.
+        TrackingError: the server does not answer, so the key cannot be looked up.
     """
     if request.resume_run is not None:
         raise UsageError("--run-key finds the run to continue, and --resume-run names it. Expected one of the two.")
     if request.resume_from != "latest" and request.fork_run is None:
         raise UsageError(
-            f"--resume-from {request.resume_from} would take the run back at every start of the same command. Expected "
+            f"--resume-from {request.resume_from} would take the run back each time the command starts. Expected "
             "--run-key without it. Try: mltrain train --resume-run ID --resume-from "
             f"{request.resume_from}"
         )
@@ -73,12 +73,12 @@ def continued(request: Request, server: TrackingClient, launcher: Launcher | Non
 
 
 def is_complete(run: Any) -> bool:
-    """Whether a run has trained to its end, and its artifact store has the newest checkpoint."""
+    """Whether a run is done and its newest checkpoint is uploaded."""
     return bool(run.info.status == "FINISHED" and run.data.tags.get(STATUS_TAG) == "finished")
 
 
 def complete(server: TrackingClient, run: Any, launcher: Launcher | None, display: Display) -> Outcome:
-    """Show and return that a run has trained to its end before; the empty run of ``mlflow run`` is hidden under it."""
+    """Return the outcome of a run that was already complete; nest the empty run of ``mlflow run`` under it."""
     run_id = run.info.run_id
     beside = adoption.beside(server, launcher, run_id)
     if beside is not None:
@@ -100,7 +100,7 @@ def complete(server: TrackingClient, run: Any, launcher: Launcher | None, displa
 
 
 def _refuse_other_project(run: Any, key: str, project: Project) -> None:
-    recorded = run.data.tags.get(PROJECT_TAG)  # a run that was killed before it recorded anything has none
+    recorded = run.data.tags.get(PROJECT_TAG)  # missing if the run was killed too early
     if recorded is not None and recorded != project.name:
         raise UsageError(
             f"The run key {key!r} belongs to run {run.info.run_id}, which trains another project. Expected {recorded!r}, got "
@@ -111,9 +111,9 @@ def _refuse_other_project(run: Any, key: str, project: Project) -> None:
 def _refuse_other_configuration(server: TrackingClient, run: Any, key: str, config: Config) -> None:
     try:
         if not recorded_config(artifacts_of(server, run)).get("project"):
-            return  # an imported run records its configuration when it is first trained
+            return  # an imported run records its configuration when first trained
         base = trained_config(checkpoints_of(server, run))
-    except RunNotFound:  # it was killed before it had recorded anything
+    except RunNotFound:  # the run was killed before it recorded anything
         return
     other = {name: both for name, both in config.changes_from(base).items() if _identifies(type(config), name)}
     if other:
@@ -125,5 +125,5 @@ def _refuse_other_configuration(server: TrackingClient, run: Any, key: str, conf
 
 
 def _identifies(kind: type[Config], name: str) -> bool:
-    """Whether a training with another value of this key is another training."""
-    return kind.affects_training(name) or name in Config.execution_fields - _OF_THE_PLACE
+    """Whether a run with another value of this key counts as another training."""
+    return kind.affects_training(name) or name in Config.execution_fields - _MACHINE_FIELDS

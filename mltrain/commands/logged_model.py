@@ -1,4 +1,4 @@
-"""Checkpoints as MLflow models, for programs that know nothing of mltrain."""
+"""Exports checkpoints as MLflow models, for programs without mltrain."""
 
 import logging
 import tempfile
@@ -9,7 +9,7 @@ from typing import Literal
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.reader import configured, first_usable
 from mltrain.commands.evaluate import Rebuilt, fill, rebuild
-from mltrain.errors import MltrainError, UsageError
+from mltrain.errors import MltrainError, UsageError, sentence
 from mltrain.project import Project
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.naming import short
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Registered:
-    """A version of a registered model, and the LoggedModel that it was made from."""
+    """A version of a registered model and its LoggedModel."""
 
     name: str
     version: int
@@ -32,38 +32,39 @@ class Registered:
 def register(
     run_id: str, name: str, *, alias: str | None = None, checkpoint: str = "best", project: str | None = None
 ) -> Registered:
-    """Make a checkpoint a version of a registered model, with its weights in the project's predictor.
+    """Register a checkpoint as a version of an MLflow model.
 
-    Builds the project, so its data have to be where the run had them.
+    The model is the project's predictor with the checkpoint's weights. To build the project, its data must be where the run
+    had them.
 
     Args:
-        run_id: the run.
-        name: of the registered model.
-        alias: that this version gets, such as ``champion``.
+        run_id: the run's id.
+        name: name of the registered model.
+        alias: an alias for the new version, such as ``champion``.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
-        project: in place of the recorded one.
+        project: the project to use. If ``None``, the recorded one.
 
     Raises:
-        UsageError: name or alias is none, or the project states no predictor, or ``torch.export`` cannot trace it.
+        UsageError: name or alias is invalid, the project has no predictor, or ``torch.export`` cannot trace it.
         NoCheckpoint, StateMismatch, DataError: the model cannot be built.
-        TrackingError, StorageError: MLflow does not take it.
+        TrackingError, StorageError: MLflow refuses the model.
     """
     mlflow_model.refuse_name(name, alias)
     return registered(registrable(run_id, checkpoint=checkpoint, project=project), name, alias)
 
 
 def registrable(run_id: str, *, checkpoint: str = "best", project: str | None = None) -> Rebuilt:
-    """Build the task that :func:`register` exports; a project without a predictor is refused before anything is downloaded.
+    """Build the task for :func:`registered` to export.
 
     Raises:
-        UsageError: the project states no predictor.
+        UsageError: the project has no predictor; raised before anything is downloaded.
         NoCheckpoint, StateMismatch, DataError: the model cannot be built.
     """
     return rebuild(connect(), run_id, checkpoint, None, project, _refuse_without_predictor)
 
 
 def registered(rebuilt: Rebuilt, name: str, alias: str | None) -> Registered:
-    """Make a version of a registered model from what :func:`registrable` built; see :func:`register`."""
+    """Register the task that :func:`registrable` built; see :func:`register`."""
     server = connect()
     source = _source(server, rebuilt.manifest)
     model_id = _logged(server, rebuilt.task, source, rebuilt.project.name)
@@ -73,9 +74,9 @@ def registered(rebuilt: Rebuilt, name: str, alias: str | None) -> Registered:
 def log_models(
     server: TrackingClient, run_id: str, task: Task, project: str, which: Literal["best", "kept"]
 ) -> list[str]:
-    """Make LoggedModels of the best or of all checkpoints of a run that has ended; return their ids.
+    """Make LoggedModels of an ended run's best or all checkpoints; return their ids.
 
-    The task takes the weights of the last of them. What cannot be done is a warning: the run has the checkpoints.
+    The task ends up with the weights of the last one. A failure is logged as a warning, since the run has the checkpoints.
     """
     made: list[str] = []
     try:
@@ -87,9 +88,9 @@ def log_models(
             made.append(_logged(server, task, _source(server, manifest), project))
     except (MltrainError, OSError) as error:
         log.warning(
-            "Of the run's checkpoints %d became LoggedModels, and no more: %s Try: mltrain pull %s --to DIR --register NAME",
+            "Only %d checkpoints of the run became LoggedModels: %s Try: mltrain pull %s --to DIR --register NAME",
             len(made),
-            error,
+            sentence(str(error)),
             run_id,
         )
     return made
@@ -98,7 +99,7 @@ def log_models(
 def _refuse_without_predictor(project: Project, task: Task) -> None:
     if task.predictor is None:
         raise UsageError(
-            f"The project {project.name!r} states no input and output of its model. Expected Task(..., predictor=...), which "
+            f"The project {project.name!r} has no predictor. Expected Task(..., predictor=...), a function that "
             "returns a module and an example of its input."
         )
 

@@ -1,4 +1,4 @@
-"""Preparing a training before its run is open: nothing is claimed, created or changed for it."""
+"""Prepares a training before its run is open, without changing anything in the store."""
 
 import logging
 from collections.abc import Mapping
@@ -31,13 +31,13 @@ class Prepared:
     """A training that can begin once its run is open.
 
     Attributes:
-        config: how it trains.
-        origin: what the state comes from.
-        trainer: with the task built and the state restored.
+        config: the configuration.
+        origin: where the state comes from.
+        trainer: has the built task and the restored state.
         code: fingerprint of the project's code.
         data: fingerprints of the data.
         changed: keys of the configuration that differ from the checkpoint's, with both values.
-        random_numbers: the state of all generators with which training begins.
+        random_numbers: the state of all random number generators at the start of the training.
     """
 
     config: Config
@@ -50,23 +50,23 @@ class Prepared:
 
     @property
     def changes_that_matter(self) -> dict[str, tuple[str, str]]:
-        """The changed keys that may change what a step computes."""
+        """The changed keys that may change the result of a step."""
         return {key: both for key, both in self.changed.items() if type(self.config).affects_training(key)}
 
 
 class Preparation:
-    """Prepares a training as often as its origin changes, and watches what it writes among its data.
+    """Prepares a training, and watches what it writes among its data.
 
     Args:
-        request: what is wanted.
-        server: has the run that is resumed or forked.
-        stop: asked after every step.
-        ranks: all processes of the training.
+        request: the request to train.
+        server: the tracking server of the run to resume or fork.
+        stop: the request to stop, checked after every step.
+        ranks: the processes of the training.
 
     Attributes:
-        project: what is trained.
-        config: how, before the chosen checkpoint's own configuration is taken into account.
-        origins: chooses what the state comes from.
+        project: the project to train.
+        config: its configuration, before the chosen checkpoint's is taken into account.
+        origins: chooses the origin of the state.
     """
 
     def __init__(self, request: Request, server: TrackingClient, stop: StopRequest, ranks: Alone) -> None:
@@ -83,19 +83,19 @@ class Preparation:
         """Choose and verify the origin, build the task, compare code and data, and restore the state.
 
         Args:
-            known: MLflow's description of the run that is resumed; ``None`` for a new run.
+            known: MLflow's record of the run to resume. If ``None``, the run is new.
         """
         config = self.config
         code = fingerprint.code(self.project.place)
         origin = self.origins.choose(known, config.best_metric, config.best_mode)
-        # Else a fork begins again as recorded.
+        # A resumed fork that has committed nothing yet keeps its own recorded configuration.
         continued = origin.own is not None or origin.file is not None or self._request.fork_run is not None
         if continued and origin.params is not None:
             config = self._resolved.config_over(origin.params)
             refuse_unusable(config, self._server)
         if origin.foreign is not None and config.strategy == "fsdp" and self._ranks.size > 1:
             raise UsageError(
-                f"{origin.file} is not of mltrain, and strategy=fsdp takes no weights from such a file. Expected a checkpoint. "
+                f"{origin.file} was not written by mltrain, and strategy=fsdp loads no such file. Expected a checkpoint. "
                 "Try: mltrain import, or strategy=ddp"
             )
         self._stop.on_usr1 = config.on_usr1
@@ -104,7 +104,7 @@ class Preparation:
         task, data = self._built(config, written)
         origin.check(code, data, config.data_places(), units_of(written), allow_change=self._request.allow_change)
         task, stop = self._ranks.together(self.project, task, config, self._stop)
-        trainer = Trainer(task, config, stop=stop, data=data)  # records and saves nothing before the run is open
+        trainer = Trainer(task, config, stop=stop, data=data)  # without tracker and saver until the run is open
         prepared = Prepared(config, origin, trainer, code, data, changed, {})
         if origin.foreign is not None:
             self._fit(origin, trainer)
@@ -119,21 +119,21 @@ class Preparation:
         return prepared
 
     def _fit(self, origin: Origin, trainer: Trainer) -> None:
-        """Put the contents of a file of another program into a training, and log what of it was not used."""
+        """Load a file of another program into a training, and warn about what was skipped."""
         assert origin.foreign is not None
         report = Report()
         fit(origin.foreign, trainer, report)
-        for line in (*report.left, *(f"{name}: as the project builds it" for name in report.fresh)):
+        for line in (*report.left, *(f"{name}: keeps its initial state" for name in report.fresh)):
             log.warning("Not taken from %s: %s", origin.file, line)
         seed_everything(self.config.seed)
 
     def record_writes(self, run: TrackedRun) -> None:
-        """Record in the run, from now on, what the training writes into the places of its data."""
+        """From now on, record in the run what the training writes among its data."""
         if self._watch is not None:
-            self._watch.tell(lambda text: run.set_tag(WRITTEN_TAG, text))
+            self._watch.report_to(lambda text: run.set_tag(WRITTEN_TAG, text))
 
     def look(self) -> None:
-        """Look whether the training has written into the places of its data."""
+        """Check whether the training has written among its data."""
         if self._watch is not None:
             self._watch.look()
 
@@ -143,7 +143,7 @@ class Preparation:
             self._watch.close()
 
     def _built(self, config: Config, written: str) -> tuple[Task, dict[str, str]]:
-        """Build the task, reproducibly, and take the fingerprint of its data, without what an earlier attempt wrote there."""
+        """Build the task reproducibly; fingerprint its data without the files that earlier attempts wrote."""
         places = config.data_places()
         devices.set_up(config.num_threads, config.deterministic, config.device)
         self.close()
@@ -154,7 +154,7 @@ class Preparation:
             start = watch.began({name: contents for name, contents in found.items() if contents is not None})
             return {name: fingerprint.digest_of(start.get(name)) for name in found}
 
-        # What the first build unpacks is data. A resume compares it as it was left, before the task is built again.
+        # Files that the first build unpacks count as data. A resume takes the fingerprint before it builds the task again.
         before = None if self._source is None else began()
         seed_everything(config.seed)
         task: Any = self.project.build(config)
@@ -171,7 +171,7 @@ class Preparation:
         return self._request.resume_run or self._request.fork_run
 
     def _written(self) -> str:
-        """Return what earlier attempts, or the run that this one branches from, wrote into the places of the data."""
+        """Return what earlier attempts, or the forked run, wrote among the data."""
         if self._source is None:
             return ""
         return str(tags_of(self._server.run(self._source)).get(WRITTEN_TAG, ""))

@@ -1,4 +1,4 @@
-"""Retention after training, for one run or for the runs of an experiment: plans, then removes."""
+"""Prunes the checkpoints of ended runs: first plans, then removes."""
 
 import logging
 import math
@@ -42,13 +42,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rules:
-    """Which checkpoints stay, across the runs of an experiment.
+    """Which checkpoints to keep across the runs of an experiment.
 
     Attributes:
         keep: the policy within a run. If ``None``, each run's own policy applies.
-        best_runs: number of runs, ranked by their best checkpoints, that keep by the policy; the others keep their best and
-            newest checkpoint.
-        only_best_after_days: runs that ended longer ago keep their best and newest checkpoint.
+        best_runs: number of runs, ranked by their best checkpoints, to which the policy applies; the others keep only their
+            best and newest checkpoint.
+        only_best_after_days: runs that ended longer ago keep only their best and newest checkpoint.
     """
 
     keep: Policy | None = None
@@ -89,14 +89,14 @@ def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPla
     """Return what pruning removes from a run.
 
     Raises:
-        RunHeld: the run is being trained; it prunes itself.
+        RunHeld: the run is being trained, and prunes itself.
         RunNotFound, TrackingError, StorageError: the run cannot be read.
         ConfigError: no policy is given, and the run's own is unknown.
         UsageError: the given policy ranks by a metric that no checkpoint has.
     """
     run = server.run(full_id(server, run_id))
     if state(server, run) in LIVE:
-        raise RunHeld(f"Run {run.info.run_id} is being trained and prunes itself; prune it when it has ended.")
+        raise RunHeld(f"Run {run.info.run_id} is being trained and prunes itself. Prune it when it has ended.")
     return _planned(server, run, keep)
 
 
@@ -106,10 +106,10 @@ def plan_experiment(
     """Return what pruning removes from each run of an experiment; skip live runs.
 
     Args:
-        server: has the runs.
-        experiment: its name.
-        rules: of the pruning.
-        looked: called with the name of each run that is looked at, and the number of all.
+        server: the tracking server.
+        experiment: name of the experiment.
+        rules: which checkpoints to keep.
+        looked: called with the name of each run before it is examined, and the number of runs.
 
     Raises:
         RunNotFound: the experiment does not exist.
@@ -140,17 +140,17 @@ def carry_out(server: TrackingClient, plan: RunPlan) -> int:
     """Carry out a plan, record it in the run, and return the bytes freed.
 
     Raises:
-        StorageError: the store does not allow it.
-        RunHeld: another process has resumed the run meanwhile.
+        StorageError: the store refuses a removal.
+        RunHeld: another process has resumed the run in the meantime.
     """
     if plan.empty or plan.checkpoints is None:
         return 0
     store, removed = plan.checkpoints.store, []
-    with lock_if_here(server, plan.run_id):  # neither a resume nor a sync of this host comes in between
+    with lock_if_here(server, plan.run_id):  # keeps out a resume or sync on this host
         run = server.run(plan.run_id)
         if state(server, run) in LIVE:
-            raise RunHeld(f"Run {plan.run_id} was resumed meanwhile; nothing was removed.")
-        pinned = pins_of(run)  # the plan may be old: a person was asked, or many runs were looked at
+            raise RunHeld(f"Run {plan.run_id} was resumed in the meantime. Nothing was removed.")
+        pinned = pins_of(run)  # the plan may be old: planning many runs or a prompt takes time
         try:
             for removal in (one for one in plan.removals if one.manifest.name not in pinned):
                 remove_models(server, plan.models, removal.manifest.name)
@@ -161,8 +161,8 @@ def carry_out(server: TrackingClient, plan: RunPlan) -> int:
             store.artifacts.remove_unfinished()
         finally:
             if removed:
-                said = Removals(store.artifacts).append([record_of(removal) for removal in removed])
-                server.once.set_tag(plan.run_id, REMOVED_TAG, said)
+                summary = Removals(store.artifacts).append([record_of(removal) for removal in removed])
+                server.once.set_tag(plan.run_id, REMOVED_TAG, summary)
     return sum(removal.manifest.size for removal in removed)
 
 
@@ -180,7 +180,7 @@ def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
     uncommitted = tuple(identity for identity in survey.uncommitted if identity not in kept)
     removals = retention.plan(manifests, policy, context, kept)
     models: tuple[MadeModel, ...] = ()
-    if removals or uncommitted:  # what follows is asked only where something would go: it takes requests of its own
+    if removals or uncommitted:  # only then, because this takes further requests
         models = tuple(made_models(server, run_id, experiment_id))
         used = [identity for name in in_use(server, run_id, models) if (identity := CheckpointId.parse(name))]
         kept = retention.protected(manifests, context, resumed_from=resumed, in_use=used)
@@ -196,10 +196,10 @@ def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
 
 
 def _refuse_unmeasured(policy: Policy, run_id: str, line: Sequence[Manifest]) -> None:
-    """Refuse a policy that ranks by a metric of which no checkpoint on the line has a finite value.
+    """Refuse a policy that ranks by a metric without finite values.
 
     Raises:
-        UsageError: it would keep nothing by that metric, and remove what it was written to keep.
+        UsageError: no checkpoint of the current line has a finite value, so the policy would remove what it should keep.
     """
     measured = {name for manifest in line for name, value in manifest.metrics.items() if math.isfinite(value)}
     for name in sorted(retention.metrics_of(policy) - measured if line else ()):
@@ -212,7 +212,7 @@ def _refuse_unmeasured(policy: Policy, run_id: str, line: Sequence[Manifest]) ->
 def _newest_intact(store: CheckpointStore, manifests: Sequence[Manifest]) -> CheckpointId | None:
     """Return the newest intact checkpoint of the line, which a resume would use.
 
-    The store may have changed since the training ended, so every byte is verified before other checkpoints are removed.
+    Every byte is verified, since the store may have changed after the training.
     """
     for manifest in reversed(current_line(manifests)):
         problems = store.problems(manifest)
@@ -226,7 +226,7 @@ def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
     """Return the policy that a run was trained with.
 
     Raises:
-        ConfigError: the policy is unknown. Any other one could remove checkpoints that the user wants to keep.
+        ConfigError: the policy is unknown; a default could remove checkpoints that the user wants to keep.
     """
     spelled = run.data.tags.get(RETENTION_TAG)
     if spelled is None:
@@ -234,7 +234,7 @@ def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
             config = recorded_config(artifacts)["config"]
         except RunNotFound:
             raise ConfigError(
-                f"By which policy run {run.info.run_id} keeps its checkpoints was not recorded. Say what is to stay with --keep."
+                f"Run {run.info.run_id} has recorded no retention policy. Expected one. Try: --keep POLICY"
             ) from None
         known = {name: config[name] for name in ("retention", "checkpoint_mode", "max_to_keep") if name in config}
         return policy_of(Config.load(base=known))
@@ -242,13 +242,13 @@ def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
         return parse(spelled)
     except ConfigError:
         raise ConfigError(
-            f"Run {run.info.run_id} keeps its checkpoints by {spelled!r:.200}, which cannot be read here. "
-            "Say what is to stay with --keep."
+            f"Run {run.info.run_id} has recorded the retention policy {spelled!r:.200}, which is invalid here. "
+            "Try: --keep POLICY"
         ) from None
 
 
 def _resumed_from(run: Any, manifests: Sequence[Manifest]) -> CheckpointId | None:
-    """Return the checkpoint from which the last attempt began, until it commits one of its own."""
+    """Return the checkpoint that the last attempt began from, if it has committed none yet."""
     name, newest_commit = run.data.tags.get(RESUMED_FROM_TAG), newest(manifests)
     if name is None or newest_commit is None or newest_commit.id.attempt >= last_attempt(run.data.params):
         return None
@@ -267,8 +267,8 @@ def _best_runs(server: TrackingClient, runs: Sequence[Any], count: int) -> set[s
             checkpoints = checkpoints_of(server, run)
             context = checkpoints.notes.context
             best = best_of(current_line(checkpoints.all()), context)
-        except (RunNotFound, StorageError) as error:  # its plan says so as well
-            log.warning("Run %s is left aside: %s", run.info.run_id, error)
+        except (RunNotFound, StorageError) as error:  # its plan records the error as well
+            log.warning("Run %s is skipped: %s", run.info.run_id, error)
             continue
         if best is not None and context.metric in best.metrics:
             sign = 1 if context.mode == "min" else -1

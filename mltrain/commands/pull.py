@@ -37,7 +37,7 @@ _PENDING = f".{FILE_NAME}.????????.tmp"
 
 @dataclass(frozen=True)
 class Pulled:
-    """A model that was pulled: from which run and checkpoint, to which folder."""
+    """A pulled model: its run, checkpoint and folder."""
 
     run_id: str
     manifest: Manifest
@@ -46,7 +46,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Choice:
-    """The run and the checkpoints to pull, the first choice first."""
+    """The run and the checkpoints to pull, in order of preference."""
 
     run_id: str
     checkpoints: CheckpointReader
@@ -63,21 +63,21 @@ def pull(
     checkpoint: str = "best",
     received: Received | None = None,
 ) -> Pulled:
-    """Pull the weights of a checkpoint, verified, with configuration, history and manifest beside them.
+    """Pull the verified weights of a checkpoint with configuration, history and manifest.
 
     Args:
-        run_id: the run; or ``experiment``.
-        to: a folder; made where it is missing.
-        experiment: its name: the best run in it by ``metric`` and ``mode`` is taken.
-        metric: the metric that decides, by the name that the project or the run has for it. If ``None``, each run's own.
-        mode: ``min`` or ``max``.
+        run_id: the run's id. Give either this or ``experiment``.
+        to: a folder; created if missing.
+        experiment: name of an experiment, whose best run by ``metric`` and ``mode`` is pulled.
+        metric: the metric that ranks the runs, by its name in the project or in MLflow. If ``None``, each run's own.
+        mode: ``min`` or ``max``. If ``None``, each run's own.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
         received: called after each verified file with its name, its bytes, and the bytes of all files.
 
     Raises:
         NoCheckpoint: no checkpoint matches, or every match is damaged.
         StorageError: the folder cannot be written.
-        UsageError: the folder has files of the same names that no pull has written.
+        UsageError: the folder has files of the same names that no pull wrote.
     """
     return download(choose(run_id, experiment, metric, mode, checkpoint), to, received)
 
@@ -85,7 +85,7 @@ def pull(
 def choose(
     run_id: str | None, experiment: str | None, metric: str | None, mode: Mode | None, checkpoint: str
 ) -> Choice:
-    """Choose the run and the checkpoints that :func:`pull` downloads; see there.
+    """Choose the run and the checkpoints for :func:`pull` to download.
 
     Raises:
         NoCheckpoint: no checkpoint matches.
@@ -95,19 +95,19 @@ def choose(
     if not candidates and checkpoint == "best":
         candidates = checkpoints.matching("latest")
         if candidates:
-            log.warning("No checkpoint was measured or declared best; the newest is taken.")
+            log.warning("No checkpoint was measured or declared best; pulling the newest.")
     if not candidates:
         raise NoCheckpoint(checkpoints.no_match_message(checkpoint))
     return Choice(run_id, checkpoints, candidates)
 
 
 def download(choice: Choice, to: Path, received: Received | None = None) -> Pulled:
-    """Download what :func:`choose` has chosen into a folder, verified.
+    """Download what :func:`choose` chose into a folder, verified.
 
     Raises:
         NoCheckpoint: every candidate is damaged.
         StorageError: the folder cannot be written.
-        UsageError: the folder has files of the same names that no pull has written.
+        UsageError: the folder has files of the same names that no pull wrote.
     """
     refuse_folder(to)
     store, interrupted = choice.checkpoints.store, any(to.glob(_PENDING))
@@ -139,11 +139,11 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
 
 
 def refuse_folder(to: Path) -> None:
-    """Refuse a folder to pull into that cannot be written, or whose files of the same names no pull has written.
+    """Refuse a folder that a pull cannot fill or should not overwrite.
 
     Raises:
-        StorageError: it cannot be written.
-        UsageError: files of someone else would be replaced.
+        StorageError: the folder cannot be written.
+        UsageError: the folder has files of the same names that no pull wrote.
     """
     refuse_unwritable(to, "Choose another folder: --to FOLDER.")
     if _manifest_in(to / FILE_NAME) is not None:
@@ -154,7 +154,7 @@ def refuse_folder(to: Path) -> None:
     if taken:
         raise UsageError(
             f"{to} has files that a pull would replace, and no manifest of an earlier pull: {', '.join(taken)}. Expected a "
-            "new folder, or one that a pull has filled. Choose another folder: --to FOLDER."
+            "new folder, or one that a pull filled. Try: --to FOLDER"
         )
 
 
@@ -181,10 +181,10 @@ def load_best(
     mode: Mode | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """Return the weights of the best checkpoint of a run, or of the best run of an experiment, verified.
+    """Return the verified weights of the best checkpoint of a run or an experiment.
 
     Returns:
-        Names to tensors, for ``model.load_state_dict``; a tied weight stands under all of its names.
+        Names to tensors, for ``model.load_state_dict``; a tied weight appears under each of its names.
 
     Raises:
         NoCheckpoint: the run has no intact best checkpoint.
@@ -200,12 +200,12 @@ def load_best(
 def _chosen(
     run_id: str | None, experiment: str | None, metric: str | None, mode: Mode | None
 ) -> tuple[str, CheckpointReader]:
-    """Return the run that was named, or the best one of the experiment, with its checkpoints."""
+    """Return the named run, or the best one of the experiment, with its checkpoints."""
     if (run_id is None) == (experiment is None):
         raise UsageError("Both or neither of run and experiment were given. Expected one of the two.")
     if run_id is not None and (metric is not None or mode is not None):
         raise UsageError(
-            "A metric and a mode rank the runs of an experiment, and a run was named. Expected an experiment with them, or "
+            "A metric and a mode rank the runs of an experiment, and a run was named. Expected an experiment, or "
             f"the run alone. Try: mltrain pull --experiment NAME, or mltrain checkpoints {run_id} and --checkpoint NAME"
         )
     server = connect()
@@ -217,11 +217,13 @@ def _chosen(
 
 
 def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: Mode | None) -> str:
-    """Return the id of the run of an experiment whose best checkpoint is best.
+    """Return the id of the run with the best checkpoint of an experiment.
+
+    A run whose artifacts cannot be read is skipped with a warning.
 
     Raises:
-        RunNotFound: there is no such experiment, or it has no checkpoint with such a metric.
-        StorageError: the artifacts of none of its runs can be read; one that cannot is a warning.
+        RunNotFound: the experiment does not exist, or has no checkpoint with the metric.
+        StorageError: the artifacts of no run can be read.
     """
     best: tuple[float, str] | None = None
     unusable: StorageError | None = None
@@ -233,12 +235,12 @@ def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: 
             store = CheckpointStore(run.info.run_id, artifacts_of(server, run))
             first = _best_by(store, key, direction)
             if key in run.data.metrics and (first is None or key not in first.metrics):
-                # Checkpoints have the name that the project gave; the run has the one that MLflow accepts.
+                # Checkpoints have the metric's name in the project; the run has the name that MLflow accepts.
                 given = (name for manifest in store.manifests() for name in manifest.metrics)
                 key = next((name for name in given if names.key(name) == key), key)
                 first = _best_by(store, key, direction)
         except StorageError as error:
-            log.warning("Run %s is left aside: %s", run.info.run_id, error)
+            log.warning("Run %s is skipped: %s", run.info.run_id, error)
             unusable = error
             continue
         readable = True
@@ -248,10 +250,10 @@ def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: 
             if best is None or value < best[0]:
                 best = value, run.info.run_id
     if unusable is not None and not readable:
-        raise StorageError(f"No run of the experiment {experiment!r} can be read. The last: {unusable}")
+        raise StorageError(f"No run of the experiment {experiment!r} can be read. The last error: {unusable}")
     if best is None:
         raise RunNotFound(
-            f"No run of the experiment {experiment!r} has a checkpoint with the metric {metric or 'that is its best'!r}."
+            f"No run of the experiment {experiment!r} has a checkpoint with the metric {metric or 'that ranks them'!r}."
             f"{nearest(metric, measured) if metric is not None else ''}"
         )
     return best[1]

@@ -1,7 +1,7 @@
-"""The processes of one training: rank 0 has the run, and lets the others know what to prepare and when to begin.
+"""The processes of one training: rank 0 holds the run and directs the others.
 
-The others make no request to a tracking server, and hold, save and prune nothing. Where there is one process, :class:`Alone`
-takes the place of all this, and torch.distributed is not used.
+The others send no request to a tracking server, and hold, save and prune nothing. A single process is :class:`Alone`, and uses
+no torch.distributed.
 """
 
 import os
@@ -31,19 +31,19 @@ _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_one_of_several(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher such as torchrun has started this process as one of several."""
+    """Whether a launcher such as torchrun started this process as one of several."""
     return environment.get("WORLD_SIZE", "1") not in ("", "1") and all(name in environment for name in _NEEDED)
 
 
 def refuse_several() -> None:
-    """Refuse a pipeline, which one process runs.
+    """Refuse to run a pipeline in several processes.
 
     Raises:
-        UsageError: a launcher has started several.
+        UsageError: a launcher started several processes.
     """
     if is_one_of_several(os.environ):
         raise UsageError(
-            f"A pipeline runs in one process, and a launcher has started {os.environ['WORLD_SIZE']}. Expected no launcher. Try: "
+            f"A pipeline runs in one process, but a launcher started {os.environ['WORLD_SIZE']}. Expected no launcher. Try: "
             "the same command without torchrun; several processes work for: torchrun ... -m mltrain train PROJECT"
         )
 
@@ -52,7 +52,7 @@ class Alone:
     """The only process of a training.
 
     Attributes:
-        size: how many processes there are.
+        size: number of processes.
     """
 
     size = 1
@@ -66,11 +66,11 @@ class Alone:
         return
 
     def read(self, store: CheckpointStore, manifest: Manifest) -> Configured:
-        """Return the parts of a checkpoint and its configuration, verified; see :func:`mltrain.checkpoint.reader.configured`."""
+        """Return the verified parts and configuration of a checkpoint; see :func:`mltrain.checkpoint.reader.configured`."""
         return configured(store, manifest)
 
     def together(self, project: Project, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
-        """Return a task and a request to stop as all processes share them, once all have built the task."""
+        """Return the task and the request to stop that all processes share."""
         return task, stop
 
     def restore(self, trainer: Trainer, parts: Mapping[str, Any], **how: Any) -> None:
@@ -78,21 +78,21 @@ class Alone:
         trainer.restore(parts_of_rank(parts, 0, self.size), **how)
 
     def prepare(self, trainer: Trainer, parts: Mapping[str, Any] | None) -> None:
-        """Let the other processes take over rank 0's state, and return when all of them have."""
+        """Send rank 0's state to the other processes, and wait until all have loaded it."""
 
     def show(self, trainer: Trainer) -> None:
-        """Make the pictures of the epoch that has just ended."""
+        """Log the images of the epoch that has just ended."""
         trainer.show()
 
     def begin(self) -> None:
-        """Let the other processes begin to train."""
+        """Start the training on the other processes."""
 
     def saver(self, saver: Saver, trainer: Trainer) -> Saver:
-        """Return what saves the state of all processes."""
+        """Return a saver for the state of all processes."""
         return saver
 
     def end(self, outcome: Outcome) -> Outcome:
-        """Let the other processes end, and return the outcome."""
+        """End the other processes, and return the outcome."""
         return outcome
 
 
@@ -106,9 +106,7 @@ class Leader(Alone):
     def __init__(self, world: "World") -> None:
         self._world = world
         self.size = world.size
-        self._sharded: tuple[Destination, Manifest, Assembly] | None = (
-            None  # where the checkpoint that was read last is
-        )
+        self._sharded: tuple[Destination, Manifest, Assembly] | None = None  # the checkpoint that was read last
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -116,12 +114,12 @@ class Leader(Alone):
         self._world.__exit__(kind, error, trace)
 
     def read(self, store: CheckpointStore, manifest: Manifest) -> Configured:
-        """Return the parts of a checkpoint and its configuration; all processes verify a sharded one.
+        """Return the parts and configuration of a checkpoint, verified by all processes if it is sharded.
 
-        Where its pieces go there are tensors without data, until :meth:`restore`.
+        Sharded tensors have no data until :meth:`restore`.
 
         Raises:
-            DamagedCheckpoint: it is not what was committed.
+            DamagedCheckpoint: the checkpoint is not what was committed.
         """
         from mltrain.distributed.loading import verified, without_pieces
         from mltrain.distributed.node import Destination
@@ -136,7 +134,7 @@ class Leader(Alone):
         return found
 
     def together(self, project: Project, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
-        """Return a task and a request to stop as all processes share them, once all have built the task.
+        """Return the task and the request to stop that all processes share.
 
         Raises:
             UsageError: the loader, the step or the configuration does not work with several processes.
@@ -153,7 +151,7 @@ class Leader(Alone):
         """Restore a checkpoint on all processes; see :meth:`mltrain.Trainer.restore`.
 
         Raises:
-            PeerLost: one of them cannot.
+            PeerLost: a process cannot restore it.
         """
         if not _shards(trainer.config) and self._sharded is None:
             super().restore(trainer, parts, **how)
@@ -167,13 +165,13 @@ class Leader(Alone):
         restore(self._world, trainer, lambda: parts, how, assembly)
 
     def prepare(self, trainer: Trainer, parts: Mapping[str, Any] | None) -> None:
-        """Let the other processes take over rank 0's state, and return when all of them have.
+        """Send rank 0's state to the other processes, and wait until all have loaded it.
 
         Raises:
-            PeerLost: one of them cannot.
+            PeerLost: a process cannot load it.
         """
         if parts is not None and (_shards(trainer.config) or self._sharded is not None):
-            return  # all of them have restored it
+            return  # all processes have restored it
         progress = parts.get("progress", {}) if parts is not None else {}
         world, ranks = progress.get("world", 1), progress.get("ranks", [])
         if parts is None:
@@ -188,23 +186,23 @@ class Leader(Alone):
         self._world.agree(None)
 
     def show(self, trainer: Trainer) -> None:
-        """Make the pictures of the epoch that has just ended; with a sharded model on all processes."""
+        """Log the images of the epoch that has just ended; all processes take part if the model is sharded."""
         if _shards(trainer.config):
             self._world.share(("show",))
         trainer.show()
 
     def begin(self) -> None:
-        """Let the other processes begin to train."""
+        """Start the training on the other processes."""
         self._world.share(("begin",))
 
     def saver(self, saver: Saver, trainer: Trainer) -> Saver:
-        """Return what saves the state of all processes."""
+        """Return a saver for the state of all processes."""
         from mltrain.distributed.saving import TogetherSaver
 
         return TogetherSaver(self._world, trainer.task.parts(), saver, self._world.channel)
 
     def end(self, outcome: Outcome) -> Outcome:
-        """Let the other processes end, and return the outcome."""
+        """End the other processes, and return the outcome."""
         self._world.share(("end", outcome))
         return outcome
 

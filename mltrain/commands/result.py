@@ -1,4 +1,4 @@
-"""What a training tells: a display while it runs, an outcome when it has ended."""
+"""The display of a running training, and its outcome."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ class Outcome:
     """How a training ended.
 
     Attributes:
-        run_id: of the run.
+        run_id: the run's id.
         exit_code: what the command returns.
-        why: in words.
-        newest: the newest checkpoint of this attempt, if it made one.
-        best: the best checkpoint of the run, if there is one.
+        why: the reason, in words.
+        newest: the newest checkpoint of this attempt, if any.
+        best: the best checkpoint of the run, if any.
         metrics: the last row of the table of epochs.
-        delivered: whether the tracking server has everything; else the rest waits on this disk for ``mltrain sync``.
-        known: whether the tracking server has the run at all; else ``mltrain sync`` creates it.
+        delivered: whether the tracking server has everything; if not, ``mltrain sync`` sends the rest from this disk.
+        known: whether the tracking server has the run; if not, ``mltrain sync`` creates it.
         trouble: why the tracking server did not take everything.
-        only_local: whether the newest checkpoint is on this machine only, and ``mltrain sync`` is needed to send it.
-        lost: how many records neither the tracking server nor this disk has taken.
+        only_local: whether the newest checkpoint is on this machine only, until ``mltrain sync`` uploads it.
+        lost: number of records that could be neither sent nor buffered on this disk.
     """
 
     run_id: str
@@ -45,13 +45,13 @@ class Outcome:
 
 
 class Display:
-    """What a training shows while it runs: this one shows nothing, and others show more."""
+    """Shows nothing; subclasses show the training as it runs."""
 
     def resuming(self, run_id: str) -> None:
-        """The run that is resumed is known, and nothing in it was changed yet."""
+        """The run to resume is found; nothing in it has changed yet."""
 
     def opened(self, run: "TrackedRun", where: str) -> None:
-        """The run is known."""
+        """The run is open."""
 
     def began(self, trainer: "Trainer", origin: str) -> None:
         """Training begins, from ``origin``."""
@@ -60,7 +60,7 @@ class Display:
         """A step is done."""
 
     def waiting(self, what: str) -> None:
-        """Training is over and something has to be waited for."""
+        """Training is done; ``what`` is still in progress."""
 
     def ended(self, outcome: Outcome) -> None:
         """The run is closed."""

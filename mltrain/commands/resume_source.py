@@ -1,4 +1,4 @@
-"""Where the state of a training comes from: the start, a checkpoint of its own run, or one of another run."""
+"""Chooses the origin of a training's state: the start, a checkpoint, or a file."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -34,15 +34,15 @@ class Origin:
     """What a training begins from.
 
     Attributes:
-        manifest: of the checkpoint. If ``None``, the start.
-        parts: its verified contents.
-        run_id: of the run that it belongs to, where that is another one.
-        params: the configuration beside it, where it has one.
-        passed_over: the checkpoints that come before it in the order of choice.
-        damaged: those of them that are damaged.
-        file: that it was read from, where it is not read from a run.
-        foreign: the contents of a file of another program.
-        superseded: whether its run has later checkpoints, which a named one leaves behind.
+        manifest: the checkpoint's manifest. If ``None``, training begins at the start.
+        parts: the checkpoint's verified contents.
+        run_id: the run of the checkpoint. If ``None``, the training's own run.
+        params: the configuration saved with the checkpoint, if any.
+        passed_over: checkpoints that come before it in the order of choice.
+        damaged: the damaged ones among them.
+        file: the file it was read from. If ``None``, it was read from a run.
+        foreign: the contents of a file of another program, if any.
+        superseded: whether its run has later checkpoints.
     """
 
     manifest: Manifest | None = None
@@ -62,7 +62,7 @@ class Origin:
 
     @property
     def own(self) -> Manifest | None:
-        """The checkpoint, if it is of the run itself."""
+        """The checkpoint, if it belongs to the training's own run."""
         return self.manifest if self.run_id is None else None
 
     def check(
@@ -74,24 +74,24 @@ class Origin:
         *,
         allow_change: bool,
     ) -> None:
-        """Say what is different from when the checkpoint was written.
+        """Compare code and data with those of the checkpoint; warn about changed code.
 
         Args:
             code: fingerprint of the project's code now.
             data: fingerprints of the data now, by the configuration's key.
-            places: where the data are, by the same keys.
-            written: what the training wrote there, which is no data.
-            allow_change: go on with other data.
+            places: paths of the data, by the same keys.
+            written: what earlier attempts wrote there, which does not count as data.
+            allow_change: whether the data may have changed.
 
         Raises:
-            DataError: the data are others, and that is not allowed.
+            DataError: the data changed, and that is not allowed.
         """
         if self.manifest is None:
             return
         before = self.manifest.code
         if before.get("digest") and not fingerprint.same_code(before["digest"], code.get("digest", "")):
             log.warning(
-                "The project's code is not that of the checkpoint (commit %s then, %s now); this is recorded.",
+                "The project's code has changed since the checkpoint (commit %s then, %s now). The change is recorded.",
                 before.get("commit", "unknown")[:12],
                 code.get("commit", "unknown")[:12],
             )
@@ -103,20 +103,20 @@ class Origin:
         ]
         if changed and not allow_change:
             raise DataError(
-                "The data are not those that the checkpoint was trained on ("
+                "The data have changed since the checkpoint ("
                 + "; ".join(changed)
-                + "). Give the places of the same data as key=value, or resume with --allow-change. If the training itself "
+                + "). Give the paths of the same data as key=value, or resume with --allow-change. If the training itself "
                 "writes there, name the field in output_fields of the configuration's class."
             )
 
 
 class Origins:
-    """Chooses what a run begins from, and keeps a checkpoint of another run in being until this one has its own.
+    """Chooses the origin of a training, and pins a checkpoint of another run until this one has its own.
 
     Args:
-        server: has the runs.
-        request: says what is asked for.
-        read: reads a checkpoint of a run, verified, on all processes of the training.
+        server: the tracking server.
+        request: the request to train.
+        read: reads and verifies a checkpoint on all processes of the training.
     """
 
     def __init__(
@@ -127,15 +127,17 @@ class Origins:
         self._pin: tuple[str, str] | None = None
 
     def choose(self, run: Any | None, metric: str, mode: Mode) -> Origin:
-        """Choose and verify what the state comes from, and change nothing; a resume without any commit begins at the start.
+        """Choose and verify the origin, without changing anything.
+
+        A resumed run without a commit begins at the start.
 
         Args:
-            run: MLflow's description of the run that is resumed; ``None`` for a new run.
-            metric: decides which checkpoint is best.
-            mode: whether less or more of it is better.
+            run: MLflow's record of the run to resume. If ``None``, the run is new.
+            metric: the metric that decides which checkpoint is best.
+            mode: ``min`` or ``max``.
 
         Raises:
-            UsageError, NoCheckpoint, DamagedCheckpoint: what is asked for is not there, or cannot be used.
+            UsageError, NoCheckpoint, DamagedCheckpoint: the requested checkpoint does not exist, or cannot be used.
         """
         request = self._request
         context = Context(now(), {}, metric, mode)
@@ -146,7 +148,7 @@ class Origins:
         if run is None:
             if request.resume_from != "latest":
                 raise UsageError(
-                    f"--resume-from {request.resume_from} names a checkpoint of no run. Expected --resume-run or --fork-run "
+                    f"--resume-from {request.resume_from} names a checkpoint without a run. Expected --resume-run or --fork-run "
                     f"with it. Try: mltrain train --resume-run ID --resume-from {request.resume_from}"
                 )
             return Origin()
@@ -155,17 +157,17 @@ class Origins:
             return own
         if request.resume_from != "latest":
             raise UsageError(
-                f"Run {run.info.run_id} has no checkpoint {request.resume_from!r}. Resume without --resume-from."
+                f"Run {run.info.run_id} has no checkpoint {request.resume_from!r}. Try: without --resume-from"
             )
         branch = self._branch_point(run)
         if branch is not None:
-            log.warning("Nothing was committed before, so training starts again at the branch point.")
+            log.warning("The run has no checkpoint yet, so training starts again at the branch point.")
             return self._branched(*branch, context)
-        log.warning("Nothing was committed before, so training starts at step 0 in the same run.")
+        log.warning("The run has no checkpoint yet, so training starts at step 0 in the same run.")
         return Origin()
 
     def is_current(self, origin: Origin, manager: CheckpointManager) -> bool:
-        """Whether a checkpoint that was chosen before the run was claimed would still be chosen now."""
+        """Whether the origin, chosen before the run was claimed, would still be chosen now."""
         if self._request.resume_run is None or self._request.resume_file is not None:
             return True
         choices = (manifest.id for manifest in manager.reader.choices(self._request.resume_from))
@@ -175,7 +177,7 @@ class Origins:
         return first == origin.own.id
 
     def hold(self, origin: Origin, run: TrackedRun, manager: CheckpointManager) -> None:
-        """Pin the checkpoint of another run that this one begins from, until the manager has committed one of this run."""
+        """Pin the other run's checkpoint until the manager has committed one of this run."""
         if origin.manifest is None or origin.run_id is None or origin.file is not None:
             return
         self._pin = (origin.run_id, f"{PIN_PREFIX}{origin.manifest.name}")
@@ -184,15 +186,15 @@ class Origins:
         manager.when_committed(self._release)
 
     def source(self, origin: Origin) -> Source | None:
-        """Return what reads a checkpoint of another run once more; it is there while :meth:`hold` pins it."""
+        """Return a function that loads the other run's checkpoint again while :meth:`hold` pins it."""
         manifest, run_id = origin.manifest, origin.run_id
         if manifest is None or run_id is None or origin.file is not None:
-            return None  # a new run saves at once what it takes from a file
+            return None  # a new run saves at once the state that it takes from a file
         store = CheckpointStore(run_id, artifacts_of(self._server, self._server.run(run_id)))
         return lambda: store.load(manifest)
 
     def _release(self, *_: object) -> None:
-        """Let the other run's policy decide on the checkpoint that this run began from: it has one of its own."""
+        """Unpin the other run's checkpoint, which this run no longer needs."""
         if self._pin is not None:
             self._server.once.delete_tag(*self._pin)
             self._pin = None
@@ -210,12 +212,12 @@ class Origins:
         announced = CheckpointId.parse(run.data.tags.get(LATEST_TAG, ""))
         wrong = [
             identity
-            for identity, error in damaged.items()  # a manifest cut short that nobody announced was never committed
+            for identity, error in damaged.items()  # a truncated manifest that no tag announced was never committed
             if not error.torn or (announced is not None and identity.order <= announced.order)
         ]
         if not candidates and wrong and not checkpoints.all():
             raise NoCheckpoint(
-                f"None of the checkpoints of run {run_id} is usable. See what is wrong with: mltrain verify {run_id}"
+                f"None of the checkpoints of run {run_id} is usable. Try: mltrain verify {run_id}, which lists the damage"
             )
         if not candidates:
             return None
@@ -225,7 +227,7 @@ class Origins:
         return Origin(manifest, parts, params=params, passed_over=frozenset(before), damaged=damaged)
 
     def _of_file(self, file: Path, run: Any | None, context: Context) -> Origin:
-        """Return what a file holds, verified."""
+        """Return the verified contents of a file."""
         written = checkpoint_file.origin_of(file)
         manifest = checkpoint_file.manifest_of(file) if written is not None and written.complete else None
         if written is None or manifest is None or written.run_id is None:
@@ -243,13 +245,13 @@ class Origins:
         checkpoints = CheckpointReader(CheckpointStore(source, artifacts), context)
         try:
             manifest, (parts, params) = checkpoints.load_configured(which, read=self._read)
-        except NoCheckpoint:  # a loop of one's own writes none that has a configuration
+        except NoCheckpoint:  # a plain loop with a CheckpointManager saves no configuration
             manifest, parts = checkpoints.load(which)
             params = None
         return Origin(manifest, parts, source, params=params)
 
     def _branch_point(self, run: Any) -> tuple[str, str] | None:
-        """Return from which run and checkpoint a fork began that has no commit of its own, as the pin there tells."""
+        """Return the run and checkpoint that a fork began from, according to the pin there."""
         source = run.data.tags.get(FORKED_FROM_TAG, "").partition("/")[0]
         if not source:
             return None

@@ -1,4 +1,4 @@
-"""What ``--resume`` names: a run, or a file that a training wrote."""
+"""Resolves the value of ``--resume``: a run, or a file that a training wrote."""
 
 import logging
 import re
@@ -22,25 +22,25 @@ from mltrain.tracking.client import TrackingClient
 log = logging.getLogger(__name__)
 
 WITHOUT_VALUE = "true"
-"""What ``--resume`` alone means: the file of ``checkpoint_path``."""
+"""Value of ``--resume`` without a value, which means the file of ``checkpoint_path``."""
 
 
 _CHOICE = re.compile(r"latest|best|interrupted|(epoch|step):\d+|step-\d{9}-a\d{2,6}", re.ASCII)
 
 
 def names_run(word: str) -> bool:
-    """Whether a word names a run and not a file."""
+    """Whether the value names a run and not a file."""
     return is_run_id(word) and not Path(word).exists()
 
 
 def in_full(request: Request, server: TrackingClient) -> Request:
-    """Return the request with the whole ids of the runs that it names, and with what its ``resume`` means.
+    """Return the request with full run ids and with ``resume`` resolved.
 
-    A file that a run of this store made continues that run; any other file begins a new one.
+    A file that a run of this store wrote continues that run; any other file begins a new one.
 
     Raises:
         UsageError: the request names two things to resume from, or ``--resume`` has no value.
-        RunNotFound: no run, or more than one, is meant.
+        RunNotFound: no run or more than one has an id that begins so.
         NoCheckpoint, DamagedCheckpoint: the file is missing or damaged.
     """
     request, word = _word_of(request)
@@ -64,9 +64,9 @@ def in_full(request: Request, server: TrackingClient) -> Request:
 
 
 def _word_of(request: Request) -> tuple[Request, str | None]:
-    """Return the request without its ``resume``, and what that names.
+    """Return the request without its ``resume``, and the value of that.
 
-    A key of the command line stands for the option; one of a file only where the command line names nothing.
+    A key on the command line counts as the option; a key in a file applies only if the command line names nothing.
     """
     fields = request.project.config.model_fields if isinstance(request.project, Project) else {}
     own_field = RESUME_KEY in fields
@@ -76,7 +76,7 @@ def _word_of(request: Request) -> tuple[Request, str | None]:
     named = {"--resume": word, RESUME_KEY: key, "--resume-run": request.resume_run, "--fork-run": request.fork_run}
     given = [name for name, value in named.items() if value is not None]
     if len(given) > 1 and not (given == ["--resume", RESUME_KEY] and word == key):
-        raise UsageError(f"{' and '.join(given)} name what to begin from. Expected one of them.")
+        raise UsageError(f"{' and '.join(given)} both name what to begin from. Expected only one.")
     word = word or key
     contents = [own_words(read_mapping(file), fields, str(file)) for file in request.files]
     if not given and not own_field:
@@ -93,18 +93,18 @@ def _word_of(request: Request) -> tuple[Request, str | None]:
 
 
 def _given(word: Any) -> str | None:
-    """Return what a value names; ``None`` for what means "not given"."""
+    """Return a value as text, or ``None`` if it means "not given"."""
     if word is True:
         return WITHOUT_VALUE
     return None if word is None or word is False or str(word) in {*NOT_GIVEN, "false", "False"} else str(word)
 
 
 def _file(word: str) -> Path:
-    """Return the file that a word names; that of the newest checkpoint if it names the folder of an export.
+    """Return the named file, or the newest checkpoint in the named folder of an export.
 
     Raises:
         NoCheckpoint: there is no such file.
-        UsageError: the word chooses among the checkpoints of a run.
+        UsageError: the value chooses among the checkpoints of a run.
     """
     path = Path(word).expanduser().absolute()
     if not path.exists() and _CHOICE.fullmatch(word):
@@ -127,7 +127,7 @@ def _file(word: str) -> Path:
 
 
 def _of_its_run(request: Request, server: TrackingClient, file: Path, written: Written) -> Request:
-    """Continue the run that wrote a file where this store has it; begin a new one otherwise."""
+    """Continue the run that wrote a file if this store has it; otherwise begin a new one."""
     assert written.run_id is not None
     try:
         run_id = recorded_id(server, written.run_id)
@@ -136,13 +136,13 @@ def _of_its_run(request: Request, server: TrackingClient, file: Path, written: W
         return replace(request, resume_file=file)
     if written.complete:
         return replace(request, resume_run=run_id, resume_file=file)
-    checkpoints = open_checkpoints(run_id, server)  # weights alone: all else is in the run
+    checkpoints = open_checkpoints(run_id, server)  # the file has weights only; the run has the rest
     if written.checkpoint is not None and checkpoints.matching(written.checkpoint):
         newest = next(iter(checkpoints.matching("latest")), None)
         is_newest = newest is not None and newest.name == written.checkpoint
         return replace(request, resume_run=run_id, resume_from="latest" if is_newest else written.checkpoint)
     log.warning(
-        "A new run begins with the weights in %s, because run %s does not keep checkpoint %s any more.",
+        "A new run begins with the weights in %s, because run %s no longer has checkpoint %s.",
         file,
         run_id,
         written.checkpoint,

@@ -1,4 +1,4 @@
-"""A whole training: from a project and a request to a run that is closed with its true status."""
+"""Runs a whole training, from the request to the closed run."""
 
 import logging
 import os
@@ -49,8 +49,8 @@ def train(project: str | Path | Project | None = None, **words: Any) -> Outcome:
             ``allow_change``, ``require_tracking``.
 
     Raises:
-        UsageError: a word is neither an option nor a key.
-        MltrainError: the training cannot be done; the run, if there is one by then, is closed as FAILED.
+        UsageError: an argument is neither an option nor a key.
+        MltrainError: the training failed; its run, if already open, is closed as FAILED.
     """
     return run_training(request_of(project, words))
 
@@ -59,12 +59,12 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
     """Train what is requested, and close the run with its true status.
 
     Args:
-        request: what is wanted.
+        request: the request to train.
         display: shows the training. If ``None``, nothing is shown.
-        stop: installed by a caller that trains several things one after the other. If ``None``, one is installed.
+        stop: a request to stop shared by several trainings in a row. If ``None``, a new one is installed.
 
     Raises:
-        MltrainError: the training cannot be done; the run, if there is one by then, is closed as FAILED.
+        MltrainError: the training failed; its run, if already open, is closed as FAILED.
     """
     remember_environment()
     server = connect(retry_seconds=TRAINING_RETRY_SECONDS)
@@ -84,7 +84,7 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
 
 
 class _Session:
-    """One attempt, from the request to the closed run: first all that can be refused, then the run, then the training."""
+    """One attempt: first every check, then the run, then the training."""
 
     def __init__(
         self,
@@ -140,23 +140,23 @@ class _Session:
         return Outcome(run_id, self._stop.exit_code, "stopped before the first step", None, None, {})
 
     def _failed(self, run: TrackedRun, error: BaseException) -> None:
-        """Let a checkpoint that is being written become complete, and close the run with the error."""
+        """Finish the checkpoint that is being written, and close the run with the error."""
         deadline = time.monotonic() + grace_seconds()
         if self._manager is not None:
             self._manager.wait(grace_seconds())
             self._manager.abandon()
-        # A resume that never began leaves the earlier status.
+        # A resume that failed before training keeps the earlier status.
         status = "FAILED" if self._began else run.ending.opened.earlier or "FAILED"
         why = f"{type(error).__name__}: {error}"[:500]
         run.close(status, why, max(1.0, deadline - time.monotonic()))
         if not isinstance(error, MltrainError):
             first = "" if run.known else "mltrain sync, then "
             error.add_note(
-                f"Run {run.id} is {status}; what it committed is intact: {first}mltrain train --resume-run {run.id}"
+                f"Run {run.id} is {status}; its checkpoints are intact. Try: {first}mltrain train --resume-run {run.id}"
             )
 
     def _trained(self, run: TrackedRun, prepared: Prepared) -> Outcome:
-        """Record what is trained, train it, and close the run."""
+        """Record the training in its run, train, and close the run."""
         config = prepared.config
         manager = self._manager = CheckpointManager(
             run,
@@ -170,16 +170,16 @@ class _Session:
         beginning = Beginning(self._request, run, manager, self._preparation, self._ranks)
         beginning.announce(prepared, self._display)
         if not self._preparation.origins.is_current(prepared.origin, manager):
-            # Another process has saved or pruned meanwhile.
+            # Another process has saved or pruned in the meantime.
             prepared = self._preparation.prepare(self._server.run(run.id))
         beginning.record(prepared)
-        Rng().load_state_dict(prepared.random_numbers)  # opening the run may have drawn some
+        Rng().load_state_dict(prepared.random_numbers)  # opening the run may have drawn random numbers
         beginning.save_origin(prepared)
         self._loop(prepared)
         project = self._preparation.project.name
         outcome = Ending(run, manager, prepared, self._stop, self._display, project).outcome()
         if config.logged_models != "none" and outcome.exit_code == 0 and outcome.delivered:
-            with suppress(KeyboardInterrupt):  # the training itself is done and closed
+            with suppress(KeyboardInterrupt):  # the run is already closed
                 log_models(self._server, run.id, prepared.trainer.task, project, config.logged_models)
         return outcome
 

@@ -1,4 +1,4 @@
-"""A request to train, and the project and configuration that it resolves to."""
+"""A request to train, and its project and configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,21 +25,21 @@ class Request:
     Attributes:
         project: a registered name, a file or a folder, or a project itself. If ``None``, the one that the resumed run
             recorded.
-        files: configuration files, over the project's own.
-        preset: a named overlay of the configuration.
-        overrides: keys and values, over all else.
-        config: the whole configuration, in the place of files, preset and overrides.
+        files: configuration files, which override the project's own.
+        preset: name of an overlay of the configuration.
+        overrides: keys and values that override all others.
+        config: the whole configuration, instead of files, preset and overrides.
         resume_run: the id of the run to continue, or its first digits.
         resume_from: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or a checkpoint's name.
-        resume: the id of a run, or a file; :mod:`mltrain.commands.resume_word` finds what it means.
-        resume_file: a file to begin from: in the run ``resume_run``, which wrote it, or in a new one.
+        resume: the id of a run, or a file; resolved by :mod:`mltrain.commands.resume_word`.
+        resume_file: a file to begin from: in the run ``resume_run``, which wrote it, or in a new run.
         fork_run: the id of a run whose checkpoint starts a new run.
-        run_key: a name from outside that the run has, so that the same command continues it; ``auto`` takes that of the job.
-        take_over: do not wait for a holder on another machine to show that it is dead.
-        allow_change: resume although the data are not those of the checkpoint.
-        require_tracking: do not begin without a tracking server that answers.
-        parent: the run that a new run becomes a child of.
-        tags: further tags of a new run, there from its first moment.
+        run_key: an external key by which the same command finds its run again; ``auto`` uses the id of the cluster job.
+        take_over: whether to take the run over without waiting for its holder's lease to expire.
+        allow_change: whether to resume although the data have changed since the checkpoint.
+        require_tracking: whether to refuse to begin while the tracking server does not answer.
+        parent: id of the parent of a new run.
+        tags: further tags that a new run is created with.
     """
 
     project: str | Project | None = None
@@ -73,14 +73,14 @@ OPTIONS = (
     "allow_change",
     "require_tracking",
 )
-"""Words of :func:`mltrain.train` that are not keys of a configuration."""
+"""Arguments of :func:`mltrain.train` that are not keys of a configuration."""
 
 
 def request_of(project: str | Path | Project | None, words: Mapping[str, Any]) -> Request:
-    """Return the request that the arguments of :func:`mltrain.train` mean.
+    """Return the arguments of :func:`mltrain.train` as a request.
 
     Raises:
-        UsageError: a word is neither an option nor a key of the project's configuration, or there is no such project.
+        UsageError: an argument is neither an option nor a key of the project's configuration, or there is no such project.
     """
     found = find(str(project)) if isinstance(project, (str, Path)) else project
     keys = (found.config if found is not None else Config).model_fields
@@ -104,7 +104,7 @@ def recorded_project(run: Any, recorded: Mapping[str, Any], remedy: str) -> Proj
     """Return the project that a run recorded.
 
     Args:
-        run: MLflow's description of the run.
+        run: MLflow's record of the run.
         recorded: its recorded configuration.
         remedy: the command that names a project.
 
@@ -119,15 +119,17 @@ def recorded_project(run: Any, recorded: Mapping[str, Any], remedy: str) -> Proj
 
 
 class Resolved:
-    """A request whose project is found and whose configuration is checked, before anything is claimed or created.
+    """The project and the checked configuration of a request.
+
+    Nothing is claimed or created.
 
     Attributes:
-        project: what is trained.
-        config: how.
+        project: the project to train.
+        config: its configuration.
 
     Args:
-        request: what is wanted.
-        server: has the run that is resumed or forked, and with it what that run recorded.
+        request: the request to train.
+        server: the tracking server of the run to resume or fork.
 
     Raises:
         UsageError: neither a project nor a run is named, or the run is a pipeline's.
@@ -143,7 +145,7 @@ class Resolved:
             run = server.run(source)
             if PIPELINE_TAG in run.data.tags and STAGE_TAG not in run.data.tags:
                 raise UsageError(
-                    f"Run {source} is a pipeline's. Go on with it: mltrain pipeline --run {source} --mode resume"
+                    f"Run {source} belongs to a pipeline. Try: mltrain pipeline --run {source} --mode resume"
                 )
             inputs = outputs.fetched_inputs(server, run, request.overrides)
             self._request = replace(request, overrides={**inputs, **request.overrides})
@@ -160,16 +162,16 @@ class Resolved:
                 word = word or (find(written.project, recorded=True) if written.project else None)
         if word is None:
             raise UsageError(
-                "Which project? Name it: mltrain train PROJECT, or resume a run: mltrain train --resume-run ID"
+                "The command names no project. Try: mltrain train PROJECT, or mltrain train --resume-run ID"
             )
         self.project = find(word) if isinstance(word, str) else word
         self.config = self.config_over(base)
 
     def config_over(self, base: Mapping[str, Any] | None) -> Config:
-        """Return the configuration that the request means, laid over ``base``, or over the project's own file.
+        """Return the request's configuration over ``base``, or over the project's own file.
 
         Raises:
-            ConfigError: it is not valid.
+            ConfigError: the configuration is invalid.
         """
         request, project = self._request, self.project
         if request.config is not None:

@@ -1,4 +1,4 @@
-"""MLflow's pages of a tracking store: the address of a page, and MLflow's own server where none is running."""
+"""Finds the address of a run in MLflow's UI, and serves the UI if no server does."""
 
 import os
 import socket
@@ -26,15 +26,17 @@ _POLL_SECONDS = 0.2
 def pages(
     server: TrackingClient, run_id: str | None, port: int | None
 ) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
-    """Serve MLflow's pages, and yield the address of one with the serving process, which ends with the context.
+    """Serve MLflow's UI, and yield the address of a page with the server process.
+
+    The server ends with the context.
 
     Args:
         server: the tracking store.
-        run_id: whose page; if ``None``, the list of runs beside mltrain's newest one.
-        port: where to listen. If ``None``, a free one.
+        run_id: the run to show. If ``None``, the experiment of mltrain's newest run.
+        port: the port to listen on. If ``None``, a free one.
 
     Yields:
-        The address, and the process; ``None`` where the store is a server that serves the pages itself.
+        The address, and the process; ``None`` if the tracking server serves the UI itself.
 
     Raises:
         RunNotFound: there is no such run.
@@ -44,12 +46,12 @@ def pages(
     run = server.run(full_id(server, run_id)) if run_id is not None else newest(server)
     if server.uri.startswith(("http://", "https://")):
         if port is not None:
-            raise UsageError(f"{server.shown} serves the pages itself. Expected no --port.")
+            raise UsageError(f"{server.shown} serves MLflow's UI itself. Expected no --port.")
         yield _page(server.shown, run, run_id), None
         return
     port = _free_port() if port is None else _usable(port)
     address = f"http://{_HOST}:{port}"
-    # However this process ends, the server ends with it.
+    # The server ends with this process, even if that is killed.
     attached = [sys.executable, "-P", "-m", "mltrain.commands.attached"]
     command = [*attached, sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", server.uri]
     with tempfile.TemporaryFile() as output:
@@ -89,7 +91,7 @@ def _page(address: str, run: object, run_id: str | None) -> str:
 
 
 def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
-    """Wait until a server answers; return whether it does before it ends or the time is up."""
+    """Wait for the server's first answer; return ``False`` if it ends or the time is up."""
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:

@@ -1,4 +1,4 @@
-"""The run of a training: found before anything is changed, opened when all that can be refused was refused."""
+"""Finds the run of a training, and opens it once every check has passed."""
 
 import logging
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WantedRun:
-    """The run that a training wants: a resumed one, the one that ``mlflow run`` created, or a new one.
+    """The run of a training: resumed, created by ``mlflow run``, or new.
 
     Attributes:
-        request: what is wanted.
-        server: has the run, or gets it.
-        launcher: ``mlflow run``, if it has started this process.
+        request: the request to train.
+        server: the tracking server.
+        launcher: the ``mlflow run`` that started this process, if any.
     """
 
     request: Request
@@ -33,13 +33,13 @@ class WantedRun:
     launcher: Launcher | None
 
     def known(self, experiment: str | None) -> Any | None:
-        """Return MLflow's description of the run that is resumed, or ``None`` without one; change nothing.
+        """Return MLflow's record of the run to resume, if any; change nothing.
 
         Args:
-            experiment: that a new run is to be in; a launcher has chosen another one.
+            experiment: the configured one; a warning is logged if the launcher chose another.
 
         Raises:
-            RunNotFound, RunHeld, TrackingError, UsageError: the run cannot be had.
+            RunNotFound, RunHeld, TrackingError, UsageError: the run cannot be used.
         """
         if self.request.resume_run is not None:
             return opening.resumable(self.server, self.request.resume_run, take_over=self.request.take_over)
@@ -58,11 +58,11 @@ class WantedRun:
         """Resume the run, adopt the one that ``mlflow run`` created, or create one.
 
         Args:
-            project: name of what is trained.
-            config: how.
+            project: name of the project.
+            config: its configuration.
 
         Raises:
-            RunHeld, TrackingError, StorageError: the run cannot be had.
+            RunHeld, TrackingError, StorageError: the run cannot be opened.
         """
         request = self.request
         if request.resume_run is not None:
@@ -77,13 +77,13 @@ class WantedRun:
         if request.resume_file is not None:
             tags[IMPORTED_TAG] = request.resume_file.name
         name = config.run_name
-        telling = run_name(project, request.preset, request.overrides, order=tuple(config.recorded()))
+        generated = run_name(project, request.preset, request.overrides, order=tuple(config.recorded()))
         if self.launcher is not None:
-            return adoption.adopt(self.server, self.launcher, name, project, tags, otherwise=telling)
+            return adoption.adopt(self.server, self.launcher, name, project, tags, otherwise=generated)
         return opening.create(
             self.server,
             experiment_for(project, config.experiment),
-            name or telling,
+            name or generated,
             project,
             tags,
             may_defer=not request.require_tracking and request.run_key is None,

@@ -1,4 +1,4 @@
-"""Follows a run that another process trains, here or on another machine, by what the tracking store tells of it."""
+"""Follows a run that another process trains, through the tracking store."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,16 +16,16 @@ class Look:
     """A run at one moment.
 
     Attributes:
-        run_id: of the run.
-        name: of the run.
-        project: what is trained.
-        state: as ``mltrain runs`` has it.
-        epoch: that is done; ``None`` before the first.
-        epochs: planned, where the run's parameters tell.
-        metrics: the newest value of each, without those of the machine.
-        best_metric: that decides which checkpoint is best.
-        latest: name of the newest checkpoint.
-        best: name of the best checkpoint.
+        run_id: the run's id.
+        name: the run's name.
+        project: name of the project.
+        state: as ``mltrain runs`` shows it.
+        epoch: the last completed epoch, if any.
+        epochs: number of epochs, if the run's parameters have it.
+        metrics: the newest value of each, without system metrics.
+        best_metric: the metric that decides which checkpoint is best.
+        latest: name of the newest checkpoint, if any.
+        best: name of the best checkpoint, if any.
         silent: seconds without a heartbeat, on this process's clock.
     """
 
@@ -43,20 +43,20 @@ class Look:
 
     @property
     def is_live(self) -> bool:
-        """Whether the run goes on."""
+        """Whether the run is still being trained."""
         return self.state in LIVE
 
 
 def watch(
     server: TrackingClient, run_id: str, every: float, sleep: Callable[[float], object] = time.sleep
 ) -> Iterator[Look]:
-    """Look at a run again and again, until it has ended; the last look tells how.
+    """Poll a run until it has ended; yield each look, the final state last.
 
     Args:
-        server: has the run.
-        run_id: its id, or the first digits.
+        server: the tracking server.
+        run_id: the run's id, or its first digits.
         every: seconds between two looks.
-        sleep: waits for so many seconds.
+        sleep: waits for a number of seconds.
 
     Raises:
         RunNotFound: there is no such run.

@@ -20,8 +20,8 @@ def test_a_store_that_was_moved_is_bad_and_its_folder_is_not_made_anew(
     with CheckpointManager(metric="val/loss") as manager:
         manager.run.set_tag("mltrain.project", "a loop")
     (tmp_path / "my runs").rename(tmp_path / "elsewhere")
-    found = {finding.what: finding for finding in examine(server)}
+    found = {finding.check: finding for finding in examine(server)}
     assert found["artifact store"].state == "bad"
-    assert "does not exist" in found["artifact store"].said
-    assert f"'{tmp_path}/my runs" in found["artifact store"].said  # quoted, so that the remedy can be pasted
+    assert "does not exist" in found["artifact store"].detail
+    assert f"'{tmp_path}/my runs" in found["artifact store"].detail  # quoted, so that the remedy can be pasted
     assert not (tmp_path / "my runs").exists()

@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_written_is_a_warning_and_the_run_has_the_checkpoi
 
     monkeypatch.setattr(checkpoint_file, "write_checkpoint", full)
     assert len(exported(local, model_save_path=tmp_path / "out", export="full")) == 3
-    assert "is in the run, and not in a file of its own: No space left on device" in caplog.text
+    assert "is in the run, but could not be copied to a file: No space left on device" in caplog.text
 
 
 BEST = {"full": "best_model.pth", "weights": "best.safetensors"}

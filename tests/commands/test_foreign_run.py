@@ -78,7 +78,7 @@ def test_what_lightnings_mlflow_logger_left(tracking: str, tmp_path: Path) -> No
     assert identical(found.foreign.model, dict(module.state_dict()))
     assert found.foreign.step == 6
     assert found.foreign.optimizer["param_groups"]
-    assert [line.partition(":")[0] for line in found.left] == ["epoch=0-step=3/epoch=0-step=3.ckpt"]
+    assert [line.partition(":")[0] for line in found.skipped] == ["epoch=0-step=3/epoch=0-step=3.ckpt"]
     older = read_run(connect(), f"{logger.run_id}/epoch=0-step=3")
     assert older.foreign.step == 3
 

@@ -66,7 +66,7 @@ def test_the_same_command_continues_and_then_finds_the_training_complete(
             r"Expected epochs=2, lr=0.01, got epochs=3, lr=0.5\. Try: another --run-key",
         ),
         (keyed(overrides={"seed": 1}), f"--resume-run {done.run_id} seed=1"),
-        (keyed(resume_from="best"), "would take the run back at every start"),
+        (keyed(resume_from="best"), "would take the run back each time"),
         (keyed(resume_run=done.run_id), "Expected one of the two"),
         (keyed("it's"), "is not a run key"),
         (keyed("auto"), "run_key=auto found no job"),

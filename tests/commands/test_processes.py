@@ -36,7 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
 
 @pytest.mark.parametrize("count", ["0", "-2", "two", "2.0", "1e1", "", "99999", "2,2", "gpu"])
 def test_what_is_no_number_of_processes_is_refused(count: str, started: list[Any]) -> None:
-    with pytest.raises(UsageError, match=r"is no number of processes for this machine\. Expected 1 to \d+"):
+    with pytest.raises(UsageError, match=r"is not a valid number for this machine\. Expected 1 to \d+"):
         processes.run_in_processes(count, ["train", "p.py"], None)
     assert started == []
 
@@ -66,7 +66,7 @@ def test_a_launcher_within_a_launcher_is_refused(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=rf"already, as one of {environment['WORLD_SIZE']}\. Expected one launcher"):
+    with pytest.raises(UsageError, match=rf"as one of {environment['WORLD_SIZE']}\. Expected one launcher"):
         processes.run_in_processes("2", ["train"], None)
     assert started == []
 
@@ -84,5 +84,5 @@ def test_the_command_line_refuses_before_there_is_a_run(workplace: Workplace) ->
     for words in (("train", "tiny.py", "--processes", "0"), ("train", "tiny.py", "processes=none-such")):
         refused = workplace.mltrain(*words)
         assert refused.code == 2
-        assert "is no number of processes for this machine" in refused.err
+        assert "is not a valid number for this machine" in refused.err
     assert workplace.mltrain("runs", "--json").json == []

@@ -154,7 +154,7 @@ def test_a_file_that_an_interrupted_pull_has_not_written_is_refused(
         patch.setattr("mltrain.commands.pull.place_file", interrupted)
         pull(run_id, to=to)
     (to / "model.safetensors").write_bytes(b"of somebody else")
-    with pytest.raises(UsageError, match="no manifest of an earlier pull: model.safetensors"):
+    with pytest.raises(UsageError, match=r"no manifest of an earlier pull: model\.safetensors"):
         pull(run_id, to=to)
 
 

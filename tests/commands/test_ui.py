@@ -49,7 +49,7 @@ def test_a_store_without_a_run_opens_at_its_experiments(server: TrackingClient) 
 def test_what_cannot_be_shown_is_refused_before_a_server_is_started(server: TrackingClient, run_id: str) -> None:
     with pytest.raises(RunNotFound), pages(server, "f" * 32, None):
         pass
-    with pytest.raises(UsageError, match="serves the pages itself"), pages(at_a_server(server), run_id, 5000):
+    with pytest.raises(UsageError, match="UI itself"), pages(at_a_server(server), run_id, 5000):
         pass
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
