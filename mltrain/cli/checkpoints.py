@@ -1,6 +1,7 @@
 """``mltrain checkpoints``, ``inspect``, ``verify``, ``pin``, ``unpin``: the checkpoints of a run."""
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -214,17 +215,10 @@ def _parts(manifest: Any) -> list[dict[str, Any]]:
     rows = []
     for part in manifest.parts:
         tensors = [entry for name, entry in manifest.tensors.items() if name.split(".")[0] == part]
-        numbers = sum(_numel(entry.shape) for entry in tensors)
-        size = sum(_numel(entry.shape) * _width(entry.dtype) for entry in tensors)
+        numbers = sum(math.prod(entry.shape) for entry in tensors)
+        size = sum(math.prod(entry.shape) * _width(entry.dtype) for entry in tensors)
         rows.append({"part": part, "tensors": len(tensors), "numbers": numbers, "megabytes": round(size / 1e6, 3)})
     return rows
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def _width(dtype: str) -> int:

@@ -13,7 +13,7 @@ from mltrain.run.naming import experiment_for, run_name
 from mltrain.run.preparation import soon
 from mltrain.run.tracked import TrackedRun
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.tags import FORKED_FROM_TAG, IMPORTED_TAG
+from mltrain.tracking.tags import FORKED_FROM_TAG, IMPORTED_TAG, MLFLOW_PARENT
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +71,9 @@ class WantedRun:
             return opening.resume(self.server, request.resume_run, take_over=request.take_over, launcher=self.launcher)
         tags = dict(request.tags)
         if request.parent is not None:
-            tags["mlflow.parentRunId"] = request.parent
+            tags[MLFLOW_PARENT] = request.parent
         if request.fork_run is not None:
-            tags |= {"mlflow.parentRunId": request.fork_run, FORKED_FROM_TAG: request.fork_run}
+            tags |= {MLFLOW_PARENT: request.fork_run, FORKED_FROM_TAG: request.fork_run}
         if request.resume_file is not None:
             tags[IMPORTED_TAG] = request.resume_file.name
         name = config.run_name

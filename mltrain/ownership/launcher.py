@@ -21,7 +21,7 @@ from mltrain.ownership import liveness
 from mltrain.ownership.attempts import conclude, said_of
 from mltrain.ownership.liveness import is_running
 from mltrain.tracking.client import TrackingClient, connect
-from mltrain.tracking.tags import HOLDER_TAG, LAUNCHER_OF_TAG, LAUNCHER_TAG
+from mltrain.tracking.tags import HOLDER_TAG, LAUNCHER_OF_TAG, LAUNCHER_TAG, MLFLOW_PARENT
 
 Action = Literal["delete", "KILLED", "FAILED", "FINISHED"]
 ENTRY_POINT = "mlflow.project.entryPoint"
@@ -69,7 +69,7 @@ def nest(server: TrackingClient, launcher: Launcher, run_id: str) -> None:
     """Put the launcher's run under the run that it resumed, and let it disappear when the launcher has gone."""
     if launcher.run_id == run_id:
         return
-    server.set_tag(launcher.run_id, "mlflow.parentRunId", run_id)
+    server.set_tag(launcher.run_id, MLFLOW_PARENT, run_id)
     server.set_tag(launcher.run_id, LAUNCHER_OF_TAG, run_id)
     who = liveness.described(launcher.pid) if launcher.pid is not None else {}
     server.set_tag(launcher.run_id, LAUNCHER_TAG, json.dumps(who))

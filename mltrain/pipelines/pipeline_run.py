@@ -8,9 +8,7 @@ from mltrain.pipeline import Pipeline
 from mltrain.run.naming import experiment_for, full_id
 from mltrain.run.preparation import user
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.tags import PIPELINE_TAG, STAGE_RETIRED_TAG, STAGE_TAG
-
-PARENT_TAG = "mlflow.parentRunId"
+from mltrain.tracking.tags import MLFLOW_PARENT, PIPELINE_TAG, STAGE_RETIRED_TAG, STAGE_TAG
 
 
 def newest_parent(server: TrackingClient, pipeline: Pipeline, experiments: list[str]) -> Any | None:
@@ -29,8 +27,8 @@ def parent_of(server: TrackingClient, run_id: str) -> Any:
         RunNotFound: the id is neither.
     """
     run = server.run(full_id(server, run_id))
-    if STAGE_TAG in run.data.tags and PARENT_TAG in run.data.tags:
-        run = server.run(run.data.tags[PARENT_TAG])
+    if STAGE_TAG in run.data.tags and MLFLOW_PARENT in run.data.tags:
+        run = server.run(run.data.tags[MLFLOW_PARENT])
     if PIPELINE_TAG not in run.data.tags:
         raise RunNotFound(
             f"Run {run_id} belongs to no pipeline. Expected the run of a pipeline or of a stage. Try: mltrain runs"
@@ -42,7 +40,7 @@ def children(server: TrackingClient, parent: Any, stage: str) -> list[Any]:
     """Return the runs of a stage under a pipeline's run, newest first."""
     found = server.search_runs(
         [parent.info.experiment_id],
-        f"tags.`{PARENT_TAG}` = '{parent.info.run_id}' and tags.`{STAGE_TAG}` = '{stage}'",
+        f"tags.`{MLFLOW_PARENT}` = '{parent.info.run_id}' and tags.`{STAGE_TAG}` = '{stage}'",
     )
     return [run for run in found if STAGE_RETIRED_TAG not in run.data.tags]
 

@@ -19,7 +19,6 @@ from mltrain.pipelines.decisions import Decision, StageMode, decide
 from mltrain.pipelines.event_log import LoggedStage
 from mltrain.pipelines.file_stage import Making, make
 from mltrain.pipelines.inspection import handed_on, recipe_of, recipe_tags, survey
-from mltrain.pipelines.pipeline_run import PARENT_TAG
 from mltrain.pipelines.plan import Confirm, PipelineDisplay, PipelineRequest, Planned, Result, planned
 from mltrain.pipelines.status import status
 from mltrain.run import adoption, opening
@@ -29,7 +28,7 @@ from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect
 from mltrain.tracking.places import location
-from mltrain.tracking.tags import PIPELINE_TAG, STAGE_INPUTS_TAG, STAGE_TAG
+from mltrain.tracking.tags import MLFLOW_PARENT, PIPELINE_TAG, STAGE_INPUTS_TAG, STAGE_TAG
 
 
 def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) -> Result:
@@ -183,7 +182,7 @@ class _Session:
         tags = {
             PIPELINE_TAG: request.located.pipeline.name,
             STAGE_TAG: stage.name,
-            PARENT_TAG: self._tracked.id,
+            MLFLOW_PARENT: self._tracked.id,
             STAGE_INPUTS_TAG: described(inputs),
             **recipe_tags(recipe),
         }

@@ -58,11 +58,12 @@ class Changes:
         self.config = config
         self._found: list[tuple[str, Any]] = []
         self.parts = dict(saved)
-        for name, part in built.parts.items() if then is not None and config else ():
-            if name not in saved or is_optimizer(part) or is_schedule(part):
-                continue
-            for path, before, now in differences(then.get(name, {}), built.now[name]) if then is not None else ():
-                self._change_other(name, path, before, now)
+        if then is None or not config:
+            return
+        for name, part in built.parts.items():
+            if name in saved and not (is_optimizer(part) or is_schedule(part)):
+                for path, before, now in differences(then.get(name, {}), built.now[name]):
+                    self._change_other(name, path, before, now)
 
     def _change_other(self, name: str, path: tuple[Any, ...], before: Any, now: Any) -> None:
         spelled = ".".join([name, *map(str, path)])

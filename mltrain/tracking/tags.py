@@ -9,6 +9,9 @@ from typing import Any
 
 from mltrain.checkpoint.retention import Mode
 
+MLFLOW_PARENT = "mlflow.parentRunId"
+"""MLflow's tag of a run that is nested under another one: the parent's id."""
+
 NAMESPACE = "mltrain."
 """Prefix of every tag and parameter below; only mltrain writes such names."""
 
