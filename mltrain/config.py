@@ -133,7 +133,7 @@ class Config(BaseModel):
         for file in files:
             content = own_words(read_mapping(file), cls.model_fields, str(file))
             if RESUME_KEY not in cls.model_fields:
-                content.pop(RESUME_KEY, None)  # it is part of the request, see mltrain.commands.resume_word
+                content.pop(RESUME_KEY, None)  # it is part of the request, see mltrain.commands.resume_target
             overlays.update(presets_of(content.pop("presets", {}), file))
             merge(merged, cls._typed(content, str(file)))
         if preset is not None:

@@ -21,7 +21,7 @@ class _Train(CommandWithKeys):
     """The command, whose ``--resume`` needs no value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give ``--resume`` without a value its default; see :mod:`mltrain.commands.resume_word`."""
+        """Give ``--resume`` without a value its default; see :mod:`mltrain.commands.resume_target`."""
         words = [
             "--resume=true" if word == "--resume" and (after.startswith("-") or "=" in after) else word
             for word, after in pairwise([*args, "--"])
@@ -109,7 +109,7 @@ def train(
     )
     overrides |= given({"run_name": name, "experiment": experiment}, {})
     if "resume" in words and not words.keys() & {"resume_run", "fork_run"}:
-        from mltrain.commands.resume_word import names_run
+        from mltrain.commands.resume_target import names_run
 
         if names_run(words["resume"]):
             words["resume_run"] = words.pop("resume")

@@ -178,7 +178,7 @@ class Follower(Alone):
             self._lock.release()
 
 
-def joined(environment: Mapping[str, str]) -> Alone:
+def process_role(environment: Mapping[str, str]) -> Alone:
     """Return this process's role in its training, once all processes have joined.
 
     Raises:

@@ -12,12 +12,12 @@ from mltrain.commands.beginning import Beginning
 from mltrain.commands.checks import policy_of, refuse_unusable, warn_without_effect
 from mltrain.commands.ending import Ending
 from mltrain.commands.export import Export
-from mltrain.commands.following import Follower, joined
+from mltrain.commands.following import Follower, process_role
 from mltrain.commands.logged_model import log_models
 from mltrain.commands.preparation import Preparation, Prepared
 from mltrain.commands.ranks import Alone, refuse_several
 from mltrain.commands.result import Display, Outcome
-from mltrain.commands.resume_word import in_full
+from mltrain.commands.resume_target import resolve_target
 from mltrain.commands.train_request import Request, request_of
 from mltrain.commands.wanted_run import WantedRun
 from mltrain.errors import MltrainError
@@ -70,12 +70,12 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
     server = connect(retry_seconds=TRAINING_RETRY_SECONDS)
     if stop is not None:
         refuse_several()
-        return _Session(in_full(request, server), display or Display(), stop, server, None, Alone()).run()
+        return _Session(resolve_target(request, server), display or Display(), stop, server, None, Alone()).run()
     launcher = launchers.detect(os.environ)
-    with StopRequest(launcher_pid=launchers.watched(launcher, os.environ)) as stop, joined(os.environ) as ranks:
+    with StopRequest(launcher_pid=launchers.watched(launcher, os.environ)) as stop, process_role(os.environ) as ranks:
         if isinstance(ranks, Follower):
             return ranks.follow(request.project, stop)
-        display, request = display or Display(), in_full(request, server)
+        display, request = display or Display(), resolve_target(request, server)
         if request.run_key is not None:
             request, run = keyed.continued(request, server, launcher)
             if run is not None and keyed.is_complete(run):

@@ -31,7 +31,7 @@ class Request:
         config: the whole configuration, instead of files, preset and overrides.
         resume_run: the id of the run to continue, or its first digits.
         resume_from: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or a checkpoint's name.
-        resume: the id of a run, or a file; resolved by :mod:`mltrain.commands.resume_word`.
+        resume: the id of a run, or a file; resolved by :mod:`mltrain.commands.resume_target`.
         resume_file: a file to begin from: in the run ``resume_run``, which wrote it, or in a new run.
         fork_run: the id of a run whose checkpoint starts a new run.
         run_key: an external key by which the same command finds its run again; ``auto`` uses the id of the cluster job.

@@ -34,7 +34,7 @@ class Making:
     Attributes:
         stage: the stage.
         config: its configuration.
-        word: name of the project that the run records.
+        project: name of the project that the run records.
         tags: tags of a new run.
         resume_run: the run to continue, which makes uncommitted files again. If ``None``, a new run.
         take_over: whether to take the run over without waiting for its holder's lease to expire.
@@ -42,7 +42,7 @@ class Making:
 
     stage: Stage
     config: Config
-    word: str
+    project: str
     tags: Mapping[str, str] = field(default_factory=dict)
     resume_run: str | None = None
     take_over: bool = False
@@ -58,9 +58,9 @@ def make(making: Making, server: TrackingClient, display: Display, stop: StopReq
     if making.resume_run is not None:
         run = opening.resume(server, making.resume_run, take_over=making.take_over, launcher=None)
     else:
-        run = opening.create(server, config.experiment, config.run_name, making.word, making.tags)
+        run = opening.create(server, config.experiment, config.run_name, making.project, making.tags)
     try:
-        run.record_start(config.resolved(), config.recorded(), making.word)
+        run.record_start(config.resolved(), config.recorded(), making.project)
         display.opened(run, location(server, run.identity.experiment_id, run.id))
         if making.resume_run is not None:
             run.continue_exactly_after(-1)

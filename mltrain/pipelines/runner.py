@@ -205,7 +205,7 @@ class _Session:
                 making = Making(
                     stage=stage,
                     config=config,
-                    word=f"{request.located.word}:{stage.name}",
+                    project=f"{request.located.word}:{stage.name}",
                     tags=tags,
                     resume_run=decision.run_id,
                     take_over=take_over,

@@ -28,12 +28,12 @@ WITHOUT_VALUE = "true"
 _CHOICE = re.compile(r"latest|best|interrupted|(epoch|step):\d+|step-\d{9}-a\d{2,6}", re.ASCII)
 
 
-def names_run(word: str) -> bool:
+def names_run(target: str) -> bool:
     """Whether the value names a run and not a file."""
-    return is_run_id(word) and not Path(word).exists()
+    return is_run_id(target) and not Path(target).exists()
 
 
-def in_full(request: Request, server: TrackingClient) -> Request:
+def resolve_target(request: Request, server: TrackingClient) -> Request:
     """Return the request with full run ids and with ``resume`` resolved.
 
     A file that a run of this store wrote continues that run; any other file begins a new one.
@@ -43,15 +43,15 @@ def in_full(request: Request, server: TrackingClient) -> Request:
         RunNotFound: no run or more than one has an id that begins so.
         NoCheckpoint, DamagedCheckpoint: the file is missing or damaged.
     """
-    request, word = _word_of(request)
-    if word is None:
+    request, target = _target_of(request)
+    if target is None:
         resumed, forked = (
             None if run is None else full_id(server, run) for run in (request.resume_run, request.fork_run)
         )
         return replace(request, resume_run=resumed, fork_run=forked)
-    if names_run(word):
-        return replace(request, resume_run=full_id(server, word))
-    file = _file(word)
+    if names_run(target):
+        return replace(request, resume_run=full_id(server, target))
+    file = _file(target)
     if request.resume_from != "latest":
         raise UsageError(
             f"--resume-from {request.resume_from} chooses among the checkpoints of a run, and {file} is one checkpoint. "
@@ -63,7 +63,7 @@ def in_full(request: Request, server: TrackingClient) -> Request:
     return _of_its_run(request, server, file, written)
 
 
-def _word_of(request: Request) -> tuple[Request, str | None]:
+def _target_of(request: Request) -> tuple[Request, str | None]:
     """Return the request without its ``resume``, and the value of that.
 
     A key on the command line counts as the option; a key in a file applies only if the command line names nothing.
@@ -72,45 +72,45 @@ def _word_of(request: Request) -> tuple[Request, str | None]:
     own_field = RESUME_KEY in fields
     overrides = {key: value for key, value in request.overrides.items() if key != RESUME_KEY or own_field}
     key = None if own_field else _given(request.overrides.get(RESUME_KEY))
-    word = _given(request.resume)
-    named = {"--resume": word, RESUME_KEY: key, "--resume-run": request.resume_run, "--fork-run": request.fork_run}
+    target = _given(request.resume)
+    named = {"--resume": target, RESUME_KEY: key, "--resume-run": request.resume_run, "--fork-run": request.fork_run}
     given = [name for name, value in named.items() if value is not None]
-    if len(given) > 1 and not (given == ["--resume", RESUME_KEY] and word == key):
+    if len(given) > 1 and not (given == ["--resume", RESUME_KEY] and target == key):
         raise UsageError(f"{' and '.join(given)} both name what to begin from. Expected only one.")
-    word = word or key
+    target = target or key
     contents = [own_words(read_mapping(file), fields, str(file)) for file in request.files]
     if not given and not own_field:
-        word = next((found for one in contents[::-1] if (found := _given(one.get(RESUME_KEY))) is not None), None)
-    if word == WITHOUT_VALUE:
+        target = next((found for one in contents[::-1] if (found := _given(one.get(RESUME_KEY))) is not None), None)
+    if target == WITHOUT_VALUE:
         places = [overrides, *contents[::-1]]
-        word = next((_given(one.get("checkpoint_path")) for one in places if "checkpoint_path" in one), None)
-        if word is None:
+        target = next((_given(one.get("checkpoint_path")) for one in places if "checkpoint_path" in one), None)
+        if target is None:
             raise UsageError(
                 "--resume names nothing. Expected the id of a run (mltrain runs lists them), a file, or checkpoint_path=FILE "
                 "with it."
             )
-    return replace(request, resume=None, overrides=overrides), word
+    return replace(request, resume=None, overrides=overrides), target
 
 
-def _given(word: Any) -> str | None:
+def _given(target: Any) -> str | None:
     """Return a value as text, or ``None`` if it means "not given"."""
-    if word is True:
+    if target is True:
         return WITHOUT_VALUE
-    return None if word is None or word is False or str(word) in {*NOT_GIVEN, "false", "False"} else str(word)
+    return None if target is None or target is False or str(target) in {*NOT_GIVEN, "false", "False"} else str(target)
 
 
-def _file(word: str) -> Path:
+def _file(target: str) -> Path:
     """Return the named file, or the newest checkpoint in the named folder of an export.
 
     Raises:
         NoCheckpoint: there is no such file.
         UsageError: the value chooses among the checkpoints of a run.
     """
-    path = Path(word).expanduser().absolute()
-    if not path.exists() and _CHOICE.fullmatch(word):
+    path = Path(target).expanduser().absolute()
+    if not path.exists() and _CHOICE.fullmatch(target):
         raise UsageError(
-            f"--resume {word} names no run and no file: {word} chooses among the checkpoints of a run. Try: mltrain train "
-            f"--resume ID --resume-from {word} (mltrain runs lists the ids)"
+            f"--resume {target} names no run and no file: {target} chooses among the checkpoints of a run. Try: mltrain train "
+            f"--resume ID --resume-from {target} (mltrain runs lists the ids)"
         )
     if path.is_dir():
         if (path / LATEST).is_file():

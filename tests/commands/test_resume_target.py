@@ -142,7 +142,7 @@ def test_a_file_of_another_program_begins_a_run_in_one_command(another: Path, ca
 def test_weights_alone_lead_back_to_their_run(undisturbed: tuple[Path, str], store: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from mltrain.commands.resume_word import in_full
+    from mltrain.commands.resume_target import resolve_target
     from mltrain.tracking.client import connect
 
     newest_there = open_checkpoints(undisturbed[1]).first("latest")
@@ -150,18 +150,18 @@ def test_weights_alone_lead_back_to_their_run(undisturbed: tuple[Path, str], sto
     stamp = {"run_id": undisturbed[1], "checkpoint": newest_there.name, "project": "tiny"}
     (tmp_path / "latest.safetensors").write_bytes(tensor_file.stamped(files["model.safetensors"], stamp))
     assert load_file(tmp_path / "latest.safetensors").keys() == newest(undisturbed[1])["model"].keys()
-    request = in_full(Request(resume=tmp_path / "latest.safetensors"), connect())
+    request = resolve_target(Request(resume=tmp_path / "latest.safetensors"), connect())
     assert (request.resume_run, request.resume_from, request.resume_file) == (undisturbed[1], "latest", None)
     gone = {**stamp, "checkpoint": "step-000000001-a01"}
     (tmp_path / "gone.safetensors").write_bytes(tensor_file.stamped(files["model.safetensors"], gone))
-    request = in_full(Request(resume=tmp_path / "gone.safetensors"), connect())
+    request = resolve_target(Request(resume=tmp_path / "gone.safetensors"), connect())
     assert (request.resume_run, request.resume_file) == (None, tmp_path / "gone.safetensors")
 
 
 def test_the_word_stands_in_the_option_in_a_key_or_in_a_file(
     undisturbed: tuple[Path, str], store: Path, tmp_path: Path
 ) -> None:
-    from mltrain.commands.resume_word import in_full
+    from mltrain.commands.resume_target import resolve_target
     from mltrain.tracking.client import connect
 
     run_id, file = undisturbed[1], store / "files" / "latest_checkpoint.pth"
@@ -179,11 +179,11 @@ def test_the_word_stands_in_the_option_in_a_key_or_in_a_file(
         Request(files=(config, nothing)),
         Request(resume=True, overrides={"checkpoint_path": str(file)}),  # type: ignore[arg-type]
     ]
-    found = [in_full(request, connect()) for request in requests]
+    found = [resolve_target(request, connect()) for request in requests]
     assert [one.resume_run for one in found] == [run_id] * 8
     assert [one.resume_file for one in found] == [None] * 3 + [file] * 5
     assert all("resume_checkpoint" not in one.overrides for one in found)
-    assert in_full(Request(files=(nothing,)), connect()).resume_run is None
+    assert resolve_target(Request(files=(nothing,)), connect()).resume_run is None
 
 
 REFUSED: dict[str, tuple[type[MltrainError], str, dict[str, Any]]] = {
