@@ -1,4 +1,4 @@
-"""The command line: one module per group of commands; an error prints one line and sets the exit code."""
+"""The command line, one module per group of commands."""
 
 import importlib
 import logging
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process within a second, even if a thread of mltrain still waits for a server."""
+    """End the process within a second, even with threads waiting."""
     deadline = time.monotonic() + _THREADS_SECONDS
     ours = [thread for thread in threading.enumerate() if thread.name.startswith("mltrain-")]
     for thread in ours:

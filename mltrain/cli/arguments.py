@@ -1,4 +1,4 @@
-"""Parses the project and configuration keys of a command line, and lists the keys for ``--help``."""
+"""Parses configuration keys on the command line, and lists them."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -45,16 +45,16 @@ def parse(arguments: Iterable[str] | None) -> tuple[str | None, dict[str, str]]:
 
 
 def given(options: Mapping[str, str | None], overrides: dict[str, str]) -> dict[str, str]:
-    """Return the options with a value; a key named like an option is moved from ``overrides``."""
+    """Return options with a value; equally named keys count, too."""
     words = {**options, **{name: overrides.pop(name) for name in options if name in overrides}}
     return {name: value for name, value in words.items() if value is not None and value not in NOT_GIVEN}
 
 
 class CommandWithKeys(TyperCommand):
-    """A command whose help lists the configuration keys of the named project."""
+    """A command whose help lists the named project's keys."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, and remember the project's name for the help."""
+        """Parse the arguments, and remember the project for the help."""
         flags = {"--help", *(name for one in self.params if getattr(one, "is_flag", False) for name in one.opts)}
         values = [False, *(word.startswith("-") and "=" not in word and word not in flags for word in args)]
         named = (
@@ -64,7 +64,7 @@ class CommandWithKeys(TyperCommand):
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the project's own keys, then the keys of every training."""
+        """Write the project's own keys, then the common ones."""
         word = ctx.meta.get(_PROJECT)
         if word is None:
             formatter.write_paragraph()
@@ -93,7 +93,7 @@ def _may_name_a_project(word: str) -> bool:
 
 
 def _assignment(name: str, field: Any) -> str:
-    """Return a key with its type and default, such as ``lr: float = 0.001``."""
+    """Return a key as ``lr: float = 0.001``."""
     annotation = field.annotation
     kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     kind = kind.replace("typing.", "").replace("pathlib.", "").replace("NoneType", "None")

@@ -1,4 +1,4 @@
-"""``mltrain checkpoints``, ``inspect``, ``verify``, ``pin``, ``unpin``: the checkpoints of a run."""
+"""``mltrain checkpoints``, ``inspect``, ``verify``, ``pin`` and ``unpin``."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def checkpoints(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
-    """List the checkpoints of a run, newest last; mark abandoned ones."""
+    """List the checkpoints of a run, newest last, with abandoned ones."""
     from mltrain.checkpoint.manifest import current_line
     from mltrain.checkpoint.retention import best_of
     from mltrain.run.checkpoints import open_checkpoints
@@ -78,7 +78,7 @@ def checkpoints(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
 def inspect(
     run_id: str = _SOURCE, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
 ) -> None:
-    """Show a checkpoint: parts, sizes, metrics, versions, and whether it is complete and intact."""
+    """Show a checkpoint's parts, sizes, metrics, versions and damage."""
     from mltrain.run.checkpoints import open_checkpoints
 
     found = open_checkpoints(run_id)
@@ -118,7 +118,10 @@ def inspect(
 
 
 def verify(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
-    """Compare every file of every checkpoint with its digest; list damaged, uncommitted and temporary files."""
+    """Compare every file of every checkpoint with its digest.
+
+    Lists damaged, uncommitted and temporary files.
+    """
     from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId
     from mltrain.errors import DamagedCheckpoint
     from mltrain.run.checkpoints import open_checkpoints
@@ -182,7 +185,7 @@ def pin(
 
 
 def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint", help=_WHICH)) -> None:
-    """Remove the pin of a checkpoint, so that retention applies to it again."""
+    """Remove the pin of a checkpoint; retention applies again."""
     from mltrain.errors import NoCheckpoint
     from mltrain.run.checkpoints import open_checkpoints
     from mltrain.tracking.client import connect

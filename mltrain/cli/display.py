@@ -43,12 +43,12 @@ class Terminal(Display):
         self._epoch_began = time.monotonic()
 
     def resuming(self, run_id: str) -> None:
-        """Print the run's id before the task is built, which may take a while."""
+        """Print the run's id before the task is built."""
         line(f"run_id={run_id}")
         self._named = True
 
     def opened(self, run: "TrackedRun", where: str) -> None:
-        """Print where the run is stored, and its id on a separate line."""
+        """Print where the run is stored, and its id."""
         self._page_shown = len(where.splitlines()) > 1
         line(where)
         local = run.artifacts.local_root
@@ -89,7 +89,7 @@ class Terminal(Display):
         self._progress.start()
 
     def stepped(self, trainer: "Trainer") -> None:
-        """Advance the bar; print a line at the end of an epoch."""
+        """Advance the bar; print a line after each epoch."""
         if self._progress is None:
             return
         progress = trainer.progress
@@ -114,7 +114,7 @@ class Terminal(Display):
             self._progress.stop()
 
     def ended(self, outcome: Outcome) -> None:
-        """Print how the training ended, its newest checkpoint and the next commands."""
+        """Print the outcome and the next commands."""
         self.finish()
         line(f"Ended: {outcome.why}.")
         if outcome.best is not None:
@@ -174,7 +174,7 @@ def _because(trouble: str | None) -> str:
 
 
 def line(text: str) -> None:
-    """Print a line; ignore a closed pipe, such as that of ``| head``."""
+    """Print a line; ignore a closed pipe."""
     try:
         print(harmless(text), flush=True)
     except (BrokenPipeError, ValueError, OSError):
@@ -209,7 +209,7 @@ class TerminalPipeline(PipelineDisplay):
     """Shows a pipeline to a person."""
 
     def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
-        """Print where the run is stored, whether it is new, and its id on a separate line."""
+        """Print where the run is stored, and its id."""
         line(where)
         line(f"{'New' if new else 'Resuming'} run {run.identity.name} (attempt {run.ordinal})")
         line(f"run_id={run.id}")
@@ -243,7 +243,7 @@ def print_result(result: Result) -> None:
 
 
 def print_status(about: Mapping[str, Any], rows: Sequence[Row], as_json: bool) -> None:
-    """Print the pipeline's run and the state of every stage, as a table or as JSON."""
+    """Print a pipeline's state as a table or JSON."""
     if as_json:
         facts = {key: about.get(key) for key in ("pipeline", "run_id", "name", "state", "started")}
         print(json.dumps({**facts, "stages": [row.as_json() for row in rows]}, indent=1))

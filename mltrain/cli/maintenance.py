@@ -30,7 +30,7 @@ def sync(
         help="Former address of this store, whose backlog is sent and whose runs are created, too.",
     ),
 ) -> None:
-    """Send the backlog of this machine: metric points, images, staged checkpoints. Safe to repeat.
+    """Send the backlog of this machine. Safe to repeat.
 
     Exits with 5 if something could not be sent. Lists the backlog of other tracking stores.
     """
@@ -100,7 +100,7 @@ def import_(
     experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of the new run."),
     as_json: bool = _JSON,
 ) -> None:
-    """Import a .pth or .safetensors file, or another trainer's checkpoint in a run, as the first checkpoint of a new run.
+    """Import another program's checkpoint as a new run.
 
     From a run, the newest checkpoint of Lightning's MLFlowLogger, MLflow's autologging or the transformers Trainer is
     imported. No code in it is executed. With a project, resume the new run with: mltrain train --resume-run ID. Without

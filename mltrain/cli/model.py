@@ -1,4 +1,4 @@
-"""``mltrain evaluate`` and ``mltrain pull``: evaluate and download a trained model."""
+"""``mltrain evaluate`` and ``mltrain pull``."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def evaluate(
     to: Path = typer.Option(None, "--to", help="A folder for the project's report: tables and pictures."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Evaluate a checkpoint on the run's data or on other data, without changing the run."""
+    """Evaluate a checkpoint on the run's or other data."""
     from mltrain.commands.evaluate import evaluate as run_evaluation
 
     project, overrides = parse(arguments or [])
@@ -65,7 +65,7 @@ def pull(
     alias: str = typer.Option(None, "--alias", help="An alias of that version, such as champion."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Download a verified model with its configuration and history; --register also makes it an MLflow model."""
+    """Download a verified model with its configuration and history."""
     from mltrain.commands.pull import choose, download, refuse_folder
     from mltrain.errors import UsageError
     from mltrain.tracking.mlflow_model import refuse_name

@@ -1,4 +1,4 @@
-"""``mltrain pipeline``: trains several models in order, each stage as a child run of one run."""
+"""``mltrain pipeline``: trains several models in order."""
 
 import os
 import sys
@@ -79,7 +79,9 @@ def pipeline(
     yes: bool = typer.Option(False, "--yes", help="Clear without asking."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON. Never asks, so clearing needs --yes."),
 ) -> None:
-    """Run the stages of a pipeline in order, each as a child run; skip or resume stages where possible.
+    """Run, resume or skip the stages of a pipeline.
+
+    They run in order, each as a child run of the pipeline's run.
 
     mltrain pipeline cardiac --preset quick --mode resume
 
@@ -202,7 +204,7 @@ def _show_status(request: "PipelineRequest", as_json: bool) -> "list[Row]":
 
 
 def _asked(request: "PipelineRequest", as_json: bool) -> "PipelineRequest | None":
-    """Show the status and ask for a mode; ``None`` means to quit."""
+    """Show the status and ask for a mode; ``None`` quits."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or as_json:
         raise UsageError(
             "No mode is given. Expected --mode resume (continue), --mode skip (run what is missing, damaged or out of "

@@ -15,7 +15,7 @@ Advance = Callable[[str, float, float | None], None]
 
 @contextmanager
 def progress(what: str, *, in_bytes: bool = False) -> Iterator[Advance]:
-    """Show a progress bar that the caller advances; it pulses while the total is unknown.
+    """Show a progress bar, which pulses without a known total.
 
     Args:
         what: description until the first advance.

@@ -39,7 +39,7 @@ def prune(
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON. Never asks, so it needs --dry-run or --yes."),
 ) -> None:
-    """Remove old checkpoints from the tracking store, after listing what would be removed and why."""
+    """Remove old checkpoints, after listing them with the reasons."""
     from mltrain.checkpoint.policies import parse
     from mltrain.commands.prune import Rules, plan_experiment, plan_run
     from mltrain.tracking.client import connect
@@ -69,7 +69,7 @@ def prune(
 
 
 def _print_plans(plans: "Sequence[RunPlan]", as_json: bool) -> int:
-    """Print what would be removed; return the number of checkpoints and files."""
+    """Print what would be removed; return how much that is."""
     count = sum(len(plan.removals) + len(plan.uncommitted) + len(plan.litter) for plan in plans)
     if as_json:
         print(json.dumps([_facts(plan) for plan in plans], indent=1))
@@ -82,7 +82,7 @@ def _print_plans(plans: "Sequence[RunPlan]", as_json: bool) -> int:
 
 
 def _remove(server: "TrackingClient", plans: "Sequence[RunPlan]", as_json: bool) -> int:
-    """Carry out the plans; return the exit code of the last error, or 0."""
+    """Carry out the plans; return the last error's exit code."""
     from mltrain.commands.prune import carry_out
 
     freed, code, refusals = 0, 0, []

@@ -31,7 +31,7 @@ def runs(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """List runs with their true state: running, finished, stopped, failed or dead (killed).
+    """List runs: running, finished, stopped, failed or dead (killed).
 
     Metrics are those of each run's best checkpoint.
     """
@@ -74,7 +74,7 @@ def compare(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Show runs side by side: differing parameters, metrics of the best checkpoints, last values, curves.
+    """Compare parameters, best metrics, last values and curves of runs.
 
     System metrics (system/…) are left out.
     """
@@ -117,11 +117,11 @@ def compare(
 
 
 def _sections(comparison: Any) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Return the tables of a comparison, with few runs as columns or many runs as rows."""
+    """Return the tables, with runs as columns or as rows."""
     from mltrain.commands.comparison_page import label
 
     def history(key: str, values: list[Any]) -> list[str]:
-        """Return a parameter's value in each run, with its earlier ones if a resume changed it."""
+        """Return a parameter in each run, with values before resumes."""
         changes = [changed.get(key) for changed in comparison.changed]
         return [" → ".join(one) if one else _measured(value) for one, value in zip(changes, values, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Prints tables: fitted to a terminal, never cut in a file."""
+"""Prints tables, fitted to a terminal or in full."""
 
 import shutil
 import sys
@@ -25,7 +25,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def table_that_fits(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], rest: str) -> None:
-    """Print the columns that fit the terminal, and name the others.
+    """Print the columns that fit, and name the others.
 
     Args:
         title: heading of the table.
@@ -49,12 +49,12 @@ def table_that_fits(title: str, columns: Sequence[str], rows: Iterable[Sequence[
 
 
 def fits(grid: Sequence[Sequence[str]]) -> bool:
-    """Whether each row fits on one line of the terminal; in a file it always does."""
+    """Whether each row fits on one line of the output."""
     return not sys.stdout.isatty() or sum(_widths(grid)) + len(_GAP) * (len(grid[0]) - 1) <= _terminal()
 
 
 def shortest(identities: Sequence[str]) -> list[str]:
-    """Return the shortest distinct prefixes of ids, at least eight digits long."""
+    """Return the shortest distinct prefixes, at least eight digits long."""
     length = next((n for n in range(8, 32) if len({one[:n] for one in identities}) == len(set(identities))), 32)
     return [one[:length] for one in identities]
 
@@ -68,7 +68,7 @@ def _widths(grid: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _print_lines(grid: Sequence[Sequence[str]]) -> None:
-    """Print one line per row; rich takes seconds for a thousand rows."""
+    """Print one line per row, much faster than rich."""
     widths = _widths(grid)
     bold, normal = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
     for number, row in enumerate(grid):

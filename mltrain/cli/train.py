@@ -77,7 +77,7 @@ def train(
     ),
     default_project: str = typer.Option(None, "--default-project", hidden=True),
 ) -> None:
-    """Train a project as an MLflow run, or continue a run.
+    """Train a project as an MLflow run, or continue one.
 
     mltrain train segmentation epochs=20 lr=1e-3
 

@@ -19,7 +19,7 @@ def ui(
     ),
     open_browser: bool = typer.Option(True, "--open/--no-open", help="Open a browser, if there is one."),
 ) -> None:
-    """Open a run in MLflow's UI; start MLflow's server if the store has none.
+    """Open a run in MLflow's UI, and serve that if necessary.
 
     The server listens on this machine only, until Ctrl+C.
     """
@@ -43,7 +43,7 @@ def ui(
 
 
 def _has_browser() -> bool:
-    """Whether a graphical browser can be opened, not one in the terminal."""
+    """Whether a graphical browser can be opened."""
     if not sys.stdout.isatty():
         return False
     return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,4 +1,4 @@
-"""``mltrain watch``: follows a run that trains in another terminal or machine."""
+"""``mltrain watch``: follows a run that another process trains."""
 
 import sys
 from collections.abc import Iterator
@@ -29,9 +29,10 @@ def watch_(
     run_id: str = typer.Argument(..., metavar="ID", help="The id of the run, or its first digits."),
     every: float = typer.Option(2.0, "--every", min=0.2, help="Seconds between two looks."),
 ) -> None:
-    """Follow a run from another terminal or machine until it ends; Ctrl+C does not stop the training.
+    """Follow a run until it ends; Ctrl+C does not stop it.
 
-    Shows a live table on a terminal; without one, prints a line for every epoch.
+    The run may train in another terminal or on another machine. Shows a live table on a terminal; without one, prints a line
+    for every epoch.
     """
     print(f"Following run {run_id} ...", flush=True)  # MLflow's import, next, takes seconds
     from mltrain.commands.watch import watch
@@ -46,7 +47,7 @@ def watch_(
 
 
 def _lines(looks: "Iterator[Look]") -> "Look":
-    """Print the state of the run, then a line for every new epoch; return the last look."""
+    """Print the state and every new epoch; return the last look."""
     shown: int | None = None
     for number, look in enumerate(looks):
         if number == 0:
@@ -63,7 +64,7 @@ def _figures(look: "Look") -> str:
 
 
 def _live(looks: "Iterator[Look]") -> "Look":
-    """Show a table that follows the run; return the last look."""
+    """Show a live table; return the last look."""
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         for look in looks:
             live.update(rendered(look), refresh=True)
@@ -92,7 +93,7 @@ def rendered(look: "Look") -> RenderableType:
 
 
 def _keys(look: "Look") -> list[str]:
-    """Return the metrics in order: the deciding one, then evaluations, epochs, steps."""
+    """Return the metrics, the deciding one first."""
 
     def place(key: str) -> tuple[bool, int, str]:
         order = ("val/", "train/", "learning_rate", "step/")

@@ -1,1 +1,1 @@
-"""What the command line calls: train, evaluate, compare, prune, import, doctor."""
+"""The operations behind the command line."""

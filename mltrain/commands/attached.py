@@ -1,4 +1,4 @@
-"""Runs a program only as long as this process's parent lives::
+"""Runs a program only while this process's parent lives::
 
 python -m mltrain.commands.attached PROGRAM ARGUMENTS
 
@@ -16,7 +16,7 @@ _GRACE_SECONDS = 10.0
 
 
 def main(command: Sequence[str]) -> None:
-    """Run a program until it ends or the standard input closes; exit with its code."""
+    """Run a program until it or the parent ends."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def follow() -> None:
@@ -32,7 +32,7 @@ def main(command: Sequence[str]) -> None:
 
 
 def _end(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Signal a program and the processes it started; on Windows only the program."""
+    """Signal a program and, but on Windows, its children."""
     if sys.platform == "win32":
         process.terminate()
         return

@@ -1,4 +1,4 @@
-"""Begins a training in its open run: records its origin and attaches the trainer to the run."""
+"""Begins a training in its open run."""
 
 import logging
 
@@ -39,7 +39,7 @@ class Beginning:
         self._ranks = ranks
 
     def announce(self, prepared: Prepared, display: Display) -> None:
-        """Record the configuration, then announce the run's id: the run can now be resumed."""
+        """Record the configuration, then announce the run's id as resumable."""
         run, config, project = self._run, prepared.config, self._preparation.project.name
 
         def record() -> None:
@@ -55,7 +55,7 @@ class Beginning:
             run.when_known(lambda: display.opened(run, location(run.server, run.identity.experiment_id, run.id)))
 
     def record(self, prepared: Prepared) -> None:
-        """Record what this attempt begins from, and attach the trainer to the run."""
+        """Record this attempt's origin, and attach the trainer."""
         run, manager, origin, trainer = self._run, self._manager, prepared.origin, prepared.trainer
         attempt = run.attempt
         if origin.own is not None:
@@ -75,7 +75,7 @@ class Beginning:
         describe(run, self._preparation.project.name, prepared.config.best_metric, None)
 
     def save_origin(self, prepared: Prepared) -> None:
-        """Save the state that a new run took from a file, so that the run can be resumed without it."""
+        """Save imported state, so that resumes need no file."""
         origin, trainer = prepared.origin, prepared.trainer
         if origin.file is None or origin.own is not None:
             return
@@ -94,7 +94,10 @@ class Beginning:
         )
 
     def _unrecorded(self, prepared: Prepared) -> bool:
-        """Whether the run has no recorded configuration: it was killed too early, or imported without a project."""
+        """Whether the run lacks a recorded configuration.
+
+        It was killed too early, or imported without a project.
+        """
         if self._request.config is None and (prepared.origin.own is None or prepared.origin.params is not None):
             return False
         try:
@@ -103,7 +106,7 @@ class Beginning:
             return True
 
     def _continue(self, prepared: Prepared) -> None:
-        """Continue the run's curves; unless the resume is exact, a tag records from which step."""
+        """Continue the run's curves; unless exact, tag the first step."""
         run, origin, step = self._run, prepared.origin, prepared.trainer.progress.step
         named = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
         rolled_back = named or origin.superseded

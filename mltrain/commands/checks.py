@@ -1,4 +1,4 @@
-"""Checks, before a run is opened, whether this machine can train a configuration."""
+"""Checks whether this machine can train a configuration."""
 
 import logging
 

@@ -63,7 +63,7 @@ class Comparison:
     decided_by: tuple[str, str] | None = None
 
     def ranked(self) -> list[int]:
-        """Return the indices of the runs, best first, those without a value last."""
+        """Return the indices of the runs, best first."""
         metric, mode = self.decided_by or ("", "min")
         values = self.best.get(metric, [None] * len(self.runs))
         sign = -1.0 if mode == "max" else 1.0
@@ -77,7 +77,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A run's parameters, its changes at resumes, and its best checkpoint's metrics."""
+    """A run's parameters, changes at resumes, and best metrics."""
 
     parameters: Mapping[str, Any]
     changed: Mapping[str, list[str]]
@@ -116,12 +116,12 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
 
 
 def measured(run: Any) -> dict[str, float]:
-    """Return the last value of each metric of a run, without system metrics."""
+    """Return the last values of a run's non-system metrics."""
     return {key: value for key, value in run.data.metrics.items() if not key.startswith(SYSTEM_PREFIX)}
 
 
 def _trained(server: TrackingClient, run: Any) -> _Trained:
-    """Return a run's values from the tracking store, or from its checkpoints if it lacks them.
+    """Return a run's values, if necessary from its checkpoints.
 
     Parameters are the typed values of the newest attempt. A run without a recorded configuration has only the parameters in
     MLflow, logged by a launcher or the first attempt.
@@ -144,7 +144,7 @@ def _trained(server: TrackingClient, run: Any) -> _Trained:
 
 
 def _recorded(server: TrackingClient, run: Any) -> _Trained | None:
-    """Return an ended run's values from the tracking store, without its checkpoints.
+    """Return an ended run's values without reading checkpoints.
 
     ``None`` if a resume changed parameters or committed nothing, or if a checkpoint is not uploaded yet.
     """
@@ -165,7 +165,7 @@ def _recorded(server: TrackingClient, run: Any) -> _Trained | None:
 
 
 def _with_a_meaning(run: Any, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that the run logged as parameters or changed at a resume; the others do not apply to it."""
+    """Return the values that the run logged or later changed."""
     logged = _logged(run)
     return {key: value for key, value in values.items() if not logged or key in logged or key in changes}
 
@@ -178,7 +178,7 @@ def _logged(run: Any) -> dict[str, str]:
 def _configured(
     run: Any, checkpoints: CheckpointReader, manifests: Sequence[Manifest]
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Return the newest attempt's values, and all values of keys that a resume changed."""
+    """Return the newest attempt's values, and every changed key's history."""
     last = last_attempt(run.data.params)
     # The first attempt changes nothing.
     recorded = recorded_attempts(checkpoints.store.artifacts, last) if last > 1 else []
@@ -200,7 +200,7 @@ def _configured(
 
 
 def _histories(changes: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
-    """Return each changed key with all its values, from the attempts' changes, oldest first."""
+    """Return all values of each changed key, oldest first."""
     found: dict[str, list[str]] = {}
     for changed in changes:
         for key, both in changed.items():
@@ -212,7 +212,7 @@ def _histories(changes: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, list
 
 
 def _tagged(run: Any) -> Iterable[Mapping[str, Sequence[str]]]:
-    """Yield the changes of each attempt that the run's tags record."""
+    """Yield each attempt's changes from the run's tags."""
     tags = {
         key.removeprefix(CHANGED_PREFIX): text for key, text in run.data.tags.items() if key.startswith(CHANGED_PREFIX)
     }

@@ -1,4 +1,4 @@
-"""Draws a comparison of runs as a figure of curves and as a self-contained HTML page."""
+"""Draws a comparison as a figure or an HTML page."""
 
 import html
 import io
@@ -34,7 +34,7 @@ div { overflow-x: auto }
 
 
 def curves_of(server: TrackingClient, comparison: Comparison) -> Curves:
-    """Return the curves of at most twelve epoch metrics, the deciding one first.
+    """Return the curves of at most twelve epoch metrics.
 
     Beyond :data:`MOST_DRAWN` runs only the best have curves; the lists of the others are empty.
 
@@ -56,7 +56,7 @@ def curves_of(server: TrackingClient, comparison: Comparison) -> Curves:
 
 
 def figure(comparison: Comparison, curves: Curves) -> "Figure":
-    """Return a figure with a panel for each metric and a line for each run.
+    """Return a figure with a panel per metric.
 
     Of more than ten runs, the ten best are coloured and the others are grey lines behind them.
     """
@@ -95,7 +95,7 @@ def figure(comparison: Comparison, curves: Curves) -> "Figure":
 
 
 def caption(comparison: Comparison) -> str:
-    """Return a sentence on what the figure omits or greys out, empty if nothing."""
+    """Return a sentence on what the figure omits or greys."""
     count = len(comparison.runs)
     if count <= _COLOURS:
         return ""
@@ -107,7 +107,7 @@ def caption(comparison: Comparison) -> str:
 
 
 def save_figure(drawn: "Figure", file: Path) -> None:
-    """Write a figure to a file in the format of its suffix.
+    """Write a figure in the format of the file's suffix.
 
     Raises:
         UsageError: the suffix is not a known format.
@@ -133,7 +133,7 @@ def format_of(file: Path) -> str:
 def page(
     comparison: Comparison, drawn: "Figure", sections: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
 ) -> str:
-    """Return a self-contained HTML page with the runs, their curves and tables.
+    """Return a self-contained HTML page of runs, curves and tables.
 
     Args:
         comparison: the comparison of the runs.
@@ -181,5 +181,5 @@ def _text(text: str) -> str:
 
 
 def _drawable(text: str) -> str:
-    """Return text with ``$`` escaped, which matplotlib would read as a formula."""
+    """Return text that matplotlib does not read as a formula."""
     return harmless(text).replace("$", r"\$")

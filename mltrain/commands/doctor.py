@@ -1,4 +1,4 @@
-"""Checks whether this machine and the tracking store can keep mltrain's promises."""
+"""Checks whether this machine and the store meet mltrain's needs."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ _CLOCK_SECONDS = 60
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check; ``detail`` explains it, with the remedy if there is one."""
+    """The result of a check, with details or a remedy."""
 
     check: str
     state: Literal["good", "note", "bad"]
@@ -40,7 +40,7 @@ class Finding:
 
 
 def examine(server: TrackingClient) -> Iterator[Finding]:
-    """Check tracking, artifact store, disks, clock, versions and devices; leave no trace."""
+    """Check server, artifact store, disks, clock, versions and devices."""
     yield Finding(
         "versions", "good", ", ".join(f"{name} {version}" for name, version in fingerprint.versions().items())
     )

@@ -1,4 +1,4 @@
-"""Ends a training: uploads the last checkpoints and closes the run with its true status."""
+"""Uploads the last checkpoints, and closes the run."""
 
 import time
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Ending:
         self._stopped = not self._trainer.done
 
     def outcome(self) -> Outcome:
-        """Wait for the last checkpoints, close the run, and return the outcome.
+        """Wait for the last checkpoints, and close the run.
 
         Raises:
             NonFiniteLoss: the last state is not finite and was not kept.
@@ -111,7 +111,7 @@ class Ending:
         return self._stopped or self._run.trouble is not None
 
     def _kept(self) -> _Kept:
-        """Return where the last state is kept; upload the resumed checkpoint if the store lacks it."""
+        """Return where the last state is kept, uploading if necessary."""
         committer, step, resumed = self._manager.committer, self._trainer.progress.step, self._resumed
         committed = committer.newest_committed is not None and committer.newest_committed.step == step
         staged = committer.newest_staged is not None and committer.newest_staged.step == step
@@ -152,7 +152,7 @@ class Ending:
 
 
 def describe(run: TrackedRun, project: str, metric: str, best: Manifest | None) -> None:
-    """Set the run's description in MLflow's UI: project, best checkpoint, attempts."""
+    """Set the run's description in MLflow's UI."""
     value = None
     if best is not None and metric in best.metrics:
         value = f"{metric} {best.metrics[metric]:.5g} at {best.title}"

@@ -1,4 +1,4 @@
-"""Rebuilds the task of a run, and evaluates a checkpoint on the same or other data."""
+"""Rebuilds the task of a run, and evaluates a checkpoint."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A task rebuilt with the configuration and weights of a checkpoint."""
+    """A task rebuilt from a checkpoint."""
 
     run_id: str
     manifest: Manifest
@@ -61,7 +61,7 @@ def evaluate(
     project: str | None = None,
     to: Path | None = None,
 ) -> Evaluation:
-    """Evaluate a checkpoint of a run, on the run's data or other data.
+    """Evaluate a checkpoint on the run's or other data.
 
     The run is not changed.
 
@@ -108,7 +108,7 @@ def rebuild(
     project: str | None,
     refuse: Callable[[Project, Task], None],
 ) -> Rebuilt:
-    """Rebuild the task of a run with a checkpoint's configuration and weights.
+    """Rebuild a run's task with a checkpoint's configuration and weights.
 
     Args:
         server: the tracking server.
@@ -165,7 +165,7 @@ def built(project: Project, config: Config) -> Task:
 
 
 def fill(task: Task, parts: Mapping[str, Any]) -> None:
-    """Load the model and the other parts of a checkpoint into a task.
+    """Load a checkpoint's parts into a task.
 
     Raises:
         StateMismatch: a part does not fit the task.

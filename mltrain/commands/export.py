@@ -1,4 +1,4 @@
-"""Copies checkpoints to the files that ``model_save_path``, ``export`` and ``checkpoint_path`` name."""
+"""Copies checkpoints to the files that a configuration names."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ EPOCH = "checkpoint_epoch_{}.pth"
 
 
 class Export:
-    """Copies each committed checkpoint to the files that a configuration asks for.
+    """Copies each committed checkpoint to configured files.
 
     A file that cannot be written is logged as a warning, since the run has the checkpoint. The best file of another run is kept
     while it is better by the same metric, and is renamed if the two cannot be compared.
@@ -38,7 +38,7 @@ class Export:
         self._warned: set[Path] = set()
 
     def __call__(self, manifest: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
-        """Copy a newly committed checkpoint; ``best`` is the run's best one."""
+        """Copy a committed checkpoint; ``best`` is the run's best one."""
         is_best = best is not None and best.id == manifest.id
         try:
             self._weights(manifest, store, is_best=is_best)
@@ -81,7 +81,7 @@ class Export:
                 replace_file(folder / name.replace("model", stem, 1), tensor_file.stamped(content, stamp | measured))
 
     def _is_due(self, file: Path, manifest: Manifest) -> bool:
-        """Whether to write this checkpoint to a best file; a file that may be better is first renamed."""
+        """Whether to write a best file; rename one worth keeping."""
         if not file.exists():
             return True
         written, theirs = self._origin(file)
@@ -124,7 +124,7 @@ class Export:
         return same_run
 
     def _origin(self, file: Path) -> tuple[checkpoint_file.Written | None, float | None]:
-        """Return the origin of a file, and its value of the deciding metric if that is finite."""
+        """Return a file's origin and its finite value that decides."""
         value, metric = math.nan, self._config.best_metric
         try:
             written = checkpoint_file.origin_of(file)

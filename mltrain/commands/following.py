@@ -1,4 +1,4 @@
-"""The ranks other than 0: each carries out what rank 0 asks for."""
+"""The ranks other than 0, which follow rank 0."""
 
 import logging
 from collections.abc import Mapping
@@ -120,7 +120,7 @@ class Follower(Alone):
             verified(self._world, lambda: self._store(place, manifest), manifest)
 
     def _store(self, place: "Destination", manifest: Manifest) -> CheckpointStore:
-        """Return the store of a checkpoint, which caches what was read to verify it."""
+        """Return the store that cached a checkpoint during its verification."""
         if self._read is None or self._read[0] != place:
             self._read = (place, place.opened(manifest.run_id))
         return self._read[1]
@@ -163,7 +163,7 @@ class Follower(Alone):
         saver.settle()
 
     def _hold(self, staging: Path, uri: str) -> None:
-        """Lock the run on this node, if no other rank has, so that ``mltrain sync`` waits until this rank ends."""
+        """Lock the run on this node against ``mltrain sync``."""
         record_address(uri, staging.parent)
         lock = lock_file(staging.parent / "lock")
         with suppress(filelock.Timeout):
@@ -171,7 +171,7 @@ class Follower(Alone):
             self._lock = lock
 
     def _end(self, seconds: float) -> None:
-        """Upload the staged files within ``seconds``, and release this node's lock."""
+        """Upload staged files within ``seconds``, and release the lock."""
         if self._uploads is not None:
             self._uploads.close(seconds)
         if self._lock is not None:
@@ -179,7 +179,7 @@ class Follower(Alone):
 
 
 def process_role(environment: Mapping[str, str]) -> Alone:
-    """Return this process's role in its training, once all processes have joined.
+    """Return this process's role, once all processes have joined.
 
     Raises:
         PeerLost: the others did not join in time.

@@ -148,7 +148,7 @@ def content_of(file: Path) -> Any:
 
 
 def _flattened(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state of ``mltrain train`` with counters and history at the top level."""
+    """Return an ``mltrain`` state with counters and history on top."""
     progress, history = state.get("progress"), state.get("history")
     counters = (
         {name: progress[name] for name in ("step", "epoch") if name in progress}
@@ -160,7 +160,7 @@ def _flattened(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _culprit(error: pickle.UnpicklingError) -> str:
-    """Return the code that the file asks to run, as torch names it, without torch's advice to allow it."""
+    """Return the name of the code that a file needs."""
     named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]*\w\.\w+)", str(error))
     return f" (it asks for {named[1]:.100})" if named else ""
 
@@ -171,7 +171,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _rows(history: Any) -> list[dict[str, float | int]]:
-    """Return a history, which is a list of mappings or a mapping of lists, as rows."""
+    """Return a history of either known form as rows."""
     if isinstance(history, Mapping):
         columns = {str(name): values for name, values in history.items() if isinstance(values, (list, tuple))}
         length = max(map(len, columns.values()), default=0)

@@ -1,4 +1,4 @@
-"""Reads checkpoints of other trainers from an MLflow run, without running code.
+"""Reads checkpoints of other trainers from an MLflow run.
 
 Lightning's ``MLFlowLogger(log_model=…)`` and MLflow's autologging leave files of ``torch.save``. The Trainer of transformers
 leaves whole folders (``HF_MLFLOW_LOG_ARTIFACTS``), which MLflow 3 keeps as LoggedModels of the run.
@@ -49,7 +49,7 @@ class _Candidate:
 
     @property
     def order(self) -> tuple[bool, int, int, str]:
-        """Sort key by the step and epoch in the name, newest last."""
+        """Sort key by step and epoch in the name."""
         name = PurePosixPath(self.path).name
         numbers = [int(match[1]) if (match := form.search(name)) else 0 for form in (_STEP, _EPOCH)]
         return bool(_NEWEST.search(name)) and not any(numbers), numbers[0], numbers[1], self.path
@@ -85,7 +85,7 @@ class ForeignRun:
 
 
 def read_run(server: TrackingClient, source: str) -> ForeignRun:
-    """Read the newest checkpoint that another trainer left in a run.
+    """Read the newest checkpoint of another trainer in a run.
 
     Args:
         server: the tracking server.

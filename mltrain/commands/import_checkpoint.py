@@ -1,4 +1,4 @@
-"""Imports checkpoints of other programs as the first checkpoint of a run."""
+"""Imports checkpoints of other programs as new runs."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -39,7 +39,7 @@ _PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.", "model.modul
 
 @dataclass
 class Report:
-    """What an import took from a file, and what it left.
+    """The parts of a file that were taken and left.
 
     ``fresh`` names the parts of the project's task that keep their initial state.
     """
@@ -54,7 +54,7 @@ class Report:
 def import_file(
     file: Path, server: TrackingClient, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
 ) -> Report:
-    """Import a file as the first checkpoint of a new run.
+    """Import a file as the first checkpoint of a run.
 
     With a project, the weights are loaded into the project's model, and the run can be resumed like any other. Without one,
     the parts are stored unchanged, for ``mltrain train PROJECT --resume-run`` and :class:`CheckpointManager`.
@@ -71,7 +71,7 @@ def import_file(
 def import_run(
     source: str, server: TrackingClient, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
 ) -> Report:
-    """Import the newest checkpoint that another trainer left in a run; see :func:`import_file`.
+    """Import another trainer's checkpoint; see :func:`import_file`.
 
     Args:
         source: id of the run; with ``/PATH``, only artifacts below this path are read.
@@ -170,7 +170,7 @@ def _stored(run: TrackedRun, foreign: Foreign, report: Report, threads: ExitStac
 
 
 def _record_curves(run: TrackedRun, trainer: Mapping[str, Any]) -> None:
-    """Record the metrics that a ``transformers`` Trainer logged, each key and step once."""
+    """Record a Trainer's log, each key and step once."""
     curves = Curves(run.log_metrics)
     for entry in trainer.get("log_history") or []:
         values = {key: value for key, value in entry.items() if key != "step" and isinstance(value, int | float)}
@@ -190,7 +190,7 @@ def _reported(run: TrackedRun, manager: CheckpointManager, report: Report) -> Re
 
 
 def fit(foreign: Foreign, trainer: Trainer, report: Report) -> None:
-    """Load the contents of a file into a training, and report what was taken.
+    """Load a file's contents into a training, and report them.
 
     Raises:
         UsageError: the project has no model to load them into.
@@ -228,7 +228,7 @@ def fit(foreign: Foreign, trainer: Trainer, report: Report) -> None:
 
 
 def _renamed(weights: Mapping[str, torch.Tensor], model: nn.Module) -> tuple[dict[str, Any], str]:
-    """Map foreign names to a model's names by adding or removing a common prefix."""
+    """Match names to a model's by adding or removing prefixes."""
     own = {key.replace("_orig_mod.", "") for key in model.state_dict()}
     best, change = dict(weights), ""
     for prefix in _PREFIXES:

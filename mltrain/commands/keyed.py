@@ -1,4 +1,4 @@
-"""Resolves a run key: continues the run that has the key, or starts a new one."""
+"""Finds or starts the run of a run key."""
 
 import os
 from dataclasses import replace
@@ -27,7 +27,7 @@ _MACHINE_FIELDS = frozenset({"device", "num_threads", "experiment", "run_name"})
 
 
 def continued(request: Request, server: TrackingClient, launcher: Launcher | None) -> tuple[Request, Any | None]:
-    """Return the request with its run key resolved, and MLflow's record of the run that has the key.
+    """Return the request with its run key resolved.
 
     If a run has the key, the request continues it; its configuration must be the command's. Nothing is claimed, created or
     changed.
@@ -73,12 +73,15 @@ def continued(request: Request, server: TrackingClient, launcher: Launcher | Non
 
 
 def is_complete(run: Any) -> bool:
-    """Whether a run is done and its newest checkpoint is uploaded."""
+    """Whether a run is done and fully uploaded."""
     return bool(run.info.status == "FINISHED" and run.data.tags.get(STATUS_TAG) == "finished")
 
 
 def complete(server: TrackingClient, run: Any, launcher: Launcher | None, display: Display) -> Outcome:
-    """Return the outcome of a run that was already complete; nest the empty run of ``mlflow run`` under it."""
+    """Return the outcome of a run that was already complete.
+
+    The empty run of ``mlflow run`` is nested under it.
+    """
     run_id = run.info.run_id
     beside = adoption.beside(server, launcher, run_id)
     if beside is not None:
@@ -125,5 +128,5 @@ def _refuse_other_configuration(server: TrackingClient, run: Any, key: str, conf
 
 
 def _identifies(kind: type[Config], name: str) -> bool:
-    """Whether a run with another value of this key counts as another training."""
+    """Whether another value of this key makes another training."""
     return kind.affects_training(name) or name in Config.execution_fields - _MACHINE_FIELDS

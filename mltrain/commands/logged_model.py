@@ -74,7 +74,7 @@ def registered(rebuilt: Rebuilt, name: str, alias: str | None) -> Registered:
 def log_models(
     server: TrackingClient, run_id: str, task: Task, project: str, which: Literal["best", "kept"]
 ) -> list[str]:
-    """Make LoggedModels of an ended run's best or all checkpoints; return their ids.
+    """Make LoggedModels of an ended run's checkpoints; return their ids.
 
     The task ends up with the weights of the last one. A failure is logged as a warning, since the run has the checkpoints.
     """

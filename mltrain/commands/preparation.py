@@ -1,4 +1,4 @@
-"""Prepares a training before its run is open, without changing anything in the store."""
+"""Prepares a training before its run is open."""
 
 import logging
 from collections.abc import Mapping
@@ -50,12 +50,12 @@ class Prepared:
 
     @property
     def changes_that_matter(self) -> dict[str, tuple[str, str]]:
-        """The changed keys that may change the result of a step."""
+        """The changed keys that may affect a step's result."""
         return {key: both for key, both in self.changed.items() if type(self.config).affects_training(key)}
 
 
 class Preparation:
-    """Prepares a training, and watches what it writes among its data.
+    """Prepares a training, and watches its writes among its data.
 
     Args:
         request: the request to train.
@@ -80,7 +80,7 @@ class Preparation:
         self._watch: Watch | None = None
 
     def prepare(self, known: Any | None) -> Prepared:
-        """Choose and verify the origin, build the task, compare code and data, and restore the state.
+        """Choose the origin, build the task, and restore the state.
 
         Args:
             known: MLflow's record of the run to resume. If ``None``, the run is new.
@@ -119,7 +119,7 @@ class Preparation:
         return prepared
 
     def _fit(self, origin: Origin, trainer: Trainer) -> None:
-        """Load a file of another program into a training, and warn about what was skipped."""
+        """Load a foreign file, and warn about what was skipped."""
         assert origin.foreign is not None
         report = Report()
         fit(origin.foreign, trainer, report)
@@ -128,7 +128,7 @@ class Preparation:
         seed_everything(self.config.seed)
 
     def record_writes(self, run: TrackedRun) -> None:
-        """From now on, record in the run what the training writes among its data."""
+        """From now on, record in the run writes among the data."""
         if self._watch is not None:
             self._watch.report_to(lambda text: run.set_tag(WRITTEN_TAG, text))
 
@@ -143,7 +143,10 @@ class Preparation:
             self._watch.close()
 
     def _built(self, config: Config, written: str) -> tuple[Task, dict[str, str]]:
-        """Build the task reproducibly; fingerprint its data without the files that earlier attempts wrote."""
+        """Build the task reproducibly, and fingerprint its data.
+
+        Files that earlier attempts wrote do not count.
+        """
         places = config.data_places()
         devices.set_up(config.num_threads, config.deterministic, config.device)
         self.close()
@@ -171,7 +174,7 @@ class Preparation:
         return self._request.resume_run or self._request.fork_run
 
     def _written(self) -> str:
-        """Return what earlier attempts, or the forked run, wrote among the data."""
+        """Return the recorded writes of earlier attempts."""
         if self._source is None:
             return ""
         return str(tags_of(self._server.run(self._source)).get(WRITTEN_TAG, ""))

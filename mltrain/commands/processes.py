@@ -15,7 +15,7 @@ _PROCESSES_PER_CORE = 4
 
 
 def run_in_processes(count: str, words: Sequence[str], run_key: str | None) -> int | None:
-    """Start the processes of a training, and return its exit code.
+    """Start the processes of a training; return the exit code.
 
     Args:
         count: the number of processes, as the user wrote it.
@@ -60,13 +60,16 @@ def _number(count: str) -> int:
 
 
 def _started(environment: Mapping[str, str]) -> int | None:
-    """Return the number of processes that a launcher started, or ``None`` without a launcher."""
+    """Return the number of launched processes, or ``None`` without launcher."""
     if is_one_of_several(environment) or "TORCHELASTIC_RUN_ID" in environment:
         return int(environment.get("WORLD_SIZE") or 1)
     return None
 
 
 def _interpreter() -> list[str]:
-    """Return the command of this program, with ``-P`` unless ``python -m`` started it and so searches the working directory."""
+    """Return the command of this program.
+
+    ``python -m`` searches the working directory for modules; a script does not, which ``-P`` imitates.
+    """
     as_module = os.path.basename(sys.argv[0]) == "__main__.py"  # noqa: PTH119 - the path is not opened
     return [sys.executable, *([] if as_module else ["-P"]), "-m", "mltrain"]

@@ -58,7 +58,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What pruning removes from one run, or why it skips the run.
+    """The removals planned for a run, or why it is skipped.
 
     ``failure`` is the error of a run that could not be read.
     """
@@ -103,7 +103,7 @@ def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPla
 def plan_experiment(
     server: TrackingClient, experiment: str, rules: Rules, looked: Callable[[str, int], None] = lambda name, total: None
 ) -> list[RunPlan]:
-    """Return what pruning removes from each run of an experiment; skip live runs.
+    """Plan the pruning of an experiment's runs; skip live ones.
 
     Args:
         server: the tracking server.
@@ -137,7 +137,7 @@ def plan_experiment(
 
 
 def carry_out(server: TrackingClient, plan: RunPlan) -> int:
-    """Carry out a plan, record it in the run, and return the bytes freed.
+    """Carry out and record a plan; return the bytes freed.
 
     Raises:
         StorageError: the store refuses a removal.
@@ -196,7 +196,7 @@ def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
 
 
 def _refuse_unmeasured(policy: Policy, run_id: str, line: Sequence[Manifest]) -> None:
-    """Refuse a policy that ranks by a metric without finite values.
+    """Refuse a policy that ranks by an unmeasured metric.
 
     Raises:
         UsageError: no checkpoint of the current line has a finite value, so the policy would remove what it should keep.
@@ -210,7 +210,7 @@ def _refuse_unmeasured(policy: Policy, run_id: str, line: Sequence[Manifest]) ->
 
 
 def _newest_intact(store: CheckpointStore, manifests: Sequence[Manifest]) -> CheckpointId | None:
-    """Return the newest intact checkpoint of the line, which a resume would use.
+    """Return the newest intact checkpoint, which a resume would use.
 
     Every byte is verified, since the store may have changed after the training.
     """
@@ -248,7 +248,7 @@ def _own_policy(run: Any, artifacts: Artifacts) -> Policy:
 
 
 def _resumed_from(run: Any, manifests: Sequence[Manifest]) -> CheckpointId | None:
-    """Return the checkpoint that the last attempt began from, if it has committed none yet."""
+    """Return the last attempt's origin until it commits."""
     name, newest_commit = run.data.tags.get(RESUMED_FROM_TAG), newest(manifests)
     if name is None or newest_commit is None or newest_commit.id.attempt >= last_attempt(run.data.params):
         return None

@@ -1,4 +1,4 @@
-"""Pulls the best model of a run or of an experiment, verified."""
+"""Pulls the verified best model of a run or experiment."""
 
 import hashlib
 import logging
@@ -46,7 +46,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Choice:
-    """The run and the checkpoints to pull, in order of preference."""
+    """The run and the checkpoints to pull, preferred first."""
 
     run_id: str
     checkpoints: CheckpointReader
@@ -63,7 +63,7 @@ def pull(
     checkpoint: str = "best",
     received: Received | None = None,
 ) -> Pulled:
-    """Pull the verified weights of a checkpoint with configuration, history and manifest.
+    """Pull a checkpoint's verified weights, configuration, history and manifest.
 
     Args:
         run_id: the run's id. Give either this or ``experiment``.
@@ -113,7 +113,7 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
     store, interrupted = choice.checkpoints.store, any(to.glob(_PENDING))
 
     def write(manifest: Manifest) -> None:
-        """Download the files one by one, so that only one is in memory; rename them once all are intact."""
+        """Download the files one by one, then rename them."""
         sizes = store.sizes(manifest)
         wanted = [name for name in sizes if name.startswith(("model", "params", "history"))]
         total, whole = sum(sizes[name] for name in wanted), {}
@@ -139,7 +139,7 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
 
 
 def refuse_folder(to: Path) -> None:
-    """Refuse a folder that a pull cannot fill or should not overwrite.
+    """Refuse a folder that a pull cannot or may not fill.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -166,7 +166,7 @@ def _manifest_in(file: Path) -> Manifest | None:
 
 
 def _describes(manifest: Manifest, file: Path) -> bool:
-    """Whether a manifest has the name and the digest of a file."""
+    """Whether a manifest has a file's name and digest."""
     if file.name not in manifest.files:
         return False
     with file.open("rb") as opened:
@@ -181,7 +181,9 @@ def load_best(
     mode: Mode | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """Return the verified weights of the best checkpoint of a run or an experiment.
+    """Return the verified weights of the best checkpoint.
+
+    It is the best of a run, or of the best run of an experiment.
 
     Returns:
         Names to tensors, for ``model.load_state_dict``; a tied weight appears under each of its names.
@@ -200,7 +202,7 @@ def load_best(
 def _chosen(
     run_id: str | None, experiment: str | None, metric: str | None, mode: Mode | None
 ) -> tuple[str, CheckpointReader]:
-    """Return the named run, or the best one of the experiment, with its checkpoints."""
+    """Return the named or best run, with its checkpoints."""
     if (run_id is None) == (experiment is None):
         raise UsageError("Both or neither of run and experiment were given. Expected one of the two.")
     if run_id is not None and (metric is not None or mode is not None):
@@ -217,7 +219,7 @@ def _chosen(
 
 
 def best_run(server: TrackingClient, experiment: str, metric: str | None, mode: Mode | None) -> str:
-    """Return the id of the run with the best checkpoint of an experiment.
+    """Return the id of an experiment's best run.
 
     A run whose artifacts cannot be read is skipped with a warning.
 

@@ -1,4 +1,4 @@
-"""The processes of one training: rank 0 holds the run and directs the others.
+"""The processes of one training, which rank 0 directs.
 
 The others send no request to a tracking server, and hold, save and prune nothing. A single process is :class:`Alone`, and uses
 no torch.distributed.
@@ -31,7 +31,7 @@ _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_one_of_several(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher such as torchrun started this process as one of several."""
+    """Whether a launcher started this process as one of several."""
     return environment.get("WORLD_SIZE", "1") not in ("", "1") and all(name in environment for name in _NEEDED)
 
 
@@ -66,11 +66,11 @@ class Alone:
         return
 
     def read(self, store: CheckpointStore, manifest: Manifest) -> Configured:
-        """Return the verified parts and configuration of a checkpoint; see :func:`mltrain.checkpoint.reader.configured`."""
+        """Return the verified parts and configuration of a checkpoint."""
         return configured(store, manifest)
 
     def together(self, project: Project, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
-        """Return the task and the request to stop that all processes share."""
+        """Return the task and stop request shared by all processes."""
         return task, stop
 
     def restore(self, trainer: Trainer, parts: Mapping[str, Any], **how: Any) -> None:
@@ -78,7 +78,7 @@ class Alone:
         trainer.restore(parts_of_rank(parts, 0, self.size), **how)
 
     def prepare(self, trainer: Trainer, parts: Mapping[str, Any] | None) -> None:
-        """Send rank 0's state to the other processes, and wait until all have loaded it."""
+        """Send rank 0's state, and wait until all have it."""
 
     def show(self, trainer: Trainer) -> None:
         """Log the images of the epoch that has just ended."""
@@ -114,9 +114,9 @@ class Leader(Alone):
         self._world.__exit__(kind, error, trace)
 
     def read(self, store: CheckpointStore, manifest: Manifest) -> Configured:
-        """Return the parts and configuration of a checkpoint, verified by all processes if it is sharded.
+        """Return the verified parts and configuration of a checkpoint.
 
-        Sharded tensors have no data until :meth:`restore`.
+        All processes verify a sharded one; its tensors have no data until :meth:`restore`.
 
         Raises:
             DamagedCheckpoint: the checkpoint is not what was committed.
@@ -134,7 +134,7 @@ class Leader(Alone):
         return found
 
     def together(self, project: Project, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
-        """Return the task and the request to stop that all processes share.
+        """Return the task and stop request shared by all processes.
 
         Raises:
             UsageError: the loader, the step or the configuration does not work with several processes.
@@ -165,7 +165,7 @@ class Leader(Alone):
         restore(self._world, trainer, lambda: parts, how, assembly)
 
     def prepare(self, trainer: Trainer, parts: Mapping[str, Any] | None) -> None:
-        """Send rank 0's state to the other processes, and wait until all have loaded it.
+        """Send rank 0's state, and wait until all have it.
 
         Raises:
             PeerLost: a process cannot load it.
@@ -186,7 +186,7 @@ class Leader(Alone):
         self._world.agree(None)
 
     def show(self, trainer: Trainer) -> None:
-        """Log the images of the epoch that has just ended; all processes take part if the model is sharded."""
+        """Log the images of the epoch, with all ranks if sharded."""
         if _shards(trainer.config):
             self._world.share(("show",))
         trainer.show()

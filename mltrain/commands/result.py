@@ -48,7 +48,7 @@ class Display:
     """Shows nothing; subclasses show the training as it runs."""
 
     def resuming(self, run_id: str) -> None:
-        """The run to resume is found; nothing in it has changed yet."""
+        """The run to resume is found, and not yet changed."""
 
     def opened(self, run: "TrackedRun", where: str) -> None:
         """The run is open."""

@@ -1,4 +1,4 @@
-"""Chooses the origin of a training's state: the start, a checkpoint, or a file."""
+"""Chooses the origin of a training's state."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -74,7 +74,7 @@ class Origin:
         *,
         allow_change: bool,
     ) -> None:
-        """Compare code and data with those of the checkpoint; warn about changed code.
+        """Compare code and data with those of the checkpoint.
 
         Args:
             code: fingerprint of the project's code now.
@@ -111,7 +111,7 @@ class Origin:
 
 
 class Origins:
-    """Chooses the origin of a training, and pins a checkpoint of another run until this one has its own.
+    """Chooses the origin of a training, and pins foreign checkpoints.
 
     Args:
         server: the tracking server.
@@ -167,7 +167,7 @@ class Origins:
         return Origin()
 
     def is_current(self, origin: Origin, manager: CheckpointManager) -> bool:
-        """Whether the origin, chosen before the run was claimed, would still be chosen now."""
+        """Whether the origin would still be chosen now."""
         if self._request.resume_run is None or self._request.resume_file is not None:
             return True
         choices = (manifest.id for manifest in manager.reader.choices(self._request.resume_from))
@@ -177,7 +177,7 @@ class Origins:
         return first == origin.own.id
 
     def hold(self, origin: Origin, run: TrackedRun, manager: CheckpointManager) -> None:
-        """Pin the other run's checkpoint until the manager has committed one of this run."""
+        """Pin the other run's checkpoint until this run has one."""
         if origin.manifest is None or origin.run_id is None or origin.file is not None:
             return
         self._pin = (origin.run_id, f"{PIN_PREFIX}{origin.manifest.name}")
@@ -186,7 +186,7 @@ class Origins:
         manager.when_committed(self._release)
 
     def source(self, origin: Origin) -> Source | None:
-        """Return a function that loads the other run's checkpoint again while :meth:`hold` pins it."""
+        """Return a function that loads the pinned checkpoint again."""
         manifest, run_id = origin.manifest, origin.run_id
         if manifest is None or run_id is None or origin.file is not None:
             return None  # a new run saves at once the state that it takes from a file
@@ -194,7 +194,7 @@ class Origins:
         return lambda: store.load(manifest)
 
     def _release(self, *_: object) -> None:
-        """Unpin the other run's checkpoint, which this run no longer needs."""
+        """Unpin the other run's checkpoint."""
         if self._pin is not None:
             self._server.once.delete_tag(*self._pin)
             self._pin = None
@@ -251,7 +251,7 @@ class Origins:
         return Origin(manifest, parts, source, params=params)
 
     def _branch_point(self, run: Any) -> tuple[str, str] | None:
-        """Return the run and checkpoint that a fork began from, according to the pin there."""
+        """Return a fork's source run and checkpoint, from the pin."""
         source = run.data.tags.get(FORKED_FROM_TAG, "").partition("/")[0]
         if not source:
             return None

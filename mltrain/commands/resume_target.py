@@ -1,4 +1,4 @@
-"""Resolves the value of ``--resume``: a run, or a file that a training wrote."""
+"""Resolves the value of ``--resume``, a run or a file."""
 
 import logging
 import re
@@ -34,7 +34,7 @@ def names_run(target: str) -> bool:
 
 
 def resolve_target(request: Request, server: TrackingClient) -> Request:
-    """Return the request with full run ids and with ``resume`` resolved.
+    """Return the request with its run ids and ``resume`` resolved.
 
     A file that a run of this store wrote continues that run; any other file begins a new one.
 
@@ -64,7 +64,7 @@ def resolve_target(request: Request, server: TrackingClient) -> Request:
 
 
 def _target_of(request: Request) -> tuple[Request, str | None]:
-    """Return the request without its ``resume``, and the value of that.
+    """Return the request without ``resume``, and the value of ``resume``.
 
     A key on the command line counts as the option; a key in a file applies only if the command line names nothing.
     """
@@ -93,14 +93,14 @@ def _target_of(request: Request) -> tuple[Request, str | None]:
 
 
 def _given(target: Any) -> str | None:
-    """Return a value as text, or ``None`` if it means "not given"."""
+    """Return a value as text, or ``None`` if not given."""
     if target is True:
         return WITHOUT_VALUE
     return None if target is None or target is False or str(target) in {*NOT_GIVEN, "false", "False"} else str(target)
 
 
 def _file(target: str) -> Path:
-    """Return the named file, or the newest checkpoint in the named folder of an export.
+    """Return the named file, or an export folder's newest one.
 
     Raises:
         NoCheckpoint: there is no such file.
@@ -127,7 +127,7 @@ def _file(target: str) -> Path:
 
 
 def _of_its_run(request: Request, server: TrackingClient, file: Path, written: Written) -> Request:
-    """Continue the run that wrote a file if this store has it; otherwise begin a new one."""
+    """Continue a file's run, or begin a new one."""
     assert written.run_id is not None
     try:
         run_id = recorded_id(server, written.run_id)

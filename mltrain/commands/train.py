@@ -1,4 +1,4 @@
-"""Runs a whole training, from the request to the closed run."""
+"""Runs a training from the request to the closed run."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def train(project: str | Path | Project | None = None, **words: Any) -> Outcome:
-    """Train a project as an MLflow run, and return how the training ended.
+    """Train a project as an MLflow run; return the outcome.
 
     >>> mltrain.train("my_project.py", lr=3e-4, name="first")
     >>> mltrain.train(resume_run="4f1c...", epochs=60)
@@ -56,7 +56,7 @@ def train(project: str | Path | Project | None = None, **words: Any) -> Outcome:
 
 
 def run_training(request: Request, display: Display | None = None, stop: StopRequest | None = None) -> Outcome:
-    """Train what is requested, and close the run with its true status.
+    """Train as requested, and close the run.
 
     Args:
         request: the request to train.
@@ -84,7 +84,7 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
 
 
 class _Session:
-    """One attempt: first every check, then the run, then the training."""
+    """One attempt: first every check, then run and training."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Session:
         return Outcome(run_id, self._stop.exit_code, "stopped before the first step", None, None, {})
 
     def _failed(self, run: TrackedRun, error: BaseException) -> None:
-        """Finish the checkpoint that is being written, and close the run with the error."""
+        """Finish the pending checkpoint, and close the failed run."""
         deadline = time.monotonic() + grace_seconds()
         if self._manager is not None:
             self._manager.wait(grace_seconds())
@@ -156,7 +156,7 @@ class _Session:
             )
 
     def _trained(self, run: TrackedRun, prepared: Prepared) -> Outcome:
-        """Record the training in its run, train, and close the run."""
+        """Record the training, train, and close the run."""
         config = prepared.config
         manager = self._manager = CheckpointManager(
             run,

@@ -168,7 +168,7 @@ class Resolved:
         self.config = self.config_over(base)
 
     def config_over(self, base: Mapping[str, Any] | None) -> Config:
-        """Return the request's configuration over ``base``, or over the project's own file.
+        """Return the request's configuration over ``base`` or the project's file.
 
         Raises:
             ConfigError: the configuration is invalid.

@@ -1,4 +1,4 @@
-"""Finds the address of a run in MLflow's UI, and serves the UI if no server does."""
+"""Finds a run's page in MLflow's UI, and serves it."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.2
 def pages(
     server: TrackingClient, run_id: str | None, port: int | None
 ) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
-    """Serve MLflow's UI, and yield the address of a page with the server process.
+    """Serve MLflow's UI; yield an address and the server process.
 
     The server ends with the context.
 
@@ -91,7 +91,7 @@ def _page(address: str, run: object, run_id: str | None) -> str:
 
 
 def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
-    """Wait for the server's first answer; return ``False`` if it ends or the time is up."""
+    """Wait for the server's first answer; return whether it came."""
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:

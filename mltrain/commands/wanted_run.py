@@ -1,4 +1,4 @@
-"""Finds the run of a training, and opens it once every check has passed."""
+"""Finds the run of a training, and opens it."""
 
 import logging
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WantedRun:
-    """The run of a training: resumed, created by ``mlflow run``, or new.
+    """The run of a training: resumed, adopted or new.
 
     Attributes:
         request: the request to train.
@@ -33,7 +33,7 @@ class WantedRun:
     launcher: Launcher | None
 
     def known(self, experiment: str | None) -> Any | None:
-        """Return MLflow's record of the run to resume, if any; change nothing.
+        """Return MLflow's record of the run to resume, if any.
 
         Args:
             experiment: the configured one; a warning is logged if the launcher chose another.
@@ -55,7 +55,7 @@ class WantedRun:
         return None
 
     def open(self, project: str, config: Config) -> TrackedRun:
-        """Resume the run, adopt the one that ``mlflow run`` created, or create one.
+        """Resume, adopt or create the run.
 
         Args:
             project: name of the project.

@@ -1,4 +1,4 @@
-"""Follows a run that another process trains, through the tracking store."""
+"""Follows another process's run through the tracking store."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +50,7 @@ class Look:
 def watch(
     server: TrackingClient, run_id: str, every: float, sleep: Callable[[float], object] = time.sleep
 ) -> Iterator[Look]:
-    """Poll a run until it has ended; yield each look, the final state last.
+    """Poll a run until it has ended; yield each look.
 
     Args:
         server: the tracking server.

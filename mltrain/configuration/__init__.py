@@ -1,1 +1,1 @@
-"""How a configuration is put together of files, texts and the environment."""
+"""Assembles a configuration from files, text and the environment."""

@@ -1,4 +1,4 @@
-"""Translates keys, values and sections of other programs, with one warning for each."""
+"""Translates other programs' keys, values and sections, with a warning."""
 
 import logging
 import typing

@@ -1,4 +1,4 @@
-"""Nests dotted keys, and parses text by the type of its field."""
+"""Nests dotted keys, and parses text by field type."""
 
 import copy
 import types
@@ -47,7 +47,7 @@ LISTED_WHERE = "All keys are listed by: mltrain train PROJECT --help."
 
 
 def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
-    """Merge a nested mapping into another; new values override old ones."""
+    """Merge a nested mapping into another, overriding old values."""
     for key, value in new.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
@@ -56,7 +56,7 @@ def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, source: str) -> dict[str, Any]:
-    """Return the value of a dotted key, nested and parsed by the type of its field."""
+    """Return a dotted key's value, nested and parsed by type."""
     name, rest = path[0], path[1:]
     field = model.model_fields.get(name)
     if field is None:
@@ -117,7 +117,7 @@ def allows(annotation: Any, wanted: type) -> bool:
 
 
 def _is_choice(annotation: Any, value: str) -> bool:
-    """Whether a ``Literal`` of the annotation contains the text, such as ``none`` of ``flips``."""
+    """Whether a ``Literal`` of the annotation contains the text."""
     return any(
         typing.get_origin(member) is typing.Literal and value in typing.get_args(member)
         for member in _members(annotation)

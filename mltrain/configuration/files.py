@@ -14,7 +14,7 @@ _MAX_FILE_BYTES = 1_000_000
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
-    """Read a YAML or JSON file; scalars of YAML remain text.
+    """Read a YAML or JSON file; YAML scalars remain text.
 
     Raises:
         ConfigError: the file is missing, too large or malformed, is not a mapping, or has duplicate keys, aliases or Python
@@ -42,7 +42,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Loads YAML scalars as text, and refuses aliases (which can be a bomb), tags and duplicate keys."""
+    """Loads YAML scalars as text; refuses aliases, tags and duplicates."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own attribute
 

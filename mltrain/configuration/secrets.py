@@ -1,4 +1,4 @@
-"""Finds and masks secrets of a configuration, and reads them from the environment."""
+"""Finds and masks secrets, and reads them from the environment."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def masked_secrets(config: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def variable_of(key: str) -> str:
-    """Return the environment variable that holds the secret of a dotted key."""
+    """Return the environment variable of a secret key."""
     return f"MLTRAIN_{key.upper().replace('.', '__')}"
 
 
@@ -63,7 +63,7 @@ def secrets_of_environment(model: type[BaseModel], prefix: str = "") -> dict[str
 
 
 def without_redacted(values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Return recorded values without masked secrets, and the keys of the secrets that are missing."""
+    """Return values without masked secrets, and the keys masked."""
     kept: dict[str, Any] = {}
     missing: list[str] = []
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Clears the user's own runs of stages: first plans, then removes."""
+"""Clears the user's own runs of stages."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -96,7 +96,7 @@ def _planned(server: TrackingClient, stage: str, run: Any) -> Clearing:
 
 
 def clear(server: TrackingClient, clearing: Clearing) -> None:
-    """Remove what was planned; delete the run unless a checkpoint is kept.
+    """Remove what was planned; delete a run without kept checkpoints.
 
     Raises:
         RunHeld: another process has resumed the run in the meantime.

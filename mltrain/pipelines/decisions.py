@@ -1,4 +1,4 @@
-"""Decides whether to skip, resume or run a stage, without I/O."""
+"""Decides whether to skip, resume or run a stage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +101,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do with a stage, and why; ``run_id`` is the run to keep or continue."""
+    """The action for a stage, the reason, and the run."""
 
     stage: str
     action: Action
@@ -110,7 +110,7 @@ class Decision:
 
 
 def preferred(stage: Stage, found: Sequence[Found], mode: StageMode) -> Found | None:
-    """Return the run to keep or continue, or else the newest.
+    """Return the run to keep or continue, or the newest.
 
     A finished run is preferred to an unfinished one; ``found`` lists the newest first.
     """
@@ -159,7 +159,7 @@ def _facts(stage: Stage, found: Found | None, mode: StageMode) -> frozenset[str]
 
 
 def decide(stage: Stage, found: Found | None, mode: StageMode) -> Decision:
-    """Return what to do with a stage, given one of its runs.
+    """Decide what to do with a stage, given a run.
 
     ``skip`` keeps an intact run and continues an unfinished one, if nothing has changed; otherwise it starts a new run.
     ``resume`` continues the run: changed code is only reported; a changed configuration applies to an unfinished training,

@@ -1,4 +1,4 @@
-"""Writes and follows the log of a stage, on this machine and in the run's artifacts."""
+"""Writes and follows the log of a stage."""
 
 import logging
 import time
@@ -28,7 +28,9 @@ _LOOK_SECONDS = 0.5
 
 
 class LoggedStage(logging.Handler, Display):
-    """A display that also logs its output, warnings and errors to a file; a context manager.
+    """A display that also writes to the stage's log file.
+
+    A context manager, which also logs warnings and errors.
 
     The file is ``stage.log`` in the run's folder on this machine, uploaded to the artifacts after every epoch. If a line cannot
     be written, a warning is logged once and the stage continues.
@@ -60,7 +62,7 @@ class LoggedStage(logging.Handler, Display):
         self._write(self.format(record))
 
     def resuming(self, run_id: str) -> None:
-        """Write nothing yet: the file belongs to the run's lease holder."""
+        """Write nothing yet: the file belongs to the lease holder."""
         self._inner.resuming(run_id)
 
     def opened(self, run: "TrackedRun", where: str) -> None:
@@ -120,7 +122,7 @@ class LoggedStage(logging.Handler, Display):
 
 
 def followed(server: TrackingClient, run_id: str) -> Iterator[str]:
-    """Yield the lines of a stage's log until the run ends.
+    """Yield a stage's log until the run ends.
 
     Raises:
         NoCheckpoint: the run has ended without a log.

@@ -1,4 +1,4 @@
-"""Runs a stage that makes files, and commits its output as a whole."""
+"""Runs a stage that makes files."""
 
 import tempfile
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Making:
 
 
 def make(making: Making, server: TrackingClient, display: Display, stop: StopRequest) -> Outcome:
-    """Make the files, commit them, and close the run with its true status.
+    """Make and commit the files, and close the run.
 
     Raises:
         MltrainError: the files could not be made; the run, if already open, is closed as FAILED.
@@ -106,7 +106,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
 
 
 def _discard_unfinished(server: TrackingClient, run: TrackedRun) -> None:
-    """Remove unfinished uploads of earlier attempts; only the lease holder may do so."""
+    """Remove unfinished uploads, as only the lease holder may."""
     artifacts = open_artifacts(server.run(run.id).info.artifact_uri, server.uri)
     for name in outputs.unfinished(artifacts):
         artifacts.remove_output(name)

@@ -1,4 +1,4 @@
-"""Inspects the runs of a pipeline's stages, and verifies their outputs."""
+"""Inspects the runs of stages, and verifies their outputs."""
 
 import json
 import logging
@@ -37,13 +37,13 @@ def recipe_of(stage: Stage, config: Config, inputs: Mapping[str, Output]) -> Rec
 
 
 def data_of(stage: Stage, config: Config) -> dict[str, str]:
-    """Return the fingerprints of configured paths that are not outputs of stages."""
+    """Return the fingerprints of paths that no stage outputs."""
     own = {key: place for key, place in config.data_places().items() if key not in stage.needs}
     return fingerprint.data(own)
 
 
 def recipe_tags(recipe: Recipe) -> dict[str, str]:
-    """Return the tags that record code and data; ``config.json`` records the configuration."""
+    """Return the tags that record a recipe's code and data."""
     return {STAGE_RECIPE_TAG: json.dumps({"code": recipe.code, "data": recipe.data})}
 
 
@@ -65,7 +65,7 @@ class Survey:
 
 
 def survey(server: TrackingClient, parent: Any, stage: Stage, recipe: Recipe, mode: StageMode) -> Survey:
-    """Inspect the runs of a stage; verify the outputs that would be used.
+    """Inspect a stage's runs; verify the outputs to be used.
 
     Args:
         server: the tracking server.
@@ -104,7 +104,7 @@ def _surveyed(server: TrackingClient, run: Any, stage: Stage, recipe: Recipe, mo
 def verified(
     stage: Stage, run_id: str, artifacts: Artifacts, checkpoints: CheckpointReader
 ) -> tuple[Output | None, str | None, bool]:
-    """Return a run's output if intact, the damage if any, and whether the run can make it again."""
+    """Return the output if intact, any damage, and its recoverability."""
     if stage.make is not None:
         try:
             output = outputs.made(run_id, artifacts)
@@ -162,7 +162,10 @@ def _record(run: Any, checkpoints: CheckpointReader, recipe: Recipe) -> Record:
 
 
 def _data_now(run: Any, before: dict[str, str], recipe: Recipe) -> dict[str, str]:
-    """Return the digests of a run's data by the current rule, without the files that the run wrote."""
+    """Return a run's data digests by the current rule.
+
+    Files that the run wrote do not count.
+    """
     places, written = recipe.config.places(), units_of(tags_of(run).get(WRITTEN_TAG, ""))
     same = {
         name: recipe.data[name]

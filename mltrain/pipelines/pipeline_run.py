@@ -1,4 +1,4 @@
-"""Finds the run of a pipeline and the runs of its stages."""
+"""Finds the runs of a pipeline and its stages."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from mltrain.tracking.tags import MLFLOW_PARENT, PIPELINE_TAG, STAGE_RETIRED_TAG
 
 
 def newest_parent(server: TrackingClient, pipeline: Pipeline, experiments: list[str]) -> Any | None:
-    """Return this user's newest run of a pipeline in some experiments, or ``None``."""
+    """Return this user's newest run of a pipeline, if any."""
     found = server.search_runs(
         experiments,
         f"tags.`{PIPELINE_TAG}` = '{pipeline.name}' and tags.`mlflow.user` = '{user()}'",
@@ -21,7 +21,7 @@ def newest_parent(server: TrackingClient, pipeline: Pipeline, experiments: list[
 
 
 def parent_of(server: TrackingClient, run_id: str) -> Any:
-    """Return a pipeline's run by its id or by the id of a stage's run.
+    """Return a pipeline's run by its or a stage's id.
 
     Raises:
         RunNotFound: the id is neither.
@@ -37,7 +37,7 @@ def parent_of(server: TrackingClient, run_id: str) -> Any:
 
 
 def children(server: TrackingClient, parent: Any, stage: str) -> list[Any]:
-    """Return the runs of a stage under a pipeline's run, newest first."""
+    """Return a stage's runs under a pipeline's run, newest first."""
     found = server.search_runs(
         [parent.info.experiment_id],
         f"tags.`{MLFLOW_PARENT}` = '{parent.info.run_id}' and tags.`{STAGE_TAG}` = '{stage}'",
@@ -46,7 +46,7 @@ def children(server: TrackingClient, parent: Any, stage: str) -> list[Any]:
 
 
 def _experiments(server: TrackingClient, pipeline: Pipeline, name: str | None) -> list[str]:
-    """Return the ids of the experiments that may have a pipeline's run.
+    """Return the ids of experiments that may have the run.
 
     If ``name`` is ``None``, these are the pipeline's own and MLflow's default, where ``mlflow run`` creates its runs.
     """
@@ -57,7 +57,7 @@ def _experiments(server: TrackingClient, pipeline: Pipeline, name: str | None) -
 
 
 def chosen_parent(server: TrackingClient, pipeline: Pipeline, run: str | None, experiment: str | None) -> Any | None:
-    """Return the requested run of a pipeline, or else the newest.
+    """Return the requested run of a pipeline, or the newest.
 
     Returns ``None`` if there is no run, or if ``run`` is ``new``.
 

@@ -1,4 +1,4 @@
-"""The request to a pipeline, the plan that its run records, and the result."""
+"""The request to a pipeline, its plan and its result."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -83,7 +83,7 @@ class PipelineRequest:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a pipeline: its run, exit code, reason, decisions, and each stage's run."""
+    """A pipeline's run, exit code, reason, decisions and stage runs."""
 
     run_id: str | None
     exit_code: int
@@ -134,7 +134,7 @@ class Plan:
 
 
 def recorded_plan(server: TrackingClient, pipeline: Pipeline, parent: Any) -> Plan:
-    """Return the recorded plan; rebuild a missing or damaged one from the stages' runs.
+    """Return the recorded plan, if necessary rebuilt from the stages.
 
     Raises:
         StorageError: the artifacts of the run and of all its stages are unreachable.

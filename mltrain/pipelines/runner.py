@@ -1,4 +1,4 @@
-"""Runs a pipeline stage by stage, and closes its run with the true status."""
+"""Runs a pipeline stage by stage."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) ->
 
 
 def _check(server: TrackingClient, request: PipelineRequest, found: Planned) -> None:
-    """Before any run is changed, refuse unusable runs of ``--use`` and a stage without its inputs."""
+    """Refuse unusable ``--use`` runs and a stage without inputs."""
     pipeline, only = request.located.pipeline, request.only
     for name in request.use:
         handed_on(server, pipeline.stage(name), found.plan.used[name])
@@ -84,7 +84,7 @@ def _check(server: TrackingClient, request: PipelineRequest, found: Planned) -> 
 
 
 class _Session:
-    """One attempt at a pipeline, from the open to the closed run."""
+    """One attempt at a pipeline, until its run is closed."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class _Session:
             return run_training(training, display, self._stop)
 
     def _died_with_the_pipeline(self, run_id: str | None) -> bool:
-        """Whether the pipeline's former holder, which has ended, also held this stage's run."""
+        """Whether the pipeline's dead holder also held this run."""
         if run_id is None or not self._holder:
             return False
         return same(holder_of(self._server.run(run_id)), self._holder)

@@ -1,4 +1,4 @@
-"""The state of a pipeline: each stage with its run, progress, best metric and next action."""
+"""The state and next action of each stage."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,1 +1,1 @@
-"""The origin of a training: its code, its data, and the files it writes."""
+"""Records the code, data and written files of a training."""

@@ -1,4 +1,4 @@
-"""Digests of the files below a path, cached on this machine.
+"""Cached digests of the files below a path.
 
 A path of at most ``MLTRAIN_FINGERPRINT_GB`` (4 by default) is read completely. In a larger one each file is sampled: its
 start, its end, and blocks in between at offsets that depend on its name and size. A sampled digest records the sampling and
@@ -34,7 +34,7 @@ _NO_DATA = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 @dataclass(frozen=True)
 class Entry:
-    """The size of a file in bytes and the digest of its content or sample."""
+    """A file's size in bytes and its digest."""
 
     size: int
     digest: str
@@ -68,7 +68,7 @@ class Contents:
 
 
 def contents_of(place: Path, rule: str | None = None, *, settled_seconds: float = 2.0) -> Contents:
-    """Return the contents of a file or of all files below a folder, following links.
+    """Return the contents of a file or folder, following links.
 
     Args:
         place: the file or folder.
@@ -115,7 +115,7 @@ _File = tuple[str, Path, os.stat_result]
 
 
 def _files(place: Path) -> Iterator[_File]:
-    """Yield the files below a path in a fixed order, at most one beyond the limit."""
+    """Yield files in a fixed order, one beyond the limit."""
     try:
         status = place.stat()
     except (OSError, ValueError):
@@ -187,7 +187,10 @@ def _digested(place: Path, files: list[_File], most: int | None, settled_seconds
 
 
 def _digest_of(file: _File, most: int | None, stop: threading.Event) -> str | None:
-    """Return the digest of a file, or of at most ``most`` bytes of it; ``None`` if it is unreadable."""
+    """Return a file's digest, ``None`` if it is unreadable.
+
+    At most ``most`` bytes are sampled, if that is not ``None``.
+    """
     name, path, status = file
     digest = hashlib.sha256()
     try:
@@ -205,7 +208,7 @@ def _digest_of(file: _File, most: int | None, stop: threading.Event) -> str | No
 
 
 def _offsets(name: str, size: int, most: int) -> list[int]:
-    """Return the offsets of the blocks to read, which depend on the file's name and size."""
+    """Return the block offsets, which depend on name and size."""
     count = most // _BLOCK
     if not count:
         return []
@@ -215,7 +218,7 @@ def _offsets(name: str, size: int, most: int) -> list[int]:
 
 
 class _Cache:
-    """Cache of digests on this machine, by path, size, times and inode; errors disable it."""
+    """Cache of digests by path, size, times and inode."""
 
     def __init__(self, most: int | None, settled_seconds: float) -> None:
         self._settled_seconds = settled_seconds
@@ -242,7 +245,7 @@ class _Cache:
         return found
 
     def keep(self, fresh: list[tuple[_File, str]]) -> None:
-        """Cache the digests of files that did not change while they were read."""
+        """Cache digests of files that did not change meanwhile."""
         rows = [
             (os.fsencode(path.absolute()), self._rule, _stamp(status), digest, int(time.time()))
             for (_, path, status), digest in fresh

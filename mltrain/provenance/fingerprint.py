@@ -44,7 +44,7 @@ def host() -> str:
 
 
 def code(place: Path) -> dict[str, str]:
-    """Return commit, uncommitted changes, remote without secrets, and a digest of the code.
+    """Return commit, local changes, remote and a digest of code.
 
     Args:
         place: a Python file or a folder. The digest covers the file, or the folder's ``project.py``, and its imports. In a
@@ -64,12 +64,12 @@ def code(place: Path) -> dict[str, str]:
 
 
 def same_code(before: str, now: str) -> bool:
-    """Whether two digests of code are equal, or follow rules that cannot be compared."""
+    """Whether code digests are equal, or cannot be compared."""
     return before == now or before.startswith(_CODE) != now.startswith(_CODE)
 
 
 def imported_code(file: Path) -> str:
-    """Return a digest of a Python file and its imports from the same checkout.
+    """Return a digest of a file and its local imports.
 
     Indirect imports count. Installed packages and mltrain itself do not. The files are read, not imported.
     """
@@ -97,7 +97,7 @@ def _imports(file: Path, content: bytes, root: Path) -> Iterator[Path]:
 
 @cache
 def _imported_names(content: bytes) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """Return the level (0 if absolute) and the possible module names of each import in a file.
+    """Return the level and possible modules of each import.
 
     Cached, because several stages of a pipeline import the same files and parsing is slow.
     """
@@ -129,7 +129,7 @@ def _sources(names: Iterable[str], bases: list[Path], root: Path) -> Iterator[Pa
 
 
 def _is_installed(file: Path, root: Path) -> bool:
-    """Whether a file belongs to an environment, an installed package or a hidden folder below a root."""
+    """Whether a file belongs to an environment or hidden folder."""
     folders = [folder for folder in file.parents if folder.is_relative_to(root) and folder != root]
     return any(_is_foreign(folder) for folder in folders)
 
@@ -149,7 +149,7 @@ def data(places: Mapping[str, Path]) -> dict[str, str]:
 
 
 def contents_by_name(places: Mapping[str, Path]) -> dict[str, Contents | None]:
-    """Return the contents of each path, ``None`` if it is missing."""
+    """Return the contents of each path, ``None`` if missing."""
     there = {name: os.path.exists(place) for name, place in sorted(places.items())}  # noqa: PTH110 - Path.exists fails on a path that is too long
     return {name: contents_of(places[name]) if exists else None for name, exists in there.items()}
 
@@ -160,7 +160,7 @@ def digest_of(contents: Contents | None) -> str:
 
 
 def same_data(before: str, now: str, place: Path, units: Units, *, may_fill: bool) -> bool:
-    """Whether a path's data are unchanged, apart from the files that the training wrote.
+    """Whether data are unchanged, apart from the training's own files.
 
     Args:
         before: the earlier digest, possibly by the rule of an earlier version or another budget.
@@ -227,7 +227,10 @@ def _own_code(folder: Path) -> Iterator[Path]:
 
 
 def _digest_before_contents(place: Path) -> str:
-    """Return the digest of earlier mltrain versions, over the first 64 KiB of at most 127 files."""
+    """Return the digest that earlier versions of mltrain recorded.
+
+    It covers the first 64 KiB of at most 127 files.
+    """
     digest = hashlib.sha256()
     entries = sorted(_files(place))
     for relative, size, _ in entries:

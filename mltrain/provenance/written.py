@@ -1,4 +1,4 @@
-"""Tracks the files that a training writes among its data, to tell output from changed data.
+"""Tracks the files that a training writes among its data.
 
 Python raises an audit event for every file that this process opens for writing, creates, renames or removes. For each file and
 folder written, the entries at the start of the training are recorded, so that a resume compares the data as they were then. A
@@ -35,7 +35,7 @@ _hooked = threading.Event()
 
 
 class Watch:
-    """Tracks what this process writes below some paths until it is closed.
+    """Tracks this process's writes below some paths.
 
     Args:
         places: the paths by the names of their fields.
@@ -59,7 +59,7 @@ class Watch:
             _watching.append(self)
 
     def began(self, contents: Mapping[str, Contents]) -> dict[str, Contents]:
-        """Take these contents as the data; return them without the output of earlier attempts.
+        """Take the contents as data; return them without earlier output.
 
         Files written since the construction count as data, later writes as output.
         """
@@ -71,14 +71,14 @@ class Watch:
         return start
 
     def look(self) -> None:
-        """Record writes to files that were open before the training began, such as a log."""
+        """Record writes to files that were opened earlier."""
         for (name, path), stamp in list(self._stamps.items()):
             if _stamp(self._path(name, path)) != stamp:
                 del self._stamps[name, path]
                 self._note(name, path)
 
     def report_to(self, report: Callable[[str], None]) -> None:
-        """Call ``report`` with the record as text, now and whenever it grows."""
+        """Report the record as text, now and when it grows."""
         with self._lock:
             self._report = report
             if self._units:
@@ -133,7 +133,7 @@ class Watch:
 
 
 def units_of(text: str) -> dict[str, Units]:
-    """Parse the record of what was written below each path; empty if damaged."""
+    """Parse the record of writes; empty if damaged."""
     with suppress(ValueError, TypeError, AttributeError):
         content = json.loads(text or "{}")
         return {
@@ -165,7 +165,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _unit(path: str, files: Mapping[str, Entry]) -> str:
-    """Return the topmost folder above a path that had no files, or the path itself."""
+    """Return the topmost folder without earlier files, or the path."""
     parts = path.split("/")
     for count in range(len(parts)):
         folder = "/".join(parts[:count]) or "."

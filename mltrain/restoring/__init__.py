@@ -1,1 +1,1 @@
-"""Restores the parts of a training from a checkpoint, and undoes a restore that fails."""
+"""Restores a training from a checkpoint, or undoes that."""

@@ -1,4 +1,4 @@
-"""Records the values that the parts of a training were built with, for a resume to compare."""
+"""Records the built values of a training's parts."""
 
 import copy
 import json
@@ -26,7 +26,10 @@ _MOST_ITEMS = 1000
 
 
 def plain(value: Any) -> Any:
-    """Return the plain values of a nested state; other values are dropped from mappings, and ``None`` in sequences."""
+    """Return the plain values of a nested state.
+
+    Other values are dropped from mappings, and are ``None`` in sequences.
+    """
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         single = not isinstance(value, Tensor) or (value.layout is torch.strided and not value.is_meta)
         return value.item() if value.ndim == 0 and single and not np.iscomplexobj(value) else None
@@ -39,7 +42,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(then: Any, now: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
-    """Yield (path, then, now) for each value that both have and that differs."""
+    """Yield (path, then, now) for each differing value of both."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         if path and then.keys() != now.keys() and not any(map(_nested, (*then.values(), *now.values()))):
             yield path, then, now  # a mapping of steps, such as milestones
@@ -59,7 +62,7 @@ def _nested(value: Any) -> bool:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two plain values are equal; NaN is equal to NaN."""
+    """Whether plain values are equal, NaN being equal to NaN."""
     if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
         return True
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
@@ -68,7 +71,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """Return a nested state with one value replaced by one of the same type.
+    """Return a nested state with one value replaced.
 
     Raises:
         KeyError, IndexError, TypeError: the path does not exist.
@@ -95,7 +98,7 @@ log = logging.getLogger(__name__)
 
 
 class Built:
-    """The values of a training's parts as built, before a restore.
+    """The built values of a training's parts, before a restore.
 
     Args:
         parts: the parts of the step and the task, by name.
@@ -140,7 +143,10 @@ class Built:
             return {}
 
     def settings(self) -> list[tuple[Any, list[dict[str, Any]]]]:
-        """Return optimizers with their groups' current settings, without those whose schedule follows a metric."""
+        """Return optimizers with their groups' current settings.
+
+        Those whose schedule follows a metric are omitted.
+        """
         by_metric = [one for one in self.schedules.values() if not counts_steps(one)]
         return [
             (part, settings_of(part))

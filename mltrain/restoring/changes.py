@@ -36,7 +36,7 @@ _TEXT_OF_A_RATE = re.compile(r"(^|[._])(lr|rate|decay|momentum|betas?|gamma|warm
 
 
 class Changes:
-    """The differences between the built values of a checkpoint's training and of this one.
+    """The differences in built values since a checkpoint.
 
     Args:
         built: the values of this training as built, before a restore.
@@ -122,7 +122,7 @@ class Changes:
         self._warn()
 
     def _setting_changes(self, name: str, sources: Mapping[str, list[int]]) -> Iterator[tuple[int, str, Any, Any]]:
-        """Yield (group, setting, then, now) for each setting that is built differently."""
+        """Yield (group, setting, then, now) for each differing setting."""
         now = self._built.now[name]
         if self._then is not None:
             recorded = self._then.get(name) or []
@@ -155,7 +155,7 @@ class Changes:
         return list(differences(then, now))
 
     def _replay(self, names: Sequence[str], optimizer: Any) -> None:
-        """Step schedules from the start to their current position, to get the rate of the new plan."""
+        """Step schedules from the start, to get the new rate."""
         for group, fresh in zip(optimizer.param_groups, self._built.groups[id(optimizer)], strict=True):
             for key, value in fresh.items():
                 set_setting(group, key, value)
@@ -199,7 +199,7 @@ class Changes:
         schedule.load_state_dict(state)
 
     def _warn(self) -> None:
-        """Warn about changed keys that look like hyper-parameters but changed no built value."""
+        """Warn about changed hyper-parameters that changed no built value."""
         for key, (before, now) in self.config.items():
             leaf = key.rpartition(".")[2]
             if key == "seed":
@@ -223,7 +223,7 @@ class Changes:
 
 
 def _concerned(changed: Mapping[str, tuple[str, str]], key: str, value: Any) -> bool:
-    """Whether a setting was probably built from a changed key of the configuration."""
+    """Whether a changed key probably determines a setting."""
     return any(
         key in name.rpartition(".")[2] or (key == "lr" and "learning_rate" in name) or _number(now) == value
         for name, (_, now) in changed.items()

@@ -13,7 +13,7 @@ _WRAPPERS = ("_orig_mod", "module")
 
 
 def bare_name(key: str, wrapped: bool) -> str:
-    """Return a name without the prefix of ``torch.compile``, and of DistributedDataParallel if ``wrapped``."""
+    """Return a parameter name without the prefixes of wrappers."""
     steps = [step for step in key.split(".") if step != _WRAPPERS[0]]
     return ".".join(steps[1:] if wrapped and steps[0] == _WRAPPERS[1] else steps)
 
@@ -25,7 +25,7 @@ def _wrapped(keys: Iterable[str]) -> bool:
 
 
 def names_of_parameters(parts: Mapping[str, Any]) -> dict[int, str]:
-    """Return the names (``part.module.parameter``) of all parameters of the parts, by ``id``."""
+    """Return the full names of all parameters, by ``id``."""
     names: dict[int, str] = {}
     for part, module in _modules(parts):
         found = list(module.named_parameters())  # a tied parameter keeps its first name
@@ -36,7 +36,7 @@ def names_of_parameters(parts: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _modules(parts: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules among the parts, then those that other parts hold as attributes."""
+    """Yield the modules among the parts and in their attributes."""
     yield from ((name, part) for name, part in parts.items() if isinstance(part, nn.Module))
     for name, part in parts.items():
         if not isinstance(part, nn.Module):
@@ -45,7 +45,7 @@ def _modules(parts: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
 
 
 def fitted(weights: Mapping[str, Any], module: nn.Module, name: str = "model") -> dict[str, Any]:
-    """Return ``weights`` under the names of ``module``, without changing the module.
+    """Return ``weights`` under the names of an unchanged ``module``.
 
     Prefixes of ``torch.compile`` and DistributedDataParallel are added or removed as needed. If names or shapes still differ,
     the module's own ``load_state_dict`` decides: lazy modules, growing observers and modules that rename keys accept them.
@@ -76,7 +76,10 @@ def _alike(given: Any, own: Any) -> bool:
 
 
 def spelled(weights: Mapping[str, Any], module: nn.Module, own: Iterable[str]) -> dict[str, Any]:
-    """Return weights under the names of a module, unknown names below its deepest known submodule."""
+    """Return weights under the names of a module.
+
+    An unknown name is put below the deepest known submodule.
+    """
     theirs, ours = _wrapped(weights), _wrapped(own)
     names = {bare_name(key, ours): key for key in own}
     paths = {bare_name(f"{path}.", ours).removesuffix("."): path for path, _ in module.named_modules() if path}
@@ -103,7 +106,7 @@ _LISTS = (
 
 
 def refused(name: str, part: Any, error: Exception) -> StateMismatch:
-    """Return the error of a part that refuses its state, for a module with the names."""
+    """Return a part's error, with names if possible."""
     if not isinstance(part, nn.Module):
         return StateMismatch(f"the part {name!r}: {type(error).__name__}: {error}")
     text = str(error)
@@ -125,7 +128,7 @@ def _dimensions(text: str) -> tuple[int, ...]:
 
 
 def versions(parts: Iterable[Any]) -> list[tuple[int, int]]:
-    """Return the address and the in-place version of each parameter of the modules."""
+    """Return the address and in-place version of each parameter."""
     modules = [part for part in parts if isinstance(part, nn.Module)]
     return [
         (tensor.data_ptr(), tensor._version)

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def in_order_of_groups(state: Any, order: Sequence[int], count: int) -> Any:
-    """Return a schedule's state with its values per group, ``count`` each, in another order."""
+    """Return a schedule's state with its groups reordered."""
     if not isinstance(state, Mapping):
         return state
     return {
@@ -32,7 +32,7 @@ _PER_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "m
 
 
 def is_optimizer(part: Any) -> bool:
-    """Whether a part has parameter groups like an optimizer of torch."""
+    """Whether a part has parameter groups like a torch optimizer."""
     groups = None if isinstance(part, nn.Module) else getattr(part, "param_groups", None)
     return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
 
@@ -66,7 +66,9 @@ _SWITCHES = frozenset({"foreach", "fused", "capturable", "maximize", "differenti
 
 
 def by_name(state: Any, optimizer: Any, name: str, names: Mapping[int, str]) -> tuple[Any, list[int]]:
-    """Return a state in the optimizer's current parameter order, and the saved group that each group continues.
+    """Return a state in the optimizer's current parameter order.
+
+    Also returns the saved group that each group continues.
 
     Raises:
         StateMismatch: the state is from other parameters or another kind of optimizer, or merges groups with different
@@ -129,7 +131,10 @@ _Entry = tuple[int, int, list[int] | None]
 
 
 def _entries(groups: Sequence[Sequence[tuple[str | None, Any, Any]]]) -> dict[str, _Entry]:
-    """Return the group, index and shape of each parameter by its name, or by its position if it has none."""
+    """Return each parameter's group, index and shape.
+
+    The key is its name, or its position if it has none.
+    """
     entries: dict[str, _Entry] = {}
     for number, group in enumerate(groups):
         for index, (name, _, shape) in enumerate(group):
@@ -143,7 +148,9 @@ def _entries(groups: Sequence[Sequence[tuple[str | None, Any, Any]]]) -> dict[st
 
 
 def _renamed(before: dict[str, _Entry], now: dict[str, _Entry], what: str) -> dict[str, _Entry]:
-    """Rename saved parameters if every new name is at the position, with the shape, of a missing one.
+    """Rename saved parameters if each has one successor.
+
+    A successor has the position and shape of a parameter whose name is gone.
 
     This is safe because the module has already accepted the weights, so it renames parameters when it loads.
     """
@@ -166,7 +173,7 @@ def _renamed(before: dict[str, _Entry], now: dict[str, _Entry], what: str) -> di
 def _shape(
     state: Mapping[str, Any], saved: Sequence[Mapping[str, Any]], place: _Entry, default: list[int]
 ) -> list[int]:
-    """Return the recorded shape of a saved parameter, or infer it from its state."""
+    """Return a saved parameter's shape, inferred if not recorded."""
     if place[2] is not None:
         return place[2]
     own = state["state"].get(saved[place[0]]["params"][place[1]], {})
@@ -185,7 +192,7 @@ def _sources(
     groups: Sequence[Mapping[str, Any]],
     what: str,
 ) -> list[int]:
-    """Return for each group the saved group of its parameters, whose settings it continues."""
+    """Return the saved group whose settings each group continues."""
     order = []
     for number, group in enumerate(groups):
         found = sorted({before[key][0] for key, place in now.items() if place[0] == number})

@@ -1,4 +1,4 @@
-"""Undoes a restore: saves the state of parts, and brings it back."""
+"""Undoes the restore of a part."""
 
 import collections
 import copy
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def is_lazy(tensor: Any) -> bool:
-    """Whether a parameter or buffer has no shape until its module's first forward."""
+    """Whether a tensor has no shape until the first forward."""
     return nn.parameter.is_lazy(tensor)
 
 
@@ -26,7 +26,7 @@ class Undo(Protocol):
 
 
 class UndoModule:
-    """Undoes changes of a module, with copies of its tensors on the host and of all attributes."""
+    """Undoes changes of a module, from copies on the host."""
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = [(one, dict(vars(one))) for one in module.modules()]
@@ -66,7 +66,7 @@ class UndoModule:
 
 
 class _UndoOptimizer:
-    """Undoes loading an optimizer, which replaces its tensors and groups, so references are enough."""
+    """Undoes loading an optimizer, which replaces tensors and groups."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -79,7 +79,10 @@ class _UndoOptimizer:
 
 
 class _UndoAttributes:
-    """Undoes loading a DataLoader by its attributes, since its ``state_dict`` would start workers."""
+    """Undoes loading a DataLoader.
+
+    Its ``state_dict`` would start workers, so attributes are saved.
+    """
 
     def __init__(self, part: Any) -> None:
         self._part = part
@@ -91,7 +94,7 @@ class _UndoAttributes:
 
 
 class _UndoState:
-    """Undoes changes of any other part, with a copy of its state."""
+    """Undoes changes of any other part."""
 
     def __init__(self, part: Any) -> None:
         self._part = part
@@ -102,7 +105,10 @@ class _UndoState:
 
 
 def undo_of(part: Any) -> Undo:
-    """Return an undo for later changes of a part; for a module it copies the tensors to the host."""
+    """Return an undo for later changes of a part.
+
+    For a module, its tensors are copied to the host.
+    """
     if isinstance(part, nn.Module):
         return UndoModule(part)
     if isinstance(part, torch.optim.Optimizer) and type(part).load_state_dict is torch.optim.Optimizer.load_state_dict:
@@ -111,7 +117,7 @@ def undo_of(part: Any) -> Undo:
 
 
 def undo_all(undos: Sequence[tuple[str, Undo]]) -> None:
-    """Undo the changes of several parts, last first; log an error and go on with the others."""
+    """Undo several changes, last first, despite errors."""
     for name, one in reversed(undos):
         try:
             one.undo()
@@ -124,7 +130,7 @@ def _on_host(tensor: Tensor) -> Tensor:
 
 
 def _copied(tree: Any) -> Any:
-    """Return a copy of a nested state that shares no memory with it, tensors on the host."""
+    """Return a deep copy of a state on the host."""
     if isinstance(tree, Tensor):
         return _on_host(tree)
     if type(tree) in (dict, collections.OrderedDict):
