@@ -64,7 +64,7 @@ def test_these_stages_are_run_anew(given: dict[str, Any], again: set[str]) -> No
         ({"start": "first", "mode": "scratch"}, "Expected one of the two"),
         ({"only": "frist"}, "Did you mean 'first'"),
         ({"use": {"frist": "a"}}, "Did you mean 'first'"),
-        ({"start": "second", "use": {"third": "a"}}, "third cannot be run anew and be given by --use at once"),
+        ({"start": "second", "use": {"third": "a"}}, "third cannot run again and be replaced by --use"),
     ],
 )
 def test_a_contradiction_is_refused(given: dict[str, Any], message: str) -> None:

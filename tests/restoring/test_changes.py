@@ -232,7 +232,7 @@ def test_changed_keys_that_reach_nothing_that_is_restored_are_named(caplog: pyte
     trained(Config(loss_weight=2.0), MADE["none"], THEN, parts)
     assert caplog.text == ""  # the loss is built with it
     trained(Config(gamma=0.1), MADE["none"], THEN, parts)
-    assert "gamma was changed from 0.5 to 0.1, but no optimizer" in caplog.text
+    assert "gamma was changed from 0.5 to 0.1, but changed no optimizer" in caplog.text
     trained(Config(seed=3), MADE["none"], THEN, parts)
     assert "seed was changed from 0 to 3" in caplog.text
 

@@ -219,5 +219,5 @@ def test_the_optimizer_of_a_module_that_renames_its_weights_goes_by_place(caplog
     parts, other = stepped(source), Renames()
     target = TrainState({"model": other, "optimizer": torch.optim.AdamW(other.parameters())})
     target.restore(parts)
-    assert "model.old.weight is model.new.weight" in caplog.text
+    assert "model.old.weight to model.new.weight" in caplog.text
     assert identical(target.state_dict()["optimizer"]["state"], parts["optimizer"]["state"])
