@@ -56,7 +56,7 @@ def test_a_long_message_of_torch_is_not_cut_within_a_word(tmp_path: Path, monkey
 
     (tmp_path / "a.pth").write_bytes(b"no checkpoint")
     monkeypatch.setattr(torch, "load", fails)
-    with pytest.raises(DamagedCheckpoint, match=r"read: broken parts [parts ]*parts …$"):
+    with pytest.raises(DamagedCheckpoint, match=r"checkpoint: broken parts [parts ]*parts …$"):
         read(tmp_path / "a.pth")
 
 
