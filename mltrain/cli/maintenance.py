@@ -86,7 +86,8 @@ def doctor(as_json: bool = _JSON) -> None:
         if not as_json:
             print(f"{finding.state:<5} {finding.check:<15} {finding.detail}", flush=True)
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        facts = [{"what": one.check, "state": one.state, "said": one.detail} for one in findings]
+        print(json.dumps(facts, indent=1))
     sys.exit(5 if any(finding.state == "bad" for finding in findings) else 0)
 
 

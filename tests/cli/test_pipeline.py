@@ -70,10 +70,7 @@ def test_a_pipeline_is_named_or_found_by_its_run(trained: TinyPipeline) -> None:
     project = trained.workplace.mltrain("pipeline", "tiny.py", "--status")
     assert "has no PIPELINE" in project.err
     training = trained.workplace.mltrain("train", "tiny.py", "epochs=1")
-    assert (
-        "is not the run of a pipeline"
-        in trained.workplace.mltrain("pipeline", "--run", training.run_id, "--status").err
-    )
+    assert "belongs to no pipeline" in trained.workplace.mltrain("pipeline", "--run", training.run_id, "--status").err
 
 
 def test_a_stage_that_makes_files_is_no_project_of_its_own(trained: TinyPipeline) -> None:
