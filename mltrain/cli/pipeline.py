@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -156,7 +157,8 @@ def _run(request: "PipelineRequest", yes: bool, as_json: bool) -> int:
 
     refuse_several()
     display = PipelineDisplay() if as_json else TerminalPipeline()
-    result = run_pipeline(request, display, lambda cleared: _confirmed(cleared, yes, as_json))
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what stages print is no JSON
+        result = run_pipeline(request, display, lambda cleared: _confirmed(cleared, yes, as_json))
     if as_json:
         print_result(result)
     return result.exit_code

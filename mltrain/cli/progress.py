@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,12 +17,15 @@ Advance = Callable[[str, float, float | None], None]
 def progress(what: str, *, in_bytes: bool = False) -> Iterator[Advance]:
     """Show a progress bar, which pulses without a known total.
 
+    What the project prints meanwhile goes to stderr, so that stdout has the result of the command alone.
+
     Args:
         what: description until the first advance.
         in_bytes: whether amounts are bytes.
     """
     if not sys.stderr.isatty():  # rich before 14.3 prints an empty line even for a bar that is switched off
-        yield _unseen
+        with redirect_stdout(sys.stderr):
+            yield _unseen
         return
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeElapsedColumn())

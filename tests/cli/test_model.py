@@ -127,6 +127,18 @@ def test_evaluate_gives_what_was_measured_in_training(trained: tuple[Workplace, 
     assert workplace.checkpoint_names(run_id) == before
 
 
+def test_what_a_project_prints_does_not_mix_with_the_result(workplace: Workplace) -> None:
+    talking = "\n\ndef build(config, plain=build):\n    print('the project builds')\n    return plain(config)\n"
+    (workplace.folder / "talking.py").write_text((workplace.folder / "tiny.py").read_text() + talking)
+    run_id = workplace.mltrain("train", "talking.py", "epochs=1").run_id
+    assert workplace.mltrain("pull", run_id, "--to", "model").code == 0
+    for words in (["evaluate", run_id, "--json"], ["import", "model/model.safetensors", "talking.py", "--json"]):
+        done = workplace.mltrain(*words)
+        assert done.code == 0, done.err
+        assert done.json
+        assert "the project builds" in done.err
+
+
 def test_evaluate_names_a_report_only_where_the_project_has_one(trained: tuple[Workplace, str]) -> None:
     workplace, run_id = trained
     done = workplace.mltrain("evaluate", run_id, "--to", "tables")

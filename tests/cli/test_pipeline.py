@@ -121,3 +121,29 @@ def test_on_a_terminal_the_status_is_shown_and_a_menu_asks(workplace: Workplace)
     assert code == 0, said
     assert "second: skip" in said
     assert tiny.runs().keys() == before.keys()
+
+
+TALKING = """
+import mltrain
+
+
+class Numbers(mltrain.Config):
+    pass
+
+
+def make(config, folder):
+    print("numbers are being made")
+    (folder / "numbers.txt").write_text("1 2 3")
+    return {"count": 3.0}
+
+
+PIPELINE = mltrain.Pipeline("talking", [mltrain.Stage("numbers", Numbers, make=make)])
+"""
+
+
+def test_what_a_stage_prints_does_not_mix_with_the_result(workplace: Workplace) -> None:
+    (workplace.folder / "talking.py").write_text(TALKING)
+    done = workplace.mltrain("pipeline", "talking.py", "--mode", "skip", "--json")
+    assert done.code == 0, done.err
+    assert [stage["action"] for stage in done.json["stages"]] == ["run"]
+    assert "numbers are being made" in done.err
