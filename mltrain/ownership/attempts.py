@@ -1,4 +1,4 @@
-"""Attempts: who wrote to a run and when, who holds it now, and whether that one still lives."""
+"""Attempts of a run: their records, claiming the next one, and the process that holds the run."""
 
 import json
 import logging
@@ -31,19 +31,19 @@ from mltrain.tracking.tags import (
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
-"""How long a holder that cannot be seen from here may be silent before it counts as dead."""
+"""After so long without a heartbeat, a holder that this machine cannot see counts as dead."""
 
 CONFIG_FILE = "config.json"
 ATTEMPTS_FILE = "attempts.json"
 STATUS_OF = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-"""MLflow's status for what :data:`STATUS_TAG` says of a run that has ended."""
+"""MLflow's status for each final value of :data:`STATUS_TAG`."""
 _CONCLUDING_TRIES = 5
 _CLAIM = re.compile(re.escape(ATTEMPT_PREFIX) + r"(\d{1,6})", re.ASCII)
 
 
 @dataclass
 class Attempt:
-    """One start or resume of a run, as it is recorded."""
+    """The record of one start or resume of a run."""
 
     ordinal: int
     host: str = field(default_factory=fingerprint.host)
@@ -58,14 +58,14 @@ class Attempt:
     ended: str | None = None
     why: str | None = None
     withdrawn: bool = False
-    """Whether it ended before it began to train, and overtook nothing."""
+    """Whether the attempt ended before it trained, so it took the run over from nobody."""
 
 
 def recorded_config(artifacts: Artifacts) -> dict[str, Any]:
-    """Return what :meth:`TrackedRun.record_start` recorded: ``project`` and ``config``.
+    """Return the ``project`` and ``config`` that :meth:`TrackedRun.record_start` recorded.
 
     Raises:
-        RunNotFound: nothing was recorded: this is not a run of mltrain, or it was killed before it began.
+        RunNotFound: the run has no such record: mltrain did not train it, or it was killed before it began.
         StorageError: the artifact store does not answer.
     """
     try:
@@ -77,26 +77,28 @@ def recorded_config(artifacts: Artifacts) -> dict[str, Any]:
     except (OSError, ValueError, CheckpointError):
         pass
     raise RunNotFound(
-        f"The run has no readable {CONFIG_FILE} among its artifacts: it is not a training of mltrain, or it was killed "
-        "before it had recorded anything. Start a new one with: mltrain train PROJECT"
+        f"The run has no readable {CONFIG_FILE} among its artifacts. Expected a training of mltrain that was not killed "
+        "before it recorded its configuration. Try: mltrain train PROJECT"
     )
 
 
 def recorded_attempts(artifacts: Artifacts, last: int) -> list[Attempt]:
-    """Return attempts 1 to ``last``; those whose record is missing or damaged with nothing but their ordinals."""
+    """Return attempts 1 to ``last``; one without an intact record has only its ordinal."""
     found: dict[int, Attempt] = {}
     try:
         for raw in json.loads(artifacts.read(ATTEMPTS_FILE, 2**24))["attempts"]:
             known = {name: raw[name] for name in Attempt.__dataclass_fields__ if name in raw}
             found[int(raw["ordinal"])] = Attempt(**known)
     except (OSError, ValueError, KeyError, TypeError, CheckpointError):
-        log.info("The record of earlier attempts is missing or damaged; it begins anew.")
+        log.info("The record of earlier attempts is missing or damaged; a new record begins.")
     blank = {"host": "", "boot": "", "pid": 0, "started": ""}
     return [found.get(ordinal) or Attempt(ordinal, **blank) for ordinal in range(1, last + 1)]  # type: ignore[arg-type]
 
 
 def is_overtaken(artifacts: Artifacts, ordinal: int) -> bool:
-    """Whether a later attempt is recorded that began to train; for processes that do not ask the tracking server.
+    """Whether ``attempts.json`` records a later attempt that began to train.
+
+    For ranks that send no requests to the tracking server.
 
     Raises:
         StorageError: the artifact store does not answer.
@@ -111,14 +113,17 @@ def is_overtaken(artifacts: Artifacts, ordinal: int) -> bool:
 
 
 def last_attempt(params: Mapping[str, str]) -> int:
-    """Return the ordinal of the newest attempt that a run's parameters tell of."""
+    """Return the ordinal of the newest attempt claimed in a run's parameters."""
     return max((int(match[1]) for key in params if (match := _CLAIM.fullmatch(key))), default=1)
 
 
 def holder_of(run: Any) -> dict[str, Any]:
-    """Return who holds a run, as its last claim and its tag tell: attempt, host, boot, pid; nothing when they do not.
+    """Return the holder of a run, from its last claim or its tag.
 
-    The claim is made before the tag is set: who has claimed the run is about to write to it.
+    A process claims a run before it sets the tag, so a claim with a higher attempt than the tag counts.
+
+    Returns:
+        ``attempt``, ``host``, ``boot`` and ``pid``, among others; empty if the run records no holder.
     """
     tagged = _parsed(tags_of(run).get(HOLDER_TAG, "{}"))
     claimed = _parsed(run.data.params.get(f"{ATTEMPT_PREFIX}{last_attempt(run.data.params)}", "{}"))
@@ -134,21 +139,21 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def is_held(run: Any) -> bool:
-    """Whether a run says that somebody writes to it, or has been claimed and not been written to yet."""
+    """Whether a run is tagged as running, or claimed and not yet tagged."""
     tagged = _parsed(tags_of(run).get(HOLDER_TAG, "{}"))
     return tags_of(run).get(STATUS_TAG) == "running" or holder_of(run).get("attempt", 0) > tagged.get("attempt", 0)
 
 
 def named(holder: Mapping[str, Any]) -> str:
-    """Name a holder for people."""
+    """Return a holder's name for messages."""
     return f"process {holder.get('pid')} on {holder.get('host')} (attempt {holder.get('attempt')})"
 
 
 def is_alive(server: TrackingClient, run: Any) -> bool | None:
-    """Whether the process that holds a run is alive, as far as that can be known from this machine.
+    """Whether the process that holds a run is alive.
 
     Returns:
-        ``None`` where it cannot be known; then the heartbeat of the run tells.
+        ``None`` if this machine cannot know; then only the heartbeat of the run shows it.
     """
     holder = holder_of(run)
     alive = liveness.is_alive(holder)
@@ -156,20 +161,27 @@ def is_alive(server: TrackingClient, run: Any) -> bool | None:
 
 
 def await_lease(server: TrackingClient, run: Any) -> None:
-    """Return when the run's holder is gone: where that cannot be seen, when its heartbeat did not change for the lease."""
+    """Return once the run's holder is gone.
+
+    A holder that this machine cannot see is gone when its heartbeat has not changed for :data:`LEASE_SECONDS`.
+
+    Raises:
+        RunHeld: the holder is alive.
+        RunNotFound, TrackingError: the run cannot be read.
+    """
     if not is_held(run):
         return
     holder = holder_of(run)
     alive = is_alive(server, run)
     who = named(holder)
     held = RunHeld(
-        f"Run {run.info.run_id} is being written by {who}. Stop that one first, or take the run over with --take-over."
+        f"Run {run.info.run_id} is being written by {who}. Expected one writer. Try: stop that process, or --take-over"
     )
     if alive:
         raise held
     if alive is False:
         return
-    print(f"The run was held by {who}; waiting {LEASE_SECONDS:.0f} s for a sign of life …", file=sys.stderr, flush=True)
+    print(f"The run was held by {who}; waiting {LEASE_SECONDS:.0f} s for a heartbeat …", file=sys.stderr, flush=True)
     beat = tags_of(run).get(HEARTBEAT_TAG)
     deadline = time.monotonic() + LEASE_SECONDS
     while time.monotonic() < deadline:
@@ -182,7 +194,7 @@ def await_lease(server: TrackingClient, run: Any) -> None:
 
 
 def only_local_tags(checkpoint: str, when_sent: str) -> dict[str, str]:
-    """Return the tags of a run that has ended, and whose newest checkpoint is on this host only."""
+    """Return the tags of an ended run whose newest checkpoint is only on this host."""
     return {ONLY_LOCAL_TAG: f"{checkpoint} on {fingerprint.host()}", WHEN_SENT_TAG: when_sent}
 
 
@@ -195,64 +207,65 @@ def forget_only_local(server: TrackingClient, run_id: str, tags: Mapping[str, st
 
 
 def forget_endings(server: TrackingClient, run_id: str, tags: Mapping[str, str]) -> None:
-    """Remove the tags that tell how earlier attempts ended: ``attempts.json`` records it, and only the last one counts."""
+    """Remove the tags with the outcomes of earlier attempts, which ``attempts.json`` records too."""
     for key in tags:
         if key.startswith(ENDED_PREFIX):
             with suppress(MltrainError):  # it stays for the next resume
                 server.once.delete_tag(run_id, key)
 
 
-def own_hold(ordinal: int) -> str:
-    """Return what says that this process holds a run as its attempt number ``ordinal``."""
+def _claim(ordinal: int) -> str:
+    """Return this process's claim of an attempt, as JSON."""
     return json.dumps({"attempt": ordinal, **liveness.own()})
 
 
 def claim_attempt(server: TrackingClient, run_id: str, ordinal: int) -> None:
-    """Claim an attempt of a run: parameters are write-once, so of several processes exactly one wins.
+    """Claim an attempt of a run for this process.
+
+    Parameters are write-once, so of several processes exactly one wins.
 
     Raises:
-        RunHeld: another process was quicker.
+        RunHeld: another process claimed it first.
         TrackingError: the server does not answer.
     """
     try:
-        # Repeated with the same value where an answer is lost; no other process has the same.
-        server.log_param(run_id, f"{ATTEMPT_PREFIX}{ordinal}", own_hold(ordinal))
+        # A retry after a lost answer writes the same value, and no other process has that value.
+        server.log_param(run_id, f"{ATTEMPT_PREFIX}{ordinal}", _claim(ordinal))
     except Refusal as error:
         if "Changing param values" not in str(error.__cause__ or error):
             raise
         raise RunHeld(
-            f"Run {run_id} was claimed at this moment by {named(holder_of(server.run(run_id)))}. "
-            "Stop that one first, or take the run over with --take-over."
+            f"Run {run_id} was just claimed by {named(holder_of(server.run(run_id)))}. Expected one writer. "
+            "Try: stop that process, or --take-over"
         ) from None
 
 
 def holder_tags(ordinal: int) -> dict[str, str]:
-    """Return the tags by which a run says that this process holds it."""
-    return {HOLDER_TAG: own_hold(ordinal), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}
+    """Return the tags that mark this process as the holder of a run."""
+    return {HOLDER_TAG: _claim(ordinal), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}
 
 
-def said_of(status: str) -> str:
-    """Return what :data:`STATUS_TAG` says of a run that ended with one of MLflow's statuses."""
-    return next(said for said, known in STATUS_OF.items() if known == status)
+def outcome_of(status: str) -> str:
+    """Return the value of :data:`STATUS_TAG` for one of MLflow's final statuses."""
+    return next(outcome for outcome, known in STATUS_OF.items() if known == status)
 
 
-def ending_tags(ordinal: int, said: str) -> dict[str, str]:
-    """Return the tags by which the holder says how its attempt ended."""
-    return {f"{ENDED_PREFIX}{ordinal}": said, STATUS_TAG: said}
+def ending_tags(ordinal: int, outcome: str) -> dict[str, str]:
+    """Return the tags that record the outcome of an attempt."""
+    return {f"{ENDED_PREFIX}{ordinal}": outcome, STATUS_TAG: outcome}
 
 
-def conclude(server: TrackingClient, run_id: str, ordinal: int, said: str) -> bool:
-    """Set the state of a run as of an attempt that the caller need not hold, but never over a later attempt's.
+def conclude(server: TrackingClient, run_id: str, ordinal: int, outcome: str) -> bool:
+    """Set the status of a run to an attempt's outcome, unless a later attempt has begun.
 
-    MLflow cannot tie a write to what was read before it. So the run is read again after every write, until it says what is
-    true: that its last attempt is the one that was meant, or what that last attempt itself says. Where a resume came in
-    between, this puts its state back.
+    The caller need not hold the run. MLflow has no conditional writes, so this reads the run again after every write, until
+    its status is that of its last attempt. If a resume came in between, this restores the status that the resume set.
 
     Args:
-        server: where the run is.
+        server: tracking server that has the run.
         run_id: of the run.
         ordinal: of the attempt.
-        said: a key of :data:`STATUS_OF`, or ``running``; what the attempt itself has said comes first.
+        outcome: a key of :data:`STATUS_OF`, or ``running``. An outcome that the attempt recorded itself takes precedence.
 
     Returns:
         Whether the attempt is the last one of the run.
@@ -266,12 +279,12 @@ def conclude(server: TrackingClient, run_id: str, ordinal: int, said: str) -> bo
         last = last_attempt(run.data.params)
         if last != ordinal and not wrote:
             return False
-        true = tags_of(run).get(f"{ENDED_PREFIX}{last}") or (said if last == ordinal else "running")
-        status = STATUS_OF.get(true, "RUNNING")
-        if tags_of(run).get(STATUS_TAG) == true and run.info.status == status:
+        expected = tags_of(run).get(f"{ENDED_PREFIX}{last}") or (outcome if last == ordinal else "running")
+        status = STATUS_OF.get(expected, "RUNNING")
+        if tags_of(run).get(STATUS_TAG) == expected and run.info.status == status:
             break
         wrote = True
-        server.set_tag(run_id, STATUS_TAG, true)
+        server.set_tag(run_id, STATUS_TAG, expected)
         if status == "RUNNING":
             server.update_run(run_id, status=status)
         else:

@@ -21,29 +21,36 @@ log = logging.getLogger(__name__)
 
 _HOLDER_FILE = "holder.json"
 _RECORD_SECONDS = 2.0
-_OF_ONE_KERNEL = frozenset(
+_LOCAL_FILESYSTEMS = frozenset(
     ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs", "ntfs", "refs")
 )
-"""Filesystems whose locks are known to be released when their holder ends; on those of a network or a host this is not sure."""
+"""Filesystems that surely release a lock when its holder ends; those shared over a network or with a host may not."""
 
 
 def lock_file(file: Path) -> filelock.BaseFileLock:
-    """Return a lock on this host, not taken; what is in its place and no file is set aside.
+    """Return a file lock that is not acquired yet.
+
+    A folder or broken link in the place of the file is renamed first.
 
     Raises:
         StorageError: the disk refuses.
     """
     if file.is_dir() or (file.is_symlink() and not file.exists()):
-        log.warning("%s is no file. It is kept as %s, and a new one takes its place.", file, set_aside(file).name)
+        log.warning("%s is not a file. It was renamed to %s, and a new file takes its place.", file, set_aside(file).name)
     return filelock.FileLock(file)
 
 
 def take_lock(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock:
-    """Take the lock that the one writer of a run has on this host.
+    """Acquire the lock of a run's writer on this host.
+
+    Args:
+        home: folder of the run.
+        run_id: of the run.
+        take_over: whether to go on without the lock if another process has it.
 
     Raises:
-        RunHeld: another process has it, and it is not to be taken over.
-        StorageError: it cannot be made.
+        RunHeld: another process has the lock, and ``take_over`` is false.
+        StorageError: the lock file cannot be created.
     """
     lock = lock_file(home / "lock")
     try:
@@ -52,12 +59,12 @@ def take_lock(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock
         if not take_over:
             holder = _recorded_holder(home)
             raise RunHeld(
-                f"Run {run_id} is being written by {holder} on this machine. "
-                "Stop that one first, or take the run over with --take-over."
+                f"Run {run_id} is being written by {holder} on this machine. Expected one writer. "
+                "Try: stop that process, or --take-over"
             ) from None
     except OSError as error:
         raise StorageError(
-            f"{lock.lock_file} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
+            f"{lock.lock_file} cannot be created: {error.strerror}. Expected a writable folder. Try: MLTRAIN_HOME=FOLDER"
         ) from error
     with suppress(StorageError):
         replace_file(home / _HOLDER_FILE, json.dumps(liveness.own()).encode())
@@ -66,10 +73,10 @@ def take_lock(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock
 
 @contextmanager
 def lock_if_here(server: TrackingClient, run_id: str) -> Iterator[None]:
-    """Hold the lock of a run's writer, where the run was ever written to from this host.
+    """Hold the lock of a run's writer, if the run has a folder on this host.
 
     Raises:
-        RunHeld: somebody here is writing to it, or sending what was left behind.
+        RunHeld: a process on this host writes to the run, or sends its backlog.
     """
     home = known_home(server, run_id)
     if not home.is_dir():
@@ -87,20 +94,20 @@ def lock_if_here(server: TrackingClient, run_id: str) -> Iterator[None]:
 
 
 def has_ended(server: TrackingClient, run_id: str, holder: Mapping[str, Any]) -> bool:
-    """Whether a process that wrote to a run from this home has ended: then the kernel has released its lock.
+    """Whether a holder that wrote to a run from this host has released its lock.
 
-    This holds for processes of other containers and of earlier boots as well, but only where the lock is on a disk that one
-    kernel has for itself.
+    The kernel releases the lock when the process ends, also one of another container or an earlier boot. ``False`` if the
+    filesystem does not guarantee that.
     """
     home = known_home(server, run_id)
     try:
         if not liveness.same(json.loads((home / _HOLDER_FILE).read_text(encoding="utf-8")), holder):
             return False
-        if _filesystem(home) not in _OF_ONE_KERNEL:
+        if _filesystem(home) not in _LOCAL_FILESYSTEMS:
             return False
         with filelock.FileLock(home / "lock", timeout=0):
             return True
-    except (OSError, ValueError, AttributeError):  # a lock that is held is an OSError, too
+    except (OSError, ValueError, AttributeError):  # filelock.Timeout is an OSError, too
         return False
 
 
@@ -110,7 +117,7 @@ def _filesystem(place: Path) -> str:
 
 
 def _recorded_holder(home: Path) -> str:
-    """Name the holder; where it has taken the lock this instant, the record may still be of the one before it."""
+    """Return the holder's name for messages; retry while the record is still that of the previous holder."""
     deadline = time.monotonic() + _RECORD_SECONDS
     while time.monotonic() < deadline:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,7 +1,8 @@
-"""The job that started this process, by the names that its launcher keeps when it starts the job again.
+"""Run keys from the launcher's name for the job that started this process.
 
-A requeued SLURM job keeps its id (``sbatch --requeue``; ``SLURM_RESTART_COUNT`` counts), a managed SkyPilot job its task id over
-all recoveries, a Kubernetes Job its name over all pods, and torchrun its rendezvous id over all restarts of its workers.
+These names survive when the launcher starts the job again: a requeued SLURM job keeps its id (``sbatch --requeue``;
+``SLURM_RESTART_COUNT`` counts), a managed SkyPilot job its task id over all recoveries, a Kubernetes Job its name over all
+pods, and torchrun its rendezvous id over all restarts of its workers.
 """
 
 import re
@@ -13,22 +14,22 @@ from mltrain.errors import UsageError
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _DRAWN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-"""The rendezvous id that ``torchrun --standalone`` draws at each launch."""
+"""The rendezvous id that ``torchrun --standalone`` generates at each launch."""
 _POD = re.compile(r"(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}", re.ASCII)
-"""The name of a pod: Kubernetes ends it with five letters and digits, which leave out vowels, 0, 1 and 3."""
+"""The name of a pod: Kubernetes appends five letters and digits, never vowels, 0, 1 or 3."""
 
 
 def key_of(environment: Mapping[str, str]) -> str:
     """Return a run key for the job that started this process.
 
-    What survives the most comes first: a rendezvous id that the user gave to torchrun, then the job of SLURM (each task of
-    an array is a job), SkyPilot or Kubernetes, and at last an id that torchrun drew, which its restarts keep.
+    The name that survives most restarts takes precedence: a rendezvous id that the user gave to torchrun, then the job of
+    SLURM (each task of an array is a job), SkyPilot or Kubernetes, and last an id that torchrun generated.
 
     Args:
         environment: of this process.
 
     Raises:
-        UsageError: no launcher has left a name.
+        UsageError: no known launcher has named a job.
     """
     rendezvous = environment.get("TORCHELASTIC_RUN_ID", "none")
     drawn = _DRAWN.fullmatch(rendezvous) is not None
@@ -62,9 +63,9 @@ def _slurm(environment: Mapping[str, str]) -> str | None:
 
 
 def _kubernetes(environment: Mapping[str, str]) -> str | None:
-    """Return the Job of a pod: its name without what Kubernetes adds for each pod.
+    """Return the run key of a pod's Job: the pod's name without the suffix that Kubernetes appends.
 
-    The pods of an indexed Job are the ranks of one training where ``WORLD_SIZE`` or torchrun says so, else a training each.
+    The pods of an indexed Job are the ranks of one training if ``WORLD_SIZE`` or torchrun is set, else separate trainings.
     """
     pod = environment.get("POD_NAME") or environment.get("HOSTNAME")
     if "KUBERNETES_SERVICE_HOST" not in environment or not pod:

@@ -1,7 +1,7 @@
-"""Living under ``mlflow run``, which makes a run of its own and sets its status after we have gone.
+"""Training under ``mlflow run``, which creates its own run and sets its status after this process ends.
 
-A new training adopts the launcher's run. A resumed one is another run, so the launcher's is nested under it and made to
-disappear once the launcher has gone: deleting it earlier makes the launcher fail. A small detached process waits for that.
+A new training adopts the launcher's run. A resumed training has a run already, so the launcher's run is nested under it and
+deleted after the launcher ends: an earlier deletion makes the launcher fail. A small detached process waits for that.
 """
 
 import json
@@ -18,21 +18,26 @@ import psutil
 
 from mltrain.errors import RunNotFound
 from mltrain.ownership import liveness
-from mltrain.ownership.attempts import conclude, said_of
+from mltrain.ownership.attempts import conclude, outcome_of
 from mltrain.ownership.liveness import is_running
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.tags import HOLDER_TAG, LAUNCHER_OF_TAG, LAUNCHER_TAG, MLFLOW_PARENT
 
 Action = Literal["delete", "KILLED", "FAILED", "FINISHED"]
 ENTRY_POINT = "mlflow.project.entryPoint"
-"""The tag by which ``mlflow run`` marks the run that it makes."""
+"""The tag by which ``mlflow run`` marks the run that it creates."""
 STARTER_PID = "MLTRAIN_STARTER_PID"
-"""The variable in which a command that starts several processes leaves its own process id for them."""
+"""The environment variable with the process id of the command that started the ranks."""
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """The ``mlflow run`` that started this process: its run, and its process where it was found."""
+    """The ``mlflow run`` that started this process.
+
+    Attributes:
+        run_id: of the run that it created.
+        pid: its process id. If ``None``, no such process was found.
+    """
 
     run_id: str
     pid: int | None
@@ -43,7 +48,10 @@ class Launcher:
 
 
 def detect(environment: MutableMapping[str, str]) -> Launcher | None:
-    """Take ``MLFLOW_RUN_ID`` out of the environment, before any child can mistake it for its own, and say who set it."""
+    """Return the launcher that set ``MLFLOW_RUN_ID``, and remove the variable.
+
+    Otherwise a child process would take that run for its own.
+    """
     run_id = environment.pop("MLFLOW_RUN_ID", None)
     if not run_id:
         return None
@@ -58,7 +66,7 @@ def detect(environment: MutableMapping[str, str]) -> Launcher | None:
 
 
 def watched(launcher: Launcher | None, environment: Mapping[str, str]) -> int | None:
-    """Return the process whose death is a request to stop: ``mlflow run``, else the command that started several processes."""
+    """Return the process whose end requests a stop: ``mlflow run``, else the command that started the ranks."""
     if launcher is not None and launcher.pid is not None:
         return launcher.pid
     starter = environment.get(STARTER_PID, "")
@@ -66,7 +74,7 @@ def watched(launcher: Launcher | None, environment: Mapping[str, str]) -> int | 
 
 
 def nest(server: TrackingClient, launcher: Launcher, run_id: str) -> None:
-    """Put the launcher's run under the run that it resumed, and let it disappear when the launcher has gone."""
+    """Nest the launcher's run under the resumed run, and delete it after the launcher ends."""
     if launcher.run_id == run_id:
         return
     server.set_tag(launcher.run_id, MLFLOW_PARENT, run_id)
@@ -78,21 +86,23 @@ def nest(server: TrackingClient, launcher: Launcher, run_id: str) -> None:
 
 
 def after(server: TrackingClient, pid: int, run_id: str, action: Action, ordinal: int = 1) -> "subprocess.Popen[bytes]":
-    """Do something to a run once a process has gone, from a process of its own that outlives this one.
+    """Delete a run or set its status after a process ends.
+
+    A detached process, which outlives this one, waits for that.
 
     Args:
-        server: where the run is.
-        pid: of the process.
+        server: tracking server that has the run.
+        pid: of the process to wait for.
         run_id: of the run.
-        action: delete it, or give it this status.
-        ordinal: of the attempt that has this status; a later one's is left alone.
+        action: ``delete``, or the status to set.
+        ordinal: of the attempt whose status this is; the status of a later attempt is not changed.
 
     Returns:
-        That process, which a caller that outlives it may wait for.
+        The detached process.
     """
     environment = dict(os.environ, MLFLOW_TRACKING_URI=server.uri)
     return subprocess.Popen(
-        # -P: the user's working directory may hold modules of any name, and is not searched.
+        # -P: do not import from the user's working directory, which may hold modules of any name.
         [sys.executable, "-P", "-m", "mltrain.ownership.launcher", str(pid), run_id, action, str(ordinal)],
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -103,7 +113,7 @@ def after(server: TrackingClient, pid: int, run_id: str, action: Action, ordinal
 
 
 def repair(server: TrackingClient, run_id: str, experiment_id: str) -> None:
-    """Remove launchers' runs under a run whose launchers have gone without anybody clearing up."""
+    """Delete the nested runs of launchers that have ended and that nobody deleted."""
     query = f"tags.`{LAUNCHER_OF_TAG}` = '{run_id}'"
     for run in list(server.search_runs([experiment_id], query)):
         try:
@@ -111,21 +121,25 @@ def repair(server: TrackingClient, run_id: str, experiment_id: str) -> None:
         except ValueError:
             continue
         if run.info.run_id != run_id and liveness.is_alive(who) is False:
-            with suppress(RunNotFound):  # somebody else was quicker
+            with suppress(RunNotFound):  # another process deleted it first
                 server.delete_run(run.info.run_id)
 
 
 def main(arguments: list[str]) -> None:
-    """Wait for a process to go, then delete or re-label a run: ``PID RUN_ID ACTION ORDINAL``."""
+    """Wait until a process ends, then delete a run or set its status.
+
+    Args:
+        arguments: ``PID RUN_ID ACTION ORDINAL``, as :func:`after` gives them.
+    """
     pid, run_id, action, ordinal = int(arguments[0]), arguments[1], arguments[2], int(arguments[3])
-    server = connect(retry_seconds=120.0)  # slow, so before the wait
+    server = connect(retry_seconds=120.0)  # before the wait, because it is slow
     while is_running(pid):
         time.sleep(0.05)
     if action == "delete":
-        if HOLDER_TAG not in server.run(run_id).data.tags:  # else somebody trains in it
+        if HOLDER_TAG not in server.run(run_id).data.tags:  # otherwise a training has adopted it
             server.delete_run(run_id)
     else:
-        conclude(server, run_id, ordinal, said_of(action))
+        conclude(server, run_id, ordinal, outcome_of(action))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Holding a run: its attempt, the lock on this host, heartbeats, and noticing that another process has taken the run over."""
+"""Holding a run: its attempt, the lock on this host, heartbeats, and detecting a takeover."""
 
 import itertools
 import logging
@@ -21,26 +21,29 @@ HEARTBEAT_SECONDS = 5.0
 _TICK_SECONDS = 0.5
 _ASLEEP_SECONDS = 3.0
 _MARGIN_SECONDS = 10.0
-"""So long before others may take the run for abandoned its holder begins to doubt."""
-_MOST_HANGING = 3
-"""So many heartbeats may wait for an answer at once; a connection that hangs does not hold up the next one."""
-_BEFORE_IT_IS_DUE = 0.8
-"""A heartbeat also asks who holds the run, just before the sender would."""
+"""So long before its lease runs out, a holder whose heartbeats fail asks the server before it writes."""
+_MAX_PENDING = 3
+"""How many heartbeats may wait for an answer at once, so that a hanging connection does not delay the next one."""
+_EARLY = 0.8
+"""Factor on the interval: a heartbeat reads the run too, so just before the sender would do it."""
 _ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
 class Lease:
-    """The hold of one attempt on a run.
+    """The lease of one attempt on a run.
 
-    A thread of the lease sends heartbeats and does nothing else, so uploads, the sender and the training may take as long as
-    they like. A second thread ticks: a process that was stopped for a while may wake up to find its run taken over, and so may
-    one whose heartbeats were not delivered for almost as long as the lease. Then the holder asks the server before it writes.
+    One thread only sends heartbeats, so no upload, sender or training step delays them. A second thread ticks, to notice
+    that this process was suspended. After a suspension, or when no heartbeat was delivered for almost the length of the
+    lease, another process may have taken the run over; then the holder asks the server before it writes.
 
     Args:
-        server: where the run is.
-        ordinal: of this attempt; a higher one means that it is overtaken.
+        server: tracking server that has the run.
+        ordinal: of this attempt; if a higher one is claimed, another process has taken the run over.
         beat_seconds: between two heartbeats.
-        lease_seconds: after which others take a silent holder for dead.
+        lease_seconds: without a heartbeat, after which other processes take the holder for dead.
+
+    Attributes:
+        overtaken: set once another process has taken the run over.
     """
 
     def __init__(
@@ -53,8 +56,8 @@ class Lease:
     ) -> None:
         self.overtaken = threading.Event()
         self.gone: str | None = None
-        """What has happened to the run, where somebody deleted it."""
-        self._server = server.once  # the next heartbeat is the next try
+        """Message that somebody deleted the run. If ``None``, nobody did."""
+        self._server = server.once  # the next heartbeat is the retry
         self._ordinal = ordinal
         self._beat_seconds = beat_seconds
         self._doubt_seconds = max(beat_seconds, lease_seconds - _MARGIN_SECONDS)
@@ -62,25 +65,27 @@ class Lease:
         self._beats = itertools.count(1)
         self._confirmed = self._delivered = self._tick = time.monotonic()
         self._doubted = self._failed = -math.inf
-        """When this process was last found to have been asleep, and when a request to the server last failed."""
+        """When this process last noticed a suspension, and when a request to the server last failed."""
         self._ending = False
         self._closed = threading.Event()
         self._setting = threading.Lock()
-        """Held while the status of the run is put right."""
+        """Held while the status of the run is corrected."""
         threading.Thread(target=self._watch, name="mltrain-lease", daemon=True).start()
         threading.Thread(target=self._beat_regularly, name="mltrain-heartbeat", daemon=True).start()
 
     def begin(self, run_id: str) -> None:
-        """The run exists, and this attempt holds it."""
+        """Start heartbeats for a run that this attempt now holds."""
         self._confirmed = self._delivered = time.monotonic()
         self._run_id = run_id
 
     def follow(self, ordinal: int) -> None:
-        """The run goes on under a later attempt of this process."""
+        """Continue under a later attempt of this process."""
         self._ordinal = ordinal
 
     def keep(self) -> bool:
-        """Return whether this attempt holds the run, by an answer of the server that is at most two heartbeats old.
+        """Return whether this attempt holds the run.
+
+        The server's answer is at most two heartbeats old.
 
         Raises:
             TrackingError: the server does not answer.
@@ -90,12 +95,12 @@ class Lease:
         return not self.overtaken.is_set()
 
     def holds(self, *, certainly: bool = False) -> bool:
-        """Whether this attempt still holds the run; asks the server only where there is doubt.
+        """Whether this attempt still holds the run.
 
-        There is doubt after the process has been asleep, and while heartbeats cannot be delivered.
+        Asks the server only after a suspension of this process, and while heartbeats cannot be delivered.
 
         Args:
-            certainly: a server that does not answer then means no.
+            certainly: whether a server that does not answer means no.
         """
         if not self.overtaken.is_set() and self._doubtful():
             if time.monotonic() - self._failed < self._beat_seconds:
@@ -107,17 +112,19 @@ class Lease:
         return not self.overtaken.is_set()
 
     def end(self, seconds: float) -> None:
-        """Leave the status of the run to its holder, who sets how it ended; heartbeats go on.
+        """Stop correcting the run's status, so that the holder can set the final one.
+
+        Heartbeats continue.
 
         Args:
-            seconds: for which a request that sets the status at this moment is waited for.
+            seconds: to wait for a correction that is under way.
         """
         self._ending = True
         if self._setting.acquire(timeout=seconds):
             self._setting.release()
 
     def close(self) -> None:
-        """Watch no more, and send no more heartbeats."""
+        """Stop both threads."""
         self._ending = True
         self._closed.set()
 
@@ -141,28 +148,28 @@ class Lease:
                 raise
             if last_attempt(run.data.params) > self._ordinal:
                 self.overtaken.set()
-        if asked >= self._confirmed:  # else a later question has been answered already
+        if asked >= self._confirmed:  # otherwise a later request was answered first
             self._confirmed = asked
             self.gone = _gone(run)
         return run
 
     def _beat_regularly(self) -> None:
-        hanging: list[threading.Thread] = []
-        while not self._closed.wait(_BEFORE_IT_IS_DUE * self._beat_seconds):
-            hanging = [thread for thread in hanging if thread.is_alive()]
-            if self._run_id is None or len(hanging) >= _MOST_HANGING:
+        pending: list[threading.Thread] = []
+        while not self._closed.wait(_EARLY * self._beat_seconds):
+            pending = [thread for thread in pending if thread.is_alive()]
+            if self._run_id is None or len(pending) >= _MAX_PENDING:
                 continue
             beat = threading.Thread(target=self._beat, name="mltrain-beat", daemon=True)
             try:
                 beat.start()
-                hanging.append(beat)
+                pending.append(beat)
             except RuntimeError:  # the interpreter is ending and starts no more threads
                 self._beat()
 
     def _beat(self) -> None:
         try:
             run = self._ask()
-            self._put_right(run)
+            self._correct_status(run)
             if self.overtaken.is_set() or self.gone is not None or self._closed.is_set() or self._doubtful():
                 return
             sent, beat = time.monotonic(), f"{self._ordinal}.{next(self._beats)}"
@@ -171,22 +178,22 @@ class Lease:
         except MltrainError as error:
             log.debug("A heartbeat was not delivered: %s", error)
 
-    def _put_right(self, run: Any) -> None:
-        """Set a run to running again that somebody else has set to something else."""
+    def _correct_status(self, run: Any) -> None:
+        """Set the run back to running if somebody else changed its status."""
         with self._setting:
-            said = run.data.tags.get(STATUS_TAG, "running")
+            tagged = run.data.tags.get(STATUS_TAG, "running")
             if self._ending or self.overtaken.is_set() or self.gone is not None:
                 return
-            if run.info.status not in _ENDED and said == "running":
+            if run.info.status not in _ENDED and tagged == "running":
                 return
-            log.warning("Somebody set the run to %s; it is running, and set to that again.", run.info.status)
+            log.warning("Somebody set the run to %s although it is running; it is set to RUNNING again.", run.info.status)
             conclude(self._server, run.info.run_id, self._ordinal, "running")
 
     def _watch(self) -> None:
         while not self._closed.wait(_TICK_SECONDS):
             now = time.monotonic()
             if now - self._tick > _ASLEEP_SECONDS:
-                self._doubted = now  # before the tick, so that nobody in between believes that all is well
+                self._doubted = now  # before the tick, so that no check in between misses the suspension
             self._tick = now
 
 
@@ -194,22 +201,22 @@ def _gone(run: Any) -> str | None:
     if run is None or run.info.lifecycle_stage == "active":
         return None
     return (
-        f"Run {run.info.run_id} was deleted. Training goes on, and what it would record is kept on this disk. "
-        "Restore the run in the MLflow UI; what waits is sent then, or by: mltrain sync"
+        f"Run {run.info.run_id} was deleted. Training goes on, and its records are buffered on this disk. "
+        "Try: restore the run in the MLflow UI; the backlog is sent then, or with: mltrain sync"
     )
 
 
 class Hold:
-    """What makes this process the one writer of a run.
+    """The right of this process to be the only writer of a run.
 
     Args:
-        server: where the run is.
+        server: tracking server that has the run.
         attempts: all attempts up to this process's.
-        lock: of the run on this host, taken.
+        lock: of the run on this host, acquired.
 
     Attributes:
         attempts: all attempts up to this process's current one.
-        lease: tells whether another process has taken the run over.
+        lease: on the run.
     """
 
     def __init__(self, server: TrackingClient, attempts: list[Attempt], lock: filelock.BaseFileLock) -> None:
@@ -234,11 +241,11 @@ class Hold:
             raise RunHeld("Another process has taken this run over; this one ends without writing anything more.")
 
     def begin_attempt(self, run_id: str, resumed_from: str | None) -> Attempt:
-        """Claim the next attempt of the run for this process, which has rolled it back to a checkpoint.
+        """Claim the next attempt, after this process rolled the run back.
 
         Raises:
-            RunHeld: Another process has claimed it at this moment.
-            TrackingError: The server does not answer.
+            RunHeld: another process has just claimed it.
+            TrackingError: the server does not answer.
         """
         now = self.attempt
         self.end_attempt("rolled back")
@@ -246,19 +253,19 @@ class Hold:
             now.ordinal + 1, resumed_from=resumed_from, code=now.code, data=now.data, versions=now.versions
         )
         self.attempts.append(following)
-        self.lease.follow(following.ordinal)  # before the claim, or the heartbeat would take it for another process's
+        self.lease.follow(following.ordinal)  # before the claim, or the heartbeat would take it for a takeover
         try:
             claim_attempt(self._server, run_id, following.ordinal)
         except RunHeld:
-            self.lease.overtaken.set()  # the number is another process's, and nothing is written in its name
+            self.lease.overtaken.set()  # so this process writes nothing under the other one's attempt
             raise
         return following
 
     def end_attempt(self, why: str) -> None:
-        """Note when and why the current attempt ended."""
+        """Record when and why the current attempt ended."""
         self.attempt.ended, self.attempt.why = datetime.now(UTC).isoformat(timespec="seconds"), why
 
     def release(self) -> None:
-        """Send no more heartbeats and release the lock."""
+        """Stop heartbeats and release the lock."""
         self.lease.close()
         self._lock.release()

@@ -15,7 +15,9 @@ from mltrain.tracking.tags import HEARTBEAT_TAG, HOLDER_TAG, STATUS_TAG
 class Reaped:
     """A run recorded as running, and what ``reap`` found.
 
-    ``closed``; ``alive`` here or ``alive elsewhere``; or ``resumed`` by somebody at this moment.
+    Attributes:
+        run_id, name: of the run.
+        found: ``closed``, ``alive`` on this machine, ``alive elsewhere``, or ``resumed`` meanwhile.
     """
 
     run_id: str
@@ -26,19 +28,19 @@ class Reaped:
 def reap(
     server: TrackingClient, *, lease_seconds: float = LEASE_SECONDS, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Reaped]:
-    """Close the runs whose holders are gone; never one whose process is alive.
+    """Close the runs whose holders are dead, and yield what became of each.
 
-    A holder that cannot be seen from here is watched: it is gone when its heartbeat does not change for the length of the
-    lease, on the clock of this process.
+    A run whose process is alive is never closed. A holder that this machine cannot see is dead when its heartbeat does not
+    change for the length of the lease, measured by this process.
 
     Args:
-        server: whose runs.
-        lease_seconds: for how long a holder is watched.
-        sleep: waits for so many seconds.
+        server: tracking server that has the runs.
+        lease_seconds: for which a heartbeat is watched.
+        sleep: waits for a number of seconds.
     """
     watched = []
     for query in (
-        # It had said how it ended, and was killed before MLflow's own status followed.
+        # The process recorded how it ended, and was killed before it set MLflow's status.
         f"attributes.status = 'RUNNING' and tags.`{STATUS_TAG}` != 'running'",
         f"tags.`{STATUS_TAG}` = 'running'",
     ):
@@ -66,7 +68,7 @@ def reap(
 
 
 def close_if_dead(server: TrackingClient, run_id: str) -> None:
-    """Close a run as KILLED if it is recorded as running and its process is known to be gone.
+    """Close a run as KILLED if it is recorded as running and its process is known to be dead.
 
     Raises:
         RunNotFound, TrackingError: the run cannot be read or written.
@@ -77,9 +79,9 @@ def close_if_dead(server: TrackingClient, run_id: str) -> None:
 
 
 def _closed(server: TrackingClient, run: Any) -> Reaped:
-    said = tags_of(run).get(STATUS_TAG, "")
-    said = said if said in STATUS_OF and not is_held(run) else "stopped"
-    last = conclude(server, run.info.run_id, last_attempt(run.data.params), said)
+    tagged = tags_of(run).get(STATUS_TAG, "")
+    outcome = tagged if tagged in STATUS_OF and not is_held(run) else "stopped"
+    last = conclude(server, run.info.run_id, last_attempt(run.data.params), outcome)
     return Reaped(run.info.run_id, run.info.run_name, "closed" if last else "resumed")
 
 

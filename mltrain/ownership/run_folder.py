@@ -25,14 +25,15 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def homes(server: TrackingClient) -> Path:
-    """Return the folder for the homes of all runs of a tracking store on this host."""
+    """Return the folder on this host for all runs of a tracking store."""
     return state_folder() / _folder_name(address_of(server.uri))
 
 
 def address_of(uri: str) -> str:
-    """Return one spelling for all tracking URIs that certainly mean one store; without user name and password.
+    """Return the canonical form of a tracking URI, without user name and password.
 
-    Paths are absolute, hosts in lower case, ``localhost`` stands for the loopback addresses, and default ports are left out.
+    Paths are absolute, hosts in lower case, loopback addresses become ``localhost``, and default ports are omitted. URIs of
+    one form are certainly of one store.
     """
     parts = urllib.parse.urlsplit(uri)
     if uri in _NAMED:
@@ -58,13 +59,13 @@ def address_of(uri: str) -> str:
 
 
 def stores(server: TrackingClient) -> Iterator[tuple[Path, str | None]]:
-    """Yield the folders of all tracking stores on this host, and where each store is.
+    """Yield the folder of each tracking store on this host, and its address.
 
-    The folder of this server comes first, then the one that an earlier version made for this spelling of its URI.
+    The folder of this server comes first, then the one that an earlier version created for this form of its URI.
 
     Yields:
-        The folder, and the address of the store without its secrets; ``None`` if it is this server's. An earlier version
-        recorded no address: then the name of the folder stands for it.
+        The folder, and the address of the store without credentials, or ``None`` if it is this server's. If an earlier
+        version recorded no address, it is ``unknown`` with the folder.
     """
     own = [homes(server), state_folder() / _folder_name(server.uri)]
     yield from ((root, None) for root in dict.fromkeys(own) if root.is_dir())
@@ -75,10 +76,12 @@ def stores(server: TrackingClient) -> Iterator[tuple[Path, str | None]]:
 
 
 def may_be(server: TrackingClient, address: str | None) -> bool:
-    """Whether an address may be that of this server; two files that both exist and differ are two stores.
+    """Whether an address may be that of this server.
+
+    Two database files that exist and differ are two stores; all else may be one.
 
     Args:
-        server: the one in use.
+        server: the tracking server in use.
         address: as :func:`stores` yields it.
     """
     here, there = (_database_of(uri) for uri in (address_of(server.uri), address or ""))
@@ -86,18 +89,20 @@ def may_be(server: TrackingClient, address: str | None) -> bool:
 
 
 def home_of(server: TrackingClient, run_id: str) -> Path:
-    """Return the folder on this host for staging, journal and log of a run, and make it if need be.
+    """Return the folder of a run on this host, and create it if missing.
+
+    It holds the staged checkpoints, the journal and the log.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: the folder cannot be created.
     """
-    return _made(known_home(server, run_id))
+    return _created(known_home(server, run_id))
 
 
 def known_home(server: TrackingClient, run_id: str) -> Path:
-    """Return the folder for a run, made or not.
+    """Return the folder of a run, which may not exist.
 
-    Where the run was written to from this host under another address of its store, that is the folder: ids are unique.
+    A folder under another address of the run's store counts too: run ids are unique.
     """
     for root, address in stores(server):
         home = root / _name_in(root, run_id)
@@ -107,29 +112,29 @@ def known_home(server: TrackingClient, run_id: str) -> Path:
 
 
 def refuse_unwritable_home(server: TrackingClient) -> None:
-    """Refuse a home for runs that cannot be made or written to, without making it.
+    """Check that the folder for runs can be written to, without creating it.
 
     Raises:
-        StorageError: it cannot.
+        StorageError: the folder cannot be created or written to.
     """
-    refuse_unwritable(homes(server), "Set MLTRAIN_HOME to a folder that is writable.")
+    refuse_unwritable(homes(server), "Try: MLTRAIN_HOME=FOLDER")
 
 
 def outputs_home(server: TrackingClient) -> Path:
-    """Return the folder on this host that holds copies of what stages of pipelines handed on, by their digests.
+    """Return the folder on this host for copies of stage outputs, named by digest.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: the folder cannot be created.
     """
-    return _made(homes(server) / "outputs")
+    return _created(homes(server) / "outputs")
 
 
 def record_address(uri: str, home: Path) -> None:
-    """Note for people where the store of a run is, beside its home.
+    """Record the address of a run's tracking store beside its folder.
 
     Args:
         uri: of the tracking store.
-        home: of the run.
+        home: folder of the run.
     """
     file = home.parent / _ADDRESS_FILE
     if not file.is_file():
@@ -138,7 +143,7 @@ def record_address(uri: str, home: Path) -> None:
 
 
 def _database_of(address: str) -> Path | None:
-    """Return the file of a database that is on this host and exists, else ``None``."""
+    """Return the file of a database on this host. ``None`` if there is no such file."""
     kind, _, path = address.partition(":///")
     file = Path(path.partition("?")[0])
     return file if kind.partition("+")[0] == "sqlite" and file.is_file() else None
@@ -155,27 +160,27 @@ def _recorded_address(root: Path) -> str:
 
 
 def _name_in(root: Path, run_id: str) -> str:
-    """Return what a run's home is called: where it was written to before it was created, by what it went by then."""
+    """Return the folder name of a run: its provisional id if it was created offline."""
     with suppress(OSError, ValueError):
         earlier = (root / f"{run_id}.home").read_text(encoding="ascii")
         return earlier if RUN_ID.fullmatch(earlier) else run_id
     return run_id
 
 
-def _made(home: Path) -> Path:
+def _created(home: Path) -> Path:
     try:
         if os.path.lexists(home) and not home.is_dir():
-            log.warning("%s is no folder. It is kept as %s, and a folder takes its place.", home, set_aside(home).name)
+            log.warning("%s is not a folder. It was renamed to %s, and a folder takes its place.", home, set_aside(home).name)
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"{home} cannot be made: {error.strerror}. Set MLTRAIN_HOME to a folder that is writable."
+            f"{home} cannot be created: {error.strerror}. Expected a writable folder. Try: MLTRAIN_HOME=FOLDER"
         ) from error
     return home
 
 
 def remember_home(run_id: str, home: Path) -> None:
-    """Let a run be found in the home that it had before it was created.
+    """Record the folder that a run had before it was created.
 
     Raises:
         StorageError: the disk refuses.
@@ -184,7 +189,7 @@ def remember_home(run_id: str, home: Path) -> None:
 
 
 def created_from(home: Path) -> str | None:
-    """Return the id of the run that was created for a home from before that; ``None`` without such a record."""
+    """Return the id of the run created for a provisional folder. ``None`` if none is recorded."""
     for file in home.parent.glob("*.home"):
         with suppress(OSError, ValueError):
             if RUN_ID.fullmatch(file.stem) and file.read_text(encoding="ascii") == home.name:
@@ -193,7 +198,7 @@ def created_from(home: Path) -> str | None:
 
 
 def grace_seconds() -> float:
-    """Return how long the end of a process may take, from ``MLTRAIN_GRACE_SECONDS`` (default 25)."""
+    """Return the seconds that a process may take to end: ``MLTRAIN_GRACE_SECONDS``, default 25."""
     try:
         return max(0.0, float(os.environ.get("MLTRAIN_GRACE_SECONDS", "25")))
     except ValueError:

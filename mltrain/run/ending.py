@@ -12,7 +12,7 @@ from mltrain.delivery.creation import RunIdentity
 from mltrain.delivery.outbox import Outbox
 from mltrain.errors import MltrainError, StorageError
 from mltrain.ownership import launcher as launchers
-from mltrain.ownership.attempts import conclude, ending_tags, forget_only_local, only_local_tags, said_of
+from mltrain.ownership.attempts import conclude, ending_tags, forget_only_local, only_local_tags, outcome_of
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import Hold
 from mltrain.ownership.run_folder import grace_seconds
@@ -84,7 +84,7 @@ class Ending:
             status: that the run gets when ``mltrain sync`` has sent it.
         """
         self._only_local = True
-        self._outbox.set_tags(only_local_tags(checkpoint, said_of(status)))
+        self._outbox.set_tags(only_local_tags(checkpoint, outcome_of(status)))
 
     def detach(self, status: Status) -> None:
         """Deliver what waits and release the run; set its status only where it was opened by this process."""
@@ -168,7 +168,7 @@ class Ending:
         return delivered
 
     def _tag_ending(self, status: Status) -> None:
-        self._outbox.set_tags(ending_tags(self._hold.attempt.ordinal, said_of(status)))
+        self._outbox.set_tags(ending_tags(self._hold.attempt.ordinal, outcome_of(status)))
 
     def _report_lost(self) -> None:
         self.lost = self._outbox.journal.lost()
@@ -203,7 +203,7 @@ class Ending:
 
     def _status_is_set(self, status: Status, seconds: float) -> bool:
         server, run_id = replace(self._server, retry_seconds=seconds), self._run.id
-        ordinal, ended = self._hold.attempt.ordinal, said_of(status)
+        ordinal, ended = self._hold.attempt.ordinal, outcome_of(status)
         try:
             if not self._hold.lease.holds(certainly=True):
                 return False

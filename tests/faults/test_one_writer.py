@@ -147,7 +147,7 @@ def test_a_dead_holder_is_taken_over_at_once(workplace: Workplace) -> None:
     done = workplace.mltrain("train", "tiny.py", "kill_at=8")
     resumed = workplace.mltrain("train", "--resume-run", done.run_id, "kill_at=0")
     assert resumed.code == 0, resumed.err
-    assert "sign of life" not in resumed.err
+    assert "for a heartbeat" not in resumed.err
 
 
 CLAIMED = """
@@ -215,7 +215,7 @@ def test_a_dead_holder_of_another_container_with_the_same_home_is_taken_over_at_
         run_id = run_in(workplace)
     resumed = workplace.mltrain("train", "--resume-run", run_id, "epochs=2", "sleep=0")
     assert resumed.code == 0, resumed.err
-    assert "sign of life" not in resumed.err
+    assert "for a heartbeat" not in resumed.err
 
 
 def test_a_run_that_ended_without_its_status_is_given_it_by_reap(workplace: Workplace) -> None:
