@@ -95,7 +95,7 @@ class Follower(Alone):
     def _built(
         self, named: Project | str | None, recorded: str, settings: Mapping[str, Any], stop: StopRequest
     ) -> Trainer:
-        from mltrain.distributed.task import check_loader, joined
+        from mltrain.distributed.task import check_loader, distribute
 
         try:
             project = named if isinstance(named, Project) else find(named or recorded, recorded=named is None)
@@ -105,7 +105,7 @@ class Follower(Alone):
             seed_everything(config.seed)
             task = project.build(config)
             check_loader(task)
-            task, agreed = joined(self._world, task, config, stop)
+            task, agreed = distribute(self._world, task, config, stop)
             return Trainer(task, config, stop=agreed)
         except PeerLost:
             raise
@@ -150,11 +150,11 @@ class Follower(Alone):
         self._world.agree(None)
 
     def _train(self, trainer: Trainer, begins: Mapping[str, Any], stop: StopRequest) -> None:
-        from mltrain.distributed.saving import TogetherSaver
+        from mltrain.distributed.saving import DistributedSaver
         from mltrain.distributed.uploads import Uploads
 
         self._uploads = Uploads(self._world, is_overtaken, self._hold)
-        saver = TogetherSaver(self._world, trainer.task.parts(), None, self._world.channel, self._uploads)
+        saver = DistributedSaver(self._world, trainer.task.parts(), None, self._world.channel, self._uploads)
         trainer.attach(NullTracker(), saver)
         Rng().load_state_dict(begins)
         stop.finish_steps()

@@ -141,11 +141,11 @@ class Leader(Alone):
             PeerLost: another process cannot build the task.
         """
         refuse_for_several(config)
-        from mltrain.distributed.task import check_loader, joined
+        from mltrain.distributed.task import check_loader, distribute
 
         check_loader(task)
         self._world.share(("build", project.name, config.model_dump()))
-        return joined(self._world, task, config, stop)
+        return distribute(self._world, task, config, stop)
 
     def restore(self, trainer: Trainer, parts: Mapping[str, Any], **how: Any) -> None:
         """Restore a checkpoint on all processes; see :meth:`mltrain.Trainer.restore`.
@@ -197,9 +197,9 @@ class Leader(Alone):
 
     def saver(self, saver: Saver, trainer: Trainer) -> Saver:
         """Return a saver for the state of all processes."""
-        from mltrain.distributed.saving import TogetherSaver
+        from mltrain.distributed.saving import DistributedSaver
 
-        return TogetherSaver(self._world, trainer.task.parts(), saver, self._world.channel)
+        return DistributedSaver(self._world, trainer.task.parts(), saver, self._world.channel)
 
     def end(self, outcome: Outcome) -> Outcome:
         """End the other processes, and return the outcome."""

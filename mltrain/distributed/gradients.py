@@ -1,4 +1,4 @@
-"""Gradients and buffers that are the same on all ranks after every step, whatever the step does to get them."""
+"""Keeps gradients and buffers the same on all ranks, whatever a step computes."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -16,11 +16,11 @@ _PASS, _END = 1, 2
 
 
 class Replicas:
-    """What processes share that hold the whole model each: every one trains its own part of each batch.
+    """Full replicas of the model: each process trains its own part of each batch.
 
     Attributes:
-        rank, ranks: which part of each batch this process trains, of how many.
-        share: how much a process's gradient counts beside its part of the batch.
+        rank, ranks: index and number of the parts of a batch, for this process.
+        share: factor on a process's gradient, beside the weight of its part of the batch.
     """
 
     share = 1.0
@@ -29,19 +29,19 @@ class Replicas:
         self.rank, self.ranks = world.rank, world.size
 
     def weigh(self, weight: float) -> None:
-        """Let the next gradients of this process count so much."""
+        """Set the weight of this process's next gradients."""
 
 
 class Gradients:
     """Averages gradients over ranks at the end of each backward pass.
 
-    The gradient of a rank counts as much as its part of the batch: the result is the gradient of the mean over the whole
-    batch, also where the parts are of different sizes. What the ranks got in a pass is summed in one collective a
-    dtype, over all parameters that any of them has a gradient for, so a branch that only one rank took is averaged as well.
+    Each rank is weighted by its part of the batch, so the result is the gradient of the mean over the whole batch, also for
+    parts of different sizes. One collective per dtype sums the gradients of all parameters that any rank has a gradient for,
+    so a branch that only one rank took is averaged as well.
 
     Args:
         world: the ranks.
-        parts: modules and optimizers; their parameters are those that are averaged, but sharded ones: FSDP2 does that.
+        parts: modules and optimizers whose parameters are averaged, except sharded ones, which FSDP2 averages.
         layout: how the ranks share models and batches. If ``None``, as replicas.
 
     Raises:
@@ -61,24 +61,24 @@ class Gradients:
         for module in self._modules:
             if any(isinstance(one, nn.parallel.DistributedDataParallel) for one in module.modules()):
                 raise UsageError(
-                    "The project wraps its model in DistributedDataParallel. Expected the plain model: mltrain averages its "
-                    "gradients. Try: leave the wrapper out."
+                    "The model is wrapped in DistributedDataParallel. Expected the plain model, because mltrain averages its "
+                    "gradients. Try: leave the wrapper out"
                 )
         if any(isinstance(one, UninitializedParameter) for one in self._parameters):
             raise UsageError(
-                "A module is lazy: its parameters have no shape before the first batch. Expected modules of known shapes "
-                "for several processes. Try: nn.Linear(in_features, ...) in place of nn.LazyLinear(...)."
+                "A module is lazy. Expected parameters with known shapes for several processes. "
+                "Try: nn.Linear(in_features, ...) in place of nn.LazyLinear(...)."
             )
         self._hooked: set[int] = set()
         self._got: set[int] = set()
 
     def weigh(self, weight: float) -> None:
-        """Take the weight of this rank's part in the next batch, 0 to 1; those of all parts of the batch sum to 1."""
+        """Set the weight of this rank's part of the next batch, 0 to 1; all parts sum to 1."""
         self._weight = weight * self._layout.share
         self._layout.weigh(weight)
 
     def expect(self) -> None:
-        """Be called back for every parameter that is trained from now on."""
+        """Register a hook on every parameter that is trained from now on."""
         for index, parameter in enumerate(self._parameters):
             if parameter.requires_grad and index not in self._hooked:
                 self._hooked.add(index)
@@ -88,34 +88,34 @@ class Gradients:
         """Wait until all ranks have done their backward passes of this step.
 
         Raises:
-            UsageError: another rank does one more.
+            UsageError: another rank does one more pass.
         """
         self._announced(_END, set())
 
     def share_buffers(self) -> None:
-        """Take over rank 0's buffers, as DistributedDataParallel does: statistics of batch norm, for example."""
+        """Copy rank 0's buffers, for example of batch norm, as DistributedDataParallel does."""
         buffers = [one for module in self._modules for one in module.buffers() if not is_sharded(one)]
-        for alike in _by_kind(buffers):
-            joined = _joined(alike)
-            self._world.broadcast(joined)
-            _divide(joined, alike)
+        for group in _by_kind(buffers):
+            flat = _flattened(group)
+            self._world.broadcast(flat)
+            _unflatten(flat, group)
 
     def _accumulated(self, index: int, parameter: Tensor) -> None:
         if not self._got:
-            engine: Any = torch.autograd.Variable._execution_engine  # as FSDP2 of torch does
+            engine: Any = torch.autograd.Variable._execution_engine  # as torch's FSDP2 does
             engine.queue_callback(self._average)
         self._got.add(index)
 
     def _announced(self, what: int, got: set[int]) -> list[int]:
-        """Let the other ranks know what this one does next; return which parameters any of them has a gradient for."""
+        """Announce this rank's next action; return for each parameter whether any rank has a gradient."""
         reports = torch.zeros(1 + len(self._parameters), dtype=torch.uint8)
         reports[0] = what
         reports[[1 + index for index in got]] = 1
-        gathered = self._world.gather_alike(reports)
+        gathered = self._world.gather_tensor(reports)
         if gathered[:, 0].min() != gathered[:, 0].max():
             raise UsageError(
-                "The ranks did different numbers of backward passes in one step. Expected as many on each. Try: with "
-                "accumulate=, a batch_size that the number of processes times accumulate divides, and drop_last=True."
+                "The ranks did different numbers of backward passes in one step. Expected the same number on each. Try: "
+                "drop_last=True, and with accumulate= a batch_size divisible by processes times accumulate"
             )
         reached: list[int] = gathered[:, 1:].amax(0).tolist()
         return reached
@@ -130,14 +130,14 @@ class Gradients:
                 parameter.grad = torch.zeros_like(parameter)
             elif parameter.grad.is_sparse:
                 raise UsageError(
-                    "A gradient is sparse, which several processes cannot average. Expected dense gradients. Try: "
-                    "nn.Embedding(..., sparse=False)."
+                    "A gradient is sparse. Expected dense gradients for several processes. "
+                    "Try: nn.Embedding(..., sparse=False)."
                 )
-        for alike in _by_kind([parameter.grad for parameter in trained if parameter.grad is not None]):
-            joined = _joined(alike)
-            joined *= self._weight
-            self._world.sum(joined)
-            _divide(joined, alike)
+        for group in _by_kind([parameter.grad for parameter in trained if parameter.grad is not None]):
+            flat = _flattened(group)
+            flat *= self._weight
+            self._world.sum(flat)
+            _unflatten(flat, group)
 
 
 def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -147,13 +147,13 @@ def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return list(kinds.values())
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
+def _flattened(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
-def _divide(joined: Tensor, tensors: Sequence[Tensor]) -> None:
+def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     begin = 0
     for tensor in tensors:
-        tensor.copy_(joined[begin : begin + tensor.numel()].view(tensor.shape))
+        tensor.copy_(flat[begin : begin + tensor.numel()].view(tensor.shape))
         begin += tensor.numel()

@@ -1,6 +1,6 @@
-"""Loading a sharded checkpoint on several ranks: each verifies its share, then reads what its pieces need of it.
+"""Loading a sharded checkpoint on several ranks: each verifies its share, then reads its pieces.
 
-torch.distributed.checkpoint (DCP) plans which saved pieces make up the wanted ones, whatever the numbers of ranks.
+torch.distributed.checkpoint (DCP) plans which saved pieces make up the wanted ones, for any numbers of ranks.
 """
 
 from collections import defaultdict
@@ -34,7 +34,7 @@ from mltrain.errors import DamagedCheckpoint, MltrainError
 
 
 class ShardReader(StorageReader):
-    """Reads pieces of tensors for DCP from the files of a sharded checkpoint, each file verified before it is used.
+    """Reads pieces of a sharded checkpoint for DCP, from verified files only.
 
     Args:
         assembly: of the checkpoint.
@@ -51,8 +51,8 @@ class ShardReader(StorageReader):
     def reset(self, checkpoint_id: Any = None) -> None:
         """Do nothing: one reader reads one checkpoint."""
 
-    def read_metadata(self) -> Metadata:  # with **kwargs DCP would ask twice
-        """Return which pieces of which tensors there are."""
+    def read_metadata(self) -> Metadata:  # with **kwargs DCP would call it twice
+        """Return the tensors of the checkpoint and their pieces."""
         tensors: dict[str, Any] = {}
         for name, whole in self._assembly.tensors.items():
             tensors[name] = TensorStorageMetadata(TensorProperties(dtype=whole.dtype), whole.shape, [])
@@ -63,10 +63,10 @@ class ShardReader(StorageReader):
         return Metadata(tensors)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the part files were read before."""
+        """Do nothing: the part files are read already."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Return the plan as it is: what is read goes into new tensors, and no live one."""
+        """Return the plan as it is."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
@@ -74,10 +74,10 @@ class ShardReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read what the plan wants; one file is in memory at a time.
+        """Read the items of a plan, with one file in memory at a time.
 
         Raises:
-            DamagedCheckpoint: a file is missing, or is not what was committed.
+            DamagedCheckpoint: a file is missing, or differs from what was committed.
         """
         wanted = defaultdict(list)
         for item in plan.items:
@@ -99,12 +99,12 @@ class ShardReader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Return whether this is the address of a checkpoint; none is given."""
+        """Return True: the reader needs no id."""
         return True
 
 
 def load(tensors: Mapping[str, Tensor], assembly: Assembly, channel: Channel) -> None:
-    """Fill tensors, whole or sharded in any way, from a checkpoint; on all ranks of the channel at once.
+    """Fill tensors, whole or sharded, from a checkpoint; on all ranks at once.
 
     Args:
         tensors: by their names in the checkpoint.
@@ -112,7 +112,7 @@ def load(tensors: Mapping[str, Tensor], assembly: Assembly, channel: Channel) ->
         channel: of the ranks.
 
     Raises:
-        DamagedCheckpoint: on all ranks, where the files that any of them needs are not what was committed.
+        DamagedCheckpoint: on all ranks, if a file that any of them needs differs from what was committed.
     """
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
@@ -122,7 +122,7 @@ def load(tensors: Mapping[str, Tensor], assembly: Assembly, channel: Channel) ->
             planner=planner,
             process_group=channel.group,
         )
-    except CheckpointException as error:  # which is no Exception
+    except CheckpointException as error:  # a BaseException
         rank, (first, _) = next(iter(error.failures.items()))
         raise DamagedCheckpoint(f"Rank {rank} could not load: {first}") from error
     finally:
@@ -130,10 +130,10 @@ def load(tensors: Mapping[str, Tensor], assembly: Assembly, channel: Channel) ->
 
 
 def verified(world: World, opened: Callable[[], CheckpointStore], manifest: Manifest) -> None:
-    """Verify a checkpoint on all ranks at once: every file of pieces is read by one of them.
+    """Verify a checkpoint on all ranks at once, each file on one of them.
 
-    With as many ranks as have written it, each reads the files that its own pieces are in, and what comes from a remote store is
-    kept in memory for the load. So nothing is downloaded twice.
+    If as many ranks wrote it, each reads the files of its own pieces, and those from a remote store stay in memory for the
+    load, so no file is downloaded twice.
 
     Args:
         world: the ranks.
@@ -141,7 +141,7 @@ def verified(world: World, opened: Callable[[], CheckpointStore], manifest: Mani
         manifest: of the checkpoint.
 
     Raises:
-        DamagedCheckpoint: on all ranks, where a file is missing, or is not what was committed.
+        DamagedCheckpoint: on all ranks, if a file is missing or differs from what was committed.
     """
     failure: str | None = None
     try:
@@ -161,10 +161,10 @@ def verified(world: World, opened: Callable[[], CheckpointStore], manifest: Mani
 
 
 def without_pieces(store: CheckpointStore, manifest: Manifest) -> Configured:
-    """Return the parts of a sharded checkpoint with tensors without data where the pieces go, and its configuration.
+    """Return parts and configuration of a sharded checkpoint, with placeholders for sharded tensors.
 
     Raises:
-        DamagedCheckpoint: it is not what was committed.
+        DamagedCheckpoint: a file differs from what was committed.
     """
     return configured(store, manifest, absent=store.assembly(manifest).tensors)
 
@@ -172,16 +172,18 @@ def without_pieces(store: CheckpointStore, manifest: Manifest) -> Configured:
 def with_pieces(
     parts: Mapping[str, Any], trained: Mapping[str, Any], assembly: Assembly, channel: Channel
 ) -> dict[str, Any]:
-    """Return the parts of :func:`without_pieces` with tensors that are sharded as those of the training; on all ranks at once.
+    """Return the parts of :func:`without_pieces` with this rank's pieces loaded.
+
+    All ranks call this at once. A tensor is sharded like the one of the training that it restores.
 
     Args:
-        parts: name to state.
+        parts: name to state, with placeholders.
         trained: name to part of the training.
         assembly: of the checkpoint.
         channel: of the ranks.
 
     Raises:
-        DamagedCheckpoint: on all ranks, where a file that any of them needs is not what was committed.
+        DamagedCheckpoint: on all ranks, if a file that any of them needs differs from what was committed.
     """
     like = dict(targets(parts, trained))
     tensors: dict[str, Tensor] = {}

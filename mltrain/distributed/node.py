@@ -1,4 +1,4 @@
-"""Where the ranks of a training keep their checkpoints: a folder that all share, or staging on each node before an upload."""
+"""Where ranks keep their checkpoints: a shared folder, or staging on each node before an upload."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from mltrain.store.removal import discard_staged, is_half_staged
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the checkpoints of a run go, as rank 0 tells the others; each node has a state folder of its own.
+    """Where the checkpoints of a run go; rank 0 sends it to the other ranks.
 
     Attributes:
-        folder: of the artifacts, where all machines share it.
-        address: of the artifact store, where they go to one.
-        staging: of the run below the state folder of a node (``MLTRAIN_HOME``), for such a store.
+        folder: of the artifacts, shared by all machines. If ``None``, checkpoints are uploaded to an artifact store.
+        address: of that artifact store.
+        staging: folder of the run below the state folder of each node (``MLTRAIN_HOME``), for uploads.
     """
 
     folder: str | None
@@ -32,7 +32,7 @@ class Destination:
 
     @classmethod
     def of(cls, store: CheckpointStore) -> Self | None:
-        """Return where a store's checkpoints go; ``None`` where only this process can reach them."""
+        """Return where a store's checkpoints go. ``None`` if only this process can reach it."""
         if store.artifacts.local_root is not None:
             return cls(str(store.artifacts.local_root))
         address = Address.of(store.artifacts)
@@ -52,7 +52,7 @@ class Destination:
         return state_folder() / self.staging
 
     def opened(self, run_id: str) -> CheckpointStore:
-        """Return the checkpoints there, to be read; what this node has staged need not be downloaded."""
+        """Return the checkpoints there for reading, those staged on this node without a download."""
         if self.folder is not None:
             return CheckpointStore(run_id, LocalArtifacts(Path(self.folder)))
         assert self.address is not None
@@ -61,12 +61,14 @@ class Destination:
 
 
 class NodeCopy:
-    """The staged copy of a checkpoint on one node. The ranks of the node write it together; the first of them completes it.
+    """The staged copy of a checkpoint on one node.
+
+    All ranks of the node write into it. The first of them, which creates the folder, completes it.
 
     Args:
         spool: of this node.
-        name: of the folder while it is written, which rank 0 has drawn; ranks that see one folder share it.
-        kept: names of the staged checkpoints that rank 0 still needs; others are removed, as are unfinished ones.
+        name: of the folder while it is written; rank 0 chooses it.
+        kept: names of the staged checkpoints that rank 0 still needs. Other and unfinished ones are removed.
 
     Raises:
         StorageError: the disk refuses.
@@ -87,22 +89,22 @@ class NodeCopy:
             raise refused(spool.root, error) from error
 
     def complete(self, manifest: Manifest) -> None:
-        """Give it the manifest and its final name, where this is the first rank of the node.
+        """Write the manifest and rename the folder, on the first rank of the node.
 
         Raises:
             StorageError: the disk refuses.
         """
         target = self.folder.with_name(manifest.name)
         if self._first:
-            discard_staged(target)  # of an earlier try, which another rank could not complete
+            discard_staged(target)  # from an earlier try that failed on another rank
             write_file(self.folder / FILE_NAME, [manifest.to_json()])
             rename_folder(self.folder, target, lambda: None)
         self.folder = target
 
     def discard(self) -> None:
-        """Remove it, where this is the first rank of the node."""
+        """Remove the copy, on the first rank of the node."""
         if self._first:
             try:
                 discard_staged(self.folder)
             except StorageError:
-                return  # the next one removes it
+                return  # the next copy removes it

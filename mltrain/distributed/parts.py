@@ -1,4 +1,4 @@
-"""The pieces of one snapshot on their way to the disk: every rank writes its part, as rank 0's committer asks."""
+"""Writing the pieces of one snapshot: every rank writes its part when rank 0's committer asks."""
 
 import hashlib
 import logging
@@ -15,23 +15,23 @@ from mltrain.checkpoint.ports import Peers
 from mltrain.checkpoint.shards import Part, Piece, part_name, write_part
 from mltrain.checkpoint.staging import Spool
 from mltrain.distributed.node import Destination, NodeCopy
-from mltrain.distributed.uploads import Awaited, Uploads
+from mltrain.distributed.uploads import PeerUploads, Uploads
 from mltrain.distributed.world import Channel
 from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, PeerLost, StorageError, shortened
 
 log = logging.getLogger(__name__)
 
 
-class Copied:
+class RankPieces:
     """The pieces of one snapshot that this rank writes.
 
     Args:
         channel: for messages in the background.
         pieces: name to piece.
-        own: for each sharded tensor what this rank holds, to be looked at.
-        weights: the name of the part that is a model's weights, if there is one.
-        tree: of the state, on other ranks than 0.
-        destination: where it goes.
+        own: name to this rank's piece of each sharded tensor, to be checked for NaN and infinity.
+        weights: name of the part with a model's weights. If ``None``, there is none.
+        tree: of the state; ``None`` on rank 0.
+        destination: of the checkpoint.
 
     Attributes:
         own: as given.
@@ -57,16 +57,16 @@ class Copied:
         return write_part(folder, self._channel.rank, self._pieces, self._weights)
 
     def _answers(self, work: Callable[[], Any]) -> list[Any]:
-        """Do this rank's work, and return what came of it on every rank.
+        """Do this rank's work, and return the results of all ranks.
 
         Raises:
-            NonFiniteLoss, StorageError: a rank could not do it; on rank 0 only.
+            NonFiniteLoss, StorageError: the work of a rank failed; raised on rank 0 only.
             PeerLost: a rank has ended.
         """
         answer: tuple[Any, str, str | None]
         try:
             answer = work(), "", None
-        except Exception as error:  # noqa: BLE001 - all ranks get it
+        except Exception as error:  # noqa: BLE001 - sent to all ranks
             answer = None, type(error).__name__, f"{error}"
         answers = self._channel.gather(answer)
         for rank, (_, kind, why) in enumerate(answers):
@@ -75,20 +75,20 @@ class Copied:
         return [result for result, _, _ in answers]
 
 
-class Leading(Copied):
+class LeaderPieces(RankPieces):
     """Rank 0's pieces: :class:`mltrain.checkpoint.ports.Pieces`.
 
     Args:
-        awaited: learns which checkpoint the others are going to upload; the rest as for :class:`Copied`.
+        peer_uploads: expects the other ranks' uploads of the checkpoint; the rest as for :class:`RankPieces`.
 
     Attributes:
-        peers: the others.
+        peers: the other ranks.
     """
 
-    def __init__(self, *copied: Any, awaited: Awaited) -> None:
+    def __init__(self, *copied: Any, peer_uploads: PeerUploads) -> None:
         super().__init__(*copied)
-        self.peers: Peers = awaited
-        self._awaited = awaited
+        self.peers: Peers = peer_uploads
+        self._peer_uploads = peer_uploads
         self._token = ""
         self._complete = False
 
@@ -97,7 +97,7 @@ class Leading(Copied):
 
         Raises:
             NonFiniteLoss: the piece of a rank is not finite.
-            StorageError: a rank could not write, or its files are not in this folder here.
+            StorageError: a rank could not write, or rank 0 does not see its files.
             PeerLost: a rank has ended.
         """
         self._token, shared = folder.name, self._destination.folder is not None
@@ -105,40 +105,40 @@ class Leading(Copied):
         self._channel.share(("write", str(folder) if shared else folder.name, kept))
         parts = {}
         for rank, (name, entry, size) in enumerate(self._answers(lambda: self._write(folder))):
-            if shared and not _is_there(folder, name, entry):
+            if shared and not _is_visible(folder, name, entry):
                 raise StorageError(
-                    f"{name}, which rank {rank} has written into {folder}, is not there on rank 0's machine. Expected an "
+                    f"{name}, which rank {rank} has written into {folder}, is not visible on rank 0's machine. Expected an "
                     "artifact folder that all machines share. Try: an artifact store such as S3, or the tracking server's"
                 )
             parts[name] = (entry, size)
         return parts
 
     def complete(self, manifest: Manifest, commit: Callable[[], object]) -> None:
-        """Let every node complete its copy, and then this one.
+        """Let the other nodes complete their copies, then call ``commit``.
 
         Raises:
-            MltrainError: a rank could not, or ``commit`` raises it.
+            MltrainError: a rank could not complete its copy, or ``commit`` failed.
         """
         if self._destination.folder is None:
             self._channel.share(("complete", manifest))
             self._answers(lambda: None)
-            self._awaited.add(manifest, self._token)
+            self._peer_uploads.add(manifest, self._token)
         commit()
         self._complete = True
 
     def end(self) -> None:
-        """Let the other ranks know that this snapshot is not written again."""
+        """Tell the other ranks that this snapshot will not be written again."""
         try:
             self._channel.share(("end", self._complete))
         except PeerLost as lost:
             log.debug("The other ranks are gone: %s", lost)
 
 
-class Following(Copied):
-    """The pieces of another rank.
+class FollowerPieces(RankPieces):
+    """The pieces of a rank other than 0.
 
     Args:
-        uploads: uploads what was staged; the rest as for :class:`Copied`.
+        uploads: of this rank's staged files; the rest as for :class:`RankPieces`.
     """
 
     def __init__(self, *copied: Any, uploads: Uploads) -> None:
@@ -148,15 +148,15 @@ class Following(Copied):
         self._manifest: Manifest | None = None
 
     def follow(self) -> None:
-        """Write as often as rank 0 asks, and upload what rank 0 has completed."""
+        """Write whenever rank 0 asks, and upload the checkpoint once rank 0 has completed it."""
         complete, token = False, ""
         try:
             while True:
-                word, *arguments = self._channel.share()
-                if word == "end":
+                command, *arguments = self._channel.share()
+                if command == "end":
                     complete = arguments[0]
                     return
-                if word == "write":
+                if command == "write":
                     token = arguments[0]
                     self._answers(partial(self._written, *arguments))
                 else:
@@ -186,7 +186,7 @@ class Following(Copied):
 
 
 def _only(tree: Any, names: Collection[str]) -> Any:
-    """Return the tree of a state without the tensors that are not among these: rank 0 looks at those."""
+    """Return the tree of a state with only these tensors; rank 0 checks the others."""
     if isinstance(tree, list):
         return [_only(one, names) for one in tree]
     if not isinstance(tree, dict):
@@ -196,8 +196,8 @@ def _only(tree: Any, names: Collection[str]) -> Any:
     return {key: _only(one, names) for key, one in tree.items()}
 
 
-def _is_there(folder: Path, name: str, entry: FileEntry) -> bool:
-    """Whether a part file, and the files that it lists, are in a folder as this machine sees it."""
+def _is_visible(folder: Path, name: str, entry: FileEntry) -> bool:
+    """Whether this machine sees a part file and the files that it lists in a folder."""
     try:
         content = (folder / name).read_bytes()
         listed = Part.from_json(content, name).files

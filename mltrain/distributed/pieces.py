@@ -1,4 +1,4 @@
-"""Pieces of sharded tensors: where a rank's piece lies in the whole, and which tensors of a checkpoint are cut into pieces."""
+"""Pieces of sharded tensors: a rank's piece of the whole, and which tensors of a checkpoint are sharded."""
 
 import collections
 from collections.abc import Iterator, Mapping
@@ -15,16 +15,16 @@ from mltrain.restoring.optimizers import is_optimizer
 
 
 def box(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return where this process's piece of a sharded tensor begins, and its shape.
+    """Return offsets and shape of this process's piece of a sharded tensor.
 
     Raises:
-        UsageError: the piece is not one box of the whole.
+        UsageError: the piece is not one contiguous box of the whole.
     """
     shape, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     if tuple(shape) != tuple(tensor.to_local().shape) or any(one.is_partial() for one in tensor.placements):
         raise UsageError(
-            f"A tensor of shape {tuple(tensor.shape)} is sharded as {tensor.placements}, so a process's piece is no box of it. "
-            "Expected Shard and Replicate placements, as fully_shard and parallelize_module make them."
+            f"A tensor of shape {tuple(tensor.shape)} is not sharded into contiguous pieces. Expected Shard and Replicate "
+            f"placements, got {tensor.placements}. Try: fully_shard or parallelize_module"
         )
     return tuple(offsets), tuple(shape)
 
@@ -37,18 +37,18 @@ def cut(whole: Tensor, like: DTensor) -> DTensor:
 
 
 def sharded_like(piece: Tensor, like: DTensor) -> DTensor:
-    """Return a sharded tensor of which this process holds a piece."""
+    """Return a sharded tensor from this process's piece, sharded like another."""
     return DTensor.from_local(
         piece, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
 
 
 def placed(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a checkpoint with this process's pieces in place of whole tensors that are sharded now.
+    """Return the parts of a checkpoint, its tensors cut where they are sharded now.
 
     Args:
         parts: name to state, with whole tensors.
-        trained: name to part, as it is trained now.
+        trained: name to part of the current training.
     """
     wanted = dict(targets(parts, trained))
 
@@ -61,7 +61,7 @@ def placed(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, An
 
 
 def targets(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterator[tuple[int, DTensor]]:
-    """Yield the identity of each tensor of a checkpoint that is sharded now, and a tensor that is sharded as it will be."""
+    """Yield the ``id`` of each checkpoint tensor that is sharded now, and a tensor with its sharding."""
     names = names_of_parameters(trained)
     live = {name: one for part in trained.values() for one, name in _parameters(part, names)}
     for name, part in trained.items():
@@ -98,7 +98,7 @@ def _of_optimizer(state: Any, optimizer: Any, live: Mapping[str, Tensor]) -> Ite
 
 
 def _alike(given: Any, own: Any) -> Iterator[tuple[int, DTensor]]:
-    """Yield the tensors of a nesting that stand where another one has sharded ones."""
+    """Yield the tensors of a tree in whose places another tree has sharded ones."""
     if is_sharded(own):
         if _fits(given, own):
             yield id(given), own
@@ -115,21 +115,21 @@ def _fits(tensor: Any, like: Any) -> bool:
 
 
 def filled(tree: Any, tensors: Mapping[int, Tensor]) -> Any:
-    """Return a nesting with other tensors in place of some, which are known by their identity."""
+    """Return a tree with some tensors replaced, which are given by their ``id``."""
     if isinstance(tree, Tensor):
         return tensors.get(id(tree), tree)
     return _mapped(tree, lambda one: filled(one, tensors))
 
 
 def gathered(tree: Any) -> Any:
-    """Return a nesting with whole tensors, on the CPU, in place of sharded ones; for all processes at once."""
+    """Return a tree with sharded tensors gathered on the CPU; on all processes at once."""
     if is_sharded(tree):
         return tree.full_tensor().cpu()
     return _mapped(tree, gathered)
 
 
 def has_sharded(tree: Any) -> bool:
-    """Whether a nesting holds a sharded tensor."""
+    """Whether a tree holds a sharded tensor."""
     if isinstance(tree, Mapping):
         return any(has_sharded(one) for one in tree.values())
     return any(map(has_sharded, tree)) if isinstance(tree, (list, tuple)) else is_sharded(tree)

@@ -1,4 +1,4 @@
-"""What all ranks have in common and what is each rank's own, told apart by digests before every checkpoint."""
+"""Compares the state of all ranks by digests before every checkpoint, to find rank-local parts."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ _WORDS = 2**22
 
 
 def digest(tensor: Tensor) -> str:
-    """Return a digest of a tensor's bytes: SHA-256 on the CPU; on another device sums, of which 16 bytes leave it.
+    """Return a digest of a tensor's bytes.
 
-    Of a sharded tensor, of which each rank has another piece, how it is sharded.
-
-    Those are the sum of all 32-bit words, and their sum weighted with their positions (Fletcher 1982), modulo 2**64.
+    On the CPU this is SHA-256. On another device, so that only 16 bytes are copied, it is the sum of all 32-bit words and
+    their sum weighted by position (Fletcher 1982), modulo 2**64. For a sharded tensor, whose pieces differ between ranks, it
+    is the placements and the shape of the mesh.
     """
     if is_sharded(tensor):
         return f"sharded {tensor.placements} {tensor.device_mesh.shape}"  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def sums(content: Tensor) -> str:
-    """Return the two sums of :func:`digest`, and the last bytes that make no word."""
+    """Return the two sums of :func:`digest`, and the last bytes, which fill no word."""
     tail = bytes(content[content.numel() & ~3 :].cpu().tolist())
     words = content[: content.numel() & ~3].view(torch.int32)
     first = second = 0
@@ -49,25 +49,25 @@ def sums(content: Tensor) -> str:
 
 
 def digests(state: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest of every tensor of a state by its name, and under an empty name one of all plain values."""
+    """Return the digest of each tensor of a state by name, and of all plain values under ""."""
     flat = flatten(state, sharded=True)
     found = {name: f"{one.dtype} {tuple(one.shape)} {digest(one)}" for name, one in flat.tensors.items()}
     return {**found, "": hashlib.sha256(json.dumps(flat.tree, sort_keys=True).encode()).hexdigest()}
 
 
 def own_parts(world: World, state: Mapping[str, Any], trained: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the parts that each rank has for itself, with their states, by rank.
+    """Return the rank-local parts of the state, by rank.
 
-    These are the generators of random numbers, parts that say so by a true ``rank_local``, and other parts than models,
-    optimizers and schedules that differ between ranks.
+    These are the random number generators, parts whose attribute ``rank_local`` is true, and parts that differ between ranks
+    and are no model, optimizer or schedule.
 
     Args:
         world: the ranks.
-        state: name to state of every part, as it is on this rank.
-        trained: name to part, for those that the task has.
+        state: name to state of every part on this rank.
+        trained: name to part of the task.
 
     Raises:
-        StateMismatch: a module, an optimizer or a schedule differs between ranks, so they do not train the same model.
+        StateMismatch: a model, an optimizer or a schedule differs between ranks, so they do not train the same model.
     """
     declared = {RNG, *(name for name, part in trained.items() if getattr(part, "rank_local", False))}
     answers = world.gather((declared, {name: digests({name: part}) for name, part in state.items() if name != RNG}))
@@ -89,12 +89,12 @@ def own_parts(world: World, state: Mapping[str, Any], trained: Mapping[str, Any]
             raise StateMismatch(
                 f"all ranks: {name!r} is not the same on rank {', '.join(map(str, others))} as on rank 0 "
                 f"({shortened(sorted(differing))})",
-                advice="Expected a step that changes its model only by gradients that backward() leaves in .grad, and by "
-                "optimizers. Go on from the last checkpoint with such a step, or with one process.",
+                advice="Expected a step that changes its model only through .grad and optimizers. Try: resume from the last "
+                "checkpoint with such a step, or with one process.",
             )
         own.append(name)
     flats = world.gather(_cpu_state({name: state[name] for name in own if name in state}))
-    return [_put_together(flat) for flat in flats]
+    return [_unflattened(flat) for flat in flats]
 
 
 def _is_common(part: Any) -> bool:
@@ -102,12 +102,12 @@ def _is_common(part: Any) -> bool:
 
 
 def _cpu_state(state: Mapping[str, Any]) -> Flat:
-    """Return a state taken apart, its tensors on the CPU, to be sent and put together by :func:`_put_together`."""
+    """Return a flattened state with its tensors on the CPU, for :func:`_unflattened` on another rank."""
     flat = flatten(state)
     return Flat(flat.tree, {name: tensor.detach().cpu() for name, tensor in flat.tensors.items()})
 
 
-def _put_together(flat: Flat) -> dict[str, Any]:
-    """Return the state that :func:`_cpu_state` took apart."""
+def _unflattened(flat: Flat) -> dict[str, Any]:
+    """Return the state that :func:`_cpu_state` flattened."""
     state: dict[str, Any] = unflatten(flat.tree, flat.tensors)
     return state

@@ -1,4 +1,4 @@
-"""Saving the state of all ranks: rank 0 keeps what they have in common, and every rank writes its pieces of sharded tensors."""
+"""Saving the state of all ranks: rank 0 the common state, every rank its pieces of sharded tensors."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -14,10 +14,10 @@ from mltrain.checkpoint.shards import Piece
 from mltrain.checkpoint.snapshot import ShardedState, weights_of
 from mltrain.checkpoint.worker import Worker
 from mltrain.distributed.node import Destination
-from mltrain.distributed.parts import Following, Leading
+from mltrain.distributed.parts import FollowerPieces, LeaderPieces
 from mltrain.distributed.pieces import box, gathered, has_sharded
 from mltrain.distributed.replicas import digest, own_parts
-from mltrain.distributed.uploads import Awaited, Uploads
+from mltrain.distributed.uploads import PeerUploads, Uploads
 from mltrain.distributed.world import Channel, World
 from mltrain.errors import StateMismatch, shortened
 from mltrain.trainer.ports import Saver
@@ -26,15 +26,15 @@ from mltrain.trainer.ranks import with_own_parts
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-class TogetherSaver:
+class DistributedSaver:
     """Saves the state of all ranks; rank 0 commits it.
 
     Args:
         world: the ranks.
         trained: name to part of the task.
-        saver: keeps the state on rank 0. If ``None``, this is another rank.
+        saver: saves the state on rank 0; ``None`` on other ranks.
         channel: for messages in the background. If ``None``, sharded tensors are gathered on rank 0.
-        uploads: of another rank, for an artifact store that is no folder.
+        uploads: of this rank to a remote artifact store; ``None`` on rank 0.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TogetherSaver:
         self._shards = Shards(world, channel, uploads) if channel is not None else None
 
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
-        """Compare the state with that of the other ranks, and keep it with what is each rank's own."""
+        """Compare the state with that of the other ranks, and save it with all rank-local parts."""
         own = own_parts(self._world, state, self._trained)
         if self._shards is not None and has_sharded(state):
             destination = self._world.share(self._destination())
@@ -63,41 +63,41 @@ class TogetherSaver:
             self._saver.save(with_own_parts(state, own), **facts)
 
     def _destination(self) -> Destination | None:
-        """Return where rank 0's checkpoints go, if other ranks can reach it; a run that is not created yet has no store."""
+        """Return where rank 0's checkpoints go. ``None`` if other ranks cannot reach it, or before the run is created."""
         return Destination.of(self._saver.store) if hasattr(self._saver, "store") else None
 
     def settle(self) -> None:
-        """Wait until this rank has written what was saved, or has given it up."""
+        """Wait until this rank has written its pieces or given up."""
         if self._shards is not None:
             self._shards.settle()
 
     def peek(self) -> Mapping[str, Any] | None:
-        """Return the newest checkpoint, on rank 0."""
+        """Return the newest checkpoint on rank 0, ``None`` on other ranks."""
         kept: Mapping[str, Any] | None = self._saver.peek() if self._saver is not None else None
         return kept
 
     @property
     def failure(self) -> Any:
-        """Why the newest state was not kept, on rank 0."""
+        """Why rank 0 did not save the newest state; ``None`` on other ranks."""
         return self._saver.failure if self._saver is not None else None
 
 
 class Shards:
-    """The pieces of sharded tensors, which every rank copies at the same step and writes in the background.
+    """The pieces of sharded tensors, copied at the same step on every rank and written in the background.
 
-    Rank 0's committer decides when and where, and sends that to the other ranks through a group of its own.
+    Rank 0's committer decides when and where they are written, and tells the other ranks through the channel.
 
     Args:
         world: the ranks.
         channel: for messages in the background.
-        uploads: of another rank, for an artifact store that is no folder.
+        uploads: of this rank to a remote artifact store; ``None`` on rank 0.
 
     Attributes:
-        awaited: what rank 0 waits for before it commits to such a store.
+        peer_uploads: the uploads that rank 0 waits for before it commits to such a store.
     """
 
     def __init__(self, world: World, channel: Channel, uploads: Uploads | None = None) -> None:
-        self.awaited = Awaited(world)
+        self.peer_uploads = PeerUploads(world)
         self._uploads = uploads
         self._world = world
         self._channel = channel
@@ -110,7 +110,7 @@ class Shards:
     def save(
         self, state: Mapping[str, Any], saver: Saver | None, facts: Mapping[str, Any], destination: Destination
     ) -> None:
-        """Let every rank take its pieces of a state, and rank 0 save it."""
+        """Copy this rank's pieces of a state; rank 0 saves it."""
         flat = flatten(state, weights_of(state), sharded=True)
         self._plan({name: tensor for name, tensor in flat.tensors.items() if is_sharded(tensor)})
         if saver is not None:
@@ -121,22 +121,22 @@ class Shards:
         self.settle()
         copied = self._copied(flat.tensors, weights_of(state), flat.tree, destination)
         assert self._uploads is not None
-        following = Following(*copied, uploads=self._uploads)
+        following = FollowerPieces(*copied, uploads=self._uploads)
         if self._world.share():
             self._disk.do(following.follow)
 
     def settle(self) -> None:
-        """Wait until this rank has written what was saved, or has given it up."""
+        """Wait until this rank has written its pieces or given up."""
         self._disk.wait()
 
-    def _take(self, destination: Destination, tensors: Mapping[str, Tensor], weights: str | None) -> Leading:
+    def _take(self, destination: Destination, tensors: Mapping[str, Tensor], weights: str | None) -> LeaderPieces:
         self._taken = True
-        return Leading(*self._copied(tensors, weights, None, destination), awaited=self.awaited)
+        return LeaderPieces(*self._copied(tensors, weights, None, destination), peer_uploads=self.peer_uploads)
 
     def _copied(
         self, tensors: Mapping[str, Any], weights: str | None, tree: Any, destination: Destination
     ) -> tuple[Any, ...]:
-        """Copy this rank's pieces, and return what :class:`mltrain.distributed.parts.Copied` is made of."""
+        """Copy this rank's pieces, and return the arguments of :class:`mltrain.distributed.parts.RankPieces`."""
         local = {name: tensors[name].to_local().detach() for name in self._mine}
         copies = self._buffers.copy(local)
         assert self._boxes is not None
@@ -148,10 +148,10 @@ class Shards:
         return self._channel, pieces, held, weights, tree, destination
 
     def _plan(self, tensors: Mapping[str, Any]) -> None:
-        """Find out which pieces this rank writes: of those that several ranks hold, the lowest one's.
+        """Plan which pieces this rank writes; the lowest rank writes a piece that several hold.
 
         Raises:
-            StateMismatch: ranks that hold the same piece differ, or the pieces do not make up a tensor.
+            StateMismatch: a piece differs between the ranks that hold it, or the pieces do not make up a tensor.
         """
         boxes = {name: box(tensor) for name, tensor in tensors.items()}
         if not all(self._world.gather(boxes == self._boxes)):
@@ -169,8 +169,8 @@ class Shards:
         if differing:
             raise StateMismatch(
                 f"all ranks: several hold the same piece of {shortened(differing)}, and differ",
-                advice="Expected ranks that train the same batches to compute alike. Go on from the last checkpoint with a step "
-                "that draws the same random numbers on them.",
+                advice="Expected ranks that train the same batches to compute the same. Try: resume from the last checkpoint "
+                "with a step that draws the same random numbers on them.",
             )
 
 

@@ -1,7 +1,7 @@
-"""Models whose parameters are spread over the processes, and the optimizers and checkpoints of such models.
+"""Models whose parameters are sharded over the processes, and their optimizers.
 
-torch shards: ``fully_shard`` (FSDP2) by default, and whatever a project does in ``Task(shard=...)``. Here is what has to be right
-around it: equal weights before, optimizers over the new parameters after, weighted gradients, pieces of a checkpoint.
+torch does the sharding: ``fully_shard`` (FSDP2) by default, or a project's ``Task(shard=...)``. This module does the rest:
+equal weights before, optimizers over the new parameters after, and weighted gradients.
 """
 
 import gc
@@ -28,8 +28,11 @@ class Shards(Replicas):
 
     Args:
         world: all processes.
-        mesh: of those that train different parts of a batch.
-        modules: that are sharded.
+        mesh: of the processes that train different parts of a batch.
+        modules: name to sharded module.
+
+    Raises:
+        UsageError: a parameter is sharded over that mesh without ``fully_shard``.
     """
 
     def __init__(self, world: World, mesh: DeviceMesh, modules: Mapping[str, nn.Module]) -> None:
@@ -45,22 +48,22 @@ class Shards(Replicas):
                     raise UsageError(
                         f"{name}.{key} is sharded without fully_shard, so nothing averages its gradients over the "
                         f"{mesh.size()} processes that train different batches. Expected fully_shard over that mesh. Try: "
-                        "fully_shard(model, mesh=...) as the last line of Task(shard=...)."
+                        "fully_shard(model, mesh=...) as the last line of Task(shard=...)"
                     )
             for part in module.modules():
                 if isinstance(part, FSDPModule):
-                    part.set_custom_reduce_scatter(self._sum)  # type: ignore[arg-type] # it has what that calls
+                    part.set_custom_reduce_scatter(self._sum)  # type: ignore[arg-type] # it has all methods that are called
 
     def weigh(self, weight: float) -> None:
-        """Let the next gradients of this process count so much."""
+        """Set the weight of this process's next gradients."""
         self._sum.weight = weight
 
 
 class _WeightedSum:
-    """The reduce-scatter of FSDP2 (its ``ReduceScatter``), with a weight for each process in place of the plain mean.
+    """A ``ReduceScatter`` of FSDP2 with a weight for each process.
 
     Args:
-        ranks: that FSDP2 would take the mean over.
+        ranks: number of processes that FSDP2 would take the mean over.
     """
 
     def __init__(self, ranks: int) -> None:
@@ -78,29 +81,31 @@ class _WeightedSum:
         op: Any,
         async_op: bool = False,
     ) -> Any:
-        # What FSDP2 divides by elsewhere: by all ranks before and after a sum, and by the replicas of HSDP after a mean.
+        # Undoes FSDP2's own divisions: by all ranks before and after a sum, and by the replicas of HSDP after a mean.
         divided = self._ranks / group.size() if op == dist.ReduceOp.AVG else self._ranks
         input_tensor.mul_(self.weight * divided)
-        named_now = getattr(dist, "reduce_scatter_single", None)  # which torch 2.13 has in its place
-        reduce_scatter = named_now if named_now is not None else dist.reduce_scatter_tensor
+        renamed = getattr(dist, "reduce_scatter_single", None)  # its name since torch 2.13
+        reduce_scatter = renamed if renamed is not None else dist.reduce_scatter_tensor
         return reduce_scatter(output_tensor, input_tensor, group=group, async_op=async_op)
 
 
 def shard(world: World, task: Task, device: str) -> Shards:
-    """Shard the models of a task in place, and move its optimizers to the new parameters; on all processes at once.
+    """Shard the models of a task in place, and give its optimizers the new parameters.
+
+    All processes call this at once. The models start with rank 0's weights.
 
     Args:
         world: all processes.
-        task: what is trained. All processes have built it, rank 0's weights count.
+        task: with its models, built on all processes.
         device: type of the device that trains.
 
     Raises:
-        UsageError: it has no model, a model is sharded already, or an optimizer or step holds on to parameters of before.
+        UsageError: the task has no model, a model is sharded already, or something still holds unsharded parameters.
     """
     if not hasattr(FSDPModule, "set_custom_reduce_scatter"):
         raise UsageError(
-            f"strategy=fsdp needs a newer torch than {torch.__version__}. Expected set_custom_reduce_scatter of FSDPModule. "
-            "Try: pip install 'torch>=2.13', or strategy=ddp"
+            f"strategy=fsdp is not supported by this torch. Expected one with FSDPModule.set_custom_reduce_scatter, got "
+            f"{torch.__version__}. Try: pip install 'torch>=2.13', or strategy=ddp"
         )
     parts = task.parts()
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module) and _has_parameters(part)}
@@ -114,8 +119,8 @@ def shard(world: World, task: Task, device: str) -> Shards:
     mesh = mesh if mesh is not None else init_device_mesh(device, (world.size,))
     if not isinstance(mesh, DeviceMesh):
         raise UsageError(
-            f"shard() of the task returned a {type(mesh).__name__}. Expected the DeviceMesh over which "
-            "batches are divided, or None."
+            "shard() of the task returned the wrong type. Expected the DeviceMesh over which batches are divided, or None, "
+            f"got a {type(mesh).__name__}"
         )
     after = {name: dict(_named(module)) for name, module in modules.items()}
     new = {id(one): after[name].get(key) for (name, key), one in before.items()}
@@ -126,7 +131,7 @@ def shard(world: World, task: Task, device: str) -> Shards:
                 if replaced is None:
                     raise UsageError(
                         f"A parameter of the optimizer {name!r} has another name in the sharded model. Expected shard() to "
-                        "keep all names. Try: fully_shard and parallelize_module, which work in place."
+                        "keep all names. Try: fully_shard and parallelize_module, which work in place"
                     )
                 group["params"][index] = replaced
                 del replaced, one
@@ -156,33 +161,33 @@ def _share(world: World, modules: Mapping[str, nn.Module]) -> None:
 def _check(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Any]) -> None:
     if not modules:
         raise UsageError(
-            "strategy=fsdp found no model among the parts of the task. Expected modules with parameters in parts() of the "
-            "step or in Task(state=...). Try: strategy=ddp"
+            "The task has no model to shard. Expected modules with parameters in parts() of the step or in Task(state=...). "
+            "Try: strategy=ddp"
         )
     for name, module in modules.items():
         if any(is_sharded(one) for one in module.parameters()):
             raise UsageError(
-                f"The part {name!r} is sharded by build(), which runs on one process after the other. Expected a whole model, "
-                "and Task(shard=...) for what shards it on all processes at once."
+                f"The part {name!r} is sharded by build(), which runs on one process after the other. Expected a whole model. "
+                "Try: shard it in Task(shard=...), which runs on all processes at once"
             )
     for name, optimizer in optimizers.items():
         if getattr(optimizer, "state", None):
             raise UsageError(
-                f"The optimizer {name!r} has a state before its model is sharded. Expected one that has made no step."
+                f"The optimizer {name!r} has a state before its model is sharded. Expected an optimizer without a step"
             )
 
 
 def _check_gone(parameters: Mapping[str, Any]) -> None:
-    """Refuse a task that holds on to parameters which are trained no more."""
+    """Check that nothing holds parameters from before the model was sharded."""
     held = [name for name, one in parameters.items() if one() is not None]
     if held:
         gc.collect()
         held = [name for name, one in parameters.items() if one() is not None]
     if held:
         raise UsageError(
-            f"Something holds on to parameters from before the model was sharded: {shortened(held)}. Expected that the step, "
-            "the loss and all else reach them through the model or an optimizer. Try: model.parameters() where they are "
-            "used, in place of a list made in build()."
+            f"Something holds on to parameters from before the model was sharded: {shortened(held)}. Expected the step and "
+            "the loss to reach parameters through the model or an optimizer. Try: model.parameters() where they are used, in "
+            "place of a list made in build()"
         )
 
 

@@ -1,4 +1,4 @@
-"""A step that several ranks do together, and a request to stop that all of them follow after the same step."""
+"""A step on all ranks at once, and a request to stop that they follow after the same step."""
 
 import copy
 import math
@@ -13,14 +13,14 @@ from mltrain.state import Stateful
 from mltrain.trainer.ports import Stop
 
 _OFFERED = ("parts", "prepare", "late_copy", "follows", "evaluated", "learning_rate")
-"""What a step may offer beside being called; the wrapper offers what the step does."""
+"""Optional attributes of a step; the wrapper has those that the step has."""
 
 
 class AgreedStop:
-    """A request to stop that came to any rank, as of the last step that all of them did.
+    """A request to stop, on which all ranks agree after each step.
 
     Args:
-        own: the request that came to this process.
+        own: the request to this process.
     """
 
     def __init__(self, own: Stop) -> None:
@@ -30,11 +30,11 @@ class AgreedStop:
 
     @property
     def requested(self) -> bool:
-        """Whether the training is to stop at the next step boundary."""
+        """Whether training stops at the next step boundary."""
         return self._requested
 
     def agree(self, reasons: Sequence[str | None], wanted: Sequence[bool]) -> None:
-        """Take over what came to the ranks."""
+        """Take over the requests to all ranks."""
         for reason in reasons:
             if reason is not None and not self._requested:
                 self._requested = True
@@ -45,12 +45,12 @@ class AgreedStop:
         self.own.checkpoint_wanted = False
 
     def asked(self) -> tuple[str | None, bool]:
-        """Return the reason to stop that came to this process, and whether it wants a checkpoint."""
+        """Return this process's reason to stop, if any, and whether it wants a checkpoint."""
         reason = getattr(self.own, "reason", "a request") if self.own.requested else None
         return reason, self.own.checkpoint_wanted
 
 
-class _Together:
+class _Synchronized:
     """Calls a step, and returns the metrics of the whole batch."""
 
     def __init__(self, inner: Any, world: World, loader: Divisible, gradients: Gradients, stop: AgreedStop) -> None:
@@ -64,8 +64,8 @@ class _Together:
         weight = self._loader.weight
         self._gradients.weigh(weight)
         self._gradients.expect()
-        kept = self._accumulators() if weight == 0 else []  # the item is there so that this rank has something to do
-        with self._world.collectives_of_others():
+        kept = self._accumulators() if weight == 0 else []  # this batch only keeps the rank's collectives in step
+        with self._world.foreign_collectives():
             values = floats(self.inner(batch), "The step")
         for part, state in kept:
             part.load_state_dict(state)
@@ -80,17 +80,17 @@ class _Together:
         return [(part, copy.deepcopy(part.state_dict())) for name, part in parts.items() if name == "metrics"]
 
 
-class _WithEpochMetrics(_Together):
+class _WithEpochMetrics(_Synchronized):
     def epoch_metrics(self) -> Mapping[str, float]:
-        """Return the metrics of the epoch: those that are the same on all ranks, else the mean over them."""
+        """Return the mean of each metric of the epoch over the ranks."""
         values = floats(self.inner.epoch_metrics(), "epoch_metrics()")
         return mean([(1.0, other) for other in self._world.gather(values)])
 
 
-def together(inner: Any, world: World, loader: Divisible, gradients: Gradients, stop: AgreedStop) -> Any:
-    """Return a step that all ranks do together, with what the step offers beside being called."""
-    base = _WithEpochMetrics if hasattr(inner, "epoch_metrics") else _Together
-    # Properties of the class, because the protocols of a step are looked up there, and not in an instance's __getattr__.
+def synchronized(inner: Any, world: World, loader: Divisible, gradients: Gradients, stop: AgreedStop) -> Any:
+    """Return a step on all ranks at once, with the optional attributes of the wrapped one."""
+    base = _WithEpochMetrics if hasattr(inner, "epoch_metrics") else _Synchronized
+    # As properties of the class, because protocols look attributes up in the class, not in an instance's __getattr__.
     offered = {name: _offer(name) for name in _OFFERED if hasattr(inner, name)}
     return type(base.__name__, (base,), offered)(inner, world, loader, gradients, stop)
 
@@ -100,10 +100,12 @@ def _offer(name: str) -> property:
 
 
 def mean(values: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Return the weighted mean of each metric over the ranks that measured it; where all measured the same, exactly that.
+    """Return the weighted mean of each metric over the ranks that measured it.
+
+    If all measured the same value, the mean is exactly that value.
 
     Args:
-        values: of each rank its weight, and what it measured. A rank of weight 0 counts only where no other measured a name.
+        values: weight and metrics of each rank. A rank of weight 0 counts only for metrics that no other rank measured.
     """
     names = dict.fromkeys(name for _, measured in values for name in measured)
     means = {}

@@ -1,4 +1,4 @@
-"""A task that several ranks train together: its loader, gradients, evaluation, pictures, and restoring it."""
+"""A task on several ranks: its loader, gradients, evaluation, images, and restoring it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from mltrain.data import Divisible
 from mltrain.distributed.gradients import Gradients, Replicas
 from mltrain.distributed.loading import with_pieces
 from mltrain.distributed.pieces import placed
-from mltrain.distributed.step import AgreedStop, mean, together
+from mltrain.distributed.step import AgreedStop, mean, synchronized
 from mltrain.distributed.world import World
 from mltrain.errors import PeerLost, UsageError
 from mltrain.metrics import floats
@@ -23,12 +23,12 @@ from mltrain.trainer.ranks import parts_of_rank
 
 
 def shards_models(config: Config) -> bool:
-    """Whether each rank holds a piece of the models, and not a replica."""
+    """Whether each rank holds a shard of the models instead of a replica."""
     return config.strategy == "fsdp"
 
 
 def check_loader(task: Task) -> None:
-    """Refuse a loader that cannot give each rank its part.
+    """Check that the loader of a task can be divided over ranks.
 
     Raises:
         UsageError: it cannot.
@@ -36,16 +36,18 @@ def check_loader(task: Task) -> None:
     loader = task.loader
     if not isinstance(loader, Divisible):
         raise UsageError(
-            f"A {type(loader).__name__} gives every process all batches. Expected a loader that gives each its part. Try: "
-            "mltrain.ResumableLoader, a loader with a method divide(rank, ranks) and an attribute weight, or one process."
+            f"The loader gives every process all batches. Expected one with divide(rank, ranks) and weight, got a "
+            f"{type(loader).__name__}. Try: mltrain.ResumableLoader, or one process"
         )
 
 
-def joined(world: World, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
-    """Return a task and a request to stop as all ranks share them, once all have built the task.
+def distribute(world: World, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
+    """Return a task and a request to stop that all ranks share.
+
+    All ranks call this after they have built the task.
 
     Raises:
-        PeerLost: another rank has not.
+        PeerLost: another rank has failed to build it.
         UsageError: the models of the task cannot be sharded.
     """
     world.agree(None)
@@ -64,10 +66,10 @@ def joined(world: World, task: Task, config: Config, stop: Stop) -> tuple[Task, 
     agreed = AgreedStop(stop)
     evaluate = _evaluated(world, task.evaluate, task.evaluate_on, shards) if task.evaluate is not None else None
     images, preview = (
-        _by_one(world, make) if make is not None and (world.rank == 0 or shards) else None
+        _without_peers(world, make) if make is not None and (world.rank == 0 or shards) else None
         for make in (task.images, task.preview)
     )
-    step = together(task.step, world, loader, gradients, agreed)
+    step = synchronized(task.step, world, loader, gradients, agreed)
     return replace(task, step=step, evaluate=evaluate, images=images, preview=preview), agreed
 
 
@@ -78,17 +80,17 @@ def restore(
     how: Mapping[str, Any],
     assembly: Assembly | None,
 ) -> None:
-    """Restore a training on all ranks at once; each takes its pieces.
+    """Restore a training on all ranks at once, each its own pieces.
 
     Args:
         world: the ranks.
         trainer: of this rank.
-        parts: returns the parts of the checkpoint, with whole tensors or without those that are in pieces.
+        parts: returns the parts of the checkpoint; sharded tensors may be missing.
         how: see :meth:`mltrain.Trainer.restore`.
-        assembly: of the pieces. If ``None``, all tensors are whole.
+        assembly: of the sharded tensors. If ``None``, all tensors are whole.
 
     Raises:
-        MltrainError: on all ranks, where one of them cannot; each is as it was.
+        MltrainError: on all ranks, if one of them fails; the training is unchanged on each.
     """
     trained = trainer.task.parts()
     own: Mapping[str, Any] = {}
@@ -103,7 +105,7 @@ def restore(
 
 @contextmanager
 def _agreed(world: World) -> Iterator[None]:
-    """Run a block on all ranks; an error on any is raised on all."""
+    """Run a block on all ranks; an error on any rank is raised on all."""
     try:
         yield
     except Exception as error:
@@ -112,9 +114,9 @@ def _agreed(world: World) -> Iterator[None]:
     world.agree(None)
 
 
-def _by_one(world: World, function: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
+def _without_peers(world: World, function: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
     def called() -> Mapping[str, Any]:
-        with world.hidden():
+        with world.as_single_process():
             return function()
 
     return called
@@ -124,14 +126,14 @@ def _evaluated(
     world: World, evaluate: Callable[[], Mapping[str, float]], where: str, shards: bool
 ) -> Callable[[], Mapping[str, float]]:
     alone = where == "rank 0"
-    called = _by_one(world, evaluate) if alone else evaluate
+    called = _without_peers(world, evaluate) if alone else evaluate
 
     def evaluated() -> Mapping[str, float]:
         values, failure = None, None
-        if world.rank == 0 or shards or not alone:  # a sharded model needs all of them, and rank 0's values count
+        if world.rank == 0 or shards or not alone:  # a sharded model runs on all ranks, and rank 0's values count
             try:
                 values = floats(called(), "evaluate()")
-            except Exception as error:  # noqa: BLE001 - it is raised on every rank
+            except Exception as error:  # noqa: BLE001 - raised below, on every rank
                 failure = error
         answers = world.gather((values, None if failure is None else f"{type(failure).__name__}: {failure}"))
         if failure is not None:

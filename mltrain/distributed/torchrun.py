@@ -1,4 +1,4 @@
-"""Starting the processes of a training on this machine with torchrun, and passing on the signals that come to it."""
+"""Starting the processes of a training with torchrun, and forwarding signals to them."""
 
 import logging
 import os
@@ -13,26 +13,26 @@ import psutil
 import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-_torchrun: Any = torch.distributed.run  # without types
-_NOT_OURS = "SIGQUIT"
-"""The only signal that torchrun handles itself. At two signals in a row, as a Ctrl+C under ``mlflow run`` sends them, it would
-leave while its processes still save."""
+_torchrun: Any = torch.distributed.run  # untyped
+_LEFT_TO_TORCHRUN = "SIGQUIT"
+"""The only signal that torchrun handles itself. After a second signal, as from a Ctrl+C under ``mlflow run``, it would exit
+while its processes still save."""
 
 
 def run(count: int, command: Sequence[str], signals: Sequence[str]) -> int:
-    """Run a command in several processes, and return the exit code of their training.
+    """Run a command in several processes, and return their exit code.
 
     Args:
-        count: how many processes.
+        count: number of processes.
         command: program and arguments, the same for all.
-        signals: names of those that each process gets once and has as much time for as it needs.
+        signals: names of the signals to forward to each process, which then has no time limit.
     """
     if not logging.getLogger("mltrain").isEnabledFor(logging.INFO):
         logging.disable(logging.ERROR)  # the processes report their own errors
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     arguments = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(count)]
-    arguments += ["--signals-to-handle", _NOT_OURS, "--no-python", *command]
-    with _passing_on(signals):
+    arguments += ["--signals-to-handle", _LEFT_TO_TORCHRUN, "--no-python", *command]
+    with _forwarding(signals):
         try:
             _torchrun.run(_torchrun.parse_args(arguments))
         except ChildFailedError as failed:
@@ -41,7 +41,7 @@ def run(count: int, command: Sequence[str], signals: Sequence[str]) -> int:
 
 
 def _exit_code(failed: ChildFailedError) -> int:
-    """Return the exit code of the process that failed first; report one that a signal killed, which could not itself."""
+    """Return the exit code of the process that failed first; report it if a signal killed it."""
     first: ProcessFailure
     rank, first = failed.get_first_failure()
     if first.exitcode >= 0:
@@ -49,8 +49,8 @@ def _exit_code(failed: ChildFailedError) -> int:
     name = signal.Signals(-first.exitcode).name
     why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
     print(
-        f"Error: Process {rank} of the training was killed by {name}{why}. What the run has committed is intact. Try: mltrain "
-        "train --resume-run ID",
+        f"Error: Process {rank} of the training was killed by {name}{why}. The committed checkpoints are intact. "
+        "Try: mltrain train --resume-run ID",
         file=sys.stderr,
         flush=True,
     )
@@ -58,10 +58,13 @@ def _exit_code(failed: ChildFailedError) -> int:
 
 
 @contextmanager
-def _passing_on(signals: Sequence[str]) -> Iterator[None]:
-    """Pass signals on to the processes, which torchrun starts in sessions of their own; without any, leave."""
+def _forwarding(signals: Sequence[str]) -> Iterator[None]:
+    """Forward signals to the processes, which torchrun starts in their own sessions.
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    While there are none, a signal raises ``KeyboardInterrupt``.
+    """
+
+    def forward(number: int, frame: FrameType | None) -> None:
         children = psutil.Process().children()
         for child in children:
             with suppress(psutil.Error):
@@ -70,7 +73,7 @@ def _passing_on(signals: Sequence[str]) -> Iterator[None]:
             raise KeyboardInterrupt
 
     numbers = [getattr(signal, name) for name in signals if hasattr(signal, name)]
-    before = {one: signal.signal(one, pass_on) for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {one: signal.signal(one, forward) for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
     try:
         yield
     finally:

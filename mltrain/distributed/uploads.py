@@ -1,7 +1,8 @@
 """Uploading sharded checkpoints: each rank its own files and then its part file; rank 0 waits, and commits.
 
-No rank waits for another in a collective here: an upload may last longer than any of those may, and begins again when a store is
-back. A rank notes in the rendezvous store how its upload ended. What rank 0 commits it has looked up in the artifact store.
+No rank waits in a collective here, because an upload may last longer than a collective's timeout and is retried when the
+store is back. Each rank notes in the rendezvous store how its upload ended. Rank 0 looks the files up in the artifact store
+before it commits.
 """
 
 import logging
@@ -25,12 +26,12 @@ from mltrain.store.retry import FullJitter
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.1
-_ABANDONED = "it has ended"
+_POLL_SECONDS = 0.1
+_ABANDONED = "its process is ending"
 
 
 class Notes(Protocol):
-    """What ranks leave for each other without waiting: :class:`mltrain.distributed.world.World`."""
+    """Notes between ranks, without waiting: :class:`mltrain.distributed.world.World`."""
 
     rank: int
     size: int
@@ -41,13 +42,13 @@ class Notes(Protocol):
         ...
 
     def noted(self, key: str) -> str | None:
-        """Return the newest note of a key, if there is one."""
+        """Return the newest note of a key, or ``None``."""
         ...
 
 
 @dataclass(frozen=True)
 class _Upload:
-    """What one rank uploads of one checkpoint."""
+    """One rank's files of one checkpoint, to be uploaded."""
 
     address: Address
     folder: Path
@@ -57,12 +58,12 @@ class _Upload:
 
 
 class Uploads:
-    """Uploads what one rank has staged, in a thread of its own, again and again while the store refuses.
+    """Uploads the staged files of one rank in a thread, with retries while the store fails.
 
     Args:
         world: the ranks.
-        overtaken: whether another life of the run has begun after an attempt, as the artifact store tells.
-        opened: called once with the staging folder of this node and the tracking URI, before anything is in it.
+        overtaken: returns whether the artifact store records an attempt of the run later than the given one.
+        opened: called once with the staging folder of this node and the tracking URI, before any file is staged.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Uploads:
         """Return this node's staging folder.
 
         Raises:
-            StorageError: it cannot be made.
+            StorageError: the folder cannot be created.
         """
         assert destination.address is not None
         self._spool = Spool(destination.here)
@@ -91,14 +92,14 @@ class Uploads:
         return self._spool
 
     def add(self, address: Address, folder: Path, manifest: Manifest, part: str, token: str) -> None:
-        """Upload a staged checkpoint's files of this rank in the background.
+        """Upload this rank's files of a staged checkpoint in the background.
 
         Args:
             address: of the artifact store.
-            folder: that holds the staged copy of this node.
+            folder: with the staged copy of this node.
             manifest: of the checkpoint.
             part: name of this rank's part file.
-            token: names this try to save it.
+            token: of this try to save the checkpoint, for the note to rank 0.
         """
         with self._change:
             self._waiting[token] = _Upload(address, folder, manifest, part, token)
@@ -108,7 +109,7 @@ class Uploads:
                 self._thread.start()
 
     def close(self, seconds: float) -> None:
-        """Wait for uploads that the store does not refuse, so many seconds at most, and begin no others."""
+        """Wait at most so many seconds for pending uploads, then start no others."""
         deadline = time.monotonic() + seconds
         with self._change:
             self._change.wait_for(lambda: not self._waiting, max(0.0, deadline - time.monotonic()))
@@ -116,7 +117,7 @@ class Uploads:
             self._change.notify_all()
 
     def discard_before(self, committed: CheckpointId) -> None:
-        """Remove the staged checkpoints of this node that are older than one that the store has."""
+        """Remove this node's staged checkpoints that are older than a committed one."""
         for folder in self._spool.complete() if self._spool is not None else []:
             found = CheckpointId.parse(folder.name)
             if found is not None and found.order < committed.order:
@@ -134,12 +135,12 @@ class Uploads:
                 jobs = list(self._waiting.values())
             why: str | None = None
             for job in jobs:
-                why = why if why is not None else self._tried(job)
+                why = why if why is not None else self._try_upload(job)
                 self._note(job, why)
             failures = failures + 1 if why is not None else 0
 
-    def _tried(self, job: _Upload) -> str | None:
-        """Upload one checkpoint's files; return why they are not there."""
+    def _try_upload(self, job: _Upload) -> str | None:
+        """Upload one checkpoint's files; return why it failed, or ``None``."""
         why: str | None = None
         try:
             artifacts = job.address.open()
@@ -153,10 +154,10 @@ class Uploads:
         except RunHeld as held:
             why = f"{held}"
             log.error("%s", held)
-        except Exception as error:  # noqa: BLE001 - whatever it is, rank 0 waits for an answer
+        except Exception as error:  # noqa: BLE001 - rank 0 waits for an answer in any case
             if (job.folder / job.part).is_file():
                 return f"{error}"
-            # Else rank 0 does not need this checkpoint any more, and another rank of this node has removed it.
+            # Otherwise rank 0 no longer needs this checkpoint, and another rank of this node has removed it.
         with self._change:
             self._waiting.pop(job.token, None)
             self._change.notify_all()
@@ -167,8 +168,7 @@ class Uploads:
             raise StorageError(_ABANDONED)
         if self._overtaken(artifacts, job.manifest.id.attempt):
             raise RunHeld(
-                f"Another life of run {job.manifest.run_id} has begun; this process publishes nothing of "
-                f"{job.manifest.name} any more."
+                f"A later attempt of run {job.manifest.run_id} has begun; this process does not publish {job.manifest.name}."
             )
 
     def _note(self, job: _Upload, why: str | None) -> None:
@@ -178,8 +178,8 @@ class Uploads:
             log.debug("Rank 0 is gone: %s", lost)
 
 
-class Awaited:
-    """What rank 0 waits for before a manifest: :class:`mltrain.checkpoint.ports.Peers`.
+class PeerUploads:
+    """The other ranks' uploads, for which rank 0 waits: :class:`mltrain.checkpoint.ports.Peers`.
 
     Args:
         world: the ranks.
@@ -204,15 +204,15 @@ class Awaited:
         missing = set(range(1, self._world.size))
         while True:
             for rank in sorted(missing):
-                word, _, why = (self._world.noted(f"{token}/{rank}") or "").partition(" ")
-                if word == "failed":
+                outcome, _, why = (self._world.noted(f"{token}/{rank}") or "").partition(" ")
+                if outcome == "failed":
                     raise StorageError(f"Rank {rank} could not upload its files: {why}")
-                if word != "done":
+                if outcome != "done":
                     break
                 missing.remove(rank)
             if not missing:
                 return
-            if self._stopped.wait(_LOOK_SECONDS) or time.monotonic() > deadline:
+            if self._stopped.wait(_POLL_SECONDS) or time.monotonic() > deadline:
                 raise StorageError(f"Rank {min(missing)} has not uploaded its files of {manifest.name}.")
 
     def stop(self) -> None:

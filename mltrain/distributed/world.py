@@ -1,7 +1,7 @@
-"""The processes of one training: which of them this is, and the messages between them.
+"""The ranks of one training, and the messages between them.
 
-Messages go through a gloo group of its own, never through the group that averages gradients. Every wait is
-bounded, and ends at once where a rank has left or its connection is closed.
+Messages use their own gloo group, never the group that averages gradients. Every wait has a timeout, and fails at once when a
+rank ends or its connection closes.
 """
 
 import atexit
@@ -17,57 +17,57 @@ from torch.distributed.rendezvous import rendezvous
 
 from mltrain.checkpoint.flat_tensors import as_bytes
 from mltrain.checkpoint.pytree import flatten, unflatten
-from mltrain.distributed.lives import without_earlier_lives
+from mltrain.distributed.fresh_store import fresh_store
 from mltrain.errors import MltrainError, PeerLost, UsageError, sentence
 
-_LEFT = "left"
+_FAILURE = "failure"
 _REASON_SECONDS = 2.0
-"""How long a rank whose peer is gone waits for that peer's reason."""
+"""How long a rank waits for the reason of a lost peer, and rank 0 for its peers to read its own."""
 
 
 class World:
-    """The processes of one training, which all make the same calls in the same order.
+    """The ranks of one training, which all make the same calls in the same order.
 
     Args:
-        seconds: for which a rank waits for the others at most. If ``None``, ``MLTRAIN_PEER_SECONDS``, else 1800.
+        seconds: timeout of every wait for other ranks. If ``None``, ``MLTRAIN_PEER_SECONDS``, else 1800.
 
     Attributes:
         rank: of this process, from 0.
-        size: how many processes there are.
-        seconds: for which a rank waits.
-        channel: for messages in the background, once all have opened it.
+        size: number of ranks.
+        seconds: timeout of every wait for other ranks.
+        channel: for messages in the background. ``None`` until all ranks have opened it.
 
     Raises:
-        UsageError: this machine has fewer GPUs than processes.
-        PeerLost: the others did not come in time.
+        UsageError: this machine has fewer GPUs than processes, or ``MLTRAIN_PEER_SECONDS`` is no number of seconds.
+        PeerLost: the other ranks did not connect in time.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = seconds if seconds is not None else _patience()
+        self.seconds = seconds if seconds is not None else _peer_seconds()
         timeout = timedelta(seconds=self.seconds)
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if torch.cuda.is_available():
             if local >= torch.cuda.device_count():
                 raise UsageError(
-                    f"Process {local} of this machine has no GPU: there are {torch.cuda.device_count()}. Expected one for each "
-                    "process. Try: torchrun --nproc-per-node gpu; or hide them all: CUDA_VISIBLE_DEVICES="
+                    f"Process {local} of this machine has no GPU. Expected one for each process, got "
+                    f"{torch.cuda.device_count()}. Try: torchrun --nproc-per-node gpu, or CUDA_VISIBLE_DEVICES= for the CPU"
                 )
             torch.cuda.set_device(local)
         try:
-            if not dist.is_initialized():  # a second training goes on with the connections of the first
+            if not dist.is_initialized():  # a second training uses the connections of the first
                 backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
                 store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
-                store = without_earlier_lives(store, rank, size, self.seconds)
+                store = fresh_store(store, rank, size, self.seconds)
                 dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
                 atexit.register(_disconnect)
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             self._group: Any = dist.new_group(backend="gloo", timeout=timeout)
             self._store: Any = dist.distributed_c10d._get_default_store()
             if self.rank == 0:
-                for key in (_LEFT, *self._heard()):
-                    self._store.delete_key(key)  # which an earlier training of the same processes left
+                for key in (_FAILURE, *self._acknowledgements()):
+                    self._store.delete_key(key)  # from an earlier training of the same processes
         except (RuntimeError, ValueError) as error:
-            raise PeerLost(f"The processes of this training did not find each other: {_first_line(error)}") from error
+            raise PeerLost(f"The ranks of this training did not connect: {_first_line(error)}") from error
         self.channel: Channel | None = None
         self.gather(None)
 
@@ -76,16 +76,16 @@ class World:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         with suppress(RuntimeError):
-            self._store.set(f"heard/{self.rank}", "")  # rank 0 need not wait for this one
+            self._store.set(f"acknowledged/{self.rank}", "")  # rank 0 need not wait for this one
         if error is not None:
-            self._leave(error)
+            self._fail(error)
 
     def open_channel(self) -> None:
-        """Let the ranks speak in the background as well; all of them at once."""
+        """Open the channel for messages in the background, on all ranks at once."""
         self.channel = Channel(self)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the value that each rank gives, by rank.
+        """Return the values of all ranks, in the order of ranks.
 
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
@@ -95,8 +95,11 @@ class World:
             dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def gather_alike(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of the CPU as each rank has it, of one shape on all, by rank along a new first dimension.
+    def gather_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensors of all ranks, stacked along a new first dimension.
+
+        Args:
+            tensor: on the CPU, of the same shape and dtype on all ranks.
 
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
@@ -107,7 +110,7 @@ class World:
         return torch.stack(tensors)
 
     def share(self, value: Any = None) -> Any:
-        """Return the value that rank 0 gives.
+        """Return the value of rank 0.
 
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
@@ -118,7 +121,9 @@ class World:
         return values[0]
 
     def share_state(self, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return rank 0's state, its tensors on the CPU: one broadcast a tensor, so it is in memory once.
+        """Return rank 0's state, with its tensors on the CPU.
+
+        Each tensor is a broadcast, so the state is in memory only once.
 
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
@@ -137,28 +142,31 @@ class World:
         return shared
 
     def note(self, key: str, text: str) -> None:
-        """Leave a note for the other ranks, from any thread; nobody waits for it. Raises :class:`PeerLost`."""
+        """Leave a note for the other ranks without waiting, from any thread. Raises :class:`PeerLost`."""
         with self._bounded():
             self._store.set(f"note/{key}", text)
 
     def noted(self, key: str) -> str | None:
-        """Return the newest note of this key, if there is one. Raises :class:`PeerLost`."""
+        """Return the newest note of a key, or ``None``. Raises :class:`PeerLost`."""
         with self._bounded():
             return self._store.get(f"note/{key}").decode() if self._store.check([f"note/{key}"]) else None
 
     def sum(self, tensor: torch.Tensor) -> None:
-        """Replace a tensor by its sum over all ranks, on the group of the training."""
+        """Replace a tensor by its sum over all ranks, on the training's group."""
         with self._bounded():
             dist.all_reduce(tensor)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
-        """Replace a tensor by rank 0's, on the group of the training."""
+        """Replace a tensor by rank 0's, on the training's group."""
         with self._bounded():
             dist.broadcast(tensor, src=0)
 
     @contextmanager
-    def collectives_of_others(self) -> Iterator[None]:
-        """Raise :class:`PeerLost` where a collective fails in a block that makes its own, as FSDP2 does; errors else stay."""
+    def foreign_collectives(self) -> Iterator[None]:
+        """Raise :class:`PeerLost` for collectives that fail in a block, for example FSDP2's.
+
+        Other errors are raised as they are.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -167,10 +175,15 @@ class World:
             raise
 
     def agree(self, refusal: BaseException | None) -> None:
-        """Return when no rank refuses; else raise on all ranks, each its own error or that of the first that refuses.
+        """Raise on all ranks if any rank has an error.
+
+        A rank raises its own error, or that of the first rank with one. Other ranks raise rank 0's, which reports it for all.
+
+        Args:
+            refusal: the error of this rank. If ``None``, it has none.
 
         Raises:
-            PeerLost: another rank refuses, or rank 0, which reports what all of them refuse.
+            PeerLost: another rank has an error.
         """
         code = refusal.exit_code if isinstance(refusal, MltrainError) else 1
         own = None if refusal is None else (f"{type(refusal).__name__}: {refusal}", code)
@@ -183,8 +196,8 @@ class World:
             raise refusal
 
     @contextmanager
-    def hidden(self) -> Iterator[None]:
-        """Run a block as if this were the only process: what only one rank does must not wait for the others.
+    def as_single_process(self) -> Iterator[None]:
+        """Run a block as if this were the only process, so that it waits for no other rank.
 
         The metrics of torchmetrics, for example, sum over all ranks whenever torch.distributed is initialized.
         """
@@ -197,47 +210,52 @@ class World:
     def _bounded(self) -> "_Bounded":
         return _Bounded(self)
 
-    def _leave(self, error: BaseException) -> None:
-        """Leave a reason for the others, and close the connections that they wait at."""
+    def _fail(self, error: BaseException) -> None:
+        """Record why this rank fails, and close the connections on which others wait."""
         try:
             if not isinstance(error, PeerLost):
                 code = error.exit_code if isinstance(error, MltrainError) else 1
-                self._store.set(_LEFT, f"{self.rank} {code} {type(error).__name__}: {error}"[:2000])
-        except RuntimeError:  # the store has ended with the process that had it
+                self._store.set(_FAILURE, f"{self.rank} {code} {type(error).__name__}: {error}"[:2000])
+        except RuntimeError:  # the process that hosted the store has ended
             pass
-        self._group = None  # gloo closes its connections when nothing refers to the group any more
+        self._group = None  # gloo closes its connections once nothing refers to the group
         if self.channel is not None:
             self.channel.group = None
         _disconnect()
-        if self.rank == 0 and not isinstance(error, PeerLost):  # the reason is in a store that ends with this process
+        if self.rank == 0 and not isinstance(error, PeerLost):  # the store that holds the reason ends with this process
             with suppress(RuntimeError):
-                self._store.wait(self._heard(), timedelta(seconds=_REASON_SECONDS))
+                self._store.wait(self._acknowledgements(), timedelta(seconds=_REASON_SECONDS))
 
-    def _heard(self) -> list[str]:
-        return [f"heard/{rank}" for rank in range(1, self.size)]
+    def _acknowledgements(self) -> list[str]:
+        return [f"acknowledged/{rank}" for rank in range(1, self.size)]
 
     def lost(self, error: BaseException) -> PeerLost:
-        """Return the error of a rank whose peer is gone, with that peer's reason where it left one."""
+        """Return the error for a failed collective, with the reason that a peer recorded."""
         try:
-            self._store.wait([_LEFT], timedelta(seconds=_REASON_SECONDS))
-            rank, code, why = self._store.get(_LEFT).decode().split(" ", 2)
-            self._store.set(f"heard/{self.rank}", "")
+            self._store.wait([_FAILURE], timedelta(seconds=_REASON_SECONDS))
+            rank, code, why = self._store.get(_FAILURE).decode().split(" ", 2)
+            self._store.set(f"acknowledged/{self.rank}", "")
             lost = PeerLost(f"Rank {rank} ended: {why}")
             lost.rank, lost.exit_code = int(rank), int(code)
             return lost
         except (RuntimeError, ValueError):
             return PeerLost(
-                f"Another rank ended or did not answer within {self.seconds:.0f} s: {sentence(_first_line(error))} Its own "
-                "output tells why. Try: the same command again, with --run-key, or MLTRAIN_PEER_SECONDS for slower ranks"
+                f"Another rank ended or did not answer within {self.seconds:.0f} s: {sentence(_first_line(error))} Its output "
+                "has the cause. Try: the same command again, with --run-key, or MLTRAIN_PEER_SECONDS for slower ranks"
             )
 
 
 class Channel:
-    """Messages between the ranks in the background, about checkpoints, on a gloo group of its own; all ranks open it at once.
+    """Messages between the ranks in the background, about checkpoints.
+
+    All ranks create it at once; it has its own gloo group.
+
+    Args:
+        world: the ranks.
 
     Attributes:
-        rank, size: as of the world.
-        group: the group.
+        rank, size: those of the world.
+        group: the gloo group.
     """
 
     def __init__(self, world: World) -> None:
@@ -246,14 +264,14 @@ class Channel:
         self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.seconds))
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the value that each rank gives, by rank. Raises :class:`PeerLost`."""
+        """Return the values of all ranks, in the order of ranks. Raises :class:`PeerLost`."""
         values: list[Any] = [None] * self.size
         with _Bounded(self._world):
             dist.all_gather_object(values, value, group=self.group)
         return values
 
     def share(self, value: Any = None) -> Any:
-        """Return the value that rank 0 gives. Raises :class:`PeerLost`."""
+        """Return the value of rank 0. Raises :class:`PeerLost`."""
         values = [value]
         with _Bounded(self._world):
             dist.broadcast_object_list(values, src=0, group=self.group)
@@ -270,25 +288,27 @@ class _Bounded:
         return
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (RuntimeError, ValueError)):  # the latter where the connections are closed already
+        if isinstance(error, (RuntimeError, ValueError)):  # ValueError: the connections are closed already
             raise self._world.lost(error) from error
 
 
-def _patience() -> float:
+def _peer_seconds() -> float:
     given = os.environ.get("MLTRAIN_PEER_SECONDS") or "1800"
     try:
         seconds = float(given)
     except ValueError:
         seconds = 0.0
     if not 1.0 <= seconds <= 10**7:
-        raise UsageError(f"MLTRAIN_PEER_SECONDS={given!r:.40} is no time. Expected seconds, at least 1. Try: unset it")
+        raise UsageError(
+            f"MLTRAIN_PEER_SECONDS is invalid. Expected seconds, 1 to 1e7, got {given!r:.40}. Try: MLTRAIN_PEER_SECONDS=1800"
+        )
     return seconds
 
 
 def _disconnect() -> None:
-    """Close the connections to the other ranks; who waits at one of them stops to wait."""
+    """Close the connections to the other ranks, so that their waits fail at once."""
     if dist.is_initialized():
-        with suppress(RuntimeError, ValueError, AssertionError):  # what is closed already
+        with suppress(RuntimeError, ValueError, AssertionError):  # some are closed already
             dist.destroy_process_group()
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mltrain.data import ResumableLoader
-from mltrain.distributed.step import AgreedStop, mean, together
+from mltrain.distributed.step import AgreedStop, mean, synchronized
 from mltrain.steps import AllowsLateCopy, FollowsMetric, HasDevice, HasEpochMetrics, HasParts
 from mltrain.trainer.ports import NeverStop
 from tests.support import tiny
@@ -59,6 +59,6 @@ def test_a_step_offers_together_what_it_offers_alone(offers: type) -> None:
     task = tiny.build(tiny.Config())
     loader = ResumableLoader(range(8), 4)
     for inner in (task.step, task.step.inner, lambda batch: {"loss": 1.0}):  # type: ignore[attr-defined]
-        step = together(inner, None, loader, None, AgreedStop(NeverStop()))  # type: ignore[arg-type]
+        step = synchronized(inner, None, loader, None, AgreedStop(NeverStop()))  # type: ignore[arg-type]
         assert isinstance(step, offers) == isinstance(inner, offers)
         assert hasattr(step, "learning_rate") == hasattr(inner, "learning_rate")

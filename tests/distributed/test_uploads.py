@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest, now
 from mltrain.checkpoint.shards import Part
-from mltrain.distributed.uploads import Awaited, Uploads
+from mltrain.distributed.uploads import PeerUploads, Uploads
 from mltrain.errors import StorageError
 from mltrain.store.opening import Address
 from tests.distributed.test_sharding import FSDP, TRAIN
@@ -226,7 +226,7 @@ def state_of(pid: int) -> str:
 
 
 class Notes:
-    """What ranks leave for each other, in this process: what :class:`Uploads` and :class:`Awaited` ask of a world."""
+    """What ranks leave for each other, in this process: what :class:`Uploads` and :class:`PeerUploads` ask of a world."""
 
     rank, size, seconds = 1, 2, 60.0
 
@@ -253,7 +253,7 @@ def test_uploads_are_tried_again_until_they_arrive_or_are_needed_no_more(tmp_pat
     notes, store = Notes(), tmp_path / "store"
     overtaken: set[int] = set()
     uploads = Uploads(notes, lambda artifacts, ordinal: ordinal in overtaken, lambda staging, uri: None)
-    awaited = Awaited(notes)
+    peer_uploads = PeerUploads(notes)
     store.write_text("no folder, so the store refuses")
 
     def add(step: int) -> Manifest:
@@ -263,9 +263,9 @@ def test_uploads_are_tried_again_until_they_arrive_or_are_needed_no_more(tmp_pat
         )
         folder = tmp_path / "staging" / manifest.name
         stage(folder)
-        assert not awaited.expects(manifest)
-        awaited.add(manifest, str(step))
-        assert awaited.expects(manifest)
+        assert not peer_uploads.expects(manifest)
+        peer_uploads.add(manifest, str(step))
+        assert peer_uploads.expects(manifest)
         uploads.add(Address(str(store), "sqlite://"), folder, manifest, "part-r00001.json", str(step))
         return manifest
 
@@ -276,11 +276,11 @@ def test_uploads_are_tried_again_until_they_arrive_or_are_needed_no_more(tmp_pat
     eventually(lambda: refused(first) and refused(second), "the refusal of both")
     for manifest in (first, second):
         with pytest.raises(StorageError, match="Rank 1 could not upload its files: "):
-            awaited.wait(manifest)
+            peer_uploads.wait(manifest)
     shutil.rmtree(tmp_path / "staging" / first.name)  # rank 0 needs it no more
     store.unlink()
     eventually(lambda: notes.noted("2/1") == "done", "the upload")
-    awaited.wait(second)
+    peer_uploads.wait(second)
     assert [file.name for file in sorted((store / "checkpoints").rglob("*-r*"))] == [
         "part-r00001.json",
         "state-r00001.safetensors",
@@ -288,11 +288,11 @@ def test_uploads_are_tried_again_until_they_arrive_or_are_needed_no_more(tmp_pat
     overtaken.add(1)
     late = add(3)
     eventually(lambda: refused(late), "the refusal")
-    with pytest.raises(StorageError, match="Another life of run r has begun; this process publishes nothing"):
-        awaited.wait(late)
+    with pytest.raises(StorageError, match="A later attempt of run r has begun; this process does not publish"):
+        peer_uploads.wait(late)
     assert not (store / "checkpoints" / late.name).exists()
     uploads.close(60)  # at once: nothing waits
     never = add(4)
-    awaited.stop()
+    peer_uploads.stop()
     with pytest.raises(StorageError, match="Rank 1 has not uploaded its files of step-000000004-a01"):
-        awaited.wait(never)
+        peer_uploads.wait(never)

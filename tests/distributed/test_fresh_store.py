@@ -1,4 +1,4 @@
-"""Workers that torchrun starts again see nothing of what those before them left in its rendezvous store."""
+"""Workers that torchrun restarts see no keys of earlier workers in its rendezvous store."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -7,19 +7,19 @@ import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined] # it has one
 from torch.distributed.distributed_c10d import PrefixStore
 
-from mltrain.distributed.lives import without_earlier_lives
+from mltrain.distributed.fresh_store import fresh_store
 
 SECONDS = 20.0
 
 
 def begun(store: HashStore, size: int) -> list[PrefixStore]:
-    """Return what each rank of one life sees of the store; the last rank comes first."""
+    """Return the store of each rank of one start; the last rank comes first."""
     with ThreadPoolExecutor(size) as ranks:
-        found = [ranks.submit(without_earlier_lives, store, rank, size, SECONDS) for rank in reversed(range(size))]
+        found = [ranks.submit(fresh_store, store, rank, size, SECONDS) for rank in reversed(range(size))]
         return [one.result() for one in reversed(found)]
 
 
-def test_all_ranks_of_a_life_share_a_part_of_the_store_that_no_other_life_sees() -> None:
+def test_all_ranks_of_a_start_share_a_part_of_the_store_that_no_other_start_sees() -> None:
     store = HashStore()
     store.set_timeout(timedelta(seconds=SECONDS))
     first = begun(store, 3)
@@ -34,6 +34,6 @@ def test_all_ranks_of_a_life_share_a_part_of_the_store_that_no_other_life_sees()
 
 def test_a_rank_that_rank_0_does_not_answer_gives_up() -> None:
     store = HashStore()
-    store.set("life", "of workers that are gone")
+    store.set("token", "of workers that are gone")
     with pytest.raises(RuntimeError, match="rank 0 did not answer"):
-        without_earlier_lives(store, 1, 2, 0.1)
+        fresh_store(store, 1, 2, 0.1)
