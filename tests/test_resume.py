@@ -181,7 +181,7 @@ def test_names_that_mlflow_refuses_cost_no_point_no_picture_and_no_checkpoint(wo
     pictures = [file.path for file in client.list_artifacts(done.run_id, "images") if file.path.endswith(".png")]
     shown = [(found[0], found[1]) for path in pictures if (found := ui_identity(path.removeprefix("images/")))]
     assert sorted(shown) == [("scan _liver_", step) for step in (6, 12, 18, 24)], "once each, that of the kill included"
-    assert "The picture wrong of epoch 1 is missing" in killed.err
+    assert "The picture wrong of epoch 1 is skipped" in killed.err
     assert "mltrain sync" not in done.out
     assert "Sent" not in workplace.mltrain("sync").out
     checkpoints = workplace.mltrain("checkpoints", done.run_id, "--json").json

@@ -1,7 +1,7 @@
 """Creates a run exactly once, also when the server's response is lost or comes hours later.
 
-MLflow gives a run its id. Until then the training uses a provisional id, which is the idempotency key of the creation: it is the
-value of a tag of the new run, and this process and ``mltrain sync`` search for that tag before they create the run again.
+MLflow chooses the id of a run. Until then the training uses a provisional id, the idempotency key of the creation: it is a
+tag of the new run, which this process and ``mltrain sync`` search for before they create the run again.
 """
 
 import json
@@ -33,17 +33,15 @@ SPEC_FILE = "birth.json"
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run to be created.
-
-    The fields are those of the file on the disk.
+    """A run to be created, as recorded in :data:`SPEC_FILE`.
 
     Attributes:
-        experiment: its name. If ``None``, MLflow's choice.
+        experiment: name of its experiment. If ``None``, MLflow's default.
         name: of the run.
-        tags: that it has from the start.
-        id: its provisional id, and the idempotency key of its creation.
-        began: when, in milliseconds since 1970.
-        run_id: MLflow's id, once it is known.
+        tags: initial tags.
+        id: provisional id, and the idempotency key of the creation.
+        began: start time in milliseconds since 1970.
+        run_id: MLflow's id. ``None`` until the run is created.
     """
 
     experiment: str | None
@@ -54,7 +52,7 @@ class RunSpec:
     run_id: str | None = None
 
     def save(self, home: Path) -> None:
-        """Write it to a disk, so that ``mltrain sync`` can make up for it.
+        """Record the run on the disk, so that ``mltrain sync`` can create it.
 
         Raises:
             StorageError: the disk refuses.
@@ -63,9 +61,9 @@ class RunSpec:
 
 
 def recorded_spec(home: Path) -> RunSpec | None:
-    """Return the record of a run that could not be created at once; ``None`` without such a record.
+    """Return the record of a run that was not created at once. ``None`` if there is none.
 
-    Where the record is damaged, what else is known takes its place: the run's id, or a name to create it by.
+    A damaged record is replaced by what else is known: the run's id, or a name to create it with.
     """
     file = home / SPEC_FILE
     try:
@@ -73,9 +71,9 @@ def recorded_spec(home: Path) -> RunSpec | None:
         spec = RunSpec(**{name: raw[name] for name in RunSpec.__dataclass_fields__ if name in raw})
         texts = (spec.name, spec.id, spec.experiment or "", *spec.tags, *spec.tags.values())
         if not all(isinstance(text, str) for text in texts) or not isinstance(spec.began, int):
-            raise ValueError("a field is of another type")
+            raise ValueError("a field has the wrong type")
         if not RUN_ID.fullmatch(spec.id) or not RUN_ID.fullmatch(spec.run_id or spec.id):
-            raise ValueError("it names no run")
+            raise ValueError("it has no valid id")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -84,19 +82,19 @@ def recorded_spec(home: Path) -> RunSpec | None:
             "The record %s is damaged (%s). %s",
             file,
             error,
-            f"The run was created as {run_id}." if run_id else "The run's experiment and name are lost with it.",
+            f"The run was created as {run_id}." if run_id else "The run's experiment and name are lost.",
         )
         return RunSpec(None, f"recovered-{home.name[:8]}", {}, id=home.name, run_id=run_id)
     return spec
 
 
 class RunCreation:
-    """Creates a run, as often as it is asked to and never a second one.
+    """Creates a run at most once, however often it is retried.
 
     Args:
-        server: where.
+        server: tracking server that gets the run.
         spec: the run.
-        tried: whether somebody tried before and does not know what came of it.
+        tried: whether an earlier try may have created the run already.
     """
 
     def __init__(self, server: TrackingClient, spec: RunSpec, *, tried: bool = False) -> None:
@@ -108,31 +106,31 @@ class RunCreation:
         self._lock = threading.Lock()
 
     def info(self) -> Any:
-        """Return MLflow's description of the run, which is created unless it was.
+        """Return MLflow's description of the run; create the run first if necessary.
 
         Raises:
             RunNotFound: its experiment is deleted.
             StorageError: its experiment has no usable place for artifacts.
             TrackingError: the server does not answer, or refuses.
         """
-        with self._lock:  # a call that hangs has to end before the next one looks for what it did
+        with self._lock:  # a call that hangs must end before the next one searches for its run
             if self._info is None:
                 self._experiment = self._experiment or experiment_id(self._server, self.spec.experiment)
-                if not self._unsure:  # else it may be there, and a place that is gone meanwhile changes nothing
+                if not self._unsure:  # otherwise the run may exist, and its artifact location no longer matters
                     experiment = self._server.once.get_experiment(self._experiment)
                     refuse_unusable_place(self._server, experiment)
                 found = self._found() if self._unsure else []
                 self._info = found[0].info if found else self._created()
             return self._info
 
-    def discard_doubles(self) -> int:
-        """Delete runs that a request whose answer was lost made after all; return how many there were."""
+    def delete_duplicates(self) -> int:
+        """Delete runs that requests with lost responses created too; return their number."""
         if self._info is None or not self._unsure:
             return 0
-        doubles = [run for run in self._found() if run.info.run_id != self._info.run_id]
-        for run in doubles:
+        duplicates = [run for run in self._found() if run.info.run_id != self._info.run_id]
+        for run in duplicates:
             self._server.once.delete_run(run.info.run_id)
-        return len(doubles)
+        return len(duplicates)
 
     def _created(self) -> Any:
         spec = self.spec
@@ -151,10 +149,10 @@ class RunCreation:
 
 
 def experiment_id(server: TrackingClient, name: str | None) -> str:
-    """Return the id of an experiment, which is created where there is none of this name.
+    """Return the id of an experiment; create it if it does not exist.
 
     Raises:
-        RunNotFound: it is deleted.
+        RunNotFound: the experiment is deleted.
         TrackingError: the server does not answer, or refuses.
     """
     name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
@@ -164,17 +162,17 @@ def experiment_id(server: TrackingClient, name: str | None) -> str:
     if found is None:
         try:
             return str(server.create_experiment(name))
-        except Refusal:  # somebody else, or a request of ours whose answer was lost, was quicker
+        except Refusal:  # another process, or a request of this one whose response was lost, created it first
             found = server.once.find_experiment(name)
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise RunNotFound(f"The experiment {name!r} is deleted. Restore it in the MLflow UI, or choose another name.")
+        raise RunNotFound(f"The experiment {name!r} is deleted. Try: restore it in the MLflow UI, or another name")
     return str(found.experiment_id)
 
 
 def existing_experiment(server: TrackingClient, name: str | None) -> str | None:
-    """Return the id of an experiment, or ``None`` if there is none of this name; nothing is created.
+    """Return the id of an experiment. ``None`` if it does not exist.
 
     Raises:
         TrackingError: the server does not answer, or refuses.
@@ -191,17 +189,17 @@ def _default_id() -> str:
 
 
 class RunIdentity:
-    """Id, name and place of a run.
+    """Id, name, artifacts and folder of a run.
 
     Args:
-        server: where the run is.
-        run: MLflow's description of the run, or how it is created.
-        home: the run's folder on this host. If ``None``, the one that its id leads to.
+        server: tracking server that has the run.
+        run: MLflow's description of the run, or its creation.
+        home: the run's folder on this host. If ``None``, the folder for its id.
 
     Attributes:
         id: of the run; until it is created, its provisional id.
         name: of the run.
-        experiment_id: of its experiment; empty until it is created.
+        experiment_id: of its experiment; empty until the run is created.
         artifacts: of the run; deferred until it is created.
         home: the run's folder on this host.
     """
@@ -230,12 +228,12 @@ class RunIdentity:
 
     @property
     def staging(self) -> Path:
-        """Where checkpoints are staged: beside the artifacts where these are on this machine."""
+        """Where checkpoints are staged: beside the artifacts if these are on this machine."""
         local = self.artifacts.local_root
         return local.parent / STAGING if local is not None else self.home / "staging"
 
     def when_known(self, listener: Callable[[], None]) -> None:
-        """Call the listener as soon as the run exists: now, or from a thread in the background."""
+        """Call the listener once the run exists: now, or later from the sender's thread."""
         with self._naming:
             if not self.known:
                 self._listeners.append(listener)
@@ -243,14 +241,14 @@ class RunIdentity:
         listener()
 
     def created(self) -> str:
-        """Return the run's id, and create the run first if it does not exist. For the sender's thread.
+        """Return the run's id; create the run first if necessary. For the sender's thread.
 
         Raises:
-            RunNotFound, StorageError, TrackingError: It cannot be created now.
+            RunNotFound, StorageError, TrackingError: the run cannot be created now.
         """
         if not self.known and self._creation is not None:
             info = self._creation.info()
-            self._creation.discard_doubles()
+            self._creation.delete_duplicates()
             artifacts = open_artifacts(info.artifact_uri, self._server.uri)
             remember_home(info.run_id, self.home)
             replace(self._creation.spec, run_id=info.run_id).save(self.home)
@@ -264,7 +262,7 @@ class RunIdentity:
                 listener()
         return self.id
 
-    def discard_doubles(self) -> None:
-        """Delete runs that a request whose response was lost has created as well."""
+    def delete_duplicates(self) -> None:
+        """Delete runs that requests with lost responses created too."""
         if self._creation is not None:
-            self._creation.discard_doubles()
+            self._creation.delete_duplicates()

@@ -1,7 +1,7 @@
 """Delivers each point once: skips points beyond the resumed step that the server already has.
 
-The work is bounded by the stretch that is computed again, not by the run: a key whose latest step is not beyond the start
-is not looked at, and of the others only the steps beyond it are read.
+The cost depends on the steps that are recomputed, not on the length of the run: only keys with later steps are read, and
+only those steps.
 """
 
 import logging
@@ -29,12 +29,12 @@ class Delivered:
         self._differing: set[str] = set()
 
     def new(self, values: Mapping[str, float], step: int, compared: bool) -> Mapping[str, float]:
-        """Return those of the values of a step that are not there yet.
+        """Return the values of a step that the server does not have.
 
         Args:
             values: name to value.
             step: optimizer steps done.
-            compared: whether an existing point must have the same value; a different one is logged once a key.
+            compared: whether to compare with an existing point; a difference is logged once per key.
         """
         return {key: value for key, value in values.items() if not self._has(key, step, float(value), compared)}
 
@@ -45,13 +45,13 @@ class Delivered:
         if compared and not _same(before, value) and key not in self._differing:
             self._differing.add(key)
             log.warning(
-                "%s at step %d is %r now and was %r before: this resume is not exact.", key, step, value, before
+                "%s at step %d is %r and was %r before the resume: this resume is not exact.", key, step, value, before
             )
         return True
 
 
 def delivered_beyond(server: TrackingClient, run: Any, step: int) -> Delivered:
-    """Return what a run has beyond a step.
+    """Return the points that the server has beyond a step of a run.
 
     Raises:
         TrackingError: the server does not answer.
@@ -65,12 +65,12 @@ def delivered_beyond(server: TrackingClient, run: Any, step: int) -> Delivered:
 
 
 def points_between(server: TrackingClient, run_id: str, key: str, first: int, last: int) -> Iterator[tuple[int, float]]:
-    """Yield step and value of the points of a key from one step to another, both included."""
+    """Yield step and value of a key's points, from step ``first`` to ``last`` inclusive."""
     spans = [(first, last)]
     while spans:
         low, high = spans.pop()
         found = server.points_between(run_id, key, low, high)
-        if len(found) >= MOST_POINTS and low < high:  # perhaps only some of them
+        if len(found) >= MOST_POINTS and low < high:  # the answer may be cut
             middle = (low + high) // 2
             spans += [(middle + 1, high), (low, middle)]
         else:
@@ -78,6 +78,6 @@ def points_between(server: TrackingClient, run_id: str, key: str, first: int, la
 
 
 def _same(before: float, now: float) -> bool:
-    if math.isinf(now):  # MLflow stores the largest number in its place
+    if math.isinf(now):  # MLflow stores the largest float instead
         return math.copysign(sys.float_info.max, now) == before or before == now
     return before == now or (before != before and now != now)

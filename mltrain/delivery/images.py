@@ -1,4 +1,4 @@
-"""Pictures as the MLflow UI wants them, figures, and the note of a run."""
+"""Images and figures in the form that the MLflow UI shows, and the description of a run."""
 
 import os
 import re
@@ -19,17 +19,17 @@ _KEY = re.compile(rf"(?=.{{1,100}}$){_WORD}(/{_WORD})*", re.ASCII)  # so that it
 
 
 def as_image(picture: Any) -> Any:
-    """Return a PIL image of what is usually called a picture.
+    """Return a picture as a PIL image.
 
     Args:
         picture: a PIL image; a matplotlib figure; the path of an image file; or an array or tensor of shape (H, W),
             (H, W, C) or (C, H, W), with 1, 3 or 4 channels. If both layouts are possible, channels come last in an array
-            and first in a tensor. A leading dimension of 1 is left out. Values are uint8; whole numbers from 0 to 255;
-            uint16 of its full range; booleans; or floats from 0 to 1 (from 0 to 255, if the largest is above 2). Floats
-            beyond that are clipped, and NaN is black.
+            and first in a tensor. A leading dimension of 1 is dropped. Values are uint8; integers from 0 to 255; uint16 of
+            its full range; booleans; or floats from 0 to 1 (from 0 to 255 if the largest is above 2). Other floats are
+            clipped, and NaN is black.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the picture has another type, shape or dtype.
     """
     from PIL import Image
 
@@ -49,15 +49,15 @@ def as_image(picture: Any) -> Any:
         shape = f" of shape {tuple(picture.shape)}" if hasattr(picture, "shape") else ""
         kind = f" and dtype {picture.dtype}" if hasattr(picture, "dtype") else ""
         raise UsageError(
-            "A picture is a PIL image, a matplotlib figure, the path of an image file, or an array or tensor of shape "
-            "(H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels of uint8 or of floats from 0 to 1. "
-            f"Got a {type(picture).__name__}{shape}{kind}."
+            "The picture has the wrong type. Expected a PIL image, a matplotlib figure, the path of an image file, or an "
+            "array or tensor of shape (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels of uint8 or of floats from 0 "
+            f"to 1, got a {type(picture).__name__}{shape}{kind}."
         )
     return Image.fromarray(pixels[..., :3] if pixels.ndim == 3 else pixels)
 
 
 def _pixels(picture: Any) -> Any:
-    """Return an array or tensor as uint8 of shape (H, W), (H, W, 3) or (H, W, 4), or None if it is not a picture."""
+    """Return pixels as uint8 of shape (H, W), (H, W, 3) or (H, W, 4), or ``None`` if it is no picture."""
     channels_first = isinstance(picture, torch.Tensor)
     if isinstance(picture, torch.Tensor):
         picture = picture.detach().cpu()
@@ -79,7 +79,7 @@ def _pixels(picture: Any) -> Any:
 
 
 def _bytes(array: Any) -> Any:
-    """Return values as uint8, or None if they are not those of a picture."""
+    """Return values as uint8, or ``None`` if they are no pixels."""
     kind = array.dtype.kind
     if kind == "b":
         return array.astype(np.uint8) * np.uint8(255)
@@ -97,25 +97,27 @@ def _bytes(array: Any) -> Any:
 
 
 def ui_stem(name: str, step: int, timestamp: int, identifier: object) -> str:
-    """Return the file name, without its ending, by which the UI finds a step-indexed picture.
+    """Return the file name, without suffix, by which the UI finds a picture of a step.
 
-    It is the one that ``MlflowClient.log_image`` makes (MLflow 3.17); made here, so that sending twice makes one file.
+    It has the form of ``MlflowClient.log_image`` (MLflow 3.17), but with a fixed identifier, so that a retry makes no second
+    file.
+
+    Raises:
+        UsageError: the name has characters that no artifact can have.
     """
     if not _KEY.fullmatch(name):
-        raise UsageError(
-            f"{name!r:.80} cannot name a picture: up to 100 letters, digits, blanks and _ - . / were expected."
-        )
+        raise UsageError(f"{name!r:.80} cannot name a picture. Expected up to 100 letters, digits, blanks and _ - . /")
     return f"{name.replace('/', '~')}+step+{step}+timestamp+{timestamp}+{identifier}"
 
 
 def ui_identity(file_name: str) -> tuple[str, int] | None:
-    """Return name and step of a step-indexed picture from its file's name, or ``None``."""
+    """Return name and step from the file name of a picture, or ``None``."""
     match = _UI_NAME.fullmatch(file_name)
     return (match[1].replace("~", "/"), int(match[2])) if match else None
 
 
 def save_for_ui(image: Any, folder: Path, stem: str) -> list[Path]:
-    """Write a picture and the smaller preview that the UI shows first; return both paths."""
+    """Write a picture and its preview for the UI; return both paths."""
     full, small = folder / f"{stem}.png", folder / f"{stem}+compressed.webp"
     image.save(full)
     preview = image.copy()
@@ -125,9 +127,10 @@ def save_for_ui(image: Any, folder: Path, stem: str) -> list[Path]:
 
 
 def note(project: str, run_id: str, best: str | None, attempts: Iterable[Any]) -> str:
-    """Return the description of a run in Markdown: what it is, its best, what changed on the way, the next commands.
+    """Return the description of a run in Markdown.
 
-    The first lines are short, because MLflow's page folds a description after a few.
+    It has the project, the best checkpoint, the changes of each attempt, and the next commands. The first lines are short,
+    because MLflow's page shows only a few.
     """
     lines = [f"Training of `{_plain(project)}` by mltrain.{f' Best so far: {_plain(best)}.' if best else ''}", ""]
     for attempt in attempts:
@@ -146,5 +149,5 @@ def _changes(changed: Mapping[str, Iterable[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text without what Markdown, HTML or a terminal could take for a command."""
+    """Return text without characters that Markdown, HTML or a terminal interprets."""
     return re.sub(r"[<>`*\[\]\x00-\x1f\x7f-\x9f]", "", str(text))[:300]

@@ -1,7 +1,7 @@
-"""A durable journal of what the tracking server has to learn: metric points, parameters, tags, files.
+"""A durable journal of records for the tracking server: metric points, parameters, tags, files.
 
-The training thread puts entries into lists and goes on. A thread of the journal writes them to SQLite, within a second
-after they are logged; the sender reads them from there and marks them when the server has acknowledged them.
+The training thread only appends entries to lists. A thread of the journal writes them to SQLite within a second; the sender
+reads them from there and marks them when the server has acknowledged them.
 """
 
 import logging
@@ -27,7 +27,7 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True)
 class StoredPoint:
-    """A metric point in the journal; ``timestamp`` in milliseconds since 1970, given when it is logged."""
+    """A metric point in the journal; ``timestamp`` is when it was logged, in milliseconds since 1970."""
 
     id: int
     key: str
@@ -50,21 +50,20 @@ class Journal:
     """The journal of one run on this host.
 
     Args:
-        path: of the SQLite file; its folder is made.
-        attempt: entries are written in the name of this attempt.
-        budget: bytes that the file may have. If ``None``, what ``MLTRAIN_JOURNAL_GB`` says.
-        mend: whether to set a damaged file aside. Not for a second process beside the one that writes.
-        most_queued: so many points may wait for the local disk; then the training waits for it as well, and memory does not
-            grow.
+        path: of the SQLite file; its folder is created.
+        attempt: ordinal of the attempt that logs.
+        budget: largest size of the file in bytes. If ``None``, ``MLTRAIN_JOURNAL_GB``.
+        mend: whether to replace a damaged file. Only for the process that writes.
+        most_queued: how many points may wait for the local disk; beyond that the training waits as well, to bound memory.
         most_kept: see :class:`~mltrain.delivery.journal_database.JournalDatabase`.
 
     Attributes:
         path: of the SQLite file.
-        attempt: entries are written in the name of this attempt.
-        arrived: set when there is something new to send.
+        attempt: ordinal of the attempt that logs.
+        arrived: set when there are new entries to send.
 
     Raises:
-        StorageError: The file cannot be made.
+        StorageError: the file cannot be created.
     """
 
     def __init__(
@@ -83,12 +82,12 @@ class Journal:
         budget = journal_budget() if budget is None else budget
         self._database = JournalDatabase(path, budget, mend=mend, most_kept=most_kept)
         self._points: list[str | float] = []
-        """The fields of one point after the other: an object for each would cost a training of short steps its cache."""
+        """The fields of all points in one list: an object for each point would evict a fast training's data from the cache."""
         self._items: list[tuple[Kind, str, str]] = []
         self._flushes: list[threading.Event] = []
         self._closing = False
         self._asked = threading.Event()
-        """Set when somebody waits for what is queued to be written."""
+        """Set when a thread waits until the queued entries are written."""
         self._room = threading.Event()
         self._room.set()
         self.arrived = threading.Event()
@@ -97,36 +96,36 @@ class Journal:
 
     @property
     def damaged(self) -> Path | None:
-        """Where a damaged file was set aside to; ``None`` if it was intact."""
+        """Where a damaged file was moved to; ``None`` if it was intact."""
         return self._database.damaged
 
     @property
     def left_out(self) -> int:
-        """How many points are lost: there was no room for them, or they could not be written."""
+        """How many points are lost: beyond the budget, or not writable."""
         return self._database.left_out
 
-    def log_metrics(self, values: Mapping[str, float], step: int, born: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int, time_ns: int) -> None:
         """Queue metric points of one step.
 
         Args:
-            values: name to value; anything that ``float`` takes.
-            step: of 64 bits.
-            born: nanoseconds since 1970.
+            values: name to value; anything that ``float`` accepts.
+            step: at most 64 bits.
+            time_ns: when they were measured, in nanoseconds since 1970.
 
         Raises:
             TypeError, ValueError: a value is no number, or the step is beyond 64 bits.
         """
         step = int(step)
         if not _INT64_MIN <= step <= _INT64_MAX:
-            raise ValueError(f"A step of at most 64 bits was expected, and {step:.3e} came.")
+            raise ValueError(f"The step is too large. Expected at most 64 bits, got {step:.3e}.")
         points: list[str | float] = []
         for key, value in values.items():
-            # NumPy's numbers and tensors would reach the database as bytes, or not at all.
-            points += (key if key.isascii() else _writable(key), step, float(value), born)
+            # float(), because SQLite stores NumPy's numbers and tensors as bytes or not at all.
+            points += (key if key.isascii() else _writable(key), step, float(value), time_ns)
         self._queue(points)
 
     def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
-        """Queue points (key, step, value, timestamp in milliseconds since 1970) that were born earlier, at most in 2262."""
+        """Queue points logged earlier: key, step, value, timestamp in milliseconds since 1970, up to 2262."""
         cleaned = [(_writable(key), step, value, min(_INT64_MAX, 1_000_000 * at)) for key, step, value, at in points]
         self._queue(list(chain.from_iterable(cleaned)))
 
@@ -135,7 +134,7 @@ class Journal:
         self._items.append((kind, _writable(key), _writable(value)))
 
     def flush(self) -> None:
-        """Return when everything queued so far is on the disk, or the disk has refused it, which is logged."""
+        """Wait until the queued entries are on the disk, or writing them has failed, which is logged."""
         written = threading.Event()
         self._flushes.append(written)
         self._asked.set()
@@ -150,43 +149,43 @@ class Journal:
         return [StoredPoint(i, key, step, float("nan") if v is None else v, at) for i, key, step, v, at in rows]
 
     def unsent_points_up_to(self, most: int) -> int:
-        """Return how many points the server has not acknowledged, counted up to ``most``."""
+        """Return the number of points that the server has not acknowledged, at most ``most``."""
         return self._database.count(f"(SELECT 1 FROM {{points}} WHERE state = 0 LIMIT {int(most)})")  # noqa: S608
 
     def unsent_items(self, most: int = 100, kind: Kind | None = None) -> list[StoredItem]:
-        """Return the oldest parameters, tags and files, or those of one kind, that the server has not acknowledged."""
+        """Return the oldest items, of one kind or all, that the server has not acknowledged."""
         which = f"state = 0 AND kind = '{kind}'" if kind is not None else "state = 0"
         query = f"SELECT id, kind, key, value FROM {{items}} WHERE {which} ORDER BY id LIMIT {int(most)}"  # noqa: S608
         return [StoredItem(*row) for row in self._database.rows(query)]
 
     def unsent(self) -> int:
-        """Return how many entries wait for the server."""
+        """Return the number of unsent entries."""
         return sum(self._database.count(f"{table} WHERE state = {UNSENT}") for table in ("{points}", "{items}"))
 
     def parked(self) -> int:
-        """Return how many entries the server refused for good."""
+        """Return the number of entries that the server refused permanently."""
         return sum(self._database.count(f"{table} WHERE state = {PARKED}") for table in ("{points}", "{items}"))
 
     def lost(self) -> int:
-        """Return how many entries are lost when this process ends: those left out, and those that are in memory only."""
+        """Return the number of entries lost when this process ends: left out, or only in memory."""
         return self._database.lost()
 
     def unpark(self) -> None:
-        """Let what was refused for good be tried again: somebody may have mended the cause."""
+        """Queue parked entries again, because the cause of the refusal may be gone."""
         with self._database.durably() as database:
             for table in ("points", "items"):
                 database.execute(f"UPDATE {table} SET state = 0 WHERE state = {PARKED}")  # noqa: S608
 
     def mark_sent(self, entries: Sequence[StoredPoint | StoredItem]) -> None:
-        """Note that the server has acknowledged these; what is sent need not be kept."""
+        """Delete entries that the server has acknowledged."""
         self._mark(entries, SENT)
 
     def park(self, entries: Sequence[StoredPoint | StoredItem]) -> None:
-        """Set entries aside that the server refuses for good, so that the rest flows."""
+        """Set aside entries that the server refuses permanently, so that they block no others."""
         self._mark(entries, PARKED)
 
     def drop_overtaken(self) -> None:
-        """Keep locally, but never send, the points and tags that earlier attempts left unsent."""
+        """Never send the unsent points and tags of earlier attempts; they stay in the file."""
         with self._database.durably() as database:
             for table, kinds in (("points", ""), ("items", " AND kind = 'tag'")):
                 database.execute(
@@ -195,14 +194,16 @@ class Journal:
                 )
 
     def drop_beyond(self, ends: Mapping[int, int]) -> int:
-        """Keep locally, but never send, what was logged by attempts that a later one overtook.
+        """Never send what earlier attempts logged beyond the step where the next one branched off.
+
+        These entries stay in the file.
 
         Args:
-            ends: for each of these attempts, the step up to which it counts. Its points and pictures up to there are still
-                to be sent; of its tags and files the later attempt has newer ones.
+            ends: for each of these attempts that step. Points and pictures up to it are still sent; tags and files are not,
+                because the later attempt has newer ones.
 
         Returns:
-            How many points and pictures were dropped.
+            The number of dropped points and pictures.
         """
         dropped = 0
         with self._database.durably() as database:
@@ -224,7 +225,7 @@ class Journal:
         return dropped
 
     def close(self) -> None:
-        """Write what is queued and close the file."""
+        """Write the queued entries and close the file."""
         self._closing = True
         self._asked.set()
         self._writer.join()
@@ -235,7 +236,7 @@ class Journal:
             self._database.mark(table, [entry.id for entry in entries if isinstance(entry, kind)], state)
 
     def _queue(self, points: list[str | float]) -> None:
-        self._points.extend(points)  # in one step, which no other thread interrupts
+        self._points.extend(points)  # atomic: no other thread interrupts it
         if len(self._points) <= self._most_queued * len(POINT):
             return
         self._room.clear()
@@ -244,25 +245,25 @@ class Journal:
             continue
 
     def _write(self) -> None:
-        """Write in batches what arrives within a fraction of a second, or until somebody waits; ends when it is closed.
+        """Write the queued entries every half second, or at once if a thread waits, until closed.
 
-        What the disk refuses is kept in memory, where it can be sent from, and tried again together with what comes next.
+        Entries that the disk does not take stay in memory, are sent from there, and are written again with the next ones.
         """
         last = False
         while not last:
-            self._asked.wait(_GATHER_SECONDS)  # and not for each entry: waking up costs the training a turn
+            self._asked.wait(_GATHER_SECONDS)  # no wake-up for each entry: each makes the training wait for the lock
             self._asked.clear()
             last = self._closing
-            flushes = _taken(self._flushes)  # before what they wait for
+            flushes = _taken(self._flushes)  # before the entries that they wait for
             items = _taken(self._items)
             points = _taken(self._points)
             if points or items or self._database.in_memory:
                 try:
                     self._database.write(self.attempt, points, items)
-                except Exception:  # not the disk's: trying again would keep what comes next from being written, too
+                except Exception:  # not the disk's error: a retry would block all later entries
                     lost = len(points) // len(POINT) + len(items)
                     log.exception(
-                        "%d entries cannot be kept in the journal, and are lost. This is a mistake of mltrain's", lost
+                        "%d entries cannot be written to the journal and are lost. This is a bug of mltrain", lost
                     )
                     self._database.left_out += len(points) // len(POINT)
                 self.arrived.set()
@@ -278,7 +279,7 @@ def image_step(value: str) -> int:
 
 
 def journal_budget() -> int:
-    """Return how many bytes a journal may have, from ``MLTRAIN_JOURNAL_GB`` (default 2)."""
+    """Return the largest size of a journal in bytes: ``MLTRAIN_JOURNAL_GB``, default 2."""
     try:
         return int(float(os.environ.get("MLTRAIN_JOURNAL_GB", "2")) * 1e9)
     except ValueError:
@@ -286,12 +287,12 @@ def journal_budget() -> int:
 
 
 def _writable(text: str) -> str:
-    """Spell out halves of surrogate pairs, by which Python stands for bytes that are no text; no database takes them."""
+    """Return text with lone surrogates escaped, which databases do not accept."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _taken(queued: list[_T]) -> list[_T]:
-    """Take what is in a list that other threads append to, in steps that none of them interrupts."""
+    """Empty a list that other threads append to, and return its items; no lock is needed."""
     taken = queued[:]
     del queued[: len(taken)]
     return taken

@@ -1,7 +1,7 @@
-"""The SQLite file of a journal, and what takes its place while the disk refuses or the file is damaged.
+"""The SQLite file of a journal, with fallbacks for a failing disk and a damaged file.
 
-A disk that refuses a write ends nothing: the entry stays in a table in memory, is sent from there like any other, and goes
-to the disk as soon as that takes it. A damaged file is set aside, and a new one takes its place.
+If the disk fails, entries stay in a table in memory, are sent from there, and are written once the disk works again. A damaged
+file is renamed, and a new one takes its place.
 """
 
 import logging
@@ -22,35 +22,34 @@ log = logging.getLogger(__name__)
 
 UNSENT, SENT, PARKED, DROPPED = range(4)
 _ROWS_A_STATEMENT = 250
-"""SQLite's module lets other threads run for every statement, and then waits for its turn: a training of short steps pays for
-each. But a statement of thousands of rows with something to compute takes SQLite ten times as long a row; and of each number of
-rows the module keeps a statement, with memory for all of them, for the next time."""
+"""The sqlite3 module releases the interpreter lock for every statement and waits for it again, which slows a training of short
+steps. But in a statement of thousands of computed rows each row takes SQLite ten times as long, and the module caches a
+statement, with memory for all rows, for each number of rows."""
 _FIRST_IN_MEMORY = 2**62 + 1
-"""Entries in memory have ids from here on, so that an id tells where its entry is."""
+"""Entries in memory have ids from here on, so that an id shows where its entry is."""
 POINT = ("key", "step", "value", "timestamp")
 _PLACEHOLDERS = ("?", "?", "?", "?/1000000")
-"""SQLite makes milliseconds of nanoseconds. In Python this division of large numbers costs 2 µs amid a training step, whose
-data has pushed all else out of the caches."""
+"""SQLite converts nanoseconds to milliseconds. In Python this division costs 2 µs within a training step, with cold caches."""
 
 
 class JournalDatabase:
     """The tables ``points`` and ``items`` of a journal.
 
     Args:
-        path: of the SQLite file; its folder is made.
-        budget: bytes that the file may have; beyond it no further metric points are taken, which is logged.
-        mend: whether to set a damaged file aside. Not for a second process beside the one that writes.
-        most_kept: so many entries of a kind are kept in memory while the disk refuses them; then the oldest are lost, which is
-            logged.
+        path: of the SQLite file; its folder is created.
+        budget: largest size of the file in bytes; beyond it metric points are dropped, which is logged.
+        mend: whether to replace a damaged file. Only for the process that writes.
+        most_kept: how many entries of a kind are kept in memory while the disk fails; beyond it the oldest are dropped,
+            which is logged.
 
     Attributes:
         path: of the SQLite file.
-        damaged: where a damaged file was set aside to; ``None`` if it was intact.
-        left_out: how many points are lost: there was no room for them, or they could not be written.
-        in_memory: whether the disk refuses at present, and entries wait in memory.
+        damaged: where a damaged file was moved to; ``None`` if it was intact.
+        left_out: how many points are lost: beyond the budget, or not writable.
+        in_memory: whether the disk fails at present and entries are in memory.
 
     Raises:
-        StorageError: The file cannot be made.
+        StorageError: the file cannot be created.
     """
 
     def __init__(self, path: Path, budget: int, *, mend: bool, most_kept: int) -> None:
@@ -69,10 +68,10 @@ class JournalDatabase:
             raise StorageError(f"The journal {path} cannot be opened: {error}.") from error
 
     def rows(self, query: str) -> list[Any]:
-        """Return the rows of a query, in which ``{points}`` and ``{items}`` stand for the tables.
+        """Return the rows of a query with ``{points}`` and ``{items}`` as tables.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the disk fails.
         """
         for again in (True, False):
             try:
@@ -89,7 +88,7 @@ class JournalDatabase:
         return int(self.rows(f"SELECT count(*) FROM {what}")[0][0])  # noqa: S608
 
     def lost(self) -> int:
-        """Return how many entries are lost when this process ends: those left out, and those that are in memory only."""
+        """Return the number of entries lost when this process ends: left out, or only in memory."""
         waiting = f"WHERE state IN ({UNSENT}, {PARKED})"
         if not self._on_disk:
             return self.left_out + sum(self.count(f"{table} {waiting}") for table in ("{points}", "{items}"))
@@ -98,16 +97,16 @@ class JournalDatabase:
         return self.left_out + sum(self.count(f"kept_{table} {waiting}") for table in FIELDS)
 
     def mark(self, table: str, ids: Sequence[int], state: int) -> None:
-        """Set the state of entries; what is sent is deleted."""
+        """Set the state of entries; sent ones are deleted."""
         for first in range(0, len(ids), _ROWS_A_STATEMENT):
             self._mark_some(table, list(ids[first : first + _ROWS_A_STATEMENT]), state)
 
     def write(self, attempt: int, points: list[str | float], items: Sequence[tuple[str, str, str]]) -> None:
-        """Write entries in the name of an attempt; what the disk refuses is kept in memory, which is logged.
+        """Write entries of an attempt; if the disk fails, log it and keep them in memory.
 
         Args:
             attempt: its ordinal.
-            points: the fields of one point after the other.
+            points: the fields of all points, one point after the other.
             items: kind, key and value of each.
         """
         flat, item = list(chain.from_iterable(items)), (("kind", "key", "value"), ("?", "?", "?"))
@@ -127,7 +126,7 @@ class JournalDatabase:
                 if points or items:
                     level = logging.DEBUG if self._refused else logging.ERROR
                     waiting = len(points) // len(POINT) + len(items)
-                    text = "%d entries could not be written to the journal: %s. They wait in memory."
+                    text = "%d entries could not be written to the journal: %s. They are kept in memory."
                     log.log(level, text, waiting, error)
                     self._refused = True
                 break
@@ -139,7 +138,7 @@ class JournalDatabase:
 
     @contextmanager
     def durably(self) -> Iterator[sqlite3.Connection]:
-        """Return a transaction, with the connection; what the disk refuses is raised as :class:`StorageError`."""
+        """Open a transaction on the connection; raise :class:`StorageError` if the disk fails."""
         try:
             with self._transaction():
                 yield self._database
@@ -148,20 +147,20 @@ class JournalDatabase:
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:  # a reader finishes first: SQLite crashes where it is closed under a query
+        with self._lock:  # after any query: SQLite crashes if it is closed during one
             self._database.close()
 
     def _opened(self) -> sqlite3.Connection:
-        """Open the file; set it aside where it is damaged and a new one can be made in its place."""
+        """Open the file; replace it if it is damaged and a new one can be created."""
         try:
             return connected(self.path)
         except sqlite3.Error as error:
             if not self._mend or not means_damage(error) or not os.path.lexists(self.path):
                 raise
-            return self._anew(error)
+            return self._replaced(error)
 
-    def _anew(self, error: sqlite3.Error) -> sqlite3.Connection:
-        """Set the file aside and open a new one; leave it where it is if the disk takes no new one either."""
+    def _replaced(self, error: sqlite3.Error) -> sqlite3.Connection:
+        """Rename the file and open a new one; undo that if no new one can be created."""
         aside = set_aside(self.path, beside=BESIDE)
         try:
             database = connected(self.path)
@@ -170,8 +169,8 @@ class JournalDatabase:
             raise
         self.damaged = aside
         log.warning(
-            "The journal %s is damaged (%s). It is kept as %s for people, and a new one begins. What the tracking store had "
-            "not taken from it comes back only where a checkpoint carries it.",
+            "The journal %s is damaged (%s). It was renamed to %s, and a new one begins. Of its unsent records only those "
+            "that a checkpoint carries can be recovered.",
             self.path,
             error,
             aside.name,
@@ -179,7 +178,7 @@ class JournalDatabase:
         return database
 
     def _mended(self, error: sqlite3.Error) -> bool:
-        """Put a new file in the place of a damaged one, in the middle of a training; return whether that was it."""
+        """Replace a damaged file during a training; return whether the error meant damage."""
         if not self._mend or not self._on_disk or not means_damage(error):
             return False
         with self._lock:
@@ -188,9 +187,9 @@ class JournalDatabase:
             self._database.close()
             self.in_memory = False
             try:
-                self._database = self._anew(error)
+                self._database = self._replaced(error)
             except (OSError, sqlite3.Error) as another:
-                log.error("The journal is damaged (%s), and the disk takes no new one: %s", error, another)
+                log.error("The journal is damaged (%s), and no new one can be created: %s", error, another)
                 self._database, self._on_disk = connected(None), False
             if kept:
                 self._keep_in_memory()
@@ -219,8 +218,8 @@ class JournalDatabase:
                     return
             except sqlite3.Error as error:
                 if self._mended(error):
-                    return  # they went with the file
-                log.error("The journal cannot note on the disk what was sent: %s", error)
+                    return  # the damaged file held them
+                log.error("The journal cannot record on the disk which entries were sent: %s", error)
         with self._lock:
             self._keep_in_memory()
             self._apply(table, f"kept_{table}", [i for i in ids if i >= _FIRST_IN_MEMORY], state)
@@ -232,13 +231,13 @@ class JournalDatabase:
         self._database.execute(f"{change} WHERE id IN ({','.join('?' * len(ids))})", ids)
 
     def _keep_in_memory(self) -> None:
-        """From now on entries wait in memory, until the disk takes them."""
+        """Keep entries in memory from now on, until the disk works again."""
         if not self._database.execute("SELECT 1 FROM temp.sqlite_master LIMIT 1").fetchone():
             self._database.executescript(MEMORY)
         self.in_memory = True
 
     def _move_to_disk(self) -> None:
-        """Do on the disk what was done in memory while the disk refused. Within a transaction."""
+        """Apply the changes made in memory to the disk, within a transaction."""
         for table, fields in FIELDS.items():
             for state in (SENT, PARKED):
                 ids = [row[0] for row in self._database.execute(f"SELECT id FROM marked_{table} WHERE state = {state}")]  # noqa: S608
@@ -250,14 +249,14 @@ class JournalDatabase:
                 self._database.execute(f"DELETE FROM {kept}_{table}")  # noqa: S608
 
     def _fitting(self, points: list[str | float]) -> list[str | float]:
-        """Return what of these points the budget has room for: all or nothing."""
+        """Return the points if they fit into the budget, else none."""
         if not points or self._has_room():
             return points
         if not self._warned_of_budget:
             self._warned_of_budget = True
             log.error(
-                "The journal has reached its budget of %.1f GB, because the tracking store has been away for so "
-                "long. Further metric points are NOT kept; checkpoints are. MLTRAIN_JOURNAL_GB gives it more.",
+                "The journal is full after a long outage of the tracking server. Expected at most %.1f GB. Further metric "
+                "points are lost; checkpoints are still saved. Try: a larger MLTRAIN_JOURNAL_GB",
                 self._budget / 1e9,
             )
         self.left_out += len(points) // len(POINT)
@@ -268,7 +267,7 @@ class JournalDatabase:
             oldest = f"(SELECT id FROM kept_{table} ORDER BY id DESC LIMIT -1 OFFSET {self._most_kept})"  # noqa: S608
             gone = self._database.execute(f"DELETE FROM kept_{table} WHERE id IN {oldest}").rowcount  # noqa: S608
             if gone:
-                log.error("The oldest of them are lost, because memory is bounded to %d of a kind.", self._most_kept)
+                log.error("The oldest of them are lost: memory holds at most %d of a kind.", self._most_kept)
                 self.left_out += gone
 
     def _insert(
@@ -284,11 +283,11 @@ class JournalDatabase:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")  # SQLite does not wait for a lock in the middle of a transaction
+            self._database.execute("BEGIN IMMEDIATE")  # within a transaction SQLite does not wait for a lock
             try:
                 yield
                 self._database.execute("COMMIT")
             except BaseException:
-                if self._database.in_transaction:  # SQLite has ended some by itself
+                if self._database.in_transaction:  # SQLite ends some by itself
                     self._database.execute("ROLLBACK")
                 raise

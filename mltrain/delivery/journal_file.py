@@ -1,4 +1,4 @@
-"""Opens the SQLite file of a journal: tables, damage, filesystems of a network."""
+"""Opens the SQLite file of a journal: tables, damage, network filesystems."""
 
 import os
 import sqlite3
@@ -40,17 +40,24 @@ CREATE TEMP VIEW all_points AS SELECT id, attempt, key, step, value, timestamp, 
 CREATE TEMP VIEW all_items AS SELECT id, attempt, kind, key, value, state FROM main.items
     WHERE id NOT IN (SELECT id FROM marked_items) UNION ALL SELECT * FROM kept_items;
 """
-"""While the disk refuses: what it has not taken, and which of its entries have been sent or refused since."""
+"""While the disk fails: the entries kept in memory, and the new states of entries on the disk."""
 BESIDE = ("-wal", "-shm", "-journal")
-"""What SQLite names the files that belong to one of its databases."""
+"""Suffixes of the files that belong to a SQLite database."""
 FIELDS = {"points": ("attempt", "key", "step", "value", "timestamp"), "items": ("attempt", "kind", "key", "value")}
 _NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smbfs", "smb3", "fuse.sshfs", "lustre", "beegfs", "gpfs", "ceph", "9p"}
 
 
 def connected(path: Path | None) -> sqlite3.Connection:
-    """Return a connection to a journal, looked through for damage; ``None`` means one in memory."""
+    """Return a connection to a journal whose file was checked for damage.
+
+    Args:
+        path: of the file. If ``None``, the journal is in memory.
+
+    Raises:
+        sqlite3.Error: the file is damaged or cannot be opened.
+    """
     if path is not None and path.with_name("attempts.json").is_file() and path.is_file() and not path.stat().st_size:
-        raise sqlite3.DatabaseError("it is empty")  # SQLite takes that for a new one
+        raise sqlite3.DatabaseError("it is empty")  # to SQLite an empty file is a new database
     database = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=60, isolation_level=None)
     try:
         database.text_factory = lambda text: text.decode(errors="backslashreplace")
@@ -76,7 +83,7 @@ def connected(path: Path | None) -> sqlite3.Connection:
 
 
 def unsent_in(database: sqlite3.Connection) -> int:
-    """Return how many entries wait in a damaged file; at least one where it does not tell."""
+    """Return the number of unsent entries in a damaged file, or 1 if it cannot be read."""
     try:
         return sum(database.execute(f"SELECT count(*) FROM main.{t} WHERE state = 0").fetchone()[0] for t in FIELDS)  # noqa: S608
     except sqlite3.Error:
@@ -84,13 +91,16 @@ def unsent_in(database: sqlite3.Connection) -> int:
 
 
 def means_damage(error: sqlite3.Error) -> bool:
-    """Whether an error of SQLite does not pass by waiting, or by space on the disk."""
+    """Whether an error of SQLite means damage, so that neither time nor space mends it."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return code & 0xFF not in _PASSING and not isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError)
 
 
 def _is_local(path: Path) -> bool:
-    """Whether a file is on a filesystem of this machine; SQLite's write-ahead log needs shared memory, which others lack."""
+    """Whether a file is on a local filesystem.
+
+    SQLite's write-ahead log needs shared memory, which network filesystems lack.
+    """
     place = os.path.realpath(path.parent)
     mounts = [
         p for p in psutil.disk_partitions(all=True) if (place + os.sep).startswith(p.mountpoint.rstrip(os.sep) + os.sep)

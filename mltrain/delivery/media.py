@@ -1,4 +1,4 @@
-"""Pictures, the table of epochs and the learning curves of a run: made in the background, handed to the journal."""
+"""Pictures, epoch table and learning curves of a run, made in the background for the journal."""
 
 import copy
 import json
@@ -29,11 +29,11 @@ _MOST_WAITING = 10_000
 
 
 class MediaWriter:
-    """What a run shows.
+    """Makes the pictures and tables of a run on a thread, and queues them in the journal.
 
     Args:
-        home: the run's folder on this host; pictures wait there until they are sent.
-        journal: takes what is to be sent.
+        home: the run's folder on this host; it buffers pictures until they are sent.
+        journal: of the run.
     """
 
     def __init__(self, home: Path, journal: Journal) -> None:
@@ -42,7 +42,7 @@ class MediaWriter:
         self._jobs: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
         self._making: str | None = None
         self._closed = False
-        # A daemon, because the interpreter waits at its end for all others, and the end of a process has a deadline.
+        # A daemon, because at its end the interpreter waits for all other threads, and this process may end at a deadline.
         self._worker = threading.Thread(target=self._work, name="mltrain-pictures", daemon=True)
         self._worker.start()
         self._log: CsvLog | None = None
@@ -50,8 +50,8 @@ class MediaWriter:
         self._delivered: set[tuple[str, int]] = set()
         self._names = Names("picture", picture_name)
 
-    def let_pass(self, artifacts: Artifacts, step: int) -> None:
-        """Send none of the pictures from a step on that the run has already, or that wait on this disk to be sent."""
+    def skip_delivered(self, artifacts: Artifacts, step: int) -> None:
+        """Skip pictures that are queued here, or that the run already has from a step on."""
         names = (entry.name for entry in artifacts.entries("images"))
         waiting = {(item.key, image_step(item.value)) for item in self._journal.unsent_items(_MOST_WAITING, "image")}
         self._delivered = {found for name in names if (found := ui_identity(name)) and found[1] >= step} | waiting
@@ -64,7 +64,7 @@ class MediaWriter:
                 try:
                     kept = picture if hasattr(picture, "savefig") else as_image(picture)
                 except (UsageError, OSError, ValueError) as error:
-                    log.warning("The picture %s of epoch %d is missing: %s", name, epoch, error)
+                    log.warning("The picture %s of epoch %d is skipped: %s", name, epoch, error)
                     continue
                 self._in_background(f"{name} of step {step}", self._encode, name, kept, step, epoch, timestamp)
 
@@ -86,7 +86,7 @@ class MediaWriter:
             self._in_background("the learning curves", self._draw, history)
 
     def close(self, seconds: float) -> list[str]:
-        """Wait for at most so long until all pictures are made, and return the names of those that are not."""
+        """Wait at most so many seconds for all pictures; return the names of unfinished ones."""
         self._jobs.put(None)
         self._worker.join(seconds)
         self._closed = True
@@ -107,9 +107,9 @@ class MediaWriter:
             try:
                 job[1]()
             except OSError as error:
-                log.warning("A picture could not be kept: %s", error)
+                log.warning("%s could not be written: %s", job[0], error)
             except Exception:
-                log.exception("A picture could not be made")
+                log.exception("%s could not be made", job[0])
             self._making = None
 
     def _draw(self, history: History) -> None:

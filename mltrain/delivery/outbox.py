@@ -1,4 +1,4 @@
-"""What a run records, on its way to the tracking server: journal, media, sender."""
+"""Records of a run on their way to the tracking server: journal, media, sender."""
 
 import logging
 import math
@@ -33,18 +33,18 @@ _LONGEST_TAG = 5000
 
 
 class Outbox:
-    """Takes what a run records without waiting, and delivers it.
+    """Buffers the records of a run without waiting, and delivers them.
 
     Args:
-        server: where the run is.
-        run: which run; the sender creates it if need be.
+        server: tracking server that gets the run.
+        run: the run; the sender creates it if necessary.
         journal: of this attempt, on this host.
-        lease: is asked before every request.
+        lease: asked before every request.
         age: seconds since the run began, for the steps of the system metrics.
 
     Attributes:
-        journal: holds what is not delivered yet.
-        sender: delivers it.
+        journal: of undelivered records.
+        sender: delivers the journal.
     """
 
     def __init__(self, server: TrackingClient, run: RunIdentity, journal: Journal, lease: Lease, age: int) -> None:
@@ -57,22 +57,22 @@ class Outbox:
         self._metric_names = Names("metric", names.key)
         self.journal = journal
         self._early: list[tuple[Mapping[str, float], int, int]] | None = []
-        """What the machine did before the first metric of the training, with steps and times; ``None`` after that metric."""
+        """System metrics from before the first metric of the training, with steps and times; then ``None``."""
         self._recording = threading.Lock()
         self._media = MediaWriter(run.home, journal)
-        # What an earlier attempt left unsent is recomputed, or comes back with the checkpoint; sending it as well would
-        # race with finding out what the server has.
+        # Unsent points of an earlier attempt are recomputed or come with the checkpoint. Sending them too would race with
+        # reading which points the server has.
         journal.drop_overtaken()
         self.sender = Sender(server, run, journal, lease, SenderProcess(journal.path, server.uri))
         self._monitor = SystemMonitor(self._record_system)
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
-        """Log metric points of one step; never waits for the server.
+        """Log metric points of one step without waiting for the server.
 
         Args:
             values: name to value. A name that MLflow does not accept is translated, see :mod:`mltrain.tracking.names`.
             step: optimizer steps done.
-            compared: whether a value that was delivered before has to be the same now; wall-clock values need not be.
+            compared: whether a value that was delivered before must be the same now; false for wall-clock values.
         """
         values = self._metric_names.translated(values)
         if self._delivered.points:
@@ -83,20 +83,20 @@ class Outbox:
             self._record_early()
 
     def set_tag(self, key: str, value: str) -> None:
-        """Set a tag; never waits for the server."""
+        """Set a tag without waiting for the server."""
         self.journal.log_item("tag", key, redacted(value)[:_LONGEST_TAG])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags; never waits for the server."""
+        """Set tags without waiting for the server."""
         for key, value in tags.items():
             self.set_tag(key, value)
 
     def log_file(self, file: Path) -> None:
-        """Upload a file, replacing one of its name; never waits. The file has to stay until it is sent."""
+        """Upload a file without waiting, replacing one of its name. It must exist until it is sent."""
         self.journal.log_item("file", "", str(file))
 
     def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
-        """Log pictures that the UI scrolls by step, and as files in a folder of the epoch; never waits for the server.
+        """Log pictures for the UI's step slider and as files, without waiting for the server.
 
         The picture ``inference/A_to_B`` of epoch 5 is the file ``inference/epoch_0005/A_to_B.jpg`` among the artifacts.
         A background thread encodes them.
@@ -112,9 +112,9 @@ class Outbox:
         self._media.finish_epochs(history)
 
     def pending(self, step: int) -> list[Point]:
-        """Return the metric points up to ``step`` that the server has not acknowledged, for the checkpoint at that step.
+        """Return the unacknowledged metric points up to ``step``, for the checkpoint at that step.
 
-        These are at most 100,000, the oldest; a warning tells where more wait.
+        These are at most the 100,000 oldest; a warning is logged if there are more.
         """
         self.journal.flush()
         try:
@@ -125,50 +125,50 @@ class Outbox:
         if len(waiting) == _MOST_PENDING and not self._warned_of_pending:
             self._warned_of_pending = True
             log.warning(
-                "More than %d metric points wait for the tracking store. Checkpoints carry the oldest of them; the rest "
-                "is in %s only: resume on this machine, or run mltrain sync on it first.",
+                "More than %d metric points wait for the tracking server. Checkpoints carry the oldest of them; the rest "
+                "is only in %s. Try: resume on this machine, or run mltrain sync on it first.",
                 _MOST_PENDING,
                 self._run.home,
             )
         return [Point(key=p.key, step=p.step, value=p.value, timestamp=p.timestamp) for p in waiting]
 
     def deliver_pending(self, points: Sequence[Point]) -> None:
-        """Send the points that a checkpoint carried, with their original timestamps, which MLflow collapses."""
+        """Send the points of a checkpoint with their original timestamps, so that MLflow stores them once."""
         self.journal.add_points((p.key, p.step, p.value, p.timestamp) for p in points)
 
     def settle(self, seconds: float) -> None:
-        """Note for how long an overtaken process may still write until it notices; its points are read after that."""
+        """Set how long a process whose run was taken over may still write; its points are read after that."""
         self._settled_at = time.monotonic() + seconds
 
     def continue_exactly_after(self, step: int, earlier_attempts: Sequence[int]) -> None:
-        """Skip points beyond ``step`` that the server already has: in an exact continuation (key, step) is identity."""
+        """Skip points beyond ``step`` that the server already has; an exact resume computes the same."""
         time.sleep(max(0.0, self._settled_at - time.monotonic()))
-        # Pictures that an earlier attempt left unsent here are made anew from there on.
+        # This attempt makes the later pictures of earlier attempts again.
         self.journal.drop_beyond(dict.fromkeys(earlier_attempts, step))
         self._delivered = delivered_beyond(self._server, self._server.run(self._run.id), step)
-        self._media.let_pass(self._run.artifacts, step)
+        self._media.skip_delivered(self._run.artifacts, step)
 
     def stop_recording(self, deadline: float) -> None:
-        """Record nothing more of the machine, and make the last pictures for at most half of the time that remains."""
+        """Stop the system metrics, and finish pictures within half of the remaining time."""
         self._monitor.close()
         self._record_early()
         unmade = self._media.close(max(0.0, deadline - time.monotonic()) / 2)
         if unmade:
             log.warning(
-                "%d pictures were not made before the end of the grace, and are lost: %s. MLTRAIN_GRACE_SECONDS gives them "
-                "more time.",
+                "%d pictures were not made before the end of the grace period, and are lost: %s. Try: a larger "
+                "MLTRAIN_GRACE_SECONDS",
                 len(unmade),
                 ", ".join(unmade[:_MOST_NAMED]) + (", …" if len(unmade) > _MOST_NAMED else ""),
             )
             self.set_tag(PICTURES_LEFT_OUT_TAG, str(len(unmade)))
 
     def close(self) -> None:
-        """Close the journal; what is in it waits for ``mltrain sync``."""
+        """Close the journal; ``mltrain sync`` can send the rest of it."""
         self._monitor.close()
         self.journal.close()
 
     def _record_system(self, metrics: Mapping[str, float]) -> None:
-        # The age by a clock that never jumps, so that no two of these points have the same step.
+        # By the monotonic clock, so that no two of these points have the same step.
         age = self._age + int(time.monotonic() - self._opened_at)
         with self._recording:
             if self._early is None:
@@ -177,7 +177,7 @@ class Outbox:
                 self._early.append((metrics, age, time.time_ns()))
 
     def _record_early(self) -> None:
-        """Record what waited for the first metric of the training: MLflow's pages draw the metric that a run has first."""
+        """Record the first system metrics after the training's first metric, so that MLflow's pages draw that one."""
         with self._recording:
             early, self._early = self._early or [], None
             for metrics, step, when in early:

@@ -1,6 +1,6 @@
-"""Delivers the journal to the tracking server: in batches, with the original timestamps, again and again until it is there.
+"""Delivers the journal to the tracking server: in batches, with the original timestamps, with retries.
 
-MLflow collapses a point that comes twice with the same timestamp, so a batch whose answer was lost is simply repeated.
+MLflow stores a point that comes twice with the same timestamp once, so a batch whose answer was lost is simply sent again.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_when_event_set
 
 from mltrain.delivery.journal import Journal, StoredItem, StoredPoint
-from mltrain.delivery.sending_process import LOOK_SECONDS, POINTS_A_BATCH, SenderProcess, send_points
+from mltrain.delivery.sending_process import POINTS_A_BATCH, POLL_SECONDS, SenderProcess, send_points
 from mltrain.errors import RunHeld, RunNotFound, StorageError, TrackingError
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.store.artifacts import Artifacts
@@ -26,7 +26,7 @@ from mltrain.tracking.client import Backoff, Refusal, TrackingClient
 log = logging.getLogger(__name__)
 
 _ITEMS_A_BATCH = 100
-_SAY_SECONDS = 60.0
+_WARN_SECONDS = 60.0
 
 
 class Destination(Protocol):
@@ -34,19 +34,19 @@ class Destination(Protocol):
 
     @property
     def artifacts(self) -> Artifacts:
-        """Where files and pictures go."""
+        """The artifact store for files and pictures."""
         ...
 
     def created(self) -> str:
-        """Return the run's id, and create the run if need be; raise while that is not possible."""
+        """Return the run's id; create the run first if necessary, and raise if that fails."""
         ...
 
 
 class Fence(Protocol):
-    """Tells whether this process may still write to the run; :class:`mltrain.ownership.lease.Lease` is one."""
+    """Whether this process may still write to the run; :class:`mltrain.ownership.lease.Lease` is one."""
 
     gone: str | None
-    """What has happened to the run, where somebody deleted it."""
+    """Message that somebody deleted the run. If ``None``, nobody did."""
 
     def keep(self) -> bool:
         """Return whether this process holds the run."""
@@ -54,16 +54,16 @@ class Fence(Protocol):
 
 
 class Sender:
-    """Delivers what the journal of a run holds, on a thread of its own.
+    """Delivers the journal of a run on a thread.
 
     Args:
-        server: where the run is.
-        run: which run.
-        journal: what to deliver.
-        fence: asked before every request. Once it says no, nothing is sent any more.
-        process: sends points where they come fast. If ``None``, they are always sent from here.
-        held_seconds: for how long nothing of a kind is sent that the server does not let this user send.
-        held_at_the_end_seconds: the same once the sender drains.
+        server: tracking server that gets the run.
+        run: destination of the records.
+        journal: with the records.
+        fence: asked before every request; once the run is lost, nothing more is sent.
+        process: sends points when they arrive fast. If ``None``, this process always sends them.
+        held_seconds: pause for a kind of record that the server does not let this user send.
+        held_at_the_end_seconds: the same pause while the sender drains.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class Sender:
         self._give_up = threading.Event()
         self._held_seconds, self._held_at_the_end_seconds = held_seconds, held_at_the_end_seconds
         self._held: dict[str, float] = {}
-        """Until when nothing of a kind is sent."""
+        """For each paused kind of record the time at which it is tried again."""
         self._between = FullJitter(multiplier=0.5, max=HEARTBEAT_SECONDS)
-        self._said = -math.inf
+        self._warned_at = -math.inf
         self.trouble: str | None = None
-        """Why the last delivery failed, if it did."""
+        """Why the last delivery failed. ``None`` if it did not."""
         self._thread = threading.Thread(target=self._work, name="mltrain-sender", daemon=True)
         self._thread.start()
 
     def drain(self, seconds: float) -> bool:
-        """Deliver what is left for at most so long; return whether everything is delivered.
+        """Deliver the backlog for at most so many seconds; return whether it is empty.
 
-        What the server refused because of who sends it, or because the run was deleted, is tried again until then.
+        Paused kinds of records, and those of a deleted run, are tried again until then.
         """
         deadline = time.monotonic() + seconds
         self._journal.flush()
@@ -114,7 +114,7 @@ class Sender:
         return not self._thread.is_alive() and self._journal.unsent() == 0
 
     def release(self) -> None:
-        """Try at once what was held back: why it was refused may be over."""
+        """Try paused kinds of records again at once."""
         self._held = {}
 
     def _work(self) -> None:
@@ -130,7 +130,7 @@ class Sender:
                     self.trouble = None
             except RunHeld:
                 return
-            except Exception as error:  # noqa: BLE001 - nothing that happens here may end the thread and lose the rest
+            except Exception as error:  # noqa: BLE001 - no error may end the thread and lose the backlog
                 self._note(error)
                 failures += 1
                 self._give_up.wait(self._between.seconds(failures))
@@ -138,10 +138,10 @@ class Sender:
             if not sent and stopping:
                 if not self._held:
                     return
-                self._give_up.wait(LOOK_SECONDS)
+                self._give_up.wait(POLL_SECONDS)
             elif not sent:
                 starting = self._process is not None and self._process.starting
-                self._journal.arrived.wait(LOOK_SECONDS if starting else HEARTBEAT_SECONDS)
+                self._journal.arrived.wait(POLL_SECONDS if starting else HEARTBEAT_SECONDS)
                 self._journal.arrived.clear()
 
     def _require_hold(self) -> None:
@@ -150,39 +150,39 @@ class Sender:
             log.warning("%s", gone)
             self.trouble = gone
         if gone is None and self._gone is not None:
-            log.warning("Run %s was restored; what waited for it is sent.", self._run_id)
+            log.warning("Run %s was restored; its backlog is sent.", self._run_id)
             self.release()
         self._gone = gone
         if not held:
             raise RunHeld("Another process has taken the run over.")
 
     def _deliver_once(self) -> bool:
-        """Deliver one batch of each kind; return whether anything was delivered or set aside."""
+        """Deliver one batch of each kind; return whether anything was delivered or parked."""
         sent = False
-        if self._may("point"):
+        if self._may_send("point"):
             sent |= self._deliver_points()
         items = self._journal.unsent_items(_ITEMS_A_BATCH)
         for kind, send in (("param", self._send_params), ("tag", self._send_tags)):
             batch = [item for item in items if item.kind == kind]
-            if batch and self._may(kind):
+            if batch and self._may_send(kind):
                 sent |= self._deliver(kind, batch, send)
         for item in items:
-            if item.kind not in ("param", "tag") and self._may(item.kind):
+            if item.kind not in ("param", "tag") and self._may_send(item.kind):
                 sent |= self._deliver(item.kind, [item], self._sends[item.kind], tries=1)
         return sent
 
     def _deliver_points(self) -> bool:
         if self._process is not None:
             waiting = self._journal.unsent_points_up_to(POINTS_A_BATCH)
-            sent_by = self._process.deliver(self._run_id, waiting) if waiting else "otherwise"
-            if sent_by == "sent":
+            delivery = self._process.deliver(self._run_id, waiting) if waiting else "fallback"
+            if delivery == "sent":
                 return True
-            if sent_by == "later" and not self._stop.is_set():
+            if delivery == "wait" and not self._stop.is_set():
                 return False
         points = self._journal.unsent_points(POINTS_A_BATCH)
         return bool(points) and self._deliver("point", points, self._send_points)
 
-    def _may(self, kind: str) -> bool:
+    def _may_send(self, kind: str) -> bool:
         if self._held.get(kind, 0.0) > time.monotonic():
             return False
         self._held.pop(kind, None)
@@ -191,10 +191,10 @@ class Sender:
     def _deliver(
         self, kind: str, batch: Sequence[Any], send: Callable[[Sequence[Any]], None], *, tries: float = math.inf
     ) -> bool:
-        """Send a batch until it is there; halve it when it is refused for good, and park the one that is refused.
+        """Send a batch with retries; bisect one that is permanently refused, and park the refused entry.
 
-        If the server refuses the sender instead of the batch, or the run is gone, all batches of its kind wait.
-        Files are tried once a round, because the artifact store has been asked for a minute by then, and points must not wait.
+        If the server refuses the sender rather than the batch, or the run is deleted, this kind of record is paused. Files
+        are tried once a round, because the artifact store has retried for a minute by then, and points must not wait.
 
         Returns:
             Whether anything was delivered or parked.
@@ -212,7 +212,7 @@ class Sender:
         except (Refusal, RunNotFound, StorageError, OSError, ValueError) as error:
             if _may_pass(error):
                 raise
-            if self._is_barred(error):
+            if self._refuses_sender(error):
                 seconds = self._held_at_the_end_seconds if self._stop.is_set() else self._held_seconds
                 self._held[kind] = time.monotonic() + seconds
                 self._note(error)
@@ -222,23 +222,21 @@ class Sender:
                 self._deliver(kind, batch[len(batch) // 2 :], send)
                 return True
             entry = batch[0]
-            log.warning("%s is kept in the journal only, because it was refused: %s", entry.key, error)
+            log.warning("%s stays in the journal, because the server refused it: %s", entry.key, error)
             self._journal.park(batch)
             return True
         self._journal.mark_sent(batch)
         return True
 
-    def _is_barred(self, error: BaseException) -> bool:
-        """Whether a refusal has nothing to do with what was sent."""
+    def _refuses_sender(self, error: BaseException) -> bool:
+        """Whether an error is about the sender or the run, not about the batch."""
         if isinstance(error, RunNotFound) or (isinstance(error, Refusal) and error.denied):
             return True
         if not isinstance(error, Refusal):
             return False
         try:
             run = self._server.get_run(self._run_id)
-        except TrackingError:
-            return True
-        except RunNotFound:
+        except (TrackingError, RunNotFound):
             return True
         return bool(run.info.lifecycle_stage != "active")
 
@@ -266,7 +264,7 @@ class Sender:
     def _send_image(self, items: Sequence[StoredItem]) -> None:
         for item in items:
             for path, folder in json.loads(item.value)["files"]:
-                if Path(path).exists():  # else an earlier try got this far
+                if Path(path).exists():  # otherwise an earlier try has sent it
                     self._run.artifacts.upload(Path(path), folder)
                     discard_sent(Path(path))
 
@@ -276,13 +274,11 @@ class Sender:
     def _note(self, error: BaseException | None) -> None:
         message = str(error)
         now = time.monotonic()
-        # An outage has many messages. One of them is news; so is one that no waiting will help.
+        # An outage has many messages: log the first, one a minute, and each new one that no retry can help.
         lasting = isinstance(error, Refusal) and error.permanent and self.trouble != message
-        if self.trouble is None or lasting or now - self._said > _SAY_SECONDS:
-            self._said = now
-            log.warning(
-                "The tracking store is not available; what is recorded waits on this disk until it is. %s", message
-            )
+        if self.trouble is None or lasting or now - self._warned_at > _WARN_SECONDS:
+            self._warned_at = now
+            log.warning("Tracking server unavailable; buffering on this disk until it is back. %s", message)
         self.trouble = message
 
 

@@ -1,10 +1,9 @@
-"""Sends metric points from a process of its own, where they come fast.
+"""Sends metric points from a second process when they arrive fast.
 
-To build a thousand points and send them holds Python's interpreter lock for tens of milliseconds, in which no thread of the
-training gets on. So once a thousand points wait, a second process reads them from the journal, sends them, and removes
-them there. It neither retries nor judges refusals: the sender orders one batch after the other, and where one does not go
-through, the sender sends that batch itself. It ends with the process that started it, even in the middle of a request:
-what it sent later would come beside what a resume computes again.
+Building and sending a thousand points holds Python's interpreter lock for tens of milliseconds, which stalls the training. So
+once a thousand points are queued, a second process reads them from the journal, sends them, and removes them there. It neither
+retries nor handles refusals: the sender requests one batch after the other, and sends a batch that fails itself. The process
+ends with its parent, even in the middle of a request, because points sent later would duplicate those of a resume.
 """
 
 import json
@@ -28,13 +27,12 @@ from mltrain.tracking.client import TrackingClient, connect
 log = logging.getLogger(__name__)
 
 POINTS_A_BATCH = 1000
-"""What MLflow's REST interface takes at most in one call."""
-LOOK_SECONDS = 0.1
-_SIGN_SECONDS = 1.0
-"""How often the process reports that it runs."""
+"""The most points that MLflow's REST interface accepts in one call."""
+POLL_SECONDS = 0.1
+_HEARTBEAT_SECONDS = 1.0
 
-Sent = Literal["sent", "later", "otherwise"]
-"""Of a batch: it is there; it is to be asked for again when the process has started; it is to be sent without it."""
+Delivery = Literal["sent", "wait", "fallback"]
+"""The batch was sent; the process is still starting; or the sender must send the batch itself."""
 
 
 def send_points(server: TrackingClient, run_id: str, points: Sequence[StoredPoint]) -> None:
@@ -47,15 +45,17 @@ def send_points(server: TrackingClient, run_id: str, points: Sequence[StoredPoin
 
 
 class SenderProcess:
-    """Starts the process when it is worth it, and tells it what to do. For one thread.
+    """Starts the sending process once there are many points, and requests batches from it.
+
+    For use by one thread.
 
     Args:
-        journal: the file.
+        journal: file of the journal.
         uri: of the tracking server.
-        starting_seconds: for which points wait for the process, which has MLflow to import; then they are sent without it.
-        patience_seconds: for which a full batch waits before the process is started: a training that ends before that is not
-            slowed down by its start. At the end the training's own process sends what waits.
-        silent_seconds: after which a process that reports nothing counts as stopped and is ended.
+        startup_seconds: timeout for the start of the process, which imports MLflow; after it the sender sends the points.
+        delay_seconds: for which a full batch waits before the process is started, so that a short training is not slowed
+            down by the start.
+        silent_seconds: without a heartbeat, after which the process is killed.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class SenderProcess:
         journal: Path,
         uri: str,
         *,
-        starting_seconds: float = 30.0,
-        patience_seconds: float = 2.0,
+        startup_seconds: float = 30.0,
+        delay_seconds: float = 2.0,
         silent_seconds: float = 10.0,
     ) -> None:
-        self._patience_seconds = patience_seconds
+        self._delay_seconds = delay_seconds
         self._wanted = math.inf
-        self._starting_seconds = starting_seconds
+        self._startup_seconds = startup_seconds
         self._silent_seconds = silent_seconds
-        self._setting = {"journal": str(journal), "uri": uri, "parent": os.getpid()}
+        self._settings = {"journal": str(journal), "uri": uri, "parent": os.getpid()}
         self._started = -math.inf
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -79,60 +79,60 @@ class SenderProcess:
         self._closed = False
         self._lock = threading.Lock()
 
-    def deliver(self, run_id: str, waiting: int) -> Sent:
-        """Have a batch sent.
+    def deliver(self, run_id: str, waiting: int) -> Delivery:
+        """Request one batch from the process.
 
         Args:
             run_id: of the run.
-            waiting: how many points wait, counted up to a batch.
+            waiting: number of queued points, at most a batch.
         """
         if self._process is None and waiting >= POINTS_A_BATCH:
             self._wanted = min(self._wanted, time.monotonic())
             if self.starting:
-                return "later"
+                return "wait"
             self._start()
         if self._process is None or self._closed:
-            return "otherwise"
+            return "fallback"
         if self._process.poll() is not None:
-            return self._given_up(f"it has ended with {self._process.returncode}")
+            return self._disable(f"it ended with exit code {self._process.returncode}")
         if not self._is_ready():
-            return "later" if self.starting else "otherwise"
-        if not self._tell({"run": run_id}):
-            return self._given_up("it takes no orders")
+            return "wait" if self.starting else "fallback"
+        if not self._request({"run": run_id}):
+            return self._disable("it closed its input")
         answer = self._answer(self._process)
         if answer is None:
-            return self._given_up("it is stopped")
+            return self._disable("it sent no heartbeat")
         if "error" in answer:
-            log.debug("The process that sends points: %s", answer["error"])
-        # What waits in memory, because the disk refuses it, the process cannot see.
-        return "sent" if answer.get("sent") else "otherwise"
+            log.debug("The sending process failed: %s", answer["error"])
+        # It sends nothing while a failing disk keeps the points in this process's memory.
+        return "sent" if answer.get("sent") else "fallback"
 
     @property
     def starting(self) -> bool:
-        """Whether points wait for the process, which is not started or not ready yet."""
+        """Whether points wait for the start of the process."""
         process = self._process
         if process is None:
-            return 0 <= time.monotonic() - self._wanted < self._patience_seconds and not self._closed
+            return 0 <= time.monotonic() - self._wanted < self._delay_seconds and not self._closed
         waiting = process.poll() is None and not self._ready and not self._closed
-        return waiting and time.monotonic() - self._started < self._starting_seconds
+        return waiting and time.monotonic() - self._started < self._startup_seconds
 
     def close(self) -> None:
-        """End the process, at once; called from any thread."""
+        """Kill the process; may be called from any thread."""
         with self._lock:
             self._closed = True
         if self._process is not None:
             self._process.kill()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_SIGN_SECONDS)
-            with suppress(OSError):  # what was not read by then
+                self._process.wait(_HEARTBEAT_SECONDS)
+            with suppress(OSError):  # some input was not read
                 self._process.stdin.close()  # type: ignore[union-attr]
 
-    def _given_up(self, why: str) -> Sent:
-        """End a process that does not do its work; the training's own does it from now on."""
+    def _disable(self, why: str) -> Delivery:
+        """Kill a process that does not work; the sender sends all batches from now on."""
         if not self._closed:
-            log.warning("The process that sends points is given up, and the training's sends them: %s.", why)
+            log.warning("The sending process is disabled (%s); the training process sends the points.", why)
             self.close()
-        return "otherwise"
+        return "fallback"
 
     def _start(self) -> None:
         with self._lock:
@@ -146,20 +146,20 @@ class SenderProcess:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                     text=True,
-                    process_group=0,  # a Ctrl+C at the terminal is for the training
+                    process_group=0,  # a Ctrl+C at the terminal must reach the training only
                 )
             except OSError as error:
                 self._closed = True
-                log.warning("No process that sends points can be started, so the training's does it: %s", error)
+                log.warning("The sending process cannot be started (%s); the training process sends the points.", error)
                 return
         threading.Thread(target=self._listen, args=(self._process,), name="mltrain-answers", daemon=True).start()
-        self._tell(self._setting)
+        self._request(self._settings)
 
     def _listen(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
         with process.stdout as answers:
             for line in answers:
-                with suppress(ValueError):  # whatever else was printed before answers had the pipe to themselves
+                with suppress(ValueError):  # a library may have printed something before the first answer
                     self._answers.put(json.loads(line))
 
     def _is_ready(self) -> bool:
@@ -169,56 +169,59 @@ class SenderProcess:
         return self._ready
 
     def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any] | None:
-        """Return the answer to an order, or ``None`` where the process has fallen silent."""
-        heard = time.monotonic()
-        while time.monotonic() - heard < self._silent_seconds:
+        """Return the answer to a request, or ``None`` if the heartbeats stop."""
+        last = time.monotonic()
+        while time.monotonic() - last < self._silent_seconds:
             with suppress(queue.Empty):
                 answer = self._answers.get(timeout=0.5)
-                heard = time.monotonic()
+                last = time.monotonic()
                 if "runs" not in answer:
                     return answer
             if process.poll() is not None:
-                return {"error": f"it has ended with {process.returncode}"}
+                return {"error": f"it ended with exit code {process.returncode}"}
         return None
 
-    def _tell(self, said: dict[str, Any]) -> bool:
+    def _request(self, request: dict[str, Any]) -> bool:
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(said) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        except (OSError, ValueError):  # it has ended, or was closed
+        except (OSError, ValueError):  # the process has ended, or its input is closed
             return False
         return True
 
 
 def main() -> None:
-    """Be the process: a setting, then batches to send, come as lines of JSON; so do the answers."""
+    """Run the sending process.
+
+    Standard input has settings, then a request for each batch; standard output has the answers, all as lines of JSON.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
-        os.nice(10)  # the training comes first
+        os.nice(10)  # the training takes precedence
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
-    asked = _lines(sys.stdin)
-    setting = next(asked)
-    threading.Thread(target=_end_with, args=(setting["parent"],), name="mltrain-parent", daemon=True).start()
-    server = connect(setting["uri"])
-    journal = Journal(Path(setting["journal"]), 0, mend=False)
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    requests = _lines(sys.stdin)
+    settings = next(requests)
+    threading.Thread(target=_end_with, args=(settings["parent"],), name="mltrain-parent", daemon=True).start()
+    server = connect(settings["uri"])
+    journal = Journal(Path(settings["journal"]), 0, mend=False)
     server.client.made()
     print(json.dumps({"ready": True}), file=answers, flush=True)
-    working, turn = threading.Event(), threading.Lock()
+    working, printing = threading.Event(), threading.Lock()
 
-    def say(answer: dict[str, Any]) -> None:
-        with turn:
+    def reply(answer: dict[str, Any]) -> None:
+        with printing:
             print(json.dumps(answer), file=answers, flush=True)
 
-    def say_that_it_runs() -> None:
+    def send_heartbeats() -> None:
         while working.wait():
-            say({"runs": True})
-            time.sleep(_SIGN_SECONDS)
+            reply({"runs": True})
+            time.sleep(_HEARTBEAT_SECONDS)
 
-    threading.Thread(target=say_that_it_runs, name="mltrain-sign", daemon=True).start()
-    for batch in asked:
+    threading.Thread(target=send_heartbeats, name="mltrain-heartbeat", daemon=True).start()
+    for batch in requests:
         answer: dict[str, Any]
         working.set()
         try:
@@ -226,31 +229,34 @@ def main() -> None:
             send_points(server, batch["run"], points)
             journal.mark_sent(points)
             answer = {"sent": len(points)}
-        except Exception as error:  # noqa: BLE001 - whatever it is, who asked does it otherwise
+        except Exception as error:  # noqa: BLE001 - the sender falls back to sending the batch itself
             answer = {"error": f"{type(error).__name__}: {error}"}
         working.clear()
-        say(answer)
+        reply(answer)
 
 
 def _end_with(parent: int) -> None:
-    """End when the parent does. Its end of the pipe tells that late: data workers that it forked hold it open, too."""
+    """End this process when its parent ends.
+
+    The pipe closes too late, because data workers forked by the parent hold it open.
+    """
     while os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     os._exit(0)
 
 
 def _lines(stream: IO[str]) -> Iterator[dict[str, Any]]:
-    """Yield what comes; at its end this process ends, whatever it is doing."""
-    come: queue.SimpleQueue[str] = queue.SimpleQueue()
+    """Yield each line as JSON; when the stream ends, this process ends at once."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
         for line in stream:
-            come.put(line)
+            lines.put(line)
         os._exit(0)
 
-    threading.Thread(target=read, name="mltrain-orders", daemon=True).start()
+    threading.Thread(target=read, name="mltrain-requests", daemon=True).start()
     while True:
-        yield json.loads(come.get())
+        yield json.loads(lines.get())
 
 
 if __name__ == "__main__":

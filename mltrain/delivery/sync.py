@@ -1,7 +1,7 @@
-"""Sends the backlog of this machine: points, files, and checkpoints that are complete in staging.
+"""Sends the backlog of this machine: points, files, and complete staged checkpoints.
 
-Creates runs that could not be created before. Points and checkpoints of attempt k beyond the step where attempt k+1 branched
-off are not sent; they stay here and a warning is logged.
+Runs that could not be created before are created. Points and checkpoints of attempt k beyond the step where attempt k+1
+branched off are not sent, and counted as dropped.
 """
 
 import itertools
@@ -43,12 +43,12 @@ from mltrain.tracking.tags import (
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What became of staged checkpoints.
+    """The result of uploading staged checkpoints.
 
     Attributes:
-        uploaded: names of those that are committed.
-        dropped: how many a later attempt had overtaken.
-        waiting: what the newest lacks whose other files are on other machines.
+        uploaded: names of the committed ones.
+        dropped: number of those that a later attempt replaces.
+        waiting: which files the newest one needs from other machines; empty if none.
     """
 
     uploaded: tuple[str, ...] = ()
@@ -57,22 +57,22 @@ class Uploaded:
 
 
 def has_backlog(home: Path) -> bool:
-    """Whether anything complete is staged in a run's home."""
+    """Whether a run's folder has a complete staged checkpoint."""
     staging = home / "staging"
     return staging.is_dir() and bool(Spool(staging).complete())
 
 
 def publish_backlog(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping[int, int]) -> Uploaded:
-    """Upload what is staged and newer than the newest commit.
+    """Upload the staged checkpoints that are newer than the newest commit.
 
     Args:
         run_id: of the run.
-        home: of the run on this host.
+        home: folder of the run on this host.
         artifacts: of the run.
-        ends: for every attempt that a later one overtook, the step up to which it counts.
+        ends: for every attempt before the last, the step at which the next one branched off.
 
     Raises:
-        StorageError: the artifact store refuses.
+        StorageError: the artifact store fails.
     """
     if not has_backlog(home):
         return Uploaded()
@@ -100,18 +100,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Synced:
-    """What became of what one run had left behind here.
+    """The result of sending the backlog of one run.
 
     Attributes:
-        run_id: of the run; of one that has not been created, what it goes by.
-        sent: how many records were sent.
-        uploaded: names of checkpoints.
-        dropped: how many points, pictures and checkpoints a later attempt had overtaken.
-        left: how many records still wait.
-        refused: how many records the server refuses for good.
+        run_id: of the run; its provisional id if it has not been created.
+        sent: number of sent records.
+        uploaded: names of uploaded checkpoints.
+        dropped: number of points, pictures and checkpoints that a later attempt replaces.
+        left: number of records still to be sent.
+        refused: number of records that the server refuses permanently.
         said: why nothing was sent, or what is wrong with the run's folder on this host.
-        failed: whether something could not be sent that should have been.
-        address: where it waits for, if that is not the server in use.
+        failed: whether sending failed.
+        address: of the tracking store that the backlog is for, if that is not the server in use.
     """
 
     run_id: str
@@ -138,7 +138,7 @@ class Existing:
 
 
 class HostLock:
-    """The lock on this host as the fence of a sender: it is held for as long as the sender runs."""
+    """The lock on this host as the fence of a sender, held while the sender runs."""
 
     gone: str | None = None
 
@@ -148,48 +148,48 @@ class HostLock:
 
 
 def sync(server: TrackingClient, *, seconds: float = 600.0, address: str | None = None) -> Iterator[Synced]:
-    """Send what every run has left behind on this machine.
+    """Send the backlog of every run on this machine.
 
-    A run that waits for another address of its store is sent to this server where the server has it. One that the server
-    does not have, or that was never created, is listed with its address.
+    The backlog for another address is sent to this server if the server has its run. Otherwise, and if the run was never
+    created, it is only listed with that address.
 
     Args:
-        server: gets it.
-        seconds: how long one run may take.
-        address: another address of this server's store, whose runs are sent here, those that were never created as well.
+        server: tracking server that gets the backlog.
+        seconds: timeout for one run.
+        address: another address of this server's store. Its backlog is sent to this server, also of runs never created.
     """
     also = redacted_uri(address_of(address)) if address is not None else None
     for root, there in stores(server):
         ours = there is None or there == also or (address is not None and root.name == address)
         for home in sorted(folder for folder in root.iterdir() if RUN_ID.fullmatch(folder.name)):
-            yield from _of_home(server, home, seconds, None if ours else there)
+            yield from _sync_folder(server, home, seconds, None if ours else there)
 
 
-def _of_home(server: TrackingClient, home: Path, seconds: float, address: str | None) -> Iterator[Synced]:
-    """Send what is in one home; nothing that is wrong with it keeps others from being sent."""
+def _sync_folder(server: TrackingClient, home: Path, seconds: float, address: str | None) -> Iterator[Synced]:
+    """Send the backlog of one folder; report its errors, so that other folders are sent too."""
     try:
         if not home.is_dir():
             return
         with lock_file(home / "lock").acquire(timeout=0):
             for file in sorted(home.glob("journal*.sqlite")) or [home / "journal.sqlite"]:
-                synced = _synced(server, home, file, seconds, address)
-                if address is None or synced != Synced(synced.run_id):  # nothing waits there: no concern of this store
+                synced = _sync_journal(server, home, file, seconds, address)
+                if address is None or synced != Synced(synced.run_id):  # not an empty one
                     yield synced
     except filelock.Timeout:
-        yield Synced(home.name, said="it is being trained and sends by itself")
+        yield Synced(home.name, said="the run is training and sends its backlog by itself")
     except RunNotFound as error:
         yield Synced(home.name, said=str(error))
     except (MltrainError, OSError) as error:
         yield Synced(home.name, said=str(error), failed=True)
     except Exception as error:
-        log.exception("What waits in %s could not be sent", home)
+        log.exception("The backlog in %s could not be sent", home)
         yield Synced(home.name, said=f"{type(error).__name__}: {error}", failed=True)
 
 
-def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, address: str | None) -> Synced:
+def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float, address: str | None) -> Synced:
     journal = Journal(file, 10**6)
     try:
-        harm = f"its journal was damaged, and is kept as {journal.damaged}" if journal.damaged is not None else ""
+        harm = f"its journal was damaged and renamed to {journal.damaged}" if journal.damaged is not None else ""
         spec = recorded_spec(home)
         journal.unpark()
         run_id = home.name if spec is None or spec.run_id is None else spec.run_id
@@ -198,7 +198,7 @@ def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, addr
             return Synced(run_id, said=harm, failed=bool(harm))
         uncreated = spec is not None and spec.run_id is None
         if address is not None and (uncreated or not _is_at(server, run_id, address)):
-            # The newest checkpoint stays staged after its upload, so here nobody knows whether it still waits.
+            # The newest checkpoint stays staged after its upload, so it may or may not be part of the backlog.
             said = f"waits for {address}" if before or uncreated else f"has a staged checkpoint that {address} may lack"
             return Synced(run_id, left=before, said=said, address=address)
         if uncreated and spec is not None:
@@ -209,7 +209,7 @@ def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, addr
         attempt = attempts[-1].ordinal if attempts else 0
         ends = _ends(attempts)
         dropped = journal.drop_beyond(ends)
-        # The records first: they name the run's configuration, without which its checkpoints are of no use.
+        # The records first: a checkpoint cannot be used without the run's configuration, which is among them.
         before = journal.unsent()
         drained = Sender(server, Existing(run_id, artifacts), journal, HostLock()).drain(seconds)
         left = publish_backlog(run_id, home, artifacts, ends)
@@ -228,7 +228,10 @@ def _synced(server: TrackingClient, home: Path, file: Path, seconds: float, addr
 
 
 def _is_at(server: TrackingClient, run_id: str, address: str) -> bool:
-    """Whether a run that waits for another address is found at this server: then both are one store, as ids are unique."""
+    """Whether this server has a run that was recorded with another address.
+
+    Run ids are unique, so then both addresses are of one store.
+    """
     if not may_be(server, address):
         return False
     try:
@@ -239,7 +242,7 @@ def _is_at(server: TrackingClient, run_id: str, address: str) -> bool:
 
 
 def _announce(server: TrackingClient, run_id: str, artifacts: Artifacts) -> None:
-    """Record which checkpoints are the newest and the best, as the commit that could not upload them would have."""
+    """Record the newest and the best checkpoint, as their commits do during training."""
     metric, mode = meaning_of_best(server.run(run_id))
     reader = CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), {}, metric, mode))
     for found in reader.matching("latest")[:1]:
@@ -249,35 +252,32 @@ def _announce(server: TrackingClient, run_id: str, artifacts: Artifacts) -> None
 
 
 def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: int) -> None:
-    """Set the status that the run's tags tell; FINISHED only when its newest checkpoint is in the store."""
+    """Set MLflow's status to that of the run's tags, FINISHED only with its newest checkpoint uploaded."""
     run = server.run(run_id)
-    tags, last = (
-        tags_of(run),
-        last_attempt(run.data.params),
-    )  # one that was withdrawn may be later than the last that trained
-    said = tags.get(STATUS_TAG, "")
+    tags, last = tags_of(run), last_attempt(run.data.params)  # the last may be withdrawn, and later than ``attempt``
+    outcome = tags.get(STATUS_TAG, "")
     newest = CheckpointId.parse(tags.get(ONLY_LOCAL_TAG, "").partition(" ")[0])
     newest = newest if newest is not None and newest.attempt == attempt else None
     if newest is not None and CheckpointStore(run_id, artifacts).manifest(newest) is not None:
-        if said in STATUS_OF and WHEN_SENT_TAG in tags:
-            said = tags[WHEN_SENT_TAG]
-            server.set_tag(run_id, f"{ENDED_PREFIX}{last}", said)
+        if outcome in STATUS_OF and WHEN_SENT_TAG in tags:
+            outcome = tags[WHEN_SENT_TAG]
+            server.set_tag(run_id, f"{ENDED_PREFIX}{last}", outcome)
         forget_only_local(server, run_id, tags)
-    if said in STATUS_OF:
-        conclude(server, run_id, last, said)
+    if outcome in STATUS_OF:
+        conclude(server, run_id, last, outcome)
 
 
 def _created(server: TrackingClient, spec: RunSpec, home: Path) -> str:
     creation = RunCreation(server, spec, tried=True)
     run_id = str(creation.info().run_id)
-    creation.discard_doubles()
+    creation.delete_duplicates()
     remember_home(run_id, home)
     replace(spec, run_id=run_id).save(home)
     return run_id
 
 
 def _ends(attempts: list[Attempt]) -> dict[int, int]:
-    """Return, for every attempt that a later one overtook, the step up to which it counts."""
+    """Return, for every attempt before the last, the step at which the next one branched off."""
     ends: dict[int, int] = {}
     for earlier, later in itertools.pairwise(attempts):
         name = later.resumed_from

@@ -1,4 +1,4 @@
-"""What the machine is doing while a run trains."""
+"""CPU and memory use of the machine while a run trains."""
 
 import threading
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from collections.abc import Callable
 import psutil
 
 SYSTEM_SECONDS = 15.0
-"""How often the use of CPU and memory is recorded; the step of such a point is the run's age in seconds."""
+"""Seconds between two records; the step of such a point is the run's age in seconds."""
 
 _LAST_SECONDS = 1.0
-"""For so long the end of a run waits for a record that is being made."""
+"""Seconds that the end of a run waits for a record that is under way."""
 
 SYSTEM_KEYS = (
     "system/cpu_utilization_percentage",
@@ -17,20 +17,20 @@ SYSTEM_KEYS = (
     "system/system_memory_usage_percentage",
     "system/process_memory_megabytes",
 )
-"""The names that MLflow's page of system metrics knows."""
+"""The names that MLflow's system metrics page shows."""
 
 
 def system_metrics() -> dict[str, float]:
-    """Return what this machine is doing, under :data:`SYSTEM_KEYS`."""
+    """Return CPU and memory use of this machine, under :data:`SYSTEM_KEYS`."""
     memory, own = psutil.virtual_memory(), psutil.Process().memory_info().rss
     return dict(zip(SYSTEM_KEYS, (psutil.cpu_percent(), memory.used / 1e6, memory.percent, own / 1e6), strict=True))
 
 
 class SystemMonitor:
-    """Records what the machine is doing at once and every 15 seconds, on a thread of its own.
+    """Records CPU and memory use every 15 seconds, on a thread.
 
     Args:
-        record: takes the metrics.
+        record: called with the metrics.
     """
 
     def __init__(self, record: Callable[[dict[str, float]], None]) -> None:
@@ -40,7 +40,7 @@ class SystemMonitor:
         self._thread.start()
 
     def close(self) -> None:
-        """Record nothing more: what was recorded after the journal has been sent would wait on this disk."""
+        """Stop recording, because records made after the journal is sent would stay on this disk."""
         self._closed.set()
         self._thread.join(_LAST_SECONDS)
 

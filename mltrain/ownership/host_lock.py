@@ -36,7 +36,9 @@ def lock_file(file: Path) -> filelock.BaseFileLock:
         StorageError: the disk refuses.
     """
     if file.is_dir() or (file.is_symlink() and not file.exists()):
-        log.warning("%s is not a file. It was renamed to %s, and a new file takes its place.", file, set_aside(file).name)
+        log.warning(
+            "%s is not a file. It was renamed to %s, and a new file takes its place.", file, set_aside(file).name
+        )
     return filelock.FileLock(file)
 
 

@@ -186,7 +186,9 @@ class Lease:
                 return
             if run.info.status not in _ENDED and tagged == "running":
                 return
-            log.warning("Somebody set the run to %s although it is running; it is set to RUNNING again.", run.info.status)
+            log.warning(
+                "Somebody set the run to %s although it is running; it is set to RUNNING again.", run.info.status
+            )
             conclude(self._server, run.info.run_id, self._ordinal, "running")
 
     def _watch(self) -> None:

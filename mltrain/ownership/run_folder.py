@@ -170,7 +170,9 @@ def _name_in(root: Path, run_id: str) -> str:
 def _created(home: Path) -> Path:
     try:
         if os.path.lexists(home) and not home.is_dir():
-            log.warning("%s is not a folder. It was renamed to %s, and a folder takes its place.", home, set_aside(home).name)
+            log.warning(
+                "%s is not a folder. It was renamed to %s, and a folder takes its place.", home, set_aside(home).name
+            )
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(

@@ -207,7 +207,7 @@ class Ending:
         try:
             if not self._hold.lease.holds(certainly=True):
                 return False
-            self._run.discard_doubles()
+            self._run.delete_duplicates()
             server.set_tag(run_id, f"{ENDED_PREFIX}{ordinal}", ended)
             if not conclude(server, run_id, ordinal, ended):
                 self._hold.lease.overtaken.set()

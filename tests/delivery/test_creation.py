@@ -83,7 +83,7 @@ def test_a_request_that_is_applied_very_late_leaves_no_second_run(server: Tracki
         creation.info()
     info = creation.info()
     assert len(active(server, spec)) == 2
-    assert creation.discard_doubles() == 1
+    assert creation.delete_duplicates() == 1
     assert active(server, spec) == [info.run_id]
 
 

@@ -113,7 +113,7 @@ def test_a_picture_of_another_mode_becomes_colours(mode: str) -> None:
     ids=lambda wrong: f"{type(wrong).__name__}{getattr(wrong, 'shape', '')}",
 )
 def test_what_is_no_picture_is_refused(wrong: Any) -> None:
-    with pytest.raises(UsageError, match="A picture is a PIL image"):
+    with pytest.raises(UsageError, match="Expected a PIL image"):
         as_image(wrong)
 
 

@@ -46,7 +46,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture
 def process_sender(uri: str, tmp_path: Path) -> Iterator[SenderProcess]:
-    made = SenderProcess(tmp_path / "journal.sqlite", uri, patience_seconds=0.0)
+    made = SenderProcess(tmp_path / "journal.sqlite", uri, delay_seconds=0.0)
     yield made
     made.close()
 
@@ -64,26 +64,26 @@ def started(process_sender: SenderProcess, run_id: str) -> int:
 
 
 def test_it_is_started_when_a_full_batch_waits(process_sender: SenderProcess) -> None:
-    assert process_sender.deliver("0" * 32, POINTS_A_BATCH - 1) == "otherwise"
+    assert process_sender.deliver("0" * 32, POINTS_A_BATCH - 1) == "fallback"
     assert process_sender._process is None
-    assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "later"
+    assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "wait"
     assert process_sender._process is not None
 
 
 def test_a_training_that_ends_at_once_starts_none(uri: str, tmp_path: Path, journal: Journal, run_id: str) -> None:
-    process = SenderProcess(tmp_path / "journal.sqlite", uri, patience_seconds=3600.0)
+    process = SenderProcess(tmp_path / "journal.sqlite", uri, delay_seconds=3600.0)
     assert not process.starting
-    assert process.deliver(run_id, POINTS_A_BATCH) == "later"
+    assert process.deliver(run_id, POINTS_A_BATCH) == "wait"
     assert process.starting
-    assert process.deliver(run_id, POINTS_A_BATCH - 1) == "otherwise"  # what a training at its end still has
+    assert process.deliver(run_id, POINTS_A_BATCH - 1) == "fallback"  # what a training at its end still has
     assert process._process is None
     process.close()
-    assert process.deliver(run_id, POINTS_A_BATCH) == "otherwise"
+    assert process.deliver(run_id, POINTS_A_BATCH) == "fallback"
 
 
 def test_nobody_waits_for_one_that_does_not_get_ready(uri: str, tmp_path: Path) -> None:
-    process = SenderProcess(tmp_path / "journal.sqlite", uri, starting_seconds=0.0, patience_seconds=0.0)
-    assert process.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+    process = SenderProcess(tmp_path / "journal.sqlite", uri, startup_seconds=0.0, delay_seconds=0.0)
+    assert process.deliver("0" * 32, POINTS_A_BATCH) == "fallback"
     process.close()
 
 
@@ -104,39 +104,39 @@ def test_what_does_not_go_through_stays_for_the_sender(
     process_sender: SenderProcess, journal: Journal, run_id: str
 ) -> None:
     started(process_sender, run_id)
-    assert process_sender.deliver("0" * 32, 1000) == "otherwise"
+    assert process_sender.deliver("0" * 32, 1000) == "fallback"
     assert journal.unsent() == 1500
     assert process_sender.deliver(run_id, 1000) == "sent"
 
 
 def test_its_death_is_noticed_at_once(journal: Journal, uri: str, run_id: str, tmp_path: Path) -> None:
     process_sender = SenderProcess(
-        tmp_path / "journal.sqlite", uri, silent_seconds=600.0, patience_seconds=0.0
+        tmp_path / "journal.sqlite", uri, silent_seconds=600.0, delay_seconds=0.0
     )  # longer than a test may take
     started(process_sender, run_id)
     assert process_sender._process is not None
     os.kill(process_sender._process.pid, signal.SIGKILL)
     for _ in range(3):
-        assert process_sender.deliver(run_id, 1000) == "otherwise"
+        assert process_sender.deliver(run_id, 1000) == "fallback"
     assert journal.unsent() == 1500
     process_sender.close()
 
 
-def test_one_that_is_stopped_is_given_up_with_a_warning(
+def test_one_that_is_stopped_is_disabled_with_a_warning(
     uri: str, journal: Journal, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    process_sender = SenderProcess(tmp_path / "journal.sqlite", uri, silent_seconds=2.0, patience_seconds=0.0)
+    process_sender = SenderProcess(tmp_path / "journal.sqlite", uri, silent_seconds=2.0, delay_seconds=0.0)
     started(process_sender, run_id)
     assert process_sender._process is not None
     os.kill(process_sender._process.pid, signal.SIGSTOP)
-    assert process_sender.deliver(run_id, 1000) == "otherwise"
+    assert process_sender.deliver(run_id, 1000) == "fallback"
     assert process_sender._process.poll() is not None  # it sends nothing later
-    assert process_sender.deliver(run_id, 1000) == "otherwise"
-    assert len([line for line in caplog.messages if "is given up" in line]) == 1
+    assert process_sender.deliver(run_id, 1000) == "fallback"
+    assert len([line for line in caplog.messages if "is disabled" in line]) == 1
     assert journal.unsent() == 1500
 
 
-def test_one_that_works_for_longer_than_it_may_be_silent_is_not_given_up(
+def test_one_that_works_for_longer_than_it_may_be_silent_is_not_disabled(
     process_sender: SenderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talks = """read setting; echo '{"ready": true}'; read order
@@ -156,14 +156,14 @@ def test_where_no_process_can_be_started_points_are_sent_without_it(
 
     monkeypatch.setattr(subprocess, "Popen", refused)
     for _ in range(2):
-        assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+        assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "fallback"
     assert not process_sender.starting
     assert len([line for line in caplog.messages if "can be started" in line]) == 1
 
 
 def test_one_that_was_closed_is_not_started(process_sender: SenderProcess) -> None:
     process_sender.close()
-    assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "otherwise"
+    assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "fallback"
     assert process_sender._process is None
 
 
@@ -200,7 +200,7 @@ def test_it_is_starting_until_it_is_ready_or_has_ended(
     process_sender: SenderProcess, journal: Journal, run_id: str
 ) -> None:
     assert not process_sender.starting
-    assert process_sender.deliver(run_id, POINTS_A_BATCH) == "later"
+    assert process_sender.deliver(run_id, POINTS_A_BATCH) == "wait"
     assert process_sender.starting
     started(process_sender, run_id)
     assert not process_sender.starting
@@ -220,7 +220,7 @@ PARENT = """
 import json, os, sys, time
 from mltrain.delivery.sync import Existing, HostLock
 from mltrain.delivery.sending_process import SenderProcess
-process_sender = SenderProcess(sys.argv[1], sys.argv[2], patience_seconds=0.0)
+process_sender = SenderProcess(sys.argv[1], sys.argv[2], delay_seconds=0.0)
 while process_sender.deliver(sys.argv[3], 1000) != "sent":
     time.sleep(0.05)
 worker = os.fork()  # as a data loader does: it holds the parent's ends of all pipes

@@ -37,7 +37,7 @@ def test_an_outage_in_the_middle_loses_and_doubles_nothing(
     tracking.start()
     done = started.wait()
     assert done.code == 0, done.err
-    assert "waits on this disk" in done.err
+    assert "buffering on this disk" in done.err
     reference, run_id = undisturbed
     assert remote.points(done.run_id) == reference.points(run_id)
     assert remote.mltrain("verify", done.run_id).code == 0
