@@ -1,7 +1,7 @@
-"""The end of an epoch: evaluate, judge, record, save; only then comes what may fail without costing the epoch.
+"""The end of an epoch: evaluate, judge, record, save, and last what may fail without losing the epoch.
 
-Judging compares an evaluation with those before it: the best so far, early stopping, metrics that nothing measures or that are
-not finite.
+Judging compares an evaluation with earlier ones: best value so far, early stopping, and metrics that are missing or not
+finite.
 """
 
 import logging
@@ -22,16 +22,16 @@ from mltrain.trainer.training import Training
 _CONSEQUENCES = {
     "best_metric": ", so no checkpoint is the best one. Try: mltrain train --resume-run with a best_metric that is measured.",
     "early_stopping_metric": ", so early stopping could not end the training.",
-    "retention": ", by which the policy was to choose checkpoints.",
-    "policy": ", by which the policy was to choose checkpoints.",
+    "retention": ", so the policy could not choose checkpoints by it.",
+    "policy": ", so the policy could not choose checkpoints by it.",
 }
 
 
 class Judge:
-    """Compares each evaluation with those before it.
+    """Compares each evaluation with earlier ones.
 
     Args:
-        training: holds the best so far and the counters of early stopping; its step may follow the best metric.
+        training: with the best value so far and early stopping; its step may follow the best metric.
     """
 
     def __init__(self, training: Training) -> None:
@@ -41,7 +41,7 @@ class Judge:
         self._not_finite: set[str] = set()
 
     def judge(self, measured: Mapping[str, float]) -> None:
-        """Take an evaluation into account: schedule, best so far, early stopping."""
+        """Update schedule, best value and early stopping with an evaluation."""
         self._warn_of_missed(measured)
         training, progress, step = self._training, self._training.progress, self._training.task.step
         value = measured.get(training.config.best_metric)
@@ -54,7 +54,7 @@ class Judge:
             training.stopping.update(watched, progress.epoch)
 
     def conclude(self) -> None:
-        """Warn, at the end of the training, of metrics of which no evaluation measured a finite value."""
+        """Log a warning for each metric without a finite value in the whole training."""
         for name in sorted(self._missed):
             key, finite = self._relied_on[name], "a finite " if name in self._not_finite else ""
             log.warning("No evaluation measured %s%s=%s%s", finite, key, name, _CONSEQUENCES[key])
@@ -68,7 +68,7 @@ class Judge:
             elif name not in self._missed and not any(name in row for row in self._training.history.rows):
                 self._missed.add(name)
                 log.warning(
-                    "%s=%s was not measured at epoch %d.%s What was measured: %s.",
+                    "%s=%s was not measured at epoch %d.%s Measured: %s.",
                     key,
                     name,
                     self._training.progress.epoch,
@@ -83,7 +83,7 @@ class Judge:
         if name not in self._not_finite:
             self._not_finite.add(name)
             log.warning(
-                "%s=%s is %s at epoch %d. Only finite values decide.",
+                "%s=%s is %s at epoch %d. Only finite values count.",
                 self._relied_on[name],
                 name,
                 value,
@@ -99,8 +99,8 @@ class EpochEnd:
 
     Args:
         training: whose epochs end.
-        saving: saves the state where that is due.
-        recovery: refuses an epoch in which nothing was trained.
+        saving: saves the state if due.
+        recovery: refuses an epoch without a trained step.
     """
 
     def __init__(self, training: Training, saving: Saving, recovery: Recovery) -> None:
@@ -112,15 +112,15 @@ class EpochEnd:
         self._began = time.monotonic()
 
     def run(self, tracker: Tracker, stop: Stop) -> dict[str, float]:
-        """End the epoch under way, and return what it measured.
+        """End the current epoch, and return its metrics.
 
         Args:
-            tracker: records what was measured.
-            stop: may ask for a checkpoint, or for the end of the training.
+            tracker: records the metrics.
+            stop: may request a checkpoint, or the end of the training.
 
         Raises:
             NonFiniteLoss: no step of the epoch had a finite loss and gradient.
-            Exception: the evaluation raised it; the state from before it is saved.
+            Exception: the evaluation failed; the state before it is saved.
         """
         training, progress = self._training, self._training.progress
         training.late.finish()  # evaluation may swap weights
@@ -144,15 +144,15 @@ class EpochEnd:
         return measured
 
     def show(self, tracker: Tracker) -> None:
-        """Make the pictures of the epoch that has just ended, and hand them to the tracker."""
+        """Log the pictures of the epoch that just ended."""
         self._evaluation.show(tracker)
 
     def conclude(self) -> None:
-        """Warn, at the end of the training, of metrics of which no evaluation measured a finite value."""
+        """Log a warning for each metric without a finite value in the whole training."""
         self._judge.conclude()
 
     def _evaluated(self) -> dict[str, float]:
-        """Return what the epoch measured; when that fails, save the state, so that a resume begins with this evaluation."""
+        """Return the metrics of the epoch; on an error save the state, so that a resume repeats the evaluation."""
         parts = self._training.state.parts
         weights = versions(parts.values())
         try:

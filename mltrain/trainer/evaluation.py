@@ -1,4 +1,4 @@
-"""Calling the project's evaluation and pictures beside the training, without changing it."""
+"""Calls a task's evaluation and pictures without changing the training."""
 
 import logging
 import traceback
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class Evaluation:
-    """Calls ``evaluate()`` and ``images()`` of a task, without gradients and under random numbers of its own.
+    """Calls ``evaluate()`` and ``images()`` of a task, without gradients and with separate random numbers.
 
-    They may mix tensors of the CPU with those on the training's device, and call ``eval()`` of their models themselves.
+    They may mix CPU tensors with those on the training's device, and call ``eval()`` of their models themselves.
 
     Args:
-        training: what is evaluated; its configuration says how often.
+        training: with the task, and how often to evaluate.
     """
 
     def __init__(self, training: Training) -> None:
@@ -33,28 +33,28 @@ class Evaluation:
         self._task, self._config = training.task, training.config
 
     def is_due(self, epoch: int) -> bool:
-        """Whether the end of this epoch, counted from 1, is evaluated."""
+        """Whether this epoch, counted from 1, ends with an evaluation."""
         return epoch > 0 and (epoch % self._config.eval_interval == 0 or epoch == self._config.epochs)
 
     def measured(self) -> dict[str, float]:
-        """Return what was measured in the epoch that ends, its evaluation included.
+        """Return the metrics of the ending epoch, with its evaluation.
 
-        The project's code runs first, before anything else changes: when it raises, the training is as it was.
+        The task's code runs first, so the training is unchanged if it raises.
 
         Raises:
-            UsageError: something that was measured is not a number, or has no name.
+            UsageError: a metric is not a number, or has no name.
         """
         epoch, step, evaluated = self._training.progress.epoch + 1, self._task.step, {}
         if self._task.evaluate is not None and self.is_due(epoch):
-            with self._beside_the_training(epoch):
+            with self._isolated(epoch):
                 evaluated = floats(self._task.evaluate(), "evaluate()")
         rate = floats({"learning_rate": step.learning_rate}, "The step") if hasattr(step, "learning_rate") else {}
         of_step = floats(step.epoch_metrics(), "epoch_metrics()") if isinstance(step, HasEpochMetrics) else {}
-        means = {**self._training.means.taken(), **of_step}
+        means = {**self._training.means.pop(), **of_step}
         return {**{f"train/{name}": value for name, value in means.items()}, **evaluated, **rate}
 
     def show(self, tracker: Tracker) -> None:
-        """Make the pictures of the epoch that has just ended, if they are due; an error is logged as a warning."""
+        """Log the pictures of the epoch that just ended, if due; an error is logged as a warning."""
         progress = self._training.progress
         if self._task.images is None or progress.batch or not self.is_due(progress.epoch):
             return
@@ -62,19 +62,19 @@ class Evaluation:
         self._log_pictures(tracker, self._task.images, f"The pictures of epoch {progress.epoch}")
 
     def preview(self, tracker: Tracker) -> None:
-        """Make the pictures of the data, if this is the beginning of a training; an error is logged as a warning."""
+        """Log pictures of the data at the start of a training; an error is logged as a warning."""
         if self._task.preview is not None and not self._training.progress.step:
             self._log_pictures(tracker, self._task.preview, "The pictures of the data")
 
     def _log_pictures(self, tracker: Tracker, make: Callable[[], Mapping[str, Any]], what: str) -> None:
         progress = self._training.progress
         try:
-            with self._beside_the_training(progress.epoch):
+            with self._isolated(progress.epoch):
                 tracker.log_pictures(make(), progress.step, progress.epoch)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             log.warning(
-                "%s are missing: %s: %s (%s, line %s). The training goes on.",
+                "%s are missing: %s: %s (%s, line %s). The training continues.",
                 what,
                 type(error).__name__,
                 error,
@@ -84,7 +84,7 @@ class Evaluation:
             log.debug(what, exc_info=True)
 
     @contextmanager
-    def _beside_the_training(self, epoch: int) -> Iterator[None]:
+    def _isolated(self, epoch: int) -> Iterator[None]:
         seed = mixed(self._config.seed, epoch) & 0xFFFFFFFF
         with torch.no_grad(), own_rng(seed), devices.mixing(self._training.device):
             yield

@@ -1,4 +1,4 @@
-"""The training loop. It reads from top to bottom and has no hooks: what a callback would do is code in the loop's body.
+"""The training loop. It has no hooks: code of a callback goes into the loop's body.
 
 >>> for progress in trainer.steps():
 ...     print(progress.step, trainer.measured)
@@ -25,19 +25,19 @@ from mltrain.trainer.training import Training
 
 
 class Trainer:
-    """Trains a task: steps, evaluation, one save decision a step.
+    """Trains a task: steps, evaluations, and a save decision after each step.
 
     Args:
-        task: what to train.
-        config: how long, how often.
-        tracker: records what is measured. If ``None``, nothing is recorded.
-        saver: keeps checkpoints. If ``None``, none is kept.
-        stop: asked after every step. If ``None``, the training runs to its end.
-        data: fingerprint of the data, which becomes part of every checkpoint.
+        task: to train.
+        config: epochs, intervals, device and more.
+        tracker: records metrics. If ``None``, nothing is recorded.
+        saver: saves checkpoints. If ``None``, none is saved.
+        stop: checked after every step. If ``None``, the training runs to its end.
+        data: fingerprint of the data, part of every checkpoint.
 
     Attributes:
-        training: what is trained, and what is remembered of it.
-        measured: the metrics of the present step; empty within an epoch.
+        training: the task with the trainer's own state.
+        measured: metrics of the epoch that the present step ended; empty within an epoch.
         device, state, progress, history, best, stopping: see :class:`~mltrain.trainer.training.Training`.
     """
 
@@ -62,24 +62,24 @@ class Trainer:
         self._epoch_end = EpochEnd(training, self._saving, self._recovery)
 
     def attach(self, tracker: Tracker, saver: Saver, source: Source | None = None) -> None:
-        """Record and save from now on with these.
+        """Use another tracker and saver from now on.
 
         Args:
-            tracker: records what is measured.
-            saver: keeps checkpoints.
-            source: what ``on_nonfinite=rollback`` goes back to while the saver has no checkpoint.
+            tracker: records metrics.
+            saver: saves checkpoints.
+            source: for ``on_nonfinite=rollback`` until the saver has a checkpoint. If ``None``, there is none.
         """
         self._tracker = tracker
         self._saving.attach(saver, source)
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to train: all epochs are done, or early stopping has ended the training."""
+        """Whether the training is complete: all epochs are done, or early stopping has ended it."""
         return self.training.done
 
     @property
     def batches(self) -> int | None:
-        """How many batches an epoch has, or None if the loader has no length."""
+        """Number of batches per epoch. ``None`` if the loader has no length."""
         try:
             return len(self.task.loader)  # type: ignore[arg-type] # a loader need not have a length
         except TypeError:
@@ -91,11 +91,11 @@ class Trainer:
         return self._saving.unsaved
 
     def steps(self) -> Iterator[Progress]:
-        """Train, and yield after every optimizer step, when evaluation and the save decision of that step are made.
+        """Train, and yield after each optimizer step with its evaluation and save decision.
 
         Raises:
-            NonFiniteLoss: the loss, its gradient or the weights became NaN or infinite, and the configuration says to abort
-                or nothing else helps.
+            NonFiniteLoss: the loss, its gradient or the weights became NaN or infinite, and ``on_nonfinite`` is ``abort`` or
+                did not help.
             RunHeld: another process has taken the run over.
         """
         try:
@@ -104,19 +104,21 @@ class Trainer:
                 self.save("interrupted")
         except torch.OutOfMemoryError as error:
             error.add_note(
-                f"{self.device} had no memory left after step {self.progress.step}; checkpoints up to there are intact. Try: a "
+                f"{self.device} ran out of memory after step {self.progress.step}; checkpoints up to there are intact. Try: a "
                 "smaller batch, Supervised(accumulate=...), or amp=bf16."
             )
             raise
         finally:
-            self.training.late.finish()  # the caller may change what was trained
+            self.training.late.finish()  # the caller may change the model
 
     def _steps(self) -> Iterator[Progress]:
         self.training.check_savable()
         if self.done:
             self._recovery.refuse_untrained()
         Evaluation(self.training).preview(self._tracker)
-        if self.training.means.ended and not (self.done or self._stop.requested):  # its evaluation had failed
+        if self.training.means.ended and not (
+            self.done or self._stop.requested
+        ):  # the evaluation failed before the resume
             self.measured = self._epoch_end.run(self._tracker, self._stop)
         fruitless = -1
         while not (self.done or self._stop.requested):
@@ -127,7 +129,7 @@ class Trainer:
                 self.progress.batch += 1
                 ended = self.progress.batch == self.batches
                 self.measured = {}
-                self._take(metrics)
+                self._record(metrics)
                 if ended:
                     self.measured = self._epoch_end.run(self._tracker, self._stop)
                 else:
@@ -135,11 +137,11 @@ class Trainer:
                 yield self.progress
                 if self._stop.requested:
                     return
-            if not ended and self.progress.batch:  # a loader without a length says only now that the epoch is over
+            if not ended and self.progress.batch:  # only now is the end of an epoch without a length known
                 self.measured = self._epoch_end.run(self._tracker, self._stop)
             elif not ended and fruitless == self.progress.step:
-                raise UsageError("The loader gave no batch in a whole epoch: there is nothing to train on.")
-            elif not ended:  # a loader that was restored at the very end of an epoch gives nothing before the next one
+                raise UsageError("The loader is empty. Expected at least one batch in an epoch.")
+            elif not ended:  # a loader restored at the end of an epoch has no batch before the next one
                 fruitless = self.progress.step
                 self._restore_rng()
         if self.done:
@@ -147,7 +149,7 @@ class Trainer:
             self._epoch_end.conclude()
 
     def _rest_of_epoch(self) -> Iterator[Any]:
-        """Begin the rest of an epoch, and only then restore the generators: a loader may draw when its iteration begins."""
+        """Iterate over the rest of an epoch; restore the generators after the loader may have used them."""
         batches = iter(self.task.loader)
         if self.progress.batch:
             self._restore_rng()
@@ -157,8 +159,8 @@ class Trainer:
         if self._saving.resumed_rng is not None:
             Rng().load_state_dict(self._saving.resumed_rng)
 
-    def _take(self, metrics: Metrics) -> None:
-        """Record the metrics of a step, or recover from it."""
+    def _record(self, metrics: Metrics) -> None:
+        """Record the metrics of a step, or recover if they are not finite."""
         values, step = floats(metrics, "The step"), self.progress.step
         if self._recovery.recovered(values):
             self._tracker.log_metrics({"step/nonfinite": 1.0}, step)
@@ -178,9 +180,9 @@ class Trainer:
         return self._saving.described()
 
     def show(self) -> None:
-        """Make the pictures of the epoch that has just ended, and hand them to the tracker.
+        """Log the pictures of the epoch that just ended.
 
-        An exact resume calls this as well, because the process may have been killed between the checkpoint and its pictures.
+        An exact resume calls this too, because the process may have been killed between the checkpoint and its pictures.
         """
         self._epoch_end.show(self._tracker)
 
@@ -193,16 +195,16 @@ class Trainer:
     ) -> None:
         """Continue from the parts of a checkpoint.
 
-        Hyper-parameters of optimizers, schedules and other parts that were built with other values than those of the
-        training that wrote the checkpoint take effect; all others go on as the checkpoint has them.
+        Hyper-parameters of optimizers, schedules and other parts that were built with other values than in the training
+        that wrote the checkpoint take effect; all others continue from the checkpoint.
 
         Args:
             parts: name to state.
-            imported: whether the checkpoint was imported; it may lack any part but the model.
-            changed: keys of the configuration that changed since the checkpoint, each with (before, now).
+            imported: whether the checkpoint was imported, so that any part except the model may be missing.
+            changed: configuration keys that changed since the checkpoint, each with (before, now). If ``None``, none did.
 
         Raises:
-            StateMismatch: they do not fit this task.
+            StateMismatch: the parts do not fit this task.
         """
         self.training.restore(parts, imported=imported, changed=changed)
         self._saving.restored(parts.get("rng"))

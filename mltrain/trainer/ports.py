@@ -1,4 +1,4 @@
-"""What a trainer needs around it: a tracker, a saver, a request to stop; and null objects for each."""
+"""Interfaces of a trainer: tracker, saver, request to stop; with a null object for each."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ from mltrain.history import History
 
 
 class Tracker(Protocol):
-    """Where a trainer records what it measures."""
+    """Records the metrics of a trainer."""
 
     @property
     def overtaken(self) -> bool:
@@ -30,7 +30,7 @@ class Tracker(Protocol):
 
 
 class Saver(Protocol):
-    """Where a trainer saves its state; :class:`mltrain.CheckpointManager` is one."""
+    """Saves the state of a trainer; :class:`mltrain.CheckpointManager` is one."""
 
     def save(
         self,
@@ -49,48 +49,48 @@ class Saver(Protocol):
 
 @runtime_checkable
 class HasPeek(Protocol):
-    """A saver that reads back what it saved; ``on_nonfinite=rollback`` needs it."""
+    """A saver that reads its checkpoints; ``on_nonfinite=rollback`` needs it."""
 
     def peek(self) -> Mapping[str, Any] | None:
-        """Return the parts of the newest checkpoint, verified, or ``None`` before the first; change nothing."""
+        """Return the verified parts of the newest checkpoint. ``None`` before the first."""
         ...
 
 
 @runtime_checkable
 class HasPrepare(Protocol):
-    """A saver that needs memory, and takes it before the first save."""
+    """A saver that allocates memory before the first save."""
 
     def prepare(self, state: Mapping[str, Any]) -> None:
-        """Take what saving a state like this one needs, in the background."""
+        """Allocate, in the background, the memory to save a state like this one."""
         ...
 
 
 Source = Callable[[], Mapping[str, Any]]
-"""Reads, verified, the parts of the checkpoint of another run that a training began from."""
+"""Returns the verified parts of the checkpoint from another run that a training began with."""
 
 
 @runtime_checkable
 class HasFailure(Protocol):
-    """A saver that reports why it could not keep the newest state, for example because it is not finite."""
+    """A saver that reports why it did not save the newest state, for example because it is not finite."""
 
     @property
     def failure(self) -> MltrainError | None:
-        """Why the newest state was not kept, or None."""
+        """Why the newest state was not saved. ``None`` if it was."""
         ...
 
 
 class Stop(Protocol):
-    """A request to stop; :class:`mltrain.StopRequest` is one that signals set.
+    """A request to stop; :class:`mltrain.StopRequest` is one for signals.
 
     Attributes:
-        checkpoint_wanted: whether a checkpoint is wanted at the next step boundary; the trainer resets it.
+        checkpoint_wanted: whether to save at the next step boundary; the trainer resets it.
     """
 
     checkpoint_wanted: bool
 
     @property
     def requested(self) -> bool:
-        """Whether the training is to stop at the next step boundary."""
+        """Whether training stops at the next step boundary."""
         ...
 
 
@@ -110,10 +110,10 @@ class NullTracker:
 
 
 class NullSaver:
-    """A saver that keeps nothing."""
+    """A saver that saves nothing."""
 
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
-        """Keep nothing."""
+        """Save nothing."""
 
 
 class NeverStop:

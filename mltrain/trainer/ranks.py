@@ -1,8 +1,7 @@
-"""What a checkpoint of several ranks holds of each of them, beside what they have in common.
+"""Rank-local parts in a checkpoint of several ranks.
 
-The parts that are the same on all ranks, and rank 0's own, stand where those of a single process do. ``progress`` holds how
-many ranks there were, ``world``, and the own parts of the others, ``ranks``: by rank from 1, each a mapping from a part's name
-to its state.
+Common parts, and rank 0's rank-local ones, are stored like those of a single process. ``progress`` has the number of ranks as
+``world``, and the rank-local parts of the others as ``ranks``: by rank from 1, each a mapping from name to state.
 """
 
 import logging
@@ -16,24 +15,29 @@ from mltrain.rng import Rng, seed_everything
 log = logging.getLogger(__name__)
 
 RNG = "rng"
-"""The part with the generators of random numbers, which every rank has for itself."""
+"""The part with the random number generators, which is always rank-local."""
 
 
 def with_own_parts(state: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the state of rank 0 with the own parts of each rank, from rank 0."""
+    """Return the state of rank 0 with the rank-local parts of all ranks.
+
+    Args:
+        state: name to state of every part on rank 0.
+        own: the rank-local parts of each rank, from rank 0.
+    """
     progress = {**state["progress"], "world": len(own), "ranks": [dict(parts) for parts in own[1:]]}
     return {**state, "progress": progress}
 
 
 def parts_of_rank(parts: Mapping[str, Any], rank: int, size: int) -> dict[str, Any]:
-    """Return the parts of a checkpoint as one of ``size`` ranks has them.
+    """Return the parts of a checkpoint for one of ``size`` ranks.
 
-    Where the checkpoint is of another number of ranks, those beyond rank 0 begin with random numbers that follow from the seed of
-    the loader, the step and the rank.
+    If another number of ranks wrote it, ranks beyond 0 seed their generators from the seed of the loader, the step and the
+    rank.
 
     Raises:
-        StateMismatch: the checkpoint has own parts of its ranks, such as metrics in the middle of an epoch, and was
-            written by another number of them.
+        StateMismatch: another number of ranks wrote the checkpoint, and it has other rank-local parts than generators, such
+            as metrics within an epoch.
     """
     progress = parts.get("progress", {})
     world, ranks = progress.get("world", 1), progress.get("ranks", [])
@@ -42,14 +46,13 @@ def parts_of_rank(parts: Mapping[str, Any], rank: int, size: int) -> dict[str, A
     own = sorted({name for one in ranks for name in one} - {RNG})
     if own:
         raise StateMismatch(
-            f"a training of another number of processes: {world} then, {size} now, and each has its own {', '.join(own)}",
-            advice=f"Resume with {world} processes, as with torchrun --nproc-per-node {world}, or from a checkpoint at the end "
-            "of an epoch.",
+            f"a training of another number of processes: expected {world}, got {size}, and each has its own {', '.join(own)}",
+            advice=f"Try: torchrun --nproc-per-node {world}, or a checkpoint at the end of an epoch.",
         )
     if rank == 0:
         log.warning(
-            "The checkpoint was written by %d processes, and this training has %d. The data go on where they were; sums are "
-            "in another order and random numbers within the model are others, so the values differ in the last digits.",
+            "The checkpoint was written by %d processes, and this training has %d. The data continue at the same position; "
+            "sums in another order and other random numbers in the model make values differ slightly.",
             world,
             size,
         )
@@ -58,7 +61,10 @@ def parts_of_rank(parts: Mapping[str, Any], rank: int, size: int) -> dict[str, A
 
 
 def fresh_rng(seed: int, step: int, rank: int) -> dict[str, Any]:
-    """Return generators for a rank that has none from a checkpoint; those of this process stay as they are."""
+    """Return seeded generators for a rank without any in the checkpoint.
+
+    The generators of this process are unchanged.
+    """
     generators = Rng()
     before = generators.state_dict()
     seed_everything(mixed(seed, step, rank) & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""What a training does when a loss, a gradient or the weights are not finite."""
+"""Recovers from a loss, gradient or weights that are not finite."""
 
 import logging
 import math
@@ -11,17 +11,17 @@ from mltrain.trainer.training import Training
 log = logging.getLogger(__name__)
 
 _ROLLBACKS = 3
-"""How often in a row a training goes back to one and the same checkpoint before it gives up."""
+"""Most rollbacks to the same checkpoint before the training aborts."""
 
 _WATCHED = ("loss", "grad_norm")
 
 
 class Recovery:
-    """Skips a step that is not finite, rolls back, or gives up, as ``on_nonfinite`` says.
+    """Skips a step, rolls back or aborts, as ``on_nonfinite`` configures.
 
     Args:
-        training: what is put back; its configuration says what to do, and how often in a row.
-        saving: reads the newest checkpoint back.
+        training: to roll back; its configuration has ``on_nonfinite`` and ``nonfinite_limit``.
+        saving: reads the newest checkpoint.
     """
 
     def __init__(self, training: Training, saving: Saving) -> None:
@@ -31,14 +31,14 @@ class Recovery:
         self._first = True
 
     def recovered(self, values: Mapping[str, float]) -> bool:
-        """Return whether a step with these metrics was not finite, after having skipped it or rolled back.
+        """Skip the step or roll back if its metrics are not finite; return whether that was so.
 
         Raises:
-            NonFiniteLoss: the configuration says to abort, or skipping and rolling back did not help.
+            NonFiniteLoss: ``on_nonfinite`` is ``abort``, or skipping and rolling back did not help.
         """
         if self._first and self._config.on_nonfinite != "abort" and not set(_WATCHED) & values.keys():
             log.warning(
-                "on_nonfinite=%s can only act once weights are not finite: the step returns neither loss nor grad_norm.",
+                "on_nonfinite=%s acts only once weights are not finite, because the step returns neither loss nor grad_norm.",
                 self._config.on_nonfinite,
             )
         self._first = False
@@ -53,46 +53,46 @@ class Recovery:
         return bool(wrong)
 
     def refuse_untrained_epoch(self) -> None:
-        """Raise if no step of the epoch that ends has trained.
+        """Check that a step of the ending epoch has trained.
 
         Raises:
             NonFiniteLoss: none of several steps had a finite loss and gradient.
         """
         means, epoch = self._training.means, self._training.progress.epoch + 1
         if means.skipped > 1 and not means.steps:
-            raise self._hopeless(f"None of the {means.skipped} steps of epoch {epoch} had a finite loss and gradient.")
+            raise self._error(f"None of the {means.skipped} steps of epoch {epoch} had a finite loss and gradient.")
 
     def refuse_untrained(self) -> None:
-        """Raise if no step of a training that ends has trained.
+        """Check that a step of the ending training has trained.
 
         Raises:
             NonFiniteLoss: none of its steps had a finite loss and gradient.
         """
         steps = self._training.progress.step
         if steps and not self._training.means.trained:
-            raise self._hopeless(f"None of {steps} steps had a finite loss and gradient: nothing was trained.")
+            raise self._error(f"None of {steps} steps had a finite loss and gradient.")
 
     def _recover(self, wrong: str) -> None:
         means, progress = self._training.means, self._training.progress
         means.skip()
         what = f"At step {progress.step} (epoch {progress.epoch + 1}, batch {progress.batch}) {wrong}"
         if self._config.on_nonfinite == "abort":
-            raise self._hopeless(f"{what}.", ", or train on with on_nonfinite=skip or on_nonfinite=rollback")
+            raise self._error(f"{what}.", ", or continue with on_nonfinite=skip or on_nonfinite=rollback")
         if means.skipped_in_a_row >= self._config.nonfinite_limit:
-            raise self._hopeless(f"{what}, for the {means.skipped_in_a_row}th time in a row (nonfinite_limit).")
+            raise self._error(f"{what}, for the {means.skipped_in_a_row}th time in a row (nonfinite_limit).")
         if self._config.on_nonfinite == "rollback":
             if means.rollbacks >= _ROLLBACKS:
-                raise self._hopeless(f"{what}. Going back to the last checkpoint {means.rollbacks} times did not help.")
+                raise self._error(f"{what}. {means.rollbacks} rollbacks to the last checkpoint did not help.")
             kept = self._saving.newest()
             if kept is None:
-                raise self._hopeless(f"{what}.")
+                raise self._error(f"{what}.")
             self._training.roll_back(kept)
             means.rollbacks += 1
-            log.warning("%s: back to the state of step %d; the data go on from here.", what, kept["progress"]["step"])
+            log.warning("%s: rolled back to step %d; the data continue from here.", what, kept["progress"]["step"])
         elif means.skipped_in_a_row == 1:
             log.warning("%s: the step is skipped.", what)
 
-    def _hopeless(self, what: str, otherwise: str = "") -> NonFiniteLoss:
+    def _error(self, what: str, alternative: str = "") -> NonFiniteLoss:
         """Return the error that ends the training, with advice on what to resume from."""
         try:
             kept, readable = self._saving.newest(), True
@@ -100,9 +100,11 @@ class Recovery:
             kept, readable = None, False
         remedy = "a lower learning rate or gradient clipping"
         if not readable:
-            advice = f"The last checkpoint cannot be read now. Try: mltrain verify, then resume from an intact one with {remedy}"
+            advice = (
+                f"The last checkpoint cannot be read. Try: mltrain verify, then resume from an intact one with {remedy}"
+            )
         elif kept is not None and self._training.means.trained:
             advice = f"The checkpoint of step {kept['progress']['step']} is intact. Try: resume from it with {remedy}"
         else:
-            advice = f"No checkpoint holds a trained state. Try: begin anew with {remedy}"
-        return NonFiniteLoss(f"{what} {advice}{otherwise}.")
+            advice = f"No checkpoint holds a trained state. Try: a new training with {remedy}"
+        return NonFiniteLoss(f"{what} {advice}{alternative}.")

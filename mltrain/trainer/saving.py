@@ -1,4 +1,4 @@
-"""Deciding when a state is saved, and handing it to the saver."""
+"""Decides when to save the state, and passes it to the saver."""
 
 import json
 import time
@@ -16,9 +16,9 @@ class Saving:
     """Saves the state of a training, and reads it back.
 
     Args:
-        training: its state is saved, as often as its configuration says.
-        data: fingerprint of the data, which becomes part of every checkpoint.
-        saver: keeps the states.
+        training: whose state is saved, at the intervals of its configuration.
+        data: fingerprint of the data, part of every checkpoint.
+        saver: saves the states.
     """
 
     def __init__(self, training: Training, data: Mapping[str, str], saver: Saver) -> None:
@@ -49,7 +49,7 @@ class Saving:
         return None if self.unsaved else self._resumed_rng
 
     def restored(self, rng: Mapping[str, Any] | None) -> None:
-        """Note that the present state is that of a checkpoint, with the generators of random numbers that it holds."""
+        """Record that the present state was restored, with the checkpoint's random number generators."""
         self._saved_step, self._resumed_rng = self._training.progress.step, rng
 
     def is_due(self, *, epoch_ended: bool) -> bool:
@@ -62,7 +62,7 @@ class Saving:
         )
 
     def save_if_due(self, measured: Mapping[str, float], stop: Stop, *, epoch_ended: bool) -> None:
-        """Save at this step boundary where an interval ends, the epoch is the last or the best, or a person asks for it."""
+        """Save at the end of an interval, after the last or best epoch, or on request."""
         training, best = self._training, self._training.best
         asked, stop.checkpoint_wanted = stop.checkpoint_wanted, False
         last_or_best = epoch_ended and (training.done or best.step == training.progress.step)
@@ -70,7 +70,7 @@ class Saving:
             self.save("epoch" if epoch_ended else "step", measured, training.late)
         elif stop.requested:
             self.save("interrupted", measured)
-        elif self._unprepared is not None:  # after the first step, when the optimizers have their state
+        elif self._unprepared is not None:  # after the first step, once the optimizers have a state
             self._unprepared.prepare(training.state_dict())
             self._unprepared = None
 
@@ -80,7 +80,7 @@ class Saving:
         Args:
             kind: why it is saved.
             measured: the metrics of the present step.
-            late: copies large tensors under the next step. If ``None``, everything is copied now.
+            late: copies large tensors during the next step. If ``None``, all tensors are copied now.
         """
         training, progress = self._training, self._training.progress
         if not training.means.skipped_in_a_row:
@@ -106,9 +106,9 @@ class Saving:
         }
 
     def newest(self) -> Mapping[str, Any] | None:
-        """Return the parts of the newest checkpoint, else those of the source.
+        """Return the parts of the newest checkpoint, or else those of the source.
 
-        They are None if there is no source, or the saver cannot read back what it saves.
+        ``None`` if there is neither, or the saver cannot read checkpoints.
         """
         if not isinstance(self._saver, HasPeek):
             return None
@@ -116,9 +116,9 @@ class Saving:
         return kept if kept is not None or self._source is None else self._source()
 
     def new_failure(self) -> NonFiniteLoss | None:
-        """Return the error of a state that the saver refused as not finite, once; None otherwise."""
+        """Return the error of a state that was not finite, once. ``None`` if there is no new one."""
         failure = self._failing.failure if self._failing is not None else None
         if not isinstance(failure, NonFiniteLoss) or failure is self._reported:
             return None
-        self._reported = failure  # the saver holds it until a later checkpoint is complete
+        self._reported = failure  # the saver keeps it until a later checkpoint is complete
         return failure

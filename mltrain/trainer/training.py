@@ -1,4 +1,4 @@
-"""What is trained: the parts of the task and the trainer's own, how they are saved, restored and rolled back."""
+"""The state of a training: parts of the task and the trainer, saved, restored and rolled back."""
 
 import copy
 import logging
@@ -26,13 +26,13 @@ _COUNTERS = ("ended", "skipped", "skipped_in_a_row", "rollbacks")
 
 
 class Means:
-    """Running means over the epoch under way: a stateful part, so that a resume within an epoch loses nothing.
+    """Running means over the current epoch, part of every checkpoint.
 
     Attributes:
         ended: whether all batches of the epoch are done, and only its evaluation is missing.
-        steps, skipped: how many steps of the epoch trained, and how many were not finite.
-        skipped_in_a_row: how many steps were not finite since the last that trained.
-        rollbacks: how often the training went back to a checkpoint since then.
+        steps, skipped: numbers of steps of the epoch that trained, and that were not finite.
+        skipped_in_a_row: number of steps that were not finite since the last that trained.
+        rollbacks: number of rollbacks since then.
         trained: whether any step of the training has trained.
     """
 
@@ -57,21 +57,21 @@ class Means:
         self.skipped += 1
         self.skipped_in_a_row += 1
 
-    def taken(self) -> dict[str, float]:
-        """Return the means and start anew."""
+    def pop(self) -> dict[str, float]:
+        """Return the means and reset them."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts, self.ended = {}, {}, False
         self.steps = self.skipped = 0
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return sums, counts, and the counters that are not zero."""
+        """Return sums, counts, and counters other than zero."""
         counters = {name: getattr(self, name) for name in _COUNTERS if getattr(self, name)}
         unusual = {**counters, **({} if self.trained or not self.skipped_in_a_row else {"trained": False})}
         return {"sums": dict(self._sums), "counts": dict(self._counts), "steps": self.steps, **unusual}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over sums, counts and counters."""
+        """Restore sums, counts and counters."""
         self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
         for name in _COUNTERS:
             setattr(self, name, state_dict.get(name, 0))
@@ -83,25 +83,25 @@ class Means:
 log = logging.getLogger(__name__)
 
 _OWN_PARTS = frozenset({"history", "best", "stopping", "means", "loss_module"})
-"""Parts that a checkpoint may lack: a warning is logged, and the training goes on with new ones."""
+"""Parts that may be missing in a checkpoint: a warning is logged, and they start new."""
 
 
 class Training:
-    """A task on its device, with all that has to be remembered of its training.
+    """A task on its device, with the trainer's own state.
 
     Args:
-        task: what is trained.
-        config: where and how.
+        task: to train.
+        config: device, precision, metrics and more.
 
     Attributes:
-        device: where the step computes.
-        progress: steps, epochs, and batches of the epoch under way.
+        device: of the step.
+        progress: steps, epochs, and batches of the current epoch.
         history: the table of epochs.
         best: the best value of ``best_metric`` so far.
         stopping: early stopping.
-        means: running means over the epoch under way.
-        state: the parts of the task, those above, the loader and the generators of random numbers.
-        late: copies parameters and optimizer state under the next step, where the task's step allows it.
+        means: running means over the current epoch.
+        state: the parts of the task, those above, the loader and the random number generators.
+        late: copies parameters and optimizer state during the next step, if the task's step allows it.
 
     Raises:
         UsageError: a schedule follows a metric that nothing measures, or two parts have the same name.
@@ -141,28 +141,28 @@ class Training:
         allowed = isinstance(task.step, AllowsLateCopy) and task.step.late_copy
         optimizers = [part for part in self._parts.values() if isinstance(part, torch.optim.Optimizer)]
         self.late = LateCopy(optimizers if allowed else ())
-        self._lacking: dict[str, Any] = {}  # parts that the restored checkpoint lacks, as they began
+        self._lacking: dict[str, Any] = {}  # initial states of parts that the restored checkpoint lacks
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to train: all epochs are done, or early stopping has ended the training."""
+        """Whether the training is complete: all epochs are done, or early stopping has ended it."""
         return self.progress.epoch >= self.config.epochs or self.stopping.exhausted
 
     def check_savable(self) -> None:
-        """Check, before the first step and not at the first save, that a checkpoint can hold every part of the task.
+        """Check before the first step that a checkpoint can hold every part of the task.
 
         Raises:
             UnsupportedValue: a part holds a value of a type that no checkpoint can hold.
         """
         for name, part in self._parts.items():
             if not isinstance(part, torch.nn.Module):
-                with suppress(ValueError):  # of a lazy module, which has no tensors yet
+                with suppress(ValueError):  # a lazy module has no tensors yet
                     flatten({name: part.state_dict()}, sharded=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of all parts, and with it what they were built with."""
+        """Return the state of all parts, with the settings that they were built with."""
         state = self.state.state_dict()
-        state["progress"]["built"] = self._built.record  # releases that do not know it read the counters only
+        state["progress"]["built"] = self._built.record  # earlier releases ignore it
         return state
 
     def restore(
@@ -182,24 +182,24 @@ class Training:
         return {name for name, part in self._parts.items() if isinstance(part, torch.amp.GradScaler)}
 
     def _without_scalers(self, parts: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the parts of a checkpoint without the gradient scaler of a precision that is not used any more."""
+        """Return the parts of a checkpoint without a gradient scaler that this precision does not use."""
         unused = [name for name in parts.keys() - self.state.parts.keys() if _is_of_scaler(parts[name])]
         if unused:
             log.warning("The gradient scaler of the checkpoint is not used: amp=%s needs none.", self.config.amp)
         return {name: state for name, state in parts.items() if name not in unused}
 
     def roll_back(self, parts: Mapping[str, Any]) -> None:
-        """Restore what is trained, but neither the position in the data nor the counters nor the schedule.
+        """Restore models and optimizers, but neither the position in the data nor counters nor schedules.
 
-        So the batches that led here are passed over (as in PaLM, Chowdhery et al. 2022, section 5.1), steps are counted
-        once, and every metric keeps one value a step.
+        So the batches that led here are skipped (as in PaLM, Chowdhery et al. 2022, section 5.1), steps are counted once,
+        and every metric keeps one value per step.
         """
         self.late.finish()
-        # A schedule that follows a metric belongs to the rates that it has set; any other belongs to the counters.
+        # A schedule that follows a metric is rolled back with the rates that it set; any other continues with the counters.
         trained = {name: part for name, part in self._parts.items() if not (is_schedule(part) and counts_steps(part))}
         settings = self._built.settings()
         parts = {**self._lacking, **parts}
-        changes = Changes(self._built, parts, {})  # the checkpoint may be from before the configuration changed
+        changes = Changes(self._built, parts, {})  # the checkpoint may be older than a change of the configuration
         changes.apply(TrainState(trained).restore({name: changes.parts[name] for name in trained}))
         put_settings(settings)
 

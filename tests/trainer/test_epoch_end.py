@@ -113,7 +113,7 @@ def test_a_deciding_metric_that_is_not_finite_is_warned_of_once(
     name: str, keys: Any, key: str, value: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     trained(nan_in(name, {1, 2, 3}, value), epochs=3, **keys)
-    assert caplog.text.count(f"{key}={name} is {value} at epoch 1. Only finite values decide.") == 1
+    assert caplog.text.count(f"{key}={name} is {value} at epoch 1. Only finite values count.") == 1
     assert caplog.text.count(f"{key}={name} is ") == 1
     assert caplog.text.count(f"No evaluation measured a finite {key}={name}") == 1
     caplog.clear()

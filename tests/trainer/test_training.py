@@ -35,9 +35,9 @@ def test_each_value_counts_in_the_steps_that_measured_it() -> None:
     means.add({"loss": 1.0})
     means.add({"loss": 3.0, "rare": 5.0})
     assert means.steps == 2
-    assert means.taken() == {"loss": 2.0, "rare": 5.0}
+    assert means.pop() == {"loss": 2.0, "rare": 5.0}
     assert means.steps == 0
-    assert means.taken() == {}
+    assert means.pop() == {}
 
 
 def test_a_resume_in_the_middle_changes_nothing() -> None:
@@ -50,7 +50,7 @@ def test_a_resume_in_the_middle_changes_nothing() -> None:
     for number in range(3, 6):
         second.add({"loss": float(number)})
     assert second.steps == whole.steps
-    assert second.taken() == whole.taken()
+    assert second.pop() == whole.pop()
 
 
 def test_a_skipped_step_has_no_value_and_is_counted_until_a_step_trains() -> None:
@@ -70,7 +70,7 @@ def test_a_state_of_an_earlier_version_has_as_many_steps_as_its_values(state: di
     means = Means()
     means.load_state_dict(state)
     assert (means.steps, means.trained, means.skipped_in_a_row) == (3, True, 0)
-    assert means.taken() == {"loss": 2.0}
+    assert means.pop() == {"loss": 2.0}
 
 
 def scaled(saver: MemorySaver, amp: bool, epochs: int) -> Trainer:
