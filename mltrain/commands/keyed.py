@@ -83,7 +83,7 @@ def complete(server: TrackingClient, run: Any, launcher: Launcher | None, displa
     The empty run of ``mlflow run`` is nested under it.
     """
     run_id = run.info.run_id
-    beside = adoption.beside(server, launcher, run_id)
+    beside = adoption.nestable(server, launcher, run_id)
     if beside is not None:
         launchers.nest(server, beside, run_id)
     display.resuming(run_id)

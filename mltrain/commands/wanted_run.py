@@ -10,7 +10,7 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.run import adoption, opening
 from mltrain.run.key import confirm
 from mltrain.run.naming import experiment_for, run_name
-from mltrain.run.preparation import soon
+from mltrain.run.preparation import creation_seconds
 from mltrain.run.tracked import TrackedRun
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import FORKED_FROM_TAG, IMPORTED_TAG, MLFLOW_PARENT
@@ -79,7 +79,7 @@ class WantedRun:
         name = config.run_name
         generated = run_name(project, request.preset, request.overrides, order=tuple(config.recorded()))
         if self.launcher is not None:
-            return adoption.adopt(self.server, self.launcher, name, project, tags, otherwise=generated)
+            return adoption.adopt(self.server, self.launcher, name, project, tags, fallback=generated)
         return opening.create(
             self.server,
             experiment_for(project, config.experiment),
@@ -87,5 +87,5 @@ class WantedRun:
             project,
             tags,
             may_defer=not request.require_tracking and request.run_key is None,
-            seconds=soon(self.server),
+            seconds=creation_seconds(self.server),
         )

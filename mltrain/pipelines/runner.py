@@ -57,7 +57,7 @@ def run(request: PipelineRequest, display: PipelineDisplay, confirm: Confirm) ->
             tracked = opening.resume(server, parent.info.run_id, take_over=request.take_over, launcher=launcher)
         elif launcher is not None:
             generated = run_name(pipeline.name, request.preset, request.overrides)
-            tracked = adoption.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name}, otherwise=generated)
+            tracked = adoption.adopt(server, launcher, name, word, {PIPELINE_TAG: pipeline.name}, fallback=generated)
         else:
             name = name or run_name(pipeline.name, request.preset, request.overrides)
             experiment = experiment_for(pipeline.name, request.overrides.get("experiment"))

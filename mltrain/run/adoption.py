@@ -1,4 +1,4 @@
-"""Living with the run that ``mlflow run`` has made: adopted by a new training, hidden while another run is resumed."""
+"""The run that ``mlflow run`` creates: a new training adopts it, a resume nests it."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from mltrain.ownership.launcher import ENTRY_POINT, Launcher
 from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
 from mltrain.redaction import redacted
 from mltrain.run.ending import Opened
-from mltrain.run.key import confirm, give_up
+from mltrain.run.key import confirm, release
 from mltrain.run.naming import renamed
 from mltrain.run.preparation import own_tags, writable_artifacts_of
 from mltrain.run.tracked import TrackedRun, age_of
@@ -34,22 +34,22 @@ def adopt(
     project: str,
     tags: Mapping[str, str],
     *,
-    otherwise: str,
+    fallback: str,
 ) -> TrackedRun:
-    """Make the empty run that ``MLFLOW_RUN_ID`` names the run of a new training.
+    """Adopt the empty run that ``MLFLOW_RUN_ID`` names for a new training.
 
     Args:
-        server: where it is.
-        launcher: the ``mlflow run`` that made it.
-        name: that the user wants for it.
-        project: what is trained.
+        server: tracking server that has the run.
+        launcher: the ``mlflow run`` that created it.
+        name: the user's name for it. If ``None``, the user chose none.
+        project: name of the project.
         tags: further tags.
-        otherwise: its name where the user chose none and MLflow made one up.
+        fallback: replaces a name that MLflow generated, if the user chose none.
 
     Raises:
         RunNotFound, UsageError: see :func:`adoptable`.
-        RunHeld: another process has adopted it at this moment, or has begun the run of the run key in ``tags``.
-        StorageError: this host has no place for the run's home.
+        RunHeld: another process has just adopted it, or has begun the run of the run key in ``tags``.
+        StorageError: the run's folder on this host cannot be created.
     """
     run = adoptable(server, launcher)
     refuse_unwritable_home(server)
@@ -58,8 +58,8 @@ def adopt(
     try:
         if RUN_KEY_TAG in tags:
             _take_key(server, info.run_id, tags[RUN_KEY_TAG])
-        claim_attempt(server, info.run_id, 1)  # of workers that were started with the same id, one has the run
-        new_name = renamed(info.run_name, name, otherwise)
+        claim_attempt(server, info.run_id, 1)  # of several processes started with this id, one gets the run
+        new_name = renamed(info.run_name, name, fallback)
         if new_name is not None:
             server.update_run(info.run_id, name=redacted(new_name))
         if info.status != "RUNNING":
@@ -78,16 +78,16 @@ def _take_key(server: TrackingClient, run_id: str, key: str) -> None:
     try:
         confirm(server, run_id, key)
     except MltrainError:
-        give_up(server, run_id)  # its launcher still needs the run
+        release(server, run_id)  # and keep the run, which its launcher still needs
         raise
 
 
 def adoptable(server: TrackingClient, launcher: Launcher) -> Any:
-    """Return the run that ``MLFLOW_RUN_ID`` names, which a new training may have if nothing was recorded in it.
+    """Return the run that ``MLFLOW_RUN_ID`` names, if it is empty.
 
     Raises:
         RunNotFound: there is no such run.
-        UsageError: the run holds a training, or what another program recorded.
+        UsageError: the run holds a training, or records of another program.
     """
     try:
         run = server.run(launcher.run_id)
@@ -105,17 +105,17 @@ def adoptable(server: TrackingClient, launcher: Launcher) -> Any:
         remedy = "env -u MLFLOW_RUN_ID mltrain train …, which creates a run"
     status: Any = STATUS_OF.get(run.data.tags.get(STATUS_TAG, ""))
     if launcher.pid is not None and status is not None:
-        launchers.after(server, launcher.pid, run.info.run_id, status)  # mlflow run --run-id will call it FAILED
+        launchers.after(server, launcher.pid, run.info.run_id, status)  # mlflow run --run-id will set it to FAILED
     raise UsageError(
-        f"MLFLOW_RUN_ID names the run {launcher.run_id}, which holds {recorded}. Expected a run in which nothing was "
-        f"recorded but parameters. Try: {remedy}."
+        f"MLFLOW_RUN_ID names the run {launcher.run_id}, which holds {recorded}. Expected a run with nothing but "
+        f"parameters. Try: {remedy}."
     )
 
 
-def beside(server: TrackingClient, launcher: Launcher | None, run_id: str) -> Launcher | None:
-    """Return the launcher whose own, empty run is to be hidden while another run is resumed, or ``None``.
+def nestable(server: TrackingClient, launcher: Launcher | None, run_id: str) -> Launcher | None:
+    """Return the launcher if its run can be nested under a resumed run, else ``None``.
 
-    A run in which something was recorded is left as it is, and so is one that ``mlflow run`` did not make.
+    Its run must be empty and created by ``mlflow run``. Any other run is not changed.
     """
     if launcher is None or launcher.run_id == run_id:
         return launcher

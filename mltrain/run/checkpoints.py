@@ -1,4 +1,4 @@
-"""The checkpoints of a run, of a folder or in a file, opened for reading."""
+"""Opens the checkpoints of a run, a folder or a file for reading."""
 
 import json
 import os
@@ -24,12 +24,12 @@ def open_checkpoints(word: str, server: TrackingClient | None = None) -> Checkpo
 
     Args:
         word: the id of a run or a prefix of it; without ``server`` also a folder of checkpoint files, or one such file.
-        server: has the run. If ``None``, the one that the environment names.
+        server: that has the run. If ``None``, the one that the environment names.
 
     Raises:
         RunNotFound, TrackingError: the run cannot be reached.
         NoCheckpoint: there is no checkpoint in the folder.
-        UsageError: there is no such file and no such folder, or another program wrote the files.
+        UsageError: there is no such file or folder, or another program wrote the files.
     """
     if server is None and (os.path.exists(word) or "/" in word or os.sep in word):  # noqa: PTH110 - no error if too long
         return checkpoints_in(Path(word))
@@ -38,23 +38,23 @@ def open_checkpoints(word: str, server: TrackingClient | None = None) -> Checkpo
 
 
 def checkpoints_in(place: Path) -> CheckpointReader:
-    """Return the checkpoints of a folder or in a file, for reading. Raises as :func:`open_checkpoints` does."""
+    """Open the checkpoints of a folder or file for reading. Raises as :func:`open_checkpoints`."""
     if not place.exists():
         raise UsageError(
-            f"There is no file and no folder {place}. Expected one of them, or the id of a run: mltrain runs"
+            f"There is no file and no folder {place}. Expected one of them, or the id of a run. Try: mltrain runs"
         )
     folder = place if place.is_dir() else place.parent
     artifacts = FolderArtifacts(folder, None if place.is_dir() else place.name)
     if not artifacts.files():
         raise NoCheckpoint(
-            f"{place} holds no checkpoint. Expected files such as best_model.pth or checkpoint_epoch_1.pth, which "
-            "CheckpointManager(save_dir=…) or a training with export=full writes."
+            f"{place} holds no checkpoint. Expected files such as best_model.pth or checkpoint_epoch_1.pth. "
+            "Try: CheckpointManager(save_dir=…), or a training with export=full"
         )
     return CheckpointReader(CheckpointStore(UNTRACKED, artifacts, folder=place), Context(now()))
 
 
 def checkpoints_of(server: TrackingClient, run: Any) -> CheckpointReader:
-    """Return the checkpoints of a run that MLflow describes, for reading."""
+    """Open the checkpoints of a run, as MLflow describes it, for reading."""
     artifacts = artifacts_of(server, run)
     metric, mode = meaning_of_best(run)
     pins = {identity: why for name, why in pins_of(run).items() if (identity := CheckpointId.parse(name))}
@@ -64,22 +64,22 @@ def checkpoints_of(server: TrackingClient, run: Any) -> CheckpointReader:
 def trained_config(checkpoints: CheckpointReader, which: str = "latest") -> dict[str, Any]:
     """Return the configuration that a run trained with.
 
-    It is that of the checkpoint, because a resume may have changed what the run recorded at its start. A run whose
-    checkpoints have none that can be read has that of its start.
+    It comes from the checkpoint, because a resume may have changed the configuration that was recorded at the start. If no
+    checkpoint has a readable one, it is the recorded one.
 
     Args:
         checkpoints: of the run.
         which: the checkpoint; see :meth:`CheckpointReader.matching`.
 
     Raises:
-        RunNotFound: nothing was recorded.
-        StorageError: the artifacts are out of reach.
+        RunNotFound: the run has no configuration.
+        StorageError: the artifacts cannot be reached.
     """
     return config_of(checkpoints, checkpoints.matching(which))
 
 
 def config_of(checkpoints: CheckpointReader, candidates: Iterable[Manifest]) -> dict[str, Any]:
-    """Return the configuration in the first of some checkpoints that has one; see :func:`trained_config`."""
+    """Return the first configuration in these checkpoints; see :func:`trained_config`."""
     for manifest in candidates:
         try:
             config = json.loads(checkpoints.store.fetch(manifest, only=PARAMS.__eq__)[PARAMS])

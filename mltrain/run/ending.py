@@ -1,4 +1,4 @@
-"""How a run ends: what waits is delivered, the status is set, the hold is released."""
+"""Ends a run: delivers the backlog, sets the status, releases the hold."""
 
 import logging
 import threading
@@ -23,18 +23,18 @@ from mltrain.tracking.tags import ENDED_PREFIX, HEARTBEAT_TAG, POINTS_LEFT_OUT_T
 log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 3.0
-"""For so long after the end of its grace a process waits for the answer to its last question."""
+"""How long a process waits for its last response after the grace period."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """How a run came to this process.
+    """How a run was opened.
 
     Attributes:
         created: whether this process created it.
-        earlier: the status with which it had ended before, if it had.
-        launcher: the ``mlflow run`` that started this process.
-        owned: whether this process decides about the run's status.
+        earlier: its final status before. If ``None``, it had not ended.
+        launcher: the ``mlflow run`` that started this process. ``None`` if there is none.
+        owned: whether this process sets the run's final status.
         age: seconds since the run began, for the steps of the system metrics.
     """
 
@@ -49,17 +49,17 @@ class Ending:
     """Ends a run.
 
     Args:
-        server: where the run is.
-        run: which run.
+        server: tracking server that has the run.
+        run: the run.
         hold: of this process.
-        outbox: delivers what waits.
+        outbox: delivers the backlog.
         record: writes how the attempt ended.
-        opened: how the run came to this process.
+        opened: how the run was opened.
 
     Attributes:
-        opened: how the run came to this process.
-        lost: after :meth:`close`, how many records neither the server nor this disk has taken.
-        closed: after :meth:`close`, whether the server has taken the run's status.
+        opened: how the run was opened.
+        lost: after :meth:`close`, the number of records that are neither on the server nor on this disk.
+        closed: after :meth:`close`, whether the run's status is set on the server.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Ending:
         self.opened = opened
         self._only_local = False
         self._delivered: bool | None = None
-        """Once it is closed, whether everything was delivered."""
+        """Whether everything was delivered. ``None`` until the run is closed."""
         self.lost, self.closed = 0, False
 
     def mark_only_local(self, checkpoint: str, status: Status) -> None:
@@ -81,13 +81,13 @@ class Ending:
 
         Args:
             checkpoint: its name.
-            status: that the run gets when ``mltrain sync`` has sent it.
+            status: final status of the run once ``mltrain sync`` has uploaded the checkpoint.
         """
         self._only_local = True
         self._outbox.set_tags(only_local_tags(checkpoint, outcome_of(status)))
 
     def detach(self, status: Status) -> None:
-        """Deliver what waits and release the run; set its status only where it was opened by this process."""
+        """Deliver the backlog and release the run; set its status if this process owns it."""
         if self.opened.owned:
             self.close(status, "closed", grace_seconds())
             return
@@ -100,18 +100,17 @@ class Ending:
         self._release()
 
     def close(self, status: Status, why: str, grace: float, *, interrupted: Callable[[], bool] = lambda: False) -> bool:
-        """Deliver what waits within ``grace`` seconds, set the status, release the run.
+        """Deliver the backlog within ``grace`` seconds, set the status, release the run.
 
         Args:
             status: of the run.
             why: the attempt ended.
             grace: seconds.
-            interrupted: tells at the very end whether a stop was requested; a launcher that gets the same request calls any
-                run FAILED then.
+            interrupted: called last; returns whether a stop was requested. A launcher with the same request sets any run to
+                FAILED.
 
         Returns:
-            Whether everything was delivered. What was not waits on this disk for ``mltrain sync``, but for what is
-            :attr:`lost`.
+            Whether everything was delivered. The rest is on this disk for ``mltrain sync``, except what is :attr:`lost`.
         """
         if self._delivered is not None:
             return self._delivered
@@ -122,11 +121,11 @@ class Ending:
         if not self._hold.overtaken:
             delivered = self._deliver(status, deadline)
             if self.lost and status == "FINISHED" and self._outbox.journal.unsent():
-                # A resume brings back what a checkpoint carries, so the run does not count as complete.
+                # A resume can restore the points that a checkpoint carries, so the run is not complete.
                 status = "KILLED"
-                self._tag_ending(status)  # after what is journalled above, for mltrain sync
+                self._tag_ending(status)  # after the entries above, for mltrain sync
                 self._set_status(status, max(2.0, deadline - time.monotonic()))
-            # The server learns how the run ended even where the artifact store takes no files.
+            # Set the status even if the artifact store fails.
             if delivered or (self._run.known and not self._outbox.journal.unsent_points(1)):
                 self.closed = self._set_status(status, max(2.0, deadline - time.monotonic()))
             delivered = delivered and self.closed and self._outbox.journal.parked() == 0 and not self.lost
@@ -134,7 +133,7 @@ class Ending:
         launcher, run_id = self.opened.launcher, self._run.id
         adopted = not self._hold.overtaken and launcher is not None and launcher.run_id == run_id
         self._release()
-        # A launcher that was interrupted as well will call the run FAILED.
+        # A launcher that was interrupted as well sets the run to FAILED.
         if adopted and launcher is not None and launcher.pid is not None and (interrupted() or status != "FINISHED"):
             launchers.after(self._server, launcher.pid, run_id, status, self._hold.attempt.ordinal)
         return delivered
@@ -151,7 +150,7 @@ class Ending:
                 self._server.once.delete_run(self._run.id)
 
     def _stop_recording(self, deadline: float) -> None:
-        """Make the last pictures, and leave the status to this thread."""
+        """Finish pictures and system metrics, and let only this thread set the status."""
         self._outbox.stop_recording(deadline)
         self._hold.lease.end(max(0.0, deadline - time.monotonic()))
 
@@ -161,7 +160,7 @@ class Ending:
         try:
             self._record.queue_attempts()
         except StorageError as error:
-            log.warning("The record of attempts does not say how this one ended: %s", error)
+            log.warning("The end of this attempt could not be recorded in attempts.json: %s", error)
         self._tag_ending(status)
         delivered = self._outbox.sender.drain(max(0.0, deadline - time.monotonic()))
         self._report_lost()
@@ -174,8 +173,8 @@ class Ending:
         self.lost = self._outbox.journal.lost()
         if self.lost:
             log.error(
-                "%d records (metric points, tags or files) are lost: neither the tracking store nor this disk took them. A "
-                "resume records again what its checkpoint carries of the points.",
+                "%d records (metric points, tags or files) are lost: neither the tracking server nor this disk accepted them. "
+                "A resume restores the points that its checkpoint carries.",
                 self.lost,
             )
 
@@ -185,7 +184,7 @@ class Ending:
         self._hold.release()
 
     def _set_status(self, status: Status, seconds: float) -> bool:
-        """Set the status; a server that accepts the request and never answers does not hold the process any longer."""
+        """Set the status, with a timeout also for a server that never responds."""
         done: list[bool] = []
 
         def set_status() -> None:
@@ -212,7 +211,7 @@ class Ending:
             if not conclude(server, run_id, ordinal, ended):
                 self._hold.lease.overtaken.set()
                 return False
-            # What an earlier attempt left on a host is overtaken by this one, or sent.
+            # A checkpoint of an earlier attempt that is only on a host is outdated or uploaded by now.
             if not self._only_local and not self._hold.attempt.withdrawn:
                 forget_only_local(server, run_id, tags_of(server.run(run_id)))
         except MltrainError as error:
@@ -221,7 +220,7 @@ class Ending:
         return True
 
     def _forget_heartbeat(self) -> None:
-        """Remove the tag of a heart that beats no more; one that stays does no harm, because nobody asks for it."""
+        """Remove the heartbeat's tag; it does no harm if that fails."""
         self._hold.lease.close()
         with suppress(MltrainError):
             self._server.once.delete_tag(self._run.id, HEARTBEAT_TAG)

@@ -1,13 +1,13 @@
-"""Run keys: a name from outside that one run of an experiment has, so that the same command again finds that run.
+"""Run keys: names given by the user, by which the same command finds the same run again.
 
-The tag :data:`RUN_KEY_TAG` is searched for. Two processes may create a run each before either sees the other's. So a run
-begins to train only when its key is confirmed in a parameter, which is write-once:
+A run is found by its tag :data:`RUN_KEY_TAG`. Two processes may both create a run before either sees the other's. So a run
+trains only once its key is confirmed in a parameter, which is write-once:
 
-1. Every process lists the runs of the key after it has created its own.
-2. Only the process of the oldest run goes on. It marks all others as duplicates, and confirms its own last.
+1. Every process creates its run, then lists the runs of the key.
+2. Only the process of the oldest run continues. It marks all others as duplicates, and confirms its own last.
 
-A process that listed only its own run confirmed it before an older one was there to be seen; that older run's process then fails
-to mark it as a duplicate, and gives way. So of all runs of a key at most one is confirmed.
+A process that lists only its own run may confirm it before an older run appears. The older run's process then fails to mark it
+as a duplicate, and stops. So at most one run of a key is confirmed.
 """
 
 import re
@@ -24,15 +24,15 @@ from mltrain.tracking.tags import RUN_KEY_TAG
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@+=, -]{0,199}", re.ASCII)
 _DUPLICATE = "(duplicate)"
-"""The value of the parameter in a run that another one of the same key overtook. No key has parentheses."""
+"""The value of the parameter in a run whose key another run has. No key has parentheses."""
 _TRIES = 20
 
 
 def refuse_unusable_key(key: Any) -> None:
-    """Refuse a text that cannot be a run key.
+    """Check that a value can be a run key.
 
     Raises:
-        UsageError: it has other characters, is too long, or looks like a secret, which no run may show.
+        UsageError: it has other characters, is too long, or looks like a secret.
     """
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise UsageError(
@@ -40,20 +40,24 @@ def refuse_unusable_key(key: Any) -> None:
             "beginning with a letter or digit. Try: --run-key NAME"
         )
     if redacted(key) != key:
-        raise UsageError("run_key= holds what looks like a secret, and runs show their keys. Try: --run-key NAME")
+        raise UsageError(
+            "run_key= looks like a secret. Expected a public name, because runs show it. Try: --run-key NAME"
+        )
 
 
 def find(server: TrackingClient, experiment: str | None, launcher: Launcher | None, key: str) -> Any | None:
-    """Return the run that has a key in an experiment, or ``None``; deleted runs have none.
+    """Return the run that has a key in an experiment. ``None`` if there is none.
+
+    Deleted runs are ignored.
 
     Args:
-        server: where.
-        experiment: its name. If ``None``, MLflow's choice.
-        launcher: the ``mlflow run`` that started this process, whose run's experiment it is then.
+        server: tracking server that is searched.
+        experiment: name of the experiment. If ``None``, MLflow's default.
+        launcher: the ``mlflow run`` that started this process. If given, its run's experiment is searched.
         key: of the run.
 
     Raises:
-        UsageError: several runs have it.
+        UsageError: several runs have the key.
         TrackingError: the server does not answer.
     """
     try:
@@ -64,8 +68,8 @@ def find(server: TrackingClient, experiment: str | None, launcher: Launcher | No
         found = _with_key(server, experiment_id, key) if experiment_id is not None else []
     except Refusal as error:
         raise TrackingError(
-            f"{error} A training with a run key begins when the tracking store has answered which run has it. Try: the same "
-            "command when it answers, or without --run-key"
+            f"{error} A training with a run key must first find the run that has it. Try: the same command once the tracking "
+            "server is back, or without --run-key"
         ) from error
     confirmed = [run for run in found if _is_confirmed(run, key)]
     if len(confirmed) > 1:
@@ -77,10 +81,10 @@ def find(server: TrackingClient, experiment: str | None, launcher: Launcher | No
 
 
 def confirm(server: TrackingClient, run_id: str, key: str) -> None:
-    """Make a run the one that has a key.
+    """Confirm that a run has a key.
 
     Raises:
-        RunHeld: another run has it.
+        RunHeld: another run has the key.
         TrackingError: the server does not answer.
     """
     experiment_id = server.run(run_id).info.experiment_id
@@ -98,14 +102,14 @@ def confirm(server: TrackingClient, run_id: str, key: str) -> None:
     raise _overtaken(server, key, None)
 
 
-def give_up(server: TrackingClient, run_id: str) -> None:
-    """Take the key from a run that did not get it, and that its launcher still needs."""
+def release(server: TrackingClient, run_id: str) -> None:
+    """Remove the key's tag from a run that stays although another run has the key."""
     with suppress(MltrainError):
         server.once.delete_tag(run_id, RUN_KEY_TAG)
 
 
 def _with_key(server: TrackingClient, experiment_id: str, key: str) -> list[Any]:
-    """Return the runs that claim a key and are no duplicates, the oldest first."""
+    """Return the runs with a key that are not marked as duplicates, oldest first."""
     found = server.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{key}'")
     runs = [run for run in found if run.data.params.get(RUN_KEY_TAG) != _DUPLICATE]
     return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
@@ -116,7 +120,7 @@ def _is_confirmed(run: Any, key: str) -> bool:
 
 
 def _wrote(server: TrackingClient, run_id: str, value: str) -> bool:
-    """Write the parameter, and return whether it has this value now; if not, somebody else was quicker."""
+    """Write the parameter; return false if another process has written another value."""
     try:
         server.log_param(run_id, RUN_KEY_TAG, value)
     except Refusal as error:
@@ -129,6 +133,6 @@ def _wrote(server: TrackingClient, run_id: str, value: str) -> bool:
 def _overtaken(server: TrackingClient, key: str, run: Any | None) -> RunHeld:
     who = f": run {run.info.run_id}, by {named(holder_of(run))}" if run is not None else ""
     return RunHeld(
-        f"Another process began the training of the run key {key!r} at this moment{who}. Expected one process a key. "
-        "Try: the same command again when that one has ended"
+        f"Another process just began the training of the run key {key!r}{who}. Expected one process per key. "
+        "Try: the same command once that process has ended"
     )

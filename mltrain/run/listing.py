@@ -1,4 +1,4 @@
-"""An overview of runs, with the state that is true and not only the status that was last written."""
+"""Lists runs with their actual state, which may differ from the recorded status."""
 
 import logging
 import math
@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 _QUERY = f"tags.`{STATUS_TAG}` != ''"
 _PAGE = 250
-"""Runs up to which a list takes one request."""
+"""The most runs that one request lists."""
 _READERS = 8
-"""Manifests that are read at once."""
+"""Number of manifests read in parallel."""
 _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -44,13 +44,13 @@ _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 class Selection:
     """Which runs to list, and in which order.
 
-    A metric of a run is what its best checkpoint measured.
+    The metrics of a run are those of its best checkpoint.
 
     Attributes:
-        most: how many at most.
+        most: largest number of runs.
         where: conditions such as ``val/f1 > 0.8``; a run without the metric meets none.
         sort: the metric to sort by, the best first and runs without it last. If ``None``, the newest run comes first.
-        mode: whether less or more of it is better. If ``None``, what the runs declare that have it as their best metric.
+        mode: ``min`` or ``max``. If ``None``, that of the runs with ``sort`` as their best metric.
     """
 
     most: int = 50
@@ -63,17 +63,17 @@ def listed(server: TrackingClient, experiment: str | None, selection: Selection)
     """Return runs of mltrain, each as plain values.
 
     Args:
-        server: has them.
-        experiment: its name. If ``None``, every one.
-        selection: which of them, and in which order.
+        server: that has the runs.
+        experiment: name of the experiment. If ``None``, all experiments.
+        selection: which runs, and in which order.
 
     Raises:
-        UsageError: a condition cannot be read, or nothing says whether less or more of a metric is better.
+        UsageError: a condition cannot be parsed, or the mode of the metric to sort by is unknown.
         RunNotFound: there is no such experiment.
         TrackingError: the server does not answer.
     """
     if selection.mode not in (None, "min", "max"):
-        raise UsageError(f"--mode {selection.mode!r:.20} is not known. Expected min or max.")
+        raise UsageError(f"--mode is invalid. Expected min or max, got {selection.mode!r:.20}.")
     conditions = [_condition(text) for text in selection.where]
     most = max(0, selection.most)
     if experiment is not None:
@@ -97,7 +97,7 @@ def listed(server: TrackingClient, experiment: str | None, selection: Selection)
 
 
 def _measured_row(server: TrackingClient, run: Any) -> dict[str, Any]:
-    """Return what is worth knowing of a run, with the metrics of its best checkpoint."""
+    """Return a run's row with the metrics of its best checkpoint."""
     metric, mode = meaning_of_best(run)
     metrics: dict[str, float] = {}
     try:
@@ -109,13 +109,13 @@ def _measured_row(server: TrackingClient, run: Any) -> dict[str, Any]:
 
 
 def _at_best(server: TrackingClient, run: Any, metric: str) -> dict[str, float]:
-    """Return what the best checkpoint of a run measured.
+    """Return the metrics of a run's best checkpoint.
 
-    Where the tags do not tell, its manifest is read without what loads checkpoints, and torch.
+    If the tags do not have them, its manifest is read, without importing torch.
     """
-    told = best_values(run)
-    if told is not None and metric in told.metrics:
-        return dict(told.metrics)
+    tagged = best_values(run)
+    if tagged is not None and metric in tagged.metrics:
+        return dict(tagged.metrics)
     identity = CheckpointId.parse(run.data.tags.get(BEST_TAG, ""))
     if identity is None:
         return {}
@@ -123,10 +123,10 @@ def _at_best(server: TrackingClient, run: Any, metric: str) -> dict[str, float]:
     try:
         content = bytes(artifacts.read(f"{CHECKPOINTS}/{identity.name}/{FILE_NAME}", MAX_BYTES))
     except FileNotFoundError:
-        artifacts_of(server, run)  # its error says where they went, if all are gone
+        artifacts_of(server, run)  # raises a clearer error if all artifacts are gone
         raise
     manifest = Manifest.from_json(content, name=identity.name)
-    if metric not in manifest.metrics:  # a loop may have declared it after the save
+    if metric not in manifest.metrics:  # it may have been declared after the save
         from mltrain.checkpoint.notes import Notes
         from mltrain.checkpoint.retention import Context
 
@@ -138,20 +138,19 @@ def _condition(text: str) -> tuple[str, Callable[[float], bool]]:
     match = _CONDITION.fullmatch(text.strip())
     if match is None:
         raise UsageError(
-            f"--where {text!r:.80} cannot be read. Expected METRIC, one of < <= > >= =, and a number: 'val/f1 > 0.8'."
+            f"--where is invalid. Expected METRIC, one of < <= > >= =, and a number, got {text!r:.80}. Try: 'val/f1 > 0.8'"
         )
     name, compare, number = match[1], _COMPARISONS[match[2]], float(match[3])
     return name, lambda value: bool(compare(value, number))
 
 
 def _sorted(rows: Iterable[dict[str, Any]], metric: str, mode: str | None) -> list[dict[str, Any]]:
-    """Return rows with the best of a metric first, and those that lack it or hold NaN last."""
+    """Return rows by a metric, the best first, those without it or with NaN last."""
     rows = list(rows)
     modes = {one["best_mode"] for one in rows if one["best_metric"] == metric}
     if mode is None and len(modes) != 1:
         raise UsageError(
-            f"Nothing says whether less or more of {metric} is better. Expected a metric that the listed runs have as their "
-            "best_metric, or --mode. Try: --mode max"
+            f"The mode of {metric} is unknown. Expected the best_metric of the listed runs, or --mode. Try: --mode max"
         )
     sign = -1.0 if (mode or modes.pop()) == "max" else 1.0
 
@@ -163,22 +162,22 @@ def _sorted(rows: Iterable[dict[str, Any]], metric: str, mode: str | None) -> li
 
 
 def newest(server: TrackingClient) -> Any | None:
-    """Return the newest run of mltrain, or ``None``."""
+    """Return the newest run of mltrain. ``None`` if there is none."""
     return next(_runs(server, [known.experiment_id for known in server.search_experiments()], page=5), None)
 
 
 def _runs(server: TrackingClient, experiments: Iterable[str], page: int) -> Iterator[Any]:
-    """Yield the runs of mltrain, the newest first."""
+    """Yield the runs of mltrain, newest first."""
     return _trainings(server.search_runs(experiments, _QUERY, page=page))
 
 
 def _trainings(found: Iterable[Any]) -> Iterator[Any]:
-    """Yield runs without the empty ones of ``mlflow run``."""
+    """Yield runs except the empty ones that ``mlflow run`` creates."""
     return (run for run in found if LAUNCHER_OF_TAG not in run.data.tags)
 
 
 def row(server: TrackingClient, run: Any) -> dict[str, Any]:
-    """Return what is worth knowing of a run at a glance."""
+    """Return the columns of a run in a list of runs."""
     tags, metrics = run.data.tags, run.data.metrics
     return {
         "run_id": run.info.run_id,
@@ -196,14 +195,18 @@ def row(server: TrackingClient, run: Any) -> dict[str, Any]:
 
 
 LIVE = ("running", "running elsewhere")
-"""States of a run that a process trains, as far as is known here."""
+"""States of a run that a process may be training."""
 
 
 def state(server: TrackingClient, run: Any) -> str:
-    """Return ``running``, ``finished``, ``stopped``, ``failed``, ``dead``, or ``unknown`` for a holder elsewhere."""
-    said = run.data.tags.get(STATUS_TAG)
-    if said != "running":
-        return said or _ENDED.get(run.info.status, "unknown")
+    """Return a run's state.
+
+    Returns:
+        ``running``, ``running elsewhere``, ``dead``, ``finished``, ``stopped``, ``failed`` or ``unknown``.
+    """
+    tagged = run.data.tags.get(STATUS_TAG)
+    if tagged != "running":
+        return tagged or _ENDED.get(run.info.status, "unknown")
     alive = is_alive(server, run)
     return "running elsewhere" if alive is None else "running" if alive else "dead"
 

@@ -1,6 +1,6 @@
-"""Names of new runs and of their experiments, and the ids by which people name runs.
+"""Names of new runs and their experiments, and run ids given by users.
 
-An id is given whole, or as a prefix that only one run has, as git takes those of commits.
+An id is given whole or as a unique prefix, like those of git commits.
 """
 
 import os
@@ -19,31 +19,31 @@ from mltrain.tracking.client import RUN_ID, TrackingClient
 from mltrain.tracking.tags import REQUEST_ID_TAG
 
 SHORTEST = 4
-"""Digits that a prefix needs at least."""
+"""Smallest number of digits of a prefix."""
 
 _PREFIX = re.compile(rf"[0-9a-f]{{{SHORTEST},31}}", re.ASCII)
 _LISTED = 6
 
 _LONGEST, _LONGEST_VALUE = 100, 24
-"""Characters of a name, and of one value in it."""
-_ELSEWHERE = ("experiment", "run_name", "device", "num_threads")
-"""Keys that MLflow's pages show beside the name, or that change no result."""
+"""Most characters of a name, and of one value in it."""
+_OMITTED = ("experiment", "run_name", "device", "num_threads")
+"""Keys that MLflow's pages show beside the name, or that do not change results."""
 
 
 def short(project: str) -> str:
-    """Return what a project is called: its registered name, or its file or folder without the way to it."""
+    """Return the short name of a project: its registered name, or the name of its file or folder."""
     return project.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".py").strip(". ") or "project"
 
 
 def experiment_for(project: str, wanted: str | None) -> str | None:
-    """Return the experiment of a new run: the wanted one, else the environment's, else one of the project's name.
+    """Return the name of a new run's experiment.
 
     Args:
-        project: name of the project or pipeline.
-        wanted: what the user asked for.
+        project: name of the project or pipeline, the default.
+        wanted: the user's choice, which takes precedence.
 
     Returns:
-        Its name; ``None`` leaves the choice to ``MLFLOW_EXPERIMENT_NAME`` and ``MLFLOW_EXPERIMENT_ID``.
+        Its name. ``None`` if ``MLFLOW_EXPERIMENT_NAME`` or ``MLFLOW_EXPERIMENT_ID`` chooses it.
     """
     chosen_outside = os.environ.get("MLFLOW_EXPERIMENT_NAME") or os.environ.get("MLFLOW_EXPERIMENT_ID")
     return wanted or (None if chosen_outside else short(project))
@@ -54,49 +54,48 @@ def run_name(
 ) -> str:
     """Return the name of a new run: month, day and time in UTC, what differs from the defaults, and the project.
 
-    MLflow's list of runs shows about twenty characters of a name, so when and what differs come before the project, after
-    which the experiment is called.
+    MLflow's list of runs shows about twenty characters of a name, so the time and the differences come before the project,
+    which is also the name of the experiment.
 
     Args:
         project: name of the project or pipeline.
-        preset: of its configuration, if there is one.
-        given: keys of its configuration that the user gave; places and long values are left out.
-        order: keys in the order in which they matter; others follow in the order in which they were given.
+        preset: of its configuration. If ``None``, there is none.
+        given: configuration values that the user gave; paths and long values are omitted.
+        order: keys, the most important first; other keys follow in the order of ``given``.
     """
     rank = {key: number for number, key in enumerate(order)}
     words, last = [f"{datetime.now(UTC):%m-%d %H:%M}"], [*([preset] if preset else []), short(project)]
     for key, value in sorted((given or {}).items(), key=lambda one: rank.get(one[0], len(rank))):
         text = f"{key}={value}"
         short_enough = len(str(value)) <= _LONGEST_VALUE and len(" ".join((*words, text, *last))) <= _LONGEST
-        if short_enough and key not in _ELSEWHERE and not {"/", "\\"} & set(str(value)):
+        if short_enough and key not in _OMITTED and not {"/", "\\"} & set(str(value)):
             words.append(text)
-    # A name of our own: MLflow's would be drawn from Python's global random numbers, which belong to the training.
+    # Always a name: MLflow would draw one from Python's global random numbers, which belong to the training.
     return " ".join((*words, *last))
 
 
-def renamed(present: str | None, wanted: str | None, otherwise: str) -> str | None:
-    """Return the new name of a run that ``mlflow run`` has made, or ``None`` if its name was chosen by the user.
+def renamed(present: str | None, wanted: str | None, fallback: str) -> str | None:
+    """Return the new name of a run that ``mlflow run`` created. ``None`` if it keeps its name.
 
     Args:
         present: its name.
-        wanted: the name that the user asks for.
-        otherwise: replaces a name that MLflow made up.
+        wanted: the user's name for it. If ``None``, the user chose none.
+        fallback: replaces a name that MLflow generated.
     """
-    return wanted or (otherwise if not present or is_generated_name(present) else None)
+    return wanted or (fallback if not present or is_generated_name(present) else None)
 
 
 def is_run_id(word: str) -> bool:
-    """Whether a word has the form of a run's id or of a prefix of one."""
+    """Whether a word has the form of a run id or of a prefix."""
     return bool(RUN_ID.fullmatch(word.lower()) or _PREFIX.fullmatch(word.lower()))
 
 
 def full_id(server: TrackingClient, word: str) -> str:
-    """Return the id that MLflow gave to the run that a person names.
+    """Return MLflow's id of a run, from an id or a prefix.
 
     Args:
-        server: has the run.
-        word: its id, or the first four digits of it or more, in either case; also of the provisional id that it had
-            before it was created.
+        server: that has the run.
+        word: its id, or at least the first four digits, in upper or lower case; also of its provisional id.
 
     Raises:
         RunNotFound: the word is no id, or no run or more than one has it. A whole id is not looked up.
@@ -108,7 +107,7 @@ def full_id(server: TrackingClient, word: str) -> str:
     if not _PREFIX.fullmatch(digits):
         raise RunNotFound(
             f"{word!r:.80} is not the id of a run. Expected 32 hexadecimal digits, or at least the first {SHORTEST} of them. "
-            "List the runs with: mltrain runs"
+            "Try: mltrain runs"
         )
     found = dict(islice(_on_server(server, digits), _LISTED))
     for provisional, created in _on_this_host(server, digits):
@@ -116,17 +115,19 @@ def full_id(server: TrackingClient, word: str) -> str:
             found[created or provisional] = "trained here before its run was created"
     if not found:
         raise RunNotFound(
-            f"Not found in {server.shown}: a run whose id begins with {word!r}. Is MLFLOW_TRACKING_URI the one of the "
-            "training? List the runs with: mltrain runs"
+            f"Not found in {server.shown}: a run whose id begins with {word!r}. Is MLFLOW_TRACKING_URI that of the training? "
+            "Try: mltrain runs"
         )
     if len(found) > 1:
         listed = ", ".join(f"{run_id} ({name})" for run_id, name in sorted(found.items()))
-        raise RunNotFound(f"{word!r} is ambiguous. Expected more digits, got the begin of several ids: {listed}.")
+        raise RunNotFound(f"{word!r} is ambiguous. Expected more digits, got the beginning of several ids: {listed}.")
     return created_as(server, next(iter(found)))
 
 
 def recorded_id(server: TrackingClient, run_id: str) -> str:
-    """Return the id that MLflow gave to the run that a file names, by its id or its provisional id; that may be from any host.
+    """Return MLflow's id of the run that a file names.
+
+    The file may have the provisional id, also from another host.
 
     Raises:
         RunNotFound: this store has no such run, or it is deleted.
@@ -152,7 +153,7 @@ def _on_server(server: TrackingClient, digits: str) -> Iterator[tuple[str, str]]
 
 
 def _on_this_host(server: TrackingClient, digits: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the provisional ids of this host that begin with these digits, and what MLflow called their runs."""
+    """Yield the provisional ids of this host that begin with these digits, each with MLflow's id."""
     for root, address in stores(server):
         for home in root.glob(f"{digits}*") if may_be(server, address) else ():
             spec = recorded_spec(home) if RUN_ID.fullmatch(home.name) else None

@@ -1,7 +1,7 @@
-"""Opening a run to write to it: created, adopted from ``mlflow run``, or resumed by its id.
+"""Opening a run for writing: created, adopted from ``mlflow run``, or resumed by its id.
 
-Resume number n is claimed by the parameter ``mltrain.attempt.<n>``: parameters are write-once, so of several processes
-exactly one wins. n is the fencing number: a writer that sees a higher one stops sending, publishing and pruning.
+A process claims attempt n with the parameter ``mltrain.attempt.<n>``. Parameters are write-once, so of several processes
+exactly one wins. n is the fencing token: a writer that sees a higher one stops sending, publishing and pruning.
 """
 
 import logging
@@ -18,7 +18,6 @@ from mltrain.delivery.sync import publish_backlog
 from mltrain.errors import MltrainError, RunHeld, UsageError
 from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import (
-    STATUS_OF,
     Attempt,
     await_lease,
     claim_attempt,
@@ -29,6 +28,7 @@ from mltrain.ownership.attempts import (
     is_held,
     last_attempt,
     named,
+    outcome_of,
     recorded_attempts,
 )
 from mltrain.ownership.host_lock import take_lock
@@ -36,11 +36,17 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
 from mltrain.provenance import fingerprint
-from mltrain.run.adoption import beside
+from mltrain.run.adoption import nestable
 from mltrain.run.ending import Opened
 from mltrain.run.key import confirm
 from mltrain.run.naming import full_id, run_name
-from mltrain.run.preparation import ended_as, own_tags, soon, warn_of_newer_on_another_host, writable_artifacts_of
+from mltrain.run.preparation import (
+    creation_seconds,
+    final_status,
+    own_tags,
+    warn_of_newer_on_another_host,
+    writable_artifacts_of,
+)
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.retry import FullJitter
@@ -50,8 +56,7 @@ from mltrain.tracking.tags import HOLDER_TAG, PROJECT_TAG, RUN_KEY_TAG, STATUS_T
 log = logging.getLogger(__name__)
 
 _CREATED_ANYWAY_SECONDS, _ERROR_SECONDS = 9.0, 2.0
-"""How long a training waits for its run: for a silent server, for a silent database (which may have to be made), and for
-one that answers with errors."""
+"""How long to wait for a run under creation after an interrupt, and for a server that responds with errors."""
 
 
 def create(
@@ -67,18 +72,18 @@ def create(
     """Create a run.
 
     Args:
-        server: where.
-        experiment: its name. If ``None``, MLflow's choice.
+        server: tracking server that gets the run.
+        experiment: its name. If ``None``, MLflow's default.
         name: of the run. If ``None``, the project and the time.
-        project: what is trained.
-        tags: to begin with.
-        may_defer: whether a server that does not answer may create it later, while the training goes on.
-        seconds: how long to wait at most for a server or a database (which may have to be made) that is silent.
+        project: name of the project.
+        tags: initial tags.
+        may_defer: whether the run may be created later, during the training, if the server does not answer.
+        seconds: timeout for a server, or for a database whose tables may have to be created.
 
     Raises:
         RunNotFound: the experiment is deleted.
-        RunHeld: ``tags`` has a run key, and another process has begun the run of this key at this moment.
-        StorageError: this host has no place for the run's home.
+        RunHeld: ``tags`` has a run key, and another process has just begun the run of this key.
+        StorageError: the run's folder on this host cannot be created.
         TrackingError: the server refuses, or does not answer and ``may_defer`` is false.
     """
     refuse_unwritable_home(server)
@@ -105,19 +110,19 @@ def create(
 
 
 def resumable(server: TrackingClient, run_id: str, *, take_over: bool) -> Any:
-    """Return a run that may be resumed, as far as can be seen without waiting and without changing anything.
+    """Check that a run can be resumed, without waiting or changing anything, and return it.
 
     Raises:
         RunNotFound: there is no such run.
         RunHeld: a process of this machine is writing to it.
-        StorageError: this host has no place for the run's home.
+        StorageError: the run's folder on this host cannot be created.
     """
     run_id = full_id(server, run_id)
     run = server.run(run_id)
     if not take_over and is_held(run) and is_alive(server, run):
         raise RunHeld(
-            f"Run {run_id} is being written by {named(holder_of(run))}. "
-            "Stop that one first, or take the run over with --take-over."
+            f"Run {run_id} is being written by {named(holder_of(run))}. Expected one writer. "
+            "Try: stop that process, or --take-over"
         )
     refuse_unwritable_home(server)
     writable_artifacts_of(server, run)
@@ -128,27 +133,27 @@ def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: La
     """Continue a run as its next attempt.
 
     Args:
-        server: where the run is.
+        server: tracking server that has the run.
         run_id: of the run, its provisional id, or the first digits of one of them.
         take_over: whether to continue although another process holds the run.
-        launcher: the ``mlflow run`` that started this process.
+        launcher: the ``mlflow run`` that started this process. ``None`` if there is none.
 
     Raises:
         RunNotFound: there is no such run.
-        RunHeld: another process is writing to it, or claimed it at the same moment.
-        StorageError: its artifacts are not where the run says, or cannot be written.
+        RunHeld: another process is writing to it, or has just claimed it.
+        StorageError: the run's artifacts are missing or cannot be written.
         TrackingError: the server does not answer.
     """
     run = server.run(full_id(server, run_id))
     refuse_unwritable_home(server)
     artifacts = writable_artifacts_of(server, run)
-    return _continued(server, run, artifacts, take_over, beside(server, launcher, run.info.run_id), owned=True)
+    return _continued(server, run, artifacts, take_over, nestable(server, launcher, run.info.run_id), owned=True)
 
 
 def _continued(
     server: TrackingClient, run: Any, artifacts: Artifacts, take_over: bool, launcher: Launcher | None, owned: bool
 ) -> TrackedRun:
-    """Claim the next attempt of a run that was just read; ``owned``: this process decides about its status."""
+    """Claim the next attempt of a run that was just read; ``owned``: this process sets its final status."""
     run_id = run.info.run_id
     if not take_over:
         await_lease(server, run)
@@ -167,7 +172,7 @@ def _continued(
         launchers.repair(server, run_id, run.info.experiment_id)
         attempts = [*recorded_attempts(artifacts, ordinal - 1), Attempt(ordinal)]
         if artifacts.local_root is not None:
-            # Staged elsewhere than beside the artifacts, because it was not known then where these would be.
+            # A run that was created late is staged in its folder, not beside its artifacts.
             publish_backlog(run_id, home, artifacts, {})
         opened = TrackedRun(
             server,
@@ -175,12 +180,12 @@ def _continued(
             lock,
             run.info,
             home,
-            Opened(earlier=ended_as(run), launcher=launcher, owned=owned, age=age_of(run)),
+            Opened(earlier=final_status(run), launcher=launcher, owned=owned, age=age_of(run)),
         )
     except BaseException:
         if claimed:
             with suppress(MltrainError):
-                _put_back(server, run)
+                _restore_status(server, run)
         lock.release()
         raise
     if take_over and is_alive(server, run) is not False:
@@ -189,19 +194,22 @@ def _continued(
 
 
 def open_run(run_id: str | None = None) -> TrackedRun:
-    """Write to a run from a loop of one's own: the one given, else the active MLflow run, else a new one.
+    """Open a run for a custom loop.
 
-    A new one has a provisional id where the server does not answer, and is created as soon as it does.
+    If the server does not answer, a new run has a provisional id, and is created as soon as the server does.
+
+    Args:
+        run_id: of the run. If ``None``, the active MLflow run, or else a new one.
 
     Raises:
-        UsageError: the active run holds a training of a project, which continues by its own command.
-        RunNotFound, RunHeld, TrackingError: it cannot be written to.
+        UsageError: the active run holds a training of a project, which ``mltrain train`` continues.
+        RunNotFound, RunHeld, TrackingError: the run cannot be written to.
     """
     server = connect(retry_seconds=10.0)
     active = active_run_id()
     script = Path(sys.argv[0]) if sys.argv[0] else Path("loop")
     if run_id is None and active is None:
-        run = create(server, None, None, script.stem or "loop", {}, may_defer=True, seconds=soon(server))
+        run = create(server, None, None, script.stem or "loop", {}, may_defer=True, seconds=creation_seconds(server))
     else:
         identity = full_id(server, str(run_id or active))
         known = server.run(identity)
@@ -210,7 +218,7 @@ def open_run(run_id: str | None = None) -> TrackedRun:
             raise UsageError(
                 f"The active MLflow run {identity} holds a training of the project {project!r}. Expected a run of this "
                 f"loop. Try: mltrain train --resume-run {identity}; or CheckpointManager({identity!r}), to continue it "
-                "from this loop all the same."
+                "from this loop"
             )
         refuse_unwritable_home(server)
         artifacts = writable_artifacts_of(server, known)
@@ -220,7 +228,7 @@ def open_run(run_id: str | None = None) -> TrackedRun:
             lock = take_lock(home_of(server, identity), identity, take_over=False)
             try:
                 server.set_tags(identity, holder_tags(1))
-                opened = Opened(earlier=ended_as(known), owned=active != identity, age=age_of(known))
+                opened = Opened(earlier=final_status(known), owned=active != identity, age=age_of(known))
                 run = TrackedRun(server, [Attempt(1)], lock, known.info, opened=opened)
             except BaseException:
                 lock.release()
@@ -230,16 +238,15 @@ def open_run(run_id: str | None = None) -> TrackedRun:
     return run
 
 
-def _put_back(server: TrackingClient, run: Any) -> None:
-    """Give a run the status that it had before this process claimed it; of one that had not ended, that of a stopped one."""
-    status = ended_as(run) or "KILLED"
-    said = next(said for said, known in STATUS_OF.items() if known == status)
-    server.once.set_tag(run.info.run_id, STATUS_TAG, run.data.tags.get(STATUS_TAG, said))
+def _restore_status(server: TrackingClient, run: Any) -> None:
+    """Restore the status of a run from before this process claimed it, or set KILLED."""
+    status = final_status(run) or "KILLED"
+    server.once.set_tag(run.info.run_id, STATUS_TAG, run.data.tags.get(STATUS_TAG, outcome_of(status)))
     server.once.set_terminated(run.info.run_id, status, run.info.end_time)
 
 
 def _created_within(server: TrackingClient, creation: RunCreation, seconds: float) -> Any:
-    """Create the run, but wait no longer than so. A call that hangs goes on in the background."""
+    """Create the run within a timeout; a call that hangs goes on in the background."""
     found: list[Any] = []
     over = threading.Event()
     waits = FullJitter(multiplier=0.2, max=1)
@@ -263,9 +270,9 @@ def _created_within(server: TrackingClient, creation: RunCreation, seconds: floa
     try:
         thread.start()
         answered = over.wait(seconds)
-    except BaseException:  # a request to stop: the run that the server makes meanwhile has no training
+    except BaseException:  # a request to stop: delete the run that the server may still create
         over.set()
-        with suppress(MltrainError, AttributeError, IndexError, RuntimeError):  # there may be no run, and no thread
+        with suppress(MltrainError, AttributeError, IndexError, RuntimeError):  # there may be neither run nor thread
             thread.join(_CREATED_ANYWAY_SECONDS)
             server.once.delete_run(found[0].run_id)
         raise
@@ -281,7 +288,7 @@ def _silent(server: TrackingClient, seconds: float) -> str:
     if server.is_server:
         return f"{server.shown} did not answer within {seconds:.0f} seconds."
     return (
-        f"{server.shown} was not ready after {seconds:.0f} seconds: another process may be writing to the database, or its "
+        f"{server.shown} was not ready within {seconds:.0f} seconds: another process may be writing to the database, or its "
         "disk is slow."
     )
 
@@ -291,8 +298,8 @@ def _created_later(server: TrackingClient, creation: RunCreation, why: Refusal) 
     home = home_of(server, spec.id)
     spec.save(home)
     log.warning(
-        "Training begins at once, although there is no run yet: %s It is recorded in %s until the tracking store answers, "
-        "and the run is created then.",
+        "Training begins although there is no run yet: %s Its records are buffered in %s, and the run is created once the "
+        "tracking server answers.",
         why,
         home,
     )

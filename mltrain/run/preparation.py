@@ -1,4 +1,4 @@
-"""What is looked up before a run is opened: its true id, its status, its place, and who trains."""
+"""Look-ups before a run is opened: its id, status, artifacts, and user."""
 
 import logging
 import socket
@@ -21,10 +21,10 @@ _SERVER_SECONDS, _DATABASE_SECONDS, _NEW_DATABASE_SECONDS = 5.0, 9.0, 60.0
 
 
 def created_as(server: TrackingClient, run_id: str) -> str:
-    """Return the id that MLflow gave to a run; what a run went by before that is understood as well.
+    """Return MLflow's id of a run, also for its provisional id.
 
     Raises:
-        RunNotFound: it began on this machine and has not been created yet.
+        RunNotFound: the run began on this machine and has not been created yet.
     """
     home = known_home(server, run_id) if RUN_ID.fullmatch(run_id) else None
     spec = recorded_spec(home) if home is not None and home.name == run_id else None
@@ -32,14 +32,13 @@ def created_as(server: TrackingClient, run_id: str) -> str:
         return run_id
     if spec.run_id is None:
         raise RunNotFound(
-            f"{run_id} was trained here while the tracking store could not be reached, and is no run yet. "
-            "Create it, and send what is waiting, with: mltrain sync"
+            f"{run_id} is not a run yet: it was trained here while the tracking server was unavailable. Try: mltrain sync"
         )
     return spec.run_id
 
 
-def ended_as(run: Any) -> Any:
-    """Return the status of a run that has ended, else ``None``."""
+def final_status(run: Any) -> Any:
+    """Return the status of a run that has ended, ``None`` of any other."""
     return run.info.status if run.info.status in ("FINISHED", "FAILED", "KILLED") else None
 
 
@@ -47,17 +46,17 @@ def writable_artifacts_of(server: TrackingClient, run: Any) -> Artifacts:
     """Return the artifacts of a run; refuse those of this machine that cannot be written.
 
     Raises:
-        UnusableArtifacts: they are not where the run says.
+        UnusableArtifacts: the artifacts are missing.
         StorageError: they cannot be written, or the artifact store does not answer.
     """
     artifacts = artifacts_of(server, run)
     if artifacts.local_root is not None:
-        refuse_unwritable(artifacts.local_root, "Mount it for writing, or give this user the right to write there.")
+        refuse_unwritable(artifacts.local_root, "Try: mount it for writing, or give this user write permission")
     return artifacts
 
 
 def user() -> str:
-    """Return who trains here, as runs are marked; the host's name where the user has none."""
+    """Return the user's name for the tags of a run, or the host's name if the user has none."""
     import getpass
 
     try:
@@ -67,27 +66,27 @@ def user() -> str:
 
 
 def own_tags(project: str) -> dict[str, str]:
-    """Return the tags that a run has from the start: user, source, and this process as its holder."""
+    """Return the initial tags of a run: user, source, and this process as its holder."""
     return {"mlflow.user": user(), "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
 
 
 def warn_of_newer_on_another_host(run: Any) -> None:
-    """Warn where the run's newest checkpoint is on another host only."""
+    """Log a warning if the run's newest checkpoint is only on another host."""
     checkpoint, _, host = tags_of(run).get(ONLY_LOCAL_TAG, "").partition(" on ")
     if host and host != fingerprint.host():
         log.warning(
-            "The newest checkpoint of this run, %s, is on %s only, and this resume continues from an older one. To use it, "
-            "run mltrain sync on %s before you resume.",
+            "The newest checkpoint of this run, %s, is only on %s; this resume continues from an older one. Try: mltrain sync "
+            "on %s, then resume",
             checkpoint,
             host,
             host,
         )
 
 
-def soon(server: TrackingClient) -> float:
-    """Return the seconds that a training waits for its run before it begins without.
+def creation_seconds(server: TrackingClient) -> float:
+    """Return the seconds that a training waits for its run before it begins without one.
 
-    MLflow makes the tables of a new database for many seconds, and that ends; of a database that is there, who knows.
+    It waits longer for a new database, because MLflow takes many seconds to create its tables.
     """
     if server.is_server:
         return _SERVER_SECONDS

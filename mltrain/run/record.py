@@ -1,7 +1,7 @@
-"""What a run records of itself: configuration, parameters, attempts, data, small files, and what retention removed.
+"""Records of a run: configuration, parameters, attempts, data, small files, and removed checkpoints.
 
-``retention.jsonl`` has the latest removals. When it has grown to :data:`MOST_LINES`, it becomes a file of its own in the
-folder ``retention``, and begins anew: so a removal costs the same however many there were before.
+``retention.jsonl`` has the latest removals. At :data:`MOST_LINES` lines it is moved into the folder ``retention`` and a new
+one begins, so that a removal costs the same however many came before.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ REMOVALS_FOLDER = "retention"
 MOST_LINES = 50
 
 _LONGEST_DIGEST = 36
-"""Characters of a dataset's digest that MLflow takes."""
+"""Most characters of a dataset's digest that MLflow accepts."""
 
 
 class Record:
-    """Writes what describes a run.
+    """Writes configuration, parameters, attempts and data of a run.
 
     Args:
-        run: which run.
-        hold: has its attempts.
-        outbox: takes parameters, tags and files.
+        run: the run.
+        hold: with its attempts.
+        outbox: for parameters, tags and files.
     """
 
     def __init__(self, run: RunIdentity, hold: Hold, outbox: Outbox) -> None:
@@ -56,26 +56,26 @@ class Record:
         """Record configuration, parameters and project, once, before the first step.
 
         Args:
-            config: becomes an artifact.
+            config: written as an artifact.
             parameters: name to text.
             project: of the run.
-            held: parameters that the run has already: an adopted run holds its launcher's, quoted.
+            held: parameters that the run already has: an adopted run has its launcher's, quoted.
 
         Raises:
-            StorageError: The artifact store refuses.
+            StorageError: the artifact store fails.
         """
         self.write_json(CONFIG_FILE, {"schema": 1, "project": project, "config": config})
         self.parameters(parameters, held)
         self._outbox.set_tag(PROJECT_TAG, project)
 
     def parameters(self, parameters: Mapping[str, str], held: Mapping[str, str]) -> None:
-        """Record parameters, without those that the run holds already: MLflow never changes one."""
+        """Record parameters except those that the run already has, which MLflow never changes."""
         for key, value in Names("parameter", names.key).translated(parameters).items():
             if key not in held:
                 self._outbox.journal.log_item("param", key, redacted(value)[:LONGEST_PARAMETER])
 
     def attempt(self) -> None:
-        """Write the list of attempts, the current one last, and what changed in it."""
+        """Write the list of attempts, and the changes of the current one."""
         self.write_json(ATTEMPTS_FILE, self._attempts())
         attempt = self._hold.attempt
         if attempt.changed:
@@ -85,11 +85,11 @@ class Record:
             self._outbox.set_tag("mlflow.source.git.commit", attempt.code["commit"])
 
     def data(self, places: Mapping[str, Path], samples: Mapping[str, Path | str]) -> None:
-        """Record where the data lie and what their fingerprints are, as datasets that the UI shows and compares.
+        """Record paths and fingerprints of the data as datasets, which the UI shows and compares.
 
         Args:
-            places: of the data that the configuration names, whose fingerprints the attempt has.
-            samples: further data: a file or folder, or a text that describes what generates them.
+            places: paths of the data in the configuration, whose fingerprints the attempt has.
+            samples: further data: a file or folder, or a text that describes how they are generated.
         """
         digests = self._hold.attempt.data
         found: list[tuple[str, str, Path | str]]
@@ -109,10 +109,10 @@ class Record:
             self._outbox.journal.log_item("inputs", "datasets", json.dumps(inputs))
 
     def write_json(self, name: str, content: Any) -> None:
-        """Put a small JSON file among the artifacts: now, or as soon as the artifact store can be reached.
+        """Upload a small JSON file now, or once the artifact store can be reached.
 
         Raises:
-            StorageError: The artifact store refuses for good, or this disk does.
+            StorageError: the artifact store refuses permanently, or this disk fails.
         """
         file, artifacts = self._written(name, content), self._run.artifacts
         if self._run.known and (artifacts.local_root is not None or self._outbox.sender.trouble is None):
@@ -125,10 +125,10 @@ class Record:
         self._outbox.log_file(file)
 
     def queue_attempts(self) -> None:
-        """Write the list of attempts on this disk, and leave its upload to the sender.
+        """Write the list of attempts on this disk; the sender uploads it.
 
         Raises:
-            StorageError: This disk refuses.
+            StorageError: this disk fails.
         """
         self._outbox.log_file(self._written(ATTEMPTS_FILE, self._attempts()))
 
@@ -142,14 +142,14 @@ class Record:
 
 
 def _digest(sample: Path | str) -> str:
-    """Return the digest of sample data: of its files, or of the text that describes it."""
+    """Return the digest of sample data, of its files or its description."""
     if isinstance(sample, Path):
         return fingerprint.data({"": sample})[""]
     return hashlib.sha256(sample.encode()).hexdigest()
 
 
 class Removals:
-    """The record of one run, for the process that writes to it.
+    """The record of removed checkpoints of one run.
 
     Args:
         artifacts: of the run.
@@ -161,11 +161,11 @@ class Removals:
         self._count = self._bytes = 0
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> str:
-        """Add lines and return what the tag that sums the record up should be. The record is read once.
+        """Append lines, and return the tag with the totals.
 
         Raises:
-            StorageError: the artifact store refuses, or the record that there is cannot be read.
-            DamagedCheckpoint: that record is larger than any that was written here.
+            StorageError: the artifact store fails, or the existing record cannot be read.
+            DamagedCheckpoint: the existing record is larger than mltrain writes it.
         """
         if self._lines is None:
             self._lines = _lines_of(self._artifacts, REMOVALS_FILE)
@@ -194,22 +194,22 @@ def recorded_removals(artifacts: Artifacts, latest: Sequence[str]) -> list[str]:
 
     Args:
         artifacts: of the run.
-        latest: the lines of ``retention.jsonl``. Without any there is no folder, which is younger than that file.
+        latest: the lines of ``retention.jsonl``. If empty, there is no folder ``retention`` either.
 
     Raises:
-        StorageError: the artifact store refuses.
-        DamagedCheckpoint: a file is larger than any that was written here.
+        StorageError: the artifact store fails.
+        DamagedCheckpoint: a file is larger than mltrain writes it.
     """
     older = sorted(entry.name for entry in artifacts.entries(REMOVALS_FOLDER) if not entry.is_dir) if latest else []
     lines = [line for name in older for line in _lines_of(artifacts, f"{REMOVALS_FOLDER}/{name}")]
-    return list(dict.fromkeys([*lines, *latest]))  # who is killed in between leaves lines in two files
+    return list(dict.fromkeys([*lines, *latest]))  # a process killed during the move leaves lines in both files
 
 
 def _lines_of(artifacts: Artifacts, path: str) -> list[str]:
     try:
         return artifacts.read(path, 2**28).decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
-        return []  # anything else is raised: a record that cannot be read now must not be replaced by a shorter one
+        return []  # other errors are raised: an unreadable record must not be replaced by a shorter one
 
 
 def _size(line: str) -> int:

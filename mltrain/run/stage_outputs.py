@@ -1,7 +1,7 @@
-"""What a stage hands on: files in the artifact store with their digests, and verified copies of them on this machine.
+"""Outputs of pipeline stages: files with digests in the artifact store, and verified local copies.
 
-A training hands on the weights of a checkpoint. A stage that makes files has them under ``output/a<attempt>/`` among
-the artifacts of its run; ``output.json`` there is written last, and without it there is no output.
+The output of a training is the weights of a checkpoint. That of a stage that makes files is below ``output/a<attempt>/`` among
+the artifacts of its run; ``output.json`` there is written last, and without it the output does not count.
 """
 
 import hashlib
@@ -36,11 +36,11 @@ _LARGEST_RECORD = 64 * 2**20
 
 @dataclass(frozen=True)
 class Output:
-    """What a run hands on.
+    """The output of a run.
 
     Attributes:
         run_id: of the run.
-        name: of a checkpoint, or ``a<attempt>`` of files that were made.
+        name: of a checkpoint, or ``a<attempt>`` for files.
         files: path below the output's folder to size and SHA-256.
     """
 
@@ -56,12 +56,12 @@ class Output:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Total size of the files in bytes."""
         return sum(entry.size for entry in self.files.values())
 
     @property
     def folder(self) -> str:
-        """Its folder among the artifacts of the run."""
+        """The output's folder among the artifacts of the run."""
         return f"{CHECKPOINTS if CheckpointId.parse(self.name) else OUTPUTS}/{self.name}"
 
     def __str__(self) -> str:
@@ -69,24 +69,24 @@ class Output:
 
 
 def trained(manifest: Manifest) -> Output:
-    """Return what a checkpoint hands on: its weights."""
+    """Return the output of a training: the weights of a checkpoint."""
     files = {name: entry for name, entry in manifest.files.items() if name.startswith("model")}
     return Output(manifest.run_id, manifest.name, files)
 
 
 def made(run_id: str, artifacts: Artifacts) -> Output:
-    """Return what the newest attempt of a run made.
+    """Return the newest complete output of a run that makes files.
 
     Raises:
-        NoCheckpoint: none has made anything completely.
-        DamagedCheckpoint: the record of what it made is not as it was written.
+        NoCheckpoint: no attempt has a complete output.
+        DamagedCheckpoint: the record of the output is damaged.
     """
     names = sorted((e.name for e in artifacts.entries(OUTPUTS) if e.is_dir), key=lambda n: (len(n), n), reverse=True)
     for name in names:
         found = _recorded(run_id, artifacts, name)
         if found is not None:
             return found
-    raise NoCheckpoint(f"Run {run_id} has made no output completely.")
+    raise NoCheckpoint(f"Run {run_id} has no complete output.")
 
 
 def _recorded(run_id: str, artifacts: Artifacts, name: str) -> Output | None:
@@ -95,27 +95,27 @@ def _recorded(run_id: str, artifacts: Artifacts, name: str) -> Output | None:
         files = {valid_path(path): FileEntry(**entry) for path, entry in content["files"].items()}
         output = Output(run_id, name, files)
         if (content["schema"], content["run_id"], content["digest"]) != (_SCHEMA, run_id, output.digest):
-            raise ValueError("it does not belong here, or is not of this format")
+            raise ValueError("it is of another run or format")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except DamagedCheckpoint:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedCheckpoint(f"{OUTPUT_RECORD} of {name} is not as it was written: {error}") from None
+        raise DamagedCheckpoint(f"{OUTPUT_RECORD} of {name} is damaged: {error}") from None
     return output
 
 
 def commit(run_id: str, artifacts: Artifacts, name: str, folder: Path) -> Output:
-    """Put all files of a folder into the artifact store, the record last.
+    """Upload all files of a folder to the artifact store, the record last.
 
     Raises:
-        StorageError: the store refuses, or a file has a name that no artifact can have.
+        StorageError: the store fails, or a file has a name that no artifact can have.
     """
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         relative = valid_path(file.relative_to(folder).as_posix())
         if relative == OUTPUT_RECORD:
-            raise StorageError(f"A stage may not make a file {OUTPUT_RECORD}: the record of what it made is called so.")
+            raise StorageError(f"{OUTPUT_RECORD} is reserved for the record of the output. Expected another name.")
         content = file.read_bytes()
         files[relative] = FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
         _put(artifacts, file, f"{OUTPUTS}/{name}/{relative}", content)
@@ -135,13 +135,13 @@ def commit(run_id: str, artifacts: Artifacts, name: str, folder: Path) -> Output
 
 def _put(artifacts: Artifacts, file: Path, path: str, content: bytes) -> None:
     if artifacts.local_root is not None:
-        replace_file(artifacts.local_root / path, content)  # flushed to the disk, which MLflow does not do
+        replace_file(artifacts.local_root / path, content)  # flushes to the disk, unlike MLflow
     else:
         artifacts.upload(file, path.rpartition("/")[0])
 
 
 def damage(artifacts: Artifacts, output: Output) -> str | None:
-    """Compare every file of an output with its digest; return what is wrong with the first that is, else none."""
+    """Return what is wrong with the first damaged file of an output. ``None`` if all are intact."""
     for name, entry in sorted(output.files.items()):
         try:
             _received(artifacts, output, name, entry)
@@ -151,19 +151,19 @@ def damage(artifacts: Artifacts, output: Output) -> str | None:
 
 
 def fetched(server: TrackingClient, output: Output) -> Path:
-    """Return a folder on this machine with the files of an output and nothing else, every one verified.
+    """Return a folder on this machine with exactly the files of an output, verified.
 
-    A copy that is there already is checked; what is missing or damaged in it is received again.
+    An existing copy is verified, and its missing or damaged files are downloaded again.
 
     Raises:
-        DamagedCheckpoint: the artifact store has not what was handed on.
-        StorageError: this machine's disk refuses.
+        DamagedCheckpoint: a file in the artifact store is missing or damaged.
+        StorageError: this machine's disk fails.
     """
     folder = outputs_home(server) / output.digest
     with lock_file(folder.with_name(f"{folder.name}.lock")):
         artifacts: Artifacts | None = None
         if (os.path.lexists(folder) and not folder.is_dir()) or any((folder / name).is_dir() for name in output.files):
-            log.warning("%s is damaged. It is kept as %s, and received anew.", folder, set_aside(folder).name)
+            log.warning("%s is damaged. It was renamed to %s and is downloaded again.", folder, set_aside(folder).name)
         for file in [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]:
             if file.relative_to(folder).as_posix() not in output.files or file.is_symlink():
                 discard_cached(folder, file)
@@ -176,20 +176,25 @@ def fetched(server: TrackingClient, output: Output) -> Path:
 
 
 def inputs_of(run: Any) -> dict[str, dict[str, str]]:
-    """Return what a stage's run was given, as its tag tells: for each key the run, the name and the digest of an output."""
+    """Return the inputs in the tag of a stage's run: key to ``run``, ``name`` and ``digest`` of an output."""
     try:
         given = json.loads(tags_of(run).get(STAGE_INPUTS_TAG, "{}"))
         return {str(key): {word: str(one[word]) for word in ("run", "name", "digest")} for key, one in given.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        log.warning("What run %s was given cannot be read from its tag %s.", run.info.run_id, STAGE_INPUTS_TAG)
+        log.warning("The inputs of run %s cannot be read from its tag %s.", run.info.run_id, STAGE_INPUTS_TAG)
         return {}
 
 
 def fetched_inputs(server: TrackingClient, run: Any, given: Collection[str] = ()) -> dict[str, str]:
-    """Return for each input of a stage's run a folder on this machine that holds it, verified; not for keys ``given``.
+    """Return a local folder with each input of a stage's run, verified.
+
+    Args:
+        server: tracking server that has the runs.
+        run: of the stage.
+        given: keys of inputs to leave out.
 
     Raises:
-        NoCheckpoint, DamagedCheckpoint: an input is not there any more, or not what it was.
+        NoCheckpoint, DamagedCheckpoint: an input is missing or has changed.
     """
     wanted = {key: one for key, one in inputs_of(run).items() if key not in given}
     return {key: str(fetched(server, _given(server, key, one))) for key, one in wanted.items()}
@@ -197,7 +202,7 @@ def fetched_inputs(server: TrackingClient, run: Any, given: Collection[str] = ()
 
 def _given(server: TrackingClient, key: str, one: Mapping[str, str]) -> Output:
     run_id, name = one["run"], one["name"]
-    advice = "Train this stage anew: mltrain pipeline NAME --mode skip"
+    advice = "Try: mltrain pipeline NAME --mode skip, which trains this stage again"
     try:
         artifacts = artifacts_of(server, server.run(run_id))
         identity = CheckpointId.parse(name)
@@ -209,9 +214,9 @@ def _given(server: TrackingClient, key: str, one: Mapping[str, str]) -> Output:
     except StorageError:
         raise
     except MltrainError as error:
-        raise NoCheckpoint(f"The input {key} ({name} of run {run_id}) cannot be had: {error} {advice}") from None
+        raise NoCheckpoint(f"The input {key}, {name} of run {run_id}, cannot be read: {error} {advice}") from None
     if output is None or output.digest != one["digest"]:
-        raise NoCheckpoint(f"The input {key}, {name} of run {run_id}, is not there any more. {advice}")
+        raise NoCheckpoint(f"The input {key}, {name} of run {run_id}, no longer exists. {advice}")
     return output
 
 
@@ -242,7 +247,7 @@ def _intact(file: Path, entry: FileEntry) -> bool:
 
 
 def unfinished(artifacts: Artifacts) -> list[str]:
-    """Return the names of outputs that were begun and never recorded."""
+    """Return the names of incomplete outputs."""
     return [
         entry.name
         for entry in artifacts.entries(OUTPUTS)

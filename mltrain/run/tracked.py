@@ -1,6 +1,6 @@
 """A run that this process writes to, composed of its hold, outbox, record and ending.
 
-How a run is created, adopted, resumed stands in :mod:`mltrain.run.opening`.
+:mod:`mltrain.run.opening` creates, adopts and resumes runs.
 """
 
 import time
@@ -34,23 +34,23 @@ from mltrain.tracking.tags import (
 
 
 class TrackedRun:
-    """A run that this process is writing to. Made by the functions of :mod:`mltrain.run.opening`.
+    """A run that this process writes to, opened by a function of :mod:`mltrain.run.opening`.
 
-    It offers what the outbox, the record and the ending do for a checkpoint manager and a trainer, under the same names.
+    Checkpoint managers and trainers call the methods of the outbox, the record and the ending on it, under the same names.
 
     Args:
-        server: where the run is.
+        server: tracking server that has the run.
         attempts: all attempts up to this process's.
-        lock: of the run on this host, taken.
-        run: MLflow's description of the run, or how it is created while the training goes on.
-        home: the run's folder on this host. If ``None``, the one that its id leads to.
-        opened: how the run came to this process.
+        lock: of the run on this host, acquired.
+        run: MLflow's description of the run, or its creation, which goes on in the background.
+        home: the run's folder on this host. If ``None``, the folder for its id.
+        opened: how the run was opened.
 
     Attributes:
-        identity: its id, name and place.
-        hold: what makes this process the one writer.
-        outbox: takes what is recorded, and delivers it.
-        record: writes what describes the run.
+        identity: its id, name, artifacts and folder.
+        hold: the right of this process to be the only writer.
+        outbox: buffers and delivers records.
+        record: writes configuration, parameters, attempts and data.
         ending: closes the run.
     """
 
@@ -68,11 +68,11 @@ class TrackedRun:
         self.identity = identity = RunIdentity(server, run, home)
         self.artifacts, self.home = identity.artifacts, identity.home
         self._removals, self._launched = Removals(self.artifacts), opened.launcher is not None
-        # A process that takes a run over on the same host leaves the journal to the one that still has it open.
+        # After a takeover on the same host the previous holder may still have the journal open, so this one is new.
         journal = Journal(
             self.home / ("journal.sqlite" if lock.is_locked else f"journal-a{ordinal:02d}.sqlite"), ordinal
         )
-        self.hold = hold = Hold(server, attempts, lock)  # starts threads, so after what a disk may refuse
+        self.hold = hold = Hold(server, attempts, lock)  # starts threads, so after all that a failing disk can stop
         identity.when_known(lambda: hold.lease.begin(identity.id))
         self.outbox = outbox = Outbox(server, identity, journal, hold.lease, opened.age)
         self.record = record = Record(identity, hold, outbox)
@@ -121,12 +121,12 @@ class TrackedRun:
 
     @property
     def trouble(self) -> str | None:
-        """Why the tracking server does not take what is sent, if so."""
+        """Why the last delivery to the tracking server failed. ``None`` if it did not."""
         return self.outbox.sender.trouble
 
     @property
     def announced(self) -> str | None:
-        """The name of the newest checkpoint that the run's tags call committed."""
+        """The name of the newest commit in the run's tags, or ``None``."""
         return tags_of(self.server.run(self.id)).get(LATEST_TAG) if self.known else None
 
     def announce_latest(self, checkpoint: str) -> None:
@@ -134,7 +134,7 @@ class TrackedRun:
         self.set_tag(LATEST_TAG, checkpoint)
 
     def announce_best(self, best: Manifest) -> None:
-        """Record which checkpoint is the best, and what it measured."""
+        """Record the best checkpoint and its metrics."""
         self.outbox.set_tags(best_tags(best))
 
     def report_damaged(self, checkpoint: str, what: str) -> None:
@@ -146,11 +146,11 @@ class TrackedRun:
         self.set_tag(f"{DROPPED_PREFIX}{checkpoint}", rule)
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
-        """Go on as the next attempt: this process has rolled the run back to a checkpoint.
+        """Begin the next attempt, after this process rolled the run back to a checkpoint.
 
         Raises:
-            RunHeld: Another process has claimed it at this moment.
-            TrackingError: The server does not answer.
+            RunHeld: another process has just claimed it.
+            TrackingError: the server does not answer.
         """
         ordinal = self.hold.begin_attempt(self.id, resumed_from.name if resumed_from is not None else None).ordinal
         self.outbox.journal.attempt = ordinal
@@ -164,7 +164,7 @@ class TrackedRun:
         self.record.start(config, parameters, project, held)
 
     def record_parameters(self, parameters: Mapping[str, str]) -> None:
-        """Record parameters; those that the run has already stay as they are.
+        """Record the parameters that the run does not have yet.
 
         Raises:
             TrackingError: the server does not answer.
@@ -181,7 +181,7 @@ class TrackedRun:
         return pins_of(self.server.run(self.id))
 
     def in_use(self) -> set[str]:
-        """Return the names of checkpoints that registered model versions were made from."""
+        """Return the names of checkpoints with registered model versions."""
         return registry.in_use(self.server, self.id, self._made_models())
 
     def remove_models(self, checkpoint: str) -> None:
@@ -192,12 +192,12 @@ class TrackedRun:
         return registry.made_models(self.server, self.id, self.identity.experiment_id)
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add lines to ``retention.jsonl`` among the artifacts, and to the tag that sums it up."""
+        """Append to ``retention.jsonl`` among the artifacts, and update the tag with its totals."""
         self.set_tag(REMOVED_TAG, self._removals.append(records))
 
 
 def age_of(run: Any) -> int:
-    """Return how many seconds old a run is, beyond all steps at which the state of its machine was recorded."""
+    """Return the age of a run in seconds, larger than the step of any recorded system metric."""
     recorded = [int(latest.step) for latest in latest_points(run) if latest.key in SYSTEM_KEYS]
     by_clock = (time.time_ns() // 1_000_000 - (run.info.start_time or 0)) // 1000
     return max(0, by_clock, *(step + int(SYSTEM_SECONDS) for step in recorded))

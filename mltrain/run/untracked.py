@@ -1,4 +1,4 @@
-"""A folder of checkpoints in place of a run: no tracking server, no MLflow."""
+"""A folder of checkpoints instead of a run: no tracking server, no MLflow."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class UntrackedRun:
-    """All that a checkpoint manager asks of a run, in a folder. One process at a time saves to it; any may read.
+    """A folder with the interface of a run. One process at a time saves to it; any may read.
 
     Args:
         folder: of the checkpoints.
@@ -28,7 +28,7 @@ class UntrackedRun:
 
     Raises:
         UsageError: the folder holds checkpoints that mltrain did not write.
-        StorageError: it cannot be made.
+        StorageError: the folder cannot be created.
     """
 
     id = UNTRACKED
@@ -47,7 +47,9 @@ class UntrackedRun:
 
     @property
     def ordinal(self) -> int:
-        """The ordinal of the attempt that writes: one more than that of any checkpoint. Asking for it begins to write.
+        """The ordinal of the attempt that writes: one more than that of any checkpoint.
+
+        The first call acquires the lock of the folder.
 
         Raises:
             RunHeld: another process saves checkpoints to the folder.
@@ -68,39 +70,42 @@ class UntrackedRun:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise RunHeld(
-                f"Another process saves checkpoints to {self.folder}. Expected one at a time. Try: stop that one, or another "
-                "save_dir."
+                f"Another process saves checkpoints to {self.folder}. Expected one at a time. Try: stop that process, or "
+                "another save_dir"
             ) from None
         except OSError as error:
-            raise StorageError(f"{self._lock.lock_file} cannot be made: {error.strerror}. Check that disk.") from error
+            raise StorageError(
+                f"{self._lock.lock_file} cannot be created: {error.strerror}. Expected a writable folder. "
+                "Try: another save_dir"
+            ) from error
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
-        """Go on as the next attempt: this process has rolled back to a checkpoint."""
+        """Begin the next attempt, after this process rolled back to a checkpoint."""
         self._ordinal = self.ordinal + 1
 
     def holds(self, *, certainly: bool = False) -> bool:
-        """Whether this process is the one that saves."""
+        """Whether this process has the lock of the folder."""
         return self._lock.is_locked
 
     def when_known(self, listener: Callable[[], None]) -> None:
-        """Call a function now: there is no run that could be created later."""
+        """Call the listener at once: a folder needs no creation."""
         listener()
 
     def announce_latest(self, checkpoint: str) -> None:
-        """Record nothing: the files say which one is newest."""
+        """Record nothing: the files show which one is newest."""
 
     def announce_best(self, best: Manifest) -> None:
-        """Let ``best_model.pth`` stand for a checkpoint."""
+        """Update ``best_model.pth``."""
         try:
             self._files.mark_best(best.name, self._epoch_files)
         except MltrainError as error:
-            log.warning("best_model.pth could not be brought up to date: %s", error)
+            log.warning("best_model.pth could not be updated: %s", error)
 
     def report_damaged(self, checkpoint: str, what: str) -> None:
-        """Record nothing: the log has it."""
+        """Record nothing: it is logged."""
 
     def report_dropped(self, checkpoint: str, rule: str) -> None:
-        """Record nothing: there is no upload that a checkpoint could miss."""
+        """Record nothing: there are no uploads."""
 
     def pending(self, step: int) -> Sequence[Point]:
         """Return no points: there is no server."""
@@ -124,7 +129,7 @@ class UntrackedRun:
         """Record nothing: there is no run to tag."""
 
     def write_json(self, name: str, content: Any) -> None:
-        """Put a small file into the folder ``.mltrain``, now."""
+        """Write a small file into the folder ``.mltrain``."""
         replace_file(self.folder / OWN_FOLDER / name, json.dumps(content, indent=1).encode())
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -132,8 +137,8 @@ class UntrackedRun:
         self._removals.append(records)
 
     def mark_only_local(self, checkpoint: str, status: Status) -> None:
-        """Record nothing: this host is where checkpoints belong."""
+        """Record nothing: checkpoints are always on this host only."""
 
     def detach(self, status: Status) -> None:
-        """Let another process save."""
+        """Release the lock, so that another process can save."""
         self._lock.release()

@@ -159,7 +159,7 @@ def test_a_rollback_before_the_first_checkpoint_goes_back_to_the_one_that_traini
     }[how]
     done = run_training(Request(project=SPOILT, overrides={"epochs": 3, "nan_at": 2}, **named))
     assert done.exit_code == 0, done.why
-    assert f"back to the state of step {6 if how == 'rewound' else 12}; the data go on from here" in caplog.text
+    assert f"rolled back to step {6 if how == 'rewound' else 12}; the data continue from here" in caplog.text
 
 
 def test_a_rollback_in_the_first_epoch_after_an_import_puts_back_what_the_file_lacks(
@@ -171,7 +171,7 @@ def test_a_rollback_in_the_first_epoch_after_an_import_puts_back_what_the_file_l
     overrides = {"epochs": 2, "on_nonfinite": "rollback", "nan_at": 2}
     done = run_training(Request(project=SPOILT, resume_run=imported, overrides=overrides))
     assert done.exit_code == 0, done.why
-    assert "back to the state of step 0" in caplog.text
+    assert "rolled back to step 0" in caplog.text
 
 
 def test_a_run_goes_to_an_experiment_of_its_project_and_is_called_by_what_differs(workplace: Workplace) -> None:

@@ -18,7 +18,7 @@ def test_an_empty_run_with_the_parameters_of_its_launcher_is_adopted(
     run_id = empty_run(client)
     client.log_param(run_id, "epochs", "'3'")
     client.set_terminated(run_id, "FAILED")  # a launcher that gave up before
-    run = adoption.adopt(server, Launcher(run_id, None), None, "project", {}, otherwise="project lr=1")
+    run = adoption.adopt(server, Launcher(run_id, None), None, "project", {}, fallback="project lr=1")
     assert client.get_run(run_id).info.status == "RUNNING"
     run.close("FINISHED", "done", 20.0)
 
@@ -31,7 +31,7 @@ def test_an_adopted_run_keeps_the_name_that_a_user_chose(
     present: str, wanted: str | None, expected: str, server: TrackingClient, client: MlflowClient
 ) -> None:
     run_id = client.create_run("0", run_name=present).info.run_id
-    run = adoption.adopt(server, Launcher(run_id, None), wanted, "project", {}, otherwise="project lr=1")
+    run = adoption.adopt(server, Launcher(run_id, None), wanted, "project", {}, fallback="project lr=1")
     assert client.get_run(run_id).info.run_name == expected
     run.close("FINISHED", "done", 20.0)
 

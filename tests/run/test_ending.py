@@ -20,7 +20,7 @@ def test_a_request_that_comes_while_the_last_points_are_delivered_counts(
     repaired: list[tuple[object, ...]] = []
     monkeypatch.setattr("mltrain.ownership.launcher.after", lambda *what: repaired.append(what))
     launcher = Launcher(str(MlflowClient(uri).create_run("0").info.run_id), 1)
-    run = adoption.adopt(connect(), launcher, None, "project", {}, otherwise="project lr=1")
+    run = adoption.adopt(connect(), launcher, None, "project", {}, fallback="project lr=1")
     drain, asked = run.outbox.sender.drain, []
 
     def interrupted_drain(seconds: float) -> bool:

@@ -75,7 +75,7 @@ def test_the_newest_attempt_counts_and_one_without_a_record_does_not(
 
 
 def test_without_any_record_there_is_no_output(artifacts: Artifacts) -> None:
-    with pytest.raises(NoCheckpoint, match="has made no output"):
+    with pytest.raises(NoCheckpoint, match="has no complete output"):
         outputs.made(RUN, artifacts)
 
 
@@ -220,7 +220,7 @@ def test_inputs_of_a_run_are_fetched_by_its_tag_and_given_ones_are_left_alone(
     assert outputs.fetched_inputs(server, run) == {"files": str(outputs.fetched(server, output))}
     assert outputs.fetched_inputs(server, run, {"files"}) == {}
     artifacts.remove_output("a01")
-    with pytest.raises(NoCheckpoint, match=r"The input files, a01 of run .* is not there any more"):
+    with pytest.raises(NoCheckpoint, match=r"The input files, a01 of run .* no longer exists"):
         outputs.fetched_inputs(server, run)
 
 

@@ -16,7 +16,7 @@ def empty_run(client: MlflowClient) -> str:
 
 
 def adopted(server: TrackingClient, run_id: str) -> None:
-    run = adoption.adopt(server, Launcher(run_id, None), None, "project", {}, otherwise="project lr=1")
+    run = adoption.adopt(server, Launcher(run_id, None), None, "project", {}, fallback="project lr=1")
     run.close("FINISHED", "done", 20.0)
 
 
