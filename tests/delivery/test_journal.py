@@ -139,7 +139,7 @@ def test_entries_that_cannot_be_written_at_all_do_not_end_the_journal(
     journal.log_metrics({"a": 1}, 1, 1_000_000)
     journal.flush()
     assert points(journal) == [("a", 1, 1.0, 1)]
-    assert "1 entries cannot be kept" in caplog.text
+    assert "1 entries cannot be written" in caplog.text
     assert journal.left_out == 1  # so that the run's record says it
 
 

@@ -158,7 +158,7 @@ def test_where_no_process_can_be_started_points_are_sent_without_it(
     for _ in range(2):
         assert process_sender.deliver("0" * 32, POINTS_A_BATCH) == "fallback"
     assert not process_sender.starting
-    assert len([line for line in caplog.messages if "can be started" in line]) == 1
+    assert len([line for line in caplog.messages if "cannot be started" in line]) == 1
 
 
 def test_one_that_was_closed_is_not_started(process_sender: SenderProcess) -> None:
