@@ -140,7 +140,7 @@ class Trainer:
             if not ended and self.progress.batch:  # only now is the end of an epoch without a length known
                 self.measured = self._epoch_end.run(self._tracker, self._stop)
             elif not ended and fruitless == self.progress.step:
-                raise UsageError("The loader is empty. Expected at least one batch in an epoch.")
+                raise UsageError("The loader has no batch. Expected at least one in an epoch.")
             elif not ended:  # a loader restored at the end of an epoch has no batch before the next one
                 fruitless = self.progress.step
                 self._restore_rng()

@@ -47,7 +47,8 @@ def parts_of_rank(parts: Mapping[str, Any], rank: int, size: int) -> dict[str, A
     if own:
         raise StateMismatch(
             f"a training of another number of processes: expected {world}, got {size}, and each has its own {', '.join(own)}",
-            advice=f"Try: torchrun --nproc-per-node {world}, or a checkpoint at the end of an epoch.",
+            advice=f"Resume with {world} processes (torchrun --nproc-per-node {world}), or from a checkpoint at the end of an "
+            "epoch.",
         )
     if rank == 0:
         log.warning(

@@ -100,9 +100,7 @@ class Recovery:
             kept, readable = None, False
         remedy = "a lower learning rate or gradient clipping"
         if not readable:
-            advice = (
-                f"The last checkpoint cannot be read. Try: mltrain verify, then resume from an intact one with {remedy}"
-            )
+            advice = f"The last checkpoint cannot be read now. Try: mltrain verify, then resume from an intact one with {remedy}"
         elif kept is not None and self._training.means.trained:
             advice = f"The checkpoint of step {kept['progress']['step']} is intact. Try: resume from it with {remedy}"
         else:

@@ -87,7 +87,7 @@ def test_a_resume_warns_of_a_newer_checkpoint_that_another_host_alone_has(
     client.set_tag(run_id, "mltrain.newest_only_local", "step-000000002-a01 on another-host")
     client.set_tag(run_id, "mltrain.status_when_sent", "finished")
     CheckpointManager(run_id).close()
-    assert "step-000000002-a01, is on another-host only" in caplog.text
+    assert "step-000000002-a01, is only on another-host" in caplog.text
     tags = client.get_run(run_id).data.tags
     assert not [key for key in tags if "only_local" in key or "when_sent" in key]
 

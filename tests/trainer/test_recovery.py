@@ -59,7 +59,7 @@ def test_a_training_that_going_back_does_not_help_gives_up_with_what_it_has() ->
 
         return Task(Hopeless(step.inner, config), task.loader)  # type: ignore[attr-defined]
 
-    with pytest.raises(NonFiniteLoss, match=r"step 12 .*3 times did not help"):
+    with pytest.raises(NonFiniteLoss, match=r"step 12 .*3 rollbacks .*did not help"):
         trained(hopeless, epochs=3, on_nonfinite="rollback")
 
 
@@ -140,7 +140,9 @@ def test_a_training_in_which_nothing_was_trained_is_not_done() -> None:
 @pytest.mark.parametrize("save_every_steps", [0, 1])
 def test_going_back_gives_up_although_each_state_is_saved(save_every_steps: int) -> None:
     build = not_finite(*range(9, 100), counts=False)
-    with pytest.raises(NonFiniteLoss, match=r"step 12 .*3 times did not help.*The checkpoint of step \d+ is intact"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"step 12 .*3 rollbacks .*did not help.*The checkpoint of step \d+ is intact"
+    ):
         trained(build, epochs=9, on_nonfinite="rollback", save_every_steps=save_every_steps)
 
 
