@@ -61,7 +61,7 @@ class World:
                 dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
                 atexit.register(_disconnect)
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
-            self._group: Any = dist.new_group(backend="gloo", timeout=timeout)
+            self._messages = Channel(self)
             self._store: Any = dist.distributed_c10d._get_default_store()
             if self.rank == 0:
                 for key in (_FAILURE, *self._acknowledgements()):
@@ -90,10 +90,7 @@ class World:
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
         """
-        values: list[Any] = [None] * self.size
-        with self._bounded():
-            dist.all_gather_object(values, value, group=self._group)
-        return values
+        return self._messages.gather(value)
 
     def gather_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensors of all ranks, stacked along a new first dimension.
@@ -105,8 +102,8 @@ class World:
             PeerLost: a rank has ended, or does not answer in time.
         """
         tensors = [torch.empty_like(tensor) for _ in range(self.size)]
-        with self._bounded():
-            dist.all_gather(tensors, tensor, group=self._group)
+        with _collective(self):
+            dist.all_gather(tensors, tensor, group=self._messages.group)
         return torch.stack(tensors)
 
     def share(self, value: Any = None) -> Any:
@@ -115,10 +112,7 @@ class World:
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
         """
-        values = [value]
-        with self._bounded():
-            dist.broadcast_object_list(values, src=0, group=self._group)
-        return values[0]
+        return self._messages.share(value)
 
     def share_state(self, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return rank 0's state, with its tensors on the CPU.
@@ -135,30 +129,30 @@ class World:
         for name, dtype, shape in described:
             own = flat.tensors[name].detach().cpu() if self.rank == 0 else torch.empty(shape, dtype=dtype)
             content = as_bytes(own.contiguous())
-            with self._bounded():
-                dist.broadcast(content, src=0, group=self._group)
+            with _collective(self):
+                dist.broadcast(content, src=0, group=self._messages.group)
             tensors[name] = content.view(dtype).view(shape) if content.numel() else torch.empty(shape, dtype=dtype)
         shared: dict[str, Any] = unflatten(tree, tensors)
         return shared
 
     def note(self, key: str, text: str) -> None:
         """Leave a note for the other ranks without waiting, from any thread. Raises :class:`PeerLost`."""
-        with self._bounded():
+        with _collective(self):
             self._store.set(f"note/{key}", text)
 
     def noted(self, key: str) -> str | None:
         """Return the newest note of a key, or ``None``. Raises :class:`PeerLost`."""
-        with self._bounded():
+        with _collective(self):
             return self._store.get(f"note/{key}").decode() if self._store.check([f"note/{key}"]) else None
 
     def sum(self, tensor: torch.Tensor) -> None:
         """Replace a tensor by its sum over all ranks, on the training's group."""
-        with self._bounded():
+        with _collective(self):
             dist.all_reduce(tensor)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Replace a tensor by rank 0's, on the training's group."""
-        with self._bounded():
+        with _collective(self):
             dist.broadcast(tensor, src=0)
 
     @contextmanager
@@ -207,9 +201,6 @@ class World:
         finally:
             dist.GroupMember.WORLD = group
 
-    def _bounded(self) -> "_Bounded":
-        return _Bounded(self)
-
     def _fail(self, error: BaseException) -> None:
         """Record why this rank fails, and close the connections on which others wait."""
         try:
@@ -218,7 +209,7 @@ class World:
                 self._store.set(_FAILURE, f"{self.rank} {code} {type(error).__name__}: {error}"[:2000])
         except RuntimeError:  # the process that hosted the store has ended
             pass
-        self._group = None  # gloo closes its connections once nothing refers to the group
+        self._messages.group = None  # gloo closes its connections once nothing refers to the group
         if self.channel is not None:
             self.channel.group = None
         _disconnect()
@@ -246,9 +237,7 @@ class World:
 
 
 class Channel:
-    """Messages between the ranks in the background, about checkpoints.
-
-    All ranks create it at once; it has its own gloo group.
+    """Messages between the ranks, on its own gloo group; all ranks create it at once.
 
     Args:
         world: the ranks.
@@ -266,30 +255,25 @@ class Channel:
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in the order of ranks. Raises :class:`PeerLost`."""
         values: list[Any] = [None] * self.size
-        with _Bounded(self._world):
+        with _collective(self._world):
             dist.all_gather_object(values, value, group=self.group)
         return values
 
     def share(self, value: Any = None) -> Any:
         """Return the value of rank 0. Raises :class:`PeerLost`."""
         values = [value]
-        with _Bounded(self._world):
+        with _collective(self._world):
             dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
 
 
-class _Bounded:
-    """Turns the error of a collective into :class:`PeerLost`."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (RuntimeError, ValueError)):  # ValueError: the connections are closed already
-            raise self._world.lost(error) from error
+@contextmanager
+def _collective(world: World) -> Iterator[None]:
+    """Raise :class:`PeerLost` for the error of a collective, or of the store."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # ValueError: the connections are closed already
+        raise world.lost(error) from error
 
 
 def _peer_seconds() -> float:
