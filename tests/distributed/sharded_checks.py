@@ -313,7 +313,7 @@ def refusals(world: World) -> None:
     with pytest.raises(UsageError, match="sharded without fully_shard"):
         shard(world, task, "cpu")
     net, optimizer = built(0)
-    with pytest.raises(UsageError, match="returned a str"):
+    with pytest.raises(UsageError, match="got a str"):
         shard(world, task_of(net, optimizer, shard=lambda: "mesh"), "cpu")
 
 
