@@ -134,6 +134,25 @@ def test_ranks_upload_and_download_what_is_theirs_and_what_a_kill_left_is_comple
     assert {name: received[f"{used}/{name}"] for name in SHARDS} == dict.fromkeys(SHARDS, 1)  # by one rank, once
 
 
+def test_a_rank_whose_disk_is_full_stops_no_training_and_harms_no_earlier_checkpoint(
+    here: Workplace, undisturbed: str, tracking_server: TrackingServer
+) -> None:
+    command = (*TRAIN, uuid.uuid4().hex, *FSDP)
+    full = ranks.run(here, 2, *command, "full_at=7")  # in the second epoch
+    assert [rank.code for rank in full] == [5, 5], full
+    assert "Rank 1: " in full[0].err
+    assert "No space left on device. Free some space" in full[0].err
+    steps = [step for step, _ in here.points(full[0].run_id)["step/loss"]]
+    assert steps == [step for step, _ in here.points(undisturbed)["step/loss"]]  # all ranks trained on to the end
+    verified = here.mltrain("verify", full[0].run_id, "--json")
+    assert (verified.code, verified.json["damaged"]) == (0, {}), verified.out
+    last = here.checkpoint_names(full[0].run_id)[-1]
+    assert last in ("step-000000004-a01", "step-000000006-a01")  # the second may still be under way in step 7
+    again = ranks.run(here, 2, *command)
+    assert [rank.code for rank in again] == [0, 0], again
+    assert_ended_alike(here, again[0].run_id, undisturbed)
+
+
 @pytest.mark.slow
 def test_ranks_of_one_machine_go_on_from_what_they_have_staged(
     here: Workplace, undisturbed: str, tracking_server: TrackingServer

@@ -1,5 +1,6 @@
 """The tiny project, in which one rank alone fails; and one without noise, whose losses several ranks reproduce."""
 
+import errno
 import os
 import signal
 from typing import Any, ClassVar
@@ -20,9 +21,11 @@ class Config(tiny.Config):  # type: ignore[misc]
     die_at_commit: int = 0
     die_at_manifest: int = 0
     stop_at_upload: int = 0
+    full_at: int = 0
+    hang_at: int = 0
 
     execution_fields: ClassVar[frozenset[str]] = tiny.Config.execution_fields | {
-        *("victim", "die_at_commit", "die_at_manifest", "stop_at_upload"),
+        *("victim", "die_at_commit", "die_at_manifest", "stop_at_upload", "full_at", "hang_at"),
     }
 
 
@@ -38,6 +41,10 @@ def build(config: Config) -> mltrain.Task:
         signalled_at(
             "upload_all", config.stop_at_upload, signal.SIGSTOP, lambda files, *_: files[0].name.startswith("model")
         )
+    if config.full_at and os.environ.get("RANK") == "1":
+        before_step(config.full_at, fill_disk)
+    if config.hang_at and os.environ.get("RANK") != str(config.victim):
+        before_step(config.hang_at, lambda: os.kill(os.getpid(), signal.SIGSTOP))
     task: mltrain.Task = plain(config) if config.plain else tiny.build(config)
     return task
 
@@ -72,6 +79,27 @@ def signalled_at(method: str, number: int, what: signal.Signals, counts: Any) ->
         return upload(artifacts, *given)
 
     setattr(RemoteArtifacts, method, counted)
+
+
+def before_step(number: int, fault: Any) -> None:
+    """Let a fault happen in this process right before a step."""
+    call = tiny.Faulty.__call__
+
+    def stepping(step: Any, batch: Any) -> Any:
+        if step.done + 1 == number:
+            fault()
+        return call(step, batch)
+
+    tiny.Faulty.__call__ = stepping
+
+
+def fill_disk() -> None:
+    """Let this process's disk be full from now on."""
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.write = full
 
 
 class Drifting:
