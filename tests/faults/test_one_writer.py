@@ -67,7 +67,7 @@ def test_of_two_resumes_at_once_one_wins_and_the_other_names_it(same_host: bool,
 
 
 ASLEEP = """
-import os, signal, time
+import os, signal
 import tiny
 from tiny import Config, build
 
@@ -76,7 +76,7 @@ _call = tiny.Faulty.__call__
 def stopping(self, batch):
     result = _call(self, batch)
     if self.done == 9 and "STOP_HERE" in os.environ:
-        time.sleep(2)  # until nothing is under way: a request that is cannot be called back
+        open("quiet").read()  # until the test writes to it: a request that is under way cannot be called back
         os.kill(os.getpid(), signal.SIGSTOP)
     return result
 
@@ -84,13 +84,23 @@ tiny.Faulty.__call__ = stopping
 """
 
 
+def is_delivered(workplace: Workplace, run_id: str, checkpoint: str, step: int) -> bool:
+    client = MlflowClient(workplace.uri)
+    points = {point.step for point in client.get_metric_history(run_id, "step/loss")}
+    return step in points and client.get_run(run_id).data.tags.get("mltrain.latest") == checkpoint
+
+
 @pytest.mark.parametrize("words", [["save_every_steps=1"], []], ids=["saving", "not saving"])
 def test_a_stopped_holder_that_wakes_up_after_a_takeover_changes_nothing(
     words: list[str], workplace: Workplace
 ) -> None:
     (workplace.folder / "asleep.py").write_text(ASLEEP)
+    os.mkfifo(workplace.folder / "quiet")
     holder = workplace.start("train", "asleep.py", "epochs=1000", *words, STOP_HERE="yes")
     run_id = holder.until("run_id=").partition("run_id=")[2].split()[0]
+    saved = 8 if words else 6  # or the end of the first epoch
+    eventually(lambda: is_delivered(workplace, run_id, f"step-{saved:09d}-a01", 8), "the delivery of step 8")
+    (workplace.folder / "quiet").write_text("")
     eventually(lambda: psutil.Process(holder.child.pid).status() == psutil.STATUS_STOPPED, "its stop")
     let_pass(4)  # so long that it has to doubt
     taker = workplace.mltrain("train", "--resume-run", run_id, "--take-over", "epochs=3")
