@@ -25,7 +25,6 @@ ALLOWED = {
     "faults/test_random_signals.py": "the grace, which is promised in seconds",
     "faults/test_outage.py": "a call is held for less than the network's own time-out in seconds",
     "faults/test_tracking.py": "a server's Retry-After, which is a lower bound in seconds; how long a fault lasts",
-    "faults/test_cardiac_pipeline.py": "waits for the output of a command, or for its end, whichever comes first",
     "delivery/test_journal_database.py": "a ratio of two measurements side by side",
     "ownership/test_lease.py": "sets the clock that the lease reads",
     "cli/test_pipeline.py": "reads a terminal until the command ends",

@@ -6,7 +6,6 @@ two.
 
 import os
 import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.local import LocalArtifacts
 from mltrain.tracking.client import TrackingClient
 from tests.support.equality import identical
+from tests.support.waiting import eventually
 from tests.support.workplace import Done, Workplace
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -45,14 +45,15 @@ class Cardiac:
         """Begin, and kill the process at a moment of a stage."""
         started = self.workplace.start(*self.words())
         number = STAGES.index(stage) + 1
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline and not started.child.ended.is_set():
+
+        def is_reached() -> bool:
             shown = started.out.read_text() if started.out.exists() else ""
             _, found, said = shown.partition(f"[{number}/4] {stage}: run")
-            if found and moment in said:
-                started.child.kill(signal.SIGKILL)
-                break
-            time.sleep(0.005)
+            return bool(found) and moment in said
+
+        eventually(lambda: is_reached() or started.child.ended.is_set(), "the moment", 600)
+        if not started.child.ended.is_set():
+            started.child.kill(signal.SIGKILL)
         return started.wait(30)
 
     def runs(self) -> dict[str, list[str]]:
