@@ -117,16 +117,16 @@ def build(config: Config) -> mltrain.Task:
 
 
 def time_saves(report: Path) -> None:
-    from mltrain.distributed.saving import TogetherSaver
+    from mltrain.distributed.saving import DistributedSaver
 
-    save: Any = TogetherSaver.save
+    save: Any = DistributedSaver.save
 
     def timed(saver: Any, *state: Any, **facts: Any) -> None:
         began = begin()
         save(saver, *state, **facts)
         note(report, "mltrain", time.perf_counter() - began)
 
-    TogetherSaver.save = timed  # type: ignore[method-assign]
+    DistributedSaver.save = timed  # type: ignore[method-assign]
 
 
 def train(report: Path, width: int, rounds: int, *words: str) -> tuple[str, list[int]]:
