@@ -157,10 +157,7 @@ class World:
 
     @contextmanager
     def foreign_collectives(self) -> Iterator[None]:
-        """Raise :class:`PeerLost` for collectives that fail in a block, for example FSDP2's.
-
-        Other errors are raised as they are.
-        """
+        """Raise :class:`PeerLost` for collectives that fail in a block, for example FSDP2's; other errors stay."""
         try:
             yield
         except RuntimeError as error:

@@ -278,19 +278,11 @@ def _created_within(server: TrackingClient, creation: RunCreation, seconds: floa
         raise
     if not answered:
         over.set()
-        raise Refusal(_silent(server, seconds))
+        slow = "" if server.is_server else ": another process may be writing to the database, or its disk is slow"
+        raise Refusal(f"{server.shown} did not answer within {seconds:.0f} seconds{slow}.")
     if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]
-
-
-def _silent(server: TrackingClient, seconds: float) -> str:
-    if server.is_server:
-        return f"{server.shown} did not answer within {seconds:.0f} seconds."
-    return (
-        f"{server.shown} was not ready within {seconds:.0f} seconds: another process may be writing to the database, or its "
-        "disk is slow."
-    )
 
 
 def _created_later(server: TrackingClient, creation: RunCreation, why: Refusal) -> TrackedRun:
