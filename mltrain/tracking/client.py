@@ -386,8 +386,12 @@ class TrackingClient:
             return Refusal(f"{self.shown} does not answer: {type(error).__name__}: {first_line(error)}")
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return RunNotFound(
-                f"Not found in {self.shown}: {first_line(error)} "
+                f"Not found in {self.shown}: {first_line(error).rstrip('.')}. "
                 "Is MLFLOW_TRACKING_URI the one of the training? List the runs with: mltrain runs"
+            )
+        if (reason := _silent(error)) is not None:
+            return Refusal(
+                f"{self.shown} does not answer: {reason}. Try: start the server, or correct MLFLOW_TRACKING_URI."
             )
         status = error.get_http_status_code()
         return Refusal(
@@ -465,6 +469,9 @@ class Backoff(FullJitter):
         return super().__call__(retry_state) + (error.wait if isinstance(error, Refusal) else 0.0)
 
 
+_REASONS = re.compile(r"(?<=\] )[A-Z][\w ]+|[Rr]ead timed out|connect timeout=[\d.]+|certificate verify failed: [\w -]+")
+"""Why a connection failed, within the text of ``requests``."""
+
 _REMEDIES = {
     401: " Try: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
     403: " Try: ask for write permission, or check the user and token in MLFLOW_TRACKING_*.",
@@ -526,6 +533,15 @@ def first_line(error: BaseException) -> str:
     """Return an error's first line as a sentence, at most 500 characters."""
     lines = redacted(str(error)).strip().splitlines()
     return sentence(lines[0][:500].rstrip() if lines else type(error).__name__)
+
+
+def _silent(error: BaseException) -> str | None:
+    """Return why no answer came, in the system's words if they can be found; ``None`` if one came."""
+    _, silent, cause = str(error).partition("failed with exception ")
+    if not silent:
+        return None
+    found = _REASONS.findall(redacted(cause))
+    return str(found[-1]).strip() if found else redacted(cause).strip().splitlines()[0][:300].rstrip(".")
 
 
 def tags_of(run: "Run") -> Mapping[str, str]:

@@ -69,6 +69,35 @@ def test_a_database_that_is_locked_is_called_that_and_no_server(error: Exception
     assert not refused.value.permanent
 
 
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (
+            'NewConnectionError("HTTPConnection(…): Failed to establish: [Errno 111] Connection refused"))',
+            "Connection refused",
+        ),
+        (
+            "NameResolutionError(\"Failed to resolve 'x' ([Errno -2] Name or service not known)\"))",
+            "Name or service not known",
+        ),
+        ("HTTPConnectionPool(host='127.0.0.1', port=1): Read timed out. (read timeout=20.0)", "Read timed out"),
+        (
+            "SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1))",
+            "certificate verify failed: self-signed certificate",
+        ),
+        ("('Connection aborted.', strange)", "('Connection aborted.', strange)"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_called_that_with_the_reason_alone(cause: str, reason: str) -> None:
+    client = Failing(MlflowException(f"API request to http://127.0.0.1:1/api failed with exception {cause}"))
+    with pytest.raises(Refusal) as silent:
+        TrackingClient("http://127.0.0.1:1", client).once.set_tag(RUN, "key", "value")
+    assert str(silent.value) == (
+        f"http://127.0.0.1:1 does not answer: {reason}. Try: start the server, or correct MLFLOW_TRACKING_URI."
+    )
+    assert not silent.value.permanent
+
+
 def test_a_run_is_created_with_one_try() -> None:
     client = Failing(ConnectionError("reset"))
     with pytest.raises(TrackingError):
