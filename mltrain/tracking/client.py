@@ -469,7 +469,9 @@ class Backoff(FullJitter):
         return super().__call__(retry_state) + (error.wait if isinstance(error, Refusal) else 0.0)
 
 
-_REASONS = re.compile(r"(?<=\] )[A-Z][\w ]+|[Rr]ead timed out|connect timeout=[\d.]+|certificate verify failed: [\w -]+")
+_REASONS = re.compile(
+    r"(?<=\] )[A-Z][\w ]+|[Rr]ead timed out|connect timeout=[\d.]+|certificate verify failed: [\w -]+"
+)
 """Why a connection failed, within the text of ``requests``."""
 
 _REMEDIES = {
