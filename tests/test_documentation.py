@@ -32,7 +32,7 @@ from tests.support.documentation import (
     started_by,
     typed,
 )
-from tests.support.pages import blocks
+from tests.support.pages import blocks, execute
 from tests.support.runs import manifest_of
 from tests.support.workplace import Workplace
 
@@ -105,6 +105,17 @@ def test_the_readme_project_trains_and_resumes(workplace: Workplace) -> None:
     assert first.code == 0, first.err
     again = workplace.mltrain("train", "--resume-run", first.run_id, "epochs=2")
     assert again.code == 0, again.err
+
+
+def test_the_block_of_the_page_on_resuming_continues_a_run(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = workplace.mltrain("train", "tiny.py", "epochs=1")
+    for name in ("MLFLOW_TRACKING_URI", "MLTRAIN_HOME"):
+        monkeypatch.setenv(name, workplace.environment[name])
+    monkeypatch.chdir(workplace.folder)
+    execute("resume", 0, {}, RUN_ID=repr(first.run_id))
+    assert capsys.readouterr().out.startswith("all epochs done 12 ")
 
 
 PYTHON = [

@@ -52,6 +52,7 @@ EXECUTED = {
     "own_project.md-0": "test_the_tests_of_the_page_on_projects_are_tests",
     "own_project.md-1": "cli/test_model.py",
     "pipelines.md-0": "support/walks.py",
+    "resume.md-0": "test_the_block_of_the_page_on_resuming_continues_a_run",
     "retention.md-0": "test_a_policy_of_ones_own_is_written_as_the_page_says",
     "segmentation.md-0": "support/walks.py",
     "style_transfer.md-0": "projects/style_transfer/test_command_line.py",

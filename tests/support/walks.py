@@ -179,7 +179,14 @@ def night(reader: Reader) -> None:
     reader.type("mltrain train tiny.py epochs=4 experiment=night", {})
 
 
+def resumed(reader: Reader) -> None:
+    (lines,) = blocks(PAGES["resume"], "text")
+    is_shown(lines, reader.typed["mltrain train --resume-run ID epochs=10 lr=3e-4"].out, reader)
+
+
 def pruned(reader: Reader) -> None:
+    (plan,) = blocks(PAGES["retention"], "text")
+    is_shown(plan, reader.typed["mltrain prune ID --keep 'Latest(2) | Best(1)' --dry-run"].out, reader)
     assert 1 <= len(reader.workplace.checkpoint_names(reader.run_id())) <= 3
 
 
@@ -216,6 +223,7 @@ WALKS = {
         {r"(cardiac --preset quick --mode resume)": rf"\1 {PHANTOMS}"},
         pipelines,
     ),
+    "resume": Walk(my_project, {}, resumed),
     "retention": Walk(night, {}, pruned, slow=False),
     "segmentation": Walk(pictures, {}, segmentation),
     "servers": Walk(
