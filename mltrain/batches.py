@@ -1,4 +1,4 @@
-"""Batches by number: which items each has, the seed under which it is fetched, and fetching it."""
+"""Batches by number: their items, their seeds, and fetching them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -49,7 +49,7 @@ class Requests:
         size = self._batch_size
         for batch in self._batches:
             items = self._order[batch * size : (batch + 1) * size].tolist()
-            # A process without an item of the last batch does one all the same, with weight 0.
+            # A process without an item of the last batch computes one anyway, with weight 0.
             yield mixed(batch, state=self._state), list(self._part(items) or items[:1])
 
 
@@ -60,13 +60,13 @@ def drawn_by_sums(weights: torch.Tensor, count: int, generator: torch.Generator)
     for begin in range(0, count, _CHUNK):
         part = drawn[begin : begin + _CHUNK]
         uniform = torch.rand(len(part), dtype=torch.float64, generator=generator)
-        # On the right side of equal sums, so that an item of weight 0 is never drawn.
+        # right=True skips equal sums, so that an item of weight 0 is never drawn.
         torch.searchsorted(sums, uniform.mul_(sums[-1]), right=True, out=part)
     return drawn
 
 
 class Fetch(Dataset[Any]):
-    """Fetches a batch under its seed. Runs in this process or in a worker."""
+    """Fetches a batch with its seed, in this process or in a worker."""
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed_samples: bool) -> None:
         self._dataset = dataset

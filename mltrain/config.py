@@ -1,7 +1,7 @@
 """Typed configuration: a YAML or JSON file, a preset, and ``key=value`` overrides, in this order.
 
-Text is parsed by the type of the field that it is meant for, never by YAML's guess: ``lr: 1e-3`` is a float although
-PyYAML reads a string, and ``no`` stays a string where a string is wanted.
+The type of a field decides how its text is parsed, never YAML's guess: ``lr: 1e-3`` is a float although
+PyYAML reads a string, and ``no`` stays a string in a text field.
 """
 
 import json
@@ -26,49 +26,52 @@ from mltrain.redaction import redacted_tree, remember
 
 
 class Config(BaseModel):
-    """The configuration keys of every training. A project subclasses it, overrides defaults and adds fields of its own.
+    """The configuration keys of every training.
 
-    Fields of type :class:`~pathlib.Path` are places: they may change freely when a run is resumed.
+    A project subclasses it, overrides defaults and adds its own fields. Fields of type :class:`~pathlib.Path` are
+    locations, and may change freely when a run is resumed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
-    seed: int = Field(0, ge=0, lt=2**32, description="Everything random follows from it.")
-    epochs: int = Field(10, ge=0, description="The total, also when a run is resumed.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
+    epochs: int = Field(10, ge=0, description="Total number of epochs, also when a run is resumed.")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps.")
     num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
-    deterministic: bool = Field(True, description="Deterministic algorithms; what has none warns.")
+    deterministic: bool = Field(True, description="Use deterministic algorithms; warn for operations that have none.")
     amp: Literal["off", "bf16", "fp16"] = Field("off", description="Automatic mixed precision.")
-    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="What several processes hold: replicas, or shards.")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="Of several processes: replicas (ddp) or shards (fsdp)."
+    )
 
-    save_interval: int = Field(1, ge=0, description="A checkpoint every N epochs; 0: none by epochs.")
-    save_every_steps: int = Field(0, ge=0, description="A checkpoint every N steps as well; 0: none by steps.")
-    save_every_minutes: float = Field(0.0, ge=0, description="A checkpoint every N minutes as well; 0: none by time.")
+    save_interval: int = Field(1, ge=0, description="Save a checkpoint every N epochs; 0: never.")
+    save_every_steps: int = Field(0, ge=0, description="Also save a checkpoint every N steps; 0: never.")
+    save_every_minutes: float = Field(0.0, ge=0, description="Also save a checkpoint every N minutes; 0: never.")
     checkpoint_mode: Literal["every", "latest"] = Field(
         "every", description="every: keep the newest max_to_keep; latest: keep only the newest. The best is kept too."
     )
-    max_to_keep: int = Field(5, ge=1, description="How many of the newest checkpoints stay in the tracking store.")
-    retention: str | None = Field(None, description="A policy in place of the two keys above: 'Latest(3) | Best(2)'.")
-    staging_gigabytes: float = Field(20.0, gt=0, description="How much may wait on this disk for a store elsewhere.")
-    model_save_path: Path | None = Field(None, description="A local folder for latest and best weights as files too.")
+    max_to_keep: int = Field(5, ge=1, description="Number of newest checkpoints to keep in the artifact store.")
+    retention: str | None = Field(None, description="A policy that replaces the two keys above: 'Latest(3) | Best(2)'.")
+    staging_gigabytes: float = Field(20.0, gt=0, description="How much may wait on this disk for a remote store.")
+    model_save_path: Path | None = Field(None, description="Local folder for copies of the latest and best weights.")
     export: Literal["weights", "full"] = Field(
-        "weights", description="What goes to model_save_path; full: whole checkpoints, which --resume FILE continues."
+        "weights", description="What to copy to model_save_path; full: whole checkpoints for --resume FILE."
     )
     checkpoint_path: Path | None = Field(
-        None, description="A local file for the newest whole checkpoint too, which --resume FILE continues."
+        None, description="Local file for a copy of the newest whole checkpoint, for --resume FILE."
     )
 
     logged_models: Literal["none", "best", "kept"] = Field(
-        "none", description="What becomes a LoggedModel of MLflow at the end: none, best, or every kept checkpoint."
+        "none", description="Checkpoints to log as LoggedModels of MLflow at the end: none, the best, or all kept."
     )
 
-    eval_interval: int = Field(1, ge=1, description="Evaluation, and pictures, every N epochs.")
-    log_interval: int = Field(10, ge=1, description="A point of the per-step curves every N steps.")
-    best_metric: str = Field("val/loss", min_length=1, description="The metric that decides which one is best.")
-    best_mode: Literal["min", "max"] = Field("min", description="Whether less or more of it is better.")
+    eval_interval: int = Field(1, ge=1, description="Evaluate and draw pictures every N epochs.")
+    log_interval: int = Field(10, ge=1, description="Record the per-step curves every N steps.")
+    best_metric: str = Field("val/loss", min_length=1, description="The metric that decides which checkpoint is best.")
+    best_mode: Literal["min", "max"] = Field("min", description="Whether a lower or higher value is better.")
 
     early_stopping_patience: int | None = Field(
-        None, ge=1, description="Evaluations without improvement. Default: off."
+        None, ge=1, description="Stop after this many evaluations without improvement. Default: off."
     )
     early_stopping_metric: str | None = Field(None, description="Default: best_metric and best_mode.")
     early_stopping_mode: Literal["min", "max"] | None = Field(None, description="Default: best_mode.")
@@ -76,14 +79,10 @@ class Config(BaseModel):
 
     on_nonfinite: Literal["abort", "skip", "rollback"] = Field(
         "abort",
-        description="What a NaN or infinite loss or gradient does; rollback: go back to the last checkpoint, data go on.",
+        description="Response to a NaN or infinite loss or gradient; rollback restores the last checkpoint.",
     )
-    nonfinite_limit: int = Field(
-        20,
-        ge=1,
-        description="A training gives up after so many steps in a row with a NaN or infinite loss or gradient.",
-    )
-    on_usr1: Literal["stop", "checkpoint"] = Field("stop", description="What SIGUSR1 does.")
+    nonfinite_limit: int = Field(20, ge=1, description="Give up after this many such losses or gradients in a row.")
+    on_usr1: Literal["stop", "checkpoint"] = Field("stop", description="At SIGUSR1: stop, or save and continue.")
 
     experiment: str | None = Field(
         None, min_length=1, description="The MLflow experiment. Default: the project's name."
@@ -93,7 +92,7 @@ class Config(BaseModel):
     )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Named overlays of a project without a configuration file."""
+    """Presets of a project without a configuration file."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset(
         {"device", "num_threads", "strategy", "epochs", "experiment", "run_name", "save_interval", "save_every_steps"}
@@ -101,10 +100,10 @@ class Config(BaseModel):
         | {"nonfinite_limit", "export", "logged_models"}
         | {"early_stopping_patience", "early_stopping_metric", "early_stopping_mode", "early_stopping_min_delta"}
     )
-    """Fields whose change on a resume leaves the values that a step computes as they were planned."""
+    """Fields that may change on a resume without changing the values that a step computes."""
 
     output_fields: ClassVar[frozenset[str]] = frozenset({"model_save_path", "checkpoint_path"})
-    """Places that the training writes to; what they hold is no data, and may change freely."""
+    """Locations that the training writes to; their contents are not data, and may change freely."""
 
     @classmethod
     def load(
@@ -115,14 +114,14 @@ class Config(BaseModel):
         overrides: Mapping[str, Any] | None = None,
         base: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Merge what is given, the later over the earlier: ``base``, each file, the preset, the overrides.
+        """Merge ``base``, each file, the preset and the overrides; later ones win.
 
         Args:
             files: YAML or JSON files; each may hold ``presets:``, a mapping from a name to an overlay, and a section
-                ``training:``, whose keys are read like those beside it.
+                ``training:``, whose keys are read like top-level ones.
             preset: the name of an overlay from one of the files (the last file that has it wins), or from the class.
             overrides: dotted or plain keys; a text value is parsed by the type of its field.
-            base: a configuration as :meth:`resolved` gave it, usually that of the run being resumed.
+            base: a configuration from :meth:`resolved`, usually that of the run being resumed.
 
         Raises:
             ConfigError: an unknown key (with the nearest known one), a wrong type, or a file that cannot be read.
@@ -183,23 +182,22 @@ class Config(BaseModel):
             raise ConfigError(explained(cls, error)) from None
 
     def resolved(self) -> dict[str, Any]:
-        """Every field as plain JSON values, nested as declared, and without secrets.
+        """Return every field as plain JSON values, nested as declared, without secrets.
 
-        ``load(base=...)`` gives the same configuration back, and asks for the secrets.
+        ``load(base=...)`` restores the same configuration, and asks for the secrets.
         """
         masked: dict[str, Any] = redacted_tree(masked_secrets(self, self.model_dump(mode="json")))
         return masked
 
     def flattened(self) -> dict[str, str]:
-        """Every field as text under its dotted key, as it is logged to MLflow."""
+        """Return every field as text under its dotted key, as logged to MLflow."""
         return {key: _text(value) for key, value in _leaves(self.resolved())}
 
     def recorded(self) -> dict[str, str]:
-        """Return the fields that mean something for this training, as :meth:`flattened` does, as MLflow's parameters.
+        """Return the parameters for MLflow: the fields with an effect.
 
-        The project's own come first: MLflow's pages show parameters in the order in which they were logged. Left out are fields
-        that are not given, those of something that is switched off, and those that MLflow shows elsewhere.
-        The whole configuration is the artifact ``config.json``.
+        The project's own keys come first, because MLflow's UI shows parameters in the order of logging. Fields without a value,
+        of features that are switched off, and those that MLflow shows already are left out; ``config.json`` has all of them.
         """
         left_out = {"experiment", "run_name"}
         left_out |= {name for name, off in _SWITCHES.items() if getattr(self, name) == off}
@@ -211,7 +209,7 @@ class Config(BaseModel):
         return {key: _text(value) for key, value in _leaves(tree) if value is not None}
 
     def changes_from(self, earlier: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """Dotted keys whose values differ from an earlier resolved configuration, each with (before, now)."""
+        """Return the dotted keys that differ from an earlier configuration, with (before, now)."""
         before = {key: _text(value) for key, value in _leaves(earlier)}
         now = self.flattened()
         absent = "(not set)"
@@ -223,7 +221,7 @@ class Config(BaseModel):
 
     @classmethod
     def affects_training(cls, key: str) -> bool:
-        """Whether a change of the field named by this dotted key may change what a step computes."""
+        """Return whether a change of this dotted key may change a step's result."""
         name = key.split(".")[0]
         if name in cls.execution_fields:
             return False
@@ -231,7 +229,7 @@ class Config(BaseModel):
         return field is None or not is_place(field.annotation)
 
     def places(self) -> dict[str, Path]:
-        """The fields that name files or folders, where they are given."""
+        """Return the fields that name files or folders and have a value."""
         return {
             name: value
             for name, field in type(self).model_fields.items()
@@ -239,11 +237,11 @@ class Config(BaseModel):
         }
 
     def data_places(self) -> dict[str, Path]:
-        """The places that hold data: all but those of :attr:`output_fields`."""
+        """Return the locations of data: all except :attr:`output_fields`."""
         return {name: place for name, place in self.places().items() if name not in self.output_fields}
 
     def without_effect(self) -> dict[str, str]:
-        """Return the keys that are set and mean nothing, each with the key that would give it a meaning."""
+        """Return keys that are set without effect, each with its switch."""
         fields = type(self).model_fields
         return {
             name: switch
@@ -252,11 +250,13 @@ class Config(BaseModel):
         }
 
     def sample_data(self) -> Mapping[str, Path | str]:
-        """Data that the project takes where no key names any, for the run's record; none here.
+        """Return the project's default data, to record them in the run.
+
+        The project uses these data if no key names any. The default implementation returns no data.
 
         Returns:
-            A name, and the file or folder that holds the data; for generated data a text that tells what generates them, with
-            all arguments. A name that begins with ``val`` or ``test`` is recorded as evaluation data.
+            For each name the file or folder that holds the data; for generated data a text with the generator and all its
+            arguments. A name that begins with ``val`` or ``test`` is recorded as evaluation data.
         """
         return {}
 
@@ -275,7 +275,7 @@ _PARTS: Mapping[str, tuple[str, Any]] = {
     "early_stopping_min_delta": ("early_stopping_patience", None),
     "nonfinite_limit": ("on_nonfinite", "abort"),
 }
-"""Fields that mean nothing while another one has the value that switches them off."""
+"""Fields without an effect while another field has the value that switches them off."""
 
 
 def _has(tree: Any, path: list[str]) -> bool:

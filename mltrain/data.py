@@ -1,6 +1,6 @@
-"""A loader that knows where it is: order from (seed, epoch), one seed a batch, position in the epoch.
+"""A loader with a position: order from (seed, epoch), one seed per batch.
 
-Every batch is fetched under random numbers that follow from (seed, epoch, batch) alone, so neither the number of
+The random numbers of a batch follow from (seed, epoch, batch) alone, so neither the number of
 worker processes nor an interruption changes what augmentation draws.
 """
 
@@ -16,15 +16,15 @@ from mltrain.rng import Aside
 from mltrain.state import Stateful
 
 _MULTINOMIAL_ITEMS = 2**24
-"""More categories than these are refused by ``torch.multinomial``."""
+"""``torch.multinomial`` refuses more categories."""
 
 
 @runtime_checkable
 class Loader(Protocol):
-    """What a trainer needs of a loader: batches, and a position that can be taken away and given back."""
+    """A loader for the trainer: batches, and a position to save and restore."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Return the batches from the present position to the end of the epoch."""
+        """Return the batches from the current position to the end of the epoch."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -32,49 +32,50 @@ class Loader(Protocol):
         ...
 
     def load_state_dict(self, state_dict: Any) -> Any:
-        """Take a position over."""
+        """Restore a position."""
         ...
 
 
 @runtime_checkable
 class Divisible(Protocol):
-    """A loader whose batches several processes share: each gets a part, and all stand at the same position.
+    """A loader that divides each batch among processes, all at the same position.
 
     Attributes:
-        weight: of this process's part in the batch that was given last, 0 to 1; those of all processes sum to 1.
+        weight: this process's share of the last batch, 0 to 1; the shares of all processes sum to 1.
     """
 
     weight: float
 
     def divide(self, rank: int, ranks: int) -> None:
-        """Give only the part of process ``rank``, counted from 0, of ``ranks``."""
+        """Yield only the part of process ``rank``, counted from 0, of ``ranks``."""
         ...
 
 
 class ResumableLoader:
-    """Batches of a map-style dataset, in an order that follows from (seed, epoch), resumable at any batch.
+    """Batches of a map-style dataset, resumable at any batch.
 
-    With ``num_workers=0`` a batch is fetched when the training asks for it, and never earlier, so a dataset may have state
-    (a counter, a cache, a position in a file, a generator of its own). If the dataset has ``state_dict()`` and
-    ``load_state_dict()``, its state is saved and restored with the position. Worker processes fetch ahead, each with
-    a copy of the dataset, so with ``num_workers`` above 0 the state of a dataset is neither saved nor restored.
+    The order of the items follows from (seed, epoch). With ``num_workers=0`` the loader fetches a batch only when the training
+    asks for it, so a dataset may have state (a counter, a cache, a position in a file, a private generator). If the dataset
+    has ``state_dict()`` and ``load_state_dict()``, the loader saves and restores its state with the position. Worker
+    processes fetch ahead, each with a copy of the dataset, so with ``num_workers`` above 0 the loader neither saves nor
+    restores the state of a dataset.
 
     Several processes share each batch: process r of W gets the items from r/W to (r+1)/W of it. So position and order are the
-    same on all of them and for every W, and no item comes twice or is left out.
+    same on all processes and for every W, and no item is repeated or left out.
 
     Args:
         dataset: anything with ``__len__`` and ``__getitem__``.
-        batch_size: items a batch, over all processes.
-        shuffle: whether every epoch has a new order; otherwise items come as they stand.
-        weights: one non-negative number an item: each epoch draws ``len(dataset)`` items with replacement in
+        batch_size: items per batch, over all processes.
+        shuffle: whether to draw a new order every epoch, instead of using the order of the dataset.
+        weights: one non-negative number per item: each epoch draws ``len(dataset)`` items with replacement in
             proportion to them. Excludes ``shuffle=False``.
-        drop_last: leave a last incomplete batch out.
-        num_workers: how many processes fetch ahead; 0 fetches in this one. It may change when a run is resumed.
+        drop_last: whether to leave out a last incomplete batch.
+        num_workers: how many processes fetch ahead; with 0 this process fetches. It may change when a run is resumed.
         seed: if ``None``, ``torch.initial_seed()``, which the trainer sets from the configuration.
-        seed_samples: a seed for every sample in place of every batch, and slower. Several processes always do so: what
-            augmentation draws does not depend on how many there are.
-        collate: makes a batch of a list of items; torch's default.
-        pin_memory: whether batches are put into page-locked memory, for faster copies to a GPU.
+        seed_samples: whether to seed every sample instead of every batch, which is slower. Several processes always do so, so
+            that augmentation does not depend on their number.
+        collate: makes a batch of a list of items; by default torch's.
+        pin_memory: whether to put batches into page-locked memory, for faster copies to a GPU.
 
     Attributes:
         epoch: the epoch that the next batch belongs to, from 0.
@@ -98,11 +99,11 @@ class ResumableLoader:
     ) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise UsageError(
-                f"A {type(dataset).__name__} has no length and no items by index, so its position cannot be kept by "
-                "number. For an iterable dataset that has state_dict() and load_state_dict() there is StreamLoader."
+                f"A {type(dataset).__name__} has no position by number. Expected a dataset with a length and items by index. "
+                "Try: StreamLoader for an iterable dataset that has state_dict() and load_state_dict()."
             )
         if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size}: a batch holds at least one item.")
+            raise UsageError(f"batch_size={batch_size} is invalid. Expected at least 1.")
         self.dataset = dataset
         self.batch_size = batch_size
         if weights is not None and not shuffle:
@@ -112,9 +113,13 @@ class ResumableLoader:
         self.shuffle = shuffle
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         if self.weights is not None and len(self.weights) != len(dataset):
-            raise UsageError(f"{len(self.weights)} weights for {len(dataset)} items: there has to be one for each.")
+            raise UsageError(
+                f"The loader got {len(self.weights)} weights for {len(dataset)} items. Expected one per item."
+            )
         if self.weights is not None and not (self.weights.min() >= 0 and 0 < self.weights.sum() < torch.inf):
-            raise UsageError("The weights are proportions: finite, none of them negative, and not all of them 0.")
+            raise UsageError(
+                "The weights are invalid. Expected finite numbers, none of them negative, and not all of them 0."
+            )
         self.drop_last = drop_last
         self.num_workers, self._pin_memory = num_workers, pin_memory
         self.seed = torch.initial_seed() if seed is None else seed
@@ -123,7 +128,7 @@ class ResumableLoader:
         if len(self) == 0:
             raise UsageError(
                 f"{len(dataset)} items in batches of {batch_size}{' without the incomplete one' if drop_last else ''} "
-                "make no batch at all: nothing to train on."
+                "make no batch. Expected at least one batch to train on."
             )
         self._rank, self._ranks, self.weight = 0, 1, 1.0
         self._fetch = Fetch(dataset, collate, seed_samples)
@@ -136,7 +141,7 @@ class ResumableLoader:
         return whole if self.drop_last or not rest else whole + 1
 
     def divide(self, rank: int, ranks: int) -> None:
-        """Give only the part of process ``rank``, counted from 0, of ``ranks``.
+        """Yield only the part of process ``rank``, counted from 0, of ``ranks``.
 
         Raises:
             UsageError: a batch has fewer items than there are processes.
@@ -150,7 +155,7 @@ class ResumableLoader:
         self._fetch = Fetch(self.dataset, self._collate, seed_samples=True)
 
     def __iter__(self) -> Iterator[Any]:
-        """Return the batches from the present position to the end of the epoch, then stand at the next epoch."""
+        """Yield the rest of the epoch's batches, then move to the next epoch."""
         batches = len(self)
         state, remaining = mixed(self.seed, self.epoch), range(self.batch, batches)
         requests = Requests(self._order(), self.batch_size, state, remaining, self._part)
@@ -163,7 +168,7 @@ class ResumableLoader:
             yield fetched
 
     def state_dict(self) -> dict[str, Any]:
-        """Return position, seed, the lengths that belong to them, and the dataset's own state where it has one."""
+        """Return position, seed, lengths, and the dataset's state if it has one."""
         own = {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -177,7 +182,7 @@ class ResumableLoader:
         """Continue at a position.
 
         Raises:
-            StateMismatch: in the middle of an epoch, with another number of items or another batch size.
+            StateMismatch: the position is within an epoch, and the number of items or the batch size differs.
         """
         differing = [
             f"{name}: {state_dict[name]} then, {now} now"
@@ -195,7 +200,7 @@ class ResumableLoader:
 
     @property
     def _keeps_state(self) -> bool:
-        """Whether this process's copy of the dataset is the one that changes, and its state can be saved."""
+        """Whether the dataset changes in this process and can save its state."""
         return self.num_workers == 0 and isinstance(self.dataset, Stateful)
 
     def _part(self, batch: Sequence[int]) -> Sequence[int]:
@@ -220,7 +225,7 @@ class ResumableLoader:
                     fetched = self._fetch[request]
                 yield fetched
             return
-        # DataLoader draws a base seed for its workers from a generator: from one of its own, not from the training's.
+        # DataLoader draws a base seed for its workers from a generator, which must not be the training's.
         batches = DataLoader(
             self._fetch,
             batch_size=None,

@@ -1,4 +1,4 @@
-"""Which device computes, how deterministically, and with which tensors."""
+"""Choice of the device, deterministic algorithms, and tensors on several devices."""
 
 import logging
 import os
@@ -30,13 +30,13 @@ def chosen(name: str) -> torch.device:
         return torch.device(there[0])
     if name not in there:
         raise ConfigError(
-            f"device={name} is not on this machine; there are: {', '.join(there)}. Use device=auto or cpu."
+            f"device={name} is not on this machine. Expected one of: {', '.join(there)}. Try: device=auto"
         )
     return torch.device(name)
 
 
 def usable(device: str | torch.device) -> torch.device:
-    """Return a device that tensors can be put on here.
+    """Return a device of this machine, after a trial allocation.
 
     Raises:
         UsageError: torch knows no such device, or this machine does not have it.
@@ -63,7 +63,9 @@ def make_current(device: torch.device, cuda: Any = torch.cuda) -> None:
 
 
 def set_up(num_threads: int | None, deterministic: bool, device: str = "auto") -> None:
-    """Set the current device, the number of CPU threads, and deterministic algorithms; what has none warns.
+    """Set the current device, CPU threads and deterministic algorithms.
+
+    torch warns for operations that have no deterministic algorithm.
 
     Raises:
         ConfigError: this machine does not have the device.
@@ -72,20 +74,21 @@ def set_up(num_threads: int | None, deterministic: bool, device: str = "auto") -
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def warn_of_unsaved_dropout(parts: Mapping[str, Any], device: torch.device) -> None:
-    """Log a warning for recurrent modules that cannot resume exactly: cuDNN has a generator of its own for their dropout.
+    """Log a warning for recurrent modules that cannot resume exactly.
 
-    torch can neither save nor restore that generator. A module with another ``forward`` than torch's is taken to be right.
+    cuDNN draws their dropout from a generator that torch can neither save nor restore. Subclasses of torch's modules, which
+    may have another ``forward``, cause no warning.
 
     Args:
-        parts: what is trained, by name.
-        device: that trains.
+        parts: the parts of the training, by name.
+        device: the training device.
     """
     if device.type != "cuda" or not torch.backends.cudnn.enabled:
         return
@@ -106,7 +109,7 @@ def warn_of_unsaved_dropout(parts: Mapping[str, Any], device: torch.device) -> N
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """Return a batch with all its tensors on ``device``; from page-locked memory without waiting."""
+    """Return a batch with all tensors on ``device``; page-locked ones are copied asynchronously."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=batch.is_pinned() if device.type == "cuda" else False)
     if isinstance(batch, Mapping):
@@ -118,11 +121,11 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 
 def mixing(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which tensors of the CPU may be mixed with those on ``device``.
+    """Return a context that allows mixing CPU tensors with those on ``device``.
 
-    An evaluation is called in it, so that its data need not be where its model is. Where torch refuses to compute with both,
-    the tensors of the CPU are moved and the function is called again; every other call is torch's own. A tensor that a function
-    changes in place is never moved. A tensor that NumPy asks for is copied to the CPU.
+    The trainer evaluates in it, so the data of an evaluation may stay on the CPU. If torch refuses to compute with both kinds,
+    the context moves the CPU tensors and calls the function again; it does not change any other call. It never moves a tensor
+    that a function changes in place, and copies a tensor for NumPy to the CPU.
     """
     return nullcontext() if device.type == "cpu" else _Mixing(device)
 
@@ -157,7 +160,7 @@ class _Mixing(TorchFunctionMode):
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a nesting."""
+    """Yield the tensors in nested containers."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (Mapping, list, tuple)):

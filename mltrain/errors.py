@@ -1,9 +1,9 @@
-"""Every error that mltrain raises on purpose.
+"""Every error that mltrain raises deliberately.
 
 ::
 
     MltrainError                       exit 1
-    ├── UsageError (ValueError)        exit 2   a command or an argument that cannot be meant
+    ├── UsageError (ValueError)        exit 2   an invalid command or argument
     │   ├── ConfigError                         unknown key, wrong type, missing file
     │   └── DataError                           data that cannot be read or does not fit together
     ├── RunNotFound (LookupError)      exit 2   no such run, or it is deleted
@@ -14,11 +14,11 @@
     ├── RunHeld                        exit 4   another process is writing to the run
     ├── StorageError (OSError)         exit 5   a checkpoint could not be kept anywhere
     ├── TrackingError (ConnectionError) exit 6  the tracking server cannot be reached or refuses
-    ├── PeerLost                       exit 1   another process of the same training has ended; its code, if it left one
+    ├── PeerLost                       exit 1   another process of the same training has ended; its own exit code if known
     ├── NonFiniteLoss (ArithmeticError) exit 7
     └── StateMismatch (ValueError)     exit 8   checkpoint and code do not fit
 
-A message says what happened, what was expected, what came instead, and what to do next.
+A message names the problem, what was expected, what mltrain got, and what to try next.
 """
 
 import difflib
@@ -26,13 +26,13 @@ from collections.abc import Iterable, Sequence
 
 
 class MltrainError(Exception):
-    """Base of all errors raised on purpose; ``exit_code`` is what the command line returns."""
+    """Base of all deliberate errors; the command line returns ``exit_code``."""
 
     exit_code = 1
 
 
 class UsageError(MltrainError, ValueError):
-    """A command or an argument that cannot be meant."""
+    """An invalid command or argument."""
 
     exit_code = 2
 
@@ -64,7 +64,7 @@ class NoCheckpoint(CheckpointError, LookupError):
 class DamagedCheckpoint(CheckpointError, ValueError):
     """A checkpoint whose bytes or manifest are not what was committed.
 
-    ``torn``: it is a manifest that ends too early, as one does whose writing was interrupted.
+    ``torn`` means that the manifest ends too early, as after interrupted writing.
     """
 
     torn = False
@@ -83,13 +83,13 @@ class RunHeld(MltrainError):
 
 
 class StorageError(MltrainError, OSError):
-    """The disk or the artifact store refused what had to be kept."""
+    """The disk or the artifact store refused to store something."""
 
     exit_code = 5
 
 
 class TrackingError(MltrainError, ConnectionError):
-    """The tracking server cannot be reached, or refuses what it was asked."""
+    """The tracking server cannot be reached, or refuses a request."""
 
     exit_code = 6
 
@@ -97,7 +97,7 @@ class TrackingError(MltrainError, ConnectionError):
 class PeerLost(MltrainError):
     """Another process of the same training has ended, refuses, or does not answer.
 
-    ``rank`` is that process's, where it left the reason; then ``exit_code`` is its own.
+    If that process has left its reason, ``rank`` and ``exit_code`` are those of that process.
     """
 
     rank: int | None = None
@@ -142,13 +142,13 @@ class StateMismatch(MltrainError, ValueError):
 
 
 def shortened(names: Sequence[str], most: int = 12) -> str:
-    """Return names joined by commas; beyond ``most``, how many more there are."""
+    """Return at most ``most`` names joined by commas, and how many follow."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" … and {rest} more" if rest > 0 else "")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean '…'?`` for the known word most like this one, or nothing."""
+    """Return `` Did you mean '…'?`` with the nearest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 

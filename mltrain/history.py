@@ -1,4 +1,4 @@
-"""The per-epoch table of a training: part of every checkpoint, a CSV that can be followed, learning curves."""
+"""The per-epoch table of a training: checkpoint part, growing CSV file, learning curves."""
 
 import csv
 import io
@@ -14,17 +14,17 @@ Row = dict[str, float | int]
 
 
 class History:
-    """One row an epoch, with everything that was measured; a stateful part."""
+    """One row of measurements per epoch; a stateful part."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
     def add(self, row: Mapping[str, float | int]) -> None:
-        """Add the row of an epoch; it replaces one of the same epoch."""
+        """Add the row of an epoch, replacing an earlier row of that epoch."""
         self.rows = [known for known in self.rows if known["epoch"] != row["epoch"]] + [dict(row)]
 
     def to_csv(self) -> bytes:
-        """Return all rows as CSV: ``epoch, step, loss_total, learning_rate``, then every loss and metric by name."""
+        """Return all rows as CSV: the first columns, then losses and metrics by name."""
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
         writer.writeheader()
@@ -42,12 +42,12 @@ class History:
         return {"rows": [dict(row) for row in self.rows]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the rows over."""
+        """Restore the rows."""
         self.rows = [dict(row) for row in state_dict["rows"]]
 
 
 class CsvLog:
-    """A CSV file of the history that grows by a line an epoch, so that ``tail -f`` follows it."""
+    """A CSV file of the history with a new line per epoch, for ``tail -f``."""
 
     def __init__(self, path: Path, history: History) -> None:
         self.path = path
@@ -56,15 +56,15 @@ class CsvLog:
         self._lines = 0
 
     def update(self) -> None:
-        """Append the newest row; where the columns changed or the history was put back, write all anew.
+        """Append the newest row, or rewrite the file if columns or history changed.
 
-        A disk that refuses is no reason to stop a training: that is logged, and the next time all is written anew.
+        If the disk refuses, the training continues: this logs a warning, and the next call rewrites the file.
         """
         try:
             self._update()
         except OSError as error:
             self._lines = -1
-            log.warning("%s could not be written: %s. It will be with the next epoch.", self.path, error.strerror)
+            log.warning("%s could not be written: %s. mltrain retries after the next epoch.", self.path, error.strerror)
 
     def _update(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class CsvLog:
 
 
 def learning_curves(history: History) -> Any:
-    """Return a matplotlib figure with one panel a metric, train and validation together, over epochs."""
+    """Return a matplotlib figure with one panel per metric over epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -1,4 +1,4 @@
-"""The public face of checkpoints, for any training loop."""
+"""The checkpoint manager for any training loop."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ from mltrain.tracking.tags import BEST_BY_TAG, RETENTION_TAG, best_by
 log = logging.getLogger(__name__)
 
 _IN_FOLDERS: "WeakValueDictionary[Path, Closing]" = WeakValueDictionary()
-"""The end of the manager of each folder that this process has open, at most one; it outlives a manager that nobody closed."""
+"""For each folder open in this process the closing of its manager; it survives a manager that was never closed."""
 
 
 class CheckpointManager:
@@ -46,26 +46,26 @@ class CheckpointManager:
     >>> state = manager.load_latest_checkpoint()          # None means to start afresh
     >>> manager.save_epoch_checkpoint({"model": net.state_dict(), "epoch": epoch}, epoch)
 
-    A state is a dictionary of tensors and plain values; the manager does not care what is inside. Saving copies it and
-    returns; the rest happens in the background, and :meth:`close` (or the end of a ``with`` block) waits for it.
+    A state is a dictionary of any tensors and plain values. Saving copies it and returns; threads in the background do the rest,
+    and :meth:`close` (or the end of a ``with`` block) waits for them.
 
     In a folder, an epoch is ``checkpoint_epoch_N.pth``, an interrupted state ``interrupt_checkpoint.pth``, and ``best_model.pth``
     is a second name of the best one. Each file is a ZIP archive of safetensors, JSON and a manifest with digests.
 
     Args:
-        run: the id of a run to continue, or a folder (a ``Path``, or a text with a slash). If ``None``, ``save_dir``, else the
-            active MLflow run, else a new one.
+        run: the id of a run to continue, or a folder (a ``Path``, or a text with a slash). If ``None``, ``save_dir``, otherwise
+            the active MLflow run, otherwise a new one.
         device: where loaded tensors go.
-        max_to_keep: how many of the newest checkpoints stay; the best one stays too.
-        save_dir: a folder that holds the checkpoints; no run is opened then, and MLflow is not imported.
-        policy: which ones stay, in place of ``max_to_keep``.
-        metric: the metric that decides which one is best, where the caller does not declare it.
-        mode: whether less (``min``) or more (``max``) of it is better.
-        staging_gigabytes: how much may wait on this disk (in units of 10**9 bytes) for another artifact store. What does not
-            fit is removed by the policy, the least valuable first; the newest always stays.
+        max_to_keep: number of newest checkpoints to keep; the best one stays too.
+        save_dir: a folder for the checkpoints; the manager then opens no run and does not import MLflow.
+        policy: the retention policy, instead of ``max_to_keep``.
+        metric: the metric that decides which checkpoint is best, unless the caller declares it.
+        mode: whether a lower (``min``) or higher (``max``) value is better.
+        staging_gigabytes: how much may wait on this disk (in units of 10**9 bytes) for a remote artifact store. Beyond that the
+            policy removes the least valuable checkpoints first; the newest always stays.
 
     Raises:
-        UsageError: an argument is invalid, or the folder holds checkpoints of others; no run was created or opened.
+        UsageError: an argument is invalid, or the folder holds files of other programs; no run was created or opened.
         RunNotFound, RunHeld, TrackingError, StorageError: the run cannot be written to.
     """
 
@@ -93,7 +93,7 @@ class CheckpointManager:
             from mltrain.run.untracked import UntrackedRun
 
             if folder in _IN_FOLDERS:
-                _IN_FOLDERS.pop(folder).close("FINISHED", grace_seconds())  # all that was saved there is complete then
+                _IN_FOLDERS.pop(folder).close("FINISHED", grace_seconds())  # completes its saves
             self._begin(UntrackedRun(folder, max_to_keep if policy is None else None), settings, folder)
             _IN_FOLDERS[folder] = self._closing
         elif run is None or isinstance(run, str):
@@ -109,12 +109,12 @@ class CheckpointManager:
             self._begin(run, settings)
 
     def _begin(self, run: Run, settings: Settings, folder: Path | None = None) -> None:
-        """Prepare staging and the background threads for a run that is open."""
+        """Prepare staging and background threads for an open run."""
         self.run: Run = run
         spool = Spool(run.staging) if folder is None else FolderSpool(folder)
         for written in (spool.root, run.artifacts.local_root):
             if written is not None:
-                probe(written)  # before anything is trained, and not at the first checkpoint
+                probe(written)  # fails before the training, not at the first checkpoint
         self.store = CheckpointStore(run.id, run.artifacts, spool, folder=folder)
         self._damage = Damage(run)
         self.reader = CheckpointReader(
@@ -153,29 +153,28 @@ class CheckpointManager:
     ) -> CheckpointId:
         """Save a state. Two saves of the same step make one checkpoint; otherwise steps grow.
 
-        Only :meth:`load` goes back: saving a step after that which this process has been at before, or a smaller one, rolls
-        the run back to the loaded state. What was saved beyond it is abandoned, and a new attempt begins. A run that has
-        checkpoints and is continued without a load goes on from the newest of them.
+        Only :meth:`load` goes back. If a save follows whose step this process has reached before, the run rolls
+        back to the loaded state: later checkpoints are abandoned, and a new attempt begins. A run that has
+        checkpoints and is continued without a load continues from the newest one.
 
         Args:
-            state: names to tensors and plain values, nested as you like; see :class:`LateCopy` for what may be copied later.
-            step: optimizer steps done. If ``None``, ``state["step"]`` or ``state["global_step"]``, else the epoch, else the
-                next number.
-            epoch: epochs done. If ``None``, ``state["epoch"]``, else that of the checkpoint before.
+            state: names to tensors and plain values, arbitrarily nested; with :class:`LateCopy` some of it is copied later.
+            step: optimizer steps done. If ``None``, ``state["step"]`` or ``state["global_step"]``, otherwise the epoch,
+                otherwise the next number.
+            epoch: epochs done. If ``None``, ``state["epoch"]``, otherwise that of the previous checkpoint.
             metrics: measured at this step.
             kind: ``epoch``, ``step`` or ``interrupted``.
-            best: whether the caller declares it the best so far.
+            best: whether the caller declares this state the best so far.
             extra: further small files of the checkpoint, name to content.
             data: fingerprint of the data.
 
         Returns:
-            Its identity.
+            The identity of the checkpoint.
 
         Raises:
             UnsupportedValue: the state holds something that is not plain data; the message names the path to it.
-            UsageError: a further file has a name that no file of a checkpoint can have; a step, an epoch, a metric or a kind
-                is invalid; the step, or the epoch where no step is given, goes back without a load; or the manager is
-                closed. Nothing is removed.
+            UsageError: the name of a further file, a step, an epoch, a metric or a kind is invalid; the step, or without one the
+                epoch, goes back without a load; or the manager is closed. Nothing is removed.
             RunHeld: another process has taken the run over.
         """
         if self.committer.closed:
@@ -187,13 +186,13 @@ class CheckpointManager:
         return self._drafts.save(state, count, kind, measured, best=best, extra=extra, data=data or {})
 
     def prepare(self, state: Mapping[str, Any]) -> None:
-        """Take host memory in the background for saves of states like this one; copies nothing.
+        """Allocate host memory in the background for states like this one.
 
-        Without it the first save takes the memory, which lasts several times as long as the copy. Call it once, after the
+        Without it the first save allocates the memory, which takes several times as long as the copy. Call it once, after the
         first ``optimizer.step()``, when the optimizer has its state; :class:`~mltrain.Trainer` does.
 
         Args:
-            state: as for :meth:`save`; values may be any.
+            state: as for :meth:`save`, with any values.
 
         Raises:
             UnsupportedValue: the state holds something that is not plain data.
@@ -209,13 +208,16 @@ class CheckpointManager:
     def save_best_model(
         self, state: Mapping[str, Any], metric: float | Mapping[str, float], epoch: int | None = None
     ) -> CheckpointId:
-        """Declare a state the best so far, with its metric; where its epoch or step has just been saved, that checkpoint."""
+        """Declare a state the best so far, with its metric.
+
+        If its epoch or step has just been saved, this marks that checkpoint instead of saving again.
+        """
         metrics = metric if isinstance(metric, Mapping) else {self._metric: float(metric)}
         kind: Kind = "step" if Count.of(state, None, epoch).epoch is None else "epoch"
         return self.save(state, epoch=epoch, metrics=metrics, kind=kind, best=True)
 
     def save_interrupt_checkpoint(self, state: Mapping[str, Any]) -> CheckpointId:
-        """Save the state of a training that is being interrupted; it is the first choice of the next load."""
+        """Save the state of an interrupted training, which the next load prefers."""
         return self.save(state, kind="interrupted")
 
     def load(self, which: str = "latest") -> dict[str, Any] | None:
@@ -226,7 +228,7 @@ class CheckpointManager:
                 ``latest`` or ``best`` is reported and the previous intact one is used.
 
         Returns:
-            The state as it was saved, or ``None`` when there is no ``latest``, ``best`` or ``interrupted``.
+            The saved state, or ``None`` if there is no ``latest``, ``best`` or ``interrupted``.
 
         Raises:
             NoCheckpoint: no checkpoint has this name, epoch or step (the message lists those of the run), or all are damaged.
@@ -240,7 +242,7 @@ class CheckpointManager:
         return found[1]
 
     def read(self, which: str = "latest") -> tuple[Manifest, dict[str, Any]] | None:
-        """Return a checkpoint, verified, with its parts, and change nothing; see :meth:`load`."""
+        """Return a verified checkpoint with its parts, without continuing from it; see :meth:`load`."""
         self.committer.settle()
         found = self.reader.find(which, self.device)
         if found is not None:
@@ -254,7 +256,7 @@ class CheckpointManager:
     def continue_from(
         self, manifest: Manifest, damaged: Mapping[CheckpointId, DamagedCheckpoint] | None = None
     ) -> None:
-        """Let the next save continue from a checkpoint that was read; ``damaged`` are those found damaged on the way to it."""
+        """Let the next save continue from a checkpoint; record ``damaged`` ones."""
         for identity, error in (damaged or {}).items():
             self._damage.note(identity, error)
         self._drafts.continue_from(manifest)
@@ -262,9 +264,9 @@ class CheckpointManager:
         log.info("Loaded %s (%s) of %s", manifest.title, manifest.name, self.store.title)
 
     def peek(self, which: str = "latest") -> dict[str, Any] | None:
-        """Return a state, verified; the next save continues from where it would have.
+        """Return a verified state, without continuing from it.
 
-        After a load ``latest`` is on the line of the loaded checkpoint: that one, until a later state is committed.
+        After a load, ``latest`` is the loaded checkpoint until a later state on its line is committed.
 
         Raises:
             NoCheckpoint: every checkpoint is damaged.
@@ -276,7 +278,7 @@ class CheckpointManager:
         return first_usable(self.store, candidates, lambda one: self.store.load(one, self.device), self._damage.note)[1]
 
     def load_latest_checkpoint(self) -> dict[str, Any] | None:
-        """Load the newest state: an interrupted one where that is newest, else the newest epoch; return ``None`` without one."""
+        """Load the newest state, including an interrupted one; return ``None`` without one."""
         return self.load("latest")
 
     def load_best_model(self) -> dict[str, Any] | None:
@@ -284,7 +286,7 @@ class CheckpointManager:
         return self.load("best")
 
     def checkpoints(self) -> list[Manifest]:
-        """Return all committed checkpoints of the run, oldest first, those of abandoned lines included."""
+        """Return all committed checkpoints, oldest first, including abandoned lines."""
         return self.reader.all()
 
     def best(self) -> Manifest | None:
@@ -292,53 +294,56 @@ class CheckpointManager:
         return next(iter(self.reader.matching("best")), None)
 
     def when_committed(self, listener: Committed) -> None:
-        """Call a function in the background after each commit, with the new checkpoint, the best one, and the store.
+        """Call a function in the background after each commit.
 
-        Functions are called in the order in which they were given.
+        Its arguments are the new checkpoint, the best one, and the store. Listeners are called in order of registration.
 
         Raises:
-            UsageError: it is not a function.
+            UsageError: the listener is not a function.
         """
         refuse_unless(callable(listener), "listener", listener, "a function")
         self.committer.when_committed(listener)
 
     def prune(self) -> list[retention.Removal]:
-        """Remove what the policy does not keep, and record it. Every commit does so."""
+        """Remove checkpoints that the policy does not keep, and record the removals.
+
+        Every commit does this.
+        """
         origin = self._drafts.origin
         return self.committer.prune(origin.id if origin is not None else None)
 
     @property
     def failure(self) -> MltrainError | None:
-        """Why the newest checkpoint was not kept, if so.
+        """The error that prevented the newest checkpoint, or ``None``.
 
-        It is a :class:`~mltrain.errors.NonFiniteLoss` where its weights or optimizer state are not finite. It is known once
+        It is a :class:`~mltrain.errors.NonFiniteLoss` if its weights or optimizer state are not finite. It is known once
         :meth:`wait` has returned, and ``None`` again as soon as a later checkpoint is complete on this disk.
         """
         return self.committer.failure
 
     def wait(self, seconds: float = math.inf) -> bool:
-        """Wait until everything saved is committed in the artifact store; return whether it is."""
+        """Wait until all saves are committed in the artifact store; return whether they are."""
         return self.committer.wait(seconds)
 
     def close(self, status: Status = "FINISHED", *, wait: bool = True) -> None:
-        """Wait until everything saved is committed, and release the run.
+        """Wait until all saves are committed, and release the run.
 
-        A script that ends without it completes what it saved. Its run is FINISHED; FAILED where an exception ended the script;
-        KILLED where that was a ``KeyboardInterrupt``, or where the last save was an interrupted one. A run whose newest
-        checkpoint the artifact store does not take is KILLED: its tag ``mltrain.newest_only_local`` names the host that has it,
-        and ``mltrain sync`` there sends it and sets the status.
+        If a script ends without ``close()``, the manager completes the saves and sets the run's status: FINISHED, FAILED after
+        an exception, KILLED after a ``KeyboardInterrupt`` or if the last save was an interrupted one. If the artifact store
+        refuses the newest checkpoint, the run is KILLED: its tag ``mltrain.newest_only_local`` names the host that has the
+        checkpoint, and ``mltrain sync`` there uploads it and sets the status.
 
         Args:
-            status: of the run, where the manager opened it; an active MLflow run's status is not touched.
-            wait: whether to wait for the artifact store: as long as it takes what it is sent, and for one that refuses
-                ``MLTRAIN_GRACE_SECONDS``. If false, ``mltrain sync`` sends what the store has not taken yet.
+            status: of the run, if the manager opened it; the status of an active MLflow run does not change.
+            wait: whether to wait for the artifact store: as long as it accepts data, and ``MLTRAIN_GRACE_SECONDS`` if it
+                refuses. If false, ``mltrain sync`` sends the rest.
 
         Raises:
-            StorageError: the newest checkpoint could not be kept anywhere.
-            NonFiniteLoss: the weights or optimizer state that were saved last are not finite; the run is FAILED then.
+            StorageError: the newest checkpoint could not be stored anywhere.
+            NonFiniteLoss: the last saved weights or optimizer state are not finite; the run is then FAILED.
         """
         self._closing.close(status, grace_seconds() if wait else None)
 
     def abandon(self) -> None:
-        """Stop the background threads without waiting; what is complete in staging stays there."""
+        """Stop the background threads without waiting; complete staged checkpoints stay."""
         self._closing.abandon()

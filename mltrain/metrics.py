@@ -1,4 +1,4 @@
-"""Metrics: what a step or an evaluation measured, by name; those of another engine are recorded once a key and step."""
+"""Metrics of steps and evaluations by name, and curves of other engines."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,10 +15,10 @@ def floats(values: Any, source: str) -> dict[str, float]:
 
     Args:
         values: name to number: Python's, NumPy's, or a tensor with one element.
-        source: what returned them, for the message.
+        source: where they come from, for the message.
 
     Raises:
-        UsageError: it is not a mapping, a name is not text, or a value is not a real number.
+        UsageError: ``values`` is not a mapping, a name is not text, or a value is not a real number.
     """
     if not isinstance(values, Mapping):
         raise UsageError(
@@ -32,7 +32,7 @@ def floats(values: Any, source: str) -> dict[str, float]:
             number = value if isinstance(value, float) else value.item() if hasattr(value, "item") else value
             if isinstance(number, (str, bytes)):
                 raise TypeError("text")
-            # No file and no database takes half of a surrogate pair, by which Python stands for bytes that are not text.
+            # No file or database takes a lone surrogate, by which Python represents undecodable bytes.
             numbers[name if name.isascii() else name.encode(errors="backslashreplace").decode()] = float(number)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise UsageError(
@@ -48,12 +48,12 @@ def _described(value: Any) -> str:
 
 
 class Curves:
-    """Records metric points, the first of each key and step.
+    """Records the first metric point of each key and step.
 
-    Engines log a key twice at a step: the epoch, for one, beside losses and beside an evaluation.
+    Engines may log a key twice at a step, such as the epoch beside losses and beside an evaluation.
 
     Args:
-        record: takes the values of a step, and the step.
+        record: called with the values of a step, and the step.
     """
 
     def __init__(self, record: Callable[[Mapping[str, float], int], None]) -> None:
@@ -62,12 +62,12 @@ class Curves:
         self._keys: set[str] = set()
 
     def log(self, values: Mapping[str, float], step: int, *, recorded: bool = False) -> None:
-        """Record what was measured at a step; never waits for the server.
+        """Record the metrics of a step without waiting for the server.
 
         Args:
             values: name to value.
             step: optimizer steps done.
-            recorded: the run has these points, or gets them with its checkpoint; they are only taken note of.
+            recorded: whether the run already has these points, or gets them with its checkpoint; then only their keys are noted.
         """
         if step != self._step:
             self._step, self._keys = step, set()

@@ -1,4 +1,4 @@
-"""Pipelines, as they are declared: which stages there are, what each needs, and in what order they run.
+"""Declarations of pipelines: their stages, the needs of each, and their order.
 
 >>> PIPELINE = mltrain.Pipeline("cells", [
 ...     mltrain.Stage("crops", crops.Config, make=crops.cut),
@@ -25,15 +25,15 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a pipeline, which becomes a run of its own: a training, or files that are made.
+    """One stage of a pipeline, with its own run: a training, or files.
 
     Attributes:
         name: lower case letters, digits and underscores.
-        config: its configuration.
-        build: makes what is trained; weights are handed on. Or:
-        make: writes files into an empty folder and returns figures about them; the files are handed on.
-        needs: for each key of ``config`` that names a folder handed on, the stage that it comes from.
-        hands_on: which checkpoint of a training is handed on.
+        config: its configuration class.
+        build: builds the task of a training; the output of the stage is its weights. Or:
+        make: writes files into an empty folder and returns figures about them; the output is the files.
+        needs: for each key of ``config`` that names a folder of inputs, the stage that produces it.
+        hands_on: which checkpoint of a training is the output.
     """
 
     name: str
@@ -45,9 +45,11 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise UsageError(f"{self.name!r} is not a name of a stage: lower case letters, digits, _ were expected.")
+            raise UsageError(f"The stage name {self.name!r} is invalid. Expected lower case letters, digits and _.")
         if (self.build is None) == (self.make is None):
-            raise UsageError(f"The stage {self.name!r} needs build= (a training) or make= (files): one of the two.")
+            raise UsageError(
+                f"The stage {self.name!r} is invalid. Expected either build= (a training) or make= (files)."
+            )
         for key in self.needs:
             if key not in self.config.model_fields or self.config.affects_training(key):
                 raise UsageError(
@@ -57,15 +59,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages that are trained one after the other, each from what earlier ones hand on.
+    """Stages that run one after the other, on the outputs of earlier ones.
 
     Attributes:
-        name: by which its runs are found again.
-        stages: in any order; those that are free run as they are listed.
-        config_file: a YAML file with a section a stage, and ``presets`` of such sections.
+        name: mltrain finds the runs of the pipeline by it.
+        stages: in any order; independent stages run in the order of this list.
+        config_file: a YAML file with one section per stage, and ``presets`` of such sections.
 
     Raises:
-        UsageError: two stages of one name, a stage that is needed and missing, or stages that need each other in a circle.
+        UsageError: two stages have the same name, a needed stage is missing, or stages need each other in a circle.
     """
 
     name: str
@@ -74,7 +76,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise UsageError(f"{self.name!r} is not a name of a pipeline: lower case letters, digits, _ were expected.")
+            raise UsageError(f"The pipeline name {self.name!r} is invalid. Expected lower case letters, digits and _.")
         names = [stage.name for stage in self.stages]
         for name in {name for name in names if names.count(name) > 1}:
             raise UsageError(f"The pipeline {self.name!r} has two stages {name!r}.")
@@ -84,7 +86,7 @@ class Pipeline:
         """Return a stage.
 
         Raises:
-            UsageError: no stage has this name; the message has the nearest.
+            UsageError: no stage has this name; the message suggests the nearest.
         """
         for stage in self.stages:
             if stage.name == name:
@@ -95,7 +97,7 @@ class Pipeline:
         )
 
     def after(self, name: str) -> frozenset[str]:
-        """Return a stage's name with those of all stages that build on it, directly or not."""
+        """Return the names of a stage and of all stages that depend on it."""
         found = {self.stage(name).name}
         for stage in self.stages:  # in order, so one pass is enough
             if found & set(stage.needs.values()):
@@ -103,7 +105,7 @@ class Pipeline:
         return frozenset(found)
 
     def within(self, name: str, key: str) -> str:
-        """Return a key as one of a single stage, unless it says of which stage it is."""
+        """Return a key with the stage's name in front, unless it has one."""
         return key if key.partition(".")[0] in {stage.name for stage in self.stages} else f"{name}.{key}"
 
     def configs(
@@ -117,13 +119,13 @@ class Pipeline:
         """Return the configuration of every stage.
 
         Args:
-            files: YAML or JSON with a section a stage, laid over the pipeline's own file (which ``base`` replaces).
-            preset: a name from these files, or one that some of the stages' classes have.
-            overrides: ``stage.key`` for one stage, ``key`` for all that have it.
-            base: resolved configurations of before.
+            files: YAML or JSON with one section per stage; they override the pipeline's own file, which ``base`` replaces.
+            preset: a name from these files, or from the class of a stage.
+            overrides: ``stage.key`` for one stage, ``key`` for all stages that have it.
+            base: earlier resolved configurations.
 
         Raises:
-            ConfigError: an unknown key, preset or type, or a key that the pipeline itself gives.
+            ConfigError: an unknown key or preset, a wrong type, or a key that the pipeline itself sets.
         """
         before = base or {}
         own_sections, own_presets = self._read([self.config_file] if self.config_file is not None else [])
@@ -176,21 +178,21 @@ class Pipeline:
                 for stage in having:
                     if field_name in stage.needs:
                         raise ConfigError(
-                            f"{key}: the pipeline gives it, from the stage {stage.needs[field_name]!r}. For a run of "
-                            f"your own in its place: --use {stage.needs[field_name]}=RUN_ID"
+                            f"{key} is set by the pipeline to the output of the stage {stage.needs[field_name]!r}. To use "
+                            f"a run of your own instead, try: --use {stage.needs[field_name]}=RUN_ID"
                         )
                     given[stage.name][name] = value
         return given
 
 
 def _ordered(stages: Sequence[Stage]) -> list[Stage]:
-    """Sort by needs; among stages that are free, the one that is listed first comes first."""
+    """Sort stages by needs; among independent stages keep their order."""
     names = {stage.name for stage in stages}
     for stage in stages:
         for needed in stage.needs.values():
             if needed not in names:
                 raise UsageError(
-                    f"The stage {stage.name!r} needs {needed!r}, which is no stage.{nearest(needed, names)}"
+                    f"The stage {stage.name!r} needs {needed!r}, which does not exist.{nearest(needed, names)}"
                 )
     done: list[Stage] = []
     left = list(stages)

@@ -1,11 +1,11 @@
-"""Finding a project: a registered name, a ``.py`` file, or a folder with ``project.py``; and a pipeline likewise.
+"""Lookup of projects and pipelines by registered name, file or folder.
 
-A pipeline is a registered name, a ``.py`` file with ``PIPELINE``, or a folder with ``pipeline.py``. A stage of it that is
-trained is also a project: ``PIPELINE:STAGE``.
+A project is a registered name, a ``.py`` file, or a folder with ``project.py``; a pipeline a registered name, a ``.py`` file
+with ``PIPELINE``, or a folder with ``pipeline.py``. A training stage of a pipeline is also a project: ``PIPELINE:STAGE``.
 
-A run records the registered name, or the path relative to its git root. Code always comes from here, never from the
-tracking store: a resume accepts a recorded word only if it is a registered name, or leads to a file below the working
-directory or its git root. Anybody who can write to the tracking store can record any word, and the file is executed.
+A run records the registered name, or the path relative to its git root. Code always comes from this machine, never from the
+tracking store: a resume accepts a recorded name only if it is registered, or the path of a file below the working directory
+or its git root. Anybody who can write to the tracking store can record any path.
 """
 
 import hashlib
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from mltrain.task import Task
 
 __path__: list[str] = []
-"""Makes this module a package: a project's file is imported as a module below it, also in processes started by spawn."""
+"""Makes this module a package, below which project files are imported, also in spawned processes."""
 
 GROUP = "mltrain.projects"
 PIPELINES = "mltrain.pipelines"
 _STORES = frozenset({"mlruns", "mlartifacts"})
-"""Folders in which MLflow keeps artifacts; no code comes from there, although they often lie below the working directory."""
+"""MLflow's artifact folders, often below the working directory; mltrain loads no code from them."""
 
 
 @dataclass(frozen=True)
 class Project:
-    """A project: what it is called in a run, its configuration class, and how it builds a task."""
+    """A project: its recorded name, configuration class and build function."""
 
     name: str
     config: type[Config]
@@ -62,7 +62,7 @@ class Project:
 
 @dataclass(frozen=True)
 class Located:
-    """A pipeline, and the word by which it is found again."""
+    """A pipeline, and the name that a run records for it."""
 
     word: str
     pipeline: Pipeline
@@ -71,7 +71,7 @@ class Located:
         """Return a stage as a project of its own.
 
         Raises:
-            UsageError: there is no such stage, or it makes files and is not trained.
+            UsageError: the stage does not exist, or makes files instead of training.
         """
         stage = self.pipeline.stage(name)
         if stage.build is None:
@@ -82,10 +82,10 @@ class Located:
 
 
 def source_of(function: Callable[..., Any]) -> Path:
-    """Return the file that a function stands in.
+    """Return the source file of a function.
 
     Raises:
-        UsageError: it stands in none.
+        UsageError: the function has no source file.
     """
     inner = inspect.unwrap(getattr(function, "func", function))
     try:
@@ -93,19 +93,19 @@ def source_of(function: Callable[..., Any]) -> Path:
     except TypeError:
         file = None
     if file is None:
-        raise UsageError(f"{function!r:.80} has no file of Python code, so a change of it could not be noticed.")
+        raise UsageError(f"{function!r:.80} has no Python source file. Expected one, to detect changes of its code.")
     return Path(file).resolve()
 
 
 def find_pipeline(word: str, *, recorded: bool = False) -> Located:
-    """Return the pipeline that a word names.
+    """Return a pipeline by name, file or folder.
 
     Args:
         word: a registered name, a file, or a folder with ``pipeline.py``.
-        recorded: whether the word comes from a run; then it is looked for in the git root as well, and only below these.
+        recorded: whether the word comes from a run; then it has to be below the working directory or its git root.
 
     Raises:
-        UsageError: there is no such pipeline, or it is not one, or what the run recorded is not to be executed.
+        UsageError: the pipeline does not exist, is not a pipeline, or mltrain does not execute the recorded path.
     """
     registered = {entry.name: entry.value for entry in metadata.entry_points(group=PIPELINES)}
     if word in registered:
@@ -130,23 +130,23 @@ def find_pipeline(word: str, *, recorded: bool = False) -> Located:
 def _pipeline_of(word: str, module: ModuleType) -> Located:
     pipeline = getattr(module, "PIPELINE", None)
     if not isinstance(pipeline, Pipeline):
-        raise UsageError(f"{module.__file__} has no PIPELINE that is an mltrain.Pipeline.")
+        raise UsageError(f"{module.__file__} has no pipeline. Expected a variable PIPELINE, an mltrain.Pipeline.")
     return Located(word, pipeline)
 
 
 @dataclass(frozen=True)
 class _Code:
-    """The file or folder that a word names, and the Python file to load."""
+    """The named file or folder, and the Python file to load."""
 
     place: Path
     file: Path
 
 
 def _code(word: str, script: str, recorded: bool) -> _Code | None:
-    """Return the code that a word names, or ``None`` if there is no such file.
+    """Return the code at a path, or ``None`` if no such file exists.
 
     Raises:
-        UsageError: the word comes from a run, and is no path below the working directory or its git root.
+        UsageError: the path comes from a run, and is not below the working directory or its git root.
     """
     roots = [Path.cwd().resolve()]
     if recorded:
@@ -161,7 +161,7 @@ def _code(word: str, script: str, recorded: bool) -> _Code | None:
             if file.suffix != ".py" or not file.is_file():
                 continue
             real = file.resolve()
-        except (OSError, ValueError, RuntimeError):  # too long for a file system, with a NUL, a loop of links
+        except (OSError, ValueError, RuntimeError):  # a path that is too long, has a NUL, or a loop of links
             continue
         if not recorded or any(_is_below(real, root) for root in roots):
             return _Code(place, file)
@@ -176,7 +176,7 @@ def _is_below(file: Path, root: Path) -> bool:
 
 
 def _check_form(word: str) -> None:
-    """Refuse a recorded word that could lead out of the folders in which recorded code is looked for."""
+    """Refuse a recorded path that could lead out of the searched folders."""
     windows = PureWindowsPath(word)
     if not word:
         raise _refused(word, "no word at all")
@@ -195,14 +195,14 @@ def _refused(word: str, what: str) -> UsageError:
 
 
 def find(word: str, *, recorded: bool = False) -> Project:
-    """Return the project that a word names.
+    """Return a project by name, file, folder or ``PIPELINE:STAGE``.
 
     Args:
         word: a registered name, a file, a folder, or ``PIPELINE:STAGE``.
-        recorded: whether the word comes from a run; then it is looked for in the git root as well, and only below these.
+        recorded: whether the word comes from a run; then it has to be below the working directory or its git root.
 
     Raises:
-        UsageError: there is no such project, or it is not one, or what the run recorded is not to be executed.
+        UsageError: the project does not exist, is not a project, or mltrain does not execute the recorded path.
     """
     registered = {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
     if word in registered:
@@ -257,7 +257,7 @@ def _loaded(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     if str(file.parent) not in sys.path:
-        # So that a project may import its neighbours, and a worker process finds the project: it is given this list.
+        # So that a project can import its neighbours, and worker processes, which receive this list, find the project.
         sys.path.insert(0, str(file.parent))
     spec.loader.exec_module(module)
     return module
@@ -269,7 +269,7 @@ def _module_name(file: Path) -> str:
 
 
 class _ProjectFinder(importlib.abc.MetaPathFinder):
-    """Finds a project's file by the name of its module, which a pickle holds, in a process that has not loaded it."""
+    """Finds a project's file by its module name, for unpickling in other processes."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -295,5 +295,5 @@ def _of_module(name: str, module: ModuleType, place: Path | None = None) -> Proj
     if not callable(build):
         raise UsageError(f"{module.__file__} has no function build(config) that returns an mltrain.Task.")
     if not (isinstance(config, type) and issubclass(config, Config)):
-        raise UsageError(f"Config in {module.__file__} has to derive from mltrain.Config.")
+        raise UsageError(f"Config in {module.__file__} is invalid. Expected a subclass of mltrain.Config.")
     return Project(name, config, build, place or Path(str(module.__file__)).parent)

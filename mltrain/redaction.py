@@ -1,9 +1,9 @@
-"""Secrets: known by the names of what holds them and by their form, and taken out before anything leaves the process.
+"""Redaction of secrets, recognised by names and by form, before data leave the process.
 
-What counts as a secret: the value of a configuration key whose own name says so (``password``, ``api_key``, ``hf_token`` …), a
-:class:`pydantic.SecretStr`, user and password in a URI, and what looks like a key of a well-known service. The value of
-such a key, or of an environment variable of such a name, is taken out of all other text only if it is hard to guess:
-``POSTGRES_PASSWORD=mlflow`` must not take ``mlflow`` out of the paths and names that a resume needs.
+Secrets are the values of configuration keys with telling names (``password``, ``api_key``, ``hf_token`` …), every
+:class:`pydantic.SecretStr`, user and password in a URI, and strings that look like a key of a well-known service. The value
+of such a key, or of an environment variable with such a name, is redacted in all other text only if it is hard to guess:
+``POSTGRES_PASSWORD=mlflow`` must not redact ``mlflow`` in the paths and names that a resume needs.
 """
 
 import math
@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 REDACTED = "[redacted]"
 DEFAULT = "[redacted: the default]"
-"""Stands for a secret that was not given, so that a resume need not ask for it."""
+"""Replaces a secret that was not given, so that a resume does not ask for it."""
 _GUESSABLE_BITS = 40.0
 _WORD_BITS = 13.0
-"""Of one word among some ten thousand."""
+"""Entropy of one word among some ten thousand."""
 
 _NAME = re.compile(
     r"(?<![a-z0-9])(passwords?|passwd|passphrase|pwd|secrets?|token|apikey|credentials?|"
@@ -31,7 +31,7 @@ _SPECIAL_TOKEN = re.compile(
     r"infill|fim|prompt|label|blank|newline|space|sentinel|register|memory|noise|decoder|encoder|word|num|max|min|"
     r"per)(?![a-z0-9])"
 )
-"""``mask_token`` is a token of a tokenizer, as ``hf_token`` is none."""
+"""``mask_token`` is a token of a tokenizer; ``hf_token`` is not."""
 _CREDENTIAL_TOKEN = re.compile(
     r"(?<![a-z0-9])(?:api|auth|access|refresh|bearer|hf|hub|huggingface|github|gh|gitlab|git|wandb|mlflow|tracking|slack|telegram|"
     r"bot|discord|aws|azure|gcp|google|session|security|secret|personal|deploy|login|user|client|service|account|"
@@ -54,9 +54,10 @@ _known: set[str] = set()
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether a value of this name is a secret: ``api_key``, ``db.password``, ``hfToken``; not ``tokenizer``, ``mask_token``.
+    """Return whether a value with this name is a secret.
 
-    Where the name alone does not tell (``speaker_token``, ``secret_santa``), a value that is hard to guess is one.
+    The names ``api_key``, ``db.password`` and ``hfToken`` mark a secret; ``tokenizer`` and ``mask_token`` do not. If the name is
+    ambiguous (``speaker_token``, ``secret_santa``), a value that is hard to guess is a secret.
     """
     telling = _telling(name)
     return telling == "always" or (telling == "perhaps" and _is_hard_to_guess(value))
@@ -75,15 +76,15 @@ def _telling_word(before: str, word: str, after: str) -> Telling:
             return "never"
         if before and not _CREDENTIAL_TOKEN.search(before):
             return "perhaps"
-    # What follows makes it something about a secret (token_dropout, private_key_frames), or one more of it (password_2).
+    # A suffix makes it a property of a token (token_dropout, private_key_frames); digits another secret (password_2).
     return "always" if re.fullmatch(r"-?\d*", after) else "perhaps"
 
 
 def _is_hard_to_guess(value: str) -> bool:
-    """Whether a value is no everyday word, nor a few of them with digits, so that other text cannot hold it by chance.
+    """Return whether a value has too much entropy to occur in text by chance.
 
-    Estimated as by zxcvbn (Wheeler, USENIX Security 2016), without its lists: what can be pronounced counts as a word, and
-    all else is counted by its alphabet.
+    Everyday words, alone or with digits, do not. The estimate follows zxcvbn (Wheeler, USENIX Security 2016) without its lists:
+    pronounceable letters count as words, and everything else by its alphabet.
     """
     if re.fullmatch(
         r"<.*>|\[.*\]|[a-z0-9+.-]+://[^@?]*", value, re.S
@@ -104,7 +105,7 @@ def _is_hard_to_guess(value: str) -> bool:
 
 
 def _is_word(letters: str) -> bool:
-    """Whether letters can be pronounced, or are few enough to be an abbreviation."""
+    """Return whether letters are pronounceable or a short abbreviation."""
     lowered = letters.lower()
     vowels = sum(letter in "aeiouy" for letter in lowered)
     odd = re.search(r"[^aeiouy]{5}|q[^u]|[jv][^aeiouy]", lowered)
@@ -112,16 +113,16 @@ def _is_word(letters: str) -> bool:
 
 
 def remember(values: Iterable[str]) -> None:
-    """Take those of these values that are hard to guess out of all text from now on."""
+    """Redact those of these values that are hard to guess from now on."""
     for value in values:
         if _is_hard_to_guess(value):
             _known.update({value, urllib.parse.quote(value, safe=""), urllib.parse.quote(value)})
 
 
 def remember_environment(environment: Mapping[str, str] = os.environ) -> None:
-    """Take the values of the environment's variables with telling names, and of URIs in it, out of all text from now on.
+    """Redact the environment's secrets from now on: telling names and passwords in URIs.
 
-    Values that are easy to guess stay, and so does what is a place here, whatever its name says: ``PWD``,
+    Values that are easy to guess are not redacted, nor are existing paths such as those of ``PWD`` and
     ``AWS_WEB_IDENTITY_TOKEN_FILE``.
     """
     remember(value for name, value in environment.items() if is_secret(name, value) and not os.path.exists(value))  # noqa: PTH110 - a value too long for a path is no error
@@ -140,12 +141,12 @@ def redacted(text: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """Return text for a terminal: without secrets, and without what a terminal would take for a command."""
+    """Return text for a terminal, without secrets and control characters."""
     return _CONTROLS.sub("", redacted(text))
 
 
 def redacted_tree(value: Any) -> Any:
-    """Return a nesting of plain values without secrets in its texts; keys are names, and stay."""
+    """Return nested plain values with redacted texts; keys are unchanged."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The random number generators of this process, seeded and set aside cheaply: a loader does both for every batch."""
+"""The process's random number generators: state, and cheap seeding for every batch."""
 
 import ctypes
 import random
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 _MT19937_WORDS = 625
-"""624 words of key and the position, as NumPy lays the generator out; checked before it is relied on."""
+"""624 words of key and the position, NumPy's layout of the generator; verified before use."""
 
 
 class Rng:
-    """The random number generators of Python, NumPy, torch and every CUDA device, as one stateful part."""
+    """The generators of Python, NumPy, torch and CUDA as a stateful part."""
 
     def __init__(self, cuda: Any = torch.cuda, mps: Any = torch.backends.mps) -> None:
         self._cuda = cuda
@@ -36,9 +36,9 @@ class Rng:
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put all generators back.
+        """Restore all generators.
 
-        CUDA devices that this machine lacks are left out. The device that computes gets the state of the one that did.
+        CUDA devices that this machine lacks are skipped. The current device gets the state of the device that was current.
         """
         version, words, gauss = state_dict["python"]
         random.setstate((version, tuple(int(word) for word in words), gauss))
@@ -56,7 +56,7 @@ class Rng:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy and torch (all devices) with ``seed``, 0 <= seed < 2**32."""
+    """Seed Python, NumPy and torch (all devices); 0 <= ``seed`` < 2**32."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -64,7 +64,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def own_rng(seed: int) -> Iterator[None]:
-    """Run a block under random numbers of its own, and leave the generators as they were before it."""
+    """Run a block with separate random numbers, then restore the generators."""
     rng = Rng()
     before = rng.state_dict()
     seed_everything(seed)
@@ -77,7 +77,7 @@ def own_rng(seed: int) -> Iterator[None]:
 def seed_cheaply(seed: int) -> None:
     """Seed the default generators of this process with 64 bits.
 
-    ``torch.manual_seed`` visits every device and costs a hundredfold.
+    ``torch.manual_seed`` visits every device and takes a hundred times as long.
     """
     torch.default_generator.manual_seed(seed >> 1)
     random.seed(seed)
@@ -85,7 +85,7 @@ def seed_cheaply(seed: int) -> None:
 
 
 class Aside:
-    """Sets the generators of Python, NumPy and torch (CPU) aside for the length of a ``with`` block."""
+    """Restores the generators of Python, NumPy and torch (CPU) after a ``with`` block."""
 
     def __init__(self) -> None:
         self._numpy = _NumpyAside()
@@ -102,11 +102,12 @@ class Aside:
 
 
 class _NumpyAside:
-    """NumPy's global generator, whose own ``get_state`` and ``set_state`` cost 20 to 50 microseconds each.
+    """Saves and restores NumPy's global generator quickly.
 
-    The words of a Mersenne Twister are copied through the address that its ``ctypes`` interface gives. What that does not
-    show is the second half of a pair of normal deviates. So the whole state is asked for once, and again whenever the
-    words have changed since, or such a half was waiting: without one, nothing can be drawn without changing the words.
+    NumPy's own ``get_state`` and ``set_state`` take 20 to 50 microseconds each. This class copies the words of the generator
+    through the address of its ``ctypes`` interface. The words do not include a cached normal deviate, the second of a pair.
+    So it calls ``get_state`` once, and again whenever the words have changed since or a deviate was cached: without a cached
+    one, every draw changes the words.
     """
 
     def __init__(self) -> None:
@@ -116,7 +117,7 @@ class _NumpyAside:
         self._seen: Any = None
 
     def take(self) -> None:
-        """Remember the state."""
+        """Save the state."""
         words = self._read()
         if words is None or self._half_waits or words != self._words:
             self._state = np.random.get_state(legacy=False)
@@ -124,11 +125,11 @@ class _NumpyAside:
             self._words = words if words is not None else b""
 
     def put_back(self) -> None:
-        """Bring the state back that was remembered."""
+        """Restore the saved state."""
         if self._half_waits or not self._words:
             np.random.set_state(self._state)
         else:
-            np.random.seed(0)  # which forgets a half that is waiting now
+            np.random.seed(0)  # discards a deviate that is cached now
             ctypes.memmove(self._seen.ctypes.state_address, self._words, len(self._words))
 
     def _read(self) -> bytes | None:
@@ -143,7 +144,7 @@ class _NumpyAside:
 
 
 def _is_as_known(generator: Any) -> bool:
-    """Whether a bit generator is a Mersenne Twister whose memory is laid out as this module believes."""
+    """Return whether a generator is a Mersenne Twister with the known layout."""
     if type(generator) is not np.random.MT19937:
         return False
     state = generator.state["state"]

@@ -1,4 +1,4 @@
-"""Learning rate schedules: their plans and positions, and the settings of the optimizers that they drive."""
+"""Learning rate schedules: plans, positions, and settings of the driven optimizers."""
 
 import inspect
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from mltrain.restoring.optimizers import is_optimizer
 
 RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"})
-"""Settings of a group that a schedule drives. Others that a replay changes are driven, too."""
+"""Settings of a group that a schedule drives; so it drives others that a replay changes."""
 
 
 _PLAN = frozenset(
@@ -19,21 +19,21 @@ _PLAN = frozenset(
     | {"step_ratio", "patience", "threshold", "threshold_mode", "cooldown", "min_lrs", "mode", "base_momentums"}
     | {"max_momentums"}
 )
-"""What never changes in a schedule of torch. Checkpoints of releases that recorded nothing are compared by it."""
+"""Constant entries in the state of torch's schedules, to compare checkpoints of releases that recorded no plan."""
 
 
 _SAMPLES = (*range(8), 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
 
 
 def is_schedule(part: Any) -> bool:
-    """Whether a part of a state is a learning rate schedule: of torch, or one that is used as those are."""
+    """Return whether a part is a learning rate schedule, torch's or similar."""
     return isinstance(part, LRScheduler) or (
         not is_optimizer(part) and is_optimizer(getattr(part, "optimizer", None)) and hasattr(part, "get_last_lr")
     )
 
 
 def settings_of(optimizer: Any) -> list[dict[str, Any]]:
-    """Return copies of the settings of each group: all but the parameters and their names."""
+    """Return copies of each group's settings, without parameters and their names."""
     ignored = ("params", "param_names")
     return [
         {
@@ -46,7 +46,7 @@ def settings_of(optimizer: Any) -> list[dict[str, Any]]:
 
 
 def put_settings(settings: list[tuple[Any, list[dict[str, Any]]]]) -> None:
-    """Give groups of optimizers the settings that :meth:`Built.settings` returned."""
+    """Set optimizer groups to the settings that :meth:`Built.settings` returned."""
     for optimizer, groups in settings:
         for group, values in zip(optimizer.param_groups, groups, strict=True):
             for key, value in values.items():
@@ -59,7 +59,7 @@ def set_setting(group: dict[str, Any], key: str, value: Any) -> None:
 
 
 def same_optimizer(one: Any, other: Any) -> bool:
-    """Whether two objects are the same optimizer, or one wraps the other."""
+    """Return whether two objects are one optimizer, perhaps wrapped."""
     return one is other or getattr(one, "param_groups", one) is getattr(other, "param_groups", other)
 
 
@@ -70,14 +70,14 @@ def _all(schedule: Any) -> Iterator[Any]:
 
 
 def position(schedule: Any) -> int:
-    """Return how often a schedule was stepped; one that chains others is where the furthest of these is."""
+    """Return the steps of a schedule; of a chain, those of its furthest member."""
     own = getattr(schedule, "last_epoch", None)
     found = [own] if own is not None else [one.last_epoch for one in _all(schedule) if hasattr(one, "last_epoch")]
     return max(0, *(int(number) for number in found), 0)
 
 
 def counts_steps(schedule: Any) -> bool:
-    """Whether a schedule's rate follows from the number of its steps alone, and not from a metric."""
+    """Return whether a schedule's rate depends only on its step count."""
     if any(isinstance(one, ReduceLROnPlateau) for one in _all(schedule)):
         return False
     needed = (one for one in inspect.signature(schedule.step).parameters.values() if one.default is one.empty)
@@ -86,7 +86,7 @@ def counts_steps(schedule: Any) -> bool:
 
 
 def functions_of(schedule: Any) -> Iterator[list[float | None]]:
-    """Yield what the functions of a schedule return at some steps: a state does not hold functions."""
+    """Yield sampled values of a schedule's functions, which a state cannot hold."""
     for one in _all(schedule):
         for function in getattr(one, "lr_lambdas", ()):
             values: list[float | None] = []
@@ -99,6 +99,6 @@ def functions_of(schedule: Any) -> Iterator[list[float | None]]:
 
 
 def plan_of(state: Any) -> Any:
-    """Return what never changes in the state of a schedule."""
+    """Return the constant entries of a schedule's state."""
     plan = {key: value for key, value in state.items() if key in _PLAN}
     return {**plan, "_schedulers": [plan_of(one) for one in state["_schedulers"]]} if "_schedulers" in state else plan

@@ -1,10 +1,10 @@
-"""Requests to stop: signals, and the death of the ``mlflow run`` that started us.
+"""Stop requests: signals, and the end of the ``mlflow run`` that started this process.
 
-The first request lets the step under way finish; the training then commits an interrupted checkpoint and ends. SIGINT
-followed by SIGTERM within a second is one request, because that is what ``mlflow run`` sends at one Ctrl+C. A second
-SIGINT, a second later or more, does not wait for the upload; a third leaves at once.
+The first request lets the current step finish; the training then commits an interrupted checkpoint and ends. SIGINT
+followed by SIGTERM within a second is one request, because ``mlflow run`` sends both at one Ctrl+C. A second
+SIGINT, at least a second later, skips the upload; a third exits at once.
 
-A signal to the process group, or to every process of a job, also reaches the children. They leave it to this process: it
+A signal to the process group, or to every process of a job, also reaches the children. They ignore it, because this process
 still needs them to finish its step, and ends them itself.
 """
 
@@ -29,31 +29,31 @@ from mltrain.ownership.liveness import is_running
 _SAME_REQUEST_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
 _HEARD_SECONDS = 0.2
-"""For so long a child waits for the sign that its parent has received the same signal."""
+"""How long a child waits for the sign that its parent has received the same signal."""
 _PROCESS: Any = multiprocessing.process.BaseProcess
 _START = _PROCESS.start
 _TRACKER: Any = multiprocessing.resource_tracker
 _TRACKED = _TRACKER._IGNORED_SIGNALS
-"""Signals that are blocked while the process starts that counts semaphores; it inherits that."""
+"""Signals that ``multiprocessing`` blocks while it starts its resource tracker, which inherits the mask."""
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
 
 
 class StopRequest:
-    """Installs handlers for the length of a ``with`` block and remembers what was asked for.
+    """Handles stop signals during a ``with`` block and records the request.
 
-    Outside the main thread, as in some notebooks, no handlers are installed. A signal that was ignored when the process
+    Outside the main thread, as in some notebooks, it installs no handlers. A signal that was ignored when the process
     began (``nohup``) stays ignored.
 
-    Until :meth:`finish_steps` is called there is nothing to save, and a request raises :class:`KeyboardInterrupt`.
+    Before :meth:`finish_steps` there is nothing to save, and a request raises :class:`KeyboardInterrupt`.
 
     Args:
-        on_usr1: ``stop`` like the others, or ``checkpoint``: save and go on.
-        launcher_pid: the process whose death is a request to stop.
+        on_usr1: with ``stop``, SIGUSR1 stops like the others; with ``checkpoint`` the trainer saves and continues.
+        launcher_pid: a process whose end is a stop request.
 
     Attributes:
-        reason: why to stop, once somebody asked: the name of the signal.
-        checkpoint_wanted: set by SIGUSR1 where that means to save and go on.
-        hurry: set by the second SIGINT: do not wait for the upload.
+        reason: the name of the signal that requested the stop, or another reason; ``None`` before a request.
+        checkpoint_wanted: set by SIGUSR1 if ``on_usr1`` is ``checkpoint``.
+        hurry: set by the second SIGINT; then the process does not wait for the upload.
     """
 
     def __init__(self, *, on_usr1: Literal["stop", "checkpoint"] = "stop", launcher_pid: int | None = None) -> None:
@@ -70,12 +70,12 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether a stop was requested."""
         return self.reason is not None
 
     @property
     def exit_code(self) -> int:
-        """What a process returns that was stopped before its first step: 128 + the number of the signal."""
+        """Exit code for a stop before the first step: 128 + the signal's number."""
         return 128 + (signal.SIGINT if self.reason == "SIGINT" else signal.SIGTERM)
 
     def __enter__(self) -> Self:
@@ -99,21 +99,21 @@ class StopRequest:
             signal.signal(number, handler)
 
     def finish_steps(self) -> None:
-        """From now on a request lets the step under way finish; before, it raises :class:`KeyboardInterrupt`."""
+        """Let the current step finish at a request, from now on."""
         self._in_steps = True
 
     def expect_no_steps(self) -> None:
-        """From now on there is nothing to save again: the next training of several is being built.
+        """Raise at a request again, because the next training is only being built.
 
         Raises:
-            KeyboardInterrupt: a stop was requested meanwhile.
+            KeyboardInterrupt: a stop was requested already.
         """
         self._in_steps = False
         if self.requested:
             raise KeyboardInterrupt
 
     def request(self, reason: str) -> None:
-        """Ask to stop, from code."""
+        """Request a stop from code."""
         if self.reason is None:
             self.reason = reason
 
@@ -150,11 +150,11 @@ class StopRequest:
 
 
 class _Children:
-    """What the child processes do with the signals that this process handles.
+    """Makes child processes leave stop signals to this process.
 
-    Workers of a ``DataLoader``, and of loaders that took over its design, ignore them all: they end when their queue says so.
-    Other forked children, such as those of a ``multiprocessing.Pool``, ignore all but SIGTERM, by which a pool is ended;
-    they ignore that where this process has received it, too, and goes on.
+    Workers of a ``DataLoader``, and of loaders with the same design, ignore all of them; they end when their queue tells them to.
+    Other forked children, such as those of a ``multiprocessing.Pool``, ignore all but SIGTERM, which ends a pool;
+    they ignore SIGTERM too if this process has also received it, and continues.
     """
 
     def __init__(self) -> None:
@@ -167,9 +167,9 @@ class _Children:
         atexit.register(self._end_workers)
 
     def protect(self, numbers: Sequence[signal.Signals]) -> None:
-        """From now on children that are started leave these signals to this process."""
+        """Make new children leave these signals to this process."""
         self._numbers = numbers
-        self._terms = mmap.mmap(-1, 1)  # shared with forked children: how often SIGTERM came here, modulo 256
+        self._terms = mmap.mmap(-1, 1)  # shared with forked children: the number of SIGTERMs received here, modulo 256
 
         def start(process: multiprocessing.process.BaseProcess) -> None:
             self._started(process)
@@ -178,13 +178,13 @@ class _Children:
         _TRACKER._IGNORED_SIGNALS = tuple({*_TRACKED, *numbers})
 
     def release(self) -> None:
-        """From now on children that are started behave as ever."""
+        """Let new children handle signals as usual."""
         self._numbers = ()
         _PROCESS.start = _START
         _TRACKER._IGNORED_SIGNALS = _TRACKED
 
     def heard(self) -> None:
-        """Let the children know that SIGTERM came here, and that this process goes on."""
+        """Tell the children that this process received SIGTERM, and continues."""
         self._terms[0] = (self._terms[0] + 1) % 256
 
     def _started(self, process: Any) -> None:
@@ -196,7 +196,7 @@ class _Children:
             _START(process)
             return
         self._workers.add(process)
-        # The child inherits that they are blocked, until it has its handlers. A fork server inherits it for good.
+        # The child inherits the blocked signals until it has installed its handlers; a fork server inherits them for good.
         with _blocked(self._numbers):
             _START(process)
 
@@ -217,14 +217,14 @@ class _Children:
         os.kill(os.getpid(), number)
 
     def _end_workers(self) -> None:
-        """Kill workers that hang, and ignore the SIGTERM with which ``multiprocessing`` would end them and then wait."""
+        """Kill workers: they ignore ``multiprocessing``'s SIGTERM, and it would wait for them."""
         for process in list(self._workers):
             with suppress(ValueError, AttributeError):  # closed, or never started
                 process.kill()
 
 
 class _Child:
-    """The main function of a child process that is started with the signals blocked."""
+    """Main function of a child process that starts with blocked signals."""
 
     def __init__(self, target: Callable[..., Any] | None, numbers: Sequence[signal.Signals], is_loader: bool) -> None:
         self._target = target
@@ -254,7 +254,7 @@ class _Child:
 
 
 def _ignored(number: int, frame: FrameType | None) -> None:
-    """Do nothing. Other than with SIG_IGN, a program that the child starts can still be ended by the signal."""
+    """Do nothing; unlike with SIG_IGN, the signal still ends programs of the child."""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""The state of a training at a step boundary: stateful parts by name, saved and restored together.
+"""The state of a training at a step boundary: stateful parts by name.
 
-The idea of the protocol is that of ``torch.distributed.checkpoint.stateful``: whatever has ``state_dict`` and
-``load_state_dict`` joins by name.
+The protocol follows ``torch.distributed.checkpoint.stateful``: any object with ``state_dict`` and
+``load_state_dict`` can be a part.
 """
 
 import logging
@@ -21,25 +21,25 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Anything that can give its state away and take it back."""
+    """An object that can save and restore its state."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return the state: tensors and plain values."""
         ...
 
     def load_state_dict(self, state_dict: Any) -> Any:
-        """Take over a state that :meth:`state_dict` gave."""
+        """Restore a state that :meth:`state_dict` returned."""
         ...
 
 
 @dataclass
 class Progress:
-    """How far a training is.
+    """The position of a training.
 
     Attributes:
         step: optimizer steps done.
         epoch: epochs done.
-        batch: batches done in the epoch under way.
+        batch: batches done in the current epoch.
     """
 
     step: int = 0
@@ -51,13 +51,13 @@ class Progress:
         return {"step": self.step, "epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the three counters over."""
+        """Restore the three counters."""
         self.step, self.epoch, self.batch = state_dict["step"], state_dict["epoch"], state_dict["batch"]
 
 
 @dataclass
 class TrainState:
-    """All that a training has to remember: its parts by name.
+    """The whole state of a training: its parts by name.
 
     Attributes:
         parts: name to stateful part; the names become part of every checkpoint.
@@ -72,19 +72,19 @@ class TrainState:
             UsageError: the name is taken, or the object has no ``state_dict`` and ``load_state_dict``.
         """
         if name in self.parts:
-            raise UsageError(f"Two parts of the state are called {name!r}; every part needs a name of its own.")
+            raise UsageError(f"Two parts of the state are called {name!r}. Expected a different name for each part.")
         if not isinstance(part, Stateful):
             raise UsageError(
-                f"The part {name!r} is a {type(part).__name__} without state_dict() and load_state_dict(); "
-                "only what has both can be resumed."
+                f"The part {name!r} is a {type(part).__name__}. Expected an object with state_dict() and load_state_dict(), "
+                "because only such an object can be resumed."
             )
         self.parts[name] = part
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every part under its name: the live tensors, not copies.
+        """Return the state of every part by name, with live tensors instead of copies.
 
-        The state of an optimizer says of each of its groups which parameters it holds, with their shapes, under
-        ``parameters``; torch takes no notice of it.
+        The state of an optimizer also lists the names and shapes of the parameters of each group, under
+        ``parameters``; torch ignores that entry.
         """
         names = names_of_parameters(self.parts)
         state = {name: dict(part.state_dict()) for name, part in self.parts.items()}
@@ -98,31 +98,31 @@ class TrainState:
     def restore(
         self, parts: Mapping[str, Any], *, optional: Collection[str] = (), ignore_unknown: bool = False
     ) -> dict[str, list[int]]:
-        """Put the state of every part back, or leave all of them as they are.
+        """Restore the state of every part, or leave all parts unchanged.
 
-        Modules come first, because optimizers need the parameters that lazy modules make of their weights. Modules whose
-        weights do not fit are refused before any part is touched. When a part refuses its state, or anything else is
-        raised while one takes it over (``KeyboardInterrupt`` too), it and those before it are put back as they were, by
-        a copy on the host that was taken of each before; then the error is raised. A part that is neither a module nor
-        an optimizer is put back by its own ``load_state_dict``. A copy of the modules is the memory that this costs.
+        Modules come first, because optimizers need the parameters that lazy modules create from their weights. Modules whose
+        weights do not fit are refused before any part changes. If a part refuses its state, or anything else is
+        raised while it loads (``KeyboardInterrupt`` too), this method restores it and all earlier parts from
+        a copy on the host, then raises the error. It restores a part that is neither a module nor
+        an optimizer with the part's own ``load_state_dict``. The copy of the modules costs memory.
 
         Args:
             parts: name to state.
-            optional: parts that may be missing: they stay as they are, which is logged.
-            ignore_unknown: whether states that belong to no part are left out, which is logged.
+            optional: parts that may be missing; they stay unchanged, with a warning.
+            ignore_unknown: whether to ignore states that belong to no part, with a warning.
 
         Returns:
-            for each optimizer by name: which group of the checkpoint each of its groups continues.
+            for each optimizer by name: the group of the checkpoint that each of its groups continues.
 
         Raises:
             StateMismatch: a part is missing or unknown, a module's tensors have other names or shapes, an optimizer holds
-                other parameters, or a part does not understand its state.
+                other parameters, or a part cannot load its state.
         """
         missing, unexpected = self.parts.keys() - parts.keys(), parts.keys() - self.parts.keys()
         if missing & set(optional):
             log.warning("The checkpoint lacks %s; these begin anew.", ", ".join(sorted(missing & set(optional))))
         if unexpected and ignore_unknown:
-            log.warning("Of the checkpoint %s is not used.", ", ".join(sorted(unexpected)))
+            log.warning("Of the checkpoint, %s is ignored: no part has this name.", ", ".join(sorted(unexpected)))
         missing, unexpected = missing - set(optional), set() if ignore_unknown else unexpected
         if missing or unexpected:
             raise StateMismatch(
@@ -153,7 +153,7 @@ class TrainState:
         return sources
 
     def _regrouped(self, state: Any, schedule: Any, parts: Mapping[str, Any], sources: Mapping[str, list[int]]) -> Any:
-        """Return the state of a schedule with its values a group in the order that its optimizer's groups have now."""
+        """Return a schedule's state with per-group values in the current order of groups."""
         for name, order in sources.items():
             if self.parts[name] is schedule.optimizer and order != list(range(len(parts[name]["param_groups"]))):
                 return in_order_of_groups(state, order, len(parts[name]["param_groups"]))

@@ -14,14 +14,14 @@ from mltrain.metrics import Metrics, floats
 from mltrain.state import Stateful
 
 _MOST_OVERFLOWS = 30
-"""A gradient scaler begins at 2**16 and halves at each overflow. After so many in a row the gradient itself is not finite."""
+"""A gradient scaler begins at 2**16 and halves at each overflow, so after this many the gradient itself is not finite."""
 
 
 class Step(Protocol):
     """One optimizer step: a callable of a batch that returns metrics.
 
-    ``loss`` and ``grad_norm`` among them are watched: where one is NaN or infinite, the step must not have changed what it
-    trains, and the trainer does what ``on_nonfinite`` says.
+    The trainer watches ``loss`` and ``grad_norm`` among them: if one is NaN or infinite, the step must not have changed what it
+    trains, and the trainer applies ``on_nonfinite``.
     """
 
     def __call__(self, batch: Any) -> Metrics:
@@ -31,28 +31,28 @@ class Step(Protocol):
 
 @runtime_checkable
 class HasParts(Protocol):
-    """A step that names the stateful parts it is made of."""
+    """A step that lists its stateful parts."""
 
     def parts(self) -> Mapping[str, Stateful]:
-        """Return the parts by name; the one called ``model`` is what others can load."""
+        """Return the parts by name; other programs can load the part ``model``."""
         ...
 
 
 @runtime_checkable
 class HasDevice(Protocol):
-    """A step that learns its device and precision once, before training."""
+    """A step that is prepared once for its device and precision."""
 
     def prepare(self, device: torch.device, amp: str) -> None:
-        """Move what it holds to the device."""
+        """Move models and other state to the device."""
         ...
 
 
 @runtime_checkable
 class AllowsLateCopy(Protocol):
-    """A step that says whether its checkpoints may be copied under the next forward and backward.
+    """A step that may allow copying checkpoints during the next forward and backward.
 
-    They may where nothing but ``optimizer.step()`` changes what its optimizers hold: neither the model's forward, nor the step
-    itself before that, nor the body of the loop around the trainer.
+    It may allow this if only ``optimizer.step()`` changes the parameters of its optimizers: neither the model's forward, nor the
+    step itself before that, nor the body of the loop around the trainer.
     """
 
     late_copy: bool
@@ -63,21 +63,21 @@ class HasEpochMetrics(Protocol):
     """A step that accumulates metrics over an epoch."""
 
     def epoch_metrics(self) -> Mapping[str, float]:
-        """Return the metrics of the epoch and start anew. When it raises, nothing has started anew."""
+        """Return and reset the metrics of the epoch; reset nothing if this raises."""
         ...
 
 
 @runtime_checkable
 class FollowsMetric(Protocol):
-    """A step whose schedule follows the metric that decides which checkpoint is best."""
+    """A step whose schedule follows ``best_metric``."""
 
     @property
     def follows(self) -> Literal["min", "max"] | None:
-        """Whether the schedule takes less or more of the metric for better; None if it does not follow the metric."""
+        """The schedule's mode; ``None`` if it does not follow the metric."""
         ...
 
     def evaluated(self, value: float) -> None:
-        """Take the metric of an evaluation into account; called before the epoch is saved."""
+        """Process the metric of an evaluation; called before the epoch is saved."""
         ...
 
 
@@ -88,10 +88,10 @@ class Supervised:
         model: maps an input to an output.
         loss: maps (output, target) to a scalar tensor.
         optimizer: over the model's parameters.
-        scheduler: stepped once after each optimizer step, so one that is meant for epochs is planned in steps. A
+        scheduler: stepped once after each optimizer step, so plan a per-epoch schedule in steps. A
             ``ReduceLROnPlateau`` is stepped after each evaluation, with the value of ``best_metric``.
-        clip: largest L2 norm of the gradient. If ``None``, not clipped.
-        accumulate: into how many micro-batches a batch is cut, to save memory. The gradient is that of the mean
+        clip: largest L2 norm of the gradient. If ``None``, the gradient is not clipped.
+        accumulate: number of micro-batches per batch, to save memory. The gradient is that of the mean
             loss over the batch; accumulation ends within the step, so every boundary is an optimizer step.
         metrics: name to torchmetrics-like object (``update(output, target)``, ``compute()``, ``reset()``),
             accumulated over the epoch on the training batches.
@@ -111,7 +111,7 @@ class Supervised:
         late_copy: bool = False,
     ) -> None:
         if accumulate < 1:
-            raise UsageError(f"accumulate={accumulate}: a batch is cut into at least one piece.")
+            raise UsageError(f"accumulate={accumulate} is invalid. Expected at least 1.")
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -125,14 +125,14 @@ class Supervised:
         self.scaler = torch.amp.GradScaler(enabled=False)
         self._overflows = 0
         for metric in self.metrics.values():
-            metric.persistent(True)  # torchmetrics leaves half-finished epochs out of state_dict() otherwise
+            metric.persistent(True)  # without it torchmetrics leaves unfinished epochs out of state_dict()
 
     def prepare(self, device: torch.device, amp: str) -> None:
         """Move model, loss and metrics to the device; the gradient scaler is for fp16 on CUDA only."""
         self.device = device
         self._autocast = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
         if amp == "fp16" and device.type != "cuda":
-            raise UsageError(f"amp=fp16 needs a CUDA device, and this is {device.type}; use amp=bf16 or amp=off.")
+            raise UsageError(f"amp=fp16 is invalid on {device.type}. Expected a CUDA device. Try: amp=bf16 or amp=off")
         self.model.to(device)
         if isinstance(self.loss, nn.Module):
             self.loss.to(device)
@@ -141,7 +141,7 @@ class Supervised:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     def parts(self) -> dict[str, Stateful]:
-        """Return model, optimizer, and what else there is of trainable loss, scheduler, gradient scaler and metrics."""
+        """Return model, optimizer, and trainable loss, scheduler, scaler and metrics if present."""
         parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}
         # A loss without parameters holds settings such as class weights, which the configuration may change on a resume.
         if isinstance(self.loss, nn.Module) and any(one.requires_grad for one in self.loss.parameters()):
@@ -155,10 +155,10 @@ class Supervised:
         return parts
 
     def __call__(self, batch: Any) -> Metrics:
-        """Do one optimizer step and return ``loss``, and ``grad_norm`` before clipping if the gradient is clipped.
+        """Do one optimizer step and return ``loss`` and, if clipping, ``grad_norm`` before clipping.
 
-        If the loss or the gradient is not finite, nothing is updated, and both are returned. A gradient scaler that is still
-        looking for its scale makes infinite gradients on purpose; these steps are left out, and do not count until
+        If the loss or the gradient is not finite, the step updates nothing and returns both. A gradient scaler that is still
+        searching its scale causes infinite gradients deliberately; such steps are skipped, and do not count until
         there are 30 in a row.
         """
         self.model.train()
@@ -179,14 +179,14 @@ class Supervised:
                 outputs.append((output.detach(), target))
         self.scaler.unscale_(self.optimizer)
         norm = self._clipped()
-        fine = bool(torch.isfinite(total + norm.to(total.device)))  # a GPU is waited for once
+        fine = bool(torch.isfinite(total + norm.to(total.device)))  # waits for a GPU once
         fine = fine or (bool(torch.isfinite(total)) and self._fits(norm))
         overflow = not fine and bool(torch.isfinite(total)) and self._looks_for_scale
         self._overflows = 0 if fine else self._overflows + 1
         if not (fine or overflow):
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.update()
-            return {"loss": total, "grad_norm": norm}  # a resume and the next batch go on from the weights before
+            return {"loss": total, "grad_norm": norm}  # the weights are unchanged for the next batch or a resume
         result: dict[str, float | Tensor] = {"loss": total}
         if self.clip is not None and fine:
             result["grad_norm"] = norm
@@ -201,26 +201,29 @@ class Supervised:
 
     @property
     def follows(self) -> Literal["min", "max"] | None:
-        """Whether less or more of the best metric is better, for ``ReduceLROnPlateau``; None for any other schedule."""
+        """The mode of a ``ReduceLROnPlateau``; ``None`` for any other schedule."""
         return self.scheduler.mode if isinstance(self.scheduler, ReduceLROnPlateau) else None
 
     def evaluated(self, value: float) -> None:
-        """Step a schedule that follows the best metric."""
+        """Step a schedule that follows ``best_metric``."""
         self.scheduler.step(value)
 
     def _clipped(self) -> Tensor:
-        """Clip the gradient, if so configured, and return the norm that it had; of all that the optimizer would update."""
+        """Clip the gradient if configured; return the norm before clipping.
+
+        A norm that is not finite reveals a bad gradient of any parameter that the optimizer updates.
+        """
         held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         if self.clip is None:
             return norm_of(held)
         norm = clip(self.model.parameters(), self.clip)
         own = {id(parameter) for parameter in self.model.parameters()}
         rest = [parameter for parameter in held if id(parameter) not in own]
-        # What is not clipped is not part of the norm, but has to be finite as well.
+        # Unclipped gradients are not part of the norm, but have to be finite as well.
         return norm + 0 * norm_of(rest).to(norm.device) if rest else norm
 
     def _fits(self, norm: Tensor) -> bool:
-        """Whether only the norm is too large for its dtype, and each number of an unclipped gradient is finite."""
+        """Return whether only the norm overflows, and every unclipped gradient is finite."""
         if self.clip is not None or torch.isnan(norm):
             return False
         held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -231,9 +234,9 @@ class Supervised:
         return self.scaler.is_enabled() and self._overflows < _MOST_OVERFLOWS
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Return each metric over the epoch's training batches and start anew; when one raises, none has started anew.
+        """Return and reset the metrics over the epoch's training batches.
 
-        A metric that saw no batch, because no step of the epoch was finite, is left out.
+        If one raises, none is reset. A metric without a batch, because no step of the epoch was finite, is left out.
         """
         seen = {name: metric for name, metric in self.metrics.items() if getattr(metric, "update_called", True)}
         values = floats({name: metric.compute() for name, metric in seen.items()}, "Supervised(metrics=)")
@@ -243,12 +246,12 @@ class Supervised:
 
     @property
     def learning_rate(self) -> float:
-        """Of the first parameter group."""
+        """The learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
 
 class _Metrics:
-    """The accumulators of several metrics as one stateful part, on the device that trains."""
+    """The accumulators of several metrics as one stateful part."""
 
     def __init__(self, metrics: Mapping[str, Any], device: torch.device) -> None:
         self._metrics = metrics
@@ -256,7 +259,7 @@ class _Metrics:
 
     @property
     def rank_local(self) -> bool:
-        """Whether each of several processes has accumulated from its own part of the batches."""
+        """Whether each process has accumulated its own part of the batches."""
         return any(getattr(metric, "update_called", True) for metric in self._metrics.values())
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,7 +282,7 @@ def _length(tree: Any) -> int:
 
 
 def _cut(tree: Any, pieces: int) -> list[Any]:
-    """Cut every tensor of a nesting along its first dimension into at most ``pieces`` pieces."""
+    """Cut nested tensors along their first dimension into at most ``pieces`` pieces."""
     if pieces == 1:
         return [tree]
     if isinstance(tree, Tensor):

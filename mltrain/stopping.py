@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def improves(value: float, over: float | None, mode: Mode, min_delta: float = 0.0) -> bool:
-    """Return whether ``value`` is better than ``over`` by more than ``min_delta``; NaN and infinity never are."""
+    """Return whether ``value`` beats ``over`` by more than ``min_delta``; non-finite values never do."""
     if not math.isfinite(value):
         return False
     if over is None or not math.isfinite(over):
@@ -30,7 +30,7 @@ class BestSoFar:
         self.step = 0
 
     def update(self, value: float, epoch: int, step: int) -> None:
-        """Take the metric of an evaluation into account."""
+        """Process the metric of an evaluation."""
         if improves(value, self.value, self._mode):
             self.value, self.epoch, self.step = value, epoch, step
 
@@ -39,10 +39,10 @@ class BestSoFar:
         return {"value": self.value, "epoch": self.epoch, "step": self.step, "judged_by": self._judged_by}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over value, epoch and step, unless another metric or mode decided on them."""
+        """Restore value, epoch and step, unless metric or mode differ."""
         if state_dict.get("judged_by", self._judged_by) != self._judged_by:
             log.warning(
-                "The best so far was judged by %s %s; it begins anew with %s %s.",
+                "The best value so far is of %s %s, and the training now uses %s %s; it starts again.",
                 *state_dict["judged_by"],
                 *self._judged_by,
             )
@@ -51,11 +51,11 @@ class BestSoFar:
 
 
 class EarlyStopping:
-    """Ends a training when a metric has not improved on its best value for ``patience`` evaluations in a row.
+    """Ends a training after ``patience`` evaluations in a row without improvement.
 
-    The rule is that of Goodfellow, Bengio and Courville, "Deep Learning" (2016), algorithm 7.1, with an evaluation every so
-    many epochs in place of steps, and with ``min_delta``, the smallest change that counts as an improvement. If ``patience``
-    is None, it never ends one.
+    The rule is algorithm 7.1 of Goodfellow, Bengio and Courville, "Deep Learning" (2016), with evaluations at
+    epochs instead of steps, and with ``min_delta``, the smallest change that counts as an improvement. If ``patience``
+    is ``None``, the training never ends early.
     """
 
     def __init__(self, metric: str, mode: Mode, patience: int | None, min_delta: float = 0.0) -> None:
@@ -68,7 +68,7 @@ class EarlyStopping:
         self.without_improvement = 0
 
     def update(self, value: float, epoch: int) -> None:
-        """Take the metric of an evaluation into account."""
+        """Process the metric of an evaluation."""
         if improves(value, self.best, self.mode, self.min_delta):
             self.best, self.best_epoch, self.without_improvement = value, epoch, 0
         else:
@@ -80,15 +80,15 @@ class EarlyStopping:
         return self.patience is not None and self.without_improvement >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters and what they count by; patience is configuration, and may change on a resume."""
+        """Return the counters with metric and mode; patience may change on a resume."""
         counters = {"best": self.best, "best_epoch": self.best_epoch, "without_improvement": self.without_improvement}
         return {**counters, "judged_by": [self.metric, self.mode]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the counters over; those of another metric or mode begin anew."""
+        """Restore the counters, unless metric or mode differ."""
         if state.get("judged_by", [self.metric, self.mode]) != [self.metric, self.mode]:
             log.warning(
-                "Early stopping counted by %s %s; it begins anew with %s %s.",
+                "Early stopping counted evaluations of %s %s, and the training now uses %s %s; it starts again.",
                 *state["judged_by"],
                 self.metric,
                 self.mode,

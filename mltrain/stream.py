@@ -1,4 +1,4 @@
-"""A loader for iterable datasets that can say where they are."""
+"""A loader for iterable datasets that report their position."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,18 +14,18 @@ from mltrain.state import Stateful
 
 
 class StreamLoader:
-    """Batches of an iterable dataset that can say where it is, resumable at any batch.
+    """Batches of an iterable dataset, resumable at any batch.
 
-    Iterating over the dataset goes on from where it is; once it is exhausted, the next iteration begins anew. Items are
-    drawn in this process, every batch under one seed of its own. For several processes there is the
-    ``StatefulDataLoader`` of torchdata, which a :class:`~mltrain.Task` takes as it is.
+    An iterator of the dataset has to continue from the dataset's position, and to start again once the dataset is exhausted.
+    The loader draws items in this process, with one seed per batch. For worker processes use torchdata's
+    ``StatefulDataLoader``, which a :class:`~mltrain.Task` accepts directly.
 
     Args:
-        dataset: iterable, with ``state_dict()`` and ``load_state_dict()`` that tell and set its position.
-        batch_size: items a batch.
-        drop_last: leave a last incomplete batch out.
+        dataset: iterable, with ``state_dict()`` and ``load_state_dict()`` that return and set its position.
+        batch_size: items per batch.
+        drop_last: whether to leave out a last incomplete batch.
         seed: if ``None``, ``torch.initial_seed()``, which the trainer sets from the configuration.
-        collate: makes a batch of a list of items; torch's default.
+        collate: makes a batch of a list of items; by default torch's.
 
     Attributes:
         epoch: the epoch that the next batch belongs to, from 0.
@@ -43,11 +43,11 @@ class StreamLoader:
     ) -> None:
         if not (isinstance(dataset, Iterable) and isinstance(dataset, Stateful)):
             raise UsageError(
-                f"A {type(dataset).__name__} cannot say where it is: an iterable with state_dict() and load_state_dict() "
-                "was expected. Give it both, or make it a dataset with a length and items by index for ResumableLoader."
+                f"A {type(dataset).__name__} cannot report its position. Expected an iterable with state_dict() and "
+                "load_state_dict(). Try: add both, or use ResumableLoader for a dataset with a length and items by index."
             )
         if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size}: a batch holds at least one item.")
+            raise UsageError(f"batch_size={batch_size} is invalid. Expected at least 1.")
         self.dataset: Any = dataset
         self.batch_size = batch_size
         self.drop_last = drop_last
@@ -59,14 +59,14 @@ class StreamLoader:
         self._aside = Aside()
 
     def __iter__(self) -> Iterator[Any]:
-        """Return the batches from the present position to the end of the epoch, then stand at the next epoch."""
+        """Yield the rest of the epoch's batches, then move to the next epoch."""
         items: Iterator[Any] | None = None
         while not self._over:
             with self._aside:
                 seed_cheaply(mixed(self.seed, self.epoch, self.batch))
                 items = items if items is not None else iter(self.dataset)
                 drawn = list(itertools.islice(items, self.batch_size))
-                # An exhausted dataset is at its beginning again, so that this was the end has to be remembered here.
+                # An exhausted dataset is at its beginning again, so the loader has to remember that this was the end.
                 self._over = len(drawn) < self.batch_size
                 fetched = self._collate(drawn) if drawn and not (self._over and self.drop_last) else None
             if fetched is not None:
@@ -75,7 +75,7 @@ class StreamLoader:
         self.epoch, self.batch, self._over = self.epoch + 1, 0, False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return position and seed, and the dataset's own position."""
+        """Return position and seed, and the dataset's state."""
         own = {"epoch": self.epoch, "batch": self.batch, "over": self._over, "seed": self.seed}
         return {**own, "dataset": dict(self.dataset.state_dict())}
 

@@ -1,4 +1,4 @@
-"""What a project trains: a step, a loader, and how the result is measured."""
+"""The task that a project builds: step, loader, evaluation, and checks of them."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,34 +22,33 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """A step, the data that it trains on, and how the result is measured.
+    """A step, its training data, and the evaluation of the result.
 
     Attributes:
         step: trains on one batch and returns metrics.
-        loader: gives the batches and knows its position.
-        evaluate: measures on held-out data and returns floats such as ``val/loss``. It calls ``eval()`` of the model itself,
-            and runs without gradients; its data may be on the CPU. If it raises, the trainer saves the state from before
-            the evaluation and ends with that error; a resume evaluates again.
-        evaluate_on: where several processes train, which of them evaluate: ``rank 0``, while the others wait, or ``all
-            ranks``, each on its part of the data. Then the mean over them counts; for parts of different sizes sum over the
-            ranks yourself, as torchmetrics does.
-        images: makes pictures of fixed held-out samples, by name: PIL images, figures, files, arrays or tensors (see
-            :func:`mltrain.delivery.images.as_image`). Called when the epoch is saved; an error is logged as a warning.
+        loader: yields the batches and knows its position.
+        evaluate: measures on held-out data and returns floats such as ``val/loss``. It calls ``eval()`` of the model itself;
+            the trainer runs it without gradients, and its data may be on the CPU. If it raises, the trainer saves the state
+            from before the evaluation and ends with that error; a resume evaluates again.
+        evaluate_on: the ranks that evaluate if several processes train: ``rank 0``, while the others wait, or ``all
+            ranks``, each on its part of the data. With ``all ranks`` the trainer averages the results; for parts of different
+            sizes sum over the ranks yourself, as torchmetrics does.
+        images: draws pictures of fixed held-out samples, by name: PIL images, figures, files, arrays or tensors (see
+            :func:`mltrain.delivery.images.as_image`). Called after the epoch is saved; an error is logged as a warning.
         report: evaluates thoroughly, writes tables and pictures into a folder, and returns floats.
-        state: further parts that belong to every checkpoint, by name.
-        policy: which checkpoints stay, in place of ``max_to_keep`` and ``checkpoint_mode``; ``retention``, where it is given,
-            precedes it.
-        preview: makes pictures of the data, by name, as ``images`` does. Called once, before the first step of a training; an
+        state: further parts of every checkpoint, by name.
+        policy: the retention policy, instead of ``max_to_keep`` and ``checkpoint_mode``; the key ``retention`` overrides it.
+        preview: draws pictures of the data, by name, like ``images``. Called once, before the first step of a training; an
             error is logged as a warning.
-        predictor: returns the module that an MLflow model is made from, for programs that know nothing of mltrain: one tensor
-            in, one tensor out, without branches on values of tensors (``torch.export`` traces it); and an example of its
-            input with two items or more. The first dimension is that of the batch, the others are fixed. Called when the
-            best weights are loaded.
-        shard: where several processes train with ``strategy=fsdp``, shards the models in place, on all processes at once and
-            after ``build()``: with ``fully_shard`` of torch, and tensor parallel before it. Returns the ``DeviceMesh`` over
-            which batches are divided; ``None`` means over all processes. If ``None``, every model with its parameters is
-            sharded over all processes, and each block of a ``ModuleList`` in it by itself.
-        summary: lines on what is trained on what, which are shown before the training begins.
+        predictor: returns the module for an MLflow model, which other programs load without mltrain, and an example of its
+            input with at least two items. The module maps one tensor to one tensor, without branches on values of tensors
+            (``torch.export`` traces it). The first dimension is the batch, the others are fixed. Called after the best
+            weights are loaded.
+        shard: with several processes and ``strategy=fsdp``, shards the models in place: tensor parallelism first if used,
+            then torch's ``fully_shard``. All processes call it at once, after ``build()``. Returns the ``DeviceMesh`` over
+            which batches are divided, or ``None`` for all processes. If this attribute is ``None``, every model with
+            parameters is sharded over all processes, and each block of a ``ModuleList`` in it separately.
+        summary: lines about model and data, printed before the training begins.
     """
 
     step: Step
@@ -84,10 +83,10 @@ class Task:
             )
         if not isinstance(self.loader, Loader):
             raise UsageError(
-                f"A {type(self.loader).__name__} cannot say where it is, so a training could not be resumed within an "
-                "epoch: a loader with state_dict() and load_state_dict() was expected. Take "
-                "mltrain.ResumableLoader(dataset, batch_size), mltrain.StreamLoader for an iterable dataset, or the "
-                "StatefulDataLoader of torchdata."
+                f"A {type(self.loader).__name__} cannot report its position, so a training could not resume within an "
+                "epoch. Expected a loader with state_dict() and load_state_dict(). Try: "
+                "mltrain.ResumableLoader(dataset, batch_size), mltrain.StreamLoader for an iterable dataset, or "
+                "torchdata's StatefulDataLoader."
             )
 
     def parts(self) -> dict[str, Stateful]:
@@ -104,15 +103,15 @@ class Task:
 
 
 def prepare_step(task: Task, config: Config, device: torch.device) -> None:
-    """Put the step on the device with the configured precision; refuse ``device`` and ``amp`` where they have no effect.
+    """Prepare the step for the device and the configured precision.
 
-    A step without ``prepare(device, amp)`` computes where its project put its parameters. A warning is logged where that is
-    not the device that ``device=auto`` chose, or where there are no parameters to tell.
+    A step without ``prepare(device, amp)`` computes on the device of its parameters. This logs a warning if that is
+    not the device that ``device=auto`` chose, or if the step has no parameters.
 
     Args:
-        task: what is trained.
+        task: the task to train.
         config: the keys ``device`` and ``amp``.
-        device: what ``device`` means on this machine.
+        device: the device that ``config.device`` means on this machine.
 
     Raises:
         ConfigError: the step has no ``prepare``, and precision or device are not as configured.
@@ -150,10 +149,10 @@ def _parameters(task: Task) -> Iterator[torch.Tensor]:
 
 
 def check_predictor(task: Task, config: Config) -> None:
-    """Check that a task whose checkpoints become LoggedModels states what an MLflow model is made from.
+    """Check that a task with LoggedModels has a predictor.
 
     Raises:
-        UsageError: it does not.
+        UsageError: it has none.
     """
     if config.logged_models != "none" and task.predictor is None:
         raise UsageError(
@@ -163,7 +162,7 @@ def check_predictor(task: Task, config: Config) -> None:
 
 
 def check_schedule(task: Task, config: Config) -> None:
-    """Check that a schedule which follows a metric follows one that is measured.
+    """Check that a ``ReduceLROnPlateau`` follows a measured metric in the right mode.
 
     Raises:
         UsageError: nothing measures the metric, or the schedule's mode is not ``best_mode``.
@@ -185,7 +184,7 @@ def check_schedule(task: Task, config: Config) -> None:
 
 
 def metrics_relied_on(task: Task, config: Config) -> dict[str, str]:
-    """Return the metrics that the configuration relies on, each with the key that names it."""
+    """Return the metrics that the configuration needs, with their keys."""
     if config.retention is not None:
         metrics = dict.fromkeys(metrics_of(parse(config.retention)), "retention")
     else:

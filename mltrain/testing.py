@@ -1,11 +1,11 @@
-"""What users need to test their own trainers: assertions that break a training and resume it, and doubles in memory.
+"""Assertions and test doubles for tests of users' own trainers.
 
 >>> from mltrain.testing import assert_resumes_exactly
 >>> def test_my_project_resumes_exactly():
 ...     assert_resumes_exactly("my_project.py", {"epochs": 2})
 
 :func:`assert_resumes_exactly` interrupts within one process and takes seconds; :func:`assert_survives_kills` kills real
-processes with SIGKILL and resumes them from a tracking store, and takes a start of Python for each.
+processes with SIGKILL, resumes them from a tracking store, and starts Python for each.
 """
 
 import json
@@ -42,17 +42,17 @@ from mltrain.tracking.client import connect
 from mltrain.trainer.loop import Trainer
 
 _CLOCKS = ("system/",)
-"""Metrics that tell the time, and are therefore not compared."""
+"""Prefixes of metrics that depend on time, which are not compared."""
 
 
 class MemoryTracker:
-    """A tracker that keeps what it is given.
+    """A tracker that keeps all records in memory.
 
     Attributes:
         points: key to step to value.
         pictures: (name, step) to picture.
         rows: the table of epochs.
-        overtaken: set it to make the trainer believe that another process has taken the run over.
+        overtaken: set it to simulate that another process has taken the run over.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class MemoryTracker:
         self.overtaken = False
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
-        """Keep the points of one step; those that tell the time are not compared, and not kept."""
+        """Keep the points of one step, except those that depend on time."""
         for key, value in values.items() if compared else ():
             self.points.setdefault(key, {})[step] = float(value)
 
@@ -77,7 +77,7 @@ class MemoryTracker:
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint in memory: the files that a real one has, without its manifest."""
+    """A checkpoint in memory: the files of a real one, without its manifest."""
 
     step: int
     epoch: int
@@ -86,16 +86,16 @@ class Kept:
     files: Mapping[str, bytes]
 
     def parts(self) -> dict[str, Any]:
-        """Return the state, read as from a real checkpoint."""
+        """Return the state, decoded like a real checkpoint."""
         return decode(self.files)
 
 
 class MemorySaver:
-    """A saver that keeps every checkpoint in memory, through the files that a real checkpoint has.
+    """A saver that keeps every checkpoint in memory, encoded as files.
 
     Attributes:
-        checkpoints: all of them, oldest first.
-        failure: why the newest was not kept: its weights or optimizer state are not finite.
+        checkpoints: all checkpoints, oldest first.
+        failure: the error of the newest save, if its weights or optimizer state are not finite.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class MemorySaver:
         """Keep a state.
 
         Raises:
-            UnsupportedValue: it holds something that no checkpoint can hold.
+            UnsupportedValue: it contains a value that no checkpoint can hold.
         """
         copied = snapshot(state, HostBuffers())
         wrong = nonfinite(copied.tree, copied.tensors)
@@ -133,10 +133,10 @@ class MemorySaver:
 
 
 class StopAt:
-    """A request to stop once a trainer has done so many steps. If ``None``, never.
+    """A stop request after a number of steps; ``None`` means never.
 
     Attributes:
-        progress: of the trainer that is to be stopped.
+        progress: of the trainer to stop.
     """
 
     def __init__(self, step: int | None = None) -> None:
@@ -146,27 +146,27 @@ class StopAt:
 
     @property
     def requested(self) -> bool:
-        """Whether the step has come."""
+        """Whether the trainer has reached the step."""
         return self.step is not None and self.progress.step >= self.step
 
 
 def assert_resumes_exactly(
     project: str | Path | Project, overrides: Mapping[str, Any] | None = None, *, interrupt_at: Sequence[int] = ()
 ) -> None:
-    """Assert that a training which is interrupted and resumed ends as one that was left alone, bit by bit.
+    """Assert that an interrupted and resumed training ends bit-identical.
 
-    Trains once undisturbed and once interrupted after each of the given steps. At an interruption the state goes through
-    the files of a checkpoint, all random number generators are spoilt, and everything is built anew. After every step one
-    number is drawn from each global generator and compared (``testing/draws``), so a draw outside of the training shows.
+    Trains once without interruption and once interrupted after each of the given steps. At an interruption the state goes
+    through the files of a checkpoint, all random number generators are reseeded, and everything is built again. After every
+    step this draws a number from each global generator and compares it (``testing/draws``), to find draws outside the training.
 
     Args:
         project: a registered name, a file, a folder, or a :class:`~mltrain.project.Project`.
-        overrides: keys of its configuration; make it small.
-        interrupt_at: steps, ascending. If ``None``, after the first step, in the middle, and before the last one.
+        overrides: keys of its configuration; make the training small.
+        interrupt_at: ascending steps. If empty, after the first step, in the middle, and before the last one.
 
     Raises:
-        AssertionError: what differs, part by part and metric by metric, with the first step at which it does.
-        ValueError: there is no such step to interrupt at.
+        AssertionError: parts and metrics differ; the message lists them, with the first step at which they do.
+        ValueError: a step is out of range.
     """
     found = project if isinstance(project, Project) else find(str(project))
     expected = _in_memory(found, overrides, ())
@@ -176,8 +176,8 @@ def assert_resumes_exactly(
         steps = tuple(sorted({1, expected.steps // 2, expected.steps - 1} & set(range(1, expected.steps))))
     if not steps or list(steps) != sorted(set(steps)) or not 0 < steps[0] <= steps[-1] < expected.steps:
         raise ValueError(
-            f"This training has {expected.steps} steps, so it cannot be interrupted after steps {list(steps)}; "
-            f"ascending numbers from 1 to {expected.steps - 1} were expected."
+            f"interrupt_at={list(steps)} does not fit a training of {expected.steps} steps. Expected ascending numbers "
+            f"from 1 to {expected.steps - 1}."
         )
     got = _in_memory(found, overrides, steps)
     _compare(expected, got, f"An interruption after step {', '.join(map(str, steps))}")
@@ -190,22 +190,22 @@ def assert_survives_kills(
     kill_at: Sequence[int],
     folder: Path,
 ) -> str:
-    """Assert that a training whose process is killed and resumed ends as one that was left alone, bit by bit.
+    """Assert that a killed and resumed training ends bit-identical.
 
-    Each attempt is a process of its own, killed with SIGKILL when it has done the step, and resumed by the run's id from a
-    tracking store in ``folder``. What was not saved by then is trained again.
+    Each attempt is a separate process, killed with SIGKILL after its step, and resumed by the run's id from a
+    tracking store in ``folder``. It trains steps after the last checkpoint again.
 
     Args:
         project: a registered name, a file or a folder.
         overrides: keys of its configuration.
-        kill_at: one total of steps for each kill; a kill between two checkpoints leads behind the last one.
+        kill_at: one total of steps for each kill; an attempt killed between two checkpoints goes back to the last one.
         folder: an empty folder for the tracking store, staging and logs.
 
     Returns:
         The id of the run that was killed and resumed.
 
     Raises:
-        AssertionError: what differs; or an attempt that was to be killed ended before that, or could not be resumed.
+        AssertionError: parts or metrics differ; or an attempt ended before its kill, or could not be resumed.
     """
     word = str(Path(project).resolve()) if os.path.exists(project) else str(project)  # noqa: PTH110 - no error if too long
     _, reference = _attempt(folder, word, overrides or {}, "undisturbed")
@@ -214,7 +214,7 @@ def assert_survives_kills(
         code, run_id = _attempt(folder, word, overrides or {}, f"kill-{number}", resume_run=run_id, kill_at=step)
         if code != -signal.SIGKILL:
             raise AssertionError(
-                f"Attempt {number} was to be killed after step {step} and ended with exit code {code}. "
+                f"Attempt {number} ended with exit code {code}. Expected a SIGKILL after step {step}. "
                 f"See {folder / f'kill-{number}.log'}"
             )
     code, run_id = _attempt(folder, word, overrides or {}, "resumed", resume_run=run_id)
@@ -227,7 +227,7 @@ def assert_survives_kills(
 
 @dataclass(frozen=True)
 class _Trained:
-    """What is left of a training: its state, what it recorded, and how many steps it had."""
+    """The result of a training: final state, metric points and number of steps."""
 
     parts: Mapping[str, Any]
     points: Mapping[str, Mapping[int, float]]
@@ -235,7 +235,7 @@ class _Trained:
 
 
 class _DrawingTracker(MemoryTracker):
-    """Draws from every global generator with each step, as trainings do, so that a draw by anybody else shows."""
+    """Draws from every global generator at each step, to reveal draws by other code."""
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
         super().log_metrics(values, step, compared=compared)
@@ -270,7 +270,7 @@ def _spoil_random_numbers() -> None:
 
 
 class _KillAt(Display):
-    """Kills its own process once a training has done so many steps."""
+    """Kills its own process after a number of steps."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -295,7 +295,7 @@ def _attempt(
     resume_run: str | None = None,
     kill_at: int = 0,
 ) -> tuple[int, str]:
-    """Train in a process of its own and return its exit code and the run's id."""
+    """Train in a separate process; return its exit code and the run's id."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{name}.log"
     request = {"project": project, "overrides": {k: str(v) for k, v in overrides.items()}, "resume_run": resume_run}
@@ -342,8 +342,8 @@ def _compare(expected: _Trained, got: _Trained, event: str) -> None:
         lines.append(f"Parts of the last checkpoint that differ ({len(parts)} in all):")
         lines += [f"  {said}" for said in parts[:10]]
     lines.append(
-        "Usual causes: an object that changes while training and is not among parts() of the step or state= of the Task; "
-        "random numbers from a generator of its own; an order that follows from a set or from the time."
+        "Usual causes: an object that changes during training but is not in parts() of the step or state= of the Task; "
+        "random numbers from a private generator; an order that depends on a set or on the time."
     )
     raise AssertionError("\n".join(lines))
 
@@ -362,7 +362,7 @@ def _metric_differences(
 
 
 def differences(expected: Any, got: Any, path: str = "") -> Iterator[str]:
-    """Yield where two nestings differ, one line each, with the path to it; tensors are compared bit by bit."""
+    """Yield one line per difference of nested values; compare tensors bit by bit."""
     if type(expected) is not type(got):
         yield f"{path}: {type(got).__name__} instead of {type(expected).__name__}"
     elif isinstance(expected, Mapping):

@@ -305,10 +305,10 @@ def test_a_position_is_plain_data() -> None:
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda: ResumableLoader(iter([1]), 1), "no length"),
-        (lambda: ResumableLoader(Noisy(3), 0), "at least one item"),
-        (lambda: ResumableLoader(Noisy(0), 2), "nothing to train on"),
-        (lambda: ResumableLoader(Noisy(1), 2, drop_last=True), "nothing to train on"),
+        (lambda: ResumableLoader(iter([1]), 1), "Expected a dataset with a length"),
+        (lambda: ResumableLoader(Noisy(3), 0), "Expected at least 1"),
+        (lambda: ResumableLoader(Noisy(0), 2), "make no batch"),
+        (lambda: ResumableLoader(Noisy(1), 2, drop_last=True), "make no batch"),
         (lambda: ResumableLoader(Noisy(3), 2, weights=[1.0, 2.0]), "2 weights for 3 items"),
         (lambda: ResumableLoader(Noisy(3), 2, weights=[1.0] * 3, shuffle=False), "excludes shuffle=False"),
     ],
@@ -320,7 +320,7 @@ def test_invalid_arguments_are_refused(make: Any, what: str) -> None:
 
 @pytest.mark.parametrize("weights", [[1, -1, 1], [0, 0, 0], [1, float("nan"), 1], [1, float("inf"), 1]])
 def test_weights_that_are_no_proportions_are_refused(weights: list[float]) -> None:
-    with pytest.raises(UsageError, match="proportions"):
+    with pytest.raises(UsageError, match="The weights are invalid"):
         ResumableLoader(Noisy(3), 2, weights=weights)
 
 

@@ -69,7 +69,7 @@ def test_stages_that_need_each_other_in_a_circle_are_refused(stages: list[Stage]
 
 
 def test_a_stage_that_is_needed_and_missing_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match=r"needs 'motoin', which is no stage. Did you mean 'motion'\?"):
+    with pytest.raises(UsageError, match=r"needs 'motoin', which does not exist. Did you mean 'motion'\?"):
         Pipeline("p", [trained("motion"), trained("end", "motoin")])
 
 
@@ -80,15 +80,15 @@ def test_two_stages_of_one_name_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "../a", "a.b", "1a", "a" * 65])
 def test_names_that_could_be_mistaken_for_something_else_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="is not a name of a stage"):
+    with pytest.raises(UsageError, match="The stage name .* is invalid"):
         trained(name)
-    with pytest.raises(UsageError, match="is not a name of a pipeline"):
+    with pytest.raises(UsageError, match="The pipeline name .* is invalid"):
         Pipeline(name, [])
 
 
 def test_a_stage_is_a_training_or_makes_files() -> None:
     for both in ({}, {"build": build, "make": make}):
-        with pytest.raises(UsageError, match="one of the two"):
+        with pytest.raises(UsageError, match="Expected either build="):
             Stage("a", Config, **both)  # type: ignore[arg-type]
 
 

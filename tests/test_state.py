@@ -76,7 +76,7 @@ def test_parts_that_may_be_missing_stay_as_they_are_and_are_reported(caplog: pyt
     state.restore(model_only, optional=["part"], ignore_unknown=True)
     assert part.values["a"] == 1
     assert "lacks part" in caplog.text
-    assert "other is not used" in caplog.text
+    assert "Of the checkpoint, other is ignored" in caplog.text
 
 
 def test_weights_of_a_compiled_model_fit_an_uncompiled_one_and_the_other_way_round() -> None:

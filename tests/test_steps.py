@@ -157,7 +157,7 @@ def test_mixed_precision_trains_on_a_cpu_in_bfloat16_only() -> None:
     assert torch.allclose(got, exact, rtol=0.05)
     assert not torch.equal(got, exact)
     assert all(parameter.dtype is torch.float32 for parameter in step.model.parameters())
-    with pytest.raises(UsageError, match="needs a CUDA device"):
+    with pytest.raises(UsageError, match="Expected a CUDA device"):
         step.prepare(torch.device("cpu"), "fp16")
 
 

@@ -17,7 +17,7 @@ from tests.support.trainings import on_a_plateau, trained
 
 def test_a_loader_that_cannot_say_where_it_is_is_refused_with_what_to_take() -> None:
     task = tiny.build(tiny.Config())
-    with pytest.raises(UsageError, match=r"A DataLoader cannot say where it is.*ResumableLoader"):
+    with pytest.raises(UsageError, match=r"A DataLoader cannot report its position.*ResumableLoader"):
         Task(task.step, DataLoader([1, 2, 3]))  # type: ignore[arg-type]
 
 

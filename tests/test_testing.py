@@ -130,7 +130,7 @@ def test_a_part_left_out_of_the_state_is_named() -> None:
 
 
 def test_steps_that_the_training_does_not_have_are_refused() -> None:
-    with pytest.raises(ValueError, match="has 6 steps"):
+    with pytest.raises(ValueError, match="a training of 6 steps"):
         assert_resumes_exactly(project(), {"epochs": 1}, interrupt_at=[6])
 
 

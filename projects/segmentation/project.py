@@ -56,9 +56,9 @@ class Config(mltrain.Config):
     """Where images and masks are, and how the network is trained. ``config.yaml`` explains every key at length."""
 
     num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
-    epochs: int = Field(40, ge=0, description="The total, also when a run is resumed.")
+    epochs: int = Field(40, ge=0, description="Total number of epochs, also when a run is resumed.")
     best_metric: str = Field("val/f1", min_length=1, description="The metric that decides which one is best.")
-    best_mode: Literal["min", "max"] = Field("max", description="Whether less or more of it is better.")
+    best_mode: Literal["min", "max"] = Field("max", description="Whether a lower or higher value is better.")
 
     image_path: Path | None = Field(
         None, description="Folder of training images. Default: the data set named by sample."

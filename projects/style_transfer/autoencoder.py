@@ -108,7 +108,7 @@ def autoencoder_loss(output: tuple[Tensor, Tensor, Tensor], images: Tensor) -> T
 class Config(mltrain.Config):
     """Where the pictures are, and how the autoencoder is trained."""
 
-    epochs: int = Field(40, ge=0, description="The total, also when a run is resumed.")
+    epochs: int = Field(40, ge=0, description="Total number of epochs, also when a run is resumed.")
     best_metric: str = Field("val/loss", min_length=1, description="The metric that decides which one is best.")
     image_dir: Path | None = Field(None, description="As in style_transfer.")
     test_image_dir: Path | None = Field(None, description="As in style_transfer.")

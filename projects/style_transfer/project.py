@@ -40,11 +40,11 @@ _RIDGE = 0.3
 class Config(mltrain.Config):
     """Where the styles are, and how the flow is trained. ``config.yaml`` explains every key at length."""
 
-    epochs: int = Field(8, ge=0, description="The total, also when a run is resumed.")
+    epochs: int = Field(8, ge=0, description="Total number of epochs, also when a run is resumed.")
     eval_interval: int = Field(2, ge=1, description="Evaluation, and pictures, every N epochs.")
-    save_interval: int = Field(2, ge=0, description="A checkpoint every N epochs; 0: none by epochs.")
+    save_interval: int = Field(2, ge=0, description="Save a checkpoint every N epochs; 0: never.")
     best_metric: str = Field("val/quality", min_length=1, description="The metric that decides which one is best.")
-    best_mode: Literal["min", "max"] = Field("max", description="Whether less or more of it is better.")
+    best_mode: Literal["min", "max"] = Field("max", description="Whether a lower or higher value is better.")
 
     image_dir: Path | None = Field(None, description="Folder with a folder for each style. Default: the sample styles.")
     test_image_dir: Path | None = Field(None, description="The same styles, held out. Default: drawn from image_dir.")

@@ -88,7 +88,7 @@ class TransferStep:
 
         """
         if amp == "fp16" and device.type != "cuda":
-            raise UsageError(f"amp=fp16 needs a CUDA device, and this is {device.type}; use amp=bf16 or amp=off.")
+            raise UsageError(f"amp=fp16 is invalid on {device.type}. Expected a CUDA device. Try: amp=bf16 or amp=off")
         self.device = device
         self._autocast = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
         self.net.to(device)

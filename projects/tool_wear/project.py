@@ -33,7 +33,7 @@ class Config(mltrain.Config):
     """What tool wear has to know."""
 
     num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
-    epochs: int = Field(25, ge=0, description="The total, also when a run is resumed.")
+    epochs: int = Field(25, ge=0, description="Total number of epochs, also when a run is resumed.")
     early_stopping_patience: int | None = Field(10, ge=1, description="Evaluations without a lower val/loss.")
 
     target: Literal["class", "wear"] = Field("class", description="What is learnt: wear classes, or the wear in um.")

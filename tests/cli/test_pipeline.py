@@ -68,7 +68,7 @@ def test_a_pipeline_is_named_or_found_by_its_run(trained: TinyPipeline) -> None:
     project = trained.workplace.mltrain("pipeline", "segmentation", "--status")
     assert (project.code, "Try: mltrain train segmentation" in project.err) == (2, True)
     project = trained.workplace.mltrain("pipeline", "tiny.py", "--status")
-    assert "has no PIPELINE" in project.err
+    assert "has no pipeline" in project.err
     training = trained.workplace.mltrain("train", "tiny.py", "epochs=1")
     assert "belongs to no pipeline" in trained.workplace.mltrain("pipeline", "--run", training.run_id, "--status").err
 

@@ -16,9 +16,9 @@ Labels = Literal["carried_over", "exact"]
 class Config(mltrain.Config):
     """How infarcts are learnt. ``config.yaml`` explains every key at length."""
 
-    epochs: int = Field(40, ge=0, description="The total, also when a run is resumed.")
+    epochs: int = Field(40, ge=0, description="Total number of epochs, also when a run is resumed.")
     best_metric: str = Field("val/infarct_dice", min_length=1, description="The metric that decides which one is best.")
-    best_mode: Literal["min", "max"] = Field("max", description="Whether less or more of it is better.")
+    best_mode: Literal["min", "max"] = Field("max", description="Whether a lower or higher value is better.")
 
     prepared: Path | None = Field(None, description="The folder that preparation wrote.")
     motion_weights: Path | None = Field(None, description="The folder that mltrain pull made of a motion run.")

@@ -13,7 +13,7 @@ from projects.cardiac.settings import presets_of
 class Config(mltrain.Config):
     """How motion is learnt. ``config.yaml`` explains every key at length."""
 
-    epochs: int = Field(20, ge=0, description="The total, also when a run is resumed.")
+    epochs: int = Field(20, ge=0, description="Total number of epochs, also when a run is resumed.")
     prepared: Path | None = Field(None, description="The folder that preparation wrote.")
     start: Literal["optical_flow", "still"] = Field("optical_flow", description="What the network refines.")
     batch_size: int = Field(4, ge=1, description="Pairs of frames a step.")

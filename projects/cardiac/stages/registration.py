@@ -13,7 +13,7 @@ from projects.cardiac.settings import presets_of
 class Config(mltrain.Config):
     """How registration is learnt. ``config.yaml`` explains every key at length."""
 
-    epochs: int = Field(20, ge=0, description="The total, also when a run is resumed.")
+    epochs: int = Field(20, ge=0, description="Total number of epochs, also when a run is resumed.")
     prepared: Path | None = Field(None, description="The folder that preparation wrote.")
     batch_size: int = Field(4, ge=1, description="Slices a step.")
     lr: float = Field(2e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")

@@ -99,5 +99,5 @@ def test_learning_lowers_both_the_flow_loss_and_the_distance_to_the_style(styles
 def test_half_precision_needs_a_gpu_and_bfloat16_does_not(styles: Path) -> None:
     task = of(styles, epochs=2, amp="bf16", anchor_epochs=0)
     assert all(torch.isfinite(torch.tensor(step["loss"])) for step in train(task, 1))
-    with pytest.raises(UsageError, match="amp=fp16 needs a CUDA device"):
+    with pytest.raises(UsageError, match="Expected a CUDA device"):
         task.step.prepare(torch.device("cpu"), "fp16")
