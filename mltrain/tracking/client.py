@@ -389,13 +389,11 @@ class TrackingClient:
                 f"Not found in {self.shown}: {first_line(error).rstrip('.')}. "
                 "Is MLFLOW_TRACKING_URI the one of the training? List the runs with: mltrain runs"
             )
-        if (reason := _silent(error)) is not None:
-            return Refusal(
-                f"{self.shown} does not answer: {reason}. Try: start the server, or correct MLFLOW_TRACKING_URI."
-            )
-        status = error.get_http_status_code()
+        status, reason = error.get_http_status_code(), _silent(error)
         return Refusal(
-            f"{self.shown} refused: {first_line(error)}{_REMEDIES.get(status, '')}",
+            f"{self.shown} refused: {first_line(error)}{_REMEDIES.get(status, '')}"
+            if reason is None
+            else f"{self.shown} does not answer: {reason}. Try: start the server, or correct MLFLOW_TRACKING_URI.",
             permanent=_is_permanent(error),
             denied=status in (401, 403, 404),
             wait=private.retry_after(error),
@@ -470,7 +468,7 @@ class Backoff(FullJitter):
 
 
 _REASONS = re.compile(
-    r"(?<=\] )[A-Z][\w ]+|[Rr]ead timed out|connect timeout=[\d.]+|certificate verify failed: [\w -]+"
+    r"(?<=\] )[A-Z][\w ]+|[Rr]ead timed out|too many \d+ error responses|certificate verify failed: [\w -]+"
 )
 """Why a connection failed, within the text of ``requests``."""
 

@@ -85,6 +85,10 @@ def test_a_database_that_is_locked_is_called_that_and_no_server(error: Exception
             "SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1))",
             "certificate verify failed: self-signed certificate",
         ),
+        (
+            "Max retries exceeded (Caused by ResponseError('too many 503 error responses'))",
+            "too many 503 error responses",
+        ),
         ("('Connection aborted.', strange)", "('Connection aborted.', strange)"),
     ],
 )
