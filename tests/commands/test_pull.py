@@ -93,7 +93,7 @@ def test_a_large_model_is_pulled_file_by_file_and_replaces_the_former_one_whole(
     (second / "model-00007-of-00008.safetensors").write_bytes(b"damaged")
     assert pulled() == of_epoch[1]
     (first / "model-00007-of-00008.safetensors").unlink()
-    with pytest.raises(NoCheckpoint, match="None of the 2 checkpoints"):
+    with pytest.raises(NoCheckpoint, match="None of the 2 matching checkpoints"):
         pull(manager.run.id, to=to)
     assert {file.read_bytes()[-4:] for file in to.glob("model-*.safetensors")} == of_epoch[1]
     assert len(list(to.iterdir())) == 9
