@@ -10,13 +10,13 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from mltrain.checkpoint.codec import EncodedFile
 from mltrain.checkpoint.manifest import CheckpointId
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import StorageError
 from mltrain.store.artifacts import PARALLEL_FILES, Send
+from mltrain.store.direct import fill_blocks
 from mltrain.store.names import CHECKPOINTS
 
 log = logging.getLogger(__name__)
@@ -138,16 +138,5 @@ def _blocks(file: EncodedFile) -> Generator[memoryview, None, None]:
     """Yield the content in blocks, all in the same memory."""
     import numpy as np
 
-    block: Any = np.empty(BLOCK, np.uint8)
-    filled = 0
-    for piece in file.content:
-        rest: Any = np.frombuffer(piece, np.uint8)
-        while rest.size:
-            taken, rest = rest[: BLOCK - filled], rest[BLOCK - filled :]
-            np.copyto(block[filled : filled + taken.size], taken)  # without the interpreter's lock
-            filled += taken.size
-            if filled == BLOCK:
-                yield memoryview(block)
-                filled = 0
-    if filled:
-        yield memoryview(block)[:filled]
+    for block in fill_blocks(file.content, [np.empty(BLOCK, np.uint8)]):
+        yield memoryview(block)

@@ -8,9 +8,10 @@ hashed.
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import cycle
 from typing import Any
 
 if sys.platform == "linux":
@@ -50,28 +51,48 @@ def write_direct(descriptor: int, content: Iterable[bytes | memoryview], update:
     """
     if not _switch(descriptor, direct=True):
         return write_cached(descriptor, content, update)
-    import numpy as np
-
-    size = filled = 0
-    block, other = _block(), _block()
+    size, remainder = 0, memoryview(b"")
     with ThreadPoolExecutor(1, "mltrain-write") as writer:
         pending_write: Future[None] | None = None
-        for piece in content:
-            rest = np.frombuffer(piece, np.uint8)
-            while rest.size:
-                taken, rest = rest[: BLOCK - filled], rest[BLOCK - filled :]
-                np.copyto(block[filled : filled + taken.size], taken)  # without the interpreter's lock
-                filled += taken.size
-                if filled == BLOCK:
-                    if pending_write is not None:
-                        pending_write.result()
-                    pending_write = _start_write(writer, descriptor, block)
-                    update(block)  # while the disk writes
-                    size, filled, block, other = size + BLOCK, 0, other, block
+        for block in fill_blocks(content, (_block(), _block())):
+            if len(block) < BLOCK:
+                remainder = memoryview(block)
+                continue
+            if pending_write is not None:
+                pending_write.result()
+            pending_write = _start_write(writer, descriptor, block)
+            update(block)  # while the disk writes
+            size += BLOCK
         if pending_write is not None:
             pending_write.result()
     _switch(descriptor, direct=False)
-    return size + write_cached(descriptor, [memoryview(block[:filled])], update)
+    return size + write_cached(descriptor, [remainder], update)
+
+
+def fill_blocks(content: Iterable[bytes | memoryview], buffers: Sequence[Any]) -> Iterator[Any]:
+    """Yield content copied into the buffers in turn.
+
+    Only the last block may be shorter than its buffer.
+
+    Args:
+        content: in pieces of any size.
+        buffers: arrays of uint8, all of one size; each is reused once the others are filled.
+    """
+    import numpy as np
+
+    turn, filled = cycle(buffers), 0
+    block = next(turn)
+    for piece in content:
+        rest: Any = np.frombuffer(piece, np.uint8)
+        while rest.size:
+            taken, rest = rest[: len(block) - filled], rest[len(block) - filled :]
+            np.copyto(block[filled : filled + taken.size], taken)  # without the interpreter's lock
+            filled += taken.size
+            if filled == len(block):
+                yield block
+                block, filled = next(turn), 0
+    if filled:
+        yield block[:filled]
 
 
 def _block() -> Any:
