@@ -207,7 +207,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(settings["parent"],), name="mltrain-parent", daemon=True).start()
     server = connect(settings["uri"])
     journal = Journal(Path(settings["journal"]), 0, mend=False)
-    server.client.made()
+    server.client.preferred()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     working, printing = threading.Event(), threading.Lock()
 

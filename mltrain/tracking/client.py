@@ -95,9 +95,7 @@ class TrackingClient:
         return run
 
     def runs(self, run_ids: Sequence[str]) -> "list[Run]":
-        """Return undeleted runs in the order of their ids.
-
-        One request covers a hundred runs, and several requests run in parallel.
+        """Return undeleted runs in the order of their ids, in parallel requests.
 
         Raises:
             RunNotFound: A run is missing; see :meth:`run`.
@@ -145,10 +143,7 @@ class TrackingClient:
                 tokens = private.page_tokens(token, found, size, _PAGES_AT_ONCE if whole else 1) if token else ()
 
     def create_run(self, experiment_id: str, start_time: int, tags: Mapping[str, str], name: str) -> "Run":
-        """Create a run in one try.
-
-        A retry could create a second run, because a request may succeed although its response is lost.
-        """
+        """Create a run in one try, because a retry could duplicate it."""
         run: Run = self._tried(self.client.create_run, experiment_id, start_time, tags, name)
         return run
 
@@ -157,10 +152,7 @@ class TrackingClient:
         self._retried(self.client.update_run, run_id, **changed)
 
     def set_terminated(self, run_id: str, *status_and_end: Any) -> None:
-        """Set a run's final status.
-
-        A second argument sets its end in milliseconds since 1970.
-        """
+        """Set a run's final status and end (milliseconds since 1970)."""
         self._retried(self.client.set_terminated, run_id, *status_and_end)
 
     def delete_run(self, run_id: str) -> None:
@@ -181,10 +173,7 @@ class TrackingClient:
         self._retried(self.client.log_batch, run_id, tags=[tag(key, value) for key, value in tags.items()])
 
     def log_param(self, run_id: str, key: str, value: str) -> None:
-        """Log a parameter.
-
-        Parameters are write-once; the same value may be sent again.
-        """
+        """Log a write-once parameter; the same value may be repeated."""
         self._retried(self.client.log_param, run_id, key, value)
 
     def log_params(self, run_id: str, params: Iterable[tuple[str, str]]) -> None:
@@ -193,22 +182,15 @@ class TrackingClient:
         self._retried(self.client.log_batch, run_id, params=[param(key, value) for key, value in params])
 
     def log_points(self, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
-        """Log metric points in one request.
-
-        Each has a key, a value, milliseconds since 1970 and a step.
-        """
+        """Log points (key, value, milliseconds since 1970, step) in one request."""
         if self.uri.startswith(("http://", "https://")):
-            client = self.client.made() if isinstance(self.client, DeferredClient) else self.client
-            self._retried(private.log_points, client, run_id, list(points))
+            self._retried(private.log_points, self._preferred, run_id, list(points))
             return
         metric = private.entities().Metric
         self._retried(self.client.log_batch, run_id, metrics=[metric(*point) for point in points])
 
     def log_datasets(self, run_id: str, datasets: Iterable[Mapping[str, str]]) -> None:
-        """Log a run's input datasets.
-
-        Each has ``name``, ``digest``, ``place``, ``context`` and ``type``.
-        """
+        """Log input datasets: ``name``, ``digest``, ``place``, ``context``, ``type``."""
         made = self._entities
         inputs = [
             made.DatasetInput(
@@ -220,14 +202,10 @@ class TrackingClient:
         self._retried(self.client.log_inputs, run_id, inputs)
 
     def points_between(self, run_id: str, key: str, first: int, last: int) -> list[tuple[int, float]]:
-        """Return a metric's steps and values between two steps.
-
-        See :func:`mltrain.compat.private.points_between`.
-        """
+        """See :func:`mltrain.compat.private.points_between`."""
 
         def found() -> list[tuple[int, float]]:
-            client = self.client.made() if isinstance(self.client, DeferredClient) else self.client
-            return private.points_between(client, self.uri, run_id, key, first, last)
+            return private.points_between(self._preferred, self.uri, run_id, key, first, last)
 
         points: list[tuple[int, float]] = self._retried(found)
         return points
@@ -241,7 +219,7 @@ class TrackingClient:
         if isinstance(self.client, DeferredClient) and self.client.reader is not None:
             with suppress(Unreadable):
                 return self.client.reader.curves(run_ids, keys)
-        client = self.client.made() if isinstance(self.client, DeferredClient) else self.client
+        client = self._preferred
         starts = range(0, len(run_ids), private.MOST_RUNS)
         asked = [(key, list(run_ids[begin : begin + private.MOST_RUNS])) for key in keys for begin in starts]
 
@@ -292,10 +270,7 @@ class TrackingClient:
         return list(self._retried(self.client.get_metric_history, run_id, key))
 
     def create_logged_model(self, experiment_id: str, name: str, run_id: str, tags: Mapping[str, str]) -> "LoggedModel":
-        """Create a run's LoggedModel in one try.
-
-        It stays pending until it is finalized.
-        """
+        """Create a run's LoggedModel in one try, pending until it is finalized."""
         model: LoggedModel = self._tried(
             self.client.create_logged_model, experiment_id, name=name, source_run_id=run_id, tags=dict(tags)
         )
@@ -312,7 +287,7 @@ class TrackingClient:
         """
         from mlflow.entities import LoggedModelOutput, Metric
 
-        client = self.client.of_mlflow() if isinstance(self.client, DeferredClient) else self.client
+        client = self.client.mlflow_client() if isinstance(self.client, DeferredClient) else self.client
         metrics = [Metric(key, value, when, step, model_id=model_id) for key, (value, when) in points.items()]
         self._retried(client.log_batch, run_id, metrics=metrics)
         self._retried(client.log_outputs, run_id, [LoggedModelOutput(model_id, step)])
@@ -322,10 +297,7 @@ class TrackingClient:
         self._retried(self.client.finalize_logged_model, model_id, "READY")
 
     def create_model_version(self, name: str, source: str, run_id: str, model_id: str) -> int:
-        """Create a registered model's version and return its number.
-
-        The registered model is created if it is missing.
-        """
+        """Create a version, and its registered model if needed; return its number."""
         try:
             self._tried(self.client.create_registered_model, name)
         except Refusal as error:
@@ -349,10 +321,13 @@ class TrackingClient:
     @property
     def _entities(self) -> Any:
         """The client's entity classes, named as in ``mlflow.entities``."""
-        client = self._retried(self.client.made) if isinstance(self.client, DeferredClient) else self.client
-        if isinstance(client, RestClient):
-            return rest_entities.ENTITIES
-        return private.entities()
+        client = self._retried(lambda: self._preferred)
+        return rest_entities.ENTITIES if isinstance(client, RestClient) else private.entities()
+
+    @property
+    def _preferred(self) -> Any:
+        """The client that serves a request first, created if needed."""
+        return self.client.preferred() if isinstance(self.client, DeferredClient) else self.client
 
     def _paged(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Iterator[Any]:
         token: str | None = None
@@ -414,32 +389,32 @@ class DeferredClient:
     def __init__(self, uri: str, reader: DatabaseReader | None = None) -> None:
         self._uri = uri
         self.reader = reader
-        self._made: MlflowClient | RestClient | None = None
-        self._of_mlflow: MlflowClient | None = None
+        self._created: MlflowClient | RestClient | None = None
+        self._mlflow_client: MlflowClient | None = None
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
-            if self.reader is not None and self._made is None and name in READS:
+            if self.reader is not None and self._created is None and name in READS:
                 with suppress(Unreadable):
                     return getattr(self.reader, name)(*arguments, **named)
-            client = self.made()
-            return getattr(client if hasattr(client, name) else self.of_mlflow(), name)(*arguments, **named)
+            client = self.preferred()
+            return getattr(client if hasattr(client, name) else self.mlflow_client(), name)(*arguments, **named)
 
         return call
 
-    def made(self) -> "MlflowClient | RestClient":
+    def preferred(self) -> "MlflowClient | RestClient":
         """Return the preferred client, creating it if needed."""
-        if self._made is None:
-            self._made = rest.client_of(self._uri, private.CLIENT_DEFAULTS) or self.of_mlflow()
-        return self._made
+        if self._created is None:
+            self._created = rest.client_of(self._uri, private.CLIENT_DEFAULTS) or self.mlflow_client()
+        return self._created
 
-    def of_mlflow(self) -> "MlflowClient":
+    def mlflow_client(self) -> "MlflowClient":
         """Return MLflow's own client, creating it if needed."""
-        if self._of_mlflow is None:
+        if self._mlflow_client is None:
             from mlflow import MlflowClient
 
-            self._of_mlflow = MlflowClient(self._uri)
-        return self._of_mlflow
+            self._mlflow_client = MlflowClient(self._uri)
+        return self._mlflow_client
 
 
 class Refusal(TrackingError):

@@ -201,7 +201,7 @@ def test_what_no_plain_client_can_do_goes_to_mlflow(uri: str, monkeypatch: pytes
     monkeypatch.setattr("mltrain.compat.rest.is_plain", lambda *_: True)
     client = DeferredClient(uri)
     server = TrackingClient(uri, client)
-    assert isinstance(client.made(), RestClient)
+    assert isinstance(client.preferred(), RestClient)
     run = server.create_run("0", 1, {}, "both")
     model = server.create_logged_model("0", "made", run.info.run_id, {})
     server.log_model_metrics(run.info.run_id, model.model_id, 3, {"loss": (1.0, 5)})

@@ -6,4 +6,4 @@ from mltrain.tracking.client import TrackingClient
 
 @pytest.fixture
 def client(server: TrackingClient) -> MlflowClient:
-    return server.client.made()  # type: ignore[no-any-return] # it is one
+    return server.client.preferred()  # type: ignore[no-any-return] # it is one

@@ -22,7 +22,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
 
 @pytest.fixture
 def client(server: TrackingClient) -> MlflowClient:
-    return server.client.made()  # type: ignore[no-any-return] # it is one
+    return server.client.preferred()  # type: ignore[no-any-return] # it is one
 
 
 def begun(client: MlflowClient, began: int, key: str = "nightly") -> str:

@@ -169,10 +169,10 @@ def test_a_locked_database_is_tried_again_before_tags_are_set(monkeypatch: pytes
             raise RuntimeError("database is locked")
         return self
 
-    monkeypatch.setattr(DeferredClient, "of_mlflow", made)
+    monkeypatch.setattr(DeferredClient, "mlflow_client", made)
     monkeypatch.setattr(DeferredClient, "log_batch", lambda *_, **__: tries.append(client), raising=False)
     TrackingClient("sqlite:///mlflow.db", client, 60.0).set_tags(RUN, {"key": "value"})
     assert len(tries) == 3
-    monkeypatch.setattr(DeferredClient, "of_mlflow", lambda _: tries.clear() or made(client))
+    monkeypatch.setattr(DeferredClient, "mlflow_client", lambda _: tries.clear() or made(client))
     with pytest.raises(Refusal, match="is locked"):
         TrackingClient("sqlite:///mlflow.db", DeferredClient("sqlite:///mlflow.db")).set_tags(RUN, {"key": "value"})

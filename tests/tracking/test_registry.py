@@ -15,7 +15,7 @@ FIRST, SECOND, THIRD = (f"step-{number:09d}-a01" for number in (1, 2, 3))
 
 @pytest.fixture
 def client(server: TrackingClient) -> MlflowClient:
-    return server.client.made()  # type: ignore[no-any-return] # it is one
+    return server.client.preferred()  # type: ignore[no-any-return] # it is one
 
 
 def made_from(server: TrackingClient, run_id: str, checkpoint: str) -> Any:
