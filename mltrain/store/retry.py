@@ -69,8 +69,12 @@ def with_retries(call: Callable[[], T]) -> T:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error of a store's client is transient."""
-    if isinstance(error, StorageError | DamagedCheckpoint | FileNotFoundError | PermissionError | NotImplementedError):
+    """Whether an error of a store's client is transient.
+
+    ``KeyboardInterrupt`` and ``SystemExit`` are not: they end the request.
+    """
+    final = StorageError | DamagedCheckpoint | FileNotFoundError | PermissionError | NotImplementedError
+    if not isinstance(error, Exception) or isinstance(error, final):
         return False
     status = http_status(error)
     return status is None or status in (408, 425, 429) or status >= 500

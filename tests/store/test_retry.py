@@ -84,3 +84,17 @@ def test_a_store_that_stays_away_is_given_up(
     with caplog.at_level(logging.DEBUG), pytest.raises(StorageError, match="nobody there"):
         RemoteArtifacts(repository).entries()
     assert 1 < repository.calls < 1000
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_ends_a_request_and_is_not_retried(raised: type[BaseException]) -> None:
+    calls = []
+
+    def request() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise raised
+
+    with pytest.raises(raised):
+        retry.with_retries(request)
+    assert len(calls) == 1
