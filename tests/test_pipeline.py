@@ -80,9 +80,9 @@ def test_two_stages_of_one_name_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "../a", "a.b", "1a", "a" * 65])
 def test_names_that_could_be_mistaken_for_something_else_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="The stage name .* is invalid"):
+    with pytest.raises(UsageError, match=r"The stage name .* is invalid"):
         trained(name)
-    with pytest.raises(UsageError, match="The pipeline name .* is invalid"):
+    with pytest.raises(UsageError, match=r"The pipeline name .* is invalid"):
         Pipeline(name, [])
 
 
