@@ -118,5 +118,5 @@ def test_processes_are_killed_for_real_and_resumed(tmp_path: Path) -> None:
 
 
 def test_a_kill_that_did_not_happen_is_no_pass(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="to be killed after step 50"):
+    with pytest.raises(AssertionError, match="Expected a SIGKILL after step 50"):
         assert_survives_kills(Path(tiny.__file__), {"epochs": 1}, kill_at=[50], folder=tmp_path)
