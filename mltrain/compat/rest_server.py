@@ -29,6 +29,7 @@ _WITHOUT_EFFECT = frozenset(
         "MLFLOW_EXPERIMENT_ID",
         "MLFLOW_RUN_ID",
         "MLFLOW_DISABLE_TELEMETRY",
+        "_MLFLOW_TELEMETRY_SESSION_ID",  # of a parent process that imported MLflow
         _TIMEOUT,
     }
 )

@@ -229,7 +229,7 @@ def plain(uri=U, **environment):
             del os.environ[name]
 assert plain() and plain("https://host/prefix")
 assert plain(MLFLOW_TRACKING_USERNAME="me", MLFLOW_TRACKING_PASSWORD="x", MLFLOW_TRACKING_URI=U, MLFLOW_RUN_ID="1")
-assert plain(MLFLOW_DISABLE_TELEMETRY="1") and plain(MLFLOW_DISABLE_TELEMETRY="false")
+assert plain(MLFLOW_DISABLE_TELEMETRY="1") and plain(_MLFLOW_TELEMETRY_SESSION_ID="of a parent that imported MLflow")
 assert plain(MLFLOW_TRACKING_SERVER_CERT_PATH="/ca.pem") and plain(MLFLOW_TRACKING_INSECURE_TLS="true")
 assert not plain(MLFLOW_TRACKING_SERVER_CERT_PATH="/ca.pem", MLFLOW_TRACKING_INSECURE_TLS="true")
 for uri in ("sqlite:///mlflow.db", "databricks", "postgresql://host/db", "file:///runs", "uc:http://host"):
