@@ -4,6 +4,7 @@ It has short time-outs, retries, and errors that separate transient from permane
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
@@ -90,7 +92,17 @@ class TrackingClient:
         return run
 
     def get_run(self, run_id: str) -> "Run":
-        """Return a run, deleted or not."""
+        """Return a run, deleted or not.
+
+        Raises:
+            RunNotFound: No run has this id. MLflow would create a missing database to look there.
+        """
+        file = self._missing_database
+        if file is not None:
+            raise RunNotFound(
+                f"Not found in {self.shown}: run {run_id}, because {file.absolute()} does not exist. "
+                "Is MLFLOW_TRACKING_URI that of the training?"
+            )
         run: Run = self._retried(self.client.get_run, run_id)
         return run
 
@@ -131,7 +143,7 @@ class TrackingClient:
             )
 
         found, whole = 0, True
-        tokens: Sequence[str | None] = [None]
+        tokens: Sequence[str | None] = [None] if self._missing_database is None else []
         with ThreadPoolExecutor(_PAGES_AT_ONCE, thread_name_prefix="mltrain-runs") as readers:
             while tokens:
                 token = None
@@ -319,6 +331,12 @@ class TrackingClient:
         return self._paged(self.client.search_model_versions, query, max_results=_PAGE)
 
     @property
+    def _missing_database(self) -> Path | None:
+        """The SQLite file if it does not exist yet: MLflow would create it to read from it."""
+        file = database_of(self.uri)
+        return file if file is not None and not os.path.lexists(file) else None
+
+    @property
     def _entities(self) -> Any:
         """The client's entity classes, named as in ``mlflow.entities``."""
         client = self._retried(lambda: self._preferred)
@@ -331,7 +349,7 @@ class TrackingClient:
 
     def _paged(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Iterator[Any]:
         token: str | None = None
-        while True:
+        while self._missing_database is None:
             page = self._retried(function, *arguments, page_token=token, **named)
             yield from page
             token = page.token

@@ -195,3 +195,33 @@ def test_a_thread_that_hangs_does_not_keep_the_process_from_ending(words: list[s
     )
     assert done.returncode == code, done.stderr
     assert done.stdout or done.stderr  # what was printed has come out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("runs",),
+        ("checkpoints", "ID"),
+        ("verify", "ID"),
+        ("inspect", "ID"),
+        ("evaluate", "ID", "--to", "report"),
+        ("pull", "ID", "--to", "model"),
+        ("prune", "ID"),
+        ("pin", "ID", "--checkpoint", "latest"),
+        ("watch", "ID"),
+        ("compare", "ID", "ID"),
+        ("pipeline", "--run", "ID", "--status"),
+        ("train", "--resume-run", "ID"),
+        ("train", "tiny.py", "--fork-run", "ID"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_database_is_not_created(
+    words: tuple[str, ...], trained: tuple[Workplace, str], tmp_path: Path
+) -> None:
+    workplace, run_id = trained
+    missing = tmp_path / "mistyped" / "mlflow.db"
+    uri = f"sqlite:///{missing}"
+    done = workplace.mltrain(*(run_id if word == "ID" else word for word in words), MLFLOW_TRACKING_URI=uri)
+    assert not missing.parent.exists(), done.err
+    refused(done, 0 if words == ("runs",) else 2, *(["does not exist"] if "ID" in words else []))
