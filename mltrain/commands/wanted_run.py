@@ -76,7 +76,8 @@ class WantedRun:
             tags |= {MLFLOW_PARENT: request.fork_run, FORKED_FROM_TAG: request.fork_run}
         if request.resume_file is not None:
             tags[IMPORTED_TAG] = request.resume_file.name
-        name = config.run_name
+        forked = request.fork_run is not None and "run_name" not in request.overrides
+        name = None if forked else config.run_name  # a fork does not take its source's name
         generated = run_name(project, request.preset, request.overrides, order=tuple(config.recorded()))
         if self.launcher is not None:
             return adoption.adopt(self.server, self.launcher, name, project, tags, fallback=generated)

@@ -16,10 +16,10 @@ def test_a_new_run_knows_where_it_comes_from(server: TrackingClient) -> None:
     request = Request(fork_run="f" * 32, tags={"team": "vision"}, preset="quick", overrides={"lr": 0.1})
     wanted = WantedRun(request, server, None)
     assert wanted.known("another") is None
-    run = wanted.open("projects/tiny.py", Config.load())
+    run = wanted.open("projects/tiny.py", Config.load(overrides={"run_name": "of the source"}))
     run.close("FINISHED", "done", 20.0)
     recorded = MlflowClient(server.uri).get_run(run.id)
-    assert recorded.info.run_name.endswith(" lr=0.1 quick tiny")
+    assert recorded.info.run_name.endswith(" lr=0.1 quick tiny"), "and not that of the source"
     origin = {"mlflow.parentRunId": "f" * 32, "mltrain.forked_from": "f" * 32, "team": "vision"}
     assert origin.items() <= recorded.data.tags.items()
 
