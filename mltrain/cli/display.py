@@ -41,6 +41,7 @@ class Terminal(Display):
         self._page_shown = False
         self._named = False
         self._epoch_began = time.monotonic()
+        self._decisive: str | None = None
 
     def resuming(self, run_id: str) -> None:
         """Print the run's id before the task is built."""
@@ -66,6 +67,7 @@ class Terminal(Display):
     def began(self, trainer: "Trainer", origin: str) -> None:
         """Print where training begins, and start the bar."""
         config, progress = trainer.config, trainer.progress
+        self._decisive = config.best_metric
         for text in trainer.task.summary:
             line(text)
         line(
@@ -118,7 +120,7 @@ class Terminal(Display):
         self.finish()
         line(f"Ended: {outcome.why}.")
         if outcome.best is not None:
-            line(f"Best: {_with_figures(outcome.best)}")
+            line(f"Best: {_with_figures(outcome.best, self._decisive)}")
         if outcome.newest is not None:
             line(f"Newest checkpoint: {outcome.newest.name} ({outcome.newest.size / 1e6:.1f} MB)")
         if outcome.lost:
@@ -164,8 +166,10 @@ def _epoch_line(trainer: "Trainer", seconds: float) -> str:
     return text + end
 
 
-def _with_figures(checkpoint: "Manifest") -> str:
-    figures = ", ".join(f"{k} {v:.4g}" for k, v in checkpoint.metrics.items() if k.startswith("val/"))
+def _with_figures(checkpoint: "Manifest", decisive: str | None = None) -> str:
+    """Return a checkpoint's title and validation metrics, the decisive one first."""
+    names = sorted((name for name in checkpoint.metrics if name.startswith("val/")), key=lambda name: name != decisive)
+    figures = ", ".join(f"{name} {checkpoint.metrics[name]:.4g}" for name in names[:_MOST_COLUMNS])
     return f"{checkpoint.title} ({checkpoint.name}){': ' + figures if figures else ''}"
 
 
@@ -200,7 +204,7 @@ class TerminalStage(Terminal):
         self.finish()
         line(f"  {self._stage}: {outcome.why}")
         if outcome.best is not None:
-            line(f"  best: {_with_figures(outcome.best)}")
+            line(f"  best: {_with_figures(outcome.best, self._decisive)}")
         elif outcome.metrics:
             line("  " + ", ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items()))
 

@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 
 import mltrain
-from mltrain.cli.display import Terminal, TerminalPipeline, _epoch_line, print_result, print_status
+from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.cli.display import Terminal, TerminalPipeline, _epoch_line, _with_figures, print_result, print_status
 from mltrain.pipelines.decisions import Decision
 from mltrain.pipelines.plan import Result
 from mltrain.pipelines.status import Row
@@ -103,3 +104,10 @@ def test_the_line_of_an_epoch_fits_and_begins_with_validation(
     names = re.findall(r"(\w+/\w+)", shown.partition("/2  ")[2])
     order = ["val/best", "val/loss", "train/loss", "val/f1", "train/extra"]
     assert names == order[:count]
+
+
+def test_the_best_checkpoint_is_shown_with_the_deciding_metric_and_not_with_all() -> None:
+    metrics = {f"val/{number}": float(number) for number in range(20)} | {"train/loss": 0.5, "val/f1": 0.75}
+    best = Manifest.model_construct(id=CheckpointId(attempt=1, step=6), kind="epoch", epoch=3, metrics=metrics)
+    shown = _with_figures(best, "val/f1")
+    assert shown.endswith(": val/f1 0.75, val/0 0, val/1 1, val/2 2, val/3 3, val/4 4")
