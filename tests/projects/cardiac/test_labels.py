@@ -81,7 +81,7 @@ def test_a_file_may_hold_the_map(tmp_path: Path) -> None:
     ("given", "problem"),
     [
         ("acdd", "expected acdc, emidec, or a map"),
-        ("{lv: 3}", "labels.myocardium has no default"),
+        ("{lv: 3}", "labels.myocardium is missing and has no default"),
         ("{lv: 3, myocardium: [2, 3]}", "3 stands for lv and for myocardium"),
         ("{myocardium: 0}", "0 stands for the background and for myocardium"),
         ("{myocardium: 2, atrium: 4}", "Unknown key 'labels.atrium'"),
