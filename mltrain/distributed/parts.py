@@ -29,7 +29,7 @@ class RankPieces:
         channel: for messages in the background.
         pieces: name to piece.
         own: name to this rank's piece of each sharded tensor, to be checked for NaN and infinity.
-        weights: name of the part with a model's weights. If ``None``, there is none.
+        weights: name of the part with a model's weights. If ``None``, no part is a model.
         tree: of the state; ``None`` on rank 0.
         destination: of the checkpoint.
 

@@ -59,7 +59,7 @@ def run_name(
 
     Args:
         project: name of the project or pipeline.
-        preset: of its configuration. If ``None``, there is none.
+        preset: of its configuration. If ``None``, the name shows no preset.
         given: configuration values that the user gave; paths and long values are omitted.
         order: keys, the most important first; other keys follow in the order of ``given``.
     """
