@@ -33,7 +33,7 @@ _NO_DATE = datetime(1980, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Written:
+class FileOrigin:
     """The origin that a file records: run, checkpoint and project.
 
     Attributes:
@@ -140,7 +140,7 @@ def params_of(file: Path) -> dict[str, Any] | None:
     return dict(params) if isinstance(params, Mapping) else None
 
 
-def origin_of(file: Path) -> Written | None:
+def origin_of(file: Path) -> FileOrigin | None:
     """Return a file's origin, reading only its header and manifest.
 
     Returns ``None`` if another program wrote the file.
@@ -152,17 +152,17 @@ def origin_of(file: Path) -> Written | None:
     from mltrain.checkpoint import tensor_file
 
     if not file.is_file():
-        raise NoCheckpoint(f"There is no checkpoint {file}.{beside(file)}")
+        raise NoCheckpoint(f"There is no checkpoint {file}.{hints_for_missing(file)}")
     if not is_packed(file):
         stamp = tensor_file.stamp_of(file)
         if stamp is None:
             return None
-        return Written(stamp.get("run_id"), stamp.get("checkpoint"), stamp.get("project"), complete=False)
+        return FileOrigin(stamp.get("run_id"), stamp.get("checkpoint"), stamp.get("project"), complete=False)
     about, manifest = _about(file), manifest_of(file)
     project = about.get("project")
     if manifest is None or manifest.run_id == UNTRACKED:
-        return Written(None, None, None, complete=True)
-    return Written(manifest.run_id, manifest.name, project if isinstance(project, str) else None, complete=True)
+        return FileOrigin(None, None, None, complete=True)
+    return FileOrigin(manifest.run_id, manifest.name, project if isinstance(project, str) else None, complete=True)
 
 
 def members(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, bytearray]:
@@ -192,7 +192,7 @@ def members(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> di
     return contents
 
 
-def beside(file: Path) -> str:
+def hints_for_missing(file: Path) -> str:
     """Return hints for a missing file.
 
     They are sentences with the nearest name and the files of its folder, newest first.
@@ -224,7 +224,7 @@ def _names(file: Path) -> set[str]:
         packed = is_packed(file)
         names = set(member_names(file)) if packed else set()
     except FileNotFoundError:
-        raise NoCheckpoint(f"There is no checkpoint {file}.{beside(file)}") from None
+        raise NoCheckpoint(f"There is no checkpoint {file}.{hints_for_missing(file)}") from None
     except OSError as error:
         raise DamagedCheckpoint(f"{file} cannot be read: {error.strerror or error}.") from None
     if not packed:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.finite import refuse_nonfinite
-from mltrain.checkpoint.late_copy import Rest
+from mltrain.checkpoint.late_copy import PendingCopies
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
 from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.ports import Peers, Run
@@ -68,7 +68,7 @@ class Committer:
         self._disk_retry_seconds = DISK_RETRY_SECONDS if disk_retry_seconds is None else disk_retry_seconds
         self._disk = Worker("mltrain-disk")
         self._uploads = Worker("mltrain-store")
-        self._rest = Rest()
+        self._pending_copies = PendingCopies()
         self._stream = StreamedUpload()
         self._peers: Peers | None = None  # of the newest sharded snapshot
         self._pruning = threading.Lock()
@@ -93,9 +93,9 @@ class Committer:
             draft: its manifest, without files and tensors.
             extra: additional small files of the checkpoint.
         """
-        self._rest = snapshot.rest
-        if not snapshot.rest.left:
-            snapshot.rest.confirm()
+        self._pending_copies = snapshot.pending_copies
+        if not snapshot.pending_copies:
+            snapshot.pending_copies.confirm()
         self._lost.discard(draft.id)
         self._disk.do(lambda: self._commit_to_disk(snapshot, draft, dict(extra)))
 
@@ -105,7 +105,7 @@ class Committer:
             free = self._uploads.idle and self._backlog.newest is None and not self.refused and self._run.holds()
             whole = free and snapshot.pieces is None  # and no earlier checkpoint waits for its upload
             self._stream = stream = StreamedUpload.to(self._store, draft.id) if whole else StreamedUpload()
-            snapshot.rest.complete(lambda: self._uploads.refuses)
+            snapshot.pending_copies.complete(lambda: self._uploads.refuses)
             refuse_nonfinite(snapshot, draft)
             staged = self._stage(snapshot, draft, extra)
             self._peers = snapshot.pieces.peers if snapshot.pieces is not None else self._peers
@@ -266,13 +266,13 @@ class Committer:
         Args:
             seconds: to wait at most. If ``None``, there is no limit.
         """
-        self._rest.confirm()
+        self._pending_copies.confirm()
         self._disk.wait(seconds)
 
     def wait(self, seconds: float = math.inf) -> bool:
         """Wait until all saved checkpoints are stored; return whether they are."""
         seconds = min(seconds, threading.TIMEOUT_MAX)
-        self._rest.confirm()
+        self._pending_copies.confirm()
         deadline = time.monotonic() + seconds
         done = self._disk.wait(seconds) and self._uploads.wait(max(0.0, deadline - time.monotonic()))
         return done and self._backlog.newest is None
@@ -290,7 +290,7 @@ class Committer:
 
     def close(self) -> None:
         """Take no more work and abandon the current commit."""
-        self._rest.confirm()
+        self._pending_copies.confirm()
         self._give_way.set()
         self._stream.abandon()
         self._disk.close()

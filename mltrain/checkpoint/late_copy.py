@@ -97,8 +97,8 @@ class SideStreams:
         return Queued(self._cuda, ends, [tensor for its in alike.values() for _, tensor in its])
 
 
-class Rest:
-    """The copies that a snapshot still needs.
+class PendingCopies:
+    """The copies that a snapshot still needs; true while some are left.
 
     Any thread may make them; the training's thread makes them before it changes a source.
 
@@ -148,9 +148,7 @@ class Rest:
         self._pairs = [pair for pair in self._pairs if pair[1].device.type != "cuda"]
         self._queued = self._streams.copy(on_device)
 
-    @property
-    def left(self) -> bool:
-        """Whether copies are left over from the step boundary."""
+    def __bool__(self) -> bool:
         return bool(self._pairs) or bool(self._queued)
 
     def copy(self) -> None:
@@ -235,14 +233,14 @@ class LateCopy:
         self._streams = SideStreams(cuda)
         self._optimizers = list(optimizers)
         self._allowed = bool(self._optimizers)
-        self._rest = Rest()
+        self._pending_copies = PendingCopies()
         if self._allowed:
             this = weakref.ref(self)
 
             def before_step(*_: object) -> None:
                 late = this()
                 if late is not None:
-                    late._rest.before_step()
+                    late._pending_copies.before_step()
 
             # A hook on all optimizers, because another one may share parameters with these.
             weakref.finalize(self, register_optimizer_step_pre_hook(before_step).remove)
@@ -251,19 +249,19 @@ class LateCopy:
         """Return a state whose optimizer tensors may be copied late."""
         return LateState(state, self)
 
-    def begin(self) -> Rest:
+    def begin(self) -> PendingCopies:
         """Begin a snapshot and return its late copies."""
         self.finish()
-        self._allowed = self._allowed and not self._rest.changed
-        self._rest = Rest(self._large() if self._allowed else (), self._streams)
-        return self._rest
+        self._allowed = self._allowed and not self._pending_copies.changed
+        self._pending_copies = PendingCopies(self._large() if self._allowed else (), self._streams)
+        return self._pending_copies
 
     def finish(self) -> None:
         """Wait until the last snapshot is complete.
 
         Call it before any code other than an optimizer changes the trained tensors.
         """
-        self._rest.confirm()
+        self._pending_copies.confirm()
 
     def _large(self) -> Iterator[Tensor]:
         for tensor in self._tensors():

@@ -71,7 +71,7 @@ def stage(
                 "shards": {name: size for name, (_, size) in parts.items()},
             }
         )
-        commit = partial(staging.commit, complete, store.place(manifest.id), require_lease)
+        commit = partial(staging.commit, complete, store.local_folder(manifest.id), require_lease)
         if snapshot.pieces is not None:
             snapshot.pieces.complete(complete, commit)
         else:
@@ -248,7 +248,7 @@ def _upload(
     peers: Peers | None,
     sent: Collection[str] = (),
 ) -> None:
-    staged, folder, manifest = store.place(manifest.id), f"{CHECKPOINTS}/{manifest.name}", store.named(manifest)
+    staged, folder, manifest = store.local_folder(manifest.id), f"{CHECKPOINTS}/{manifest.name}", store.named(manifest)
     peers = peers if peers is not None and peers.expects(manifest) else None
     data, parts = staged_files(staged, manifest, 0 if peers is not None else None)
     # Data are checked right before the manifest follows: another process may remove a folder without a manifest.

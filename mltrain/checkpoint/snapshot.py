@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mltrain.checkpoint.flat_tensors import is_sharded
 from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.late_copy import LateState, Rest
+from mltrain.checkpoint.late_copy import LateState, PendingCopies
 from mltrain.checkpoint.ports import Pieces
 from mltrain.checkpoint.pytree import flatten
 
@@ -29,10 +29,10 @@ class Snapshot:
 
     Attributes:
         tree: the state as JSON values, in which tensors are references (see :mod:`mltrain.checkpoint.pytree`).
-        tensors: name to tensor; all on the CPU and separate from the live ones. Complete once ``rest`` is.
+        tensors: name to tensor; all on the CPU and separate from the live ones. Complete once ``pending_copies`` is.
         weights: the name of the part that is a model's weights, or ``None``.
         parts: the names of all parts.
-        rest: the copies still to be made.
+        pending_copies: the copies still to be made.
         pieces: this process's pieces of sharded tensors. If ``None``, all tensors are whole.
     """
 
@@ -40,7 +40,7 @@ class Snapshot:
     tensors: Mapping[str, Tensor]
     weights: str | None
     parts: tuple[str, ...]
-    rest: Rest = field(default_factory=Rest)
+    pending_copies: PendingCopies = field(default_factory=PendingCopies)
     pieces: Pieces | None = None
 
     @property
@@ -85,13 +85,13 @@ def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
     whole: Mapping[str, Tensor] = flat.tensors
     if isinstance(state, ShardedState):
         whole = {name: tensor for name, tensor in flat.tensors.items() if not is_sharded(tensor)}
-    rest = state.late.begin() if isinstance(state, LateState) else Rest()
-    copies = buffers.copy(whole, rest.takes)
-    rest.begin()
+    pending = state.late.begin() if isinstance(state, LateState) else PendingCopies()
+    copies = buffers.copy(whole, pending.takes)
+    pending.begin()
     pieces = None
     if isinstance(state, ShardedState):
         pieces = state.take({name: one for name, one in flat.tensors.items() if name not in whole}, weights)
-    return Snapshot(flat.tree, copies, weights, tuple(str(name) for name in state), rest, pieces)
+    return Snapshot(flat.tree, copies, weights, tuple(str(name) for name in state), pending, pieces)
 
 
 def prepare(state: Mapping[str, Any], buffers: HostBuffers) -> None:

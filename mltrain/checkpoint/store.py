@@ -103,7 +103,7 @@ class CheckpointStore:
             StorageError: the disk refuses.
         """
         if self.artifacts.local_root is None:
-            discard_staged(self.place(identity))
+            discard_staged(self.local_folder(identity))
 
     def staged(self) -> list[Manifest]:
         """Return complete staged checkpoints; a local store has none."""
@@ -130,7 +130,7 @@ class CheckpointStore:
 
     def named(self, staged: Manifest) -> Manifest:
         """Return a staged manifest with the run's current id, on disk too."""
-        return assign_run_id(self.place(staged.id), self.run_id) if staged.run_id == self._formerly else staged
+        return assign_run_id(self.local_folder(staged.id), self.run_id) if staged.run_id == self._formerly else staged
 
     def names(self) -> list[CheckpointId]:
         """Return all checkpoint folders' identities, newest first, committed or not."""
@@ -285,7 +285,7 @@ class CheckpointStore:
         self._known.pop(identity, None)
         self.artifacts.remove_checkpoint(identity.name)
 
-    def place(self, identity: CheckpointId) -> Path:
+    def local_folder(self, identity: CheckpointId) -> Path:
         """Return the local folder of a checkpoint: staging, or final for a local store."""
         if self.artifacts.local_root is not None:
             return self.artifacts.local_root / CHECKPOINTS / identity.name

@@ -47,7 +47,7 @@ class StreamedUpload:
         It does nothing if the store takes no content from memory.
         """
         send = store.artifacts.sender(f"{CHECKPOINTS}/{identity.name}")
-        return cls() if send is None else cls(send, store.place(identity))
+        return cls() if send is None else cls(send, store.local_folder(identity))
 
     def begin(self, files: Sequence[EncodedFile]) -> bool:
         """Start uploading files in the background.

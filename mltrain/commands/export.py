@@ -123,7 +123,7 @@ class Export:
             )
         return same_run
 
-    def _origin(self, file: Path) -> tuple[checkpoint_file.Written | None, float | None]:
+    def _origin(self, file: Path) -> tuple[checkpoint_file.FileOrigin | None, float | None]:
         """Return a file's origin and its finite value that decides."""
         value, metric = math.nan, self._config.best_metric
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.checkpoint import checkpoint_file
-from mltrain.checkpoint.checkpoint_file import Written
+from mltrain.checkpoint.checkpoint_file import FileOrigin
 from mltrain.commands.export import LATEST
 from mltrain.commands.train_request import Request
 from mltrain.configuration.aliases import RESUME_KEY, own_words
@@ -115,18 +115,18 @@ def _file(target: str) -> Path:
     if path.is_dir():
         if (path / LATEST).is_file():
             return path / LATEST
-        listed = checkpoint_file.beside(path / LATEST)
+        listed = checkpoint_file.hints_for_missing(path / LATEST)
         raise NoCheckpoint(f"{path} is a folder without {LATEST}. Expected a file, or the id of a run.{listed}")
     if not path.is_file():
         raise NoCheckpoint(
-            f"There is no file {path}.{checkpoint_file.beside(path)} Whole checkpoints are written as files with export=full "
-            "and model_save_path=FOLDER, or with checkpoint_path=FILE; without that, resume by the id of the run: mltrain train "
-            "--resume-run ID (mltrain runs lists them)."
+            f"There is no file {path}.{checkpoint_file.hints_for_missing(path)} Whole checkpoints are written as files with "
+            "export=full and model_save_path=FOLDER, or with checkpoint_path=FILE; without that, resume by the id of the run: "
+            "mltrain train --resume-run ID (mltrain runs lists them)."
         )
     return path
 
 
-def _of_its_run(request: Request, server: TrackingClient, file: Path, written: Written) -> Request:
+def _of_its_run(request: Request, server: TrackingClient, file: Path, written: FileOrigin) -> Request:
     """Continue a file's run, or begin a new one."""
     assert written.run_id is not None
     try:

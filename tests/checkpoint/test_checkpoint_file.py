@@ -138,7 +138,7 @@ def test_a_file_that_is_not_there_is_answered_with_the_nearest_and_the_newest(tm
     for age, name in enumerate(names):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (10**9 + age, 10**9 + age))
-    said = checkpoint_file.beside(tmp_path / "chekpoint_epoch_12.pth")
+    said = checkpoint_file.hints_for_missing(tmp_path / "chekpoint_epoch_12.pth")
     assert "checkpoint_epoch_12.pth" in said.split(" Files in ")[0]
     assert ": latest_checkpoint.pth, checkpoint_epoch_20.pth" in said
     assert said.endswith("and 11 more.")
@@ -169,14 +169,14 @@ def test_files_of_the_first_form_are_read_as_ever() -> None:
     manifest = checkpoint_file.manifest_of(exported)
     assert manifest is not None
     assert (manifest.epoch, manifest.step, manifest.metrics) == (2, 6, {"val/loss": 0.7})
-    assert checkpoint_file.origin_of(exported) == checkpoint_file.Written(
+    assert checkpoint_file.origin_of(exported) == checkpoint_file.FileOrigin(
         manifest.run_id, manifest.name, "tiny", complete=True
     )
     assert checkpoint_file.params_of(exported) == {"epochs": 4}
     assert checkpoint_file.read(exported)["progress"] == {"step": 6, "epoch": 2, "batch": 0}
     alone = checkpoint_file.read(GOLDEN / "without_run.pth")
     assert (alone["epoch"], alone["best_acc"], alone["optimizer"]["param_groups"][0]["lr"]) == (4, 54.0, 0.125)
-    assert checkpoint_file.origin_of(GOLDEN / "without_run.pth") == checkpoint_file.Written(
+    assert checkpoint_file.origin_of(GOLDEN / "without_run.pth") == checkpoint_file.FileOrigin(
         None, None, None, complete=True
     )
     assert checkpoint_file.manifest_of(GOLDEN / "without_run.pth") is None
@@ -187,7 +187,7 @@ def test_a_file_of_a_manager_is_a_checkpoint_file_without_a_run(name: str) -> No
     state = checkpoint_file.read(GOLDEN / "folder" / name)
     number = {"best_model.pth": 2, "checkpoint_epoch_1.pth": 1, "interrupt_checkpoint.pth": 3}[name]
     assert (state["epoch"], state["best_acc"]) == (number, 50.0 + number)
-    assert checkpoint_file.origin_of(GOLDEN / "folder" / name) == checkpoint_file.Written(
+    assert checkpoint_file.origin_of(GOLDEN / "folder" / name) == checkpoint_file.FileOrigin(
         None, None, None, complete=True
     )
 

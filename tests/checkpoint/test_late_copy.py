@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mltrain.checkpoint.late_copy import LateCopy, Rest
+from mltrain.checkpoint.late_copy import LateCopy, PendingCopies
 from mltrain.checkpoint.policies import Latest
 from mltrain.data import ResumableLoader
 from mltrain.rng import seed_everything
@@ -82,23 +82,23 @@ class Watched:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.forwards = self.late = self.by_training = 0
         self.never = False
-        copy, takes = Rest._copy_here, Rest.takes
+        copy, takes = PendingCopies._copy_here, PendingCopies.takes
 
-        def slow_copy(rest: Rest) -> None:
+        def slow_copy(pending: PendingCopies) -> None:
             before = self.forwards
             if threading.current_thread().name.startswith("mltrain-disk"):
-                eventually(lambda: not rest.left or not (self.never or self.forwards == before), "a forward", 30.0)
+                eventually(lambda: not pending or not (self.never or self.forwards == before), "a forward", 30.0)
             else:
-                self.by_training += rest.left
-            copy(rest)
+                self.by_training += bool(pending)
+            copy(pending)
 
-        def counted(rest: Rest, buffer: torch.Tensor, tensor: torch.Tensor) -> bool:
-            taken = takes(rest, buffer, tensor)
+        def counted(pending: PendingCopies, buffer: torch.Tensor, tensor: torch.Tensor) -> bool:
+            taken = takes(pending, buffer, tensor)
             self.late += taken
             return taken
 
-        patch.setattr(Rest, "_copy_here", slow_copy)
-        patch.setattr(Rest, "takes", counted)
+        patch.setattr(PendingCopies, "_copy_here", slow_copy)
+        patch.setattr(PendingCopies, "takes", counted)
 
     def count(self, *_: Any) -> None:
         self.forwards += 1
@@ -261,10 +261,10 @@ def test_a_copy_that_fails_costs_its_checkpoint_and_says_so(
     weight.grad = torch.ones_like(weight)
     late, begin = LateCopy([optimizer]), LateCopy.begin
 
-    def broken(late: LateCopy) -> Rest:
-        rest = begin(late)
-        rest._pairs.append((torch.zeros(2), torch.zeros(3)))
-        return rest
+    def broken(late: LateCopy) -> PendingCopies:
+        pending = begin(late)
+        pending._pairs.append((torch.zeros(2), torch.zeros(3)))
+        return pending
 
     with FolderRun(tmp_path).manager() as manager:
         with monkeypatch.context() as patch:

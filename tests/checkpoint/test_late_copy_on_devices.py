@@ -61,12 +61,12 @@ def trained() -> tuple[Cuda, OnCuda, LateCopy]:
 def test_a_step_is_queued_behind_the_copies_and_no_thread_waits(trained: tuple[Cuda, OnCuda, LateCopy]) -> None:
     cuda, weight, late = trained
     copied = snapshot(late.allow({"optimizer": {"momentum": weight}}), HostBuffers(cuda, pin=False))
-    assert copied.rest.left
+    assert copied.pending_copies
     assert cuda.waited == []
     late._optimizers[0].step()
     assert cuda.queued[-1] == "current of cuda:0 waits for side of cuda:0"
     assert cuda.waited == []
-    copied.rest.complete(lambda: False)
+    copied.pending_copies.complete(lambda: False)
     assert cuda.waited == [ONE]
     assert copied.tensors["optimizer.momentum"].all()
 
@@ -83,4 +83,4 @@ def test_a_change_of_a_tensor_on_a_device_is_noticed(trained: tuple[Cuda, OnCuda
     copied = snapshot(late.allow({"optimizer": {"momentum": weight}}), HostBuffers(cuda, pin=False))
     weight.mul_(2)
     late._optimizers[0].step()
-    assert copied.rest.changed
+    assert copied.pending_copies.changed

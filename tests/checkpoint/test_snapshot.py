@@ -65,8 +65,8 @@ def test_states_of_every_kind_can_be_saved() -> None:
     late = LateCopy([optimizer])
     copied = snapshot(late.allow({"optimizer": dict(optimizer.state_dict()["state"])}), HostBuffers())
     optimizer.step()
-    assert copied.rest.error is None
-    assert not copied.rest.changed
+    assert copied.pending_copies.error is None
+    assert not copied.pending_copies.changed
 
 
 def test_two_snapshots_at_once_are_both_whole() -> None:
@@ -77,7 +77,7 @@ def test_two_snapshots_at_once_are_both_whole() -> None:
     first, second = (snapshot(late.allow({"model": {"weight": weight}}), HostBuffers()) for _ in range(2))
     optimizer.step()
     for copied in (first, second):
-        copied.rest.copy()
+        copied.pending_copies.copy()
         assert not copied.tensors["model.weight"].any()
 
 
@@ -102,10 +102,10 @@ def test_only_large_tensors_of_optimizers_are_copied_late() -> None:
     with torch.no_grad():
         for tensor in (*model.state_dict().values(), free, state["average"]):
             tensor.fill_(7)
-    copied.rest.confirm()
+    copied.pending_copies.confirm()
     later = {name for name, tensor in copied.tensors.items() if bool((tensor == 7).all())}
     assert later == {"model.3.weight"}
-    assert copied.rest.changed
+    assert copied.pending_copies.changed
 
 
 def test_a_tensor_that_only_shares_memory_with_a_parameter_is_copied_at_once() -> None:
@@ -114,7 +114,7 @@ def test_a_tensor_that_only_shares_memory_with_a_parameter_is_copied_at_once() -
     optimizer = torch.optim.SGD([weight], lr=0.1)
     copied = snapshot(LateCopy([optimizer]).allow({"model": {"all": memory}}), HostBuffers())
     memory.fill_(7)
-    copied.rest.confirm()
+    copied.pending_copies.confirm()
     assert not any(tensor.any() for tensor in copied.tensors.values())
 
 
@@ -127,7 +127,7 @@ def test_an_optimizer_waits_for_a_copy_that_is_under_way() -> None:
     copying, seen = threading.Event(), []
 
     def hold() -> None:
-        with copied.rest._lock:  # as while another thread is copying
+        with copied.pending_copies._lock:  # as while another thread is copying
             copying.set()
             let_pass(0.2)
             seen.append(bool(weight.any()))
@@ -140,7 +140,7 @@ def test_an_optimizer_waits_for_a_copy_that_is_under_way() -> None:
     assert seen == [False]
     assert weight.all()
     assert not copied.tensors["model.weight"].any()
-    assert not copied.rest.changed
+    assert not copied.pending_copies.changed
 
 
 def test_optimizer_state_whose_memory_is_replaced_before_it_is_copied_is_that_of_the_boundary() -> None:
@@ -151,7 +151,7 @@ def test_optimizer_state_whose_memory_is_replaced_before_it_is_copied_is_that_of
     momentum = optimizer.state[weight]["momentum_buffer"]
     copied = snapshot(LateCopy([optimizer]).allow({"optimizer": optimizer.state_dict()}), HostBuffers())
     momentum.data = torch.full_like(momentum, 7)
-    copied.rest.confirm()
+    copied.pending_copies.confirm()
     (kept,) = copied.tensors.values()
     assert torch.equal(kept, torch.ones_like(weight))
 

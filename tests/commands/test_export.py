@@ -47,7 +47,7 @@ def test_whole_checkpoints_have_the_names_of_the_guides(local: FolderRun, tmp_pa
     for name, manifest in expected.items():
         file = tmp_path / "out" / name
         assert checkpoint_file.manifest_of(file) == manifest
-        assert checkpoint_file.origin_of(file) == checkpoint_file.Written(
+        assert checkpoint_file.origin_of(file) == checkpoint_file.FileOrigin(
             local.id, manifest.name, "tiny", complete=True
         )
     assert identical(checkpoint_file.read(tmp_path / "out" / "checkpoint_epoch_2.pth"), state(2))
@@ -86,7 +86,7 @@ def test_weights_alone_tell_the_run_and_the_checkpoint(local: FolderRun, tmp_pat
         stamp = {"run_id": local.id, "checkpoint": manifest.name, "project": "tiny"}
         measured = {"metric": "val/loss", "value": "0.5"} if name == "best" else {}
         assert tensor_file.stamp_of(file) == stamp | measured
-        assert checkpoint_file.origin_of(file) == checkpoint_file.Written(**stamp, complete=False)
+        assert checkpoint_file.origin_of(file) == checkpoint_file.FileOrigin(**stamp, complete=False)
 
 
 def test_a_file_that_cannot_be_written_is_a_warning_and_the_run_has_the_checkpoint(

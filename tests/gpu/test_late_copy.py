@@ -72,11 +72,11 @@ def test_steps_that_are_queued_at_once_change_nothing_of_the_snapshot(optimizer:
         expected = training.kept()
         busy()
         late = snapshot(training.late.allow(training.state), training.buffers)
-        assert late.rest.left, "nothing is copied late"
+        assert late.pending_copies, "nothing is copied late"
         for _ in range(5):
             training.step()
-        late.rest.copy()
-        assert not late.rest.changed
+        late.pending_copies.copy()
+        assert not late.pending_copies.changed
         assert equal(late, expected)
         assert not equal(training.kept(), expected)
 
@@ -87,7 +87,7 @@ def test_the_host_does_not_wait_and_the_device_does() -> None:
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):  # a step on another stream than the one of the boundary
         late = snapshot(training.late.allow(training.state), training.buffers)
-        queued = [end for _, end in late.rest._queued._ends]
+        queued = [end for _, end in late.pending_copies._queued._ends]
         assert not all(end.query() for end in queued), "the copies had ended before the call returned"
         training.step()
         assert not all(end.query() for end in queued), "the host waited for the copies"
@@ -101,8 +101,8 @@ def test_a_change_that_no_optimizer_made_is_noticed() -> None:
     with torch.no_grad():
         training.weights[0].mul_(2)
     training.step()
-    assert late.rest.changed
-    assert not snapshot(training.late.allow(training.state), training.buffers).rest.left
+    assert late.pending_copies.changed
+    assert not snapshot(training.late.allow(training.state), training.buffers).pending_copies
 
 
 def test_tensors_that_are_let_go_of_while_they_are_copied_are_still_read() -> None:
@@ -112,7 +112,7 @@ def test_tensors_that_are_let_go_of_while_they_are_copied_are_still_read() -> No
     late = snapshot(training.late.allow(training.state), training.buffers)
     training.optimizer.state.clear()
     reused = [torch.full((2**24,), 7.0, device="cuda") for _ in range(8)]
-    late.rest.copy()
+    late.pending_copies.copy()
     assert equal(late, expected)
     assert len(reused) == 8
 
@@ -165,8 +165,8 @@ def test_tensors_of_both_kinds_of_memory_are_copied_late() -> None:
     late = LateCopy([optimizer])
     here.grad, there.grad = torch.ones_like(here), torch.ones_like(there)
     copied = snapshot(LateState({"model": {"here": here, "there": there}}, late), HostBuffers())
-    assert copied.rest.left
+    assert copied.pending_copies
     optimizer.step()
-    copied.rest.copy()
+    copied.pending_copies.copy()
     assert all(bool((one == 1).all()) for one in copied.tensors.values())
     assert not here.any() and not there.any()
