@@ -13,6 +13,8 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from mltrain.errors import sentence
+
 REDACTED = "[redacted]"
 DEFAULT = "[redacted: the default]"
 """Replaces a secret that was not given, so that a resume does not ask for it."""
@@ -138,6 +140,12 @@ def redacted(text: str) -> str:
     if "://" in text:
         text = _QUERY.sub(rf"\1{REDACTED}", _USERINFO.sub(REDACTED, text))
     return _HEADER.sub(_without_header, _FORMS.sub(REDACTED, text))
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line as a sentence, redacted, at most 500 characters."""
+    lines = redacted(str(error)).strip().splitlines()
+    return sentence(lines[0][:500].rstrip() if lines else type(error).__name__)
 
 
 def harmless(text: str) -> str:

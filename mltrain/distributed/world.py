@@ -18,7 +18,8 @@ from torch.distributed.rendezvous import rendezvous
 from mltrain.checkpoint.flat_tensors import as_bytes
 from mltrain.checkpoint.pytree import flatten, unflatten
 from mltrain.distributed.fresh_store import fresh_store
-from mltrain.errors import MltrainError, PeerLost, UsageError, sentence
+from mltrain.errors import MltrainError, PeerLost, UsageError
+from mltrain.redaction import first_line
 
 _FAILURE = "failure"
 _REASON_SECONDS = 2.0
@@ -67,7 +68,7 @@ class World:
                 for key in (_FAILURE, *self._acknowledgements()):
                     self._store.delete_key(key)  # from an earlier training of the same processes
         except (RuntimeError, ValueError) as error:
-            raise PeerLost(f"The ranks of this training did not connect: {_first_line(error)}") from error
+            raise PeerLost(f"The ranks of this training did not connect: {first_line(error)}") from error
         self.channel: Channel | None = None
         self.gather(None)
 
@@ -228,7 +229,7 @@ class World:
             return lost
         except (RuntimeError, ValueError):
             return PeerLost(
-                f"Another rank ended or did not answer within {self.seconds:.0f} s: {sentence(_first_line(error))} Its output "
+                f"Another rank ended or did not answer within {self.seconds:.0f} s: {first_line(error)} Its output "
                 "has the cause. Try: the same command again, with --run-key, or MLTRAIN_PEER_SECONDS for slower ranks"
             )
 
@@ -291,8 +292,3 @@ def _disconnect() -> None:
     if dist.is_initialized():
         with suppress(RuntimeError, ValueError, AssertionError):  # some are closed already
             dist.destroy_process_group()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

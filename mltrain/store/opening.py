@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from mltrain.compat.private import CLIENT_DEFAULTS
-from mltrain.errors import StorageError, sentence
+from mltrain.errors import StorageError
 from mltrain.provenance import fingerprint
-from mltrain.redaction import redacted, redacted_uri
+from mltrain.redaction import first_line, redacted_uri
 from mltrain.store.artifacts import Artifacts, DeferredArtifacts
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.remote import RemoteArtifacts
@@ -105,10 +105,9 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
         repository = artifacts_of_server(artifact_uri, tracking_uri, CLIENT_DEFAULTS, of_mlflow) or of_mlflow()
         return RemoteArtifacts(repository, uris=(artifact_uri, tracking_uri))
     except Exception as error:  # each kind of store raises its own errors
-        lines = redacted(str(error)).strip().splitlines()
         raise UnusableArtifacts(
             f"Artifacts at {place} cannot be reached with the tracking URI {store}: {type(error).__name__}: "
-            f"{sentence(lines[0][:300] if lines else 'no message')} Expected a folder, an MLflow server or an object store "
+            f"{first_line(error)} Expected a folder, an MLflow server or an object store "
             "whose client is installed. Try: mltrain doctor"
         ) from error
 
