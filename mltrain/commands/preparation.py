@@ -19,7 +19,7 @@ from mltrain.rng import Rng, seed_everything
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.task import Task, check_predictor, check_schedule
-from mltrain.tracking.client import TrackingClient, tags_of
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import WRITTEN_TAG
 from mltrain.trainer.loop import Trainer
 
@@ -177,4 +177,4 @@ class Preparation:
         """Return the recorded writes of earlier attempts."""
         if self._source is None:
             return ""
-        return str(tags_of(self._server.run(self._source)).get(WRITTEN_TAG, ""))
+        return str(self._server.run(self._source).data.tags.get(WRITTEN_TAG, ""))

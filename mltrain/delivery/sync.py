@@ -29,7 +29,7 @@ from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import Artifacts, DeferredArtifacts
 from mltrain.store.removal import discard_staged
 from mltrain.tracking.best import best_tags
-from mltrain.tracking.client import RUN_ID, TrackingClient, tags_of
+from mltrain.tracking.client import RUN_ID, TrackingClient
 from mltrain.tracking.places import COMMITTED, artifacts_of
 from mltrain.tracking.tags import (
     ENDED_PREFIX,
@@ -254,7 +254,7 @@ def _announce(server: TrackingClient, run_id: str, artifacts: Artifacts) -> None
 def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: int) -> None:
     """Set MLflow's status to that of the run's tags, FINISHED only with its newest checkpoint uploaded."""
     run = server.run(run_id)
-    tags, last = tags_of(run), last_attempt(run.data.params)  # the last may be withdrawn, and later than ``attempt``
+    tags, last = run.data.tags, last_attempt(run.data.params)  # the last may be withdrawn, and later than ``attempt``
     outcome = tags.get(STATUS_TAG, "")
     newest = CheckpointId.parse(tags.get(ONLY_LOCAL_TAG, "").partition(" ")[0])
     newest = newest if newest is not None and newest.attempt == attempt else None

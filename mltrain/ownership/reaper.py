@@ -7,7 +7,7 @@ from typing import Any
 
 from mltrain.errors import RunNotFound
 from mltrain.ownership.attempts import LEASE_SECONDS, STATUS_OF, conclude, is_alive, is_held, last_attempt
-from mltrain.tracking.client import TrackingClient, tags_of
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import HEARTBEAT_TAG, HOLDER_TAG, STATUS_TAG
 
 
@@ -59,7 +59,7 @@ def reap(
             run = server.run(before.info.run_id)
         except RunNotFound:  # somebody deleted it
             continue
-        if tags_of(run).get(HEARTBEAT_TAG) != tags_of(before).get(HEARTBEAT_TAG):
+        if run.data.tags.get(HEARTBEAT_TAG) != before.data.tags.get(HEARTBEAT_TAG):
             yield Reaped(run.info.run_id, run.info.run_name, "alive elsewhere")
         elif last_attempt(run.data.params) != last_attempt(before.data.params):
             yield Reaped(run.info.run_id, run.info.run_name, "resumed")
@@ -79,7 +79,7 @@ def close_if_dead(server: TrackingClient, run_id: str) -> None:
 
 
 def _closed(server: TrackingClient, run: Any) -> Reaped:
-    tagged = tags_of(run).get(STATUS_TAG, "")
+    tagged = run.data.tags.get(STATUS_TAG, "")
     outcome = tagged if tagged in STATUS_OF and not is_held(run) else "stopped"
     last = conclude(server, run.info.run_id, last_attempt(run.data.params), outcome)
     return Reaped(run.info.run_id, run.info.run_name, "closed" if last else "resumed")

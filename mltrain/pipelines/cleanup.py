@@ -18,7 +18,7 @@ from mltrain.store.names import OUTPUTS
 from mltrain.store.opening import open_artifacts
 from mltrain.store.removal import discard_staged
 from mltrain.tracking import registry
-from mltrain.tracking.client import TrackingClient, tags_of
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import STAGE_RETIRED_TAG, pins_of
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def plan_clearing(server: TrackingClient, pipeline: Pipeline, parent: Any, stage
         for run in reversed(children(server, parent, stage.name))
     ]
     for run in (parent, *(run for _, run in runs)) if runs else ():
-        owner = tags_of(run).get("mlflow.user", "nobody")
+        owner = run.data.tags.get("mlflow.user", "nobody")
         if owner != user():
             raise UsageError(
                 f"Run {run.info.run_id} belongs to {owner!r}, and only its owner can clear it. Try: --run new, which begins "

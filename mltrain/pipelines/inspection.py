@@ -21,7 +21,7 @@ from mltrain.run.listing import state
 from mltrain.run.stage_outputs import Output
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.opening import UnusableArtifacts
-from mltrain.tracking.client import TrackingClient, tags_of
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import STAGE_RECIPE_TAG, WRITTEN_TAG, declared_best
 
@@ -155,7 +155,7 @@ def _record(run: Any, checkpoints: CheckpointReader, recipe: Recipe) -> Record:
         config = recipe.config.resolved()
     digests = {key: one["digest"] for key, one in outputs.inputs_of(run).items()}
     try:
-        recorded = json.loads(tags_of(run)[STAGE_RECIPE_TAG])
+        recorded = json.loads(run.data.tags[STAGE_RECIPE_TAG])
         return Record(config, digests, _data_now(run, dict(recorded["data"]), recipe), str(recorded["code"]))
     except (KeyError, ValueError, TypeError):
         return Record(config, digests, {}, "")
@@ -166,7 +166,7 @@ def _data_now(run: Any, before: dict[str, str], recipe: Recipe) -> dict[str, str
 
     Files that the run wrote do not count.
     """
-    places, written = recipe.config.places(), units_of(tags_of(run).get(WRITTEN_TAG, ""))
+    places, written = recipe.config.places(), units_of(run.data.tags.get(WRITTEN_TAG, ""))
     same = {
         name: recipe.data[name]
         for name, digest in before.items()
@@ -184,7 +184,7 @@ def _where(stage: Stage, epoch: int | None, record: Record) -> str:
 
 
 def _best(run: Any, checkpoints: CheckpointReader) -> tuple[str, float] | None:
-    declared = declared_best(tags_of(run))
+    declared = declared_best(run.data.tags)
     metric = declared[0] if declared is not None else None
     first: Sequence[Any] = checkpoints.matching("best") if metric is not None else ()
     return (metric, first[0].metrics[metric]) if metric is not None and first and metric in first[0].metrics else None

@@ -17,7 +17,7 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import Hold
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.run.record import Record
-from mltrain.tracking.client import TrackingClient, tags_of
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import ENDED_PREFIX, HEARTBEAT_TAG, POINTS_LEFT_OUT_TAG
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class Ending:
                 return False
             # A checkpoint of an earlier attempt that is only on a host is outdated or uploaded by now.
             if not self._only_local and not self._hold.attempt.withdrawn:
-                forget_only_local(server, run_id, tags_of(server.run(run_id)))
+                forget_only_local(server, run_id, server.run(run_id).data.tags)
         except MltrainError as error:
             log.warning("The run's status could not be set: %s", error)
             return False

@@ -11,7 +11,7 @@ from mltrain.ownership.attempts import holder_tags
 from mltrain.ownership.run_folder import known_home
 from mltrain.provenance import fingerprint
 from mltrain.store.artifacts import Artifacts, refuse_unwritable
-from mltrain.tracking.client import RUN_ID, TrackingClient, tags_of
+from mltrain.tracking.client import RUN_ID, TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import ONLY_LOCAL_TAG
 
@@ -72,7 +72,7 @@ def own_tags(project: str) -> dict[str, str]:
 
 def warn_of_newer_on_another_host(run: Any) -> None:
     """Log a warning if the run's newest checkpoint is only on another host."""
-    checkpoint, _, host = tags_of(run).get(ONLY_LOCAL_TAG, "").partition(" on ")
+    checkpoint, _, host = run.data.tags.get(ONLY_LOCAL_TAG, "").partition(" on ")
     if host and host != fingerprint.host():
         log.warning(
             "The newest checkpoint of this run, %s, is only on %s; this resume continues from an older one. Try: mltrain sync "

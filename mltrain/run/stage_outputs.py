@@ -24,7 +24,7 @@ from mltrain.store.durable import replace_file, set_aside
 from mltrain.store.names import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS
 from mltrain.store.names import validated as valid_path
 from mltrain.store.removal import discard_cached
-from mltrain.tracking.client import TrackingClient, tags_of
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.tags import STAGE_INPUTS_TAG
 
@@ -178,7 +178,7 @@ def fetched(server: TrackingClient, output: Output) -> Path:
 def inputs_of(run: Any) -> dict[str, dict[str, str]]:
     """Return the inputs in the tag of a stage's run: key to ``run``, ``name`` and ``digest`` of an output."""
     try:
-        given = json.loads(tags_of(run).get(STAGE_INPUTS_TAG, "{}"))
+        given = json.loads(run.data.tags.get(STAGE_INPUTS_TAG, "{}"))
         return {str(key): {word: str(one[word]) for word in ("run", "name", "digest")} for key, one in given.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         log.warning("The inputs of run %s cannot be read from its tag %s.", run.info.run_id, STAGE_INPUTS_TAG)

@@ -22,7 +22,7 @@ from mltrain.run.ending import Ending, Opened
 from mltrain.run.record import Record, Removals
 from mltrain.tracking import registry
 from mltrain.tracking.best import best_tags
-from mltrain.tracking.client import TrackingClient, tags_of
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import (
     DAMAGED_PREFIX,
     DROPPED_PREFIX,
@@ -127,7 +127,7 @@ class TrackedRun:
     @property
     def announced(self) -> str | None:
         """The name of the newest commit in the run's tags, or ``None``."""
-        return tags_of(self.server.run(self.id)).get(LATEST_TAG) if self.known else None
+        return self.server.run(self.id).data.tags.get(LATEST_TAG) if self.known else None
 
     def announce_latest(self, checkpoint: str) -> None:
         """Record the name of the newest commit."""
