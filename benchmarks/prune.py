@@ -44,7 +44,7 @@ class Counted:
     @contextmanager
     def open(self) -> Iterator["Counted"]:
         """Count until the block ends."""
-        call, send = TrackingClient._tried, requests.Session.send
+        call, send = TrackingClient.tried, requests.Session.send
 
         def counted_call(server: TrackingClient, *arguments: Any, **named: Any) -> Any:
             self.calls += 1
@@ -54,11 +54,11 @@ class Counted:
             self.requests += 1
             return send(session, *arguments, **named)
 
-        TrackingClient._tried, requests.Session.send = counted_call, counted_send  # type: ignore[method-assign, assignment]
+        TrackingClient.tried, requests.Session.send = counted_call, counted_send  # type: ignore[method-assign, assignment]
         try:
             yield self
         finally:
-            TrackingClient._tried, requests.Session.send = call, send  # type: ignore[method-assign]
+            TrackingClient.tried, requests.Session.send = call, send  # type: ignore[method-assign]
 
 
 def sample(folder: Path) -> Manifest:

@@ -50,7 +50,7 @@ mltrain.delivery.sending_process:SenderProcess.close mltrain.delivery.journal:Jo
 mltrain.delivery.system_metrics:SystemMonitor.close
 mltrain.run.ending:Ending._deliver mltrain.run.ending:Ending._status_is_set mltrain.run.ending:conclude
 mltrain.run.record:Record.write_json mltrain.run.record:Record.queue_attempts
-mltrain.tracking.client:TrackingClient._tried
+mltrain.tracking.client:TrackingClient.tried
 """
 
 

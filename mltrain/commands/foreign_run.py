@@ -21,6 +21,7 @@ from mltrain.store.names import CHECKPOINT
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.registry import logged_models
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def read_run(server: TrackingClient, source: str) -> ForeignRun:
     run = server.run(full_id(server, identity))
     run_id, below = run.info.run_id, below.strip("/")
     places = [artifacts_of(server, run)]
-    models = server.search_logged_models(run.info.experiment_id, f"source_run_id = '{run_id}'")
+    models = logged_models(server, run.info.experiment_id, run_id)
     places += [open_artifacts(model.artifact_location, server.uri) for model in models]
     candidates = [one for place in places for one in _candidates(place) if _is_below(one.path, below)]
     candidates.sort(key=lambda one: one.order, reverse=True)

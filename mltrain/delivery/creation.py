@@ -22,7 +22,8 @@ from mltrain.store.artifacts import Artifacts, DeferredArtifacts
 from mltrain.store.durable import replace_file
 from mltrain.store.names import STAGING
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.client import RUN_ID, Refusal, TrackingClient
+from mltrain.tracking.client import RUN_ID, TrackingClient
+from mltrain.tracking.connection import Refusal
 from mltrain.tracking.places import refuse_unusable_place
 from mltrain.tracking.tags import REQUEST_ID_TAG
 

@@ -21,7 +21,8 @@ from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import discard_sent
 from mltrain.store.retry import FullJitter, is_transient
-from mltrain.tracking.client import Backoff, Refusal, TrackingClient
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Backoff, Refusal
 
 log = logging.getLogger(__name__)
 

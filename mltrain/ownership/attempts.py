@@ -17,7 +17,8 @@ from mltrain.ownership import liveness
 from mltrain.ownership.host_lock import has_ended
 from mltrain.provenance import fingerprint
 from mltrain.store.artifacts import Artifacts
-from mltrain.tracking.client import Refusal, TrackingClient, tags_of
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Refusal
 from mltrain.tracking.tags import (
     ATTEMPT_PREFIX,
     ENDED_PREFIX,
@@ -125,7 +126,7 @@ def holder_of(run: Any) -> dict[str, Any]:
     Returns:
         ``attempt``, ``host``, ``boot`` and ``pid``, among others; empty if the run records no holder.
     """
-    tagged = _parsed(tags_of(run).get(HOLDER_TAG, "{}"))
+    tagged = _parsed(run.data.tags.get(HOLDER_TAG, "{}"))
     claimed = _parsed(run.data.params.get(f"{ATTEMPT_PREFIX}{last_attempt(run.data.params)}", "{}"))
     return claimed if claimed.get("attempt", 0) > tagged.get("attempt", 0) else tagged
 
@@ -140,8 +141,9 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def is_held(run: Any) -> bool:
     """Whether a run is tagged as running, or claimed and not yet tagged."""
-    tagged = _parsed(tags_of(run).get(HOLDER_TAG, "{}"))
-    return tags_of(run).get(STATUS_TAG) == "running" or holder_of(run).get("attempt", 0) > tagged.get("attempt", 0)
+    tagged = _parsed(run.data.tags.get(HOLDER_TAG, "{}"))
+    claimed = holder_of(run).get("attempt", 0) > tagged.get("attempt", 0)
+    return bool(claimed or run.data.tags.get(STATUS_TAG) == "running")
 
 
 def named(holder: Mapping[str, Any]) -> str:
@@ -182,14 +184,14 @@ def await_lease(server: TrackingClient, run: Any) -> None:
     if alive is False:
         return
     print(f"The run was held by {who}; waiting {LEASE_SECONDS:.0f} s for a heartbeat …", file=sys.stderr, flush=True)
-    beat = tags_of(run).get(HEARTBEAT_TAG)
+    beat = run.data.tags.get(HEARTBEAT_TAG)
     deadline = time.monotonic() + LEASE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(1.0)
         now = server.run(run.info.run_id)
         if not is_held(now):
             return  # it has ended, and its heartbeat is removed
-        if tags_of(now).get(HEARTBEAT_TAG) != beat:
+        if now.data.tags.get(HEARTBEAT_TAG) != beat:
             raise held
 
 
@@ -279,9 +281,9 @@ def conclude(server: TrackingClient, run_id: str, ordinal: int, outcome: str) ->
         last = last_attempt(run.data.params)
         if last != ordinal and not wrote:
             return False
-        expected = tags_of(run).get(f"{ENDED_PREFIX}{last}") or (outcome if last == ordinal else "running")
+        expected = run.data.tags.get(f"{ENDED_PREFIX}{last}") or (outcome if last == ordinal else "running")
         status = STATUS_OF.get(expected, "RUNNING")
-        if tags_of(run).get(STATUS_TAG) == expected and run.info.status == status:
+        if run.data.tags.get(STATUS_TAG) == expected and run.info.status == status:
             break
         wrote = True
         server.set_tag(run_id, STATUS_TAG, expected)

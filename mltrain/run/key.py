@@ -19,7 +19,8 @@ from mltrain.errors import MltrainError, RunHeld, TrackingError, UsageError
 from mltrain.ownership.attempts import holder_of, named
 from mltrain.ownership.launcher import Launcher
 from mltrain.redaction import redacted
-from mltrain.tracking.client import Refusal, TrackingClient
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Refusal
 from mltrain.tracking.tags import RUN_KEY_TAG
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@+=, -]{0,199}", re.ASCII)

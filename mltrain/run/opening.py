@@ -50,7 +50,8 @@ from mltrain.run.preparation import (
 from mltrain.run.tracked import TrackedRun, age_of
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.retry import FullJitter
-from mltrain.tracking.client import Refusal, TrackingClient, active_run_id, connect
+from mltrain.tracking.client import TrackingClient, active_run_id, connect
+from mltrain.tracking.connection import Refusal
 from mltrain.tracking.tags import HOLDER_TAG, PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
 
 log = logging.getLogger(__name__)

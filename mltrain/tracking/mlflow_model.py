@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mltrain.errors import MltrainError, UsageError
-from mltrain.tracking.client import TrackingClient, first_line
+from mltrain.redaction import first_line
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Refusal
+from mltrain.tracking.deferred_client import DeferredClient
+from mltrain.tracking.registry import delete_logged_model, logged_models, model_versions
 from mltrain.tracking.tags import MADE_FROM_TAG
 
 _REFUSED = re.compile(r"[/:.%\"'\x00-\x1f]")
@@ -157,13 +161,15 @@ def log(server: TrackingClient, source: Source, name: str, folder: Path) -> str:
     from mlflow.models import Model
 
     tags = {MADE_FROM_TAG: source.checkpoint}
-    model = server.create_logged_model(source.experiment_id, name, source.run_id, tags)
+    model = server.tried(
+        server.client.create_logged_model, source.experiment_id, name=name, source_run_id=source.run_id, tags=tags
+    )
     with _finalized(server, model.model_id):
         description = Model.load(str(folder))
         description.model_id, description.run_id = model.model_id, source.run_id
         description.save(str(folder / "MLmodel"))
-        server.log_model_artifacts(model.model_id, str(folder))
-        server.log_model_metrics(source.run_id, model.model_id, source.step, dict(_points(server, source)))
+        server.retried(server.client.log_model_artifacts, model.model_id, str(folder))
+        _log_metrics(server, source, model.model_id)
     return str(model.model_id)
 
 
@@ -183,22 +189,44 @@ def register(server: TrackingClient, source: Source, model_id: str, name: str, a
         TrackingError: the registry refuses.
     """
     place = f"models:/{model_id}"
-    found = list(server.search_model_versions(f"run_id = '{source.run_id}'"))
+    found = list(model_versions(server, f"run_id = '{source.run_id}'"))
     number = next((int(one.version) for one in found if one.name == name and one.source == place), None)
     if number is None:
-        number = server.create_model_version(name, place, source.run_id, model_id)
+        number = _created_version(server, source, model_id, name)
     if alias is not None:
-        server.set_alias(name, alias, number)
+        server.retried(server.client.set_registered_model_alias, name, alias, str(number))
     return number
+
+
+def _created_version(server: TrackingClient, source: Source, model_id: str, name: str) -> int:
+    """Create a version, and its registered model if needed; return its number."""
+    try:
+        server.tried(server.client.create_registered_model, name)
+    except Refusal as error:
+        if getattr(error.__cause__, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+            raise
+    create, place = server.client.create_model_version, f"models:/{model_id}"
+    return int(server.tried(create, name, place, run_id=source.run_id, model_id=model_id).version)
 
 
 def _known(server: TrackingClient, source: Source, name: str) -> str | None:
     """Return the id of the checkpoint's complete LoggedModel, or ``None``."""
-    for model in server.search_logged_models(source.experiment_id, f"source_run_id = '{source.run_id}'"):
+    for model in logged_models(server, source.experiment_id, source.run_id):
         made_from = model.tags.get(MADE_FROM_TAG)
         if model.name == name and made_from == source.checkpoint and str(model.status) == "READY":
             return str(model.model_id)
     return None
+
+
+def _log_metrics(server: TrackingClient, source: Source, model_id: str) -> None:
+    """Log the checkpoint's metrics to a LoggedModel, which becomes an output of the run."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    client = server.client.mlflow_client() if isinstance(server.client, DeferredClient) else server.client
+    points = dict(_points(server, source))
+    metrics = [Metric(key, value, when, source.step, model_id=model_id) for key, (value, when) in points.items()]
+    server.retried(client.log_batch, source.run_id, metrics=metrics)
+    server.retried(client.log_outputs, source.run_id, [LoggedModelOutput(model_id, source.step)])
 
 
 def _points(server: TrackingClient, source: Source) -> Iterator[tuple[str, tuple[float, int]]]:
@@ -220,6 +248,6 @@ def _finalized(server: TrackingClient, model_id: str) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(MltrainError):
-            server.once.delete_logged_model(model_id)
+            delete_logged_model(server, model_id)
         raise
-    server.finalize_logged_model(model_id)
+    server.retried(server.client.finalize_logged_model, model_id, "READY")

@@ -5,13 +5,22 @@ checkpoint. It is removed together with the checkpoint, unless a version of a re
 stay.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mltrain.store.names import CHECKPOINT
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.client import Refusal, TrackingClient
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Refusal
 from mltrain.tracking.tags import MADE_FROM_TAG
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+_PAGE = 1000
+"""Versions per page of a search."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ def made_models(server: TrackingClient, run_id: str, experiment_id: str) -> list
         TrackingError: the server does not answer.
     """
     try:
-        found = list(server.once.search_logged_models(experiment_id, f"source_run_id = '{run_id}'"))
+        found = list(logged_models(server.once, experiment_id, run_id))
     except Refusal as error:
         if getattr(error.__cause__, "error_code", None) == "ENDPOINT_NOT_FOUND":
             return []  # an old server without LoggedModels
@@ -75,8 +84,24 @@ def remove_models(server: TrackingClient, models: Iterable[MadeModel], checkpoin
     for model in models:
         if model.checkpoint == checkpoint:
             open_artifacts(model.location, server.uri).remove_model(model.model_id)
-            server.once.delete_logged_model(model.model_id)
+            delete_logged_model(server, model.model_id)
 
 
-def _sources(server: TrackingClient, wanted: str) -> list[str]:
-    return [str(version.source) for version in server.once.search_model_versions(wanted)]
+def logged_models(server: TrackingClient, experiment_id: str, run_id: str) -> "Iterator[LoggedModel]":
+    """Yield the LoggedModels of a run."""
+    query = f"source_run_id = '{run_id}'"
+    return server.paged(server.client.search_logged_models, experiment_ids=[experiment_id], filter_string=query)
+
+
+def delete_logged_model(server: TrackingClient, model_id: str) -> None:
+    """Delete a LoggedModel, in one try."""
+    server.tried(server.client.delete_logged_model, model_id)
+
+
+def model_versions(server: TrackingClient, query: str) -> "Iterator[ModelVersion]":
+    """Yield the versions of registered models that match a query."""
+    return server.paged(server.client.search_model_versions, query, max_results=_PAGE)
+
+
+def _sources(server: TrackingClient, query: str) -> list[str]:
+    return [str(version.source) for version in model_versions(server.once, query)]

@@ -23,13 +23,13 @@ def test_forty_runs_take_as_many_requests_as_four(
 ) -> None:
     run_ids = many(tmp_path, 40, {"mltrain.status": "finished"})
     asked: list[str] = []
-    once = TrackingClient._tried
+    once = TrackingClient.tried
 
     def counted(self: TrackingClient, function: Any, *arguments: Any, **named: Any) -> Any:
         asked.append(getattr(function, "__name__", "?"))
         return once(self, function, *arguments, **named)
 
-    monkeypatch.setattr(TrackingClient, "_tried", counted)
+    monkeypatch.setattr(TrackingClient, "tried", counted)
     counts = []
     for count in (4, 40):
         asked.clear()
@@ -62,7 +62,7 @@ def test_lists_and_comparisons_of_finished_runs_ask_for_no_artifacts(
     for number, run_id in enumerate(run_ids[:2]):
         server.log_params(run_id, [("lr", json.dumps(number / 10)), ("name", "cells"), ("mltrain.attempt.1", "{}")])
     asked: list[str] = []
-    once = TrackingClient._tried
+    once = TrackingClient.tried
 
     def counted(self: TrackingClient, function: Any, *arguments: Any, **named: Any) -> Any:
         if self is server:  # and not what a thread of another test asks
@@ -72,7 +72,7 @@ def test_lists_and_comparisons_of_finished_runs_ask_for_no_artifacts(
     def opened(*place: str) -> Any:
         raise AssertionError(f"{place} is opened")
 
-    monkeypatch.setattr(TrackingClient, "_tried", counted)
+    monkeypatch.setattr(TrackingClient, "tried", counted)
     for module in (listing, compare, places):
         monkeypatch.setattr(module, "open_artifacts", opened)
     rows = listed(server, None, Selection(most=1000))

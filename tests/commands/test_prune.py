@@ -21,9 +21,9 @@ class Counting(TrackingClient):
 
     requests: Counter[str] = field(default_factory=Counter)
 
-    def _tried(self, call: Any, *arguments: Any, **named: Any) -> Any:
+    def tried(self, call: Any, *arguments: Any, **named: Any) -> Any:
         self.requests[call.__name__] += 1
-        return super()._tried(call, *arguments, **named)
+        return super().tried(call, *arguments, **named)
 
 
 def ended_run() -> tuple[str, Path]:

@@ -17,7 +17,9 @@ from mltrain.compat import private, rest_entities
 from mltrain.compat.rest import RestClient
 from mltrain.compat.rest_server import RestError, is_plain
 from mltrain.errors import RunNotFound
-from mltrain.tracking.client import DeferredClient, Refusal, TrackingClient
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Refusal
+from mltrain.tracking.deferred_client import DeferredClient
 from tests.support.servers import TrackingServer
 
 NAMES = ("run_id", "run_name", "experiment_id", "status", "start_time", "end_time", "lifecycle_stage", "artifact_uri")

@@ -10,7 +10,8 @@ from mlflow import MlflowClient
 from mltrain.delivery.creation import RunCreation, RunSpec, experiment_id, recorded_spec
 from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import remember_home
-from mltrain.tracking.client import Refusal, TrackingClient
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Refusal
 from mltrain.tracking.tags import REQUEST_ID_TAG
 from tests.support.database import fresh_database
 

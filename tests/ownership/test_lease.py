@@ -11,7 +11,8 @@ import pytest
 import mltrain.ownership.lease as lease_module
 from mltrain.errors import TrackingError
 from mltrain.ownership.lease import Lease
-from mltrain.tracking.client import Refusal, TrackingClient
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Refusal
 from mltrain.tracking.tags import ATTEMPT_PREFIX, HEARTBEAT_TAG, STATUS_TAG
 
 RUN = "a" * 32

@@ -7,7 +7,8 @@ from mlflow import MlflowClient
 
 from mltrain.errors import RunHeld
 from mltrain.ownership.attempts import claim_attempt
-from mltrain.tracking.client import Refusal, TrackingClient
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Refusal
 from tests.support.waiting import eventually
 from tests.support.workplace import Workplace
 

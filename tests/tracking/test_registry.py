@@ -1,13 +1,14 @@
 """LoggedModels and registered versions that were made from the checkpoints of a run."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import ENDPOINT_NOT_FOUND, INTERNAL_ERROR, MlflowException
 
-from mltrain.tracking.client import Refusal, TrackingClient
+from mltrain.tracking.client import TrackingClient
+from mltrain.tracking.connection import Refusal
 from mltrain.tracking.registry import in_use, made_models, remove_models
 
 FIRST, SECOND, THIRD = (f"step-{number:09d}-a01" for number in (1, 2, 3))
@@ -19,7 +20,8 @@ def client(server: TrackingClient) -> MlflowClient:
 
 
 def made_from(server: TrackingClient, run_id: str, checkpoint: str) -> Any:
-    return server.create_logged_model("0", "model", run_id, {"mltrain.checkpoint": checkpoint})
+    tags = {"mltrain.checkpoint": checkpoint}
+    return server.client.create_logged_model("0", name="model", source_run_id=run_id, tags=tags)
 
 
 def test_a_version_protects_its_checkpoint_named_by_place_or_through_a_model(
@@ -55,17 +57,15 @@ def test_only_the_models_of_a_checkpoint_go_and_their_files_before_them(
 
 def test_a_server_older_than_logged_models_has_none(server: TrackingClient) -> None:
     class Old(MlflowClient):
-        code = "ENDPOINT_NOT_FOUND"
+        code = ENDPOINT_NOT_FOUND
 
         def search_logged_models(self, *_: Any, **__: Any) -> Any:
-            error = Refusal("no such endpoint")
-            error.__cause__ = type("Answer", (Exception,), {"error_code": self.code})()
-            raise error
+            raise MlflowException("no such endpoint", error_code=self.code)
 
     class Broken(Old):
-        code = "INTERNAL_ERROR"
+        code = INTERNAL_ERROR
 
-    old, broken = (SimpleNamespace(once=kind(server.uri)) for kind in (Old, Broken))
-    assert made_models(old, "f" * 32, "0") == []  # type: ignore[arg-type] # all that is asked of it
+    old, broken = (TrackingClient(server.uri, kind(server.uri)) for kind in (Old, Broken))
+    assert made_models(old, "f" * 32, "0") == []
     with pytest.raises(Refusal):
-        made_models(broken, "f" * 32, "0")  # type: ignore[arg-type]
+        made_models(broken, "f" * 32, "0")
