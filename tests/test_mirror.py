@@ -27,6 +27,7 @@ ELSEWHERE = {
     "distributed/pieces.py": "distributed/test_sharding.py",
     "distributed/saving.py": "distributed/test_sharding.py",
     "distributed/task.py": "distributed/test_training.py",
+    "testing/killing.py": "faults/test_random_kills.py",
     "trainer/ports.py": DECLARATIONS,
 }
 """Modules whose statements are about what uses them: where those statements are."""

@@ -12,13 +12,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import mltrain
 from mltrain.project import Project
-from mltrain.testing import (
-    MemorySaver,
-    MemoryTracker,
-    StopAt,
-    assert_resumes_exactly,
-    differences,
-)
+from mltrain.testing import assert_resumes_exactly
 from tests.support import tiny
 
 
@@ -132,28 +126,6 @@ def test_a_part_left_out_of_the_state_is_named() -> None:
 def test_steps_that_the_training_does_not_have_are_refused() -> None:
     with pytest.raises(ValueError, match="a training of 6 steps"):
         assert_resumes_exactly(project(), {"epochs": 1}, interrupt_at=[6])
-
-
-def test_the_doubles_are_what_a_trainer_needs() -> None:
-    tracker, saver = MemoryTracker(), MemorySaver()
-    config = tiny.Config(epochs=2)
-    trainer = mltrain.Trainer(tiny.build(config), config, tracker, saver, StopAt())
-    for _ in trainer.steps():
-        pass
-    assert [kept.step for kept in saver.checkpoints] == [6, 12]
-    assert set(saver.checkpoints[-1].files) >= {"model.safetensors", "state.json", "history.csv"}
-    assert len(tracker.points["step/loss"]) == 12
-    assert len(tracker.rows) == 2
-    assert ("val/weights", 12) in tracker.pictures
-
-
-def test_differences_name_the_place() -> None:
-    net = dict(nn.Linear(2, 2).state_dict())
-    other = {**net, "bias": net["bias"] + torch.tensor([0.0, 1.0])}
-    assert list(differences({"net": net, "n": 1}, {"net": other, "n": 1})) == ["net.bias: 1 of 2 values differ"]
-    assert list(differences({"a": [1, float("nan")]}, {"a": [1, float("nan")]})) == []
-    assert list(differences({"a": 1}, {"b": 1})) == ["a: missing", "b: not expected"]
-    assert list(differences(1, 1.0, "x")) == ["x: float instead of int"]
 
 
 class Numbers(torch.utils.data.IterableDataset[Any]):
