@@ -28,6 +28,7 @@ ELSEWHERE = {
     "distributed/saving.py": "distributed/test_sharding.py",
     "distributed/task.py": "distributed/test_training.py",
     "testing/killing.py": "faults/test_random_kills.py",
+    "tracking/run_artifacts.py": "run/test_opening.py",
     "trainer/ports.py": DECLARATIONS,
 }
 """Modules whose statements are about what uses them: where those statements are."""

@@ -16,7 +16,7 @@ from mltrain.errors import DamagedCheckpoint, UsageError
 from mltrain.ownership.run_folder import known_home
 from mltrain.run.naming import full_id
 from mltrain.tracking.client import active_run_id, connect
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import meaning_of_best
 
 SCHEME = "mltrain:"

@@ -81,7 +81,7 @@ def compare(
     from mltrain.commands.compare import compared
     from mltrain.commands.comparison_page import caption, format_of
     from mltrain.errors import UsageError
-    from mltrain.store.artifacts import refuse_unwritable
+    from mltrain.store.folders import refuse_unwritable
     from mltrain.tracking.client import connect_to_read
 
     if len(run_ids) < 2:

@@ -12,7 +12,7 @@ from mltrain.manager import CheckpointManager
 from mltrain.ownership.attempts import recorded_config
 from mltrain.provenance import fingerprint
 from mltrain.run.tracked import TrackedRun
-from mltrain.tracking.places import location
+from mltrain.tracking.pages import location
 from mltrain.tracking.tags import RESUMED_FROM_TAG, REWOUND_PREFIX
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from mltrain.checkpoint.retention import Policy
 from mltrain.config import Config
 from mltrain.errors import ConfigError, StorageError
 from mltrain.ownership.run_folder import refuse_unwritable_home
-from mltrain.store.artifacts import refuse_unwritable
+from mltrain.store.folders import refuse_unwritable
 from mltrain.tracking.client import TrackingClient
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """Checks whether this machine and the store meet mltrain's needs."""
 
-import os
 import shutil
 import tempfile
 import time
@@ -10,7 +9,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 
 from mltrain.checkpoint.host_memory import HostBuffers
@@ -22,9 +20,10 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError
 from mltrain.ownership.run_folder import home_of
 from mltrain.provenance import fingerprint
+from mltrain.store.folders import filesystem_of
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import refuse_unusable_place
+from mltrain.tracking.run_artifacts import refuse_unusable_location
 
 _ENOUGH_BYTES = 5 * 10**9
 _CLOCK_SECONDS = 60
@@ -95,12 +94,12 @@ def _disk(folder: Path) -> Finding:
         seconds = time.monotonic() - began
     free = shutil.disk_usage(folder).free
     rate = 32 / max(seconds, 1e-6)
-    detail = f"{folder.parent}: {_filesystem(folder)}, {free / 1e9:.0f} GB free, writes {rate:.0f} MiB/s durably"
+    detail = f"{folder.parent}: {filesystem_of(folder)}, {free / 1e9:.0f} GB free, writes {rate:.0f} MiB/s durably"
     return Finding("staging", "good" if free > _ENOUGH_BYTES else "note", detail)
 
 
 def _store(server: TrackingClient) -> Finding:
-    refuse_unusable_place(server, server.once.get_experiment("0"))  # MLflow would create a moved folder again
+    refuse_unusable_location(server, server.once.get_experiment("0"))  # MLflow would create a moved folder again
     run = server.create_run("0", time.time_ns() // 1_000_000, {}, "mltrain doctor")
     try:
         artifacts = open_artifacts(run.info.artifact_uri, server.uri)
@@ -123,16 +122,10 @@ def _store(server: TrackingClient) -> Finding:
             if problems or store.names():
                 return Finding("artifact store", "bad", f"{problems or 'deletes nothing'}: retention cannot work")
         where = (
-            f"{artifacts.local_root} ({_filesystem(artifacts.local_root)})"
+            f"{artifacts.local_root} ({filesystem_of(artifacts.local_root)})"
             if artifacts.local_root
             else run.info.artifact_uri
         )
         return Finding("artifact store", "good", f"{where}: writes, reads back and deletes")
     finally:
         server.once.delete_run(run.info.run_id)
-
-
-def _filesystem(folder: Path) -> str:
-    place = os.path.realpath(folder)
-    mounts = [m for m in psutil.disk_partitions(all=True) if (place + "/").startswith(m.mountpoint.rstrip("/") + "/")]
-    return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else "unknown filesystem"

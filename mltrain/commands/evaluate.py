@@ -22,7 +22,7 @@ from mltrain.rng import own_rng, seed_everything
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.stage_outputs import fetched_inputs
 from mltrain.steps import HasParts
-from mltrain.store.artifacts import refuse_unwritable
+from mltrain.store.folders import refuse_unwritable
 from mltrain.task import Task, prepare_step
 from mltrain.tracking.client import TrackingClient, connect
 

@@ -20,8 +20,8 @@ from mltrain.store.artifacts import Artifacts
 from mltrain.store.names import CHECKPOINT
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import artifacts_of
 from mltrain.tracking.registry import logged_models
+from mltrain.tracking.run_artifacts import artifacts_of
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from mltrain.run.checkpoints import checkpoints_of, trained_config
 from mltrain.run.key import find, refuse_unusable_key
 from mltrain.run.naming import experiment_for
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import PROJECT_TAG, RUN_KEY_TAG, STATUS_TAG
 
 AUTO = "auto"

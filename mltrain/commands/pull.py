@@ -17,12 +17,13 @@ from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError, NoCheckpoint, RunNotFound, StorageError, UsageError, nearest
 from mltrain.run.checkpoints import open_checkpoints
-from mltrain.store.artifacts import refuse_unwritable, sha256_of
+from mltrain.store.artifacts import sha256_of
 from mltrain.store.durable import make_folder, place_file, replacing, write_file
+from mltrain.store.folders import refuse_unwritable
 from mltrain.store.removal import discard_temporary
 from mltrain.tracking import names
 from mltrain.tracking.client import TrackingClient, connect
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import meaning_of_best
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from mltrain.provenance.written import Units
 from mltrain.run.checkpoints import checkpoints_of
 from mltrain.run.tracked import TrackedRun
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import FORKED_FROM_TAG, LATEST_TAG, PIN_PREFIX, pins_of
 from mltrain.trainer.ports import Source
 

@@ -14,7 +14,7 @@ from mltrain.project import Project, find
 from mltrain.run import stage_outputs as outputs
 from mltrain.run.checkpoints import checkpoints_of, trained_config
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import IMPORTED_TAG, PIPELINE_TAG, PROJECT_TAG, STAGE_TAG
 
 

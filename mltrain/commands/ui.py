@@ -15,7 +15,7 @@ from mltrain.errors import TrackingError, UsageError
 from mltrain.run.listing import newest
 from mltrain.run.naming import full_id
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import page_of, page_of_experiment
+from mltrain.tracking.pages import page_of, page_of_experiment
 
 _HOST = "127.0.0.1"
 _START_SECONDS, _END_SECONDS = 120.0, 15.0

@@ -24,7 +24,7 @@ from mltrain.store.names import STAGING
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import RUN_ID, TrackingClient
 from mltrain.tracking.connection import Refusal
-from mltrain.tracking.places import refuse_unusable_place
+from mltrain.tracking.run_artifacts import refuse_unusable_location
 from mltrain.tracking.tags import REQUEST_ID_TAG
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class RunCreation:
                 self._experiment = self._experiment or experiment_id(self._server, self.spec.experiment)
                 if not self._unsure:  # otherwise the run may exist, and its artifact location no longer matters
                     experiment = self._server.once.get_experiment(self._experiment)
-                    refuse_unusable_place(self._server, experiment)
+                    refuse_unusable_location(self._server, experiment)
                 found = self._found() if self._unsure else []
                 self._info = found[0].info if found else self._created()
             return self._info

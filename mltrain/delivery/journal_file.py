@@ -1,10 +1,9 @@
 """Opens the SQLite file of a journal: tables, damage, network filesystems."""
 
-import os
 import sqlite3
 from pathlib import Path
 
-import psutil
+from mltrain.store.folders import filesystem_of
 
 _PASSING = {
     sqlite3.SQLITE_ERROR,
@@ -62,7 +61,8 @@ def connected(path: Path | None) -> sqlite3.Connection:
     try:
         database.text_factory = lambda text: text.decode(errors="backslashreplace")
         if path is not None:
-            database.execute(f"PRAGMA journal_mode={'WAL' if _is_local(path) else 'DELETE'}")
+            shared = filesystem_of(path.parent) in _NETWORK_FILESYSTEMS  # without the shared memory that WAL needs
+            database.execute(f"PRAGMA journal_mode={'DELETE' if shared else 'WAL'}")
         database.execute("PRAGMA synchronous=NORMAL")
         database.execute("PRAGMA temp_store=MEMORY")
         try:
@@ -94,15 +94,3 @@ def means_damage(error: sqlite3.Error) -> bool:
     """Whether an error of SQLite means damage, so that neither time nor space mends it."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return code & 0xFF not in _PASSING and not isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError)
-
-
-def _is_local(path: Path) -> bool:
-    """Whether a file is on a local filesystem.
-
-    SQLite's write-ahead log needs shared memory, which network filesystems lack.
-    """
-    place = os.path.realpath(path.parent)
-    mounts = [
-        p for p in psutil.disk_partitions(all=True) if (place + os.sep).startswith(p.mountpoint.rstrip(os.sep) + os.sep)
-    ]
-    return not mounts or max(mounts, key=lambda p: len(p.mountpoint)).fstype not in _NETWORK_FILESYSTEMS

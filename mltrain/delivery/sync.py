@@ -30,7 +30,7 @@ from mltrain.store.artifacts import Artifacts, DeferredArtifacts
 from mltrain.store.removal import discard_staged
 from mltrain.tracking.best import best_tags
 from mltrain.tracking.client import RUN_ID, TrackingClient
-from mltrain.tracking.places import COMMITTED, artifacts_of
+from mltrain.tracking.run_artifacts import COMMITTED, artifacts_of
 from mltrain.tracking.tags import (
     ENDED_PREFIX,
     LATEST_TAG,

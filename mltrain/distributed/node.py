@@ -9,8 +9,8 @@ from mltrain.checkpoint.manifest import FILE_NAME, Manifest
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import StorageError
-from mltrain.store.artifacts import state_folder
 from mltrain.store.durable import refused, rename_folder, write_file
+from mltrain.store.folders import state_folder
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.opening import Address
 from mltrain.store.removal import discard_staged, is_half_staged

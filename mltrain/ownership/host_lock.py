@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import psutil
 
 from mltrain.errors import RunHeld, StorageError
 from mltrain.ownership import liveness
 from mltrain.ownership.run_folder import known_home
 from mltrain.store.durable import replace_file, set_aside
+from mltrain.store.folders import filesystem_of
 from mltrain.tracking.client import TrackingClient
 
 log = logging.getLogger(__name__)
@@ -105,17 +105,12 @@ def has_ended(server: TrackingClient, run_id: str, holder: Mapping[str, Any]) ->
     try:
         if not liveness.same(json.loads((home / _HOLDER_FILE).read_text(encoding="utf-8")), holder):
             return False
-        if _filesystem(home) not in _LOCAL_FILESYSTEMS:
+        if filesystem_of(home) not in _LOCAL_FILESYSTEMS:
             return False
         with filelock.FileLock(home / "lock", timeout=0):
             return True
     except (OSError, ValueError, AttributeError):  # filelock.Timeout is an OSError, too
         return False
-
-
-def _filesystem(place: Path) -> str:
-    mounts = [mount for mount in psutil.disk_partitions(all=True) if place.resolve().is_relative_to(mount.mountpoint)]
-    return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype.lower() if mounts else ""
 
 
 def _recorded_holder(home: Path) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from mltrain.errors import StorageError
 from mltrain.redaction import redacted_uri
-from mltrain.store.artifacts import refuse_unwritable, state_folder
 from mltrain.store.durable import replace_file, set_aside
+from mltrain.store.folders import refuse_unwritable, state_folder
 from mltrain.tracking.client import RUN_ID, TrackingClient
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import location
+from mltrain.tracking.pages import location
 from mltrain.tracking.tags import WRITTEN_TAG
 
 

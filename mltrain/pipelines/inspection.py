@@ -22,7 +22,7 @@ from mltrain.run.stage_outputs import Output
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.opening import UnusableArtifacts
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import STAGE_RECIPE_TAG, WRITTEN_TAG, declared_best
 
 log = logging.getLogger(__name__)

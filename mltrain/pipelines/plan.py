@@ -19,7 +19,7 @@ from mltrain.run.checkpoints import checkpoints_of, trained_config
 from mltrain.run.naming import full_id
 from mltrain.store.opening import UnusableArtifacts
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 
 if TYPE_CHECKING:
     from mltrain.run.tracked import TrackedRun

@@ -27,7 +27,7 @@ from mltrain.run.stage_outputs import Output, described, fetched
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 from mltrain.tracking.client import TRAINING_RETRY_SECONDS, TrackingClient, connect
-from mltrain.tracking.places import location
+from mltrain.tracking.pages import location
 from mltrain.tracking.tags import MLFLOW_PARENT, PIPELINE_TAG, STAGE_INPUTS_TAG, STAGE_TAG
 
 

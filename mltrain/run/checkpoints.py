@@ -15,7 +15,7 @@ from mltrain.errors import MltrainError, NoCheckpoint, UsageError
 from mltrain.ownership.attempts import recorded_config
 from mltrain.run.naming import full_id
 from mltrain.tracking.client import TrackingClient, connect_to_read
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import meaning_of_best, pins_of
 
 

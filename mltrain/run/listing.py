@@ -18,7 +18,7 @@ from mltrain.store.names import CHECKPOINTS
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.best import best_values
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import BEST_TAG, LATEST_TAG, LAUNCHER_OF_TAG, PROJECT_TAG, STATUS_TAG, meaning_of_best
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ from mltrain.errors import RunNotFound
 from mltrain.ownership.attempts import holder_tags
 from mltrain.ownership.run_folder import known_home
 from mltrain.provenance import fingerprint
-from mltrain.store.artifacts import Artifacts, refuse_unwritable
+from mltrain.store.artifacts import Artifacts
+from mltrain.store.folders import refuse_unwritable
 from mltrain.tracking.client import RUN_ID, TrackingClient
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import ONLY_LOCAL_TAG
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from mltrain.store.names import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS
 from mltrain.store.names import validated as valid_path
 from mltrain.store.removal import discard_cached
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import STAGE_INPUTS_TAG
 
 log = logging.getLogger(__name__)

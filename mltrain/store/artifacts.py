@@ -5,15 +5,11 @@ Every path is therefore validated here, and removal takes a checkpoint's name, n
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
-
-import platformdirs
 
 from mltrain.errors import StorageError
 from mltrain.store.removal import DEAD_SECONDS
@@ -219,29 +215,3 @@ def in_parallel(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
         except RuntimeError:  # the interpreter is exiting and starts no more threads, but waits for this one
             return [job(item) for item in items]
         return list(results)
-
-
-def refuse_unwritable(folder: Path, remedy: str) -> None:
-    """Raise an error for a folder that cannot be written.
-
-    Nothing is created but a temporary file without a name: permissions alone do not show that ``/proc`` takes no files.
-
-    Raises:
-        StorageError: the path, or its nearest existing parent, is not a folder or takes no files.
-    """
-    place = next(above for above in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(above))
-    if not place.is_dir():
-        raise StorageError(f"{folder} cannot be written: {place} is not a folder. {remedy}")
-    try:
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {place}: {error.strerror or error}. {remedy}") from error
-
-
-def state_folder() -> Path:
-    """Return mltrain's base folder on this host.
-
-    It is ``MLTRAIN_HOME``, or the user's state folder.
-    """
-    base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
-    return Path(base).expanduser()

@@ -13,7 +13,8 @@ from typing import Any
 
 from mltrain.compat.private import PartOpener, content_sender, download, part_opener
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry, Hashed, Send, in_parallel, state_folder
+from mltrain.store.artifacts import Entry, Hashed, Send, in_parallel
+from mltrain.store.folders import state_folder
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import (
     CHECKPOINT,

@@ -25,7 +25,7 @@ from mltrain.project import find
 from mltrain.run.naming import experiment_for
 from mltrain.signals import StopRequest
 from mltrain.tracking.client import connect
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from projects.tool_wear.project import Config, known_of, split_known
 
 SCORES = {

@@ -13,7 +13,7 @@ from mltrain.compat import private
 from mltrain.errors import RunNotFound, StorageError
 from mltrain.run import listing
 from mltrain.run.listing import Selection, listed
-from mltrain.tracking import places
+from mltrain.tracking import run_artifacts
 from mltrain.tracking.client import TrackingClient, connect_to_read
 from tests.support.database import many
 
@@ -73,7 +73,7 @@ def test_lists_and_comparisons_of_finished_runs_ask_for_no_artifacts(
         raise AssertionError(f"{place} is opened")
 
     monkeypatch.setattr(TrackingClient, "tried", counted)
-    for module in (listing, compare, places):
+    for module in (listing, compare, run_artifacts):
         monkeypatch.setattr(module, "open_artifacts", opened)
     rows = listed(server, None, Selection(most=1000))
     assert [row["best_value"] for row in rows] == [0.25] * 250
@@ -108,7 +108,7 @@ def test_a_run_whose_checkpoints_know_more_is_compared_by_them(
         asked.append(uri)
         raise StorageError("gone")
 
-    monkeypatch.setattr(places, "open_artifacts", gone)
+    monkeypatch.setattr(run_artifacts, "open_artifacts", gone)
     compared(server, [plain, other])
     assert asked == [f"s3://nowhere/{other}"]
 

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mltrain.commands.ui import pages
 from mltrain.errors import RunNotFound, TrackingError, UsageError
 from mltrain.tracking.client import TrackingClient, connect
-from mltrain.tracking.places import location
+from mltrain.tracking.pages import location
 from mltrain.tracking.tags import STATUS_TAG
 from tests.support.database import fresh_database
 

@@ -21,7 +21,7 @@ from mltrain.ownership.launcher import Launcher
 from mltrain.run import adoption, opening
 from mltrain.store.opening import UnusableArtifacts, open_artifacts
 from mltrain.tracking.client import TrackingClient, connect
-from mltrain.tracking.places import artifacts_of
+from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import LAUNCHER_OF_TAG
 from tests.support.database import fresh_database
 from tests.support.opened import adopted, dump, empty_run

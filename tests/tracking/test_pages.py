@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mltrain.tracking.places import location, page_of, page_of_experiment
+from mltrain.tracking.pages import location, page_of, page_of_experiment
 
 
 def store(uri: str) -> Any:

@@ -1,7 +1,4 @@
-"""Locations of a run: its artifacts and its MLflow page.
-
-An error explains missing artifacts.
-"""
+"""Opens the artifacts of a run; an error explains missing ones."""
 
 import os
 import shlex
@@ -10,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.redaction import redacted_uri
-from mltrain.store.artifacts import Artifacts, refuse_unwritable
+from mltrain.store.artifacts import Artifacts
+from mltrain.store.folders import refuse_unwritable
 from mltrain.store.opening import UnusableArtifacts, open_artifacts
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import LATEST_TAG, PROJECT_TAG, RETENTION_TAG
@@ -43,7 +41,7 @@ def artifacts_of(server: TrackingClient, run: Any, *, signs: Sequence[str] = _RE
     return artifacts
 
 
-def refuse_unusable_place(server: TrackingClient, experiment: Any) -> None:
+def refuse_unusable_location(server: TrackingClient, experiment: Any) -> None:
     """Raise an error for an experiment without usable artifact storage.
 
     Raises:
@@ -99,27 +97,3 @@ def _moved(place: Path, tracking_uri: str) -> tuple[Path, Path] | None:
             if new.is_dir() and new != place:
                 return Path(*place.parts[: 1 - length]), base / place.parts[-length]
     return None
-
-
-def page_of(address: str, experiment_id: str, run_id: str) -> str:
-    """Return the URL of a run's MLflow page.
-
-    It selects the mode for machine learning, which MLflow remembers; without it the GenAI pages open.
-    """
-    return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
-
-
-def page_of_experiment(address: str, experiment_id: str | None) -> str:
-    """Return the URL of an experiment, or of all experiments."""
-    place = f"/{experiment_id}" if experiment_id is not None else ""
-    return f"{address.rstrip('/')}/#/experiments{place}?workflowType=machine_learning"
-
-
-def location(server: TrackingClient, experiment_id: str, run_id: str) -> str:
-    """Return a readable description of where runs are kept.
-
-    For a server, a second line has the URL of the run's page.
-    """
-    if server.uri.startswith(("http://", "https://")):
-        return f"Runs are kept at {server.shown}\nLook at {page_of(server.shown, experiment_id, run_id)}"
-    return f"Runs are kept in {server.shown}, seen from {Path.cwd()}."
