@@ -16,18 +16,6 @@ from typing import Any
 from mltrain.compat.rest import RestClient
 from mltrain.compat.rest_server import RestError
 
-# With MLflow's defaults, a call blocks for four minutes without a server and sleeps for any Retry-After. mltrain has its
-# own retries, which can be stopped.
-CLIENT_DEFAULTS: Mapping[str, str] = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # would draw from Python's global random numbers
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # mltrain prints it once, at the start
-    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
-}
 LONGEST_WAIT = 60.0
 """Most seconds that mltrain waits at a server's request."""
 MOST_POINTS = 2000
@@ -39,12 +27,6 @@ _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 """Their protocol buffer JSON (https://protobuf.dev/programming-guides/json)."""
 BATCH_ENDPOINT = "/api/2.0/mlflow/runs/log-batch"
 INTERVAL_ENDPOINT = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
-
-
-def set_client_defaults() -> None:
-    """Set mltrain's defaults for MLflow's unset environment variables."""
-    for name, value in CLIENT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
 
 
 def entities() -> Any:

@@ -11,16 +11,11 @@ from typing import Any
 
 from mltrain.compat import rest_entities as entities
 from mltrain.compat.database import Page
-from mltrain.compat.rest_server import RestError, Server, is_plain
+from mltrain.compat.rest_server import RestError, Server
 
 _API = "/api/2.0/mlflow"
 _AT_ONCE = 100
 """Most parameters, and most tags, of one request."""
-
-
-def client_of(uri: str, defaults: Mapping[str, str]) -> "RestClient | None":
-    """Return a plain server's client, or ``None`` for other servers."""
-    return RestClient(uri) if is_plain(uri, defaults) else None
 
 
 class RestClient:

@@ -15,6 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import requests
 
+# With MLflow's defaults, a call blocks for four minutes without a server and sleeps for any Retry-After. mltrain has its
+# own retries, which can be stopped.
+CLIENT_DEFAULTS: Mapping[str, str] = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",  # would draw from Python's global random numbers
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # mltrain prints it once, at the start
+    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
+}
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _CREDENTIALS = Path("~/.mlflow/credentials")
 _WITHOUT_EFFECT = frozenset(
@@ -62,14 +74,16 @@ class RestError(Exception):
         return self._status
 
 
-def is_plain(uri: str, defaults: Mapping[str, str]) -> bool:
+def set_client_defaults() -> None:
+    """Set mltrain's defaults for MLflow's unset environment variables."""
+    for name, value in CLIENT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def is_plain(uri: str) -> bool:
     """Whether this module can send requests in MLflow's place.
 
     MLflow would send the same requests and has not been imported.
-
-    Args:
-        uri: of the tracking store.
-        defaults: mltrain's values of MLflow's environment variables.
     """
     if "mlflow" in sys.modules or not uri.startswith(("http://", "https://")):
         return False
@@ -77,7 +91,7 @@ def is_plain(uri: str, defaults: Mapping[str, str]) -> bool:
         return False  # MLflow rejects the combination with its own error
     for name, value in os.environ.items():
         named = name.startswith(("MLFLOW_", "_MLFLOW_", "DATABRICKS_"))
-        if named and name not in _WITHOUT_EFFECT and defaults.get(name) != value:
+        if named and name not in _WITHOUT_EFFECT and CLIENT_DEFAULTS.get(name) != value:
             return False
     return not _CREDENTIALS.expanduser().exists() and not _has_plugins()
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from mltrain.compat.private import CLIENT_DEFAULTS
 from mltrain.errors import StorageError
 from mltrain.provenance import fingerprint
 from mltrain.redaction import first_line, redacted_uri
@@ -102,7 +101,7 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
         return get_artifact_repository(artifact_uri, tracking_uri=tracking_uri)
 
     try:
-        repository = artifacts_of_server(artifact_uri, tracking_uri, CLIENT_DEFAULTS, of_mlflow) or of_mlflow()
+        repository = artifacts_of_server(artifact_uri, tracking_uri, of_mlflow) or of_mlflow()
         return RemoteArtifacts(repository, uris=(artifact_uri, tracking_uri))
     except Exception as error:  # each kind of store raises its own errors
         raise UnusableArtifacts(

@@ -164,25 +164,16 @@ class ServerArtifacts:
         return other(self._other)
 
 
-def artifacts_of_server(
-    artifact_uri: str, tracking_uri: str, defaults: Mapping[str, str], other: Callable[[], Any]
-) -> ServerArtifacts | None:
+def artifacts_of_server(artifact_uri: str, tracking_uri: str, other: Callable[[], Any]) -> ServerArtifacts | None:
     """Return a plain server's artifacts, ``None`` for other stores.
 
     Args:
         artifact_uri: of a run or a model.
         tracking_uri: of the server.
-        defaults: mltrain's values of MLflow's environment variables.
         other: opens MLflow's own repository of the same artifacts.
     """
     found = urlsplit(artifact_uri)
     path = found.path.strip("/")
-    if (
-        found.scheme != "mlflow-artifacts"
-        or found.netloc
-        or found.query
-        or not path
-        or not is_plain(tracking_uri, defaults)
-    ):
+    if found.scheme != "mlflow-artifacts" or found.netloc or found.query or not path or not is_plain(tracking_uri):
         return None
     return ServerArtifacts(tracking_uri, path, other)

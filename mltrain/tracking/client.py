@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mltrain.compat import private, rest_entities
 from mltrain.compat.database import DatabaseReader, Unreadable, database_of, uri_of_environment
 from mltrain.compat.rest import RestClient
+from mltrain.compat.rest_server import set_client_defaults
 from mltrain.errors import RunNotFound
 from mltrain.redaction import first_line, remember_environment
 from mltrain.tracking.connection import Connection, Refusal
@@ -257,7 +258,7 @@ def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingCl
         TrackingError: MLflow cannot use the URI.
     """
     remember_environment()
-    private.set_client_defaults()
+    set_client_defaults()
     try:
         uri = uri or uri_of_environment() or private.uri_of_mlflow()
         remember_environment({"MLFLOW_TRACKING_URI": uri})  # the program may have set it through MLflow
@@ -285,7 +286,7 @@ def connect_to_read() -> TrackingClient:
     if uri is None or file is None:
         return connect()
     remember_environment({"MLFLOW_TRACKING_URI": uri})
-    private.set_client_defaults()
+    set_client_defaults()
     return TrackingClient(uri, DeferredClient(uri, DatabaseReader(file)), retry_seconds=5.0)
 
 

@@ -3,9 +3,9 @@
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from mltrain.compat import private, rest
 from mltrain.compat.database import READS, DatabaseReader, Unreadable
 from mltrain.compat.rest import RestClient
+from mltrain.compat.rest_server import is_plain
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +41,7 @@ class DeferredClient:
     def preferred(self) -> "MlflowClient | RestClient":
         """Return the preferred client, creating it if needed."""
         if self._created is None:
-            self._created = rest.client_of(self._uri, private.CLIENT_DEFAULTS) or self.mlflow_client()
+            self._created = RestClient(self._uri) if is_plain(self._uri) else self.mlflow_client()
         return self._created
 
     def mlflow_client(self) -> "MlflowClient":

@@ -21,6 +21,7 @@ from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from mlflow.store.tracking.rest_store import RestStore
 
 from mltrain.compat import private
+from mltrain.compat.rest_server import CLIENT_DEFAULTS
 from tests.support.database import fresh_database
 
 
@@ -37,7 +38,7 @@ def run_id(client: MlflowClient) -> str:
     return run_id
 
 
-@pytest.mark.parametrize("name", sorted(private.CLIENT_DEFAULTS))
+@pytest.mark.parametrize("name", sorted(CLIENT_DEFAULTS))
 def test_mlflow_reads_the_environment_variable(name: str) -> None:
     assert name in vars(mlflow.environment_variables)
 
@@ -75,7 +76,7 @@ class Recording(BaseHTTPRequestHandler):
 
 
 def test_points_are_sent_as_mlflow_sends_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in private.CLIENT_DEFAULTS.items():
+    for name, value in CLIENT_DEFAULTS.items():
         monkeypatch.setenv(name, value)
     points = [("loss", 0.1, 1_700_000_000_000, 1), ("größe/x", -1e300, 1, -(2**62)), ("zero", 0.0, 0, 0)]
     points += [("odd", value, 5, 2**53 + 1) for value in (math.nan, math.inf, -math.inf)]
@@ -130,7 +131,7 @@ class StorageOnly(BaseHTTPRequestHandler):
 
 
 def test_parts_come_from_the_storage_where_the_server_sends_nothing_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in private.CLIENT_DEFAULTS.items():
+    for name, value in CLIENT_DEFAULTS.items():
         monkeypatch.setenv(name, value)
     with HTTPServer(("127.0.0.1", 0), StorageOnly) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -180,7 +181,7 @@ class Blocks:
 
 
 def test_a_content_is_sent_to_a_server_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in private.CLIENT_DEFAULTS.items():
+    for name, value in CLIENT_DEFAULTS.items():
         monkeypatch.setenv(name, value)
     with HTTPServer(("127.0.0.1", 0), Receiving) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -219,7 +220,7 @@ class Busy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name, value in private.CLIENT_DEFAULTS.items():
+    for name, value in CLIENT_DEFAULTS.items():
         monkeypatch.setenv(name, value)
     with HTTPServer(("127.0.0.1", 0), Busy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

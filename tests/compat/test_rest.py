@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from mltrain.compat import private, rest_entities
 from mltrain.compat.rest import RestClient
-from mltrain.compat.rest_server import RestError, is_plain
+from mltrain.compat.rest_server import CLIENT_DEFAULTS, RestError, is_plain
 from mltrain.errors import RunNotFound
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.connection import Refusal
@@ -32,7 +32,7 @@ def uri(tracking_server: TrackingServer) -> str:
 
 @pytest.fixture
 def clients(uri: str, monkeypatch: pytest.MonkeyPatch) -> tuple[RestClient, MlflowClient]:
-    for name, value in private.CLIENT_DEFAULTS.items():
+    for name, value in CLIENT_DEFAULTS.items():
         monkeypatch.setenv(name, value)
     return RestClient(uri), MlflowClient(uri)
 
@@ -217,15 +217,14 @@ PLAIN = """
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from mltrain.compat.rest_server import is_plain, _has_plugins
-from mltrain.compat.private import CLIENT_DEFAULTS, set_client_defaults
+from mltrain.compat.rest_server import is_plain, set_client_defaults, _has_plugins
 import os
 set_client_defaults()
 U = "http://127.0.0.1:5000"
 def plain(uri=U, **environment):
     os.environ.update(environment)
     try:
-        return is_plain(uri, CLIENT_DEFAULTS)
+        return is_plain(uri)
     finally:
         for name in environment:
             del os.environ[name]
@@ -265,7 +264,7 @@ assert not plain()
 
 
 def test_only_a_plain_server_is_asked_without_mlflow(tmp_path: Path) -> None:
-    assert not is_plain("http://127.0.0.1:5000", private.CLIENT_DEFAULTS), "MLflow has been imported here"
+    assert not is_plain("http://127.0.0.1:5000"), "MLflow has been imported here"
     prefixes = ("MLFLOW_", "_MLFLOW_", "DATABRICKS_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     subprocess.run([sys.executable, "-c", PLAIN], check=True, env={**environment, "HOME": str(tmp_path)}, timeout=120)
@@ -301,7 +300,7 @@ class Recording(BaseHTTPRequestHandler):
 def test_a_request_has_the_headers_of_mlflow_and_its_error_the_seconds_to_wait(
     access: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {**private.CLIENT_DEFAULTS, **access}.items():
+    for name, value in {**CLIENT_DEFAULTS, **access}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(Recording, "seen", [])
     with HTTPServer(("127.0.0.1", 0), Recording) as server:
