@@ -11,7 +11,7 @@ from mltrain.checkpoint import retention
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, newest
 from mltrain.checkpoint.notes import Notes
 from mltrain.checkpoint.retention import Context
-from mltrain.checkpoint.store import PARAMS, CheckpointStore, warn_damaged
+from mltrain.checkpoint.store import PARAMS, CheckpointStore, Damaged, warn_damaged
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
-
 
 class CheckpointReader:
     """The checkpoints of one run, read-only.
@@ -30,10 +28,10 @@ class CheckpointReader:
     Args:
         store: holds the checkpoints.
         context: defines which checkpoint is best.
-        damaged: called with each damaged checkpoint. If ``None``, each is logged as a warning.
+        damaged: called with each damaged checkpoint.
     """
 
-    def __init__(self, store: CheckpointStore, context: Context, damaged: Damaged | None = None) -> None:
+    def __init__(self, store: CheckpointStore, context: Context, damaged: Damaged = warn_damaged) -> None:
         self.store = store
         self.notes = Notes.read(store.artifacts, context)
         self._damaged = damaged
@@ -63,7 +61,7 @@ class CheckpointReader:
             try:
                 committed = self.store.manifest(identity)
             except DamagedCheckpoint as error:
-                (self._damaged or warn_damaged)(identity, error)
+                self._damaged(identity, error)
                 continue
             if committed is not None:
                 staged = [*(one for one in staged if one.id.order > identity.order), committed]
@@ -146,18 +144,6 @@ class CheckpointReader:
                 f"{PARAMS} beside the state, as mltrain train writes it. Try: resume with the loop that wrote them."
             )
         return first_usable(self.store, chain([first], choices), partial(read or configured, self.store), self._damaged)
-
-    def first_intact(
-        self, candidates: Sequence[Manifest], only: Callable[[str], bool]
-    ) -> tuple[Manifest, dict[str, bytearray]]:
-        """Return the first intact candidate with its wanted files.
-
-        Only the files that ``only`` accepts are read and verified.
-
-        Raises:
-            NoCheckpoint: every candidate is damaged.
-        """
-        return first_usable(self.store, candidates, lambda one: self.store.fetch(one, only=only))
 
     def first(self, which: str) -> Manifest:
         """Return the first match's manifest, without verifying its files.
@@ -259,7 +245,7 @@ def first_usable(
     store: CheckpointStore,
     candidates: Iterable[Manifest],
     read: Callable[[Manifest], R],
-    damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
+    damaged: Damaged = warn_damaged,
 ) -> tuple[Manifest, R]:
     """Return the first readable candidate and its content.
 
@@ -269,7 +255,7 @@ def first_usable(
         store: holds the candidates.
         candidates: the best match first.
         read: reads the content that the caller wants, verified.
-        damaged: called with each damaged candidate. If ``None``, each is logged as a warning.
+        damaged: called with each damaged candidate.
 
     Raises:
         NoCheckpoint: every candidate is damaged.
@@ -280,5 +266,5 @@ def first_usable(
         try:
             return manifest, read(manifest)
         except DamagedCheckpoint as error:
-            (damaged or warn_damaged)(manifest.id, error)
+            damaged(manifest.id, error)
     raise NoCheckpoint(f"None of the {tried} matching checkpoints of {store.title} is usable. {store.remedy}")

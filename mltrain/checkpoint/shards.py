@@ -194,7 +194,9 @@ class Assembly:
 
     def sizes(self) -> dict[str, int]:
         """Return the whole files' sizes in bytes, by name."""
-        return {name: tensor_file.size_of(tensors, self._metadata(name)) for name, tensors in self._wholes.items()}
+        return {
+            name: tensor_file.TensorFile(tensors, self._metadata(name)).size for name, tensors in self._wholes.items()
+        }
 
     def content(self, name: str) -> bytearray:
         """Return the content of a whole file.

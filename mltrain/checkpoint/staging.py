@@ -34,23 +34,23 @@ class Spool:
 
     def complete(self) -> list[Path]:
         """Return the folders of complete checkpoints, sorted by name."""
-        try:
-            return sorted(f for f in self.root.iterdir() if CheckpointId.parse(f.name) and (f / FILE_NAME).is_file())
-        except OSError as error:
-            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Try: check that disk.") from error
+        return sorted(f for f in self._folders() if CheckpointId.parse(f.name) and (f / FILE_NAME).is_file())
 
     def discard_unfinished(self) -> int:
         """Remove incomplete stagings and return their number.
 
         Only the process that holds the run may call this.
         """
-        try:
-            unfinished = [folder for folder in self.root.iterdir() if is_half_staged(folder)]
-        except OSError as error:
-            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Try: check that disk.") from error
+        unfinished = [folder for folder in self._folders() if is_half_staged(folder)]
         for folder in unfinished:
             discard_staged(folder)
         return len(unfinished)
+
+    def _folders(self) -> list[Path]:
+        try:
+            return list(self.root.iterdir())
+        except OSError as error:
+            raise StorageError(f"{self.root} cannot be listed: {error.strerror}. Try: check that disk.") from error
 
 
 class Staging:

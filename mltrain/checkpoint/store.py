@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, names_of_shards
 from mltrain.checkpoint.staging import Spool, assign_run_id
 from mltrain.checkpoint.verified_files import Problem, VerifiedFiles
-from mltrain.errors import CheckpointError, DamagedCheckpoint, StorageError
+from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.store.artifacts import Artifacts, in_parallel
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.removal import discard_staged
@@ -24,6 +24,15 @@ log = logging.getLogger(__name__)
 
 PARAMS = "params.json"
 """The checkpoint file with the configuration of the training."""
+
+
+Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
+"""Called with each damaged checkpoint."""
+
+
+def warn_damaged(identity: CheckpointId, error: DamagedCheckpoint) -> None:
+    """Log that a checkpoint is damaged."""
+    log.warning("Checkpoint %s is damaged and is skipped: %s", identity.name, error)
 
 
 @dataclass(frozen=True)
@@ -167,16 +176,11 @@ class CheckpointStore:
         self._known[identity] = known
         return known.manifest
 
-    def survey(
-        self,
-        *,
-        damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None,
-        remembered: bool = False,
-    ) -> "Survey":
+    def survey(self, *, damaged: Damaged = warn_damaged, remembered: bool = False) -> Survey:
         """List all checkpoint folders' manifests; report and skip damaged ones.
 
         Args:
-            damaged: called with each damaged checkpoint. If ``None``, each is logged as a warning.
+            damaged: called with each damaged checkpoint.
             remembered: whether to trust a manifest that was read or uploaded before while its folder is still listed.
                 Manifests do not change, so the process that holds the run needs one request for any number of
                 checkpoints.
@@ -187,7 +191,7 @@ class CheckpointStore:
         for identity in names:
             found = memory.get(identity) or read[identity]
             if isinstance(found, DamagedCheckpoint):
-                (damaged or warn_damaged)(identity, found)
+                damaged(identity, found)
             elif found is None:
                 uncommitted.append(identity)
             else:
@@ -196,7 +200,7 @@ class CheckpointStore:
         self._known = {one.id: before[one.id] for one in manifests if one.id in before}
         return Survey(tuple(manifests[::-1]), tuple(uncommitted))
 
-    def manifests(self, *, damaged: Callable[[CheckpointId, DamagedCheckpoint], None] | None = None) -> list[Manifest]:
+    def manifests(self, *, damaged: Damaged = warn_damaged) -> list[Manifest]:
         """Return all committed manifests, oldest first; damaged ones are reported."""
         return list(self.survey(damaged=damaged).manifests)
 
@@ -291,8 +295,3 @@ class CheckpointStore:
             return self.artifacts.local_root / CHECKPOINTS / identity.name
         assert self.spool is not None
         return self.spool.root / identity.name
-
-
-def warn_damaged(identity: CheckpointId, error: CheckpointError) -> None:
-    """Log that a checkpoint is damaged."""
-    log.warning("Checkpoint %s is damaged and is skipped: %s", identity.name, error)

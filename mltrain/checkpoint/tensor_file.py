@@ -180,11 +180,6 @@ def _laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tup
     return _header(header), places
 
 
-def size_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-    """Return the bytes of a safetensors file; meta tensors suffice."""
-    return TensorFile(tensors, metadata).size
-
-
 def blank(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytearray, dict[str, Tensor]]:
     """Return a zeroed safetensors file and views of its tensors."""
     header, places = _laid_out(tensors, metadata)
@@ -210,7 +205,7 @@ class TensorFile:
     It can be iterated over more than once.
 
     Args:
-        tensors: by name; contiguous ones are yielded as views of their memory.
+        tensors: by name; contiguous ones are yielded as views of their memory. For the size alone, meta tensors suffice.
         metadata: of the file.
     """
 

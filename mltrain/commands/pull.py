@@ -193,11 +193,14 @@ def load_best(
         NoCheckpoint: the run has no intact best checkpoint.
     """
     _, checkpoints = _chosen(run_id, experiment, metric, mode)
-    candidates = checkpoints.matching("best")
+    store, candidates = checkpoints.store, checkpoints.matching("best")
     if not candidates:
         raise NoCheckpoint(checkpoints.no_match_message("best"))
-    _, files = checkpoints.first_intact(candidates, lambda name: name.startswith("model") or name == STATE_TREE)
-    return decode_weights(files, torch.device(device))
+
+    def read(manifest: Manifest) -> dict[str, bytearray]:
+        return store.fetch(manifest, only=lambda name: name.startswith("model") or name == STATE_TREE)
+
+    return decode_weights(first_usable(store, candidates, read)[1], torch.device(device))
 
 
 def _chosen(

@@ -124,6 +124,18 @@ class RunCreation:
                 self._info = found[0].info if found else self._created()
             return self._info
 
+    def recorded(self, home: Path) -> Any:
+        """Return MLflow's description of the run, and record its id on this disk; see :meth:`info`.
+
+        Args:
+            home: the folder on this host of the run's provisional id.
+        """
+        info = self.info()
+        self.delete_duplicates()
+        remember_home(info.run_id, home)
+        replace(self.spec, run_id=info.run_id).save(home)
+        return info
+
     def delete_duplicates(self) -> int:
         """Delete runs that requests with lost responses created too; return their number."""
         if self._info is None or not self._unsure:
@@ -248,11 +260,8 @@ class RunIdentity:
             RunNotFound, StorageError, TrackingError: the run cannot be created now.
         """
         if not self.known and self._creation is not None:
-            info = self._creation.info()
-            self._creation.delete_duplicates()
+            info = self._creation.recorded(self.home)
             artifacts = open_artifacts(info.artifact_uri, self._server.uri)
-            remember_home(info.run_id, self.home)
-            replace(self._creation.spec, run_id=info.run_id).save(self.home)
             with self._naming:
                 if isinstance(self.artifacts, DeferredArtifacts):
                     self.artifacts.target = artifacts

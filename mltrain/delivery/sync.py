@@ -7,7 +7,7 @@ branched off are not sent, and counted as dropped.
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
@@ -18,16 +18,15 @@ from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.delivery.creation import RunCreation, RunSpec, recorded_spec
+from mltrain.delivery.creation import RunCreation, recorded_spec
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
 from mltrain.errors import MltrainError, RunNotFound
 from mltrain.ownership.attempts import STATUS_OF, Attempt, conclude, forget_only_local, last_attempt, recorded_attempts
 from mltrain.ownership.host_lock import lock_file
-from mltrain.ownership.run_folder import address_of, may_be, remember_home, stores
+from mltrain.ownership.run_folder import address_of, may_be, stores
 from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import Artifacts, DeferredArtifacts
-from mltrain.store.removal import discard_staged
 from mltrain.tracking.best import best_tags
 from mltrain.tracking.client import RUN_ID, TrackingClient
 from mltrain.tracking.run_artifacts import COMMITTED, artifacts_of
@@ -76,14 +75,13 @@ def publish_backlog(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping
     """
     if not has_backlog(home):
         return Uploaded()
-    spool = Spool(home / "staging")
-    store = CheckpointStore(run_id, DeferredArtifacts(artifacts), spool, formerly=home.name)
+    store = CheckpointStore(run_id, DeferredArtifacts(artifacts), Spool(home / "staging"), formerly=home.name)
     newest = max((manifest.id.order for manifest in store.manifests()), default=(0, 0))
     uploaded, dropped, waiting = [], 0, ""
     for manifest in store.staged():
         if manifest.step > ends.get(manifest.id.attempt, manifest.step):
             dropped += 1
-            discard_staged(spool.root / manifest.name)
+            store.discard_staged(manifest.id)
         elif manifest.id.order > newest:
             try:
                 publish(store, manifest)
@@ -202,7 +200,7 @@ def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float
             said = f"waits for {address}" if before or uncreated else f"has a staged checkpoint that {address} may lack"
             return Synced(run_id, left=before, said=said, address=address)
         if uncreated and spec is not None:
-            run_id = _created(server, spec, home)
+            run_id = str(RunCreation(server, spec, tried=True).recorded(home).run_id)
         run = server.run(run_id)
         artifacts = artifacts_of(server, run, signs=COMMITTED)
         attempts = [a for a in recorded_attempts(artifacts, last_attempt(run.data.params)) if not a.withdrawn]
@@ -265,15 +263,6 @@ def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: 
         forget_only_local(server, run_id, tags)
     if outcome in STATUS_OF:
         conclude(server, run_id, last, outcome)
-
-
-def _created(server: TrackingClient, spec: RunSpec, home: Path) -> str:
-    creation = RunCreation(server, spec, tried=True)
-    run_id = str(creation.info().run_id)
-    creation.delete_duplicates()
-    remember_home(run_id, home)
-    replace(spec, run_id=run_id).save(home)
-    return run_id
 
 
 def _ends(attempts: list[Attempt]) -> dict[int, int]:

@@ -25,9 +25,7 @@ class Reaped:
     found: str
 
 
-def reap(
-    server: TrackingClient, *, lease_seconds: float = LEASE_SECONDS, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Reaped]:
+def reap(server: TrackingClient, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[Reaped]:
     """Close the runs whose holders are dead, and yield what became of each.
 
     A run whose process is alive is never closed. A holder that this machine cannot see is dead when its heartbeat does not
@@ -35,7 +33,6 @@ def reap(
 
     Args:
         server: tracking server that has the runs.
-        lease_seconds: for which a heartbeat is watched.
         sleep: waits for a number of seconds.
     """
     watched = []
@@ -53,7 +50,7 @@ def reap(
             elif is_held(run):
                 yield Reaped(run.info.run_id, run.info.run_name, "alive")
     if watched:
-        sleep(lease_seconds)
+        sleep(LEASE_SECONDS)
     for before in watched:
         try:
             run = server.run(before.info.run_id)

@@ -1,16 +1,16 @@
 """Opens the checkpoints of a run, a folder or a file for reading."""
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mltrain.checkpoint.folder import FolderArtifacts
 from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Manifest, now
-from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.reader import CheckpointReader, configuration
 from mltrain.checkpoint.retention import Context
-from mltrain.checkpoint.store import PARAMS, CheckpointStore
+from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError, NoCheckpoint, UsageError
 from mltrain.ownership.attempts import recorded_config
 from mltrain.run.naming import full_id
@@ -81,10 +81,8 @@ def trained_config(checkpoints: CheckpointReader, which: str = "latest") -> dict
 def config_of(checkpoints: CheckpointReader, candidates: Iterable[Manifest]) -> dict[str, Any]:
     """Return the first configuration in these checkpoints; see :func:`trained_config`."""
     for manifest in candidates:
-        try:
-            config = json.loads(checkpoints.store.fetch(manifest, only=PARAMS.__eq__)[PARAMS])
-        except (MltrainError, KeyError, ValueError):
-            continue
-        if isinstance(config, Mapping):
-            return dict(config)
+        with suppress(MltrainError):
+            config = configuration(checkpoints.store, manifest)
+            if config is not None:
+                return dict(config)
     return dict(recorded_config(checkpoints.store.artifacts)["config"])
