@@ -82,7 +82,7 @@ class Ending:
         if only_local is not None:
             run.mark_only_local(only_local.name, "KILLED" if self._stopped else "FINISHED")
             why += "; the newest checkpoint is on this machine only"
-        run.outbox.finish_epochs(self._trainer.history)
+        run.outbox.media.finish_epochs(self._trainer.history)
         describe(run, self._project, self._trainer.config.best_metric, best)
         delivered = self._closed(kept, why, deadline)
         if code == 0 and only_local is not None and run.ending.closed:

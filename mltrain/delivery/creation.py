@@ -207,7 +207,6 @@ class RunIdentity:
     Args:
         server: tracking server that has the run.
         run: MLflow's description of the run, or its creation.
-        home: the run's folder on this host. If ``None``, the folder for its id.
 
     Attributes:
         id: of the run; until it is created, its provisional id.
@@ -217,7 +216,7 @@ class RunIdentity:
         home: the run's folder on this host.
     """
 
-    def __init__(self, server: TrackingClient, run: Any, home: Path | None) -> None:
+    def __init__(self, server: TrackingClient, run: Any) -> None:
         self._server = server
         self._creation = run if isinstance(run, RunCreation) else None
         self._created = threading.Event()
@@ -231,7 +230,7 @@ class RunIdentity:
             self.id, self.name, self.experiment_id = run.run_id, run.run_name, run.experiment_id
             self.artifacts = open_artifacts(run.artifact_uri, server.uri)
             self._created.set()
-        self.home = home or home_of(server, self.id)
+        self.home = home_of(server, self.id)
         record_address(server.uri, self.home)
 
     @property

@@ -57,7 +57,10 @@ class MediaWriter:
         self._delivered = {found for name in names if (found := ui_identity(name)) and found[1] >= step} | waiting
 
     def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
-        """Log pictures of one step; see :meth:`TrackedRun.log_pictures`."""
+        """Log pictures for the UI's step slider and as files, without waiting for the server.
+
+        The picture ``inference/A_to_B`` of epoch 5 is the file ``inference/epoch_0005/A_to_B.jpg`` among the artifacts.
+        """
         timestamp = time.time_ns() // 1_000_000
         for name, picture in self._names.translated(pictures).items():
             if (name, step) not in self._delivered:

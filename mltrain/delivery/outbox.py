@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mltrain.checkpoint.manifest import Point
 from mltrain.delivery.creation import RunIdentity
@@ -17,7 +16,6 @@ from mltrain.delivery.sender import Sender
 from mltrain.delivery.sending_process import SenderProcess
 from mltrain.delivery.system_metrics import SystemMonitor
 from mltrain.errors import StorageError
-from mltrain.history import History
 from mltrain.ownership.lease import Lease
 from mltrain.redaction import redacted
 from mltrain.tracking import names
@@ -44,6 +42,7 @@ class Outbox:
 
     Attributes:
         journal: of undelivered records.
+        media: makes pictures and tables.
         sender: delivers the journal.
     """
 
@@ -59,7 +58,7 @@ class Outbox:
         self._early: list[tuple[Mapping[str, float], int, int]] | None = []
         """System metrics from before the first metric of the training, with steps and times; then ``None``."""
         self._recording = threading.Lock()
-        self._media = MediaWriter(run.home, journal)
+        self.media = MediaWriter(run.home, journal)
         # Unsent points of an earlier attempt are recomputed or come with the checkpoint. Sending them too would race with
         # reading which points the server has.
         journal.drop_overtaken()
@@ -94,22 +93,6 @@ class Outbox:
     def log_file(self, file: Path) -> None:
         """Upload a file without waiting, replacing one of its name. It must exist until it is sent."""
         self.journal.log_item("file", "", str(file))
-
-    def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
-        """Log pictures for the UI's step slider and as files, without waiting for the server.
-
-        The picture ``inference/A_to_B`` of epoch 5 is the file ``inference/epoch_0005/A_to_B.jpg`` among the artifacts.
-        A background thread encodes them.
-        """
-        self._media.log_pictures(pictures, step, epoch)
-
-    def log_epoch(self, history: History) -> None:
-        """Update the CSV log, and the learning curves unless they were drawn less than a minute ago."""
-        self._media.log_epoch(history)
-
-    def finish_epochs(self, history: History) -> None:
-        """Draw the learning curves once more, with all epochs."""
-        self._media.finish_epochs(history)
 
     def pending(self, step: int) -> list[Point]:
         """Return the unacknowledged metric points up to ``step``, for the checkpoint at that step.
@@ -146,13 +129,13 @@ class Outbox:
         # This attempt makes the later pictures of earlier attempts again.
         self.journal.drop_beyond(dict.fromkeys(earlier_attempts, step))
         self._delivered = delivered_beyond(self._server, self._server.run(self._run.id), step)
-        self._media.skip_delivered(self._run.artifacts, step)
+        self.media.skip_delivered(self._run.artifacts, step)
 
     def stop_recording(self, deadline: float) -> None:
         """Stop the system metrics, and finish pictures within half of the remaining time."""
         self._monitor.close()
         self._record_early()
-        unmade = self._media.close(max(0.0, deadline - time.monotonic()) / 2)
+        unmade = self.media.close(max(0.0, deadline - time.monotonic()) / 2)
         if unmade:
             log.warning(
                 "%d pictures were not made before the end of the grace period, and are lost: %s. Try: a larger "

@@ -38,6 +38,8 @@ CONFIG_FILE = "config.json"
 ATTEMPTS_FILE = "attempts.json"
 STATUS_OF = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's status for each final value of :data:`STATUS_TAG`."""
+OUTCOME_OF = {status: outcome for outcome, status in STATUS_OF.items()}
+"""The final value of :data:`STATUS_TAG` for each of MLflow's final statuses."""
 _CONCLUDING_TRIES = 5
 _CLAIM = re.compile(re.escape(ATTEMPT_PREFIX) + r"(\d{1,6})", re.ASCII)
 
@@ -162,6 +164,14 @@ def is_alive(server: TrackingClient, run: Any) -> bool | None:
     return False if alive is None and has_ended(server, run.info.run_id, holder) else alive
 
 
+def held_by_another(run: Any) -> RunHeld:
+    """Return the error for a run that another process writes to."""
+    return RunHeld(
+        f"Run {run.info.run_id} is being written by {named(holder_of(run))}. Expected one writer. "
+        "Try: stop that process, or --take-over"
+    )
+
+
 def await_lease(server: TrackingClient, run: Any) -> None:
     """Return once the run's holder is gone.
 
@@ -173,16 +183,12 @@ def await_lease(server: TrackingClient, run: Any) -> None:
     """
     if not is_held(run):
         return
-    holder = holder_of(run)
     alive = is_alive(server, run)
-    who = named(holder)
-    held = RunHeld(
-        f"Run {run.info.run_id} is being written by {who}. Expected one writer. Try: stop that process, or --take-over"
-    )
     if alive:
-        raise held
+        raise held_by_another(run)
     if alive is False:
         return
+    who = named(holder_of(run))
     print(f"The run was held by {who}; waiting {LEASE_SECONDS:.0f} s for a heartbeat …", file=sys.stderr, flush=True)
     beat = run.data.tags.get(HEARTBEAT_TAG)
     deadline = time.monotonic() + LEASE_SECONDS
@@ -192,7 +198,7 @@ def await_lease(server: TrackingClient, run: Any) -> None:
         if not is_held(now):
             return  # it has ended, and its heartbeat is removed
         if now.data.tags.get(HEARTBEAT_TAG) != beat:
-            raise held
+            raise held_by_another(run)
 
 
 def only_local_tags(checkpoint: str, when_sent: str) -> dict[str, str]:
@@ -245,11 +251,6 @@ def claim_attempt(server: TrackingClient, run_id: str, ordinal: int) -> None:
 def holder_tags(ordinal: int) -> dict[str, str]:
     """Return the tags that mark this process as the holder of a run."""
     return {HOLDER_TAG: _claim(ordinal), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}
-
-
-def outcome_of(status: str) -> str:
-    """Return the value of :data:`STATUS_TAG` for one of MLflow's final statuses."""
-    return next(outcome for outcome, known in STATUS_OF.items() if known == status)
 
 
 def ending_tags(ordinal: int, outcome: str) -> dict[str, str]:

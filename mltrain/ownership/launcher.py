@@ -18,7 +18,7 @@ import psutil
 
 from mltrain.errors import RunNotFound
 from mltrain.ownership import liveness
-from mltrain.ownership.attempts import conclude, outcome_of
+from mltrain.ownership.attempts import OUTCOME_OF, conclude
 from mltrain.ownership.liveness import is_running
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.tags import HOLDER_TAG, LAUNCHER_OF_TAG, LAUNCHER_TAG, MLFLOW_PARENT
@@ -139,7 +139,7 @@ def main(arguments: list[str]) -> None:
         if HOLDER_TAG not in server.run(run_id).data.tags:  # otherwise a training has adopted it
             server.delete_run(run_id)
     else:
-        conclude(server, run_id, ordinal, outcome_of(action))
+        conclude(server, run_id, ordinal, OUTCOME_OF[action])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import filelock
 
 from mltrain.errors import MltrainError, RunHeld
-from mltrain.ownership.attempts import LEASE_SECONDS, Attempt, claim_attempt, conclude, last_attempt
+from mltrain.ownership.attempts import LEASE_SECONDS, OUTCOME_OF, Attempt, claim_attempt, conclude, last_attempt
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import HEARTBEAT_TAG, STATUS_TAG
 
@@ -26,7 +26,6 @@ _MAX_PENDING = 3
 """How many heartbeats may wait for an answer at once, so that a hanging connection does not delay the next one."""
 _EARLY = 0.8
 """Factor on the interval: a heartbeat reads the run too, so just before the sender would do it."""
-_ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
 class Lease:
@@ -184,7 +183,7 @@ class Lease:
             tagged = run.data.tags.get(STATUS_TAG, "running")
             if self._ending or self.overtaken.is_set() or self.gone is not None:
                 return
-            if run.info.status not in _ENDED and tagged == "running":
+            if run.info.status not in OUTCOME_OF and tagged == "running":
                 return
             log.warning(
                 "Somebody set the run to %s although it is running; it is set to RUNNING again.", run.info.status

@@ -67,7 +67,7 @@ def adopt(
         own = {key: value for key, value in own_tags(project).items() if key != "mlflow.source.name"}
         server.set_tags(info.run_id, {**own, **tags})
         info = server.run(info.run_id).info
-        return TrackedRun(server, [Attempt(1)], lock, info, opened=Opened(launcher=launcher, age=age_of(run)))
+        return TrackedRun(server, [Attempt(1)], lock, info, Opened(launcher=launcher, age=age_of(run)))
     except BaseException:
         lock.release()
         raise

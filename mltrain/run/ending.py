@@ -12,7 +12,7 @@ from mltrain.delivery.creation import RunIdentity
 from mltrain.delivery.outbox import Outbox
 from mltrain.errors import MltrainError, StorageError
 from mltrain.ownership import launcher as launchers
-from mltrain.ownership.attempts import conclude, ending_tags, forget_only_local, only_local_tags, outcome_of
+from mltrain.ownership.attempts import OUTCOME_OF, conclude, ending_tags, forget_only_local, only_local_tags
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import Hold
 from mltrain.ownership.run_folder import grace_seconds
@@ -84,7 +84,7 @@ class Ending:
             status: final status of the run once ``mltrain sync`` has uploaded the checkpoint.
         """
         self._only_local = True
-        self._outbox.set_tags(only_local_tags(checkpoint, outcome_of(status)))
+        self._outbox.set_tags(only_local_tags(checkpoint, OUTCOME_OF[status]))
 
     def detach(self, status: Status) -> None:
         """Deliver the backlog and release the run; set its status if this process owns it."""
@@ -167,7 +167,7 @@ class Ending:
         return delivered
 
     def _tag_ending(self, status: Status) -> None:
-        self._outbox.set_tags(ending_tags(self._hold.attempt.ordinal, outcome_of(status)))
+        self._outbox.set_tags(ending_tags(self._hold.attempt.ordinal, OUTCOME_OF[status]))
 
     def _report_lost(self) -> None:
         self.lost = self._outbox.journal.lost()
@@ -202,7 +202,7 @@ class Ending:
 
     def _status_is_set(self, status: Status, seconds: float) -> bool:
         server, run_id = replace(self._server, retry_seconds=seconds), self._run.id
-        ordinal, ended = self._hold.attempt.ordinal, outcome_of(status)
+        ordinal, ended = self._hold.attempt.ordinal, OUTCOME_OF[status]
         try:
             if not self._hold.lease.holds(certainly=True):
                 return False

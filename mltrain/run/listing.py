@@ -13,7 +13,7 @@ from typing import Any
 
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, now
 from mltrain.errors import MltrainError, UsageError
-from mltrain.ownership.attempts import holder_of, is_alive
+from mltrain.ownership.attempts import OUTCOME_OF, holder_of, is_alive
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.best import best_values
@@ -36,8 +36,6 @@ _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
 }
 _CONDITION = re.compile(r"(\S(?:.*?\S)??)\s*(<=|>=|<|>|=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
-
-_ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def state(server: TrackingClient, run: Any) -> str:
     """
     tagged = run.data.tags.get(STATUS_TAG)
     if tagged != "running":
-        return tagged or _ENDED.get(run.info.status, "unknown")
+        return tagged or OUTCOME_OF.get(run.info.status, "unknown")
     alive = is_alive(server, run)
     return "running elsewhere" if alive is None else "running" if alive else "dead"
 

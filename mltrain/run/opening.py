@@ -15,20 +15,19 @@ from typing import Any
 
 from mltrain.delivery.creation import RunCreation, RunSpec
 from mltrain.delivery.sync import publish_backlog
-from mltrain.errors import MltrainError, RunHeld, UsageError
+from mltrain.errors import MltrainError, UsageError
 from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import (
+    OUTCOME_OF,
     Attempt,
     await_lease,
     claim_attempt,
     forget_endings,
-    holder_of,
+    held_by_another,
     holder_tags,
     is_alive,
     is_held,
     last_attempt,
-    named,
-    outcome_of,
     recorded_attempts,
 )
 from mltrain.ownership.host_lock import take_lock
@@ -101,7 +100,7 @@ def create(
         lock = take_lock(home_of(server, info.run_id), info.run_id, take_over=False)
         if RUN_KEY_TAG in tags:
             confirm(server, info.run_id, tags[RUN_KEY_TAG])
-        return TrackedRun(server, [Attempt(1)], lock, info, opened=Opened(created=True))
+        return TrackedRun(server, [Attempt(1)], lock, info, Opened(created=True))
     except BaseException:
         if lock is not None:
             lock.release()
@@ -118,13 +117,9 @@ def resumable(server: TrackingClient, run_id: str, *, take_over: bool) -> Any:
         RunHeld: a process of this machine is writing to it.
         StorageError: the run's folder on this host cannot be created.
     """
-    run_id = full_id(server, run_id)
-    run = server.run(run_id)
+    run = server.run(full_id(server, run_id))
     if not take_over and is_held(run) and is_alive(server, run):
-        raise RunHeld(
-            f"Run {run_id} is being written by {named(holder_of(run))}. Expected one writer. "
-            "Try: stop that process, or --take-over"
-        )
+        raise held_by_another(run)
     refuse_unwritable_home(server)
     writable_artifacts_of(server, run)
     return run
@@ -180,7 +175,6 @@ def _continued(
             attempts,
             lock,
             run.info,
-            home,
             Opened(earlier=final_status(run), launcher=launcher, owned=owned, age=age_of(run)),
         )
     except BaseException:
@@ -230,7 +224,7 @@ def open_run(run_id: str | None = None) -> TrackedRun:
             try:
                 server.set_tags(identity, holder_tags(1))
                 opened = Opened(earlier=final_status(known), owned=active != identity, age=age_of(known))
-                run = TrackedRun(server, [Attempt(1)], lock, known.info, opened=opened)
+                run = TrackedRun(server, [Attempt(1)], lock, known.info, opened)
             except BaseException:
                 lock.release()
                 raise
@@ -242,7 +236,7 @@ def open_run(run_id: str | None = None) -> TrackedRun:
 def _restore_status(server: TrackingClient, run: Any) -> None:
     """Restore the status of a run from before this process claimed it, or set KILLED."""
     status = final_status(run) or "KILLED"
-    server.once.set_tag(run.info.run_id, STATUS_TAG, run.data.tags.get(STATUS_TAG, outcome_of(status)))
+    server.once.set_tag(run.info.run_id, STATUS_TAG, run.data.tags.get(STATUS_TAG, OUTCOME_OF[status]))
     server.once.set_terminated(run.info.run_id, status, run.info.end_time)
 
 
@@ -296,4 +290,4 @@ def _created_later(server: TrackingClient, creation: RunCreation, why: Refusal) 
         why,
         home,
     )
-    return TrackedRun(server, [Attempt(1)], take_lock(home, spec.id, take_over=False), creation, home)
+    return TrackedRun(server, [Attempt(1)], take_lock(home, spec.id, take_over=False), creation)

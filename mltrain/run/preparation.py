@@ -7,7 +7,7 @@ from typing import Any
 from mltrain.compat.database import database_of
 from mltrain.delivery.creation import recorded_spec
 from mltrain.errors import RunNotFound
-from mltrain.ownership.attempts import holder_tags
+from mltrain.ownership.attempts import OUTCOME_OF, holder_tags
 from mltrain.ownership.run_folder import known_home
 from mltrain.provenance import fingerprint
 from mltrain.store.artifacts import Artifacts
@@ -40,7 +40,7 @@ def created_as(server: TrackingClient, run_id: str) -> str:
 
 def final_status(run: Any) -> Any:
     """Return the status of a run that has ended, ``None`` of any other."""
-    return run.info.status if run.info.status in ("FINISHED", "FAILED", "KILLED") else None
+    return run.info.status if run.info.status in OUTCOME_OF else None
 
 
 def writable_artifacts_of(server: TrackingClient, run: Any) -> Artifacts:

@@ -43,7 +43,6 @@ class TrackedRun:
         attempts: all attempts up to this process's.
         lock: of the run on this host, acquired.
         run: MLflow's description of the run, or its creation, which goes on in the background.
-        home: the run's folder on this host. If ``None``, the folder for its id.
         opened: how the run was opened.
 
     Attributes:
@@ -60,12 +59,11 @@ class TrackedRun:
         attempts: list[Attempt],
         lock: filelock.BaseFileLock,
         run: Any,
-        home: Path | None = None,
         opened: Opened | None = None,
     ) -> None:
         opened, ordinal = opened or Opened(), attempts[-1].ordinal
         self.server = server
-        self.identity = identity = RunIdentity(server, run, home)
+        self.identity = identity = RunIdentity(server, run)
         self.artifacts, self.home = identity.artifacts, identity.home
         self._removals, self._launched = Removals(self.artifacts), opened.launcher is not None
         # After a takeover on the same host the previous holder may still have the journal open, so this one is new.
@@ -78,8 +76,8 @@ class TrackedRun:
         self.record = record = Record(identity, hold, outbox)
         self.ending = ending = Ending(server, identity, hold, outbox, record, opened)
         self.when_known, self.holds, self.require_hold = identity.when_known, hold.lease.holds, hold.require
-        self.log_metrics, self.log_pictures, self.log_epoch = outbox.log_metrics, outbox.log_pictures, outbox.log_epoch
-        self.set_tag, self.log_file = outbox.set_tag, outbox.log_file
+        self.log_pictures, self.log_epoch = outbox.media.log_pictures, outbox.media.log_epoch
+        self.log_metrics, self.set_tag, self.log_file = outbox.log_metrics, outbox.set_tag, outbox.log_file
         self.pending, self.deliver_pending = outbox.pending, outbox.deliver_pending
         self.write_json, self.mark_only_local = record.write_json, ending.mark_only_local
         self.close, self.detach, self.withdraw = ending.close, ending.detach, ending.withdraw
