@@ -15,8 +15,7 @@ from mltrain.compat.rest import RestClient
 from mltrain.compat.rest_server import set_client_defaults
 from mltrain.errors import RunNotFound
 from mltrain.redaction import first_line, remember_environment
-from mltrain.tracking.connection import Connection, Refusal
-from mltrain.tracking.deferred_client import DeferredClient
+from mltrain.tracking.connection import Connection, DeferredClient, Refusal
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Metric, Run

@@ -1,4 +1,4 @@
-"""A connection to the tracking server: one request, retries, pages.
+"""A connection to the tracking server: its client, retries, pages.
 
 Its errors separate transient from permanent failures.
 """
@@ -6,18 +6,23 @@ Its errors separate transient from permanent failures.
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
 
 from mltrain.compat import private
-from mltrain.compat.database import database_of
+from mltrain.compat.database import READS, DatabaseReader, Unreadable, database_of
+from mltrain.compat.rest import RestClient
+from mltrain.compat.rest_server import is_plain
 from mltrain.errors import RunNotFound, TrackingError
 from mltrain.redaction import first_line, redacted, redacted_uri
 from mltrain.store.retry import FullJitter
-from mltrain.tracking.deferred_client import DeferredClient
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,48 @@ class Connection:
             denied=status in (401, 403, 404),
             wait=private.retry_after(error),
         )
+
+
+class DeferredClient:
+    """An ``MlflowClient`` created at its first use.
+
+    Creating one queries the tables of a database, which may be locked. A plain server is accessed through
+    :class:`~mltrain.compat.rest.RestClient`, without MLflow, as far as that one's methods go.
+
+    Args:
+        uri: of the server or database.
+        reader: reads the database before the client is created. If ``None``, the client reads.
+    """
+
+    def __init__(self, uri: str, reader: DatabaseReader | None = None) -> None:
+        self._uri = uri
+        self.reader = reader
+        self._created: MlflowClient | RestClient | None = None
+        self._mlflow_client: MlflowClient | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if self.reader is not None and self._created is None and name in READS:
+                with suppress(Unreadable):
+                    return getattr(self.reader, name)(*arguments, **named)
+            client = self.preferred()
+            return getattr(client if hasattr(client, name) else self.mlflow_client(), name)(*arguments, **named)
+
+        return call
+
+    def preferred(self) -> "MlflowClient | RestClient":
+        """Return the preferred client, creating it if needed."""
+        if self._created is None:
+            self._created = RestClient(self._uri) if is_plain(self._uri) else self.mlflow_client()
+        return self._created
+
+    def mlflow_client(self) -> "MlflowClient":
+        """Return MLflow's own client, creating it if needed."""
+        if self._mlflow_client is None:
+            from mlflow import MlflowClient
+
+            self._mlflow_client = MlflowClient(self._uri)
+        return self._mlflow_client
 
 
 class Refusal(TrackingError):

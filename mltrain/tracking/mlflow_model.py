@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from mltrain.errors import MltrainError, UsageError
 from mltrain.redaction import first_line
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.connection import Refusal
-from mltrain.tracking.deferred_client import DeferredClient
+from mltrain.tracking.connection import DeferredClient, Refusal
 from mltrain.tracking.registry import delete_logged_model, logged_models, model_versions
 from mltrain.tracking.tags import MADE_FROM_TAG
 
@@ -169,7 +168,7 @@ def log(server: TrackingClient, source: Source, name: str, folder: Path) -> str:
         description.model_id, description.run_id = model.model_id, source.run_id
         description.save(str(folder / "MLmodel"))
         server.retried(server.client.log_model_artifacts, model.model_id, str(folder))
-        _log_metrics(server, source, model.model_id)
+        log_metrics(server, source, model.model_id)
     return str(model.model_id)
 
 
@@ -218,8 +217,12 @@ def _known(server: TrackingClient, source: Source, name: str) -> str | None:
     return None
 
 
-def _log_metrics(server: TrackingClient, source: Source, model_id: str) -> None:
-    """Log the checkpoint's metrics to a LoggedModel, which becomes an output of the run."""
+def log_metrics(server: TrackingClient, source: Source, model_id: str) -> None:
+    """Log the checkpoint's metrics to a LoggedModel, which becomes an output of the run.
+
+    Raises:
+        TrackingError: the server refuses.
+    """
     from mlflow.entities import LoggedModelOutput, Metric
 
     client = server.client.mlflow_client() if isinstance(server.client, DeferredClient) else server.client

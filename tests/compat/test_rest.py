@@ -18,8 +18,8 @@ from mltrain.compat.rest import RestClient
 from mltrain.compat.rest_server import CLIENT_DEFAULTS, RestError, is_plain
 from mltrain.errors import RunNotFound
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.connection import Refusal
-from mltrain.tracking.deferred_client import DeferredClient
+from mltrain.tracking.connection import DeferredClient, Refusal
+from mltrain.tracking.mlflow_model import Source, log_metrics
 from tests.support.servers import TrackingServer
 
 NAMES = ("run_id", "run_name", "experiment_id", "status", "start_time", "end_time", "lifecycle_stage", "artifact_uri")
@@ -200,13 +200,15 @@ def test_refusals_are_the_same(clients: tuple[RestClient, MlflowClient], uri: st
 
 
 def test_what_no_plain_client_can_do_goes_to_mlflow(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mltrain.compat.rest.is_plain", lambda *_: True)
+    monkeypatch.setattr("mltrain.tracking.connection.is_plain", lambda *_: True)
     client = DeferredClient(uri)
     server = TrackingClient(uri, client)
     assert isinstance(client.preferred(), RestClient)
     run = server.create_run("0", 1, {}, "both")
-    model = server.create_logged_model("0", "made", run.info.run_id, {})
-    server.log_model_metrics(run.info.run_id, model.model_id, 3, {"loss": (1.0, 5)})
+    model = client.create_logged_model("0", name="made", source_run_id=run.info.run_id)
+    server.log_points(run.info.run_id, [("loss", 1.0, 5, 3)])
+    log_metrics(server, Source(run.info.run_id, "0", "step-000000003-a01", 3, {"loss": 1.0}), model.model_id)
+    assert [one.value for one in client.get_logged_model(model.model_id).metrics] == [1.0]
     server.set_tags(run.info.run_id, {"after": "it"})
     server.log_points(run.info.run_id, [("later", 2.0, 5, 1)])
     found = server.get_run(run.info.run_id)
