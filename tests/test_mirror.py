@@ -21,6 +21,7 @@ ELSEWHERE = {
     "checkpoint/flat_tensors.py": "checkpoint/test_pytree.py",
     "compat/rest_entities.py": "compat/test_rest.py",
     "compat/rest_server.py": "compat/test_rest.py",
+    "delivery/media.py": "run/test_ending.py",
     "distributed/gradients.py": "distributed/test_world.py",
     "distributed/loading.py": "distributed/test_sharding.py",
     "distributed/parts.py": "distributed/test_uploads.py",

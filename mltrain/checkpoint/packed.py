@@ -134,13 +134,12 @@ class PackedStaging(Staging):
             with suppress(OSError):
                 discard_temporary(self._temporary)
 
-    def write(self, name: str, content: Iterable[bytes | memoryview], *, cached: bool = True) -> FileEntry:
+    def write(self, name: str, content: Iterable[bytes | memoryview], *, cached: bool = True) -> None:
         """Write and hash a file; see :meth:`Staging.write`.
 
         It always goes through the system's cache.
         """
         self.files[name] = self._written(_MEMBERS + name, content)
-        return self.files[name]
 
     def describe(self, about: Mapping[str, Any]) -> None:
         """Write :data:`ABOUT`, which is not a checkpoint file."""

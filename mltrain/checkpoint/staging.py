@@ -77,7 +77,7 @@ class Staging:
         if not self._committed:
             discard_staged(self.folder)
 
-    def write(self, name: str, content: Iterable[bytes | memoryview], *, cached: bool = True) -> FileEntry:
+    def write(self, name: str, content: Iterable[bytes | memoryview], *, cached: bool = True) -> None:
         """Write, hash and flush a file.
 
         Args:
@@ -90,7 +90,6 @@ class Staging:
         """
         size, digest = write_file(self.folder / name, content, cached=cached)
         self.files[name] = FileEntry(size=size, sha256=digest)
-        return self.files[name]
 
     def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> Path:
         """Write the manifest, flush everything, and rename to ``target``.

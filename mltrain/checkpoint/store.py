@@ -77,16 +77,12 @@ class CheckpointStore:
         self.artifacts = artifacts
         self.spool = spool
         self._files = VerifiedFiles(artifacts, spool)
-        self._run_id = run_id
+        self.run_id = run_id
+        """The id of the run, provisional until it is created."""
         self._formerly = formerly
         self._folder = folder
         self._known: dict[CheckpointId, _Read] = {}
         self._assembled: tuple[Manifest, Assembly] | None = None
-
-    @property
-    def run_id(self) -> str:
-        """The id of the run, provisional until it is created."""
-        return self._run_id
 
     @property
     def title(self) -> str:
@@ -103,7 +99,7 @@ class CheckpointStore:
 
     def adopt(self, run_id: str) -> None:
         """Continue under the run's final id instead of the provisional one."""
-        self._formerly, self._run_id = self._run_id, run_id
+        self._formerly, self.run_id = self.run_id, run_id
 
     def discard_staged(self, identity: CheckpointId) -> None:
         """Remove a remote store's staged copy of a checkpoint, manifest first.

@@ -8,10 +8,10 @@ from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.ports import Status
 from mltrain.commands.preparation import Prepared
 from mltrain.commands.result import NOT_KEPT, STOPPED, STOPPED_STAGED, Display, Outcome
-from mltrain.delivery.images import note
 from mltrain.errors import MltrainError, NonFiniteLoss
 from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds
+from mltrain.run.description import note
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
 

@@ -1,8 +1,7 @@
-"""Images and figures in the form that the MLflow UI shows, and the description of a run."""
+"""Images and figures in the form that the MLflow UI shows."""
 
 import os
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,30 +123,3 @@ def save_for_ui(image: Any, folder: Path, stem: str) -> list[Path]:
     preview.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
     preview.save(small)
     return [full, small]
-
-
-def note(project: str, run_id: str, best: str | None, attempts: Iterable[Any]) -> str:
-    """Return the description of a run in Markdown.
-
-    It has the project, the best checkpoint, the changes of each attempt, and the next commands. The first lines are short,
-    because MLflow's page shows only a few.
-    """
-    lines = [f"Training of `{_plain(project)}` by mltrain.{f' Best so far: {_plain(best)}.' if best else ''}", ""]
-    for attempt in attempts:
-        if attempt.resumed_from or attempt.changed:
-            origin = _plain(attempt.resumed_from or "the start")
-            lines.append(f"* Attempt {attempt.ordinal} continued from {origin}{_changes(attempt.changed)}")
-    commands = (f"train --resume-run {run_id}", f"evaluate {run_id} --to evaluation", f"pull {run_id} --to model")
-    return "\n".join([*lines, "", "```", *(f"mltrain {command}" for command in commands), "```"])
-
-
-def _changes(changed: Mapping[str, Iterable[str]]) -> str:
-    if not changed:
-        return "."
-    listed = ", ".join(f"{_plain(key)} {_plain(before)} → {_plain(now)}" for key, (before, now) in changed.items())
-    return f" with {listed}."
-
-
-def _plain(text: str) -> str:
-    """Return text without characters that Markdown, HTML or a terminal interprets."""
-    return re.sub(r"[<>`*\[\]\x00-\x1f\x7f-\x9f]", "", str(text))[:300]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrain.delivery.images import note
 from mltrain.ownership.attempts import Attempt
+from mltrain.run.description import note
 
 
 def attempt(ordinal: int, **more: Any) -> Attempt:
