@@ -9,7 +9,6 @@ file name in this layout (notes, the record of removals, the lock) is in its sub
 
 import json
 import logging
-from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest
@@ -17,7 +16,7 @@ from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.packed import PackedStaging, is_packed, member_names, read_member
 from mltrain.checkpoint.staging import Spool, Staging
 from mltrain.errors import DamagedCheckpoint, StorageError, UsageError
-from mltrain.store.artifacts import Entry, Send
+from mltrain.store.artifacts import Entry
 from mltrain.store.durable import link_or_copy, replace_file
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS, PACKED, TEMPORARY, validated
@@ -38,7 +37,7 @@ def file_name(manifest: Manifest) -> str:
     return f"{EPOCH_PREFIX}{manifest.epoch}.pth" if manifest.kind == "epoch" else f"checkpoint_step_{manifest.step}.pth"
 
 
-class FolderArtifacts:
+class FolderArtifacts(LocalArtifacts):
     """The checkpoints in a folder.
 
     Args:
@@ -50,10 +49,10 @@ class FolderArtifacts:
     """
 
     def __init__(self, folder: Path, only: str | None = None) -> None:
-        self.local_root: Path | None = folder
+        super().__init__(folder / OWN_FOLDER)
+        self.local_root = folder
         self._only = only
         self._folder = folder
-        self._own = LocalArtifacts(folder / OWN_FOLDER)
         self._known: dict[tuple[str, int, int, int], CheckpointId] = {}
         foreign = sorted(file.name for file in self._present() if is_packed(file) is False)
         if foreign:
@@ -72,30 +71,20 @@ class FolderArtifacts:
             return [Entry(name, True, None) for name in self.files()]
         if folder.startswith(f"{CHECKPOINTS}/"):
             return [Entry(name, False, None) for name in member_names(self._file(folder.split("/")[1]))]
-        return self._own.entries(folder)
+        return super().entries(folder)
 
     def upload(self, file: Path, folder: str = "") -> None:
         """See :class:`~mltrain.store.artifacts.Artifacts`."""
-        assert self._own.local_root is not None
-        target = self._own.local_root / (validated(folder) if folder else "") / validated(file.name)
+        target = self._root / (validated(folder) if folder else "") / validated(file.name)
         replace_file(target, file.read_bytes())
-
-    def sender(self, folder: str) -> Send | None:
-        """See :class:`~mltrain.store.artifacts.Artifacts`; checkpoints are staged in place."""
-        return None
-
-    def upload_all(self, files: Sequence[Path], folder: str, sent: Collection[str] = ()) -> None:
-        """See :class:`~mltrain.store.artifacts.Artifacts`."""
-        for file in files:
-            self.upload(file, folder)
 
     def read(self, path: str, most: int) -> bytearray:
         """See :class:`~mltrain.store.artifacts.Artifacts`."""
         top, _, rest = path.partition("/")
-        if path == NOTES_FILE and not self._own.entries():
+        if path == NOTES_FILE and not super().entries():
             return self._only_best()
         if top != CHECKPOINTS:
-            return self._own.read(path, most)
+            return super().read(path, most)
         name, _, member = rest.partition("/")
         return read_member(self._file(name), member, most)
 
@@ -103,14 +92,6 @@ class FolderArtifacts:
         """See :class:`~mltrain.store.artifacts.Artifacts`; all of its names are removed."""
         for file in self.files().get(name, []):
             discard_packed(file)
-
-    def remove_model(self, model_id: str) -> None:
-        """See :class:`~mltrain.store.artifacts.Artifacts`; a folder has no LoggedModels."""
-        raise StorageError(f"{self._folder} has no LoggedModel {model_id!r:.80}; nothing was removed.")
-
-    def remove_output(self, name: str) -> None:
-        """See :class:`~mltrain.store.artifacts.Artifacts`; a folder has no stage outputs."""
-        raise StorageError(f"{self._folder} has no output {name!r:.80}; nothing was removed.")
 
     def unfinished(self, untouched: float = 0.0) -> list[str]:
         """See :class:`~mltrain.store.artifacts.Artifacts`."""
