@@ -18,7 +18,6 @@ from mltrain.run.checkpoints import checkpoints_of, config_of
 from mltrain.run.listing import row
 from mltrain.run.naming import full_id
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.best import best_values
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.names import LONGEST_PARAMETER
 from mltrain.tracking.tags import (
@@ -28,6 +27,7 @@ from mltrain.tracking.tags import (
     ONLY_LOCAL_TAG,
     PROJECT_TAG,
     STATUS_TAG,
+    best_values,
     meaning_of_best,
 )
 

@@ -27,7 +27,6 @@ from mltrain.ownership.host_lock import lock_file
 from mltrain.ownership.run_folder import address_of, may_be, stores
 from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import Artifacts, DeferredArtifacts
-from mltrain.tracking.best import best_tags
 from mltrain.tracking.client import RUN_ID, TrackingClient
 from mltrain.tracking.run_artifacts import COMMITTED, artifacts_of
 from mltrain.tracking.tags import (
@@ -36,6 +35,7 @@ from mltrain.tracking.tags import (
     ONLY_LOCAL_TAG,
     STATUS_TAG,
     WHEN_SENT_TAG,
+    best_tags,
     meaning_of_best,
 )
 

@@ -16,10 +16,17 @@ from mltrain.errors import MltrainError, UsageError
 from mltrain.ownership.attempts import OUTCOME_OF, holder_of, is_alive
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.opening import open_artifacts
-from mltrain.tracking.best import best_values
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.run_artifacts import artifacts_of
-from mltrain.tracking.tags import BEST_TAG, LATEST_TAG, LAUNCHER_OF_TAG, PROJECT_TAG, STATUS_TAG, meaning_of_best
+from mltrain.tracking.tags import (
+    BEST_TAG,
+    LATEST_TAG,
+    LAUNCHER_OF_TAG,
+    PROJECT_TAG,
+    STATUS_TAG,
+    best_values,
+    meaning_of_best,
+)
 
 log = logging.getLogger(__name__)
 

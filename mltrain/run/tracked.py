@@ -21,7 +21,6 @@ from mltrain.ownership.lease import Hold
 from mltrain.run.ending import Ending, Opened
 from mltrain.run.record import Record, Removals
 from mltrain.tracking import registry
-from mltrain.tracking.best import best_tags
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import (
     DAMAGED_PREFIX,
@@ -29,6 +28,7 @@ from mltrain.tracking.tags import (
     LATEST_TAG,
     REMOVED_TAG,
     REWOUND_PREFIX,
+    best_tags,
     pins_of,
 )
 
