@@ -63,7 +63,6 @@ class Committer:
         self._store = reader.store
         self._backlog = Backlog(run, reader, settings.policy, settings.staging_gigabytes)
         self._pruner = Pruner(run, reader, settings.policy, damage)
-        self._damage = damage
         self._listeners: list[Committed] = []
         self._disk_retry_seconds = DISK_RETRY_SECONDS if disk_retry_seconds is None else disk_retry_seconds
         self._disk = Worker("mltrain-disk")
@@ -153,8 +152,8 @@ class Committer:
         with self._pruning:
             # One survey serves all steps below; it reads no manifest that this process has read or written before.
             # The best is announced before any removal: no policy removes it.
-            survey = self._store.survey(damaged=self._damage.note, remembered=True)
-            best = self._announce_best(self._reader.notes.over(survey.manifests))
+            survey = self._reader.survey(remembered=True)
+            best = self._announce_best(survey.manifests)
             try:
                 if held:
                     self._pruner.prune(survey, staged)
@@ -173,22 +172,25 @@ class Committer:
                 return stage(self._store, snapshot, manifest, extra, self._require_lease, stream=self._stream)
             except StorageError as error:
                 self._stream.abandon()
-                self.failure = error  # the incomplete write has been removed
+                self._record_failure(error)  # the incomplete write has been removed
                 log.error("A checkpoint could not be written (try %d): %s", tries, error)
                 if tries >= _TRIES_BEFORE_BACKOFF:
                     if time.monotonic() >= deadline or self._give_way.wait(min(pause, deadline - time.monotonic())):
                         raise
                     pause = min(2 * pause, _LONGEST_BACKOFF_SECONDS)
 
+    def _record_failure(self, reason: MltrainError) -> None:
+        self.failure = reason
+
     def _give_up(self, draft: Manifest, error: Exception) -> None:
         self._lost.add(draft.id)
         if isinstance(error, RunHeld):
             log.warning("%s", error)
         elif isinstance(error, MltrainError):
-            self.failure = error
+            self._record_failure(error)
         else:
             log.exception("A checkpoint could not be written")
-            self.failure = StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}")
+            self._record_failure(StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}"))
         log.error("%s was not kept. Training continues, and older checkpoints were not touched. %s", draft.title, error)
 
     def _require_lease(self) -> None:
@@ -206,8 +208,8 @@ class Committer:
         if not self._run.holds(certainly=True):
             return []
         with self._pruning:  # includes the survey, so that no thread removes a checkpoint twice
-            newest, survey = self.newest_committed, self._store.survey(damaged=self._damage.note)
-            return self._pruner.prune(survey, newest, origin if newest is None else None)
+            newest = self.newest_committed
+            return self._pruner.prune(self._reader.survey(), newest, origin if newest is None else None)
 
     def declare(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> None:
         """Add metrics to a saved checkpoint, or declare it best."""
@@ -217,7 +219,7 @@ class Committer:
     def _record_notes(self) -> None:
         if not self._run.holds():
             return
-        committed = self._reader.notes.over(self._store.survey(damaged=self._damage.note, remembered=True).manifests)
+        committed = self._reader.survey(remembered=True).manifests
         self._run.write_json(NOTES_FILE, self._reader.notes.to_json(committed))
         self._announce_best(committed)
 

@@ -87,11 +87,10 @@ class Pruner:
         Also removes incomplete uploads and removals of dead processes.
 
         Args:
-            survey: of the store, made while the run was held.
+            survey: of the store with the notes applied, made while the run was held.
             newest: the newest commit of this attempt, if it has one.
             resumed_from: the checkpoint that this attempt continues from, until it has a commit of its own.
         """
-        survey = replace(survey, manifests=tuple(self._reader.notes.over(survey.manifests)))
         context = self.context()
         keep = retention.protected(survey.manifests, context, resumed_from=resumed_from, in_use=())
         plan = retention.plan(survey.manifests, self._policy, context, keep)
