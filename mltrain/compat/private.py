@@ -19,9 +19,9 @@ from mltrain.compat.rest_server import RestError
 LONGEST_WAIT = 60.0
 """Most seconds that mltrain waits at a server's request."""
 MOST_POINTS = 2000
-"""Most points of one :func:`points_between` call. MLflow returns at most 2,500, and samples longer curves."""
+"""Most points per run of one :func:`points` call. MLflow returns at most 2,500, and samples longer curves."""
 MOST_RUNS = 100
-"""Most runs of one :func:`points_of_runs` request."""
+"""Most runs of one :func:`points` call."""
 _PIECE = 1 << 20
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 """Their protocol buffer JSON (https://protobuf.dev/programming-guides/json)."""
@@ -64,46 +64,22 @@ def latest_points(run: Any) -> Iterable[Any]:
     return points
 
 
-def points_between(client: Any, uri: str, run_id: str, key: str, first: int, last: int) -> list[tuple[int, float]]:
-    """Return a metric's steps and values between two steps.
-
-    Args:
-        client: an ``MlflowClient``.
-        uri: of its tracking store.
-        run_id: of the run.
-        key: of the metric.
-        first: step.
-        last: step, inclusive.
-
-    Returns:
-        At most :data:`MOST_POINTS` points. If there are that many, MLflow may have left some out.
-    """
-    return [point for _, point in _points(client, uri, [run_id], key, first, last)]
-
-
-def points_of_runs(client: Any, uri: str, run_ids: Sequence[str], key: str) -> dict[str, list[tuple[int, float]]]:
-    """Return a metric's steps and values by run id.
-
-    One request covers up to :data:`MOST_RUNS` runs.
-
-    Args:
-        client: an ``MlflowClient``.
-        uri: of its tracking store.
-        run_ids: of the runs.
-        key: of the metric.
-
-    Returns:
-        At most :data:`MOST_POINTS` points per run; MLflow samples longer curves.
-    """
-    found: dict[str, list[tuple[int, float]]] = {}
-    for run_id, point in _points(client, uri, run_ids, key, None, None):
-        found.setdefault(run_id, []).append(point)
-    return found
-
-
-def _points(
-    client: Any, uri: str, run_ids: Sequence[str], key: str, first: int | None, last: int | None
+def points(
+    client: Any, uri: str, run_ids: Sequence[str], key: str, first: int | None = None, last: int | None = None
 ) -> list[tuple[str, tuple[int, float]]]:
+    """Return a metric's points of runs: run id, and step and value.
+
+    Args:
+        client: an ``MlflowClient``.
+        uri: of its tracking store.
+        run_ids: of the runs, at most :data:`MOST_RUNS`.
+        key: of the metric.
+        first: step. If ``None``, from the first one on.
+        last: step, inclusive. If ``None``, up to the last one.
+
+    Returns:
+        At most :data:`MOST_POINTS` points per run. If there are that many, MLflow may have left some out.
+    """
     asked = {"run_ids": list(run_ids), "metric_key": key, "max_results": MOST_POINTS}
     if first is not None:
         asked |= {"start_step": first, "end_step": last}

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -178,11 +179,9 @@ class TrackingClient(Connection):
         self.retried(self.client.log_inputs, run_id, inputs)
 
     def points_between(self, run_id: str, key: str, first: int, last: int) -> list[tuple[int, float]]:
-        """See :func:`mltrain.compat.private.points_between`."""
-        points: list[tuple[int, float]] = self.retried(
-            lambda: private.points_between(self.preferred, self.uri, run_id, key, first, last)
-        )
-        return points
+        """Return a metric's steps and values between two steps; see :func:`mltrain.compat.private.points`."""
+        found = self.retried(lambda: private.points(self.preferred, self.uri, [run_id], key, first, last))
+        return [point for _, point in found]
 
     def curves(self, run_ids: Sequence[str], keys: Sequence[str]) -> dict[tuple[str, str], list[tuple[int, float]]]:
         """Return metric curves (steps, values) by run id and key.
@@ -197,13 +196,14 @@ class TrackingClient(Connection):
         starts = range(0, len(run_ids), private.MOST_RUNS)
         asked = [(key, list(run_ids[begin : begin + private.MOST_RUNS])) for key in keys for begin in starts]
 
-        def answered(one: tuple[str, list[str]]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-            key, ids = one
-            points = self.retried(private.points_of_runs, client, self.uri, ids, key)
-            return {(run_id, key): sorted(found, key=itemgetter(0)) for run_id, found in points.items()}
+        def answered(one: tuple[str, list[str]]) -> list[tuple[str, str, tuple[int, float]]]:
+            return [(one[0], *point) for point in self.retried(private.points, client, self.uri, one[1], one[0])]
 
+        curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mltrain-curves") as readers:
-            return {one: points for found in readers.map(answered, asked) for one, points in found.items()}
+            for key, run_id, point in chain.from_iterable(readers.map(answered, asked)):
+                curves.setdefault((run_id, key), []).append(point)
+        return {one: sorted(points, key=itemgetter(0)) for one, points in curves.items()}
 
     def get_experiment(self, experiment_id: str) -> "Experiment":
         """Return an experiment by its id."""

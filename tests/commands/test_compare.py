@@ -125,11 +125,11 @@ def test_runs_that_are_missing_or_deleted_are_named(server: TrackingClient, tmp_
 def test_curves_of_a_server_are_asked_for_by_the_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
 
-    def points(client: Any, uri: str, run_ids: list[str], key: str) -> dict[str, list[tuple[int, float]]]:
+    def points(client: Any, uri: str, run_ids: list[str], key: str) -> list[tuple[str, tuple[int, float]]]:
         asked.append((key, len(run_ids)))
-        return {run_id: [(2, 0.5), (1, 1.0)] for run_id in run_ids}
+        return [(run_id, point) for run_id in run_ids for point in ((2, 0.5), (1, 1.0))]
 
-    monkeypatch.setattr(private, "points_of_runs", points)
+    monkeypatch.setattr(private, "points", points)
     run_ids = [f"{number:032x}" for number in range(150)]
     found = TrackingClient("http://127.0.0.1:1", object()).curves(run_ids, ["a", "b"])
     assert sorted(asked) == [("a", 50), ("a", 100), ("b", 50), ("b", 100)]

@@ -48,8 +48,8 @@ def test_a_run_has_its_latest_points_with_their_steps(client: MlflowClient, run_
 
 
 def test_a_database_returns_the_points_between_two_steps(client: MlflowClient, run_id: str) -> None:
-    found = private.points_between(client, "sqlite:///", run_id, "loss", 3, 5)
-    assert sorted(found) == [(3, 6.0), (4, 8.0), (5, 10.0)]
+    found = private.points(client, "sqlite:///", [run_id], "loss", 3, 5)
+    assert sorted(found) == [(run_id, (3, 6.0)), (run_id, (4, 8.0)), (run_id, (5, 10.0))]
 
 
 def test_a_server_has_the_endpoint_for_the_points_between_two_steps() -> None:

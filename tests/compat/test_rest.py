@@ -99,9 +99,9 @@ def test_a_run_is_the_same_whichever_client_wrote_and_whichever_reads_it(
             for run in (first, second)
         ]
         assert all(history == histories[0] for history in histories)
-        between = [str(sorted(private.points_between(client, uri, first.info.run_id, key, 1, 3))) for client in clients]
+        between = [str(sorted(private.points(client, uri, [first.info.run_id], key, 1, 3))) for client in clients]
         assert between[0] == between[1]
-    assert len(private.points_between(own, uri, first.info.run_id, "a", 1, 2)) == 2
+    assert len(private.points(own, uri, [first.info.run_id], "a", 1, 2)) == 2
 
 
 def test_searches_find_the_same_page_by_page(clients: tuple[RestClient, MlflowClient]) -> None:
