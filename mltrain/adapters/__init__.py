@@ -1,1 +1,1 @@
-"""Durable checkpoints for the trainers of others: one module an engine, imported only by its users."""
+"""Durable checkpoints for other trainers, one module per engine."""

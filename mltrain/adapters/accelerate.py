@@ -1,4 +1,4 @@
-"""Durable checkpoints for loops on accelerate: ``save`` and ``load`` in place of ``save_state`` and ``load_state``.
+"""Durable checkpoints for training loops on accelerate.
 
 >>> manager = CheckpointManager(run_id)                                 # None for a new run
 >>> accelerator = Accelerator(log_with=MltrainTracker(manager))
@@ -9,8 +9,9 @@
 ...         ...
 ...         save(accelerator, manager, position)
 
-``save_state`` deletes old checkpoints before it writes the new one, and pickles; neither is used here. The state is what
-``accelerator.prepare`` was given, and what was registered for checkpointing.
+:func:`save` and :func:`load` replace ``accelerator.save_state``, which pickles and deletes old checkpoints before it writes the
+new one, and ``accelerator.load_state``. The state consists of the objects passed to ``accelerator.prepare`` and to
+``register_for_checkpointing``.
 """
 
 from collections.abc import Mapping
@@ -37,25 +38,30 @@ def save(
     *,
     metrics: Mapping[str, float] | None = None,
 ) -> CheckpointId:
-    """Save what the accelerator has prepared, in place of ``accelerator.save_state``.
+    """Save everything that the accelerator has prepared.
 
-    The state is copied and written in the background. Nothing is deleted before a newer checkpoint is committed.
+    Replaces ``accelerator.save_state``. The state is copied, and written in the background. No checkpoint is deleted before a
+    newer one is committed.
 
     Args:
-        accelerator: that prepared the models, optimizers and schedules, and was given other objects to checkpoint.
-        manager: of the checkpoints.
-        position: of the loop, from :func:`load`.
-        metrics: measured at this step.
+        accelerator: the accelerator with the prepared models, optimizers and schedules, and the registered objects.
+        manager: the manager of the run or folder.
+        position: the loop's position, from :func:`load`.
+        metrics: metrics measured at this step, name to number.
+
+    Returns:
+        The identity of the checkpoint.
 
     Raises:
-        UsageError: there are several processes, or gradients that are accumulated and not applied.
-        UnsupportedValue: an object's state holds what no checkpoint can hold; the message names it.
+        UsageError: there are several processes, or accumulated gradients that no optimizer step has applied.
+        UnsupportedValue: an object's state contains a value that is neither a tensor nor plain data; the message names it.
+        RunHeld: another process has taken the run over.
     """
     prepared = _prepared(accelerator)
     if not accelerator.sync_gradients:
         raise UsageError(
-            f"Step {position.step} has gradients that are accumulated and not applied, and no checkpoint holds gradients. "
-            "Expected a save after optimizer.step(). Try: if accelerator.sync_gradients: save(…)"
+            f"Step {position.step} has gradients that are accumulated and not applied, and a checkpoint holds no gradients. "
+            "Expected save() after an optimizer step. Try: if accelerator.sync_gradients: save(…)"
         )
     state = {
         **prepared.state_dict(),
@@ -67,23 +73,24 @@ def save(
 
 
 def load(accelerator: Accelerator, manager: CheckpointManager, which: str = "latest") -> Position:
-    """Load a checkpoint into what the accelerator has prepared, in place of ``accelerator.load_state``.
+    """Load a checkpoint into everything that the accelerator has prepared.
 
-    Either everything is loaded or nothing is changed. Call it after ``accelerator.prepare`` and before anything is logged.
+    Replaces ``accelerator.load_state``. An error leaves all objects unchanged. Call this after ``accelerator.prepare`` and
+    before the first ``accelerator.log``.
 
     Args:
-        accelerator: with the same objects, prepared and registered, as when it was saved.
-        manager: of the run that is continued.
-        which: see :meth:`mltrain.CheckpointManager.load`.
+        accelerator: the accelerator, with the same prepared and registered objects as when the checkpoint was saved.
+        manager: the manager of the run or folder to continue.
+        which: name of the checkpoint; see :meth:`mltrain.CheckpointManager.load`.
 
     Returns:
-        Where the loop goes on: at its begin where the run has no checkpoint yet.
+        The position at which the loop continues. Before the first checkpoint, all its counters are 0.
 
     Raises:
         UsageError: there are several processes, or another program saved the checkpoint.
-        StateMismatch: it does not fit the objects; they are as they were.
-        UnsupportedValue: an object's state holds what no checkpoint could hold later; the message names it.
-        NoCheckpoint: the run has no checkpoint of this name, or only damaged ones.
+        StateMismatch: the checkpoint does not fit the objects.
+        UnsupportedValue: an object's state contains a value that no later checkpoint could hold; the message names it.
+        NoCheckpoint: no checkpoint matches ``which``, or all that match are damaged.
     """
     prepared = _prepared(accelerator)
     flatten(prepared.state_dict())
@@ -95,9 +102,9 @@ def load(accelerator: Accelerator, manager: CheckpointManager, which: str = "lat
     if "accelerator" not in state:
         raise UsageError(
             f"{manifest.title} ({manifest.name}) holds {', '.join(state)}. Expected a checkpoint that save() of "
-            "mltrain.adapters.accelerate wrote. Try: manager.load(), which returns the state as it is."
+            "mltrain.adapters.accelerate wrote. Try: manager.load(), which returns the state unchanged."
         )
-    prepared.restore({name: part for name, part in state.items() if name not in _OF_THE_LOOP})
+    prepared.restore({name: part for name, part in state.items() if name not in _LOOP_PARTS})
     accelerator.step = state["accelerator"]["step"]
     manager.continue_from(manifest)
     if isinstance(manager.run, TrackedRun) and which in ("latest", "interrupted"):
@@ -106,15 +113,15 @@ def load(accelerator: Accelerator, manager: CheckpointManager, which: str = "lat
 
 
 class MltrainTracker(GeneralTracker):  # type: ignore[misc] # accelerate has no types that mypy reads here
-    """Records what ``accelerator.log`` is given in the manager's run, each key and step once over kills and resumes.
+    """Records ``accelerator.log`` in the manager's run, each point once.
 
-    ``accelerator.end_training()`` closes the manager, and the run is FINISHED.
+    Kills and resumes duplicate no point. ``accelerator.end_training()`` closes the manager and sets the run FINISHED.
 
     Args:
-        manager: of the run.
+        manager: the manager of the run.
 
     Raises:
-        UsageError: the manager keeps its checkpoints in a folder.
+        UsageError: the manager saves to a folder, without a run.
     """
 
     name = "mltrain"
@@ -124,8 +131,8 @@ class MltrainTracker(GeneralTracker):  # type: ignore[misc] # accelerate has no 
         super().__init__()
         if not isinstance(manager.run, TrackedRun):
             raise UsageError(
-                f"{manager.store.title} has no tracking server, so nothing can be logged. Expected a manager of a run. Try: "
-                "CheckpointManager() without a folder, or an Accelerator without this tracker."
+                f"{manager.store.title} has no tracking server to log to. Expected a manager of a run. Try: CheckpointManager() "
+                "without a folder, or an Accelerator without this tracker."
             )
         self._manager, self._run, self._curves = manager, manager.run, Curves(manager.run.log_metrics)
 
@@ -135,37 +142,45 @@ class MltrainTracker(GeneralTracker):  # type: ignore[misc] # accelerate has no 
         return self._run
 
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
-        """Record parameters; those that the run has already stay as they are."""
+        """Record parameters; recorded ones keep their value."""
         self._run.record_parameters({key: str(value) for key, value in values.items()})
 
     def log(self, values: Mapping[str, Any], step: int | None = None, **_: Any) -> None:
-        """Record metrics of a step; never waits for the server.
+        """Record metrics of a step without waiting for the server.
+
+        Args:
+            values: name to number, or to a tensor with one element.
+            step: number of batches trained, such as ``position.step``.
 
         Raises:
-            UsageError: there is no step, or a value is not a number.
+            UsageError: ``step`` is ``None``, or a value is not one real number.
         """
         if step is None:
             raise UsageError(
-                "accelerator.log was called without a step, by which a resume knows what is recorded. Expected a whole number. "
-                "Try: accelerator.log(values, step=position.step)"
+                "accelerator.log was called without a step, which a resume needs to recognise recorded points. Expected a whole "
+                "number. Try: accelerator.log(values, step=position.step)"
             )
         self._curves.log(floats(values, "accelerator.log"), step)
 
     def finish(self) -> None:
-        """Wait until everything saved is kept, and close the run as FINISHED."""
+        """Wait until all checkpoints are committed, and set the run FINISHED.
+
+        Raises:
+            MltrainError: the newest checkpoint was not committed.
+        """
         self._manager.close()
 
 
-_OF_THE_LOOP = ("position", "accelerator")
+_LOOP_PARTS = ("position", "accelerator")
 
 
 def _prepared(accelerator: Accelerator) -> TrainState:
-    """Return what the accelerator has prepared, and what was registered, by name."""
+    """Return all prepared and registered objects by name."""
     if accelerator.distributed_type != DistributedType.NO or accelerator.num_processes > 1:
         raise UsageError(
-            f"The accelerator runs {accelerator.num_processes} process(es) as {accelerator.distributed_type.value}, and save() "
-            "keeps the state of one process. Expected one process. Try: accelerate launch --num_processes 1, or `mltrain train` "
-            "under torchrun (docs/distributed.md)."
+            f"The accelerator runs {accelerator.num_processes} process(es) as {accelerator.distributed_type.value}, but save() "
+            "saves the state of one process only. Expected one process. Try: accelerate launch --num_processes 1, or "
+            "`mltrain train` under torchrun (docs/distributed.md)."
         )
     state = TrainState()
     kinds = {
@@ -181,6 +196,6 @@ def _prepared(accelerator: Accelerator) -> TrainState:
     if not state.parts:
         raise UsageError(
             "The accelerator has prepared nothing, so there is no state to save or load. Expected a prepared model. Try: "
-            "accelerator.prepare(model, optimizer, loader) first."
+            "accelerator.prepare(model, optimizer, loader)"
         )
     return state

@@ -4,9 +4,9 @@
 >>> trainer.train()                                               # prints the run's id
 >>> trainer.train(resume_from_checkpoint=restore(run_id))         # continues it, in this process or in another
 
-The Trainer writes its own ``checkpoint-N`` and then calls ``on_save``. The callback takes the state from the live objects and not
-from those files, some of which are pickles. The Trainer's state names the run, in its own files as well; so
-``resume_from_checkpoint=True`` continues the same run.
+The Trainer writes its own ``checkpoint-N`` and then calls ``on_save``. The callback copies the state from the live objects
+instead of those files, some of which are pickles. It adds the run's id to the Trainer's state, which the Trainer saves in its own
+files too, so ``resume_from_checkpoint=True`` continues the same run.
 """
 
 import atexit
@@ -19,8 +19,8 @@ from transformers import TrainerCallback
 from transformers.integrations import MLflowCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
-from mltrain.adapters.huggingface_folder import NOTE, restore
-from mltrain.adapters.huggingface_parts import Silent, calling, numbers_of, state_of
+from mltrain.adapters.huggingface_folder import STATE_KEY, restore
+from mltrain.adapters.huggingface_parts import DisabledMLflowCallback, calling_trainer, numbers_of, state_of
 from mltrain.adapters.origin import Address, Origin
 from mltrain.adapters.training import Training, refuse_ranks
 from mltrain.checkpoint.manifest import Kind
@@ -33,27 +33,29 @@ from mltrain.tracking.client import active_run_id
 
 __all__ = ["MltrainCallback", "restore"]
 
-_CLOCK = ("runtime", "_per_second", "total_flos", "train_loss")
-"""Ends of the names of metrics that measure one call of ``train``, and so are others after a resume."""
+_TIMING_SUFFIXES = ("runtime", "_per_second", "total_flos", "train_loss")
+"""Name endings of metrics of one ``train`` call, which differ after a resume."""
 
 
 class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not read transformers
-    """Saves each checkpoint of a ``Trainer`` in an MLflow run, and records there what the Trainer logs, each point once.
+    """Saves and records a ``Trainer``'s training in an MLflow run.
 
-    A signal lets the step under way finish; the state is saved, ``train`` returns, and the run is KILLED. When ``train``
-    raises, the run is FAILED. Each ``train`` that begins at step 0 has a run of its own.
+    The callback saves whenever the Trainer saves, and records each logged point once. SIGINT, SIGTERM, SIGHUP and SIGUSR1 let the
+    current step finish; then the callback saves, ``train`` returns, and the run is KILLED. If ``train`` raises, the run is
+    FAILED. Each ``train`` that begins at step 0 gets a run of its own.
 
     Args:
-        run: id of the run. If ``None``, the one that the resumed checkpoint names, else the active MLflow run, else a new one.
-        policy: which checkpoints of the run stay. If ``None``, the newest ``save_total_limit`` (or 5) and the best.
+        run: id of the run. If ``None``, the run that the resumed checkpoint names, otherwise the active MLflow run, otherwise a
+            new run.
+        policy: retention policy. If ``None``, the newest ``save_total_limit`` checkpoints (or 5) and the best one stay.
 
     Attributes:
-        run_id: of the run, once ``train`` has opened it.
+        run_id: id of the run. ``None`` before ``train`` opens the run, unless ``run`` was passed.
 
     Raises:
-        UsageError: the Trainer has several processes, DeepSpeed, FSDP or XLA; or the run cannot be continued from where the
-            training begins. Nothing has been written then.
-        UnsupportedValue: the state of the optimizer or the schedule holds what no checkpoint can hold.
+        UsageError: the Trainer has several processes, DeepSpeed, FSDP or XLA; or all checkpoints of the run are later than the
+            step at which ``train`` begins. Nothing is written in these cases.
+        UnsupportedValue: the state of optimizer or schedule contains a value that is neither a tensor nor plain data.
     """
 
     def __init__(self, run: str | None = None, *, policy: Policy | None = None) -> None:
@@ -64,65 +66,65 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
         self._measured: tuple[int, dict[str, float]] = (-1, {})
 
     def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Refuse what does not hold, and take the place of the Trainer's own callbacks of the same purpose."""
-        self._join(args, state, control)
+        """Check the Trainer, and replace its own MLflow and JIT-checkpoint callbacks."""
+        self._attach(args, state, control)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **live: Any) -> None:
-        """Open the run, or continue it from the checkpoint that the Trainer has loaded."""
-        if calling() is not self._trainer:  # added by add_callback, or shared by several
-            self._join(args, state, control)
-        self._abandon()
+        """Open a new run, or continue the loaded checkpoint's run."""
+        if calling_trainer() is not self._trainer:  # added by add_callback, or shared by several
+            self._attach(args, state, control)
+        self._close_unfinished()
         random_numbers = Rng()
         before = random_numbers.state_dict()
-        note = state.stateful_callbacks.get(NOTE, {}).get("attributes", {})
-        run_id = self._asked or note.get("run_id") or active_run_id()
-        origin = Origin.reached(Address(run_id), state.global_step, note.get("checkpoint")) if run_id else None
+        saved = state.stateful_callbacks.get(STATE_KEY, {}).get("attributes", {})
+        run_id = self._asked or saved.get("run_id") or active_run_id()
+        origin = Origin.find(Address(run_id), state.global_step, saved.get("checkpoint")) if run_id else None
         metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
         mode: Mode = "max" if args.greater_is_better else "min"
         self._training = training = Training(
             origin,
             run_id=run_id,
-            kept=Settings(self._policy or newest_and_best(args.save_total_limit or 5), metric, mode),
+            settings=Settings(self._policy or newest_and_best(args.save_total_limit or 5), metric, mode),
             state=state_of(state, live),
             parameters={key: str(value) for key, value in args.to_sanitized_dict().items()},
         )
-        atexit.register(self._abandon)
-        self.run_id, self._curves = training.place, Curves(partial(training.log, clock=_CLOCK))
-        for entry in state.log_history:  # those beyond the origin: a local checkpoint may be newer than any of the run
+        atexit.register(self._close_unfinished)
+        self.run_id, self._curves = training.location, Curves(partial(training.log, timing_suffixes=_TIMING_SUFFIXES))
+        for entry in state.log_history:  # the Trainer's own checkpoint may be newer than the origin
             values, recorded = numbers_of(entry), origin is not None and entry["step"] <= origin.manifest.step
             self._curves.log(values, entry["step"], recorded=recorded)
-        if "loss" in note:
+        if "loss" in saved:
             trainer = self._trainer
-            trainer._tr_loss.fill_(note["loss"])
-            trainer._total_loss_scalar = -note["loss"]  # of which the mean is that of this call alone
-            trainer._globalstep_last_logged = note["last_logged"]
-        self._note(state)
-        random_numbers.load_state_dict(before)  # opening a run may have drawn some
+            trainer._tr_loss.fill_(saved["loss"])
+            trainer._total_loss_scalar = -saved["loss"]  # train_loss is the mean of this call alone
+            trainer._globalstep_last_logged = saved["last_logged"]
+        self._update_trainer_state(state)
+        random_numbers.load_state_dict(before)  # opening the run may have drawn some
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After a request to stop, let the Trainer save and end."""
+        """Let the Trainer save and end after a stop request."""
         if self._training is not None and self._training.stop.requested:
             control.should_save = control.should_training_stop = True
         if control.should_save or control.should_evaluate:
-            self._note(state)
+            self._update_trainer_state(state)
 
     on_epoch_end = on_step_end
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
-        """Record what the Trainer logs."""
+        """Record the metrics that the Trainer logs."""
         if self._training is not None:
             self._curves.log(numbers_of(logs), state.global_step)
-            self._note(state)
+            self._update_trainer_state(state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **_: Any) -> None:
-        """Keep what was measured at this step for its checkpoint."""
+        """Keep the metrics of this step for its checkpoint."""
         step, measured = self._measured
         self._measured = state.global_step, {**(measured if step == state.global_step else {}), **numbers_of(metrics)}
 
     def on_save(self, args: Any, state: Any, control: Any, **live: Any) -> None:
-        """Save the live objects."""
+        """Save a checkpoint from the live objects."""
         if self._training is not None:
-            self._note(state)
+            self._update_trainer_state(state)
             step, measured = self._measured
             stopped, whole = self._training.stop.requested, float(state.epoch or 0).is_integer()
             kind: Kind = "interrupted" if stopped else "epoch" if whole else "step"
@@ -130,7 +132,7 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
             self._training.save(state_of(state, live), state.global_step, int(state.epoch or 0), metrics, kind)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **live: Any) -> None:
-        """Save the last state unless it is saved, and close the run."""
+        """Save the last state if necessary, and close the run."""
         training = self._training
         if training is None:
             return
@@ -138,31 +140,34 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
         if training.saved_step < state.global_step and is_trained_state:
             self.on_save(args, state, control, **live)
         cut_short = training.stop.requested and state.global_step < state.max_steps
-        self._abort(KeyboardInterrupt() if cut_short else None)
+        self._close(KeyboardInterrupt() if cut_short else None)
 
-    def _join(self, args: Any, state: Any, control: Any) -> None:
-        """Attach to the Trainer that calls; no event tells which one that is, or that ``train`` raised."""
-        trainer = calling()
+    def _attach(self, args: Any, state: Any, control: Any) -> None:
+        """Attach to the calling Trainer, and watch its ``train`` for errors.
+
+        No event of a callback passes the Trainer or an exception of ``train``.
+        """
+        trainer = calling_trainer()
         refuse_ranks(args.world_size, "The Trainer")
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or args.parallel_mode.value == "tpu":
             raise UsageError(
-                "The Trainer shards its state by DeepSpeed, FSDP or XLA, and MltrainCallback saves the state of one process. "
-                "Expected one process with the whole state. Try: without the sharding."
+                "The Trainer shards its state by DeepSpeed, FSDP or XLA, but MltrainCallback saves the state of one process. "
+                "Expected one process with the whole state. Try: TrainingArguments without deepspeed and fsdp"
             )
         callbacks = trainer.callback_handler.callbacks
-        for place, one in enumerate(callbacks):
-            if isinstance(one, JITCheckpointCallback):  # saves at a signal what no callback hears of
-                one.on_train_end(args, state, control)  # which gives the signal back
-                callbacks[place] = TrainerCallback()
+        for index, one in enumerate(callbacks):
+            if isinstance(one, JITCheckpointCallback):  # on a signal, it saves without calling on_save
+                one.on_train_end(args, state, control)  # restores the signal handler
+                callbacks[index] = TrainerCallback()
             if isinstance(one, MLflowCallback):
                 if one._initialized:
                     raise UsageError(
                         "report_to='mlflow' has opened a run of its own, and would record each point a second time. Expected "
-                        "MltrainCallback to be there first. Try: Trainer(callbacks=[MltrainCallback()]), or report_to='none'."
+                        "MltrainCallback before that. Try: Trainer(callbacks=[MltrainCallback()]), or report_to='none'"
                     )
-                callbacks[place] = Silent()
+                callbacks[index] = DisabledMLflowCallback()
         if not any(isinstance(one, MLflowCallback) for one in callbacks):
-            callbacks.append(Silent())
+            callbacks.append(DisabledMLflowCallback())
         self._trainer, train = trainer, trainer.train
 
         @wraps(train)
@@ -170,29 +175,29 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
             try:
                 return train(*arguments, **named)
             except BaseException as error:
-                self._abort(error)
+                self._close(error)
                 raise
 
         trainer.train = watched
 
-    def _abandon(self) -> None:
-        """Close the run of a training that did not reach its end, if there is one."""
-        self._abort(getattr(sys, "last_value", None) or RuntimeError("train() did not reach its end"))
+    def _close_unfinished(self) -> None:
+        """Close the run of a training that did not end normally."""
+        self._close(getattr(sys, "last_value", None) or RuntimeError("train() did not reach its end"))
 
-    def _abort(self, error: BaseException | None) -> None:
-        """Close the run, if it is open; without an error, the training is complete."""
-        atexit.unregister(self._abandon)
+    def _close(self, error: BaseException | None) -> None:
+        """Close the run if it is open: FINISHED if ``error`` is ``None``."""
+        atexit.unregister(self._close_unfinished)
         training, self._training = self._training, None
         if training is not None:
             try:
                 training.end(error)
             finally:
-                self.run_id = training.place  # the run may have been created meanwhile
+                self.run_id = training.location  # the run may have been created meanwhile
 
-    def _note(self, state: Any) -> None:
-        """Put into the Trainer's state what it does not keep itself: the run, and the losses since it logged last."""
+    def _update_trainer_state(self, state: Any) -> None:
+        """Add the run and the unlogged losses to the Trainer's state."""
         trainer = self._trainer
-        state.stateful_callbacks[NOTE] = {
+        state.stateful_callbacks[STATE_KEY] = {
             "args": {},
             "attributes": {
                 "run_id": self.run_id,

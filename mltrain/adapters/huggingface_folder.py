@@ -1,4 +1,4 @@
-"""A checkpoint of a run as the folder that a ``Trainer`` of transformers resumes from."""
+"""Restores a run's checkpoint as a ``checkpoint-N`` folder of transformers."""
 
 import json
 import secrets
@@ -18,81 +18,98 @@ from mltrain.store.durable import make_folder, rename_folder
 from mltrain.store.removal import discard_restored
 from mltrain.tracking.client import connect
 
-NOTE = "mltrain"
-"""Where a Trainer's state names its run: among the states of callbacks, of which a Trainer passes over those it lacks."""
+STATE_KEY = "mltrain"
+"""The key under which a Trainer's state names the run.
+
+It is among the states of callbacks, where a Trainer without ``MltrainCallback`` ignores it.
+"""
 
 
 def restore(run: str | None, which: str = "latest") -> str | None:
-    """Write a checkpoint of a run as a local ``checkpoint-N``, for ``Trainer.train(resume_from_checkpoint=…)``.
+    """Write a run's checkpoint as a local folder that the Trainer loads.
 
-    Every file of the checkpoint is verified first. The folder is in the run's home on this host, and replaces what was
-    restored there before. The best checkpoint is written beside it, for ``load_best_model_at_end``. The pickles in it are made
-    here, of verified tensors and plain values; the Trainer reads them with ``weights_only``.
+    Pass the result to ``Trainer.train(resume_from_checkpoint=…)``. Every file of the checkpoint is verified first. The folder is
+    in the run's folder on this host, and replaces earlier restored ones. The best checkpoint is written beside it, for
+    ``load_best_model_at_end``. This function writes the pickles itself, from verified tensors and plain values; the Trainer reads
+    them with ``weights_only``.
 
     Args:
-        run: id of the run, or its first digits. If ``None``, a new run is wanted.
+        run: id of the run, or its first digits. If ``None``, a new run begins and nothing is restored.
         which: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N`` or the name of a checkpoint.
 
     Returns:
-        The folder; ``None`` where ``run`` is ``None`` or has no checkpoint yet.
+        Path of the folder. ``None`` if ``run`` is ``None``, or before the run's first checkpoint.
 
     Raises:
-        NoCheckpoint: the run has no such checkpoint, or only damaged ones.
-        RunNotFound, RunHeld, TrackingError: the run cannot be continued.
+        NoCheckpoint: no checkpoint matches ``which``, or all that match are damaged.
+        RunNotFound: the run does not exist.
+        RunHeld: another process writes to the run.
+        TrackingError: the tracking server does not answer.
         UsageError: another program saved the checkpoint.
+        StorageError: the disk refuses to write.
     """
     if run is None:
         return None
     server = connect(retry_seconds=10.0)
     run_id = opening.resumable(server, run, take_over=False).info.run_id
-    if Origin.reached(Address(run_id)) is None:
+    if Origin.find(Address(run_id)) is None:
         return None
     origin = Origin.read(Address(run_id, which))
     parts = dict(origin.state)
     if "trainer" not in parts or "optimizer" not in parts:
         raise UsageError(
             f"{origin.manifest.title} ({origin.manifest.name}) of run {run_id} holds {', '.join(parts)}. Expected a checkpoint "
-            f"that MltrainCallback saved. Try: the weights alone, with mltrain pull {run_id} --to FOLDER."
+            f"that MltrainCallback saved. Try: mltrain pull {run_id} --to FOLDER, for the weights alone"
         )
     home = home_of(server, run_id) / "restored"
     make_folder(home)
     for earlier in home.iterdir():
         discard_restored(earlier)
     state, step = parts["trainer"], origin.manifest.step
-    note = (state["stateful_callbacks"] or {}).get(NOTE, {"args": {}, "attributes": {}})
+    saved = (state["stateful_callbacks"] or {}).get(STATE_KEY, {"args": {}, "attributes": {}})
     named = {"run_id": run_id, "checkpoint": origin.manifest.name}
     state["stateful_callbacks"] = {
         **state["stateful_callbacks"],
-        NOTE: {**note, "attributes": {**note["attributes"], **named}},
+        STATE_KEY: {**saved, "attributes": {**saved["attributes"], **named}},
     }
-    state["best_model_checkpoint"] = _best(home, run_id, state["best_global_step"], step)
-    numbers = {"rng_state.pth": _random_numbers(parts["rng"])} if "rng" in parts else {}  # an imported one has none
+    state["best_model_checkpoint"] = _write_best(home, run_id, state["best_global_step"], step)
+    numbers = (
+        {"rng_state.pth": _generator_states(parts["rng"])} if "rng" in parts else {}
+    )  # imported checkpoints have none
     pickled = {f"{name}.pt": parts[name] for name in ("optimizer", "scheduler", "scaler") if name in parts}
     return str(
-        _written(home, step, {"model.safetensors": parts["model"], **pickled, **numbers, "trainer_state.json": state})
+        _write_checkpoint(
+            home, step, {"model.safetensors": parts["model"], **pickled, **numbers, "trainer_state.json": state}
+        )
     )
 
 
-def _best(home: Path, run_id: str, best_step: int | None, step: int) -> str | None:
-    """Write the weights of the best checkpoint, if retention has kept it."""
+def _write_best(home: Path, run_id: str, best_step: int | None, step: int) -> str | None:
+    """Write the best checkpoint's weights, unless retention removed it."""
     if not best_step or best_step == step:
         return str(home / f"checkpoint-{step}") if best_step else None
     with suppress(NoCheckpoint):
         weights = Origin.read(Address(run_id, f"step:{best_step}")).state["model"]
-        return str(_written(home, best_step, {"model.safetensors": weights}))
+        return str(_write_checkpoint(home, best_step, {"model.safetensors": weights}))
     return None
 
 
-def _random_numbers(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the states of the generators as a Trainer names them."""
+def _generator_states(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return generator states in the layout of a Trainer."""
     version, words, gauss = state["python"]
     python = (version, tuple(int(word) for word in words), gauss)
     own = {"python": python, "numpy": state["numpy"], "cpu": state["torch"]}
     return {**own, "cuda": state["cuda"][state.get("cuda_device", 0)]} if state["cuda"] else own
 
 
-def _written(home: Path, step: int, files: Mapping[str, Any]) -> Path:
-    """Write the files of a Trainer's checkpoint; the folder gets its name when all of them are complete."""
+def _write_checkpoint(home: Path, step: int, files: Mapping[str, Any]) -> Path:
+    """Write a Trainer's checkpoint under a temporary name, then rename it.
+
+    Args:
+        home: parent of the folder.
+        step: optimizer steps done; the folder is called ``checkpoint-STEP``.
+        files: file name to content: tensors by name for ``.safetensors``, JSON values for ``.json``, else a value to pickle.
+    """
     folder, target = home / f"checkpoint-{step}.{secrets.token_hex(4)}.tmp", home / f"checkpoint-{step}"
     make_folder(folder)
     for name, content in files.items():

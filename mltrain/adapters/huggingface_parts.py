@@ -1,4 +1,4 @@
-"""What the callback for the ``Trainer`` of transformers asks of it."""
+"""State, metrics and caller of the ``Trainer`` of transformers."""
 
 import dataclasses
 import sys
@@ -14,32 +14,40 @@ from mltrain.metrics import floats
 from mltrain.rng import Rng
 
 
-class Silent(MLflowCallback):  # type: ignore[misc] # mypy does not read transformers
-    """Stands where the Trainer and MLflow's autologging have an ``MLflowCallback``, which records each point a second time."""
+class DisabledMLflowCallback(MLflowCallback):  # type: ignore[misc] # mypy does not read transformers
+    """An ``MLflowCallback`` that records nothing.
+
+    It replaces that of the Trainer and of MLflow's autologging, which would record each point a second time.
+    """
 
     def __init__(self) -> None:
         self._initialized = self._auto_end_run = False
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Open no run."""
+        """Do nothing."""
 
     on_log = on_train_end = on_save = on_train_begin
 
 
-def calling() -> Any:
-    """Return the Trainer whose event is being handled."""
+def calling_trainer() -> Any:
+    """Return the Trainer that calls this event.
+
+    Raises:
+        UsageError: the caller is not a Trainer.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         if isinstance(frame.f_locals.get("self"), Trainer):
             return frame.f_locals["self"]
         frame = frame.f_back  # type: ignore[assignment]
     raise UsageError(
-        "An event of MltrainCallback was called from outside of a Trainer. Expected Trainer(callbacks=[MltrainCallback()])."
+        "An event of MltrainCallback was called without a Trainer. Expected a call by a Trainer. Try: "
+        "Trainer(callbacks=[MltrainCallback()])"
     )
 
 
 def state_of(state: Any, live: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint holds: the live tensors, not copies."""
+    """Return the state for a checkpoint, with live tensors instead of copies."""
     scaler = getattr(live["optimizer"], "scaler", None)
     return {
         "model": live["model"].state_dict(),
@@ -52,7 +60,7 @@ def state_of(state: Any, live: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers_of(logs: Mapping[str, Any]) -> dict[str, float]:
-    """Return what is one number; the Trainer logs other values, too."""
+    """Return the logged values that are single numbers, without ``step``."""
     found: dict[str, float] = {}
     for key, value in logs.items():
         with suppress(UsageError):

@@ -23,31 +23,35 @@ from mltrain.rng import Rng
 
 log = logging.getLogger(__name__)
 
-_OWN = "mltrain"
-"""The part of a checkpoint that holds what the objects do not: random numbers, and the kind of boundary."""
+_PART = "mltrain"
+"""The part of a checkpoint with the random numbers and the kind of boundary."""
 
 
 class MltrainSaver:
-    """A save handler for ``Checkpoint``, and the run that the training of an engine is.
+    """A save handler that saves and records an engine's training.
 
-    A state that ``Checkpoint`` asks for is taken when all other handlers of the event have run; at the last iteration of an
-    epoch, when those of the epoch's end have. The last state is always saved, and that at which SIGINT, SIGTERM, SIGHUP or
-    SIGUSR1 arrives. ``run`` returns when all of it is committed. The run is FINISHED then; FAILED after an exception;
-    KILLED after a signal. ``remove``, which Ignite calls before it saves, removes nothing: the policy does, after the save.
+    The saver saves when a ``Checkpoint`` calls it, but only after all other handlers of that event; at the last iteration of an
+    epoch, after those of ``EPOCH_COMPLETED``. It always saves the last state, and the state after SIGINT, SIGTERM, SIGHUP or
+    SIGUSR1. ``run`` returns once all checkpoints are committed. The MLflow run is then FINISHED; after an exception it is
+    FAILED, after a signal KILLED. Ignite calls ``remove`` before it saves; the saver ignores that, and ``policy`` removes
+    checkpoints after the save.
 
     Args:
         trainer: the engine that trains.
-        to_save: name to object with ``state_dict`` and ``load_state_dict``; the engine has to be among them.
-        resume: ``mltrain:RUN_ID`` continues a run, and ``mltrain:RUN_ID@best`` goes back to its best checkpoint: the objects are
-            loaded now. If ``None``, the training begins, in the active MLflow run or a new one.
-        save_dir: a folder that holds the checkpoints, in place of a run; no curves are recorded then.
-        policy: which checkpoints stay. If ``None``, the newest five and the best one.
-        metric: decides which checkpoint is best: the ``score_name`` of a ``Checkpoint``, or a name in :meth:`log_metrics`.
-        mode: whether less (``min``) or more (``max``) of it is better.
+        to_save: name to object with ``state_dict`` and ``load_state_dict``. The engine must be among them.
+        resume: ``mltrain:RUN_ID`` continues a run, ``mltrain:RUN_ID@best`` goes back to its best checkpoint; the constructor
+            loads the objects. If ``None``, a training begins in the active MLflow run or a new one.
+        save_dir: folder for the checkpoints, in place of a run. The curves are then not recorded.
+        policy: retention policy. If ``None``, the newest five checkpoints and the best one stay.
+        metric: name of the metric that decides which checkpoint is best: the ``score_name`` of a ``Checkpoint``, or a name
+            passed to :meth:`log_metrics`.
+        mode: ``min`` if a lower value is better, ``max`` if a higher one is.
 
     Raises:
-        UsageError: an argument is invalid; the engine runs in several processes; or the checkpoint is not of such objects.
-        NoCheckpoint, RunNotFound, TrackingError: there is nothing to resume.
+        UsageError: an argument is invalid; the engine has several processes; or the checkpoint lacks an object of ``to_save``.
+        NoCheckpoint: the run to resume has no matching intact checkpoint.
+        RunNotFound: the run to resume does not exist.
+        TrackingError: the tracking server does not answer.
     """
 
     def __init__(
@@ -66,15 +70,15 @@ class MltrainSaver:
         from ignite.handlers.checkpoint import BaseSaveHandler, Checkpoint
 
         refuse_ranks(distributed.get_world_size(), "Ignite")
-        if trainer not in to_save.values() or _OWN in to_save:
+        if trainer not in to_save.values() or _PART in to_save:
             raise UsageError(
-                f"to_save has {', '.join(map(str, to_save))}. Expected the engine among them, and nothing called {_OWN!r}. Try: "
-                "to_save = {'model': model, 'optimizer': optimizer, 'trainer': trainer}"
+                f"to_save has {', '.join(map(str, to_save))}. Expected the engine among them, and no object named {_PART!r}. "
+                "Try: to_save = {'model': model, 'optimizer': optimizer, 'trainer': trainer}"
             )
-        BaseSaveHandler.register(type(self))  # so that nobody imports Ignite who does not use it
+        BaseSaveHandler.register(type(self))  # here, so that importing this module does not import Ignite
         self._trainer, self._events = trainer, Events
         self._save_dir = save_dir
-        self._kept = Settings(Latest(5) | Best(1) if policy is None else policy, metric, mode)
+        self._settings = Settings(Latest(5) | Best(1) if policy is None else policy, metric, mode)
         self._objects = Checkpoint(to_save, self)
         self._origin: Origin | None = None
         self._training: Training | None = None
@@ -82,27 +86,37 @@ class MltrainSaver:
         self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._resumed: Mapping[str, Any] | None = None
         self.run_id: str | None = None
-        """Id of the run (or the folder), once there is one."""
+        """Id of the run (or the folder). ``None`` before the training begins."""
         if resume is not None:
             self._load(resume, to_save, Checkpoint.load_objects)
         trainer.add_event_handler(Events.STARTED, self._begin)
 
     def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None = None) -> None:
-        """Save the objects, and what else the ``Checkpoint`` has, as soon as the event is over."""
+        """Save the objects after the other handlers of this event.
+
+        Args:
+            checkpoint: state of the objects by name. Only ``checkpointer``, the state of the ``Checkpoint``, is used; the others
+                are read again at the time of the save.
+            filename: name that Ignite chose; ignored.
+            metadata: the ``score_name`` and ``priority`` (the score) of the ``Checkpoint``.
+        """
         further = {name: part for name, part in checkpoint.items() if name == "checkpointer"}
         self._due = {**(self._due or {}), **further}
         if metadata is not None and metadata.get("score_name"):
             self._measure({metadata["score_name"]: metadata["priority"]})
 
     def remove(self, filename: str) -> None:
-        """Remove nothing: the policy decides, once the next checkpoint is committed."""
+        """Do nothing; the policy removes checkpoints after the next commit."""
 
     def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Record metrics in the run, each point once, also after a kill.
+        """Record metrics in the run, each point once over all resumes.
 
         Args:
             values: name to number, or to a tensor with one element.
-            step: iterations done. If ``None``, those of the engine.
+            step: iterations done. If ``None``, the engine's iteration.
+
+        Raises:
+            UsageError: a value is not one real number.
         """
         numbers = floats(values, "log_metrics")
         if self._training is not None:
@@ -117,28 +131,28 @@ class MltrainSaver:
     def _load(self, resume: str, to_save: Mapping[str, Any], load_objects: Any) -> None:
         address = Address.parse(resume)
         if address is None:
-            raise UsageError(f"resume={resume!r:.80} is invalid. Expected 'mltrain:RUN_ID'.")
+            raise UsageError(f"resume={resume!r:.80} is invalid. Expected 'mltrain:RUN_ID'. Try: mltrain runs")
         self._origin = origin = Origin.read(address)
-        missing = sorted({*map(str, to_save), _OWN} - origin.state.keys())
+        missing = sorted({*map(str, to_save), _PART} - origin.state.keys())
         if missing:
             raise UsageError(
-                f"{origin.manifest.name} of {address.place} holds {', '.join(origin.state)}, and lacks {', '.join(missing)}. "
-                "Expected a checkpoint that MltrainSaver saved of the same objects."
+                f"{origin.manifest.name} of {address.location} holds {', '.join(origin.state)}, and lacks {', '.join(missing)}. "
+                "Expected a checkpoint of MltrainSaver with the same names in to_save. Try: mltrain runs"
             )
         load_objects(to_save, origin.state)
-        self._resumed = origin.state[_OWN]
+        self._resumed = origin.state[_PART]
 
     def _begin(self, engine: Any) -> None:
-        """Open the run, and follow the engine: after all other handlers, which are attached by now."""
+        """Open the run, and attach behind the engine's other handlers."""
         if self._origin is None and engine.state.iteration and self.run_id is not None:
-            self._origin = Origin.read(Address(self.run_id))  # run() once more: the state is in memory
+            self._origin = Origin.read(Address(self.run_id))  # run() was called again: the state is in memory
         self._training = training = Training(
             self._origin,
             save_dir=self._save_dir,
-            kept=self._kept,
+            settings=self._settings,
             state=self._state("epoch"),
         )
-        self._origin, self.run_id, self._due = None, training.place, None
+        self._origin, self.run_id, self._due = None, training.location, None
         events = self._events
         for event, handler in (
             (events.GET_BATCH_STARTED, self._restore),
@@ -154,7 +168,10 @@ class MltrainSaver:
             self._restore(engine)
 
     def _restore(self, engine: Any) -> None:
-        """Put the random numbers back: at the end of an epoch before the loader makes an iterator, else after it has."""
+        """Restore the random numbers of the loaded checkpoint, once.
+
+        A checkpoint from the end of an epoch is restored before the loader creates its iterator, any other after that.
+        """
         own, self._resumed = self._resumed, None
         if own is not None:
             Rng().load_state_dict(own["rng"])
@@ -162,7 +179,7 @@ class MltrainSaver:
     def _iteration_ended(self, engine: Any) -> None:
         length = engine.state.epoch_length
         if length is not None and engine.state.iteration % length:
-            self._reached("iteration")  # else the end of the epoch is to come
+            self._reached("iteration")  # the last iteration is handled at the end of the epoch
 
     def _epoch_ended(self, engine: Any) -> None:
         self._reached("epoch")
@@ -180,7 +197,7 @@ class MltrainSaver:
     def _failed(self, engine: Any, error: BaseException) -> None:
         self._end(error)
         if len(engine._event_handlers[self._events.EXCEPTION_RAISED]) == 1:
-            raise error  # as Ignite does where nobody handles it
+            raise error  # as Ignite does without a handler of the user
 
     def _end(self, error: BaseException | None) -> None:
         training, self._training = self._training, None
@@ -188,7 +205,7 @@ class MltrainSaver:
             try:
                 training.end(error)
             finally:
-                self.run_id = training.place  # the run may have been created meanwhile
+                self.run_id = training.location  # the run may have been created meanwhile
 
     def _reached(self, boundary: str) -> None:
         training = self._training
@@ -204,9 +221,11 @@ class MltrainSaver:
         state, step, measured = self._trainer.state, self._trainer.state.iteration, self._measured
         metrics = floats(measured[1] if measured[0] == step else {}, "score_function")
         epoch = step // state.epoch_length if state.epoch_length else state.epoch
-        self._training.save(self._state(boundary), step, epoch, metrics, kind, evaluated=self._kept.metric != "score")
+        self._training.save(
+            self._state(boundary), step, epoch, metrics, kind, evaluated=self._settings.metric != "score"
+        )
         self._due = None
 
     def _state(self, boundary: str) -> dict[str, Any]:
         own = {"boundary": boundary, "rng": Rng().state_dict()}
-        return {**self._objects._setup_checkpoint(), **(self._due or {}), _OWN: own}
+        return {**self._objects._setup_checkpoint(), **(self._due or {}), _PART: own}

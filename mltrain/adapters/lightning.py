@@ -5,8 +5,8 @@
 >>> trainer.fit(model, loader)                                    # prints the run's id
 >>> trainer.fit(model, loader, ckpt_path="mltrain:RUN_ID")        # continues it, in this process or in another
 
-A Trainer of ``lightning.pytorch`` refuses callbacks of ``pytorch_lightning``, and the other way round. This callback belongs to
-the one that is imported when it is made; where both are, to both.
+A Trainer of ``lightning.pytorch`` refuses callbacks of ``pytorch_lightning``, and vice versa. This callback is one of each
+package that is imported when the callback is created.
 """
 
 import logging
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from mltrain.adapters.lightning_loops import Boundaries, as_left
-from mltrain.adapters.lightning_parts import Curves, Door, OfLightning, refuse_second_logger, refuse_sharding
+from mltrain.adapters.lightning_loops import Boundaries, align_progress
+from mltrain.adapters.lightning_parts import AddressIO, LightningMixin, RunLogger, refuse_second_logger, refuse_sharding
 from mltrain.adapters.origin import SCHEME, Address, Origin
 from mltrain.adapters.training import Training, record_late, refuse_ranks
 from mltrain.checkpoint.manifest import Kind
@@ -26,32 +26,32 @@ from mltrain.metrics import floats
 
 log = logging.getLogger(__name__)
 
-_OWN = "mltrain"
-"""The part of a checkpoint that holds what Lightning leaves out."""
+_PART = "mltrain"
+"""The part of a checkpoint with the state that Lightning's own checkpoints lack."""
 
 
-class MltrainCheckpoint(OfLightning):
-    """Saves a Lightning training in an MLflow run, continues it from there, and records its curves there.
+class MltrainCheckpoint(LightningMixin):
+    """Saves, resumes and records a Lightning training in an MLflow run.
 
-    A state is saved at the ends of epochs, after each validation, every ``every_n_train_steps`` optimizer steps, and when the
-    training is interrupted: SIGINT, SIGTERM, SIGHUP and SIGUSR1 let the step under way finish. ``fit`` returns when all of it
-    is committed. The run is FINISHED then; FAILED after an exception; KILLED after a signal.
+    The callback saves at the ends of epochs, after each validation, every ``every_n_train_steps`` optimizer steps, and after
+    SIGINT, SIGTERM, SIGHUP or SIGUSR1, which let the current step finish. ``fit`` returns once all checkpoints are committed.
+    The run is then FINISHED; after an exception it is FAILED, after a signal KILLED.
 
     ``ckpt_path="mltrain:RUN_ID"`` continues a run, and ``"mltrain:RUN_ID@best"`` goes back to its best checkpoint. The methods
-    ``validate``, ``test`` and ``predict`` take both as well.
+    ``validate``, ``test`` and ``predict`` accept both addresses, too.
 
     Args:
-        save_dir: a folder that holds the checkpoints, in place of a run; no curves are recorded then.
-        every_n_train_steps: save every so many optimizer steps; 0 does not.
-        every_n_epochs: save at the ends of every so many epochs; 0 does not. The last state of a training is always saved.
+        save_dir: folder for the checkpoints, in place of a run. The curves are then not recorded.
+        every_n_train_steps: save after every so many optimizer steps; 0 turns this off.
+        every_n_epochs: save after every so many epochs; 0 turns this off. The last state of a training is always saved.
         on_validation: whether to save after each validation.
-        max_to_keep: how many of the newest checkpoints stay; the best one stays too.
-        policy: which ones stay, in place of ``max_to_keep``.
-        monitor: the metric that decides which one is best.
-        mode: whether less (``min``) or more (``max``) of it is better.
+        max_to_keep: number of newest checkpoints that stay. The best one stays too.
+        policy: retention policy, in place of ``max_to_keep``. If ``None``, ``max_to_keep`` applies.
+        monitor: name of the metric that decides which checkpoint is best.
+        mode: ``min`` if a lower value is better, ``max`` if a higher one is.
 
     Raises:
-        UsageError: an argument is invalid, or neither package is installed.
+        UsageError: an argument is invalid, or neither Lightning package is installed.
     """
 
     _base = "Checkpoint"
@@ -74,27 +74,31 @@ class MltrainCheckpoint(OfLightning):
         self._save_dir = save_dir
         self._every = {"batch": every_n_train_steps, "epoch": every_n_epochs}
         self._on_validation = on_validation
-        self._kept = Settings(newest_and_best(max_to_keep) if policy is None else policy, monitor, mode)
-        self._logger = Curves()
+        self._settings = Settings(newest_and_best(max_to_keep) if policy is None else policy, monitor, mode)
+        self._logger = RunLogger()
         self._origin: Origin | None = None
         self._training: Training | None = None
         self._boundaries: Boundaries | None = None
         self._trained: Any = None
         self.run_id: str | None = None
-        """Id of the run (or the folder) of the last ``fit``; ``None`` before there is one."""
+        """Id of the run (or the folder) of the last ``fit``. ``None`` before the first ``fit``."""
         self._validated: set[str] = set()
         self._is_validated = False
 
     @property
     def best_model_path(self) -> str:
-        """What ``ckpt_path="best"`` stands for."""
+        """Address of the best checkpoint, for ``ckpt_path="best"``; empty without a run."""
         return f"{SCHEME}{self.run_id}@best" if self.run_id is not None else ""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let ``ckpt_path`` name runs, and refuse what cannot be saved whole."""
+        """Accept addresses as ``ckpt_path``, and check the strategy.
+
+        Raises:
+            UsageError: the Trainer has several processes or a sharded strategy.
+        """
         io = trainer.strategy.checkpoint_io
-        if not isinstance(io, Door):
-            trainer.strategy.checkpoint_io = Door(io, lambda address: self._load(address, trainer))
+        if not isinstance(io, AddressIO):
+            trainer.strategy.checkpoint_io = AddressIO(io, lambda address: self._load(address, trainer))
         if stage != "fit" or trainer.fast_dev_run:
             return
         refuse_sharding(trainer.strategy)
@@ -105,60 +109,73 @@ class MltrainCheckpoint(OfLightning):
             trainer.loggers = [*trainer.loggers, self._logger]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Open the run, or continue that of the checkpoint."""
+        """Open a new run, or continue that of the loaded checkpoint.
+
+        Raises:
+            UnsupportedValue: the state contains a value that no checkpoint can hold.
+            UsageError: the run has checkpoints that this training does not continue, or ``MLFlowLogger`` writes to the run.
+            RunHeld: another process writes to the run.
+            TrackingError, StorageError: the run cannot be written to.
+        """
         if trainer.fast_dev_run:
             return
         refuse_second_logger(trainer, self._origin)
         boundaries = Boundaries(trainer, lambda boundary: self._reached(trainer, boundary))
         try:
             if self._origin is None and boundaries.step and self.run_id is not None and self._trained is trainer:
-                self._origin = Origin.read(Address(self.run_id))  # fit() once more: the state is in memory
+                self._origin = Origin.read(Address(self.run_id))  # fit() was called again: the state is in memory
             elif self._origin is not None:
-                boundaries.resume(self._origin.state[_OWN])
+                boundaries.resume(self._origin.state[_PART])
             training = Training(
                 self._origin,
                 save_dir=self._save_dir,
-                kept=self._kept,
+                settings=self._settings,
                 state=self._state(trainer, boundaries.state("epoch")),
                 parameters=self._logger.parameters,
             )
         except BaseException:
             boundaries.close()
             raise
-        self._boundaries, self._training, self.run_id = boundaries, training, training.place
+        self._boundaries, self._training, self.run_id = boundaries, training, training.location
         self._trained = trainer
         self._logger.attach(training)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Note what was measured, for the checkpoint of this step."""
+        """Remember which metrics come from this validation."""
         if self._training is not None:
             self._is_validated = True
             self._validated |= set(trainer._logger_connector.metrics["callback"])
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Note that weights are about to change."""
+        """Mark the previous state as no longer in memory."""
         if self._boundaries is not None:
-            self._boundaries.touch()
+            self._boundaries.invalidate()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Close the run, once everything is committed; before Lightning puts back the handlers of signals that it found."""
+        """Wait until all checkpoints are committed, and close the run.
+
+        This happens before Lightning restores the signal handlers that it found.
+        """
         self._end(None)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Save the state before the step that failed, if it is whole, and close the run with what has happened."""
+        """Save the state before the failed step, and close the run.
+
+        Nothing is saved if the optimizer may have changed that state.
+        """
         training, boundaries = self._training, self._boundaries
-        own = boundaries.untouched() if boundaries is not None and isinstance(exception, Exception) else None
+        own = boundaries.before_failed_step() if boundaries is not None and isinstance(exception, Exception) else None
         if training is not None and own is not None and own["step"] > training.saved_step:
             try:
                 training.save(self._state(trainer, own), own["step"], trainer.current_epoch, evaluated=False)
-            except Exception as error:  # noqa: BLE001 - what ended the training is what the user has to see
-                log.warning("The state before the step that failed could not be saved: %s", error)
+            except Exception as error:  # noqa: BLE001 - the user has to see the error that ended the training
+                log.warning("The state before the failed step could not be saved: %s", error)
         self._end(exception)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Record what was logged after the training, by ``test`` for one."""
+        """Record metrics logged outside of ``fit``, such as by ``test``."""
         self._end(None)
-        late = self._logger.taken()
+        late = self._logger.take_unrecorded()
         if late and self.run_id is not None and not Address(self.run_id).is_folder:
             record_late(self.run_id, late)
 
@@ -171,34 +188,34 @@ class MltrainCheckpoint(OfLightning):
             try:
                 training.end(error)
             finally:
-                self.run_id = training.place  # the run may have been created meanwhile
+                self.run_id = training.location  # the run may have been created meanwhile
 
     def _load(self, address: Address, trainer: Any) -> dict[str, Any]:
-        """Return a checkpoint as Lightning knows it."""
+        """Return a checkpoint in Lightning's layout."""
         origin = Origin.read(address)
         state = dict(origin.state)
-        if "model" not in state or "loops" not in state or _OWN not in state:
+        if "model" not in state or "loops" not in state or _PART not in state:
             raise UsageError(
-                f"{origin.manifest.name} of {address.place} holds {', '.join(state)}. Expected a checkpoint that "
-                "MltrainCheckpoint saved. Try: mltrain checkpoints, for the runs and programs that wrote them."
+                f"{origin.manifest.name} of {address.location} holds {', '.join(state)}. Expected a checkpoint that "
+                "MltrainCheckpoint saved. Try: mltrain runs"
             )
-        own, state["state_dict"] = state.pop(_OWN), state.pop("model")
+        own, state["state_dict"] = state.pop(_PART), state.pop("model")
         if trainer.state.fn == "fit":
             self._origin = origin
-            as_left(state["loops"], own["boundary"], by_steps=trainer.max_steps != -1)
+            align_progress(state["loops"], own["boundary"], by_steps=trainer.max_steps != -1)
         return state
 
     def _state(self, trainer: Any, own: Mapping[str, Any]) -> dict[str, Any]:
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        if _OWN in state or "model" in state:
+        if _PART in state or "model" in state:
             raise UsageError(
-                f"The checkpoint of this training has a part {_OWN!r} or 'model' of its own. Expected others."
+                f"A callback or module adds {_PART!r} or 'model' to the checkpoint. Expected names that mltrain does not use."
             )
         state["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
-        return {"model": state.pop("state_dict"), **state, _OWN: own}
+        return {"model": state.pop("state_dict"), **state, _PART: own}
 
     def _reached(self, trainer: Any, boundary: str) -> None:
-        """Save where it is due, and stop where that was requested."""
+        """Save if due at this boundary, and stop if requested."""
         training, boundaries = self._training, self._boundaries
         assert training is not None
         assert boundaries is not None
@@ -219,7 +236,7 @@ class MltrainCheckpoint(OfLightning):
             training.leave()
 
     def _measured(self, trainer: Any) -> dict[str, float]:
-        """Return the metrics of this step, without those of an earlier validation."""
+        """Return this step's metrics, without an earlier validation's."""
         stale = set() if self._is_validated else self._validated
         return floats(
             {key: float(value) for key, value in trainer.callback_metrics.items() if key not in stale}, "self.log"

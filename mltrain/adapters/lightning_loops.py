@@ -1,8 +1,8 @@
-"""Where Lightning's loops can be left and entered without a trace.
+"""The step and epoch boundaries of Lightning's loops, for exact resumes.
 
-Lightning's hooks come before a step is recorded: ``on_train_batch_end`` before the step's metrics and its validation,
-``on_train_epoch_end`` before the metrics of the epoch. A checkpoint of that moment, resumed, lacks these points. So a state is
-taken after ``on_advance_end`` of the loops: everything of the step (the epoch) is done then, and nothing of the next has begun.
+Lightning calls its hooks before it records a step: ``on_train_batch_end`` comes before the step's metrics and validation,
+``on_train_epoch_end`` before the metrics of the epoch. A resume from a checkpoint of that moment would lack these points. So the
+state is captured after ``on_advance_end`` of the loops: the step (or epoch) is complete, and the next one has not begun.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,14 +15,16 @@ _HOOKED = (("epoch_loop", "on_advance_end"), ("epoch_loop", "on_run_start"), ("f
 
 
 class Boundaries:
-    """Calls back at the boundaries of a Trainer's steps and epochs, and takes and restores what Lightning leaves out there.
+    """Calls a function at each step and epoch boundary of a Trainer.
 
-    Lightning restores the model, optimizers, schedules, callbacks and counters. What it leaves out is the random numbers, the
-    position of the loaders at the start of an epoch, and the running means of ``self.log(on_epoch=True)``.
+    Lightning restores the model, optimizers, schedules, callbacks and counters. This class saves and restores what Lightning
+    omits: the random numbers, the loaders' positions at the start of an epoch, and the running means of
+    ``self.log(on_epoch=True)``.
 
     Args:
-        trainer: Lightning's.
-        reached: called at each boundary with ``batch`` or ``epoch``. At the last batch of an epoch there is only the latter.
+        trainer: Lightning's Trainer.
+        reached: called with ``batch`` or ``epoch`` at each boundary; after the last batch of an epoch only with
+            ``epoch``.
     """
 
     def __init__(self, trainer: Any, reached: Callable[[str], None]) -> None:
@@ -32,27 +34,27 @@ class Boundaries:
         self._reached = reached
         self._resumed: Mapping[str, Any] | None = None
         self._sums: dict[str, Mapping[str, Any]] = {}
-        self._before: list[Any] = []
-        self._whole: tuple[int, dict[str, Any]] | None = None
+        self._previous_positions: list[Any] = []
+        self._last_boundary: tuple[int, dict[str, Any]] | None = None
         loops = {"fit_loop": self._fit, "epoch_loop": self._epoch}
         self._originals = [(loops[loop], hook, getattr(loops[loop], hook)) for loop, hook in _HOOKED]
-        for (loop, hook, _), mine in zip(
+        for (loop, hook, _), replacement in zip(
             self._originals, (self._step_ended, self._epoch_begins, self._epoch_ended), strict=True
         ):
-            setattr(loop, hook, mine)
+            setattr(loop, hook, replacement)
 
     def close(self) -> None:
-        """Call back no more."""
+        """Restore Lightning's own hooks."""
         for loop, hook, _ in self._originals:
             vars(loop).pop(hook, None)
 
     @property
     def step(self) -> int:
-        """Batches that made an optimizer step, over the whole training."""
+        """Number of batches with an optimizer step, over all epochs."""
         return int(self._epoch._batches_that_stepped)
 
     def is_last(self, boundary: str) -> bool:
-        """Whether the training ends at this boundary, as far as Lightning knows."""
+        """Whether Lightning ends the training at this boundary."""
         trainer = self._fit.trainer
         if boundary == "batch":
             return bool(self._epoch._is_training_done or (trainer.should_stop and self._fit._can_stop_early))
@@ -61,7 +63,7 @@ class Boundaries:
         return bool(by_steps or by_epochs or (trainer.should_stop and self._fit._can_stop_early))
 
     def state(self, boundary: str) -> dict[str, Any]:
-        """Return what Lightning's own checkpoint lacks at a boundary."""
+        """Return the state that Lightning's own checkpoint lacks."""
         own = {
             "boundary": boundary,
             "step": self.step,
@@ -73,34 +75,38 @@ class Boundaries:
             return own
         return {**own, "sums": self._running_sums(), "metrics": _metric_states(self._module)}
 
-    def untouched(self) -> dict[str, Any] | None:
-        """Return what :meth:`state` would have returned at the boundary before a step that failed.
+    def before_failed_step(self) -> dict[str, Any] | None:
+        """Return :meth:`state` as it was before a failed step.
 
-        It is ``None`` where the optimizer may have begun to change weights since, or where that boundary is unknown.
+        Returns ``None`` if since the last boundary the optimizer may have changed weights, a batch was accumulated, or an epoch
+        began.
         """
-        completed, own = self._whole or (-1, None)
+        completed, own = self._last_boundary or (-1, None)
         return own if completed == self._epoch.batch_progress.total.completed else None
 
-    def touch(self) -> None:
-        """Note that an optimizer is about to change weights."""
-        self._whole = None
+    def invalidate(self) -> None:
+        """Discard the remembered boundary: an optimizer is about to change weights."""
+        self._last_boundary = None
 
     def resume(self, own: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned, from ``on_train_start`` on; Lightning has made an iterator by then."""
+        """Restore a :meth:`state` once the first epoch begins.
+
+        Call it in ``on_train_start``, when Lightning has created the loaders' iterator.
+        """
         self._resumed = own
         self._sums = dict(own.get("sums", {}))
         if own["boundary"] == "epoch":
             Rng().load_state_dict(own["rng"])  # the hooks of the next epoch, and its iterator, draw from them
 
     def _epoch_begins(self, fetcher: Any) -> None:
-        """Put loaders, iterator and random numbers where they were, at the start of the first epoch after a resume."""
+        """Restore loaders, iterator and random numbers in the first resumed epoch."""
         own, self._resumed = self._resumed, None
         if own is not None:
             loaders = [loader for loader in fetcher.combined_loader.flattened if _is_stateful(loader)]
             if len(loaders) != len(own["loaders"]):
                 raise UsageError(
-                    f"The checkpoint has the positions of {len(own['loaders'])} loaders, and {len(loaders)} loaders have "
-                    "load_state_dict() now. Expected the same loaders."
+                    f"The checkpoint has the positions of {len(own['loaders'])} loaders, but {len(loaders)} loaders have "
+                    "load_state_dict(). Expected the same loaders as when it was saved."
                 )
             for loader, position in zip(loaders, own["loaders"], strict=True):
                 loader.load_state_dict(position)
@@ -113,23 +119,23 @@ class Boundaries:
         self._call(1, fetcher)
         if own is not None:
             self._epoch._batches_that_stepped = own["step"]
-            # Else Lightning begins the validation that was done, and leaves out the schedules that follow a metric.
+            # Otherwise Lightning repeats the validation, and does not step the schedules that follow a metric.
             self._fit._restarting = self._epoch.restarting = False
-        self._before = own["loaders"] if own is not None else self._loader_states()
-        self._pass()
+        self._previous_positions = own["loaders"] if own is not None else self._loader_states()
+        self._remember_boundary()
 
     def _step_ended(self, fetcher: Any) -> None:
         self._add_sums()
         self._call(0, fetcher)
         if not self._epoch._num_ready_batches_reached() and not self._epoch._should_accumulate():
             self._reached("batch")
-            self._pass()
-        self._before = self._loader_states() if getattr(fetcher, "batches", None) else []
+            self._remember_boundary()
+        self._previous_positions = self._loader_states() if getattr(fetcher, "batches", None) else []
 
-    def _pass(self) -> None:
-        """Remember this boundary in the middle of an epoch."""
+    def _remember_boundary(self) -> None:
+        """Remember the state at this boundary, if it is within an epoch."""
         progress = self._epoch.batch_progress
-        self._whole = (progress.total.completed, self.state("batch")) if progress.current.completed else None
+        self._last_boundary = (progress.total.completed, self.state("batch")) if progress.current.completed else None
 
     def _epoch_ended(self) -> None:
         self._call(2)
@@ -143,12 +149,12 @@ class Boundaries:
         return [one.state_dict() for one in loader.flattened if _is_stateful(one)] if loader is not None else []
 
     def _positions(self, boundary: str) -> list[Any]:
-        """Return the positions of the loaders after the batches that were trained on.
+        """Return the loaders' positions after the last trained batch.
 
-        The fetcher reads one batch ahead of a loader without a length. Then they are those of one boundary before.
+        The fetcher reads a loader without a length one batch ahead. The positions are then those of the previous boundary.
         """
         ahead = boundary == "batch" and getattr(self._fit._data_fetcher, "batches", None)
-        return self._before if ahead else self._loader_states()
+        return self._previous_positions if ahead else self._loader_states()
 
     def _running_sums(self) -> dict[str, Any]:
         return {
@@ -158,7 +164,7 @@ class Boundaries:
         }
 
     def _add_sums(self) -> None:
-        """Add the sums of before the resume to those that the first batch after it has begun."""
+        """Add the sums from before the resume to the new ones."""
         results = self._epoch._results
         for key in [key for key in self._sums if key in results]:
             before, metric = self._sums.pop(key), results[key]
@@ -173,14 +179,14 @@ class Boundaries:
             metric._computed = None
 
 
-def as_left(loops: Mapping[str, Any], boundary: str, *, by_steps: bool) -> None:
-    """Change the progress in a checkpoint so that Lightning goes on right behind a boundary.
+def align_progress(loops: Mapping[str, Any], boundary: str, *, by_steps: bool) -> None:
+    """Change a checkpoint's progress so that Lightning continues after the boundary.
 
-    Lightning knows the states of its own hooks. For a batch that is ``on_train_batch_end``, after which it trains the next one. A
-    complete epoch is as it should be, unless ``max_steps`` limits the training: then Lightning would enter that epoch again.
+    Lightning continues correctly from the progress that it has in its own hooks: in ``on_train_batch_end``, after which it trains
+    the next batch, and after a complete epoch, unless ``max_steps`` limits the training: then it would repeat that epoch.
 
     Args:
-        loops: of the checkpoint; changed in place.
+        loops: state of the loops in the checkpoint; changed in place.
         boundary: ``batch`` or ``epoch``.
         by_steps: whether ``max_steps`` limits the training.
     """
@@ -203,7 +209,7 @@ def _is_stateful(loader: Any) -> bool:
 
 
 def _metric_states(module: Any) -> dict[str, Any]:
-    """Return the states of the torchmetrics among the submodules; their ``state_dict`` is empty by default."""
+    """Return the states of torchmetrics, whose ``state_dict`` is empty by default."""
     return {
         name: {"count": part._update_count, "state": {key: getattr(part, key) for key in part._defaults}}
         for name, part in module.named_modules()

@@ -1,4 +1,4 @@
-"""What a Trainer of Lightning's takes besides callbacks: a logger, a way to checkpoints; and what is refused in it."""
+"""Logger and ``CheckpointIO`` for Lightning's Trainer, and checks of the Trainer."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,29 +10,32 @@ from mltrain.errors import UsageError
 from mltrain.metrics import floats
 from mltrain.tracking.client import active_run_id
 
-_WHOLE = {"SingleDeviceStrategy", "DDPStrategy"}
-"""Strategies, and what is derived from them, whose checkpoint of one process is the whole state."""
+_UNSHARDED = {"SingleDeviceStrategy", "DDPStrategy"}
+"""Strategies (and bases of strategies) with the whole state in one process."""
 
 
-class OfLightning:
-    """A class whose instances belong to a class of Lightning's, in each of its packages that is imported."""
+class LightningMixin:
+    """Base of classes whose instances also subclass one of Lightning's.
+
+    Lightning has two packages with the same classes. An instance subclasses that of each imported package.
+    """
 
     _base: str
     """``Checkpoint``, ``Logger`` or ``CheckpointIO``."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Return an instance of the class and of those of Lightning's."""
-        missing = tuple(base for base in _classes(cls._base) if not issubclass(cls, base))
+        """Create an instance of a subclass with Lightning's bases."""
+        missing = tuple(base for base in _base_classes(cls._base) if not issubclass(cls, base))
         kind: Any = type(cls.__name__, (cls, *missing), {"__qualname__": cls.__qualname__}) if missing else cls
         made: Self = object.__new__(kind)
         return made
 
 
-class Curves(OfLightning):
-    """A logger that records in the run of a training, each point once.
+class RunLogger(LightningMixin):
+    """A Lightning logger that records each point of a training once.
 
-    What Lightning logs at its step s is recorded at s + 1, the number of optimizer steps done: so the points of a step have the
-    number that its checkpoint has. Points that the user logs at steps of another kind stay where they are.
+    A point that Lightning logs at its step s is recorded at s + 1, the number of optimizer steps done and the number of the
+    checkpoint of that step. Points that the user logs at other steps keep their steps.
     """
 
     _base = "Logger"
@@ -44,38 +47,46 @@ class Curves(OfLightning):
         self.parameters: dict[str, str] = {}
         self._trainer: Any = None
         self._training: Training | None = None
-        self._waiting: list[tuple[Mapping[str, float], int]] = []
+        self._unrecorded: list[tuple[Mapping[str, float], int]] = []
         self._newest: tuple[int, dict[str, float]] = (-1, {})
 
     def begin(self, trainer: Any) -> None:
-        """Hold what is logged until there is a run."""
+        """Buffer points until :meth:`attach`."""
         self._trainer, self._training = trainer, None
-        self.parameters, self._waiting = {}, []
+        self.parameters, self._unrecorded = {}, []
 
     def attach(self, training: Training) -> None:
-        """Record in the run of a training from now on."""
-        self._training, self.version = training, training.place
-        for values, step in self.taken():
+        """Record the buffered points, and from now on all others at once."""
+        self._training, self.version = training, training.location
+        for values, step in self.take_unrecorded():
             training.log(values, step)
 
     def detach(self) -> None:
-        """Record nothing more: the run is being closed."""
+        """Buffer points again, because the run is being closed."""
         self._training = None
 
-    def taken(self) -> list[tuple[Mapping[str, float], int]]:
-        """Return what was logged without a run, and forget it."""
-        waiting, self._waiting = self._waiting, []
+    def take_unrecorded(self) -> list[tuple[Mapping[str, float], int]]:
+        """Return the buffered points, and empty the buffer."""
+        waiting, self._unrecorded = self._unrecorded, []
         return waiting
 
     @property
     def experiment(self) -> Any:
-        """The run, while there is one."""
+        """The run. ``None`` outside of a training, or if it saves to a folder."""
         return self._training.run if self._training is not None else None
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Record metrics of a step."""
+        """Record metrics of a step.
+
+        Args:
+            metrics: name to number, or to a tensor with one element.
+            step: Lightning's step. If ``None``, the current one.
+
+        Raises:
+            UsageError: a value is not one real number.
+        """
         values, now = floats(metrics, "the logger"), self._trainer.fit_loop.epoch_loop._batches_that_stepped
-        under_way = self._trainer.state.fn == "fit"  # Lightning counts a step, and an epoch, once it has been logged
+        under_way = self._trainer.state.fn == "fit"  # Lightning counts a step or an epoch only after logging it
         at = now + under_way if step is None or step == now else step
         if values.get("epoch") == self._trainer.current_epoch:
             values["epoch"] += under_way
@@ -86,20 +97,20 @@ class Curves(OfLightning):
         if self._training is not None:
             self._training.log(values, at)
         else:
-            self._waiting.append((values, at))
+            self._unrecorded.append((values, at))
 
     def log_hyperparams(self, params: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Hold hyper-parameters for the run, nested ones under names with slashes."""
+        """Buffer hyper-parameters for the run; nested names are joined by slashes."""
         given = params if isinstance(params, Mapping) else vars(params) if params is not None else {}
-        self.parameters |= dict(_flat(given))
+        self.parameters |= dict(_flattened(given))
 
 
-class Door(OfLightning):
-    """Loads addresses of mltrain, and leaves all other paths to the ``CheckpointIO`` that the Trainer has.
+class AddressIO(LightningMixin):
+    """Loads mltrain's addresses; passes all other paths to another ``CheckpointIO``.
 
     Args:
-        inner: the Trainer's.
-        load: returns the checkpoint of an address.
+        inner: the Trainer's own ``CheckpointIO``.
+        load: returns the checkpoint at an address, in Lightning's layout.
     """
 
     _base = "CheckpointIO"
@@ -110,19 +121,23 @@ class Door(OfLightning):
         self._load = load
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint."""
+        """Load a checkpoint from an address or a path.
+
+        Raises:
+            NoCheckpoint, RunNotFound, TrackingError, UsageError: as :meth:`Origin.read` and :meth:`Address.parse` raise them.
+        """
         address = Address.parse(path)
         return self._load(address) if address is not None else self._inner.load_checkpoint(path, *args, **kwargs)
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        """Save a file of the user's or of another callback.
+        """Save a file for the user or another callback.
 
         Raises:
-            UsageError: the path is an address of mltrain.
+            UsageError: the path is an address of mltrain, which only ``MltrainCheckpoint`` saves to.
         """
         if Address.parse(path) is not None:
             raise UsageError(
-                f"{path} cannot be saved to by hand. Expected a file. Try: MltrainCheckpoint(every_n_train_steps=N), which saves."
+                f"save_checkpoint() cannot write to {path}. Expected a file path. Try: MltrainCheckpoint(every_n_train_steps=N)"
             )
         self._inner.save_checkpoint(checkpoint, path, storage_options=storage_options)
 
@@ -131,15 +146,20 @@ class Door(OfLightning):
         self._inner.remove_checkpoint(path)
 
     def teardown(self) -> None:
-        """Let go of what the Trainer's holds."""
+        """Tear down the Trainer's own ``CheckpointIO``."""
         self._inner.teardown()
 
 
-def _classes(base: str) -> list[Any]:
-    """Return a class of Lightning's from each imported package, or from the first that is installed.
+def _base_classes(base: str) -> list[Any]:
+    """Return a Lightning class from each imported package.
+
+    If no package is imported, the class comes from the first one that is installed.
+
+    Args:
+        base: ``Checkpoint``, ``Logger`` or ``CheckpointIO``.
 
     Raises:
-        UsageError: none is.
+        UsageError: neither package is installed.
     """
     found: list[Any] = []
     imported = [package for package in _PACKAGES if package in sys.modules]
@@ -147,7 +167,9 @@ def _classes(base: str) -> list[Any]:
         if package in imported or not (imported or found):
             found += classes(base)
     if not found:
-        raise UsageError("Neither lightning nor pytorch-lightning is installed. Try: pip install 'mltrain[lightning]'")
+        raise UsageError(
+            "Neither lightning nor pytorch-lightning is installed. Expected one of them. Try: pip install 'mltrain[lightning]'"
+        )
     return found
 
 
@@ -171,11 +193,11 @@ def _of_pytorch_lightning(base: str) -> list[Any]:
     return [{"Checkpoint": Checkpoint, "Logger": Logger, "CheckpointIO": CheckpointIO}[base]]
 
 
-def _flat(values: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Yield names and texts of nested parameters."""
+def _flattened(values: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested parameters as text, under names joined by slashes."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}/")
+            yield from _flattened(value, f"{before}{key}/")
         else:
             yield f"{before}{key}", str(value)
 
@@ -187,29 +209,33 @@ _PACKAGES: Mapping[str, Callable[[str], list[Any]]] = {
 
 
 def refuse_sharding(strategy: Any) -> None:
-    """Refuse a strategy whose checkpoint of one process is not the whole state.
+    """Refuse a strategy that spreads the state over processes.
 
     Raises:
-        UsageError: it is one.
+        UsageError: the strategy is sharded, or unknown.
     """
     kind = type(strategy)
-    if not _WHOLE & {base.__name__ for base in kind.__mro__}:
+    if not _UNSHARDED & {base.__name__ for base in kind.__mro__}:
         raise UsageError(
             f"{kind.__name__} keeps a part of the state in each process, and MltrainCheckpoint saves whole states. "
-            "Expected a single device. Try: Trainer(devices=1, strategy='auto')."
+            "Expected a single device. Try: Trainer(devices=1, strategy='auto')"
         )
 
 
 def refuse_second_logger(trainer: Any, origin: Origin | None) -> None:
-    """Refuse an ``MLFlowLogger`` of the run that the training is about to write to.
+    """Refuse an ``MLFlowLogger`` that writes to the training's run.
+
+    Args:
+        trainer: Lightning's Trainer.
+        origin: the checkpoint that the training continues. If ``None``, the training begins in the active MLflow run, if any.
 
     Raises:
-        UsageError: there is one.
+        UsageError: one of the Trainer's loggers is an ``MLFlowLogger`` of that run.
     """
-    run_id = origin.address.place if origin is not None else active_run_id()
+    run_id = origin.address.location if origin is not None else active_run_id()
     for logger in trainer.loggers:
         if type(logger).__name__ == "MLFlowLogger" and run_id is not None and logger.run_id == run_id:
             raise UsageError(
-                f"MLFlowLogger writes to run {run_id}, and MltrainCheckpoint records the same curves there: each point would "
-                "come twice. Expected one of them. Try: without MLFlowLogger."
+                f"MLFlowLogger and MltrainCheckpoint record the same curves in run {run_id}: each point would come twice. "
+                "Expected one of them. Try: Trainer(callbacks=[MltrainCheckpoint()]) without MLFlowLogger"
             )

@@ -1,4 +1,4 @@
-"""Where a training continues from: the address of a checkpoint, and the checkpoint, read and verified."""
+"""The checkpoint that a training continues from, and its address."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,48 +27,50 @@ class Address:
     """The address of a checkpoint: ``mltrain:RUN_ID``, ``mltrain:RUN_ID@best``, ``mltrain:./folder@step:120``.
 
     Attributes:
-        place: id of a run, or a folder (with a slash).
-        which: the checkpoint; see :meth:`mltrain.CheckpointManager.load`.
+        location: id of a run, or path of a folder. A path contains a slash, an id does not.
+        which: name of the checkpoint; see :meth:`mltrain.CheckpointManager.load`.
     """
 
-    place: str
+    location: str
     which: str = "latest"
 
     @classmethod
     def parse(cls, text: Any) -> "Address | None":
-        """Return the address that a text spells, or ``None`` if the text is not an address of mltrain.
+        """Parse an address; return ``None`` for any other value.
 
         Raises:
-            UsageError: it begins like one and names no run and no folder.
+            UsageError: the text begins with ``mltrain:`` and names neither a run nor a folder.
         """
         if not isinstance(text, str) or not text.startswith(SCHEME):
             return None
-        place = text.removeprefix(SCHEME)
+        location = text.removeprefix(SCHEME)
         which = ""
-        if "@" in place and not ("/" in place and Path(place).is_dir()):  # the name of a folder may have one
-            place, _, which = place.rpartition("@")
-        if not place:
+        if "@" in location and not ("/" in location and Path(location).is_dir()):  # a folder's name may contain an @
+            location, _, which = location.rpartition("@")
+        if not location:
             raise UsageError(
                 f"{text!r} names no run. Expected {SCHEME}RUN_ID or {SCHEME}RUN_ID@best. Try: mltrain runs"
             )
-        return cls(place, which or "latest")
+        return cls(location, which or "latest")
 
     @property
     def is_folder(self) -> bool:
-        """Whether the checkpoint lies in a folder, without any tracking."""
-        return "/" in self.place
+        """Whether the address names a folder, which no run tracks."""
+        return "/" in self.location
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A checkpoint that was read and verified; nothing was claimed or changed for it.
+    """A verified checkpoint that a training continues from.
+
+    Finding or reading one neither claims nor changes its run.
 
     Attributes:
-        address: of the checkpoint, with the run's id in full.
-        manifest: of the checkpoint.
-        state: what it holds.
-        known: all checkpoints that its run had when it was read.
-        damaged: those that were passed over, with what is wrong with them.
+        address: address of the checkpoint, with the run's full id.
+        manifest: the checkpoint's manifest.
+        state: part names to tensors (on the CPU) and plain values. Empty if :meth:`find` returned this origin.
+        known: ids of all checkpoints that the run had at that time.
+        damaged: ids of the damaged checkpoints that were skipped, each with its error.
     """
 
     address: Address
@@ -79,33 +81,40 @@ class Origin:
 
     @classmethod
     def read(cls, address: Address) -> "Origin":
-        """Read a checkpoint onto the CPU, verified; of a damaged ``latest`` or ``best``, the intact one before it.
+        """Read and verify a checkpoint onto the CPU.
+
+        If the ``latest`` or ``best`` checkpoint is damaged, the previous intact one is read.
 
         Raises:
-            NoCheckpoint: the run has no match, or no intact one.
-            RunNotFound, TrackingError: the run cannot be reached.
+            NoCheckpoint: no checkpoint matches, or all that match are damaged.
+            RunNotFound: the run does not exist.
+            TrackingError: the tracking server does not answer.
+            StorageError: the artifact store cannot be read.
         """
         damaged: dict[CheckpointId, DamagedCheckpoint] = {}
         reader = _reader(address, damaged)
-        place = address.place if address.is_folder else reader.store.run_id
+        location = address.location if address.is_folder else reader.store.run_id
         known = frozenset(manifest.id for manifest in reader.all())
         manifest, state = reader.load(address.which)
-        return cls(Address(place, address.which), manifest, state, known, damaged)
+        return cls(Address(location, address.which), manifest, state, known, damaged)
 
     @classmethod
-    def reached(cls, address: Address, step: int | None = None, name: str | None = None) -> "Origin | None":
-        """Return the checkpoint that a training at some step continues, without its state.
+    def find(cls, address: Address, step: int | None = None, name: str | None = None) -> "Origin | None":
+        """Find the checkpoint that a training continues, without its state.
 
         Args:
-            address: of the run.
-            step: optimizer steps that the training has done. If ``None``, the newest checkpoint is meant.
-            name: of the checkpoint that was loaded. If ``None``, or no longer there, the newest one up to ``step`` is meant.
+            address: the run's address.
+            step: optimizer steps that the training has done. If ``None``, the newest checkpoint is returned.
+            name: the checkpoint that the engine has loaded. If ``None`` or removed since, the newest checkpoint up to ``step`` is
+                returned.
 
         Returns:
-            It; ``None`` if the run has no checkpoint.
+            The checkpoint. ``None`` if the run has no checkpoint yet.
 
         Raises:
-            UsageError: the run has checkpoints, and the training begins before them.
+            UsageError: all checkpoints of the run are later than ``step``.
+            RunNotFound: the run does not exist.
+            TrackingError: the tracking server does not answer.
         """
         damaged: dict[CheckpointId, DamagedCheckpoint] = {}
         reader = _reader(address, damaged)
@@ -117,7 +126,7 @@ class Origin:
         if chosen is None:
             raise UsageError(
                 f"Run {reader.store.run_id} has checkpoints up to step {line[0].step}, and this training begins at step {step}. "
-                "Expected one that continues it. Try: restore the run's checkpoint first, or name no run for a new one."
+                "Expected a training that continues them. Try: restore the run's checkpoint first; or pass no run, for a new one."
             )
         which = "latest" if chosen.id == line[0].id else chosen.name
         known = frozenset(manifest.id for manifest in everything)
@@ -125,18 +134,18 @@ class Origin:
 
     @property
     def rolls_back(self) -> bool:
-        """Whether the checkpoint was named, so that later ones may be abandoned for it."""
+        """Whether continuing here abandons later checkpoints of the run."""
         return self.address.which not in ("latest", "interrupted")
 
 
 def _reader(address: Address, damaged: dict[CheckpointId, DamagedCheckpoint]) -> CheckpointReader:
-    """Open the checkpoints of an address for reading, those included that wait on this host for the store."""
+    """Return a reader of a run's checkpoints, including staged ones."""
     if address.is_folder:
-        folder = Path(address.place).absolute()
+        folder = Path(address.location).absolute()
         store = CheckpointStore(UNTRACKED, FolderArtifacts(folder), FolderSpool(folder), folder=folder)
         return CheckpointReader(store, Context(now(), {}, DEFAULT_METRIC, "min"), damaged.__setitem__)
     server = connect()
-    run = server.run(full_id(server, address.place))
+    run = server.run(full_id(server, address.location))
     artifacts, staging = artifacts_of(server, run), known_home(server, run.info.run_id) / "staging"
     spool = Spool(staging) if artifacts.local_root is None and staging.is_dir() else None
     store = CheckpointStore(run.info.run_id, artifacts, spool)
@@ -144,18 +153,22 @@ def _reader(address: Address, damaged: dict[CheckpointId, DamagedCheckpoint]) ->
 
 
 def refuse_checkpoints(save_dir: str | Path | None) -> None:
-    """Refuse to begin where an earlier training has left checkpoints: nobody has loaded them.
+    """Refuse to begin a training where an earlier one saved checkpoints.
+
+    Args:
+        save_dir: folder of the new training. If ``None``, the active MLflow run is checked.
 
     Raises:
-        UsageError: the folder, or the active MLflow run where there is none, has checkpoints.
+        UsageError: the folder or the active run has checkpoints.
     """
-    place = str(save_dir) if save_dir is not None else active_run_id()
-    if place is None or (save_dir is not None and not Path(save_dir).is_dir()):
+    location = str(save_dir) if save_dir is not None else active_run_id()
+    if location is None or (save_dir is not None and not Path(save_dir).is_dir()):
         return
-    shown = place if save_dir is None or "/" in place else f"./{place}"
-    newest = next(iter(_reader(Address(shown), {}).matching("latest")), None)
+    address = location if save_dir is None or "/" in location else f"./{location}"
+    newest = next(iter(_reader(Address(address), {}).matching("latest")), None)
     if newest is not None:
         raise UsageError(
-            f"{'The active MLflow run' if save_dir is None else 'The folder'} {place} has checkpoints up to {newest.title}, and "
-            f"this training begins without them. Try: continue from {SCHEME}{shown}; or another run or folder."
+            f"{'The active MLflow run' if save_dir is None else 'The folder'} {location} has checkpoints up to {newest.title}, "
+            "and this training begins without them. Expected a run or folder without checkpoints. "
+            f"Try: continue from {SCHEME}{address}"
         )

@@ -1,4 +1,4 @@
-"""Where a loop on accelerate is, and the batches that are left of its epoch."""
+"""The position of a loop on accelerate within its data."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,19 +14,19 @@ _END = object()
 
 
 class Position:
-    """How far a loop is, and the batches that are left.
+    """Position of a loop: its counters, and the epoch's remaining batches.
 
     Args:
-        state: that :meth:`state_dict` gave. If ``None``, the loop begins.
+        state: a result of :meth:`state_dict`. If ``None``, the loop begins.
 
     Attributes:
-        step: batches trained in all epochs.
-        epoch: epochs done.
-        batch: batches trained in the epoch under way.
+        step: number of batches trained in all epochs.
+        epoch: number of complete epochs.
+        batch: number of batches trained in the current epoch.
     """
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self.step, self.epoch, self.batch = (state or _BEGIN)["progress"]
+        self.step, self.epoch, self.batch = (state or _START)["progress"]
         self._resumed = state
         self._of_epoch: Any = state["random_of_epoch"] if state is not None else None
         self._loader: Any = None
@@ -34,18 +34,18 @@ class Position:
             Rng().load_state_dict(state["random"]["global"])
 
     def batches(self, loader: Any) -> Iterator[Any]:
-        """Yield the batches that are left of the epoch under way, and count them; at their end the next epoch begins.
+        """Yield and count the remaining batches of the current epoch.
 
-        After a resume the epoch has the order that it had, whatever the sampler: the random numbers are those of the epoch's
-        begin while the iterator is made, and then those of the checkpoint.
+        After the last batch the next epoch begins. After a resume the epoch continues in the same order, with any sampler: the
+        iterator is created with the random numbers from the start of the epoch; those of the checkpoint are restored then.
 
         Args:
-            loader: as ``accelerator.prepare`` returned it, the same one in every epoch.
+            loader: the loader that ``accelerator.prepare`` returned, the same one in every epoch.
         """
         resumed, self._resumed = self._resumed, None
         within = resumed is not None and self.batch > 0
         if self._loader is None and _is_stateful(loader):
-            loader.load_state_dict({})  # drops the iterator that was made, with an order drawn, when it was prepared
+            loader.load_state_dict({})  # discards the iterator from prepare(), which has drawn an order
         self._loader = loader
         if resumed is not None:
             _set_random(loader, self._of_epoch if within else resumed["random"])
@@ -69,7 +69,10 @@ class Position:
         self.epoch, self.batch = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters, the random numbers of now and of the epoch's begin, and the state of a stream."""
+        """Return counters, random numbers and the position of a stream.
+
+        The random numbers are the current ones and those from the start of the epoch.
+        """
         loader = self._loader
         state = {
             "progress": [self.step, self.epoch, self.batch],
@@ -80,7 +83,7 @@ class Position:
         return {**state, "loader": loader.state_dict()} if is_stream else state
 
 
-_BEGIN: Mapping[str, Any] = {"progress": [0, 0, 0]}
+_START: Mapping[str, Any] = {"progress": [0, 0, 0]}
 
 
 def _is_stateful(loader: Any) -> bool:
@@ -88,7 +91,7 @@ def _is_stateful(loader: Any) -> bool:
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """Return the generators of a loader's own, from which the order of an epoch may be drawn."""
+    """Return a loader's own generators, which may determine an epoch's order."""
     owners = (loader, get_sampler(loader), loader.dataset) if loader is not None else ()
     found = {id(one): one for owner in owners if isinstance(one := getattr(owner, "generator", None), torch.Generator)}
     return list(found.values())

@@ -1,4 +1,4 @@
-"""A training that another engine runs: its run, checkpoints and curves, and how it ends."""
+"""The run, checkpoints and curves of another engine's training."""
 
 import logging
 import time
@@ -25,31 +25,33 @@ log = logging.getLogger(__name__)
 
 
 class Training:
-    """One training of another engine, and the run that it writes to.
+    """One training of another engine, recorded in an MLflow run.
 
-    What can be refused is refused before the run is created or claimed; its id is printed as soon as there is one. Points that
-    an earlier attempt has recorded beyond the origin are not recorded again. From its construction to :meth:`end`, requests to
-    stop wait in :attr:`stop`.
+    The constructor checks ``state`` and the existing checkpoints before it creates or claims the run, and prints the run's id
+    once the run is created. Points beyond the origin that an earlier attempt recorded are not recorded twice. From
+    construction until :meth:`end`, :attr:`stop` records requests to stop.
 
     Args:
-        origin: the checkpoint that the training continues. If ``None``, it begins.
-        run_id: of a run without checkpoints to begin in. If ``None``, the active MLflow run or a new one.
-        save_dir: a folder that holds the checkpoints of a new training, in place of a run.
-        kept: which checkpoints stay, and which one is best. If ``None``, the newest five and the best one.
-        state: the state at the beginning; what cannot be saved of it is refused.
-        parameters: of the run, name to text; those that the run has already stay as they are.
+        origin: the checkpoint that the training continues. If ``None``, a new training begins.
+        run_id: id of a run without checkpoints, for a new training. If ``None``, the active MLflow run or a new run is used.
+        save_dir: folder for the checkpoints of a new training. If ``None``, they become artifacts of the run.
+        settings: retention policy, and metric of the best checkpoint. If ``None``, the newest five and the best one stay.
+        state: the state at the start, to check that a checkpoint can hold it.
+        parameters: parameters of the run, name to text. Those that the run already has do not change.
 
     Attributes:
-        manager: saves.
-        run: takes metrics and parameters; ``None`` in a folder.
-        stop: requests to stop.
-        saved_step: the step of the newest save; before the first, that of the origin, or -1.
+        manager: saves the checkpoints.
+        run: records metrics and parameters. ``None`` if the checkpoints go to a folder.
+        stop: records requests to stop.
+        saved_step: step of the newest save. Before the first save it is the origin's step, or -1 in a new training.
 
     Raises:
-        UnsupportedValue: ``state`` holds something that is neither a tensor nor plain data.
-        UsageError: the active run or the folder has checkpoints, and there is no origin; or an argument is invalid.
-        RunHeld: another process writes to the run, or has saved since the origin was read.
-        RunNotFound, TrackingError, StorageError: the run cannot be written to.
+        UnsupportedValue: ``state`` contains a value that is neither a tensor nor plain data.
+        UsageError: there is no origin, but the active run or the folder has checkpoints; or an argument is invalid.
+        RunHeld: another process writes to the run, or has saved to it since the origin was read.
+        RunNotFound: the run does not exist.
+        TrackingError: the tracking server does not answer, and the training continues a run.
+        StorageError: the artifact store or the disk refuses to write.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Training:
         *,
         run_id: str | None = None,
         save_dir: str | Path | None = None,
-        kept: Settings | None = None,
+        settings: Settings | None = None,
         state: Mapping[str, Any] | None = None,
         parameters: Mapping[str, str] | None = None,
     ) -> None:
@@ -67,12 +69,12 @@ class Training:
         if origin is None and run_id is None:
             refuse_checkpoints(save_dir)
         elif origin is not None and origin.address.is_folder:
-            save_dir = origin.address.place
+            save_dir = origin.address.location
         elif origin is not None:
-            run_id, save_dir = origin.address.place, None
-        kept = kept if kept is not None else Settings(newest_and_best(5))
+            run_id, save_dir = origin.address.location, None
+        settings = settings if settings is not None else Settings(newest_and_best(5))
         self.manager = CheckpointManager(
-            run_id, save_dir=save_dir, policy=kept.policy, metric=kept.metric, mode=kept.mode
+            run_id, save_dir=save_dir, policy=settings.policy, metric=settings.metric, mode=settings.mode
         )
         self.run = self.manager.run if isinstance(self.manager.run, TrackedRun) else None
         self.saved_step = origin.manifest.step if origin is not None else -1
@@ -91,23 +93,25 @@ class Training:
         self.manager.run.when_known(self._announce)
 
     @property
-    def place(self) -> str:
-        """Id of the run, provisional until there is one; without tracking, the folder."""
+    def location(self) -> str:
+        """Id of the run, provisional until it is created; or the folder."""
         return self.manager.store.title.partition(" ")[2]
 
     def _announce(self) -> None:
-        print(f"{'run_id' if self.run is not None else 'save_dir'}={self.place}", flush=True)
+        print(f"{'run_id' if self.run is not None else 'save_dir'}={self.location}", flush=True)
 
-    def log(self, values: Mapping[str, float], step: int, *, clock: tuple[str, ...] = ()) -> None:
-        """Record metric points of one step, once each; without tracking, nothing.
+    def log(self, values: Mapping[str, float], step: int, *, timing_suffixes: tuple[str, ...] = ()) -> None:
+        """Record the metric points of a step, each once.
+
+        A training that saves to a folder records nothing.
 
         Args:
             values: name to value.
-            step: on the axis of the saved steps: points up to a checkpoint's step belong to it, later ones are made again.
-            clock: ends of the names whose values tell the time, so that a repeated step may have other ones.
+            step: counted like the saved steps. A checkpoint includes the points up to its step; a resume repeats later ones.
+            timing_suffixes: name endings of metrics that measure time, whose values may differ when a step is repeated.
         """
         if self.run is not None and values:
-            timed = {key: value for key, value in values.items() if clock and key.endswith(clock)}
+            timed = {key: value for key, value in values.items() if timing_suffixes and key.endswith(timing_suffixes)}
             self.run.log_metrics({key: value for key, value in values.items() if key not in timed}, step)
             self.run.log_metrics(timed, step, compared=False)
 
@@ -121,15 +125,20 @@ class Training:
         *,
         evaluated: bool = True,
     ) -> CheckpointId:
-        """Copy a state, and commit it in the background; see :meth:`mltrain.CheckpointManager.save`.
+        """Copy a state, and commit it in the background.
 
         Args:
-            state: names to tensors and plain values.
+            state: part names to tensors (any dtype and device) and plain values.
             step: optimizer steps done.
             epoch: epochs done.
-            metrics: measured at this step.
+            metrics: metrics measured at this step.
             kind: ``epoch``, ``step`` or ``interrupted``.
-            evaluated: whether a warning should say if the metric that decides which checkpoint is best is missing.
+            evaluated: whether to log a warning if ``metrics`` lacks the metric of the best checkpoint.
+
+        Raises:
+            UnsupportedValue: ``state`` contains a value that is neither a tensor nor plain data.
+            UsageError: a metric is not a real number, or ``step`` is lower than that of an earlier save.
+            RunHeld: another process has taken the run over.
         """
         extra: dict[str, bytes] | None = None if evaluated else {}
         identity = self.manager.save(state, step=step, epoch=epoch, metrics=metrics, kind=kind, extra=extra)
@@ -137,28 +146,28 @@ class Training:
         return identity
 
     def leave(self) -> NoReturn:
-        """Close the run at a request to stop, and raise what ends the process.
+        """Close the run after a request to stop, and end the process.
 
         Raises:
-            KeyboardInterrupt: at SIGINT.
-            SystemExit: at another signal, with 128 + the number of SIGTERM.
+            KeyboardInterrupt: the signal was SIGINT.
+            SystemExit: another signal; the exit code is 128 + the number of SIGTERM.
         """
         error = KeyboardInterrupt() if self.stop.reason == "SIGINT" else SystemExit(self.stop.exit_code)
-        self.end(error)  # before an engine ignores SIGINT: a second one ends the wait for the store
+        self.end(error)  # now, while a second SIGINT still ends the wait for the store: engines ignore it later
         raise error
 
     def end(self, error: BaseException | None = None) -> None:
-        """Wait until everything saved is committed, and close the run with its true status.
+        """Wait until all checkpoints are committed, and close the run.
 
-        A second request to stop ends the wait for the store. Where the store or the server is away, or there is an ``error``,
-        the wait ends after ``MLTRAIN_GRACE_SECONDS``, and what is on this disk is sent by ``mltrain sync``.
+        A second request to stop ends the wait. If the store or the tracking server is unavailable, or an ``error`` ended the
+        training, the wait ends after ``MLTRAIN_GRACE_SECONDS``; ``mltrain sync`` sends the rest later.
 
         Args:
-            error: that ended the training. If ``None``, the training is complete.
+            error: the exception that ended the training. If ``None``, the training is complete.
 
         Raises:
-            MltrainError: the newest checkpoint could not be kept. With an ``error`` it is logged, so that the caller can raise
-                the error.
+            MltrainError: the newest checkpoint was not committed. If there is an ``error``, this one is only logged, so that the
+                caller can raise ``error``.
         """
         if self._ended:
             return
@@ -181,13 +190,13 @@ class Training:
         return self.run is not None and self.run.trouble is not None
 
     def _continue(self, origin: Origin) -> None:
-        """Let saves and curves go on from the origin."""
+        """Continue checkpoints and curves from the origin."""
         newer = {manifest.id for manifest in self.manager.reader.all()} - origin.known
         if newer:
             raise RunHeld(
                 f"Another process has saved {', '.join(one.name for one in sorted(newer, key=lambda one: one.order))} of "
-                f"{self.manager.store.title} meanwhile. Expected one that continues it. Try: the same command again, once that "
-                "one has ended."
+                f"{self.manager.store.title} since this one read it. Expected one process per run. Try: the same command again "
+                "once the other process has ended."
             )
         self.manager.continue_from(origin.manifest, origin.damaged)
         if self.run is None:
@@ -197,14 +206,13 @@ class Training:
         self.run.attempt.resumed_from = origin.manifest.name
         if origin.rolls_back:
             log.warning(
-                "From step %d on new values are recorded beside those that the run may have there already (rolled back to "
-                "%s): MLflow deletes no points.",
-                step,
+                "Rolled back to %s. MLflow deletes no points: from step %d on, curves may show old values beside the new ones.",
                 origin.manifest.name,
+                step,
             )
             self.run.set_tag(f"{REWOUND_PREFIX}{self.run.ordinal}", str(step))
         else:
-            self.run.continue_exactly_after(step - 1)  # an engine may log once more at the step that it resumes
+            self.run.continue_exactly_after(step - 1)  # an engine may log again at the step that it resumes from
         self.run.record.attempt()
 
     def _withdraw(self, why: str) -> None:
@@ -216,22 +224,26 @@ class Training:
 
 
 def status_of(error: BaseException | None) -> Status:
-    """Return the status of a run whose training an exception ended, or nothing did."""
+    """Return the status of a run by how its training ended.
+
+    Args:
+        error: the exception that ended the training. If ``None``, the training is complete.
+    """
     if error is None:
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
 
 
 def record_late(run_id: str, points: Sequence[tuple[Mapping[str, float], int]]) -> None:
-    """Record points in a run whose training has ended, and leave its status as it was.
+    """Record metric points after the training, without changing the run's status.
 
     Args:
-        run_id: of the run.
-        points: values by name, and their step.
+        run_id: id of the run.
+        points: metrics (name to value), each with its step.
 
     Raises:
         RunHeld: another process writes to the run.
-        TrackingError: the server does not answer.
+        TrackingError: the tracking server does not answer.
     """
     run = open_run(run_id)
     for values, step in points:
@@ -240,13 +252,17 @@ def record_late(run_id: str, points: Sequence[tuple[Mapping[str, float], int]]) 
 
 
 def refuse_ranks(size: int, engine: str) -> None:
-    """Refuse a training that several processes share.
+    """Refuse a training in several processes.
+
+    Args:
+        size: number of processes.
+        engine: name of the engine, for the message.
 
     Raises:
-        UsageError: there are several.
+        UsageError: ``size`` is more than 1.
     """
     if size > 1:
         raise UsageError(
             f"{engine} trains in {size} processes, and a checkpoint of mltrain would hold the state of one of them. Expected a "
-            "single process. Try: one device; or mltrain train under torchrun, see docs/distributed.md."
+            "single process. Try: one device; or mltrain train under torchrun (docs/distributed.md)."
         )

@@ -319,9 +319,9 @@ class NoFiles(TrainerCallback):  # type: ignore[misc]
     """Leaves the Trainer's own files away, which safetensors refuses to write of shared tensors."""
 
     def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        from mltrain.adapters.huggingface_parts import calling
+        from mltrain.adapters.huggingface_parts import calling_trainer
 
-        calling().save_model = lambda folder, **_: Path(folder).mkdir(parents=True)
+        calling_trainer().save_model = lambda folder, **_: Path(folder).mkdir(parents=True)
 
 
 class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]

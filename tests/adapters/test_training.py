@@ -20,21 +20,21 @@ def history(run_id: str, key: str) -> list[tuple[int, float]]:
 
 
 def test_a_training_begins_and_continues_in_one_run_with_each_point_once(tracking: str) -> None:
-    first = Training(kept=BY_LOSS, parameters={"lr": "0.1"})
+    first = Training(settings=BY_LOSS, parameters={"lr": "0.1"})
     for step in (1, 2, 3):
-        first.log({"loss": 1.0 / step, "time": float(step)}, step, clock=("time",))
+        first.log({"loss": 1.0 / step, "time": float(step)}, step, timing_suffixes=("time",))
         if step < 3:
             first.save(STATE, step, 0, {"loss": 1.0 / step})
-    run_id = first.place
+    run_id = first.location
     first.end(RuntimeError("no more memory"))
     assert mlflow.get_run(run_id).info.status == "FAILED"
 
     origin = Origin.read(Address(run_id[:8]))
     assert torch.equal(origin.state["model"]["weight"], STATE["model"]["weight"])
-    second = Training(origin, kept=BY_LOSS, parameters={"lr": "0.2", "new": "1"})
+    second = Training(origin, settings=BY_LOSS, parameters={"lr": "0.2", "new": "1"})
     assert second.saved_step == 2
     for step in (3, 4):
-        second.log({"loss": 1.0 / step, "time": step * 7.0}, step, clock=("time",))
+        second.log({"loss": 1.0 / step, "time": step * 7.0}, step, timing_suffixes=("time",))
     second.save(STATE, 4, 1)
     second.end()
     run = mlflow.get_run(run_id)
@@ -50,12 +50,12 @@ def test_a_named_checkpoint_rolls_the_run_back_and_says_so(tracking: str) -> Non
     for step in (1, 2, 3):
         first.save(STATE, step, 0)
     first.end()
-    second = Training(Origin.read(Address(first.place, "step:1")))
+    second = Training(Origin.read(Address(first.location, "step:1")))
     second.log({"loss": 0.5}, 2)
     second.save(STATE, 2, 0)
     second.end()
-    assert mlflow.get_run(first.place).data.tags["mltrain.rewound.2"] == "1"
-    assert Origin.read(Address(first.place)).manifest.name == "step-000000002-a02"
+    assert mlflow.get_run(first.location).data.tags["mltrain.rewound.2"] == "1"
+    assert Origin.read(Address(first.location)).manifest.name == "step-000000002-a02"
 
 
 def test_what_cannot_be_saved_is_refused_before_there_is_a_run(tracking: str) -> None:
@@ -80,13 +80,13 @@ def test_a_checkpoint_saved_since_the_origin_was_read_is_not_abandoned(tracking:
     first = Training()
     first.save(STATE, 1, 0)
     first.end()
-    stale = Origin.read(Address(first.place))
-    other = Training(Origin.read(Address(first.place)))
+    stale = Origin.read(Address(first.location))
+    other = Training(Origin.read(Address(first.location)))
     other.save(STATE, 2, 0)
     other.end()
     with pytest.raises(RunHeld, match="has saved step-000000002-a02"):
         Training(stale)
-    assert mlflow.get_run(first.place).info.status == "FINISHED"
+    assert mlflow.get_run(first.location).info.status == "FINISHED"
 
 
 def test_a_folder_takes_the_place_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_a_folder_takes_the_place_of_a_run(tmp_path: Path, monkeypatch: pytest.M
     training.end()
     with pytest.raises(UsageError, match=f"continue from mltrain:{folder}"):
         Training(save_dir=folder)
-    again = Training(Origin.read(Address(training.place)))
+    again = Training(Origin.read(Address(training.location)))
     again.save(STATE, 2, 2, kind="epoch")
     again.end()
     assert Origin.read(Address(str(folder), "epoch:2")).manifest.step == 2
@@ -113,7 +113,7 @@ def test_requests_to_stop_wait_from_begin_to_end(tracking: str) -> None:
     assert training.stop.reason == "SIGTERM"
     training.end(KeyboardInterrupt())
     assert signal.getsignal(signal.SIGTERM) is before
-    assert mlflow.get_run(training.place).info.status == "KILLED"
+    assert mlflow.get_run(training.location).info.status == "KILLED"
 
 
 def test_an_exception_decides_the_status() -> None:
@@ -139,4 +139,4 @@ def test_a_request_to_stop_closes_the_run_before_it_ends_the_process(tracking: s
         training.stop.hurry.set()
         with pytest.raises(kind):
             training.leave()
-        assert mlflow.get_run(training.place).info.status == "KILLED"
+        assert mlflow.get_run(training.location).info.status == "KILLED"

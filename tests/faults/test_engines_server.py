@@ -206,7 +206,7 @@ def test_a_server_that_is_away_at_the_start_gets_the_run_by_sync(
     (row,) = sync(machine, fork_server)
     assert row["run_id"] != provisional
     assert_as(expected, machine.ended(row["run_id"]))
-    assert Origin.read(Address(provisional)).address.place == row["run_id"]
+    assert Origin.read(Address(provisional)).address.location == row["run_id"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
