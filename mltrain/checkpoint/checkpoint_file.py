@@ -128,7 +128,7 @@ def manifest_of(file: Path) -> Manifest | None:
 def params_of(file: Path) -> dict[str, Any] | None:
     """Return the configuration that a checkpoint was trained with.
 
-    Returns ``None`` if it has none. Raises the same errors as :func:`read`.
+    Returns ``None`` if it was saved without a configuration. Raises the same errors as :func:`read`.
     """
     content = members(file, PARAMS.__eq__).get(PARAMS)
     if content is None:

@@ -263,7 +263,7 @@ class Committer:
         """Wait until each saved checkpoint is on disk or abandoned.
 
         Args:
-            seconds: to wait at most. If ``None``, there is no limit.
+            seconds: maximum wait. If ``None``, it waits without limit.
         """
         self._pending_copies.confirm()
         self._disk.wait(seconds)

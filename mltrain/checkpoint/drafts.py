@@ -61,7 +61,7 @@ class Count:
 
     @property
     def key(self) -> tuple[str, int] | None:
-        """The caller's counter and its value, or ``None`` without one."""
+        """The caller's counter and its value. ``None`` without step and epoch."""
         if self.step is not None:
             return "step", self.step
         return ("epoch", self.epoch) if self.epoch is not None else None

@@ -211,7 +211,7 @@ def configured(
 ) -> Configured:
     """Return a checkpoint's parts and configuration, both verified.
 
-    The configuration is ``None`` if the checkpoint has none.
+    The configuration is ``None`` if the checkpoint was saved without one.
 
     Args:
         store: holds the checkpoint.
@@ -232,7 +232,7 @@ def configured(
 def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, Any] | None:
     """Return a checkpoint's configuration, verified, without reading its weights.
 
-    Returns ``None`` if it has none.
+    Returns ``None`` if it was saved without a configuration.
 
     Raises:
         DamagedCheckpoint: it differs from its commit.

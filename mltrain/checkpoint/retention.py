@@ -160,7 +160,7 @@ def ranked(manifests: Iterable[Manifest], context: Context) -> list[Manifest]:
 
 
 def best_of(manifests: Iterable[Manifest], context: Context) -> Manifest | None:
-    """Return the best checkpoint, or ``None`` without a candidate."""
+    """Return the best checkpoint. ``None`` if no checkpoint is eligible."""
     return next(iter(ranked(manifests, context)), None)
 
 

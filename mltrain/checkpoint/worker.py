@@ -61,7 +61,7 @@ class Worker:
         """Wait for the queued jobs; return whether they finished.
 
         Args:
-            seconds: to wait at most. If ``None``, there is no limit.
+            seconds: maximum wait. If ``None``, it waits without limit.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         with self._lock:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class Evaluation:
     """The metrics of an evaluated checkpoint.
 
-    ``report`` is the folder of the project's report. If ``None``, no report was requested, or the project has none.
+    ``report`` is the folder of the project's report. ``None`` if no report was requested or the project writes none.
     """
 
     run_id: str

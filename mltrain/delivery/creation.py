@@ -62,9 +62,10 @@ class RunSpec:
 
 
 def recorded_spec(home: Path) -> RunSpec | None:
-    """Return the record of a run that was not created at once. ``None`` if there is none.
+    """Return the record of a run that began offline.
 
-    A damaged record is replaced by what else is known: the run's id, or a name to create it with.
+    Returns ``None`` if the run was created on the server at once. A damaged record is replaced by the run's id, if known, or
+    by a new name to create the run with.
     """
     file = home / SPEC_FILE
     try:

@@ -56,7 +56,10 @@ def as_image(picture: Any) -> Any:
 
 
 def _pixels(picture: Any) -> Any:
-    """Return pixels as uint8 of shape (H, W), (H, W, 3) or (H, W, 4), or ``None`` if it is no picture."""
+    """Return a picture as uint8 pixels.
+
+    The shape is (H, W), (H, W, 3) or (H, W, 4). Returns ``None`` for a value that is not a picture.
+    """
     channels_first = isinstance(picture, torch.Tensor)
     if isinstance(picture, torch.Tensor):
         picture = picture.detach().cpu()
@@ -78,7 +81,10 @@ def _pixels(picture: Any) -> Any:
 
 
 def _bytes(array: Any) -> Any:
-    """Return values as uint8, or ``None`` if they are no pixels."""
+    """Return pixel values as uint8.
+
+    Returns ``None`` for integers outside 0 to 255, and for values that are not real numbers.
+    """
     kind = array.dtype.kind
     if kind == "b":
         return array.astype(np.uint8) * np.uint8(255)

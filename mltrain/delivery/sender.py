@@ -93,7 +93,7 @@ class Sender:
         self._between = FullJitter(multiplier=0.5, max=HEARTBEAT_SECONDS)
         self._warned_at = -math.inf
         self.trouble: str | None = None
-        """Why the last delivery failed. ``None`` if it did not."""
+        """Why the last delivery failed. ``None`` if it succeeded."""
         self._thread = threading.Thread(target=self._work, name="mltrain-sender", daemon=True)
         self._thread.start()
 

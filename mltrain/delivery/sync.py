@@ -47,7 +47,7 @@ class Uploaded:
     Attributes:
         uploaded: names of the committed ones.
         dropped: number of those that a later attempt replaces.
-        waiting: which files the newest one needs from other machines; empty if none.
+        waiting: which files the newest checkpoint still needs from other machines. Empty if it is complete.
     """
 
     uploaded: tuple[str, ...] = ()

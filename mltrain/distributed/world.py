@@ -172,7 +172,7 @@ class World:
         A rank raises its own error, or that of the first rank with one. Other ranks raise rank 0's, which reports it for all.
 
         Args:
-            refusal: the error of this rank. If ``None``, it has none.
+            refusal: the error of this rank. If ``None``, this rank agrees.
 
         Raises:
             PeerLost: another rank has an error.

@@ -143,7 +143,7 @@ def record_address(uri: str, home: Path) -> None:
 
 
 def _database_of(address: str) -> Path | None:
-    """Return the file of a database on this host. ``None`` if there is no such file."""
+    """Return a SQLite URI's file. ``None`` if this host lacks it."""
     kind, _, path = address.partition(":///")
     file = Path(path.partition("?")[0])
     return file if kind.partition("+")[0] == "sqlite" and file.is_file() else None
@@ -191,7 +191,7 @@ def remember_home(run_id: str, home: Path) -> None:
 
 
 def created_from(home: Path) -> str | None:
-    """Return the id of the run created for a provisional folder. ``None`` if none is recorded."""
+    """Return MLflow's run id of a provisional folder. ``None`` until it is recorded."""
     for file in home.parent.glob("*.home"):
         with suppress(OSError, ValueError):
             if RUN_ID.fullmatch(file.stem) and file.read_text(encoding="ascii") == home.name:

@@ -52,7 +52,7 @@ class Survey:
     """The state of a stage.
 
     Attributes:
-        found: the run to keep or continue, or else the newest. If ``None``, there is no run.
+        found: the run to keep or continue, or else the newest. ``None`` before the stage's first run.
         output: its output, if intact.
         epoch: epochs trained.
         best: name and value of its best metric.

@@ -59,7 +59,7 @@ def _experiments(server: TrackingClient, pipeline: Pipeline, name: str | None) -
 def chosen_parent(server: TrackingClient, pipeline: Pipeline, run: str | None, experiment: str | None) -> Any | None:
     """Return the requested run of a pipeline, or the newest.
 
-    Returns ``None`` if there is no run, or if ``run`` is ``new``.
+    Returns ``None`` before the pipeline's first run, or if ``run`` is ``new``.
 
     Raises:
         RunNotFound: the id is not that of a pipeline's run.

@@ -33,7 +33,7 @@ class Opened:
     Attributes:
         created: whether this process created it.
         earlier: its final status before. If ``None``, it had not ended.
-        launcher: the ``mlflow run`` that started this process. ``None`` if there is none.
+        launcher: the ``mlflow run`` that started this process. ``None`` if the user started it directly.
         owned: whether this process sets the run's final status.
         age: seconds since the run began, for the steps of the system metrics.
     """

@@ -47,9 +47,9 @@ def refuse_unusable_key(key: Any) -> None:
 
 
 def find(server: TrackingClient, experiment: str | None, launcher: Launcher | None, key: str) -> Any | None:
-    """Return the run that has a key in an experiment. ``None`` if there is none.
+    """Return the run that has a key in an experiment.
 
-    Deleted runs are ignored.
+    Returns ``None`` if no run has the key. Deleted runs are ignored.
 
     Args:
         server: tracking server that is searched.

@@ -167,7 +167,7 @@ def _sorted(rows: Iterable[dict[str, Any]], metric: str, mode: str | None) -> li
 
 
 def newest(server: TrackingClient) -> Any | None:
-    """Return the newest run of mltrain. ``None`` if there is none."""
+    """Return mltrain's newest run. ``None`` before the first run."""
     return next(_runs(server, [known.experiment_id for known in server.search_experiments()], page=5), None)
 
 

@@ -132,7 +132,7 @@ def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: La
         server: tracking server that has the run.
         run_id: of the run, its provisional id, or the first digits of one of them.
         take_over: whether to continue although another process holds the run.
-        launcher: the ``mlflow run`` that started this process. ``None`` if there is none.
+        launcher: the ``mlflow run`` that started this process. ``None`` if the user started it directly.
 
     Raises:
         RunNotFound: there is no such run.

@@ -119,12 +119,12 @@ class TrackedRun:
 
     @property
     def trouble(self) -> str | None:
-        """Why the last delivery to the tracking server failed. ``None`` if it did not."""
+        """Why the last delivery failed. ``None`` if it succeeded."""
         return self.outbox.sender.trouble
 
     @property
     def announced(self) -> str | None:
-        """The name of the newest commit in the run's tags, or ``None``."""
+        """Name of the newest commit in the run's tags. ``None`` before the first."""
         return self.server.run(self.id).data.tags.get(LATEST_TAG) if self.known else None
 
     def announce_latest(self, checkpoint: str) -> None:

@@ -115,7 +115,7 @@ def best_by(metric: str, mode: Mode) -> str:
 def declared_best(tags: Mapping[str, str]) -> tuple[str, Mode] | None:
     """Return the metric and mode that rank checkpoints.
 
-    Returns ``None`` if the tags have none.
+    Returns ``None`` if the tags name no metric.
     """
     mode, _, metric = tags.get(BEST_BY_TAG, "").partition(" ")
     if not metric:

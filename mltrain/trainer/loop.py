@@ -67,7 +67,8 @@ class Trainer:
         Args:
             tracker: records metrics.
             saver: saves checkpoints.
-            source: for ``on_nonfinite=rollback`` until the saver has a checkpoint. If ``None``, there is none.
+            source: returns the parts to roll back to until the saver has a checkpoint. If ``None``, a rollback before the first
+                checkpoint ends the training.
         """
         self._tracker = tracker
         self._saving.attach(saver, source)

@@ -108,7 +108,7 @@ class Saving:
     def newest(self) -> Mapping[str, Any] | None:
         """Return the parts of the newest checkpoint, or else those of the source.
 
-        ``None`` if there is neither, or the saver cannot read checkpoints.
+        Returns ``None`` before the first checkpoint without a source, or if the saver cannot read checkpoints.
         """
         if not isinstance(self._saver, HasPeek):
             return None
@@ -116,7 +116,10 @@ class Saving:
         return kept if kept is not None or self._source is None else self._source()
 
     def new_failure(self) -> NonFiniteLoss | None:
-        """Return the error of a state that was not finite, once. ``None`` if there is no new one."""
+        """Return each non-finite state's error once.
+
+        Returns ``None`` if all states since the last call were finite.
+        """
         failure = self._failing.failure if self._failing is not None else None
         if not isinstance(failure, NonFiniteLoss) or failure is self._reported:
             return None
