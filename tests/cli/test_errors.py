@@ -1,6 +1,8 @@
-"""Every row of docs/errors.md, as a user meets it: the exit code, the message, the next command; never a traceback."""
+"""The errors of docs/errors.md as a user meets them: exit code, message and next command; never a traceback."""
 
+import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -160,10 +162,39 @@ def test_a_retention_policy_that_cannot_be_read_points_at_the_word(workplace: Wo
     refused(workplace.mltrain("train", "tiny.py", "retention=Latest(3) | Newest(2)"), 2, "Newest", "^")
 
 
+ROOT = Path(__file__).parents[2]
+
+
+def messages() -> list[str]:
+    """Return the messages in the second column of the tables."""
+    rows = re.findall(
+        r"^\| `\w+` \| (.*?) \| ", (ROOT / "docs" / "errors.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return [message for cell in rows for message in re.findall("`([^`]+)`", cell)]
+
+
+def literals() -> str:
+    """Return all text of the package, a line each, with an ellipsis for each value that is formatted into it."""
+    found = []
+    for file in (ROOT / "mltrain").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [part.value if isinstance(part, ast.Constant) else "…" for part in parts]
+            found.append("".join(text for text in texts if isinstance(text, str)).replace("\n", " "))
+    return "\n".join(found)
+
+
+def test_each_message_of_the_documentation_is_in_the_source() -> None:
+    source, quoted = literals(), messages()
+    assert len(quoted) > 80
+    patterns = {message: ".*".join(map(re.escape, message.strip("… ").split("…"))) for message in quoted}
+    assert [message for message, pattern in patterns.items() if not re.search(pattern, source)] == []
+
+
 def test_errors_of_the_documentation_are_the_classes_there_are() -> None:
     from mltrain import errors
 
-    page = (Path(__file__).parent.parent.parent / "docs" / "errors.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     raised = {
         name
         for name, kind in vars(errors).items()
