@@ -65,7 +65,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: torch and MLflow take seconds, and ``mltrain --help`` needs neither."""
+    """Import a public name when it is first used.
+
+    Importing torch and MLflow takes seconds, and ``mltrain --help`` needs neither.
+    """
     if name in _HOMES:
         return getattr(importlib.import_module(f"mltrain.{_HOMES[name]}"), name)
     policies = importlib.import_module("mltrain.checkpoint.policies")  # every policy there is public

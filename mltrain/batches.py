@@ -13,7 +13,9 @@ _CHUNK = 2**20
 
 
 def mixed(*numbers: int, state: int = 0) -> int:
-    """Mix integers into 64 well-spread bits: the finalizer of SplitMix64 (Steele et al., OOPSLA 2014), chained.
+    """Mix integers into 64 well-spread bits.
+
+    This is the chained finalizer of SplitMix64 (Steele et al., OOPSLA 2014).
 
     ``mixed(a, b, c)`` is ``mixed(c, state=mixed(a, b))``.
     """
@@ -54,7 +56,10 @@ class Requests:
 
 
 def drawn_by_sums(weights: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw items with replacement in proportion to weights, by bisecting their running sums in 64-bit numbers."""
+    """Draw items with replacement in proportion to weights.
+
+    The running sums of the weights are bisected in 64-bit numbers.
+    """
     sums = weights.cumsum(0)
     drawn = torch.empty(count, dtype=torch.int64)
     for begin in range(0, count, _CHUNK):

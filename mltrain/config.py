@@ -168,7 +168,7 @@ class Config(BaseModel):
 
     @classmethod
     def _typed(cls, given: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """Return ``given`` with its dotted keys nested and its texts parsed by the types of their fields."""
+        """Return ``given`` with nested keys and values parsed by field types."""
         typed: dict[str, Any] = {}
         for key, value in own_words(given, cls.model_fields, source).items():
             merge(typed, typed_entry(cls, str(key).split("."), str(key), value, source))

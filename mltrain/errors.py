@@ -38,7 +38,7 @@ class UsageError(MltrainError, ValueError):
 
 
 class ConfigError(UsageError):
-    """A configuration with an unknown key, a value of the wrong type, or a file that cannot be read."""
+    """An invalid configuration: unknown key, wrong type or unreadable file."""
 
 
 class DataError(UsageError):
@@ -154,5 +154,5 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a text with a full stop at its end, so that another sentence can follow."""
+    """Return a text as a sentence that ends with a full stop."""
     return text if text.endswith((".", "!", "?")) else f"{text}."

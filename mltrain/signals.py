@@ -273,7 +273,10 @@ _children = _Children()
 
 
 def _write_line(text: str) -> None:
-    """Write a line to stderr; on a terminal it replaces the line of the cursor, which holds a progress bar and ``^C``."""
+    """Write a line to stderr.
+
+    On a terminal it replaces the cursor's line, which shows a progress bar and ``^C``.
+    """
     try:
         stderr = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
         begin = "\r\033[2K" if os.isatty(stderr) else "\n"

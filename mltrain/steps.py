@@ -128,7 +128,10 @@ class Supervised:
             metric.persistent(True)  # without it torchmetrics leaves unfinished epochs out of state_dict()
 
     def prepare(self, device: torch.device, amp: str) -> None:
-        """Move model, loss and metrics to the device; the gradient scaler is for fp16 on CUDA only."""
+        """Move model, loss and metrics to the device.
+
+        A gradient scaler is used for fp16 on CUDA only.
+        """
         self.device = device
         self._autocast = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
         if amp == "fp16" and device.type != "cuda":

@@ -1,4 +1,4 @@
-"""The best value of a metric so far, and early stopping: stateful parts, so that a resume keeps them."""
+"""Best metric value so far and early stopping, kept over resumes."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ def improves(value: float, over: float | None, mode: Mode, min_delta: float = 0.
 
 
 class BestSoFar:
-    """The best value of a metric so far, with its epoch and step: a stateful part."""
+    """Stateful best value of a metric, with its epoch and step."""
 
     def __init__(self, metric: str, mode: Mode) -> None:
         self._mode: Mode = mode

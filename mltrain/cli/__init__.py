@@ -83,7 +83,10 @@ def _leave(code: int) -> None:
 
 
 class _CurrentStderr(logging.Handler):
-    """Prints to the ``sys.stderr`` of the moment: a progress bar replaces it to print lines above itself."""
+    """Prints to the current ``sys.stderr``.
+
+    A progress bar replaces ``sys.stderr`` to print lines above itself.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

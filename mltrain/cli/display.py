@@ -150,7 +150,10 @@ class Terminal(Display):
 
 
 def _epoch_line(trainer: "Trainer", seconds: float) -> str:
-    """Return an epoch's line: the best metric first, then those of validation, as many as fit into the terminal."""
+    """Return the line of an epoch, as wide as the terminal.
+
+    The best metric comes first, then as many validation metrics as fit.
+    """
     row = trainer.history.rows[-1]
     rate = f"  lr {row['learning_rate']:.2e}" if "learning_rate" in row else ""
     star = " *" if trainer.best.epoch == trainer.progress.epoch else ""

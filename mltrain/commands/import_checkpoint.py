@@ -136,7 +136,9 @@ def _imported(
 
 @contextmanager
 def _withdrawn_if_it_fails(run: TrackedRun) -> Iterator[ExitStack]:
-    """Delete a run that was created for an import, if its checkpoint does not fit or Ctrl+C ends the import.
+    """Delete a run created for an import if the import fails.
+
+    It fails if the checkpoint does not fit or Ctrl+C ends it.
 
     Yields:
         What stops the threads of the import then.

@@ -1,4 +1,4 @@
-"""Creates a run exactly once, also when the server's response is lost or comes hours later.
+"""Creates a run exactly once, even if the server's response is lost.
 
 MLflow chooses the id of a run. Until then the training uses a provisional id, the idempotency key of the creation: it is a
 tag of the new run, which this process and ``mltrain sync`` search for before they create the run again.

@@ -1,4 +1,4 @@
-"""Images and figures in the form that the MLflow UI shows."""
+"""Images and figures for the MLflow UI."""
 
 import os
 import re

@@ -27,7 +27,7 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True)
 class StoredPoint:
-    """A metric point in the journal; ``timestamp`` is when it was logged, in milliseconds since 1970."""
+    """A metric point logged at ``timestamp`` milliseconds since 1970."""
 
     id: int
     key: str
@@ -134,7 +134,7 @@ class Journal:
         self._items.append((kind, _writable(key), _writable(value)))
 
     def flush(self) -> None:
-        """Wait until the queued entries are on the disk, or writing them has failed, which is logged."""
+        """Wait until the queued entries are written; a failure is logged."""
         written = threading.Event()
         self._flushes.append(written)
         self._asked.set()

@@ -160,7 +160,10 @@ class JournalDatabase:
             return self._replaced(error)
 
     def _replaced(self, error: sqlite3.Error) -> sqlite3.Connection:
-        """Rename the file and open a new one; undo that if no new one can be created."""
+        """Rename the file and open a new one.
+
+        The renaming is undone if no new file can be created.
+        """
         aside = set_aside(self.path, beside=BESIDE)
         try:
             database = connected(self.path)

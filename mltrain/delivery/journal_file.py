@@ -83,7 +83,7 @@ def connected(path: Path | None) -> sqlite3.Connection:
 
 
 def unsent_in(database: sqlite3.Connection) -> int:
-    """Return the number of unsent entries in a damaged file, or 1 if it cannot be read."""
+    """Count the unsent entries in a damaged file; 1 if unreadable."""
     try:
         return sum(database.execute(f"SELECT count(*) FROM main.{t} WHERE state = 0").fetchone()[0] for t in FIELDS)  # noqa: S608
     except sqlite3.Error:

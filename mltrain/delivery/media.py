@@ -29,7 +29,9 @@ _MOST_WAITING = 10_000
 
 
 class MediaWriter:
-    """Makes the pictures and tables of a run on a thread, and queues them in the journal.
+    """Makes a run's pictures and tables on a thread.
+
+    It queues them in the journal.
 
     Args:
         home: the run's folder on this host; it buffers pictures until they are sent.
@@ -72,7 +74,7 @@ class MediaWriter:
                 self._in_background(f"{name} of step {step}", self._encode, name, kept, step, epoch, timestamp)
 
     def log_epoch(self, history: History) -> None:
-        """Update the CSV log, and the learning curves unless they were drawn less than a minute ago."""
+        """Update the CSV log and, once a minute, the learning curves."""
         if self._log is None:
             self._log = CsvLog(self._home / LOG_FILE, history)
         self._log.update()

@@ -91,7 +91,10 @@ class Outbox:
             self.set_tag(key, value)
 
     def log_file(self, file: Path) -> None:
-        """Upload a file without waiting, replacing one of its name. It must exist until it is sent."""
+        """Upload a file without waiting; replace one of its name.
+
+        The file must exist until it is sent.
+        """
         self.journal.log_item("file", "", str(file))
 
     def pending(self, step: int) -> list[Point]:
@@ -116,11 +119,17 @@ class Outbox:
         return [Point(key=p.key, step=p.step, value=p.value, timestamp=p.timestamp) for p in waiting]
 
     def deliver_pending(self, points: Sequence[Point]) -> None:
-        """Send the points of a checkpoint with their original timestamps, so that MLflow stores them once."""
+        """Send a checkpoint's points again; MLflow stores each once.
+
+        They keep their original timestamps, by which MLflow recognises them.
+        """
         self.journal.add_points((p.key, p.step, p.value, p.timestamp) for p in points)
 
     def settle(self, seconds: float) -> None:
-        """Set how long a process whose run was taken over may still write; its points are read after that."""
+        """Set how long the previous writer may still write.
+
+        The points of a process whose run was taken over are read after that time.
+        """
         self._settled_at = time.monotonic() + seconds
 
     def continue_exactly_after(self, step: int, earlier_attempts: Sequence[int]) -> None:
@@ -160,7 +169,10 @@ class Outbox:
                 self._early.append((metrics, age, time.time_ns()))
 
     def _record_early(self) -> None:
-        """Record the first system metrics after the training's first metric, so that MLflow's pages draw that one."""
+        """Record the first system metrics after the training's first metric.
+
+        MLflow's pages draw the metric that was recorded first.
+        """
         with self._recording:
             early, self._early = self._early or [], None
             for metrics, step, when in early:

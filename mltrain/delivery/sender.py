@@ -192,7 +192,9 @@ class Sender:
     def _deliver(
         self, kind: str, batch: Sequence[Any], send: Callable[[Sequence[Any]], None], *, tries: float = math.inf
     ) -> bool:
-        """Send a batch with retries; bisect one that is permanently refused, and park the refused entry.
+        """Send a batch with retries.
+
+        A permanently refused batch is bisected, and the refused entry is parked.
 
         If the server refuses the sender rather than the batch, or the run is deleted, this kind of record is paused. Files
         are tried once a round, because the artifact store has retried for a minute by then, and points must not wait.

@@ -164,7 +164,7 @@ def sync(server: TrackingClient, *, seconds: float = 600.0, address: str | None 
 
 
 def _sync_folder(server: TrackingClient, home: Path, seconds: float, address: str | None) -> Iterator[Synced]:
-    """Send the backlog of one folder; report its errors, so that other folders are sent too."""
+    """Send the backlog of one folder, and report its errors."""
     try:
         if not home.is_dir():
             return
@@ -250,7 +250,10 @@ def _announce(server: TrackingClient, run_id: str, artifacts: Artifacts) -> None
 
 
 def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: int) -> None:
-    """Set MLflow's status to that of the run's tags, FINISHED only with its newest checkpoint uploaded."""
+    """Set MLflow's status to that of the run's tags.
+
+    A run is FINISHED only if its newest checkpoint is uploaded.
+    """
     run = server.run(run_id)
     tags, last = run.data.tags, last_attempt(run.data.params)  # the last may be withdrawn, and later than ``attempt``
     outcome = tags.get(STATUS_TAG, "")
@@ -266,7 +269,10 @@ def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: 
 
 
 def _ends(attempts: list[Attempt]) -> dict[int, int]:
-    """Return, for every attempt before the last, the step at which the next one branched off."""
+    """Return the step at which each attempt but the last ended.
+
+    It is the step at which the next attempt branched off.
+    """
     ends: dict[int, int] = {}
     for earlier, later in itertools.pairwise(attempts):
         name = later.resumed_from

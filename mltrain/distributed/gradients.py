@@ -73,7 +73,10 @@ class Gradients:
         self._got: set[int] = set()
 
     def weigh(self, weight: float) -> None:
-        """Set the weight of this rank's part of the next batch, 0 to 1; all parts sum to 1."""
+        """Set the weight of this rank's part of the next batch.
+
+        It is between 0 and 1, and the weights of all ranks sum to 1.
+        """
         self._weight = weight * self._layout.share
         self._layout.weigh(weight)
 

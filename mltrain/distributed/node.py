@@ -1,4 +1,4 @@
-"""Where ranks keep their checkpoints: a shared folder, or staging on each node before an upload."""
+"""The folder of a rank's checkpoints: shared, or staging per node."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

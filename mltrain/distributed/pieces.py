@@ -1,4 +1,4 @@
-"""Pieces of sharded tensors: a rank's piece of the whole, and which tensors of a checkpoint are sharded."""
+"""Pieces of sharded tensors on a rank and in a checkpoint."""
 
 import collections
 from collections.abc import Iterator, Mapping
@@ -61,7 +61,10 @@ def placed(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, An
 
 
 def targets(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterator[tuple[int, DTensor]]:
-    """Yield the ``id`` of each checkpoint tensor that is sharded now, and a tensor with its sharding."""
+    """Yield the checkpoint tensors that are sharded now.
+
+    Each comes as its ``id`` with a tensor of the current sharding.
+    """
     names = names_of_parameters(trained)
     live = {name: one for part in trained.values() for one, name in _parameters(part, names)}
     for name, part in trained.items():

@@ -49,7 +49,10 @@ def sums(content: Tensor) -> str:
 
 
 def digests(state: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of each tensor of a state by name, and of all plain values under ""."""
+    """Return the digest of each tensor of a state by name.
+
+    The key "" has the digest of all plain values.
+    """
     flat = flatten(state, sharded=True)
     found = {name: f"{one.dtype} {tuple(one.shape)} {digest(one)}" for name, one in flat.tensors.items()}
     return {**found, "": hashlib.sha256(json.dumps(flat.tree, sort_keys=True).encode()).hexdigest()}

@@ -1,4 +1,7 @@
-"""Saving the state of all ranks: rank 0 the common state, every rank its pieces of sharded tensors."""
+"""Saving the state of all ranks.
+
+Rank 0 saves the common state, every rank its pieces of sharded tensors.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -63,7 +66,10 @@ class DistributedSaver:
             self._saver.save(with_own_parts(state, own), **facts)
 
     def _destination(self) -> Destination | None:
-        """Return where rank 0's checkpoints go. ``None`` if other ranks cannot reach it, or before the run is created."""
+        """Return the destination of rank 0's checkpoints.
+
+        Returns ``None`` if other ranks cannot reach it, or before the run is created.
+        """
         return Destination.of(self._saver.store) if hasattr(self._saver, "store") else None
 
     def settle(self) -> None:
@@ -83,7 +89,9 @@ class DistributedSaver:
 
 
 class Shards:
-    """The pieces of sharded tensors, copied at the same step on every rank and written in the background.
+    """Copies a rank's pieces of sharded tensors, and writes them.
+
+    All ranks copy at the same step, and write in the background.
 
     Rank 0's committer decides when and where they are written, and tells the other ranks through the channel.
 

@@ -1,4 +1,4 @@
-"""A step on all ranks at once, and a request to stop that they follow after the same step."""
+"""Steps and stop requests that all ranks execute together."""
 
 import copy
 import math

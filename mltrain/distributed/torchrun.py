@@ -41,7 +41,10 @@ def run(count: int, command: Sequence[str], signals: Sequence[str]) -> int:
 
 
 def _exit_code(failed: ChildFailedError) -> int:
-    """Return the exit code of the process that failed first; report it if a signal killed it."""
+    """Return the exit code of the process that failed first.
+
+    A message reports if a signal killed that process.
+    """
     first: ProcessFailure
     rank, first = failed.get_first_failure()
     if first.exitcode >= 0:

@@ -1,4 +1,6 @@
-"""Uploading sharded checkpoints: each rank its own files and then its part file; rank 0 waits, and commits.
+"""Uploads of sharded checkpoints.
+
+Each rank uploads its own files and then its part file; rank 0 waits for all, and commits.
 
 No rank waits in a collective here, because an upload may last longer than a collective's timeout and is retried when the
 store is back. Each rank notes in the rendezvous store how its upload ended. Rank 0 looks the files up in the artifact store

@@ -189,9 +189,9 @@ class World:
 
     @contextmanager
     def as_single_process(self) -> Iterator[None]:
-        """Run a block as if this were the only process, so that it waits for no other rank.
+        """Run a block as if this were the only process.
 
-        The metrics of torchmetrics, for example, sum over all ranks whenever torch.distributed is initialized.
+        The block waits for no other rank. Otherwise metrics of torchmetrics, for example, sum over all ranks.
         """
         group, dist.GroupMember.WORLD = dist.GroupMember.WORLD, None
         try:

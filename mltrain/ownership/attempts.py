@@ -1,4 +1,4 @@
-"""Attempts of a run: their records, claiming the next one, and the process that holds the run."""
+"""Attempts of a run: records, claims, and the current holder."""
 
 import json
 import logging

@@ -114,7 +114,10 @@ def has_ended(server: TrackingClient, run_id: str, holder: Mapping[str, Any]) ->
 
 
 def _recorded_holder(home: Path) -> str:
-    """Return the holder's name for messages; retry while the record is still that of the previous holder."""
+    """Return the holder's name for messages.
+
+    The record is read again while it is still that of the previous holder.
+    """
     deadline = time.monotonic() + _RECORD_SECONDS
     while time.monotonic() < deadline:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):

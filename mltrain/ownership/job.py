@@ -63,7 +63,9 @@ def _slurm(environment: Mapping[str, str]) -> str | None:
 
 
 def _kubernetes(environment: Mapping[str, str]) -> str | None:
-    """Return the run key of a pod's Job: the pod's name without the suffix that Kubernetes appends.
+    """Return the run key of a pod's Job.
+
+    It is the pod's name without the suffix that Kubernetes appends.
 
     The pods of an indexed Job are the ranks of one training if ``WORLD_SIZE`` or torchrun is set, else separate trainings.
     """

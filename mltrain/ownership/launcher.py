@@ -1,4 +1,6 @@
-"""Training under ``mlflow run``, which creates its own run and sets its status after this process ends.
+"""Training under ``mlflow run``, which creates a run of its own.
+
+The launcher sets that run's status after this process ends.
 
 A new training adopts the launcher's run. A resumed training has a run already, so the launcher's run is nested under it and
 deleted after the launcher ends: an earlier deletion makes the launcher fail. A small detached process waits for that.
@@ -66,7 +68,10 @@ def detect(environment: MutableMapping[str, str]) -> Launcher | None:
 
 
 def watched(launcher: Launcher | None, environment: Mapping[str, str]) -> int | None:
-    """Return the process whose end requests a stop: ``mlflow run``, else the command that started the ranks."""
+    """Return the process whose end requests a stop.
+
+    It is ``mlflow run``, otherwise the command that started the ranks.
+    """
     if launcher is not None and launcher.pid is not None:
         return launcher.pid
     starter = environment.get(STARTER_PID, "")

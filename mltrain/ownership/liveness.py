@@ -135,7 +135,10 @@ def _exists(pid: int) -> bool:
 
 
 def _ticks(pid: int) -> int | None:
-    """Return the tick at which a process began; -1 if it has ended, ``None`` if it is not visible."""
+    """Return the tick at which a process began.
+
+    Returns -1 if the process has ended, and ``None`` if it is not visible.
+    """
     try:
         content = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         fields = content[content.rindex(")") + 2 :].split()  # the name before it may hold spaces and parentheses

@@ -65,7 +65,7 @@ def reap(server: TrackingClient, *, sleep: Callable[[float], None] = time.sleep)
 
 
 def close_if_dead(server: TrackingClient, run_id: str) -> None:
-    """Close a run as KILLED if it is recorded as running and its process is known to be dead.
+    """Mark a running run as KILLED if its process has died.
 
     Raises:
         RunNotFound, TrackingError: the run cannot be read or written.

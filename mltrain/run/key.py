@@ -1,4 +1,4 @@
-"""Run keys: names given by the user, by which the same command finds the same run again.
+"""Run keys: names by which a command finds its run again.
 
 A run is found by its tag :data:`RUN_KEY_TAG`. Two processes may both create a run before either sees the other's. So a run
 trains only once its key is confirmed in a parameter, which is write-once:

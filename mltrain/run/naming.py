@@ -31,7 +31,10 @@ _OMITTED = ("experiment", "run_name", "device", "num_threads")
 
 
 def short(project: str) -> str:
-    """Return the short name of a project: its registered name, or the name of its file or folder."""
+    """Return a project's short name.
+
+    It is the registered name, or the name of the file or folder.
+    """
     return project.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".py").strip(". ") or "project"
 
 
@@ -52,7 +55,9 @@ def experiment_for(project: str, wanted: str | None) -> str | None:
 def run_name(
     project: str, preset: str | None = None, given: Mapping[str, Any] | None = None, order: Sequence[str] = ()
 ) -> str:
-    """Return the name of a new run: month, day and time in UTC, what differs from the defaults, and the project.
+    """Return the name of a new run.
+
+    It consists of month, day and time in UTC, the values that differ from the defaults, and the project.
 
     MLflow's list of runs shows about twenty characters of a name, so the time and the differences come before the project,
     which is also the name of the experiment.
@@ -75,7 +80,9 @@ def run_name(
 
 
 def renamed(present: str | None, wanted: str | None, fallback: str) -> str | None:
-    """Return the new name of a run that ``mlflow run`` created. ``None`` if it keeps its name.
+    """Return the new name of a run created by ``mlflow run``.
+
+    Returns ``None`` if the run keeps its name.
 
     Args:
         present: its name.

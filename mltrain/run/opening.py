@@ -149,7 +149,7 @@ def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: La
 def _continued(
     server: TrackingClient, run: Any, artifacts: Artifacts, take_over: bool, launcher: Launcher | None, owned: bool
 ) -> TrackedRun:
-    """Claim the next attempt of a run that was just read; ``owned``: this process sets its final status."""
+    """Claim the next attempt of a run that was just read."""
     run_id = run.info.run_id
     if not take_over:
         await_lease(server, run)

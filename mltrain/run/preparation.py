@@ -57,7 +57,7 @@ def writable_artifacts_of(server: TrackingClient, run: Any) -> Artifacts:
 
 
 def user() -> str:
-    """Return the user's name for the tags of a run, or the host's name if the user has none."""
+    """Return the user's name, or the host's if it is unknown."""
     import getpass
 
     try:

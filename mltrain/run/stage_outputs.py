@@ -141,7 +141,7 @@ def _put(artifacts: Artifacts, file: Path, path: str, content: bytes) -> None:
 
 
 def damage(artifacts: Artifacts, output: Output) -> str | None:
-    """Return what is wrong with the first damaged file of an output. ``None`` if all are intact."""
+    """Return the damage of an output. ``None`` if all files are intact."""
     for name, entry in sorted(output.files.items()):
         try:
             _received(artifacts, output, name, entry)
@@ -176,7 +176,10 @@ def fetched(server: TrackingClient, output: Output) -> Path:
 
 
 def inputs_of(run: Any) -> dict[str, dict[str, str]]:
-    """Return the inputs in the tag of a stage's run: key to ``run``, ``name`` and ``digest`` of an output."""
+    """Return the inputs recorded in the tag of a stage's run.
+
+    Each key has ``run``, ``name`` and ``digest`` of an output.
+    """
     try:
         given = json.loads(run.data.tags.get(STAGE_INPUTS_TAG, "{}"))
         return {str(key): {word: str(one[word]) for word in ("run", "name", "digest")} for key, one in given.items()}

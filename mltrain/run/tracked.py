@@ -195,7 +195,10 @@ class TrackedRun:
 
 
 def age_of(run: Any) -> int:
-    """Return the age of a run in seconds, larger than the step of any recorded system metric."""
+    """Return the age of a run in seconds.
+
+    It is larger than the step of any recorded system metric.
+    """
     recorded = [int(latest.step) for latest in latest_points(run) if latest.key in SYSTEM_KEYS]
     by_clock = (time.time_ns() // 1_000_000 - (run.info.start_time or 0)) // 1000
     return max(0, by_clock, *(step + int(SYSTEM_SECONDS) for step in recorded))

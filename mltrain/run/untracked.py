@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class UntrackedRun:
-    """A folder with the interface of a run. One process at a time saves to it; any may read.
+    """A folder with the interface of a run.
+
+    One process at a time saves to it; any number may read.
 
     Args:
         folder: of the checkpoints.

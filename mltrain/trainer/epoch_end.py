@@ -1,4 +1,6 @@
-"""The end of an epoch: evaluate, judge, record, save, and last what may fail without losing the epoch.
+"""The end of an epoch: evaluation, early stopping, records, checkpoint.
+
+Work that may fail without losing the epoch comes last.
 
 Judging compares an evaluation with earlier ones: best value so far, early stopping, and metrics that are missing or not
 finite.
@@ -152,7 +154,10 @@ class EpochEnd:
         self._judge.conclude()
 
     def _evaluated(self) -> dict[str, float]:
-        """Return the metrics of the epoch; on an error save the state, so that a resume repeats the evaluation."""
+        """Return the metrics of the epoch.
+
+        On an error the state is saved, so that a resume repeats the evaluation.
+        """
         parts = self._training.state.parts
         weights = versions(parts.values())
         try:

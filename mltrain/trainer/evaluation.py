@@ -54,7 +54,10 @@ class Evaluation:
         return {**{f"train/{name}": value for name, value in means.items()}, **evaluated, **rate}
 
     def show(self, tracker: Tracker) -> None:
-        """Log the pictures of the epoch that just ended, if due; an error is logged as a warning."""
+        """Log the pictures of the ended epoch, if due.
+
+        An error is logged as a warning.
+        """
         progress = self._training.progress
         if self._task.images is None or progress.batch or not self.is_due(progress.epoch):
             return
@@ -62,7 +65,10 @@ class Evaluation:
         self._log_pictures(tracker, self._task.images, f"The pictures of epoch {progress.epoch}")
 
     def preview(self, tracker: Tracker) -> None:
-        """Log pictures of the data at the start of a training; an error is logged as a warning."""
+        """Log pictures of the data at the start of a training.
+
+        An error is logged as a warning.
+        """
         if self._task.preview is not None and not self._training.progress.step:
             self._log_pictures(tracker, self._task.preview, "The pictures of the data")
 

@@ -150,7 +150,10 @@ class Trainer:
             self._epoch_end.conclude()
 
     def _rest_of_epoch(self) -> Iterator[Any]:
-        """Iterate over the rest of an epoch; restore the generators after the loader may have used them."""
+        """Iterate over the rest of an epoch.
+
+        The generators are restored after the loader may have used them.
+        """
         batches = iter(self.task.loader)
         if self.progress.batch:
             self._restore_rng()

@@ -71,7 +71,10 @@ Source = Callable[[], Mapping[str, Any]]
 
 @runtime_checkable
 class HasFailure(Protocol):
-    """A saver that reports why it did not save the newest state, for example because it is not finite."""
+    """A saver that reports why it did not save the newest state.
+
+    A state is not saved if it is not finite, for example.
+    """
 
     @property
     def failure(self) -> MltrainError | None:

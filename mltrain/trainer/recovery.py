@@ -31,7 +31,7 @@ class Recovery:
         self._first = True
 
     def recovered(self, values: Mapping[str, float]) -> bool:
-        """Skip the step or roll back if its metrics are not finite; return whether that was so.
+        """Skip or roll back a non-finite step; return whether it was one.
 
         Raises:
             NonFiniteLoss: ``on_nonfinite`` is ``abort``, or skipping and rolling back did not help.

@@ -45,7 +45,7 @@ class Saving:
 
     @property
     def resumed_rng(self) -> Mapping[str, Any] | None:
-        """The generators of the restored checkpoint, until a step is done or a state is saved."""
+        """Generators of the restored checkpoint, until the next step or save."""
         return None if self.unsaved else self._resumed_rng
 
     def restored(self, rng: Mapping[str, Any] | None) -> None:

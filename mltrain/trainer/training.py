@@ -1,4 +1,4 @@
-"""The state of a training: parts of the task and the trainer, saved, restored and rolled back."""
+"""The state of a training: parts of the task and the trainer."""
 
 import copy
 import logging
@@ -182,7 +182,10 @@ class Training:
         return {name for name, part in self._parts.items() if isinstance(part, torch.amp.GradScaler)}
 
     def _without_scalers(self, parts: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the parts of a checkpoint without a gradient scaler that this precision does not use."""
+        """Return a checkpoint's parts without an unused gradient scaler.
+
+        The precision determines whether the scaler is used.
+        """
         unused = [name for name in parts.keys() - self.state.parts.keys() if _is_of_scaler(parts[name])]
         if unused:
             log.warning("The gradient scaler of the checkpoint is not used: amp=%s needs none.", self.config.amp)
