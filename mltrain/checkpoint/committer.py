@@ -59,10 +59,10 @@ class Committer:
         disk_retry_seconds: float | None = None,
     ) -> None:
         self._run = run
-        self._reader = reader
-        self._store = reader.store
+        self._reader, self._store = reader, reader.store
         self._backlog = Backlog(run, reader, settings.policy, settings.staging_gigabytes)
         self._pruner = Pruner(run, reader, settings.policy, damage)
+        self._damage = damage
         self._listeners: list[Committed] = []
         self._disk_retry_seconds = DISK_RETRY_SECONDS if disk_retry_seconds is None else disk_retry_seconds
         self._disk = Worker("mltrain-disk")
@@ -152,11 +152,12 @@ class Committer:
         with self._pruning:
             # One survey serves all steps below; it reads no manifest that this process has read or written before.
             # The best is announced before any removal: no policy removes it.
-            survey = self._reader.survey(remembered=True)
-            best = self._announce_best(survey.manifests)
+            survey = self._store.survey(damaged=self._damage.note, remembered=True)
+            committed = self._reader.notes.over(survey.manifests)
+            best = self._announce_best(committed)
             try:
                 if held:
-                    self._pruner.prune(survey, staged)
+                    self._pruner.prune(committed, survey.uncommitted, staged)
             except MltrainError as error:  # an unavailable server must not block the rest of a commit
                 log.warning("Older checkpoints were not removed: %s", error)
         for listener in self._listeners:
@@ -208,8 +209,9 @@ class Committer:
         if not self._run.holds(certainly=True):
             return []
         with self._pruning:  # includes the survey, so that no thread removes a checkpoint twice
-            newest = self.newest_committed
-            return self._pruner.prune(self._reader.survey(), newest, origin if newest is None else None)
+            newest, survey = self.newest_committed, self._store.survey(damaged=self._damage.note)
+            committed = self._reader.notes.over(survey.manifests)
+            return self._pruner.prune(committed, survey.uncommitted, newest, origin if newest is None else None)
 
     def declare(self, manifest: Manifest, metrics: Mapping[str, float], *, best: bool) -> None:
         """Add metrics to a saved checkpoint, or declare it best."""
@@ -219,7 +221,7 @@ class Committer:
     def _record_notes(self) -> None:
         if not self._run.holds():
             return
-        committed = self._reader.survey(remembered=True).manifests
+        committed = self._reader.notes.over(self._store.survey(damaged=self._damage.note, remembered=True).manifests)
         self._run.write_json(NOTES_FILE, self._reader.notes.to_json(committed))
         self._announce_best(committed)
 

@@ -4,7 +4,7 @@ Removals are recorded. Damaged checkpoints are reported and stay.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, no
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context, Policy, Removal
-from mltrain.checkpoint.store import Survey
 from mltrain.errors import DamagedCheckpoint, StorageError, TrackingError
 from mltrain.provenance import fingerprint
 
@@ -81,23 +80,30 @@ class Pruner:
         self._refused = False
         self._not_removable: set[CheckpointId] = set()
 
-    def prune(self, survey: Survey, newest: Manifest | None, resumed_from: CheckpointId | None = None) -> list[Removal]:
+    def prune(
+        self,
+        committed: Sequence[Manifest],
+        uncommitted: Sequence[CheckpointId],
+        newest: Manifest | None,
+        resumed_from: CheckpointId | None = None,
+    ) -> list[Removal]:
         """Remove checkpoints that the policy does not keep.
 
         Also removes incomplete uploads and removals of dead processes.
 
         Args:
-            survey: of the store with the notes applied, made while the run was held.
+            committed: all checkpoints of the store with the notes applied, listed while the run was held.
+            uncommitted: folders of the store without a manifest, listed with them.
             newest: the newest commit of this attempt, if it has one.
             resumed_from: the checkpoint that this attempt continues from, until it has a commit of its own.
         """
         context = self.context()
-        keep = retention.protected(survey.manifests, context, resumed_from=resumed_from, in_use=())
-        plan = retention.plan(survey.manifests, self._policy, context, keep)
-        unfinished = self._unfinished(survey, keep, newest)
+        keep = retention.protected(committed, context, resumed_from=resumed_from, in_use=())
+        plan = retention.plan(committed, self._policy, context, keep)
+        unfinished = self._unfinished(uncommitted, keep, newest)
         if not plan and not unfinished:
             return []
-        if plan and not self._have_successors(survey, context):
+        if plan and not self._have_successors(committed, context):
             return []
         used = self._run.in_use()  # queried last, because it costs requests
         for identity in unfinished:
@@ -119,12 +125,12 @@ class Pruner:
         pins = {one: why for name, why in self._run.pins().items() if (one := CheckpointId.parse(name))}
         return replace(self._reader.notes.context, pins={**self._damage.pins(), **pins})
 
-    def _have_successors(self, survey: Survey, context: Context) -> bool:
+    def _have_successors(self, committed: Sequence[Manifest], context: Context) -> bool:
         """Whether the store still has the newest and the best.
 
-        Nothing may be removed without them, and the survey may come from memory.
+        Nothing may be removed without them, and the list may come from memory.
         """
-        line = current_line(survey.manifests)
+        line = current_line(committed)
         best = retention.best_of(line, context)
         for identity in {line[-1].id, *([best.id] if best is not None else [])}:
             try:
@@ -150,7 +156,7 @@ class Pruner:
         return True
 
     def _unfinished(
-        self, survey: Survey, keep: Collection[CheckpointId], newest: Manifest | None
+        self, uncommitted: Sequence[CheckpointId], keep: Collection[CheckpointId], newest: Manifest | None
     ) -> list[CheckpointId]:
         """Return folders that will never get a manifest.
 
@@ -161,7 +167,7 @@ class Pruner:
             return []
         return [
             identity
-            for identity in survey.uncommitted
+            for identity in uncommitted
             if identity.order < newest.id.order and identity not in keep and identity not in self._not_removable
         ]
 

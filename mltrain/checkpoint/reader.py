@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +11,7 @@ from mltrain.checkpoint import retention
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, newest
 from mltrain.checkpoint.notes import Notes
 from mltrain.checkpoint.retention import Context
-from mltrain.checkpoint.store import PARAMS, CheckpointStore, Damaged, Survey, warn_damaged
+from mltrain.checkpoint.store import PARAMS, CheckpointStore, Damaged, warn_damaged
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
 
 if TYPE_CHECKING:
@@ -36,11 +35,6 @@ class CheckpointReader:
         self.store = store
         self.notes = Notes.read(store.artifacts, context)
         self._damaged = damaged
-
-    def survey(self, *, remembered: bool = False) -> Survey:
-        """Return what the store holds, with the notes applied; see :meth:`CheckpointStore.survey`."""
-        found = self.store.survey(damaged=self._damaged, remembered=remembered)
-        return replace(found, manifests=tuple(self.notes.over(found.manifests)))
 
     def all(self) -> list[Manifest]:
         """Return all committed checkpoints, oldest first.
