@@ -128,7 +128,7 @@ class RemoteArtifacts:
         uris: of the artifacts and of the tracking server. If ``None``, peers cannot open the store by address.
     """
 
-    def __init__(self, repository: Any, *, part: int = 64 * 2**20, uris: tuple[str, str] | None = None) -> None:
+    def __init__(self, repository: Any, *, part: int = 32 * 2**20, uris: tuple[str, str] | None = None) -> None:
         self.local_root: Path | None = None
         self.uris = uris
         self._part = part
@@ -199,14 +199,16 @@ class RemoteArtifacts:
 
     def _read_into_memory(self, open_part: PartOpener, path: str, size: int) -> bytearray:
         arrival = _HashedDownload(size)
+        if not size:
+            return arrival.finished()
+        # The first response tells whether the store sends parts; its content is received beside the other parts.
+        opened = [with_retries(partial(open_part, path, 0, min(self._part, size)))]
+        sends_parts = opened[0][0]
 
-        def receive(first: int) -> int:
-            """Download a part and return its end.
-
-            A store without parts sends the whole file.
-            """
+        def receive(first: int) -> None:
+            """Download a part, or the whole file from a store without parts."""
             last = min(first + self._part, size)
-            is_part, pieces = open_part(path, first, last)
+            is_part, pieces = opened.pop() if first == 0 and opened else open_part(path, first, last)
             start, end = (first, last) if is_part else (0, size)
             arrival.begins(start)
             at = start
@@ -216,10 +218,9 @@ class RemoteArtifacts:
                 at = arrival.brings(start, at, piece)
             if at != end:
                 raise ConnectionError(f"{path}: the store did not send exactly the bytes {start} to {end - 1}")
-            return end
 
-        reached = with_retries(partial(receive, 0)) if size else 0
-        in_parallel(lambda first: with_retries(partial(receive, first)), range(reached, size, self._part))
+        firsts = range(0, size, self._part) if sends_parts else [0]
+        in_parallel(lambda first: with_retries(partial(receive, first)), firsts)
         return arrival.finished()
 
     def _read_through_file(self, path: str, size: int) -> bytearray:

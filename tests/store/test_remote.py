@@ -161,6 +161,29 @@ def test_a_server_sends_a_file_in_parts_into_memory(part: int, serving: Listed, 
     assert tree(home) == {}
 
 
+def test_the_parts_of_a_file_are_received_beside_each_other(home: Path) -> None:
+    """Waiting for the first part before the others are asked for would lengthen every resume."""
+    others = threading.Event()
+
+    class Holding(Serving):
+        def do_GET(self) -> None:
+            if self.headers["Range"] == "bytes=0-999":
+                self.send_response(206)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(CONTENT[:1000] if others.wait(20) else b"")
+                return
+            others.set()
+            super().do_GET()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Holding) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        content = RemoteArtifacts(Listed(f"http://127.0.0.1:{server.server_port}/store"), part=1000).read("folder/file", 2**20)
+        server.shutdown()
+    assert others.is_set()
+    assert content == CONTENT
+
+
 def test_a_server_that_sends_no_parts_is_asked_once(serving: Listed) -> None:
     Serving.parts = False
     assert RemoteArtifacts(serving, part=1000).read("folder/file", 2**20) == CONTENT
