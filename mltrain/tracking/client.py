@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,7 +28,7 @@ TRAINING_RETRY_SECONDS = 30.0
 _PAGE = 1000
 """Entries per page of a search."""
 _RUNS_AT_ONCE = 100
-"""Runs per request by ids."""
+"""Runs per request, if several are requested in parallel."""
 _AT_ONCE = 8
 """Parallel requests for curves, or for runs by ids."""
 _PAGES_AT_ONCE = 4
@@ -99,25 +100,28 @@ class TrackingClient(Connection):
     def search_runs_ahead(self, experiment_ids: Iterable[str], query: str) -> Iterator["Run"]:
         """Yield many active runs of a query, newest first.
 
-        A server takes milliseconds to describe a run, so after the first page of 250 runs several pages are requested in
-        parallel if their page tokens can be predicted.
+        A server takes milliseconds to describe a run, so several pages are always requested if their tokens can be predicted.
         """
-        known, size = list(experiment_ids), _PAGE // _PAGES_AT_ONCE
+        known, size, ahead, found = list(experiment_ids), _RUNS_AT_ONCE, _PAGES_AT_ONCE, 0
 
         def page(token: str | None) -> Any:
             return self.retried(self.client.search_runs, known, filter_string=query, max_results=size, page_token=token)
 
-        found, whole = 0, True
-        tokens: Sequence[str | None] = [None] if self.missing_database is None else []
+        if self.missing_database is not None:
+            return
         with ThreadPoolExecutor(_PAGES_AT_ONCE, thread_name_prefix="mltrain-runs") as readers:
-            while tokens:
-                token = None
-                for answer in readers.map(page, tokens):
-                    yield from answer
-                    found, token, whole = found + len(answer), answer.token, whole and len(answer) == size
-                    if not token:
-                        break  # pages after the last one are empty
-                tokens = private.page_tokens(token, found, size, _PAGES_AT_ONCE if whole else 1) if token else ()
+            requested = deque([readers.submit(page, None)])
+            while requested:
+                answer = requested.popleft().result()
+                yield from answer
+                found += len(answer)
+                if not answer.token:
+                    break  # pages after the last one are empty
+                if len(answer) < size:  # the server's pages are smaller: the next ones begin elsewhere
+                    ahead = 1
+                    requested.clear()
+                tokens = private.page_tokens(answer.token, found, size, ahead)[len(requested) :]
+                requested.extend(readers.submit(page, token) for token in tokens)
 
     def create_run(self, experiment_id: str, start_time: int, tags: Mapping[str, str], name: str) -> "Run":
         """Create a run in one try, because a retry could duplicate it."""

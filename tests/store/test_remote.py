@@ -178,7 +178,9 @@ def test_the_parts_of_a_file_are_received_beside_each_other(home: Path) -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Holding) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        content = RemoteArtifacts(Listed(f"http://127.0.0.1:{server.server_port}/store"), part=1000).read("folder/file", 2**20)
+        content = RemoteArtifacts(Listed(f"http://127.0.0.1:{server.server_port}/store"), part=1000).read(
+            "folder/file", 2**20
+        )
         server.shutdown()
     assert others.is_set()
     assert content == CONTENT
