@@ -26,6 +26,7 @@ from mltrain.redaction import harmless
 if TYPE_CHECKING:
     from mltrain.checkpoint.manifest import Manifest
     from mltrain.run.tracked import TrackedRun
+    from mltrain.task import Task
     from mltrain.trainer.loop import Trainer
 
 _MOST_COLUMNS = 6
@@ -42,6 +43,7 @@ class Terminal(Display):
         self._named = False
         self._epoch_began = time.monotonic()
         self._decisive: str | None = None
+        self._evaluation: str | None = None
 
     def resuming(self, run_id: str) -> None:
         """Print the run's id before the task is built."""
@@ -68,6 +70,7 @@ class Terminal(Display):
         """Print where training begins, and start the bar."""
         config, progress = trainer.config, trainer.progress
         self._decisive = config.best_metric
+        self._evaluation = _evaluation_of(trainer.task)
         for text in trainer.task.summary:
             line(text)
         line(
@@ -129,7 +132,7 @@ class Terminal(Display):
             line(
                 "The tracking store never answered, so the run does not exist yet. Create and send it with: mltrain sync"
             )
-            line("Resume, Evaluate and Pull work after that.")
+            line(f"Resume{', Evaluate' if self._evaluation is not None else ''} and Pull work after that.")
             return
         if outcome.only_local:
             line(
@@ -143,10 +146,20 @@ class Terminal(Display):
         if outcome.lost:
             line("A resume records those lost metric points again that the newest checkpoint contains.")
         if outcome.exit_code not in (STOPPED, STOPPED_STAGED):
-            line(f"Evaluate: mltrain evaluate {outcome.run_id} --to evaluation")
+            if (command := self.evaluation(outcome.run_id)) is not None:
+                line(f"Evaluate: {command}")
             line(f"Pull:     mltrain pull {outcome.run_id} --to model")
         if not self._page_shown:
             line(f"Look:     mltrain ui {outcome.run_id}")
+
+    def evaluation(self, run_id: str) -> str | None:
+        """Return the command that evaluates the run, or ``None`` if the task has no evaluation or was not built."""
+        return None if self._evaluation is None else f"mltrain evaluate {run_id}{self._evaluation}"
+
+
+def _evaluation_of(task: "Task") -> str | None:
+    """Return the options for evaluating a task, or ``None`` if it has no evaluation."""
+    return " --to evaluation" if task.report is not None else "" if task.evaluate is not None else None
 
 
 def _epoch_line(trainer: "Trainer", seconds: float) -> str:
@@ -215,6 +228,9 @@ class TerminalStage(Terminal):
 class TerminalPipeline(PipelineDisplay):
     """Shows a pipeline to a person."""
 
+    def __init__(self) -> None:
+        self._stages: dict[str, TerminalStage] = {}
+
     def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
         """Print where the run is stored, and its id."""
         line(where)
@@ -227,7 +243,7 @@ class TerminalPipeline(PipelineDisplay):
 
     def stage(self, name: str) -> Display:
         """Return the display of a training."""
-        return TerminalStage(name)
+        return self._stages.setdefault(name, TerminalStage(name))
 
     def ended(self, result: Result) -> None:
         """Print how the pipeline ended and the next commands."""
@@ -236,7 +252,8 @@ class TerminalPipeline(PipelineDisplay):
         if result.exit_code:
             line(f"Resume: mltrain pipeline --run {result.run_id} --mode resume")
         for stage, run_id in list(result.stages.items())[-1:] if result.exit_code == 0 else ():
-            line(f"Evaluate {stage}: mltrain evaluate {run_id} --to evaluation")
+            if stage in self._stages and (command := self._stages[stage].evaluation(run_id)) is not None:
+                line(f"Evaluate {stage}: {command}")
 
 
 def print_result(result: Result) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rich.console import Console
 import mltrain
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.cli.display import Terminal, TerminalPipeline, _epoch_line, _with_figures, print_result, print_status
+from mltrain.commands.result import Outcome
 from mltrain.pipelines.decisions import Decision
 from mltrain.pipelines.plan import Result
 from mltrain.pipelines.status import Row
@@ -30,13 +32,13 @@ class Quiet:
     def save(self, *arguments: object, **named: object) -> None: ...
 
 
-def trainer(epochs: int) -> Trainer:
+def trainer(epochs: int, **task: Any) -> Trainer:
     net = torch.nn.Linear(2, 1)
     step = mltrain.Supervised(net, torch.nn.MSELoss(), torch.optim.SGD(net.parameters(), lr=0.1))
     data = torch.utils.data.TensorDataset(torch.ones(6, 2), torch.ones(6, 1))
     quiet = Quiet()
     config = mltrain.Config(epochs=epochs, device="cpu", best_metric="train/loss")
-    return Trainer(mltrain.Task(step, mltrain.ResumableLoader(data, 2)), config, quiet, quiet, quiet)
+    return Trainer(mltrain.Task(step, mltrain.ResumableLoader(data, 2), **task), config, quiet, quiet, quiet)
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -72,6 +74,31 @@ def test_a_program_gets_every_decision_with_the_run_it_led_to(capsys: pytest.Cap
 def test_a_person_gets_the_command_that_continues(capsys: pytest.CaptureFixture[str]) -> None:
     TerminalPipeline().ended(RESULT)
     assert "Resume: mltrain pipeline --run parent --mode resume" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "command"),
+    [
+        ({}, None),
+        ({"evaluate": lambda: {"val/loss": 1.0}}, "mltrain evaluate b"),
+        ({"report": lambda to: {}}, "mltrain evaluate b --to evaluation"),
+    ],
+    ids=["neither", "evaluate", "report"],
+)
+def test_the_last_lines_name_an_evaluation_only_if_the_task_has_one(
+    task: dict[str, Any], command: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = TerminalPipeline()
+    for display in (Terminal(), pipeline.stage("second")):
+        display.began(trainer(1, **task), "the start")
+        capsys.readouterr()
+        display.ended(Outcome("b", 0, "all epochs done", None, None, {}))
+        lines = capsys.readouterr().out.splitlines()
+        named = [text for text in lines if text.startswith("Evaluate")]
+        assert named == ([f"Evaluate: {command}"] if command is not None and type(display) is Terminal else [])
+    pipeline.ended(Result("parent", 0, "all stages done", (), {"first": "a", "second": "b"}))
+    named = [text for text in capsys.readouterr().out.splitlines() if text.startswith("Evaluate")]
+    assert named == ([f"Evaluate second: {command}"] if command is not None else [])
 
 
 def test_the_log_on_this_machine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
