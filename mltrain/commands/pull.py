@@ -20,7 +20,8 @@ from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.artifacts import sha256_of
 from mltrain.store.durable import make_folder, place_file, replacing, write_file
 from mltrain.store.folders import refuse_unwritable
-from mltrain.store.removal import discard_temporary
+from mltrain.store.names import TEMPORARY
+from mltrain.store.removal import discard_abandoned, mark_in_use
 from mltrain.tracking import names
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.run_artifacts import artifacts_of
@@ -111,32 +112,42 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
         UsageError: the folder has files of the same names that no pull wrote.
     """
     refuse_folder(to)
-    store, interrupted = choice.checkpoints.store, any(to.glob(_PENDING))
+    left = _temporaries(to)
+    for file in left:
+        if not file.match(_PENDING):
+            discard_abandoned(file)
+    store = choice.checkpoints.store
 
     def write(manifest: Manifest) -> None:
         """Download the files one by one, then rename them."""
         sizes = store.sizes(manifest)
         wanted = [name for name in sizes if name.startswith(("model", "params", "history"))]
         total, whole = sum(sizes[name] for name in wanted), {}
-        pending = to / f".{FILE_NAME}.{secrets.token_hex(4)}.tmp"
+        own = to / f".{FILE_NAME}.{secrets.token_hex(4)}.tmp"
         make_folder(to)
         with ExitStack() as written:
             for name in wanted:
                 content = store.fetch(manifest, only=name.__eq__)[name]
-                written.enter_context(replacing(to / name)).write(content)
+                file = written.enter_context(replacing(to / name))
+                mark_in_use(file)
+                file.write(content)
                 if manifest.shards:
                     whole[name] = FileEntry(size=len(content), sha256=sha256_of(content))
                 if received is not None:
                     received(name, len(content), total)
-            write_file(pending, [whole_manifest(manifest, whole).to_json()])
-        place_file(pending, to / FILE_NAME)
+            write_file(own, [whole_manifest(manifest, whole).to_json()])
+        place_file(own, to / FILE_NAME)
 
     manifest, _ = first_usable(store, choice.candidates, write)
-    if interrupted:
-        for name in (FILE_NAME, *manifest.files):
-            for left in to.glob(f".{name}.????????.tmp"):
-                discard_temporary(left)
+    for file in left:  # the pending manifests as well, which only now are no longer needed to recognise files
+        discard_abandoned(file)
     return Pulled(choice.run_id, manifest, to)
+
+
+def _temporaries(to: Path) -> list[Path]:
+    """Return the files in a folder with the names of temporary files of pulls."""
+    found = (file for pattern in _PULLED for file in to.glob(f".{pattern}.????????.tmp"))
+    return [file for file in found if TEMPORARY.fullmatch(file.name)]
 
 
 def refuse_folder(to: Path) -> None:

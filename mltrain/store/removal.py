@@ -8,12 +8,17 @@ import os
 import re
 import shutil
 import stat
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from mltrain.errors import StorageError
 from mltrain.store.names import CACHED, MANIFEST, OUTBOX, OUTPUT_RECORD, PACKED, RESTORED, STAGED, TEMPORARY
+
+if sys.platform != "win32":
+    import fcntl
 
 DEAD_SECONDS = 3600.0
 """A temporary file of an unused run that is older than this many seconds counts as abandoned."""
@@ -41,6 +46,24 @@ def discard_temporary(file: Path) -> None:
     if not TEMPORARY.fullmatch(file.name):
         raise StorageError(f"{file} is not a temporary file; it was not removed.")
     file.unlink(missing_ok=True)
+
+
+def mark_in_use(file: BinaryIO) -> None:
+    """Protect a temporary file from :func:`discard_abandoned` until it is closed or this process ends."""
+    if sys.platform != "win32":
+        with suppress(OSError):  # a filesystem without locks, where nothing is removed
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def discard_abandoned(file: Path) -> None:
+    """Remove a temporary file that no process has in use; see :func:`mark_in_use`."""
+    with suppress(OSError), file.open("r+b") as opened:  # it may belong to another user, or be gone
+        if sys.platform != "win32":
+            fcntl.flock(opened.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            discard_temporary(file)
+    if sys.platform == "win32":
+        with suppress(OSError):  # Windows removes no open file
+            discard_temporary(file)
 
 
 def discard_packed(file: Path) -> None:

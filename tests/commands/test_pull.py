@@ -17,6 +17,7 @@ from mltrain.commands.compare import compared
 from mltrain.commands.prune import Rules, plan_experiment
 from mltrain.commands.pull import best_run, pull, refuse_folder
 from mltrain.errors import NoCheckpoint, StorageError, UsageError
+from mltrain.store.removal import mark_in_use
 from mltrain.tracking.client import TrackingClient
 from tests.support.database import MORE_THAN_A_PAGE, many
 from tests.support.forked import killed
@@ -148,6 +149,30 @@ def test_the_next_pull_finishes_one_that_was_killed_between_its_renames(
     names = {f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)}
     assert {file.name for file in to.iterdir()} == {"manifest.json", *names}
     assert {load_file(file)[key].mean().item() for file in to.glob("model-*") for key in load_file(file)} == {1.0}
+
+
+def test_the_next_pull_removes_what_one_that_was_killed_in_a_download_left(
+    server: TrackingClient, tmp_path: Path
+) -> None:
+    run_id, to = trained(1.0), tmp_path / "model"
+    to.mkdir()
+    theirs = {".model.safetensors.swp", ".params.json.unsaved1.tmp", ".notes.txt.0123abcd.tmp", "model.tmp"}
+    for name in theirs:
+        (to / name).write_text("of somebody else")
+
+    def pull_and_die() -> None:
+        pull(run_id, to=to, received=lambda name, count, total: os.kill(os.getpid(), signal.SIGKILL))
+
+    killed(pull_and_die)
+    killed(pull_and_die)
+    assert len({file.name for file in to.iterdir()} - theirs) == 1, "of the second one only"
+    with (to / ".params.json.0123abcd.tmp").open("xb") as of_a_live_pull:
+        mark_in_use(of_a_live_pull)
+        pull(run_id, to=to)
+        present = {"manifest.json", "model.safetensors", *theirs}
+        assert {file.name for file in to.iterdir()} == {*present, ".params.json.0123abcd.tmp"}
+    pull(run_id, to=to)
+    assert {file.name for file in to.iterdir()} == present
 
 
 def test_a_file_that_an_interrupted_pull_has_not_written_is_refused(
