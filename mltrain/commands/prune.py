@@ -30,7 +30,7 @@ from mltrain.ownership.host_lock import lock_if_here
 from mltrain.run.checkpoints import checkpoints_of
 from mltrain.run.listing import LIVE, state
 from mltrain.run.naming import full_id
-from mltrain.run.record import Removals
+from mltrain.run.removals import Removals
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import DEAD_SECONDS
 from mltrain.tracking.client import TrackingClient

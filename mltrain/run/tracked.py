@@ -19,7 +19,8 @@ from mltrain.delivery.system_metrics import SYSTEM_KEYS, SYSTEM_SECONDS
 from mltrain.ownership.attempts import Attempt, holder_tags
 from mltrain.ownership.lease import Hold
 from mltrain.run.ending import Ending, Opened
-from mltrain.run.record import Record, Removals
+from mltrain.run.record import Record
+from mltrain.run.removals import Removals
 from mltrain.tracking import registry
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import (

@@ -13,7 +13,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.policies import Best, EveryNth, Latest, Pinned
 from mltrain.errors import TrackingError
-from mltrain.run.record import MOST_LINES, Removals, recorded_removals
+from mltrain.run.removals import MOST_LINES, Removals, recorded_removals
 from tests.support.places import Place, behind
 from tests.support.runs import FolderRun, cut_short, epochs, state_at, train
 

@@ -7,9 +7,6 @@ import pytest
 from mlflow import MlflowClient
 
 from mltrain.run.opening import open_run
-from mltrain.run.record import Removals
-from mltrain.store.artifacts import Entry
-from mltrain.store.local import LocalArtifacts
 from tests.support.database import fresh_database
 
 
@@ -50,28 +47,3 @@ def test_sample_data_are_datasets_with_digest_and_source(client: MlflowClient, t
     for name in ("pictures", "tools"):
         assert other[name][0] != found[name][0]
         assert 1 <= len(other[name][0]) <= 36
-
-
-class Listed(LocalArtifacts):
-    """Counts the listings and reads of a store."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.asked: list[str] = []
-
-    def entries(self, folder: str = "") -> list[Entry]:
-        self.asked.append(folder)
-        return super().entries(folder)
-
-    def read(self, path: str, most: int) -> bytearray:
-        self.asked.append(path)
-        return super().read(path, most)
-
-
-def test_the_record_of_removals_is_read_once_and_its_folder_only_where_it_can_be(tmp_path: Path) -> None:
-    removals = Removals(artifacts := Listed(tmp_path))
-    assert removals.append([{"checkpoint": "one", "bytes": 5}]) == "1 checkpoints, 5 bytes"
-    assert artifacts.asked == ["retention.jsonl"]
-    removals = Removals(artifacts := Listed(tmp_path))
-    assert removals.append([{"checkpoint": "two", "bytes": 5}]) == "2 checkpoints, 10 bytes"
-    assert artifacts.asked == ["retention.jsonl", "retention"]

@@ -1,0 +1,32 @@
+"""The record of removed checkpoints costs a few requests, however long it is."""
+
+from pathlib import Path
+
+from mltrain.run.removals import Removals
+from mltrain.store.artifacts import Entry
+from mltrain.store.local import LocalArtifacts
+
+
+class Listed(LocalArtifacts):
+    """Counts the listings and reads of a store."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: list[str] = []
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        self.asked.append(folder)
+        return super().entries(folder)
+
+    def read(self, path: str, most: int) -> bytearray:
+        self.asked.append(path)
+        return super().read(path, most)
+
+
+def test_the_record_of_removals_is_read_once_and_its_folder_only_where_it_can_be(tmp_path: Path) -> None:
+    removals = Removals(artifacts := Listed(tmp_path))
+    assert removals.append([{"checkpoint": "one", "bytes": 5}]) == "1 checkpoints, 5 bytes"
+    assert artifacts.asked == ["retention.jsonl"]
+    removals = Removals(artifacts := Listed(tmp_path))
+    assert removals.append([{"checkpoint": "two", "bytes": 5}]) == "2 checkpoints, 10 bytes"
+    assert artifacts.asked == ["retention.jsonl", "retention"]
