@@ -4,7 +4,6 @@ import logging
 
 from pydantic import ValidationError
 
-from mltrain import device as devices
 from mltrain.checkpoint.policies import Best, Latest, parse
 from mltrain.checkpoint.retention import Policy
 from mltrain.config import Config
@@ -43,6 +42,8 @@ def refuse_unusable(config: Config, server: TrackingClient) -> None:
         ConfigError: a value is out of bounds, this machine lacks the device, or the retention policy cannot be read.
         StorageError: a folder that the training writes to is not writable.
     """
+    from mltrain import device as devices  # imports torch, which takes seconds; policy_of() does without
+
     try:
         # A project may redeclare a key to change its default; the key's bounds still apply.
         Config.model_validate({name: getattr(config, name) for name in Config.model_fields if hasattr(config, name)})

@@ -54,6 +54,14 @@ def test_runs_and_checkpoints_are_listed_without_anything_heavy(trained: tuple[W
     assert imported(workplace.folder, workplace.environment, *lines) == {line: [] for line in lines}
 
 
+def test_checkpoints_are_removed_without_torch(workplace: Workplace) -> None:
+    run_id = workplace.mltrain("train", "tiny.py", "epochs=3").run_id
+    lines = (f"prune {run_id} --dry-run", f"prune {run_id} --keep Latest(1) --yes")
+    found = imported(workplace.folder, workplace.environment, *lines)
+    assert [line for line in lines if "torch" in found[line]] == []
+    assert len(workplace.checkpoint_names(run_id)) < 3
+
+
 LIGHT = """
 from pathlib import Path
 
