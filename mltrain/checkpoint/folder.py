@@ -16,7 +16,7 @@ from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.packed import PackedStaging, is_packed, member_names, read_member
 from mltrain.checkpoint.staging import Spool, Staging
 from mltrain.errors import DamagedCheckpoint, StorageError, UsageError
-from mltrain.store.artifacts import Entry
+from mltrain.store.artifacts import Entry, Received, unwatched
 from mltrain.store.durable import link_or_copy, replace_file
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS, PACKED, TEMPORARY, validated
@@ -78,15 +78,15 @@ class FolderArtifacts(LocalArtifacts):
         target = self._root / (validated(folder) if folder else "") / validated(file.name)
         replace_file(target, file.read_bytes())
 
-    def read(self, path: str, most: int) -> bytearray:
+    def read(self, path: str, most: int, received: Received = unwatched) -> bytearray:
         """See :class:`~mltrain.store.artifacts.Artifacts`."""
         top, _, rest = path.partition("/")
         if path == NOTES_FILE and not super().entries():
             return self._only_best()
         if top != CHECKPOINTS:
-            return super().read(path, most)
+            return super().read(path, most, received)
         name, _, member = rest.partition("/")
-        return read_member(self._file(name), member, most)
+        return read_member(self._file(name), member, most, received)
 
     def remove_checkpoint(self, name: str) -> None:
         """See :class:`~mltrain.store.artifacts.Artifacts`; all of its names are removed."""

@@ -20,8 +20,9 @@ from typing import Any, Self
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Manifest
 from mltrain.checkpoint.staging import Staging
 from mltrain.errors import DamagedCheckpoint
+from mltrain.store.artifacts import Received, unwatched
 from mltrain.store.durable import place_file, refused
-from mltrain.store.local import open_safely
+from mltrain.store.local import open_safely, read_hashed
 from mltrain.store.removal import discard_temporary
 
 ABOUT = "about.json"
@@ -64,10 +65,10 @@ def member_names(file: Path) -> list[str]:
         raise DamagedCheckpoint(f"{file.name} is not a complete checkpoint: {error}") from None
 
 
-def read_member(file: Path, name: str, most: int) -> bytearray:
+def read_member(file: Path, name: str, most: int, received: Received = unwatched) -> bytearray:
     """Return a packed checkpoint's file, at most ``most`` bytes.
 
-    The caller checks its digest.
+    The caller checks its digest. ``received`` is called with the bytes of each piece.
 
     Raises:
         FileNotFoundError: the checkpoint has no such file, or there is no checkpoint.
@@ -87,8 +88,8 @@ def read_member(file: Path, name: str, most: int) -> bytearray:
             opened.seek(info.header_offset)
             magic, length, extra = _LOCAL_HEADER.unpack(opened.read(_LOCAL_HEADER.size))
             opened.seek(length + extra, os.SEEK_CUR)
-            content = bytearray(info.file_size)
-            if magic != b"PK\x03\x04" or opened.readinto(content) != info.file_size:
+            content = read_hashed(opened, info.file_size, received) if magic == b"PK\x03\x04" else None
+            if content is None:
                 raise DamagedCheckpoint(f"{name} in {file.name} is truncated.")
             return content
     except _UNREADABLE as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, names_of_shards
 from mltrain.checkpoint.staging import Spool, assign_run_id
-from mltrain.checkpoint.verified_files import Problem, VerifiedFiles
+from mltrain.checkpoint.verified_files import Arrived, Problem, VerifiedFiles
 from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.store.artifacts import Artifacts, in_parallel
 from mltrain.store.names import CHECKPOINTS
@@ -97,6 +97,10 @@ class CheckpointStore:
             return f"Try: mltrain verify {self.run_id}"
         return f"The log names the damage of each. Try: remove or replace these files in {self._folder}."
 
+    def watch(self, arrived: Arrived) -> None:
+        """Call a function with each piece of a file that is read from now on, perhaps in several threads."""
+        self._files.arrived = arrived
+
     def adopt(self, run_id: str) -> None:
         """Continue under the run's final id instead of the provisional one."""
         self._formerly, self.run_id = self.run_id, run_id
@@ -117,8 +121,7 @@ class CheckpointStore:
         found = []
         for folder in self.spool.complete():
             try:
-                content = (folder / FILE_NAME).read_bytes()
-                manifest = Manifest.from_json(content, name=folder.name)
+                manifest = Manifest.from_json((folder / FILE_NAME).read_bytes(), name=folder.name)
                 found.append(Manifest.from_json(self.named(manifest).to_json(), run_id=self.run_id, name=folder.name))
             except (OSError, DamagedCheckpoint) as error:
                 log.warning("The staged checkpoint %s is not usable: %s", folder.name, error)
@@ -256,8 +259,7 @@ class CheckpointStore:
         """
         wanted = sorted(name for name in self.sizes(manifest) if only(name))
         stored = [name for name in wanted if name in manifest.files and name not in names_of_shards(manifest)]
-        entries = manifest.files
-        received = in_parallel(lambda name: self._files.read(manifest, name, entries[name]), stored)
+        received = in_parallel(lambda name: self._files.read(manifest, name, manifest.files[name]), stored)
         files = dict(zip(stored, received, strict=True))
         return {name: files[name] if name in files else self.assembly(manifest).content(name) for name in wanted}
 

@@ -4,15 +4,19 @@ import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest
 from mltrain.checkpoint.staging import Spool
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Artifacts, sha256_of
+from mltrain.store.artifacts import Artifacts, Received, sha256_of
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS
 
 log = logging.getLogger(__name__)
+
+Arrived = Callable[[Manifest, int], object]
+"""Called with a checkpoint, and the number of bytes of each piece of its files that is read."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,15 @@ class VerifiedFiles:
     Args:
         artifacts: of the run.
         spool: holds staged checkpoints; an intact staged copy is read instead of a download.
+
+    Attributes:
+        arrived: called with the bytes of each piece that is read, perhaps in several threads.
     """
 
     def __init__(self, artifacts: Artifacts, spool: Spool | None) -> None:
         self._artifacts = artifacts
         self._spool = spool
+        self.arrived: Arrived = lambda manifest, count: None
 
     def read(self, manifest: Manifest, name: str, entry: FileEntry) -> bytearray:
         """Return a checkpoint file's content, verified against its digest.
@@ -45,11 +53,12 @@ class VerifiedFiles:
             DamagedCheckpoint: it is missing, or differs from the committed content.
             StorageError: the store does not answer.
         """
-        staged = self._from_staging(manifest.id, name, entry)
+        received = partial(self.arrived, manifest)
+        staged = self._from_staging(manifest.id, name, entry, received)
         if staged is not None:
             return staged
         try:
-            content = self._artifacts.read(f"{CHECKPOINTS}/{manifest.name}/{name}", entry.size)
+            content = self._artifacts.read(f"{CHECKPOINTS}/{manifest.name}/{name}", entry.size, received)
         except (FileNotFoundError, NotADirectoryError):
             raise DamagedCheckpoint(f"{name} of {manifest.name} is missing.") from None
         except StorageError:
@@ -84,12 +93,14 @@ class VerifiedFiles:
         )
         return False
 
-    def _from_staging(self, identity: CheckpointId, name: str, entry: FileEntry) -> bytearray | None:
+    def _from_staging(
+        self, identity: CheckpointId, name: str, entry: FileEntry, received: Received
+    ) -> bytearray | None:
         """Return an intact staged copy of a file, or ``None``."""
         if self._artifacts.local_root is not None or self._spool is None:
             return None
         try:
-            content = LocalArtifacts(self._spool.root).read(f"{identity.name}/{name}", entry.size)
+            content = LocalArtifacts(self._spool.root).read(f"{identity.name}/{name}", entry.size, received)
         except (OSError, DamagedCheckpoint):
             return None
         return content if sha256_of(content) == entry.sha256 else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from mltrain.cli.progress import progress
+from mltrain.cli.progress import arrived_of, progress
 
 _RUN = typer.Argument(..., help="The id of the run, or its first digits.")
 _SOURCE = typer.Argument(
@@ -83,7 +83,9 @@ def inspect(
 
     found = open_checkpoints(run_id)
     manifest = found.first(checkpoint)
-    problems = found.store.problems(manifest)
+    with progress("looking", in_bytes=True) as advance:
+        found.store.watch(arrived_of(advance))
+        problems = found.store.problems(manifest)
     parts = _parts(manifest)
     if as_json:
         facts = {
@@ -133,11 +135,9 @@ def verify(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
 
     with progress("looking", in_bytes=True) as advance:
         survey = store.survey(damaged=damaged)
-        total = sum(manifest.size for manifest in survey.manifests)
+        store.watch(arrived_of(advance, sum(manifest.size for manifest in survey.manifests)))
         for manifest in survey.manifests:
-            advance(manifest.name, 0, total)
             problems = [str(problem) for problem in store.problems(manifest)]
-            advance(manifest.name, manifest.size, total)
             if problems:
                 wrong[manifest.name] = problems
             else:

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from mltrain.cli.arguments import parse
-from mltrain.cli.progress import progress
+from mltrain.cli.progress import arrived_of, progress
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,11 +27,13 @@ def evaluate(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Evaluate a checkpoint on the run's or other data."""
-    from mltrain.commands.evaluate import evaluate as run_evaluation
+    from mltrain.commands.evaluate import measured, rebuilt
 
     project, overrides = parse(arguments or [])
+    with progress("looking", in_bytes=True) as advance:
+        found = rebuilt(run_id, checkpoint, overrides, project, to, arrived_of(advance))
     with progress("evaluating"):
-        done = run_evaluation(run_id, checkpoint=checkpoint, overrides=overrides, project=project, to=to)
+        done = measured(found, to)
     if as_json:
         report = str(done.report) if done.report is not None else None
         facts = {

@@ -3,11 +3,16 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mltrain.redaction import harmless
+
+if TYPE_CHECKING:
+    from mltrain.checkpoint.manifest import Manifest
+    from mltrain.checkpoint.verified_files import Arrived
 
 Advance = Callable[[str, float, float | None], None]
 """Called with a description, the amount done since the last call, and the total if known."""
@@ -37,6 +42,20 @@ def progress(what: str, *, in_bytes: bool = False) -> Iterator[Advance]:
             bars.update(bar, description=harmless(doing), advance=amount, total=total)
 
         yield advance
+
+
+def arrived_of(advance: Advance, total: int | None = None) -> "Arrived":
+    """Return a function that advances a bar in bytes with the files of checkpoints.
+
+    Args:
+        advance: of the bar.
+        total: bytes of all checkpoints. If ``None``, those of the checkpoint that is read.
+    """
+
+    def arrived(manifest: "Manifest", count: int) -> None:
+        advance(manifest.name, count, manifest.size if total is None else total)
+
+    return arrived
 
 
 def _unseen(doing: str, amount: float, total: float | None = None) -> None:

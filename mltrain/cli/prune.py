@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mltrain.cli.progress import progress
+from mltrain.cli.progress import arrived_of, progress
 from mltrain.errors import RunHeld, StorageError, TrackingError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def prune(
                 server, experiment, Rules(policy, best_runs, old_days), lambda name, total: advance(name, 1, total)
             )
     else:
-        plans = [plan_run(server, run_id, policy)]
+        with progress("looking", in_bytes=True) as advance:
+            plans = [plan_run(server, run_id, policy, arrived_of(advance))]
     count = _print_plans(plans, as_json)
     failures = [plan.failure for plan in plans if plan.failure is not None]
     if failures and len(failures) == len(plans):

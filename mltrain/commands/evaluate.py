@@ -11,6 +11,7 @@ import torch
 from mltrain import device as devices
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.reader import configuration, configured, first_usable
+from mltrain.checkpoint.verified_files import Arrived
 from mltrain.commands.train_request import recorded_project
 from mltrain.config import Config
 from mltrain.errors import NoCheckpoint, StateMismatch, UsageError
@@ -75,6 +76,23 @@ def evaluate(
     Raises:
         NoCheckpoint, StateMismatch, DataError: the checkpoint cannot be evaluated.
     """
+    return measured(rebuilt(run_id, checkpoint, overrides, project, to), to)
+
+
+def rebuilt(
+    run_id: str,
+    checkpoint: str,
+    overrides: Mapping[str, Any] | None,
+    project: str | None,
+    to: Path | None,
+    arrived: Arrived | None = None,
+) -> Rebuilt:
+    """Rebuild a task that :func:`measured` evaluates; see :func:`evaluate`.
+
+    Args:
+        run_id, checkpoint, overrides, project, to: see :func:`evaluate`.
+        arrived: called with each piece of the checkpoint's files. If ``None``, nothing is.
+    """
     if to is not None:
         refuse_unwritable(to, "Choose another folder: --to FOLDER.")
 
@@ -82,8 +100,12 @@ def evaluate(
         if task.evaluate is None and (task.report is None or to is None):
             raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
 
-    rebuilt = rebuild(connect(), run_id, checkpoint, overrides, project, measurable)
-    found, config, task = rebuilt.project, rebuilt.config, rebuilt.task
+    return rebuild(connect(), run_id, checkpoint, overrides, project, measurable, arrived)
+
+
+def measured(rebuilt: Rebuilt, to: Path | None) -> Evaluation:
+    """Evaluate a rebuilt task; see :func:`evaluate`."""
+    config, task = rebuilt.config, rebuilt.task
     with torch.no_grad(), own_rng(config.seed), devices.mixing(devices.chosen(config.device)):
         metrics: dict[str, float] = {}
         if task.report is not None and to is not None:
@@ -94,7 +116,7 @@ def evaluate(
     if task.report is None and to is not None:
         log.warning(
             "The project %r has no report, so nothing is written to %s. Expected a task with one. Try: Task(..., report=...)",
-            found.name,
+            rebuilt.project.name,
             to,
         )
     return Evaluation(rebuilt.run_id, rebuilt.manifest, metrics, to if task.report is not None else None)
@@ -107,6 +129,7 @@ def rebuild(
     overrides: Mapping[str, Any] | None,
     project: str | None,
     refuse: Callable[[Project, Task], None],
+    arrived: Arrived | None = None,
 ) -> Rebuilt:
     """Rebuild a run's task with a checkpoint's configuration and weights.
 
@@ -117,8 +140,11 @@ def rebuild(
         overrides: keys of the configuration.
         project: the project to use. If ``None``, the recorded one.
         refuse: raises an error if the caller cannot use the task; called before any weights are downloaded.
+        arrived: called with each piece of the checkpoint's files. If ``None``, nothing is.
     """
     checkpoints = open_checkpoints(run_id, server)
+    if arrived is not None:
+        checkpoints.store.watch(arrived)
     run_id = checkpoints.store.run_id
     recorded = recorded_config(checkpoints.store.artifacts)
     found = (

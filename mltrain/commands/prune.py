@@ -14,6 +14,7 @@ from mltrain.checkpoint.pruner import record_of
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Policy, Removal, best_of
 from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.verified_files import Arrived
 from mltrain.commands.checks import policy_of
 from mltrain.config import Config
 from mltrain.errors import (
@@ -85,8 +86,15 @@ class RunPlan:
         return not (self.removals or self.uncommitted or self.litter)
 
 
-def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPlan:
+def plan_run(server: TrackingClient, run_id: str, keep: Policy | None, arrived: Arrived | None = None) -> RunPlan:
     """Return what pruning removes from a run.
+
+    Args:
+        server: the tracking server.
+        run_id: the run's id, or its first digits.
+        keep: the policy. If ``None``, the run's own policy applies.
+        arrived: called with each piece of the newest checkpoint, which is verified if others are to be removed. If ``None``,
+            nothing is.
 
     Raises:
         RunHeld: the run is being trained, and prunes itself.
@@ -97,7 +105,7 @@ def plan_run(server: TrackingClient, run_id: str, keep: Policy | None) -> RunPla
     run = server.run(full_id(server, run_id))
     if state(server, run) in LIVE:
         raise RunHeld(f"Run {run.info.run_id} is being trained and prunes itself. Prune it when it has ended.")
-    return _planned(server, run, keep)
+    return _planned(server, run, keep, arrived)
 
 
 def plan_experiment(
@@ -166,10 +174,12 @@ def carry_out(server: TrackingClient, plan: RunPlan) -> int:
     return sum(removal.manifest.size for removal in removed)
 
 
-def _planned(server: TrackingClient, run: Any, keep: Policy | None) -> RunPlan:
+def _planned(server: TrackingClient, run: Any, keep: Policy | None, arrived: Arrived | None = None) -> RunPlan:
     run_id, experiment_id = run.info.run_id, run.info.experiment_id
     checkpoints = checkpoints_of(server, run)
     store, context = checkpoints.store, checkpoints.notes.context
+    if arrived is not None:
+        store.watch(arrived)
     survey = store.survey()
     manifests, litter = tuple(checkpoints.notes.over(survey.manifests)), tuple(store.artifacts.unfinished(DEAD_SECONDS))
     resumed = _resumed_from(run, manifests)

@@ -30,7 +30,7 @@ from mltrain.tracking.tags import meaning_of_best
 log = logging.getLogger(__name__)
 
 Received = Callable[[str, int, int], None]
-"""Called with each file received: its name, its bytes, and the bytes of all files wanted."""
+"""Called with each piece received: its file, its bytes, and the bytes of all files wanted."""
 
 _PULLED = ("model*.safetensors", "params.json", "history.csv", FILE_NAME)
 _PENDING = f".{FILE_NAME}.????????.tmp"
@@ -74,7 +74,8 @@ def pull(
         metric: the metric that ranks the runs, by its name in the project or in MLflow. If ``None``, each run's own.
         mode: ``min`` or ``max``. If ``None``, each run's own.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
-        received: called after each verified file with its name, its bytes, and the bytes of all files.
+        received: called with each piece that arrives: its file's name, its bytes, and the bytes of all files. Files may arrive
+            in several threads.
 
     Raises:
         NoCheckpoint: no checkpoint matches, or every match is damaged.
@@ -116,7 +117,7 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
     for file in left:
         if not file.match(_PENDING):
             discard_abandoned(file)
-    store = choice.checkpoints.store
+    store, tell = choice.checkpoints.store, received or (lambda name, count, total: None)
 
     def write(manifest: Manifest) -> None:
         """Download the files one by one, then rename them."""
@@ -127,14 +128,13 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
         make_folder(to)
         with ExitStack() as written:
             for name in wanted:
+                store.watch(lambda _, count, name=name: tell(name, count, total))
                 content = store.fetch(manifest, only=name.__eq__)[name]
                 file = written.enter_context(replacing(to / name))
                 mark_in_use(file)
                 file.write(content)
                 if manifest.shards:
                     whole[name] = FileEntry(size=len(content), sha256=sha256_of(content))
-                if received is not None:
-                    received(name, len(content), total)
             write_file(own, [whole_manifest(manifest, whole).to_json()])
         place_file(own, to / FILE_NAME)
 

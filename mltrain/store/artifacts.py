@@ -50,6 +50,14 @@ def sha256_of(content: bytes | bytearray) -> str:
     return content.sha256 if isinstance(content, Hashed) else hashlib.sha256(content).hexdigest()
 
 
+Received = Callable[[int], object]
+"""Called with the number of bytes of each piece that arrives."""
+
+
+def unwatched(count: int) -> None:
+    """Take note of no piece."""
+
+
 Send = Callable[[str, Iterable[memoryview]], None]
 """Uploads sized content under a name in one try; raises the errors of the store's client."""
 
@@ -91,10 +99,10 @@ class Artifacts(Protocol):
         """
         ...
 
-    def read(self, path: str, most: int) -> bytearray:
+    def read(self, path: str, most: int, received: Received = unwatched) -> bytearray:
         """Return a file's content of at most ``most`` bytes.
 
-        It is :class:`Hashed` if it was hashed on arrival.
+        It is :class:`Hashed` if it was hashed on arrival. ``received`` may be called in several threads.
 
         Raises:
             FileNotFoundError: the file does not exist.
@@ -169,11 +177,11 @@ class DeferredArtifacts:
         """See :class:`Artifacts`."""
         return None if self.target is None else self.target.sender(folder)
 
-    def read(self, path: str, most: int) -> bytearray:
+    def read(self, path: str, most: int, received: Received = unwatched) -> bytearray:
         """See :class:`Artifacts`."""
         if self.target is None:
             raise FileNotFoundError(path)
-        return self.target.read(path, most)
+        return self.target.read(path, most, received)
 
     def remove_checkpoint(self, name: str) -> None:
         """See :class:`Artifacts`."""

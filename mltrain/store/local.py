@@ -8,9 +8,10 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry, Hashed, Send
+from mltrain.store.artifacts import Entry, Hashed, Received, Send, unwatched
 from mltrain.store.names import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -32,6 +33,18 @@ _PIECE = 2**20
 def open_safely(path: str, flags: int) -> int:
     """Open a file without following links or blocking on pipes."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_hashed(file: Any, size: int, received: Received = unwatched) -> Hashed | None:
+    """Return the next ``size`` bytes of a binary file, or ``None`` if it ends before."""
+    content, digest, done = Hashed(size), hashlib.sha256(), 0
+    whole = memoryview(content)
+    while read := file.readinto(whole[done : done + _PIECE]):
+        digest.update(whole[done : done + read])
+        done += read
+        received(read)
+    content.sha256 = digest.hexdigest()
+    return content if done == size else None
 
 
 class LocalArtifacts:
@@ -78,19 +91,14 @@ class LocalArtifacts:
         for file in files:
             self.upload(file, folder)
 
-    def read(self, path: str, most: int) -> bytearray:
+    def read(self, path: str, most: int, received: Received = unwatched) -> bytearray:
         """See :class:`Artifacts`."""
         with open(self._root / validated(path), "rb", opener=open_safely) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise DamagedCheckpoint(f"{path} has {size} bytes. Expected at most {most}.")
-            content, digest, done = Hashed(size), hashlib.sha256(), 0
-            whole = memoryview(content)
-            while read := file.readinto(whole[done : done + _PIECE]):
-                digest.update(whole[done : done + read])
-                done += read
-            content.sha256 = digest.hexdigest()
-            if done != size or file.read(1):
+            content = read_hashed(file, size, received)
+            if content is None or file.read(1):
                 raise DamagedCheckpoint(f"{path} changed while it was read.")
             return content
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mltrain.compat.private import PartOpener, content_sender, download, part_opener
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry, Hashed, Send, in_parallel
+from mltrain.store.artifacts import Entry, Hashed, Received, Send, in_parallel, unwatched
 from mltrain.store.folders import state_folder
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import (
@@ -176,12 +176,14 @@ class RemoteArtifacts:
 
         return to_folder
 
-    def read(self, path: str, most: int) -> bytearray:
+    def read(self, path: str, most: int, received: Received = unwatched) -> bytearray:
         """See :class:`Artifacts`."""
         validated(path)
         if isinstance(self._repository, ServerArtifacts) and most <= _SMALL:
             with suppress(Exception):  # even a missing file: the server's response depends on its storage
-                return self._repository.content(path, most)
+                content = self._repository.content(path, most)
+                received(len(content))
+                return content
         folder, _, name = path.rpartition("/")
         size = next((entry.size for entry in self.entries(folder) if entry.name == name and not entry.is_dir), None)
         if size is None:
@@ -190,14 +192,14 @@ class RemoteArtifacts:
             raise DamagedCheckpoint(f"{path} has {size} bytes. Expected at most {most}.")
         try:
             if self._open_part is None:
-                return self._read_through_file(path, size)
-            return self._read_into_memory(self._open_part, path, size)
+                return self._read_through_file(path, size, received)
+            return self._read_into_memory(self._open_part, path, size, received)
         except StorageError as error:
             if http_status(error) == 404:
                 raise FileNotFoundError(path) from error  # removed after it was listed
             raise
 
-    def _read_into_memory(self, open_part: PartOpener, path: str, size: int) -> bytearray:
+    def _read_into_memory(self, open_part: PartOpener, path: str, size: int, received: Received) -> bytearray:
         arrival = _HashedDownload(size)
         if not size:
             return arrival.finished()
@@ -218,19 +220,20 @@ class RemoteArtifacts:
                 at = arrival.brings(start, at, piece)
             if at != end:
                 raise ConnectionError(f"{path}: the store did not send exactly the bytes {start} to {end - 1}")
+            received(end - start)
 
         firsts = range(0, size, self._part) if sends_parts else [0]
         in_parallel(lambda first: with_retries(partial(receive, first)), firsts)
         return arrival.finished()
 
-    def _read_through_file(self, path: str, size: int) -> bytearray:
+    def _read_through_file(self, path: str, size: int, received: Received) -> bytearray:
         name = PurePosixPath(path).name
         with _receiving(path, size) as temporary:
-            received = temporary / name
+            file = temporary / name
 
             def receive() -> None:
                 try:
-                    download(self._repository, path, received)
+                    download(self._repository, path, file)
                 except Exception as error:
                     refusal = full_disk(error)
                     if refusal is None:
@@ -238,7 +241,7 @@ class RemoteArtifacts:
                     raise _no_room(path, size, [temporary.parent], refusal.strerror) from error
 
             with_retries(receive)
-            return LocalArtifacts(temporary).read(name, size)
+            return LocalArtifacts(temporary).read(name, size, received)
 
     def remove_checkpoint(self, name: str) -> None:
         """See :class:`Artifacts`.

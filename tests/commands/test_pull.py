@@ -152,7 +152,7 @@ def test_the_next_pull_finishes_one_that_was_killed_between_its_renames(
 
 
 def test_the_next_pull_removes_what_one_that_was_killed_in_a_download_left(
-    server: TrackingClient, tmp_path: Path
+    server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id, to = trained(1.0), tmp_path / "model"
     to.mkdir()
@@ -161,7 +161,8 @@ def test_the_next_pull_removes_what_one_that_was_killed_in_a_download_left(
         (to / name).write_text("of somebody else")
 
     def pull_and_die() -> None:
-        pull(run_id, to=to, received=lambda name, count, total: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr("mltrain.commands.pull.write_file", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        pull(run_id, to=to)
 
     killed(pull_and_die)
     killed(pull_and_die)

@@ -153,11 +153,13 @@ def serving(home: Path) -> Iterator[Listed]:
 
 @pytest.mark.parametrize("part", [1000, 5120, len(CONTENT), 2**20])
 def test_a_server_sends_a_file_in_parts_into_memory(part: int, serving: Listed, home: Path) -> None:
-    content = RemoteArtifacts(serving, part=part).read("folder/file", 2**20)
+    pieces: list[int] = []
+    content = RemoteArtifacts(serving, part=part).read("folder/file", 2**20, pieces.append)
     assert content == CONTENT
     assert isinstance(content, Hashed)
+    assert sum(pieces) == len(CONTENT)
     assert content.sha256 == hashlib.sha256(CONTENT).hexdigest()
-    assert len(Serving.asked) == -(-len(CONTENT) // part)
+    assert len(Serving.asked) == len(pieces) == -(-len(CONTENT) // part)
     assert tree(home) == {}
 
 
