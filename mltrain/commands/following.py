@@ -1,10 +1,9 @@
 """The ranks other than 0, which follow rank 0."""
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import filelock
@@ -44,11 +43,6 @@ class Follower(Alone):
         self._read: tuple[Destination, CheckpointStore] | None = None  # where the last checkpoint was verified
         self._uploads: Uploads | None = None
         self._lock: filelock.BaseFileLock | None = None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._world.__exit__(kind, error, trace)
 
     def follow(self, project: Project | str | None, stop: StopRequest) -> Outcome:
         """Train as rank 0 asks, and return its outcome.
@@ -178,16 +172,18 @@ class Follower(Alone):
             self._lock.release()
 
 
-def process_role(environment: Mapping[str, str]) -> Alone:
-    """Return this process's role, once all processes have joined.
+@contextmanager
+def process_role(environment: Mapping[str, str]) -> Iterator[Alone]:
+    """Yield this process's role, once all processes have joined.
 
     Raises:
         PeerLost: the others did not join in time.
         UsageError: this machine has fewer GPUs than processes.
     """
     if not is_one_of_several(environment):
-        return Alone()
+        yield Alone()
+        return
     from mltrain.distributed.world import World
 
-    world = World()
-    return Leader(world) if world.rank == 0 else Follower(world)
+    with World() as world:
+        yield Leader(world) if world.rank == 0 else Follower(world)

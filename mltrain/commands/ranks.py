@@ -6,8 +6,7 @@ no torch.distributed.
 
 import os
 from collections.abc import Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.reader import Configured, configured
@@ -57,14 +56,6 @@ class Alone:
 
     size = 1
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return
-
     def read(self, store: CheckpointStore, manifest: Manifest) -> Configured:
         """Return the verified parts and configuration of a checkpoint."""
         return configured(store, manifest)
@@ -107,11 +98,6 @@ class Leader(Alone):
         self._world = world
         self.size = world.size
         self._sharded: tuple[Destination, Manifest, Assembly] | None = None  # the checkpoint that was read last
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._world.__exit__(kind, error, trace)
 
     def read(self, store: CheckpointStore, manifest: Manifest) -> Configured:
         """Return the verified parts and configuration of a checkpoint.
