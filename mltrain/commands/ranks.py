@@ -139,7 +139,7 @@ class Leader(Alone):
         Raises:
             PeerLost: a process cannot restore it.
         """
-        if not _shards(trainer.config) and self._sharded is None:
+        if trainer.config.strategy != "fsdp" and self._sharded is None:
             super().restore(trainer, parts, **how)
             return
         from mltrain.distributed.task import restore
@@ -156,14 +156,14 @@ class Leader(Alone):
         Raises:
             PeerLost: a process cannot load it.
         """
-        if parts is not None and (_shards(trainer.config) or self._sharded is not None):
+        if parts is not None and (trainer.config.strategy == "fsdp" or self._sharded is not None):
             return  # all processes have restored it
         progress = parts.get("progress", {}) if parts is not None else {}
         world, ranks = progress.get("world", 1), progress.get("ranks", [])
         if parts is None:
             world, ranks = self.size, [{RNG: fresh_rng(trainer.config.seed, 0, rank)} for rank in range(1, self.size)]
         state = trainer.training.state_dict()
-        if _shards(trainer.config):
+        if trainer.config.strategy == "fsdp":
             from mltrain.distributed.pieces import has_sharded
 
             state = {name: part for name, part in state.items() if not has_sharded(part)}
@@ -173,7 +173,7 @@ class Leader(Alone):
 
     def show(self, trainer: Trainer) -> None:
         """Log the images of the epoch, with all ranks if sharded."""
-        if _shards(trainer.config):
+        if trainer.config.strategy == "fsdp":
             self._world.share(("show",))
         trainer.show()
 
@@ -191,7 +191,3 @@ class Leader(Alone):
         """End the other processes, and return the outcome."""
         self._world.share(("end", outcome))
         return outcome
-
-
-def _shards(config: Config) -> bool:
-    return config.strategy == "fsdp"

@@ -22,11 +22,6 @@ from mltrain.trainer.ports import Stop
 from mltrain.trainer.ranks import parts_of_rank
 
 
-def shards_models(config: Config) -> bool:
-    """Whether each rank holds a shard of the models instead of a replica."""
-    return config.strategy == "fsdp"
-
-
 def check_loader(task: Task) -> None:
     """Check that the loader of a task can be divided over ranks.
 
@@ -51,7 +46,7 @@ def distribute(world: World, task: Task, config: Config, stop: Stop) -> tuple[Ta
         UsageError: the models of the task cannot be sharded.
     """
     world.agree(None)
-    shards = shards_models(config)
+    shards = config.strategy == "fsdp"
     if world.channel is None:
         world.open_channel()
     loader: Any = task.loader
