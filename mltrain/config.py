@@ -4,15 +4,14 @@ The type of a field decides how its text is parsed, never YAML's guess: ``lr: 1e
 PyYAML reads a string, and ``no`` stays a string in a text field.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mltrain.configuration.aliases import RESUME_KEY, own_words
-from mltrain.configuration.fields import explained, is_place, merge, typed_entry
+from mltrain.configuration.fields import as_text, explained, is_place, leaves, merge, typed_entry
 from mltrain.configuration.files import known_names, presets_of, read_mapping
 from mltrain.configuration.secrets import (
     masked_secrets,
@@ -191,7 +190,7 @@ class Config(BaseModel):
 
     def flattened(self) -> dict[str, str]:
         """Return every field as text under its dotted key, as logged to MLflow."""
-        return {key: _text(value) for key, value in _leaves(self.resolved())}
+        return {key: as_text(value) for key, value in leaves(self.resolved())}
 
     def recorded(self) -> dict[str, str]:
         """Return the parameters for MLflow: the fields with an effect.
@@ -206,11 +205,11 @@ class Config(BaseModel):
             left_out |= {"max_to_keep", "checkpoint_mode"}
         own_first = sorted(self.resolved().items(), key=lambda field: field[0] in Config.model_fields)
         tree = {name: value for name, value in own_first if name not in left_out and value is not None}
-        return {key: _text(value) for key, value in _leaves(tree) if value is not None}
+        return {key: as_text(value) for key, value in leaves(tree) if value is not None}
 
     def changes_from(self, earlier: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         """Return the dotted keys that differ from an earlier configuration, with (before, now)."""
-        before = {key: _text(value) for key, value in _leaves(earlier)}
+        before = {key: as_text(value) for key, value in leaves(earlier)}
         now = self.flattened()
         absent = "(not set)"
         return {
@@ -284,17 +283,3 @@ def _has(tree: Any, path: list[str]) -> bool:
             return False
         tree = tree[name]
     return True
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else json.dumps(value)

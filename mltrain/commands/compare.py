@@ -11,6 +11,7 @@ from typing import Any
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.reader import CheckpointReader, matching
+from mltrain.configuration.fields import as_text, leaves
 from mltrain.errors import MltrainError, StorageError
 from mltrain.ownership.attempts import STATUS_OF, last_attempt, recorded_attempts, recorded_config
 from mltrain.ownership.launcher import ENTRY_POINT
@@ -100,7 +101,7 @@ def compared(server: TrackingClient, run_ids: Sequence[str]) -> Comparison:
 
     def differs(key: str, values: Sequence[Any]) -> bool:
         histories = [changes.get(key) for changes in changed]
-        return any(_text(value) != _text(values[0]) for value in values) or any(
+        return any(as_text(value) != as_text(values[0]) for value in values) or any(
             one != histories[0] for one in histories
         )
 
@@ -160,7 +161,7 @@ def _recorded(server: TrackingClient, run: Any) -> _Trained | None:
     if ENTRY_POINT in tags or any(len(value) >= LONGEST_PARAMETER for value in logged.values()):
         # mlflow run logs parameters as the user typed them, and MLflow truncates long ones.
         config = recorded_config(open_artifacts(run.info.artifact_uri, server.uri))["config"]
-        return _Trained(_with_a_meaning(run, dict(_flat(config)), {}), {}, measured_at_best)
+        return _Trained(_with_a_meaning(run, dict(leaves(config)), {}), {}, measured_at_best)
     return _Trained({key: _value(text) for key, text in logged.items()}, {}, measured_at_best)
 
 
@@ -187,13 +188,13 @@ def _configured(
     changes = _histories(one.changed for one in attempts)
 
     def config(which: str) -> dict[str, Any]:
-        return dict(_flat(config_of(checkpoints, matching(manifests, which, checkpoints.notes.context))))
+        return dict(leaves(config_of(checkpoints, matching(manifests, which, checkpoints.notes.context))))
 
     if newest is None or any(manifest.id.attempt >= newest.ordinal for manifest in manifests):
         values = config("latest")
         for key, earlier in changes.items():
             if key in values and _value(earlier[-1]) != values[key]:  # an attempt went back to before the change
-                earlier.append(_text(values[key]))
+                earlier.append(as_text(values[key]))
         return values, changes
     begun = config(newest.resumed_from or "latest")  # it has committed nothing yet
     return begun | {key: _value(now) for key, (_, now) in newest.changed.items()}, changes
@@ -223,24 +224,12 @@ def _tagged(run: Any) -> Iterable[Mapping[str, Sequence[str]]]:
             log.warning("Run %s is compared without the changes of its attempt %s.", run.info.run_id, ordinal)
 
 
-def _text(value: Any) -> str:
-    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
 def _value(text: str) -> Any:
     """Parse the text of a value in a recorded change."""
     try:
         return None if text == "none" else json.loads(text)
     except ValueError:
         return text
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _best(ranked: Sequence[Manifest]) -> dict[str, Any]:

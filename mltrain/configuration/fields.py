@@ -1,6 +1,7 @@
 """Nests dotted keys, and parses text by field type."""
 
 import copy
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -53,6 +54,22 @@ def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             merge(into[key], value)
         else:
             into[key] = copy.deepcopy(value)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a nested configuration with their dotted keys."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def as_text(value: Any) -> str:
+    """Return a value as it is recorded in MLflow: text unchanged, ``none``, or JSON."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, source: str) -> dict[str, Any]:
