@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -270,7 +271,7 @@ def print_status(about: Mapping[str, Any], rows: Sequence[Row], as_json: bool) -
     """Print a pipeline's state as a table or JSON."""
     if as_json:
         facts = {key: about.get(key) for key in ("pipeline", "run_id", "name", "state", "started")}
-        print(json.dumps({**facts, "stages": [row.as_json() for row in rows]}, indent=1))
+        print(json.dumps({**facts, "stages": [asdict(row) for row in rows]}, indent=1))
         return
     if about["run_id"] is None:
         print(f"Pipeline {about['pipeline']}: you have no run of it in this experiment yet.")

@@ -1,8 +1,7 @@
 """The state and next action of each stage."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from mltrain.config import Config
 from mltrain.errors import MltrainError
@@ -42,10 +41,6 @@ class Row:
     next: str
     why: str
     log: str | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def status(server: TrackingClient, pipeline: Pipeline, planned: Planned, mode: StageMode = "skip") -> list[Row]:
