@@ -17,7 +17,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -113,18 +113,9 @@ def find_pipeline(word: str, *, recorded: bool = False) -> Located:
     code = _code(word, "pipeline.py", recorded)
     if code is not None:
         return _pipeline_of(_recorded_name(code.place), _loaded(code.file))
-    known = ", ".join(sorted(registered)) or "none"
-    if recorded:
-        raise UsageError(
-            f"The run was made by the pipeline {word!r:.200}, which is not found here. Go to the checkout that has it, or "
-            f"name it: mltrain pipeline PIPELINE --run ID. Registered here: {known}."
-        )
-    if _is_there(word, GROUP, "project.py"):
+    if not recorded and _is_there(word, GROUP, "project.py"):
         raise UsageError(f"{word!r:.200} is a project. Try: mltrain train {word:.200}")
-    raise UsageError(
-        f"There is no pipeline {word!r:.200}: a registered name, a .py file or a folder with pipeline.py was expected."
-        f"{nearest(word, registered)} Registered here: {known}."
-    )
+    raise _absent("pipeline", word, registered, "mltrain pipeline PIPELINE --run ID" if recorded else None)
 
 
 def _pipeline_of(word: str, module: ModuleType) -> Located:
@@ -213,16 +204,21 @@ def find(word: str, *, recorded: bool = False) -> Project:
     code = _code(word, "project.py", recorded)
     if code is not None:
         return _of_module(_recorded_name(code.place), _loaded(code.file), place=code.place)
-    known = ", ".join(sorted(registered)) or "none"
-    if recorded:
-        raise UsageError(
-            f"The run was trained by the project {word!r:.200}, which is not found here. Go to the checkout that has it, or "
-            f"name it: mltrain train PROJECT --resume-run …. Registered here: {known}."
-        )
-    if _is_there(word, PIPELINES, "pipeline.py"):
+    if not recorded and _is_there(word, PIPELINES, "pipeline.py"):
         raise UsageError(f"{word!r:.200} is a pipeline. Try: mltrain pipeline {word:.150}, or {word:.150}:STAGE")
-    raise UsageError(
-        f"There is no project {word!r:.200}: a registered name, a .py file or a folder with project.py was expected."
+    raise _absent("project", word, registered, "mltrain train PROJECT --resume-run …" if recorded else None)
+
+
+def _absent(kind: str, word: str, registered: Collection[str], command: str | None) -> UsageError:
+    """Return the error for an unknown project or pipeline; ``command`` names a recorded one."""
+    known = ", ".join(sorted(registered)) or "none"
+    if command is not None:
+        return UsageError(
+            f"The run was made by the {kind} {word!r:.200}, which is not found here. Go to the checkout that has it, or name it: "
+            f"{command}. Registered here: {known}."
+        )
+    return UsageError(
+        f"There is no {kind} {word!r:.200}: a registered name, a .py file or a folder with {kind}.py was expected."
         f"{nearest(word, registered)} Registered here: {known}."
     )
 
