@@ -4,13 +4,16 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mltrain.errors import ConfigError, UsageError, sentence, shortened
+
+if TYPE_CHECKING:
+    from mltrain.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -62,22 +65,22 @@ def make_current(device: torch.device, cuda: Any = torch.cuda) -> None:
         cuda.set_device(device)
 
 
-def set_up(num_threads: int | None, deterministic: bool, device: str = "auto") -> None:
-    """Set the current device, CPU threads and deterministic algorithms.
+def set_up(config: "Config") -> None:
+    """Set the configured device as current one, CPU threads and deterministic algorithms.
 
     torch warns for operations that have no deterministic algorithm.
 
     Raises:
         ConfigError: this machine does not have the device.
     """
-    make_current(chosen(device))
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    if deterministic:
+    make_current(chosen(config.device))
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and nothing here reads such memory
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
 
 
 def warn_of_unsaved_dropout(parts: Mapping[str, Any], device: torch.device) -> None:

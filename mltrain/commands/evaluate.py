@@ -183,7 +183,7 @@ def built(project: Project, config: Config) -> Task:
     Raises:
         ConfigError: ``device`` has no effect on the step.
     """
-    devices.set_up(config.num_threads, config.deterministic, config.device)
+    devices.set_up(config)
     seed_everything(config.seed)
     task = project.build(config)
     prepare_step(task, config.model_copy(update={"amp": "off"}), devices.chosen(config.device))

@@ -95,7 +95,7 @@ class Follower(Alone):
             project = named if isinstance(named, Project) else find(named or recorded, recorded=named is None)
             config = project.config.model_validate(settings)
             stop.on_usr1 = config.on_usr1
-            devices.set_up(config.num_threads, config.deterministic, config.device)
+            devices.set_up(config)
             seed_everything(config.seed)
             task = project.build(config)
             check_loader(task)

@@ -114,7 +114,7 @@ def _imported(
         with _withdrawn_if_it_fails(run) as threads:
             manager = _stored(run, foreign, report, threads)
         return _reported(run, manager, report)
-    devices.set_up(config.num_threads, config.deterministic, config.device)
+    devices.set_up(config)
     seed_everything(config.seed)
     task = project.build(config)
     experiment = experiment_for(project.name, experiment or config.experiment)

@@ -148,7 +148,7 @@ class Preparation:
         Files that earlier attempts wrote do not count.
         """
         places = config.data_places()
-        devices.set_up(config.num_threads, config.deterministic, config.device)
+        devices.set_up(config)
         self.close()
         self._watch = watch = Watch(places, written)
 

@@ -85,7 +85,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     run.attempt.data = {name: fingerprint.digest_of(contents) for name, contents in found.items()}
     run.record.attempt()
     run.record.data(places_given, config.sample_data())
-    devices.set_up(config.num_threads, config.deterministic, config.device)
+    devices.set_up(config)
     seed_everything(config.seed)
     display.waiting("making files")
     with tempfile.TemporaryDirectory(prefix="mltrain-") as folder, closing(Watch(places_given)) as watch:

@@ -65,7 +65,7 @@ def _in_memory(project: Project, overrides: Mapping[str, Any] | None, interrupt_
     tracker, saver = _DrawingTracker(), MemorySaver()
     for stop_at in (*interrupt_at, None):
         stop = StopAt(stop_at)
-        devices.set_up(config.num_threads, config.deterministic, config.device)
+        devices.set_up(config)
         seed_everything(config.seed)
         task = project.build(config)
         trainer = Trainer(task, config, tracker, saver, stop)
