@@ -148,7 +148,7 @@ class Follower(Alone):
         from mltrain.distributed.uploads import Uploads
 
         self._uploads = Uploads(self._world, is_overtaken, self._hold)
-        saver = DistributedSaver(self._world, trainer.task.parts(), None, self._world.channel, self._uploads)
+        saver = DistributedSaver(self._world, trainer.task.parts(), None, self._uploads)
         trainer.attach(NullTracker(), saver)
         Rng().load_state_dict(begins)
         stop.finish_steps()

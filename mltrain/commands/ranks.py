@@ -185,7 +185,7 @@ class Leader(Alone):
         """Return a saver for the state of all processes."""
         from mltrain.distributed.saving import DistributedSaver
 
-        return DistributedSaver(self._world, trainer.task.parts(), saver, self._world.channel)
+        return DistributedSaver(self._world, trainer.task.parts(), saver)
 
     def end(self, outcome: Outcome) -> Outcome:
         """End the other processes, and return the outcome."""

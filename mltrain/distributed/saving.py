@@ -21,7 +21,7 @@ from mltrain.distributed.parts import FollowerPieces, LeaderPieces
 from mltrain.distributed.pieces import box, gathered, has_sharded
 from mltrain.distributed.replicas import digest, own_parts
 from mltrain.distributed.uploads import PeerUploads, Uploads
-from mltrain.distributed.world import Channel, World
+from mltrain.distributed.world import World
 from mltrain.errors import StateMismatch, shortened
 from mltrain.trainer.ports import Saver
 from mltrain.trainer.ranks import with_own_parts
@@ -36,27 +36,21 @@ class DistributedSaver:
         world: the ranks.
         trained: name to part of the task.
         saver: saves the state on rank 0; ``None`` on other ranks.
-        channel: for messages in the background. If ``None``, sharded tensors are gathered on rank 0.
         uploads: of this rank to a remote artifact store; ``None`` on rank 0.
     """
 
     def __init__(
-        self,
-        world: World,
-        trained: Mapping[str, Any],
-        saver: Saver | None,
-        channel: Channel | None = None,
-        uploads: Uploads | None = None,
+        self, world: World, trained: Mapping[str, Any], saver: Saver | None, uploads: Uploads | None = None
     ) -> None:
         self._world = world
         self._trained = trained
         self._saver: Any = saver
-        self._shards = Shards(world, channel, uploads) if channel is not None else None
+        self._shards = Shards(world, uploads)
 
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
         """Compare the state with that of the other ranks, and save it with all rank-local parts."""
         own = own_parts(self._world, state, self._trained)
-        if self._shards is not None and has_sharded(state):
+        if has_sharded(state):
             destination = self._world.share(self._destination())
             if destination is not None:
                 self._shards.save(with_own_parts(state, own), self._saver, facts, destination)
@@ -74,8 +68,7 @@ class DistributedSaver:
 
     def settle(self) -> None:
         """Wait until this rank has written its pieces or given up."""
-        if self._shards is not None:
-            self._shards.settle()
+        self._shards.settle()
 
     def peek(self) -> Mapping[str, Any] | None:
         """Return the newest checkpoint on rank 0, ``None`` on other ranks."""
@@ -96,19 +89,19 @@ class Shards:
     Rank 0's committer decides when and where they are written, and tells the other ranks through the channel.
 
     Args:
-        world: the ranks.
-        channel: for messages in the background.
+        world: the ranks, with their channel for messages in the background.
         uploads: of this rank to a remote artifact store; ``None`` on rank 0.
 
     Attributes:
         peer_uploads: the uploads that rank 0 waits for before it commits to such a store.
     """
 
-    def __init__(self, world: World, channel: Channel, uploads: Uploads | None = None) -> None:
+    def __init__(self, world: World, uploads: Uploads | None) -> None:
+        assert world.channel is not None
         self.peer_uploads = PeerUploads(world)
         self._uploads = uploads
         self._world = world
-        self._channel = channel
+        self._channel = world.channel
         self._disk = Worker("mltrain-shards")
         self._buffers = HostBuffers()
         self._boxes: dict[str, Box] | None = None

@@ -149,7 +149,7 @@ def _save(world: World, name: str, parts: Mapping[str, Any]) -> Exception | None
     whole = gathered(TrainState(dict(parts)).state_dict())
     keeper = Keeper(name, parts) if world.rank == 0 else None
     uploads = Uploads(world, lambda artifacts, ordinal: False, lambda staging, uri: None)
-    shards = Shards(world, world.channel, uploads)  # type: ignore[arg-type]
+    shards = Shards(world, uploads)
     shards.save(TrainState(dict(parts)).state_dict(), keeper, {}, Destination(str(store_of(name).artifacts.local_root)))  # type: ignore[arg-type]
     shards.settle()
     if keeper is None:
