@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -49,7 +50,7 @@ def pages(
             raise UsageError(f"{server.shown} serves MLflow's UI itself. Expected no --port.")
         yield _page(server.shown, run, run_id), None
         return
-    port = _free_port() if port is None else _usable(port)
+    port = _usable(port)
     address = f"http://{_HOST}:{port}"
     # The server ends with this process, even if that is killed.
     attached = [sys.executable, "-P", "-m", "mltrain.commands.attached"]
@@ -81,13 +82,10 @@ def pages(
                 process.wait()
 
 
-def _page(address: str, run: object, run_id: str | None) -> str:
-    if run is None:
-        return page_of_experiment(address, None)
-    info = run.info  # type: ignore[attr-defined]
-    if run_id is None:
-        return page_of_experiment(address, info.experiment_id)
-    return page_of(address, info.experiment_id, info.run_id)
+def _page(address: str, run: Any, run_id: str | None) -> str:
+    if run is None or run_id is None:
+        return page_of_experiment(address, run.info.experiment_id if run is not None else None)
+    return page_of(address, run.info.experiment_id, run.info.run_id)
 
 
 def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
@@ -102,19 +100,14 @@ def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
     return False
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _usable(port: int) -> int:
+def _usable(port: int | None) -> int:
+    """Return a port if it is free, or any free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, port))
+            probe.bind((_HOST, port or 0))
         except (OSError, OverflowError) as error:
             raise UsageError(
                 f"--port {port} cannot be used: {error}. Expected a free port. Try: without --port"
             ) from None
-    return port
+        return int(probe.getsockname()[1])
