@@ -1,6 +1,7 @@
 """Begins a training in its open run."""
 
 import logging
+from dataclasses import dataclass
 
 from mltrain.commands.ending import describe
 from mltrain.commands.preparation import Preparation, Prepared
@@ -18,10 +19,11 @@ from mltrain.tracking.tags import RESUMED_FROM_TAG, REWOUND_PREFIX
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class Beginning:
     """Begins a training in its run.
 
-    Args:
+    Attributes:
         request: the request to train.
         run: the open run.
         manager: saves the run's checkpoints.
@@ -29,21 +31,18 @@ class Beginning:
         ranks: the processes of the training.
     """
 
-    def __init__(
-        self, request: Request, run: TrackedRun, manager: CheckpointManager, preparation: Preparation, ranks: Alone
-    ) -> None:
-        self._request = request
-        self._run = run
-        self._manager = manager
-        self._preparation = preparation
-        self._ranks = ranks
+    request: Request
+    run: TrackedRun
+    manager: CheckpointManager
+    preparation: Preparation
+    ranks: Alone
 
     def announce(self, prepared: Prepared, display: Display) -> None:
         """Record the configuration, then announce the run's id as resumable."""
-        run, config, project = self._run, prepared.config, self._preparation.project.name
+        run, config, project = self.run, prepared.config, self.preparation.project.name
 
         def record() -> None:
-            if self._request.resume_run is None or self._unrecorded(prepared):
+            if self.request.resume_run is None or self._unrecorded(prepared):
                 run.record_start(config.resolved(), config.recorded(), project)
 
         try:
@@ -56,23 +55,23 @@ class Beginning:
 
     def record(self, prepared: Prepared) -> None:
         """Record this attempt's origin, and attach the trainer."""
-        run, manager, origin, trainer = self._run, self._manager, prepared.origin, prepared.trainer
+        run, manager, origin, trainer = self.run, self.manager, prepared.origin, prepared.trainer
         attempt = run.attempt
         if origin.own is not None:
             manager.continue_from(origin.own, origin.damaged)
             run.set_tag(RESUMED_FROM_TAG, origin.own.name)
-        self._preparation.origins.hold(origin, run, manager)
+        self.preparation.origins.hold(origin, run, manager)
         attempt.changed = dict(prepared.changed) if origin.own is not None else {}
         attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
         attempt.versions, attempt.code = fingerprint.versions(), dict(prepared.code)
         attempt.data = dict(prepared.data)
-        trainer.attach(run, self._ranks.saver(manager, trainer), self._preparation.origins.source(origin))
-        if self._request.resume_run is not None:
+        trainer.attach(run, self.ranks.saver(manager, trainer), self.preparation.origins.source(origin))
+        if self.request.resume_run is not None:
             self._continue(prepared)
         run.record.attempt()
         run.record.data(prepared.config.data_places(), prepared.config.sample_data())
-        self._preparation.record_writes(run)
-        describe(run, self._preparation.project.name, prepared.config.best_metric, None)
+        self.preparation.record_writes(run)
+        describe(run, self.preparation.project.name, prepared.config.best_metric, None)
 
     def save_origin(self, prepared: Prepared) -> None:
         """Save imported state, so that resumes need no file."""
@@ -83,7 +82,7 @@ class Beginning:
             trainer.save("imported")
             return
         manifest = origin.manifest
-        self._manager.save(  # as read: the trainer's random number generators have moved on
+        self.manager.save(  # as read: the trainer's random number generators have moved on
             origin.parts,
             step=manifest.step,
             epoch=manifest.epoch,
@@ -98,22 +97,22 @@ class Beginning:
 
         It was killed too early, or imported without a project.
         """
-        if self._request.config is None and (prepared.origin.own is None or prepared.origin.params is not None):
+        if self.request.config is None and (prepared.origin.own is None or prepared.origin.params is not None):
             return False
         try:
-            return not recorded_config(self._run.artifacts).get("project")
+            return not recorded_config(self.run.artifacts).get("project")
         except RunNotFound:
             return True
 
     def _continue(self, prepared: Prepared) -> None:
         """Continue the run's curves; unless exact, tag the first step."""
-        run, origin, step = self._run, prepared.origin, prepared.trainer.progress.step
-        named = origin.manifest is not None and self._request.resume_from not in ("latest", "interrupted")
+        run, origin, step = self.run, prepared.origin, prepared.trainer.progress.step
+        named = origin.manifest is not None and self.request.resume_from not in ("latest", "interrupted")
         rolled_back = named or origin.superseded
         matters = prepared.changes_that_matter if origin.own is not None else {}
         if not rolled_back and not matters:
             run.continue_exactly_after(step)
-            self._ranks.show(prepared.trainer)
+            self.ranks.show(prepared.trainer)
             return
         log.warning(
             "From step %d on, new values are recorded beside those that the run may already have (%s): MLflow deletes "
