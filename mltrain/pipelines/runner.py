@@ -154,11 +154,11 @@ class _Session:
         return "FINISHED", 0, "all stages done"
 
     def _stage(self, stage: Stage, number: int) -> Outcome | None:
-        request, count = self._request, len(self._request.located.pipeline.stages)
+        request = self._request
         given = self._plan.used.get(stage.name)
         if given is not None:
             self._outputs[stage.name] = handed_on(self._server, stage, given)
-            self._decide(Decision(stage.name, "skip", f"given: run {given}", given), number, count)
+            self._decide(Decision(stage.name, "skip", f"given: run {given}", given), number)
             return None
         aside = request.only is not None and request.only != stage.name
         if aside and not self._outputs.keys() >= set(stage.needs.values()):
@@ -171,12 +171,12 @@ class _Session:
         if decision.action == "skip" and found.output is not None and decision.run_id is not None:
             self._outputs[stage.name] = found.output
             if not aside:
-                self._decide(decision, number, count)
+                self._decide(decision, number)
             self._runs[stage.name] = decision.run_id
             return None
         if aside:
             return None
-        self._decide(decision, number, count)
+        self._decide(decision, number)
         while self._cleared and stage.name in request.again:  # only once its inputs exist
             clear(self._server, self._cleared.pop(0))
         tags = {
@@ -227,9 +227,9 @@ class _Session:
             return False
         return same(holder_of(self._server.run(run_id)), self._holder)
 
-    def _decide(self, decision: Decision, number: int, count: int) -> None:
+    def _decide(self, decision: Decision, number: int) -> None:
         self._decisions.append(decision)
-        self._display.decided(decision, number, count)
+        self._display.decided(decision, number, len(self._request.located.pipeline.stages))
 
     def _closed(self, status: Status, code: int, why: str) -> Result:
         lines = [
