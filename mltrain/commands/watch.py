@@ -8,7 +8,7 @@ from typing import Any
 from mltrain.run.listing import LIVE, state
 from mltrain.run.naming import full_id
 from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.tags import BEST_TAG, HEARTBEAT_TAG, LATEST_TAG, PROJECT_TAG, meaning_of_best
+from mltrain.tracking.tags import BEST_TAG, HEARTBEAT_TAG, LATEST_TAG, meaning_of_best
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,6 @@ class Look:
     Attributes:
         run_id: the run's id.
         name: the run's name.
-        project: name of the project.
         state: as ``mltrain runs`` shows it.
         epoch: the last completed epoch, if any.
         epochs: number of epochs, if the run's parameters have it.
@@ -31,7 +30,6 @@ class Look:
 
     run_id: str
     name: str
-    project: str
     state: str
     epoch: int | None
     epochs: int | None
@@ -81,7 +79,6 @@ def _look(server: TrackingClient, run: Any, silent: float) -> Look:
     return Look(
         run_id=run.info.run_id,
         name=run.info.run_name,
-        project=tags.get(PROJECT_TAG, ""),
         state=state(server, run),
         epoch=int(metrics["epoch"]) if "epoch" in metrics else None,
         epochs=int(epochs) if epochs.isdecimal() else None,

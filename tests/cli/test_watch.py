@@ -33,9 +33,9 @@ def test_the_run_and_its_state_are_printed_before_the_first_epoch(
         printed.append(capsys.readouterr().out)
 
     def looks(*_: object) -> Iterator[Look]:
-        yield Look("a" * 32, "net lr=1", "net", "running", None, 6, {}, "val/f1", None, None, 0.0)
+        yield Look("a" * 32, "net lr=1", "running", None, 6, {}, "val/f1", None, None, 0.0)
         printed.append(capsys.readouterr().out)
-        yield Look("a" * 32, "net lr=1", "net", "finished", 6, 6, {}, "val/f1", None, None, 0.0)
+        yield Look("a" * 32, "net lr=1", "finished", 6, 6, {}, "val/f1", None, None, 0.0)
 
     monkeypatch.setattr("mltrain.tracking.client.connect", connected)
     monkeypatch.setattr("mltrain.commands.watch.watch", looks)
@@ -48,7 +48,7 @@ def test_the_live_view_has_progress_the_deciding_metric_first_and_says_when_hear
     silent: float, said: bool
 ) -> None:
     metrics = {"epoch": 3.0, "train/loss": 0.5, "val/loss": 0.7, "val/f1": 0.9}
-    look = Look("a" * 32, "net lr=1", "net", "running elsewhere", 3, 6, metrics, "val/f1", None, None, silent)
+    look = Look("a" * 32, "net lr=1", "running elsewhere", 3, 6, metrics, "val/f1", None, None, silent)
     shown = io.StringIO()
     Console(file=shown, width=100).print(rendered(look))
     text = shown.getvalue()
