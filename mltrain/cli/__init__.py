@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for _group in ("train", "pipeline", "runs", "checkpoints", "prune", "model", "ui", "watch", "maintenance"):
-    importlib.import_module(f"mltrain.cli.{_group}").add_to(app)
+    importlib.import_module(f"mltrain.cli.{_group}")
 
 
 @app.callback(invoke_without_command=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from mltrain.cli import app
 from mltrain.cli.progress import arrived_of, progress
 
 _RUN = typer.Argument(..., help="The id of the run, or its first digits.")
@@ -19,12 +20,7 @@ _JSON = typer.Option(False, "--json", help="Print JSON.")
 _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (checkpoints, inspect, verify, pin, unpin):
-        app.command(command.__name__)(command)
-
-
+@app.command()
 def checkpoints(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
     """List the checkpoints of a run, newest last, with abandoned ones."""
     from mltrain.checkpoint.manifest import current_line
@@ -75,6 +71,7 @@ def checkpoints(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
     )
 
 
+@app.command()
 def inspect(
     run_id: str = _SOURCE, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
 ) -> None:
@@ -119,6 +116,7 @@ def inspect(
     sys.exit(3 if problems else 0)
 
 
+@app.command()
 def verify(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
     """Compare every file of every checkpoint with its digest.
 
@@ -167,6 +165,7 @@ def verify(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
     sys.exit(3 if wrong else 0)
 
 
+@app.command()
 def pin(
     run_id: str = _RUN,
     checkpoint: str = typer.Option(..., "--checkpoint", help=_WHICH),
@@ -184,6 +183,7 @@ def pin(
     print(f"{manifest.title} ({manifest.name}) is pinned.")
 
 
+@app.command()
 def unpin(run_id: str = _RUN, checkpoint: str = typer.Option(..., "--checkpoint", help=_WHICH)) -> None:
     """Remove the pin of a checkpoint; retention applies again."""
     from mltrain.errors import NoCheckpoint

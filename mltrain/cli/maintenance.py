@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from mltrain.cli import app
 from mltrain.cli.arguments import parse
 from mltrain.cli.progress import progress
 from mltrain.redaction import harmless
@@ -14,14 +15,7 @@ from mltrain.redaction import harmless
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("sync")(sync)
-    app.command("reap")(reap)
-    app.command("doctor")(doctor)
-    app.command("import", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(import_)
-
-
+@app.command()
 def sync(
     as_json: bool = _JSON,
     address: str = typer.Option(
@@ -60,6 +54,7 @@ def sync(
     sys.exit(5 if failed else 0)
 
 
+@app.command()
 def reap(as_json: bool = _JSON) -> None:
     """Mark runs whose process has died as KILLED."""
     from mltrain.ownership.reaper import reap as run_reap
@@ -75,6 +70,7 @@ def reap(as_json: bool = _JSON) -> None:
     print(f"{closed} closed; resume any of them with: mltrain train --resume-run ID" if closed else "Nothing to close.")
 
 
+@app.command()
 def doctor(as_json: bool = _JSON) -> None:
     """Check tracking server, artifact store, disks and clock."""
     from mltrain.commands.doctor import examine
@@ -91,6 +87,7 @@ def doctor(as_json: bool = _JSON) -> None:
     sys.exit(5 if any(finding.state == "bad" for finding in findings) else 0)
 
 
+@app.command("import", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def import_(
     file: Path = typer.Argument(
         ..., help="A .pth, .pt, .ckpt or .safetensors file; or the id of a run, optionally with /PATH of an artifact."

@@ -7,16 +7,12 @@ from typing import Any
 
 import typer
 
+from mltrain.cli import app
 from mltrain.cli.arguments import parse
 from mltrain.cli.progress import arrived_of, progress
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("evaluate", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(evaluate)
-    app.command("pull")(pull)
-
-
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def evaluate(
     run_id: str = typer.Argument(..., help="The id of the run, or its first digits."),
     arguments: list[str] = typer.Argument(
@@ -51,6 +47,7 @@ def evaluate(
         print(f"Report: {done.report}")
 
 
+@app.command()
 def pull(
     run_id: str = typer.Argument(None, help="The id of the run; or give --experiment."),
     to: Path = typer.Option(..., "--to", help="The folder to download to."),

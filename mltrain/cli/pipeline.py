@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mltrain.cli import app
 from mltrain.cli.arguments import given, parse
 from mltrain.configuration.fields import NOT_GIVEN
 from mltrain.errors import UsageError
@@ -37,11 +38,7 @@ _QUESTION = """What next?
   4  quit"""
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("pipeline", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(pipeline)
-
-
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def pipeline(
     arguments: list[str] = typer.Argument(
         None,

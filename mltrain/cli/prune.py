@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mltrain.cli import app
 from mltrain.cli.progress import arrived_of, progress
 from mltrain.errors import RunHeld, StorageError, TrackingError, UsageError
 
@@ -15,11 +16,7 @@ if TYPE_CHECKING:
     from mltrain.tracking.client import TrackingClient
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("prune")(prune)
-
-
+@app.command()
 def prune(
     run_id: str = typer.Argument(None, help="The id of the run; or give --experiment.", show_default=False),
     experiment: str = typer.Option(None, "--experiment", help="Prune all runs of this experiment."),

@@ -8,16 +8,13 @@ from typing import Any
 
 import typer
 
+from mltrain.cli import app
+
 _SIDE_BY_SIDE = 4
 """Up to so many runs are compared in columns, more of them in rows."""
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("runs")(runs)
-    app.command("compare")(compare)
-
-
+@app.command()
 def runs(
     experiment: str = typer.Option(None, "--experiment", help="Only runs of this experiment."),
     most: int = typer.Option(50, "--most", help="Largest number of runs, newest first, or best first with --sort."),
@@ -66,6 +63,7 @@ def runs(
     table_that_fits("Runs", heads, cells, rest="All columns: --json, or into a file.")
 
 
+@app.command()
 def compare(
     run_ids: list[str] = typer.Argument(..., metavar="ID ID...", help="The ids of two or more runs."),
     page: Path = typer.Option(None, "--html", metavar="FILE", help="Also write an HTML page with tables and curves."),

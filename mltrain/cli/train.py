@@ -8,13 +8,9 @@ from typing import Any
 
 import typer
 
+from mltrain.cli import app
 from mltrain.cli.arguments import CommandWithKeys, given, parse
 from mltrain.errors import UsageError
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("train", cls=_Train, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(train)
 
 
 class _Train(CommandWithKeys):
@@ -29,6 +25,7 @@ class _Train(CommandWithKeys):
         return super().parse_args(ctx, words)
 
 
+@app.command(cls=_Train, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def train(
     arguments: list[str] = typer.Argument(
         None,

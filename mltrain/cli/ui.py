@@ -6,12 +6,10 @@ import webbrowser
 
 import typer
 
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("ui")(ui)
+from mltrain.cli import app
 
 
+@app.command()
 def ui(
     run_id: str = typer.Argument(None, metavar="[ID]", help="The run to show. Default: the list of runs."),
     port: int = typer.Option(

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mltrain.cli import app
 from mltrain.redaction import harmless
 
 if TYPE_CHECKING:
@@ -20,11 +21,7 @@ _SILENT_SECONDS = 30.0
 _MOST_METRICS = 16
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("watch")(watch_)
-
-
+@app.command("watch")
 def watch_(
     run_id: str = typer.Argument(..., metavar="ID", help="The id of the run, or its first digits."),
     every: float = typer.Option(2.0, "--every", min=0.2, help="Seconds between two looks."),
