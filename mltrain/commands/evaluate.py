@@ -87,11 +87,9 @@ def rebuilt(
     to: Path | None,
     arrived: Arrived | None = None,
 ) -> Rebuilt:
-    """Rebuild a task that :func:`measured` evaluates; see :func:`evaluate`.
+    """Rebuild the task that :func:`measured` evaluates; see :func:`evaluate`.
 
-    Args:
-        run_id, checkpoint, overrides, project, to: see :func:`evaluate`.
-        arrived: called with each piece of the checkpoint's files. If ``None``, nothing is.
+    ``arrived`` is called with each piece of the checkpoint's files.
     """
     if to is not None:
         refuse_unwritable(to, "Choose another folder: --to FOLDER.")
