@@ -103,13 +103,14 @@ class EpochEnd:
         training: whose epochs end.
         saving: saves the state if due.
         recovery: refuses an epoch without a trained step.
+        evaluation: measures at the end of an epoch, and logs pictures.
     """
 
-    def __init__(self, training: Training, saving: Saving, recovery: Recovery) -> None:
+    def __init__(self, training: Training, saving: Saving, recovery: Recovery, evaluation: Evaluation) -> None:
         self._training = training
         self._saving = saving
         self._recovery = recovery
-        self._evaluation = Evaluation(training)
+        self._evaluation = evaluation
         self._judge = Judge(training)
         self._began = time.monotonic()
 
@@ -142,12 +143,8 @@ class EpochEnd:
         tracker.log_metrics({"system/epoch_seconds": seconds}, step, compared=False)
         self._saving.save_if_due(measured, stop, epoch_ended=True)
         tracker.log_epoch(training.history)
-        self.show(tracker)
-        return measured
-
-    def show(self, tracker: Tracker) -> None:
-        """Log the pictures of the epoch that just ended."""
         self._evaluation.show(tracker)
+        return measured
 
     def conclude(self) -> None:
         """Log a warning for each metric without a finite value in the whole training."""

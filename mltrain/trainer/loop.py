@@ -59,7 +59,8 @@ class Trainer:
         self._stop = stop if stop is not None else NeverStop()
         self._saving = Saving(training, data or {}, saver if saver is not None else NullSaver())
         self._recovery = Recovery(training, self._saving)
-        self._epoch_end = EpochEnd(training, self._saving, self._recovery)
+        self._evaluation = Evaluation(training)
+        self._epoch_end = EpochEnd(training, self._saving, self._recovery, self._evaluation)
 
     def attach(self, tracker: Tracker, saver: Saver, source: Source | None = None) -> None:
         """Use another tracker and saver from now on.
@@ -116,7 +117,7 @@ class Trainer:
         self.training.check_savable()
         if self.done:
             self._recovery.refuse_untrained()
-        Evaluation(self.training).preview(self._tracker)
+        self._evaluation.preview(self._tracker)
         if self.training.means.ended and not (
             self.done or self._stop.requested
         ):  # the evaluation failed before the resume
@@ -188,7 +189,7 @@ class Trainer:
 
         An exact resume calls this too, because the process may have been killed between the checkpoint and its pictures.
         """
-        self._epoch_end.show(self._tracker)
+        self._evaluation.show(self._tracker)
 
     def restore(
         self,
