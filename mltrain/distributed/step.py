@@ -21,23 +21,21 @@ class AgreedStop:
 
     Args:
         own: the request to this process.
+
+    Attributes:
+        requested, checkpoint_wanted: see :class:`~mltrain.trainer.ports.Stop`.
     """
 
     def __init__(self, own: Stop) -> None:
         self.own = own
         self.checkpoint_wanted = False
-        self._requested = False
-
-    @property
-    def requested(self) -> bool:
-        """Whether training stops at the next step boundary."""
-        return self._requested
+        self.requested = False
 
     def agree(self, reasons: Sequence[str | None], wanted: Sequence[bool]) -> None:
         """Take over the requests to all ranks."""
         for reason in reasons:
-            if reason is not None and not self._requested:
-                self._requested = True
+            if reason is not None and not self.requested:
+                self.requested = True
                 ask: Any = getattr(self.own, "request", None)
                 if ask is not None:
                     ask(reason)
