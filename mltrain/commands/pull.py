@@ -15,6 +15,7 @@ from mltrain.checkpoint.manifest import FILE_NAME, FileEntry, Manifest, now, who
 from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.verified_files import Arrived
 from mltrain.errors import MltrainError, NoCheckpoint, RunNotFound, StorageError, UsageError, nearest
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.artifacts import sha256_of
@@ -124,11 +125,15 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
         sizes = store.sizes(manifest)
         wanted = [name for name in sizes if name.startswith(("model", "params", "history"))]
         total, whole = sum(sizes[name] for name in wanted), {}
+
+        def arrived(name: str) -> Arrived:
+            return lambda manifest, count: tell(name, count, total)
+
         own = to / f".{FILE_NAME}.{secrets.token_hex(4)}.tmp"
         make_folder(to)
         with ExitStack() as written:
             for name in wanted:
-                store.watch(lambda _, count, name=name: tell(name, count, total))
+                store.watch(arrived(name))
                 content = store.fetch(manifest, only=name.__eq__)[name]
                 file = written.enter_context(replacing(to / name))
                 mark_in_use(file)
