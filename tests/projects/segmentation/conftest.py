@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,8 +8,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import mltrain
+from projects.segmentation import project
 from projects.segmentation.folders import FolderPair, Sample, survey
+from projects.segmentation.project import Config, build
 from projects.segmentation.synthetic import Blobs
+
+CONFIG_FILE = Path(project.__file__).with_name("config.yaml")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -49,6 +55,28 @@ def draw() -> Callable[..., NDArray[np.uint8]]:
     return lambda *shape: random.integers(0, 256, shape, dtype=np.uint8)
 
 
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    """Twelve pictures of a user's."""
+    folders = FolderPair(images=tmp_path / "images", masks=tmp_path / "masks")
+    Blobs(height=40, width=60).write(folders, 12, seed=0)
+    return {"image_path": str(folders.images), "gt_path": str(folders.masks)}
+
+
 def save(pixels: NDArray[np.generic], file: Path) -> Path:
     Image.fromarray(pixels).save(file)
     return file
+
+
+def made(**overrides: Any) -> Config:
+    return Config.load(overrides=overrides)
+
+
+def built(config: Config) -> mltrain.Task:
+    torch.manual_seed(config.seed)
+    return build(config)
+
+
+def train(task: mltrain.Task, epochs: int) -> list[float]:
+    """Train, and return the loss of every step."""
+    return [float(task.step(batch)["loss"]) for _ in range(epochs) for batch in task.loader]

@@ -23,6 +23,10 @@ SMALL: dict[str, Any] = {
 """Parameters of a small classifier: 8 steps an epoch."""
 
 
+def small_classifier(**changes: Any) -> ToolWearClassifier:
+    return ToolWearClassifier(**{**SMALL, **changes})
+
+
 def waves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Windows of 24 steps and two channels; the classes 3, 5 and 8 differ in the amplitude of the first channel."""
     rng = np.random.default_rng(seed)
