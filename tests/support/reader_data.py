@@ -12,6 +12,7 @@ from projects.segmentation.folders import FolderPair
 from projects.segmentation.synthetic import Blobs
 from projects.tool_wear import npz, phm, synthetic
 from projects.tool_wear.windows import Windowing
+from tests.support import small_codec
 from tests.support.reader import Reader
 
 
@@ -40,14 +41,7 @@ def styles(reader: Reader) -> None:
     (reader.folder / "pictures").mkdir()
     Image.fromarray(random.integers(0, 255, (50, 60, 3), np.uint8)).save(reader.folder / "pictures" / "a.jpg")
     stand_in(reader.folder / "sd-vae", seed=0)
-    (reader.folder / "my_codec.py").write_text(
-        "import torch.nn as nn, torch.nn.functional as F\n"
-        "class Small(nn.Module):\n"
-        "    factor, channels = 2, 3\n"
-        "    def encode(self, images): return F.avg_pool2d(images, 2)\n"
-        "    def decode(self, latents): return F.interpolate(latents, scale_factor=2)\n"
-        "def codec(): return Small()\n"
-    )
+    shutil.copy(small_codec.__file__, reader.folder / "my_codec.py")
 
 
 def study(reader: Reader) -> None:

@@ -8,6 +8,7 @@ from projects.style_transfer.codec import LinearCodec, Standardized, codec_in, p
 from projects.style_transfer.folders import styles_in
 from projects.style_transfer.pictures import random_crops, read_pictures
 from projects.style_transfer.sample import sample_styles
+from tests.support import small_codec
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +65,8 @@ def test_its_state_makes_another_one_the_same(crops: torch.Tensor) -> None:
     assert not any(parameter.requires_grad for parameter in codec.parameters())
 
 
-def test_a_users_own_codec_is_standardized_like_the_others(tmp_path: Path, crops: torch.Tensor) -> None:
-    (tmp_path / "own.py").write_text(
-        "import torch.nn as nn, torch.nn.functional as F\n"
-        "class Small(nn.Module):\n"
-        "    factor, channels = 2, 3\n"
-        "    def encode(self, images): return F.avg_pool2d(images, 2)\n"
-        "    def decode(self, latents): return F.interpolate(latents, scale_factor=2)\n"
-        "def codec(): return Small()\n"
-    )
-    codec = Standardized(codec_in(tmp_path / "own.py"))
+def test_a_users_own_codec_is_standardized_like_the_others(crops: torch.Tensor) -> None:
+    codec = Standardized(codec_in(Path(small_codec.__file__)))
     codec.fit(crops)
     latents = codec.encode(crops)
     assert latents.shape == (len(crops), 3, 32, 32)
