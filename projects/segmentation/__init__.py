@@ -1,1 +1,1 @@
-"""Binary image segmentation from a folder of images and a folder of masks."""
+"""Image segmentation, binary or of several classes, from two folders."""

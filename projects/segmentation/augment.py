@@ -1,4 +1,4 @@
-"""Random changes of a training sample that leave its mask right."""
+"""Random augmentation of an image together with its mask."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,17 +13,18 @@ Flips = Literal["none", "horizontal", "both"]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """A crop, flips and quarter turns of image and mask alike; brightness and noise of the image alone.
+    """Augment an image and its mask at random.
 
-    All draws come from torch's default generator, which the loader seeds for every batch.
+    Crop, flips and quarter turns change both; brightness and noise change the image alone. All draws come from
+    torch's default generator, which the loader seeds for every batch.
     """
 
     crop: Size | None = None
     """(H, W) of a random part of the sample. If ``None``, the whole sample."""
     flips: Flips = "none"
-    """Which mirror images are as likely to be met as the original."""
+    """Axes along which a sample is mirrored, each with probability one half."""
     quarter_turns: bool = False
-    """For pictures without an up, such as micrographs; anatomy has one. Wants square samples."""
+    """Rotate by a random multiple of 90 degrees, for images without an up, such as micrographs. Needs square samples."""
     brightness: float = 0.0
     """Largest shift of the brightness in units of ``deviation``, and largest relative change of the gain."""
     noise: float = 0.0
@@ -32,7 +33,7 @@ class Augmentation:
     """Standard deviation of the training images, whose scale depends on the camera."""
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Change an image (C, H, W) and its mask (1, H, W)."""
+        """Return an augmented image (C, H, W) and mask (1, H, W)."""
         if self.crop is not None:
             image, mask = random_crop(image, mask, self.crop)
         for dim in {"none": (), "horizontal": (-1,), "both": (-1, -2)}[self.flips]:

@@ -1,4 +1,4 @@
-"""Samples as tensors: what the network is trained and validated on."""
+"""Samples as tensors, for training and validation."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,17 +18,18 @@ _MOST_PIXELS = 2**22
 
 
 class SegmentationData(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of an image (channels, H, W) in [0, 1] and a mask (1, H, W) of class indices, both float32.
+    """A map-style dataset of images and masks.
 
-    In a mask 0 is background, 1 the first class, and -1 what counts neither in the loss nor in a metric.
+    An item is an image (channels, H, W) in [0, 1] and a mask (1, H, W) of class indices, both float32. In a mask 0 is the
+    background, 1 the first class, and -1 a void pixel, which the loss and the metrics leave out.
 
     Args:
-        samples: what to read.
+        samples: the files to read.
         size: (H, W) that every sample is resized to, or a function that gives it. If ``None``, samples keep their size.
         channels: 1 for grey, 3 for colour.
-        augmentation: changes each sample each time; the default changes nothing.
-        cache_bytes: samples are kept in memory after they were read once, until they take this much.
-        repeat: how often each sample comes in an epoch.
+        augmentation: applied to a sample whenever it is read; the default changes nothing.
+        cache_bytes: size of the memory cache; samples that no longer fit are read from disk each time.
+        repeat: how often an epoch contains each sample.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class SegmentationData(Dataset[tuple[Tensor, Tensor]]):
         return len(self.samples) * self.repeat
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return one sample, changed at random as the augmentation says."""
+        """Return one augmented sample."""
         if index >= len(self):
             raise IndexError(index)  # which ends a for loop over the samples
         return self.augmentation(*self._plain(index % len(self.samples)))
@@ -81,7 +82,10 @@ class SegmentationData(Dataset[tuple[Tensor, Tensor]]):
 
 
 class OneSize(Sampler[list[int]]):
-    """Batches of neighbours that have the same size: at most ``batch_size``, and four million pixels."""
+    """Batches of consecutive samples of the same size.
+
+    A batch has at most ``batch_size`` samples and four million pixels, and at least one sample.
+    """
 
     def __init__(self, data: SegmentationData, batch_size: int) -> None:
         self._data = data
@@ -103,9 +107,10 @@ class OneSize(Sampler[list[int]]):
 
 
 def network_input(image: NDArray[np.float32], size: Size, channels: int) -> Tensor:
-    """An image (C, H, W) as the network takes it: with ``channels`` 1 grey, with 3 colour, and of ``size`` (H, W).
+    """Convert an image (C, H, W) to the network's channels and size.
 
-    Resized bilinearly, with antialiasing where it shrinks.
+    ``channels`` is 1 for grey and 3 for colour, ``size`` is (H, W). The image is resized bilinearly, with antialiasing where
+    it shrinks.
     """
     pixels = torch.from_numpy(image)
     if channels == 1 and len(pixels) == 3:
@@ -118,5 +123,5 @@ def network_input(image: NDArray[np.float32], size: Size, channels: int) -> Tens
 
 
 def resized_mask(mask: NDArray[np.generic], size: Size) -> Tensor:
-    """A mask (H, W) of class indices as float32 (1, *size), each pixel that of the nearest one."""
+    """Resize a mask (H, W) of class indices to float32 (1, *size) by nearest neighbour."""
     return F.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="nearest-exact")[0]

@@ -22,11 +22,19 @@ def overlay(
     predicted: NDArray[np.bool_],
     true: NDArray[np.integer | np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
-    """The image (C, H, W) with its prediction (H, W) laid over it in colours, and a legend below, as (h, w, 3).
+    """Draw a binary prediction over its image, with a legend below.
 
-    Hits are green, excess is red, what was missed is blue, void (-1 in the truth) is grey; without a truth the prediction
-    is yellow. Grey levels are stretched between the first and the 99th percentile. Small images are enlarged by a whole
-    factor.
+    True positives are green, false positives red, false negatives blue, and void pixels (-1 in ``true``) grey; without
+    ``true`` the prediction is yellow. Grey levels are stretched between the first and the 99th percentile. Small images are
+    enlarged by an integer factor.
+
+    Args:
+        image: (C, H, W).
+        predicted: (H, W).
+        true: (H, W). If ``None``, the truth is unknown.
+
+    Returns:
+        (h, w, 3), 8-bit RGB.
     """
     if true is None:
         kinds, entries = np.asarray(predicted, np.int64), [("predicted", UNJUDGED)]
@@ -46,9 +54,18 @@ def class_overlay(
     names: Sequence[str],
     true: NDArray[np.generic] | None = None,
 ) -> NDArray[np.uint8]:
-    """The image (C, H, W) with the predicted classes (H, W) in colours and a legend, as (h, w, 3).
+    """Draw predicted classes over their image, with a legend below.
 
-    Where the true classes are known they stand to the left; void (-1) is grey in both.
+    If ``true`` is given, the true classes are drawn to the left; void pixels (-1) are grey in both.
+
+    Args:
+        image: (C, H, W).
+        predicted: class indices (H, W).
+        names: of the classes, in the order of their indices from 1.
+        true: class indices (H, W). If ``None``, the truth is unknown.
+
+    Returns:
+        (h, w, 3), 8-bit RGB.
     """
     picture, colours = stretched(image), class_colours(len(names))
     entries = list(zip(names, colours, strict=True))
@@ -69,7 +86,10 @@ def _enlarged(picture: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def precision_recall(curve: pd.DataFrame, threshold: float, average_precision: float) -> Figure:
-    """The curve with columns threshold, precision and recall, and the point at the threshold in use."""
+    """Plot precision against recall, and mark the threshold in use.
+
+    ``curve`` has the columns threshold, precision and recall.
+    """
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(curve["recall"], curve["precision"], color="tab:blue", label=f"average precision {average_precision:.3f}")
@@ -82,7 +102,7 @@ def precision_recall(curve: pd.DataFrame, threshold: float, average_precision: f
 
 
 def stretched(image: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(C, H, W) as (H, W, 3) from 0 to 255."""
+    """Convert an image (C, H, W) to (H, W, 3) from 0 to 255, contrast stretched."""
     low, high = np.percentile(image, (1, 99))
     shown = (image.transpose(1, 2, 0) - low) / max(high - low, 1e-6)
     return np.asarray(255 * np.broadcast_to(shown, (*shown.shape[:2], 3)).clip(0, 1), np.float64)

@@ -1,4 +1,4 @@
-"""A folder of images and a folder of masks, as a user brings them: paired by name, and checked file by file."""
+"""Pair the images and masks of two folders, and check every file."""
 
 import logging
 import os
@@ -22,17 +22,17 @@ __all__ = ["FolderPair", "Problem", "Sample", "Survey", "pictures_in", "require_
 log = logging.getLogger(__name__)
 
 EmptyMasks = Literal["refuse", "keep", "drop"]
-"""What becomes of images whose mask has no foreground."""
+"""Refuse, keep or drop images whose mask has no foreground."""
 
 _MOST_LISTED = 100
 
 TWO_VALUES = Labels((LabelClass("foreground", Values.parse("nonzero")),))
-"""What a mask of 0 and another value means."""
+"""The labels of a mask of 0 and one other value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image with its mask, both known to be readable and of one size."""
+    """An image with its mask, both readable and of one size."""
 
     stem: str
     image: Path
@@ -43,19 +43,20 @@ class Sample:
     foreground: int
     """Pixels of the mask that belong to a class."""
     mean: float
-    """Of the image's pixels, in [0, 1]."""
+    """Mean of the image's pixels, in [0, 1]."""
     mean_square: float
+    """Mean of their squares."""
     labels: Labels = TWO_VALUES
     """What the values of the mask mean; the same for all samples of a data set."""
     void: int = 0
-    """Pixels of the mask that nobody judged."""
+    """Void pixels of the mask."""
     per_class: tuple[int, ...] = ()
     """Pixels of each class."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a pair of folders: the sound samples, by stem, and all that is wrong with the rest."""
+    """The samples of a pair of folders, by stem, and all problems."""
 
     samples: tuple[Sample, ...]
     problems: tuple[Problem, ...]
@@ -65,7 +66,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class _Examined:
-    """A pair whose files were read once."""
+    """A pair with the properties of its files."""
 
     pair: Pair
     height: int
@@ -86,7 +87,7 @@ def survey(
     """Pair images and masks by name, read every file once, and decide what the values of the masks mean.
 
     Raises:
-        DataError: a folder does not exist or holds no picture; all else is a problem in what is returned.
+        DataError: a folder does not exist or holds no picture; every other problem is in the returned survey.
     """
     (found,) = survey_all([folders], empty_masks=empty_masks, declaration=declaration, mask_suffix=mask_suffix)
     return found
@@ -99,16 +100,16 @@ def survey_all(
     declaration: Declaration = Declaration(),  # noqa: B008 - a frozen value
     mask_suffix: str = MASK_SUFFIX,
 ) -> list[Survey]:
-    """Survey the folders of one data set: the values of masks mean the same in all of them.
+    """Survey the folders of one data set, whose masks share their labels.
 
     Args:
-        pairs: folders for training, folders held out.
-        empty_masks: what becomes of images whose mask has no foreground.
-        declaration: what the user says about the values of the masks.
-        mask_suffix: what the stem of a mask may have after that of its image.
+        pairs: the training folders, and the held-out folders.
+        empty_masks: whether images whose mask has no foreground are refused, kept or dropped.
+        declaration: the user's declaration of the mask values.
+        mask_suffix: suffix that the stem of a mask may add to that of its image.
 
     Raises:
-        DataError: a folder does not exist or holds no picture; all else is a problem in what is returned.
+        DataError: a folder does not exist or holds no picture; every other problem is in the returned survey.
     """
     pairings = [paired(folders, mask_suffix) for folders in pairs]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as readers:  # decoding releases the interpreter
@@ -146,7 +147,7 @@ _EMPTY = "masks without foreground (empty_masks=keep or empty_masks=drop accepts
 def _decided(
     declaration: Declaration, contents: Sequence[Sequence[Content]], empty_masks: EmptyMasks
 ) -> tuple[Labels | None, list[tuple[Problem, ...]]]:
-    """The meaning of the values, or for each pair of folders the problems of its own masks."""
+    """Return the labels, or ``None`` and the problems of each pair of folders."""
     try:
         return declaration.labels([one for found in contents for one in found]), [()] * len(contents)
     except UnclearLabels as error:
@@ -179,7 +180,7 @@ def _sample(one: _Examined, labels: Labels) -> Sample:
 
 
 def require_sound(surveys: Iterable[tuple[FolderPair, Survey]]) -> None:
-    """Say all at once what is wrong in any of the folders.
+    """Raise one error that lists the problems of all folders.
 
     Raises:
         DataError: there is a problem, or nothing is left to train or to validate on.

@@ -1,4 +1,4 @@
-"""How pictures of any size become what the network sees: scaled or not, and in which windows."""
+"""Scale images of any size, and cut them into windows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _MOST_CROPS = 16
 _SAME_SCALE = 1.25
 
 UNKNOWN = (0.0, 0.0)
-"""The scale of a training by an earlier version."""
+"""Scale in the checkpoints of earlier versions, which did not record it."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -30,10 +30,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Framing:
-    """How a network is shown its pictures.
+    """How images are scaled and windowed for a network.
 
     Attributes:
-        window: (H, W) that it sees at once, in multiples of eight.
+        window: (H, W) of the network's input, in multiples of eight.
         stretched_to: (H, W) that every picture is resized to first. If ``None``, pictures keep their own scale.
         scale: pixels of the network for one pixel of a picture, in height and width: the median of the training pictures.
     """
@@ -44,17 +44,17 @@ class Framing:
 
     @property
     def crops(self) -> bool:
-        """Whether a training sample is a part of its picture."""
+        """Whether a training sample is a crop of its picture."""
         return self.window != self.stretched_to
 
 
 def framing(
     samples: Sequence[Sample], *, resize: str, image_size: Size | None, crop_size: Size | None, square: bool = False
 ) -> Framing:
-    """How the training pictures are shown.
+    """Choose the framing of a training.
 
     Args:
-        samples: to train on.
+        samples: the training samples.
         resize: ``stretch`` resizes every picture to ``image_size``; ``none`` keeps its scale; ``auto`` stretches where
             ``image_size`` is given and is not the size that all pictures have already.
         image_size: (H, W). If ``None``, `natural_size` where pictures are stretched.
@@ -75,28 +75,35 @@ def framing(
 
 
 def natural_size(samples: Sequence[Sample]) -> Size:
-    """The median (height, width), scaled down to 256 pixels at most on the longer side, in multiples of eight."""
+    """Return the median (height, width) in multiples of eight.
+
+    It is scaled down to at most 256 pixels on the longer side.
+    """
     height, width = _median(samples)
     scale = min(1.0, _LONGEST_SIDE / max(height, width))
     return tuple(max(2, round(side * scale / STRIDE)) * STRIDE for side in (height, width))  # type: ignore[return-value]
 
 
 def natural_crop(samples: Sequence[Sample], *, square: bool = False) -> Size:
-    """The median (height, width), each 256 pixels at most, rounded up to multiples of eight."""
+    """Return the median (height, width), rounded up to multiples of eight.
+
+    Each is at most 256 pixels.
+    """
     height, width = (max(2, -int(-min(side, _LONGEST_SIDE) // STRIDE)) * STRIDE for side in _median(samples))
     return (min(height, width),) * 2 if square else (height, width)
 
 
 def crops_an_epoch(samples: Sequence[Sample], frame: Framing) -> int:
-    """How many random crops of each picture cover the median picture once, 16 at most."""
+    """Return how many crops cover the median picture once, at most 16."""
     height, width = frame.stretched_to or _median(samples)
     return min(_MOST_CROPS, max(1, round(height * width / (frame.window[0] * frame.window[1]))))
 
 
 def random_crop(image: Tensor, mask: Tensor, window: Size) -> tuple[Tensor, Tensor]:
-    """Cut the same part of an image (C, H, W) and its mask (1, H, W), drawn from torch's default generator.
+    """Cut the same random window from an image and its mask.
 
-    Where the picture is smaller than the window, its edge is repeated in the image, and the mask is void (-1).
+    The image is (C, H, W), the mask (1, H, W); the place is drawn from torch's default generator. Where the picture is
+    smaller than the window, the image is padded with its edge and the mask with void (-1).
     """
     height, width = (max(0, wanted - side) for wanted, side in zip(window, image.shape[1:], strict=True))
     if height or width:
@@ -111,9 +118,10 @@ def random_crop(image: Tensor, mask: Tensor, window: Size) -> tuple[Tensor, Tens
 
 
 def windowed(net: Callable[[Tensor], Tensor], images: Tensor, window: Size) -> Tensor:
-    """Logits (N, K, H, W) of images (N, C, H, W) of any size, from overlapping windows of the size of the training.
+    """Return the logits of images of any size, from overlapping windows.
 
-    MONAI's sliding windows; where they overlap by a quarter, the middle of a window counts more than its rim.
+    Maps images (N, C, H, W) to logits (N, K, H, W). The windows are MONAI's sliding windows; they overlap by a quarter, with
+    Gaussian weights, so that the middle of a window counts more than its edge.
     """
     if images.shape[2:] == window:
         return net(images)
@@ -132,7 +140,10 @@ def windowed(net: Callable[[Tensor], Tensor], images: Tensor, window: Size) -> T
 
 
 def other_scale(frame: Framing, sizes: Sequence[Size]) -> list[Size]:
-    """Those sizes whose pictures are stretched by another factor than the training pictures: a quarter more or less."""
+    """Return the sizes that are stretched by another factor than in training.
+
+    Factors within a quarter of the training's count as the same.
+    """
     if frame.stretched_to is None or frame.scale == UNKNOWN:
         return []
     return [

@@ -1,4 +1,4 @@
-"""The same few images each time, with what the network makes of them by now."""
+"""Predictions for a fixed set of images, drawn during training."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Gallery:
         segmenter: makes the predictions.
         samples: those to choose from; they are taken at even distances.
         unjudged: a folder of images without masks, if any.
-        most: how many of either are shown.
+        most: how many of each are shown, at most.
 
     Raises:
         DataError: the folder is not there, or one of the images to be shown from it cannot be read.
@@ -63,11 +63,11 @@ class Gallery:
 
 
 def _name(part: str, number: int, stem: str) -> str:
-    """MLflow takes few characters in the names of pictures; the number keeps them apart and in order."""
+    """Return a name of characters that MLflow accepts; the number makes it unique."""
     return f"{part}/{number}_{re.sub(r'[^A-Za-z0-9_.-]', '_', stem)[:80]}"
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` indices, each from the middle of its share."""
+    """Return at most ``most`` of ``count`` indices at even distances."""
     taken = min(count, most)
     return [(2 * index + 1) * count // (2 * taken) for index in range(taken)]

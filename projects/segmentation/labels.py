@@ -1,4 +1,4 @@
-"""What the values of masks mean, decided for a whole data set: background, classes, and what nobody judged."""
+"""Map the values of masks to background, classes and void."""
 
 import re
 from collections import Counter, defaultdict
@@ -56,9 +56,9 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class Labels:
-    """How values become class indices: 0 is the background, 1 the first class, -1 void.
+    """Map mask values to class indices.
 
-    ``boundary`` is used instead for lossy files: what is above it is the one class.
+    0 is the background, 1 the first class, -1 void. In lossy files, values above ``boundary`` are the one class instead.
     """
 
     classes: tuple[LabelClass, ...]
@@ -72,7 +72,10 @@ class Labels:
 
     @property
     def written_values(self) -> tuple[int, ...]:
-        """What a predicted mask holds: 255 for one class; for several 0 for the background and each class's first value."""
+        """Values of predicted masks.
+
+        255 for one class; for several, 0 for the background and the first value of each class.
+        """
         return (255,) if len(self.classes) == 1 else (0, *(one.values.first for one in self.classes))
 
     def index(self, value: int) -> int:
@@ -95,7 +98,7 @@ class Labels:
         return np.asarray(table[np.searchsorted(present, values)])
 
     def counts(self, content: Content) -> dict[int, int]:
-        """Pixels of a mask by class index."""
+        """Count the pixels of a mask by class index."""
         found: Counter[int] = Counter()
         for value, pixels in content.pixels.items():
             if content.lossy and self.boundary is not None:
@@ -111,11 +114,11 @@ class Labels:
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What the user says about the values of masks; whatever is left out follows from the masks.
+    """The user's declaration of mask values; the masks decide the rest.
 
     Attributes:
         foreground: values of the one class; all others are background.
-        void: values of pixels that nobody judged.
+        void: values of pixels that neither the loss nor a metric counts.
         classes: names and values of several classes; other values than these, 0 and ``void`` are refused.
         background: values of the background besides 0, where classes are given.
     """
@@ -153,7 +156,7 @@ class Declaration:
         return given
 
     def labels(self, masks: Sequence[Content]) -> Labels:
-        """Decide what the values of all masks of a data set mean.
+        """Decide the labels of all masks of a data set.
 
         Two values are background and foreground, the lower one being background, whatever they are.
 

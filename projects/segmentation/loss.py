@@ -1,4 +1,4 @@
-"""Dice and cross entropy, over the pixels that somebody judged."""
+"""Dice loss and cross entropy, without void pixels."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Masks in a lossy format: where black ends and white begins in the grey fringes of a JPEG."""
+"""Threshold for black-and-white masks in a lossy format such as JPEG."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

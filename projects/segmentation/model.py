@@ -1,4 +1,4 @@
-"""The network: a small residual U-Net that knows what its input looked like in training."""
+"""A small residual U-Net with the settings of its training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -58,7 +58,7 @@ class SegmentationNet(nn.Module):
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> "SegmentationNet":
-        """The network that has this state, as a checkpoint holds it.
+        """Return the network with the weights of a checkpoint.
 
         Raises:
             RuntimeError: it is not the state of such a network.
@@ -71,23 +71,23 @@ class SegmentationNet(nn.Module):
 
     @property
     def channels(self) -> int:
-        """How many channels an image has."""
+        """Number of channels of an image."""
         return len(self.mean)
 
     @property
     def size(self) -> Size:
-        """(H, W) that the network saw at once when it was trained last."""
+        """Input (H, W) of the last training step."""
         height, width = self.trained_at.tolist()
         return height, width
 
     @property
     def framing(self) -> Framing:
-        """How the network was shown its pictures when it was trained last."""
+        """Framing of the last training step."""
         (height, width), (vertical, horizontal) = self.stretched_to.tolist(), self.scale.tolist()
         return Framing(self.size, (height, width) if height else None, (vertical, horizontal))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits: of the foreground, or of the background and of each class."""
+        """Return logits (N, K, H, W): the foreground, or background and classes."""
         if self.training:
             self.trained_at.copy_(torch.tensor(images.shape[2:]))
             if self._planned.window == tuple(images.shape[2:]):
@@ -112,7 +112,7 @@ class Probabilities(nn.Module):
 
 
 def _complete(net: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Add to the state of an earlier version what it lacks."""
+    """Add the buffers that the state of an earlier version lacks."""
     size = state.get(f"{prefix}trained_at")
     if size is not None:
         state.setdefault(f"{prefix}stretched_to", size)

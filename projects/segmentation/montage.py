@@ -1,4 +1,4 @@
-"""Pairs of images and masks in one picture, to be looked at before anything is trained on them."""
+"""Images and masks in one picture, to check before training."""
 
 from collections.abc import Sequence
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How a predicted foreground lies on the true one, in pixels. Overlaps of several images can be added."""
+    """Pixel counts of a predicted and a true foreground; they can be added."""
 
     hit: int = 0
     """Predicted and true."""

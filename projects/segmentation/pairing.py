@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by their names."""
+"""Pair masks with images by their names."""
 
 import unicodedata
 from collections import defaultdict
@@ -10,12 +10,12 @@ from mltrain.errors import DataError
 from projects.segmentation.pixels import FORMATS
 
 MASK_SUFFIX = "_mask"
-"""What the stem of a mask may have after that of its image, unless the user names another suffix."""
+"""Suffix that the stem of a mask may add to that of its image, unless the user names another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPair:
-    """A folder of images and the folder of masks that belongs to it; they may be one and the same."""
+    """A folder of images and its folder of masks, possibly the same one."""
 
     images: Path
     masks: Path
@@ -23,7 +23,7 @@ class FolderPair:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: its kind, and the file or stem that shows it."""
+    """One problem: its kind, and the file or stem that has it."""
 
     kind: str
     subject: str
@@ -40,7 +40,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """The pairs of two folders by stem, what has no partner, and what was paired although its name differs."""
+    """The pairs of two folders by stem, with problems and hints.
+
+    ``hints`` names the pairs whose names differ in Unicode form or capital letters.
+    """
 
     pairs: tuple[Pair, ...]
     problems: tuple[Problem, ...]
@@ -48,7 +51,9 @@ class Pairing:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder by name; hidden files, folders in it and other endings are passed over.
+    """Return the picture files of a folder, sorted by name.
+
+    Hidden files, subfolders and files with another suffix are ignored.
 
     Raises:
         DataError: the folder does not exist, or holds no picture.
@@ -117,7 +122,7 @@ def _by_exact_name(
 def _by_similar_name(
     strangers: Sequence[Path], by_stem: dict[str, list[Path]], masks_of: dict[str, list[Path]], suffix: str
 ) -> tuple[list[str], list[Path]]:
-    """Give masks to images that have none, where the folded names fit; return the hints and the masks that are left."""
+    """Pair the remaining masks by folded name; return the hints and the unpaired masks."""
     alike: dict[str, list[str]] = defaultdict(list)
     for stem in by_stem:
         if not masks_of[stem]:
@@ -135,12 +140,12 @@ def _by_similar_name(
 
 
 def _folded(stem: str) -> str:
-    """A name without what file systems and users confuse: the form of accents, and capital letters."""
+    """Return a name in Unicode form NFC, with case folded."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKD", stem).casefold())
 
 
 def _common_suffix(images: Sequence[str], masks: Sequence[str]) -> str | None:
-    """What each mask's stem has after that of one of the images, if it is the same for all."""
+    """Return the suffix that all masks add to the stems of the images, if there is one."""
     found = {mask[len(stem) :] for mask in masks for stem in images if mask.startswith(stem) and mask != stem}
     if len(found) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Reading one image or one mask, whatever picture format it came in."""
+"""Read one image or mask of any supported format."""
 
 import os
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ _TABLE = 1 << 16
 
 
 class UnreadablePixels(ValueError):
-    """A file that is no picture, is cut short, or holds values that are no image and no mask."""
+    """The file is no picture, is truncated, or has invalid values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,10 @@ class _Raster:
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
-    """The image as (C, H, W) float32 in [0, 1], C = 1 for grey and 3 for colour; 1 is white in 8 and 16 bits alike.
+    """Read an image as (C, H, W) float32 in [0, 1].
 
-    A palette is resolved to its colours, transparency is ignored, and a photograph's EXIF orientation is applied.
+    C is 1 for grey and 3 for colour; 1.0 is white in 8 and 16 bits alike. A palette is resolved to its
+    colours, transparency is ignored, and a photograph's EXIF orientation is applied.
 
     Raises:
         UnreadablePixels: the file cannot be decoded to its last row.
@@ -60,13 +61,13 @@ def read_image(path: Path) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Mask:
-    """The values (H, W) of a mask as they stand in its file; ``lossy`` where its format changes values."""
+    """The values (H, W) stored in a mask; ``lossy`` if its format changes values."""
 
     values: NDArray[np.integer]
     lossy: bool
 
     def content(self, name: str) -> Content:
-        """The number of pixels of each value."""
+        """Count the pixels of each value."""
         if self.values.min() >= 0 and self.values.max() < _TABLE:
             counts = np.bincount(self.values.ravel())
             return Content(name, {int(value): int(counts[value]) for value in np.flatnonzero(counts)}, self.lossy)
@@ -75,7 +76,7 @@ class Mask:
 
 
 def read_values(path: Path) -> Mask:
-    """The values of a mask: grey levels, labels, or colours as ``COLOUR + 0xRRGGBB``.
+    """Read the values of a mask; a colour is ``COLOUR + 0xRRGGBB``.
 
     A palette of greys stands for these, any other for its indices. One bit is 0 and 255. What is transparent is 0. In a
     TIFF of tifffile or ImageJ the stored numbers count, also where its header calls 0 white; in any other picture, what
@@ -96,7 +97,7 @@ def read_values(path: Path) -> Mask:
 
 
 def read_classes(path: Path, labels: Labels) -> NDArray[np.int16]:
-    """The class of each pixel (H, W): 0 is background, 1 the first class, -1 void.
+    """Read the class (H, W) of each pixel; 0 is background, -1 void.
 
     Raises:
         UnreadablePixels: as in `read_values`.
@@ -106,7 +107,7 @@ def read_classes(path: Path, labels: Labels) -> NDArray[np.int16]:
 
 
 def read_mask(path: Path, labels: Labels | None = None) -> NDArray[np.bool_]:
-    """The mask as (H, W), true in the foreground.
+    """Read a mask (H, W) that is true in the foreground.
 
     Args:
         path: of the file.

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained network together with what is needed to use it on a picture of any size."""
+    """A trained network, applied to pictures of any size."""
 
     net: SegmentationNet
     size: Size | None = None
@@ -43,7 +43,7 @@ class Segmenter:
 
     @classmethod
     def load(cls, folder: Path, threshold: float = 0.5) -> "Segmenter":
-        """The model that ``mltrain pull`` put into a folder.
+        """Load the model that ``mltrain pull`` wrote to a folder.
 
         Raises:
             DataError: the folder holds no weights, or those of another network.
@@ -78,23 +78,23 @@ class Segmenter:
         return np.asarray((logits[0, 0] if logits.shape[1] == 1 else logits[0]).numpy())
 
     def foreground(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Where the probability that these logits stand for is above the threshold, or any class is the likeliest."""
+        """Return the predicted foreground (H, W) of logits."""
         return np.asarray(self.classes(logits) > 0)
 
     def classes(self, logits: NDArray[np.float32]) -> NDArray[np.int16]:
-        """The predicted class (H, W) of every pixel: 0 is the background, 1 the first class."""
+        """Return the predicted class (H, W) of every pixel; 0 is the background."""
         if logits.ndim == 3:
             return np.asarray(logits.argmax(0).astype(np.int16))
         return np.asarray((logits > math.log(self.threshold / (1 - self.threshold))).astype(np.int16))
 
     @property
     def values(self) -> tuple[int, ...]:
-        """What a written mask holds where a class is: by class index, the background first."""
+        """Values of written masks by class index, the background first."""
         values = tuple(self.net.values.tolist())
         return values if len(values) > 1 else (0, 255)
 
     def warn_of_other_scale(self, sizes: Sequence[Size]) -> None:
-        """Log a warning where pictures of these sizes are scaled by another factor than in training."""
+        """Log a warning if sizes are scaled by another factor than in training."""
         frame = self.net.framing
         if self.size is None and (others := other_scale(frame, sizes)):
             to, (height, width) = frame.stretched_to or (0, 0), others[0]

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a folder: masks, tables, curves, and the images that went worst."""
+"""Write an evaluation to a folder: masks, tables, curves, worst images."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from projects.segmentation.values import Values
 
 
 class ThresholdCurve:
-    """Precision and recall over all pixels at the thresholds 0.01, 0.02 … 0.99, from counts and not from a sample."""
+    """Precision and recall over all pixels at thresholds 0.01 to 0.99."""
 
     thresholds = np.arange(1, 100) / 100
 
@@ -62,7 +62,7 @@ class ThresholdCurve:
 
 @dataclass(frozen=True)
 class Report:
-    """Evaluates on the given samples at their own size, not at that of the network."""
+    """Evaluate samples at their own size."""
 
     segmenter: Segmenter
     samples: Sequence[Sample]

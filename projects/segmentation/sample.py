@@ -1,8 +1,8 @@
-"""Data sets that need no download: white matter in axial slices of the MNI152 brain, and drawn blobs.
+"""Sample data without a download: MNI152 white matter, and drawn blobs.
 
 nilearn ships the ICBM152 2009 T1 template (skull-stripped, 1 mm) and its white-matter probability map
 (Fonov et al., NeuroImage 54(1), 2011) inside its wheel. Both are cut into axial slices, halved in the plane to 2 mm,
-and written as image and mask folders, so that a project reads them as it would read anybody's.
+and written as folders of images and masks, so that the project reads them as it reads the user's own.
 """
 
 import os
@@ -41,7 +41,7 @@ class SampleFolders:
 
     @classmethod
     def under(cls, root: Path) -> "SampleFolders":
-        """The four folders of the data set that lies (or is about to lie) in ``root``."""
+        """Return the four folders of a data set below ``root``."""
         train, val = (
             FolderPair(images=root / part / "images", masks=root / part / "masks") for part in ("train", "val")
         )
@@ -49,26 +49,29 @@ class SampleFolders:
 
 
 def cache_folder() -> Path:
-    """Where sample data is kept: ``$MLTRAIN_CACHE``, else the user's cache folder on this platform."""
+    """Return ``$MLTRAIN_CACHE``, or the platform's cache folder of the user."""
     return Path(os.environ.get("MLTRAIN_CACHE") or platformdirs.user_cache_dir("mltrain"))
 
 
 def mni152(cache: Path | None = None) -> SampleFolders:
-    """The MNI152 folders: 75 training and 26 validation slices of 112 by 96 pixels, 8-bit grey.
+    """Return the MNI152 folders, written on the first call.
 
-    A mask is 255 where the white-matter map is above one half. Written on the first call, about a second; found
-    afterwards. ``cache`` is the folder to keep them in (default `cache_folder`).
+    75 training and 26 validation slices of 112 by 96 pixels, 8-bit grey. A mask is 255 where the white-matter map is
+    above one half. The first call takes about a second. If ``cache`` is ``None``, the folders are below `cache_folder`.
     """
     return SampleFolders.under(write_once(cache or cache_folder(), _MNI152, _write_mni152))
 
 
 def blobs(cache: Path | None = None) -> SampleFolders:
-    """Folders of drawn blobs: 64 training and 16 validation pictures of 64 by 64 pixels, always the same ones."""
+    """Return folders of drawn blobs, written on the first call.
+
+    64 training and 16 validation pictures of 64 by 64 pixels, always the same ones.
+    """
     return SampleFolders.under(write_once(cache or cache_folder(), _BLOBS, _write_blobs))
 
 
 def write_once(cache: Path, name: str, write: Callable[[Path], None]) -> Path:
-    """The folder ``cache/name``, filled by ``write`` if it is not there yet.
+    """Return the folder ``cache/name``; ``write`` fills it once.
 
     The folder appears complete or not at all: it is filled under another name and renamed. A lock lets one process
     write while others wait, so whatever unfinished folder is found under it was left by a process that died.
