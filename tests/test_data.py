@@ -4,7 +4,6 @@ import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,23 +11,9 @@ from hypothesis import strategies as st
 
 from mltrain.data import Loader, ResumableLoader
 from mltrain.errors import StateMismatch, UsageError
-from mltrain.rng import Rng, seed_everything
 from tests.support.batches import epoch_of
 from tests.support.equality import identical
-
-
-class Noisy:
-    """Items that tell their index and draw from all three generators."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
-        draws = [random.random(), float(np.random.randn()), float(torch.rand(()))]
-        return index, torch.tensor(draws, dtype=torch.float64)
+from tests.support.items import Noisy, loader, order
 
 
 class Counted(Noisy):
@@ -36,14 +21,6 @@ class Counted(Noisy):
 
     def __getitems__(self, indices: list[int]) -> list[tuple[int, torch.Tensor]]:
         return [(index, torch.tensor(random.random(), dtype=torch.float64)) for index in indices]
-
-
-def loader(size: int = 10, batch_size: int = 3, **options: Any) -> ResumableLoader:
-    return ResumableLoader(Noisy(size), batch_size, **{"seed": 5, **options})
-
-
-def order(batches: list[Any]) -> list[int]:
-    return [int(index) for batch in batches for index in batch[0]]
 
 
 def test_an_epoch_has_every_item_once_in_an_order_of_its_own() -> None:
@@ -134,62 +111,6 @@ def test_a_loop_that_was_left_goes_on_where_it_was() -> None:
     assert identical([*got, *batches], whole)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_the_number_of_workers_changes_nothing() -> None:
-    alone, helped = loader(), loader(num_workers=2)
-    before = Rng().state_dict()
-    assert identical(epoch_of(helped), epoch_of(alone))
-    assert identical(Rng().state_dict(), before), "the random numbers of the training are left alone"
-
-
-def test_fetching_leaves_the_random_numbers_of_the_training_as_they_were() -> None:
-    seed_everything(1)
-    before = Rng().state_dict()
-    epoch_of(loader())
-    assert identical(Rng().state_dict(), before)
-
-
-def test_a_mistake_in_the_data_leaves_the_random_numbers_of_the_training_as_they_were() -> None:
-    class Broken(Noisy):
-        def __getitem__(self, index: int) -> Any:
-            random.random()
-            raise OSError("unreadable")
-
-    before = Rng().state_dict()
-    with pytest.raises(OSError, match="unreadable"):
-        epoch_of(ResumableLoader(Broken(3), 2))
-    assert identical(Rng().state_dict(), before)
-
-
-def test_the_random_numbers_of_the_training_do_not_change_the_data() -> None:
-    seed_everything(1)
-    one = epoch_of(loader())
-    seed_everything(2)
-    torch.rand(7)
-    assert identical(epoch_of(loader()), one)
-
-
-def test_every_batch_of_every_epoch_has_draws_of_its_own() -> None:
-    batches = loader()
-    draws = [float(batch[1][0, 0]) for _ in range(3) for batch in batches]
-    assert len(set(draws)) == len(draws) == 12
-
-
-@pytest.mark.parametrize("seed_samples", [True, False])
-def test_only_with_a_seed_for_every_sample_it_does_not_matter_what_the_others_draw(seed_samples: bool) -> None:
-    class Greedy(Noisy):
-        def __getitem__(self, index: int) -> Any:
-            if index == 0:
-                torch.rand(5)
-                random.random()
-            return super().__getitem__(index)
-
-    def draws(dataset: Noisy) -> list[torch.Tensor]:
-        return next(iter(ResumableLoader(dataset, 6, seed=1, shuffle=False, seed_samples=seed_samples)))[1][1:]
-
-    assert identical(draws(Greedy(6)), draws(Noisy(6))) == seed_samples
-
-
 class Counting:
     """Items that each hold how many were fetched up to it."""
 
@@ -256,21 +177,9 @@ def test_copies_of_a_dataset_in_workers_leave_no_state_behind() -> None:
     assert alone.dataset.fetched == 8, "a checkpoint without a state of the dataset leaves it as it is"
 
 
-@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
-def test_pinned_batches_leave_the_random_numbers_of_the_training_alone() -> None:
-    before = Rng().state_dict()
-    assert identical(epoch_of(loader(pin_memory=True)), epoch_of(loader()))
-    assert identical(Rng().state_dict(), before)
-
-
 def test_a_dataset_may_fetch_a_batch_at_a_time() -> None:
     batches = ResumableLoader(Counted(5), 2, seed=3)
     assert sorted(order(epoch_of(batches))) == list(range(5))
-
-
-def test_the_seed_is_that_of_the_training_when_none_is_given() -> None:
-    torch.manual_seed(77)
-    assert ResumableLoader(Noisy(4), 2).seed == 77
 
 
 def test_a_batch_may_be_made_by_a_function_of_ones_own() -> None:
@@ -322,55 +231,3 @@ def test_invalid_arguments_are_refused(make: Any, what: str) -> None:
 def test_weights_that_are_no_proportions_are_refused(weights: list[float]) -> None:
     with pytest.raises(UsageError, match="The weights are invalid"):
         ResumableLoader(Noisy(3), 2, weights=weights)
-
-
-@pytest.mark.parametrize("items", [40, 41, 47])
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_several_processes_share_each_batch_without_doing_an_item_twice_or_leaving_one_out(
-    items: int, drop_last: bool
-) -> None:
-    def loader(rank: int, ranks: int) -> ResumableLoader:
-        made = ResumableLoader(range(items), 8, seed=3, drop_last=drop_last, collate=list)
-        if ranks > 1:
-            made.divide(rank, ranks)
-        return made
-
-    def parts(loader: ResumableLoader) -> list[list[int]]:
-        return [batch if loader.weight else [] for batch in loader]
-
-    def joined(of_ranks: list[list[list[int]]]) -> list[list[int]]:
-        return [[item for part in of_batch for item in part] for of_batch in zip(*of_ranks, strict=True)]
-
-    alone = loader(0, 1)
-    whole = [batch for _ in range(2) for batch in alone]
-    for ranks in range(2, 9):
-        divided = [loader(rank, ranks) for rank in range(ranks)]
-        shared = [[part for _ in range(2) for part in parts(one)] for one in divided]
-        assert joined(shared) == whole, ranks
-        assert {str(one.state_dict()) for one in divided} == {str(alone.state_dict())}
-
-    position = loader(1, 3)  # in the middle of an epoch, from which another number of processes goes on
-    assert len([batch for batch, _ in zip(position, range(2), strict=False)]) == 2
-    state = position.state_dict()
-    rest = []
-    for rank in range(2):
-        other = loader(rank, 2)
-        other.load_state_dict(state)
-        rest.append(parts(other))
-    assert joined(rest) == whole[state["batch"] : len(alone)]
-
-
-def test_what_augmentation_draws_does_not_depend_on_how_many_processes_there_are() -> None:
-    drawn = {}
-    for ranks in (2, 3):
-        loaders = [ResumableLoader(Noisy(24), 6, seed=3, collate=list) for _ in range(ranks)]
-        for rank, one in enumerate(loaders):
-            one.divide(rank, ranks)
-        items = [item for one in loaders for batch in one for item in batch]
-        drawn[ranks] = sorted((index, *draws.tolist()) for index, draws in items)
-    assert drawn[2] == drawn[3]
-
-
-def test_a_batch_has_an_item_for_every_process() -> None:
-    with pytest.raises(UsageError, match="batch_size=3 is shared by 4 processes"):
-        ResumableLoader(range(44), 3).divide(0, 4)
