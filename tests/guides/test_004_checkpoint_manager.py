@@ -2,77 +2,17 @@
 
 import inspect
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import mlflow
 import pytest
 import torch
-from torch import nn
 
 from mltrain import CheckpointManager
-from tests.support import tiny
-from tests.support.database import fresh_database
-from tests.support.shell import Shell
+from tests.support.guide_004 import Training, basic_usage, create_model, visible
 
-
-def create_model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Linear(4, 2)
-
-
-def visible(folder: Path) -> list[str]:
-    """What ``ls`` shows, shorter names first."""
-    return sorted((path.name for path in folder.iterdir() if not path.name.startswith(".")), key=lambda n: (len(n), n))
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-class Training:
-    """The guide's model, optimizer and schedule, and the state that its examples save."""
-
-    def __init__(self) -> None:
-        self.model = create_model()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
-        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 10)
-
-    def one_epoch(self) -> float:
-        self.optimizer.zero_grad()
-        loss = self.model(torch.ones(3, 4)).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.scheduler.step()
-        return float(loss.detach())
-
-    def state(self, epoch: int, **more: Any) -> dict[str, Any]:
-        return {
-            "epoch": epoch,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            **more,
-        }
-
-
-def basic_usage(ckpt_mgr: CheckpointManager, epochs: int) -> Training:
-    """The loop of 基础用法."""
-    training, best_acc = Training(), 0.0
-    for epoch in range(epochs):
-        train_loss, val_acc = training.one_epoch(), 50.0 + (epoch if epoch % 7 == 3 else 0)
-        state = training.state(epoch, best_acc=best_acc, train_loss=train_loss, val_acc=val_acc)
-        ckpt_mgr.save_epoch_checkpoint(state, epoch)
-        if val_acc > best_acc:
-            best_acc = val_acc
-            ckpt_mgr.save_best_model(state, metric=best_acc)
-    return training
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def test_the_constructor_the_constants_and_the_methods() -> None:
@@ -254,89 +194,3 @@ def test_in_a_trainer_class() -> None:
     assert again.best_metric == 4.0
     again.ckpt_mgr.close()
     assert visible(Path("checkpoints"))[0] == "best_model.pth"
-
-
-def test_with_an_active_run_the_same_calls_work_on_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    mlflow.set_tracking_uri(database(tmp_path))
-    with mlflow.start_run() as run:
-        manager = CheckpointManager(device="cpu", max_to_keep=5)
-        assert manager.run.id == run.info.run_id
-        basic_usage(manager, 10)
-        assert manager.load_best_model()["val_acc"] == 53.0  # type: ignore[index]
-        manager.close()
-    assert not Path("checkpoints").exists()
-    assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
-
-
-def database(folder: Path) -> str:
-    fresh_database(folder / "mlflow.db", folder / "mlruns")
-    return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-ENDINGS = {"": "FINISHED", "raise ValueError('boom')": "FAILED", "raise KeyboardInterrupt": "KILLED"}
-
-
-def test_a_script_that_never_calls_close_ends_as_it_ended(tmp_path: Path) -> None:
-    """One process after another takes seconds, so the three endings run at once."""
-    script = (
-        "import torch; from mltrain import CheckpointManager\n"
-        "manager = CheckpointManager(); print(manager.run.id)\n"
-        "manager.save_epoch_checkpoint({'model': {'weight': torch.ones(2)}}, 1)\n"
-    )
-    uri = database(tmp_path)
-    environment = {**os.environ, "MLTRAIN_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": uri}
-    started = {
-        ending: subprocess.Popen(
-            [sys.executable, "-c", script + ending],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        for ending in ENDINGS
-    }
-    ids = {ending: process.communicate(timeout=120)[0].strip() for ending, process in started.items()}
-    client = mlflow.MlflowClient(uri)
-    assert {ending: client.get_run(run_id).info.status for ending, run_id in ids.items()} == ENDINGS
-
-
-def test_the_commands_read_the_folder_and_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shell = Shell(tmp_path, monkeypatch, capsys)
-    with CheckpointManager(save_dir="./my checkpoints", device="cpu", max_to_keep=5) as ckpt_mgr:
-        training = basic_usage(ckpt_mgr, 4)
-        ckpt_mgr.save_interrupt_checkpoint(training.state(4, best_acc=53.0))
-    Path("my checkpoints").rename("checkpoints")  # a folder may be moved
-    listed = shell.type("checkpoints ./checkpoints")
-    assert "Checkpoints of folder checkpoints" in listed
-    assert json.loads(shell.type("checkpoints checkpoints --json"))[-1]["kind"] == "interrupted"
-    assert "5 intact, 0 damaged" in shell.type("verify checkpoints")
-    assert "1 intact, 0 damaged" in shell.type("verify ./checkpoints/best_model.pth")
-    assert "of file checkpoints/best_model.pth: epoch 3" in shell.type("inspect checkpoints/best_model.pth")
-    facts = json.loads(shell.type("inspect checkpoints/checkpoint_epoch_2.pth --json"))
-    assert {part["part"] for part in facts["parts"]} >= {"model", "optimizer", "scheduler", "best_acc"}
-    imported = shell.type("import checkpoints/best_model.pth")
-    assert "taken  optimizer" in imported
-    content = bytearray(Path("checkpoints/checkpoint_epoch_1.pth").read_bytes())
-    content[content.index(b"weight") + 400] ^= 1
-    Path("checkpoints/checkpoint_epoch_1.pth").write_bytes(content)
-    assert "4 intact, 1 damaged" in shell.type("verify checkpoints", code=3)
-    assert "There is no file and no folder" in shell.type("verify ./chekpoints", code=2)
-    (tmp_path / "empty").mkdir()
-    assert "holds no checkpoint" in shell.type("checkpoints empty", code=3)
-
-
-def test_a_training_goes_on_from_a_file_of_the_manager(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shell = Shell(tmp_path, monkeypatch, capsys)
-    task = tiny.build(tiny.Config())
-    parts = {
-        name: part.state_dict() for name, part in task.parts().items() if name in ("model", "optimizer", "scheduler")
-    }
-    with CheckpointManager(save_dir="checkpoints") as ckpt_mgr:
-        ckpt_mgr.save_epoch_checkpoint({"epoch": 2, **parts}, 2)
-    begun = shell.type(f"train {tiny.__file__} --epochs 3 --resume checkpoints/checkpoint_epoch_2.pth")
-    assert "epoch 3 of 3" in begun
