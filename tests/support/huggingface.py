@@ -7,12 +7,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mltrain.adapters.huggingface import MltrainCallback, restore
+from mltrain.run.checkpoints import open_checkpoints
 
 STEPS = 24
 
@@ -94,6 +96,29 @@ def trainer(folder: Path, *callbacks: Any, net: nn.Module | None = None, data: A
         eval_dataset=Numbers(32, 1),
         callbacks=list(callbacks),
     )
+
+
+def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """All points of what does not tell the time."""
+    client = mlflow.MlflowClient()
+    clock = ("runtime", "_per_second", "total_flos", "train_loss")
+    keys = [k for k in client.get_run(run_id).data.metrics if not k.startswith("system/") and not k.endswith(clock)]
+    return {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in keys}
+
+
+def status(run_id: str | None) -> str:
+    return str(mlflow.get_run(str(run_id)).info.status)
+
+
+def steps(run_id: str | None) -> list[tuple[int, str]]:
+    return [(one.step, one.kind) for one in open_checkpoints(str(run_id)).all()]
+
+
+def raising(error: BaseException) -> Any:
+    def action() -> None:
+        raise error
+
+    return action
 
 
 def main(words: list[str]) -> None:
