@@ -6,8 +6,6 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "mltrain"
 DECLARATIONS = "declares names or protocols and does nothing"
 ELSEWHERE = {
-    "adapters/huggingface_folder.py": "adapters/test_huggingface.py",
-    "adapters/huggingface_parts.py": "adapters/test_huggingface.py",
     "adapters/lightning_loops.py": "adapters/test_lightning.py",
     "adapters/lightning_parts.py": "adapters/test_lightning.py",
     "adapters/position.py": "adapters/test_accelerate.py",
@@ -18,13 +16,12 @@ ELSEWHERE = {
     "commands/logged_model.py": "cli/test_model.py",
     "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,
-    "checkpoint/flat_tensors.py": "checkpoint/test_pytree.py",
     "compat/rest_entities.py": "compat/test_rest.py",
     "compat/rest_server.py": "compat/test_rest.py",
     "delivery/media.py": "run/test_ending.py",
     "distributed/gradients.py": "distributed/test_world.py",
     "distributed/loading.py": "distributed/test_sharding.py",
-    "distributed/parts.py": "distributed/test_uploads.py",
+    "distributed/parts.py": "distributed/test_remote_store.py",
     "distributed/pieces.py": "distributed/test_sharding.py",
     "distributed/saving.py": "distributed/test_sharding.py",
     "distributed/task.py": "distributed/test_training.py",
