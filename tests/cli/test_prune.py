@@ -12,7 +12,7 @@ def test_without_yes_prune_asks_and_removes_nothing(workplace: Workplace) -> Non
 
 def test_a_live_run_is_not_pruned_from_outside(workplace: Workplace) -> None:
     started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05")
-    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
+    run_id = started.run_id
     started.until("epoch ")
     assert workplace.mltrain("prune", run_id, "--keep", "Latest(1)", "--yes").code == 4
     whole = workplace.mltrain("prune", "--experiment", "Default", "--keep", "Latest(1)", "--yes", "--json").json

@@ -13,7 +13,7 @@ from tests.support.workplace import Workplace
 
 def test_another_terminal_follows_a_training_to_its_end(workplace: Workplace) -> None:
     training = workplace.start("train", "tiny.py", "epochs=3", "sleep=0.05")
-    run_id = training.until("run_id=").partition("run_id=")[2].split()[0]
+    run_id = training.run_id
     watched = workplace.elsewhere("there").start("watch", run_id, "--every", "0.2")
     assert training.wait().code == 0
     done = watched.wait()

@@ -1,11 +1,12 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.proxy import FaultProxy
 from tests.support.forkserver import ForkServer
+from tests.support.mounted import MountedDisk
 from tests.support.servers import TrackingServer
 from tests.support.workplace import Workplace
 
@@ -43,3 +44,17 @@ def proxy(tracking: TrackingServer) -> Iterator[FaultProxy]:
 def disturbed(proxy: FaultProxy, tmp_path: Path, fork_server: ForkServer) -> Workplace:
     """A machine that reaches the tracking server through the proxy."""
     return Workplace(tmp_path / "disturbed", fork_server, proxy.uri)
+
+
+@pytest.fixture
+def mounted() -> Iterator[Callable[..., MountedDisk]]:
+    """Mount small filesystems until the test ends."""
+    disks: list[MountedDisk] = []
+
+    def mount(place: Path, options: str = "size=3m") -> MountedDisk:
+        disks.append(MountedDisk(place, options))
+        return disks[-1]
+
+    yield mount
+    for disk in disks:
+        disk.unmount()

@@ -97,7 +97,7 @@ def test_a_stopped_holder_that_wakes_up_after_a_takeover_changes_nothing(
     (workplace.folder / "asleep.py").write_text(ASLEEP)
     os.mkfifo(workplace.folder / "quiet")
     holder = workplace.start("train", "asleep.py", "epochs=1000", *words, STOP_HERE="yes")
-    run_id = holder.until("run_id=").partition("run_id=")[2].split()[0]
+    run_id = holder.run_id
     saved = 8 if words else 6  # or the end of the first epoch
     eventually(lambda: is_delivered(workplace, run_id, f"step-{saved:09d}-a01", 8), "the delivery of step 8")
     (workplace.folder / "quiet").write_text("")
@@ -119,7 +119,7 @@ def test_a_stopped_holder_that_wakes_up_after_a_takeover_changes_nothing(
 
 def test_a_live_holder_that_is_taken_over_stops_while_the_other_trains(workplace: Workplace) -> None:
     holder = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05")
-    run_id = holder.until("run_id=").partition("run_id=")[2].split()[0]
+    run_id = holder.run_id
     holder.until("epoch    1/")
     taker = workplace.start("train", "--resume-run", run_id, "--take-over", "epochs=40", "sleep=0.03")
     taker.until("run_id=")
@@ -212,7 +212,7 @@ def test_a_live_holder_in_another_container_is_not_dead(workplace: Workplace) ->
         assert row["state"] == "running elsewhere"
         # And the other way round: the container's mltrain looks at a holder outside.
         outside = workplace.start("train", "tiny.py", "epochs=100000", "sleep=0.05")
-        second = outside.until("run_id=").partition("run_id=")[2].split()[0]
+        second = outside.run_id
         with in_a_container(other, "train", "--resume-run", second) as asking:
             assert asking.wait(240) == 4
         outside.child.kill(signal.SIGKILL)

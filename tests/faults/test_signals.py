@@ -40,7 +40,7 @@ def test_an_interrupt_before_the_first_step_leaves_no_checkpoint_and_a_killed_ru
     slow = "import time\nfrom tiny import Config\n\ndef build(config):\n    time.sleep(30)\n"
     (workplace.folder / "slow.py").write_text(slow, encoding="utf-8")
     started = workplace.start("train", "slow.py", "--resume-run", first.run_id)
-    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
+    run_id = started.run_id
     let_pass(0.5)
     started.child.kill(signal.SIGINT)
     done = started.wait(30)
@@ -100,7 +100,7 @@ def test_a_nonfinite_loss_aborts_with_its_own_code(workplace: Workplace) -> None
 
 def test_a_live_run_is_not_resumed_by_a_second_process(workplace: Workplace) -> None:
     started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05")
-    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
+    run_id = started.run_id
     started.until("Training on cpu")
     second = workplace.mltrain("train", "--resume-run", run_id)
     assert second.code == 4, second.err

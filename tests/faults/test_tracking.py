@@ -21,8 +21,11 @@ from tests.support.workplace import Done, Workplace
 pytestmark = pytest.mark.faults
 
 FULL = os.environ.get("MLTRAIN_SWEEP") == "full"
+
 SEED = int(os.environ.get("MLTRAIN_SEED", "6"))
+
 EVERYTHING = "."
+
 QUICK = {"MLTRAIN_GRACE_SECONDS": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
 
 Undisturbed = tuple[Workplace, str]
@@ -205,7 +208,7 @@ def test_kills_and_resumes_through_a_bad_network_end_as_one_undisturbed_run(
     proxy.hang_seconds = 3.0
     patient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLTRAIN_GRACE_SECONDS": "60"}
     started = disturbed.start("train", "tiny.py", *words, "sleep=0.12", **patient)
-    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
+    run_id = started.run_id
     kills = 0
     for _ in range(cycles):
         started.until("Training on")
@@ -259,51 +262,3 @@ def test_heartbeats_go_on_while_the_artifact_store_answers_nothing(
     assert proxy.happened["hang"] > 0
     started.child.kill(signal.SIGKILL)
     started.wait()
-
-
-def test_a_run_that_is_deleted_and_restored_while_it_trains_is_complete_at_its_end(workplace: Workplace) -> None:
-    started = workplace.start("train", "tiny.py", "epochs=40", "sleep=0.1")
-    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
-    started.until("epoch    1/")
-    client = MlflowClient(workplace.uri)
-    client.delete_experiment("0")  # and with it its runs
-    eventually(lambda: "was deleted" in started.err.read_text())
-    client.restore_experiment("0")
-    done = started.wait()
-    assert done.code == 0, done.err
-    run = client.get_run(run_id)
-    assert (run.info.status, run.data.metrics["epoch"]) == ("FINISHED", 40)
-    assert len(client.get_metric_history(run_id, "val/loss")) == 40
-    assert "mltrain sync" not in done.out
-
-
-def test_a_run_that_is_deleted_meanwhile_goes_on_and_is_sent_when_it_is_back(
-    workplace: Workplace, undisturbed: Undisturbed
-) -> None:
-    started = workplace.start("train", "tiny.py", "sleep=0.3", MLTRAIN_GRACE_SECONDS="2")
-    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
-    started.until("epoch    1/4")
-    client = MlflowClient(workplace.uri)
-    client.delete_run(run_id)
-    done = started.wait()
-    assert done.code == 0, done.err
-    assert "was deleted" in done.err
-    assert "mltrain sync" in done.out
-    client.restore_run(run_id)
-    assert workplace.mltrain("sync").code == 0
-    reference, reference_id = undisturbed
-    assert workplace.points(run_id) == reference.points(reference_id)
-    assert client.get_run(run_id).info.status == "FINISHED"
-
-
-def test_a_run_that_somebody_sets_finished_is_running_again_and_a_warning_reports_it(workplace: Workplace) -> None:
-    started = workplace.start("train", "tiny.py", "epochs=1000", "sleep=0.05")
-    run_id = started.until("run_id=").partition("run_id=")[2].split()[0]
-    started.until("epoch ")
-    client = MlflowClient(workplace.uri)
-    client.set_terminated(run_id, "FINISHED")
-    eventually(lambda: client.get_run(run_id).info.status == "RUNNING", "a run that is RUNNING again")
-    started.child.kill(signal.SIGTERM)
-    done = started.wait()
-    assert "Somebody set the run to FINISHED" in done.err
-    assert client.get_run(run_id).info.status == "KILLED"

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,20 +42,42 @@ class Started:
 
     def wait(self, timeout: float = 120) -> Done:
         code = self.child.wait(timeout)
-        # It may die before it has opened them.
-        out, err = (file.read_text() if file.exists() else "" for file in (self.out, self.err))
-        return Done(code, out, err)
+        return Done(code, _text(self.out), _text(self.err))
 
     def until(self, text: str, timeout: float = 60) -> str:
         """Wait until the output holds a text; return the output."""
+        self._until(lambda: text in _text(self.out), text, timeout)
+        return _text(self.out)
+
+    def until_reported(self, text: str, timeout: float = 60) -> None:
+        """Wait until the output or the errors hold a text."""
+        self._until(lambda: text in _text(self.out) + _text(self.err), text, timeout)
+
+    @property
+    def run_id(self) -> str:
+        """The id of its run, once it is printed."""
+        return self.run_id
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the last line about one."""
+        lines = [line for line in _text(self.out).splitlines() if line.startswith("epoch ")]
+        return int(lines[-1].split()[1].split("/")[0])
+
+    def _until(self, happened: Callable[[], bool], text: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            said = self.out.read_text() if self.out.exists() else ""
-            if text in said:
-                return said
-            if self.child.ended.wait(0.02):
+            ended = self.child.ended.wait(0.02)  # looked at first: what it printed last counts
+            if happened():
+                return
+            if ended:
                 break
-        raise AssertionError(f"{text!r} never came: {self.out.read_text()} {self.err.read_text()}")
+        raise AssertionError(f"{text!r} never came: {_text(self.out)} {_text(self.err)}")
+
+
+def _text(file: Path) -> str:
+    """Return what a command has printed so far; nothing, before it has opened the file."""
+    return file.read_text() if file.exists() else ""
 
 
 class Workplace:
@@ -94,6 +117,12 @@ class Workplace:
     def checkpoint_names(self, run_id: str) -> list[str]:
         """The names of a run's checkpoints, the newest last."""
         return [row["checkpoint"] for row in self.mltrain("checkpoints", run_id, "--json").json]
+
+    def intact(self, run_id: str) -> int:
+        """Return how many checkpoints a run has, none of them damaged."""
+        done = self.mltrain("verify", run_id, "--json")
+        assert (done.code, done.json["damaged"]) == (0, {}), done.out
+        return len(done.json["intact"])
 
     def points(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
         """All (step, value) of every metric that does not tell the time, in the order of the store."""
