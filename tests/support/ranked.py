@@ -36,6 +36,7 @@ def build(config: Config) -> mltrain.Task:
     if config.die_at_commit and os.environ.get("RANK") == "0":
         die_at_commit(config.die_at_commit)
     if config.die_at_manifest and os.environ.get("RANK") == "0":
+        upload_before_next()
         signalled_at("upload", config.die_at_manifest, signal.SIGKILL, lambda file, *_: file.name == "manifest.json")
     if config.stop_at_upload and os.environ.get("RANK") == "1":
         signalled_at(
@@ -63,6 +64,19 @@ def die_at_commit(number: int) -> None:
         return commit(*given)
 
     Staging.commit = counted  # type: ignore[method-assign]
+
+
+def upload_before_next() -> None:
+    """Let this process stage no checkpoint before the last one is uploaded, so that a fault always meets the same one."""
+    from mltrain.checkpoint.committer import Committer
+
+    stage = Committer._stage
+
+    def waited(committer: Committer, *given: Any) -> Any:
+        committer._uploads.wait()
+        return stage(committer, *given)
+
+    Committer._stage = waited  # type: ignore[method-assign]
 
 
 def signalled_at(method: str, number: int, what: signal.Signals, counts: Any) -> None:
