@@ -20,6 +20,7 @@ from tests.support.workplace import Workplace
 
 if TYPE_CHECKING:
     from mltrain.tracking.client import TrackingClient
+    from tests.support.example_pipelines import TinyPipeline
 
 # How long an example takes depends on the machine.
 hypothesis.settings.register_profile(
@@ -149,6 +150,16 @@ def undisturbed(session_workplace: Workplace) -> tuple[Workplace, str]:
     done = session_workplace.mltrain("train", "tiny.py")
     assert done.code == 0, done.err
     return session_workplace, done.run_id
+
+
+@pytest.fixture(scope="session")
+def stopped_pipeline(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> "TinyPipeline":
+    """A pipeline whose first two stages are done and whose third was stopped. No test resumes it."""
+    from tests.support.example_pipelines import TinyPipeline
+
+    tiny = TinyPipeline(Workplace(tmp_path_factory.mktemp("pipeline") / "here", fork_server))
+    assert tiny("--mode", "resume", "epochs=1", "second.signal_at=3").code == 75
+    return tiny
 
 
 @pytest.fixture

@@ -16,14 +16,6 @@ from tests.support.workplace import Workplace
 CHECKOUT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def trained(session_workplace: Workplace) -> TinyPipeline:
-    """A pipeline whose first two stages are done; its tests change nothing."""
-    tiny = TinyPipeline(Workplace(session_workplace.folder.parent / "command", session_workplace.server))
-    assert tiny("--mode", "resume", "epochs=1", "second.signal_at=3").code == 75
-    return tiny
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -46,35 +38,40 @@ def trained(session_workplace: Workplace) -> TinyPipeline:
         (["--follow", "third"], "no stage 'third'"),
     ],
 )
-def test_invalid_arguments_are_refused_and_start_nothing(words: list[str], said: str, trained: TinyPipeline) -> None:
-    before = trained.runs()
-    done = trained(*words)
+def test_invalid_arguments_are_refused_and_start_nothing(
+    words: list[str], said: str, stopped_pipeline: TinyPipeline
+) -> None:
+    before = stopped_pipeline.runs()
+    done = stopped_pipeline(*words)
     assert done.code == 2, done.err
     assert said in done.err
     assert "Traceback" not in done.err
-    assert trained.runs() == before
+    assert stopped_pipeline.runs() == before
 
 
-def test_a_pipeline_is_named_or_found_by_its_run(trained: TinyPipeline) -> None:
-    nameless = trained.workplace.mltrain("pipeline", "--status")
+def test_a_pipeline_is_named_or_found_by_its_run(stopped_pipeline: TinyPipeline) -> None:
+    nameless = stopped_pipeline.workplace.mltrain("pipeline", "--status")
     assert nameless.code == 2
     assert "No pipeline is named" in nameless.err
-    (parent,) = trained.parents()
-    found = trained.workplace.mltrain("pipeline", "--run", parent, "--status", "--json")
+    (parent,) = stopped_pipeline.parents()
+    found = stopped_pipeline.workplace.mltrain("pipeline", "--run", parent, "--status", "--json")
     assert found.json["run_id"] == parent
-    unknown = trained.workplace.mltrain("pipeline", "no_match_message", "--status")
+    unknown = stopped_pipeline.workplace.mltrain("pipeline", "no_match_message", "--status")
     assert unknown.code == 2
     assert "There is no pipeline 'no_match_message'" in unknown.err
-    project = trained.workplace.mltrain("pipeline", "segmentation", "--status")
+    project = stopped_pipeline.workplace.mltrain("pipeline", "segmentation", "--status")
     assert (project.code, "Try: mltrain train segmentation" in project.err) == (2, True)
-    project = trained.workplace.mltrain("pipeline", "tiny.py", "--status")
+    project = stopped_pipeline.workplace.mltrain("pipeline", "tiny.py", "--status")
     assert "has no pipeline" in project.err
-    training = trained.workplace.mltrain("train", "tiny.py", "epochs=1")
-    assert "belongs to no pipeline" in trained.workplace.mltrain("pipeline", "--run", training.run_id, "--status").err
+    training = stopped_pipeline.workplace.mltrain("train", "tiny.py", "epochs=1")
+    assert (
+        "belongs to no pipeline"
+        in stopped_pipeline.workplace.mltrain("pipeline", "--run", training.run_id, "--status").err
+    )
 
 
-def test_a_stage_that_makes_files_is_no_project_of_its_own(trained: TinyPipeline) -> None:
-    done = trained.workplace.mltrain("train", "tiny_pipeline.py:numbers")
+def test_a_stage_that_makes_files_is_no_project_of_its_own(stopped_pipeline: TinyPipeline) -> None:
+    done = stopped_pipeline.workplace.mltrain("train", "tiny_pipeline.py:numbers")
     assert done.code == 2
     assert "mltrain pipeline tiny_pipeline.py --stage numbers" in done.err
 

@@ -17,6 +17,7 @@ from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.local import LocalArtifacts
 from mltrain.tracking.client import TrackingClient
 from tests.support.equality import identical
+from tests.support.forkserver import ForkServer
 from tests.support.waiting import eventually
 from tests.support.workplace import Done, Workplace
 
@@ -86,8 +87,8 @@ class Cardiac:
 
 
 @pytest.fixture(scope="module")
-def undisturbed_cardiac(session_workplace: Workplace) -> Cardiac:
-    cardiac = Cardiac(Workplace(session_workplace.folder.parent / "cardiac", session_workplace.server))
+def undisturbed_cardiac(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Cardiac:
+    cardiac = Cardiac(Workplace(tmp_path_factory.mktemp("cardiac") / "here", fork_server))
     done = cardiac.resume()
     assert done.code == 0, done.err
     return cardiac

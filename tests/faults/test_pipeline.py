@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.support.example_pipelines import STAGES, TinyPipeline
+from tests.support.forkserver import ForkServer
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
@@ -26,8 +27,8 @@ BETWEEN = [
 
 
 @pytest.fixture(scope="module")
-def undisturbed_pipeline(session_workplace: Workplace) -> TinyPipeline:
-    tiny = TinyPipeline(Workplace(session_workplace.folder.parent / "pipeline", session_workplace.server))
+def undisturbed_pipeline(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> TinyPipeline:
+    tiny = TinyPipeline(Workplace(tmp_path_factory.mktemp("pipeline") / "here", fork_server))
     done = tiny("--mode", "resume")
     assert done.code == 0, done.err
     return tiny

@@ -87,6 +87,7 @@ class Workplace:
         self.folder = folder
         self.server = server
         folder.mkdir(parents=True, exist_ok=True)
+        assert not (folder / TINY.name).exists(), f"{folder} belongs to another workplace, whose output would be read"
         shutil.copy(TINY, folder)
         if uri is None:
             fresh_database(folder / "mlflow.db", folder / "mlruns")
