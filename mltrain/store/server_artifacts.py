@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import requests
 
 ROOT = "/api/2.0/mlflow-artifacts/artifacts"
-MOST_AT_ONCE = 500 * 1024**2
-"""MLflow's client may send files of at least this many bytes in parts."""
 _PIECE = 1 << 20
 _UPLOAD_HEADERS = {"Content-Type": "application/octet-stream"}
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -43,12 +41,16 @@ class ServerArtifacts:
         tracking_uri: of the server.
         path: of the artifacts below the server's artifact root.
         other: opens MLflow's own repository of the same artifacts.
+        most_at_once: MLflow's client may send files of at least this many bytes in parts.
     """
 
-    def __init__(self, tracking_uri: str, path: str, other: Callable[[], Any]) -> None:
+    def __init__(
+        self, tracking_uri: str, path: str, other: Callable[[], Any], *, most_at_once: int = 500 * 1024**2
+    ) -> None:
         self.artifact_uri = f"{tracking_uri.rstrip('/')}{ROOT}/{path}"
         self._server, self._path = Server(tracking_uri), path
         self._open_other, self._other = other, None
+        self._most_at_once = most_at_once
 
     def list_artifacts(self, path: str | None = None) -> list[Any]:
         """Return path, size and kind of a folder's entries."""
@@ -76,7 +78,7 @@ class ServerArtifacts:
         file = Path(local_file)
 
         def sent() -> None:
-            if file.stat().st_size >= MOST_AT_ONCE:
+            if file.stat().st_size >= self._most_at_once:
                 raise _Refused
             with file.open("rb") as content:
                 self._request("PUT", self._place(artifact_path or "", file.name), data=content, headers=_UPLOAD_HEADERS)
@@ -90,7 +92,7 @@ class ServerArtifacts:
             NotImplementedError: the server accepts only files.
         """
         try:
-            if self._other is not None or len(content) >= MOST_AT_ONCE:  # type: ignore[arg-type]
+            if self._other is not None or len(content) >= self._most_at_once:  # type: ignore[arg-type]
                 raise _Refused
             self._request("PUT", self._place(path), data=content, headers=_UPLOAD_HEADERS)
         except _Refused:

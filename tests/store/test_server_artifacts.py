@@ -108,9 +108,7 @@ class Theirs:
         self.asked.append("log")
 
 
-def test_what_a_server_refuses_and_what_goes_in_parts_is_left_to_mlflow(
-    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_server_refuses_and_what_goes_in_parts_is_left_to_mlflow(tmp_path: Path, uri: str) -> None:
     file = tmp_path / "file.bin"
     file.write_bytes(b"content")
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
@@ -122,9 +120,8 @@ def test_what_a_server_refuses_and_what_goes_in_parts_is_left_to_mlflow(
         assert theirs.asked == ["list", "log"]
         server.shutdown()
     large = Theirs()
-    monkeypatch.setattr("mltrain.store.server_artifacts.MOST_AT_ONCE", 7)
-    ServerArtifacts(uri, "0/large", lambda: large).log_artifact(str(file))
+    ServerArtifacts(uri, "0/large", lambda: large, most_at_once=7).log_artifact(str(file))
     assert large.asked == ["log"]
-    for refusing in (repository, ServerArtifacts(uri, "0/large", lambda: large)):
+    for refusing in (repository, ServerArtifacts(uri, "0/large", lambda: large, most_at_once=7)):
         with pytest.raises(NotImplementedError):
             refusing.send("folder/c.bin", Streamed(b"1234567"))
