@@ -22,7 +22,6 @@ REVISIONS = frozenset({"dc11669786a5", "f4a9b2c7d1e6"})
 READS = frozenset({"get_run", "search_runs", "search_experiments", "get_experiment_by_name"})
 """The ``MlflowClient`` methods that a reader implements."""
 
-_SECONDS = 2.0
 _AT_ONCE = 500
 _TAG = re.compile(r"tags\.`([^`]+)` (=|!=) '([^']*)'")
 _BEGIN = re.compile(r"attributes\.run_id LIKE '([0-9a-f]+)%'")
@@ -79,10 +78,12 @@ class DatabaseReader:
 
     Args:
         file: of the database.
+        lock_seconds: to wait for another process that writes.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, lock_seconds: float = 2.0) -> None:
         self._file = file
+        self._lock_seconds = lock_seconds
 
     def get_run(self, run_id: str) -> Any:
         """Return a run, deleted or not."""
@@ -200,7 +201,7 @@ class DatabaseReader:
         """
         try:
             address = f"{self._file.absolute().as_uri()}?mode=ro"
-            with closing(sqlite3.connect(address, uri=True, timeout=_SECONDS)) as database:
+            with closing(sqlite3.connect(address, uri=True, timeout=self._lock_seconds)) as database:
                 database.execute("PRAGMA case_sensitive_like = true")
                 revisions = database.execute("SELECT version_num FROM alembic_version").fetchall()
                 if len(revisions) != 1 or revisions[0][0] not in REVISIONS:

@@ -154,10 +154,8 @@ def test_what_only_mlflow_understands_is_left_to_it(query: str, reader: Database
         reader.get_run("0" * 32)
 
 
-def test_a_database_that_is_locked_or_damaged_is_left_to_mlflow(
-    reader: DatabaseReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database, "_SECONDS", 0.0)
+def test_a_database_that_is_locked_or_damaged_is_left_to_mlflow(client: MlflowClient, tmp_path: Path) -> None:
+    reader = DatabaseReader(tmp_path / "mlflow.db", lock_seconds=0.0)
     with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as opened:
         opened.execute("BEGIN EXCLUSIVE")
         with pytest.raises(Unreadable):
