@@ -17,8 +17,6 @@ from mltrain.trainer.ranks import RNG
 
 log = logging.getLogger(__name__)
 
-_WORDS = 2**22
-
 
 def digest(tensor: Tensor) -> str:
     """Return a digest of a tensor's bytes.
@@ -35,13 +33,18 @@ def digest(tensor: Tensor) -> str:
     return sums(content)
 
 
-def sums(content: Tensor) -> str:
-    """Return the two sums of :func:`digest`, and the last bytes, which fill no word."""
+def sums(content: Tensor, at_once: int = 2**22) -> str:
+    """Return the two sums of :func:`digest`, and the last bytes, which fill no word.
+
+    Args:
+        content: bytes.
+        at_once: words that are widened to 64 bits at a time.
+    """
     tail = bytes(content[content.numel() & ~3 :].cpu().tolist())
     words = content[: content.numel() & ~3].view(torch.int32)
     first = second = 0
-    for begin in range(0, words.numel(), _WORDS):
-        chunk = words[begin : begin + _WORDS].to(torch.int64)
+    for begin in range(0, words.numel(), at_once):
+        chunk = words[begin : begin + at_once].to(torch.int64)
         places = torch.arange(begin + 1, begin + 1 + chunk.numel(), device=chunk.device)
         both = torch.stack([chunk.sum(), (chunk * places).sum()]).tolist()
         first, second = (first + both[0]) % 2**64, (second + both[1]) % 2**64
