@@ -1,6 +1,7 @@
 """A real tracking server with proxied artifacts: another machine, an outage in the middle, what is left behind."""
 
 import signal
+from contextlib import suppress
 
 import pytest
 
@@ -92,8 +93,9 @@ def test_a_third_interrupt_leaves_at_once(tracking: TrackingServer, remote: Work
     started.until("epoch    1/4")
     with tracking.hanging():
         for _ in range(3):
-            started.child.kill(signal.SIGINT)
-            let_pass(1.2 if started.child.code is None else 0)
-        done = started.wait(5)
+            with suppress(ProcessLookupError):  # it may leave at the second
+                started.child.kill(signal.SIGINT)
+            started.child.ended.wait(1.2)  # later than a second is another request
+        done = started.wait(30)
     assert done.code in (76, 130), done.out + done.err
     assert remote.mltrain("train", "--resume-run", done.run_id, "sleep=0").code == 0
