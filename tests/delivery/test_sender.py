@@ -15,6 +15,7 @@ from mltrain.delivery.sync import Existing, HostLock
 from mltrain.errors import StorageError
 from mltrain.store.local import LocalArtifacts
 from mltrain.tracking.client import TrackingClient
+from tests.support.waiting import eventually
 
 
 class Recording:
@@ -90,8 +91,7 @@ def denied(journal: Journal, folder: Path, **seconds: float) -> tuple[Recording,
         **seconds,
     )
     assert server.asked.acquire(timeout=20)
-    while sender.trouble is None:  # until it has taken notice
-        threading.Event().wait(0.01)
+    eventually(lambda: sender.trouble is not None, "the sender's notice")
     return server, sender
 
 
@@ -118,7 +118,7 @@ def test_what_is_granted_while_the_sender_drains_is_sent(journal: Journal, tmp_p
 
 def test_what_is_denied_to_the_end_is_left_in_the_journal(journal: Journal, tmp_path: Path) -> None:
     server, sender = denied(journal, tmp_path, held_at_the_end_seconds=0.05)
-    assert not sender.drain(0.3)
+    assert not sender.drain(2)
     assert server.asked.acquire(timeout=20)
     assert journal.unsent() == 1
     journal.close()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ from mltrain.ownership.lease import Lease
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.connection import Refusal
 from mltrain.tracking.tags import ATTEMPT_PREFIX, HEARTBEAT_TAG, STATUS_TAG
+from tests.support.waiting import eventually, let_pass
 
 RUN = "a" * 32
 
@@ -54,13 +55,6 @@ class Client:
         self.status = status
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-
-
 @pytest.fixture
 def client() -> Client:
     return Client()
@@ -89,25 +83,24 @@ def asleep(lease: Lease) -> None:
 
 
 def test_heartbeats_come_though_nobody_calls_the_lease(lease: Lease, client: Client) -> None:
-    until(lambda: len(client.beats) >= 3)
-    assert client.beats[:3] == ["1.1", "1.2", "1.3"]
+    eventually(lambda: {"1.1", "1.2", "1.3"} <= set(client.beats), client.beats)
 
 
 def test_a_question_that_hangs_does_not_hold_up_the_next_heartbeat(lease: Lease, client: Client) -> None:
-    until(lambda: bool(client.beats))
+    eventually(lambda: bool(client.beats))
     client.hanging = stuck = threading.Event()
     asked = client.asked
-    until(lambda: client.asked > asked)
+    eventually(lambda: client.asked > asked)
     client.hanging, beats = None, len(client.beats)
-    until(lambda: len(client.beats) > beats + 2)
+    eventually(lambda: len(client.beats) > beats + 2)
     assert not stuck.is_set()
     stuck.set()
 
 
 def test_only_a_few_heartbeats_hang_at_once(lease: Lease, client: Client) -> None:
     client.hanging = threading.Event()
-    until(lambda: client.asked >= lease_module._MAX_PENDING)
-    threading.Event().wait(0.3)
+    eventually(lambda: client.asked >= lease_module._MAX_PENDING)
+    let_pass(0.3)
     assert client.asked <= lease_module._MAX_PENDING + 1  # one may have been answered just before
     client.hanging.set()
 
@@ -125,19 +118,19 @@ def test_a_later_claim_of_another_ends_the_hold_for_good(lease: Lease, client: C
     client.attempts = 2
     assert lease.overtaken.wait(20)
     assert not lease.keep()
-    until(lambda: not any(thread.name == "mltrain-beat" for thread in threading.enumerate()))
+    eventually(lambda: not any(thread.name == "mltrain-beat" for thread in threading.enumerate()))
     beats = list(client.beats)
     client.attempts = 1
     assert not lease.keep()
     assert not lease.holds()
-    threading.Event().wait(0.2)
+    let_pass(0.2)
     assert client.beats == beats
 
 
 def test_its_own_next_attempt_is_not_somebody_else(lease: Lease, client: Client) -> None:
     lease.follow(2)
     client.attempts = 2
-    until(lambda: bool(client.beats) and client.beats[-1].startswith("2."))
+    eventually(lambda: bool(client.beats) and client.beats[-1].startswith("2."))
     assert lease.keep()
 
 
@@ -156,7 +149,7 @@ def test_who_was_asleep_asks_before_it_writes(quiet: Lease, client: Client) -> N
 
 def test_doubt_outlives_the_tick_after_the_sleep(quiet: Lease, client: Client) -> None:
     asleep(quiet)
-    until(lambda: quiet._doubted > quiet._confirmed)
+    eventually(lambda: quiet._doubted > quiet._confirmed)
     client.attempts = 2
     assert not quiet.holds()
 
@@ -166,9 +159,9 @@ def test_an_answer_from_before_the_sleep_does_not_end_the_doubt(quiet: Lease, cl
     quiet._confirmed -= 3601
     asking = threading.Thread(target=quiet.keep)
     asking.start()
-    until(lambda: client.asked == 1)
+    eventually(lambda: client.asked == 1)
     asleep(quiet)
-    until(lambda: quiet._doubted > quiet._confirmed)
+    eventually(lambda: quiet._doubted > quiet._confirmed)
     client.hanging.set()
     asking.join()
     client.attempts = 2
@@ -179,10 +172,10 @@ def test_who_could_not_deliver_heartbeats_for_the_lease_asks_before_it_writes(cl
     lease = Lease(TrackingClient("http://127.0.0.1:1", client), 1, beat_seconds=0.05, lease_seconds=0.1)
     lease.begin(RUN)
     client.answers = False
-    until(lease._doubtful)
+    eventually(lease._doubtful)
     assert not lease.holds(certainly=True)
     client.attempts, client.answers = 2, True
-    until(lambda: not lease.holds())
+    eventually(lambda: not lease.holds())
     assert lease.overtaken.is_set()
     lease.close()
 
@@ -195,7 +188,7 @@ def test_who_was_asleep_and_cannot_ask_goes_on_but_does_not_act_for_certain(clie
     assert lease.holds()
     assert not lease.holds(certainly=True)
     client.answers = True
-    until(lambda: lease.holds(certainly=True))
+    eventually(lambda: lease.holds(certainly=True))
     lease.close()
 
 
@@ -221,13 +214,13 @@ def test_a_deleted_run_is_reported_and_gets_no_heartbeat_until_it_is_restored(cl
     client.stage = "deleted"
     lease = Lease(TrackingClient("http://127.0.0.1:1", client), 1, beat_seconds=0.05)
     lease.begin(RUN)
-    until(lambda: lease.gone is not None)
+    eventually(lambda: lease.gone is not None)
     assert lease.keep()
     assert lease.gone is not None
     assert "was deleted" in lease.gone
     assert client.beats == []
     client.stage = "active"
-    until(lambda: bool(client.beats))
+    eventually(lambda: bool(client.beats))
     assert lease.gone is None
     lease.close()
 
@@ -237,14 +230,14 @@ def test_a_state_that_somebody_else_set_is_put_right_while_it_runs(
     status: str, said: str, lease: Lease, client: Client
 ) -> None:
     client.status, client.tags[STATUS_TAG] = status, said
-    until(lambda: (client.status, client.tags[STATUS_TAG]) == ("RUNNING", "running"))
+    eventually(lambda: (client.status, client.tags[STATUS_TAG]) == ("RUNNING", "running"))
 
 
 def test_how_the_run_ends_is_not_somebody_elses_doing_and_heartbeats_go_on(lease: Lease, client: Client) -> None:
     lease.end(10)
     client.status, client.tags[STATUS_TAG] = "FINISHED", "finished"
     beats = len(client.beats)
-    until(lambda: len(client.beats) > beats + 2)
+    eventually(lambda: len(client.beats) > beats + 2)
     assert (client.status, client.tags[STATUS_TAG]) == ("FINISHED", "finished")
 
 
@@ -271,7 +264,7 @@ def test_a_status_that_is_being_put_right_is_waited_for(lease: Lease, client: Cl
     assert ended == []
     go.set()
     ending.join(20)
-    threading.Event().wait(0.2)
+    let_pass(0.2)
     assert client.status == "KILLED"
 
 

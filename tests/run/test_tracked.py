@@ -11,10 +11,9 @@ from mltrain import CheckpointManager
 from mltrain.checkpoint.manifest import current_line
 from mltrain.errors import RunHeld
 from mltrain.ownership.attempts import ATTEMPTS_FILE
-from mltrain.ownership.lease import HEARTBEAT_SECONDS
 from mltrain.run.opening import open_run
-from mltrain.tracking.tags import ATTEMPT_PREFIX
-from tests.support.waiting import let_pass
+from mltrain.tracking.tags import ATTEMPT_PREFIX, HEARTBEAT_TAG
+from tests.support.waiting import eventually
 
 
 def state(step: int, value: float) -> dict[str, object]:
@@ -53,6 +52,11 @@ def test_a_loop_that_rolls_itself_back_goes_on_as_the_next_attempt(uri: str, tmp
     again.close()
 
 
+def heartbeat(uri: str) -> str:
+    (run,) = MlflowClient(uri).search_runs(["0"])
+    return str(run.data.tags.get(HEARTBEAT_TAG))
+
+
 def test_a_process_that_rolls_back_still_holds_its_run(uri: str) -> None:
     manager = CheckpointManager()
     manager.save(state(5, 1.0))
@@ -60,7 +64,8 @@ def test_a_process_that_rolls_back_still_holds_its_run(uri: str) -> None:
     manager.load("step:5")
     manager.save(state(6, 2.0))
     assert manager.run.ordinal == 2
-    let_pass(1.5 * HEARTBEAT_SECONDS)  # the heartbeat asks who holds the run
+    before = heartbeat(uri)
+    eventually(lambda: heartbeat(uri) != before, "a heartbeat, which asks who holds the run")
     assert not manager.run.overtaken
     manager.close()
     (run,) = MlflowClient(uri).search_runs(["0"])
