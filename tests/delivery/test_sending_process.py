@@ -140,10 +140,10 @@ def test_one_that_works_for_longer_than_it_may_be_silent_is_not_disabled(
     process_sender: SenderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talks = """read setting; echo '{"ready": true}'; read order
-    for i in 1 2 3 4; do sleep 0.5; echo '{"runs": true}'; done; echo '{"sent": 1}'; read end"""
+    for i in 1 2 3 4 5 6 7; do sleep 0.5; echo '{"runs": true}'; done; echo '{"sent": 1}'; read end"""
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda words, **options: start(["sh", "-c", talks], **options))
-    patient = SenderProcess(Path("journal"), "sqlite://", silent_seconds=1.5)
+    patient = SenderProcess(Path("journal"), "sqlite://", silent_seconds=3.0)
     started(patient, "0" * 32)
     patient.close()
 
