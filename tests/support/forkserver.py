@@ -68,7 +68,7 @@ class ForkServer:
             request = {"id": number, "argv": argv, "cwd": str(cwd), "env": env, "out": str(out), "err": str(err)}
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        child.started.wait(30)
+        assert child.started.wait(120), "the command did not start"
         return child
 
     def close(self) -> None:
