@@ -99,7 +99,7 @@ def terminal(tiny: TinyPipeline, answers: list[tuple[str, str]], *words: str) ->
         if asked and asked[0][0] in said:
             os.write(master, f"{asked.pop(0)[1]}\n".encode())
     os.close(master)
-    return process.wait(10), said
+    return process.wait(60), said
 
 
 def test_on_a_terminal_the_status_is_shown_and_a_menu_asks(workplace: Workplace) -> None:

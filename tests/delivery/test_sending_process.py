@@ -180,7 +180,7 @@ def test_one_that_is_closed_while_it_starts_ends(
     monkeypatch.setattr(subprocess, "Popen", slow)
     asking = threading.Thread(target=process_sender.deliver, args=("0" * 32, POINTS_A_BATCH))
     asking.start()
-    assert entered.wait(10)
+    assert entered.wait(60)
     process_sender.close()
     asking.join()
     assert process_sender._process is not None
@@ -213,7 +213,7 @@ def test_it_ends_with_the_process_that_started_it(process_sender: SenderProcess,
     assert process_sender._process is not None
     assert process_sender._process.stdin is not None
     process_sender._process.stdin.close()
-    assert process_sender._process.wait(10) == 0
+    assert process_sender._process.wait(60) == 0
 
 
 PARENT = """

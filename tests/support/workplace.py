@@ -44,12 +44,12 @@ class Started:
         code = self.child.wait(timeout)
         return Done(code, _text(self.out), _text(self.err))
 
-    def until(self, text: str, timeout: float = 60) -> str:
+    def until(self, text: str, timeout: float = 120) -> str:
         """Wait until the output holds a text; return the output."""
         self._until(lambda: text in _text(self.out), text, timeout)
         return _text(self.out)
 
-    def until_reported(self, text: str, timeout: float = 60) -> None:
+    def until_reported(self, text: str, timeout: float = 120) -> None:
         """Wait until the output or the errors hold a text."""
         self._until(lambda: text in _text(self.out) + _text(self.err), text, timeout)
 
