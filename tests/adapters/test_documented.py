@@ -18,9 +18,9 @@ from mltrain import ResumableLoader
 from mltrain.adapters.ignite import MltrainSaver
 from mltrain.adapters.lightning import MltrainCheckpoint
 from tests.adapters.lightning_nets import Net
-from tests.adapters.test_lightning import newest_run, points, status
 from tests.support.huggingface import trainer as small_trainer
 from tests.support.pages import execute
+from tests.support.recorded import newest_run, points, status
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}Warning") for kind in ("User", "Deprecation", "Future")]
 

@@ -13,7 +13,8 @@ from mltrain.errors import UsageError
 from mltrain.run.checkpoints import open_checkpoints
 from tests.support import huggingface as engine
 from tests.support.equality import identical
-from tests.support.huggingface import At, history, raising, status, steps, trainer
+from tests.support.huggingface import At, history, raising, steps, trainer
+from tests.support.recorded import status
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),

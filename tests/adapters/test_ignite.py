@@ -12,7 +12,8 @@ from mltrain.adapters.ignite import MltrainSaver
 from mltrain.adapters.origin import Address, Origin
 from mltrain.errors import RunNotFound, UnsupportedValue, UsageError
 from tests.adapters.ignite_loops import Loop, plain, resumable, sent, stateful
-from tests.adapters.test_lightning import equal, newest_run, points, status
+from tests.support.equality import identical
+from tests.support.recorded import newest_run, points, status
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}Warning") for kind in ("User", "Deprecation", "Future")]
 
@@ -29,7 +30,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(loader: Any, iterati
     assert Origin.read(Address(run_id)).manifest.step == iteration
     again = Loop(f"mltrain:{run_id}", loader=loader).run()
     assert (again.saver.run_id, status(run_id)) == (run_id, "FINISHED")
-    assert equal(whole.model.state_dict(), again.model.state_dict())
+    assert identical(dict(whole.model.state_dict()), dict(again.model.state_dict()))
     assert str(whole.optimizer.state_dict()) == str(again.optimizer.state_dict())
     assert points(run_id) == points(str(whole.saver.run_id))
     assert [step for step, _ in points(run_id)["loss"]] == list(range(1, 31))
@@ -43,7 +44,7 @@ def test_a_loader_without_a_position_continues_from_the_end_of_an_epoch(tracking
     run_id = newest_run()
     assert status(run_id) == "FAILED"
     again = Loop(f"mltrain:{run_id}", **options).run()
-    assert equal(whole.model.state_dict(), again.model.state_dict())
+    assert identical(dict(whole.model.state_dict()), dict(again.model.state_dict()))
     assert points(run_id) == points(str(whole.saver.run_id))
 
 
@@ -109,7 +110,7 @@ def test_a_folder_without_any_tracking(tracking: str, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         Loop(save_dir=tmp_path / "part", at=(13, sent(signal.SIGINT))).run()
     again = Loop(f"mltrain:{tmp_path / 'part'}").run()
-    assert equal(whole.model.state_dict(), again.model.state_dict())
+    assert identical(dict(whole.model.state_dict()), dict(again.model.state_dict()))
     assert mlflow.search_runs(["0"], output_format="list") == []
 
 

@@ -16,6 +16,8 @@ from mltrain.adapters.lightning import MltrainCheckpoint
 from mltrain.adapters.origin import Address, Origin
 from mltrain.errors import RunNotFound, UnsupportedValue, UsageError
 from tests.adapters.lightning_nets import SCENARIOS, Interruption, Net, fit, validation
+from tests.support.equality import identical
+from tests.support.recorded import newest_run, points, status
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # Lightning's advice on workers and logging intervals
@@ -23,25 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch's own parts that Lightning 2.6 calls
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-def points(run_id: str) -> dict[str, list[tuple[int, float]]]:
-    client = mlflow.MlflowClient()
-    keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith("system/")]
-    return {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in keys}
-
-
-def status(run_id: str) -> str:
-    return str(mlflow.get_run(run_id).info.status)
-
-
-def newest_run() -> str:
-    runs = mlflow.search_runs(["0"], output_format="list")
-    return str(max(runs, key=lambda run: run.info.start_time).info.run_id)
-
-
-def equal(one: Any, other: Any) -> bool:
-    return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -57,7 +40,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(scenario: str, track
     trainer, ours = fit(scenario, f"mltrain:{run_id}")
     assert (ours.run_id, status(run_id)) == (run_id, "FINISHED")
     assert points(run_id) == points(str(undisturbed.run_id))
-    assert equal(whole.lightning_module.state_dict(), trainer.lightning_module.state_dict())
+    assert identical(dict(whole.lightning_module.state_dict()), dict(trainer.lightning_module.state_dict()))
     assert trainer.global_step == whole.global_step
     assert trainer.current_epoch == whole.current_epoch
 
@@ -78,7 +61,7 @@ def test_an_error_is_a_failed_run_that_continues_before_the_step_that_failed(tra
     assert status(run_id) == "FAILED"
     assert Origin.read(Address(run_id)).manifest.step == 12
     trainer, _ = fit("epochs", f"mltrain:{run_id}")
-    assert equal(whole.lightning_module.state_dict(), trainer.lightning_module.state_dict())
+    assert identical(dict(whole.lightning_module.state_dict()), dict(trainer.lightning_module.state_dict()))
     assert points(run_id)["loss_step"] == points(str(undisturbed.run_id))["loss_step"]
     assert status(run_id) == "FINISHED"
 
@@ -104,7 +87,7 @@ def test_what_users_do_next(tracking: str) -> None:
     assert [step for step, _ in points(run_id)["test_loss"]] == [10]
     assert status(run_id) == "FINISHED"
     assert points(run_id)["epoch"][-1] == (10, 1.0)
-    assert equal(mltrain.load_best(run_id), Origin.read(Address(run_id, "best")).state["model"])
+    assert identical(dict(mltrain.load_best(run_id), Origin.read(Address(run_id), dict("best")).state["model"]))
 
     trainer.fit_loop.max_epochs = 2  # the state is in memory
     trainer.fit(trainer.lightning_module, SCENARIOS["epochs"][1](), validation())
@@ -116,7 +99,7 @@ def test_what_users_do_next(tracking: str) -> None:
     assert [step for step, _ in points(run_id)["loss_step"]] == list(range(1, 31))
     saved = Origin.read(Address(run_id))
     assert (saved.manifest.epoch, saved.manifest.kind) == (3, "epoch")
-    assert equal(saved.state["model"], longer.lightning_module.state_dict())
+    assert identical(dict(saved.state["model"]), dict(longer.lightning_module.state_dict()))
 
     finished, _ = fit("an epoch's schedule", f"mltrain:{run_id}", max_epochs=3)
     assert finished.global_step == 30
@@ -143,7 +126,7 @@ def test_a_folder_without_any_tracking(tracking: str, tmp_path: Any) -> None:
     with pytest.raises(UsageError, match=r"continue from mltrain:\./part"):
         fit("epochs", ours={"save_dir": "./part"})
     trainer, _ = fit("epochs", "mltrain:./part")
-    assert equal(whole.lightning_module.state_dict(), trainer.lightning_module.state_dict())
+    assert identical(dict(whole.lightning_module.state_dict()), dict(trainer.lightning_module.state_dict()))
     assert (tmp_path / "part" / "checkpoint_epoch_3.pth").is_file()
     assert mlflow.search_runs(["0"], output_format="list") == []
 

@@ -11,8 +11,9 @@ from mltrain.adapters.origin import Address, Origin
 from tests.adapters.conftest import tracking as tracking
 from tests.adapters.ignite_loops import Loop, plain, resumable, sent, stateful
 from tests.adapters.test_ignite import pytestmark
-from tests.adapters.test_lightning import equal, newest_run, points, status
+from tests.support.equality import identical
 from tests.support.forked import killed
+from tests.support.recorded import newest_run, points, status
 
 pytestmark = [*pytestmark, pytest.mark.faults]
 LOADERS: dict[str, dict[str, Any]] = {
@@ -37,7 +38,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(kind: str, tracking: str) 
     again = Loop(f"mltrain:{run_id}", **LOADERS[kind]).run()
     assert status(run_id) == "FINISHED"
     whole = Loop(**LOADERS[kind]).run()
-    assert equal(whole.model.state_dict(), again.model.state_dict())
+    assert identical(dict(whole.model.state_dict()), dict(again.model.state_dict()))
     assert str(whole.optimizer.state_dict()) == str(again.optimizer.state_dict())
     assert points(run_id) == points(str(whole.saver.run_id))
 
@@ -47,7 +48,7 @@ def test_a_loader_without_a_position_loses_its_place_within_an_epoch_and_nothing
     run_id = newest_run()
     again = Loop(f"mltrain:{run_id}", loader=plain)
     assert again.trainer.state.iteration == 15
-    assert equal(Origin.read(Address(run_id)).state["model"], again.model.state_dict())
+    assert identical(dict(Origin.read(Address(run_id)).state["model"]), dict(again.model.state_dict()))
     again.run()
     whole = Loop(loader=plain).run()
     mine, theirs = points(run_id)["loss"], points(str(whole.saver.run_id))["loss"]

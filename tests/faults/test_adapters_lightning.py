@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader
 from mltrain.adapters.origin import Address, Origin
 from tests.adapters.conftest import tracking as tracking
 from tests.adapters.lightning_nets import DATA, SCENARIOS, Interruption, fit
-from tests.adapters.test_lightning import equal, newest_run, points, pytestmark, status
+from tests.adapters.test_lightning import pytestmark
+from tests.support.equality import identical
 from tests.support.forked import killed
+from tests.support.recorded import newest_run, points, status
 
 pytestmark = [*pytestmark, pytest.mark.faults]
 SAMPLE = [
@@ -33,7 +35,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(scenario: str, tracking: s
     trainer, _ = fit(scenario, f"mltrain:{run_id}")
     assert status(run_id) == "FINISHED"
     whole, undisturbed = fit(scenario)
-    assert equal(whole.lightning_module.state_dict(), trainer.lightning_module.state_dict())
+    assert identical(dict(whole.lightning_module.state_dict()), dict(trainer.lightning_module.state_dict()))
     for mine, theirs in zip(trainer.optimizers, whole.optimizers, strict=True):
         assert str(mine.state_dict()) == str(theirs.state_dict())
     assert points(run_id) == points(str(undisturbed.run_id))
@@ -54,7 +56,7 @@ def test_a_loader_without_a_position_continues_exactly_from_the_end_of_an_epoch(
     run_id = newest_run()
     trainer, _ = plain(f"mltrain:{run_id}", every_n_train_steps=0)
     whole, undisturbed = plain(every_n_train_steps=0)
-    assert equal(whole.lightning_module.state_dict(), trainer.lightning_module.state_dict())
+    assert identical(dict(whole.lightning_module.state_dict()), dict(trainer.lightning_module.state_dict()))
     assert points(run_id) == points(str(undisturbed.run_id))
 
 

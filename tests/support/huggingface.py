@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mltrain.adapters.huggingface import MltrainCallback, restore
 from mltrain.run.checkpoints import open_checkpoints
+from tests.support.recorded import points
 
 STEPS = 24
 
@@ -100,14 +100,8 @@ def trainer(folder: Path, *callbacks: Any, net: nn.Module | None = None, data: A
 
 def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
     """All points of what does not tell the time."""
-    client = mlflow.MlflowClient()
     clock = ("runtime", "_per_second", "total_flos", "train_loss")
-    keys = [k for k in client.get_run(run_id).data.metrics if not k.startswith("system/") and not k.endswith(clock)]
-    return {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in keys}
-
-
-def status(run_id: str | None) -> str:
-    return str(mlflow.get_run(str(run_id)).info.status)
+    return {key: found for key, found in points(run_id).items() if not key.endswith(clock)}
 
 
 def steps(run_id: str | None) -> list[tuple[int, str]]:
