@@ -2,40 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from tests.support.launched import CHECKOUT, mlflow_run, visible
 from tests.support.waiting import eventually
 from tests.support.workplace import Workplace
-
-CHECKOUT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
-
-
-def mlflow_run(workplace: Workplace, *parameters: str, entry_point: str = "main") -> "subprocess.Popen[str]":
-    words = [word for parameter in parameters for word in ("-P", parameter)]
-    return subprocess.Popen(
-        [str(BIN / "mlflow"), "run", str(CHECKOUT), "-e", entry_point, "--env-manager", "local", *words],
-        cwd=workplace.folder,
-        env={**workplace.environment, "PATH": f"{BIN}:{workplace.environment['PATH']}"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def visible(workplace: Workplace, expected: int) -> dict[str, str]:
-    """The active runs with their statuses, once what follows the launcher has been cleared up."""
-    client = MlflowClient(workplace.uri)
-    eventually(lambda: len(client.search_runs(["0"])) == expected, f"{expected} visible runs")
-    return {run.info.run_id: str(run.info.status) for run in client.search_runs(["0"])}
 
 
 def test_a_training_and_its_resume_are_one_visible_run(workplace: Workplace) -> None:

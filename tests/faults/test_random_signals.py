@@ -11,9 +11,9 @@ from mlflow import MlflowClient
 
 from tests.faults.campaign import SEED, Reference, Victim, status, trials
 from tests.support.forkserver import ForkServer
+from tests.support.launched import mlflow_run, visible
 from tests.support.waiting import eventually, let_pass
 from tests.support.workplace import Workplace
-from tests.test_mlflow_run import mlflow_run, visible
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
 
