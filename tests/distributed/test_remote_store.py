@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.distributed.test_sharding import FSDP, TRAIN
 from tests.faults.proxy import FaultProxy, Rule
 from tests.support import ranks
-from tests.support.equality import identical
 from tests.support.places import BucketFiles, Files, FolderFiles
+from tests.support.ranks import FSDP, TRAIN, assert_ended_alike
 from tests.support.servers import BucketServer, TrackingServer
 from tests.support.waiting import eventually
 from tests.support.workplace import Done, Workplace
@@ -74,12 +73,6 @@ def undisturbed(here: Workplace) -> str:
     done = ranks.run(here, 2, *TRAIN, uuid.uuid4().hex, *FSDP)
     assert [rank.code for rank in done] == [0, 0], done
     return done[0].run_id
-
-
-def assert_ended_alike(here: Workplace, run_id: str, other: str) -> None:
-    parts, others = here.weights(run_id), here.weights(other)
-    assert [name for name in others if not identical(parts[name], others[name])] == []
-    assert here.points(run_id) == here.points(other)
 
 
 def test_ranks_upload_and_download_what_is_theirs_and_what_a_kill_left_is_completed(

@@ -11,12 +11,10 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from tests.support import ranks
-from tests.support.equality import identical
+from tests.support.ranks import FSDP, TRAIN, assert_ended_alike
 from tests.support.workplace import Workplace
 
-TRAIN = ("train", "ranked.py", "--run-key")
 STEMS = (("model", "safetensors"), ("state", "safetensors"), ("part", "json"))
-FSDP = ("strategy=fsdp", "epochs=2", "save_every_steps=2")
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +113,7 @@ def test_a_sharded_training_that_was_killed_ends_as_if_it_had_not_been(
     assert [rank.code for rank in again] == [0, 0], again
     assert again[0].run_id == stopped[0].run_id
     assert f"{newest.name} is damaged" in again[0].err, again[0].err
-    parts, others = place.weights(again[0].run_id), place.weights(undisturbed)
-    assert [name for name in others if not identical(parts[name], others[name])] == []
-    assert place.points(again[0].run_id) == place.points(undisturbed)
+    assert_ended_alike(place, again[0].run_id, undisturbed)
 
 
 def test_sharded_processes_train_what_one_process_trains_and_any_number_goes_on(place: Workplace) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.distributed.test_training import TRAIN, ended_alike, undisturbed  # noqa: F401 - a fixture
 from tests.faults.campaign import command_line
 from tests.support import ranks
+from tests.support.ranks import TRAIN, assert_ended_alike
 from tests.support.waiting import eventually
 from tests.support.workplace import Workplace
 
@@ -79,7 +79,7 @@ def test_a_signal_to_the_command_ends_with_a_checkpoint_from_which_it_goes_on(
     number: signal.Signals,
     code: int,
     place: Workplace,
-    undisturbed: str,  # noqa: F811
+    undisturbed: str,
 ) -> None:
     words = (*TRAIN, f"by-{number.name}", "epochs=2", "save_every_steps=2")
     started = command_line(place, *words, "--processes", "2", "sleep=0.5")
@@ -93,4 +93,4 @@ def test_a_signal_to_the_command_ends_with_a_checkpoint_from_which_it_goes_on(
     assert "step-" in place.checkpoint_names(run.info.run_id)[-1]
     again = ranks.run(place, 2, *words)
     assert [rank.code for rank in again] == [0, 0], again
-    ended_alike(place, run.info.run_id, undisturbed)
+    assert_ended_alike(place, run.info.run_id, undisturbed)

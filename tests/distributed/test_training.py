@@ -8,25 +8,8 @@ from mlflow import MlflowClient
 
 from mltrain.tracking.tags import RESUMED_FROM_TAG
 from tests.support import ranks
-from tests.support.equality import identical
+from tests.support.ranks import TRAIN, assert_ended_alike
 from tests.support.workplace import Workplace
-
-TRAIN = ("train", "ranked.py", "--run-key")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(place: Workplace) -> str:
-    done = ranks.run(place, 2, *TRAIN, "undisturbed", "epochs=2", "save_every_steps=2")
-    assert [rank.code for rank in done] == [0, 0], done
-    assert not done[1].out
-    assert not (place.folder / "unused").exists()
-    return done[0].run_id
-
-
-def ended_alike(place: Workplace, run_id: str, other: str) -> None:
-    parts, others = place.weights(run_id), place.weights(other)
-    assert [name for name in others if not identical(parts[name], others[name])] == []
-    assert place.points(run_id) == place.points(other)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +39,7 @@ def test_a_training_that_was_stopped_on_one_rank_ends_as_if_it_had_not_been(
     again = ranks.run(place, 2, *command)
     assert [rank.code for rank in again] == [0, 0], again
     assert again[0].run_id == stopped[0].run_id
-    ended_alike(place, again[0].run_id, undisturbed)
+    assert_ended_alike(place, again[0].run_id, undisturbed)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -125,7 +108,7 @@ def test_torchrun_restarts_killed_workers_in_the_same_run(place: Workplace, undi
     named = {line for line in done.stdout.splitlines() if line.startswith("run_id=")}
     assert len(named) == 1, named
     run_id = named.pop().removeprefix("run_id=")
-    ended_alike(place, run_id, undisturbed)
+    assert_ended_alike(place, run_id, undisturbed)
     run = MlflowClient(place.uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     # torchrun has sent SIGTERM to rank 0, which could not ask rank 1 any more: what it had staged was committed

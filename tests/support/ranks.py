@@ -5,7 +5,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.support.equality import identical
 from tests.support.workplace import Done, Started, Workplace
+
+TRAIN = ("train", "ranked.py", "--run-key")
+FSDP = ("strategy=fsdp", "epochs=2", "save_every_steps=2")
 
 
 def torchrun(size: int, *options: str) -> list[str]:
@@ -40,3 +44,10 @@ def run(
 ) -> list[Done]:
     """Run a command on every rank, and return how each ended, by rank."""
     return [started.wait(200) for started in start(workplace, size, *words, others=others, **environment)]
+
+
+def assert_ended_alike(workplace: Workplace, run_id: str, other: str) -> None:
+    """Compare all parts of the newest checkpoints of two runs bit by bit, and all points."""
+    parts, others = workplace.weights(run_id), workplace.weights(other)
+    assert [name for name in others if not identical(parts[name], others[name])] == []
+    assert workplace.points(run_id) == workplace.points(other)
