@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mltrain.checkpoint.codec import decode
 from mltrain.rng import Aside, Rng, own_rng, seed_cheaply, seed_everything
+from tests.support.encoded import files_of
 from tests.support.equality import identical
 from tests.support.fake_cuda import Cuda
 from tests.support.parts import draws
@@ -81,8 +83,6 @@ def test_all_generators_go_on_where_they_were() -> None:
 
 
 def test_the_state_of_all_generators_survives_the_files() -> None:
-    from tests.checkpoint.test_codec import decode, files_of
-
     seed_everything(4)
     draws()
     files = files_of({"rng": Rng().state_dict()})
