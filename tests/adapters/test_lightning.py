@@ -87,7 +87,7 @@ def test_what_users_do_next(tracking: str) -> None:
     assert [step for step, _ in points(run_id)["test_loss"]] == [10]
     assert status(run_id) == "FINISHED"
     assert points(run_id)["epoch"][-1] == (10, 1.0)
-    assert identical(dict(mltrain.load_best(run_id), Origin.read(Address(run_id), dict("best")).state["model"]))
+    assert identical(dict(mltrain.load_best(run_id)), dict(Origin.read(Address(run_id, "best")).state["model"]))
 
     trainer.fit_loop.max_epochs = 2  # the state is in memory
     trainer.fit(trainer.lightning_module, SCENARIOS["epochs"][1](), validation())
