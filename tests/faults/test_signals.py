@@ -36,13 +36,13 @@ def test_a_signal_finishes_the_step_and_commits_an_interrupted_checkpoint(number
 
 def test_an_interrupt_before_the_first_step_leaves_no_checkpoint_and_a_killed_run(workplace: Workplace) -> None:
     first = workplace.mltrain("train", "tiny.py", "epochs=1", "kill_at=1")
-    slow = "import time\nfrom tiny import Config\n\ndef build(config):\n    print('building', flush=True)\n    time.sleep(60)\n"
+    slow = "import time\nfrom tiny import Config\n\ndef build(config):\n    time.sleep(30)\n"
     (workplace.folder / "slow.py").write_text(slow, encoding="utf-8")
     started = workplace.start("train", "slow.py", "--resume-run", first.run_id)
     run_id = started.run_id
-    started.until("building")
+    let_pass(0.5)
     started.child.kill(signal.SIGINT)
-    done = started.wait()
+    done = started.wait(30)
     assert done.code == 130, done.err
     assert status(workplace, run_id) == "KILLED"
     assert workplace.mltrain("checkpoints", run_id, "--json").json == []
