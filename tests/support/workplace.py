@@ -56,7 +56,7 @@ class Started:
     @property
     def run_id(self) -> str:
         """The id of its run, once it is printed."""
-        return self.run_id
+        return self.until("run_id=").partition("run_id=")[2].split()[0]
 
     @property
     def last_epoch(self) -> int:
