@@ -145,8 +145,9 @@ def undisturbed(tracking: TrackingServer, tmp_path_factory: pytest.TempPathFacto
 
     def made(engine: str, machine: Machine) -> Ended:
         if engine not in found:
-            folder = tmp_path_factory.mktemp(engine)
-            found[engine] = machine.ended(ENGINES[engine](None, lambda: None, folder))
+            machine.home("undisturbed")  # else the sync of a test would list this run too
+            found[engine] = machine.ended(ENGINES[engine](None, lambda: None, tmp_path_factory.mktemp(engine)))
+            machine.home("home")
         return found[engine]
 
     return made
