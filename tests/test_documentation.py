@@ -28,7 +28,9 @@ from tests.support.documentation import (
     NOT_INSTALLED,
     OTHER_PROGRAMS,
     PAGES,
+    names_of_tests,
     refuse_unknown_keys,
+    selections,
     started_by,
     typed,
 )
@@ -68,6 +70,20 @@ def test_every_command_in_the_documentation_exists_with_its_options(page: str, c
         assert re.search(rf"^{words[0]}:", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
     else:
         assert program in OTHER_PROGRAMS, f"{page}: nothing checks {command!r}"
+
+
+def test_every_selection_of_tests_on_a_page_finds_some() -> None:
+    found = list(selections())
+    assert {page for page, _, _ in found} >= {"reliability.md", "CONTRIBUTING.md"}
+    tests = {path: names_of_tests(path) for _, paths, _ in found for path in paths if (CHECKOUT / path).exists()}
+    missing = [f"{page}: {path}" for page, paths, _ in found for path in paths if path not in tests]
+    missing += [
+        f"{page}: {' '.join(paths)} -k {name}"
+        for page, paths, names in found
+        for name in names
+        if not any(name in test for path in paths for test in tests.get(path, []))
+    ]
+    assert missing == []
 
 
 def test_every_block_names_its_language_and_text_holds_no_command() -> None:

@@ -1,6 +1,9 @@
 """Pages of the documentation: their commands, and the tests that execute their blocks."""
 
+import ast
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from mltrain.cli.arguments import parse
@@ -8,6 +11,8 @@ from mltrain.project import find, find_pipeline
 from tests.support.pages import commands
 
 CHECKOUT = Path(__file__).parents[2]
+PLACEHOLDER = "tests/x/test_y.py"
+"""Stands on a page for the path of any test."""
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 
 OTHER_PROGRAMS = {
@@ -72,6 +77,35 @@ def typed() -> list[tuple[str, str]]:
             if not command.startswith("#!"):
                 found.add((page.name, shlex.join(words)))
     return sorted(found)
+
+
+def selections() -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield page, paths and names of every selection of tests, which pytest finds by parts of their names.
+
+    ``… -k`` selects among the paths of the command before it, and ``test_…`` is the beginning of the name of a test in them.
+    """
+    for page in [*PAGES, CHECKOUT / "CONTRIBUTING.md"]:
+        paths: list[str] = []
+        for code in [*re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")), *commands(page)]:
+            if re.fullmatch(r"test_\w+…", code):
+                yield page.name, paths, [code.removesuffix("…")]
+            elif code != PLACEHOLDER and re.search(r"\bpytest |(^| )tests/|(^| )… -", code):
+                words = shlex.split(code)
+                if "…" not in words:
+                    paths = [word for word in words if word.startswith("tests/")]
+                names = words[words.index("-k") + 1].split(" or ") if "-k" in words else []
+                yield page.name, paths, names or [""] * ("pytest" in words and bool(paths))
+
+
+def names_of_tests(path: str) -> list[str]:
+    """Return file and name of each test in a file or below a folder of the checkout."""
+    place = CHECKOUT / path
+    return [
+        f"{file.relative_to(CHECKOUT)}::{node.name}"
+        for file in ([place] if place.is_file() else place.rglob("test_*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
 
 
 def refuse_unknown_keys(word: str, settings: list[str]) -> None:
