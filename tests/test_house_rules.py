@@ -23,7 +23,7 @@ ALLOWED = {
     "faults/test_ranks.py": "kills come at random moments of a training that lasts so long",
     "faults/test_random_kills.py": "measures how long a training takes, to draw a moment within it",
     "faults/test_random_signals.py": "the grace, which is promised in seconds",
-    "faults/test_outage.py": "a call is held for less than the network's own time-out in seconds",
+    "faults/test_outage.py": "prints how long calls take; how long an outage lasts",
     "faults/test_tracking.py": "a server's Retry-After, which is a lower bound in seconds; how long a fault lasts",
     "delivery/test_journal_database.py": "a ratio of two measurements side by side",
     "ownership/test_lease.py": "sets the clock that the lease reads",

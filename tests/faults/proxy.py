@@ -9,6 +9,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,6 +75,10 @@ class FaultProxy:
         """Do something after some time."""
         self._loop.call_soon_threadsafe(self._loop.call_later, seconds, action)
 
+    def end_hangs(self) -> None:
+        """Cut the connections of all requests that hang now."""
+        self._loop.call_soon_threadsafe(self._end_hangs)
+
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(10)
@@ -88,12 +93,16 @@ class FaultProxy:
         self._loop.close()
 
     async def _listen(self) -> None:
-        self._stopping = asyncio.Event()
+        self._stopping, self._hangs_end = asyncio.Event(), asyncio.Event()
         server = await asyncio.start_server(self._client, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stopping.wait()
         server.close()
+
+    def _end_hangs(self) -> None:
+        ended, self._hangs_end = self._hangs_end, asyncio.Event()
+        ended.set()
 
     def _drawn(self, request: str) -> tuple[Fault | None, Rule | None]:
         for rule in self.rules:
@@ -136,7 +145,8 @@ class FaultProxy:
 
     async def _fault(self, fault: Fault, rule: Rule, request: bytes, writer: asyncio.StreamWriter) -> bool:
         if fault == "hang":
-            await asyncio.sleep(self.hang_seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hangs_end.wait(), self.hang_seconds)
         elif fault == "lost":
             await self._forwarded(request)
         elif fault == "half":
