@@ -23,11 +23,12 @@ from mltrain.pipelines.plan import PipelineDisplay, Result
 from mltrain.pipelines.status import Row, shown
 from mltrain.provenance import fingerprint
 from mltrain.redaction import harmless
+from mltrain.run.description import WITH_REPORT, evaluation_options
 
 if TYPE_CHECKING:
     from mltrain.checkpoint.manifest import Manifest
+    from mltrain.pipeline import Pipeline
     from mltrain.run.tracked import TrackedRun
-    from mltrain.task import Task
     from mltrain.trainer.loop import Trainer
 
 _MOST_COLUMNS = 6
@@ -44,7 +45,7 @@ class Terminal(Display):
         self._named = False
         self._epoch_began = time.monotonic()
         self._decisive: str | None = None
-        self._evaluation: str | None = None
+        self._evaluation: str | None = WITH_REPORT  # until the task is known
 
     def resuming(self, run_id: str) -> None:
         """Print the run's id before the task is built."""
@@ -71,7 +72,7 @@ class Terminal(Display):
         """Print where training begins, and start the bar."""
         config, progress = trainer.config, trainer.progress
         self._decisive = config.best_metric
-        self._evaluation = _evaluation_of(trainer.task)
+        self._evaluation = evaluation_options(trainer.task)
         for text in trainer.task.summary:
             line(text)
         line(
@@ -154,13 +155,8 @@ class Terminal(Display):
             line(f"Look:     mltrain ui {outcome.run_id}")
 
     def evaluation(self, run_id: str) -> str | None:
-        """Return the command that evaluates the run, or ``None`` if the task has no evaluation or was not built."""
+        """Return the command that evaluates the run, or ``None`` if the task is known to have no evaluation."""
         return None if self._evaluation is None else f"mltrain evaluate {run_id}{self._evaluation}"
-
-
-def _evaluation_of(task: "Task") -> str | None:
-    """Return the options for evaluating a task, or ``None`` if it has no evaluation."""
-    return " --to evaluation" if task.report is not None else "" if task.evaluate is not None else None
 
 
 def _epoch_line(trainer: "Trainer", seconds: float) -> str:
@@ -229,7 +225,8 @@ class TerminalStage(Terminal):
 class TerminalPipeline(PipelineDisplay):
     """Shows a pipeline to a person."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: "Pipeline") -> None:
+        self._pipeline = pipeline
         self._stages: dict[str, TerminalStage] = {}
 
     def opened(self, run: "TrackedRun", where: str, *, new: bool) -> None:
@@ -242,8 +239,8 @@ class TerminalPipeline(PipelineDisplay):
         """Print the decision about a stage, and why."""
         line(f"[{number}/{count}] {decision.stage}: {decision.action} ({decision.why})")
 
-    def stage(self, name: str) -> Display:
-        """Return the display of a training."""
+    def stage(self, name: str) -> TerminalStage:
+        """Return the display of a stage."""
         return self._stages.setdefault(name, TerminalStage(name))
 
     def ended(self, result: Result) -> None:
@@ -253,7 +250,8 @@ class TerminalPipeline(PipelineDisplay):
         if result.exit_code:
             line(f"Resume: mltrain pipeline --run {result.run_id} --mode resume")
         for stage, run_id in list(result.stages.items())[-1:] if result.exit_code == 0 else ():
-            if stage in self._stages and (command := self._stages[stage].evaluation(run_id)) is not None:
+            trains = self._pipeline.stage(stage).make is None
+            if trains and (command := self.stage(stage).evaluation(run_id)) is not None:
                 line(f"Evaluate {stage}: {command}")
 
 

@@ -153,7 +153,7 @@ def _run(request: "PipelineRequest", yes: bool, as_json: bool) -> int:
     from mltrain.pipelines.runner import run as run_pipeline
 
     refuse_several()
-    display = PipelineDisplay() if as_json else TerminalPipeline()
+    display = PipelineDisplay() if as_json else TerminalPipeline(request.located.pipeline)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what stages print is no JSON
         result = run_pipeline(request, display, lambda cleared: _confirmed(cleared, yes, as_json))
     if as_json:

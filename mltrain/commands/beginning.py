@@ -71,7 +71,7 @@ class Beginning:
         run.record.attempt()
         run.record.data(prepared.config.data_places(), prepared.config.sample_data())
         self.preparation.record_writes(run)
-        describe(run, self.preparation.project.name, prepared.config.best_metric, None)
+        describe(run, self.preparation.project.name, trainer, None)
 
     def save_origin(self, prepared: Prepared) -> None:
         """Save imported state, so that resumes need no file."""

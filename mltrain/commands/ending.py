@@ -11,9 +11,10 @@ from mltrain.commands.result import NOT_KEPT, STOPPED, STOPPED_STAGED, Display, 
 from mltrain.errors import MltrainError, NonFiniteLoss
 from mltrain.manager import CheckpointManager
 from mltrain.ownership.run_folder import grace_seconds
-from mltrain.run.description import note
+from mltrain.run.description import evaluation_options, note
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
+from mltrain.trainer.loop import Trainer
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Ending:
             run.mark_only_local(only_local.name, "KILLED" if self._stopped else "FINISHED")
             why += "; the newest checkpoint is on this machine only"
         run.outbox.media.finish_epochs(self._trainer.history)
-        describe(run, self._project, self._trainer.config.best_metric, best)
+        describe(run, self._project, self._trainer, best)
         delivered = self._closed(kept, why, deadline)
         if code == 0 and only_local is not None and run.ending.closed:
             code = STOPPED_STAGED  # with the tracking server down as well, mltrain sync finishes the run
@@ -151,9 +152,10 @@ class Ending:
             return None
 
 
-def describe(run: TrackedRun, project: str, metric: str, best: Manifest | None) -> None:
+def describe(run: TrackedRun, project: str, trainer: Trainer, best: Manifest | None) -> None:
     """Set the run's description in MLflow's UI."""
-    value = None
+    metric, value = trainer.config.best_metric, None
     if best is not None and metric in best.metrics:
         value = f"{metric} {best.metrics[metric]:.5g} at {best.title}"
-    run.set_tag("mlflow.note.content", note(project, run.id, value, run.hold.attempts))
+    evaluation = evaluation_options(trainer.task)
+    run.set_tag("mlflow.note.content", note(project, run.id, value, run.hold.attempts, evaluation))

@@ -58,6 +58,13 @@ def test_a_training_of_several_epochs_is_shown_to_its_end(
 
 
 SKIPPED, TRAINED = Decision("first", "skip", "intact", "a"), Decision("second", "run", "changed")
+PIPELINE = mltrain.Pipeline(
+    "example",
+    [
+        mltrain.Stage("first", mltrain.Config, make=lambda config, folder: {}),
+        mltrain.Stage("second", mltrain.Config, build=lambda config: trainer(1).task),
+    ],
+)
 RESULT = Result("parent", 75, "second: stopped", (SKIPPED, TRAINED), {"first": "a", "second": "b"})
 
 
@@ -72,7 +79,7 @@ def test_a_program_gets_every_decision_with_the_run_it_led_to(capsys: pytest.Cap
 
 
 def test_a_person_gets_the_command_that_continues(capsys: pytest.CaptureFixture[str]) -> None:
-    TerminalPipeline().ended(RESULT)
+    TerminalPipeline(PIPELINE).ended(RESULT)
     assert "Resume: mltrain pipeline --run parent --mode resume" in capsys.readouterr().out
 
 
@@ -88,7 +95,7 @@ def test_a_person_gets_the_command_that_continues(capsys: pytest.CaptureFixture[
 def test_the_last_lines_name_an_evaluation_only_if_the_task_has_one(
     task: dict[str, Any], command: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline = TerminalPipeline()
+    pipeline = TerminalPipeline(PIPELINE)
     for display in (Terminal(), pipeline.stage("second")):
         display.began(trainer(1, **task), "the start")
         capsys.readouterr()
@@ -99,6 +106,20 @@ def test_the_last_lines_name_an_evaluation_only_if_the_task_has_one(
     pipeline.ended(Result("parent", 0, "all stages done", (), {"first": "a", "second": "b"}))
     named = [text for text in capsys.readouterr().out.splitlines() if text.startswith("Evaluate")]
     assert named == ([f"Evaluate second: {command}"] if command is not None else [])
+
+
+def test_an_evaluation_is_named_where_the_task_was_not_built(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().ended(Outcome("b", 0, "the run of the key is complete", None, None, {}))
+    assert "Evaluate: mltrain evaluate b --to evaluation" in capsys.readouterr().out.splitlines()
+    TerminalPipeline(PIPELINE).ended(Result("parent", 0, "all stages done", (), {"first": "a", "second": "b"}))
+    assert "Evaluate second: mltrain evaluate b --to evaluation" in capsys.readouterr().out.splitlines()
+
+
+def test_no_evaluation_is_named_after_a_stage_that_makes_files(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = TerminalPipeline(PIPELINE)
+    pipeline.stage("first").ended(Outcome("a", 0, "2 files made", None, None, {}))
+    pipeline.ended(Result("parent", 0, "first is done; still to run: second", (), {"first": "a"}))
+    assert "Evaluate" not in capsys.readouterr().out
 
 
 def test_the_log_on_this_machine_is_named(capsys: pytest.CaptureFixture[str]) -> None:

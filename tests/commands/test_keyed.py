@@ -44,6 +44,7 @@ def test_the_same_command_continues_and_then_finds_the_training_complete(
     assert (done.run_id, done.exit_code) == (stopped.run_id, 0)
     run = client.get_run(done.run_id)
     assert (run.data.tags[RUN_KEY_TAG], run.data.params[RUN_KEY_TAG]) == (KEY, KEY)
+    assert f"\nmltrain evaluate {done.run_id}\n" in run.data.tags["mlflow.note.content"]  # the task has no report
     assert [(point.step, point.value) for point in client.get_metric_history(done.run_id, "epoch")] == [(6, 1), (12, 2)]
 
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "unused"))
@@ -161,3 +162,4 @@ def test_two_starts_of_a_job_at_once_make_one_run_and_a_kill_is_continued(job: s
     assert complete.code == 0
     assert f"run_id={again.run_id}" in complete.out
     assert "is complete, and nothing is left to train" in complete.out
+    assert f"Evaluate: mltrain evaluate {again.run_id}" in complete.out
