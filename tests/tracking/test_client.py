@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -36,3 +37,20 @@ def test_pages_requested_ahead_hold_each_run_once_and_in_order(runs: int, larges
     client = Paging(runs, known=known, largest=largest)
     assert list(TrackingClient("http://127.0.0.1:1", client).search_runs_ahead(["0"], "")) == list(range(runs))
     assert len(client.asked) <= 1 + runs // min(largest, 100) + 4
+
+
+def test_pages_are_requested_ahead_of_one_that_takes_long() -> None:
+    """With one request at a time a list of a thousand runs takes as long as one worker of the server."""
+    fifth = threading.Event()
+
+    class Slow(Paging):
+        def search_runs(
+            self, experiments: list[str], filter_string: str, max_results: int, page_token: str | None
+        ) -> Any:
+            answer = super().search_runs(experiments, filter_string, max_results, page_token)
+            if answer[0] == 400:
+                fifth.set()
+            assert answer[0] != 100 or fifth.wait(20), "the second page waits in vain for the request of the fifth"
+            return answer
+
+    assert list(TrackingClient("http://127.0.0.1:1", Slow(700)).search_runs_ahead(["0"], "")) == list(range(700))
