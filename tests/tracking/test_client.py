@@ -50,7 +50,7 @@ def test_pages_are_requested_ahead_of_one_that_takes_long() -> None:
             answer = super().search_runs(experiments, filter_string, max_results, page_token)
             if answer[0] == 400:
                 fifth.set()
-            assert answer[0] != 100 or fifth.wait(20), "the second page waits in vain for the request of the fifth"
+            assert answer[0] != 100 or fifth.wait(20), "the fifth page is not requested before the second came"
             return answer
 
     assert list(TrackingClient("http://127.0.0.1:1", Slow(700)).search_runs_ahead(["0"], "")) == list(range(700))
