@@ -22,7 +22,7 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from mltrain.adapters.huggingface_folder import STATE_KEY, restore
 from mltrain.adapters.huggingface_parts import DisabledMLflowCallback, calling_trainer, numbers_of, state_of
 from mltrain.adapters.origin import Address, Origin
-from mltrain.adapters.training import Training, refuse_ranks
+from mltrain.adapters.training import Recorder, Training, refuse_ranks
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.retention import Mode, Policy
 from mltrain.checkpoint.settings import Settings, newest_and_best
@@ -37,7 +37,7 @@ _TIMING_SUFFIXES = ("runtime", "_per_second", "total_flos", "train_loss")
 """Name endings of metrics of one ``train`` call, which differ after a resume."""
 
 
-class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not read transformers
+class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy does not read transformers
     """Saves and records a ``Trainer``'s training in an MLflow run.
 
     The callback saves whenever the Trainer saves, and records each logged point once. SIGINT, SIGTERM, SIGHUP and SIGUSR1 let the
@@ -62,7 +62,6 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
         self.run_id = self._asked = run
         self._policy = policy
         self._trainer: Any = None
-        self._training: Training | None = None
         self._measured: tuple[int, dict[str, float]] = (-1, {})
 
     def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -140,7 +139,7 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
         if training.saved_step < state.global_step and is_trained_state:
             self.on_save(args, state, control, **live)
         cut_short = training.stop.requested and state.global_step < state.max_steps
-        self._close(KeyboardInterrupt() if cut_short else None)
+        self._end(KeyboardInterrupt() if cut_short else None)
 
     def _attach(self, args: Any, state: Any, control: Any) -> None:
         """Attach to the calling Trainer, and watch its ``train`` for errors.
@@ -175,24 +174,18 @@ class MltrainCallback(TrainerCallback):  # type: ignore[misc] # mypy does not re
             try:
                 return train(*arguments, **named)
             except BaseException as error:
-                self._close(error)
+                self._end(error)
                 raise
 
         trainer.train = watched
 
     def _close_unfinished(self) -> None:
         """Close the run of a training that did not end normally."""
-        self._close(getattr(sys, "last_value", None) or RuntimeError("train() did not reach its end"))
+        self._end(getattr(sys, "last_value", None) or RuntimeError("train() did not reach its end"))
 
-    def _close(self, error: BaseException | None) -> None:
-        """Close the run if it is open: FINISHED if ``error`` is ``None``."""
+    def _end(self, error: BaseException | None) -> None:
         atexit.unregister(self._close_unfinished)
-        training, self._training = self._training, None
-        if training is not None:
-            try:
-                training.end(error)
-            finally:
-                self.run_id = training.location  # the run may have been created meanwhile
+        super()._end(error)
 
     def _update_trainer_state(self, state: Any) -> None:
         """Add the run and the unlogged losses to the Trainer's state."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.adapters.origin import Address, Origin
-from mltrain.adapters.training import Training, refuse_ranks
+from mltrain.adapters.training import Recorder, Training, refuse_ranks
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.retention import Mode, Policy
@@ -27,7 +27,7 @@ _PART = "mltrain"
 """The part of a checkpoint with the random numbers and the kind of boundary."""
 
 
-class MltrainSaver:
+class MltrainSaver(Recorder):
     """A save handler that saves and records an engine's training.
 
     The saver saves when a ``Checkpoint`` calls it, but only after all other handlers of that event; at the last iteration of an
@@ -81,12 +81,9 @@ class MltrainSaver:
         self._settings = Settings(Latest(5) | Best(1) if policy is None else policy, metric, mode)
         self._objects = Checkpoint(to_save, self)
         self._origin: Origin | None = None
-        self._training: Training | None = None
         self._due: dict[str, Any] | None = None
         self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._resumed: Mapping[str, Any] | None = None
-        self.run_id: str | None = None
-        """Id of the run (or the folder). ``None`` before the training begins."""
         if resume is not None:
             self._load(resume, to_save, Checkpoint.load_objects)
         trainer.add_event_handler(Events.STARTED, self._begin)
@@ -198,14 +195,6 @@ class MltrainSaver:
         self._end(error)
         if len(engine._event_handlers[self._events.EXCEPTION_RAISED]) == 1:
             raise error  # as Ignite does without a handler of the user
-
-    def _end(self, error: BaseException | None) -> None:
-        training, self._training = self._training, None
-        if training is not None:
-            try:
-                training.end(error)
-            finally:
-                self.run_id = training.location  # the run may have been created meanwhile
 
     def _reached(self, boundary: str) -> None:
         training = self._training

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from mltrain.adapters.lightning_loops import Boundaries, align_progress
 from mltrain.adapters.lightning_parts import AddressIO, LightningMixin, RunLogger, refuse_second_logger, refuse_sharding
 from mltrain.adapters.origin import SCHEME, Address, Origin
-from mltrain.adapters.training import Training, record_late, refuse_ranks
+from mltrain.adapters.training import Recorder, Training, record_late, refuse_ranks
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.retention import Policy
 from mltrain.checkpoint.settings import Settings, newest_and_best, refuse_unless
@@ -30,7 +30,7 @@ _PART = "mltrain"
 """The part of a checkpoint with the state that Lightning's own checkpoints lack."""
 
 
-class MltrainCheckpoint(LightningMixin):
+class MltrainCheckpoint(Recorder, LightningMixin):
     """Saves, resumes and records a Lightning training in an MLflow run.
 
     The callback saves at the ends of epochs, after each validation, every ``every_n_train_steps`` optimizer steps, and after
@@ -77,11 +77,8 @@ class MltrainCheckpoint(LightningMixin):
         self._settings = Settings(newest_and_best(max_to_keep) if policy is None else policy, monitor, mode)
         self._logger = RunLogger()
         self._origin: Origin | None = None
-        self._training: Training | None = None
         self._boundaries: Boundaries | None = None
         self._trained: Any = None
-        self.run_id: str | None = None
-        """Id of the run (or the folder) of the last ``fit``. ``None`` before the first ``fit``."""
         self._validated: set[str] = set()
         self._is_validated = False
 
@@ -180,15 +177,10 @@ class MltrainCheckpoint(LightningMixin):
             record_late(self.run_id, late)
 
     def _end(self, error: BaseException | None) -> None:
-        training, self._training = self._training, None
         if self._boundaries is not None:
             self._boundaries.close()
         self._logger.detach()
-        if training is not None:
-            try:
-                training.end(error)
-            finally:
-                self.run_id = training.location  # the run may have been created meanwhile
+        super()._end(error)
 
     def _load(self, address: Address, trainer: Any) -> dict[str, Any]:
         """Return a checkpoint in Lightning's layout."""

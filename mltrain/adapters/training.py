@@ -223,6 +223,23 @@ class Training:
             self.manager.run.detach("KILLED")
 
 
+class Recorder:
+    """Base of the callbacks that record an engine's trainings."""
+
+    run_id: str | None = None
+    """Id of the run (or the folder) of the newest training. ``None`` before the first one."""
+    _training: Training | None = None
+
+    def _end(self, error: BaseException | None) -> None:
+        """Close the run if it is open: FINISHED if ``error`` is ``None``."""
+        training, self._training = self._training, None
+        if training is not None:
+            try:
+                training.end(error)
+            finally:
+                self.run_id = training.location  # the run may have been created meanwhile
+
+
 def status_of(error: BaseException | None) -> Status:
     """Return the status of a run by how its training ended.
 
