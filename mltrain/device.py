@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mltrain.errors import ConfigError, UsageError, sentence, shortened
+from mltrain.errors import ConfigError, UsageError, shortened
+from mltrain.redaction import first_line
 
 if TYPE_CHECKING:
     from mltrain.config import Config
@@ -48,10 +49,8 @@ def usable(device: str | torch.device) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
-        lines = str(error).splitlines()
         raise UsageError(
-            f"device={device!r:.80} is not usable here: {sentence(lines[0][:200] if lines else type(error).__name__)} "
-            "Expected a device of this machine. Try: device='cpu'."
+            f"device={device!r:.80} is not usable here: {first_line(error)} Expected a device of this machine. Try: device='cpu'."
         ) from None
     return found
 

@@ -51,7 +51,7 @@ _FORMS = re.compile(
     r"|dapi[0-9a-f]{32}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"
 )
 _HEADER = re.compile(r"(\b(?:bearer|basic)\s+)([A-Za-z0-9+/=._~-]{12,})", re.I)
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _known: set[str] = set()
 
 
@@ -142,14 +142,17 @@ def redacted(text: str) -> str:
     return _HEADER.sub(_without_header, _FORMS.sub(REDACTED, text))
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's first line as a sentence, redacted, at most 500 characters."""
-    lines = redacted(str(error)).strip().splitlines()
-    return sentence(lines[0][:500].rstrip() if lines else type(error).__name__)
+def first_line(error: BaseException | str) -> str:
+    """Return an error's first line as a harmless sentence.
+
+    It has at most 500 characters of the line, cut after a word. An error without text is named by its type.
+    """
+    line = next(iter(harmless(str(error)).strip().splitlines()), type(error).__name__)
+    return sentence(line) if len(line) <= 500 else f"{line[:500].rsplit(' ', 1)[0]} …"
 
 
 def harmless(text: str) -> str:
-    """Return text for a terminal, without secrets and control characters."""
+    """Return text for a terminal, without secrets, colours and control characters."""
     return _CONTROLS.sub("", redacted(text))
 
 

@@ -5,7 +5,6 @@ Files are read with ``weights_only=True``, so no code in them is executed.
 
 import pickle
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from mltrain.checkpoint.finite import nonfinite
 from mltrain.checkpoint.packed import is_packed
 from mltrain.checkpoint.pytree import flatten
 from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, UsageError, shortened
-from mltrain.redaction import harmless
+from mltrain.redaction import first_line
 
 _SPELLINGS = {
     "model": ("model", "model_state_dict", "state_dict", "model_state", "net", "network", "weights", "module"),
@@ -144,7 +143,7 @@ def content_of(file: Path) -> Any:
             "wrote it."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise DamagedCheckpoint(f"{file} is not a readable checkpoint: {_first_line(error)}") from None
+        raise DamagedCheckpoint(f"{file} is not a readable checkpoint: {first_line(error)}") from None
 
 
 def _flattened(state: dict[str, Any]) -> dict[str, Any]:
@@ -163,11 +162,6 @@ def _culprit(error: pickle.UnpicklingError) -> str:
     """Return the name of the code that a file needs."""
     named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]*\w\.\w+)", str(error))
     return f" (it asks for {named[1]:.100})" if named else ""
-
-
-def _first_line(error: Exception) -> str:
-    lines = harmless(re.sub(r"\x1b\[[0-9;]*m", "", str(error))).splitlines()
-    return textwrap.shorten(lines[0], 300, placeholder=" …") if lines else type(error).__name__
 
 
 def _rows(history: Any) -> list[dict[str, float | int]]:

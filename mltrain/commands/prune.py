@@ -28,6 +28,7 @@ from mltrain.errors import (
 )
 from mltrain.ownership.attempts import last_attempt, recorded_config
 from mltrain.ownership.host_lock import lock_if_here
+from mltrain.redaction import first_line
 from mltrain.run.checkpoints import checkpoints_of
 from mltrain.run.listing import LIVE, state
 from mltrain.run.naming import full_id
@@ -140,7 +141,7 @@ def plan_experiment(
         try:
             plans.append(_planned(server, run, keep))
         except MltrainError as error:
-            plans.append(RunPlan(run_id, name, left_alone=str(error).splitlines()[0], failure=error))
+            plans.append(RunPlan(run_id, name, left_alone=first_line(error), failure=error))
     return plans
 
 

@@ -207,7 +207,7 @@ def _silent(error: BaseException) -> str | None:
     if not silent:
         return None
     found = _REASONS.findall(redacted(cause))
-    return str(found[-1]).strip() if found else redacted(cause).strip().splitlines()[0][:300].rstrip(".")
+    return str(found[-1]).strip() if found else first_line(cause.strip() or error).rstrip(".")
 
 
 def _is_permanent(error: Any) -> bool:

@@ -88,6 +88,7 @@ def test_a_database_that_is_locked_is_called_that_and_no_server(error: Exception
             "too many 503 error responses",
         ),
         ("('Connection aborted.', strange)", "('Connection aborted.', strange)"),
+        ("", "API request to http://127.0.0.1:1/api failed with exception"),
     ],
 )
 def test_a_server_that_does_not_answer_is_called_that_with_the_reason_alone(cause: str, reason: str) -> None:
