@@ -17,7 +17,6 @@ ELSEWHERE = {
     "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,
     "compat/rest_entities.py": "compat/test_rest.py",
-    "compat/rest_server.py": "compat/test_rest.py",
     "delivery/media.py": "run/test_ending.py",
     "distributed/gradients.py": "distributed/test_world.py",
     "distributed/loading.py": "distributed/test_sharding.py",
