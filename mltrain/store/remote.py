@@ -5,11 +5,11 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from mltrain.compat.private import PartOpener, content_sender, download, part_opener
 from mltrain.errors import DamagedCheckpoint, StorageError
@@ -28,8 +28,10 @@ from mltrain.store.names import (
     validated,
 )
 from mltrain.store.removal import DEAD_SECONDS, discard_received
-from mltrain.store.retry import full_disk, http_status, with_retries
+from mltrain.store.retry import RETRY_SECONDS, full_disk, http_status, with_retries
 from mltrain.store.server_artifacts import ServerArtifacts
+
+T = TypeVar("T")
 
 _RECEIVED = "received"
 _SMALL = 64 * 2**20
@@ -126,19 +128,28 @@ class RemoteArtifacts:
         repository: MLflow's, or :class:`~mltrain.store.server_artifacts.ServerArtifacts` for a plain server.
         part: bytes that one connection downloads; a larger file takes several connections.
         uris: of the artifacts and of the tracking server. If ``None``, peers cannot open the store by address.
+        retry_seconds: how long a request is retried after transient failures.
     """
 
-    def __init__(self, repository: Any, *, part: int = 32 * 2**20, uris: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        repository: Any,
+        *,
+        part: int = 32 * 2**20,
+        uris: tuple[str, str] | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
         self.local_root: Path | None = None
         self.uris = uris
         self._part = part
         self._open_part = repository.open_part if isinstance(repository, ServerArtifacts) else part_opener(repository)
         self._repository = repository
+        self._retry_seconds = retry_seconds
 
     def entries(self, folder: str = "") -> list[Entry]:
         """See :class:`Artifacts`."""
         path = validated(folder) if folder else None
-        listed = with_retries(lambda: self._repository.list_artifacts(path))
+        listed = self._with_retries(lambda: self._repository.list_artifacts(path))
         found = [Entry(PurePosixPath(info.path).name, info.is_dir, info.file_size) for info in listed]
         return [entry for entry in found if COMPONENT.fullmatch(entry.name)]
 
@@ -152,7 +163,7 @@ class RemoteArtifacts:
         sizes = {validated(file.name): file.stat().st_size for file in files}
 
         def upload(file: Path) -> None:
-            with_retries(lambda: self._repository.log_artifact(str(file), path))
+            self._with_retries(lambda: self._repository.log_artifact(str(file), path))
 
         in_parallel(upload, [file for file in files if file.name not in sent])
         stored = {entry.name: entry.size for entry in self.entries(folder)}
@@ -204,7 +215,7 @@ class RemoteArtifacts:
         if not size:
             return arrival.finished()
         # The first response tells whether the store sends parts; its content is received beside the other parts.
-        opened = [with_retries(partial(open_part, path, 0, min(self._part, size)))]
+        opened = [self._with_retries(partial(open_part, path, 0, min(self._part, size)))]
         sends_parts = opened[0][0]
 
         def receive(first: int) -> None:
@@ -223,7 +234,7 @@ class RemoteArtifacts:
             received(end - start)
 
         firsts = range(0, size, self._part) if sends_parts else [0]
-        in_parallel(lambda first: with_retries(partial(receive, first)), firsts)
+        in_parallel(lambda first: self._with_retries(partial(receive, first)), firsts)
         return arrival.finished()
 
     def _read_through_file(self, path: str, size: int, received: Received) -> bytearray:
@@ -240,7 +251,7 @@ class RemoteArtifacts:
                         raise
                     raise _no_room(path, size, [temporary.parent], refusal.strerror) from error
 
-            with_retries(receive)
+            self._with_retries(receive)
             return LocalArtifacts(temporary).read(name, size, received)
 
     def remove_checkpoint(self, name: str) -> None:
@@ -252,10 +263,10 @@ class RemoteArtifacts:
         if not CHECKPOINT.fullmatch(name):
             raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
         folder = f"{CHECKPOINTS}/{name}"
-        with_retries(lambda: self._repository.delete_artifacts(f"{folder}/{MANIFEST}"))
+        self._with_retries(lambda: self._repository.delete_artifacts(f"{folder}/{MANIFEST}"))
         if MANIFEST in {entry.name for entry in self.entries(folder)}:
             raise StorageError(f"The artifact store did not remove {folder}/{MANIFEST}; is deletion permitted there?")
-        with_retries(lambda: self._repository.delete_artifacts(folder))
+        self._with_retries(lambda: self._repository.delete_artifacts(folder))
         if self.entries(folder):
             raise StorageError(f"The artifact store did not remove all of {folder}; is deletion permitted there?")
 
@@ -263,7 +274,7 @@ class RemoteArtifacts:
         """See :class:`Artifacts`; every step is verified."""
         folder = f"{OUTPUTS}/{output_name(name)}"
         for path in (f"{folder}/{OUTPUT_RECORD}", folder):
-            with_retries(partial(self._repository.delete_artifacts, path))
+            self._with_retries(partial(self._repository.delete_artifacts, path))
             remaining = {entry.name for entry in self.entries(folder)}
             if OUTPUT_RECORD in remaining or (remaining and path == folder):
                 raise StorageError(f"The artifact store did not remove all of {path}; is deletion permitted there?")
@@ -272,7 +283,7 @@ class RemoteArtifacts:
         """See :class:`Artifacts`."""
         refuse_unless_model(str(self._repository.artifact_uri), model_id)
         for entry in self.entries():
-            with_retries(partial(self._repository.delete_artifacts, validated(entry.name)))
+            self._with_retries(partial(self._repository.delete_artifacts, validated(entry.name)))
         if self.entries():
             raise StorageError(f"The artifact store did not remove all of {self._repository.artifact_uri}.")
 
@@ -283,3 +294,6 @@ class RemoteArtifacts:
     def remove_unfinished(self, untouched: float = DEAD_SECONDS) -> int:
         """See :class:`Artifacts`."""
         return 0
+
+    def _with_retries(self, call: Callable[[], T]) -> T:
+        return with_retries(call, self._retry_seconds)

@@ -53,15 +53,19 @@ def storage_errors() -> Iterator[None]:
         ) from error
 
 
-def with_retries(call: Callable[[], T]) -> T:
+def with_retries(call: Callable[[], T], seconds: float = RETRY_SECONDS) -> T:
     """Call the artifact store, with retries after transient failures.
 
+    Args:
+        call: a request to the artifact store.
+        seconds: how long to retry.
+
     Raises:
-        StorageError: it refuses, does not support the call, or failed for :data:`RETRY_SECONDS`.
+        StorageError: it refuses, does not support the call, or failed for so many seconds.
     """
     with storage_errors():
         return Retrying(
-            stop=stop_after_delay(RETRY_SECONDS),
+            stop=stop_after_delay(seconds),
             wait=FullJitter(multiplier=0.2, max=5),
             retry=retry_if_exception(is_transient),
             reraise=True,

@@ -16,7 +16,6 @@ from torch import nn
 
 from mltrain.checkpoint.manifest import Point
 from mltrain.errors import UnsupportedValue
-from mltrain.store import retry
 from mltrain.store.artifacts import DeferredArtifacts
 from tests.support.benches import Bench, Gate, steps
 from tests.support.equality import identical
@@ -204,9 +203,7 @@ def test_a_second_checkpoint_of_a_step_is_reported_and_the_first_stays(here: Ben
     assert identical(here.store.load(manifest), state_at(1))
 
 
-def test_an_upload_is_tried_again_while_the_store_is_away_for_a_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upload_is_tried_again_while_the_store_is_away_for_a_moment(tmp_path: Path) -> None:
     class Stumbling(LocalArtifactRepository):
         stumbles = 0
 
@@ -216,7 +213,6 @@ def test_an_upload_is_tried_again_while_the_store_is_away_for_a_moment(
                 raise ConnectionResetError("reset by peer")
             super().log_artifact(local_file, artifact_path)
 
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 30)
     (tmp_path / "artifacts").mkdir()
     repository = Stumbling(str(tmp_path / "artifacts"))
     bench = Bench(beyond(tmp_path, repository))

@@ -14,7 +14,6 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest
 from mltrain.checkpoint.reader import first_usable
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError
-from mltrain.store import retry
 from mltrain.store.remote import RemoteArtifacts
 from tests.support.equality import identical
 from tests.support.places import Place
@@ -152,15 +151,12 @@ def test_a_removal_that_was_cut_short_leaves_no_checkpoint(tmp_path: Path, monke
         shutil.copytree(backup, folder_of(tmp_path, manifest))
 
 
-def test_a_store_that_does_not_answer_is_not_a_damaged_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_does_not_answer_is_not_a_damaged_checkpoint(tmp_path: Path) -> None:
     class Silent(LocalArtifactRepository):
         def list_artifacts(self, path: str | None = None) -> Any:
             raise ConnectionError("nobody there")
 
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.05)
-    store = CheckpointStore(RUN_ID, RemoteArtifacts(Silent(str(tmp_path))))
+    store = CheckpointStore(RUN_ID, RemoteArtifacts(Silent(str(tmp_path)), retry_seconds=0.05))
     with pytest.raises(StorageError, match="nobody there"):
         store.manifests()
     with pytest.raises(StorageError, match="nobody there"):

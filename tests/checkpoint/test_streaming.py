@@ -190,11 +190,8 @@ def test_an_attempt_that_is_overtaken_sends_nothing(
     assert again(bench.store).manifests() == []
 
 
-def test_a_newer_checkpoint_is_not_sent_before_one_that_waits(
-    taking: tuple[Bench, Taking], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_newer_checkpoint_is_not_sent_before_one_that_waits(taking: tuple[Bench, Taking]) -> None:
     bench, store = taking
-    monkeypatch.setattr("mltrain.store.retry.RETRY_SECONDS", 0.0)
     store.fails = {"model.safetensors"}
     store.repository.fails_at = 1
     bench.save(1)

@@ -76,13 +76,10 @@ def test_a_refusal_is_recognised_wherever_it_is_hidden(number: int, root: Path) 
     assert repository.calls == 1
 
 
-def test_a_store_that_stays_away_is_given_up(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.05)
+def test_a_store_that_stays_away_is_given_up(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     repository = Faulty(root, [ConnectionError("nobody there")] * 1000)
     with caplog.at_level(logging.DEBUG), pytest.raises(StorageError, match="nobody there"):
-        RemoteArtifacts(repository).entries()
+        RemoteArtifacts(repository, retry_seconds=0.05).entries()
     assert 1 < repository.calls < 1000
 
 
