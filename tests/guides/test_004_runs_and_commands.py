@@ -32,10 +32,14 @@ ENDINGS = {"": "FINISHED", "raise ValueError('boom')": "FAILED", "raise Keyboard
 
 
 def test_a_script_that_never_calls_close_ends_as_it_ended(uri: str) -> None:
-    """One process after another takes seconds, so the three endings run at once."""
+    """One process after another takes seconds, so the three endings run at once.
+
+    Each waits until its run is created, which a busy machine may do later: until then the id is provisional.
+    """
     script = (
-        "import torch; from mltrain import CheckpointManager\n"
-        "manager = CheckpointManager(); print(manager.run.id)\n"
+        "import threading, torch; from mltrain import CheckpointManager\n"
+        "manager = CheckpointManager(); created = threading.Event(); manager.run.when_known(created.set)\n"
+        "assert created.wait(100); print(manager.run.id)\n"
         "manager.save_epoch_checkpoint({'model': {'weight': torch.ones(2)}}, 1)\n"
     )
     started = {
