@@ -71,7 +71,7 @@ def drawn_by_sums(weights: torch.Tensor, count: int, generator: torch.Generator)
 
 
 class Fetch(Dataset[Any]):
-    """Fetches a batch with its seed, in this process or in a worker."""
+    """Fetches a batch with its seed, perhaps in a worker."""
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], seed_samples: bool) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""Typed configuration: a YAML or JSON file, a preset, and ``key=value`` overrides, in this order.
+"""Typed configuration: file, then preset, then ``key=value`` overrides.
 
 The type of a field decides how its text is parsed, never YAML's guess: ``lr: 1e-3`` is a float although
 PyYAML reads a string, and ``no`` stays a string in a text field.
@@ -189,7 +189,7 @@ class Config(BaseModel):
         return masked
 
     def flattened(self) -> dict[str, str]:
-        """Return every field as text under its dotted key, as logged to MLflow."""
+        """Return all fields by dotted key, as text for MLflow."""
         return {key: as_text(value) for key, value in leaves(self.resolved())}
 
     def recorded(self) -> dict[str, str]:
@@ -208,7 +208,7 @@ class Config(BaseModel):
         return {key: as_text(value) for key, value in leaves(tree) if value is not None}
 
     def changes_from(self, earlier: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """Return the dotted keys that differ from an earlier configuration, with (before, now)."""
+        """Return keys that differ from an earlier configuration: (before, now)."""
         before = {key: as_text(value) for key, value in leaves(earlier)}
         now = self.flattened()
         absent = "(not set)"
@@ -220,7 +220,7 @@ class Config(BaseModel):
 
     @classmethod
     def affects_training(cls, key: str) -> bool:
-        """Return whether a change of this dotted key may change a step's result."""
+        """Return whether a dotted key may affect a step's result."""
         name = key.split(".")[0]
         if name in cls.execution_fields:
             return False

@@ -24,7 +24,7 @@ class Loader(Protocol):
     """A loader for the trainer: batches, and a position to save and restore."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Return the batches from the current position to the end of the epoch."""
+        """Return the epoch's batches from the current position."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]:

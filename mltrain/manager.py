@@ -242,7 +242,7 @@ class CheckpointManager:
         return found[1]
 
     def read(self, which: str = "latest") -> tuple[Manifest, dict[str, Any]] | None:
-        """Return a verified checkpoint with its parts, without continuing from it; see :meth:`load`."""
+        """Return a verified checkpoint without continuing from it; see :meth:`load`."""
         self.committer.settle()
         found = self.reader.find(which, self.device)
         if found is not None:
@@ -322,7 +322,7 @@ class CheckpointManager:
         return self.committer.failure
 
     def wait(self, seconds: float = math.inf) -> bool:
-        """Wait until all saves are committed in the artifact store; return whether they are."""
+        """Wait until all saves are committed; return whether they are."""
         return self.committer.wait(seconds)
 
     def close(self, status: Status = "FINISHED", *, wait: bool = True) -> None:

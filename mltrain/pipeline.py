@@ -25,7 +25,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a pipeline, with its own run: a training, or files.
+    """A pipeline's stage with its own run: training or files.
 
     Attributes:
         name: lower case letters, digits and underscores.
@@ -59,7 +59,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages that run one after the other, on the outputs of earlier ones.
+    """Stages that run in turn on outputs of earlier ones.
 
     Attributes:
         name: mltrain finds the runs of the pipeline by it.
@@ -97,7 +97,7 @@ class Pipeline:
         )
 
     def after(self, name: str) -> frozenset[str]:
-        """Return the names of a stage and of all stages that depend on it."""
+        """Return the names of a stage and its dependent stages."""
         found = {self.stage(name).name}
         for stage in self.stages:  # in order, so one pass is enough
             if found & set(stage.needs.values()):
@@ -105,7 +105,7 @@ class Pipeline:
         return frozenset(found)
 
     def within(self, name: str, key: str) -> str:
-        """Return a key with the stage's name in front, unless it has one."""
+        """Return a key that begins with the stage's name."""
         return key if key.partition(".")[0] in {stage.name for stage in self.stages} else f"{name}.{key}"
 
     def configs(

@@ -265,7 +265,7 @@ def _module_name(file: Path) -> str:
 
 
 class _ProjectFinder(importlib.abc.MetaPathFinder):
-    """Finds a project's file by its module name, for unpickling in other processes."""
+    """Finds a project's file by module name, for unpickling."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

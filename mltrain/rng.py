@@ -85,7 +85,7 @@ def seed_cheaply(seed: int) -> None:
 
 
 class Aside:
-    """Restores the generators of Python, NumPy and torch (CPU) after a ``with`` block."""
+    """Restores Python's, NumPy's and torch's CPU generators after a block."""
 
     def __init__(self) -> None:
         self._numpy = _NumpyAside()

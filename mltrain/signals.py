@@ -75,7 +75,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """Exit code for a stop before the first step: 128 + the signal's number."""
+        """Exit code before the first step: 128 + signal number."""
         return 128 + (signal.SIGINT if self.reason == "SIGINT" else signal.SIGTERM)
 
     def __enter__(self) -> Self:
@@ -103,7 +103,7 @@ class StopRequest:
         self._in_steps = True
 
     def expect_no_steps(self) -> None:
-        """Raise at a request again, because the next training is only being built.
+        """Raise at a request again, while a training is built.
 
         Raises:
             KeyboardInterrupt: a stop was requested already.

@@ -1,4 +1,4 @@
-"""The state of a training at a step boundary: stateful parts by name.
+"""A training's state at a step boundary: parts by name.
 
 The protocol follows ``torch.distributed.checkpoint.stateful``: any object with ``state_dict`` and
 ``load_state_dict`` can be a part.
@@ -81,7 +81,7 @@ class TrainState:
         self.parts[name] = part
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every part by name, with live tensors instead of copies.
+        """Return each part's state by name, with live tensors.
 
         The state of an optimizer also lists the names and shapes of the parameters of each group, under
         ``parameters``; torch ignores that entry.

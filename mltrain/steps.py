@@ -63,7 +63,7 @@ class HasEpochMetrics(Protocol):
     """A step that accumulates metrics over an epoch."""
 
     def epoch_metrics(self) -> Mapping[str, float]:
-        """Return and reset the metrics of the epoch; reset nothing if this raises."""
+        """Return and reset the epoch's metrics; an error resets nothing."""
         ...
 
 

@@ -80,7 +80,7 @@ class EarlyStopping:
         return self.patience is not None and self.without_improvement >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters with metric and mode; patience may change on a resume."""
+        """Return counters, metric and mode; a resume may change patience."""
         counters = {"best": self.best, "best_epoch": self.best_epoch, "without_improvement": self.without_improvement}
         return {**counters, "judged_by": [self.metric, self.mode]}
 

@@ -1,4 +1,4 @@
-"""The task that a project builds: step, loader, evaluation, and checks of them."""
+"""A project's task: step, loader, evaluation, and checks of them."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -288,7 +288,7 @@ class CheckpointStore:
         self.artifacts.remove_checkpoint(identity.name)
 
     def local_folder(self, identity: CheckpointId) -> Path:
-        """Return the local folder of a checkpoint: staging, or final for a local store."""
+        """Return a checkpoint's folder, staged or in a local store."""
         if self.artifacts.local_root is not None:
             return self.artifacts.local_root / CHECKPOINTS / identity.name
         assert self.spool is not None

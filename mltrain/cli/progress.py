@@ -45,7 +45,7 @@ def progress(what: str, *, in_bytes: bool = False) -> Iterator[Advance]:
 
 
 def arrived_of(advance: Advance, total: int | None = None) -> "Arrived":
-    """Return a function that advances a bar in bytes with the files of checkpoints.
+    """Return a function that advances a bar by checkpoint bytes.
 
     Args:
         advance: of the bar.

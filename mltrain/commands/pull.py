@@ -150,7 +150,7 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
 
 
 def _temporaries(to: Path) -> list[Path]:
-    """Return the files in a folder with the names of temporary files of pulls."""
+    """Return a folder's files that are named like unfinished pulls."""
     found = (file for pattern in _PULLED for file in to.glob(f".{pattern}.????????.tmp"))
     return [file for file in found if TEMPORARY.fullmatch(file.name)]
 

@@ -66,7 +66,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def as_text(value: Any) -> str:
-    """Return a value as it is recorded in MLflow: text unchanged, ``none``, or JSON."""
+    """Return a value as MLflow text: unchanged, ``none``, or JSON."""
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value)

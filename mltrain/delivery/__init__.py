@@ -1,1 +1,1 @@
-"""What a run records, on its way to the tracking server: journal, sender, sync."""
+"""Delivers a run's records: journal, sender, sync."""

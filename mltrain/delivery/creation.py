@@ -163,7 +163,7 @@ class RunCreation:
 
 
 def experiment_id(server: TrackingClient, name: str | None) -> str:
-    """Return the id of an experiment; create it if it does not exist.
+    """Return an experiment's id; create the experiment if necessary.
 
     Raises:
         RunNotFound: the experiment is deleted.

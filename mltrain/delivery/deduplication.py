@@ -51,7 +51,7 @@ class Delivered:
 
 
 def delivered_beyond(server: TrackingClient, run: Any, step: int) -> Delivered:
-    """Return the points that the server has beyond a step of a run.
+    """Return the server's points of a run beyond a step.
 
     Raises:
         TrackingError: the server does not answer.

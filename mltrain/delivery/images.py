@@ -102,7 +102,7 @@ def _bytes(array: Any) -> Any:
 
 
 def ui_stem(name: str, step: int, timestamp: int, identifier: object) -> str:
-    """Return the file name, without suffix, by which the UI finds a picture of a step.
+    """Return the file stem of a picture for the UI.
 
     It has the form of ``MlflowClient.log_image`` (MLflow 3.17), but with a fixed identifier, so that a retry makes no second
     file.

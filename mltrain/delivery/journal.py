@@ -1,4 +1,4 @@
-"""A durable journal of records for the tracking server: metric points, parameters, tags, files.
+"""A durable journal of records for the tracking server.
 
 The training thread only appends entries to lists. A thread of the journal writes them to SQLite within a second; the sender
 reads them from there and marks them when the server has acknowledged them.
@@ -149,11 +149,11 @@ class Journal:
         return [StoredPoint(i, key, step, float("nan") if v is None else v, at) for i, key, step, v, at in rows]
 
     def unsent_points_up_to(self, most: int) -> int:
-        """Return the number of points that the server has not acknowledged, at most ``most``."""
+        """Return the number of unacknowledged points, at most ``most``."""
         return self._database.count(f"(SELECT 1 FROM {{points}} WHERE state = 0 LIMIT {int(most)})")  # noqa: S608
 
     def unsent_items(self, most: int = 100, kind: Kind | None = None) -> list[StoredItem]:
-        """Return the oldest items, of one kind or all, that the server has not acknowledged."""
+        """Return the oldest unacknowledged items, of one kind or all."""
         which = f"state = 0 AND kind = '{kind}'" if kind is not None else "state = 0"
         query = f"SELECT id, kind, key, value FROM {{items}} WHERE {which} ORDER BY id LIMIT {int(most)}"  # noqa: S608
         return [StoredItem(*row) for row in self._database.rows(query)]
@@ -171,7 +171,7 @@ class Journal:
         return self._database.lost()
 
     def unpark(self) -> None:
-        """Queue parked entries again, because the cause of the refusal may be gone."""
+        """Queue parked entries again; they may no longer be refused."""
         with self._database.durably() as database:
             for table in ("points", "items"):
                 database.execute(f"UPDATE {table} SET state = 0 WHERE state = {PARKED}")  # noqa: S608
@@ -181,7 +181,7 @@ class Journal:
         self._mark(entries, SENT)
 
     def park(self, entries: Sequence[StoredPoint | StoredItem]) -> None:
-        """Set aside entries that the server refuses permanently, so that they block no others."""
+        """Set aside permanently refused entries, so they block no others."""
         self._mark(entries, PARKED)
 
     def drop_overtaken(self) -> None:

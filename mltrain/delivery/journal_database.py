@@ -102,7 +102,7 @@ class JournalDatabase:
             self._mark_some(table, list(ids[first : first + _ROWS_A_STATEMENT]), state)
 
     def write(self, attempt: int, points: list[str | float], items: Sequence[tuple[str, str, str]]) -> None:
-        """Write entries of an attempt; if the disk fails, log it and keep them in memory.
+        """Write entries; keep them in memory if the disk fails.
 
         Args:
             attempt: its ordinal.
@@ -151,7 +151,7 @@ class JournalDatabase:
             self._database.close()
 
     def _opened(self) -> sqlite3.Connection:
-        """Open the file; replace it if it is damaged and a new one can be created."""
+        """Open the file; replace a damaged one if possible."""
         try:
             return connected(self.path)
         except sqlite3.Error as error:

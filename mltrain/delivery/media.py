@@ -1,4 +1,4 @@
-"""Pictures, epoch table and learning curves of a run, made in the background for the journal."""
+"""Makes pictures, epoch table and learning curves in the background."""
 
 import copy
 import json
@@ -53,13 +53,13 @@ class MediaWriter:
         self._names = Names("picture", picture_name)
 
     def skip_delivered(self, artifacts: Artifacts, step: int) -> None:
-        """Skip pictures that are queued here, or that the run already has from a step on."""
+        """Skip queued and delivered pictures from a step on."""
         names = (entry.name for entry in artifacts.entries("images"))
         waiting = {(item.key, image_step(item.value)) for item in self._journal.unsent_items(_MOST_WAITING, "image")}
         self._delivered = {found for name in names if (found := ui_identity(name)) and found[1] >= step} | waiting
 
     def log_pictures(self, pictures: Mapping[str, Any], step: int, epoch: int) -> None:
-        """Log pictures for the UI's step slider and as files, without waiting for the server.
+        """Queue pictures for the UI's step slider and as files.
 
         The picture ``inference/A_to_B`` of epoch 5 is the file ``inference/epoch_0005/A_to_B.jpg`` among the artifacts.
         """
@@ -84,14 +84,14 @@ class MediaWriter:
             self._in_background("the learning curves", self._draw, copy.deepcopy(history))
 
     def finish_epochs(self, history: History) -> None:
-        """Update the log and draw the learning curves once more, with all epochs."""
+        """Update log and learning curves once more, with all epochs."""
         if history.rows:
             self._drawn = math.inf
             self.log_epoch(history)
             self._in_background("the learning curves", self._draw, history)
 
     def close(self, seconds: float) -> list[str]:
-        """Wait at most so many seconds for all pictures; return the names of unfinished ones."""
+        """Wait for all pictures until a timeout; return unfinished names."""
         self._jobs.put(None)
         self._worker.join(seconds)
         self._closed = True

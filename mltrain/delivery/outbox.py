@@ -98,7 +98,7 @@ class Outbox:
         self.journal.log_item("file", "", str(file))
 
     def pending(self, step: int) -> list[Point]:
-        """Return the unacknowledged metric points up to ``step``, for the checkpoint at that step.
+        """Return unacknowledged metric points up to ``step``, for its checkpoint.
 
         These are at most the 100,000 oldest; a warning is logged if there are more.
         """
@@ -141,7 +141,7 @@ class Outbox:
         self.media.skip_delivered(self._run.artifacts, step)
 
     def stop_recording(self, deadline: float) -> None:
-        """Stop the system metrics, and finish pictures within half of the remaining time."""
+        """Stop system metrics; finish pictures within half the remaining time."""
         self._monitor.close()
         self._record_early()
         unmade = self.media.close(max(0.0, deadline - time.monotonic()) / 2)

@@ -1,4 +1,4 @@
-"""Delivers the journal to the tracking server: in batches, with the original timestamps, with retries.
+"""Delivers the journal in batches, with original timestamps and retries.
 
 MLflow stores a point that comes twice with the same timestamp once, so a batch whose answer was lost is simply sent again.
 """
@@ -98,7 +98,7 @@ class Sender:
         self._thread.start()
 
     def drain(self, seconds: float) -> bool:
-        """Deliver the backlog for at most so many seconds; return whether it is empty.
+        """Deliver the backlog within a timeout; return whether it succeeded.
 
         Paused kinds of records, and those of a deleted run, are tried again until then.
         """

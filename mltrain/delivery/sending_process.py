@@ -128,7 +128,7 @@ class SenderProcess:
                 self._process.stdin.close()  # type: ignore[union-attr]
 
     def _disable(self, why: str) -> Delivery:
-        """Kill a process that does not work; the sender sends all batches from now on."""
+        """Kill a broken process; the sender sends all batches afterwards."""
         if not self._closed:
             log.warning("The sending process is disabled (%s); the training process sends the points.", why)
             self.close()
@@ -246,7 +246,7 @@ def _end_with(parent: int) -> None:
 
 
 def _lines(stream: IO[str]) -> Iterator[dict[str, Any]]:
-    """Yield each line as JSON; when the stream ends, this process ends at once."""
+    """Yield lines as JSON; end this process with the stream."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:

@@ -136,7 +136,7 @@ class Existing:
 
 
 class HostLock:
-    """The lock on this host as the fence of a sender, held while the sender runs."""
+    """The lock on this host that fences a running sender."""
 
     gone: str | None = None
 
@@ -240,7 +240,7 @@ def _is_at(server: TrackingClient, run_id: str, address: str) -> bool:
 
 
 def _announce(server: TrackingClient, run_id: str, artifacts: Artifacts) -> None:
-    """Record the newest and the best checkpoint, as their commits do during training."""
+    """Record newest and best checkpoint, as commits do in training."""
     metric, mode = meaning_of_best(server.run(run_id))
     reader = CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), {}, metric, mode))
     for found in reader.matching("latest")[:1]:

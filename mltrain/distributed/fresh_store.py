@@ -11,7 +11,7 @@ _POLL_SECONDS = 0.02
 
 
 def fresh_store(store: Any, rank: int, size: int, seconds: float) -> PrefixStore:
-    """Return a part of the rendezvous store that only the current workers know.
+    """Return the current workers' own part of the rendezvous store.
 
     torchrun keeps its store when it restarts workers, and torch 2.13 would connect to the addresses of dead workers in it.
     The restart count is no key for a restart, because each node has its own. So rank 0 publishes a token and waits until

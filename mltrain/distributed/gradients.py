@@ -1,4 +1,4 @@
-"""Keeps gradients and buffers the same on all ranks, whatever a step computes."""
+"""Keeps gradients and buffers equal on all ranks."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial

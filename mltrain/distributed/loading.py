@@ -74,7 +74,7 @@ class ShardReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read the items of a plan, with one file in memory at a time.
+        """Read a plan's items with one file in memory.
 
         Raises:
             DamagedCheckpoint: a file is missing, or differs from what was committed.
@@ -130,7 +130,7 @@ def load(tensors: Mapping[str, Tensor], assembly: Assembly, channel: Channel) ->
 
 
 def verified(world: World, opened: Callable[[], CheckpointStore], manifest: Manifest) -> None:
-    """Verify a checkpoint on all ranks at once, each file on one of them.
+    """Verify a checkpoint's files, each on one of the ranks.
 
     If as many ranks wrote it, each reads the files of its own pieces, and those from a remote store stay in memory for the
     load, so no file is downloaded twice.

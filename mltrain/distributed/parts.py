@@ -148,7 +148,7 @@ class FollowerPieces(RankPieces):
         self._manifest: Manifest | None = None
 
     def follow(self) -> None:
-        """Write whenever rank 0 asks, and upload the checkpoint once rank 0 has completed it."""
+        """Write when rank 0 asks; upload the completed checkpoint."""
         complete, token = False, ""
         try:
             while True:

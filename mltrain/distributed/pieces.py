@@ -44,7 +44,7 @@ def sharded_like(piece: Tensor, like: DTensor) -> DTensor:
 
 
 def placed(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a checkpoint, its tensors cut where they are sharded now.
+    """Return a checkpoint's parts with tensors cut as sharded now.
 
     Args:
         parts: name to state, with whole tensors.

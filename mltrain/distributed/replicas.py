@@ -1,4 +1,4 @@
-"""Compares the state of all ranks by digests before every checkpoint, to find rank-local parts."""
+"""Compares digests of the ranks' states, to find rank-local parts."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def sums(content: Tensor, at_once: int = 2**22) -> str:
-    """Return the two sums of :func:`digest`, and the last bytes, which fill no word.
+    """Return the two sums of :func:`digest`, and remaining bytes.
 
     Args:
         content: bytes.

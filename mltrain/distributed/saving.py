@@ -48,7 +48,7 @@ class DistributedSaver:
         self._shards = Shards(world, uploads)
 
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
-        """Compare the state with that of the other ranks, and save it with all rank-local parts."""
+        """Compare the ranks' states, and save with all rank-local parts."""
         own = own_parts(self._world, state, self._trained)
         if has_sharded(state):
             destination = self._world.share(self._destination())
@@ -149,7 +149,7 @@ class Shards:
         return self._channel, pieces, held, weights, tree, destination
 
     def _plan(self, tensors: Mapping[str, Any]) -> None:
-        """Plan which pieces this rank writes; the lowest rank writes a piece that several hold.
+        """Plan this rank's pieces; the lowest rank writes shared ones.
 
         Raises:
             StateMismatch: a piece differs between the ranks that hold it, or the pieces do not make up a tensor.

@@ -98,7 +98,7 @@ def _offer(name: str) -> property:
 
 
 def mean(values: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Return the weighted mean of each metric over the ranks that measured it.
+    """Return each metric's weighted mean over ranks that measured it.
 
     If all measured the same value, the mean is exactly that value.
 

@@ -1,4 +1,4 @@
-"""A task on several ranks: its loader, gradients, evaluation, images, and restoring it."""
+"""A task on several ranks: loader, gradients, evaluation, images, restoring."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,7 +100,7 @@ def restore(
 
 @contextmanager
 def _agreed(world: World) -> Iterator[None]:
-    """Run a block on all ranks; an error on any rank is raised on all."""
+    """Run a block on all ranks; raise errors on all."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Starting the processes of a training with torchrun, and forwarding signals to them."""
+"""Starts a training's processes with torchrun; forwards signals to them."""
 
 import logging
 import os

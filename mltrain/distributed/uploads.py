@@ -60,7 +60,7 @@ class _Upload:
 
 
 class Uploads:
-    """Uploads the staged files of one rank in a thread, with retries while the store fails.
+    """Uploads a rank's staged files in a thread, with retries.
 
     Args:
         world: the ranks.
@@ -111,7 +111,7 @@ class Uploads:
                 self._thread.start()
 
     def close(self, seconds: float) -> None:
-        """Wait at most so many seconds for pending uploads, then start no others."""
+        """Wait for pending uploads within a timeout; start no others."""
         deadline = time.monotonic() + seconds
         with self._change:
             self._change.wait_for(lambda: not self._waiting, max(0.0, deadline - time.monotonic()))

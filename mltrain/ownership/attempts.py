@@ -121,7 +121,7 @@ def last_attempt(params: Mapping[str, str]) -> int:
 
 
 def holder_of(run: Any) -> dict[str, Any]:
-    """Return the holder of a run, from its last claim or its tag.
+    """Return a run's holder from its last claim or tag.
 
     A process claims a run before it sets the tag, so a claim with a higher attempt than the tag counts.
 
@@ -142,7 +142,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def is_held(run: Any) -> bool:
-    """Whether a run is tagged as running, or claimed and not yet tagged."""
+    """Whether a run is tagged running, or newly claimed."""
     tagged = _parsed(run.data.tags.get(HOLDER_TAG, "{}"))
     claimed = holder_of(run).get("attempt", 0) > tagged.get("attempt", 0)
     return bool(claimed or run.data.tags.get(STATUS_TAG) == "running")
@@ -215,7 +215,7 @@ def forget_only_local(server: TrackingClient, run_id: str, tags: Mapping[str, st
 
 
 def forget_endings(server: TrackingClient, run_id: str, tags: Mapping[str, str]) -> None:
-    """Remove the tags with the outcomes of earlier attempts, which ``attempts.json`` records too."""
+    """Remove the outcome tags of earlier attempts; ``attempts.json`` has them."""
     for key in tags:
         if key.startswith(ENDED_PREFIX):
             with suppress(MltrainError):  # it stays for the next resume
@@ -249,7 +249,7 @@ def claim_attempt(server: TrackingClient, run_id: str, ordinal: int) -> None:
 
 
 def holder_tags(ordinal: int) -> dict[str, str]:
-    """Return the tags that mark this process as the holder of a run."""
+    """Return the tags that mark this process as run holder."""
     return {HOLDER_TAG: _claim(ordinal), STATUS_TAG: "running", HEARTBEAT_TAG: f"{ordinal}.0"}
 
 

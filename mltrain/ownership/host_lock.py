@@ -1,4 +1,4 @@
-"""The lock that makes one process of this host the writer of a run."""
+"""Limits a run to one writer on this host."""
 
 import json
 import logging
@@ -75,7 +75,7 @@ def take_lock(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock
 
 @contextmanager
 def lock_if_here(server: TrackingClient, run_id: str) -> Iterator[None]:
-    """Hold the lock of a run's writer, if the run has a folder on this host.
+    """Hold a run's lock if it has a folder here.
 
     Raises:
         RunHeld: a process on this host writes to the run, or sends its backlog.
@@ -96,7 +96,7 @@ def lock_if_here(server: TrackingClient, run_id: str) -> Iterator[None]:
 
 
 def has_ended(server: TrackingClient, run_id: str, holder: Mapping[str, Any]) -> bool:
-    """Whether a holder that wrote to a run from this host has released its lock.
+    """Whether a holder on this host has released its lock.
 
     The kernel releases the lock when the process ends, also one of another container or an earlier boot. ``False`` if the
     filesystem does not guarantee that.

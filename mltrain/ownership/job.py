@@ -1,4 +1,4 @@
-"""Run keys from the launcher's name for the job that started this process.
+"""Run keys from the launcher's name of this process's job.
 
 These names survive when the launcher starts the job again: a requeued SLURM job keeps its id (``sbatch --requeue``;
 ``SLURM_RESTART_COUNT`` counts), a managed SkyPilot job its task id over all recoveries, a Kubernetes Job its name over all

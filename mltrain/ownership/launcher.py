@@ -118,7 +118,7 @@ def after(server: TrackingClient, pid: int, run_id: str, action: Action, ordinal
 
 
 def repair(server: TrackingClient, run_id: str, experiment_id: str) -> None:
-    """Delete the nested runs of launchers that have ended and that nobody deleted."""
+    """Delete the remaining nested runs of launchers that have ended."""
     query = f"tags.`{LAUNCHER_OF_TAG}` = '{run_id}'"
     for run in list(server.search_runs([experiment_id], query)):
         try:

@@ -1,4 +1,4 @@
-"""Holding a run: its attempt, the lock on this host, heartbeats, and detecting a takeover."""
+"""Holds a run: attempt, host lock, heartbeats, takeover detection."""
 
 import itertools
 import logging
@@ -111,7 +111,7 @@ class Lease:
         return not self.overtaken.is_set()
 
     def end(self, seconds: float) -> None:
-        """Stop correcting the run's status, so that the holder can set the final one.
+        """Stop correcting the status; the holder sets the final one.
 
         Heartbeats continue.
 
@@ -208,7 +208,7 @@ def _gone(run: Any) -> str | None:
 
 
 class Hold:
-    """The right of this process to be the only writer of a run.
+    """Right of this process to be the run's only writer.
 
     Args:
         server: tracking server that has the run.

@@ -1,4 +1,4 @@
-"""Identity of a process, on this machine or another, and whether it still runs.
+"""Identity and liveness of a process on any machine.
 
 Host name, process id and start time do not identify a process: containers have their own names and ids, ids are reused, and
 clocks are adjusted. The Linux kernel has an id of each boot, names for the namespaces in which it counts ids and ticks, and
@@ -52,7 +52,7 @@ def own() -> dict[str, Any]:
 
 
 def described(pid: int) -> dict[str, Any]:
-    """Return the identity of a process of this machine, as far as it is visible."""
+    """Return a local process's identity, as far as visible."""
     return {
         "host": host(),
         "boot": boot(),

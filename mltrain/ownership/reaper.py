@@ -26,7 +26,7 @@ class Reaped:
 
 
 def reap(server: TrackingClient, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[Reaped]:
-    """Close the runs whose holders are dead, and yield what became of each.
+    """Close the runs of dead holders; yield each result.
 
     A run whose process is alive is never closed. A holder that this machine cannot see is dead when its heartbeat does not
     change for the length of the lease, measured by this process.

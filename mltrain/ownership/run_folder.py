@@ -1,4 +1,4 @@
-"""The folder on this host where a run is staged, journalled and locked."""
+"""A run's folder on this host: staging, journal, lock."""
 
 import json
 import logging
@@ -25,12 +25,12 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def homes(server: TrackingClient) -> Path:
-    """Return the folder on this host for all runs of a tracking store."""
+    """Return this host's folder for a tracking store's runs."""
     return state_folder() / _folder_name(address_of(server.uri))
 
 
 def address_of(uri: str) -> str:
-    """Return the canonical form of a tracking URI, without user name and password.
+    """Return a tracking URI's canonical form, without user and password.
 
     Paths are absolute, hosts in lower case, loopback addresses become ``localhost``, and default ports are omitted. URIs of
     one form are certainly of one store.
@@ -59,7 +59,7 @@ def address_of(uri: str) -> str:
 
 
 def stores(server: TrackingClient) -> Iterator[tuple[Path, str | None]]:
-    """Yield the folder of each tracking store on this host, and its address.
+    """Yield folder and address of this host's tracking stores.
 
     The folder of this server comes first, then the one that an earlier version created for this form of its URI.
 
@@ -89,7 +89,7 @@ def may_be(server: TrackingClient, address: str | None) -> bool:
 
 
 def home_of(server: TrackingClient, run_id: str) -> Path:
-    """Return the folder of a run on this host, and create it if missing.
+    """Return a run's folder here; create it if missing.
 
     It holds the staged checkpoints, the journal and the log.
 
@@ -112,7 +112,7 @@ def known_home(server: TrackingClient, run_id: str) -> Path:
 
 
 def refuse_unwritable_home(server: TrackingClient) -> None:
-    """Check that the folder for runs can be written to, without creating it.
+    """Check that the runs' folder is writable, without creating it.
 
     Raises:
         StorageError: the folder cannot be created or written to.
@@ -121,7 +121,7 @@ def refuse_unwritable_home(server: TrackingClient) -> None:
 
 
 def outputs_home(server: TrackingClient) -> Path:
-    """Return the folder on this host for copies of stage outputs, named by digest.
+    """Return this host's folder for stage outputs, named by digest.
 
     Raises:
         StorageError: the folder cannot be created.
@@ -191,7 +191,7 @@ def remember_home(run_id: str, home: Path) -> None:
 
 
 def created_from(home: Path) -> str | None:
-    """Return MLflow's run id of a provisional folder. ``None`` until it is recorded."""
+    """Return a provisional folder's MLflow run id. ``None`` until recorded."""
     for file in home.parent.glob("*.home"):
         with suppress(OSError, ValueError):
             if RUN_ID.fullmatch(file.stem) and file.read_text(encoding="ascii") == home.name:
@@ -200,7 +200,7 @@ def created_from(home: Path) -> str | None:
 
 
 def grace_seconds() -> float:
-    """Return the seconds that a process may take to end: ``MLTRAIN_GRACE_SECONDS``, default 25."""
+    """Return the grace period in seconds: ``MLTRAIN_GRACE_SECONDS``, default 25."""
     try:
         return max(0.0, float(os.environ.get("MLTRAIN_GRACE_SECONDS", "25")))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The run that ``mlflow run`` creates: a new training adopts it, a resume nests it."""
+"""Adopts or nests the run that ``mlflow run`` creates."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Opens the checkpoints of a run, a folder or a file for reading."""
+"""Opens checkpoints of a run, folder or file for reading."""
 
 import os
 from collections.abc import Iterable

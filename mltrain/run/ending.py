@@ -139,7 +139,7 @@ class Ending:
         return delivered
 
     def withdraw(self, why: str) -> None:
-        """Undo the opening: delete a run that this process created, restore the status of another."""
+        """Undo the opening: delete a created run, restore another's status."""
         self._hold.attempt.withdrawn = True
         if self.opened.owned:
             self.close(self.opened.earlier or "KILLED", why, grace_seconds())

@@ -110,7 +110,7 @@ def release(server: TrackingClient, run_id: str) -> None:
 
 
 def _with_key(server: TrackingClient, experiment_id: str, key: str) -> list[Any]:
-    """Return the runs with a key that are not marked as duplicates, oldest first."""
+    """Return the runs with a key, without duplicates, oldest first."""
     found = server.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{key}'")
     runs = [run for run in found if run.data.params.get(RUN_KEY_TAG) != _DUPLICATE]
     return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))

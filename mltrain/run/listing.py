@@ -150,7 +150,7 @@ def _condition(text: str) -> tuple[str, Callable[[float], bool]]:
 
 
 def _sorted(rows: Iterable[dict[str, Any]], metric: str, mode: str | None) -> list[dict[str, Any]]:
-    """Return rows by a metric, the best first, those without it or with NaN last."""
+    """Return rows by metric, best first, missing and NaN last."""
     rows = list(rows)
     modes = {one["best_mode"] for one in rows if one["best_metric"] == metric}
     if mode is None and len(modes) != 1:

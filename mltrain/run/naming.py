@@ -1,4 +1,4 @@
-"""Names of new runs and their experiments, and run ids given by users.
+"""Names of new runs and experiments, and users' run ids.
 
 An id is given whole or as a unique prefix, like those of git commits.
 """
@@ -93,7 +93,7 @@ def renamed(present: str | None, wanted: str | None, fallback: str) -> str | Non
 
 
 def is_run_id(word: str) -> bool:
-    """Whether a word has the form of a run id or of a prefix."""
+    """Whether a word looks like a run id or prefix."""
     return bool(RUN_ID.fullmatch(word.lower()) or _PREFIX.fullmatch(word.lower()))
 
 
@@ -153,7 +153,7 @@ def recorded_id(server: TrackingClient, run_id: str) -> str:
 
 
 def _on_server(server: TrackingClient, digits: str) -> Iterator[tuple[str, str]]:
-    """Yield id and name of the active runs whose ids begin with these digits."""
+    """Yield id and name of active runs with this prefix."""
     experiments = [experiment.experiment_id for experiment in server.search_experiments()]
     for run in server.search_runs(experiments, f"attributes.run_id LIKE '{digits}%'"):
         yield run.info.run_id, run.info.run_name

@@ -1,4 +1,4 @@
-"""Opening a run for writing: created, adopted from ``mlflow run``, or resumed by its id.
+"""Opens runs for writing: new, adopted or resumed ones.
 
 A process claims attempt n with the parameter ``mltrain.attempt.<n>``. Parameters are write-once, so of several processes
 exactly one wins. n is the fencing token: a writer that sees a higher one stops sending, publishing and pruning.

@@ -44,7 +44,7 @@ def final_status(run: Any) -> Any:
 
 
 def writable_artifacts_of(server: TrackingClient, run: Any) -> Artifacts:
-    """Return the artifacts of a run; refuse those of this machine that cannot be written.
+    """Return a run's artifacts; refuse unwritable ones of this machine.
 
     Raises:
         UnusableArtifacts: the artifacts are missing.
@@ -67,12 +67,12 @@ def user() -> str:
 
 
 def own_tags(project: str) -> dict[str, str]:
-    """Return the initial tags of a run: user, source, and this process as its holder."""
+    """Return a run's initial tags: user, source, holder."""
     return {"mlflow.user": user(), "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
 
 
 def warn_of_newer_on_another_host(run: Any) -> None:
-    """Log a warning if the run's newest checkpoint is only on another host."""
+    """Warn if the newest checkpoint is only on another host."""
     checkpoint, _, host = run.data.tags.get(ONLY_LOCAL_TAG, "").partition(" on ")
     if host and host != fingerprint.host():
         log.warning(

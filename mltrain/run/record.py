@@ -57,7 +57,7 @@ class Record:
         self._outbox.set_tag(PROJECT_TAG, project)
 
     def parameters(self, parameters: Mapping[str, str], held: Mapping[str, str]) -> None:
-        """Record parameters except those that the run already has, which MLflow never changes."""
+        """Record parameters except existing ones, which MLflow never changes."""
         for key, value in Names("parameter", names.key).translated(parameters).items():
             if key not in held:
                 self._outbox.journal.log_item("param", key, redacted(value)[:LONGEST_PARAMETER])
@@ -73,7 +73,7 @@ class Record:
             self._outbox.set_tag("mlflow.source.git.commit", attempt.code["commit"])
 
     def data(self, places: Mapping[str, Path], samples: Mapping[str, Path | str]) -> None:
-        """Record paths and fingerprints of the data as datasets, which the UI shows and compares.
+        """Record data paths and fingerprints as datasets for the UI.
 
         Args:
             places: paths of the data in the configuration, whose fingerprints the attempt has.

@@ -1,4 +1,4 @@
-"""Outputs of pipeline stages: files with digests in the artifact store, and verified local copies.
+"""Outputs of pipeline stages: stored files with digests, verified copies.
 
 The output of a training is the weights of a checkpoint. That of a stage that makes files is below ``output/a<attempt>/`` among
 the artifacts of its run; ``output.json`` there is written last, and without it the output does not count.
@@ -106,7 +106,7 @@ def _recorded(run_id: str, artifacts: Artifacts, name: str) -> Output | None:
 
 
 def commit(run_id: str, artifacts: Artifacts, name: str, folder: Path) -> Output:
-    """Upload all files of a folder to the artifact store, the record last.
+    """Upload a folder to the artifact store, its record last.
 
     Raises:
         StorageError: the store fails, or a file has a name that no artifact can have.
@@ -151,7 +151,7 @@ def damage(artifacts: Artifacts, output: Output) -> str | None:
 
 
 def fetched(server: TrackingClient, output: Output) -> Path:
-    """Return a folder on this machine with exactly the files of an output, verified.
+    """Return a local folder with exactly an output's verified files.
 
     An existing copy is verified, and its missing or damaged files are downloaded again.
 

@@ -1,4 +1,4 @@
-"""A run that this process writes to, composed of its hold, outbox, record and ending.
+"""A run being written: hold, outbox, record and ending.
 
 :mod:`mltrain.run.opening` creates, adopts and resumes runs.
 """
@@ -141,11 +141,11 @@ class TrackedRun:
         self.set_tag(f"{DAMAGED_PREFIX}{checkpoint}", what)
 
     def report_dropped(self, checkpoint: str, rule: str) -> None:
-        """Record that a checkpoint left this disk before it was uploaded, and by which rule."""
+        """Record the rule that dropped a checkpoint before its upload."""
         self.set_tag(f"{DROPPED_PREFIX}{checkpoint}", rule)
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
-        """Begin the next attempt, after this process rolled the run back to a checkpoint.
+        """Begin the next attempt, after a rollback by this process.
 
         Raises:
             RunHeld: another process has just claimed it.
@@ -191,7 +191,7 @@ class TrackedRun:
         return registry.made_models(self.server, self.id, self.identity.experiment_id)
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Append to ``retention.jsonl`` among the artifacts, and update the tag with its totals."""
+        """Append to the artifact ``retention.jsonl``, and tag its totals."""
         self.set_tag(REMOVED_TAG, self._removals.append(records))
 
 

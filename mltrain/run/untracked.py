@@ -1,4 +1,4 @@
-"""A folder of checkpoints instead of a run: no tracking server, no MLflow."""
+"""A folder of checkpoints instead of a run, without MLflow."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ class UntrackedRun:
 
     @property
     def ordinal(self) -> int:
-        """The ordinal of the attempt that writes: one more than that of any checkpoint.
+        """The writing attempt's ordinal: one more than any checkpoint's.
 
         The first call acquires the lock of the folder.
 

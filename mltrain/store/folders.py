@@ -1,4 +1,4 @@
-"""Folders of this host: mltrain's own, whether one can be written, and the filesystem that holds it."""
+"""Folders of this host: mltrain's own, writability, and filesystem."""
 
 import os
 import tempfile
@@ -37,7 +37,7 @@ def state_folder() -> Path:
 
 
 def filesystem_of(folder: Path) -> str:
-    """Return the type of the filesystem that holds a folder, in lower case."""
+    """Return the filesystem type of a folder, in lower case."""
     place = Path(os.path.realpath(folder))
     mounts = [mount for mount in psutil.disk_partitions(all=True) if place.is_relative_to(mount.mountpoint)]
     return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype.lower() if mounts else "unknown filesystem"

@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a training: final state, metric points and number of steps."""
+    """A training's result: final state, metric points, number of steps."""
 
     parts: Mapping[str, Any]
     points: Mapping[str, Mapping[int, float]]
@@ -56,7 +56,7 @@ def _metric_differences(
 
 
 def differences(expected: Any, got: Any, path: str = "") -> Iterator[str]:
-    """Yield one line per difference of nested values; compare tensors bit by bit."""
+    """Yield one line per difference; compare tensors bit by bit."""
     if type(expected) is not type(got):
         yield f"{path}: {type(got).__name__} instead of {type(expected).__name__}"
     elif isinstance(expected, Mapping):

@@ -46,7 +46,7 @@ class MemoryTracker:
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint in memory: the files of a real one, without its manifest."""
+    """A checkpoint's files in memory, without the manifest."""
 
     step: int
     epoch: int

@@ -89,7 +89,7 @@ def _attempt(
     resume_run: str | None = None,
     kill_at: int = 0,
 ) -> tuple[int, str]:
-    """Train in a separate process; return its exit code and the run's id."""
+    """Train in another process; return exit code and run id."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{name}.log"
     request = {"project": project, "overrides": {k: str(v) for k, v in overrides.items()}, "resume_run": resume_run}

@@ -1,4 +1,4 @@
-"""A typed client of the tracking server, and how to connect to one."""
+"""A typed client of the tracking server, and its connection."""
 
 import json
 import re

@@ -66,7 +66,7 @@ class Connection:
         return self.client.preferred() if isinstance(self.client, DeferredClient) else self.client
 
     def paged(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Iterator[Any]:
-        """Yield the entities of all pages; a database that does not exist has none."""
+        """Yield all pages' entities; none from a missing database."""
         token: str | None = None
         while self.missing_database is None:
             page = self.retried(function, *arguments, page_token=token, **named)

@@ -1,4 +1,4 @@
-"""All tags and parameters that mltrain writes to MLflow, and the ones whose text has a form.
+"""Tags and parameters of mltrain in MLflow, and their forms.
 
 A name that ends in ``_PREFIX`` is completed as its docstring describes. The strings are an on-disk format and never change.
 MLflow's pages hide tags that begin with ``mlflow.``, but that prefix is reserved for MLflow itself.

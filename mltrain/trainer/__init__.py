@@ -1,1 +1,1 @@
-"""The training loop, and the objects that evaluate, judge, save and recover for it."""
+"""The training loop, and its evaluation, judging, saving and recovery."""

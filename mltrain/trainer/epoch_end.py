@@ -56,7 +56,7 @@ class Judge:
             training.stopping.update(watched, progress.epoch)
 
     def conclude(self) -> None:
-        """Log a warning for each metric without a finite value in the whole training."""
+        """Log a warning for each metric that was never finite."""
         for name in sorted(self._missed):
             key, finite = self._relied_on[name], "a finite " if name in self._not_finite else ""
             log.warning("No evaluation measured %s%s=%s%s", finite, key, name, _CONSEQUENCES[key])
@@ -147,7 +147,7 @@ class EpochEnd:
         return measured
 
     def conclude(self) -> None:
-        """Log a warning for each metric without a finite value in the whole training."""
+        """Log a warning for each metric that was never finite."""
         self._judge.conclude()
 
     def _evaluated(self) -> dict[str, float]:

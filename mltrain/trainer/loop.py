@@ -76,7 +76,7 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the training is complete: all epochs are done, or early stopping has ended it."""
+        """Whether all epochs are done or early stopping has ended."""
         return self.training.done
 
     @property
@@ -181,7 +181,7 @@ class Trainer:
         self._saving.save(kind, self.measured)
 
     def described(self) -> dict[str, bytes]:
-        """Return the further files of a checkpoint of the present state, by name."""
+        """Return the present state's further checkpoint files by name."""
         return self._saving.described()
 
     def show(self) -> None:

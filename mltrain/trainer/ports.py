@@ -1,4 +1,4 @@
-"""Interfaces of a trainer: tracker, saver, request to stop; with a null object for each."""
+"""Trainer interfaces, each with a null object."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -61,7 +61,7 @@ class HasPrepare(Protocol):
     """A saver that allocates memory before the first save."""
 
     def prepare(self, state: Mapping[str, Any]) -> None:
-        """Allocate, in the background, the memory to save a state like this one."""
+        """Allocate memory for such a state in the background."""
         ...
 
 

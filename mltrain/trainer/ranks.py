@@ -19,7 +19,7 @@ RNG = "rng"
 
 
 def with_own_parts(state: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the state of rank 0 with the rank-local parts of all ranks.
+    """Return rank 0's state with all ranks' own parts.
 
     Args:
         state: name to state of every part on rank 0.

@@ -93,7 +93,7 @@ class Recovery:
             log.warning("%s: the step is skipped.", what)
 
     def _error(self, what: str, alternative: str = "") -> NonFiniteLoss:
-        """Return the error that ends the training, with advice on what to resume from."""
+        """Return the error that ends the training, with resume advice."""
         try:
             kept, readable = self._saving.newest(), True
         except MltrainError:

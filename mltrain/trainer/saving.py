@@ -99,14 +99,14 @@ class Saving:
         self._resumed_rng = None
 
     def described(self) -> dict[str, bytes]:
-        """Return the further files of a checkpoint: the configuration, and the table of epochs."""
+        """Return a checkpoint's further files: configuration and epoch table."""
         return {
             "params.json": self._params,
             "history.csv": self._training.history.to_csv(),
         }
 
     def newest(self) -> Mapping[str, Any] | None:
-        """Return the parts of the newest checkpoint, or else those of the source.
+        """Return the newest checkpoint's parts, or else the source's.
 
         Returns ``None`` before the first checkpoint without a source, or if the saver cannot read checkpoints.
         """

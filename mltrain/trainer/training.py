@@ -145,7 +145,7 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether the training is complete: all epochs are done, or early stopping has ended it."""
+        """Whether all epochs are done or early stopping has ended."""
         return self.progress.epoch >= self.config.epochs or self.stopping.exhausted
 
     def check_savable(self) -> None:
