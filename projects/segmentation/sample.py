@@ -5,21 +5,15 @@ nilearn ships the ICBM152 2009 T1 template (skull-stripped, 1 mm) and its white-
 and written as folders of images and masks, so that the project reads them as it reads the user's own.
 """
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import platformdirs
-from filelock import FileLock
 from nilearn.datasets import load_mni152_template, load_mni152_wm_template
 from numpy.typing import NDArray
 from PIL import Image
 
-from mltrain.errors import DataError
+from projects.sample_cache import cache_folder, write_once
 from projects.segmentation.folders import FolderPair
 from projects.segmentation.synthetic import Blobs
 
@@ -27,7 +21,6 @@ from projects.segmentation.synthetic import Blobs
 TRAIN_BLOCKS = (range(26, 51), range(74, 99), range(122, 147))
 VAL_BLOCKS = (range(56, 69), range(104, 117))
 
-# The last number changes when the files do; an older folder in the cache is then simply not looked at.
 _MNI152 = "mni152-white-matter-1"
 _BLOBS = "blobs-1"
 
@@ -48,16 +41,11 @@ class SampleFolders:
         return cls(train=train, val=val)
 
 
-def cache_folder() -> Path:
-    """Return ``$MLTRAIN_CACHE``, or the platform's cache folder of the user."""
-    return Path(os.environ.get("MLTRAIN_CACHE") or platformdirs.user_cache_dir("mltrain"))
-
-
 def mni152(cache: Path | None = None) -> SampleFolders:
     """Return the MNI152 folders, written on the first call.
 
     75 training and 26 validation slices of 112 by 96 pixels, 8-bit grey. A mask is 255 where the white-matter map is
-    above one half. The first call takes about a second. If ``cache`` is ``None``, the folders are below `cache_folder`.
+    above one half. The first call takes about a second. If ``cache`` is ``None``, they are in the user's cache folder.
     """
     return SampleFolders.under(write_once(cache or cache_folder(), _MNI152, _write_mni152))
 
@@ -68,43 +56,6 @@ def blobs(cache: Path | None = None) -> SampleFolders:
     64 training and 16 validation pictures of 64 by 64 pixels, always the same ones.
     """
     return SampleFolders.under(write_once(cache or cache_folder(), _BLOBS, _write_blobs))
-
-
-def write_once(cache: Path, name: str, write: Callable[[Path], None]) -> Path:
-    """Return the folder ``cache/name``; ``write`` fills it once.
-
-    The folder appears complete or not at all: it is filled under another name and renamed. A lock lets one process
-    write while others wait, so whatever unfinished folder is found under it was left by a process that died.
-
-    Raises:
-        DataError: the cache cannot be written to.
-    """
-    folder = cache / name
-    if folder.is_dir():
-        return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{name}.lock"):
-            if not folder.is_dir():
-                for abandoned in cache.glob(f".{name}.partial-*"):
-                    shutil.rmtree(abandoned)
-                _fill(folder, Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=cache)), write)
-    except OSError as error:
-        raise DataError(
-            f"The sample data cannot be written to {folder}: {error.strerror or error}. "
-            "Name another folder in the environment variable MLTRAIN_CACHE, or train on data of your own."
-        ) from error
-    return folder
-
-
-def _fill(folder: Path, unfinished: Path, write: Callable[[Path], None]) -> None:
-    try:
-        write(unfinished)
-        unfinished.chmod(0o755)  # mkdtemp makes it private; the cache may be shared
-        unfinished.replace(folder)
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
 
 
 def _write_mni152(root: Path) -> None:

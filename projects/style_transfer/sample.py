@@ -4,19 +4,15 @@
 pictures that the other two do not have. A work is in training or held out, never in both.
 """
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import skimage
 import sklearn
 from PIL import Image
 
-from mltrain.errors import DataError
+from projects.sample_cache import cache_folder, write_once
 from projects.style_transfer.engraving import engraved
 
 WORKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -35,45 +31,20 @@ WORKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 SHORT_SIDE = 256
 """Pixels of the shorter side of every work."""
 
-# The last number changes when the files do; an older folder in the cache is then simply not looked at.
 _NAME = "style-transfer-1"
 
 
-def cache_folder() -> Path:
-    """Where sample data is kept: ``$MLTRAIN_CACHE``, else the user's cache folder on this platform."""
-    return Path(os.environ.get("MLTRAIN_CACHE") or platformdirs.user_cache_dir("mltrain"))
-
-
 def sample_styles(cache: Path | None = None) -> tuple[Path, Path]:
-    """Return the folders to train on and held out, each with a folder a style; written on the first call.
-
-    The folder appears complete or not at all: it is filled under another name and renamed.
+    """Return the training and the held-out folder, written on the first call; each holds one folder per style.
 
     Args:
-        cache: where to keep them (default :func:`cache_folder`).
+        cache: the folder to write them to. If ``None``, the user's cache folder.
 
     Raises:
         DataError: the cache cannot be written to.
 
     """
-    folder = (cache or cache_folder()) / _NAME
-    if not folder.is_dir():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=f".{_NAME}-", dir=folder.parent))
-            try:
-                _write(unfinished)
-                unfinished.chmod(0o755)  # mkdtemp makes it private; the cache may be shared
-                unfinished.rename(folder)
-            except OSError:
-                shutil.rmtree(unfinished)
-                if not folder.is_dir():  # else another process was first, with the same files
-                    raise
-        except OSError as error:
-            raise DataError(
-                f"The sample data cannot be written to {folder}: {error.strerror or error}. "
-                "Name another folder in the environment variable MLTRAIN_CACHE, or train on pictures of your own."
-            ) from error
+    folder = write_once(cache or cache_folder(), _NAME, _write)
     return folder / "train", folder / "test"
 
 
