@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mltrain.errors import DataError
 from projects.segmentation.figures import class_overlay, overlay
 from projects.segmentation.folders import Sample
+from projects.segmentation.montage import evenly_spaced
 from projects.segmentation.pairing import pictures_in
 from projects.segmentation.pixels import UnreadablePixels, read_classes, read_image
 from projects.segmentation.predict import Segmenter
@@ -31,9 +32,8 @@ class Gallery:
     def __init__(self, segmenter: Segmenter, samples: Sequence[Sample], unjudged: Path | None, most: int) -> None:
         self._segmenter = segmenter
         self._labels = samples[0].labels if samples else None
-        self._samples = [samples[index] for index in _spread(len(samples), most)]
-        files = [] if unjudged is None else pictures_in(unjudged)
-        self._unjudged = [files[index] for index in _spread(len(files), most)]
+        self._samples = evenly_spaced(samples, most)
+        self._unjudged = [] if unjudged is None else evenly_spaced(pictures_in(unjudged), most)
         for file in self._unjudged:
             try:
                 read_image(file)
@@ -65,9 +65,3 @@ class Gallery:
 def _name(part: str, number: int, stem: str) -> str:
     """Return a name of characters that MLflow accepts; the number makes it unique."""
     return f"{part}/{number}_{re.sub(r'[^A-Za-z0-9_.-]', '_', stem)[:80]}"
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Return at most ``most`` of ``count`` indices at even distances."""
-    taken = min(count, most)
-    return [(2 * index + 1) * count // (2 * taken) for index in range(taken)]

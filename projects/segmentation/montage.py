@@ -1,6 +1,7 @@
 """Images and masks in one picture, to check before training."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -12,18 +13,24 @@ from projects.segmentation.pixels import read_classes, read_image
 
 _MOST, _COLUMNS, _SIDE, _GAP = 12, 3, 180, 10
 
+Item = TypeVar("Item")
+
+
+def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most ``most`` of the items, at even distances."""
+    count = min(len(items), most)
+    return [items[(2 * index + 1) * len(items) // (2 * count)] for index in range(count)]
+
 
 def montage(samples: Sequence[Sample]) -> Image.Image:
     """Show a dozen samples at even distances: the image, and the image with its mask in colours.
 
     Above each stand its stem and the share of its pixels that belong to a class; below all stands a legend.
     """
-    count = min(_MOST, len(samples))
-    chosen = [samples[(2 * index + 1) * len(samples) // (2 * count)] for index in range(count)]
-    cells = [_pair(sample) for sample in chosen]
+    cells = [_pair(sample) for sample in evenly_spaced(samples, _MOST)]
     width, height = max(cell.width for cell in cells) + _GAP, max(cell.height for cell in cells) + _GAP
-    columns = min(_COLUMNS, count)
-    sheet = Image.new("RGB", (columns * width + _GAP, -(-count // columns) * height), "white")
+    columns = min(_COLUMNS, len(cells))
+    sheet = Image.new("RGB", (columns * width + _GAP, -(-len(cells) // columns) * height), "white")
     for number, cell in enumerate(cells):
         sheet.paste(cell, (_GAP + number % columns * width, number // columns * height))
     labels = samples[0].labels
