@@ -13,7 +13,7 @@ from mltrain.errors import DataError
 
 
 def cache_folder() -> Path:
-    """Return ``$MLTRAIN_CACHE``, or the platform's cache folder of the user."""
+    """Return ``$MLTRAIN_CACHE``, or the user's cache folder on this platform."""
     return Path(os.environ.get("MLTRAIN_CACHE") or platformdirs.user_cache_dir("mltrain"))
 
 

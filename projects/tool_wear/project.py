@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-import platformdirs
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 import mltrain
+from projects.sample_cache import cache_folder
 from projects.tool_wear import npz, phm, synthetic, wear_table
 from projects.tool_wear.baselines import Baselines
 from projects.tool_wear.held_out import HeldOut
@@ -221,5 +221,5 @@ def windows_of(config: Config) -> Windows:
         return synthetic.generate(config.windowing, config.data_seed, cuts=config.cuts)
     if config.data_path.is_file():
         return npz.read(config.data_path, config.windowing)
-    cache = config.cache_path or Path(platformdirs.user_cache_dir("mltrain")) / "tool_wear"
+    cache = config.cache_path or cache_folder() / "tool_wear"
     return phm.read_cached(config.data_path, config.windowing, cache)

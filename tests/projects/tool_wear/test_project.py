@@ -106,6 +106,13 @@ def test_a_folder_of_recordings_is_trained_on_with_its_last_tool_held_out(tmp_pa
     assert list((tmp_path / "cache").glob("*.npz"))
 
 
+def test_windows_are_cached_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLTRAIN_CACHE", str(tmp_path / "cache"))
+    phm.write_sample(tmp_path / "phm", seed=0, cuts=6, samples=800)
+    split_of(Config(**SMALL, data_path=tmp_path / "phm"))
+    assert list((tmp_path / "cache" / "tool_wear").glob("*.npz"))
+
+
 def test_an_npz_file_is_trained_on_and_windows_without_a_class_are_left_out(tmp_path: Path, small: Windows) -> None:
     file = tmp_path / "windows.npz"
     labels = small.labels.copy()
