@@ -21,7 +21,7 @@ class Gallery:
 
     Args:
         segmenter: makes the predictions.
-        samples: those to choose from; they are taken at even distances.
+        samples: samples to choose from, at even distances.
         unjudged: a folder of images without masks, if any.
         most: how many of each are shown, at most.
 

@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained network, applied to pictures of any size."""
+    """Applies a trained network to pictures of any size."""
 
     net: SegmentationNet
     size: Size | None = None
-    """(H, W) that pictures are resized to for the network. If ``None``, they are shown to it as in training."""
+    """(H, W) to which pictures are resized for the network. If ``None``, they are scaled as in training."""
     threshold: float = 0.5
-    """Foreground is where its probability is above this, between 0 and 1; of several classes the likeliest counts."""
+    """Foreground is where its probability is above this, from 0 to 1. Of several classes the most likely is predicted."""
 
     @classmethod
     def load(cls, folder: Path, threshold: float = 0.5) -> "Segmenter":
@@ -54,13 +54,13 @@ class Segmenter:
             net = SegmentationNet.of(weights)
         except RuntimeError as error:
             raise DataError(
-                f"{folder} holds no segmentation model: {error}. Pull one: mltrain pull RUN_ID --to {folder}"
+                f"{folder} holds no segmentation model: {error}. Try: mltrain pull RUN_ID --to {folder}"
             ) from None
         return cls(net, None, threshold)
 
     @torch.inference_mode()
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits at the size of an image (C, H, W) in [0, 1].
+        """Return logits at the size of an image (C, H, W) in [0, 1].
 
         The network sees the image as it saw its training images: stretched, or at its own scale in overlapping windows.
         It is left in evaluation mode.
@@ -100,9 +100,9 @@ class Segmenter:
             to, (height, width) = frame.stretched_to or (0, 0), others[0]
             log.warning(
                 "%d of %d pictures are scaled by another factor than the training pictures: one of %dx%d is stretched to "
-                "%dx%d, by %.2f and %.2f instead of %.2f and %.2f, so its objects have another size than those that the "
-                "network learnt. Expected pictures of the scale of the training. Try: train with resize=none, which "
-                "keeps the scale of every picture.",
+                "%dx%d, by %.2f and %.2f instead of %.2f and %.2f, so its objects differ in size from those in training. "
+                "Expected pictures at the scale of the training. Try: train with resize=none, which keeps the scale of "
+                "every picture.",
                 len(others),
                 len(sizes),
                 height,
@@ -118,11 +118,11 @@ def predict(segmenter: Segmenter, images: Path, masks: Path) -> list[Path]:
     """Write a mask for every picture in the folder ``images`` into the folder ``masks``.
 
     A mask is a PNG with the size and the stem of its picture: 8 bits of 0 and 255, or of several classes the values that
-    the training masks had. The folder is made; masks of the same name are replaced.
+    the training masks had. The folder is created; masks of the same name are replaced.
 
     Raises:
-        DataError: the folder holds no picture, two with the same stem, or some that cannot be read. Nothing is
-            written for two with the same stem; of the others those that can be read are done first.
+        DataError: the folder holds no picture, two pictures have the same stem, or some cannot be read. Nothing is
+            written if stems are the same; otherwise the readable pictures are processed before the error.
     """
     by_stem: dict[str, list[str]] = defaultdict(list)
     pictures = pictures_in(images)
@@ -145,7 +145,7 @@ def predict(segmenter: Segmenter, images: Path, masks: Path) -> list[Path]:
     segmenter.warn_of_other_scale(sizes)
     if unread:
         raise DataError(
-            f"{len(unread)} of {len(pictures)} pictures in {images} cannot be read, and have no mask:\n  "
+            f"{len(unread)} of {len(pictures)} pictures in {images} cannot be read and got no mask:\n  "
             + "\n  ".join(unread)
         )
     return written
@@ -166,10 +166,10 @@ def write_mask(classes: NDArray[np.generic], file: Path, values: Sequence[int] =
 def main(arguments: list[str] | None = None) -> int:
     """Predict from the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m projects.segmentation.predict", description=predict.__doc__)
-    parser.add_argument("model", type=Path, help="the folder that mltrain pull made")
-    parser.add_argument("images", type=Path, help="the folder of pictures")
-    parser.add_argument("masks", type=Path, help="the folder to write the masks into")
-    parser.add_argument("--threshold", type=float, default=0.5, help="of the probability (default 0.5)")
+    parser.add_argument("model", type=Path, help="folder written by mltrain pull")
+    parser.add_argument("images", type=Path, help="folder of pictures")
+    parser.add_argument("masks", type=Path, help="folder to write the masks to")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least probability of foreground (default 0.5)")
     given = parser.parse_args(arguments)
     try:
         written = predict(Segmenter.load(given.model, given.threshold), given.images, given.masks)

@@ -1,4 +1,4 @@
-"""Segmentation of the images in a folder, learnt from the masks in another."""
+"""Image segmentation, trained on a folder of images and a folder of masks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ SAMPLES = {"mni152": mni152, "blobs": blobs}
 
 
 def _sides(given: Any) -> Any:
-    """Take ``128`` for 128 by 128, and ``112x96`` for a height of 112 and a width of 96."""
+    """Read ``128`` as 128 by 128, and ``112x96`` as a height of 112 and a width of 96."""
     if isinstance(given, str):
         given = given.lower().split("x")
         given = given * 2 if len(given) == 1 else given
@@ -43,7 +43,7 @@ def _sides(given: Any) -> Any:
 
 
 def _number(given: Any) -> Any:
-    """Take a digit for a number, which a choice between numbers does not by itself."""
+    """Convert text to a number, because pydantic does not for a choice between numbers."""
     return int(given) if isinstance(given, str) and given.isdecimal() else given
 
 
@@ -53,76 +53,83 @@ Channels = Annotated[Literal[1, 3], BeforeValidator(_number)]
 
 
 class Config(mltrain.Config):
-    """Where images and masks are, and how the network is trained. ``config.yaml`` explains every key at length."""
+    """Data, network and training. ``config.yaml`` explains every key at length."""
 
     num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
     epochs: int = Field(40, ge=0, description="Total number of epochs, also when a run is resumed.")
-    best_metric: str = Field("val/f1", min_length=1, description="The metric that decides which one is best.")
+    best_metric: str = Field("val/f1", min_length=1, description="The metric that decides which checkpoint is best.")
     best_mode: Literal["min", "max"] = Field("max", description="Whether a lower or higher value is better.")
 
     image_path: Path | None = Field(
         None, description="Folder of training images. Default: the data set named by sample."
     )
     gt_path: Path | None = Field(
-        None, description="Folder of their masks, paired by stem (a.jpg, a.png or a_mask.png)."
+        None, description="Folder of the training masks, paired by stem (a.jpg with a.png or a_mask.png)."
     )
     mask_suffix: str = Field(
         MASK_SUFFIX,
-        description="What the stem of a mask may have after that of its image; a_mask.png belongs to a.jpg.",
+        description="Optional ending of the stems of masks: a_mask.png belongs to a.jpg.",
     )
     foreground: str | None = Field(
         None, description="Mask values of the foreground: nonzero, 1,3, 128-255 or #ff0000. Default: the higher of two."
     )
-    void: str | None = Field(None, description="Mask values that count neither in the loss nor in a metric: 255.")
+    void: str | None = Field(None, description="Mask values excluded from the loss and all metrics, such as 255.")
     classes: tuple[str, ...] | None = Field(
-        None, description="Several classes with their mask values: [1,2], [liver=1,vessel=2-4] or names for 1, 2, …"
+        None, description="Several classes by mask value: [1,2], [liver=1,vessel=2-4], or names for 1, 2, …"
     )
     val_image_path: Path | None = Field(None, description="Folder of held-out images. Default: split from image_path.")
-    val_gt_path: Path | None = Field(None, description="Folder of their masks.")
-    test_image_dir: Path | None = Field(None, description="Images without masks to show predictions for, if any.")
-    sample: Literal["mni152", "blobs"] = Field("mni152", description="What is trained on without image_path.")
+    val_gt_path: Path | None = Field(None, description="Folder of the held-out masks.")
+    test_image_dir: Path | None = Field(None, description="Folder of images without masks to show predictions for.")
+    sample: Literal["mni152", "blobs"] = Field("mni152", description="Sample data set used without image_path.")
 
     splits: Path | None = Field(None, description="CSV with the columns stem and split (train, val or test).")
-    val_fraction: float = Field(0.2, gt=0, lt=1, description="Share held out where nothing else says what is.")
-    group_regex: str | None = Field(None, description="Stems in which it finds the same stay on the same side.")
-    split_seed: int = Field(0, ge=0, description="Of the draw; apart from seed, so that runs share what is held out.")
-    empty_masks: EmptyMasks = Field("refuse", description="Masks without foreground: refuse, keep or drop.")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="Share of the samples to hold out at random.")
+    group_regex: str | None = Field(None, description="Samples whose stems have the same match are not divided.")
+    split_seed: int = Field(0, ge=0, description="Seed of this draw, so that runs with another seed hold out the same.")
+    empty_masks: EmptyMasks = Field("refuse", description="What to do with masks without foreground.")
 
     resize: Literal["auto", "stretch", "none"] = Field(
         "auto",
-        description="Whether every image is stretched to image_size; auto stretches where image_size is given.",
+        description="Whether to stretch every image to image_size; auto stretches if image_size is given.",
     )
     image_size: ImageSize | None = Field(
         None,
         description="128, or height x width as 112x96, multiples of 8. Default with stretch: the median, 256 at most.",
     )
     crop_size: ImageSize | None = Field(
-        None, description="Random crops in training, and windows in prediction. Default: the whole image, 256 at most."
+        None,
+        description="Size of random crops in training and of windows in prediction. Default: the median image, 256 at most.",
     )
     crops: int | None = Field(
-        None, ge=1, description="Crops of each image an epoch. Default: as many as cover it, 16 at most."
+        None, ge=1, description="Crops per image and epoch. Default: as many as cover the image, 16 at most."
     )
-    channels: Channels | None = Field(None, description="1: grey, 3: colour. Default: grey if all images are.")
-    batch_size: int = Field(8, ge=1, description="Images a step.")
+    channels: Channels | None = Field(
+        None, description="1 for grey, 3 for colour. Default: grey if all images are grey."
+    )
+    batch_size: int = Field(8, ge=1, description="Images per step.")
     lr: float = Field(5e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
-    weight_decay: float = Field(1e-2, ge=0, description="Of AdamW.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    weight_decay: float = Field(1e-2, ge=0, description="Weight decay of AdamW.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; larger ones are clipped.")
 
     flips: Flips = Field("both", description="Augmentation: none, horizontal or both.")
-    quarter_turns: bool = Field(False, description="Augmentation for pictures without an up; wants a square size.")
-    brightness: float = Field(0.0, ge=0, description="Augmentation: largest change of brightness, relative.")
+    quarter_turns: bool = Field(
+        False, description="Augmentation for images without an orientation; needs a square size."
+    )
+    brightness: float = Field(0.0, ge=0, description="Augmentation: largest relative change of brightness.")
     noise: float = Field(0.0, ge=0, description="Augmentation: largest noise, relative to the images' contrast.")
 
-    num_workers: int = Field(0, ge=0, description="Processes that read images ahead.")
-    cache_megabytes: int = Field(1024, ge=0, description="Memory for images once read, for each of the two sets.")
-    shown: int = Field(4, ge=0, description="How many held-out images are shown with their predictions.")
-    worst: int = Field(5, ge=0, description="How many of the worst images a report pictures.")
-    threshold: float = Field(0.5, gt=0, lt=1, description="Of the probability, in masks that are written or shown.")
+    num_workers: int = Field(0, ge=0, description="Processes that read images in advance.")
+    cache_megabytes: int = Field(1024, ge=0, description="Memory for cached images of each of the two sets.")
+    shown: int = Field(4, ge=0, description="Number of held-out images to show with their predictions.")
+    worst: int = Field(5, ge=0, description="Number of worst images that a report shows.")
+    threshold: float = Field(
+        0.5, gt=0, lt=1, description="Foreground is where its probability is above this, in written masks."
+    )
 
     @field_validator("foreground", "void", mode="before")
     @classmethod
     def _as_text(cls, given: Any) -> Any:
-        """Take ``1`` and ``[1, 3]`` of Python and JSON for the text ``1,3``."""
+        """Accept ``1`` and ``[1, 3]`` from Python and JSON in place of the text ``1,3``."""
         if isinstance(given, (list, tuple)):
             given = ",".join(map(str, given))
         return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
@@ -130,7 +137,7 @@ class Config(mltrain.Config):
     @field_validator("classes", mode="before")
     @classmethod
     def _as_texts(cls, given: Any) -> Any:
-        """Take ``liver=1,vessel=2`` and ``{liver: 1}`` for a list of texts."""
+        """Accept ``liver=1,vessel=2`` and ``{liver: 1}`` in place of a list of texts."""
         if isinstance(given, str):
             given = given.strip("[]").split(",")
         if isinstance(given, Mapping):
@@ -140,7 +147,7 @@ class Config(mltrain.Config):
     @model_validator(mode="before")
     @classmethod
     def _of_an_earlier_version(cls, given: Any) -> Any:
-        """A record without ``resize`` was made when every image was stretched."""
+        """Read a configuration without ``resize`` as ``resize=stretch``, which earlier versions always did."""
         if isinstance(given, Mapping) and "image_size" in given and "resize" not in given:
             return {**given, "resize": "stretch"}
         return given
@@ -151,24 +158,24 @@ class Config(mltrain.Config):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ValueError(f"{one} and {other} are given together or not at all")
         if self.splits and self.image_path is None:
-            raise ValueError("splits says what of image_path is held out, and image_path is not given")
+            raise ValueError("splits divides the images of image_path, and image_path is not given")
         if self.splits and self.val_image_path:
             raise ValueError("val_image_path and splits exclude one another")
         if self.resize == "none" and self.image_size is not None:
-            raise ValueError("image_size is what resize=stretch resizes to; with resize=none give crop_size")
+            raise ValueError("image_size has no meaning with resize=none. Try: crop_size")
         sides = zip(self.crop_size or (), self.image_size or (), strict=False)
         if any(crop > side for crop, side in sides):
-            raise ValueError("crop_size is larger than image_size, out of which it is cut")
-        self.declaration  # noqa: B018 - refuses values that cannot be read
+            raise ValueError("crop_size is larger than image_size, from which crops are cut")
+        self.declaration  # noqa: B018 - raises for values that cannot be read
         return self
 
     @property
     def declaration(self) -> Declaration:
-        """What the keys say about the values of masks."""
+        """Meaning of the mask values, by the keys ``foreground``, ``void`` and ``classes``."""
         return Declaration.of(self.foreground, self.void, self.classes)
 
     def sample_data(self) -> dict[str, Path | str]:
-        """Return the folders of the sample data, without ``image_path``."""
+        """Return the folders of the sample data; none if ``image_path`` is given."""
         if self.image_path is not None:
             return {}
         given = SAMPLES[self.sample]()
@@ -177,10 +184,10 @@ class Config(mltrain.Config):
 
 
 def build(config: Config) -> mltrain.Task:
-    """Read the folders and make network, optimizer and schedule.
+    """Read the folders and build network, optimizer and schedule.
 
     Raises:
-        mltrain.errors.DataError: images and masks that do not fit together, all of them named.
+        mltrain.errors.DataError: images and masks do not fit together; the error names all of them.
     """
     train, val = read_samples(config)
     frame = framing(
@@ -193,8 +200,7 @@ def build(config: Config) -> mltrain.Task:
     if config.quarter_turns and frame.window[0] != frame.window[1]:
         key = "image_size" if frame.window == frame.stretched_to else "crop_size"
         raise ConfigError(
-            f"quarter_turns needs a square {key}, and it is {frame.window[0]}x{frame.window[1]}; "
-            f"try {key}={frame.window[0]}."
+            f"quarter_turns needs a square {key}; got {frame.window[0]}x{frame.window[1]}. Try: {key}={frame.window[0]}"
         )
     labels = train[0].labels
     channels = config.channels or max(item.channels for item in train)
@@ -204,7 +210,7 @@ def build(config: Config) -> mltrain.Task:
     loader, held_out = _loaders(config, train, val, net, std)
     loss = DiceAndEntropy()
     optimizer = AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
-    # One more than there are steps: the schedule is also stepped after the last, and past its end it would rise again.
+    # One more than the steps: the schedule also steps after the last one, and past its end it would rise again.
     scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1)
     step = mltrain.Supervised(
         net, loss, optimizer, scheduler=scheduler, clip=config.clip, metrics=overlap_metrics(labels.names)
@@ -226,8 +232,8 @@ def build(config: Config) -> mltrain.Task:
 def _loaders(
     config: Config, train: Sequence[Sample], val: Sequence[Sample], net: SegmentationNet, std: float
 ) -> tuple[mltrain.ResumableLoader, DataLoader[tuple[Tensor, Tensor]]]:
-    """The batches to train on, changed at random, and those held out, as the network is shown its pictures."""
-    frame, channels, room = net.framing, net.channels, config.cache_megabytes * 2**20
+    """Return the loader of augmented training batches and that of held-out batches."""
+    frame, channels, cache_bytes = net.framing, net.channels, config.cache_megabytes * 2**20
     augmentation = Augmentation(
         crop=frame.window if frame.crops else None,
         flips=config.flips,
@@ -238,17 +244,17 @@ def _loaders(
     )
     repeat = (config.crops or crops_an_epoch(train, frame)) if frame.crops else 1
     loader = mltrain.ResumableLoader(
-        SegmentationData(train, frame.stretched_to, channels, augmentation, cache_bytes=room, repeat=repeat),
+        SegmentationData(train, frame.stretched_to, channels, augmentation, cache_bytes=cache_bytes, repeat=repeat),
         config.batch_size,
         num_workers=config.num_workers,
     )
-    # An evaluation of a checkpoint on other data shows them as the checkpoint's training showed its own.
-    held_out = SegmentationData(val, lambda: net.framing.stretched_to, channels, cache_bytes=room)
+    # An evaluation of a checkpoint on other data scales them as that checkpoint's training did.
+    held_out = SegmentationData(val, lambda: net.framing.stretched_to, channels, cache_bytes=cache_bytes)
     return loader, DataLoader(held_out, batch_sampler=OneSize(held_out, config.batch_size))
 
 
 def read_samples(config: Config) -> split.Parts:
-    """The samples to train on and those held out, every file of which was read once."""
+    """Read every file once and return the training and the held-out samples."""
     own, own_val = _folders(config.image_path, config.gt_path), _folders(config.val_image_path, config.val_gt_path)
     if own is not None and own_val is None:
         (samples,) = _surveyed(config, own)
@@ -273,7 +279,7 @@ def _surveyed(config: Config, *folders: FolderPair) -> list[tuple[Sample, ...]]:
 
 
 def intensity(samples: Sequence[Sample]) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels of the images, every image with the same weight."""
+    """Return mean and standard deviation of the pixels, with the same weight for every image."""
     mean = sum(item.mean for item in samples) / len(samples)
     mean_square = sum(item.mean_square for item in samples) / len(samples)
     return mean, max(mean_square - mean**2, 1e-12) ** 0.5

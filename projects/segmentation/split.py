@@ -1,4 +1,4 @@
-"""Which samples are held out: by a seeded draw, whole groups together, or by a table of the user's."""
+"""Division of samples into training and held-out ones, by a seeded draw or by a table."""
 
 import re
 from collections import defaultdict
@@ -16,17 +16,17 @@ Parts = tuple[tuple[Sample, ...], tuple[Sample, ...]]
 
 
 def drawn(samples: Sequence[Sample], fraction: float, seed: int, group_regex: str | None = None) -> Parts:
-    """Hold out about ``fraction`` of the samples, the same ones for the same names and seed.
+    """Hold out about ``fraction`` of the samples; the same names and seed give the same ones.
 
     Args:
-        samples: what there is, in any order.
-        fraction: share held out, between 0 and 1; at least one sample (or group) stays on either side.
-        seed: of the draw.
-        group_regex: searched in each stem; what it finds (its first group in parentheses, if it has one) names the
-            group of the sample, and a group is never divided. If ``None``, every sample is a group of its own.
+        samples: all samples, in any order.
+        fraction: share to hold out, between 0 and 1. Both parts get at least one sample (or group).
+        seed: determines the draw.
+        group_regex: regular expression searched in each stem. The match (or its first group in parentheses) names the
+            group of the sample; a group is never divided. If ``None``, every sample is its own group.
 
     Raises:
-        DataError: the expression finds nothing in some stem, or there are fewer than two groups.
+        DataError: the expression does not match every stem, or there are fewer than two groups.
     """
     groups = _groups(samples, group_regex)
     if len(groups) < 2:
@@ -50,19 +50,19 @@ def drawn(samples: Sequence[Sample], fraction: float, seed: int, group_regex: st
 
 
 def tabled(samples: Sequence[Sample], table: Path) -> Parts:
-    """Divide the samples as a CSV file says: columns ``stem`` and ``split``, the latter ``train``, ``val`` or ``test``.
+    """Divide the samples by a CSV file with the columns ``stem`` and ``split``.
 
-    A stem may be given as a file name. What is marked ``test`` is left out.
+    A stem may be a file name. ``split`` is ``train``, ``val`` or ``test``; samples marked ``test`` are left out.
 
     Raises:
-        DataError: the file cannot be read, or its stems are not exactly those of the samples, or a part is empty.
+        DataError: the file cannot be read, its stems are not exactly those of the samples, or a part is empty.
     """
     try:
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DataError(f"The table of splits {table} cannot be read: {error}.") from None
     if not {"stem", "split"} <= set(rows.columns):
-        raise DataError(f"The table {table} has the columns {', '.join(rows.columns)}; expected are stem and split.")
+        raise DataError(f"The table {table} has the columns {', '.join(rows.columns)}. Expected stem and split.")
     stems = {sample.stem for sample in samples}
     named = [stem if stem in stems else Path(stem).stem for stem in rows["stem"].str.strip()]
     part_of = dict(zip(named, rows["split"].str.strip(), strict=True))
@@ -74,11 +74,13 @@ def tabled(samples: Sequence[Sample], table: Path) -> Parts:
     }
     if any(complaints.values()):
         listed = "\n".join(f"  {kind}: {', '.join(found)}" for kind, found in complaints.items() if found)
-        raise DataError(f"The table {table} does not divide the images; each stem stands in it once.\n{listed}")
+        raise DataError(f"The table {table} does not divide the images. Expected one row for each stem.\n{listed}")
     train = tuple(sample for sample in samples if part_of[sample.stem] == "train")
     val = tuple(sample for sample in samples if part_of[sample.stem] == "val")
     if not train or not val:
-        raise DataError(f"The table {table} gives {len(train)} samples to train and {len(val)} to val; both need one.")
+        raise DataError(
+            f"The table {table} gives {len(train)} samples to train and {len(val)} to val. Expected one or more each."
+        )
     return train, val
 
 
@@ -96,7 +98,7 @@ def _groups(samples: Sequence[Sample], regex: str | None) -> dict[str, list[Samp
         else:
             groups[found[1] if found.re.groups and found[1] is not None else found[0]].append(sample)
     if unmatched:
-        raise DataError(f"group_regex={regex!r} finds nothing in {len(unmatched)} stems: {', '.join(unmatched)}.")
+        raise DataError(f"group_regex={regex!r} does not match {len(unmatched)} stems: {', '.join(unmatched)}.")
     return dict(groups)
 
 

@@ -1,4 +1,4 @@
-"""The first lines of a training: what was found in the folders, and how the network is shown it."""
+"""The first lines of a training: the pairs found in the folders, and the scale at which the network sees them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ _SMALL_PART = 0.05
 
 
 def summary(train: Sequence[Sample], val: Sequence[Sample], frame: Framing) -> tuple[str, ...]:
-    """Lines on the number of pairs, their sizes, the share of each class, and the scale at which they are shown."""
+    """Return lines with the number of pairs, their sizes, the share of each class, and the scale."""
     lines = [
         f"Pairs: {len(train)} to train on, {len(val)} held out; sizes (height x width) {_sizes([*train, *val])}",
         f"Masks: {train[0].labels}; {_shares(train)} of the pixels to train on, the rest is background",
-        _shown(frame),
+        _scale(frame),
     ]
     for name, samples in (("training", train), ("held-out", val)):
         if others := other_scale(frame, [(sample.height, sample.width) for sample in samples]):
@@ -54,7 +54,7 @@ def _shares(samples: Sequence[Sample]) -> str:
     return ", ".join(parts)
 
 
-def _shown(frame: Framing) -> str:
+def _scale(frame: Framing) -> str:
     window = f"{frame.window[0]}x{frame.window[1]}"
     if frame.stretched_to is None:
         return (

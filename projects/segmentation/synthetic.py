@@ -1,7 +1,7 @@
-"""Pictures of blobs with exact masks, in any number, for tests and for trying a set-up out.
+"""Generated pictures of blobs with exact masks, for tests and for trying out a set-up.
 
-Image and mask come from one field: ellipses whose outline is bent by smooth noise. The picture is then spoiled as a
-microscope would: uneven light, defocus, textured background, shot noise.
+Image and mask come from one field: ellipses whose outline is bent by smooth noise. The picture is then degraded as by a
+microscope: uneven light, defocus, textured background, shot noise.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from projects.segmentation.folders import FolderPair
 
 @dataclass(frozen=True, kw_only=True)
 class Blobs:
-    """How the pictures look. Lengths are shares of the shorter side."""
+    """Generator of such pictures. Lengths are fractions of the shorter side."""
 
     height: int = 96
     width: int = 96
     most: int = 6
-    """There are one to this many blobs."""
+    """Largest number of blobs in a picture; the smallest is one."""
     radius: tuple[float, float] = (0.07, 0.19)
     """Semi-axes of the ellipses."""
     waviness: float = 0.35
-    """How far the outline is bent, as a share of the radius."""
+    """Largest displacement of the outline, as a fraction of the radius."""
     contrast: tuple[float, float] = (0.25, 0.45)
     """Brightness of a blob above the background."""
     texture: float = 0.05
@@ -35,10 +35,10 @@ class Blobs:
     defocus: float = 0.012
     """Standard deviation of the blur."""
     photons: float = 250.0
-    """Counted in a white pixel: the fewer, the more shot noise."""
+    """Photons counted in a white pixel: the fewer, the more shot noise."""
 
     def draw(self, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """A new picture (H, W), 8-bit grey, and its mask (H, W)."""
+        """Return a new picture (H, W), 8-bit grey, and its mask (H, W)."""
         side = min(self.height, self.width)
         field = self._field(random, side)
         mask = field > 0
@@ -63,7 +63,7 @@ class Blobs:
         rows, columns = np.mgrid[: self.height, : self.width].astype(np.float64)
         field = np.full((self.height, self.width), -np.inf)
         for _ in range(random.integers(1, self.most, endpoint=True)):
-            # Centres keep clear of the rim, so that there is always some foreground.
+            # No centre is near the border, so there is always some foreground.
             row, column = (random.uniform(0.15, 0.85) * (length - 1) for length in (self.height, self.width))
             across, along = random.uniform(*self.radius, size=2) * side
             angle = random.uniform(0, np.pi)

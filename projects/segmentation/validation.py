@@ -14,9 +14,9 @@ class Validation:
     Args:
         net: maps images to logits.
         loss: maps (logits, masks) to their mean loss.
-        batches: of (images, masks), the same ones each time they are iterated; all images of a batch have one size.
-        classes: names of several classes; none for a binary mask.
-        logits: maps images of any size to logits. If ``None``, the network itself.
+        batches: pairs (images, masks), the same ones in every iteration; all images of a batch have one size.
+        classes: names of several classes; empty for a binary mask.
+        logits: maps images of any size to logits. If ``None``, the network itself does.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
-"""Values of masks: how users write them, and what a pixel's colour is as a number."""
+"""Values of masks: their notation, and the number that encodes the colour of a pixel."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 COLOUR = 1 << 32
-"""A pixel that is not grey has the value ``COLOUR + 0xRRGGBB``, so that colours never meet labels."""
+"""A pixel that is not grey has the value ``COLOUR + 0xRRGGBB``, so no colour equals a label."""
 
 _MOST = 1 << 40
 _MANY = 12
@@ -19,7 +19,7 @@ class Values:
 
     @classmethod
     def parse(cls, text: str) -> "Values":
-        """Read ``1,3``, ``128-255``, ``#ff0000`` or ``nonzero``, or several of them between commas.
+        """Read ``1,3``, ``128-255``, ``#ff0000`` or ``nonzero``, or several of them separated by commas.
 
         Raises:
             ValueError: the text is none of these.
@@ -28,7 +28,7 @@ class Values:
 
     @classmethod
     def only(cls, value: int) -> "Values":
-        """The set of one value."""
+        """Return the set of one value."""
         return cls(((value, value),))
 
     def __contains__(self, value: int) -> bool:
@@ -41,11 +41,11 @@ class Values:
 
     @property
     def first(self) -> int:
-        """The value that stands for all of them."""
+        """The first value, which represents all of them."""
         return self.ranges[0][0]
 
     def among(self, values: Iterable[int]) -> list[int]:
-        """Those of ``values`` that are in the set."""
+        """Return those of ``values`` that are in the set."""
         return [value for value in values if value in self]
 
 
@@ -53,12 +53,12 @@ NONZERO = (1, _MOST)
 
 
 def text(value: int) -> str:
-    """A value as users write it: ``3``, or ``#ff0000`` for a colour."""
+    """Return a value as users write it: ``3``, or ``#ff0000`` for a colour."""
     return f"#{value - COLOUR:06x}" if value >= COLOUR else str(value)
 
 
 def listed(values: Iterable[int]) -> str:
-    """Values in a line; of more than a dozen the first, the last and their number."""
+    """Return values as one line; of more than a dozen the first six, the last and their number."""
     ordered = sorted(values)
     if len(ordered) <= _MANY:
         return ", ".join(map(text, ordered))
@@ -66,7 +66,7 @@ def listed(values: Iterable[int]) -> str:
 
 
 def ordered_pair(one: int, other: int) -> tuple[int, int]:
-    """Two values as background and foreground: a colour after a grey, else the brighter after the darker."""
+    """Order two values as background and foreground: grey before colour, else darker before brighter."""
     first, second = sorted((one, other), key=lambda value: (value >= COLOUR, _luma(value), value))
     return first, second
 
@@ -89,4 +89,4 @@ def _range(part: str) -> tuple[int, int]:
         low, high = int(found[1]), int(found[2] or found[1])
         if low <= high < COLOUR:
             return low, high
-    raise ValueError(f"{part!r} is no value of a mask; expected 255, 128-255, #ff0000 or nonzero")
+    raise ValueError(f"{part!r} is not a mask value. Expected 255, 128-255, #ff0000 or nonzero")

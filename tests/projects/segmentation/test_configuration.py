@@ -61,7 +61,7 @@ def test_channels_are_one_or_three_also_as_text() -> None:
 
 
 def test_quarter_turns_want_a_square() -> None:
-    with pytest.raises(ConfigError, match="32x64; try image_size=32"):
+    with pytest.raises(ConfigError, match=r"32x64\. Try: image_size=32"):
         build(made(sample="blobs", quarter_turns="true", image_size="32x64"))
 
 
@@ -71,7 +71,7 @@ def test_quarter_turns_want_a_square() -> None:
         ({"resize": "none", "image_size": "64"}, "give crop_size"),
         ({"image_size": "64", "crop_size": "128"}, "larger than image_size"),
         ({"foreground": "1", "classes": "[1,2]"}, "exclude one another"),
-        ({"foreground": "white"}, "'white' is no value of a mask"),
+        ({"foreground": "white"}, "'white' is not a mask value"),
         ({"classes": "[1,1]"}, "twice"),
     ],
 )

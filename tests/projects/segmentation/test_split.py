@@ -63,7 +63,7 @@ def test_a_group_is_never_on_both_sides(seed: int, regex: str) -> None:
 
 
 def test_a_stem_without_a_group_is_named() -> None:
-    with pytest.raises(DataError, match="finds nothing in 1 stems: other"):
+    with pytest.raises(DataError, match="does not match 1 stems: other"):
         drawn([*TILES, *samples("other")], 0.3, 0, r"^scan\d+")
 
 
@@ -101,7 +101,7 @@ def test_stems_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
         ("stem,split\na,train\nb,val\na,val\n", "listed twice: a"),
         ("stem,split\na,train\nb,validation\n", "other than train, val and test: b"),
         ("stem,split\na,train\nb,train\n", "2 samples to train and 0 to val"),
-        ("name,part\na,train\nb,val\n", "columns name, part; expected are stem and split"),
+        ("name,part\na,train\nb,val\n", "columns name, part. Expected stem and split"),
         ("", "cannot be read"),
     ],
 )
