@@ -1,6 +1,6 @@
-"""A trained codec: MONAI's variational autoencoder, as a project of its own that comes before the style transfer.
+"""A trained codec: MONAI's variational autoencoder, trained by a project of its own before the style transfer.
 
-Its training is a run like any other: it can be stopped, resumed and pulled::
+Its training is a run like any other, which can be stopped, resumed and pulled::
 
     mltrain train projects/style_transfer/autoencoder.py image_dir=styles
     mltrain pull RUN_ID --to codec
@@ -31,7 +31,7 @@ class AutoencoderCodec(nn.Module):
     """Latents of a quarter of the image's height and width (Kingma and Welling 2014; Rombach et al., CVPR 2022).
 
     Args:
-        channels: of the latents.
+        channels: channels of the latents.
         width: channels of the first level; the two below have twice as many.
 
     """
@@ -58,7 +58,7 @@ class AutoencoderCodec(nn.Module):
         """Return the codec that has these weights.
 
         Raises:
-            DataError: they are those of something else.
+            DataError: they belong to another network.
 
         """
         try:
@@ -73,10 +73,10 @@ class AutoencoderCodec(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "AutoencoderCodec":
-        """Return the codec that ``mltrain pull`` put into a folder.
+        """Return the codec that ``mltrain pull`` wrote to a folder.
 
         Raises:
-            DataError: the folder holds none.
+            DataError: the folder holds no codec.
 
         """
         files = sorted(folder.glob("model*.safetensors"))
@@ -93,31 +93,31 @@ class AutoencoderCodec(nn.Module):
         return images
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return reconstructions from drawn latents, and mean and standard deviation of the latents."""
+        """Return reconstructions from sampled latents, and mean and standard deviation of the latents."""
         restored, mean, deviation = self.net(images)
         return restored, mean, deviation
 
 
 def autoencoder_loss(output: tuple[Tensor, Tensor, Tensor], images: Tensor) -> Tensor:
-    """Return the mean absolute error of the pixels, with a touch of the divergence from a standard normal."""
+    """Return the mean absolute error of the pixels, plus a small multiple of the KL divergence from a standard normal."""
     restored, mean, deviation = output
     divergence = 0.5 * (mean.square() + deviation.square() - deviation.square().log() - 1).sum((1, 2, 3)).mean()
     return (restored - images).abs().mean() + _KL_WEIGHT * divergence
 
 
 class Config(mltrain.Config):
-    """Where the pictures are, and how the autoencoder is trained."""
+    """Pictures, autoencoder and training."""
 
     epochs: int = Field(40, ge=0, description="Total number of epochs, also when a run is resumed.")
-    best_metric: str = Field("val/loss", min_length=1, description="The metric that decides which one is best.")
+    best_metric: str = Field("val/loss", min_length=1, description="The metric that decides which checkpoint is best.")
     image_dir: Path | None = Field(None, description="As in style_transfer.")
-    test_image_dir: Path | None = Field(None, description="As in style_transfer.")
+    test_image_dir: Path | None = Field(None, description="Held-out styles, as in style_transfer.")
     image_size: int = Field(64, ge=32, multiple_of=16, description="Side of the crops in pixels.")
     short_side: int = Field(128, ge=32, description="The shorter side of every picture is scaled to it.")
     latent_channels: int = Field(8, ge=1, description="Channels of the latents.")
     width: int = Field(32, ge=8, multiple_of=8, description="Channels of the first level.")
-    batch_size: int = Field(4, ge=1, description="Crops of each style a step.")
-    steps_per_epoch: int = Field(100, ge=1, description="Steps an epoch.")
+    batch_size: int = Field(4, ge=1, description="Crops of each style per step.")
+    steps_per_epoch: int = Field(100, ge=1, description="Steps per epoch.")
     lr: float = Field(1e-3, gt=0, description="Highest learning rate of the one-cycle schedule.")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"epochs": 2, "steps_per_epoch": 3, "width": 8}}
@@ -132,10 +132,10 @@ class _Flat:
 
 
 def build(config: Config) -> mltrain.Task:
-    """Read the pictures and make autoencoder, optimizer and schedule.
+    """Read the pictures and build autoencoder, optimizer and schedule.
 
     Raises:
-        mltrain.errors.DataError: pictures that cannot be read, or no two styles.
+        mltrain.errors.DataError: pictures cannot be read, or there are fewer than two styles.
 
     """
     root, held_out = (config.image_dir, config.test_image_dir) if config.image_dir else sample_styles()

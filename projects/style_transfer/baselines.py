@@ -1,4 +1,4 @@
-"""What a translation without any learning does: nothing, a colour matrix, or a histogram for each channel."""
+"""Translations without a network: none, a colour matrix, or a histogram for each channel."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,11 @@ from projects.style_transfer.losses import structure_distance
 from projects.style_transfer.transport import gaussian_map, points
 
 Baseline = Callable[[Tensor, int, int], Tensor]
-"""Maps images (B, 3, H, W) in [0, 1], the style that they have and the one that is wanted to images of that style."""
+"""Maps images (B, 3, H, W) in [0, 1], their style and a target style to images of the target style."""
 
 _RIDGE = 3e-3
-"""Added to the variance of each channel (14 of 255 grey levels): grey pictures are not given garish colours. Of 0.0001 to
-0.003 this gave the matrix its smallest distances and its smallest change of content."""
+"""Added to the variance of each channel (14 of 255 grey levels), so that grey pictures get no garish colours. Of the values from
+0.0001 to 0.003 this one gave the matrix the smallest distances and the smallest change of content."""
 
 _QUANTILES = 257
 
@@ -39,7 +39,7 @@ def baselines(crops: Sequence[Tensor]) -> Mapping[str, Baseline]:
 
 @torch.no_grad()
 def content_change(codec: Standardized, method: Baseline, crops: Sequence[Tensor]) -> float:
-    """Return how much a method changes the self-similarity of crops (B, 3, H, W) of each style, as a mean over all pairs."""
+    """Return the mean change of self-similarity by a method, over all pairs of styles, for crops (B, 3, H, W) of each."""
     pairs = itertools.permutations(range(len(crops)), 2)
     encoded = [codec.encode(one) for one in crops]
     changes = [

@@ -1,4 +1,4 @@
-"""A small network that names the style of an image: a judge that has no part in the training of the flow."""
+"""A small classifier of styles, which evaluates the flow and has no part in its training."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ _CROPS_EACH = 8
 
 
 def trained_classifier(pictures: Sequence[Sequence[Tensor]], side: int, steps: int) -> nn.Module:
-    """Train a classifier on crops of the pictures of each style, under random numbers of its own.
+    """Train a classifier on crops of the pictures of each style, with its own random numbers.
 
     Args:
-        pictures: of each style, (3, H, W) uint8.
-        side: of the crops, in pixels.
-        steps: batches of eight crops a style.
+        pictures: pictures of each style, (3, H, W) uint8.
+        side: side of the crops in pixels.
+        steps: number of batches, each with eight crops of every style.
 
     Returns:
         A module in evaluation mode, from (B, 3, H, W) in [0, 1] to logits (B, styles).
@@ -30,7 +30,7 @@ def trained_classifier(pictures: Sequence[Sequence[Tensor]], side: int, steps: i
         optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=1e-2)
         for _ in range(steps):
             crops = torch.cat([random_crops(style, side, _CROPS_EACH) for style in pictures])
-            # Light and contrast vary, so that the judge has to look at texture and colour together.
+            # Brightness varies, so the classifier has to use texture and colour together.
             light = 0.8 + 0.4 * torch.rand(len(crops), 1, 1, 1)
             optimizer.zero_grad()
             F.cross_entropy(net((crops * light).clamp(0, 1)), labels).backward()  # type: ignore[no-untyped-call]
@@ -40,7 +40,7 @@ def trained_classifier(pictures: Sequence[Sequence[Tensor]], side: int, steps: i
 
 @torch.no_grad()
 def share_named(classifier: nn.Module, images: Tensor, style: int) -> float:
-    """Return the share of images (B, 3, H, W) that the classifier takes for a style."""
+    """Return the share of images (B, 3, H, W) that the classifier assigns to a style."""
     return float((classifier(images).argmax(1) == style).float().mean())
 
 

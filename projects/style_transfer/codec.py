@@ -1,7 +1,7 @@
-"""From images to the latents that the flow lives in, and back.
+"""Codecs between images and the latents on which the flow works.
 
-A codec is a module with ``factor`` (pixels per latent position, along a side), ``channels``, ``encode`` and ``decode``.
-Whichever it is, its latents are standardized, so that the flow starts from noise of the same size.
+A codec is a module with ``factor`` (pixels per latent along a side), ``channels``, ``encode`` and ``decode``. The latents of
+every codec are standardized, so that they have the scale of the noise from which the flow starts.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from mltrain.errors import ConfigError
 
 @runtime_checkable
 class Codec(Protocol):
-    """What a codec of a user's own has to have, besides being a :class:`torch.nn.Module`."""
+    """The attributes of a codec, which is also a :class:`torch.nn.Module`."""
 
     factor: int
     channels: int
@@ -34,11 +34,11 @@ class Codec(Protocol):
 
 
 class LinearCodec(nn.Module):
-    """Squares of ``factor`` by ``factor`` pixels, projected on their principal components: exact, and fitted at once.
+    """Projects squares of ``factor`` by ``factor`` pixels on their principal components.
 
     Args:
         factor: pixels along the side of a square.
-        channels: components that are kept, of 3 * factor**2.
+        channels: number of components to keep, of 3 * factor**2.
 
     """
 
@@ -54,7 +54,7 @@ class LinearCodec(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Take mean and principal components from images (B, 3, H, W)."""
+        """Compute mean and principal components of images (B, 3, H, W)."""
         squares = F.pixel_unshuffle(images, self.factor).movedim(1, -1).flatten(0, -2).double()
         mean = squares.mean(0)
         _, vectors = torch.linalg.eigh((squares - mean).T @ (squares - mean))
@@ -76,9 +76,9 @@ class LinearCodec(nn.Module):
 
 
 class Standardized(nn.Module):
-    """A codec whose latents have mean 0 and variance 1 in every channel, over the images it was fitted to.
+    """A codec whose latents have mean 0 and variance 1 in every channel over the images it was fitted to.
 
-    It is a part of every checkpoint; its weights are frozen.
+    Every checkpoint contains it; its weights are frozen.
     """
 
     mean: Tensor
@@ -118,15 +118,15 @@ class Standardized(nn.Module):
 
 
 def codec_in(file: Path) -> Codec:
-    """Return what the function ``codec()`` in a Python file returns.
+    """Return the codec that the function ``codec()`` in a Python file returns.
 
     Raises:
-        ConfigError: the file cannot be imported, or what it returns is not a codec.
+        ConfigError: there is no such file, or the function returns no codec.
 
     """
     spec = importlib.util.spec_from_file_location(f"style_transfer_codec_{file.stem}", file)
     if spec is None or spec.loader is None or not file.is_file():
-        raise ConfigError(f"codec_file={file} is no Python file. Expected: a file with a function codec().")
+        raise ConfigError(f"codec_file={file} is not a Python file. Expected: a file with a function codec().")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     made = module.codec() if hasattr(module, "codec") else None
@@ -144,5 +144,5 @@ def psnr(images: Tensor, restored: Tensor) -> float:
 
 
 def inner_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the codec inside, of the state of a :class:`Standardized`."""
+    """Return the weights of the inner codec from the state of a :class:`Standardized`."""
     return {name.removeprefix("inner."): value for name, value in state.items() if name.startswith("inner.")}

@@ -1,4 +1,4 @@
-"""Photographs redrawn as engravings: hatched in sepia on cream paper, so that there is a style with known works."""
+"""Pictures redrawn as engravings, hatched in sepia on cream paper."""
 
 import math
 
@@ -9,7 +9,7 @@ PAPER = (0.95, 0.89, 0.76)
 INK = (0.26, 0.13, 0.05)
 
 _HATCHING = ((45.0, 0.0), (-45.0, 0.35), (10.0, 0.6))
-"""Directions of the lines in degrees, each with the darkness from which on its lines are drawn."""
+"""Directions of the lines in degrees, each with the least darkness at which its lines appear."""
 
 
 def engraved(grey: NDArray[np.float32], period: float = 9.0) -> NDArray[np.uint8]:
@@ -17,7 +17,7 @@ def engraved(grey: NDArray[np.float32], period: float = 9.0) -> NDArray[np.uint8
 
     Args:
         grey: (H, W) in [0, 1].
-        period: distance of the lines in pixels.
+        period: distance between lines in pixels.
 
     Returns:
         (H, W, 3), 8-bit RGB.

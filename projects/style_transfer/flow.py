@@ -1,8 +1,8 @@
-"""A flow between noise (time 0) and data (time 1), run in either direction on one and the same grid of times.
+"""A flow between noise (time 0) and data (time 1), integrated in both directions on the same grid of times.
 
 Translation inverts a picture with its own style and generates with another (dual diffusion implicit bridges,
-Su et al., ICLR 2023). That this is meaningful rests on the velocity being that of a flow: see
-:func:`matching_loss` (flow matching, Lipman et al., ICLR 2023; times as in Esser et al., ICML 2024).
+Su et al., ICLR 2023). Inversion requires that the velocity is that of a flow, which :func:`matching_loss` trains
+(flow matching, Lipman et al., ICLR 2023; times as in Esser et al., ICML 2024).
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps latents (B, C, H, W), times (B,) and styles, (B,) or weights of them (B, S), to velocities (B, C, H, W)."""
+"""Maps latents (B, C, H, W), times (B,) and styles (B,), or weights of styles (B, S), to velocities (B, C, H, W)."""
 
 Method = Literal["heun", "midpoint"]
 
@@ -25,10 +25,10 @@ def even_times(steps: int) -> tuple[float, ...]:
 
 
 def drawn_times(steps: int) -> tuple[float, ...]:
-    """Return ``steps + 1`` times from 0 to 1, each of the inner ones drawn around its even place.
+    """Return ``steps + 1`` times from 0 to 1, with every inner one drawn around its even position.
 
-    Trained on one coarse grid only, a network learns what that grid does to it, and does something else on a finer
-    one. Random numbers are torch's.
+    A network trained on one coarse grid only fits the errors of that grid and fails on a finer one. The random numbers
+    are from torch's global generator.
     """
     inner = ((torch.arange(1, steps) + torch.rand(max(steps - 1, 0)) - 0.5) / steps).tolist()
     return (0.0, *inner, 1.0)
@@ -36,10 +36,10 @@ def drawn_times(steps: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Flow:
-    """Integrates a velocity from time to time with a method of second order; forwards and backwards alike.
+    """Integrates a velocity over a grid of times with a second-order method, in both directions.
 
-    Both methods ask for the velocity twice a step. Going back uses the times of going forth, so that the way back
-    undoes the way there up to an error of the order of the squared length of a step.
+    Both methods evaluate the velocity twice per step. Both directions use the same times, so that inversion undoes
+    generation up to an error of the order of the squared step length.
     """
 
     velocity: Velocity
@@ -47,7 +47,7 @@ class Flow:
     """From 0 to 1, rising."""
     method: Method = "heun"
     temperature: float = 0.0
-    """Noise while generating, in the half that is nearer to noise; 0: the same picture every time."""
+    """Strength of the noise added while generating, up to time 0.5. With 0, generation is deterministic."""
 
     def invert(self, latents: Tensor, style: Tensor) -> Tensor:
         """Return the noise (B, C, H, W) that data of the styles (B,) come from."""
@@ -79,9 +79,9 @@ class Flow:
 
 
 def matching_loss(velocity: Velocity, latents: Tensor, style: Tensor) -> Tensor:
-    """Return the flow matching loss: the squared error of the velocity on straight ways from noise to data.
+    """Return the flow matching loss: the squared error of the velocity on straight lines from noise to data.
 
-    Noise is standard normal; times are logistic-normal, most of them in the middle, where the way is decided.
+    Noise is standard normal; times are logistic-normal, so most of them lie in the middle.
     """
     noise = torch.randn_like(latents)
     time = torch.randn(len(latents), device=latents.device).sigmoid()

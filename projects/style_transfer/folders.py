@@ -1,4 +1,4 @@
-"""Folders of styles as a user brings them: one folder a style, or ``trainA``, ``trainB``, ``testA``, ``testB``."""
+"""Folders of styles: one folder per style, or ``trainA``, ``trainB``, ``testA``, ``testB``."""
 
 import random
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from projects.segmentation.folders import pictures_in
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """A style: the files to learn it from, and other works that are held out."""
+    """A style: its training files and its held-out files."""
 
     name: str
     train: tuple[Path, ...]
@@ -19,7 +19,7 @@ class Style:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All of them, those to learn from first."""
+        """All files, the training files first."""
         return self.train + self.held_out
 
 
@@ -32,21 +32,22 @@ def styles_in(
         root: a folder with a folder of pictures for each style. Where its folders are called ``trainA``, ``trainB``
             and so on (the layout of CycleGAN, Zhu et al. 2017), the styles are A and B, and ``testA`` and ``testB``
             are held out.
-        held_out: a folder with a folder for each of these styles, all of which is held out. It may name them like ``root``
-            does, or ``testA`` and ``testB``, or ``trainA`` and ``trainB``.
-        fraction: the share of the pictures of a style to hold out where nothing else says which; at least one.
-        split_seed: of the draw.
+        held_out: a folder of held-out pictures, with a folder for each of these styles. Their names are those in ``root``,
+            ``testA`` and ``testB``, or ``trainA`` and ``trainB``. If ``None``, and ``root`` has no ``testA``, a random
+            share is held out.
+        fraction: this share, of the pictures of each style; at least one picture.
+        split_seed: determines the draw.
 
     Raises:
-        DataError: there are fewer than two styles, or one has nothing to learn from or nothing held out.
+        DataError: there are fewer than two styles, or one has no training or no held-out pictures.
 
     """
     folders = _folders_in(root)
     train = _without_prefix(folders, "train") or folders
     if len(train) < 2:
         raise DataError(
-            f"{root} holds {len(train)} folders of pictures, and at least two styles are needed to go from one to the "
-            "other. Expected: a folder of pictures for each style, or the folders trainA and trainB."
+            f"{root} holds {len(train)} folders of pictures. Expected at least two styles: a folder of pictures for each, or "
+            "the folders trainA and trainB."
         )
     if held_out is not None:
         named = _folders_in(held_out)
@@ -68,22 +69,22 @@ def styles_in(
     for style in styles:
         if both := {file.resolve() for file in style.train} & {file.resolve() for file in style.held_out}:
             raise DataError(
-                f"{len(both)} pictures of {style.name} are to be trained on and held out, such as {min(both)}. Expected other "
-                "pictures in test_image_dir than in image_dir. Try: without test_image_dir, which holds some out by a draw."
+                f"{len(both)} pictures of {style.name} are both trained on and held out, such as {min(both)}. Expected other "
+                "pictures in test_image_dir than in image_dir. Try: leave test_image_dir out, to hold out a random share."
             )
     return styles
 
 
 def _folders_in(root: Path) -> dict[str, Path]:
     if not root.is_dir():
-        raise DataError(f"There is no folder {root}. Check the path; a relative one starts at {Path.cwd()}.")
+        raise DataError(f"There is no folder {root}. Check the path; a relative path starts at {Path.cwd()}.")
     return {
         folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")
     }
 
 
 def _without_prefix(folders: Mapping[str, Path], prefix: str) -> dict[str, Path]:
-    """The folders ``trainA``, ``trainB`` as A and B, if ``trainA`` is there."""
+    """Return the folders ``trainA``, ``trainB`` as A and B, if ``trainA`` exists."""
     if f"{prefix}A" not in folders:
         return {}
     return {name.removeprefix(prefix): folder for name, folder in folders.items() if name.startswith(prefix)}
@@ -93,8 +94,8 @@ def _drawn(name: str, folder: Path, fraction: float, split_seed: int) -> Style:
     files = pictures_in(folder)
     if len(files) < 2:
         raise DataError(
-            f"The style {name!r} has one picture ({files[0]}). At least two are needed, one of which is held out; "
-            "or give the held-out ones in test_image_dir."
+            f"The style {name!r} has one picture ({files[0]}). Expected two or more, one of which is held out. "
+            "Try: test_image_dir=FOLDER with held-out pictures."
         )
     held_out = set(random.Random(split_seed).sample(files, max(1, round(fraction * len(files)))))  # noqa: S311 - no secret
     return Style(

@@ -20,7 +20,7 @@ class Gallery:
     """Makes ``grid`` and, for every two styles, ``inference/A_to_B``.
 
     Args:
-        translator: what makes the pictures.
+        translator: translates the pictures.
         pictures: one of each style, (3, H, W) uint8.
 
     """
@@ -50,7 +50,7 @@ class Gallery:
                 Image.fromarray(picture).save(folder / f"{name}.jpg", quality=95)
 
     def table(self) -> list[list[NDArray[np.uint8]]]:
-        """Return rows of pictures, one a source; in the diagonal its reconstruction."""
+        """Return a row of pictures for each source; the diagonal holds the reconstructions."""
         targets = range(len(self._pictures))
         rows = []
         for source, picture in enumerate(self._pictures):
@@ -59,7 +59,7 @@ class Gallery:
         return rows
 
     def methods(self, baselines: Mapping[str, Baseline]) -> NDArray[np.uint8]:
-        """Return a picture (H, W, 3), 8-bit: each pair of styles in a row, the flow and each baseline in a column."""
+        """Return a picture (H, W, 3), 8-bit: pairs of styles in rows; the flow and each baseline in columns."""
         styles = self._translator.styles
         rows, labels = [], []
         for source, (picture, made) in enumerate(zip(self._pictures, self.table(), strict=True)):
@@ -81,7 +81,7 @@ class Gallery:
 def _sheet(
     rows: Sequence[Sequence[NDArray[np.uint8]]], labels: Sequence[str], titles: Sequence[str], diagonal: str = ""
 ) -> NDArray[np.uint8]:
-    """The middle squares of pictures in rows and columns; ``diagonal`` names those to the right of the diagonal."""
+    """Draw the middle squares of pictures in rows and columns; ``diagonal`` labels the column after a row's own."""
     figure = Figure(figsize=(1.9 * len(titles), 2.0 * len(rows)), dpi=110, layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, (cells, pictures) in enumerate(zip(axes, rows, strict=True)):
@@ -100,14 +100,14 @@ def _sheet(
 
 
 def pair_name(styles: Sequence[str], source: int, target: int) -> str:
-    """Return ``A_to_B`` in characters that are fit for files and pictures; numbers distinguish equal names."""
-    fit = [re.sub(r"[^A-Za-z0-9_.-]", "_", style)[:40] for style in styles]
-    told = [f"{index}_{name}" if fit.count(name) > 1 else name for index, name in enumerate(fit)]
-    return f"{told[source]}_to_{told[target]}"
+    """Return ``A_to_B`` in characters that suit file names; numbers distinguish equal names."""
+    safe = [re.sub(r"[^A-Za-z0-9_.-]", "_", style)[:40] for style in styles]
+    unique = [f"{index}_{name}" if safe.count(name) > 1 else name for index, name in enumerate(safe)]
+    return f"{unique[source]}_to_{unique[target]}"
 
 
 def _middle(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The middle square of a picture (H, W, 3)."""
+    """Return the middle square of a picture (H, W, 3)."""
     side = min(picture.shape[:2])
     top, left = ((length - side) // 2 for length in picture.shape[:2])
     return picture[top : top + side, left : left + side]

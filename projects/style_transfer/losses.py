@@ -1,4 +1,4 @@
-"""What a picture's style is, and what its content is, as distances between latents or images."""
+"""Distances of style and of content between latents or images."""
 
 import torch
 import torch.nn.functional as F
@@ -6,20 +6,20 @@ from torch import Tensor
 
 
 def patches(images: Tensor, side: int = 3) -> Tensor:
-    """Return all squares of images (B, C, H, W) as rows (B * places, C * side**2)."""
+    """Return all squares of images (B, C, H, W) as rows (B * positions, C * side**2)."""
     return F.unfold(images, side).transpose(1, 2).flatten(0, 1)
 
 
 def directions(count: int, dimensions: int, like: Tensor) -> Tensor:
-    """Return random unit vectors as columns (dimensions, count), drawn from torch's generator of that device."""
+    """Return random unit vectors as columns (dimensions, count), from torch's generator of the device of ``like``."""
     return F.normalize(torch.randn(dimensions, count, device=like.device), dim=0)
 
 
 def sliced_wasserstein(one: Tensor, other: Tensor, along: Tensor) -> Tensor:
     """Return the sliced Wasserstein-1 distance of two clouds of points.
 
-    Along a line optimal transport pairs points in order (Rabin et al. 2011; Bonneel et al. 2015). Of the larger
-    cloud as many quantiles are taken as the smaller one has points.
+    On a line, optimal transport pairs points in order (Rabin et al. 2011; Bonneel et al. 2015). The larger cloud is
+    reduced to as many quantiles as the smaller one has points.
 
     Args:
         one: (N, D) points.
@@ -45,9 +45,9 @@ def patch_distance(one: Tensor, other: Tensor, *, side: int = 3, projections: in
 
 
 def self_similarity(latents: Tensor) -> Tensor:
-    """Return how alike any two places of each image are: cosines (B, P, P), P places of two by two positions.
+    """Return the cosine similarities (B, P, P) of any two of the P places of each image, each two by two latents.
 
-    The mean over the places is taken out first, so that a colour cast is not content (self-similarity after
+    The mean over the places is subtracted first, so that a colour cast is not content (self-similarity after
     Shechtman and Irani 2007; as a loss of style transfer Kolkin et al. 2019).
     """
     places = F.avg_pool2d(latents, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""How far style moved and how much content stayed, on held-out crops, beside what needs no learning."""
+"""Scores of style and content on held-out crops, for the flow and the baselines."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PairScores:
-    """What a method makes of held-out crops of one style that are to have another.
+    """Scores of a method that translates held-out crops of one style into another.
 
-    ``swd`` is the sliced Wasserstein distance of patches to a reference; ``swd_identity`` is that of the crops before
-    translation, and ``swd_floor`` what crops of the training works of the target get. The reference is held-out works
-    of the target, and with ``_train`` in the name its training works: all that the network can know of the style.
+    ``swd`` is the sliced Wasserstein distance of patches to a reference, ``swd_identity`` that of the untranslated
+    crops, and ``swd_floor`` that of crops of the target's training works. The reference is held-out works of the
+    target; with ``_train`` in the name it is the target's training works, the only ones that the network has seen.
     """
 
     source: str
@@ -50,21 +50,21 @@ class PairScores:
     swd_train_identity: float
     swd_train_floor: float
     ssm: float
-    """Distance of the self-similarities of output and source; 0 where the content is the same."""
+    """Distance between the self-similarities of output and source; 0 if the content is the same."""
     ssm_chance: float
-    """That of the source and unrelated crops of the target style."""
+    """The same distance between the source and unrelated crops of the target style."""
     ssim: float
-    """Structural similarity of output and source in brightness (Wang et al. 2004); 1 where they are the same."""
+    """Structural similarity of output and source in brightness (Wang et al. 2004); 1 if they are the same."""
     style_accuracy: float
-    """Share of the outputs that a classifier takes for the target style."""
+    """Share of the outputs that a classifier assigns to the target style."""
 
 
 def quality(*, swd: float, swd_identity: float, swd_floor: float, ssm: float, ssm_chance: float) -> float:
-    """Return how good a translation is: 0 for pictures left as they are and for unrelated ones, 1 at best.
+    """Return the quality of a translation: 0 for unchanged and for unrelated pictures, at most 1.
 
-    The harmonic mean of the style that was reached (the share of the way from the distance of the sources to that of real
-    works) and of the content that was kept (1 less the change of self-similarity as a share of that between unrelated
-    pictures). A harmonic mean is large only where both are (van Rijsbergen 1979). Where one is negative, so is the quality.
+    It is the harmonic mean of style reached (how much of the distance between source and real works of the target is
+    covered) and content kept (1 minus the change of self-similarity relative to that between unrelated pictures). A harmonic
+    mean is large only if both are (van Rijsbergen 1979). If the smaller of the two is not positive, it is the quality.
     """
     style = 1 - (swd - swd_floor) / max(swd_identity - swd_floor, 1e-6)
     content = 1 - ssm / max(ssm_chance, 1e-6)
@@ -74,19 +74,19 @@ def quality(*, swd: float, swd_identity: float, swd_floor: float, ssm: float, ss
 
 
 class Judgement:
-    """Translates held-out crops of every style into every other and measures what comes out.
+    """Translates held-out crops of every style into every other one and scores the results.
 
-    The same is done with each of the :func:`~projects.style_transfer.baselines.baselines`. The crops, the projections and the
-    classifier are the same each time. Only its own random numbers are used.
+    It scores the :func:`~projects.style_transfer.baselines.baselines` in the same way. Every call uses the same crops,
+    projections and classifier, and random numbers of its own.
 
     Args:
-        translator: what is judged.
+        translator: the translator to score.
         energy: weighs style and content in ``val/loss``.
-        train: pictures of each style to learn from, (3, H, W) uint8.
-        held_out: pictures of other works of each style.
-        side: of the crops, in pixels.
-        crops: how many of each style.
-        classifier_steps: how long the classifier is trained, when it is first needed.
+        train: training pictures of each style, (3, H, W) uint8.
+        held_out: held-out pictures of each style.
+        side: side of the crops in pixels.
+        crops: number of crops of each style.
+        classifier_steps: training steps of the classifier, which is trained when it is first needed.
 
     """
 
@@ -115,12 +115,12 @@ class Judgement:
 
     @cached_property
     def classifier(self) -> nn.Module:
-        """The judge of styles, trained on crops of the training works."""
+        """The classifier of styles, trained on crops of the training works."""
         return trained_classifier(self._train, self._side, self._classifier_steps)
 
     @cached_property
     def baselines(self) -> Mapping[str, Baseline]:
-        """The methods without learning, fitted to the training works."""
+        """The baselines, fitted to the training works."""
         with own_rng(_SEED):
             return baselines([random_crops(style, self._side, _BASELINE_CROPS) for style in self._train])
 
@@ -139,7 +139,7 @@ class Judgement:
         return self.summary(self.pairs())
 
     def pairs(self) -> list[PairScores]:
-        """Return the scores of every pair of two styles, of the flow and then of each baseline."""
+        """Return the scores of every pair of styles, first of the flow and then of each baseline."""
         styles = range(len(self._sources))
         scores = []
         for source in styles:
@@ -149,7 +149,7 @@ class Judgement:
         return scores + self._baseline_pairs
 
     def methods(self, pairs: Sequence[PairScores]) -> dict[str, dict[str, float]]:
-        """Return the means of the scores over all pairs for each method, their ``quality`` being that of the means."""
+        """Return the means of the scores over all pairs for each method; ``quality`` is that of the means."""
         names = [field.name for field in fields(PairScores) if field.type in (float, "float")]
         found = {}
         for method in (FLOW, *self.baselines):
@@ -159,7 +159,7 @@ class Judgement:
         return found
 
     def summary(self, pairs: Sequence[PairScores]) -> dict[str, float]:
-        """Return what :meth:`__call__` does, of pairs that were scored before, and log the methods beside one another."""
+        """Return the metrics of :meth:`__call__` for pairs already scored, and log a table of the methods."""
         methods = self.methods(pairs)
         for line in comparison(methods):
             log.info("%s", line)
@@ -197,7 +197,7 @@ class Judgement:
         )
 
     def _references(self, source: int, target: int) -> dict[str, float]:
-        """Return the scores of a pair that do not depend on the method; each is measured once."""
+        """Return the scores of a pair that do not depend on the method; each is computed once."""
         if (source, target) not in self._known:
             given, wanted, learnt = self._sources[source], self._wanted[target], self._learnt[target]
             self._known[source, target] = {
@@ -221,7 +221,7 @@ class Judgement:
 
     @torch.no_grad()
     def _distance(self, one: Tensor, other: Tensor) -> float:
-        """Of pictures as they are seen: images (B, 3, H, W), in the latents of the codec, where texture counts."""
+        """Return the distance of clipped images (B, 3, H, W) in the latents of the codec, which represent texture."""
         with own_rng(_SEED):
             encoded = self._translator.encode(one), self._translator.encode(other)
             return float(patch_distance(*encoded, projections=_PROJECTIONS))
@@ -238,7 +238,7 @@ def _ssim(made: Tensor, given: Tensor) -> float:
 
 
 def comparison(methods: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return lines of a table of the methods, and one that says whether the flow is better than all baselines."""
+    """Return a table of the methods as lines, and a line on whether the flow is better than all baselines."""
     columns = ("quality", "swd", "swd_train", "ssm", "ssim", "style_accuracy")
     width = max(map(len, methods))
     lines = ["  ".join([" " * width, *columns])]

@@ -1,4 +1,4 @@
-"""Pictures as tensors: read from files of any size, cut into crops, padded to what the network takes, and written."""
+"""Pictures as tensors: reading, random crops, padding, and conversion back to pixels."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from mltrain.errors import DataError
 from projects.segmentation.pixels import UnreadablePixels, read_image
 
 LEAST_CONTRAST = 18.0
-"""A crop is drawn again while the standard deviation of its 8-bit brightness is below this: empty sky has no style."""
+"""A crop is drawn again if the standard deviation of its 8-bit brightness is below this, because empty sky has no style."""
 
 MOST_SCALED_UP = 8.0
-"""A picture that is scaled up more than this shows blur, which is no style."""
+"""Largest factor by which pictures are scaled up; beyond it they would show blur in place of style."""
 
 BRIGHTNESS = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
@@ -26,10 +26,12 @@ _TRIES = 8
 
 
 def read_picture(file: Path, short_side: int | None) -> Tensor:
-    """Return a picture as (3, H, W) uint8, its shorter side scaled to ``short_side`` pixels (its own size if ``None``).
+    """Return a picture as (3, H, W) uint8, its shorter side scaled to ``short_side`` pixels.
+
+    If ``short_side`` is ``None``, it keeps its size.
 
     Raises:
-        UnreadablePixels: the file is no picture, cannot be decoded to its end, or would be scaled up more than
+        UnreadablePixels: the file is not a picture, is truncated, or would be scaled up more than
             :data:`MOST_SCALED_UP` times.
 
     """
@@ -38,7 +40,7 @@ def read_picture(file: Path, short_side: int | None) -> Tensor:
         scale = short_side / min(pixels.shape[1:])
         if scale > MOST_SCALED_UP:
             raise UnreadablePixels(
-                f"is {pixels.shape[1]} x {pixels.shape[2]} pixels; its shorter side has to have "
+                f"is {pixels.shape[1]} x {pixels.shape[2]} pixels; its shorter side needs at least "
                 f"{math.ceil(short_side / MOST_SCALED_UP)} for short_side={short_side}"
             )
         size = [max(short_side, round(side * scale)) for side in pixels.shape[1:]]
@@ -47,10 +49,10 @@ def read_picture(file: Path, short_side: int | None) -> Tensor:
 
 
 def read_pictures(files: Sequence[Path], short_side: int | None) -> list[Tensor]:
-    """Read several, each as :func:`read_picture` does.
+    """Read several pictures with :func:`read_picture`.
 
     Raises:
-        DataError: some cannot be read; all of them are named.
+        DataError: some cannot be read; the error names all of them.
 
     """
     pictures, unread = [], []
@@ -61,16 +63,15 @@ def read_pictures(files: Sequence[Path], short_side: int | None) -> list[Tensor]
             unread.append(f"{file} {error}")
     if unread:
         raise DataError(
-            f"{len(unread)} of {len(files)} pictures cannot be read. Repair them, or take them out.\n  "
-            + "\n  ".join(unread)
+            f"{len(unread)} of {len(files)} pictures cannot be read. Repair or remove them.\n  " + "\n  ".join(unread)
         )
     return pictures
 
 
 def random_crop(picture: Tensor, side: int) -> Tensor:
-    """Return a random square of a picture (3, H, W), mirrored half of the time, with some contrast if there is any.
+    """Return a random square of a picture (3, H, W), mirrored half of the time.
 
-    Random numbers are torch's.
+    Squares without contrast are drawn again, a few times. The random numbers are from torch's global generator.
     """
     height, width = picture.shape[1:]
     for _ in range(_TRIES):
@@ -83,7 +84,7 @@ def random_crop(picture: Tensor, side: int) -> Tensor:
 
 
 def random_crops(pictures: Sequence[Tensor], side: int, count: int) -> Tensor:
-    """Return random crops (count, 3, side, side) float32 in [0, 1]; every picture in turn."""
+    """Return random crops (count, 3, side, side) float32 in [0, 1], from each picture in turn."""
     crops = [random_crop(pictures[index % len(pictures)], side) for index in range(count)]
     return torch.stack(crops).float() / 255
 
@@ -92,9 +93,9 @@ class StyleCrops:
     """A data set whose items are one random crop of every style, (styles, 3, side, side) float32 in [0, 1].
 
     Args:
-        pictures: of each style, (3, H, W) uint8, no side shorter than ``side``.
-        side: of the crops, in pixels.
-        length: items an epoch.
+        pictures: pictures of each style, (3, H, W) uint8, no side shorter than ``side``.
+        side: side of the crops in pixels.
+        length: items per epoch.
 
     """
 
@@ -112,11 +113,11 @@ class StyleCrops:
 
 
 def padded(images: Tensor, multiple: int) -> Tensor:
-    """Return images (B, C, H, W) with H and W brought to a multiple, by repeating what is at the right and the bottom."""
+    """Return images (B, C, H, W) with H and W padded to a multiple by repeating the right and bottom edges."""
     height, width = images.shape[2:]
     return F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
 def as_pixels(image: Tensor) -> NDArray[np.uint8]:
-    """Return an image (3, H, W) in [0, 1] as (H, W, 3), 8-bit; what is outside is cut off."""
+    """Return an image (3, H, W) in [0, 1] as (H, W, 3), 8-bit; values outside are clipped."""
     return np.asarray((image.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

@@ -1,4 +1,4 @@
-"""Style transfer between folders of pictures, each of which is a style."""
+"""Style transfer between folders of pictures, one folder per style."""
 
 import itertools
 import math
@@ -34,56 +34,60 @@ from projects.style_transfer.velocity import GRID, VelocityNet
 _FITTING_CROPS = 128
 
 _RIDGE = 0.3
-"""Of the maps between styles. Of 0.03, 0.1 and 0.3 the largest changed content least for the same distance to the style."""
+"""Ridge of the maps between styles. Of 0.03, 0.1 and 0.3, 0.3 changed content least at the same distance to the style."""
 
 
 class Config(mltrain.Config):
-    """Where the styles are, and how the flow is trained. ``config.yaml`` explains every key at length."""
+    """Data, codec, flow and training. ``config.yaml`` explains every key at length."""
 
     epochs: int = Field(8, ge=0, description="Total number of epochs, also when a run is resumed.")
-    eval_interval: int = Field(2, ge=1, description="Evaluation, and pictures, every N epochs.")
+    eval_interval: int = Field(2, ge=1, description="Evaluate and draw pictures every N epochs.")
     save_interval: int = Field(2, ge=0, description="Save a checkpoint every N epochs; 0: never.")
-    best_metric: str = Field("val/quality", min_length=1, description="The metric that decides which one is best.")
+    best_metric: str = Field(
+        "val/quality", min_length=1, description="The metric that decides which checkpoint is best."
+    )
     best_mode: Literal["min", "max"] = Field("max", description="Whether a lower or higher value is better.")
 
-    image_dir: Path | None = Field(None, description="Folder with a folder for each style. Default: the sample styles.")
-    test_image_dir: Path | None = Field(None, description="The same styles, held out. Default: drawn from image_dir.")
-    val_fraction: float = Field(0.2, gt=0, lt=1, description="Share held out where nothing else says what is.")
-    split_seed: int = Field(0, ge=0, description="Of that draw; apart from seed, so that runs share what is held out.")
-    image_size: int = Field(64, ge=32, multiple_of=16, description="Side of the crops to train on, in pixels.")
+    image_dir: Path | None = Field(None, description="Folder with one folder per style. Default: the sample styles.")
+    test_image_dir: Path | None = Field(
+        None, description="Held-out pictures of the same styles. Default: a random share."
+    )
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="Share of each style to hold out at random.")
+    split_seed: int = Field(0, ge=0, description="Seed of this draw, so that runs with another seed hold out the same.")
+    image_size: int = Field(64, ge=32, multiple_of=16, description="Side of the training crops in pixels.")
     short_side: int = Field(128, ge=32, description="The shorter side of every picture is scaled to it.")
-    num_workers: int = Field(0, ge=0, description="Processes that cut crops ahead.")
+    num_workers: int = Field(0, ge=0, description="Processes that cut crops in advance.")
 
     codec: Literal["linear", "autoencoder", "vae", "own"] = Field(
-        "linear", description="From images to latents and back."
+        "linear", description="Codec between images and latents."
     )
-    latent_channels: int = Field(12, ge=1, le=48, description="Of the linear codec; 48 lose nothing.")
-    codec_model: Path | None = Field(None, description="The folder of the model, for codec=autoencoder and codec=vae.")
-    codec_file: Path | None = Field(None, description="A Python file with a function codec(), for codec=own.")
+    latent_channels: int = Field(12, ge=1, le=48, description="Channels of the linear codec; 48 are lossless.")
+    codec_model: Path | None = Field(None, description="Folder of the model for codec=autoencoder or codec=vae.")
+    codec_file: Path | None = Field(None, description="Python file with a function codec(), for codec=own.")
 
     width: int = Field(32, ge=8, multiple_of=8, description="Channels of the network's first level.")
-    batch_size: int = Field(16, ge=2, description="Crops of each style a step.")
-    steps_per_epoch: int = Field(80, ge=1, description="Steps an epoch.")
+    batch_size: int = Field(16, ge=2, description="Crops of each style per step.")
+    steps_per_epoch: int = Field(80, ge=1, description="Steps per epoch.")
     route: Literal["transport", "noise"] = Field(
-        "transport", description="What lies between two styles: their barycentre under optimal transport, or noise."
+        "transport", description="How the flow connects styles: by optimal transport, or through noise."
     )
     anchor_epochs: int = Field(3, ge=0, description="With route=noise: epochs of flow matching before the energy.")
     lr: float = Field(1e-3, gt=0, description="Highest learning rate of the one-cycle schedule.")
-    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; larger ones are clipped.")
 
     w_style: float = Field(1.0, ge=0, description="Weight of the sliced Wasserstein distance to the target style.")
     w_content: float = Field(0.5, ge=0, description="Weight of the change of self-similarity.")
     content_budget: float = Field(
-        1.0, gt=0, description="Change of content that is not punished, in multiples of a colour matrix's."
+        1.0, gt=0, description="Change of content without penalty, in multiples of that by a colour matrix."
     )
-    ode_integration_steps: int = Field(2, ge=1, description="Steps of integration, each way, in training.")
-    num_steps: int = Field(8, ge=1, description="Steps of integration, each way, at inference.")
-    integrator: Method = Field("heun", description="heun or midpoint, both of second order.")
+    ode_integration_steps: int = Field(2, ge=1, description="Integration steps in each direction, in training.")
+    num_steps: int = Field(8, ge=1, description="Integration steps in each direction, at inference.")
+    integrator: Method = Field("heun", description="Method of integration; both are of second order.")
     temperature: float = Field(0.0, ge=0, description="Noise while generating at inference; 0: none.")
 
-    eval_crops: int = Field(16, ge=2, description="Held-out crops of each style that an evaluation translates.")
-    classifier_steps: int = Field(150, ge=1, description="Steps that the classifier of styles is trained for.")
+    eval_crops: int = Field(16, ge=2, description="Held-out crops of each style to translate in an evaluation.")
+    classifier_steps: int = Field(150, ge=1, description="Training steps of the classifier of styles.")
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
@@ -91,7 +95,7 @@ class Config(mltrain.Config):
             raise ValueError(f"crops of image_size={self.image_size} do not fit in short_side={self.short_side}")
         if self.test_image_dir and not self.image_dir:
             raise ValueError(
-                "test_image_dir holds out pictures of the styles in image_dir, and image_dir is not given; try image_dir=FOLDER"
+                "test_image_dir holds out pictures of the styles in image_dir, and image_dir is not given. Try: image_dir=FOLDER"
             )
         if (self.codec in ("autoencoder", "vae")) != (self.codec_model is not None):
             raise ValueError("codec=autoencoder or codec=vae and codec_model are given together or not at all")
@@ -100,7 +104,7 @@ class Config(mltrain.Config):
         return self
 
     def sample_data(self) -> dict[str, Path | str]:
-        """Return the folders of the sample styles, without ``image_dir``."""
+        """Return the folders of the sample styles; none if ``image_dir`` is given."""
         return (
             {}
             if self.image_dir is not None
@@ -109,11 +113,11 @@ class Config(mltrain.Config):
 
 
 def build(config: Config) -> mltrain.Task:
-    """Read the pictures, fit the codec, and make network, optimizer and schedule.
+    """Read the pictures, fit the codec, and build network, optimizer and schedule.
 
     Raises:
-        mltrain.errors.DataError: folders that hold no two styles, or pictures that cannot be read, all of them named.
-        mltrain.errors.ConfigError: the codec cannot be made, or image_size does not suit it.
+        mltrain.errors.DataError: there are fewer than two styles, or pictures cannot be read; the error names all of them.
+        mltrain.errors.ConfigError: the codec cannot be loaded, or image_size does not suit it.
 
     """
     styles = read_styles(config)
@@ -127,7 +131,7 @@ def build(config: Config) -> mltrain.Task:
     if config.image_size % (translator.codec.factor * GRID):
         raise ConfigError(
             f"image_size={config.image_size} does not suit this codec. Expected a multiple of "
-            f"{translator.codec.factor * GRID}: {translator.codec.factor} pixels a latent, {GRID} latents at the coarsest level."
+            f"{translator.codec.factor * GRID}: {translator.codec.factor} pixels per latent times {GRID} latents."
         )
     budget = math.inf
     with own_rng(config.seed):
@@ -146,7 +150,7 @@ def build(config: Config) -> mltrain.Task:
     items = StyleCrops(train, config.image_size, config.batch_size * config.steps_per_epoch)
     loader = mltrain.ResumableLoader(items, config.batch_size, num_workers=config.num_workers)
     optimizer = AdamW(translator.net.parameters(), config.lr, weight_decay=config.weight_decay)
-    # One more than there are steps: the schedule is also stepped after the last, and past its end it would rise again.
+    # One more than the steps: the schedule also steps after the last one, and past its end it would rise again.
     scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1, pct_start=0.1)
     flow = Flow(translator.net, even_times(config.ode_integration_steps), config.integrator)
     step = TransferStep(translator.net, translator.codec, known, flow, energy, optimizer, scheduler, clip=config.clip)
@@ -176,13 +180,13 @@ def build(config: Config) -> mltrain.Task:
 
 
 def read_styles(config: Config) -> tuple[Style, ...]:
-    """The styles to train on, with what of each is held out."""
+    """Return the styles with their training and held-out files."""
     root, held_out = (config.image_dir, config.test_image_dir) if config.image_dir else sample_styles()
     return styles_in(root, held_out, fraction=config.val_fraction, split_seed=config.split_seed)
 
 
 def make_codec(config: Config, weights: Mapping[str, Tensor] | None = None) -> Codec:
-    """The codec that a configuration means; ``weights`` of it from a checkpoint stand in for the folder of a model."""
+    """Return the configured codec; ``weights`` from a checkpoint replace the model folder of an autoencoder."""
     if config.codec_file is not None:
         return codec_in(config.codec_file)
     if config.codec == "vae" and config.codec_model is not None:
@@ -193,14 +197,14 @@ def make_codec(config: Config, weights: Mapping[str, Tensor] | None = None) -> C
 
 
 def make_translator(config: Config, known: KnownStyles, codec: Standardized) -> Translator:
-    """A translator between these styles, with a new network."""
+    """Return a translator between these styles with a new network."""
     net = VelocityNet(codec.channels, len(known.names), config.width)
     flow = Flow(net, even_times(config.num_steps), config.integrator, config.temperature)
     return Translator(codec, net, known, flow, config.short_side)
 
 
 def restored(config: Config, parts: Mapping[str, Any]) -> Translator:
-    """The translator that a checkpoint holds; needs none of the pictures that it was trained on."""
+    """Return the translator in a checkpoint, without the pictures of its training."""
     codec = Standardized(make_codec(config, inner_weights(parts["codec"])))
     codec.load_state_dict(parts["codec"])
     known = KnownStyles(parts["styles"]["names"])

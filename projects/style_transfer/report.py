@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a folder: a table of all pairs of styles, the grid, and every translation."""
+"""The files of an evaluation: tables of all pairs of styles, the grid, and every translation."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from projects.style_transfer.metrics import Judgement
 
 @dataclass(frozen=True)
 class Report:
-    """Measures on held-out crops and pictures the first held-out work of every style."""
+    """Scores held-out crops and translates the first held-out work of every style."""
 
     judgement: Judgement
     gallery: Gallery
@@ -24,11 +24,11 @@ class Report:
         ::
 
             inference/A_to_B.jpg   the first held-out picture of A in the style B
-            grid.png               sources in rows, targets in columns, reconstructions in the diagonal
+            grid.png               sources in rows, targets in columns, reconstructions on the diagonal
             pairs.csv              the scores of every pair of two styles, of the flow and of each baseline
             methods.csv            their means over all pairs
-            methods.png            the first held-out pictures, and what the flow and each baseline makes of them
-            metrics.json           what is returned
+            methods.png            the first held-out pictures, translated by the flow and by each baseline
+            metrics.json           the returned metrics
         """
         folder.mkdir(parents=True, exist_ok=True)
         pairs = self.judgement.pairs()

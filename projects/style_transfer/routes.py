@@ -1,4 +1,4 @@
-"""Ways from one style to another: between the styles themselves, or through noise."""
+"""Maps from one style to another: by optimal transport, or through noise."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +12,7 @@ from projects.style_transfer.transport import StyleMaps
 
 
 class Route(Protocol):
-    """A way from one style to another and back."""
+    """A map from one style to another that can be undone."""
 
     def translate(self, latents: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Return latents (B, C, H, W) of the styles ``source`` (B,) as they would be in the styles ``target``."""
@@ -25,9 +25,9 @@ class Route(Protocol):
 
 @dataclass(frozen=True)
 class TransportRoute:
-    """From style to style: optimal transport between Gaussians, and in its middle a flow for what that does not reach.
+    """Optimal transport to the barycentre of all styles, a flow there, and optimal transport to the target.
 
-    The flow stands still before it is trained. Its condition is the embedding of the target less that of the source.
+    The untrained flow changes nothing. Its condition is the embedding of the target minus that of the source.
     """
 
     flow: Flow
@@ -53,18 +53,16 @@ class TransportRoute:
 
 @dataclass(frozen=True)
 class NoiseRoute:
-    """Back to noise with the style that a picture has, and forth with the one that is wanted; see :class:`Flow`."""
+    """Inverts a picture to noise with its own style and generates with the target style; see :class:`Flow`."""
 
     flow: Flow
 
     def translate(self, latents: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Return latents (B, C, H, W) of the styles ``source`` (B,) as they would be in the styles ``target``."""
-        with (
-            torch.no_grad()
-        ):  # where a picture comes from is the affair of flow matching; the energy shapes the way forth
+        with torch.no_grad():  # flow matching alone trains the inversion; the energy trains the generation
             noise = self.flow.invert(latents, source)
         return self.flow.generate(noise, target)
 
     def round_trip(self, latents: Tensor, source: Tensor, target: Tensor) -> float:
-        """Return the relative error of going to noise and back with the own style."""
+        """Return the relative error of inverting to noise and generating with the same style."""
         return float((self.flow.translate(latents, source, source) - latents).norm() / latents.norm())

@@ -1,7 +1,7 @@
-"""Three styles that need no download, cut from pictures that scikit-image and scikit-learn ship.
+"""Three sample styles without a download, from pictures that scikit-image and scikit-learn ship.
 
-``photograph`` and ``ground`` (grey stone and grass from close by) are as they come; ``engraving`` is drawn from
-pictures that the other two do not have. A work is in training or held out, never in both.
+``photograph`` and ``ground`` (grey stone and grass from close by) are the pictures themselves; ``engraving`` is drawn
+from other pictures. A work is either in training or held out.
 """
 
 from collections.abc import Mapping

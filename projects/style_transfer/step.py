@@ -1,4 +1,4 @@
-"""A training step: the energy that moves style and keeps content, and what makes a flow through noise a flow."""
+"""The training step: an energy that moves style and keeps content, and flow matching for flows through noise."""
 
 import math
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from projects.style_transfer.translator import KnownStyles
 from projects.style_transfer.velocity import VelocityNet
 
 OVER_BUDGET = 10.0
-"""Weight of a change of content that is over the budget."""
+"""Weight of the change of content beyond the budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """What a translation is judged by: ``style`` and ``content`` weigh the two distances.
+    """The loss of a translation: ``style`` and ``content`` weigh the two distances.
 
-    ``anchor_steps`` is how many steps of flow matching alone come first where the flow goes through noise: a velocity that is
-    not yet a flow has no inverse worth translating with.
+    ``anchor_steps`` is the number of steps of flow matching alone before the energy, for flows through noise: a velocity that is
+    not yet that of a flow has no useful inverse.
 
-    ``budget`` is how much content may change before every further change weighs :data:`OVER_BUDGET` more: an exact penalty
+    ``budget`` is the change of content beyond which every further change weighs :data:`OVER_BUDGET` more, an exact penalty
     (Nocedal and Wright, 2006, chapter 17).
     """
 
@@ -37,22 +37,22 @@ class Energy:
     budget: float = math.inf
 
     def __call__(self, swd: Tensor, ssm: Tensor) -> Tensor:
-        """Return the energy of a translation of the distance ``swd`` to the target style and the change of content ``ssm``."""
+        """Return the energy of a translation with the style distance ``swd`` and the change of content ``ssm``."""
         return self.style * swd + self.content * ssm + OVER_BUDGET * (ssm - self.budget).clamp(min=0)
 
 
 class TransferStep:
-    """Trains the velocity on batches of crops (B, styles, 3, H, W), every style on every place of the batch.
+    """Trains the velocity on batches of crops (B, styles, 3, H, W), one crop of every style per item.
 
     Args:
-        net: the velocity.
-        codec: fitted; frozen.
-        known: the styles; where they have maps the flow starts at those and the energy alone trains it.
-        flow: over ``net``, with as many steps as training integrates in; their times are drawn anew each time.
-        energy: of translations.
-        optimizer: over the network's parameters.
-        scheduler: stepped once a step.
-        clip: largest norm of the gradient of the energy, and of that of both terms together.
+        net: the network that gives the velocity.
+        codec: a fitted, frozen codec.
+        known: the styles. If they have maps, the energy alone trains the flow between them.
+        flow: a flow over ``net`` with the number of steps of training; their times are drawn anew in each step.
+        energy: the loss of translations.
+        optimizer: optimizer of the network's parameters.
+        scheduler: learning rate schedule, advanced once per step.
+        clip: largest norm of the gradient of the energy, and of that of all terms together.
 
     """
 
@@ -96,7 +96,7 @@ class TransferStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     def parts(self) -> dict[str, Stateful]:
-        """Return network, codec, optimizer, schedule, and the gradient scaler where there is one."""
+        """Return network, codec, optimizer, schedule, and the gradient scaler if it is enabled."""
         parts: dict[str, Stateful] = {
             "model": self.net,
             "codec": self.codec,
@@ -106,7 +106,7 @@ class TransferStep:
         return parts | ({"scaler": self.scaler} if self.scaler.is_enabled() else {})
 
     def __call__(self, batch: Tensor) -> Mapping[str, Any]:
-        """Do one optimizer step; return ``loss``, and of its terms ``swd``, ``ssm`` and ``flow`` those there were."""
+        """Do one optimizer step; return ``loss`` and its terms ``swd``, ``ssm`` and, through noise, ``flow``."""
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -116,7 +116,7 @@ class TransferStep:
         loss, terms = (self._through_noise if self.known.maps is None else self._between_styles)(latents, styles)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
-        if norm.isfinite() or self.scaler.is_enabled():  # the scaler leaves such steps out itself
+        if norm.isfinite() or self.scaler.is_enabled():  # the scaler itself skips such steps
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.scheduler.step()
@@ -129,12 +129,12 @@ class TransferStep:
         return energy, distances
 
     def _through_noise(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the gradients of flow matching and, after the anchor's steps, of the energy; return both and all terms."""
+        """Compute the gradients of flow matching and, after ``anchor_steps``, of the energy; return their sum and all terms."""
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             loss = matching_loss(self.net, latents.flatten(0, 1), styles.flatten())
         terms = {"flow": loss.detach()}
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        # The schedule counts the steps done and is in every checkpoint, so a resume knows whether the anchor is set.
+        # The schedule counts the steps and is in every checkpoint, so a resume knows whether these steps are done.
         if self.scheduler.last_epoch >= self.energy.anchor_steps and (self.energy.style or self.energy.content):
             energy, distances = self._translated(latents, styles)
             terms |= distances | {"energy_norm": self._add_gradient(energy)}
@@ -142,7 +142,7 @@ class TransferStep:
         return loss, terms
 
     def _translated(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Translate the crops of one style into another, both drawn, and return the energy of that."""
+        """Translate the crops of one random style into another, and return the energy and its distances."""
         source, target = torch.randperm(latents.shape[1])[:2].tolist()
         given, wanted = latents[:, source], latents[:, target]
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
@@ -152,10 +152,10 @@ class TransferStep:
         return self.energy(swd, ssm), {"swd": swd.detach(), "ssm": ssm.detach()}
 
     def _add_gradient(self, energy: Tensor) -> Tensor:
-        """Add the gradient of the energy, its norm cut to ``clip``, to that of the anchor; return the norm before.
+        """Add the gradient of the energy, clipped to ``clip``, to that of flow matching; return its norm before.
 
-        Through many steps of integration it grows large at times. Clipped together with the anchor's it would leave
-        nothing of that one, and the velocity would cease to be that of a flow.
+        Through many steps of integration it is sometimes very large. If both were clipped together, nothing of flow
+        matching would be left, and the velocity would no longer be that of a flow.
         """
         weights = list(self.net.parameters())
         gradients = torch.autograd.grad(self.scaler.scale(energy), weights)
@@ -168,5 +168,5 @@ class TransferStep:
 
     @property
     def learning_rate(self) -> float:
-        """Of the only parameter group."""
+        """The learning rate of the only parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])

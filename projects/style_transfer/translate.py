@@ -1,4 +1,4 @@
-"""From a folder of pictures to the same pictures in another style, in Python or as a command::
+"""Translation of a folder of pictures into another style, in Python or as a command::
 
 python -m projects.style_transfer.translate --run RUN_ID --input pictures --to STYLE --output translated
 """
@@ -23,22 +23,22 @@ from projects.style_transfer.translator import Translator
 
 
 def load_translator(run_id: str, checkpoint: str = "best", device: str = "auto") -> Translator:
-    """Return the translator of a run, from the tracking store alone.
+    """Return the translator of a run, loaded from the tracking store.
 
     Args:
-        run_id: the run.
+        run_id: id of the run.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
         RunNotFound, NoCheckpoint: there is no such run or checkpoint.
-        DataError: the run is one of another project.
+        DataError: the run belongs to another project.
 
     """
     checkpoints = open_checkpoints(run_id)
     _, (parts, params) = checkpoints.load_configured(checkpoint)
     if not {"model", "codec", "styles"} <= parts.keys():
-        raise DataError(f"Run {run_id} is no style transfer: its checkpoints hold {', '.join(sorted(parts))}.")
+        raise DataError(f"Run {run_id} is not a style transfer: its checkpoints hold {', '.join(sorted(parts))}.")
     translator = restored(Config.load(base=params), parts)
     translator.codec.to(devices.chosen(device))
     translator.net.to(devices.chosen(device))
@@ -48,19 +48,19 @@ def load_translator(run_id: str, checkpoint: str = "best", device: str = "auto")
 def translate(
     translator: Translator, pictures: Path, to: str, output: Path, *, source: str | None = None, own_size: bool = False
 ) -> list[Path]:
-    """Write every picture of a folder in another style, as PNG of the same stem.
+    """Translate every picture of a folder and write it as a PNG with the same stem.
 
     Args:
         translator: see :func:`load_translator`.
         pictures: a folder of pictures of any size.
-        to: the style that is wanted.
-        output: the folder to write into; made where it is missing.
-        source: the style that the pictures have. If ``None``, for each the one that fits best.
-        own_size: keep the pictures' size; else their shorter side is scaled to that of training, where the texture
-            of a style has the scale that was learnt.
+        to: name of the target style.
+        output: the folder to write to; created if it is missing.
+        source: style of the pictures. If ``None``, the most likely style of each picture.
+        own_size: keep the size of the pictures. Otherwise their shorter side is scaled to that of the training, at which
+            textures have the size that was learnt.
 
     Raises:
-        DataError: there is no such style; the folder holds no picture, two of the same stem, or unreadable ones.
+        DataError: there is no such style; the folder holds no picture, two with the same stem, or an unreadable one.
 
     """
     target = translator.index(to)
@@ -69,7 +69,7 @@ def translate(
     twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
     if twice:
         raise DataError(
-            f"Several pictures in {pictures} are called {', '.join(twice)} and would overwrite one another."
+            f"Several pictures in {pictures} have the stem {', '.join(twice)} and would get the same file. Rename them."
         )
     output.mkdir(parents=True, exist_ok=True)
     written = []
@@ -86,16 +86,18 @@ def translate(
 def main(arguments: list[str] | None = None) -> int:
     """Translate from the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m projects.style_transfer.translate", description=__doc__)
-    parser.add_argument("--run", required=True, metavar="RUN_ID", help="the run that trained the flow")
-    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="the folder of pictures")
-    parser.add_argument("--to", required=True, metavar="STYLE", help="the style that is wanted")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder to write into")
-    parser.add_argument("--from", dest="source", metavar="STYLE", help="the style they have; else it is guessed")
+    parser.add_argument("--run", required=True, metavar="RUN_ID", help="id of the run that trained the flow")
+    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="folder of pictures")
+    parser.add_argument("--to", required=True, metavar="STYLE", help="target style")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--from", dest="source", metavar="STYLE", help="style of the pictures (default: the most likely of each)"
+    )
     parser.add_argument("--checkpoint", default="best", help="best, latest, epoch:N or step:N (default best)")
-    parser.add_argument("--num-steps", type=int, help="steps of integration each way (default: as configured)")
-    parser.add_argument("--temperature", type=float, help="noise while generating (default: as configured)")
-    parser.add_argument("--seed", type=int, default=0, help="of that noise")
-    parser.add_argument("--own-size", action="store_true", help="keep the pictures' size")
+    parser.add_argument("--num-steps", type=int, help="integration steps (default: num_steps of the run)")
+    parser.add_argument("--temperature", type=float, help="noise while generating (default: temperature of the run)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of that noise (default 0)")
+    parser.add_argument("--own-size", action="store_true", help="keep the size of the pictures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     given = parser.parse_args(arguments)
     try:

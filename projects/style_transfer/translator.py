@@ -1,4 +1,4 @@
-"""A trained flow together with all that is needed to use it on pictures of any size."""
+"""A trained flow with its codec and styles, for pictures of any size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ _GUESSES = 32
 
 
 class KnownStyles:
-    """The names of the styles, in the order of the network's embedding, and their maps: a part of every checkpoint.
+    """The names of the styles, in the order of the network's embedding, and their maps; part of every checkpoint.
 
     Args:
-        names: of the styles.
-        maps: between the latents of each style and the barycentre of all. If ``None``, the flow goes through noise.
+        names: names of the styles.
+        maps: maps between the latents of each style and the barycentre of all. If ``None``, the flow goes through noise.
 
     """
 
@@ -37,10 +37,10 @@ class KnownStyles:
         return {"names": list(self.names)} | ({} if self.maps is None else {"maps": self.maps.state_dict()})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Accept the same names, and take over the maps or their absence.
+        """Load the maps, or their absence, from a state with the same names.
 
         Raises:
-            ValueError: they are others, so that the network would take one style for another.
+            ValueError: the names differ, so the network would confuse the styles.
 
         """
         if tuple(state_dict["names"]) != self.names:
@@ -50,7 +50,7 @@ class KnownStyles:
         self.maps = StyleMaps.of(state_dict["maps"]) if "maps" in state_dict else None
 
     def route(self, flow: Flow) -> Route:
-        """Return the way between styles that these take along a flow."""
+        """Return the route between styles: by their maps if there are any, else through noise."""
         return NoiseRoute(flow) if self.maps is None else TransportRoute(flow, self.maps)
 
 
@@ -62,9 +62,9 @@ class Translator:
     net: VelocityNet
     known: KnownStyles
     flow: Flow
-    """Over ``net``, with the number of steps of inference."""
+    """A flow over ``net`` with the number of steps at inference."""
     short_side: int | None
-    """What the shorter side of pictures was scaled to in training. If ``None``, nothing."""
+    """Shorter side of the pictures in training, in pixels. If ``None``, they were not scaled."""
 
     @property
     def styles(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class Translator:
 
     @property
     def device(self) -> torch.device:
-        """Where network and codec are."""
+        """The device of network and codec."""
         return self.codec.mean.device
 
     def index(self, style: str) -> int:
@@ -91,15 +91,15 @@ class Translator:
 
     @torch.no_grad()
     def translate(self, images: Tensor, source: int, targets: Sequence[int]) -> list[Tensor]:
-        """Return images in each of several styles.
+        """Translate images into several styles.
 
         Args:
             images: (B, 3, H, W) in [0, 1], of any size.
-            source: their style.
-            targets: the styles that are wanted; ``source`` among them gives a reconstruction.
+            source: index of their style.
+            targets: indices of the target styles; ``source`` among them gives a reconstruction.
 
         Returns:
-            For each target (B, 3, H, W) in [0, 1], on the CPU.
+            Images (B, 3, H, W) in [0, 1] for each target, on the CPU.
 
         """
         self.net.eval()
@@ -114,17 +114,17 @@ class Translator:
 
     @torch.no_grad()
     def round_trip(self, images: Tensor, source: int, target: int) -> float:
-        """Return the relative error, in latents, of going to another style and the same way back."""
+        """Return the relative error, in latents, of a translation to another style and back."""
         self.net.eval()
         route = self.known.route(self.flow)
         return route.round_trip(self.encode(images), self._all(images, source), self._all(images, target))
 
     @torch.no_grad()
     def likeliest_style(self, image: Tensor) -> int:
-        """Return the style to which an image (3, H, W) most likely belongs.
+        """Return the most likely style of an image (3, H, W).
 
-        With maps it is the one whose Gaussian gives the latents the largest likelihood. Without them the matching loss is
-        compared between styles under the same noise and times (the diffusion classifier of Li et al., ICCV 2023).
+        With maps it is the style whose Gaussian gives the latents the largest likelihood. Without maps it is the one with the
+        smallest matching loss, under the same noise and times for all (the diffusion classifier of Li et al., ICCV 2023).
         """
         self.net.eval()
         if self.known.maps is not None:
@@ -137,11 +137,11 @@ class Translator:
         return losses.index(min(losses))
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the latents of images (B, 3, H, W), padded to what the network takes."""
+        """Return the latents of images (B, 3, H, W), padded to the multiple that the network needs."""
         return self.codec.encode(padded(images.to(self.device), self.codec.factor * GRID))
 
     def lost_brightness(self, images: Tensor, latents: Tensor) -> Tensor:
-        """Return the brightness (B, 1, H, W) that the codec does not restore: it is content and stays as it was."""
+        """Return the brightness (B, 1, H, W) that the codec does not restore; it is content, and added to the output."""
         lost = padded(images.to(self.device), self.codec.factor * GRID) - self.codec.decode(latents)
         return torch.einsum("bchw,c->bhw", lost, lost.new_tensor(BRIGHTNESS))[:, None]
 
@@ -150,9 +150,9 @@ class Translator:
 
 
 class EveryStyle(nn.Module):
-    """Maps images (N, 3, H, W) in [0, 1] to the same in each of the S styles, (N, S, 3, H, W).
+    """Translates images (N, 3, H, W) in [0, 1] into each of the S styles: (N, S, 3, H, W).
 
-    The style of an image is the likeliest one. For flows between styles, with :class:`StyleMaps`.
+    It assumes the most likely style of each image, and needs :class:`StyleMaps`.
     """
 
     def __init__(self, translator: Translator) -> None:
@@ -161,7 +161,7 @@ class EveryStyle(nn.Module):
         self._translator = translator
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the pictures."""
+        """Return the translated images."""
         translator, maps = self._translator, self._translator.known.maps
         assert maps is not None
         height, width = images.shape[2:]

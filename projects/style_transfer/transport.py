@@ -1,4 +1,4 @@
-"""Optimal transport between Gaussians: maps that give points the mean and the covariance of other points."""
+"""Optimal transport between Gaussians: affine maps that give points a wanted mean and covariance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ _ITERATIONS = 100
 def gaussian_map(source: Tensor, target: Tensor) -> Tensor:
     """Return the optimal linear map (D, D) from one covariance to another.
 
-    It is symmetric and positive definite: of all linear maps that give points with mean zero the covariance ``target`` it
-    moves them least (Olkin and Pukelsheim 1982; for colours Pitié and Kokaram 2007).
+    It is symmetric and positive definite. Of all linear maps from the covariance ``source`` to ``target`` it moves points
+    of mean zero least (Olkin and Pukelsheim 1982; for colours Pitié and Kokaram 2007).
 
     Args:
         source: positive definite, (D, D) float64.
@@ -26,9 +26,9 @@ def gaussian_map(source: Tensor, target: Tensor) -> Tensor:
 
 
 def barycentre(covariances: Tensor) -> Tensor:
-    """Return the covariance (D, D) whose mean squared Wasserstein distance to several (N, D, D) is smallest.
+    """Return the covariance (D, D) with the smallest mean squared Wasserstein distance to several (N, D, D).
 
-    The fixed point of Álvarez-Esteban et al. (2016), reached to machine precision for covariances that have no small
+    It is the fixed point of Álvarez-Esteban et al. (2016), reached to machine precision if no covariance has small
     eigenvalues.
     """
     centre = covariances.mean(0)
@@ -47,34 +47,34 @@ def _power(matrix: Tensor, exponent: float) -> Tensor:
 
 
 def points(images: Tensor) -> Tensor:
-    """Return the places of images (B, C, H, W) as rows (B * H * W, C)."""
+    """Return the pixels of images (B, C, H, W) as rows (B * H * W, C)."""
     return images.movedim(1, -1).flatten(0, -2)
 
 
 @dataclass(frozen=True)
 class StyleMaps:
-    """An affine map for each of S styles, from its latents to those of the barycentre of all styles, and back.
+    """An affine map for each of S styles between its latents and the barycentre of all styles.
 
-    From one style to the barycentre and on to another is the optimal map between Gaussian latents for two styles, and
-    near to it for more (Lu et al., ICCV 2019, transport features of pictures likewise). The maps need one matrix a style,
-    whatever the number of pairs, and the way back undoes the way there.
+    The map from one style over the barycentre to another is the optimal map between Gaussian latents for two styles, and
+    near to it for more (Lu et al., ICCV 2019, transport features of pictures likewise). Each style needs one matrix,
+    whatever the number of pairs, and the inverse of a map undoes it exactly.
     """
 
     means: Tensor
-    """(S, C)."""
+    """Mean of the latents of each style, (S, C)."""
     maps: Tensor
-    """(S, C, C), symmetric and positive definite."""
+    """Matrix of each style, (S, C, C), symmetric and positive definite."""
     centre: Tensor
-    """(C,), the mean of the barycentre."""
+    """Mean of the barycentre, (C,)."""
     covariance: Tensor
-    """(C, C), its covariance."""
+    """Covariance of the barycentre, (C, C)."""
 
     @classmethod
     def fit(cls, latents: Sequence[Tensor], ridge: float) -> Self:
         """Fit the maps to latents (B, C, H, W) of each style.
 
-        ``ridge`` is added to every variance: channels that a style does not use, such as the colours of grey pictures, are
-        not blown up to the strength that they have in other styles.
+        ``ridge`` is added to every variance, so that channels that a style does not use, such as the colours of grey pictures,
+        are not amplified to the strength that they have in other styles.
         """
         rows = [points(one).double() for one in latents]
         means = torch.stack([one.mean(0) for one in rows])
@@ -99,7 +99,7 @@ class StyleMaps:
         return torch.einsum("bchw,bcd->bdhw", centred, torch.linalg.inv(maps)[style]) + means[style][:, :, None, None]
 
     def likeliest(self, latents: Tensor) -> int:
-        """Return the style whose Gaussian gives latents (C, H, W) the largest likelihood."""
+        """Return the index of the style whose Gaussian gives latents (C, H, W) the largest likelihood."""
         return int(self.scores(latents[None])[0].argmax())
 
     def scores(self, latents: Tensor) -> Tensor:
@@ -118,5 +118,5 @@ class StyleMaps:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        """Return what :meth:`state_dict` gave."""
+        """Return the maps from a :meth:`state_dict`."""
         return cls(state["means"], state["maps"], state["centre"], state["covariance"])

@@ -1,4 +1,4 @@
-"""A pretrained variational autoencoder of a user's as the codec, in the layout that diffusers saves."""
+"""A pretrained variational autoencoder as the codec, read from a folder that diffusers wrote."""
 
 import hashlib
 from pathlib import Path
@@ -15,15 +15,15 @@ _CONFIG = "config.json"
 class VaeCodec(nn.Module):
     """An ``AutoencoderKL`` from a folder (Rombach et al., CVPR 2022).
 
-    Its weights are large, never trained and the user's own, so a checkpoint holds their SHA-256 in their place; the folder is
-    needed wherever the checkpoint is used, and other weights are refused.
+    Its weights are large and never trained, so a checkpoint holds only their SHA-256. The folder is needed wherever the
+    checkpoint is used; other weights are refused.
 
     Args:
-        folder: with ``config.json`` and one ``.safetensors`` file, or with these in the folder ``vae`` below it.
+        folder: holds ``config.json`` and one ``.safetensors`` file, directly or in the folder ``vae`` below it.
 
     Raises:
-        ConfigError: there is no such model in the folder.
-        DataError: the weights cannot be read, or are not those that the configuration describes.
+        ConfigError: the folder holds no such model.
+        DataError: the weights cannot be read, or do not match the configuration.
         UsageError: diffusers is not installed.
 
     """
@@ -40,7 +40,7 @@ class VaeCodec(nn.Module):
                 "AutoencoderKL.save_pretrained writes them, in it or in its folder vae; got "
                 f"{', '.join(sorted(file.name for file in folder.glob('*'))) or 'nothing'}."
             )
-        # Neither moved into checkpoints nor trained, so not registered as a module of this one.
+        # In a list, so that the model is not registered as a submodule: it is neither saved nor trained.
         self._held: list[Any] = [_loaded(place)]
         self.factor = 2 ** (len(self._held[0].config.block_out_channels) - 1)
         self.channels = int(self._held[0].config.latent_channels)
@@ -66,7 +66,7 @@ class VaeCodec(nn.Module):
         if given is not None and not torch.equal(given.cpu(), self.digest.cpu()):
             raise DataError(
                 f"The checkpoint was trained with the autoencoder of SHA-256 {_hex(given)}, and codec_model holds that of "
-                f"{_hex(self.digest)}. Try: codec_model=FOLDER with the weights of the training."
+                f"{_hex(self.digest)}. Try: codec_model=FOLDER with the weights of that training."
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GRID = 4
-"""Latents have sides in multiples of this: the network halves them twice."""
+"""The sides of latents are multiples of this, because the network halves them twice."""
 
 _WAVES = 16
 
@@ -18,11 +18,11 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 class VelocityNet(nn.Module):
     """Maps latents, time and style to the velocity of the latents.
 
-    Convolutions only, so that it takes latents of any size (in multiples of :data:`GRID`).
+    It consists of convolutions, so latents may have any size in multiples of :data:`GRID`.
 
     Args:
-        channels: of the latents.
-        styles: how many there are.
+        channels: channels of the latents.
+        styles: number of styles.
         width: channels of the first level; the two below have twice as many.
 
     """
@@ -42,18 +42,18 @@ class VelocityNet(nn.Module):
         self.middle_again = _Block(inner, condition)
         self.up = nn.Conv2d(inner, width, 3, padding=1)
         self.fine_again = _Block(width, condition)
-        self.leave = _silent(nn.Conv2d(width, channels, 3, padding=1))
+        self.leave = _zeroed(nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, latents: Tensor, time: Tensor, style: Tensor) -> Tensor:
         """Return the velocity.
 
         Args:
             latents: (B, C, H, W), H and W multiples of :data:`GRID`.
-            time: (B,), 0 where there is noise and 1 where there are data.
-            style: (B,) int64, or weights of the styles (B, styles) float32, whose embeddings are then added up.
+            time: (B,), 0 for noise and 1 for data.
+            style: (B,) int64, or float32 weights (B, styles) of the sum of the embeddings.
 
         Returns:
-            (B, C, H, W).
+            The velocity (B, C, H, W).
 
         """
         embedded = style @ self.styles.weight if style.is_floating_point() else self.styles(style)
@@ -68,14 +68,14 @@ class VelocityNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions beside a shortcut; the condition scales and shifts what enters each."""
+    """Two convolutions beside a shortcut; the condition scales and shifts the input of each."""
 
     def __init__(self, width: int, condition: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList([nn.GroupNorm(min(8, width), width, affine=False) for _ in range(2)])
-        self.films = nn.ModuleList([_silent(nn.Linear(condition, 2 * width)) for _ in range(2)])
+        self.films = nn.ModuleList([_zeroed(nn.Linear(condition, 2 * width)) for _ in range(2)])
         self.convolutions = nn.ModuleList(
-            [nn.Conv2d(width, width, 3, padding=1), _silent(nn.Conv2d(width, width, 3, padding=1))]
+            [nn.Conv2d(width, width, 3, padding=1), _zeroed(nn.Conv2d(width, width, 3, padding=1))]
         )
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class _Block(nn.Module):
 
 
 def _waves(time: Tensor) -> Tensor:
-    """Sines and cosines (B, 32) of a time in [0, 1], from half a wave to 32 of them."""
+    """Return sines and cosines (B, 32) of times in [0, 1], from half a wave to 32 waves."""
     frequencies = math.pi * torch.logspace(0, 6, _WAVES, base=2, device=time.device)
     angles = time.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -97,8 +97,8 @@ def _doubled(features: Tensor) -> Tensor:
     return features.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
-def _silent(layer: Layer) -> Layer:
-    """Start a layer at zero, so that a block begins as its shortcut (Zhang et al., Fixup, ICLR 2019)."""
+def _zeroed(layer: Layer) -> Layer:
+    """Return the layer with zero weights, so that a block begins as its shortcut (Zhang et al., Fixup, ICLR 2019)."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -78,13 +78,13 @@ def test_a_held_out_folder_may_have_the_layout_of_cyclegan_too(
 def test_what_is_trained_on_cannot_be_held_out(test: str, tmp_path: Path) -> None:
     for name in ("trainA", "trainB"):
         fill(tmp_path / "monet" / name, "0.jpg", "1.jpg")
-    with pytest.raises(DataError, match=r"2 pictures of A are to be trained on and held out, such as .*0\.jpg"):
+    with pytest.raises(DataError, match=r"2 pictures of A are both trained on and held out, such as .*0\.jpg"):
         styles_in(tmp_path / "monet", tmp_path / test)
 
 
 def test_one_style_is_not_enough(tmp_path: Path) -> None:
     fill(tmp_path / "root" / "only", "a.png", "b.png")
-    with pytest.raises(DataError, match="1 folders of pictures, and at least two styles"):
+    with pytest.raises(DataError, match=r"1 folders of pictures\. Expected at least two styles"):
         styles_in(tmp_path / "root")
 
 

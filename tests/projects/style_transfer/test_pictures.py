@@ -48,7 +48,7 @@ def test_webp_is_read_and_an_animated_one_refused(tmp_path: Path) -> None:
 def test_a_picture_too_small_to_show_a_style_is_refused_with_its_size(tmp_path: Path) -> None:
     Image.new("RGB", (90, 5)).save(tmp_path / "tiny.png")
     with pytest.raises(
-        DataError, match=r"tiny\.png is 5 x 90 pixels; its shorter side has to have 6 for short_side=48"
+        DataError, match=r"tiny\.png is 5 x 90 pixels; its shorter side needs at least 6 for short_side=48"
     ):
         read_pictures([tmp_path / "tiny.png"], 48)
     assert read_picture(tmp_path / "tiny.png", 40).shape == (3, 40, 720)
