@@ -1,10 +1,10 @@
-"""What each part of the chain is worth, over several seeds::
+"""Ablation of the chain over several seeds::
 
     python -m projects.cardiac.ablation --to ablation --seeds 0 1 2
 
-Every seed draws patients of its own, trains motion once and registration with and without masks, and then an infarct
-network for every row of the table. Each score is that of the last epoch on held-out patients, against the exact infarct.
-What is finished is not done again when the command is repeated.
+Every seed draws its own patients, trains motion once and registration with and without masks, and then an infarct
+network for every row of the table. Scores are of the last epoch on held-out patients, against the exact infarct.
+If repeated, the command skips finished trainings.
 """
 
 import argparse
@@ -48,11 +48,11 @@ ROWS = (
     Row("chronic", "frames", "exact"),
     Row("chronic", "all", "exact"),
 )
-"""The table: what the network sees, what it learns, and how the labels were carried over."""
+"""The rows of the table: phantom, inputs, labels, and how the labels were carried over."""
 
 _REGISTRATIONS: dict[str, dict[str, object]] = {
     "masks": {},
-    "intensity": {"mask_weight": 0.0, "fill_scar": False},  # grey levels alone: nothing that somebody has drawn
+    "intensity": {"mask_weight": 0.0, "fill_scar": False},  # grey levels alone, no drawn masks
 }
 
 
@@ -61,10 +61,10 @@ class Experiment:
     """All trainings of one seed, in a folder.
 
     Attributes:
-        folder: where they are.
-        seed: of phantoms and trainings.
-        preset: of every stage.
-        threads: of torch.
+        folder: the folder of the trainings.
+        seed: seed of phantoms and trainings.
+        preset: preset of every stage.
+        threads: threads of torch.
     """
 
     folder: Path
@@ -73,9 +73,9 @@ class Experiment:
     threads: int
 
     def run(self, rows: Sequence[Row] = ROWS) -> list[dict[str, object]]:
-        """Train what is missing, and return a record for each network."""
+        """Do the missing trainings, and return a record for each network."""
         prepared = {kind: self._prepared(kind) for kind in sorted({row.phantom for row in rows})}
-        # Motion and registration never see an infarct as such, so the networks of the acute phantoms serve both kinds.
+        # Motion and registration do not learn from infarct labels, so the networks of acute phantoms serve both kinds.
         acute = prepared.get("acute") or self._prepared("acute")
         motion = self._stage("motion", "motion", prepared=acute)
         registrations = {
@@ -112,7 +112,7 @@ class Experiment:
 
 
 def table(records: Sequence[dict[str, object]]) -> pd.DataFrame:
-    """Mean, least and greatest of every score over the seeds, a row for each training and score."""
+    """Return mean, minimum and maximum over the seeds, in a row for each training and score."""
     long = pd.DataFrame(records).melt(["training", "seed"], var_name="score", value_name="value").dropna()
     long["value"] = long["value"].astype(float)
     found = long.groupby(["training", "score"])["value"].agg(["mean", "min", "max", "count"])
@@ -122,10 +122,10 @@ def table(records: Sequence[dict[str, object]]) -> pd.DataFrame:
 def main(arguments: list[str] | None = None) -> int:
     """Run the ablation, write ``ablation.csv`` and ``runs.csv``, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m projects.cardiac.ablation", description=main.__doc__)
-    parser.add_argument("--to", type=Path, required=True, help="the folder to work in")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preset", default="small")
-    parser.add_argument("--num-threads", type=int, default=1)
+    parser.add_argument("--to", type=Path, required=True, help="folder for trainings and tables")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
+    parser.add_argument("--preset", default="small", help="preset of every stage (default small)")
+    parser.add_argument("--num-threads", type=int, default=1, help="threads of torch (default 1)")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     records: list[dict[str, object]] = []

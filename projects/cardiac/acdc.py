@@ -5,7 +5,7 @@
     patientNNN/patientNNN_frameFF_gt.nii.gz (H, W, D), 1 right ventricle, 2 myocardium, 3 left ventricle
 
 Labels on another grid than the pictures, by their affines, are resampled to that of the pictures. There
-is no late enhancement, so it serves motion only.
+is no late enhancement, so these data serve motion only.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Acdc:
 
     Args:
         root: the folder.
-        labels: what the values of the label files mean.
+        labels: structures of the values in the label files.
     """
 
     root: Path
@@ -42,15 +42,15 @@ class Acdc:
     def _folders(self) -> dict[str, Path]:
         found = {file.parent.name: file.parent for file in sorted(self.root.rglob("Info.cfg"))}
         if not found:
-            raise DataError(f"No Info.cfg is below {self.root}; patientNNN/Info.cfg was expected.")
+            raise DataError(f"No Info.cfg is below {self.root}. Expected patientNNN/Info.cfg.")
         return found
 
     def case(self, name: str) -> RawCase:
         """Read one patient.
 
         Raises:
-            DataError: a file is missing or unreadable, Info.cfg lacks a key, a picture holds NaN, or a label has other
-                values or lies elsewhere.
+            DataError: a file is missing or unreadable, Info.cfg lacks a key, a picture holds NaN, or a label has unnamed
+                values or lies outside of the pictures.
         """
         folder = self._folders[name]
         info = _info(folder / "Info.cfg")
@@ -66,8 +66,8 @@ class Acdc:
         systolic_wall, systolic_cavity = systole.masks(("myocardium", "lv"), self.labels, "labels", stack)
         if not wall.any():
             raise DataError(
-                f"{name}: no myocardium (label {self.labels.myocardium}) is marked at end diastole. Expected one; what the "
-                f"values mean is labels={self.labels}."
+                f"{name}: no myocardium (label {self.labels.myocardium}) is marked at end diastole. Expected some, by "
+                f"labels={self.labels}."
             )
         affine, zooms = stack.grid.affine, stack.grid.zooms
         return RawCase(
@@ -95,7 +95,7 @@ def _info(file: Path) -> dict[str, str]:
 
 def _frame(info: dict[str, str], key: str, folder: Path) -> int:
     if not info.get(key, "").isdecimal():
-        raise DataError(f"{folder / 'Info.cfg'} has no frame {key}; a line such as '{key}: 1' was expected.")
+        raise DataError(f"{folder / 'Info.cfg'} has no frame {key}. Expected a line such as '{key}: 1'.")
     return int(info[key]) - 1
 
 

@@ -1,4 +1,4 @@
-"""How well masks and displacements agree with what is true."""
+"""Scores of masks and displacements against a reference."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def mean_dice(one: Tensor, other: Tensor) -> float:
 
 
 def endpoint_error(field: Tensor, true: Tensor, within: Tensor) -> float:
-    """Mean length of the difference of displacements (N, 2, H, W) within masks (N, H, W), in their unit."""
+    """Mean distance between displacements (N, 2, H, W) within masks (N, H, W), in their unit."""
     return float((field - true).norm(dim=1)[within].mean())
 
 
@@ -47,5 +47,5 @@ def mean_hd95(one: Tensor, other: Tensor, pixel_mm: float) -> float | None:
 
 
 def folded_percent(determinant: Tensor) -> float:
-    """Share of pixels in percent where the determinant of the Jacobian is not positive."""
+    """Percentage of pixels where the determinant of the Jacobian is not positive."""
     return float((determinant <= 0).to(torch.float64).mean() * 100)

@@ -5,19 +5,19 @@ from numpy.typing import NDArray
 
 SEGMENTS = tuple(range(1, 17))
 
-# Going round from the middle of the septum over the anterior wall; seen from the apex clockwise.
+# In order from the middle of the septum over the anterior wall, clockwise as seen from the apex.
 _SIX = (2, 1, 6, 5, 4, 3)
 _FOUR = (14, 13, 16, 15)
 _BASAL, _MIDDLE, _APICAL = 0, 1, 2
 
 
 def levels(depth: int) -> tuple[int, ...]:
-    """Which third of the ventricle each slice is in, from the base: 0 basal, 1 middle, 2 apical."""
+    """Return the third of the ventricle of each slice, from the base: 0 basal, 1 middle, 2 apical."""
     return tuple(int((index + 0.5) * 3 / depth) for index in range(depth))
 
 
 def segments(myocardium: NDArray[np.bool_], septum: float, *, clockwise: bool = True) -> NDArray[np.int64]:
-    """Number of the segment that each pixel of the myocardium (D, S, S) belongs to; 0 elsewhere.
+    """Return the segment number of each pixel of the myocardium (D, S, S), and 0 outside.
 
     Args:
         myocardium: slices from base to apex.
@@ -40,7 +40,7 @@ def segments(myocardium: NDArray[np.bool_], septum: float, *, clockwise: bool = 
 
 
 def shares(numbers: NDArray[np.int64], infarct: NDArray[np.bool_]) -> dict[int, float]:
-    """Which share of each segment is infarct, for the segments that there are."""
+    """Return the infarcted share of each segment that has pixels."""
     return {number: float(infarct[numbers == number].mean()) for number in SEGMENTS if bool((numbers == number).any())}
 
 

@@ -1,4 +1,4 @@
-"""The whole chain in one process, without a tracking store: for experiments that train the stages many times over."""
+"""The stages in one process without a tracking store, for experiments that train them many times."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ STAGES: Mapping[str, tuple[type[mltrain.Config], Callable[[Any], mltrain.Task]]]
     "registration": (registration.Config, registration.build),
     "infarct": (infarct.Config, infarct.build),
 }
-"""Configuration and build function of each stage that is trained, in their order."""
+"""Configuration and build function of each trained stage, in order."""
 
 
 def train(stage: str, preset: str | None, to: Path, **overrides: Any) -> dict[str, float]:
-    """Train a stage from start to end, leave the weights in a folder as ``mltrain pull`` would, and return its metrics.
+    """Train a stage, write its weights as ``mltrain pull`` does, and return its metrics.
 
-    The last weights are kept, not the best: nothing is chosen by the held-out cases.
+    The weights are the last, not the best, so the held-out cases choose nothing.
     """
     kind, build = STAGES[stage]
     config = kind.load(preset=preset, overrides=overrides)

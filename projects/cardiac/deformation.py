@@ -1,4 +1,4 @@
-"""A network that finds the smooth, invertible deformation between two pictures.
+"""A network for the smooth, invertible deformation between two pictures.
 
 Displacements are those of VoxelMorph (Balakrishnan et al., IEEE TMI 2019): (N, 2, H, W) in pixels, rows first, backward.
 The warped picture at x is the moving one at ``x + field(x)``.
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from projects.cardiac.optical_flow import optical_flow
 
 _SQUARINGS = 5
-"""Of the velocity field, for the displacements."""
+"""Squarings that integrate the velocity field to displacements."""
 
 
 class Deformation(NamedTuple):
-    """What the network returns: the moving picture, warped (N, 1, H, W), and the displacements (N, 2, H, W)."""
+    """The output of the network: the warped moving picture (N, 1, H, W) and the displacements (N, 2, H, W)."""
 
     warped: Tensor
     field: Tensor
@@ -31,7 +31,7 @@ class DeformationNet(nn.Module):
     A stationary velocity field from a U-Net, integrated by five squarings (Dalca et al., MICCAI 2018), 0.1 million weights.
 
     Args:
-        purpose: is part of the names of the weights, so that those for another purpose are refused.
+        purpose: part of the names of the weights, so that weights for another purpose are refused.
     """
 
     def __init__(self, purpose: str) -> None:
@@ -43,7 +43,7 @@ class DeformationNet(nn.Module):
             channels=(16, 32, 32, 32, 32, 32),
             final_conv_channels=(16, 16),
         )
-        with warnings.catch_warnings():  # MONAI tells that it uses grid_sample, each time
+        with warnings.catch_warnings():  # MONAI warns each time that it uses grid_sample
             warnings.filterwarnings("ignore", "monai.networks.blocks.Warp", UserWarning)
             net = VoxelMorph(backbone, integration_steps=_SQUARINGS, half_res=False, spatial_dims=2)
         self.purposes = nn.ModuleDict({purpose: net})
@@ -54,12 +54,12 @@ class DeformationNet(nn.Module):
         return Deformation(*self.purposes[self.purpose](pairs[:, :1], pairs[:, 1:]))
 
     def pairs(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Return what :meth:`forward` takes, (N, channels, H, W), of pictures (N, 1, H, W)."""
+        """Return the input of :meth:`forward`, (N, channels, H, W), for pictures (N, 1, H, W)."""
         return torch.cat([moving, fixed], dim=1)
 
     @torch.no_grad()
     def field(self, moving: Tensor, fixed: Tensor, batch: int = 32) -> Tensor:
-        """Return the displacements (N, 2, H, W) from pictures (N, 1, H, W), on the CPU; the mode is left as it was."""
+        """Return the displacements (N, 2, H, W) from pictures (N, 1, H, W), on the CPU; the mode stays as it is."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
         pairs = self.pairs(moving, fixed)
@@ -71,8 +71,8 @@ class DeformationNet(nn.Module):
 class RefinedFlowNet(DeformationNet):
     """Refines the optical flow between two pictures.
 
-    The moving picture is warped by the flow; the network finds what is left to do, and both displacements are composed. The
-    untrained network leaves the flow as it is: its last layer begins with zeros.
+    The flow warps the moving picture, the network finds the residual displacement, and both are composed. The untrained network
+    returns the flow itself, because its last layer begins with zeros.
     """
 
     def __init__(self) -> None:
@@ -88,16 +88,16 @@ class RefinedFlowNet(DeformationNet):
     def forward(self, pairs: Tensor) -> Deformation:
         """Return the deformation of the first channel towards the second; the others are the flow from the first."""
         moving, fixed, flow = torch.split(pairs, [1, 1, 2], dim=1)
-        left = super().forward(torch.cat([warp(moving, flow), fixed], dim=1)).field
-        field = left + warp(flow, left)
+        residual = super().forward(torch.cat([warp(moving, flow), fixed], dim=1)).field
+        field = residual + warp(flow, residual)
         return Deformation(warp(moving, field), field)
 
 
 class DisplacementField(nn.Module):
     """Maps pairs (N, 2, H, W), moving before fixed, to displacements (N, 2, H, W) in pixels.
 
-    Of a :class:`RefinedFlowNet` it takes (N, 4, H, W), with the optical flow, as that does. It integrates the velocities as
-    MONAI's network does, in operations that ``torch.export`` takes for any N.
+    For a :class:`RefinedFlowNet` the input is (N, 4, H, W), with the optical flow. It integrates the velocities like MONAI's
+    network, with operations that ``torch.export`` supports for any N.
     """
 
     def __init__(self, net: DeformationNet) -> None:
@@ -109,8 +109,8 @@ class DisplacementField(nn.Module):
         if not isinstance(self.net, RefinedFlowNet):
             return self._integrated(pairs)
         moving, fixed, flow = torch.split(pairs, [1, 1, 2], dim=1)
-        left = self._integrated(torch.cat([warp(moving, flow), fixed], dim=1))
-        return left + warp(flow, left)
+        residual = self._integrated(torch.cat([warp(moving, flow), fixed], dim=1))
+        return residual + warp(flow, residual)
 
     def _integrated(self, pairs: Tensor) -> Tensor:
         velocity: Tensor = cast(VoxelMorph, self.net.purposes[self.net.purpose]).backbone(pairs)
@@ -121,7 +121,7 @@ class DisplacementField(nn.Module):
 
 
 def warp(pictures: Tensor, field: Tensor, beyond: Literal["border", "zeros"] = "border") -> Tensor:
-    """Look pictures (N, C, H, W) up at ``x + field(x)``, linearly; beyond the border its pixels are repeated, or 0."""
+    """Sample pictures (N, C, H, W) linearly at ``x + field(x)``; ``beyond`` the border pixels repeat or are 0."""
     height, width = pictures.shape[2:]
     rows, columns = torch.meshgrid(
         torch.arange(height, device=field.device), torch.arange(width, device=field.device), indexing="ij"
@@ -133,7 +133,7 @@ def warp(pictures: Tensor, field: Tensor, beyond: Literal["border", "zeros"] = "
 
 
 def inverse(field: Tensor, iterations: int = 20) -> Tensor:
-    """Displacements (N, 2, H, W) that undo these, by the fixed point of ``w(y) = -u(y + w(y))``.
+    """Return the inverse displacements (N, 2, H, W), by the fixed point of ``w(y) = -u(y + w(y))``.
 
     It converges where neighbouring displacements differ by less than their distance (Chen et al., Medical Physics 2008).
     """
@@ -144,7 +144,10 @@ def inverse(field: Tensor, iterations: int = 20) -> Tensor:
 
 
 def jacobian_determinant(field: Tensor) -> Tensor:
-    """Determinant (N, H, W) of the Jacobian of ``x + field(x)``, by central differences; 0 or less where it folds."""
+    """Return the determinant (N, H, W) of the Jacobian of ``x + field(x)``, by central differences.
+
+    It is 0 or less where the deformation folds.
+    """
     down = torch.gradient(field, dim=2)[0]
     across = torch.gradient(field, dim=3)[0]
     return (1 + down[:, 0]) * (1 + across[:, 1]) - across[:, 0] * down[:, 1]
@@ -153,7 +156,7 @@ def jacobian_determinant(field: Tensor) -> Tensor:
 def roughness(field: Tensor) -> Tensor:
     """Mean over pixels and components of the squared gradient of displacements (N, 2, H, W): their diffusion energy.
 
-    What MONAI's DiffusionLoss computes; that one indexes in a way that PyTorch has deprecated.
+    It equals MONAI's DiffusionLoss, which uses indexing that PyTorch has deprecated.
     """
     down = (field[:, :, 2:, 1:-1] - field[:, :, :-2, 1:-1]) / 2
     across = (field[:, :, 1:-1, 2:] - field[:, :, 1:-1, :-2]) / 2

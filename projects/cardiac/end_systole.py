@@ -1,4 +1,4 @@
-"""Which frame is end systole, where nobody has said it."""
+"""The frame of end systole, found in the pictures."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,17 +9,17 @@ _LEAST_CAVITY = 20  # pixels over all slices
 
 
 def end_systole(cine: NDArray[np.float32], myocardium: NDArray[np.bool_], end_diastole: int = 0) -> tuple[int, str]:
-    """Return the frame of end systole and by what it was found.
+    """Return the frame of end systole, and ``area`` or ``motion`` for how it was found.
 
-    It is where the bright area within the epicardium of end diastole is smallest. Bright is above the middle between
-    blood and wall, as they are at end diastole. Where the wall encloses no cavity, it is the frame with the
+    It is the frame with the smallest bright area within the epicardium of end diastole. Bright is above the middle between
+    the grey levels of blood and wall at end diastole. If the wall encloses no cavity, it is the frame with the
     largest mean motion of the wall since end diastole, by optical flow (iterative Lucas-Kanade; Le Besnerais and
     Champagnat, ICIP 2005).
 
     Args:
         cine: (D, T, H, W).
         myocardium: (D, H, W) at end diastole.
-        end_diastole: its frame.
+        end_diastole: frame of end diastole.
     """
     filled = np.stack([binary_fill_holes(mask) for mask in myocardium])
     cavity = filled & ~myocardium

@@ -1,4 +1,4 @@
-"""Pictures of motion, registration and infarcts. Every one of them says that it is not for clinical use."""
+"""Pictures of motion, registration and infarcts, each with the note that it is not for clinical use."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,9 +32,9 @@ def motion(
     Args:
         diastole: frame (S, S).
         systole: frame (S, S).
-        field: (2, S, S), where each point of end diastole goes, in pixels.
+        field: (2, S, S), displacement of each point of end diastole, in pixels.
         wall: (S, S), myocardium at end diastole.
-        moved: (S, S), the same brought to end systole.
+        moved: (S, S), myocardium carried to end systole.
         pixel_mm: size of a pixel. If ``None``, the key of the arrows is in pixels.
     """
     figure, (over, grid, area) = _panels(3)
@@ -81,7 +81,7 @@ def registration(late: Picture, warped: Picture, cine: Picture, before: Mask, af
 def infarct(
     diastole: Picture, probability: Picture, found: Mask, reference: Mask, wall: Mask, name: str = "reference"
 ) -> Figure:
-    """The infarct that was found and the reference over the cine frame, and its probability; ``name`` is the reference's."""
+    """Predicted and reference infarct over the cine frame, and its probability; ``name`` is that of the reference."""
     figure, (over, likely) = _panels(2)
     _shown(over, diastole, "Infarct")
     _contour(over, wall, "white")
@@ -101,14 +101,14 @@ def bulls_eye(
     limits: tuple[float, float] = (0.0, 1.0),
     form: str | None = None,
 ) -> Figure:
-    """Values of the sixteen segments as a target each: base outside, apex inside, anterior up, septum on the left.
+    """Bull's-eye plots of the sixteen segments: base outside, apex inside, anterior up, septum on the left.
 
     Args:
-        values: segment number to a value; segments without one are grey.
-        titles: one for each.
-        label: what the values are.
+        values: for each plot, segment numbers to values; segments without one are grey.
+        titles: one for each plot.
+        label: quantity and unit of the values.
         limits: values of the darkest and of the brightest colour.
-        form: format of the values that are written below the numbers of the segments, such as ``.0f``. If ``None``, none are.
+        form: format of the values below the segment numbers, such as ``.0f``. If ``None``, the values are not written.
     """
     figure = Figure(figsize=(4.2 * len(values), 4.6), layout="constrained")
     norm, colours = Normalize(*limits), colormaps["inferno"]
@@ -142,7 +142,7 @@ def bland_altman(found: NDArray[np.float64], reference: NDArray[np.float64], nam
     ):
         axes.axhline(level, color="tab:grey", linestyle=style)
         axes.annotate(f"{what} {level:.1f} ", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-    axes.margins(y=0.12)  # for the word above the upper line
+    axes.margins(y=0.12)  # for the text above the upper line
     axes.set_xlabel(f"Mean infarct size of found and {name}\n[% of the myocardium]")
     axes.set_ylabel(f"Found minus {name} [%]")
     return _cautioned(figure)

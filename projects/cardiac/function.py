@@ -1,4 +1,4 @@
-"""What a cardiologist reads first: volumes, ejection fraction, and the strain of the wall."""
+"""Function of the left ventricle: volumes, ejection fraction, and strain of the wall."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from projects.cardiac.deformation import inverse, warp
 from projects.cardiac.prepared import PreparedCase
 
 _FINER = 4
-"""Points along a side of a pixel at which a carried mask is looked up."""
+"""Samples of a carried mask along a side of a pixel."""
 
 CIRCUMFERENTIAL, RADIAL = "circumferential_strain_percent", "radial_strain_percent"
 
@@ -25,13 +25,13 @@ class Function:
     """Function of the left ventricle of one patient, from end diastole to end systole.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         edv_ml: end-diastolic volume.
-        esv_ml: end-systolic volume, of the cavity carried there by the displacements.
-        reference_esv_ml: the same of the cavity that is marked at end systole. ``None`` without a mark.
+        esv_ml: end-systolic volume of the cavity carried there by the displacements.
+        reference_esv_ml: end-systolic volume of the marked cavity; ``None`` if end systole is not marked.
         segments: AHA segment to circumferential and radial strain in percent.
-        circumferential, radial: strain over the whole wall in percent.
-        reference_segments: strains by the known displacement of a phantom, else empty.
+        circumferential, radial: strain of the whole wall in percent.
+        reference_segments: strains by the exact displacement of a phantom; empty for patients.
     """
 
     name: str
@@ -45,16 +45,16 @@ class Function:
 
     @property
     def ef_percent(self) -> float | None:
-        """Ejection fraction; ``None`` where the wall encloses no cavity."""
+        """Ejection fraction; ``None`` if the wall encloses no cavity."""
         return _ejected(self.edv_ml, self.esv_ml)
 
     @property
     def reference_ef_percent(self) -> float | None:
-        """Ejection fraction by the mark at end systole; ``None`` without one."""
+        """Ejection fraction by the marked end systole; ``None`` if it is not marked."""
         return None if self.reference_esv_ml is None else _ejected(self.edv_ml, self.reference_esv_ml)
 
     def strain_error(self) -> float | None:
-        """Mean difference of circumferential strain from the known one over segments, in percentage points."""
+        """Return the mean absolute error of circumferential strain over segments, in percentage points."""
         known = self.reference_segments
         return float(np.mean([abs(self.segments[key][0] - known[key][0]) for key in known])) if known else None
 
@@ -88,17 +88,17 @@ def measured(case: PreparedCase, field: Tensor) -> Function:
 
 
 def cavities(wall: Tensor, marked: Tensor | None) -> Tensor:
-    """Cavity of the left ventricle (D, S, S) bool: as it is marked, else what the wall of a slice encloses."""
+    """Return the cavity of the left ventricle (D, S, S) bool: as marked, else enclosed by the wall of each slice."""
     if marked is not None:
         return marked
     return torch.from_numpy(np.stack([binary_fill_holes(mask) for mask in wall.numpy()])) & ~wall
 
 
 def carried_shares(mask: Tensor, field: Tensor) -> Tensor:
-    """Share of each pixel that a mask (D, S, S) bool covers when displacements (D, 2, S, S) have carried it, from 0 to 1.
+    """Return the share of each pixel, 0 to 1, covered by a mask (D, S, S) bool after displacements (D, 2, S, S).
 
-    Its edge is drawn at a quarter of a pixel. Without that, as the interpolated mask, it would be a ramp whose outer half
-    shrinks less than the inner one, because the wall around a cavity shrinks less; so the cavity would come out too large.
+    The mask is carried at four times the resolution. An interpolated mask at the original one has a ramp for an edge, whose
+    outer half shrinks less than the inner one, because the wall around a cavity does; so the cavity would be too large.
     """
     fine = F.interpolate(mask[:, None].float(), scale_factor=_FINER, mode="bilinear")
     moved = F.interpolate(field, scale_factor=_FINER, mode="bicubic") * _FINER
@@ -111,13 +111,13 @@ def volume_ml(mask: Tensor, case: PreparedCase) -> float:
 
 
 def strains(field: Tensor, myocardium: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Circumferential and radial Green-Lagrange strain, each (D, S, S), 0.1 for ten percent.
+    """Return circumferential and radial Green-Lagrange strain, each (D, S, S), as fractions.
 
     ``E = (FᵀF - I) / 2`` with ``F = I + ∂u/∂X``, along and across the circle about the centroid of a slice's wall. Shortening is
-    negative. Motion through the plane is not in it.
+    negative. Motion through the plane is not included.
 
     Args:
-        field: (D, 2, S, S), where each point of end diastole goes, in pixels, rows first.
+        field: (D, 2, S, S), displacement of each point of end diastole in pixels, rows first.
         myocardium: (D, S, S) bool at end diastole.
     """
     down, across = torch.gradient(field.double(), dim=(2, 3))
@@ -135,7 +135,7 @@ def strains(field: Tensor, myocardium: Tensor) -> tuple[NDArray[np.float64], NDA
 
 
 def _outward(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Unit vectors (2, S, S) away from the centroid of a mask (S, S)."""
+    """Return unit vectors (2, S, S) away from the centroid of a mask (S, S)."""
     at = np.indices(mask.shape).astype(np.float64)
     if mask.any():
         at -= np.array([axis.mean() for axis in mask.nonzero()])[:, None, None]
@@ -145,7 +145,7 @@ def _outward(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 def by_segment(
     numbers: NDArray[np.int64], circumferential: NDArray[np.float64], radial: NDArray[np.float64]
 ) -> dict[int, tuple[float, float]]:
-    """Mean strains in percent of each AHA segment that there is."""
+    """Return the mean strains in percent of each AHA segment that has pixels."""
     return {
         number: (100 * float(circumferential[inside].mean()), 100 * float(radial[inside].mean()))
         for number in aha.SEGMENTS
@@ -154,7 +154,7 @@ def by_segment(
 
 
 def summary(patients: Sequence[Function]) -> dict[str, float]:
-    """Means over patients: ``val/edv_ml``, ``val/esv_ml``, ``val/ef_percent``, and both strains of the whole wall.
+    """Return means over patients: ``val/edv_ml``, ``val/esv_ml``, ``val/ef_percent``, and both strains of the whole wall.
 
     Where end systole is marked, ``val/esv_reference_ml``, ``val/ef_reference_percent`` and ``val/ef_error_points``, the mean
     absolute difference; of phantoms ``val/strain_error_points`` of the circumferential strain of segments.
@@ -179,7 +179,7 @@ def summary(patients: Sequence[Function]) -> dict[str, float]:
 
 
 def segment_means(patients: Sequence[Function]) -> dict[str, float]:
-    """Mean strains over patients of each segment, as ``val/segment_07_circumferential_strain_percent``."""
+    """Return the mean strains over patients of each segment, as ``val/segment_07_circumferential_strain_percent``."""
     means: dict[str, float] = {}
     for number in aha.SEGMENTS:
         own = [one.segments[number] for one in patients if number in one.segments]

@@ -1,4 +1,4 @@
-"""Where the voxels of a volume lie, as its affine says, and the way from one grid to another."""
+"""Grids of voxels in space by their affines, and resampling between them."""
 
 import logging
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Grid:
         shape: H, W and D.
         affine: (4, 4), voxel to mm, right-anterior-superior.
         zooms: voxel sizes in mm.
-        known: whether the file says where its voxels lie. If not, the affine is a stand-in.
+        known: whether the header locates the voxels. If not, the affine is a placeholder.
     """
 
     shape: tuple[int, int, int]
@@ -45,7 +45,7 @@ class Grid:
         Args:
             image: its axes begin with rows and columns.
             file: its name, for errors.
-            axes: how many of its axes are in space; with two, it is one slice of unknown thickness.
+            axes: number of its axes in space; two for one slice of unknown thickness.
 
         Raises:
             DataError: a voxel has no size.
@@ -54,11 +54,11 @@ class Grid:
         affine = np.asarray(image.affine, float)
         height, width, depth = (*image.shape[:axes], 1)[:3]
         rows, columns, slices = (*zooms, 1.0)[:3]
-        return cls((height, width, depth), affine, (rows, columns, slices), _says_where(image, affine, zooms))
+        return cls((height, width, depth), affine, (rows, columns, slices), _is_located(image, affine, zooms))
 
     @classmethod
     def unplaced(cls, image: Any, file: object) -> "Grid":
-        """Return the grid of a slice (1, H, W) or (T, H, W): its affine is for other axes, so it says no place.
+        """Return the grid of a slice (1, H, W) or (T, H, W), whose affine is for other axes and locates nothing.
 
         Raises:
             DataError: a pixel has no size.
@@ -67,18 +67,18 @@ class Grid:
         return cls((image.shape[1], image.shape[2], 1), np.eye(4), (rows, columns, 1.0), known=False)
 
     def moved(self, shape: Sequence[int], affine: NDArray[np.float64]) -> "Grid":
-        """Return a grid of another shape and affine, with the voxel sizes that the affine has."""
+        """Return a grid of another shape and affine, with the voxel sizes of the affine."""
         height, width, depth = shape
         rows, columns, slices = (float(size) for size in voxel_sizes(affine))
         return Grid((height, width, depth), affine, (rows, columns, slices), self.known)
 
     def is_the_same_as(self, other: "Grid") -> bool:
-        """Whether both have the same voxels, up to a tenth of one."""
+        """Whether both have the same voxels, up to a tenth of a voxel."""
         if self.shape != other.shape:
             return False
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
         seen = apply_affine(np.linalg.inv(other.affine) @ self.affine, corners)
-        # Of a single slice the thickness is no position: a step along each axis shows where it leads.
+        # Corners of a single slice do not show its normal; a step along each axis does.
         steps = np.linalg.inv(other.affine)[:3, :3] @ self.affine[:3, :3] - np.eye(3)
         return bool(np.abs(seen - corners).max() < _SAME and np.abs(steps).max() < 2 * _SAME)
 
@@ -90,8 +90,8 @@ def _sizes(image: Any, axes: slice, file: object) -> tuple[float, ...]:
     return sizes
 
 
-def _says_where(image: Any, affine: NDArray[np.float64], zooms: Sequence[float]) -> bool:
-    """Whether a header has an affine that somebody meant: set, no identity, and as long as its voxels are."""
+def _is_located(image: Any, affine: NDArray[np.float64], zooms: Sequence[float]) -> bool:
+    """Whether a header has a meaningful affine: set, not the identity, and consistent with the voxel sizes."""
     if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
         return False
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9 or np.array_equal(affine, np.eye(4)):
@@ -110,7 +110,7 @@ def on_grid(labels: NDArray[Any], given: Grid, wanted: Grid, file: object, pictu
         picture: name of the picture's file or folder.
 
     Raises:
-        DataError: the label lies outside of the picture; or a file does not say where it lies, and shapes or sizes differ.
+        DataError: the label lies outside of the picture; or a file has no affine, and shapes or sizes differ.
     """
     if not (given.known and wanted.known):
         return _as_it_is(labels, given, wanted, file, picture)
@@ -121,8 +121,8 @@ def on_grid(labels: NDArray[Any], given: Grid, wanted: Grid, file: object, pictu
     outside = ((at < -0.5 - _SAME) | (at > np.array(wanted.shape) - 0.5 + _SAME)).any(1)
     if len(marked) and outside.mean() > _LOST:
         raise DataError(
-            f"{outside.mean():.0%} of what {file} marks lies outside of {picture}, by their affines. Expected a label of the "
-            "same place. Try: compare both in a viewer, and mend the header that is wrong."
+            f"{outside.mean():.0%} of what {file} marks lies outside of {picture}, by their affines. Expected a label at "
+            "the same place. Try: compare both in a viewer, and correct the wrong header."
         )
     # A margin, because a coordinate of -1e-15 already counts as outside.
     padded = nib.Nifti1Image(np.pad(labels.astype(np.float32), 1), given.affine @ from_matvec(np.eye(3), (-1, -1, -1)))
@@ -138,13 +138,13 @@ def on_grid(labels: NDArray[Any], given: Grid, wanted: Grid, file: object, pictu
 def _as_it_is(labels: NDArray[Any], given: Grid, wanted: Grid, file: object, picture: object) -> NDArray[Any]:
     if given.shape != wanted.shape:
         raise DataError(
-            f"{file} has the shape {given.shape}, and {picture} {wanted.shape}. Expected the same, because one of them does not "
-            "say where it lies (no affine in its header)."
+            f"{file} has the shape {given.shape}, and {picture} {wanted.shape}. Expected the same shape, because one of "
+            "them has no affine in its header."
         )
     if not np.allclose(given.zooms[:2], wanted.zooms[:2], rtol=_ALIKE):
         raise DataError(
             f"{picture} has pixels of {_in_mm(wanted)} mm and its mask of {_in_mm(given)} mm ({file}). Expected the same. "
-            "Try, if the files of a layout say it wrongly: file_pixel_mm=1.25"
+            "Try, if the files of a layout have wrong sizes: file_pixel_mm=1.25"
         )
     return labels
 
@@ -159,13 +159,13 @@ def turned_like(
     """Return volumes (H, W, D) with axes and directions as near as possible to those of another grid.
 
     Raises:
-        DataError: slices of one are no slices of the other, or they are turned against one another.
+        DataError: the slices of one cross those of the other, or they are rotated against each other.
     """
     between = np.linalg.inv(wanted.affine) @ given.affine
     orientation = io_orientation(between)
     if np.isnan(orientation).any() or int(orientation[2, 0]) != 2:
         raise DataError(
-            f"{name}: the slices of late enhancement stand across those of the cine stack. Expected one view."
+            f"{name}: the slices of late enhancement cross those of the cine stack. Expected the same view."
         )
     affine = given.affine @ inv_ornt_aff(orientation, given.shape)
     turned = [apply_orientation(volume, orientation) for volume in volumes]
@@ -180,7 +180,7 @@ def turned_like(
 
 
 def matched_slices(given: Grid, wanted: Grid) -> dict[int, int]:
-    """Return, for slices of one grid, the slice of another within half a slice of the same place: wanted to given."""
+    """Return the slices of ``wanted`` with the nearest slice of ``given``, at most half a slice away."""
     height, width, depth = given.shape
     centres = [((height - 1) / 2, (width - 1) / 2, index) for index in range(depth)]
     at = apply_affine(np.linalg.inv(wanted.affine) @ given.affine, np.array(centres))[:, 2]

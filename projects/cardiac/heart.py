@@ -15,7 +15,7 @@ NULLED, SCAR, LATE_BLOOD = 0.08, 0.95, 0.62
 """Grey levels of late gadolinium enhancement."""
 
 FINER = 4
-"""How much finer end diastole is drawn than it is looked up."""
+"""Factor by which end diastole is drawn finer than the frames sampled from it."""
 
 _BORDER = np.deg2rad(6.0)
 _REACH = 9.0  # pixels over which the pull of the epicardium fades in the surroundings
@@ -26,10 +26,10 @@ class Infarct:
     """A sector of the wall, from the endocardium outwards.
 
     Attributes:
-        angle: of its middle, in radians.
-        half_width: in radians.
-        transmurality: which part of the wall is scar, 0.35 to 1.
-        thinning: by which part the wall is thinner in its middle.
+        angle: direction of its middle, in radians.
+        half_width: half of its angular width, in radians.
+        transmurality: fraction of the wall thickness that is scar, 0.35 to 1.
+        thinning: fraction by which the wall is thinner in the middle of the infarct.
     """
 
     angle: float
@@ -49,17 +49,17 @@ class Heart:
 
     Attributes:
         centre: row and column.
-        radius: of the cavity.
-        wall_thickness: of the myocardium.
-        oval: by which part the cavity is longer along ``oval_angle``.
-        oval_angle: of the longer axis.
-        septum: where the right ventricle is.
-        ejection: by which part the endocardium shortens at end systole.
-        uneven: by which part of that more at ``uneven_angle`` and less opposite.
-        uneven_angle: where it shortens most.
+        radius: radius of the cavity.
+        wall_thickness: thickness of the myocardium.
+        oval: fraction by which the cavity is longer along ``oval_angle``.
+        oval_angle: direction of the longer axis.
+        septum: direction of the right ventricle.
+        ejection: fraction by which the endocardium shortens at end systole.
+        uneven: fraction of this by which it shortens more at ``uneven_angle`` and less on the opposite side.
+        uneven_angle: direction in which it shortens most.
         stretch: length through the plane at end systole, relative to end diastole.
-        twist: of the wall at end systole.
-        papillary: where the two papillary muscles are.
+        twist: rotation of the wall at end systole.
+        papillary: directions of the two papillary muscles.
     """
 
     centre: Floats
@@ -77,7 +77,7 @@ class Heart:
 
     @classmethod
     def drawn(cls, random: np.random.Generator, centre: Floats, septum: float) -> "Heart":
-        """Draw a heart."""
+        """Return a random heart."""
         return cls(
             centre=centre,
             radius=random.uniform(13, 18),
@@ -98,7 +98,7 @@ class Heart:
         return replace(self, radius=self.radius * level)
 
     def radii(self, theta: Floats, infarct: Infarct | None) -> tuple[Floats, Floats]:
-        """Radii of endocardium and epicardium at end diastole."""
+        """Return the radii of endocardium and epicardium at end diastole."""
         inner = self.radius * (1 + self.oval * np.cos(2 * (theta - self.oval_angle)))
         thickness = np.full_like(theta, self.wall_thickness)
         if infarct is not None:
@@ -106,12 +106,12 @@ class Heart:
         return inner, inner + thickness
 
     def polar(self, points: Floats) -> tuple[Floats, Floats]:
-        """Distance and direction from the centre of points (2, H, W)."""
+        """Return distance and direction of points (2, H, W) from the centre."""
         rows, columns = points[0] - self.centre[0], points[1] - self.centre[1]
         return np.hypot(rows, columns), np.arctan2(rows, columns)
 
     def wall(self, points: Floats, infarct: Infarct | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which points of end diastole are myocardium, and which are scar."""
+        """Return which points of end diastole are myocardium, and which are scar."""
         radius, theta = self.polar(points)
         inner, outer = self.radii(theta, infarct)
         wall = (radius >= inner) & (radius <= outer)
@@ -121,7 +121,7 @@ class Heart:
         return wall, wall & deep & (infarct.sector(theta) > 0.5)
 
     def material(self, points: Floats, shortening: float, infarct: Infarct | None) -> tuple[Floats, NDArray[np.bool_]]:
-        """Points (2, H, W) of end diastole seen at ``points`` when the heart is shortened (0 to 1), and the wall there."""
+        """Return the points (2, H, W) of end diastole that a shortened heart (0 to 1) has at ``points``, and its wall."""
         radius, theta = self.polar(points)
         origin, before = theta, radius
         stretch = 1 - (1 - self.stretch) * shortening
@@ -150,7 +150,7 @@ class Heart:
         return np.stack([rows, columns]), wall
 
     def drawn_levels(self, random: np.random.Generator, fine: Floats, infarct: Infarct | None) -> tuple[Floats, Floats]:
-        """Grey levels of end diastole on a finer grid: of the cine sequence, and of late enhancement."""
+        """Return the grey levels of end diastole on a finer grid, of the cine sequence and of late enhancement."""
         radius, theta = self.polar(fine)
         inner, outer = self.radii(theta, infarct)
         _, scar = self.wall(fine, infarct)

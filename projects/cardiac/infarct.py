@@ -1,7 +1,7 @@
-"""Stage 3: the infarct in the cine pictures, from how the wall moves.
+"""Stage 3: the infarct in the cine pictures, from the motion of the wall.
 
-Late enhancement is needed to train, not to predict: its label is carried over by the registration network, and the
-input holds what the motion network found.
+Training needs late enhancement, prediction does not: the registration network carries its label over, and the motion
+network computes displacements for the input.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ VECTORS = ("rows", "columns")
 
 
 def build(config: Config) -> mltrain.Task:
-    """Read the prepared cases, run the two earlier networks over them, and make network, optimizer and schedule.
+    """Read the prepared cases, run the two earlier networks on them, and build network, optimizer and schedule.
 
     Raises:
         mltrain.errors.DataError: prepared cases or weights are missing, or there is no infarct to learn from.
@@ -40,12 +40,12 @@ def build(config: Config) -> mltrain.Task:
         seen(_usable(part, config.labels), motion, registration, config.labels) for part in (cohort.train, cohort.val)
     )
     if not any(patient.label.any() for patient in train):
-        raise DataError(f"None of the {len(train)} patients to train on has an infarct: there is nothing to learn.")
+        raise DataError(f"None of the {len(train)} patients to train on has an infarct; there is nothing to learn.")
     loader = mltrain.ResumableLoader(Slices(train, config.inputs, turns=config.turns), config.batch_size)
     net = InfarctNet(config.inputs)
     loss = DiceFocalLoss(sigmoid=True)
     optimizer = AdamW(net.parameters(), config.lr)
-    # One more than there are steps: the schedule is also stepped after the last.
+    # One more than the steps: the schedule also steps after the last one.
     scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1)
     step = mltrain.Supervised(net, loss, optimizer, scheduler=scheduler, clip=config.clip)
     judge = infarct_report.Judge(net, config.inputs, config.threshold, config.least_mm2, config.least_share)
@@ -62,7 +62,7 @@ def build(config: Config) -> mltrain.Task:
 def _usable(cases: Sequence[PreparedCase], labels: str) -> tuple[PreparedCase, ...]:
     late = with_late_enhancement(cases)
     if labels == "exact" and not all("infarct" in case.optional for case in late):
-        raise DataError("labels=exact: the exact infarct is known of phantoms only. Use labels=carried_over.")
+        raise DataError("labels=exact needs exact infarcts, which only phantoms have. Try: labels=carried_over")
     return late
 
 
@@ -72,7 +72,7 @@ class InfarctNet(nn.Module):
     An attention U-Net (Oktay et al., MIDL 2018) with 16, 32, 64 and 128 channels.
 
     Args:
-        inputs: which channels there are, see :data:`projects.cardiac.infarct_input.CHANNELS`.
+        inputs: the channels, see :data:`projects.cardiac.infarct_input.CHANNELS`.
     """
 
     def __init__(self, inputs: str) -> None:
@@ -88,7 +88,7 @@ class InfarctNet(nn.Module):
 
 
 class Slices(Dataset[tuple[Tensor, Tensor]]):
-    """Inputs (C, S, S) and labels (1, S, S) float32 of all slices, turned and mirrored at random where wanted."""
+    """Inputs (C, S, S) and labels (1, S, S) float32 of all slices, with random turns and mirroring if ``turns``."""
 
     def __init__(self, patients: Sequence[Seen], inputs: str, *, turns: bool) -> None:
         self._inputs = torch.cat([patient.channels(inputs) for patient in patients])
@@ -129,11 +129,11 @@ def turned(planes: Tensor, turns: int, mirrored: bool, vector: Sequence[int]) ->
 
 
 class Validation:
-    """Measures infarcts in held-out patients, see :class:`projects.cardiac.infarct_report.Judge`, and ``val/loss``.
+    """Scores the infarcts of held-out patients, see :class:`projects.cardiac.infarct_report.Judge`.
 
-    The loss is that to the labels trained on; all else is against the exact infarct of phantoms, and against the label carried
-    over of patients. ``val/carried_over_dice``, of phantoms alone, compares the label carried over with the exact infarct: the
-    mean Dice coefficient over those with an infarct.
+    ``val/loss`` compares with the training labels. All other scores compare with the exact infarct of a phantom, or with the
+    label carried over of a patient. ``val/carried_over_dice``, for phantoms only, compares the label carried over with the exact
+    infarct: the mean Dice coefficient over phantoms with an infarct.
     """
 
     def __init__(self, judge: infarct_report.Judge, loss: nn.Module, patients: Sequence[Seen]) -> None:
@@ -142,7 +142,7 @@ class Validation:
         self._patients = patients
 
     def __call__(self) -> dict[str, float]:
-        """Measure."""
+        """Return the scores."""
         logits = [self._judge.logits(patient) for patient in self._patients]
         labels = torch.cat([patient.label[:, None].float() for patient in self._patients])
         carried = [

@@ -1,4 +1,4 @@
-"""What the infarct network sees, from the motion network; and what it should say, from the registration network."""
+"""Inputs of the infarct network, from the motion network, and its labels, from the registration network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ CHANNELS: dict[str, tuple[str, ...]] = {
 """Channels of each choice of input; ``area`` is the determinant of the Jacobian minus one."""
 
 EXACT, CARRIED_OVER = "exact infarct", "label carried over"
-"""Names of what infarcts are judged by: of phantoms, and of patients."""
+"""Names of the references of phantoms and of patients."""
 
-_PIXELS = 4.0  # a usual displacement, so that its channels are about as large as grey levels
+_PIXELS = 4.0  # a usual displacement; scales its channels to the size of grey levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class Seen:
 
     Attributes:
         case: the patient.
-        field: (D, 2, S, S) displacements from end diastole, seen at end diastole; see :func:`forward_motion`.
-        label: (D, S, S) bool, what is trained on.
+        field: (D, 2, S, S) displacements of the points of end diastole; see :func:`forward_motion`.
+        label: (D, S, S) bool, the training label.
         carried: (D, S, S) bool, the label carried over from late enhancement.
     """
 
@@ -42,16 +42,16 @@ class Seen:
 
     @property
     def exact(self) -> Tensor | None:
-        """The exact infarct (D, S, S) of a phantom; ``None`` for a patient, of whom nobody knows it."""
+        """The exact infarct (D, S, S) of a phantom; ``None`` for a patient, whose exact infarct is unknown."""
         return self.case.optional.get("infarct")
 
     @property
     def reference(self) -> Tensor:
-        """What is judged by (D, S, S): the exact infarct of a phantom, else the label carried over."""
+        """The reference (D, S, S): the exact infarct of a phantom, else the label carried over."""
         return self.carried if self.exact is None else self.exact
 
     def channels(self, inputs: str) -> Tensor:
-        """The input (D, C, S, S)."""
+        """Return the input (D, C, S, S)."""
         planes = {
             "diastole": self.case.diastolic[:, 0],
             "systole": self.case.systolic[:, 0],
@@ -65,9 +65,10 @@ class Seen:
 
 
 def forward_motion(motion: DeformationNet, case: PreparedCase) -> Tensor:
-    """Where the points of end diastole are at end systole, minus where they were: (D, 2, S, S), in pixels.
+    """Return the displacements (D, 2, S, S) of the points of end diastole until end systole, in pixels.
 
-    What the network returns stands at the pixels of end systole; its inverse stands where the myocardium is marked.
+    The network gives displacements at the pixels of end systole; their inverse is at those of end diastole, where the
+    myocardium is marked.
     """
     return inverse(motion.field(case.diastolic, case.systolic))
 
@@ -75,12 +76,12 @@ def forward_motion(motion: DeformationNet, case: PreparedCase) -> Tensor:
 def seen(
     cases: Sequence[PreparedCase], motion: DeformationNet, registration: DeformationNet, labels: str
 ) -> list[Seen]:
-    """Run both networks over some cases.
+    """Run both networks on some cases.
 
     Args:
-        cases: with late enhancement.
-        motion: of stage 1.
-        registration: of stage 2.
+        cases: cases with late enhancement.
+        motion: the network of stage 1.
+        registration: the network of stage 2.
         labels: ``carried_over`` by registration, or ``exact``, which only phantoms have.
     """
     result = []
@@ -92,7 +93,7 @@ def seen(
 
 
 def reference_name(patients: Sequence[Seen]) -> str:
-    """Name of what some patients are judged by, for figures and tables."""
+    """Return the name of the reference of some patients, for figures and tables."""
     exact = {patient.exact is not None for patient in patients}
     if len(exact) > 1:
         return "reference"

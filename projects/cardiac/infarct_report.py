@@ -1,4 +1,4 @@
-"""How well infarcts are found, and pictures and files about it."""
+"""Scores, pictures and files of predicted infarcts."""
 
 import json
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from projects.cardiac.infarct_input import EXACT, Seen, reference_name
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What was found in one patient, against a reference.
+    """Scores of one patient against a reference.
 
     Attributes:
         dice: over all slices. ``None`` for a patient without an infarct.
         hd95_mm: mean over the slices with an infarct in both; ``None`` without such a slice.
-        found_percent, reference_percent: infarct size, relative to the myocardium.
-        called, infarcted: whether the network and the reference find an infarct.
-        segments: AHA segment to the share of it that was found, and that of the reference.
+        found_percent, reference_percent: predicted and reference infarct size, relative to the myocardium.
+        called, infarcted: whether the network and the reference have an infarct.
+        segments: AHA segment to its predicted and its reference share of infarct.
         reference: name of the reference: the exact infarct, or the label carried over.
     """
 
@@ -41,14 +41,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judge:
-    """Finds infarcts and judges what was found.
+    """Predicts infarcts and scores them.
 
     Attributes:
         net: the infarct network.
-        inputs: what it sees.
-        threshold: of the probability.
-        least_mm2: less than this in every slice is no infarct.
-        least_share: of a segment that is infarct, for it to count.
+        inputs: its choice of input channels.
+        threshold: infarct is where the probability is above this.
+        least_mm2: a patient with less than this in every slice has no infarct.
+        least_share: an AHA segment counts as infarcted from this share on.
     """
 
     net: nn.Module
@@ -70,7 +70,7 @@ class Judge:
         return self.logits(patient).sigmoid()[:, 0] * patient.case.myocardium
 
     def judged(self, patient: Seen, probability: Tensor) -> Judged:
-        """Judge a probability (D, S, S)."""
+        """Score a probability (D, S, S)."""
         case, reference = patient.case, patient.reference
         found = (probability > self.threshold) & case.myocardium
         pixels = int(case.myocardium.sum())
@@ -98,7 +98,7 @@ class Gallery:
     patients: Sequence[Seen]
 
     def __call__(self) -> dict[str, Figure]:
-        """Return a figure a patient."""
+        """Return a figure for each patient."""
         return {
             f"val/{patient.case.name}": picture(patient, self.judge.probability(patient), self.judge.threshold)
             for patient in self.patients
@@ -107,7 +107,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Report:
-    """Finds, judges and writes the infarct of every patient."""
+    """Predicts, scores and writes the infarct of every patient."""
 
     judge: Judge
     patients: Sequence[Seen]
@@ -117,9 +117,9 @@ class Report:
 
         ::
 
-            infarct/CASE.nii.gz   what was found, uint8, with the input's affine and zooms
-            figures/CASE.png      found infarct and reference over the anatomy
-            bulls_eye/CASE.png    share of each AHA segment, found and reference
+            infarct/CASE.nii.gz   predicted infarct, uint8, with the input's affine and zooms
+            figures/CASE.png      predicted and reference infarct over the anatomy
+            bulls_eye/CASE.png    predicted and reference share of each AHA segment
             bland_altman.png      infarct size
             per_case.csv  per_segment.csv  metrics.json
         """
@@ -147,7 +147,7 @@ class Report:
 
 
 def picture(patient: Seen, probability: Tensor, threshold: float) -> Figure:
-    """The infarct in the middle slice of a patient."""
+    """Draw the infarct in the middle slice of a patient."""
     index = len(patient.label) // 2
     return figures.infarct(
         patient.case.diastolic[index, 0].numpy(),
@@ -160,10 +160,10 @@ def picture(patient: Seen, probability: Tensor, threshold: float) -> Figure:
 
 
 def summary(judged: Sequence[Judged]) -> dict[str, float]:
-    """Scores over patients.
+    """Return the scores over patients.
 
-    ``val/infarct_dice`` is the mean over patients with an infarct, ``val/hd95_mm`` over those where one was found as well.
-    Sizes are compared after Bland and Altman: bias, and half the width of the limits of agreement.
+    ``val/infarct_dice`` is the mean over patients with an infarct, ``val/hd95_mm`` that over those with a predicted one too.
+    Sizes are compared by Bland and Altman's method: bias, and half the width of the limits of agreement.
     """
     overlaps = [one.dice for one in judged if one.dice is not None]
     distances = [one.hd95_mm for one in judged if one.hd95_mm is not None]
@@ -172,14 +172,14 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
         "val/patient_accuracy": float(np.mean([one.called == one.infarcted for one in judged])),
         "val/size_bias_percent": float(difference.mean()),
         "val/size_limits_percent": 1.96 * float(difference.std(ddof=1)) if len(judged) > 1 else 0.0,
-        # Without a single infarct held out there is nothing to overlap with, and a run still needs its metric.
+        # Without any held-out infarct there is nothing to overlap with, but a run needs its best_metric.
         "val/infarct_dice": float(np.mean(overlaps)) if overlaps else 0.0,
     }
     return scores | ({"val/hd95_mm": float(np.mean(distances))} if distances else {})
 
 
 def segment_summary(judged: Sequence[Judged], least_share: float) -> dict[str, float]:
-    """Sensitivity and specificity over all segments of all patients."""
+    """Return sensitivity and specificity over all segments of all patients."""
     calls = [
         (found >= least_share, reference >= least_share) for one in judged for found, reference in one.segments.values()
     ]
@@ -195,7 +195,7 @@ def segment_summary(judged: Sequence[Judged], least_share: float) -> dict[str, f
 
 
 def per_case(judged: Sequence[Judged]) -> pd.DataFrame:
-    """One row a patient; ``true_percent`` only where the exact infarct is known."""
+    """Return one row per patient; ``true_percent`` only if the exact infarct is known."""
     columns = ("name", "dice", "hd95_mm", "found_percent", "reference", "reference_percent", "called", "infarcted")
     rows = [{column: getattr(one, column) for column in columns} for one in judged]
     for row in rows:
@@ -204,7 +204,7 @@ def per_case(judged: Sequence[Judged]) -> pd.DataFrame:
 
 
 def per_segment(judged: Sequence[Judged], least_share: float) -> pd.DataFrame:
-    """One row a segment: patients in whom it was seen, with infarct in it, sensitivity and specificity."""
+    """Return one row per segment: patients that have it, those with infarct in it, sensitivity and specificity."""
     rows = []
     for number in aha.SEGMENTS:
         shares = [one.segments[number] for one in judged if number in one.segments]

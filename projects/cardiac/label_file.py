@@ -1,4 +1,4 @@
-"""A label file, and the structures in it on the grid of the pictures that it belongs to."""
+"""A label file, and its structures on the grid of the pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from projects.cardiac.stack import Stack
 
 @dataclass(frozen=True, eq=False)
 class LabelFile:
-    """Values (H, W, D) of a label file, and where its voxels lie."""
+    """Values (H, W, D) of a label file, and the grid of its voxels."""
 
     file: Path
     values: NDArray[Any]
@@ -28,7 +28,7 @@ class LabelFile:
 
         Args:
             file: of the shape (H, W, D), or (H, W) for one slice.
-            pixel_mm: size of a pixel where the file says it wrongly; its affine is then not used.
+            pixel_mm: corrected size of a pixel, which makes the affine unused. If ``None``, the header applies.
 
         Raises:
             DataError: it is missing, unreadable or of another shape.
@@ -45,13 +45,13 @@ class LabelFile:
         """Return structures, each (D, H, W) bool, on the grid of the pictures.
 
         Args:
-            structures: what is wanted.
-            labels: what the values mean. If ``None``, they hold one structure.
+            structures: the structures to return.
+            labels: structures of the values. If ``None``, the file holds one structure.
             key: the configuration's key for ``labels``, for errors.
             stack: the pictures.
 
         Raises:
-            DataError: the file holds values that nothing names, or lies elsewhere than the pictures.
+            DataError: the file holds values that the map does not name, or lies outside of the pictures.
         """
         flags = np.zeros(self.values.shape, np.uint8)  # a bit for each structure, so that all are resampled at once
         for bit, structure in enumerate(structures):

@@ -1,4 +1,4 @@
-"""Which value of a label file stands for which structure.
+"""The structures that the values of a label file stand for.
 
 Conventions of public studies: ACDC (Bernard et al., IEEE TMI 2018) has 1 right ventricle, 2 myocardium, 3 left ventricle.
 EMIDEC (Lalande et al., Data 2020; https://emidec.com/dataset) has 1 cavity, 2 normal myocardium, 3 infarct, 4 no-reflow,
@@ -22,7 +22,7 @@ _WHOLE = 1e-3  # how far a stored label may be from its whole number
 
 
 def _as_values(given: Any) -> Any:
-    """One value, or a list of them, or text with commas, as what pydantic reads into a tuple."""
+    """Convert one value, a list, or text with commas to a list."""
     if isinstance(given, str):
         return [part.strip() for part in given.split(",")]
     return given if isinstance(given, list | tuple) else [given]
@@ -73,7 +73,7 @@ class LabelMap(BaseModel):
         return own + self.infarct if structure == "myocardium" else own
 
     def __str__(self) -> str:
-        """Return the map as it is written on the command line."""
+        """Return the map as users write it on the command line."""
         named = {structure: getattr(self, structure) for structure in STRUCTURES if getattr(self, structure)}
         shown = {name: str(values[0]) if len(values) == 1 else str(list(values)) for name, values in named.items()}
         return "{" + ", ".join(f"{name}: {value}" for name, value in shown.items()) + "}"
@@ -92,8 +92,8 @@ def mask(
     Args:
         volume: its values, of any shape.
         file: its name, for errors.
-        structure: what is wanted.
-        labels: what its values mean. If ``None``, it holds one structure: two values are background and foreground.
+        structure: the structure to return.
+        labels: structures of the values. If ``None``, it holds one structure: two values are background and foreground.
         key: the configuration's key for ``labels``, for errors.
 
     Raises:

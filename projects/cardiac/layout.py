@@ -45,9 +45,9 @@ class Layout:
 
     Args:
         root: the folder that holds ``images`` and ``labels``.
-        pixel_mm: size of a pixel where the files do not say it, or say it wrongly; their affines are then not used.
-        labels: what the values of the cine labels mean. If ``None``, they hold the myocardium alone.
-        late_labels: the same of late enhancement. If ``None``, its two files hold the myocardium and the infarct.
+        pixel_mm: size of a pixel if the files lack it or have a wrong one; their affines are then unused.
+        labels: structures of the values in the cine labels. If ``None``, they hold the myocardium alone.
+        late_labels: the same for late enhancement. If ``None``, its two files hold the myocardium and the infarct.
     """
 
     root: Path
@@ -63,21 +63,21 @@ class Layout:
     def _names(self) -> tuple[str, ...]:
         folder = self.root / CINE
         if not folder.is_dir():
-            raise DataError(f"{folder} is not there; a folder for each case was expected in it.")
+            raise DataError(f"{folder} is not there. Expected it to hold a folder for each case.")
         files = {file.name.removesuffix(".gz").removesuffix(".nii") for file in folder.glob("*.nii*")}
         names = {entry.name for entry in folder.iterdir() if entry.is_dir()}
         if both := sorted(files & names):
             raise DataError(f"{folder} has a file and a folder for {', '.join(both)}. Expected one of them.")
         if not files | names:
-            raise DataError(f"{folder} holds no folder; one for each case was expected.")
+            raise DataError(f"{folder} holds no folder. Expected one for each case.")
         return tuple(sorted(files | names))
 
     def case(self, name: str) -> RawCase:
-        """Read one case, with late enhancement where there is any.
+        """Read one case, with late enhancement if it has any.
 
         Raises:
             DataError: a file is missing, unreadable or holds NaN; shapes, pixel sizes or places differ; or a label has values
-                that nothing names.
+                that the map does not name.
         """
         label = LabelFile.read(self.root / CINE_WALL / f"{name}.nii.gz", self.pixel_mm)
         stack = self._stack(CINE, name, label.grid, frames=True)
@@ -119,8 +119,8 @@ class Layout:
             pictures, wall, scar = pictures[chosen], wall[chosen], scar[chosen]
         elif len(pictures) != len(cine.pictures):
             raise DataError(
-                f"{name}: {len(cine.pictures)} cine slices and {len(pictures)} of late enhancement. Expected as many, because "
-                "their files do not say where they lie (no affine)."
+                f"{name}: {len(cine.pictures)} cine slices and {len(pictures)} of late enhancement. Expected the same number, "
+                "because their files have no affine."
             )
         return LateEnhancement(
             image=np.ascontiguousarray(pictures, np.float32),
@@ -131,7 +131,7 @@ class Layout:
         )
 
     def _scar(self, name: str, wall: LabelFile, stack: Stack) -> NDArray[np.bool_]:
-        """The infarct: from the label of the myocardium where the map names it there, else from a file of its own."""
+        """Return the infarct, from the label of the myocardium if the map names it, else from its own file."""
         file = self.root / LATE_SCAR / f"{name}.nii.gz"
         named = self.late_labels is not None and bool(self.late_labels.infarct)
         (inside,) = wall.masks(("infarct",), self.late_labels, "late_labels", stack) if named else (None,)
@@ -143,7 +143,7 @@ class Layout:
         if inside is not None and not np.array_equal(scar, inside):
             raise DataError(
                 f"{name}: {file} marks {int(scar.sum())} voxels as infarct and {wall.file} {int(inside.sum())}. Expected the "
-                "same. Try: remove the one that is wrong, or name no infarct in late_labels."
+                "same. Try: remove the wrong one, or name no infarct in late_labels."
             )
         return scar
 
@@ -207,7 +207,7 @@ def _matched(name: str, late: Grid, cine: Grid) -> dict[int, int]:
     if not slices:
         raise DataError(
             f"{name}: none of {late.shape[2]} slices of late enhancement lies at one of {cine.shape[2]} cine slices, by their "
-            "affines. Expected the same place. Try: compare both in a viewer, and mend the header that is wrong."
+            "affines. Expected the same place. Try: compare both in a viewer, and correct the wrong header."
         )
     if len(slices) < cine.shape[2]:
         log.info("%s: late enhancement lies at %d of %d cine slices.", name, len(slices), cine.shape[2])

@@ -1,4 +1,4 @@
-"""Stage 1: the motion of the heart, from end diastole to every other frame, learnt without labels.
+"""Stage 1: the motion of the heart from end diastole to every other frame, trained without labels.
 
 The network refines optical flow, which finds the motion of texture well and that of blood badly.
 """
@@ -29,7 +29,7 @@ from projects.cardiac.stages.motion import Config as Config
 
 
 def build(config: Config) -> mltrain.Task:
-    """Read the prepared cases and make network, optimizer and schedule.
+    """Read the prepared cases and build network, optimizer and schedule.
 
     Raises:
         mltrain.errors.DataError: there are no prepared cases.
@@ -39,7 +39,7 @@ def build(config: Config) -> mltrain.Task:
     loader = mltrain.ResumableLoader(FramePairs(cohort.train, net, config.passes), config.batch_size)
     loss = MotionLoss(config.intensity_weight, config.correlation_weight, config.smoothness_weight)
     optimizer = AdamW(net.parameters(), config.lr)
-    # One more than there are steps: the schedule is also stepped after the last.
+    # One more than the steps: the schedule also steps after the last one.
     scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1)
     step = mltrain.Supervised(net, loss, optimizer, scheduler=scheduler, clip=config.clip)
     return mltrain.Task(
@@ -53,9 +53,9 @@ def build(config: Config) -> mltrain.Task:
 
 
 class FramePairs(Dataset[tuple[Tensor, Tensor]]):
-    """A slice's end diastole with another of its frames, drawn at random.
+    """The end-diastolic frame of each slice with another frame, drawn at random.
 
-    An item is what the network takes, (channels, S, S), end diastole first, and what it should become (1, S, S).
+    An item is the input of the network, (channels, S, S), end diastole first, and the other frame (1, S, S).
     """
 
     def __init__(self, cases: Sequence[PreparedCase], net: DeformationNet, passes: int = 1) -> None:
@@ -77,7 +77,7 @@ class FramePairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 class MotionLoss(nn.Module):
-    """Difference of the grey levels, local correlation (window of nine pixels) and smoothness."""
+    """Mean squared difference of grey levels, local correlation (window of nine pixels) and smoothness."""
 
     def __init__(self, intensity: float, correlation: float, smoothness: float) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class MotionLoss(nn.Module):
         self.correlation = LocalNormalizedCrossCorrelationLoss(spatial_dims=2, kernel_size=9)
 
     def forward(self, output: Deformation, fixed: Tensor) -> Tensor:
-        """Return the loss of a deformation whose warped picture should be ``fixed`` (N, 1, H, W)."""
+        """Return the loss of a deformation towards ``fixed`` (N, 1, H, W)."""
         intensity, correlation, smoothness = self.weights
         return torch.as_tensor(
             intensity * F.mse_loss(output.warped, fixed)
@@ -95,11 +95,11 @@ class MotionLoss(nn.Module):
 
 
 class Validation:
-    """Measures the motion from end diastole to end systole in held-out cases.
+    """Scores the motion from end diastole to end systole in held-out cases.
 
-    ``val/loss`` and ``val/folded_percent`` always; ``val/dice_es`` of the myocardium where it is marked at end systole;
-    ``val/epe_px`` and ``val/epe_mm`` in it where the displacement is known; ``…_before``: the same without any motion. Volumes,
-    ejection fraction and strain, see :func:`projects.cardiac.function.summary`.
+    It returns ``val/loss`` and ``val/folded_percent``; ``val/dice_es`` of the myocardium if end systole is marked;
+    ``val/epe_px`` and ``val/epe_mm`` within it if the displacement is known; ``…_before``, the same without motion; and volumes,
+    ejection fraction and strain of :func:`projects.cardiac.function.summary`.
     """
 
     def __init__(self, net: DeformationNet, loss: MotionLoss, cases: Sequence[PreparedCase]) -> None:
@@ -108,7 +108,7 @@ class Validation:
         self._cases = cases
 
     def __call__(self) -> dict[str, float]:
-        """Measure; slices count alike."""
+        """Return the scores; every slice has the same weight."""
         moving = torch.cat([case.diastolic for case in self._cases])
         fixed = torch.cat([case.systolic for case in self._cases])
         field = self._net.field(moving, fixed)

@@ -1,4 +1,4 @@
-"""Pictures and files about motion."""
+"""Pictures and files of motion."""
 
 import json
 import logging
@@ -29,19 +29,19 @@ class Gallery:
     cases: Sequence[PreparedCase]
 
     def __call__(self) -> dict[str, Figure]:
-        """Return a figure a case."""
+        """Return a figure for each case."""
         return {f"val/{case.name}": picture(self.net, case, len(case.cine) // 2) for case in self.cases}
 
 
 @dataclass(frozen=True)
 class Report:
-    """Measures and writes the motion of every case."""
+    """Computes, scores and writes the motion of every case."""
 
     net: DeformationNet
     cases: Sequence[PreparedCase]
 
     def __call__(self, folder: Path) -> dict[str, float]:
-        """Fill the folder and return means over the slices; of endpoint errors, over all pixels, as while training.
+        """Fill the folder and return means over the slices; for endpoint errors over all pixels, as in training.
 
         ::
 
@@ -52,8 +52,8 @@ class Report:
             cine/CASE.gif        the myocardium of end diastole carried through the beat
             function.csv         volumes, ejection fraction and strain of each case
             per_segment.csv      strain of each AHA segment of each case
-            per_slice.csv        scores; …_before: without any motion; …_optical_flow: by optical flow alone
-            metrics.json         what is returned
+            per_slice.csv        scores; …_before: without motion; …_optical_flow: by optical flow alone
+            metrics.json         the returned metrics
         """
         for name in ("figures", "cine", "strain"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class Report:
 
 
 def _log_comparison(metrics: Mapping[str, float]) -> None:
-    """Log the network beside its baselines, and which of them is best."""
+    """Log the network beside its baselines, and the best of them."""
     for score, sense, unit in (("dice_es", -1, ""), ("epe_mm", 1, " mm")):
         values = {
             name: metrics[f"val/{score}{ending}"]
@@ -105,7 +105,7 @@ def _log_comparison(metrics: Mapping[str, float]) -> None:
 
 
 def per_patient(patients: Sequence[Function]) -> pd.DataFrame:
-    """One row a patient: volumes in ml, ejection fraction and strain in percent."""
+    """Return one row per patient: volumes in ml, ejection fraction and strain in percent."""
     return pd.DataFrame(
         [
             {
@@ -124,7 +124,7 @@ def per_patient(patients: Sequence[Function]) -> pd.DataFrame:
 
 
 def per_segment(patients: Sequence[Function]) -> pd.DataFrame:
-    """One row a segment of a patient, with the known strain of a phantom beside that found."""
+    """Return one row per segment and patient; for phantoms with the exact strain beside that found."""
     rows = []
     for one in patients:
         for number, (circumferential, radial) in one.segments.items():
@@ -142,7 +142,7 @@ def per_segment(patients: Sequence[Function]) -> pd.DataFrame:
 
 
 def strain_picture(patient: Function) -> Figure:
-    """Circumferential strain of the segments; beside it the known one of a phantom."""
+    """Draw the circumferential strain of the segments; for phantoms with the exact strain beside it."""
     both = [("found", patient.segments), ("exact", patient.reference_segments)]
     shown = [(name, {number: pair[0] for number, pair in values.items()}) for name, values in both if values]
     return figures.bulls_eye(
@@ -155,7 +155,7 @@ def strain_picture(patient: Function) -> Figure:
 
 
 def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, float]:
-    """Scores of one slice, of displacements (D, 2, S, S)."""
+    """Return the scores of one slice for displacements (D, 2, S, S)."""
     found = {"folded_percent": agreement.folded_percent(jacobian_determinant(field[index, None]))}
     systolic = case.optional.get("end_systolic_myocardium")
     if systolic is None:
@@ -173,12 +173,12 @@ def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, flo
 
 
 def carried(case: PreparedCase, field: torch.Tensor) -> torch.Tensor:
-    """The myocardium of end diastole, carried by displacements (D, 2, S, S): (D, S, S) bool."""
+    """Return the myocardium (D, S, S) of end diastole carried by displacements (D, 2, S, S)."""
     return warp(case.myocardium[:, None].float(), field)[:, 0] > 0.5
 
 
 def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
-    """The motion of one slice."""
+    """Draw the motion of one slice."""
     field = net.field(case.diastolic, case.systolic)
     return figures.motion(
         case.diastolic[index, 0].numpy(),

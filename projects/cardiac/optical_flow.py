@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 from skimage.registration import optical_flow_tvl1
 from torch import Tensor
 
-_KEPT = 2048
-"""Pairs of frames whose flow is kept: a tenth of a second each, and about 100 kB at 80 by 80 pixels."""
+_CACHED = 2048
+"""Pairs of frames whose flow is cached. Each saves a tenth of a second and takes about 100 kB at 80 by 80 pixels."""
 
 
 def optical_flow(moving: Tensor, fixed: Tensor) -> Tensor:
-    """Return displacements (N, 2, H, W) in pixels, rows first, backward, that bring pictures (N, 1, H, W) to others.
+    """Return displacements (N, 2, H, W) in pixels, rows first, backward, from pictures (N, 1, H, W) to others.
 
-    TV-L1 optical flow (Zach et al., DAGM 2007; the one of scikit-image, with its defaults). It depends on the pictures alone, so
-    that of a pair that was seen lately is not computed again.
+    They are TV-L1 optical flow (Zach et al., DAGM 2007) by scikit-image with its defaults. The flow depends on the pictures
+    alone, so that of recent pairs is cached.
     """
     pairs = zip(moving[:, 0].cpu(), fixed[:, 0].cpu(), strict=True)
     flows = [_between(_bytes(one), _bytes(other), *one.shape) for one, other in pairs]
@@ -27,7 +27,7 @@ def _bytes(picture: Tensor) -> bytes:
     return picture.float().contiguous().numpy().tobytes()
 
 
-@lru_cache(_KEPT)
+@lru_cache(_CACHED)
 def _between(moving: bytes, fixed: bytes, height: int, width: int) -> NDArray[np.float32]:
     pictures = [np.frombuffer(one, dtype=np.float32).reshape(height, width) for one in (fixed, moving)]
     return np.asarray(optical_flow_tvl1(*pictures), dtype=np.float32)

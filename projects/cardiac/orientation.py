@@ -1,8 +1,8 @@
-"""Which way round a short-axis slice lies in its array: where the septum is, and on which side of it the anterior wall.
+"""Orientation of short-axis slices in their arrays: direction of the septum, and side of the anterior wall.
 
 The long axis of the left ventricle runs from the base to the left, forward and down. Seen from the apex, the wall goes clockwise
-from the septum over the anterior to the lateral wall (Cerqueira et al., Circulation 2002). An array that is transposed or
-mirrored, as those of NIfTI files are against the screen, turns the other way round, and its affine tells.
+from the septum over the anterior to the lateral wall (Cerqueira et al., Circulation 2002). In an array that is
+transposed or mirrored relative to the screen, as those of NIfTI files are, it goes the other way, which the affine shows.
 """
 
 import numpy as np
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
 PICTURE_LEFT = float(np.pi)
-"""Direction of the septum where nothing says it: the left of the picture."""
+"""Default direction of the septum: the left of the picture."""
 
 _LONG_AXIS = np.array([-1.0, 1.0, -1.0]) / np.sqrt(3)  # from base to apex, in right-anterior-superior
 _RIGHT_VENTRICLE = np.array([1.0, 1.0, 0.0]) / np.sqrt(2)  # from the left ventricle
-_SHORT_AXIS = 0.8  # cosine of the angle to the usual long axis from which on slices are short-axis slices
-_SMALLER = 0.9  # area of the ventricle at the apex, at most, relative to the base
+_SHORT_AXIS = 0.8  # least cosine of the angle between the normal of short-axis slices and the usual long axis
+_SMALLER = 0.9  # largest area of the ventricle at the apex relative to the base
 
 
 def direction(wall: NDArray[np.bool_], right: NDArray[np.bool_]) -> float | None:
-    """Angle in radians from the centre of the wall to that of the right ventricle, both (D, H, W).
+    """Return the angle in radians from the centre of the wall to that of the right ventricle, both (D, H, W).
 
     0 is along columns and π/2 along rows. ``None`` if no right ventricle is marked.
     """
@@ -31,7 +31,7 @@ def direction(wall: NDArray[np.bool_], right: NDArray[np.bool_]) -> float | None
 
 
 def usual_direction(affine: NDArray[np.float64]) -> float | None:
-    """Angle to where the right ventricle usually is, by an affine; ``None`` if its slices are no short-axis slices."""
+    """Return the usual angle to the right ventricle by an affine; ``None`` if it is not of short-axis slices."""
     axes = affine[:3, :3] / voxel_sizes(affine)
     if abs(_normal(axes) @ _LONG_AXIS) < _SHORT_AXIS:
         return None
@@ -41,8 +41,8 @@ def usual_direction(affine: NDArray[np.float64]) -> float | None:
 def base_is_first(myocardium: NDArray[np.bool_], affine: NDArray[np.float64], *, oriented: bool) -> bool:
     """Whether slices (D, H, W) run from base to apex.
 
-    The affine of short-axis slices decides. Without one, the end at which the ventricle is clearly smaller is the apex; else the
-    slices count from the base.
+    The affine of short-axis slices decides. Without one, the end with the clearly smaller ventricle is the apex; if neither is,
+    the first slice is at the base.
     """
     axes = affine[:3, :3] / voxel_sizes(affine)
     if oriented and abs(_normal(axes) @ _LONG_AXIS) >= _SHORT_AXIS:

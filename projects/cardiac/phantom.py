@@ -1,10 +1,9 @@
 """A beating short-axis heart whose motion is known exactly, with or without an infarct.
 
 The wall keeps its volume: a material ring of radii ``Ri < R < Ro`` at end diastole lies at ``ri < r < ro`` in another
-frame, where ``R² = Ri² + lz (r² - ri²)`` and ``lz`` is the through-plane stretch. Every frame is drawn by looking up, for
-each of its pixels x, the material point X(x) of end diastole. So the backward displacement ``u(x) = X(x) - x`` is not an
-estimate; it is what the picture was drawn with. Scar has no contrast of its own in the cine frames: only that it does
-not shorten gives it away, unless ``chronic`` makes its wall thin as well.
+frame, where ``R² = Ri² + lz (r² - ri²)`` and ``lz`` is the through-plane stretch. Every pixel x of a frame shows
+the material point X(x) of end diastole, so the backward displacement ``u(x) = X(x) - x`` is exact. Scar has no contrast
+of its own in the cine frames: only its missing shortening reveals it, unless ``chronic`` makes its wall thin as well.
 """
 
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from projects.cardiac.heart import FINER, Floats, Heart, Infarct
 
-_END_SYSTOLE = 0.38  # of the RR interval
+_END_SYSTOLE = 0.38  # fraction of the RR interval
 
 LEVELS = {1: (0.95,), 2: (1.0, 0.85), 3: (1.0, 0.95, 0.78)}
-"""Size of the ventricle relative to its base, slice by slice, for each number of slices."""
+"""Size of the ventricle in each slice relative to its base, for each number of slices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """One short-axis slice of a phantom; rows and columns are in pixels, every frame counts from end diastole.
+    """One short-axis slice of a phantom; lengths are in pixels, and the first frame is end diastole.
 
     Attributes:
         cine: (T, H, W) float32, bSSFP grey levels with bias field and Rician noise.
@@ -47,7 +46,7 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One phantom patient: slices from base to apex, the frame of end systole, and where the septum is (radians)."""
+    """One phantom patient: slices from base to apex, the frame of end systole, and the direction of the septum (radians)."""
 
     slices: tuple[Slice, ...]
     end_systole: int
@@ -60,10 +59,10 @@ class Phantom:
 
     Attributes:
         size: side of the square pictures in pixels.
-        frames: T, a whole heart beat.
-        slices: 1 to 3, from base to apex.
-        chronic: old infarcts, whose wall is up to a quarter thinner. This gives them away without any motion.
-        noise: lowest and highest Rician noise.
+        frames: number T of frames in a heart beat.
+        slices: number of slices, 1 to 3, from base to apex.
+        chronic: draw old infarcts, whose wall is up to a quarter thinner, which reveals them without any motion.
+        noise: lowest and highest standard deviation of the Rician noise.
     """
 
     size: int = 96
@@ -73,7 +72,7 @@ class Phantom:
     noise: tuple[float, float] = (0.015, 0.035)
 
     def case(self, seed: int, *, infarcted: bool) -> Case:
-        """Draw one patient; the same seed draws the same."""
+        """Draw one patient; the same seed gives the same patient."""
         random = np.random.default_rng(seed)
         septum = np.pi + np.deg2rad(random.uniform(-20, 20))
         centre = self.size / 2 - 0.5 + random.uniform(-3, 3, 2)
@@ -125,7 +124,7 @@ def _drawn_infarct(random: np.random.Generator, chronic: bool) -> Infarct:
 
 
 def _at_level(infarct: Infarct, random: np.random.Generator) -> Infarct:
-    """The same infarct as another slice meets it."""
+    """Return the same infarct as it appears in another slice."""
     return Infarct(
         angle=infarct.angle + np.deg2rad(random.uniform(-8, 8)),
         half_width=infarct.half_width * random.uniform(0.75, 1.0),
@@ -135,14 +134,14 @@ def _at_level(infarct: Infarct, random: np.random.Generator) -> Infarct:
 
 
 def _shortening(time: Floats) -> Floats:
-    """How far the beat has gone (0 to 1) at a time in RR intervals: sin² up to end systole, then a cosine back."""
+    """Return the shortening (0 to 1) at times in RR intervals: sin² up to end systole, then a cosine back."""
     rising = np.sin(np.pi / 2 * time / _END_SYSTOLE) ** 2
     falling = 0.5 * (1 + np.cos(np.pi * (time - _END_SYSTOLE) / (1 - _END_SYSTOLE)))
     return np.asarray(np.where(time <= _END_SYSTOLE, rising, falling))
 
 
 def _other_breath_hold(random: np.random.Generator, grid: Floats, centre: Floats) -> Floats:
-    """Points of end diastole that another breath-hold shows: turned ±6°, shifted ±4 px, deformed by 1.2 px rms."""
+    """Return the points of end diastole in another breath-hold: turned ±6°, shifted ±4 px, deformed by 1.2 px rms."""
     angle = np.deg2rad(random.uniform(-6, 6))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shift = random.uniform(-4, 4, 2)

@@ -1,4 +1,4 @@
-"""Phantom patients in place of files, and a command that writes them as files::
+"""Phantom patients as a source of cases, and a command that writes them as files::
 
 python -m projects.cardiac.phantom_source --to FOLDER --cases 12
 """
@@ -19,7 +19,7 @@ PIXEL_MM = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomSource:
-    """As many phantom patients as wanted; a share of them, evenly spread, has an infarct."""
+    """A number of phantom patients; an evenly spread share of them has an infarct."""
 
     phantom: Phantom
     cases: int
@@ -31,12 +31,12 @@ class PhantomSource:
         return tuple(f"phantom_{number:03d}" for number in range(self.cases))
 
     def drawn(self, name: str) -> Case:
-        """Draw one patient as the phantom gives it."""
+        """Draw one patient."""
         number = int(name.rpartition("_")[2])
         return self.phantom.case(self.seed * 100_003 + number, infarcted=self._infarcted(number))
 
     def case(self, name: str) -> RawCase:
-        """Draw one patient as if it had been read from files."""
+        """Draw one patient in the form of a case read from files."""
         drawn = self.drawn(name)
         pieces = drawn.slices
         return RawCase(
@@ -68,10 +68,10 @@ class PhantomSource:
 def main(arguments: list[str] | None = None) -> int:
     """Write phantoms in the layout of :mod:`projects.cardiac.layout`, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m projects.cardiac.phantom_source", description=main.__doc__)
-    parser.add_argument("--to", type=Path, required=True, help="the folder to write into")
-    parser.add_argument("--cases", type=int, default=12, help="how many patients (default 12)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--chronic", action="store_true", help="old infarcts, whose wall is thin")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--cases", type=int, default=12, help="number of patients (default 12)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the patients (default 0)")
+    parser.add_argument("--chronic", action="store_true", help="old infarcts, with a thin wall")
     given = parser.parse_args(arguments)
     source = PhantomSource(phantom=Phantom(chronic=given.chronic), cases=given.cases, seed=given.seed)
     for name in source.names():

@@ -7,7 +7,7 @@ import mltrain
 from projects.cardiac.settings import CONFIG_FILE
 from projects.cardiac.stages import infarct, motion, preparation, registration
 
-# The last weights are handed on, not the best: nothing is chosen by the held-out patients.
+# The outputs are the last weights, not the best, so the held-out patients choose nothing.
 PIPELINE = mltrain.Pipeline(
     "cardiac",
     [

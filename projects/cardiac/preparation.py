@@ -1,4 +1,4 @@
-"""From the files of a study, or from phantoms, to patients cut to one size::
+"""Preparation of patients, cut to one size, from the files of a study or from phantoms::
 
 python -m projects.cardiac.preparation --to prepared                                  # phantoms
 python -m projects.cardiac.preparation --to prepared source=layout data=study
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 
 
 def prepare(config: Config, to: Path) -> dict[str, float]:
-    """Read, check, resample, cut and normalise every case, find end systole, split by patient, write the folder.
+    """Read, check, resample, crop and normalise every case, find end systole, split by patient, and write the folder.
 
     Returns:
-        How many cases there are in all, held out, with an infarct and with late enhancement.
+        Number of cases, of held-out cases, and of those with an infarct and with late enhancement.
 
     Raises:
-        DataError: cases that cannot be used, all of them listed; or no folder is given.
+        DataError: some cases cannot be used, and the error lists all of them; or no folder is given.
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -68,10 +68,10 @@ def prepare(config: Config, to: Path) -> dict[str, float]:
         "late_enhancement": late,
     }
     own = [name for name in Config.model_fields if name not in mltrain.Config.model_fields]
-    # Of a place only the name: where it lay on some machine is no part of what was prepared.
+    # Of paths only the name: their place on one machine does not change the result.
     values = config.resolved()
     made_from = {
-        name: place.name if isinstance(place := getattr(config, name), Path) else values[name]
+        name: path.name if isinstance(path := getattr(config, name), Path) else values[name]
         for name in own
         if name in values
     }
@@ -81,25 +81,25 @@ def prepare(config: Config, to: Path) -> dict[str, float]:
 
 
 def source_of(config: Config) -> Source:
-    """Return where the patients come from."""
+    """Return the configured source of patients."""
     if config.source == "phantom":
         phantom = Phantom(frames=config.frames, slices=config.slices, chronic=config.chronic)
         return PhantomSource(phantom=phantom, cases=config.cases, seed=config.seed)
     if config.data is None:
-        raise DataError(f"source={config.source} needs the folder with the files: data=FOLDER")
+        raise DataError(f"source={config.source} needs a folder with files. Try: data=FOLDER")
     if config.source == "layout":
         return Layout(config.data, config.file_pixel_mm, config.labels, config.late_labels)
     return Acdc(config.data, config.labels or ACDC)
 
 
 def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
-    """Cut one case about the centroid of its myocardium; late enhancement about that of its own.
+    """Crop one case about the centroid of its myocardium, and late enhancement about that of its own.
 
     Raises:
         DataError: the square is too small for the myocardium, or the case has a single frame.
     """
     if raw.cine.shape[1] < 2:
-        raise DataError(f"{raw.name}: {raw.cine.shape[1]} frame; motion needs two at least.")
+        raise DataError(f"{raw.name}: {raw.cine.shape[1]} frame. Expected two or more, which motion needs.")
     kept = tuple(index for index, mask in enumerate(raw.myocardium) if mask.any())
     raw = _of_slices(raw, list(kept))
     window = Window.about(raw.myocardium, raw.spacing, pixel_mm, side)
@@ -143,7 +143,7 @@ def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
 
 
 def _septum(raw: RawCase) -> float:
-    """Direction of the right ventricle: as it is marked, else as short-axis slices usually lie, else the picture's left."""
+    """Return the direction of the right ventricle: as marked, else the usual one by the affine, else the picture's left."""
     if raw.septum is not None:
         return raw.septum
     usual = orientation.usual_direction(raw.affine) if raw.oriented else None
@@ -183,11 +183,11 @@ def _of_slices(raw: RawCase, kept: list[int]) -> RawCase:
 
 
 def _late_of_slices(name: str, late: LateEnhancement, kept: list[int]) -> LateEnhancement:
-    """Late enhancement of the cine slices that are kept, each with its new number."""
+    """Return the late enhancement of the kept cine slices, with their new numbers."""
     at = late.slices if late.slices is not None else tuple(range(len(late.image)))
     own = [index for index, slice_ in enumerate(at) if slice_ in kept]
     if not own:
-        raise DataError(f"{name}: late enhancement lies at no slice in which the cine's myocardium is marked.")
+        raise DataError(f"{name}: no slice of late enhancement lies at a cine slice with marked myocardium.")
     slices = tuple(kept.index(at[index]) for index in own)
     return replace(
         late,
@@ -203,13 +203,13 @@ def _cut_whole(name: str, mask: NDArray[np.bool_], window: Window) -> NDArray[np
     if cut[:, [0, -1]].any() or cut[:, :, [0, -1]].any():
         raise DataError(
             f"{name}: the myocardium does not fit into {window.side} pixels of {window.pixel_mm} mm. "
-            f"Try side={window.side + 16}"
+            f"Try: side={window.side + 16}"
         )
     return cut
 
 
 def _normalised(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Grey levels between the first and the 99th percentile become 0 to 1; what is beyond is clipped."""
+    """Scale the grey levels from the first to the 99th percentile to 0 to 1, and clip the others."""
     low, high = np.percentile(pictures, (1, 99))
     return np.asarray(np.clip((pictures - low) / max(high - low, 1e-6), 0, 1), np.float32)
 
@@ -221,9 +221,11 @@ def _tensor(array: NDArray[Any]) -> Tensor:
 def main(arguments: list[str] | None = None) -> int:
     """Prepare from the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m projects.cardiac.preparation", description=prepare.__doc__)
-    parser.add_argument("--to", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write")
     parser.add_argument("--preset", help="quick or small")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of the section preparation in config.yaml"
+    )
     given = parser.parse_args(arguments)
     try:
         overrides = dict(word.partition("=")[::2] for word in given.overrides)

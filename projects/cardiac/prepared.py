@@ -1,8 +1,8 @@
-"""What preparation hands over: patients cut to one size, and which of them are held out::
+"""The output of preparation: patients cut to one size, and their split::
 
-preparation.json           written last; without it the folder does not count
+preparation.json           written last; a folder without it is incomplete
 splits.json                {"train": [...], "val": [...]}
-cases/CASE.json            frames, window, affine: what is needed to go back to the input's grid
+cases/CASE.json            frames, window and affine, for the way back to the input's grid
 cases/CASE.safetensors     pictures and masks
 """
 
@@ -30,22 +30,22 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedCase:
-    """One patient as the networks see it: D slices of S by S pixels of ``window.pixel_mm``.
+    """One prepared patient: D slices of S by S pixels of ``window.pixel_mm``.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         cine: (D, T, S, S) float32 in [0, 1].
         myocardium: (D, S, S) bool at end diastole.
         end_diastole, end_systole: frames from 0.
         end_systole_by: ``given``, ``area`` or ``motion``.
-        septum: direction of the right ventricle in radians; π, the left of the picture, where nothing is known.
+        septum: direction of the right ventricle in radians; π, the left of the picture, if unknown.
         infarcted: whether the patient is known to have had an infarct.
-        slices: which slices of the input these are; those without myocardium are left out.
+        slices: indices of these slices in the input; slices without myocardium are left out.
         depth: number of slices of the input.
-        affine, thickness: of the input's volume (H, W, depth).
-        window: where the square lies in the input's slices.
-        oriented: whether the affine says where the axes point to.
-        late_slices: which of the D slices have late enhancement, L of them. If ``None``, all have.
+        affine, thickness: affine and slice distance of the input's volume (H, W, depth).
+        window: position of the square in the input's slices.
+        oriented: whether the affine gives the directions of the axes.
+        late_slices: indices of the L of D slices with late enhancement. If ``None``, all D have it.
         optional: further tensors, by name: ``end_systolic_myocardium``, ``cavity`` and ``end_systolic_cavity`` (D, S, S) bool;
             ``lge`` (L, S, S) float32, ``lge_myocardium`` and ``lge_infarct`` bool; of phantoms ``displacement``
             (D, 2, S, S) float32 in pixels at end systole and ``infarct`` (D, S, S) bool; ``segments`` (D, S, S) in what
@@ -85,11 +85,11 @@ class PreparedCase:
         return self.window.pixel_mm
 
     def has_late(self) -> bool:
-        """Whether late enhancement was taken."""
+        """Whether the case has late enhancement."""
         return "lge" in self.optional
 
     def where_late(self) -> "PreparedCase":
-        """Return the case with the slices alone that have late enhancement."""
+        """Return the case with only those slices that have late enhancement."""
         if self.late_slices is None:
             return self
         kept = list(self.late_slices)
@@ -108,7 +108,7 @@ class PreparedCase:
         )
 
     def segments(self) -> NDArray[np.int64]:
-        """Number of the AHA segment of each pixel (D, S, S) of the myocardium, 0 elsewhere."""
+        """Return the AHA segment of each pixel (D, S, S) of the myocardium, and 0 outside."""
         if "segments" in self.optional:
             return self.optional["segments"].numpy()
         masks = self.myocardium.numpy()
@@ -119,7 +119,7 @@ class PreparedCase:
         return aha.segments(masks[::-1], self.septum, clockwise=clockwise)[::-1].copy()
 
     def on_input_grid(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pictures (D, S, S) as a volume (H, W, depth) of the input, 0 where nothing is known."""
+        """Return pictures (D, S, S) as a volume (H, W, depth) on the input's grid, 0 outside of the squares."""
         placed = self.window.put_back(pictures)
         volume = np.zeros((*placed.shape[1:], self.depth), np.float32)
         volume[..., list(self.slices)] = np.moveaxis(placed, 0, -1)
@@ -143,7 +143,7 @@ class PreparedCase:
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """The patients to train on and those held out."""
+    """The training patients and the held-out patients."""
 
     train: tuple[PreparedCase, ...]
     val: tuple[PreparedCase, ...]
@@ -153,25 +153,25 @@ def read(folder: Path | None) -> Cohort:
     """Read a prepared folder.
 
     Raises:
-        DataError: it is not one, or not whole.
+        DataError: the folder is not a prepared one, or is incomplete.
     """
     if folder is None:
-        raise DataError("No prepared data are given. Say where they are: prepared=FOLDER")
+        raise DataError("No prepared data are given. Try: prepared=FOLDER")
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder} holds no prepared data ({RECORD}: {error}). Make them: "
+            f"{folder} holds no prepared data ({RECORD}: {error}). Try: "
             f"python -m projects.cardiac.preparation --to {folder}"
         ) from None
     if record.get("format") != FORMAT:
-        raise DataError(f"{folder} has the format {record.get('format')}; {FORMAT} was expected. Prepare it again.")
+        raise DataError(f"{folder} has the format {record.get('format')}. Expected {FORMAT}. Prepare the data again.")
     split = splits.read(folder / "splits.json", record["cases"])
     return Cohort(*(tuple(_read_case(folder, name) for name in part) for part in (split.train, split.val)))
 
 
 def write_prepared_case(case: PreparedCase, folder: Path) -> None:
-    """Write one case below ``folder / cases``; grey levels take two bytes each."""
+    """Write one case below ``folder / cases``, grey levels in two bytes each."""
     place = folder / "cases"
     place.mkdir(parents=True, exist_ok=True)
     tensors = {"cine": case.cine.half(), "myocardium": case.myocardium, **case.optional}

@@ -1,4 +1,4 @@
-"""A patient as read from files, before anything was done to the pictures."""
+"""A patient as read from files, before preparation."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from mltrain.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LateEnhancement:
-    """A late-enhancement stack whose slices are each at the place of a slice of the cine stack.
+    """A late-enhancement stack with each slice at the position of a cine slice.
 
     Attributes:
         image: (L, H, W) float32.
         spacing: of rows and columns in mm.
         myocardium: (L, H, W) bool.
         infarct: (L, H, W) bool.
-        slices: L indices of cine slices, rising. If ``None``, there is one for every cine slice.
+        slices: L indices of cine slices, rising. If ``None``, every cine slice has one.
     """
 
     image: NDArray[np.float32]
@@ -34,7 +34,7 @@ class LateEnhancement:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Truth:
-    """What only a phantom knows.
+    """The exact motion and infarct of a phantom.
 
     Attributes:
         displacement: (D, T, 2, H, W) float32 in pixels, backward, from end diastole.
@@ -52,10 +52,10 @@ class RawCase:
     """One patient.
 
     Attributes:
-        name: of the case; results are named after it.
+        name: name of the case, also of its results.
         cine: (D, T, H, W) float32.
         spacing: of rows and columns in mm.
-        affine: (4, 4) of the volume (H, W, D) that results are written like.
+        affine: (4, 4), affine of the input's volume (H, W, D), in which results are written.
         thickness: from slice to slice in mm.
         myocardium: (D, H, W) bool at end diastole.
         end_diastole: its frame, from 0.
@@ -63,12 +63,12 @@ class RawCase:
         end_systolic_myocardium: (D, H, W) bool, where it was drawn.
         cavity: (D, H, W) bool, of the left ventricle at end diastole, where it was drawn.
         end_systolic_cavity: the same at end systole.
-        oriented: whether the files say where the axes point to; if not, ``affine`` is a stand-in.
-        depth: number of slices of the input; 0: as many as there are here.
+        oriented: whether the files give the directions of the axes. If not, ``affine`` is a placeholder.
+        depth: number of slices of the input; 0 for as many as here.
         septum: direction from the left to the right ventricle in radians, 0 along columns and π/2 along rows.
         infarcted: whether the patient is known to have had an infarct.
-        late: late enhancement, where it was taken.
-        truth: for a phantom.
+        late: late enhancement; ``None`` without it.
+        truth: exact motion and infarct of a phantom; ``None`` for a patient.
     """
 
     name: str
@@ -98,10 +98,10 @@ class Source(Protocol):
         ...
 
     def case(self, name: str) -> RawCase:
-        """Read one.
+        """Read one case.
 
         Raises:
-            DataError: it is incomplete or does not fit together.
+            DataError: it is incomplete or inconsistent.
         """
         ...
 
@@ -110,7 +110,7 @@ def read_all(source: Source) -> Iterable[RawCase]:
     """Read every case of a source, one at a time.
 
     Raises:
-        DataError: after the last, listing everything that is wrong with any of them.
+        DataError: some cannot be used; raised after the last case, with the problems of all.
     """
     problems = []
     for name in source.names():
@@ -126,7 +126,7 @@ def read_all(source: Source) -> Iterable[RawCase]:
 
 
 def _require_moving_pictures(case: RawCase) -> None:
-    """Raise DataError where a sequence has one frame, or a frame of the myocardium shows one grey level throughout."""
+    """Raise DataError if the sequence has one frame, or a frame with myocardium has a single grey level."""
     if case.cine.shape[1] < 2:
         raise DataError(
             f"{case.name}: its cine sequence has one frame. Expected two or more: a single one shows no motion."
@@ -141,12 +141,12 @@ def _require_moving_pictures(case: RawCase) -> None:
         )
         raise DataError(
             f"{case.name}: cine pictures of a single grey level, counted from 0: {where}. Expected pictures of the heart. Try: "
-            "export the sequence again, or take these frames out."
+            "export the sequence again, or remove these frames."
         )
 
 
 def read_array(file: Path) -> tuple[NDArray[Any], Any]:
-    """Read a NIfTI file as (array, header image); of more than three axes, last ones of length one are left out.
+    """Read a NIfTI file as (array, header image); trailing axes of length one beyond the third are dropped.
 
     Raises:
         DataError: it is missing, unreadable, or holds no real numbers.
@@ -155,7 +155,7 @@ def read_array(file: Path) -> tuple[NDArray[Any], Any]:
         image = nib.load(file)
         array = np.asarray(image.dataobj)
     except FileNotFoundError:
-        raise DataError(f"{file} is missing; a NIfTI file was expected there.") from None
+        raise DataError(f"{file} is missing. Expected a NIfTI file.") from None
     except (OSError, ImageFileError, ValueError, EOFError) as error:
         raise DataError(f"{file} cannot be read as NIfTI: {error}") from None
     if array.dtype.kind not in "biuf":
@@ -169,8 +169,8 @@ def read_volume(file: Path, shape: str) -> tuple[NDArray[Any], Any]:
     """Read a NIfTI file as (array, header image).
 
     Args:
-        file: with or without compression.
-        shape: names of the axes expected, such as ``T,H,W``, for the error.
+        file: a NIfTI file, with or without compression.
+        shape: names of the expected axes, such as ``T,H,W``.
 
     Raises:
         DataError: it is missing, unreadable, or has another number of axes.
@@ -179,7 +179,7 @@ def read_volume(file: Path, shape: str) -> tuple[NDArray[Any], Any]:
     if array.ndim == 2 and shape == "H,W,D":
         array = array[..., None]
     if array.ndim != len(shape.split(",")):
-        raise DataError(f"{file} has the shape {array.shape}; ({shape}) was expected.")
+        raise DataError(f"{file} has the shape {array.shape}. Expected ({shape}).")
     return array, image
 
 
@@ -187,12 +187,12 @@ def checked_pictures(array: NDArray[Any], file: Path, time: int | None = None) -
     """Return grey levels as float32.
 
     Args:
-        array: as a file holds them.
-        file: its name, for the error.
+        array: the values of a file.
+        file: name of the file, for the error.
         time: the axis of the frames. If ``None``, there is a single frame.
 
     Raises:
-        DataError: a frame holds NaN or infinity; one would blank its slice, and later the loss.
+        DataError: a frame holds NaN or infinity, which would make its slice and the loss NaN.
     """
     pictures = array.astype(np.float32)
     wrong = ~np.isfinite(pictures)
@@ -204,7 +204,7 @@ def checked_pictures(array: NDArray[Any], file: Path, time: int | None = None) -
         frames = [str(frame) for frame in np.flatnonzero(wrong.any(axis=others))]
         count += f", in {'frame' if len(frames) == 1 else 'frames'} {', '.join(frames)} counted from 0"
     raise DataError(
-        f"{file} has {count}. Expected finite grey levels. Try: export the file again, or mend these values."
+        f"{file} has {count}. Expected finite grey levels. Try: export the file again, or replace these values."
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage 2: late enhancement brought onto the cine frame of end diastole, so that its infarct label can be used there."""
+"""Stage 2: registration of late enhancement to the cine frame of end diastole, which carries the infarct label over."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,12 +27,12 @@ from projects.cardiac.stages.registration import Config as Config
 
 
 class Target(NamedTuple):
-    """What a deformation is judged by, each (N, 1, H, W).
+    """The targets of a deformation, each (N, 1, H, W).
 
     Attributes:
         fixed: the cine frame.
         fixed_mask: its myocardium.
-        moving: late enhancement, perhaps with its scar filled.
+        moving: late enhancement, with its scar filled if ``fill_scar``.
         moving_mask: its myocardium.
     """
 
@@ -43,7 +43,7 @@ class Target(NamedTuple):
 
 
 def build(config: Config) -> mltrain.Task:
-    """Read the prepared cases and make network, optimizer and schedule.
+    """Read the prepared cases and build network, optimizer and schedule.
 
     Raises:
         mltrain.errors.DataError: no case is prepared, or one of the parts has no late enhancement.
@@ -54,7 +54,7 @@ def build(config: Config) -> mltrain.Task:
     net = DeformationNet("registration")
     loss = RegistrationLoss(config.correlation_weight, config.mask_weight, config.smoothness_weight)
     optimizer = AdamW(net.parameters(), config.lr)
-    # One more than there are steps: the schedule is also stepped after the last.
+    # One more than the steps: the schedule also steps after the last one.
     scheduler = OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(loader) + 1)
     step = mltrain.Supervised(net, loss, optimizer, scheduler=scheduler, clip=config.clip)
     return mltrain.Task(
@@ -68,7 +68,7 @@ def build(config: Config) -> mltrain.Task:
 
 
 def with_late_enhancement(cases: Sequence[PreparedCase]) -> tuple[PreparedCase, ...]:
-    """Return the cases of a part that have late enhancement, with the slices alone that have it.
+    """Return the cases with late enhancement, with only those slices that have it.
 
     Raises:
         DataError: no case has any.
@@ -77,7 +77,7 @@ def with_late_enhancement(cases: Sequence[PreparedCase]) -> tuple[PreparedCase, 
     if not found:
         raise DataError(
             f"None of {len(cases)} cases has late enhancement: nothing can be registered, and no infarct is marked. "
-            "The layout wants images/lge and labels/lge_original; ACDC has neither and serves motion only."
+            "Expected images/lge and labels/lge_original in the layout; ACDC has neither and serves motion only."
         )
     return found
 
@@ -99,7 +99,7 @@ class LatePairs(Dataset[tuple[Tensor, Target]]):
 
 
 def targets(cases: Sequence[PreparedCase], *, fill_scar: bool) -> Target:
-    """Targets of all slices of some cases."""
+    """Return the targets of all slices of some cases."""
     return Target(
         torch.cat([case.diastolic for case in cases]),
         torch.cat([case.myocardium[:, None].float() for case in cases]),
@@ -109,7 +109,7 @@ def targets(cases: Sequence[PreparedCase], *, fill_scar: bool) -> Target:
 
 
 def without_scar(case: PreparedCase) -> Tensor:
-    """Late enhancement (D, S, S) in which the scar of each slice has the median level of the rest of its wall."""
+    """Return late enhancement (D, S, S) with the scar of each slice at the median level of the rest of its wall."""
     filled = case.optional["lge"].clone()
     for picture, wall, scar in zip(filled, case.optional["lge_myocardium"], case.optional["lge_infarct"], strict=True):
         rest = wall & ~scar
@@ -121,9 +121,9 @@ def without_scar(case: PreparedCase) -> Tensor:
 class RegistrationLoss(nn.Module):
     """Local correlation (window of nine pixels), Dice of the two masks of the myocardium, and smoothness.
 
-    The cine frame shows no scar. So grey levels pull a bright scar out of the dark wall into the bright blood beside it,
-    and its label goes along. Lesions are kept out of such a comparison (cost-function masking; Brett et al.,
-    NeuroImage 2001): ``target.moving`` is what is compared.
+    The cine frame shows no scar, so a comparison of grey levels would pull bright scar out of the dark wall into the bright
+    blood beside it, and its label with it. The comparison therefore excludes the scar (cost-function masking; Brett et al.,
+    NeuroImage 2001): it uses ``target.moving``.
     """
 
     def __init__(self, correlation: float, mask: float, smoothness: float) -> None:
@@ -143,11 +143,11 @@ class RegistrationLoss(nn.Module):
 
 
 class Validation:
-    """Measures registration in held-out cases.
+    """Scores registration in held-out cases.
 
-    ``val/loss``, ``val/dice_myo`` and ``val/hd95_myo_mm`` of the myocardium, ``val/folded_percent``; where the infarct is
-    known in cine space ``val/dice_label`` of the label carried over, over all of a patient's slices, mean over patients
-    with an infarct; ``…_before``: the same without registration.
+    It returns ``val/loss``, ``val/dice_myo`` and ``val/hd95_myo_mm`` of the myocardium, and ``val/folded_percent``; for
+    phantoms ``val/dice_label`` of the label carried over, over all slices of a patient, as the mean over patients with
+    an infarct; and ``…_before``, the same without registration.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Validation:
         self._fill_scar = fill_scar
 
     def __call__(self) -> dict[str, float]:
-        """Measure; slices count alike."""
+        """Return the scores; every slice has the same weight."""
         late = torch.cat([case.optional["lge"][:, None] for case in self._cases])
         target = targets(self._cases, fill_scar=self._fill_scar)
         field = self._net.field(late, target.fixed)
@@ -195,6 +195,6 @@ class Validation:
 
 
 def carried_over(case: PreparedCase, field: Tensor) -> Tensor:
-    """The infarct label (D, S, S) bool in cine space: that of late enhancement, warped, within the cine's myocardium."""
+    """Return the infarct label (D, S, S) bool of late enhancement warped to cine space, within the cine's myocardium."""
     label = warp(case.optional["lge_infarct"][:, None].float(), field)[:, 0] > 0.5
     return label & case.myocardium

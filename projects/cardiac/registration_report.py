@@ -1,4 +1,4 @@
-"""Pictures and files about registration."""
+"""Pictures and files of registration."""
 
 import json
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ class Gallery:
     cases: Sequence[PreparedCase]
 
     def __call__(self) -> dict[str, Figure]:
-        """Return a figure a case."""
+        """Return a figure for each case."""
         return {f"val/{case.name}": picture(self.net, case, len(case.cine) // 2) for case in self.cases}
 
 
 @dataclass(frozen=True)
 class Report:
-    """Measures and writes the registration of every case."""
+    """Computes, scores and writes the registration of every case."""
 
     net: DeformationNet
     cases: Sequence[PreparedCase]
@@ -41,7 +41,7 @@ class Report:
             label/CASE.nii.gz    the infarct label carried over, uint8, with the affine of the cine's input
             figures/CASE.png     contours before and after
             per_slice.csv        scores
-            metrics.json         what is returned
+            metrics.json         the returned metrics
         """
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         rows = []
@@ -60,12 +60,12 @@ class Report:
 
 
 def registered(net: DeformationNet, case: PreparedCase) -> torch.Tensor:
-    """Displacements (D, 2, S, S) that bring late enhancement onto the cine frame of end diastole."""
+    """Return the displacements (D, 2, S, S) from late enhancement to the cine frame of end diastole."""
     return net.field(case.optional["lge"][:, None], case.diastolic)
 
 
 def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, float]:
-    """Scores of one slice, of displacements (D, 2, S, S)."""
+    """Return the scores of one slice for displacements (D, 2, S, S)."""
     before, true = case.optional["lge_myocardium"][index], case.myocardium[index]
     after = moved(case.optional["lge_myocardium"], field)[index]
     found = {
@@ -80,12 +80,12 @@ def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, flo
 
 
 def moved(masks: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """Masks (D, S, S) warped by displacements (D, 2, S, S)."""
+    """Return masks (D, S, S) warped by displacements (D, 2, S, S)."""
     return warp(masks[:, None].float(), field)[:, 0] > 0.5
 
 
 def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
-    """The registration of one slice."""
+    """Draw the registration of one slice."""
     field = registered(net, case)
     late, walls = case.optional["lge"], case.optional["lge_myocardium"]
     return figures.registration(

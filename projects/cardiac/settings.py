@@ -1,4 +1,4 @@
-"""The presets of a stage, from the sections of ``config.yaml``: they are written down once."""
+"""The presets of each stage, read from ``config.yaml``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,6 @@ CONFIG_FILE = Path(__file__).with_name("config.yaml")
 
 
 def presets_of(stage: str) -> dict[str, Mapping[str, Any]]:
-    """Return for each preset what it says about a stage."""
+    """Return the values of a stage in each preset."""
     overlays = read_mapping(CONFIG_FILE)["presets"]
     return {name: overlay.get(stage, {}) for name, overlay in overlays.items()}

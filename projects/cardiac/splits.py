@@ -1,4 +1,4 @@
-"""Which patients are trained on and which are held out."""
+"""Division of the patients into training and held-out ones."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from mltrain.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the cases of either part, sorted."""
+    """Names of the cases of both parts, sorted."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -23,10 +23,10 @@ def drawn(infarcted: Mapping[str, bool], fraction: float, seed: int, patient: st
     """Draw the held-out patients, half with and half without an infarct as far as there are enough of both.
 
     Args:
-        infarcted: case to whether it has an infarct.
-        fraction: of the patients that is held out; at least one is, and at least one is not.
-        seed: of the draw.
-        patient: a regular expression; cases in which it finds the same are one patient. If ``None``, each is its own.
+        infarcted: maps each case to whether it has an infarct.
+        fraction: share of the patients to hold out; both parts get at least one.
+        seed: determines the draw.
+        patient: regular expression; cases with the same match are one patient. If ``None``, each case is a patient.
 
     Raises:
         DataError: there are fewer than two patients.
@@ -35,14 +35,14 @@ def drawn(infarcted: Mapping[str, bool], fraction: float, seed: int, patient: st
     for case in sorted(infarcted):
         patients.setdefault(_patient(case, patient), []).append(case)
     if len(patients) < 2:
-        raise DataError(f"{len(patients)} patient: one to train on and one held out are needed at least.")
+        raise DataError(f"{len(patients)} patient. Expected at least two, one to train on and one to hold out.")
     count = min(max(1, round(fraction * len(patients))), len(patients) - 1)
     random = np.random.default_rng(seed)
     with_infarct: list[str] = []
     without: list[str] = []
     for name in random.permutation(sorted(patients)):
         (with_infarct if any(infarcted[case] for case in patients[name]) else without).append(str(name))
-    # The odd one has an infarct. At least half of either kind stays to train on, unless the other kind runs out.
+    # Of an odd number one more has an infarct. At least half of each kind is for training, unless the other kind runs out.
     most = [len(with_infarct), len(without)]
     wanted = [min(-(-count // 2), -(-most[0] // 2)), min(count // 2, most[1] // 2)]
     while sum(wanted) < count:
@@ -59,7 +59,7 @@ def read(file: Path, cases: Sequence[str]) -> Split:
     """Read ``{"train": [...], "val": [...]}``; cases that it does not name are left out.
 
     Raises:
-        DataError: it is malformed, names a case twice or one that is not there, or leaves a part empty.
+        DataError: it is malformed, names a case twice or an unknown one, or leaves a part empty.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -71,14 +71,14 @@ def read(file: Path, cases: Sequence[str]) -> Split:
     unknown = sorted(set(named) - set(cases))
     if twice or unknown or not all(parts.values()):
         raise DataError(
-            f"{file} cannot be followed. Named twice: {', '.join(twice) or 'none'}; not in the data: "
+            f"{file} does not divide the cases. Named twice: {', '.join(twice) or 'none'}; not in the data: "
             f"{', '.join(unknown) or 'none'}; train has {len(parts['train'])} cases and val {len(parts['val'])}."
         )
     return Split(parts["train"], parts["val"])
 
 
 def write(split: Split, file: Path) -> None:
-    """Write what :func:`read` reads."""
+    """Write the file that :func:`read` reads."""
     content = {"train": list(split.train), "val": list(split.val)}
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -88,5 +88,5 @@ def _patient(case: str, expression: str | None) -> str:
         return case
     found = re.search(expression, case)
     if found is None:
-        raise DataError(f"patient_regex={expression!r} finds nothing in the case {case!r}.")
+        raise DataError(f"patient_regex={expression!r} does not match the case {case!r}.")
     return found.group(1) if found.groups() else found.group()

@@ -1,4 +1,4 @@
-"""Pictures of one sequence, slice by slice, from any of the shapes that files give them.
+"""Pictures of a sequence, slice by slice, from files of several shapes.
 
 A sequence is one file, or a folder with a file a slice:
 
@@ -30,8 +30,8 @@ class Stack:
 
     Attributes:
         pictures: (D, T, H, W) float32; late enhancement has one frame.
-        grid: of the volume (H, W, D).
-        place: file or folder that it was read from, for errors.
+        grid: grid of the volume (H, W, D).
+        place: file or folder of the sequence, for errors.
     """
 
     pictures: NDArray[np.float32]
@@ -59,8 +59,8 @@ def read_stack(place: Path, mask: Grid, *, frames: bool) -> Stack:
 
     Args:
         place: the file or folder.
-        mask: grid of its label, which tells time from rows and columns, and where slices lie whose files do not say it.
-        frames: whether there is an axis of time.
+        mask: grid of its label, which identifies the axis of time, and locates slices whose files have no affine.
+        frames: whether the sequence has an axis of time.
 
     Raises:
         DataError: a file is unreadable, of another shape, or holds NaN; or the slices do not fit together.
@@ -137,7 +137,7 @@ def _late_slice(file: Path, mask: Grid) -> _Slice:
 
 
 def _time_is_first(shape: Sequence[int], mask: Sequence[int], file: Path) -> bool:
-    """Whether (T, H, W) and not (H, W, T): which of them has the mask's rows and columns, else the fewest entries."""
+    """Whether the axes are (T, H, W) and not (H, W, T), by the mask's rows and columns, else by the shortest axis."""
     first, last = tuple(shape[1:]) == tuple(mask), tuple(shape[:2]) == tuple(mask)
     if first != last:
         return first
@@ -151,7 +151,7 @@ def _in_order(grids: Sequence[Grid], mask: Grid, folder: Path) -> tuple[list[int
     normal = mask.affine[:3, 2] / np.linalg.norm(mask.affine[:3, 2])
     order = sorted(range(len(grids)), key=lambda index: float(grids[index].affine[:3, 3] @ normal))
     same_place = all(np.allclose(grid.affine[:3, 3], grids[0].affine[:3, 3], atol=1e-3) for grid in grids)
-    if same_place:  # every slice has the affine of the whole volume: their numbers say where they lie
+    if same_place:  # every slice has the affine of the whole volume, so their numbers order them
         order = list(range(len(grids)))
         if len(grids) != mask.shape[2]:
             raise DataError(f"{folder}: {len(grids)} slices, and a mask of {mask.shape[2]}.")
@@ -159,7 +159,7 @@ def _in_order(grids: Sequence[Grid], mask: Grid, folder: Path) -> tuple[list[int
 
 
 def _of_slices(grids: Sequence[Grid], mask: Grid, place: Path) -> Grid:
-    """Return the grid of a stack from those of its slices; the mask's says how far apart slices of one place are."""
+    """Return the grid of a stack from those of its slices; slices of one place get the distance of the mask's."""
     first = grids[0]
     if not first.known:
         return replace(mask, shape=(*first.shape[:2], len(grids)), zooms=(*first.zooms[:2], mask.zooms[2]), known=False)

@@ -1,4 +1,4 @@
-"""Putting the weights of an earlier stage into its network."""
+"""Loading and saving the weights of a stage's network."""
 
 import json
 from contextlib import suppress
@@ -14,32 +14,32 @@ from projects.cardiac.deformation import DeformationNet, RefinedFlowNet
 
 
 def load(net: nn.Module, folder: Path | None, stage: str) -> None:
-    """Put the weights that ``mltrain pull`` left in a folder into a network, which then only evaluates.
+    """Load the weights that ``mltrain pull`` wrote to a folder into a network, and freeze it.
 
     Raises:
-        DataError: there are none, they are damaged, or they belong to another stage.
+        DataError: the folder has no weights, or they are damaged or belong to another stage.
     """
     key = f"{stage}_weights"
     if folder is None:
-        raise DataError(f"This stage needs the {stage} network. Say where its weights are: {key}=FOLDER")
+        raise DataError(f"This stage needs the weights of the {stage} network. Try: {key}=FOLDER")
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise DataError(
-            f"{folder} holds no model*.safetensors, and the weights of the {stage} network were expected there. "
-            f"Pull them: mltrain pull RUN_ID --to {folder}"
+            f"{folder} holds no model*.safetensors. Expected the weights of the {stage} network. "
+            f"Try: mltrain pull RUN_ID --to {folder}"
         )
     try:
         net.load_state_dict({name: tensor for file in files for name, tensor in load_file(file).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DataError(
-            f"{folder} does not hold the weights of a {stage} network: {error}. Pull those of a run that trained it: "
+            f"{folder} does not hold the weights of a {stage} network: {error}. Try, with a run that trained it: "
             f"mltrain pull RUN_ID --to {folder}"
         ) from None
     net.eval().requires_grad_(False)
 
 
 def motion_net(folder: Path | None) -> DeformationNet:
-    """Return the motion network that ``mltrain pull`` left in a folder: one that refines optical flow, or one that does not.
+    """Return the motion network from a folder of ``mltrain pull``, with or without optical flow.
 
     Raises:
         DataError: as :func:`load`.
@@ -52,7 +52,7 @@ def motion_net(folder: Path | None) -> DeformationNet:
 
 
 def _names(folder: Path) -> set[str]:
-    """Return the names of the weights in a folder that can be read; :func:`load` says what is wrong with the others."""
+    """Return the names of the readable weights in a folder; :func:`load` raises errors for the others."""
     names: set[str] = set()
     for file in folder.glob("model*.safetensors"):
         with suppress(OSError, SafetensorError), safe_open(file, "pt") as weights:

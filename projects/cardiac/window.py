@@ -1,4 +1,4 @@
-"""The square that is cut out of a picture, at another pixel size, and the way back."""
+"""A square cut from pictures at another pixel size, and the way back."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -13,11 +13,11 @@ class Window:
     """A square in a picture.
 
     Attributes:
-        height, width: of the picture, in its own pixels.
-        spacing: of its rows and columns, in mm.
+        height, width: size of the picture in its own pixels.
+        spacing: distance of its rows and columns in mm.
         pixel_mm: size of a pixel of the square.
-        side: of the square, in its pixels.
-        top, left: where the square begins, in its pixels; may be negative.
+        side: side of the square in its pixels.
+        top, left: position of the square in its pixels; may be negative.
     """
 
     height: int
@@ -30,7 +30,7 @@ class Window:
 
     @classmethod
     def about(cls, mask: NDArray[np.bool_], spacing: tuple[float, float], pixel_mm: float, side: int) -> Self:
-        """Return the square whose middle is nearest to the centroid of a mask (D, H, W)."""
+        """Return the square with its middle nearest to the centroid of a mask (D, H, W)."""
         _, rows, columns = mask.nonzero()
         corners = [
             round((float(index.mean()) + 0.5) * size / pixel_mm - side / 2)
@@ -57,17 +57,17 @@ class Window:
         return asdict(self)
 
     def cut(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
-        """Cut pictures (..., H, W) out, interpolating linearly; beyond the border its pixels are repeated."""
+        """Cut the square from pictures (..., H, W), with linear interpolation; border pixels are repeated."""
         rows, columns = self._sampling(repeat=True)
         return _resampled(pictures, rows, columns)
 
     def cut_mask(self, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Cut masks (..., H, W) out; beyond the border there is nothing."""
+        """Cut the square from masks (..., H, W), which are empty beyond the border."""
         rows, columns = self._sampling(repeat=False)
         return _resampled(masks, rows, columns) >= 0.5
 
     def cut_field(self, fields: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Cut displacements (..., 2, H, W) out and convert them to pixels of the square."""
+        """Cut the square from displacements (..., 2, H, W), converted to pixels of the square."""
         scale = np.array(self.spacing, np.float32) / np.float32(self.pixel_mm)
         return self.cut(fields) * scale[:, None, None]
 
@@ -90,13 +90,13 @@ class Window:
 
 
 def _resampled(pictures: NDArray[Any], rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    # By torch, whose threads the user can limit: NumPy's own on a busy machine made this ten times slower.
+    # With torch, whose threads the user can limit: NumPy's threads made this ten times slower on a busy machine.
     given, over, across = (torch.from_numpy(array.astype(np.float32)) for array in (pictures, rows, columns))
     return np.asarray((over @ given @ across.T).numpy())
 
 
 def _interpolation(at: NDArray[np.floating[Any]], count: int, step: float, *, repeat: bool) -> NDArray[np.float32]:
-    """Weights (len(at), count) of ``count`` pixels at positions ``at``: a triangle, widened where the steps are wider."""
+    """Return weights (len(at), count) of ``count`` pixels at positions ``at``: triangles, wider for a ``step`` above 1."""
     positions = np.clip(at, 0, count - 1) if repeat else at
     weights = np.maximum(1 - np.abs(positions[:, None] - np.arange(count)) / max(step, 1.0), 0)
     total = weights.sum(1, keepdims=True)

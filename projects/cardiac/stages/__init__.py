@@ -1,9 +1,9 @@
 """The stages of the pipeline: the configuration of each, and a function that imports its training when it begins.
 
-Torch and MONAI take seconds to import, and the status of the pipeline, its menu and its help need neither.
+Torch and MONAI take seconds to import, and the pipeline's status, menu and help need neither.
 
 Raises:
-    ModuleNotFoundError: a package that some stage needs is not installed; hours into a pipeline would be late to learn it.
+    ModuleNotFoundError: a package that a stage needs is not installed; raised at once, not hours into a pipeline.
 """
 
 from importlib.util import find_spec

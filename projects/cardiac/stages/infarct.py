@@ -14,33 +14,39 @@ Labels = Literal["carried_over", "exact"]
 
 
 class Config(mltrain.Config):
-    """How infarcts are learnt. ``config.yaml`` explains every key at length."""
+    """Training of the infarct network. ``config.yaml`` explains every key at length."""
 
     epochs: int = Field(40, ge=0, description="Total number of epochs, also when a run is resumed.")
-    best_metric: str = Field("val/infarct_dice", min_length=1, description="The metric that decides which one is best.")
+    best_metric: str = Field(
+        "val/infarct_dice", min_length=1, description="The metric that decides which checkpoint is best."
+    )
     best_mode: Literal["min", "max"] = Field("max", description="Whether a lower or higher value is better.")
 
     prepared: Path | None = Field(None, description="The folder that preparation wrote.")
-    motion_weights: Path | None = Field(None, description="The folder that mltrain pull made of a motion run.")
-    registration_weights: Path | None = Field(None, description="The same of a registration run.")
-    inputs: Inputs = Field("all", description="anatomy, frames, motion or all: what the network sees.")
-    labels: Labels = Field("carried_over", description="carried_over by registration; exact: phantoms only.")
-    batch_size: int = Field(8, ge=1, description="Slices a step.")
+    motion_weights: Path | None = Field(None, description="Folder of mltrain pull with the weights of a motion run.")
+    registration_weights: Path | None = Field(
+        None, description="Folder of mltrain pull with the weights of a registration run."
+    )
+    inputs: Inputs = Field("all", description="Input channels of the network.")
+    labels: Labels = Field(
+        "carried_over", description="Training labels: carried_over by registration, or exact (phantoms only)."
+    )
+    batch_size: int = Field(8, ge=1, description="Slices per step.")
     lr: float = Field(3e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; larger ones are clipped.")
     turns: bool = Field(True, description="Augmentation: quarter turns and mirror images, displacements included.")
-    threshold: float = Field(0.5, gt=0, lt=1, description="Of the probability, in masks.")
+    threshold: float = Field(0.5, gt=0, lt=1, description="Infarct is where its probability is above this, in masks.")
     least_mm2: float = Field(60.0, ge=0, description="A patient with less predicted infarct in every slice has none.")
     least_share: float = Field(
-        0.1, gt=0, le=1, description="Of an AHA segment that is infarct, for it to count as hit."
+        0.1, gt=0, le=1, description="Least share of infarct for an AHA segment to count as infarcted."
     )
-    shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
+    shown: int = Field(2, ge=0, description="Number of held-out cases to draw pictures of.")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("infarct")
 
 
 def build(config: Config) -> "mltrain.Task":
-    """Build what is trained; see :func:`projects.cardiac.infarct.build`."""
+    """Build the training; see :func:`projects.cardiac.infarct.build`."""
     from projects.cardiac import infarct
 
     return infarct.build(config)

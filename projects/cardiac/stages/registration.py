@@ -11,24 +11,28 @@ from projects.cardiac.settings import presets_of
 
 
 class Config(mltrain.Config):
-    """How registration is learnt. ``config.yaml`` explains every key at length."""
+    """Training of the registration network. ``config.yaml`` explains every key at length."""
 
     epochs: int = Field(20, ge=0, description="Total number of epochs, also when a run is resumed.")
     prepared: Path | None = Field(None, description="The folder that preparation wrote.")
-    batch_size: int = Field(4, ge=1, description="Slices a step.")
+    batch_size: int = Field(4, ge=1, description="Slices per step.")
     lr: float = Field(2e-3, gt=0, description="The highest learning rate of the one-cycle schedule.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    correlation_weight: float = Field(1.0, ge=0, description="Of the local normalised cross-correlation.")
-    mask_weight: float = Field(1.0, ge=0, description="Of the Dice loss on the myocardium; 0: grey levels alone.")
-    fill_scar: bool = Field(True, description="Compare grey levels as if scar were as dark as the rest of the wall.")
-    smoothness_weight: float = Field(1.5, ge=0, description="Of the diffusion of the displacements.")
-    shown: int = Field(2, ge=0, description="How many held-out cases are pictured.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; larger ones are clipped.")
+    correlation_weight: float = Field(1.0, ge=0, description="Weight of the local normalised cross-correlation.")
+    mask_weight: float = Field(
+        1.0, ge=0, description="Weight of the Dice loss on the myocardium; 0: grey levels alone."
+    )
+    fill_scar: bool = Field(
+        True, description="Fill scar with the level of the rest of the wall to compare grey levels."
+    )
+    smoothness_weight: float = Field(1.5, ge=0, description="Weight of the diffusion energy of the displacements.")
+    shown: int = Field(2, ge=0, description="Number of held-out cases to draw pictures of.")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = presets_of("registration")
 
 
 def build(config: Config) -> "mltrain.Task":
-    """Build what is trained; see :func:`projects.cardiac.registration.build`."""
+    """Build the training; see :func:`projects.cardiac.registration.build`."""
     from projects.cardiac import registration
 
     return registration.build(config)

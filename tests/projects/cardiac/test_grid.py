@@ -117,7 +117,7 @@ def test_another_view_is_refused() -> None:
         np.array([[2, 1], [0, 1], [1, 1]], float)
     )
     straight = grid(values, np.diag([1.0, 1.0, 8.0, 1.0]))
-    with pytest.raises(DataError, match="stand across"):
+    with pytest.raises(DataError, match="slices of late enhancement cross those"):
         turned_like([np.asarray(across.dataobj)], Grid.of(across, "late"), straight, "case")
     angle = np.deg2rad(30)
     turn = np.eye(4)

@@ -48,7 +48,7 @@ def patients(cohort: Cohort) -> list[Seen]:
 def test_without_the_weights_of_an_earlier_stage_it_fails(study: Study, stage: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{stage}_weights=FOLDER"):
         built(study, **{f"{stage}_weights": None})
-    with pytest.raises(DataError, match=f"the weights of the {stage} network were expected there"):
+    with pytest.raises(DataError, match=f"Expected the weights of the {stage} network"):
         built(study, **{f"{stage}_weights": tmp_path})
 
 

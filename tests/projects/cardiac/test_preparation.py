@@ -70,7 +70,7 @@ def test_at_other_pixel_sizes_masks_come_back_to_the_grid_of_the_input(tmp_path:
 
 
 def test_a_square_that_cuts_the_myocardium_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"does not fit into 48 pixels of 1.0 mm. Try side=64"):
+    with pytest.raises(DataError, match=r"does not fit into 48 pixels of 1.0 mm. Try: side=64"):
         prepare(Config.load(overrides={"cases": 2, "slices": 1, "side": 48, "pixel_mm": 1.0}), tmp_path)
 
 

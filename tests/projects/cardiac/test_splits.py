@@ -41,7 +41,7 @@ def test_one_patient_cannot_be_split() -> None:
 
 
 def test_an_expression_that_finds_nothing_is_refused() -> None:
-    with pytest.raises(DataError, match="finds nothing in the case 'a'"):
+    with pytest.raises(DataError, match="does not match the case 'a'"):
         splits.drawn({"a": True, "b": False}, 0.5, seed=0, patient="x")
 
 
