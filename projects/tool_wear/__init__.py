@@ -1,4 +1,4 @@
-"""Tool wear from sensor signals: a recurrent classifier, its data, and a generator that stands in for data."""
+"""Tool wear from sensor signals: a recurrent network, readers of recordings, and a generator of synthetic ones."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __all__ = ["Position", "ToolWearClassifier"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the classifier when it is first used: it brings scikit-learn along, which the generator does without."""
+    """Import the classifier when it is first used, because it imports scikit-learn, which the generator does not need."""
     if name not in __all__:
         raise AttributeError(f"module 'projects.tool_wear' has no attribute {name!r}")
     from projects.tool_wear import classifier

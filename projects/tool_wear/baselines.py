@@ -1,4 +1,4 @@
-"""What simple methods reach on the same split: the measure of what the network adds."""
+"""Simple classifiers on the same split, to compare the network with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,22 +15,22 @@ from projects.tool_wear.rocket import RocketFeatures
 from projects.tool_wear.windows import Windows
 
 QUICK = ("majority", "logistic regression", "random forest")
-"""Baselines that cost next to nothing; the pictures of every epoch name them."""
+"""Cheap baselines, which the pictures of every epoch name."""
 
 
 class Baselines:
-    """Simple classifiers, each fitted on the training windows when it is first asked for.
+    """Simple classifiers, each fitted on the training windows when it is first used.
 
     ``logistic regression`` and ``random forest`` see mean, standard deviation and maximum of each channel; ``ROCKET`` is ridge
     regression on random convolution kernels (:class:`~projects.tool_wear.rocket.RocketFeatures`).
 
     Args:
         train: windows with a class each.
-        seed: of random forest and kernels.
-        kernels: of ROCKET; 0 leaves it out.
+        seed: seed of random forest and kernels.
+        kernels: number of kernels of ROCKET; 0 leaves it out.
 
     Attributes:
-        names: of all baselines.
+        names: names of all baselines.
     """
 
     def __init__(self, train: Windows, seed: int = 0, kernels: int = 2000) -> None:
@@ -41,13 +41,13 @@ class Baselines:
         self._fitted: dict[str, Any] = {}
 
     def fitted(self, name: str) -> Any:
-        """Return a baseline as a scikit-learn pipeline that takes raw windows (N, T, C) and gives labels."""
+        """Return a baseline as a fitted scikit-learn pipeline from raw windows (N, T, C) to labels."""
         if name not in self._fitted:
             self._fitted[name] = _new(name, self._seed, self._kernels).fit(self._train.signals, self._train.labels)
         return self._fitted[name]
 
     def accuracy(self, windows: Windows, names: Sequence[str] | None = None) -> Mapping[str, float]:
-        """Return the share of the windows that each of the named baselines classifies correctly; if ``None``, each of all."""
+        """Return the accuracy of the named baselines on some windows; if ``names`` is ``None``, of all."""
         chosen = self.names if names is None else names
         return {name: float(self.fitted(name).score(windows.signals, windows.labels)) for name in chosen}
 

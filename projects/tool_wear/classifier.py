@@ -1,4 +1,4 @@
-"""The classifier for Python users: windows of sensor signals in, wear classes out, with checkpoints of its training."""
+"""The classifier for Python users, from windows of sensor signals to wear classes, with checkpoints."""
 
 import logging
 from collections.abc import Mapping
@@ -34,9 +34,9 @@ History = dict[str, list[float]]
 class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn ships no types
     """Classifies windows of shape (T, C), any number of steps, channels and classes, with a stacked LSTM.
 
-    The network and its training are those of ``mltrain train tool_wear``. It keeps the habits of scikit-learn: parameters
-    are stored as they are given, :meth:`fit` starts afresh, ``clone``, ``get_params``, ``set_params`` and ``score`` work, and
-    what training finds has a name that ends in an underscore.
+    Network and training are those of ``mltrain train tool_wear``. The class follows the conventions of scikit-learn: it stores
+    parameters as given, :meth:`fit` starts afresh, ``clone``, ``get_params``, ``set_params`` and ``score`` work, and the names
+    of fitted attributes end in an underscore.
 
     >>> classifier = ToolWearClassifier(epochs=30, seed=1)
     >>> history = classifier.train((X, y), val_data=(X_val, y_val), checkpoint_path="wear.ckpt")
@@ -44,27 +44,27 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        epochs: the total, also when a training is resumed.
-        batch_size: windows in a batch, at most.
-        epoch_steps: least steps of an epoch, so that ``epochs`` and ``patience`` mean something on small data: batches
-            become smaller, then an epoch passes over the windows several times.
+        epochs: total number of epochs, also when a training is resumed.
+        batch_size: largest number of windows in a batch.
+        epoch_steps: least number of steps per epoch, so that ``epochs`` and ``patience`` have a meaning on small data: first
+            batches become smaller, then an epoch passes over the windows several times.
         lr: learning rate of AdamW.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         clip: largest norm of the gradient.
         hidden: width of the LSTM.
-        layers: stacked LSTM layers.
-        kernels: random convolution kernels beside the LSTM; 0 leaves them out.
-        dropout: between the layers and before the head.
+        layers: number of LSTM layers.
+        kernels: number of random convolution kernels beside the LSTM; 0 leaves them out.
+        dropout: dropout rate between the layers and before the head.
         balanced: weigh classes in the loss by how rare they are.
         gain_jitter: random gain of each channel in training, as a relative spread.
-        patience: stop after this many epochs without a lower loss on the validation data. If ``None``, never.
-        seed: everything random follows from it; the caller's random numbers are left alone.
-        num_threads: CPU threads while training. If ``None``, as torch is set.
+        patience: stop after this many epochs without a lower validation loss. If ``None``, training never stops early.
+        seed: seed of all random numbers; the caller's random state does not change.
+        num_threads: CPU threads in training. If ``None``, torch's setting applies.
 
     Attributes:
-        model_: the network, with the weights of the best epoch where there was validation data, else of the last.
-        classes_: the classes, as they were given.
-        history_: what :meth:`train` returned.
+        model_: the network, with the weights of the best epoch if there was validation data, else of the last.
+        classes_: the classes, as given.
+        history_: the history that :meth:`train` returned.
     """
 
     def __init__(
@@ -114,31 +114,31 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     ) -> History:
         """Train, or continue a training, and return its history from the first epoch on.
 
-        With validation data, training stops early and the best epoch's weights are used. Split by tool before: windows
-        of one tool in both sets make the result look better than it is. Ctrl+C (and SIGTERM) finishes the step, saves,
-        and ends the program; without a ``checkpoint_path`` it ends it at once.
+        With validation data, training stops early and the classifier uses the weights of the best epoch. Split by tool
+        first: windows of one tool in both sets make the scores too good. Ctrl+C and SIGTERM finish the step, save, and
+        end the program; without a ``checkpoint_path`` they end it at once.
 
         Args:
             train_data: signals (N, T, C) and N classes.
-            val_data: the same, of tools that are not in ``train_data``.
-            checkpoint_path: a file that every epoch's checkpoint replaces as a whole, which needs no server; or the id of
-                an MLflow run, which then gets checkpoints and curves. If ``None``, where the training is resumed from.
-            resume_from_checkpoint: a file, or the id of a run, to continue from; ``True`` is ``checkpoint_path``, if there is
-                a checkpoint. On the same machine the result is, bit for bit, that of a training without interruption.
+            val_data: signals and classes of tools that are not in ``train_data``.
+            checkpoint_path: a file that every epoch's checkpoint replaces atomically, without a server; or the id of an
+                MLflow run, which then gets checkpoints and curves. If ``None``, ``resume_from_checkpoint`` is used.
+            resume_from_checkpoint: a file, or the id of a run, to continue from; ``True`` is ``checkpoint_path``, if it has
+                a checkpoint. On the same machine the result equals that of an uninterrupted training, bit for bit.
 
         Returns:
-            One list a column (``epoch``, ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy``, …), with one
-            value an epoch; NaN where nothing was measured.
+            One list per column (``epoch``, ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy``, …), with one
+            value per epoch; NaN for missing values.
 
         Raises:
-            DataError: the data do not fit together, or not to the checkpoint.
+            DataError: the data are inconsistent, or do not fit the checkpoint.
             NoCheckpoint, DamagedCheckpoint, StateMismatch: the checkpoint cannot be resumed from.
         """
         classes, split = split_of(train_data, val_data)
         resume_from_checkpoint = places.resumed(resume_from_checkpoint, checkpoint_path)
         source = places.place(resume_from_checkpoint)
         target = places.place(checkpoint_path) if checkpoint_path is not None else source
-        stop = StopRequest()  # which is deaf unless it is entered
+        stop = StopRequest()  # it handles signals only if it is entered
         with (
             own_rng(self.seed),
             threads(self.num_threads),
@@ -180,7 +180,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             raise KeyboardInterrupt if stop.reason == "SIGINT" else SystemExit(stop.exit_code)
         return self.history_
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803 - the name that scikit-learn gives it
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803 - scikit-learn's name
         """Train afresh on signals (N, T, C) and N classes, without validation data, for all epochs."""
         self.train((X, y))
         return self
@@ -207,7 +207,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """An optimizer with the state of the training, or of the checkpoint that was loaded; a copy.
+        """A copy of the optimizer, with the state of the training or of the loaded checkpoint.
 
         Raises:
             NotFittedError: nothing was trained or loaded.
@@ -224,18 +224,21 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         best_epoch: int | None = None,
         epochs_without_improvement: int | None = None,
     ) -> None:
-        """Write everything that is known of the training into one file: weights, optimizer, counters, history, random numbers.
+        """Write the whole state of the training to a file: weights, optimizer, counters, history, random numbers.
+
+        The optional arguments replace values of this training by those of a loop of your own. If ``None``, the values of
+        this training apply.
 
         Args:
-            file_path: the file; one of this name is replaced.
-            optimizer_state: of an optimizer of a loop of your own. If ``None``, as trained.
-            epoch: epochs done, where a loop of your own counted them. If ``None``, as trained.
-            best_epoch: the best of them. If ``None``, as trained.
-            epochs_without_improvement: evaluations since then. If ``None``, as trained.
+            file_path: the file; an existing one is replaced.
+            optimizer_state: state of the optimizer.
+            epoch: number of epochs done.
+            best_epoch: the best of them.
+            epochs_without_improvement: evaluations since the best one.
 
         Raises:
             NotFittedError: nothing was trained or loaded.
-            StorageError: the disk refuses.
+            StorageError: the file cannot be written.
         """
         check_is_fitted(self, "model_")
         counted = {
@@ -250,18 +253,18 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         checkpoint_file.write(Path(file_path), state)
 
     def load_checkpoint(self, file_path: str | Path) -> Position:
-        """Take over the network, classes and history of a checkpoint, to predict with them; parameters stay as they are.
+        """Load network, classes and history of a checkpoint for predictions; parameters do not change.
 
         Args:
-            file_path: a file, or the id of an MLflow run. Of a run of ``mltrain train tool_wear`` the best checkpoint is
-                taken, of its file what is in it; their classes are numbered from 0.
+            file_path: a checkpoint file, or the id of an MLflow run. Of a run of ``mltrain train tool_wear`` the best
+                checkpoint is loaded; its classes are numbered from 0.
 
         Returns:
             Epochs done, the best of them, and the epochs without improvement since; it unpacks into these three.
 
         Raises:
             NoCheckpoint, DamagedCheckpoint: the checkpoint is missing or damaged.
-            StateMismatch: it is of another network.
+            StateMismatch: it belongs to another network.
         """
         where = places.place(file_path)
         state = where.read()

@@ -1,9 +1,9 @@
-"""Leave one tool out, for each tool: one training a fold, all of them children of one parent run::
+"""Leave-one-tool-out cross-validation: one training per fold, as children of one parent run::
 
 python -m projects.tool_wear.cross_validation data_path=phm2010 epochs=30
 
-Takes the keys of ``mltrain train tool_wear``. Each fold keeps one tool for the test; of the others the next one chooses the
-best epoch, and the rest train.
+It accepts the keys of ``mltrain train tool_wear``. Each fold tests on one tool; of the others the next one chooses the best
+epoch, and the rest train.
 """
 
 import argparse
@@ -32,20 +32,20 @@ SCORES = {
     "class": ("accuracy", "balanced_accuracy", "f1"),
     "wear": ("mae_um", "rmse_um", "coverage", "width_um"),
 }
-"""The scores of the test tool that the parent has, by target; those of baselines have their name as a suffix."""
+"""The test scores that the parent run records, by target; those of baselines have their name as a suffix."""
 
 
 def folds(config: Config) -> list[tuple[str, str]]:
-    """Return the tool for the test and the one that chooses the best epoch, for each fold.
+    """Return the test tool and the validation tool of each fold.
 
     Raises:
-        DataError: there are fewer than three tools, or a fold cannot be trained on; before any run is created.
+        DataError: there are fewer than three tools, or a fold cannot be trained on. No run is created before.
     """
     windows = known_of(config)
     tools = windows.tool_names
     if len(tools) < 3:
         raise DataError(
-            f"Cross-validation needs three tools: one to train on, one to choose the epoch, one for the test. "
+            f"Cross-validation needs three tools, to train on, to choose the epoch and to test on. "
             f"There are {len(tools)}: {', '.join(tools)}. Try: mltrain train tool_wear, which needs two."
         )
     found = [(tool, tools[(number + 1) % len(tools)]) for number, tool in enumerate(tools)]
@@ -55,17 +55,17 @@ def folds(config: Config) -> list[tuple[str, str]]:
 
 
 def cross_validate(overrides: Mapping[str, str], preset: str | None = None) -> tuple[str, pd.DataFrame]:
-    """Train and judge each fold, and return the id of the parent run and a row a fold.
+    """Train and evaluate each fold, and return the id of the parent run and a table with one row per fold.
 
-    The parent has mean and standard deviation of each metric over the folds, and the table ``folds.csv``.
+    The parent records mean and standard deviation of each metric over the folds, and the table ``folds.csv``.
 
     Raises:
         UsageError: ``val_tools`` or ``test_tools`` is given.
-        MltrainError: the data cannot be used like this, or a fold fails; the parent is then FAILED.
+        MltrainError: the data cannot be divided into folds, or a fold fails; the parent is then FAILED.
     """
     for key in ("val_tools", "test_tools"):
         if key in overrides:
-            raise UsageError(f"{key} is chosen by the cross-validation. Leave it out, or use mltrain train tool_wear.")
+            raise UsageError(f"{key} is chosen by the cross-validation. Try: without it, or mltrain train tool_wear.")
     project = find("tool_wear")
     assert project.config_file is not None
     config = Config.load([project.config_file], preset=preset, overrides=overrides)
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", help="a preset of mltrain train tool_wear")
     given = parser.parse_args(arguments)
     if wrong := [word for word in given.keys if "=" not in word]:
-        parser.error(f"{wrong[0]!r} is no key=value")
+        parser.error(f"{wrong[0]!r} is not key=value")
     try:
         parent, table = cross_validate(dict(word.split("=", 1) for word in given.keys), given.preset)
     except MltrainError as error:

@@ -1,4 +1,4 @@
-"""What a regression makes of a set of windows: wear with an interval, scores, and the table that a user takes away."""
+"""Estimated wear of windows with intervals, their scores, and their table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Estimates:
-    """Windows, and the wear that a method estimates for each, between two limits [um]; arrays have the shape (N,)."""
+    """Windows with the estimated wear and the limits of its interval [um]; arrays have the shape (N,)."""
 
     windows: Windows
     wear: Array
@@ -29,19 +29,19 @@ class Estimates:
 
     @classmethod
     def of(cls, model: WearRegressor, windows: Windows) -> Self:
-        """Return what the network estimates, with limits that its margin widens."""
+        """Return the estimates of the network, with limits widened by its margin."""
         quantiles = logits_of(model, windows.signals).double().numpy()
         wear = np.maximum(quantiles[:, MEDIAN], 0.0)
         return cls(windows, wear, *widened(wear, quantiles[:, 0], quantiles[:, -1], float(model.margin)))
 
     @classmethod
     def by(cls, baseline: Any, windows: Windows) -> Self:
-        """Return what a :class:`~projects.tool_wear.intervals.ConformalRegressor` estimates."""
+        """Return the estimates of a :class:`~projects.tool_wear.intervals.ConformalRegressor`."""
         return cls(windows, baseline.predict(windows.signals), *baseline.interval(windows.signals))
 
     @property
     def covered(self) -> NDArray[np.bool_]:
-        """Which windows have their measured wear within the limits."""
+        """Whether the measured wear of each window is within the limits."""
         return (self.lower <= self._measured) & (self._measured <= self.upper)
 
     def scores(self) -> dict[str, float]:
@@ -78,13 +78,13 @@ class Estimates:
 
 
 def calibrate(model: WearRegressor, windows: Windows, coverage: float) -> None:
-    """Set the margin of a network from validation windows, so that its intervals have the coverage on windows like them."""
+    """Set the margin of a network so that its intervals cover this share of windows like the validation windows."""
     quantiles = logits_of(model, windows.signals).double().numpy()
     scores = outside(windows.wear.astype(np.float64), quantiles[:, 0], quantiles[:, -1])
     model.margin.fill_(margin(scores, coverage))
 
 
 def error_line(mae: float, baselines: Mapping[str, float]) -> str:
-    """Return one line that puts the network's mean absolute error beside that of the baselines."""
+    """Return a line with the mean absolute errors of the network and of the baselines."""
     others = ", ".join(f"{name} {value:.1f}" for name, value in baselines.items())
     return f"mean error [um]: {NETWORK} {mae:.1f} ({others})"

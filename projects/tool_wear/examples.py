@@ -1,4 +1,4 @@
-"""Arrays of signals and classes, as Python users have them, checked and made into windows."""
+"""Arrays of signals and classes from Python users, checked and converted to windows."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ Examples = tuple[ArrayLike, ArrayLike]
 
 
 def split_of(train_data: Examples, val_data: Examples | None) -> tuple[NDArray[Any], Split]:
-    """Return the classes in order, and the examples as windows whose labels number them.
+    """Return the sorted classes, and the examples as windows labelled by their indices.
 
     Raises:
-        DataError: the examples do not fit together, or those of ``val_data`` not to those of ``train_data``.
+        DataError: the examples are inconsistent, or ``val_data`` does not fit ``train_data``.
     """
     signals, targets = _examples(train_data, "train_data")
     classes, labels = np.unique(targets, return_inverse=True)
@@ -63,7 +63,7 @@ def signals_of(given: ArrayLike, name: str) -> Signals:
     """Return signals as float32, shape (N, T, C); a list of windows (T_i, C) of unequal length is padded with NaN.
 
     Raises:
-        DataError: they are not finite numbers of that shape; ``name`` says which ones.
+        DataError: they are not finite numbers of that shape; the error calls them ``name``.
     """
     unequal = _of_unequal_length(given)
     if unequal is not None:
@@ -89,7 +89,7 @@ def _of_unequal_length(given: Any) -> list[NDArray[Any]] | None:
     try:
         windows = [np.asarray(window) for window in given]
     except ValueError:
-        return None  # nested lists that are ragged within a window
+        return None  # nested lists with a window whose rows differ in length
     if len({window.shape for window in windows}) < 2 or any(window.dtype == object for window in windows):
         return None
     return windows

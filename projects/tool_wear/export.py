@@ -1,4 +1,4 @@
-"""The method that is best on the validation tools, as a folder that :mod:`projects.tool_wear.predict` takes::
+"""Export of the best method on the validation tools, for :mod:`projects.tool_wear.predict`::
 
 python -m projects.tool_wear.export RUN_ID FOLDER
 python -m projects.tool_wear.predict FOLDER recordings predictions.csv
@@ -26,7 +26,7 @@ from projects.tool_wear.results import NETWORK, Results
 from projects.tool_wear.wear_baselines import WearBaselines
 
 BASELINE = "baseline.skops"
-"""A baseline in the format of skops, from which scikit-learn's and this project's own types are read, and no others."""
+"""File of a baseline in the format of skops; only types of scikit-learn and of this project are loaded."""
 
 TRUSTED = (
     "projects.tool_wear.baselines.summary",
@@ -38,14 +38,14 @@ TRUSTED = (
 
 
 def export(run_id: str, folder: Path, method: str | None = None) -> str:
-    """Write a method into a folder, and return its name.
+    """Write a method to a folder, and return its name.
 
-    The network is pulled as ``mltrain pull`` does; a baseline is fitted again, on the data and with the seed of the run, and gets
-    its interval anew where wear is estimated.
+    The network is pulled as by ``mltrain pull``. A baseline is fitted again with the data and the seed of the run, and with
+    ``target=wear`` its interval is calibrated again.
 
     Args:
-        run_id: the run of ``mltrain train tool_wear``.
-        folder: made where it is missing.
+        run_id: id of a run of ``mltrain train tool_wear``.
+        folder: the folder; created if it is missing.
         method: ``LSTM`` or the name of a baseline. If ``None``, the one with the highest accuracy, or
             the smallest mean error of the wear, on the validation tools.
 
@@ -80,20 +80,20 @@ def read_baseline(file: Path) -> Any:
     """Return the pipeline in a file that :func:`export` wrote.
 
     Raises:
-        DataError: it is damaged, or holds types that no baseline has.
+        DataError: it is damaged, or holds other types than those of baselines.
     """
     try:
         return skops.io.load(file, trusted=list(TRUSTED))
-    except Exception as error:  # skops raises whatever the damage leads to
+    except Exception as error:  # skops raises many types for damaged files
         raise DataError(f"{file} is not a baseline that this project wrote: {error}. Export it again.") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Export from the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m projects.tool_wear.export", description=export.__doc__)
-    parser.add_argument("run", help="the id of a run of mltrain train tool_wear")
-    parser.add_argument("folder", type=Path, help="where to write to")
-    parser.add_argument("--method", help="LSTM, or a baseline by its name; default: the best on the validation tools")
+    parser.add_argument("run", help="id of a run of mltrain train tool_wear")
+    parser.add_argument("folder", type=Path, help="folder to write to")
+    parser.add_argument("--method", help="LSTM or the name of a baseline (default: the best on the validation tools)")
     given = parser.parse_args(arguments)
     try:
         method = export(given.run, given.folder, given.method)

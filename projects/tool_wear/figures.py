@@ -1,4 +1,4 @@
-"""Pictures of a result: for the run's page while it trains, and as files afterwards."""
+"""Pictures of predicted classes, for the run during training and for the report."""
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +13,7 @@ Colour = tuple[float, float, float, float]
 
 
 def colours(classes: int) -> list[Colour]:
-    """Return a colour for each class, from little to much wear; they differ in lightness, for print and colour-blind eyes."""
+    """Return a colour for each class; they differ in lightness, for print and colour-blind readers."""
     palette = mpl.colormaps["plasma"]
     return [palette(value) for value in np.linspace(0.05, 0.8, classes)]
 
@@ -44,8 +44,7 @@ def confusion(results: Results, title: str = "") -> Figure:
 def wear_curves(results: Results, title: str = "") -> Figure:
     """Draw wear over cuts for each tool, every window in the colour of its predicted class, wrong ones ringed.
 
-    Where wear is not known, the true class takes its place on the vertical axis, and where that is not known either, the
-    predicted one.
+    Without known wear the vertical axis shows the true class, or the predicted one if that is unknown too.
     """
     windows, palette = results.windows, colours(len(results.windows.classes))
     known = bool(np.isfinite(windows.wear).all())
@@ -73,7 +72,7 @@ def wear_curves(results: Results, title: str = "") -> Figure:
 
 
 def traces(results: Results, title: str = "") -> Figure:
-    """Draw the sensors' signals of one window of each class (the one in the middle of them), and what it was taken for."""
+    """Draw the signals of the middle window of each class, with its predicted class."""
     windows, palette = results.windows, colours(len(results.windows.classes))
     present = [label for label in range(len(windows.classes)) if (windows.labels == label).any()]
     shown = [np.flatnonzero(windows.labels == label)[(windows.labels == label).sum() // 2] for label in present]
@@ -83,9 +82,9 @@ def traces(results: Results, title: str = "") -> Figure:
     figure.suptitle(title, fontsize=10)
     grid = figure.subplots(len(channels), max(len(shown), 1), sharex=True, sharey="row", squeeze=False)
     for column, (label, index) in enumerate(zip(present, shown, strict=True)):
-        right = windows.classes[results.predicted[index]]
+        predicted = windows.classes[results.predicted[index]]
         grid[0, column].set_title(
-            f"{windows.classes[label]} (taken for {right})\n{windows.tools[index]}, cut {windows.cuts[index]}",
+            f"{windows.classes[label]} (predicted {predicted})\n{windows.tools[index]}, cut {windows.cuts[index]}",
             fontsize=10,
         )
         for row in range(len(channels)):

@@ -1,10 +1,10 @@
 """Sensor signals of an end mill that wears, from a mechanistic model of cutting.
 
-It stands in where no recordings are at hand. Nothing here was fitted to measurements: the cutting conditions are those of
-the PHM Society's 2010 data challenge, the coefficients are of the usual size for steel.
+It replaces recordings where there are none. Nothing was fitted to measurements: the cutting conditions are those of the PHM
+Society's 2010 data challenge, the coefficients are of the usual size for steel.
 
-One tool is drawn by :func:`draw_tool`; :func:`wear_of` gives the flank wear of its flutes at every cut, and :func:`signals`
-what seven sensors record of it. Every number comes from the generator that is passed in, never from a global one.
+:func:`draw_tool` draws a tool, :func:`wear_of` gives the flank wear of its flutes at every cut, and :func:`signals` the
+signals of seven sensors. All random numbers come from the generator that is passed in, never from a global one.
 
 Sources:
     Y. Altintas, *Manufacturing Automation*, 2nd ed. (2012), chapter 2: chip thickness, edge and cutting coefficients of
@@ -36,16 +36,16 @@ EDGE_COEFFICIENTS = np.array([22.0, 35.0, 8.0])
 """Tangential, radial and axial force per length of a sharp edge [N/mm]."""
 
 MODES = np.array([820.0, 910.0, 1500.0])
-"""Natural frequencies of the workpiece's holding in x, y and z [Hz]."""
+"""Natural frequencies of the workpiece clamping in x, y and z [Hz]."""
 
 MODAL_MASS = 8.0
-"""Mass that vibrates in each of the modes [kg]."""
+"""Vibrating mass of each mode [kg]."""
 
 GRAVITY = 9.80665
-"""[m/s²]; accelerations are recorded in g."""
+"""Standard gravity [m/s²]; accelerations are recorded in g."""
 
 SETTLING = 0.015
-"""Time that the modes are given to ring in before anything is recorded [s]: at least two of their time constants."""
+"""Time before the recording in which the modes settle [s]: at least two of their time constants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Milling:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tool:
-    """What is particular to one tool, its grinding, its clamping and its sensors."""
+    """Parameters of one tool, its grinding, its clamping and its sensors."""
 
     milling: Milling
     wear_start: float
@@ -89,25 +89,25 @@ class Tool:
     wear_end: float
     """Mean flank wear after :data:`LIFE` cuts [um], up to the random walk."""
     break_in: float
-    """Share of the wear that the break-in makes."""
+    """Share of the break-in in the wear."""
     break_in_rate: float
-    """How fast the break-in is over, per life."""
+    """Rate of the break-in, per life."""
     steady: float
-    """Share of the wear that grows evenly; the rest is the accelerated wear at the end."""
+    """Share of the steady wear; the rest is the accelerated wear at the end."""
     exponent: float
-    """How late the accelerated wear sets in."""
+    """Exponent of the accelerated wear; a larger one begins later."""
     edge_growth: float
     """Relative growth of the edge coefficients per 100 um of wear."""
     unevenness: Array
-    """How the wear of each flute departs from the mean, shape (teeth,), summing to zero."""
+    """Relative deviation of the wear of each flute, shape (teeth,), with the sum zero."""
     run_out: float
     """Eccentricity of the clamped tool [mm]."""
     run_out_angle: float
-    """Its direction [rad]."""
+    """Direction of the run-out [rad]."""
     damping: Array
     """Damping ratio of the modes in x, y and z, shape (3,)."""
     emission: float
-    """Acoustic emission at 100 W of contact power and 100 um of wear [V]: coupling differs from one mounting to the next."""
+    """Acoustic emission at 100 W of contact power and 100 um of wear [V]: coupling differs between mountings."""
 
 
 def draw_tool(rng: np.random.Generator, milling: Milling | None = None) -> Tool:
@@ -141,8 +141,8 @@ def wear_of(tool: Tool, cuts: int, rng: np.random.Generator) -> Array:
 
         VB(u) = VB0 + (VB1 - VB0) · (a (1 - exp(-k u)) + b u + (1 - a - b) u^p)
 
-    break-in, steady and accelerated wear, with a small random walk on top. Wear never decreases, and flutes wear the
-    less alike the more they are worn: VB_j = VB · (1 + e_j VB / 150 um).
+    break-in, steady and accelerated wear, with a small random walk on top. Wear never decreases, and flutes
+    differ the more, the more they are worn: VB_j = VB · (1 + e_j VB / 150 um).
 
     Returns:
         Wear in um, shape (cuts, teeth); its mean over the teeth is VB.
@@ -162,7 +162,7 @@ def wear_of(tool: Tool, cuts: int, rng: np.random.Generator) -> Array:
 
 
 def signals(tool: Tool, wear: Array, *, windows: int, samples: int, rate: float, rng: np.random.Generator) -> Signals:
-    """Return what the sensors record of a tool with the given wear.
+    """Return the sensor signals of a tool with the given wear.
 
     Per tooth j at the immersion angle phi_j = 2 pi n t + phi0 + 2 pi j / z, while it is engaged (entry angle < phi < pi)
     and the chip has a thickness::
@@ -179,11 +179,11 @@ def signals(tool: Tool, wear: Array, *, windows: int, samples: int, rate: float,
     Args:
         tool: the tool.
         wear: flank wear of each flute at each cut [um], shape (cuts, teeth).
-        windows: recordings a cut, each from a random angle of the spindle.
+        windows: recordings per cut, each from a random angle of the spindle.
         samples: length of a recording.
-        rate: sampling rate [Hz]. A tooth is engaged for a quarter of a millisecond: record at 20 kHz or more, and
-            decimate.
-        rng: the source of all randomness.
+        rate: sampling rate [Hz]. Use 20 kHz or more and decimate, because a tooth is engaged for a quarter of a
+            millisecond.
+        rng: generator of all random numbers.
 
     Returns:
         Shape (cuts, windows, samples, 7), float32, channels and units as :data:`CHANNELS`.
@@ -228,9 +228,9 @@ def signals(tool: Tool, wear: Array, *, windows: int, samples: int, rate: float,
 
 
 def _through_mode(force: Array, frequency: float, damping: float, rate: float) -> Array:
-    """Return the acceleration [g] that a force [N] along the last axis gives to one mode with viscous damping.
+    """Return the acceleration [g] of one mode with viscous damping by a force [N] along the last axis.
 
-    The accelerance of one degree of freedom, s² / (m (s² + 2 zeta w s + w²)), discretised by the bilinear transform.
+    It uses the accelerance of one degree of freedom, s² / (m (s² + 2 zeta w s + w²)), discretised by the bilinear transform.
     """
     angular = 2.0 * np.pi * frequency
     numerator, denominator = bilinear([1.0, 0.0, 0.0], [1.0, 2.0 * damping * angular, angular**2], fs=rate)

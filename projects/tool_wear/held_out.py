@@ -1,4 +1,4 @@
-"""Evaluation on the tools that training never saw: scores, pictures, and the report of a finished run."""
+"""Evaluation of a classifier on validation and test tools: scores, pictures and report."""
 
 import logging
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class HeldOut:
-    """Judges a model on the validation tools while it trains, and on the test tools in the report.
+    """Evaluates a model on the validation tools during training, and also on the test tools in the report.
 
     Args:
-        model: gives logits for raw windows; it is judged as it is at the time of each call.
+        model: gives logits for raw windows; each call evaluates its present weights.
         split: the windows.
         weights: weight of each class in the loss, shape (classes,), on the CPU.
-        baselines: fitted on the training part.
+        baselines: baselines of the training part.
     """
 
     def __init__(self, model: nn.Module, split: Split, weights: Tensor, baselines: Baselines) -> None:
@@ -51,8 +51,8 @@ class HeldOut:
     def report(self, folder: Path) -> dict[str, float]:
         """Write tables and figures of the validation and test tools into a folder, and return all scores.
 
-        Without test tools the scores are those of the validation tools, on which the best epoch was chosen; they are
-        then somewhat too good, and the log says so.
+        Without test tools there are only scores of the validation tools, which chose the best epoch. These are somewhat too
+        good, and a warning is logged.
         """
         scores: dict[str, float] = {}
         compared: dict[str, dict[str, float]] = {}
@@ -94,19 +94,19 @@ class HeldOut:
 
 
 def write_comparison(compared: dict[str, dict[str, float]], folder: Path) -> None:
-    """Write ``comparison.csv``, a row a method with its accuracy on each set, and log which is best on the validation tools."""
+    """Write ``comparison.csv``, one row per method with its accuracies, and log the best on the validation tools."""
     table = pd.DataFrame(compared).rename_axis("method")
     table.to_csv(folder / "comparison.csv", float_format="%.4f")
     best = better(compared["val"])
     logger.info(
-        "Best on the validation tools: %s.\n%s\nTake it away: python -m projects.tool_wear.export RUN_ID FOLDER",
+        "Best on the validation tools: %s.\n%s\nExport it: python -m projects.tool_wear.export RUN_ID FOLDER",
         best,
         table.to_string(float_format="%.3f"),
     )
 
 
 def better(accuracy: Mapping[str, float]) -> str:
-    """Return the method of the highest accuracy; the network where it is among several."""
+    """Return the method with the highest accuracy; of several, the network if it is among them."""
     return max(sorted(accuracy, key=lambda name: name != NETWORK), key=lambda name: accuracy[name])
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of a regression on the tools that training never saw: errors, intervals, pictures, and the report."""
+"""Evaluation of a regression on validation and test tools: errors, intervals, pictures and report."""
 
 import logging
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 class HeldOutWear:
-    """Judges a regression on the validation tools while it trains, and on the test tools in the report.
+    """Evaluates a regression on the validation tools during training, and also on the test tools in the report.
 
-    The intervals are calibrated on the validation tools, where their coverage is therefore no score: of the validation tools it
-    is that of the two outer quantiles as they are trained, ``val/quantile_coverage``.
+    The intervals are calibrated on the validation tools, so their coverage there is not a score. ``val/quantile_coverage`` is
+    the coverage of the two outer quantiles before calibration.
 
     Args:
-        model: it is judged as it is at the time of each call.
+        model: the network; each call evaluates its present weights.
         split: the windows; all have a wear.
-        loss: of the training.
-        baselines: fitted on the training part, calibrated on the validation part.
+        loss: the training loss.
+        baselines: baselines fitted on the training part and calibrated on the validation part.
         coverage: share of windows that an interval has to cover.
     """
 
@@ -62,8 +62,8 @@ class HeldOutWear:
     def report(self, folder: Path) -> dict[str, float]:
         """Write tables and figures of the validation and test tools into a folder, and return all scores.
 
-        Without test tools there is no coverage to report, and the errors are those of the tools on which the best epoch was
-        chosen; the log says so.
+        Without test tools there is no coverage to report, the errors are those of the tools that chose the best epoch, and a
+        warning is logged.
         """
         scores, rows = self._val_scores(), []
         for name, windows in (("val", self._split.val), ("test", self._split.test)):
@@ -79,7 +79,7 @@ class HeldOutWear:
         on_val = table[table["set"] == "val"].set_index("method")["mae_um"]
         logger.info(
             "Smallest mean error on the validation tools: %s. Intervals are meant to cover %g %% of the windows.\n%s\n"
-            "Take it away: python -m projects.tool_wear.export RUN_ID FOLDER",
+            "Export it: python -m projects.tool_wear.export RUN_ID FOLDER",
             lowest({str(method): float(mae) for method, mae in on_val.items()}),
             100.0 * self._coverage,
             table.to_string(index=False, float_format="%.3g", na_rep=""),
@@ -118,7 +118,7 @@ class HeldOutWear:
 
 
 def lowest(errors: Mapping[str, float]) -> str:
-    """Return the method of the smallest error; the network where it is among several."""
+    """Return the method with the smallest error; of several, the network if it is among them."""
     return min(
         sorted(errors, key=lambda name: name != NETWORK), key=lambda name: np.nan_to_num(errors[name], nan=np.inf)
     )

@@ -1,7 +1,7 @@
-"""Intervals of wear that hold for a stated share of the windows: split-conformal prediction.
+"""Intervals of wear that cover a given share of the windows: split-conformal prediction.
 
-A method is fitted on the training tools; its errors on the validation tools say how wide an interval has to be. If further
-windows are exchangeable with those of the validation tools, the interval covers their wear with the stated probability, whatever
+A method is fitted on the training tools; its errors on the validation tools determine the width of the interval. If further
+windows are exchangeable with those of the validation tools, the interval covers their wear with the given probability, whatever
 the method (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005; Lei et al., "Distribution-Free Predictive
 Inference for Regression", Journal of the American Statistical Association 113, 2018). Windows of another tool are
 exchangeable only as far as tools resemble one another, so reports measure the coverage on the test tools.
@@ -18,16 +18,16 @@ Array = NDArray[np.float64]
 
 
 def least_windows(coverage: float) -> int:
-    """Return how many validation windows an interval of this coverage needs; with fewer it would be infinite."""
+    """Return the least number of validation windows for this coverage; with fewer the interval would be infinite."""
     windows = math.ceil(coverage / (1.0 - coverage) - 1e-9)
     return max(windows, 1)
 
 
 def margin(scores: Array, coverage: float) -> float:
-    """Return the margin that covers: of n scores the one in place ceil((n + 1) * coverage), counted from the smallest.
+    """Return the margin: of n scores the ceil((n + 1) * coverage)-th smallest.
 
     Args:
-        scores: by how much the wear of each validation window lies outside its interval [um], negative inside; shape (n,).
+        scores: distance by which the wear of each validation window lies outside its interval [um], negative inside; shape (n,).
         coverage: share of further windows that have to lie inside, above 0 and below 1.
 
     Raises:
@@ -36,13 +36,13 @@ def margin(scores: Array, coverage: float) -> float:
     place = math.ceil((len(scores) + 1) * coverage - 1e-9)
     if place > len(scores):
         raise ValueError(
-            f"{len(scores)} scores for a coverage of {coverage:g}; {least_windows(coverage)} are the least"
+            f"{len(scores)} scores for a coverage of {coverage:g}. Expected at least {least_windows(coverage)}"
         )
     return float(np.sort(scores)[max(place, 1) - 1])
 
 
 def outside(wear: Array, lower: Array, upper: Array) -> Array:
-    """Return how far wear lies outside of intervals, negative inside [um]; all arrays have the shape (n,).
+    """Return the distance of wear from its interval [um], negative inside; all arrays have the shape (n,).
 
     It is the score of conformalised quantile regression (Romano, Patterson and Candès, NeurIPS 2019).
     """
@@ -50,15 +50,15 @@ def outside(wear: Array, lower: Array, upper: Array) -> Array:
 
 
 def widened(estimate: Array, lower: Array, upper: Array, by: float) -> tuple[Array, Array]:
-    """Return the limits of intervals moved outwards [um]; they keep the estimate between them, and stay at 0 or above."""
+    """Return interval limits moved outwards [um]; the estimate stays between them, and both are at least 0."""
     return np.maximum(np.minimum(lower - by, estimate), 0.0), np.maximum(np.maximum(upper + by, estimate), 0.0)
 
 
 class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn ships no types
-    """A regressor whose predictions get an interval of constant width from windows that it was not fitted on.
+    """A regressor with an interval of constant width, calibrated on windows that it was not fitted on.
 
     Args:
-        regressor: a scikit-learn pipeline, fitted: windows (N, T, C) to wear [um].
+        regressor: a fitted scikit-learn pipeline from windows (N, T, C) to wear [um].
         margin: half the width of the interval [um].
     """
 

@@ -1,4 +1,4 @@
-"""What a classifier adds to the state of its training, so that a checkpoint can also predict."""
+"""The part of a checkpoint that a classifier needs to predict."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,11 +13,11 @@ from projects.tool_wear.learner import Recipe
 from projects.tool_wear.places import Place
 
 OWN = "classifier"
-"""The name of the added part: best weights, classes, parameters, and whether there was validation data."""
+"""Name of this part: best weights, classes, parameters, and whether there was validation data."""
 
 
 class Position(NamedTuple):
-    """How far the training of a checkpoint was."""
+    """Progress of the training in a checkpoint."""
 
     epoch: int
     """Epochs done."""
@@ -28,7 +28,7 @@ class Position(NamedTuple):
 
 
 class Keeper:
-    """Adds to every state that is saved what predicting needs: the best epoch's weights, the classes, the parameters."""
+    """Adds the weights of the best epoch, the classes and the parameters to every saved state."""
 
     def __init__(self, saver: Saver, classes: NDArray[Any], parameters: Mapping[str, Any], *, validated: bool) -> None:
         self._saver = saver
@@ -40,17 +40,17 @@ class Keeper:
         }
 
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
-        """Save a state; where it is that of the best epoch so far, its weights are kept from now on."""
+        """Save a state, and remember its weights if they are the best so far."""
         if state["best"]["step"] == state["progress"]["step"]:
             self._own["best"] = {name: weight.detach().cpu().clone() for name, weight in state["model"].items()}
         self._saver.save(self.put_together(state), **facts)
 
     def put_together(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the state with what was added."""
+        """Return the state with the added part."""
         return {**state, OWN: dict(self._own)}
 
     def taken_apart(self, state: Mapping[str, Any], source: Place) -> dict[str, Any]:
-        """Return what the trainer knows of a state that was put together, and remember the rest.
+        """Return the trainer's part of such a state, and remember its best weights.
 
         Raises:
             StateMismatch, DataError: the state is not a classifier's, or was trained on other classes.
@@ -63,16 +63,16 @@ class Keeper:
 
 
 def before(state: Mapping[str, Any], recipe: Recipe) -> Recipe:
-    """Return a recipe without kernels and least steps where the checkpoint is of before these parameters."""
+    """Return the recipe; for a checkpoint from before kernels and ``epoch_steps``, without them."""
     recorded = state.get(OWN, {}).get("parameters")
     return recipe if recorded is None or "kernels" in recorded else replace(recipe, kernels=0, epoch_steps=1)
 
 
 def own_part(state: Mapping[str, Any], source: Place) -> Mapping[str, Any]:
-    """Return what the keeper added to a state.
+    """Return the classifier's part of a state.
 
     Raises:
-        StateMismatch: nothing was added: it is not a classifier's.
+        StateMismatch: the state is not a classifier's.
     """
     own: Mapping[str, Any] | None = state.get(OWN)
     if own is None:

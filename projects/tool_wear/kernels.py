@@ -1,4 +1,4 @@
-"""Random convolutions that are never trained, as features beside the LSTM."""
+"""Features of untrained random convolutions, beside the LSTM."""
 
 import math
 from typing import Self
@@ -12,7 +12,7 @@ LENGTH = 9
 
 
 GAIN = 4.0
-"""Length of the features of a window: beside an LSTM, shorter ones are learnt too slowly."""
+"""Norm of the features of a window; with a smaller one the head learns too slowly beside an LSTM."""
 
 
 class Kernels(nn.Module):
@@ -20,8 +20,8 @@ class Kernels(nn.Module):
 
     The transform of ROCKET (Dempster, Petitjean and Webb, Data Mining and Knowledge Discovery 34, 2020) with kernels of one
     length, padding on both sides, and dilations that are powers of two. On a few dozen windows a linear layer on such features
-    generalises where trained convolutions do not. Kernels and the moments of the features are buffers, so weights that
-    are loaded meet the kernels that they were trained on.
+    generalises where trained convolutions do not. Kernels and the moments of the features are buffers, so they are
+    saved and loaded with the weights that were trained on them.
 
     Args:
         weight: shape (dilations, kernels, C, 9), dilated by 1, 2, 4, …

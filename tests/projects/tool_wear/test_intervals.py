@@ -11,7 +11,7 @@ def test_so_many_windows_are_the_least_that_give_a_finite_interval(coverage: flo
     assert least_windows(coverage) == windows
     scores = np.arange(windows, dtype=np.float64)
     assert margin(scores, coverage) == windows - 1
-    with pytest.raises(ValueError, match=f"{windows} are the least"):
+    with pytest.raises(ValueError, match=f"Expected at least {windows}"):
         margin(scores[1:], coverage)
 
 
