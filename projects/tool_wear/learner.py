@@ -1,4 +1,4 @@
-"""From training windows to what is trained: network, loss, optimizer, and the order of the batches."""
+"""Network, loss, optimizer and batches for some training windows."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from projects.tool_wear.scaler import Scaler
 from projects.tool_wear.windows import Windows
 
 LEAST_BATCH = 8
-"""A batch is not made smaller than this to give an epoch more steps."""
+"""Smallest batch to which batches are reduced so that an epoch has more steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +42,17 @@ class Recipe:
 
     @classmethod
     def of(cls, source: object) -> Self:
-        """Return the recipe that the attributes of a configuration or of a classifier spell."""
+        """Return the recipe in the attributes of a configuration or of a classifier."""
         return cls(**{field.name: getattr(source, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
 class Learner:
-    """What is trained, and on what.
+    """A classifier with its training step and batches.
 
     Attributes:
         model: takes raw windows and gives logits.
-        step: trains it on a batch.
+        step: the training step.
         loader: the batches.
         weights: weight of each class in the loss, shape (classes,), on the CPU.
     """
@@ -64,11 +64,10 @@ class Learner:
 
     @classmethod
     def on(cls, train: Windows, recipe: Recipe) -> Self:
-        """Return a new network with what it needs to learn from these windows; weights follow from torch's seed.
+        """Return a new network, its step and its batches for these windows; torch's seed determines the weights.
 
         The scaler is fitted on these windows and part of the network. The learning rate is constant: warm-up and decay
-        were tried and reached no better loss on unseen tools, and a constant one needs no plan when ``epochs`` grows on a
-        resume.
+        reached no better loss on unseen tools, and a constant rate needs no plan when ``epochs`` grows on a resume.
         """
         classes = len(train.classes)
         model = network_on(train, classes, recipe)
@@ -88,13 +87,13 @@ class Learner:
 
 @dataclass(frozen=True)
 class WearLearner:
-    """What is trained where wear is estimated, and on what.
+    """A regression of wear with its training step and batches.
 
     Attributes:
         model: takes raw windows and gives quantiles of their wear [um].
-        step: trains it on a batch.
+        step: the training step.
         loader: the batches.
-        loss: of the quantiles, in standard deviations of the wear of the training windows.
+        loss: loss of the quantiles, in standard deviations of the wear of the training windows.
     """
 
     model: WearRegressor
@@ -104,11 +103,11 @@ class WearLearner:
 
     @classmethod
     def on(cls, train: Windows, recipe: Recipe, coverage: float) -> Self:
-        """Return a new network with what it needs to learn the wear of these windows, with the recipe of the classes.
+        """Return a new network, its step and its batches for the wear of these windows.
 
         Args:
             train: windows with a wear each.
-            recipe: ``balanced`` has no meaning here.
+            recipe: hyper-parameters; ``balanced`` has no effect.
             coverage: share of the windows between the two outer quantiles.
         """
         wear = torch.from_numpy(train.wear).double()
@@ -125,7 +124,7 @@ class WearLearner:
 
 
 def network_on(train: Windows, outputs: int, recipe: Recipe) -> WearLSTM:
-    """Return a new network with a scaler, and kernels where the recipe has some, that fit these windows."""
+    """Return a new network with a scaler, and kernels if the recipe has them, fitted to these windows."""
     scaler = Scaler.fitted(train.signals)
     return WearLSTM(
         scaler,
@@ -140,7 +139,7 @@ def network_on(train: Windows, outputs: int, recipe: Recipe) -> WearLSTM:
 def loader_on(
     train: Windows, targets: NDArray[np.int64] | NDArray[np.float32], recipe: Recipe
 ) -> mltrain.ResumableLoader:
-    """Return the batches of windows with their targets, shape (N,), as the recipe plans an epoch."""
+    """Return the batches of windows with their targets, shape (N,), in the epochs of the recipe."""
     batch_size, passes = epoch_plan(len(train), recipe.batch_size, recipe.epoch_steps)
     return mltrain.ResumableLoader(TrainingWindows(train, targets, recipe.gain_jitter, passes), batch_size)
 
@@ -148,16 +147,16 @@ def loader_on(
 def optimizer_with(
     model: WearLSTM, state: Mapping[str, Any], *, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of a network's parameters that has taken a state over."""
+    """Return an optimizer of a network's parameters with this state."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     optimizer.load_state_dict(dict(state))
     return optimizer
 
 
 def epoch_plan(windows: int, batch_size: int, least_steps: int) -> tuple[int, int]:
-    """Return the batch size and how often an epoch passes over the windows, so that it has at least so many steps.
+    """Return the batch size and the passes over the windows for an epoch of at least ``least_steps`` steps.
 
-    An epoch of one or two steps makes ``epochs`` and ``early_stopping_patience`` mean next to nothing. Smaller batches
+    With epochs of one or two steps, ``epochs`` and ``early_stopping_patience`` would have little meaning. Smaller batches
     come first, down to :data:`LEAST_BATCH`, since they also generalise better (Keskar et al., "On Large-Batch Training for
     Deep Learning", ICLR 2017); then several passes.
     """
@@ -171,13 +170,13 @@ def epoch_plan(windows: int, batch_size: int, least_steps: int) -> tuple[int, in
 
 
 class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Training windows; each time one is fetched, its channels get random gains, as sensors do when they are mounted anew.
+    """Training windows with random gains of their channels in every draw, like those of newly mounted sensors.
 
     Args:
         windows: the signals.
         targets: a class (int64) or wear [um] (float32) for each, shape (N,).
-        spread: standard deviation of the relative gain; its numbers come from torch's global generator.
-        passes: how often each window stands in an epoch.
+        spread: standard deviation of the relative gain; random numbers are from torch's global generator.
+        passes: number of times that each window is in an epoch.
     """
 
     def __init__(
@@ -209,7 +208,7 @@ class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Compute with so many CPU threads within a block; if ``None``, as torch is set."""
+    """Use this number of CPU threads within a block. If ``None``, torch's setting applies."""
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)
@@ -220,7 +219,7 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 def brief(measured: Mapping[str, float]) -> str:
-    """Return the metrics of an epoch that a line of the log has room for."""
+    """Return the main metrics of an epoch for a line of the log."""
     return ", ".join(
         f"{name} {measured[name]:.4g}" for name in ("train/loss", "val/loss", "val/accuracy") if name in measured
     )

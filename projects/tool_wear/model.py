@@ -17,8 +17,8 @@ from projects.tool_wear.scaler import Scaler
 class StackedLSTM(nn.LSTM):
     """An LSTM whose dropout between layers comes from torch's generator on every device.
 
-    cuDNN draws it from a generator of its own, which torch cannot save: a training that was resumed would go on with other
-    numbers. torch's own kernels are slower, and are used for training with dropout only.
+    cuDNN uses its own generator, which torch cannot save, so a resumed training would draw other numbers. torch's own kernels
+    are slower and are used only in training with dropout.
     """
 
     def forward(self, *inputs: Any) -> Any:
@@ -32,16 +32,15 @@ class StackedLSTM(nn.LSTM):
 class WearLSTM(nn.Module):
     """A stacked LSTM (Hochreiter and Schmidhuber, 1997), with random convolution kernels beside it.
 
-    The head sees the mean of the LSTM's states over time, which tells how strong the signals are over the whole window; the
-    last state, which tells how they went on; and the features of the kernels. Steps that are NaN are padding, and change
-    nothing.
+    The head sees the mean of the LSTM's states over time, for the strength of the signals over the whole window; the last state,
+    for their course; and the features of the kernels. Steps of NaN are padding and have no effect.
 
     Args:
-        scaler: normalisation of the C channels; it takes raw signals, and is saved with the weights.
-        classes: how many classes there are.
+        scaler: normalisation of the C raw channels, saved with the weights.
+        classes: number of outputs.
         hidden: width of the hidden state.
-        layers: how many LSTM layers are stacked.
-        dropout: share of the values dropped between the layers and before the head.
+        layers: number of LSTM layers.
+        dropout: dropout rate between the layers and before the head.
         kernels: random convolutions of the normalised signals. If ``None``, the head sees the LSTM alone.
     """
 
@@ -58,7 +57,7 @@ class WearLSTM(nn.Module):
         super().__init__()
         self.classes = classes
         self.scaler = scaler
-        # PyTorch warns when one layer alone is given a dropout, which it would only apply between layers.
+        # PyTorch warns of dropout with a single layer, because it only applies between layers.
         between = dropout if layers > 1 else 0.0
         self.lstm = StackedLSTM(scaler.mean.numel(), hidden, layers, batch_first=True, dropout=between)
         self.kernels = kernels
@@ -67,7 +66,7 @@ class WearLSTM(nn.Module):
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Self:
-        """Return a network with these weights, as its ``state_dict`` names them; its sizes are read off their shapes.
+        """Return a network with the weights of a ``state_dict``; their shapes determine its sizes.
 
         Raises:
             StateMismatch: they are not the weights of such a network.
@@ -108,10 +107,10 @@ def _has_kernels(weights: Mapping[str, Tensor]) -> bool:
 
 
 def class_weights(labels: NDArray[np.int64], classes: int) -> Tensor:
-    """Return a weight for each class, shape (classes,), so that all weigh the same in the loss: N / (classes * N_c).
+    """Return a weight for each class, shape (classes,), so that all classes have equal total weight: N / (classes * N_c).
 
-    It is the "balanced" rule of King and Zeng, "Logistic Regression in Rare Events Data" (2001). A class without a window
-    weighs nothing.
+    It is the "balanced" rule of King and Zeng, "Logistic Regression in Rare Events Data" (2001). A class without windows
+    has the weight 0.
     """
     counts = np.bincount(labels, minlength=classes)
     weights = np.divide(len(labels), classes * counts, out=np.zeros(classes), where=counts > 0)
@@ -122,7 +121,7 @@ def class_weights(labels: NDArray[np.int64], classes: int) -> Tensor:
 def logits_of(model: nn.Module, signals: NDArray[np.float32], batch_size: int = 512) -> Tensor:
     """Return the logits (N, classes) of raw signals (N, T, C) on the CPU, computed in batches on the model's device.
 
-    The model is put into evaluation mode, and back into the mode that it was in.
+    The model is in evaluation mode meanwhile, and then in its former mode.
     """
     device = next(model.parameters()).device
     training = model.training

@@ -1,4 +1,4 @@
-"""Windows in one NPZ file: ``X`` and ``y``, and what else is known of them.
+"""Windows in one NPZ file: signals, classes or wear, and metadata.
 
 ==================  =================  ==============================================================
 array               shape              meaning
@@ -38,14 +38,14 @@ def read(file: Path, windowing: Windowing | None = None, *, labelled: bool = Tru
     Args:
         file: the archive.
         windowing: class limits for a file without ``y``, and the unit of its wear. If ``None``, the defaults.
-        labelled: whether the file has to have ``y`` or ``wear``, as it has for a training.
+        labelled: whether the file must have ``y`` or ``wear``, as for a training.
 
     Raises:
-        DataError: the file cannot be read, or its arrays do not fit together; all that is wrong is listed.
+        DataError: the file cannot be read, or its arrays are inconsistent; the error lists all problems.
     """
     what = f"{file} does not hold windows"
     try:
-        # Opened here, because numpy leaves its own handle open when the archive turns out to be damaged.
+        # Opened here, because numpy does not close its own handle of a damaged archive.
         with file.open("rb") as stream, zipfile.ZipFile(stream):
             stream.seek(0)
             arrays: Arrays = dict(np.load(stream, allow_pickle=False))
@@ -87,7 +87,7 @@ def read(file: Path, windowing: Windowing | None = None, *, labelled: bool = Tru
 
 
 def write(file: Path, windows: Windows) -> None:
-    """Write windows so that :func:`read` gives them back. An interrupted write leaves a file that is refused."""
+    """Write windows for :func:`read`. A file from an interrupted write is refused."""
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays: Arrays = {
         "X": np.nan_to_num(windows.signals),
@@ -172,7 +172,7 @@ def _problems(arrays: Arrays) -> list[str]:
     if problems:
         return problems
     largest = float(np.finfo(np.float32).max)
-    unfinished = ~((np.abs(signals) <= largest) | _beyond(arrays)).all(axis=(1, 2))
+    unfinished = ~((np.abs(signals) <= largest) | _padding(arrays)).all(axis=(1, 2))
     if unfinished.any():
         padding = "" if "lengths" in arrays else ". Where NaN is padding, give lengths (N,)"
         problems.append(
@@ -183,7 +183,7 @@ def _problems(arrays: Arrays) -> list[str]:
 
 
 def _in_micrometres(arrays: Arrays, file: Path, windowing: Windowing) -> list[str]:
-    """Convert wear, tool by tool, and limits in the same unit to micrometres in place; return what prevents it."""
+    """Convert wear, tool by tool, and limits to micrometres in place; return the problems that prevent it."""
     if "wear" not in arrays:
         return []
     wear, tools, problems = arrays["wear"].astype(np.float64), arrays["groups"], []
@@ -210,7 +210,7 @@ def _in_micrometres(arrays: Arrays, file: Path, windowing: Windowing) -> list[st
 
 
 def _plain(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Return whole numbers as integers where these are expected, names as text without blanks, and lists as lists."""
+    """Return whole numbers as integers, names of tools as text without blanks, and lists with one axis."""
     if name in ("y", "cuts", "lengths", "groups"):
         whole = (
             np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and (array == np.round(array)).all()
@@ -229,7 +229,7 @@ def _plain(name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _tool_problems(tools: NDArray[Any]) -> list[str]:
-    """Return what is wrong with the names of tools: unknown ones, and two that are alike but for capitals and zeros."""
+    """Return the problems of the tools' names: missing ones, and names that differ only in capitals and zeros."""
     if not np.issubdtype(tools.dtype, np.str_):
         return [f"groups has to hold the name or number of a tool for each window, and holds {tools.dtype} or NaN"]
     names = sorted(set(tools.tolist()))
@@ -242,14 +242,14 @@ def _tool_problems(tools: NDArray[Any]) -> list[str]:
     for name in names:
         alike.setdefault(re.sub(r"(?<![\d.])0+(?=\d)", "", name.lower()), []).append(name)
     return problems + [
-        f"the tools {' and '.join(map(repr, same))} look like one that stands twice. Give one tool one name, and others names "
+        f"the tools {' and '.join(map(repr, same))} look like the same one. Give each tool one name, and different tools names "
         "that differ in more than capitals and leading zeros"
         for same in alike.values()
         if len(same) > 1
     ]
 
 
-def _beyond(arrays: Arrays) -> NDArray[np.bool_]:
+def _padding(arrays: Arrays) -> NDArray[np.bool_]:
     """Return which steps are padding, shape (N, T, 1)."""
     count, steps, _ = arrays["X"].shape
     lengths = arrays.get("lengths", np.full(count, steps))
@@ -257,7 +257,7 @@ def _beyond(arrays: Arrays) -> NDArray[np.bool_]:
 
 
 def _signals(arrays: Arrays) -> Signals:
-    return np.where(_beyond(arrays), np.float32(np.nan), arrays["X"].astype(np.float32))
+    return np.where(_padding(arrays), np.float32(np.nan), arrays["X"].astype(np.float32))
 
 
 def _names(arrays: Arrays, key: str, default: list[str]) -> tuple[str, ...]:
@@ -265,7 +265,7 @@ def _names(arrays: Arrays, key: str, default: list[str]) -> tuple[str, ...]:
 
 
 def _positions(groups: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the position of each window among those of its tool, from 1, in place of cuts that are not given."""
+    """Return the position of each window among those of its tool, from 1; it replaces missing cuts."""
     positions = np.zeros(len(groups), dtype=np.int64)
     for group in np.unique(groups):
         of_group = groups == group

@@ -44,10 +44,10 @@ class Cutter:
 
 
 def find(folder: Path) -> tuple[Cutter, ...]:
-    """Return the tools that have recordings below a folder, by number.
+    """Return the tools with recordings below a folder, by number.
 
     Raises:
-        DataError: there are none, or a cut, a tool or its wear file stands twice; all that is wrong is listed.
+        DataError: there are none, or a cut, a tool or its wear file appears twice; the error lists all problems.
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}. Give the folder that holds c1/c_1_001.csv and so on.")
@@ -79,10 +79,10 @@ def find(folder: Path) -> tuple[Cutter, ...]:
 
 
 def read(folder: Path, windowing: Windowing) -> Windows:
-    """Read the windows of all tools below a folder whose wear was measured; the others are named in the log.
+    """Read the windows of all tools with measured wear below a folder; a warning names the others.
 
     Raises:
-        DataError: no wear was measured, or files are damaged, too short or do not fit together; all of them are listed.
+        DataError: no tool has wear, or files are damaged, too short or inconsistent; the error lists all of them.
     """
     cutters = find(folder)
     without = [cutter.name for cutter in cutters if cutter.wear is None]
@@ -94,18 +94,18 @@ def read(folder: Path, windowing: Windowing) -> Windows:
 
 
 def read_unlabelled(folder: Path, windowing: Windowing) -> Windows:
-    """Read the windows of all tools below a folder, to predict their wear; no wear file is needed, and none is read.
+    """Read the windows of all tools below a folder for predictions, without their wear files.
 
     Raises:
-        DataError: files are damaged or too short; all of them are listed.
+        DataError: files are damaged or too short; the error lists all of them.
     """
     return _read([Cutter(cutter.name, cutter.cuts, None) for cutter in find(folder)], folder, windowing)
 
 
 def read_cached(folder: Path, windowing: Windowing, cache: Path) -> Windows:
-    """Read like :func:`read`, and keep the windows below ``cache``: 945 files of 200,000 lines take minutes.
+    """Read like :func:`read`, and cache the windows, because 945 files of 200,000 lines take minutes.
 
-    What is kept is used again as long as names, sizes and times of the files and the windowing are the same.
+    The cache is used as long as names, sizes and times of the files and the windowing are the same.
     """
     files = [file for cutter in find(folder) for file in (*cutter.cuts.values(), cutter.wear) if file is not None]
     listed = [(file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -113,21 +113,21 @@ def read_cached(folder: Path, windowing: Windowing, cache: Path) -> Windows:
     kept = cache / f"phm-{key}.npz"
     if kept.exists():
         try:
-            return npz.read(kept, Windowing(wear_unit="um"))  # whatever the unit of the tables was
+            return npz.read(kept, Windowing(wear_unit="um"))  # the cache is in um whatever the unit of the tables
         except DataError as error:
-            logger.warning("The kept windows are read anew: %s", error)
+            logger.warning("The cached windows are read anew: %s", error)
     started = time.monotonic()
     windows = read(folder, windowing)
     logger.info("Read %d files in %.0f s.", len(files), time.monotonic() - started)
     try:
         npz.write(kept, windows)
     except OSError as error:
-        logger.warning("The windows cannot be kept in %s, so the next start reads all files again: %s", cache, error)
+        logger.warning("The windows cannot be cached in %s, so the next start reads all files again: %s", cache, error)
     return windows
 
 
 def write_tool(folder: Path, number: int, recordings: Signals, wear: NDArray[np.floating]) -> None:
-    """Write the recordings (cuts, samples, 7) of a tool and the wear [um] of its flutes (cuts, teeth) in this layout."""
+    """Write the recordings (cuts, samples, 7) and the wear of the flutes (cuts, teeth) [um] of a tool."""
     below = folder / f"c{number}"
     below.mkdir(parents=True, exist_ok=True)
     for cut, recording in enumerate(recordings, start=1):
@@ -142,7 +142,7 @@ def write_tool(folder: Path, number: int, recordings: Signals, wear: NDArray[np.
 def write_sample(
     folder: Path, seed: int, *, tools: Sequence[int] = (1, 4, 6), cuts: int = 30, samples: int = 4000
 ) -> None:
-    """Write generated recordings at 50 kHz in this layout: a small folder to try the reader on."""
+    """Write a small folder of generated recordings at 50 kHz in this layout."""
     for number, stream in zip(tools, np.random.default_rng(seed).spawn(len(tools)), strict=True):
         tool = generator.draw_tool(stream)
         wear = generator.wear_of(tool, cuts, stream)
@@ -186,7 +186,7 @@ def _read(cutters: Sequence[Cutter], folder: Path, windowing: Windowing) -> Wind
 
 
 def _wear_by_cut(cutter: Cutter, windowing: Windowing) -> dict[int, float]:
-    """Return the wear [um] of every cut that has a recording; ValueError says what is wrong with the wear file."""
+    """Return the wear [um] of every cut with a recording; raise ValueError for a faulty wear file."""
     if cutter.wear is None:
         return dict.fromkeys(cutter.cuts, float("nan"))
     flutes = wear_table.read(cutter.wear, list(cutter.cuts), windowing.wear_unit)
@@ -194,10 +194,10 @@ def _wear_by_cut(cutter: Cutter, windowing: Windowing) -> dict[int, float]:
 
 
 def _windows_of(file: Path, factor: int, windowing: Windowing) -> Signals:
-    """Return the windows of one recording, (per_cut, steps, 7), from the middles of equal parts of it.
+    """Return the windows of one recording, (per_cut, steps, 7), from the middles of its equal parts.
 
-    So the entry into the workpiece and the exit from it, at the ends of a recording, are left out. ValueError says what is
-    wrong with the file.
+    This leaves out the ends of a recording, where the tool enters and leaves the workpiece. Raise ValueError for a faulty
+    file.
     """
     try:
         recording = pd.read_csv(file, header=None, dtype=np.float32).to_numpy()

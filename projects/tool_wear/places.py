@@ -1,6 +1,6 @@
-"""Where a classifier's training keeps its checkpoints: a file, an MLflow run, or nowhere.
+"""Places for a classifier's checkpoints: a file, an MLflow run, or none.
 
-A place is a value; it is opened for the length of one training.
+A place is a value, which each training opens.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ State = dict[str, Any]
 
 
 class Opened(NamedTuple):
-    """An open place: where to save, where to record, and how to go on from what is kept there."""
+    """An open place: saver, tracker, and a function that returns the state to resume from."""
 
     saver: Saver
     tracker: Tracker
@@ -32,7 +32,7 @@ class Place(Protocol):
     """A place for checkpoints."""
 
     def read(self) -> State:
-        """Return the newest state that is kept there, verified, and change nothing."""
+        """Return the newest state of the place, verified, and change nothing."""
         ...
 
     def opened(self) -> AbstractContextManager[Opened]:
@@ -41,10 +41,10 @@ class Place(Protocol):
 
 
 def resumed(word: str | Path | bool | None, checkpoint_path: str | Path | None) -> str | Path | None:
-    """Return where a training is resumed from: ``True`` means its own checkpoint, if there is one.
+    """Return the place to resume from; ``True`` means ``checkpoint_path``, if it has a checkpoint.
 
     Raises:
-        UsageError: ``True``, and no place for checkpoints is given.
+        UsageError: it is ``True`` without a ``checkpoint_path``.
     """
     if word is None or word is False:
         return None
@@ -58,7 +58,7 @@ def resumed(word: str | Path | bool | None, checkpoint_path: str | Path | None) 
 
 
 def place(word: str | Path | None) -> Place:
-    """Return the place that a user names: the id of a run or its first digits, unless a file is called so; else a file."""
+    """Return the named place: a run by its id or the first digits of it, else a file. An existing file has precedence."""
     if word is None:
         return Nowhere()
     if isinstance(word, str) and is_run_id(word) and not Path(word).exists():
@@ -68,15 +68,15 @@ def place(word: str | Path | None) -> Place:
 
 @dataclass(frozen=True)
 class Nowhere:
-    """No place: nothing is kept but what the classifier holds in memory."""
+    """No place: the state is only in memory."""
 
     def read(self) -> State:
-        """Raise UsageError: there is nothing to read."""
+        """Raise UsageError, because there is nothing to read."""
         raise UsageError("There is no checkpoint to resume from: give a file or the id of a run.")
 
     @contextmanager
     def opened(self) -> Iterator[Opened]:
-        """Open nothing."""
+        """Open a place that saves nothing."""
         yield Opened(NullSaver(), NullTracker(), self.read)
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Nowhere:
 
 @dataclass(frozen=True)
 class File:
-    """A file, replaced by every checkpoint; it needs no server."""
+    """A file that every checkpoint replaces, without a server."""
 
     path: Path
 
@@ -95,7 +95,7 @@ class File:
 
     @contextmanager
     def opened(self) -> Iterator[Opened]:
-        """Open the file for a training: every save replaces it as a whole."""
+        """Open the file for a training; every save replaces it atomically."""
         yield Opened(_InFile(self.path), NullTracker(), self.read)
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class File:
 
 @dataclass(frozen=True)
 class Run:
-    """An MLflow run: checkpoints are its artifacts, metrics its curves."""
+    """An MLflow run, with checkpoints as artifacts and metrics as curves."""
 
     id: str
 
@@ -146,5 +146,5 @@ class _InFile:
         self._path = path
 
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
-        """Write the file anew."""
+        """Replace the file."""
         checkpoint_file.write(self._path, state)

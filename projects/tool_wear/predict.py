@@ -1,7 +1,7 @@
-"""Wear classes, or wear in micrometres, of recordings that nobody measured, in Python or as a command::
+"""Wear classes, or wear in micrometres, of recordings without measured wear, in Python or as a command::
 
 mltrain pull RUN_ID --to model                        # the network; or
-python -m projects.tool_wear.export RUN_ID model      # whichever method is best on the validation tools
+python -m projects.tool_wear.export RUN_ID model      # the best method on the validation tools
 python -m projects.tool_wear.predict model recordings predictions.csv
 """
 
@@ -28,21 +28,21 @@ from projects.tool_wear.windows import Windows
 
 
 def predict(model: Path, recordings: Path) -> Results | Estimates:
-    """Return what a model that ``mltrain pull``, or an export, put into a folder makes of recordings.
+    """Return the predictions of a pulled or exported model for recordings.
 
     A model of ``target=wear`` gives :class:`~projects.tool_wear.estimates.Estimates`: wear [um] between two limits. A baseline
-    without probabilities, such as ROCKET, gives 1 to its class and 0 to the others.
+    without probabilities, such as ROCKET, gives its class the probability 1 and the others 0.
 
     Args:
-        model: that folder; its ``params.json`` says how recordings are cut into windows.
-        recordings: a folder in the layout of PHM 2010, whose wear files are not looked at, or an NPZ file.
+        model: folder that ``mltrain pull`` or an export wrote; its ``params.json`` has the settings of the windows.
+        recordings: a folder in the layout of PHM 2010, whose wear files are ignored, or an NPZ file.
 
     Raises:
-        DataError: the folder holds no model of this project, the recordings cannot be read, or have other channels.
+        DataError: the folder holds no model of this project, or the recordings cannot be read or have other channels.
     """
     files = sorted(model.glob("model*.safetensors"))
     if not files or not (model / "params.json").is_file():
-        raise DataError(f"{model} holds no pulled model. Pull one: mltrain pull RUN_ID --to {model}")
+        raise DataError(f"{model} holds no pulled model. Try: mltrain pull RUN_ID --to {model}")
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     config = Config.load(base=json.loads((model / "params.json").read_text(encoding="utf-8")))
     if recordings.is_file():
@@ -78,11 +78,9 @@ def _probabilities(baseline: Any, windows: Windows) -> NDArray[np.float64]:
 def main(arguments: list[str] | None = None) -> int:
     """Predict from the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m projects.tool_wear.predict", description=predict.__doc__)
-    parser.add_argument("model", type=Path, help="the folder that mltrain pull made")
-    parser.add_argument("recordings", type=Path, help="a folder in the layout of PHM 2010, or an NPZ file")
-    parser.add_argument(
-        "table", type=Path, help="the CSV file to write: a row a window, with all probabilities or limits"
-    )
+    parser.add_argument("model", type=Path, help="folder written by mltrain pull")
+    parser.add_argument("recordings", type=Path, help="folder in the layout of PHM 2010, or an NPZ file")
+    parser.add_argument("table", type=Path, help="CSV file to write: one row per window, with probabilities or limits")
     given = parser.parse_args(arguments)
     try:
         table = predict(given.model, given.recordings).predictions()

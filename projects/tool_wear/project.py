@@ -1,7 +1,7 @@
-"""Tool wear as a training: which windows, which network, how it is judged.
+"""Training of tool wear: windows, network and evaluation.
 
-``mltrain train tool_wear`` trains on generated tools; ``data_path=…`` on recordings in the layout of PHM 2010, or on an NPZ
-file. Every key is explained in ``config.yaml``.
+``mltrain train tool_wear`` trains on generated tools, and with ``data_path=…`` on recordings in the layout of PHM 2010 or on
+an NPZ file. ``config.yaml`` explains every key.
 """
 
 from collections.abc import Sequence
@@ -30,41 +30,45 @@ SYNTHETIC_VAL, SYNTHETIC_TEST = ("c5",), ("c6",)
 
 
 class Config(mltrain.Config):
-    """What tool wear has to know."""
+    """Target, data, network and training. ``config.yaml`` explains every key at length."""
 
     num_threads: int | None = Field(1, ge=1, description="Threads of torch on the CPU. Default: torch's own choice.")
     epochs: int = Field(25, ge=0, description="Total number of epochs, also when a run is resumed.")
-    early_stopping_patience: int | None = Field(10, ge=1, description="Evaluations without a lower val/loss.")
+    early_stopping_patience: int | None = Field(
+        10, ge=1, description="Stop after N evaluations without a lower val/loss."
+    )
 
-    target: Literal["class", "wear"] = Field("class", description="What is learnt: wear classes, or the wear in um.")
-    coverage: float = Field(0.9, ge=0.01, le=0.99, description="Share of windows in the interval of target=wear.")
+    target: Literal["class", "wear"] = Field("class", description="What to learn: wear classes, or the wear in um.")
+    coverage: float = Field(
+        0.9, ge=0.01, le=0.99, description="Share of windows that the interval of target=wear covers."
+    )
 
     data_path: Path | None = Field(None, description="A PHM-2010 folder or an NPZ file. Default: generated tools.")
-    cache_path: Path | None = Field(None, description="Where windows of a folder are kept. Default: the user's cache.")
+    cache_path: Path | None = Field(None, description="Folder for cached windows. Default: the user's cache folder.")
     data_seed: int = Field(0, ge=0, description="Seed of the generated tools.")
     cuts: int = Field(315, ge=2, description="Cuts in the life of a generated tool.")
     val_tools: tuple[str, ...] = Field((), description="Tools that choose the best epoch. Default: the last one.")
-    test_tools: tuple[str, ...] = Field((), description="Tools that only the report looks at.")
+    test_tools: tuple[str, ...] = Field((), description="Tools that only the report evaluates.")
 
     window_steps: int = Field(128, ge=8, description="Samples in a window.")
     rate: float = Field(5000.0, gt=0, description="Sampling rate of a window [Hz].")
     windows_per_cut: int = Field(2, ge=1, description="Windows cut from each recording.")
     wear_bins: tuple[float, ...] = Field((90.0, 140.0), min_length=1, description="Limits of the wear classes [um].")
     class_names: tuple[str, ...] = Field((), description="Names of the wear classes. Default: from their limits.")
-    wear_of: Literal["mean", "max"] = Field("mean", description="Which flank wear of the flutes decides.")
+    wear_of: Literal["mean", "max"] = Field("mean", description="Mean or largest flank wear of the flutes.")
     wear_unit: Literal["auto", "um", "mm"] = Field("auto", description="Unit of wear tables; auto recognises mm.")
 
     rocket_kernels: int = Field(2000, ge=0, description="Kernels of the baseline ROCKET in reports; 0 leaves it out.")
 
-    batch_size: int = Field(64, ge=1, description="Windows in a batch, at most.")
-    epoch_steps: int = Field(1, ge=1, description="Least steps of an epoch: smaller batches, then passes, make them.")
+    batch_size: int = Field(64, ge=1, description="Largest number of windows in a batch.")
+    epoch_steps: int = Field(1, ge=1, description="Least steps per epoch, by smaller batches, then more passes.")
     lr: float = Field(2e-3, gt=0, description="Learning rate of AdamW.")
     weight_decay: float = Field(0.1, ge=0, description="Weight decay of AdamW.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; larger ones are clipped.")
     hidden: int = Field(64, ge=1, description="Width of the LSTM.")
-    layers: int = Field(2, ge=1, description="Stacked LSTM layers.")
+    layers: int = Field(2, ge=1, description="Number of LSTM layers.")
     kernels: int = Field(0, ge=0, description="Random convolution kernels beside the LSTM; 0: none.")
-    dropout: float = Field(0.4, ge=0, lt=1, description="Between the layers and before the head.")
+    dropout: float = Field(0.4, ge=0, lt=1, description="Dropout rate between the layers and before the head.")
     balanced: bool = Field(True, description="Weigh classes in the loss by how rare they are.")
     gain_jitter: float = Field(0.03, ge=0, description="Random gain of each channel in training, as a relative spread.")
 
@@ -114,7 +118,7 @@ class Config(mltrain.Config):
         )
 
     def sample_data(self) -> dict[str, Path | str]:
-        """Return what generates the tools, without ``data_path``."""
+        """Return the expression that generates the tools; none if ``data_path`` is given."""
         if self.data_path is not None:
             return {}
         arguments = f"{self.windowing}, seed={self.data_seed}, cuts={self.cuts}"
@@ -149,20 +153,20 @@ def build(config: Config) -> mltrain.Task:
 
 
 def baselines_of(config: Config, split: Split) -> Baselines:
-    """Return the simple methods that a classifier is compared with."""
+    """Return the baselines of a classifier."""
     return Baselines(split.train, config.data_seed, config.rocket_kernels)
 
 
 def wear_baselines_of(config: Config, split: Split) -> WearBaselines:
-    """Return the simple methods that a regression of wear is compared with."""
+    """Return the baselines of a regression of wear."""
     return WearBaselines(split, config.coverage, config.data_seed, config.rocket_kernels)
 
 
 def split_of(config: Config) -> Split:
-    """Return the windows that a configuration names, split by tool; windows without the target are left out.
+    """Return the configured windows, split by tool, without those that lack the target.
 
     Raises:
-        DataError: they cannot be read, or not be split like this.
+        DataError: they cannot be read or split.
     """
     val, test = config.val_tools, config.test_tools
     if config.data_path is None and not (val or test):
@@ -171,7 +175,7 @@ def split_of(config: Config) -> Split:
 
 
 def known_of(config: Config) -> Windows:
-    """Return the windows that a configuration names and whose target, class or wear, is known.
+    """Return the configured windows with a known target, class or wear.
 
     Raises:
         DataError: they cannot be read, or there are none.
@@ -196,7 +200,7 @@ def split_known(config: Config, windows: Windows, val: Sequence[str], test: Sequ
     """Split the windows of :func:`known_of` into those of the named tools, and all others to train on.
 
     Raises:
-        DataError: they cannot be split like this, or too few are left to calibrate an interval.
+        DataError: they cannot be split, or too few are left to calibrate an interval.
     """
     split = split_by_tool(windows, val, test)
     least = least_windows(config.coverage)
@@ -212,7 +216,7 @@ def split_known(config: Config, windows: Windows, val: Sequence[str], test: Sequ
 
 
 def windows_of(config: Config) -> Windows:
-    """Return all windows that a configuration names, also those without a class.
+    """Return all configured windows, also those without a class.
 
     Raises:
         DataError: they cannot be read.

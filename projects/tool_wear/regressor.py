@@ -17,19 +17,19 @@ OUTPUTS = 3
 """The lower quantile, the median, and the upper quantile."""
 
 MEDIAN = 1
-"""The place of the median among the outputs."""
+"""Index of the median among the outputs."""
 
 
 class WearRegressor(nn.Module):
-    """Estimates quantiles of the wear of a window: the median, and one on either side of it that never crosses it.
+    """Estimates the median of the wear of a window and a quantile on either side, which never crosses it.
 
     Args:
-        network: three outputs for raw signals.
-        mean: of the wear of the training windows [um], shape ().
-        std: its standard deviation [um], shape (); 0 counts as 1.
+        network: gives three outputs for raw signals.
+        mean: mean wear of the training windows [um], shape ().
+        std: standard deviation of that wear [um], shape (); 0 counts as 1.
 
     Attributes:
-        margin: by how much the outer quantiles are moved outwards to make an interval [um], shape (); an evaluation sets it
+        margin: distance by which an interval extends beyond the outer quantiles [um], shape (). An evaluation sets it
             from the validation windows, and it is saved with the weights.
     """
 
@@ -46,7 +46,7 @@ class WearRegressor(nn.Module):
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Self:
-        """Return a network with these weights, as its ``state_dict`` names them; its sizes are read off their shapes.
+        """Return a network with the weights of a ``state_dict``; their shapes determine its sizes.
 
         Raises:
             StateMismatch: they are not the weights of such a network.
@@ -73,7 +73,7 @@ class WearInterval(nn.Module):
         self.model = model
 
     def forward(self, signals: Tensor) -> Tensor:
-        """Return limits with the margin of the network, as :func:`projects.tool_wear.intervals.widened` makes them."""
+        """Return limits with the margin of the network, like :func:`projects.tool_wear.intervals.widened`."""
         lower, median, upper = self.model(signals).unbind(dim=1)
         limits = (torch.minimum(lower - self.model.margin, median), torch.maximum(upper + self.model.margin, median))
         return torch.stack([limits[0], median, limits[1]], dim=1).clamp(min=0.0)
@@ -85,7 +85,7 @@ class PinballLoss:
 
     Attributes:
         levels: the quantile that each output estimates, from 0 to 1.
-        unit: the loss is given in multiples of this wear [um].
+        unit: unit of the loss [um].
     """
 
     levels: tuple[float, ...]
@@ -93,7 +93,7 @@ class PinballLoss:
 
     @classmethod
     def around(cls, coverage: float, unit: float) -> Self:
-        """Return the loss of a median with an interval that leaves the same share out on either side."""
+        """Return the loss of the median and of an interval with equal shares outside on either side."""
         return cls(((1.0 - coverage) / 2.0, 0.5, (1.0 + coverage) / 2.0), unit)
 
     def __call__(self, quantiles: Tensor, wear: Tensor) -> Tensor:
@@ -107,5 +107,5 @@ class MedianError(MeanAbsoluteError):
     """Mean absolute error of the median."""
 
     def update(self, preds: Tensor, target: Tensor) -> Any:
-        """Take quantiles (N, 3) and wear (N,) into account, both in um."""
+        """Add quantiles (N, 3) and wear (N,), both in um."""
         return super().update(preds[:, MEDIAN].contiguous(), target)

@@ -1,4 +1,4 @@
-"""What a classifier makes of a set of windows: scores, tables, and the files that a user takes away."""
+"""Predicted classes of windows, with their scores, tables and files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ NETWORK = "LSTM"
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """Windows, and the probability of each class for each of them, shape (N, classes)."""
+    """Windows with the probabilities of their classes, shape (N, classes)."""
 
     windows: Windows
     probabilities: NDArray[np.float64]
@@ -42,7 +42,7 @@ class Results:
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """Windows by true class (row) and predicted class (column); those without a class are in none."""
+        """Number of windows by true class (row) and predicted class (column), of those with a known class."""
         counts = np.zeros((len(self._classes), len(self._classes)), dtype=np.int64)
         labelled = self.windows.labels != UNLABELLED
         np.add.at(counts, (self.windows.labels[labelled], self.predicted[labelled]), 1)
@@ -51,7 +51,7 @@ class Results:
     def scores(self) -> dict[str, float]:
         """Return accuracy, its mean over the classes, macro F1 and the mean negative log-likelihood.
 
-        The mean over the classes (balanced accuracy) and F1 leave classes out that no window has and none was given.
+        The mean over the classes (balanced accuracy) and F1 ignore classes that are neither true nor predicted.
         """
         truth, rows = self.windows.labels, self.confusion
         present = rows.sum(axis=1) > 0
@@ -64,7 +64,7 @@ class Results:
         }
 
     def per_class(self) -> pd.DataFrame:
-        """Return precision, recall, F1 and the number of windows of each class; what divides by zero is 0."""
+        """Return precision, recall, F1 and the number of windows of each class; undefined values are 0."""
         precision, recall, f1, support = precision_recall_fscore_support(
             self.windows.labels, self.predicted, labels=self._classes, zero_division=0.0
         )
@@ -103,11 +103,11 @@ class Results:
 
 
 def comparison(accuracy: float, baselines: Mapping[str, float]) -> str:
-    """Return one line that puts the network's accuracy beside that of the baselines."""
+    """Return a line with the accuracies of the network and of the baselines."""
     others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     return f"accuracy: {NETWORK} {accuracy:.3f} ({others})"
 
 
 def method_key(score: str, method: str) -> str:
-    """Return the metric that holds a score of a method: that of the network has no suffix."""
+    """Return the metric name of a method's score; that of the network has no suffix."""
     return score if method == NETWORK else f"{score}_{method.lower().replace(' ', '_')}"

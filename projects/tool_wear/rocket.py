@@ -15,15 +15,15 @@ class RocketFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc] # s
 
     ROCKET: Dempster, Petitjean and Webb, "ROCKET: exceptionally fast and accurate time series classification using random
     convolutional kernels", Data Mining and Knowledge Discovery 34 (2020); the kernels are those of pyts. Each channel has kernels
-    of its own. Channels are standardised over all windows, not window by window: how strong a signal is tells of wear.
+    of its own. Channels are standardised over all windows, not window by window, because strength depends on wear.
 
     Args:
-        kernels: of all channels together. The authors take 10,000; 2,000 cost a fifth.
-        seed: of the kernels.
+        kernels: number of kernels of all channels together. The authors use 10,000; 2,000 cost a fifth.
+        seed: seed of the kernels.
 
     Attributes:
-        mean_, std_: of each channel, shape (C,).
-        steps_: T of the windows that it was fitted on; shorter windows are padded to it.
+        mean_, std_: mean and standard deviation of each channel, shape (C,).
+        steps_: number T of steps in the fitted windows; shorter windows are padded to it.
         channels_: a ROCKET of pyts for each channel.
     """
 
@@ -32,15 +32,15 @@ class RocketFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc] # s
         self.seed = seed
 
     def fit(self, signals: NDArray[np.float32], labels: Any = None) -> Self:
-        """Draw the kernels, and learn the spread of each channel; steps of NaN are padding."""
-        from pyts.transformation import ROCKET  # it compiles its kernels when it is imported, which takes seconds
+        """Draw the kernels, and compute mean and standard deviation of each channel; steps of NaN are padding."""
+        from pyts.transformation import ROCKET  # the import compiles its kernels, which takes seconds
 
         self.mean_ = np.nanmean(signals, axis=(0, 1), dtype=np.float64)
         spread = np.nanstd(signals, axis=(0, 1), dtype=np.float64)
         self.std_ = np.where(spread > 1e-7 * np.abs(self.mean_), spread, 1.0)
         _, self.steps_, channels = signals.shape
         each = -(-self.kernels // channels)
-        # A window shorter than every kernel has one of its own length; a kernel has to have two weights.
+        # A window shorter than every kernel gets kernels of its own length, at least two weights.
         sizes = [size for size in KERNEL_SIZES if size <= self.steps_] or [max(self.steps_, 2)]
         self.steps_ = max(self.steps_, 2)
         self.channels_ = [

@@ -1,4 +1,4 @@
-"""Normalisation of the channels, learnt from the training windows and kept with the weights."""
+"""Normalisation of the channels, fitted on the training windows and saved with the weights."""
 
 from typing import Self
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class Scaler(nn.Module):
     """Subtracts a mean from every channel and divides by a standard deviation.
 
-    It is a module without parameters: mean and standard deviation are buffers, so they are in the state of the model that it
-    stands in front of, and a model that is loaded can never meet the wrong normalisation.
+    It is a module without parameters. Mean and standard deviation are buffers, so they are part of the model's state, and a
+    loaded model always has the right normalisation.
     """
 
     mean: Tensor
@@ -26,14 +26,14 @@ class Scaler(nn.Module):
 
     @classmethod
     def fitted(cls, signals: NDArray[np.floating]) -> Self:
-        """Return the scaler of these windows, shape (N, T, C), which have to be training windows and no others.
+        """Return the scaler of windows (N, T, C), which should be training windows only.
 
         The moments are taken in double precision over windows and time, without padding; a constant channel is only centred.
         """
         padded = bool(np.isnan(signals).any())
         mean = (np.nanmean if padded else np.mean)(signals, axis=(0, 1), dtype=np.float64)
         std = (np.nanstd if padded else np.std)(signals, axis=(0, 1), dtype=np.float64)
-        # Rounding leaves a constant channel a spread of about 1e-16 of its mean, which must not be blown up to 1.
+        # By rounding a constant channel has a deviation of about 1e-16 of its mean, which must not be scaled to 1.
         std = np.where(std > 1e-7 * np.abs(mean), std, 0.0)
         return cls(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
 

@@ -1,4 +1,4 @@
-"""Windows of generated tools, for where there are no recordings."""
+"""Windows of generated tools, in place of recordings."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ TOOLS = ("c1", "c4", "c5", "c6")
 """The tools of PHM 2010 whose wear was measured, and c5 to choose the best epoch on."""
 
 _OVERSAMPLING = 5
-"""Recordings are made at this multiple of a window's rate: edges enter and leave within a few samples."""
+"""Sampling rate of generated recordings as a multiple of a window's rate, because edges enter within a few samples."""
 
 
 def generate(windowing: Windowing, seed: int, *, tools: Sequence[str] = TOOLS, cuts: int = generator.LIFE) -> Windows:
     """Return windows of tools that wear out within ``cuts`` cuts.
 
-    Each tool has its own stream of random numbers, so leaving one out leaves those before it as they are.
+    Each tool has its own stream of random numbers, so the tools before one that is left out do not change.
     """
     recordings, worn = [], []
     for stream in np.random.default_rng(seed).spawn(len(tools)):

@@ -1,4 +1,4 @@
-"""What simple methods reach when wear is estimated in micrometres: the measure of what the network adds."""
+"""Simple regressors of wear in micrometres, to compare the network with."""
 
 from typing import Any
 
@@ -16,26 +16,26 @@ from projects.tool_wear.rocket import RocketFeatures
 from projects.tool_wear.windows import Split, Windows
 
 QUICK = ("mean", "ridge", "random forest")
-"""Baselines that cost next to nothing; the pictures of every epoch name them."""
+"""Cheap baselines, which the pictures of every epoch name."""
 
 _STRENGTHS = np.logspace(-3, 3, 10)
 
 
 class WearBaselines:
-    """Simple regressors, each fitted on the training windows, and given an interval on the validation windows, when asked for.
+    """Simple regressors, each fitted on the training and calibrated on the validation windows when first used.
 
-    ``mean`` is that of the training windows; ``ridge`` and ``random forest`` see mean, standard deviation and maximum of each
-    channel; ``ROCKET`` is ridge regression on random convolution kernels
+    ``mean`` is the mean wear of the training windows; ``ridge`` and ``random forest`` see mean, standard deviation and maximum
+    of each channel; ``ROCKET`` is ridge regression on random convolution kernels
     (:class:`~projects.tool_wear.rocket.RocketFeatures`).
 
     Args:
         split: windows with a wear each.
         coverage: share of windows that an interval has to cover.
-        seed: of random forest and kernels.
-        kernels: of ROCKET; 0 leaves it out.
+        seed: seed of random forest and kernels.
+        kernels: number of kernels of ROCKET; 0 leaves it out.
 
     Attributes:
-        names: of all baselines.
+        names: names of all baselines.
     """
 
     def __init__(self, split: Split, coverage: float, seed: int = 0, kernels: int = 2000) -> None:
@@ -47,7 +47,7 @@ class WearBaselines:
         self._fitted: dict[str, ConformalRegressor] = {}
 
     def fitted(self, name: str) -> ConformalRegressor:
-        """Return a baseline that takes raw windows (N, T, C) and gives wear [um] with an interval."""
+        """Return a fitted baseline from raw windows (N, T, C) to wear [um] with an interval."""
         if name not in self._fitted:
             train, val = self._split.train, self._split.val
             regressor = _new(name, self._seed, self._kernels).fit(train.signals, train.wear.astype(np.float64))
@@ -57,7 +57,7 @@ class WearBaselines:
         return self._fitted[name]
 
     def estimates(self, name: str, windows: Windows) -> Estimates:
-        """Return what a baseline estimates for windows."""
+        """Return the estimates of a baseline for windows."""
         return Estimates.by(self.fitted(name), windows)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of estimated wear: for the run's page while it trains, and as files afterwards."""
+"""Pictures of estimated wear, for the run during training and for the report."""
 
 import numpy as np
 from matplotlib.figure import Figure

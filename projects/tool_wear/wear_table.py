@@ -1,4 +1,4 @@
-"""Tables of flank wear: a row a cut, a column a flute, in micrometres or millimetres."""
+"""Tables of flank wear, one row per cut and one column per flute, in micrometres or millimetres."""
 
 import logging
 import re
@@ -18,23 +18,23 @@ Unit = Literal["auto", "um", "mm"]
 Array = NDArray[np.float64]
 
 SURELY_MM = 1.0
-"""A largest wear below this number is in mm: a tool that is worn out has a hundred or more micrometres of wear."""
+"""A largest wear below this number is in mm, because a worn tool has a hundred or more micrometres of wear."""
 
 SURELY_UM = 5.0
 """A largest wear from this number on is in um; between the two limits it could be a new tool or one worn by 1 to 5 mm."""
 
 
 def read(file: Path, cuts: Sequence[int], unit: Unit = "auto") -> dict[int, Array]:
-    """Return the wear of every flute [um], shape (flutes,), at each of the cuts that have a recording.
+    """Return the wear of every flute [um], shape (flutes,), at each of the given cuts.
 
     Args:
-        file: CSV with the header ``cut,flute_1,…``, in any letters; other columns are ignored.
-        cuts: cuts that have to be in the table; others in it are ignored.
-        unit: of the table; see :func:`micrometres`.
+        file: CSV file with the header ``cut,flute_1,…`` in upper or lower case; other columns are ignored.
+        cuts: cuts that must be in the table; others in it are ignored.
+        unit: unit of the table; see :func:`micrometres`.
 
     Raises:
-        ValueError: the file cannot be read, a column or a cut is missing or stands twice, a cut is no whole number, a wear is no
-            measurement, or the unit of the wear is not the same everywhere.
+        ValueError: the file cannot be read, a column or a cut is missing or appears twice, a cut is not a whole number, a wear
+            is not a number from 0 up, or the wear is in several units.
     """
     columns, rows = _cells(file)
     twice = sorted(
@@ -63,13 +63,13 @@ def read(file: Path, cuts: Sequence[int], unit: Unit = "auto") -> dict[int, Arra
 
 
 def micrometres(wear: Array, unit: Unit, source: str) -> Array:
-    """Return wear in micrometres, and log a warning where ``auto`` takes it for millimetres.
+    """Return wear in micrometres, and log a warning if ``auto`` assumes millimetres.
 
     Args:
-        wear: of any shape; NaN where it is not known.
-        unit: that of ``wear``. ``auto`` takes it for mm if the largest is below :data:`SURELY_MM`, and for um if it is
+        wear: wear of any shape; NaN if unknown.
+        unit: unit of ``wear``. ``auto`` assumes mm if the largest is below :data:`SURELY_MM`, and um if it is
             :data:`SURELY_UM` or more.
-        source: names the data in the warning.
+        source: name of the data in the warning.
 
     Raises:
         ValueError: ``auto`` cannot tell: the largest wear lies between the two limits.
@@ -93,7 +93,7 @@ def micrometres(wear: Array, unit: Unit, source: str) -> Array:
 
 
 def mixed_units(tools: NDArray[np.str_], cuts: NDArray[np.int64], wear: Array) -> list[str]:
-    """Return a sentence for each tool whose wear is in two units, judged in the order of its cuts; all arrays are (N,)."""
+    """Return a sentence for each tool whose wear, in the order of its cuts, is in two units; all arrays are (N,)."""
     problems = []
     for tool in dict.fromkeys(tools.tolist()):
         own = tools == tool
@@ -104,7 +104,7 @@ def mixed_units(tools: NDArray[np.str_], cuts: NDArray[np.int64], wear: Array) -
 
 
 def limits_problem(limits: Sequence[float]) -> str:
-    """Return what is wrong with limits of wear classes [um], or nothing."""
+    """Return the problem of limits of wear classes [um], or an empty text."""
     given = ", ".join(f"{limit:g}" for limit in limits)
     if not np.isfinite(limits).all() or min(limits, default=1.0) <= 0:
         return f"limits of wear are numbers above 0 um, and these are {given}"
@@ -119,7 +119,7 @@ def limits_problem(limits: Sequence[float]) -> str:
 
 
 def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header, in small letters, and the cells of all rows."""
+    """Return the header in lower case, and the cells of all rows."""
     try:
         table = pd.read_csv(
             file, header=None, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
@@ -134,9 +134,9 @@ def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _mixed(wear: Array, columns: Sequence[str]) -> str:
-    """Return why wear (cuts, columns) in the order of its cuts is not in one unit, or nothing.
+    """Return the reason why wear (cuts, columns) in the order of its cuts is in two units, or an empty text.
 
-    Wear grows: it neither falls from micrometres to below one, nor rises from below one by a hundred times in one cut.
+    Wear grows: it neither falls from micrometres to below one, nor rises a hundredfold from below one in one cut.
     """
     largest = wear.max(axis=0, initial=0.0)
     small = [name for name, most in zip(columns, largest, strict=True) if 0 < most < SURELY_MM]

@@ -1,4 +1,4 @@
-"""Windows of sensor signals with their wear classes: how they are cut from recordings, and split by tool."""
+"""Windows of sensor signals with their wear classes, cut from recordings and split by tool."""
 
 import re
 from collections.abc import Sequence
@@ -17,29 +17,29 @@ Signals = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 UNLABELLED = -1
-"""The label of a window whose wear is not known."""
+"""The label of a window without known wear."""
 
 _FILTER_REACH = 10
 """Decimated samples that the anti-aliasing filter sees on either side of one: half of its 20 q + 1 taps."""
 
 _MOST_PROBLEMS = 20
-"""As many problems are listed in one error; the rest are counted."""
+"""Largest number of problems listed in one error; the rest are counted."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Windows:
-    """Windows in the order of their cuts, each with its class and where it comes from.
+    """Windows in the order of their cuts, each with its class, tool and cut.
 
     Attributes:
         signals: shape (N, T, C), float32, in the units of the sensors; windows shorter than T end in steps of NaN.
         labels: shape (N,), int64: a class, or :data:`UNLABELLED`.
-        tools: shape (N,), str: the tool that a window was recorded on. Sets are split by it.
+        tools: shape (N,), str: the tool of each window, by which sets are split.
         cuts: shape (N,), int64: the cut of that tool, from 1.
-        wear: shape (N,), float32: flank wear [um], NaN where it is not known.
+        wear: shape (N,), float32: flank wear [um], NaN if unknown.
         channels: names of the C channels.
         classes: names of the classes.
-        rate: sampling rate of the signals [Hz], where it is known.
-        bins: limits of wear between the classes [um], where it is wear that decides.
+        rate: sampling rate of the signals [Hz]; ``None`` if unknown.
+        bins: limits of wear between the classes [um]; empty if the classes are not of wear.
     """
 
     signals: Signals
@@ -56,7 +56,7 @@ class Windows:
         return len(self.signals)
 
     def where(self, chosen: NDArray[np.bool_]) -> Self:
-        """Return the windows that are chosen by a boolean array of shape (N,)."""
+        """Return the windows chosen by a boolean array of shape (N,)."""
         return replace(
             self,
             signals=self.signals[chosen],
@@ -83,14 +83,14 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True)
 class Windowing:
-    """How recordings are cut into windows, and which wear makes which class.
+    """Settings of windows and of wear classes.
 
     Attributes:
         steps: length of a window in samples.
-        rate: sampling rate of a window [Hz]; recordings are made at a multiple of it, and decimated.
-        per_cut: windows of each cut.
+        rate: sampling rate of a window [Hz]; recordings at a multiple of it are decimated.
+        per_cut: number of windows per cut.
         bins: limits of the wear classes [um], rising.
-        wear_of: which flank wear decides, the mean over the flutes (as in ISO 8688-2) or the largest.
+        wear_of: flank wear of a cut, the mean over the flutes (as in ISO 8688-2) or the largest.
         wear_unit: unit of the wear tables; ``auto`` recognises mm by values that are too small for um.
         class_names: one more than there are limits. If empty, see :attr:`classes`.
     """
@@ -115,10 +115,10 @@ class Windowing:
         return (f"< {limits[0]} um", *between, f">= {limits[-1]} um")
 
     def factor(self, rate: float) -> int:
-        """Return how many samples of a recording at ``rate`` [Hz] become one.
+        """Return the decimation factor for recordings at ``rate`` [Hz].
 
         Raises:
-            DataError: that is no whole number.
+            DataError: it is not a whole number.
         """
         factor = round(rate / self.rate)
         if factor < 1 or abs(factor * self.rate - rate) > 1e-6 * rate:
@@ -129,7 +129,7 @@ class Windowing:
         return factor
 
     def samples(self, factor: int) -> int:
-        """Return the samples of a recording that one window is cut from, decimated by ``factor``."""
+        """Return the number of samples of a recording for one window, decimated by ``factor``."""
         return self.steps if factor == 1 else (self.steps + 2 * _FILTER_REACH) * factor
 
     def decimated(self, recording: NDArray[np.floating], factor: int) -> Signals:
@@ -145,12 +145,12 @@ class Windowing:
         return np.ascontiguousarray(recording[..., first : first + self.steps, :], dtype=np.float32)
 
     def wear(self, flutes: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the wear that decides [um], shape (cuts,), from that of the flutes, shape (cuts, teeth)."""
+        """Return the wear of each cut [um], shape (cuts,), from that of the flutes, shape (cuts, teeth)."""
         reduced = flutes.mean(axis=1) if self.wear_of == "mean" else flutes.max(axis=1)
         return np.asarray(reduced, dtype=np.float64)
 
     def labels(self, wear: NDArray[np.floating]) -> Labels:
-        """Return the class of each wear [um]: how many limits it has reached; that of NaN is :data:`UNLABELLED`."""
+        """Return the class of each wear [um], the number of limits reached; :data:`UNLABELLED` for NaN."""
         return np.where(np.isnan(wear), UNLABELLED, np.digitize(wear, self.bins)).astype(np.int64)
 
 
@@ -166,11 +166,10 @@ def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str]
     """Split into the tools named for validation and test, and all others for training.
 
     Windows of one cut resemble one another more than the same wear on another tool does, so a split by window would
-    measure memory. Where ``val`` is empty, the last tool that is not in ``test`` validates.
+    measure memory. If ``val`` is empty, the last tool that is not in ``test`` is used for validation.
 
     Raises:
-        DataError: a tool that is not there or is named twice, no tool left to train on, or a class that no training
-            window has.
+        DataError: a tool is missing or named twice, no tool is left to train on, or a class has no training window.
     """
     names = windows.tool_names
     if not names:
@@ -207,13 +206,13 @@ def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str]
 
 
 def _similar(tool: str, names: Sequence[str]) -> str:
-    """Return a question for the only tool that differs in capitals or leading letters alone, else for the nearest one."""
+    """Suggest the only tool that differs just in capitals or leading letters, else the nearest name."""
     alike = [name for name in names if name.lower() == tool.lower() or re.sub(r"^\D+", "", name) == tool]
     return f" Did you mean {alike[0]!r}?" if len(alike) == 1 else nearest(tool, names)
 
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:
-    """Return a key by which digits in names sort as the numbers that they are; names of the same number stay apart."""
+    """Return a key that sorts digits in names as numbers, and keeps names of the same number apart."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
 
@@ -228,7 +227,7 @@ def padded(windows: Sequence[NDArray[np.floating]]) -> Signals:
 
 
 def refuse(what: str, problems: Sequence[str]) -> NoReturn:
-    """Refuse data for all the problems that it has, in one error.
+    """Raise one error with all problems of some data.
 
     Raises:
         DataError: always.

@@ -226,4 +226,4 @@ def test_a_cache_that_cannot_be_written_stops_nobody(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     assert len(phm.read_cached(sample, WINDOWING, tmp_path / "file")) == 36
-    assert "cannot be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
