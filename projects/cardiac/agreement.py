@@ -26,7 +26,7 @@ def endpoint_error(field: Tensor, true: Tensor, within: Tensor) -> float:
 def hd95(one: Tensor, other: Tensor, pixel_mm: float) -> float | None:
     """95th percentile of the distances between the contours of two masks (H, W), in mm; ``None`` if one is empty.
 
-    The larger of both directions, as in MONAI, whose own function warns of what it uses itself.
+    The larger of both directions, as in MONAI, whose own function logs warnings about its own calls.
     """
     if not (one.any() and other.any()):
         return None

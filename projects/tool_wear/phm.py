@@ -69,7 +69,7 @@ def find(folder: Path) -> tuple[Cutter, ...]:
         folders = sorted({str(file.parent.relative_to(folder)) for file in of_tool.values()})
         if len(folders) > 1 and not problems:
             problems.append(
-                f"tool c{tool} stands twice: {', '.join(folders)} hold cuts of it. Put the cuts of one tool into one folder"
+                f"tool c{tool} appears twice: {', '.join(folders)} hold cuts of it. Put the cuts of one tool into one folder"
             )
     if not cuts:
         problems.append("it has no recording called c_<tool>_<cut>.csv, such as c1/c_1_001.csv, at any depth")

@@ -41,7 +41,7 @@ def read(file: Path, cuts: Sequence[int], unit: Unit = "auto") -> dict[int, Arra
         {column for column in columns if columns.count(column) > 1} & {"cut", *filter(_FLUTE.fullmatch, columns)}
     )
     if twice:
-        raise ValueError(f"the columns {', '.join(twice)} stand twice. Leave one of each")
+        raise ValueError(f"the columns {', '.join(twice)} appear twice. Leave one of each")
     flutes = [column for column in columns if _FLUTE.fullmatch(column)]
     if "cut" not in columns or not flutes:
         raise ValueError(
@@ -164,7 +164,7 @@ def contradictions(
         before = first.setdefault((tool, cut), value)
         if before != value and not (np.isnan(before) and np.isnan(value)):
             found.setdefault(
-                (tool, cut), f"cut {cut} of {tool!r} stands twice, with the {what} {before:g} and {value:g}"
+                (tool, cut), f"cut {cut} of {tool!r} appears twice, with the {what} {before:g} and {value:g}"
             )
     return list(found.values())
 
@@ -181,7 +181,7 @@ def _rows(cuts: Array) -> Mapping[int, int]:
         if rows.setdefault(cut, row) != row:
             twice.append(f"{cut} (lines {rows[cut] + 2} and {row + 2})")
     if twice:
-        raise ValueError(f"these cuts stand twice: {_some(twice)}. Leave one row a cut")
+        raise ValueError(f"these cuts appear twice: {_some(twice)}. Leave one row per cut")
     return rows
 
 

@@ -185,7 +185,7 @@ def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str]
     problems = [f"there is no tool {tool!r}.{_similar(tool, names)}" for tool in (*val, *test) if tool not in names]
     problems += [f"{tool!r} is named for validation and for test" for tool in val if tool in test]
     for key, named in (("val_tools", val), ("test_tools", test)):
-        problems += [f"{tool!r} stands twice in {key}" for tool in dict.fromkeys(named) if list(named).count(tool) > 1]
+        problems += [f"{tool!r} appears twice in {key}" for tool in dict.fromkeys(named) if list(named).count(tool) > 1]
     remaining = [tool for tool in names if tool not in test]
     validating = tuple(val) or tuple(remaining[-1:])
     training = [tool for tool in remaining if tool not in validating]

@@ -129,8 +129,8 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, A
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"cuts": np.array([1, 1, 2, 1, 2, 3]), "wear": np.array([5.0, 6, 7, 5, 6, 7])}, "cut 1 of .* stands twice"),
-        ({"cuts": np.array([1, 1, 2, 1, 2, 3])}, "cut 1 of '3' stands twice, with the class 0 and 1"),
+        ({"cuts": np.array([1, 1, 2, 1, 2, 3]), "wear": np.array([5.0, 6, 7, 5, 6, 7])}, "cut 1 of .* appears twice"),
+        ({"cuts": np.array([1, 1, 2, 1, 2, 3])}, "cut 1 of '3' appears twice, with the class 0 and 1"),
         ({"cuts": np.array([1, 1.5, 2, 1, 2, 3])}, "cuts has to hold integers"),
         ({"wear": np.array([0.05, 60, 70, 50, 60, 70])}, r"tool '3': wear goes from 0\.05 to 60 .*mm"),
         ({"wear": np.array([50, 60, 0.07, 50, 60, 70])}, r"tool '3': wear goes from 60 to 0\.07 .*mm"),

@@ -164,14 +164,14 @@ def test_a_tool_with_two_wear_tables_is_refused_with_both_names(sample: Path) ->
 def test_a_tool_whose_cuts_lie_in_two_folders_is_refused(sample: Path) -> None:
     (sample / "again").mkdir()
     (sample / "c1" / "c_1_003.csv").rename(sample / "again" / "c_1_003.csv")
-    with pytest.raises(DataError, match="tool c1 stands twice: again, c1 hold cuts of it"):
+    with pytest.raises(DataError, match="tool c1 appears twice: again, c1 hold cuts of it"):
         phm.find(sample)
 
 
 def test_a_cut_that_stands_twice_in_a_table_is_refused_before_anything_is_kept(sample: Path, tmp_path: Path) -> None:
     with (sample / "c4" / "c4_wear.csv").open("a") as stream:
         stream.write("2,400,400,400\n")
-    with pytest.raises(DataError, match=r"c4_wear\.csv: these cuts stand twice: 2 \(lines 3 and 8\)"):
+    with pytest.raises(DataError, match=r"c4_wear\.csv: these cuts appear twice: 2 \(lines 3 and 8\)"):
         phm.read_cached(sample, WINDOWING, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -24,7 +24,7 @@ def test_rows_are_found_by_their_cut_in_any_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("again", ["2,40,50", "2,400,400", "2.0,40,50"])
 def test_a_cut_that_stands_twice_is_refused_with_its_lines_even_if_the_rows_agree(tmp_path: Path, again: str) -> None:
-    with pytest.raises(ValueError, match=r"stand twice: 2 \(lines 3 and 5\)"):
+    with pytest.raises(ValueError, match=r"appear twice: 2 \(lines 3 and 5\)"):
         wear_table.read(table(tmp_path, "1,10,20", "2,40,50", "3,150,150", again), [1, 2, 3])
 
 
@@ -61,7 +61,7 @@ def test_two_values_for_one_cut_contradict_and_equal_or_unknown_ones_do_not() ->
     tools, cuts = np.array(["a", "a", "b", "b", "a", "a"]), np.array([1, 1, 1, 1, 2, 2])
     wear = np.array([10.0, 10.0, 20.0, 30.0, np.nan, np.nan])
     (found,) = wear_table.contradictions(tools, cuts, wear, "wear")
-    assert found == "cut 1 of 'b' stands twice, with the wear 20 and 30"
+    assert found == "cut 1 of 'b' appears twice, with the wear 20 and 30"
 
 
 @pytest.mark.parametrize("header", ["Cut,Flute_1,FLUTE_2", "cut, flute_1 ,flute_2", "\ufeffcut,flute_1,flute_2"])
@@ -82,7 +82,7 @@ def test_columns_that_are_no_flutes_are_no_wear(tmp_path: Path) -> None:
     [
         ("", "it is empty. Expected the header cut,flute_1,"),
         ("cut;flute_1\n1;10,5\n", "separated by commas"),
-        ("cut,flute_1,flute_1\n1,10,20\n", "the columns flute_1 stand twice"),
+        ("cut,flute_1,flute_1\n1,10,20\n", "the columns flute_1 appear twice"),
         ("cut,flute_1\n", "no row for the cuts 1"),
         ("cut,flute_1\n1,\n", "line 2 holds something that is not a number"),
     ],

@@ -127,5 +127,5 @@ def test_tools_are_sorted_by_their_numbers_and_the_last_one_validates(small: Win
 
 @pytest.mark.parametrize(("val", "test"), [(["c5", "c5"], []), (["c5"], ["c6", "c6"])])
 def test_a_tool_that_stands_twice_in_a_list_is_refused(small: Windows, val: list[str], test: list[str]) -> None:
-    with pytest.raises(DataError, match=r"stands twice in (val|test)_tools"):
+    with pytest.raises(DataError, match=r"appears twice in (val|test)_tools"):
         split_by_tool(small, val, test)
