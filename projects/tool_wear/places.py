@@ -1,4 +1,4 @@
-"""Places for a classifier's checkpoints: a file, an MLflow run, or none.
+"""Places for a classifier's checkpoints: a file, an MLflow run, or nowhere.
 
 A place is a value, which each training opens.
 """

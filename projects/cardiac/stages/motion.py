@@ -16,7 +16,7 @@ class Config(mltrain.Config):
     epochs: int = Field(20, ge=0, description="Total number of epochs, also when a run is resumed.")
     prepared: Path | None = Field(None, description="The folder that preparation wrote.")
     start: Literal["optical_flow", "still"] = Field(
-        "optical_flow", description="What the network refines: optical flow, or none."
+        "optical_flow", description="Displacement to refine: optical flow, or zero."
     )
     batch_size: int = Field(4, ge=1, description="Pairs of frames per step.")
     passes: int = Field(1, ge=1, description="Passes over all slices per epoch, each with another random frame.")

@@ -68,7 +68,7 @@ def test_quarter_turns_want_a_square() -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"resize": "none", "image_size": "64"}, "give crop_size"),
+        ({"resize": "none", "image_size": "64"}, "Try: crop_size"),
         ({"image_size": "64", "crop_size": "128"}, "larger than image_size"),
         ({"foreground": "1", "classes": "[1,2]"}, "exclude one another"),
         ({"foreground": "white"}, "'white' is not a mask value"),

@@ -65,8 +65,8 @@ def test_names_of_classes_are_kept_in_their_order() -> None:
         ({"classes": ["a", "b=2"]}, "names alone"),
         ({"classes": ["background"]}, "background only"),
         ({"classes": ["1", "2"], "void": "2"}, "belongs to both"),
-        ({"foreground": "white"}, "'white' is no value"),
-        ({"void": "9-3"}, "'9-3' is no value"),
+        ({"foreground": "white"}, "'white' is not a mask value"),
+        ({"void": "9-3"}, "'9-3' is not a mask value"),
     ],
     ids=str,
 )
