@@ -111,7 +111,7 @@ def test_windows_without_classes_are_read_back_too(tmp_path: Path, small: Window
         ({"groups": np.array([1, 1, 1, 0, 0, 0], bool)}, "groups .* holds bool"),
         ({"groups": np.array(["a", "a", "", "b", "b", "b"])}, "without the name of a tool, the first is number 2"),
         ({"groups": np.array(["c1", "C1", "c1", "b", "b", "b"])}, "'C1' and 'c1' look like the same one"),
-        ({"groups": np.array(["c1", "c01", "c1", "b", "b", "b"])}, "'c01' and 'c1' look like one"),
+        ({"groups": np.array(["c1", "c01", "c1", "b", "b", "b"])}, "'c01' and 'c1' look like the same one"),
         ({"rate": np.array(0.0)}, r"rate has to be one number above 0 \[Hz\]"),
         ({"X": np.full((6, 5, 2), 1e39)}, "numbers too large for float32"),
         ({"X": np.zeros((6, 5, 2), complex)}, "has complex128"),
