@@ -5,6 +5,7 @@ Every path is therefore validated here, and removal takes a checkpoint's name, n
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,6 +59,32 @@ def unwatched(count: int) -> None:
     """Take note of no piece."""
 
 
+class CountedOnce:
+    """Passes on the bytes of a file once, though it may be read again.
+
+    Args:
+        received: called with the bytes that no earlier try has brought.
+    """
+
+    def __init__(self, received: Received) -> None:
+        self._received = received
+        self._now = self._most = 0
+        self._counting = threading.Lock()
+
+    def begins_again(self) -> None:
+        """Note that the file is read from its start."""
+        self._now = 0
+
+    def __call__(self, count: int) -> None:
+        """Count a piece."""
+        with self._counting:
+            self._now += count
+            new = self._now - self._most
+            self._most = max(self._most, self._now)
+        if new > 0:
+            self._received(new)
+
+
 Send = Callable[[str, Iterable[memoryview]], None]
 """Uploads sized content under a name in one try; raises the errors of the store's client."""
 
@@ -102,7 +129,8 @@ class Artifacts(Protocol):
     def read(self, path: str, most: int, received: Received = unwatched) -> bytearray:
         """Return a file's content of at most ``most`` bytes.
 
-        It is :class:`Hashed` if it was hashed on arrival. ``received`` may be called in several threads.
+        It is :class:`Hashed` if it was hashed on arrival. ``received`` is called in the threads that receive it; for a store
+        that supports only downloads to files, after the download.
 
         Raises:
             FileNotFoundError: the file does not exist.

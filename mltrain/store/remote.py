@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from mltrain.compat.private import PartOpener, content_sender, download, part_opener
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry, Hashed, Received, Send, in_parallel, unwatched
+from mltrain.store.artifacts import CountedOnce, Entry, Hashed, Received, Send, in_parallel, unwatched
 from mltrain.store.folders import state_folder
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import (
@@ -71,19 +71,20 @@ class _HashedDownload:
 
     Args:
         size: of the content, in bytes.
+        received: called with the bytes of each piece; those of a repeated part count once.
 
     Attributes:
         content: the bytes received so far.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, received: Received) -> None:
         self.content = Hashed(size)
+        self._received = received
         self._whole = memoryview(self.content)
         self._ends: dict[int, int] = {}
         """Start of each contiguous range of received bytes to its end."""
         self._digest, self._hashed = hashlib.sha256(), 0
-        self._hashing = threading.Lock()
-        self._has_repeats = False
+        self._hashing, self._has_repeats = threading.Lock(), False
 
     def begins(self, first: int) -> None:
         """Note a part's start, perhaps after a failed try."""
@@ -92,18 +93,19 @@ class _HashedDownload:
 
     def brings(self, first: int, at: int, piece: bytes) -> int:
         """Store a piece at its offset; return the piece's end."""
-        self._whole[at : at + len(piece)] = piece
-        self._ends[first] = at + len(piece)
-        while self._next() > self._hashed and self._hashing.acquire(
-            blocking=False
-        ):  # if it fails, another thread hashes
+        end = at + len(piece)
+        self._whole[at:end] = piece
+        if end > self._ends[first]:  # an earlier try of the part did not get as far
+            before, self._ends[first] = self._ends[first], end
+            self._received(end - before)
+        while self._next() > self._hashed and self._hashing.acquire(blocking=False):  # else another thread hashes
             try:
-                end = self._next()
-                self._digest.update(self._whole[self._hashed : end])
-                self._hashed = end
+                hashable = self._next()
+                self._digest.update(self._whole[self._hashed : hashable])
+                self._hashed = hashable
             finally:
                 self._hashing.release()
-        return at + len(piece)
+        return end
 
     def finished(self) -> Hashed:
         """Return the whole content, hashed.
@@ -191,10 +193,10 @@ class RemoteArtifacts:
         """See :class:`Artifacts`."""
         validated(path)
         if isinstance(self._repository, ServerArtifacts) and most <= _SMALL:
+            received = counted = CountedOnce(received)
             with suppress(Exception):  # even a missing file: the server's response depends on its storage
-                content = self._repository.content(path, most)
-                received(len(content))
-                return content
+                return self._repository.content(path, most, counted)
+            counted.begins_again()
         folder, _, name = path.rpartition("/")
         size = next((entry.size for entry in self.entries(folder) if entry.name == name and not entry.is_dir), None)
         if size is None:
@@ -211,7 +213,7 @@ class RemoteArtifacts:
             raise
 
     def _read_into_memory(self, open_part: PartOpener, path: str, size: int, received: Received) -> bytearray:
-        arrival = _HashedDownload(size)
+        arrival = _HashedDownload(size, received)
         if not size:
             return arrival.finished()
         # The first response tells whether the store sends parts; its content is received beside the other parts.
@@ -231,7 +233,6 @@ class RemoteArtifacts:
                 at = arrival.brings(start, at, piece)
             if at != end:
                 raise ConnectionError(f"{path}: the store did not send exactly the bytes {start} to {end - 1}")
-            received(end - start)
 
         firsts = range(0, size, self._part) if sends_parts else [0]
         in_parallel(lambda first: self._with_retries(partial(receive, first)), firsts)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from mltrain.compat.private import part_opener
 from mltrain.compat.rest_server import Server, is_plain
-from mltrain.store.artifacts import Hashed
+from mltrain.store.artifacts import Hashed, Received
 
 if TYPE_CHECKING:
     import requests
@@ -105,8 +105,10 @@ class ServerArtifacts:
             lambda other: other.delete_artifacts(artifact_path),
         )
 
-    def content(self, path: str, most: int) -> Hashed:
+    def content(self, path: str, most: int, received: Received) -> Hashed:
         """Return a file of at most ``most`` bytes, in one try.
+
+        ``received`` is called with the bytes of each piece.
 
         Raises:
             ValueError: the file is larger.
@@ -114,15 +116,16 @@ class ServerArtifacts:
         if self._other is not None:
             raise NotImplementedError(f"{path} is read by MLflow's own repository")
         response = self._request("GET", self._place(path), headers={"Accept-Encoding": "identity"}, stream=True)
-        received, digest = Hashed(), hashlib.sha256()
+        content, digest = Hashed(), hashlib.sha256()
         with response:
             for piece in response.iter_content(_PIECE):
-                received += piece
+                content += piece
                 digest.update(piece)
-                if len(received) > most:
+                if len(content) > most:
                     raise ValueError(f"{path} has more than {most} bytes")
-        received.sha256 = digest.hexdigest()
-        return received
+                received(len(piece))
+        content.sha256 = digest.hexdigest()
+        return content
 
     def open_part(self, path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
         """Request a byte range; see :data:`~mltrain.compat.private.PartOpener`."""

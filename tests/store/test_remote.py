@@ -163,6 +163,18 @@ def test_a_server_sends_a_file_in_parts_into_memory(part: int, serving: Listed, 
     assert tree(home) == {}
 
 
+@pytest.mark.parametrize("parts", [True, False])
+def test_the_pieces_of_a_part_are_counted_as_they_arrive(
+    parts: bool, serving: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private, "_PIECE", 500)
+    Serving.parts = parts
+    pieces: list[int] = []
+    RemoteArtifacts(serving, part=4000).read("folder/file", 2**20, pieces.append)
+    assert max(pieces) == 500
+    assert sum(pieces) == len(CONTENT)
+
+
 def test_the_parts_of_a_file_are_received_beside_each_other(home: Path) -> None:
     """Waiting for the first part before the others are asked for would lengthen every resume."""
     others = threading.Event()
@@ -201,8 +213,10 @@ def test_a_part_that_comes_otherwise_is_asked_for_again(
 ) -> None:
     monkeypatch.setattr(private, "_PIECE", 500)  # what comes before the fault arrives
     Serving.parts, Serving.fault = parts, [fault, fault]
-    content = RemoteArtifacts(serving, part=4000).read("folder/file", 2**20)
+    pieces: list[int] = []
+    content = RemoteArtifacts(serving, part=4000).read("folder/file", 2**20, pieces.append)
     assert content == CONTENT
+    assert sum(pieces) == len(CONTENT)  # what came twice counts once
     assert sha256_of(content) == hashlib.sha256(CONTENT).hexdigest()  # of what is there, and not of what came first
     assert len(Serving.asked) == (5 if parts else 3)
 

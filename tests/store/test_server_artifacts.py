@@ -12,6 +12,8 @@ from mlflow import MlflowClient
 
 from mltrain.compat.rest_server import Server
 from mltrain.errors import DamagedCheckpoint
+from mltrain.store import server_artifacts
+from mltrain.store.artifacts import Received
 from mltrain.store.remote import RemoteArtifacts
 from mltrain.store.server_artifacts import ServerArtifacts
 from tests.support.servers import TrackingServer
@@ -62,6 +64,30 @@ def test_a_small_file_takes_one_request(uri: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Server, "send", lambda *call, **named: sent.append(call[1:]) or send(*call, **named))
     assert artifacts.read("folder/a.json", 10) == b"{}"
     assert [method for method, *_ in sent] == ["GET"]
+
+
+def test_a_small_file_is_counted_while_it_arrives_and_once(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = ServerArtifacts(
+        uri, "0/counted/artifacts", lambda: pytest.fail("MLflow's own repository is not needed")
+    )
+    (tmp_path / "a.bin").write_bytes(bytes(4500))
+    artifacts = RemoteArtifacts(repository)
+    artifacts.upload(tmp_path / "a.bin", "folder")
+    monkeypatch.setattr(server_artifacts, "_PIECE", 1000)
+    pieces: list[int] = []
+    artifacts.read("folder/a.bin", 5000, pieces.append)
+    assert pieces == [1000] * 4 + [500]
+
+    def breaks_off(path: str, most: int, received: Received) -> bytearray:
+        received(1700)
+        raise ConnectionError("broken off")
+
+    monkeypatch.setattr(repository, "content", breaks_off)
+    pieces.clear()
+    artifacts.read("folder/a.bin", 5000, pieces.append)
+    assert sum(pieces) == 4500
 
 
 class Streamed:
