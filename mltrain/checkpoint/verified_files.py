@@ -4,12 +4,11 @@ import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest
 from mltrain.checkpoint.staging import Spool
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Artifacts, Received, sha256_of
+from mltrain.store.artifacts import Artifacts, CountedOnce, sha256_of
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import CHECKPOINTS
 
@@ -30,6 +29,33 @@ class Problem:
         return f"{self.file}: {self.what}"
 
 
+class _Stopped(BaseException):
+    """Ends a read after an error of the caller's function.
+
+    It is no ``Exception``, so that nothing on its way takes it for a fault of the store, which is retried or counts as damage.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Stopping:
+    """Calls a function until it raises; the error ends the read in each of its threads."""
+
+    def __init__(self, arrived: Arrived, manifest: Manifest) -> None:
+        self._arrived, self._manifest = arrived, manifest
+        self._error: Exception | None = None
+
+    def __call__(self, count: int) -> None:
+        if self._error is None:
+            try:
+                self._arrived(self._manifest, count)
+                return
+            except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
+                self._error = error
+        raise _Stopped(self._error)
+
+
 class VerifiedFiles:
     """The verified files of one run's checkpoints.
 
@@ -38,7 +64,7 @@ class VerifiedFiles:
         spool: holds staged checkpoints; an intact staged copy is read instead of a download.
 
     Attributes:
-        arrived: called with the bytes of each piece that is read, perhaps in several threads.
+        arrived: called with the bytes of each piece that is read, perhaps in several threads. Its errors end the read.
     """
 
     def __init__(self, artifacts: Artifacts, spool: Spool | None) -> None:
@@ -53,10 +79,17 @@ class VerifiedFiles:
             DamagedCheckpoint: it is missing, or differs from the committed content.
             StorageError: the store does not answer.
         """
-        received = partial(self.arrived, manifest)
+        try:
+            return self._read(manifest, name, entry, CountedOnce(_Stopping(self.arrived, manifest)))
+        except _Stopped as stopped:
+            error = stopped.error
+        raise error
+
+    def _read(self, manifest: Manifest, name: str, entry: FileEntry, received: CountedOnce) -> bytearray:
         staged = self._from_staging(manifest.id, name, entry, received)
         if staged is not None:
             return staged
+        received.begins_again()
         try:
             content = self._artifacts.read(f"{CHECKPOINTS}/{manifest.name}/{name}", entry.size, received)
         except (FileNotFoundError, NotADirectoryError):
@@ -94,7 +127,7 @@ class VerifiedFiles:
         return False
 
     def _from_staging(
-        self, identity: CheckpointId, name: str, entry: FileEntry, received: Received
+        self, identity: CheckpointId, name: str, entry: FileEntry, received: CountedOnce
     ) -> bytearray | None:
         """Return an intact staged copy of a file, or ``None``."""
         if self._artifacts.local_root is not None or self._spool is None:

@@ -4,12 +4,17 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.store import CheckpointStore
+from mltrain.checkpoint.verified_files import VerifiedFiles
 from mltrain.errors import DamagedCheckpoint
+from mltrain.store.artifacts import Received, in_parallel, unwatched
+from mltrain.store.local import LocalArtifacts
 from tests.support.equality import identical
 from tests.support.places import Files, Place, behind, folder
 from tests.support.runs import state_at, store_in
@@ -69,6 +74,60 @@ def test_a_single_flipped_bit_in_any_file_is_found_before_anything_is_deserialis
         file.write_bytes(content)
     assert flips > 400
     assert again(store).problems(manifest) == []
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError("no reader"), ValueError("no number"), EOFError()])
+def test_an_error_of_the_callers_function_is_raised_and_is_no_damage(
+    error: Exception, store: CheckpointStore, place: Place
+) -> None:
+    manifest = committed(store, 3)
+    for reader in (store, again(store)):  # the first one reads the staged copy of a remote store
+        calls: list[int] = []
+
+        def fails(manifest: Manifest, count: int, calls: list[int] = calls) -> None:
+            calls.append(count)
+            raise error
+
+        reader.watch(fails)
+        with pytest.raises(type(error)) as raised:
+            reader.fetch(manifest, only="model.safetensors".__eq__)
+        assert raised.value is error
+        assert len(calls) == 1
+        with pytest.raises(type(error)):
+            reader.fetch(manifest)  # its files in several threads
+        reader.watch(lambda manifest, count: None)
+        assert reader.problems(manifest) == []
+
+
+class InThreads(LocalArtifacts):
+    """Counts a file in several threads, and reads it again after an error."""
+
+    def read(self, path: str, most: int, received: Received = unwatched) -> bytearray:
+        with suppress(Exception):
+            in_parallel(received, [1] * 8)
+        return super().read(path, most)
+
+
+def test_an_error_of_the_callers_function_ends_a_read_in_several_threads(tmp_path: Path) -> None:
+    manifest = committed(store_in(tmp_path), 3)
+    files = VerifiedFiles(InThreads(tmp_path / "artifacts"), None)
+
+    def fails(manifest: Manifest, count: int) -> None:
+        raise BrokenPipeError("no reader")
+
+    files.arrived = fails
+    with pytest.raises(BrokenPipeError, match="no reader"):
+        files.read(manifest, "state.json", manifest.files["state.json"])
+
+
+def test_a_file_whose_staged_copy_is_damaged_counts_once(tmp_path: Path) -> None:
+    store = store_in(tmp_path, behind(tmp_path / "artifacts"))
+    manifest, counts = committed(store, 3), []
+    staged = store.local_folder(manifest.id) / "model.safetensors"
+    staged.write_bytes(bytes(staged.stat().st_size))
+    store.watch(lambda manifest, count: counts.append(count))
+    store.fetch(manifest, only="model.safetensors".__eq__)
+    assert sum(counts) == manifest.files["model.safetensors"].size
 
 
 def test_two_files_swapped_are_found(store: CheckpointStore, place: Place) -> None:
