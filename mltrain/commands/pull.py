@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -75,8 +76,9 @@ def pull(
         metric: the metric that ranks the runs, by its name in the project or in MLflow. If ``None``, each run's own.
         mode: ``min`` or ``max``. If ``None``, each run's own.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
-        received: called with each piece that arrives: its file's name, its bytes, and the bytes of all files. Files may arrive
-            in several threads.
+        received: called with each piece that arrives: its file's name, its bytes, and the bytes of all files. Pieces may arrive
+            in several threads; from a store that supports only downloads to files they come after the download. An error that
+            it raises ends the pull.
 
     Raises:
         NoCheckpoint: no checkpoint matches, or every match is damaged.
@@ -131,17 +133,20 @@ def download(choice: Choice, to: Path, received: Received | None = None) -> Pull
 
         own = to / f".{FILE_NAME}.{secrets.token_hex(4)}.tmp"
         make_folder(to)
-        with ExitStack() as written:
-            for name in wanted:
-                store.watch(arrived(name))
-                content = store.fetch(manifest, only=name.__eq__)[name]
-                file = written.enter_context(replacing(to / name))
-                mark_in_use(file)
-                file.write(content)
-                if manifest.shards:
-                    whole[name] = FileEntry(size=len(content), sha256=sha256_of(content))
-            write_file(own, [whole_manifest(manifest, whole).to_json()])
-        place_file(own, to / FILE_NAME)
+        with ExitStack() as in_use:
+            with ExitStack() as written:
+                for name in wanted:
+                    store.watch(arrived(name))
+                    content = store.fetch(manifest, only=name.__eq__)[name]
+                    written.enter_context(replacing(to / name))(content)
+                    if manifest.shards:
+                        whole[name] = FileEntry(size=len(content), sha256=sha256_of(content))
+                write_file(own, [whole_manifest(manifest, whole).to_json()])
+                pending = in_use.enter_context(own.open("r+b"))
+                mark_in_use(pending)  # another pull into the folder leaves it alone
+            if os.name != "posix":
+                pending.close()  # Windows renames no open file
+            place_file(own, to / FILE_NAME)
 
     manifest, _ = first_usable(store, choice.candidates, write)
     for file in left:  # the pending manifests as well, which only now are no longer needed to recognise files

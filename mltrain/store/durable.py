@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 from mltrain.errors import StorageError
 from mltrain.store.direct import write_cached, write_direct
-from mltrain.store.removal import discard_staged, discard_temporary
+from mltrain.store.removal import discard_staged, discard_temporary, mark_in_use
 
 _PROBE = re.compile(r"\.probe\.[0-9a-f]{8}\.tmp", re.ASCII)
 
@@ -38,12 +37,9 @@ def write_file(file: Path, content: Iterable[bytes | memoryview], *, cached: boo
         StorageError: the disk is full or fails, or the file exists.
     """
     digest, write = hashlib.sha256(), write_cached if cached else write_direct
-    try:
-        with file.open("xb", buffering=0) as opened:
-            size = write(opened.fileno(), content, digest.update)
-            os.fsync(opened.fileno())
-    except OSError as error:
-        raise refused(file, error) from error
+    with _refusing(file), file.open("xb", buffering=0) as opened:
+        size = write(opened.fileno(), content, digest.update)
+        os.fsync(opened.fileno())
     return size, digest.hexdigest()
 
 
@@ -81,10 +77,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    try:
+    with _refusing(folder):
         _make_folder(folder)
-    except OSError as error:
-        raise refused(folder, error) from error
 
 
 def probe(folder: Path) -> None:
@@ -126,33 +120,41 @@ def replace_file(target: Path, content: bytes) -> None:
     Raises:
         StorageError: the disk is full or fails.
     """
-    with replacing(target) as file:
-        file.write(content)
+    with replacing(target) as write:
+        write(content)
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
-    """Yield a new file that replaces ``target`` after the block.
+def replacing(target: Path) -> Iterator[Callable[[bytes | bytearray], None]]:
+    """Yield a function that writes a new file, which replaces ``target`` after the block.
 
-    The name always refers to a complete content.
+    The name always refers to a complete content. The block's own errors are raised unchanged.
 
     Raises:
         StorageError: the disk is full or fails.
     """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        _make_folder(target.parent)
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
+
+    def write(content: bytes | bytearray) -> None:
+        with _refusing(target):
+            write_cached(file.fileno(), [memoryview(content)], lambda piece: None)
             os.fsync(file.fileno())
-        temporary.replace(target)
-        _fsync_folder(target.parent)
-    except BaseException as error:
+
+    try:
+        with _refusing(target):
+            _make_folder(target.parent)
+            file = temporary.open("xb", buffering=0)
+        with file:
+            mark_in_use(file)
+            yield write
+            with _refusing(target):
+                if os.name != "posix":
+                    file.close()  # Windows renames no open file
+                temporary.replace(target)
+                _fsync_folder(target.parent)
+    except BaseException:
         with suppress(OSError):
             discard_temporary(temporary)
-        if isinstance(error, OSError):
-            raise refused(target, error) from error
         raise
 
 
@@ -167,13 +169,11 @@ def place_file(file: Path, target: Path, guard: Callable[[], None] = lambda: Non
     Raises:
         StorageError: the disk is full or fails.
     """
-    try:
+    with _refusing(target):
         _fsync(file, os.O_RDWR)
         guard()
         file.replace(target)
         _fsync_folder(target.parent)
-    except OSError as error:
-        raise refused(target, error) from error
 
 
 def link_or_copy(file: Path, target: Path) -> None:
@@ -226,14 +226,12 @@ def put_back(aside: Path, path: Path, *, beside: Sequence[str] = ()) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    try:
+    with _refusing(path):
         aside.replace(path)
         for end in beside:
             source = aside.with_name(aside.name + end)
             if os.path.lexists(source):
                 source.replace(path.with_name(path.name + end))
-    except OSError as error:
-        raise refused(path, error) from error
 
 
 def _rename_folder(source: Path, target: Path) -> None:
@@ -281,6 +279,14 @@ def _fsync(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise refused(path, error) from error
 
 
 def refused(path: Path, error: OSError) -> StorageError:

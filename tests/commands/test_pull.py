@@ -176,6 +176,44 @@ def test_the_next_pull_removes_what_one_that_was_killed_in_a_download_left(
     assert {file.name for file in to.iterdir()} == present
 
 
+def test_a_pull_lets_another_one_into_the_same_folder_finish(
+    server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, to = trained(1.0), tmp_path / "model"
+    rename, others = Path.replace, iter([trained(2.0)])
+
+    def overtaken(file: Path, target: Path) -> Path:
+        for other in others:
+            pull(other, to=to)
+        return rename(file, target)
+
+    monkeypatch.setattr(Path, "replace", overtaken)
+    assert pull(run_id, to=to).run_id == run_id
+    assert {file.name for file in to.iterdir()} == {"manifest.json", "model.safetensors"}
+    assert load_file(to / "model.safetensors")["weight"].tolist() == [1.0, 1.0]
+
+
+def test_an_error_of_the_callers_function_ends_a_pull_and_leaves_the_folder_as_it_was(
+    server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "encode", lambda snapshot, largest_file: codec.encode(snapshot, largest_file=2**10))
+    with CheckpointManager(metric="loss") as manager:
+        for epoch in (1, 2):
+            weights = {str(number): torch.ones(2**8) for number in range(3)}  # 1 KB each
+            manager.save_epoch_checkpoint({"model": weights, "epoch": epoch}, epoch, {"loss": -epoch})
+    asked: list[str] = []
+
+    def received(name: str, count: int, total: int) -> None:
+        asked.append(name)
+        if len(asked) == 2:  # while the first file waits for its name
+            raise BrokenPipeError("no reader")
+
+    with pytest.raises(BrokenPipeError, match="no reader"):
+        pull(manager.run.id, to=tmp_path / "model", received=received)
+    assert len(set(asked)) == len(asked) == 2
+    assert list((tmp_path / "model").iterdir()) == []
+
+
 def test_a_file_that_an_interrupted_pull_has_not_written_is_refused(
     server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

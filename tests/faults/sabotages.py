@@ -56,7 +56,7 @@ SABOTAGES = (
     Sabotage(
         "files are not flushed",
         DURABLE,
-        "content, digest.update)\n            os.fsync(opened.fileno())\n",
+        "content, digest.update)\n        os.fsync(opened.fileno())\n",
         "content, digest.update)\n",
         "checkpoint/test_staging.py::test_everything_is_flushed_before_the_name_is_given",
     ),
