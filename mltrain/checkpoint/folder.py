@@ -93,6 +93,10 @@ class FolderArtifacts(LocalArtifacts):
         for file in self.files().get(name, []):
             discard_packed(file)
 
+    def remove_output(self, name: str) -> None:
+        """See :class:`~mltrain.store.artifacts.Artifacts`; a folder has no stage outputs."""
+        raise StorageError(f"{self._folder} has no output {name!r:.80}; nothing was removed.")
+
     def unfinished(self, untouched: float = 0.0) -> list[str]:
         """See :class:`~mltrain.store.artifacts.Artifacts`."""
         return sorted(file.name for file in self._folder.glob(".*.tmp") if TEMPORARY.fullmatch(file.name))

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mltrain.checkpoint.folder import FolderArtifacts
+from mltrain.checkpoint.manifest import Manifest
+from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.export import Export
-from mltrain.errors import NoCheckpoint, UsageError
+from mltrain.errors import NoCheckpoint, StorageError, UsageError
 from mltrain.manager import CheckpointManager
 from tests.support import tiny
 from tests.support.runs import FolderRun, epochs, state_at, train
@@ -67,6 +70,29 @@ def test_a_policy_of_ones_own_decides_and_the_best_of_a_metric_follows_it(folder
         manager.save_epoch_checkpoint(state_at(6), 6, {"score": 5.0})
         manager.wait()
         assert manager.load_best_model()["epoch"] == 6  # type: ignore[index]
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError("no reader"), ValueError("no number"), EOFError()])
+def test_an_error_of_the_callers_function_is_no_damage_of_a_file(error: Exception, folder: Path) -> None:
+    trained(folder, 1)
+    store = CheckpointStore("any", FolderArtifacts(folder), folder=folder)
+
+    def fails(manifest: Manifest, count: int) -> None:
+        raise error
+
+    store.watch(fails)
+    with pytest.raises(type(error)) as raised:
+        store.fetch(store.manifests()[0])
+    assert raised.value is error
+
+
+def test_a_folder_has_no_outputs_to_remove(folder: Path) -> None:
+    trained(folder, 1)
+    output = folder / ".mltrain" / "outputs" / "a01"
+    output.mkdir(parents=True)
+    with pytest.raises(StorageError, match="has no output 'a01'; nothing was removed"):
+        FolderArtifacts(folder).remove_output("a01")
+    assert output.is_dir()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "nothing left"])
