@@ -13,8 +13,6 @@ from mltrain.errors import ConfigError
 from mltrain.redaction import (
     DEFAULT,
     REDACTED,
-    first_line,
-    harmless,
     is_secret,
     redacted,
     remember,
@@ -289,25 +287,6 @@ def test_names_and_notes_do_nothing_to_a_terminal_or_a_browser(workplace: Workpl
     assert "owned" in runs.out
     note = MlflowClient(workplace.uri).get_run(done.run_id).data.tags["mlflow.note.content"]
     assert "<" not in note
-
-
-def test_harmless_keeps_lines_and_tabs() -> None:
-    assert harmless("a\tb\nc\x1b[31m\x07") == "a\tb\nc"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("\n\x1b[1mbroken\x1b[0m\x07\nand more", "broken."),
-        ("Is it there?", "Is it there?"),
-        ("get https://a:b@host/x", f"get https://{REDACTED}@host/x."),
-        ("", "ValueError."),
-        ("12345678 " * 100, "12345678 " * 55 + "…"),
-        ("x" * 600, "x" * 500 + " …"),
-    ],
-)
-def test_a_first_line_is_one_harmless_sentence(text: str, expected: str) -> None:
-    assert first_line(ValueError(text)) == expected
 
 
 def test_a_place_is_no_secret_whatever_its_variable_is_called(tmp_path: Path) -> None:
