@@ -25,7 +25,7 @@ def note(project: str, run_id: str, best: str | None, attempts: Iterable[Any], e
     Args:
         project: name of the project.
         run_id: the run's id.
-        best: the best checkpoint and its metric. If ``None``, there is none yet.
+        best: the best checkpoint and its metric. ``None`` before the first checkpoint.
         attempts: all attempts of the run.
         evaluation: options of ``mltrain evaluate``. If ``None``, the task has no evaluation.
     """
