@@ -34,9 +34,8 @@ History = dict[str, list[float]]
 class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn ships no types
     """Classifies windows of shape (T, C), any number of steps, channels and classes, with a stacked LSTM.
 
-    Network and training are those of ``mltrain train tool_wear``. The class follows the conventions of scikit-learn: it stores
-    parameters as given, :meth:`fit` starts afresh, ``clone``, ``get_params``, ``set_params`` and ``score`` work, and the names
-    of fitted attributes end in an underscore.
+    Network and training are those of ``mltrain train tool_wear``. The class follows the conventions of scikit-learn: ``clone``,
+    ``get_params`` and ``score`` work, :meth:`fit` starts afresh, and the names of fitted attributes end in an underscore.
 
     >>> classifier = ToolWearClassifier(epochs=30, seed=1)
     >>> history = classifier.train((X, y), val_data=(X_val, y_val), checkpoint_path="wear.ckpt")
@@ -46,8 +45,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         epochs: total number of epochs, also when a training is resumed.
         batch_size: largest number of windows in a batch.
-        epoch_steps: least number of steps per epoch, so that ``epochs`` and ``patience`` have a meaning on small data: first
-            batches become smaller, then an epoch passes over the windows several times.
+        epoch_steps: least steps per epoch: small data get smaller batches, then several passes over the windows.
         lr: learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         clip: largest norm of the gradient.
@@ -127,8 +125,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 a checkpoint. On the same machine the result equals that of an uninterrupted training, bit for bit.
 
         Returns:
-            One list per column (``epoch``, ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy``, …), with one
-            value per epoch; NaN for missing values.
+            One list per column (``epoch``, ``train/loss``, ``val/accuracy``, …) with a value per epoch; NaN for missing values.
 
         Raises:
             DataError: the data are inconsistent, or do not fit the checkpoint.
