@@ -1,4 +1,4 @@
-"""Prints the lower bound of every dependency in pyproject.toml as a constraint for pip.
+"""Prints each dependency's lower bound as a constraint for pip.
 
 python .ci/lower_bounds.py [NAME==VERSION ...]
 

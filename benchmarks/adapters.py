@@ -33,7 +33,7 @@ METRICS = ("m1", "m2", "m3")
 
 
 class Clock:
-    """Notes when each training step begins, and kills the process at one of them."""
+    """Records the start of each step; kills the process once."""
 
     def __init__(self, kill_at: int) -> None:
         self.began: list[float] = []
@@ -246,7 +246,7 @@ def child(engine: str, kind: str, steps: str, kill_at: str, run: str) -> None:
 
 
 class Course:
-    """The folder of one training, with a tracking store of its own."""
+    """The folder and tracking store of one training."""
 
     def __init__(self, engine: str, kind: str, steps: int) -> None:
         self.words = [engine, kind, str(steps)]
@@ -284,7 +284,7 @@ class Course:
         return sum(file.stat().st_size for file in files) / 1e6
 
     def points(self, steps: int) -> tuple[int, int]:
-        """Return how many points are there once too often, and how many steps lack one."""
+        """Count the duplicate points and the steps without a point."""
         keys = ("loss", "grad_norm", "learning_rate") if self.words[0] == "huggingface" else METRICS
         doubled = missing = 0
         for key in keys:

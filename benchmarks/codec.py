@@ -48,7 +48,7 @@ def durable(path: Path) -> None:
 
 
 def peak(call: Callable[[], Any]) -> int:
-    """Return by how many bytes the resident memory rises at most while a call runs, its result included (Linux)."""
+    """Return the bytes by which a call raises resident memory. Its peak counts, with the result (Linux)."""
 
     def kilobytes(name: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Which modules and functions of mltrain one save, one load, one resume and one metric point cross, and on which threads.
+"""Prints the modules that each operation of a checkpoint crosses.
 
 python benchmarks/crossings.py [--json] [--functions]
 
@@ -81,7 +81,7 @@ Crossing = tuple[str, str, str]
 
 
 class Recorder:
-    """Notes every call of a function of mltrain, by phases of the training."""
+    """Records all calls of functions of mltrain, by phase."""
 
     def __init__(self, package: Path) -> None:
         self.package = str(package)
@@ -112,7 +112,7 @@ class Recorder:
 
 
 def profiled(part: str, folder: Path, run_id: str) -> None:
-    """Train, resume or load in this process, and write what was crossed."""
+    """Train, resume or load here, and write the recorded calls."""
     import mltrain
     from mltrain.cli import main
 
@@ -141,7 +141,7 @@ def profiled(part: str, folder: Path, run_id: str) -> None:
 
 
 def measured() -> dict[str, list[list[str]]]:
-    """Return what each operation crosses, as sorted lists of thread, module and function."""
+    """Return (thread, module, function) of the calls of each operation."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "project.py").write_text(PROJECT)
@@ -179,7 +179,7 @@ def measured() -> dict[str, list[list[str]]]:
 
 
 def by_room(crossings: list[list[str]]) -> dict[str, list[str]]:
-    """Return the modules crossed, in the room where each is, the room with most modules first."""
+    """Return the crossed modules by room, the largest room first."""
     rooms: dict[str, list[str]] = {}
     for module in sorted({one[1] for one in crossings}):
         room, _, name = module.partition(".")

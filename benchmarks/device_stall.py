@@ -1,4 +1,4 @@
-"""What a checkpoint of a CUDA device costs the training, beside torch.save and torch.distributed.checkpoint.async_save.
+"""Measures how long saves of a CUDA device stall training.
 
 python -m benchmarks.device_stall [megabytes] [folder] [contestant ...]
 
@@ -64,7 +64,7 @@ class Pinned(AsyncSave):
         self._staged = getattr(answer, "staging_completion", None)
 
     def _wait(self) -> None:
-        """Wait for the staging before the parameters change, as its documentation asks for."""
+        """Wait for the staging before the parameters change. The documentation of ``async_save`` asks for it."""
         if self._staged is not None:
             self._staged.result()
             self._staged = None
@@ -88,7 +88,7 @@ MAKERS: dict[str, Callable[[Path, torch.optim.Optimizer], Contestant]] = {
 
 
 class Training:
-    """A transformer on the device whose state has about so many megabytes; a step takes some tens of milliseconds."""
+    """A transformer whose state has about ``megabytes`` megabytes. A step takes some tens of milliseconds."""
 
     def __init__(self, megabytes: int) -> None:
         torch.manual_seed(0)
@@ -146,7 +146,7 @@ def resident() -> int:
 
 
 def contest(name: str, megabytes: int, root: str | None) -> dict[str, Any]:
-    """Train with one contestant in this process, and return what was measured."""
+    """Train one contestant in this process; return the measurements."""
     training = Training(megabytes)
     for _ in range(3):
         training.step()

@@ -1,4 +1,4 @@
-"""How large the package is and how its modules hang together: lines, imports, cycles, large files, classes, constructors.
+"""Measures size and structure of the package: lines, imports, cycles, large files, classes, constructors.
 
 python benchmarks/house.py [FOLDER] [--json]
 
@@ -17,7 +17,7 @@ LINES, CODE, ARGUMENTS = 300, 150, 8
 
 
 def imports(tree: ast.Module, known: set[str]) -> set[str]:
-    """Return the modules of the package that this one imports, inside of functions too."""
+    """Return the modules that a module imports, inside functions too."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -28,7 +28,7 @@ def imports(tree: ast.Module, known: set[str]) -> set[str]:
 
 
 def wide(tree: ast.Module) -> list[tuple[str, int]]:
-    """Return the classes whose ``__init__`` takes more than eight arguments, and how many."""
+    """Return (class, number) for constructors of over eight arguments."""
     found = []
     for owner in ast.walk(tree):
         for node in owner.body if isinstance(owner, ast.ClassDef) else ():
@@ -40,7 +40,7 @@ def wide(tree: ast.Module) -> list[tuple[str, int]]:
 
 
 def code_lines(node: ast.AST, text: list[str]) -> set[int]:
-    """Return the numbers of the lines of a module or class that are neither blank nor a comment nor in a docstring."""
+    """Return the numbers of the lines that hold code. Blank lines, comments and docstrings do not count."""
     first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", len(text))
     found = {at for at in range(first, last + 1) if text[at - 1].strip() and not text[at - 1].lstrip().startswith("#")}
     for part in ast.walk(node):
@@ -52,7 +52,7 @@ def code_lines(node: ast.AST, text: list[str]) -> set[int]:
 
 
 def large(tree: ast.Module, text: list[str]) -> list[tuple[str, int]]:
-    """Return the classes of more than :data:`CODE` lines of code, and how many they have."""
+    """Return (class, lines) for classes of over :data:`CODE` lines."""
     sizes = [(node.name, len(code_lines(node, text))) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     return [(owner, size) for owner, size in sizes if size > CODE]
 

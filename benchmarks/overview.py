@@ -69,7 +69,7 @@ def timed(folder: Path, *words: str, uri: str) -> tuple[float, str]:
 
 
 def copied(database: Path, run_id: str, runs: int) -> list[str]:
-    """Copy a run of a SQLite database until there are so many; return the ids of all."""
+    """Copy a run of a database up to ``runs``; return all ids."""
     ids = [run_id]
     with closing(sqlite3.connect(database)) as opened, opened:
         columns = {
@@ -110,7 +110,7 @@ def copied(database: Path, run_id: str, runs: int) -> list[str]:
 
 
 def changed_values(database: sqlite3.Connection, run_id: str, rate: float) -> str:
-    """Return what the best checkpoint of a run measured, as a copy with another learning rate records it."""
+    """Return the metrics of the best checkpoint, with ``rate`` added."""
     wanted = "SELECT value FROM tags WHERE run_uuid = ? AND key = ?"
     content = json.loads(database.execute(wanted, [run_id, AT_BEST_TAG]).fetchone()[0])
     metrics = {key: value + rate for key, value in content["metrics"].items()}

@@ -1,4 +1,4 @@
-"""One training loop a peer, and the process that runs and measures one of them; see :mod:`benchmarks.peers`.
+"""One training loop a peer, and the process measuring it. See :mod:`benchmarks.peers`.
 
 Every loop trains the same network on the same batch, clips the gradient, records three metrics a step, and saves a checkpoint
 every so many steps into a tracking store. It returns when everything is there. Given a run, it resumes that run by its id:
@@ -185,7 +185,7 @@ def async_save(training: Training) -> None:
 
 
 def copy_hash_write(training: Training) -> None:
-    """The least work of a checkpoint that is consistent, verified and durable, without mltrain; see :mod:`benchmarks.limits`."""
+    """The cheapest consistent, verified, durable checkpoint, without mltrain. See :mod:`benchmarks.limits`."""
     tensors: list[torch.Tensor] = []
     buffers: list[torch.Tensor] = []
 
@@ -231,7 +231,7 @@ def load_distributed(dcp: Any, training: Training, place: str) -> int:
 
 
 def newest(run_id: str) -> str:
-    """Return the URI of the artifact file of a checkpoint that was logged last."""
+    """Return the URI of the newest checkpoint's artifact file."""
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -267,7 +267,7 @@ IMPORTS = {
 
 
 def flush(folder: Path) -> float:
-    """Have the system write all files of a folder to the disk, and return the seconds."""
+    """Flush a folder's files to the disk; return the seconds."""
     began = time.perf_counter()
     for file in folder.rglob("*"):
         if file.is_file():
@@ -278,18 +278,18 @@ def flush(folder: Path) -> float:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and of those that it started and that have ended."""
+    """Return the CPU time of this process and ended children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def bare_steps(work: Work) -> int:
-    """Return how many steps are trained alone before and after a measurement."""
+    """Return the number of bare steps around a measurement."""
     return max(2, min(5000, work.steps // 4))
 
 
 def measured(name: str, work: Work, store: Path) -> dict[str, Any]:
-    """Train or resume in this process, and return what was measured; ``store`` has the artifacts.
+    """Train or resume in this process; return the measurements. ``store`` holds the artifacts.
 
     Right before and right after, the same network is trained without anything else: processes differ in how fast they train.
     """

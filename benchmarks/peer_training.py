@@ -73,7 +73,7 @@ class Clock:
 
 
 class Net(nn.Module):
-    """A transformer encoder, or a small perceptron, that tells the clock of each forward and returns its loss."""
+    """A transformer encoder or perceptron that times each forward. A forward returns the loss."""
 
     def __init__(self, work: Work, clock: Clock) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Training:
         return [*self.net.state_dict().values(), *moments]
 
     def copy_seconds(self) -> float:
-        """Return the seconds of a copy of the state into kept memory, the least that a consistent checkpoint can cost."""
+        """Return the seconds of a copy into a kept buffer. No consistent checkpoint costs less."""
         buffers = [torch.empty_like(tensor) for tensor in self.tensors()]
         batch, seconds = torch.randn(self.work.rows, TOKENS, self.work.width), []
         for _ in range(4):

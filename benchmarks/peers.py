@@ -1,4 +1,4 @@
-"""Beside its peers, from the first step to the last byte: mltrain and five other ways to train, record and save with MLflow.
+"""Compares mltrain with five peers from start to last byte. Each trains, records and saves with MLflow.
 
 python -m benchmarks.peers [--rounds 3] [--peers NAME ...] [--measures training resume short long] [--stores server local]
 
@@ -49,7 +49,7 @@ PACKAGES = ("torch", "mlflow", "lightning", "transformers", "accelerate")
 
 
 def calibrated(work: Work, seconds: float) -> Work:
-    """Return the work with as many sequences a batch as make a step last so long on this machine."""
+    """Return the work whose step takes ``seconds`` on this machine."""
     training = Training.of(replace(work, rows=4))
     batch = torch.randn(4, 48, work.width)
 
@@ -94,7 +94,7 @@ class Stores:
         return self._server.uri if store == "server" else f"sqlite:///{self.folder / 'local' / 'mlflow.db'}"
 
     def measure(self, name: str, work: Work, store: str) -> tuple[str, dict[str, Any]]:
-        """Train or resume in a process of its own, in an empty folder; return the run's id and what was measured."""
+        """Train or resume in a new process and folder. Returns the run's id and the measurements."""
         os.sync()  # what the one before has left to write must not slow this one
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             environment = {
@@ -141,7 +141,7 @@ def measurements(given: argparse.Namespace, large: Work, small: Work) -> Iterato
 def measured(
     stores: Stores, name: str, store: str, measures: Collection[str], large: Work, small: Work
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Measure what is asked for of one peer in one store; what fails is printed and left out."""
+    """Run the chosen measurements of one peer in one store. A measurement that fails is printed and left out."""
     resumes = store == "server" and "resume" in measures and name != BARE
     try:
         if "training" in measures or resumes:
@@ -220,7 +220,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def circumstances(found: Sequence[dict[str, Any]]) -> str:
-    """Return a sentence on machine, versions, load, and the sizes of what was measured."""
+    """Describe machine, versions, load and sizes in a sentence."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     loads = [one["load"] for one in found]
     trained = [one for one in found if one["measure"] == "training"]

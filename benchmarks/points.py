@@ -50,7 +50,7 @@ def loop(steps: int, width: int, log: Callable[[dict[str, float], int], None]) -
 
 
 def measured(way: str, steps: int, width: int, turns: int, folder: Path) -> dict[str, float]:
-    """Return the median ratio to no tracking of one way, and the seconds of a step without."""
+    """Return one way's median slowdown, and the untracked step's seconds."""
     import torch
 
     torch.set_num_threads(1)
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def report(store: str, width: int, given: argparse.Namespace, environment: dict[str, str]) -> None:
-    """Measure all ways of one store, turn about, and print median and ends of their ratios."""
+    """Measure one store's ways in turn; print median and range."""
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(given.rounds):
         for way in WAYS:

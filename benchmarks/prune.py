@@ -1,4 +1,4 @@
-"""How long ``mltrain prune --experiment`` takes over many runs, and whether that grows with their number alone.
+"""Measures ``mltrain prune --experiment`` over many runs. Does its time grow with their number alone?
 
 ``python -m benchmarks.prune [--runs 250 500 1000] [--server-runs 50 100 200] [--checkpoints 10]`` makes experiments of so
 many ended runs with so many small checkpoints each, on this machine's disk and behind an MLflow server with one worker, and
@@ -36,7 +36,7 @@ NOBODY = "0" * 32
 
 
 class Counted:
-    """Counts calls to the tracking store and HTTP requests while it is open."""
+    """Counts tracking calls and HTTP requests while open."""
 
     def __init__(self) -> None:
         self.calls = self.requests = 0

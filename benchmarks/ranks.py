@@ -61,7 +61,7 @@ class Net(nn.Module):
 
 
 class SavedByTorch:
-    """A step that saves with torch's own checkpoints halfway between ours."""
+    """A step that also saves with torch's own checkpoints. It does so halfway between those of mltrain."""
 
     def __init__(self, inner: mltrain.Supervised, optimizer: torch.optim.Optimizer, report: Path) -> None:
         self._inner, self._optimizer, self._report = inner, optimizer, report
@@ -130,7 +130,7 @@ def time_saves(report: Path) -> None:
 
 
 def train(report: Path, width: int, rounds: int, *words: str) -> tuple[str, list[int]]:
-    """Train, and return the run's id and the bytes of each of its checkpoints."""
+    """Train; return the run's id and the checkpoints' sizes in bytes."""
     report.mkdir()
     folder = report.parent
     settings = [
@@ -146,7 +146,7 @@ def train(report: Path, width: int, rounds: int, *words: str) -> tuple[str, list
 
 
 def command(folder: Path, *words: str) -> tuple[str, int]:
-    """Run Python, and return what it printed and the most bytes of memory that it had."""
+    """Run Python; return its output and its peak memory in bytes."""
     started = subprocess.Popen([sys.executable, *words], cwd=folder, stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None
     out = started.stdout.read()
@@ -161,7 +161,7 @@ def size_of(folder: Path) -> int:
 
 
 def stalls(report: Path, whose: str) -> list[float]:
-    """Return the stall of each save but the first, that of the slower rank, in seconds."""
+    """Return the slower rank's stall of each save, in seconds. The first save is left out."""
     ranks = [[float(line) for line in (report / f"{whose}-{rank}").read_text().splitlines()] for rank in (0, 1)]
     return [max(pair) for pair in zip(*ranks, strict=True)][1:]
 

@@ -1,4 +1,4 @@
-"""What a resume costs by the number of metric points that its run has, and by the size of its checkpoint.
+"""Measures a resume by metric points and by checkpoint size.
 
 python -m benchmarks.resume [--points 10000 1000000] [--store sqlite|server] [--times 5] [--megabytes 300]
 
@@ -31,7 +31,7 @@ KEYS = ("loss", "accuracy", "rate", "norm")
 
 
 def filled(database: Path, steps: int, megabytes: int) -> str:
-    """Make an ended run with so many steps of every key and a checkpoint a hundred steps before its end; return its id."""
+    """Make an ended run with ``steps`` steps; return its id. Its checkpoint is a hundred steps before the end."""
     from mltrain import CheckpointManager
 
     manager = CheckpointManager()

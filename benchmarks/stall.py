@@ -215,7 +215,7 @@ def memcpy_seconds(training: Training) -> list[float]:
 
 
 def contest(name: str, megabytes: int) -> dict[str, Any]:
-    """Train with one contestant in this process, and return what was measured."""
+    """Train one contestant in this process; return the measurements."""
     torch.set_num_threads(1)
     training = Training(megabytes)
     for _ in range(3):

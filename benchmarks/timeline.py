@@ -1,4 +1,4 @@
-"""Where the time goes in a checkpoint, at the end of a training and in a resume: which call, on which thread, when.
+"""Prints the calls of checkpoint, end and resume. Each with its thread, its begin and its duration.
 
 python -m benchmarks.timeline [--store local|server] [--layers 8] [--least 0.01]
 
@@ -61,7 +61,7 @@ class Timeline:
         self.calls: list[tuple[str, str, float, float, float]] = []
 
     def watch(self) -> None:
-        """Wrap the calls of interest, for the rest of this process."""
+        """Record the calls of interest until this process ends."""
         for place in CALLS.split():
             module, _, path = place.partition(":")
             *owners, name = path.split(".")
@@ -89,7 +89,7 @@ class Timeline:
         return wrapper
 
     def show(self, title: str, since: float, least: float, until: float = math.inf) -> None:
-        """Print the calls that ended after a time, began before another, and took at least so long."""
+        """Print the calls between two times of a least duration."""
         print(f"\n{title}\n  from      to    took     cpu  thread                call")
         for name, thread, began, ended, cpu in sorted(self.calls, key=lambda call: call[2]):
             if ended > since and began < until and ended - began >= least:
@@ -99,7 +99,7 @@ class Timeline:
 
 
 def end(work: Work, least: float) -> None:
-    """Train in this process, and print the timeline of the end."""
+    """Train in this process; print the timeline of the end."""
     from mltrain import CheckpointManager, open_run
 
     line, training = Timeline(), Training.of(work)
@@ -121,7 +121,7 @@ def end(work: Work, least: float) -> None:
 
 
 def resume(work: Work, least: float) -> None:
-    """Resume in this process, and print the timeline until the first step."""
+    """Resume in this process; print the timeline to the first step."""
     import mlflow  # noqa: F401 - measured is what comes after the imports
 
     from mltrain import CheckpointManager, open_run
@@ -139,7 +139,7 @@ def resume(work: Work, least: float) -> None:
 
 
 def plain(uri: str, folder: Path, size: int) -> None:
-    """Print what the plain write and the plain transfer of so many bytes take."""
+    """Print the seconds of a plain write and transfer."""
     content = os.urandom(1 << 20) * (size >> 20)
     began = time.perf_counter()
     with (folder / "plain").open("wb", buffering=0) as file:
@@ -152,7 +152,9 @@ def plain(uri: str, folder: Path, size: int) -> None:
 
 
 def transfers(uri: str, content: bytes) -> Iterator[tuple[str, int, float]]:
-    """Send bytes to a tracking server's artifacts and receive them again; yield which, over how many connections, the seconds."""
+    """Time transfers to and from a tracking server's artifacts. Yields the direction, the number of connections and the
+    seconds.
+    """
     import requests
 
     for connections in (1, 2, 4):
@@ -175,7 +177,7 @@ def transfers(uri: str, content: bytes) -> Iterator[tuple[str, int, float]]:
 
 @contextmanager
 def environment(store: str, folder: Path) -> Iterator[str]:
-    """Open a tracking store in a folder, and name it to MLflow and mltrain."""
+    """Open a tracking store in a folder for this process."""
     from tests.support.database import fresh_database
     from tests.support.servers import TrackingServer
 

@@ -123,7 +123,7 @@ def measured(way: str, steps: int) -> dict[str, float]:
 
 
 def stored(run_id: str) -> int:
-    """Count the points that the tracking store has of a run."""
+    """Count the points of a run in the tracking store."""
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -189,7 +189,7 @@ def main() -> None:
 
 
 def report(one: Callable[[str, int], dict[str, float]], steps: int, rounds: int, others: int, store: str) -> None:
-    """Measure all ways and print what they reached, in steps a second and beside what could be."""
+    """Measure all ways; print their steps a second. Beside them stands the highest possible number."""
     plain: list[float] = []
     ratios: list[float] = []
     flushed: list[float] = []

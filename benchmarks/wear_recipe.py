@@ -1,4 +1,4 @@
-"""Chooses the recipe of tool wear on small real sets by cross-validation within their training windows, and tests the chosen one.
+"""Chooses the wear recipe by cross-validation on small real sets.
 
 python benchmarks/wear_recipe.py aeon-1.6.0-py3-none-any.whl [--folds 4] [--seeds 0 1 2]
 
@@ -40,7 +40,7 @@ Series = list[NDArray[np.float32]]
 
 
 def read(wheel: Path, name: str, part: str) -> tuple[Series, NDArray[Any]]:
-    """Read the windows of a set, each of shape (time, channels), and their classes."""
+    """Read a set's windows of shape (time, channels) and their classes."""
     text = zipfile.ZipFile(wheel).read(f"aeon/datasets/data/{name}/{name}_{part}.ts").decode()
     windows: Series = []
     classes = []
@@ -52,13 +52,15 @@ def read(wheel: Path, name: str, part: str) -> tuple[Series, NDArray[Any]]:
 
 
 def chosen(windows: Series, places: Sequence[int]) -> Any:
-    """Return some windows, as one array where all have one length."""
+    """Select windows, as one array if they have one length."""
     some = [windows[place] for place in places]
     return np.stack(some) if len({len(one) for one in some}) == 1 else some
 
 
 def accuracy(recipe: dict[str, Any], train: tuple[Series, Any], test: tuple[Series, Any], seed: int) -> float:
-    """Train on three quarters of the windows, let the fourth choose the epoch, and return the accuracy on the test windows."""
+    """Return the accuracy of a recipe on the test windows. It trains on three quarters of the other windows; the fourth
+    chooses the epoch.
+    """
     windows, classes = train
     fit, validate = train_test_split(np.arange(len(classes)), test_size=0.25, stratify=classes, random_state=seed)
     learner = ToolWearClassifier(device="cpu", seed=seed, num_threads=1, **recipe)
@@ -67,7 +69,7 @@ def accuracy(recipe: dict[str, Any], train: tuple[Series, Any], test: tuple[Seri
 
 
 def baselines(train: tuple[Series, Any], test: tuple[Series, Any], seed: int) -> dict[str, float]:
-    """Return the accuracies of the simple methods, fitted on the windows that the network is fitted on."""
+    """Return the accuracies of the simple methods. They are fitted on the network's training windows."""
     windows, classes = train
     fit, _ = train_test_split(np.arange(len(classes)), test_size=0.25, stratify=classes, random_state=seed)
     _, split = split_of((chosen(windows, fit), classes[fit]), (chosen(test[0], range(len(test[1]))), test[1]))
@@ -86,7 +88,9 @@ def validated(recipe: dict[str, Any], windows: Series, classes: NDArray[Any], fo
 
 
 def chosen_by(scores: Mapping[str, Sequence[float]], windows: Sequence[int]) -> str:
-    """Return the first candidate whose mean accuracy is within one standard error of the highest.
+    """Return the first candidate within one error of the best.
+
+    The error is the standard error of the highest mean accuracy.
 
     Args:
         scores: candidate to its accuracy on each set; simpler candidates come first.

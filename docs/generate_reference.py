@@ -1,4 +1,4 @@
-"""Writes docs/reference.md, the reference of every public name, from signatures and docstrings.
+"""Writes docs/reference.md from signatures and docstrings of public names.
 
 python docs/generate_reference.py [--check]
 """
@@ -23,7 +23,7 @@ _SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises):")
 
 
 def signature(name: str, thing: Any) -> str:
-    """Return a call of ``thing`` as Python writes it, or its name if it has no signature."""
+    """Return the call of ``thing``, or else its name."""
     try:
         found = inspect.signature(thing)
     except (TypeError, ValueError):
@@ -66,7 +66,7 @@ def text(thing: Any) -> str:
 
 
 def members(kind: type) -> list[tuple[str, Any]]:
-    """Return the public methods and properties that a class of ours defines itself."""
+    """Return the public methods and properties that a class defines."""
     return [
         (name, thing)
         for name, thing in vars(kind).items()

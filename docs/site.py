@@ -12,14 +12,14 @@ _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Return the text of a page, with links as the site has them."""
+    """Return a page's text with the links of the site."""
     if page.file.src_uri == "index.md":
         return _of_readme((_ROOT / "README.md").read_text(encoding="utf-8"))
     return _LINK.sub(_named, markdown)
 
 
 def _of_readme(text: str) -> str:
-    """Return the README with the pages it leads to where the site has them."""
+    """Return the README with links to the site's pages."""
 
     def led(match: re.Match[str]) -> str:
         inside = match[2].startswith("docs/")
@@ -29,7 +29,7 @@ def _of_readme(text: str) -> str:
 
 
 def _named(match: re.Match[str]) -> str:
-    """Return a link, or only its text where it leads to a file of the repository that is no page."""
+    """Return a link, or only its text outside the pages."""
     text, target = match[1], match[2]
     if target.startswith("../README.md"):
         return f"[{text}](index.md{target.removeprefix('../README.md')})"
