@@ -163,7 +163,7 @@ class MltrainTracker(GeneralTracker):  # type: ignore[misc] # accelerate has no 
         self._curves.log(floats(values, "accelerator.log"), step)
 
     def finish(self) -> None:
-        """Wait until all checkpoints are committed, and set the run FINISHED.
+        """Wait for all commits, and set the run FINISHED.
 
         Raises:
             MltrainError: the newest checkpoint was not committed.

@@ -65,7 +65,7 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
         self._measured: tuple[int, dict[str, float]] = (-1, {})
 
     def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Check the Trainer, and replace its own MLflow and JIT-checkpoint callbacks."""
+        """Check the Trainer and replace its MLflow and JIT-checkpoint callbacks."""
         self._attach(args, state, control)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **live: Any) -> None:
@@ -142,7 +142,7 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
         self._end(KeyboardInterrupt() if cut_short else None)
 
     def _attach(self, args: Any, state: Any, control: Any) -> None:
-        """Attach to the calling Trainer, and watch its ``train`` for errors.
+        """Attach to the calling Trainer and catch errors of ``train``.
 
         No event of a callback passes the Trainer or an exception of ``train``.
         """
@@ -180,7 +180,7 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
         trainer.train = watched
 
     def _close_unfinished(self) -> None:
-        """Close the run of a training that did not end normally."""
+        """Close the run of an unfinished training."""
         self._end(getattr(sys, "last_value", None) or RuntimeError("train() did not reach its end"))
 
     def _end(self, error: BaseException | None) -> None:
@@ -188,7 +188,7 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
         super()._end(error)
 
     def _update_trainer_state(self, state: Any) -> None:
-        """Add the run and the unlogged losses to the Trainer's state."""
+        """Add run and unlogged losses to the Trainer's state."""
         trainer = self._trainer
         state.stateful_callbacks[STATE_KEY] = {
             "args": {},

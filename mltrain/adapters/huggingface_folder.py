@@ -26,7 +26,7 @@ It is among the states of callbacks, where a Trainer without ``MltrainCallback``
 
 
 def restore(run: str | None, which: str = "latest") -> str | None:
-    """Write a run's checkpoint as a local folder that the Trainer loads.
+    """Write a run's checkpoint as a folder for the Trainer.
 
     Pass the result to ``Trainer.train(resume_from_checkpoint=…)``. Every file of the checkpoint is verified first. The folder is
     in the run's folder on this host, and replaces earlier restored ones. The best checkpoint is written beside it, for
@@ -103,7 +103,7 @@ def _generator_states(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_checkpoint(home: Path, step: int, files: Mapping[str, Any]) -> Path:
-    """Write a Trainer's checkpoint under a temporary name, then rename it.
+    """Write a Trainer's checkpoint atomically, by renaming a temporary folder.
 
     Args:
         home: parent of the folder.

@@ -47,7 +47,7 @@ def calling_trainer() -> Any:
 
 
 def state_of(state: Any, live: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state for a checkpoint, with live tensors instead of copies."""
+    """Return the state for a checkpoint, without copying tensors."""
     scaler = getattr(live["optimizer"], "scaler", None)
     return {
         "model": live["model"].state_dict(),

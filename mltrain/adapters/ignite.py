@@ -106,7 +106,7 @@ class MltrainSaver(Recorder):
         """Do nothing; the policy removes checkpoints after the next commit."""
 
     def log_metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Record metrics in the run, each point once over all resumes.
+        """Record metrics, each point once over all resumes.
 
         Args:
             values: name to number, or to a tensor with one element.

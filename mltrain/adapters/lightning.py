@@ -31,7 +31,7 @@ _PART = "mltrain"
 
 
 class MltrainCheckpoint(Recorder, LightningMixin):
-    """Saves, resumes and records a Lightning training in an MLflow run.
+    """Saves and records a Lightning training in an MLflow run.
 
     The callback saves at the ends of epochs, after each validation, every ``every_n_train_steps`` optimizer steps, and after
     SIGINT, SIGTERM, SIGHUP or SIGUSR1, which let the current step finish. ``fit`` returns once all checkpoints are committed.
@@ -106,7 +106,7 @@ class MltrainCheckpoint(Recorder, LightningMixin):
             trainer.loggers = [*trainer.loggers, self._logger]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Open a new run, or continue that of the loaded checkpoint.
+        """Open a new run, or continue the loaded checkpoint's run.
 
         Raises:
             UnsupportedValue: the state contains a value that no checkpoint can hold.
@@ -156,7 +156,7 @@ class MltrainCheckpoint(Recorder, LightningMixin):
         self._end(None)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Save the state before the failed step, and close the run.
+        """Save the state before the failure, and close the run.
 
         Nothing is saved if the optimizer may have changed that state.
         """

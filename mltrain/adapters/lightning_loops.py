@@ -1,4 +1,4 @@
-"""The step and epoch boundaries of Lightning's loops, for exact resumes.
+"""Step and epoch boundaries of Lightning's loops, for exact resumes.
 
 Lightning calls its hooks before it records a step: ``on_train_batch_end`` comes before the step's metrics and validation,
 ``on_train_epoch_end`` before the metrics of the epoch. A resume from a checkpoint of that moment would lack these points. So the
@@ -15,7 +15,7 @@ _HOOKED = (("epoch_loop", "on_advance_end"), ("epoch_loop", "on_run_start"), ("f
 
 
 class Boundaries:
-    """Calls a function at each step and epoch boundary of a Trainer.
+    """Calls a function at a Trainer's step and epoch boundaries.
 
     Lightning restores the model, optimizers, schedules, callbacks and counters. This class saves and restores what Lightning
     omits: the random numbers, the loaders' positions at the start of an epoch, and the running means of
@@ -99,7 +99,7 @@ class Boundaries:
             Rng().load_state_dict(own["rng"])  # the hooks of the next epoch, and its iterator, draw from them
 
     def _epoch_begins(self, fetcher: Any) -> None:
-        """Restore loaders, iterator and random numbers in the first resumed epoch."""
+        """Restore loaders, iterator and random numbers in the resumed epoch."""
         own, self._resumed = self._resumed, None
         if own is not None:
             loaders = [loader for loader in fetcher.combined_loader.flattened if _is_stateful(loader)]
@@ -133,7 +133,7 @@ class Boundaries:
         self._previous_positions = self._loader_states() if getattr(fetcher, "batches", None) else []
 
     def _remember_boundary(self) -> None:
-        """Remember the state at this boundary, if it is within an epoch."""
+        """Remember the state of a boundary within an epoch."""
         progress = self._epoch.batch_progress
         self._last_boundary = (progress.total.completed, self.state("batch")) if progress.current.completed else None
 
@@ -164,7 +164,7 @@ class Boundaries:
         }
 
     def _add_sums(self) -> None:
-        """Add the sums from before the resume to the new ones."""
+        """Add the checkpoint's running sums to the new ones."""
         results = self._epoch._results
         for key in [key for key in self._sums if key in results]:
             before, metric = self._sums.pop(key), results[key]
@@ -180,7 +180,7 @@ class Boundaries:
 
 
 def align_progress(loops: Mapping[str, Any], boundary: str, *, by_steps: bool) -> None:
-    """Change a checkpoint's progress so that Lightning continues after the boundary.
+    """Make Lightning continue after the boundary of a checkpoint.
 
     Lightning continues correctly from the progress that it has in its own hooks: in ``on_train_batch_end``, after which it trains
     the next batch, and after a complete epoch, unless ``max_steps`` limits the training: then it would repeat that epoch.
@@ -209,7 +209,7 @@ def _is_stateful(loader: Any) -> bool:
 
 
 def _metric_states(module: Any) -> dict[str, Any]:
-    """Return the states of torchmetrics, whose ``state_dict`` is empty by default."""
+    """Return the states of torchmetrics, absent from ``state_dict`` by default."""
     return {
         name: {"count": part._update_count, "state": {key: getattr(part, key) for key in part._defaults}}
         for name, part in module.named_modules()

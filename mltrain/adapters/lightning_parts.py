@@ -1,4 +1,4 @@
-"""Logger and ``CheckpointIO`` for Lightning's Trainer, and checks of the Trainer."""
+"""Logger, ``CheckpointIO`` and checks for Lightning's Trainer."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ class LightningMixin:
 
 
 class RunLogger(LightningMixin):
-    """A Lightning logger that records each point of a training once.
+    """A Lightning logger that records each point once.
 
     A point that Lightning logs at its step s is recorded at s + 1, the number of optimizer steps done and the number of the
     checkpoint of that step. Points that the user logs at other steps keep their steps.
@@ -56,7 +56,7 @@ class RunLogger(LightningMixin):
         self.parameters, self._unrecorded = {}, []
 
     def attach(self, training: Training) -> None:
-        """Record the buffered points, and from now on all others at once."""
+        """Record the buffered points, and stop buffering."""
         self._training, self.version = training, training.location
         for values, step in self.take_unrecorded():
             training.log(values, step)

@@ -153,7 +153,7 @@ def _reader(address: Address, damaged: dict[CheckpointId, DamagedCheckpoint]) ->
 
 
 def refuse_checkpoints(save_dir: str | Path | None) -> None:
-    """Refuse to begin a training where an earlier one saved checkpoints.
+    """Refuse a new training where an earlier one saved checkpoints.
 
     Args:
         save_dir: folder of the new training. If ``None``, the active MLflow run is checked.

@@ -91,7 +91,7 @@ def _is_stateful(loader: Any) -> bool:
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """Return a loader's own generators, which may determine an epoch's order."""
+    """Return a loader's generators, which may determine an epoch's order."""
     owners = (loader, get_sampler(loader), loader.dataset) if loader is not None else ()
     found = {id(one): one for owner in owners if isinstance(one := getattr(owner, "generator", None), torch.Generator)}
     return list(found.values())

@@ -146,7 +146,7 @@ class Training:
         return identity
 
     def leave(self) -> NoReturn:
-        """Close the run after a request to stop, and end the process.
+        """Close the run after a stop request, then exit.
 
         Raises:
             KeyboardInterrupt: the signal was SIGINT.
@@ -241,7 +241,7 @@ class Recorder:
 
 
 def status_of(error: BaseException | None) -> Status:
-    """Return the status of a run by how its training ended.
+    """Return the status of a run after its training.
 
     Args:
         error: the exception that ended the training. If ``None``, the training is complete.
@@ -252,7 +252,7 @@ def status_of(error: BaseException | None) -> Status:
 
 
 def record_late(run_id: str, points: Sequence[tuple[Mapping[str, float], int]]) -> None:
-    """Record metric points after the training, without changing the run's status.
+    """Record late metric points, and keep the run's status.
 
     Args:
         run_id: id of the run.
