@@ -1,4 +1,4 @@
-"""The rendezvous store of torchrun, without the keys of earlier workers."""
+"""torchrun's rendezvous store, without the keys of earlier workers."""
 
 import time
 import uuid

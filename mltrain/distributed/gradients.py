@@ -33,7 +33,7 @@ class Replicas:
 
 
 class Gradients:
-    """Averages gradients over ranks at the end of each backward pass.
+    """Averages gradients over ranks after each backward pass.
 
     Each rank is weighted by its part of the batch, so the result is the gradient of the mean over the whole batch, also for
     parts of different sizes. One collective per dtype sums the gradients of all parameters that any rank has a gradient for,
@@ -73,7 +73,7 @@ class Gradients:
         self._got: set[int] = set()
 
     def weigh(self, weight: float) -> None:
-        """Set the weight of this rank's part of the next batch.
+        """Set this rank's weight in the next batch.
 
         It is between 0 and 1, and the weights of all ranks sum to 1.
         """
@@ -81,14 +81,14 @@ class Gradients:
         self._layout.weigh(weight)
 
     def expect(self) -> None:
-        """Register a hook on every parameter that is trained from now on."""
+        """Register a hook on each trainable parameter without one."""
         for index, parameter in enumerate(self._parameters):
             if parameter.requires_grad and index not in self._hooked:
                 self._hooked.add(index)
                 parameter.register_post_accumulate_grad_hook(partial(self._accumulated, index))  # type: ignore[no-untyped-call]
 
     def end_step(self) -> None:
-        """Wait until all ranks have done their backward passes of this step.
+        """Wait for the backward passes of all ranks.
 
         Raises:
             UsageError: another rank does one more pass.
@@ -96,7 +96,7 @@ class Gradients:
         self._announced(_END, set())
 
     def share_buffers(self) -> None:
-        """Copy rank 0's buffers, for example of batch norm, as DistributedDataParallel does."""
+        """Copy rank 0's buffers to all ranks, like DistributedDataParallel."""
         buffers = [one for module in self._modules for one in module.buffers() if not is_sharded(one)]
         for group in _by_kind(buffers):
             flat = _flattened(group)

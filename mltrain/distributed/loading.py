@@ -34,7 +34,7 @@ from mltrain.errors import DamagedCheckpoint, MltrainError
 
 
 class ShardReader(StorageReader):
-    """Reads pieces of a sharded checkpoint for DCP, from verified files only.
+    """Reads verified pieces of a sharded checkpoint for DCP.
 
     Args:
         assembly: of the checkpoint.
@@ -161,7 +161,7 @@ def verified(world: World, opened: Callable[[], CheckpointStore], manifest: Mani
 
 
 def without_pieces(store: CheckpointStore, manifest: Manifest) -> Configured:
-    """Return parts and configuration of a sharded checkpoint, with placeholders for sharded tensors.
+    """Return parts and configuration, with placeholders for sharded tensors.
 
     Raises:
         DamagedCheckpoint: a file differs from what was committed.

@@ -52,7 +52,7 @@ class Destination:
         return state_folder() / self.staging
 
     def opened(self, run_id: str) -> CheckpointStore:
-        """Return the checkpoints there for reading, those staged on this node without a download."""
+        """Return a store for reading, without downloads of staged checkpoints."""
         if self.folder is not None:
             return CheckpointStore(run_id, LocalArtifacts(Path(self.folder)))
         assert self.address is not None
@@ -89,7 +89,7 @@ class NodeCopy:
             raise refused(spool.root, error) from error
 
     def complete(self, manifest: Manifest) -> None:
-        """Write the manifest and rename the folder, on the first rank of the node.
+        """Write the manifest and rename the folder.
 
         Raises:
             StorageError: the disk refuses.

@@ -57,7 +57,7 @@ class RankPieces:
         return write_part(folder, self._channel.rank, self._pieces, self._weights)
 
     def _answers(self, work: Callable[[], Any]) -> list[Any]:
-        """Do this rank's work, and return the results of all ranks.
+        """Do this rank's work and return all ranks' results.
 
         Raises:
             NonFiniteLoss, StorageError: the work of a rank failed; raised on rank 0 only.
@@ -127,7 +127,7 @@ class LeaderPieces(RankPieces):
         self._complete = True
 
     def end(self) -> None:
-        """Tell the other ranks that this snapshot will not be written again."""
+        """Tell the other ranks that this snapshot is finished."""
         try:
             self._channel.share(("end", self._complete))
         except PeerLost as lost:
@@ -197,7 +197,7 @@ def _only(tree: Any, names: Collection[str]) -> Any:
 
 
 def _is_visible(folder: Path, name: str, entry: FileEntry) -> bool:
-    """Whether this machine sees a part file and the files that it lists in a folder."""
+    """Whether this machine sees a part file and its files."""
     try:
         content = (folder / name).read_bytes()
         listed = Part.from_json(content, name).files

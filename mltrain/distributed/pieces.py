@@ -1,4 +1,4 @@
-"""Pieces of sharded tensors on a rank and in a checkpoint."""
+"""Pieces of sharded tensors, on ranks and in checkpoints."""
 
 import collections
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from mltrain.restoring.optimizers import is_optimizer
 
 
 def box(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return offsets and shape of this process's piece of a sharded tensor.
+    """Return offsets and shape of this process's piece.
 
     Raises:
         UsageError: the piece is not one contiguous box of the whole.
@@ -30,14 +30,14 @@ def box(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def cut(whole: Tensor, like: DTensor) -> DTensor:
-    """Return this process's piece of a whole tensor, sharded like another."""
+    """Return a whole tensor sharded like another."""
     offsets, shape = box(like)
     piece = whole[tuple(slice(begin, begin + size) for begin, size in zip(offsets, shape, strict=True))]
     return sharded_like(piece.to(like.device, copy=True).contiguous(), like)
 
 
 def sharded_like(piece: Tensor, like: DTensor) -> DTensor:
-    """Return a sharded tensor from this process's piece, sharded like another."""
+    """Return this process's piece as a tensor sharded like another."""
     return DTensor.from_local(
         piece, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
@@ -101,7 +101,7 @@ def _of_optimizer(state: Any, optimizer: Any, live: Mapping[str, Tensor]) -> Ite
 
 
 def _alike(given: Any, own: Any) -> Iterator[tuple[int, DTensor]]:
-    """Yield the tensors of a tree in whose places another tree has sharded ones."""
+    """Yield the tensors of ``given`` that ``own`` has sharded."""
     if is_sharded(own):
         if _fits(given, own):
             yield id(given), own
@@ -118,7 +118,7 @@ def _fits(tensor: Any, like: Any) -> bool:
 
 
 def filled(tree: Any, tensors: Mapping[int, Tensor]) -> Any:
-    """Return a tree with some tensors replaced, which are given by their ``id``."""
+    """Return a tree with tensors replaced, found by ``id``."""
     if isinstance(tree, Tensor):
         return tensors.get(id(tree), tree)
     return _mapped(tree, lambda one: filled(one, tensors))

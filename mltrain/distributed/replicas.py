@@ -52,7 +52,7 @@ def sums(content: Tensor, at_once: int = 2**22) -> str:
 
 
 def digests(state: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of each tensor of a state by name.
+    """Return the digest of each tensor by name.
 
     The key "" has the digest of all plain values.
     """
@@ -108,7 +108,7 @@ def _is_common(part: Any) -> bool:
 
 
 def _cpu_state(state: Mapping[str, Any]) -> Flat:
-    """Return a flattened state with its tensors on the CPU, for :func:`_unflattened` on another rank."""
+    """Return a flattened state with its tensors on the CPU."""
     flat = flatten(state)
     return Flat(flat.tree, {name: tensor.detach().cpu() for name, tensor in flat.tensors.items()})
 

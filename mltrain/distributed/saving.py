@@ -67,11 +67,11 @@ class DistributedSaver:
         return Destination.of(self._saver.store) if hasattr(self._saver, "store") else None
 
     def settle(self) -> None:
-        """Wait until this rank has written its pieces or given up."""
+        """Wait until this rank has written or abandoned its pieces."""
         self._shards.settle()
 
     def peek(self) -> Mapping[str, Any] | None:
-        """Return the newest checkpoint on rank 0, ``None`` on other ranks."""
+        """On rank 0, return the newest checkpoint, otherwise ``None``."""
         kept: Mapping[str, Any] | None = self._saver.peek() if self._saver is not None else None
         return kept
 
@@ -127,7 +127,7 @@ class Shards:
             self._disk.do(following.follow)
 
     def settle(self) -> None:
-        """Wait until this rank has written its pieces or given up."""
+        """Wait until this rank has written or abandoned its pieces."""
         self._disk.wait()
 
     def _take(self, destination: Destination, tensors: Mapping[str, Tensor], weights: str | None) -> LeaderPieces:

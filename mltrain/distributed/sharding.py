@@ -1,4 +1,4 @@
-"""Models whose parameters are sharded over the processes, and their optimizers.
+"""Models with sharded parameters, and their optimizers.
 
 torch does the sharding: ``fully_shard`` (FSDP2) by default, or a project's ``Task(shard=...)``. This module does the rest:
 equal weights before, optimizers over the new parameters after, and weighted gradients.
@@ -90,7 +90,7 @@ class _WeightedSum:
 
 
 def shard(world: World, task: Task, device: str) -> Shards:
-    """Shard the models of a task in place, and give its optimizers the new parameters.
+    """Shard a task's models in place, and update its optimizers.
 
     All processes call this at once. The models start with rank 0's weights.
 
@@ -178,7 +178,7 @@ def _check(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Any]) -> N
 
 
 def _check_gone(parameters: Mapping[str, Any]) -> None:
-    """Check that nothing holds parameters from before the model was sharded."""
+    """Check that nothing holds parameters of the unsharded model."""
     held = [name for name, one in parameters.items() if one() is not None]
     if held:
         gc.collect()

@@ -17,7 +17,7 @@ _OFFERED = ("parts", "prepare", "late_copy", "follows", "evaluated", "learning_r
 
 
 class AgreedStop:
-    """A request to stop, on which all ranks agree after each step.
+    """A stop request, agreed by all ranks after each step.
 
     Args:
         own: the request to this process.
@@ -43,13 +43,13 @@ class AgreedStop:
         self.own.checkpoint_wanted = False
 
     def asked(self) -> tuple[str | None, bool]:
-        """Return this process's reason to stop, if any, and whether it wants a checkpoint."""
+        """Return this process's stop reason (if any) and checkpoint request."""
         reason = getattr(self.own, "reason", "a request") if self.own.requested else None
         return reason, self.own.checkpoint_wanted
 
 
 class _Synchronized:
-    """Calls a step, and returns the metrics of the whole batch."""
+    """Calls a step and returns the whole batch's metrics."""
 
     def __init__(self, inner: Any, world: World, loader: Divisible, gradients: Gradients, stop: AgreedStop) -> None:
         self.inner = inner
@@ -80,13 +80,13 @@ class _Synchronized:
 
 class _WithEpochMetrics(_Synchronized):
     def epoch_metrics(self) -> Mapping[str, float]:
-        """Return the mean of each metric of the epoch over the ranks."""
+        """Return each epoch metric's mean over the ranks."""
         values = floats(self.inner.epoch_metrics(), "epoch_metrics()")
         return mean([(1.0, other) for other in self._world.gather(values)])
 
 
 def synchronized(inner: Any, world: World, loader: Divisible, gradients: Gradients, stop: AgreedStop) -> Any:
-    """Return a step on all ranks at once, with the optional attributes of the wrapped one."""
+    """Return a step on all ranks with ``inner``'s optional attributes."""
     base = _WithEpochMetrics if hasattr(inner, "epoch_metrics") else _Synchronized
     # As properties of the class, because protocols look attributes up in the class, not in an instance's __getattr__.
     offered = {name: _offer(name) for name in _OFFERED if hasattr(inner, name)}

@@ -23,7 +23,7 @@ from mltrain.trainer.ranks import parts_of_rank
 
 
 def check_loader(task: Task) -> None:
-    """Check that the loader of a task can be divided over ranks.
+    """Check that a task's loader can be divided over ranks.
 
     Raises:
         UsageError: it cannot.
@@ -37,7 +37,7 @@ def check_loader(task: Task) -> None:
 
 
 def distribute(world: World, task: Task, config: Config, stop: Stop) -> tuple[Task, Stop]:
-    """Return a task and a request to stop that all ranks share.
+    """Return task and stop request, shared by all ranks.
 
     All ranks call this after they have built the task.
 
@@ -75,7 +75,7 @@ def restore(
     how: Mapping[str, Any],
     assembly: Assembly | None,
 ) -> None:
-    """Restore a training on all ranks at once, each its own pieces.
+    """Restore a training on all ranks, each its own pieces.
 
     Args:
         world: the ranks.

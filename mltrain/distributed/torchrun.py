@@ -20,7 +20,7 @@ while its processes still save."""
 
 
 def run(count: int, command: Sequence[str], signals: Sequence[str]) -> int:
-    """Run a command in several processes, and return their exit code.
+    """Run a command in several processes; return their exit code.
 
     Args:
         count: number of processes.
@@ -62,9 +62,9 @@ def _exit_code(failed: ChildFailedError) -> int:
 
 @contextmanager
 def _forwarding(signals: Sequence[str]) -> Iterator[None]:
-    """Forward signals to the processes, which torchrun starts in their own sessions.
+    """Forward signals to the training's processes.
 
-    While there are none, a signal raises ``KeyboardInterrupt``.
+    torchrun starts them in their own sessions. While there are none, a signal raises ``KeyboardInterrupt``.
     """
 
     def forward(number: int, frame: FrameType | None) -> None:

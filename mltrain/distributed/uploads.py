@@ -94,7 +94,7 @@ class Uploads:
         return self._spool
 
     def add(self, address: Address, folder: Path, manifest: Manifest, part: str, token: str) -> None:
-        """Upload this rank's files of a staged checkpoint in the background.
+        """Upload this rank's staged files in the background.
 
         Args:
             address: of the artifact store.
@@ -119,7 +119,7 @@ class Uploads:
             self._change.notify_all()
 
     def discard_before(self, committed: CheckpointId) -> None:
-        """Remove this node's staged checkpoints that are older than a committed one."""
+        """Remove this node's staged checkpoints older than a committed one."""
         for folder in self._spool.complete() if self._spool is not None else []:
             found = CheckpointId.parse(folder.name)
             if found is not None and found.order < committed.order:
@@ -193,7 +193,7 @@ class PeerUploads:
         self._stopped = threading.Event()
 
     def add(self, manifest: Manifest, token: str) -> None:
-        """Expect the uploads of a checkpoint that all ranks have staged."""
+        """Expect uploads of a checkpoint staged by all ranks."""
         self._tokens[manifest.name] = token
 
     def expects(self, manifest: Manifest) -> bool:

@@ -27,7 +27,9 @@ _REASON_SECONDS = 2.0
 
 
 class World:
-    """The ranks of one training, which all make the same calls in the same order.
+    """The ranks of one training.
+
+    All make the same calls in the same order.
 
     Args:
         seconds: timeout of every wait for other ranks. If ``None``, ``MLTRAIN_PEER_SECONDS``, else 1800.
@@ -82,11 +84,11 @@ class World:
             self._fail(error)
 
     def open_channel(self) -> None:
-        """Open the channel for messages in the background, on all ranks at once."""
+        """Open the background channel, on all ranks at once."""
         self.channel = Channel(self)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in the order of ranks.
+        """Return the values of all ranks, by rank.
 
         Raises:
             PeerLost: a rank has ended, or does not answer in time.
@@ -94,7 +96,7 @@ class World:
         return self._messages.gather(value)
 
     def gather_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensors of all ranks, stacked along a new first dimension.
+        """Return all ranks' tensors, stacked along a new first dimension.
 
         Args:
             tensor: on the CPU, of the same shape and dtype on all ranks.
@@ -137,7 +139,7 @@ class World:
         return shared
 
     def note(self, key: str, text: str) -> None:
-        """Leave a note for the other ranks without waiting, from any thread. Raises :class:`PeerLost`."""
+        """Leave the other ranks a note, without waiting. Callable from any thread. Raises :class:`PeerLost`."""
         with _collective(self):
             self._store.set(f"note/{key}", text)
 
@@ -147,7 +149,7 @@ class World:
             return self._store.get(f"note/{key}").decode() if self._store.check([f"note/{key}"]) else None
 
     def sum(self, tensor: torch.Tensor) -> None:
-        """Replace a tensor by its sum over all ranks, on the training's group."""
+        """Sum a tensor in place, over the training's group."""
         with _collective(self):
             dist.all_reduce(tensor)
 
@@ -158,7 +160,7 @@ class World:
 
     @contextmanager
     def foreign_collectives(self) -> Iterator[None]:
-        """Raise :class:`PeerLost` for collectives that fail in a block, for example FSDP2's; other errors stay."""
+        """Raise :class:`PeerLost` for a block's failed collectives, such as FSDP2's."""
         try:
             yield
         except RuntimeError as error:
@@ -200,7 +202,7 @@ class World:
             dist.GroupMember.WORLD = group
 
     def _fail(self, error: BaseException) -> None:
-        """Record why this rank fails, and close the connections on which others wait."""
+        """Record this rank's error, and close all connections."""
         try:
             if not isinstance(error, PeerLost):
                 code = error.exit_code if isinstance(error, MltrainError) else 1
@@ -219,7 +221,7 @@ class World:
         return [f"acknowledged/{rank}" for rank in range(1, self.size)]
 
     def lost(self, error: BaseException) -> PeerLost:
-        """Return the error for a failed collective, with the reason that a peer recorded."""
+        """Return a failed collective's error with a peer's recorded reason."""
         try:
             self._store.wait([_FAILURE], timedelta(seconds=_REASON_SECONDS))
             rank, code, why = self._store.get(_FAILURE).decode().split(" ", 2)
@@ -251,7 +253,7 @@ class Channel:
         self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.seconds))
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in the order of ranks. Raises :class:`PeerLost`."""
+        """Return the values of all ranks, by rank. Raises :class:`PeerLost`."""
         values: list[Any] = [None] * self.size
         with _collective(self._world):
             dist.all_gather_object(values, value, group=self.group)
@@ -267,7 +269,7 @@ class Channel:
 
 @contextmanager
 def _collective(world: World) -> Iterator[None]:
-    """Raise :class:`PeerLost` for the error of a collective, or of the store."""
+    """Raise :class:`PeerLost` for errors of collectives and the store."""
     try:
         yield
     except (RuntimeError, ValueError) as error:  # ValueError: the connections are closed already
@@ -288,7 +290,7 @@ def _peer_seconds() -> float:
 
 
 def _disconnect() -> None:
-    """Close the connections to the other ranks, so that their waits fail at once."""
+    """Close the connections, to end other ranks' waits at once."""
     if dist.is_initialized():
         with suppress(RuntimeError, ValueError, AssertionError):  # some are closed already
             dist.destroy_process_group()
