@@ -48,13 +48,13 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def one_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of every project go to MLflow's first experiment, where tests look for them."""
+    """Put the runs of every project into MLflow's first experiment."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
 
 
 @pytest.fixture(name="server")
 def database_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "TrackingClient":
-    """A tracking store and a home of its own for what runs in the test's process."""
+    """A tracking store and home of the test's own process."""
     from mltrain.tracking.client import connect
     from tests.support.database import fresh_database
 
@@ -66,7 +66,7 @@ def database_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Tra
 
 @pytest.fixture(autouse=True)
 def no_levels_of_another_test() -> Iterator[None]:
-    """Undo the levels of logging that a command sets in this process."""
+    """Restore the logging levels that a command sets."""
     loggers = [logging.getLogger(name) for name in ("mltrain", "projects")]
     before = [logger.level for logger in loggers]
     yield
@@ -154,7 +154,7 @@ def undisturbed(session_workplace: Workplace) -> tuple[Workplace, str]:
 
 @pytest.fixture(scope="session")
 def stopped_pipeline(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> "TinyPipeline":
-    """A pipeline whose first two stages are done and whose third was stopped. No test resumes it."""
+    """A pipeline with two finished stages and a stopped third. No test resumes it."""
     from tests.support.example_pipelines import TinyPipeline
 
     tiny = TinyPipeline(Workplace(tmp_path_factory.mktemp("pipeline") / "here", fork_server))
@@ -170,7 +170,7 @@ def run(place: Place, tmp_path: Path) -> FolderRun:
 
 @pytest.fixture
 def local(tmp_path: Path) -> FolderRun:
-    """A run whose artifacts are in a folder of this machine."""
+    """A run with its artifacts in a local folder."""
     return FolderRun(tmp_path)
 
 

@@ -11,7 +11,7 @@ from tests.support.database import fresh_database
 
 @pytest.fixture
 def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A tracking store and a home of its own for what runs in the test's process; its URI."""
+    """A tracking store and home of the test's process; its URI."""
     database = tmp_path / "mlflow.db"
     fresh_database(database, tmp_path / "mlruns")
     uri = f"sqlite:///{database}"

@@ -84,7 +84,7 @@ class Loop:
 
 
 def sent(number: int, wait: bool = False) -> Callable[[Loop], None]:
-    """Return what sends this process a signal, after what is saved is committed if so asked."""
+    """Return a handler that sends this process a signal. With ``wait`` the handler first waits for the commits."""
 
     def send(loop: Loop) -> None:
         if wait:

@@ -1,4 +1,4 @@
-"""Small trainings of Lightning, one for each thing that a resume has to bring back."""
+"""Small Lightning trainings, one for each part of a resume."""
 
 import logging
 import os
@@ -81,7 +81,7 @@ class Manual(Net):
 
 
 class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    """Items that nobody can count beforehand, which know where they are."""
+    """Items of unknown number that know their position."""
 
     def __init__(self) -> None:
         self.given = 0
@@ -146,7 +146,7 @@ SCENARIOS: dict[str, tuple[Callable[[], pl.LightningModule], Callable[[], Any], 
 
 
 class Interruption(pl.Callback):
-    """Sends this process a signal in a step, and at an earlier one waits for what is saved."""
+    """Sends this process a signal in a step. At an earlier step it waits for the commits."""
 
     def __init__(self, step: int, number: int, wait: int | None = None) -> None:
         self.step, self.number, self.wait, self.done = step, number, wait, False

@@ -1,4 +1,4 @@
-"""``save``, ``load`` and the tracker in a loop of this process."""
+"""``save``, ``load`` and the tracker in a loop in-process."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The blocks of the pages on engines, executed as they stand with a small model."""
+"""Executes the blocks of the engine pages with a model."""
 
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_the_blocks_on_ignite(tracking: str) -> None:
 
 
 class Validated(Net):
-    """Brings its own data for the validation, which decides what is best."""
+    """Brings its own validation data, which decides the best checkpoint."""
 
     def val_dataloader(self) -> Any:
         return torch.utils.data.DataLoader(DATA, 20)

@@ -1,4 +1,4 @@
-"""The folder that ``restore`` writes, and how a Trainer continues from it."""
+"""A Trainer continues from the folder that ``restore`` writes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a checkpoint of a Trainer holds, and that each part continues exactly."""
+"""Each part of a Trainer's checkpoint continues exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def test_every_way_to_save_continues_exactly(options: dict[str, Any], tracking: 
 
 
 class Tied(nn.Module):
-    """An embedding that is also the last layer, over a body that is not trained."""
+    """An embedding tied to the last layer; its body is frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Rounded(Numbers):
 
 
 class NoFiles(TrainerCallback):  # type: ignore[misc]
-    """Leaves the Trainer's own files away, which safetensors refuses to write of shared tensors."""
+    """Writes no files of the Trainer's own. safetensors refuses to write shared tensors."""
 
     def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         from mltrain.adapters.huggingface_parts import calling_trainer

@@ -49,7 +49,7 @@ def test_a_loader_without_a_position_continues_from_the_end_of_an_epoch(tracking
 
 
 def test_what_users_do_next(tracking: str) -> None:
-    """Removal by Ignite, the best one, more epochs, the same engine once more: one run, many statements."""
+    """One run for many statements, because a run is expensive."""
     loop = Loop().run(2)
     run_id = str(loop.saver.run_id)
     steps = [manifest.step for manifest in checkpoints(run_id)]

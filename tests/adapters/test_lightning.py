@@ -78,7 +78,7 @@ def test_an_error_in_an_update_saves_nothing_half_done(tracking: str) -> None:
 
 
 def test_what_users_do_next(tracking: str) -> None:
-    """More epochs, the same Trainer once more, the best one, other Trainers: one expensive run, many statements."""
+    """One run for many statements, because a run is expensive."""
     trainer, ours = fit("an epoch's schedule", max_epochs=1)
     run_id = str(ours.run_id)
     assert mlflow.get_run(run_id).data.params["schedule"] == "epoch"

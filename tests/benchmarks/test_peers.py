@@ -17,7 +17,7 @@ ENGINES = ("Lightning + MLFlowLogger", "Trainer of transformers", "async_save + 
 
 
 class Resumed(Exception):
-    """Ends a resume at its first step, as the end of its process does."""
+    """Ends a resume at its first step."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Whatever is asked of retention, only checkpoints of this run go: canaries everywhere else stay as they were."""
+"""Retention removes only checkpoints of its run; canaries elsewhere stay."""
 
 import random
 import re
@@ -83,7 +83,7 @@ def put(place: Place, manifest: Manifest) -> None:
 
 
 def there(place: Place) -> dict[str, set[str]]:
-    """The files of what is called like a checkpoint, by checkpoint."""
+    """Return the files of folders named like a checkpoint."""
     found: dict[str, set[str]] = {}
     for path in place.files.all():
         match = re.fullmatch(r"checkpoints/(step-\d{9}-a(?:\d{2}|[1-9]\d{2,5}))/(.+)", path)

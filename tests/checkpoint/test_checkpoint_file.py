@@ -1,4 +1,4 @@
-"""A checkpoint file is whole or refused, and nothing in it is executed."""
+"""A checkpoint file is whole or refused; it executes nothing."""
 
 import os
 import pickle
@@ -164,7 +164,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "files"
 
 
 def test_files_of_the_first_form_are_read_as_ever() -> None:
-    """``about.json`` and the members at the top, as the first ``export=full`` and classifiers wrote them."""
+    """The first ``export=full`` and classifiers wrote ``about.json`` and top-level members."""
     exported = GOLDEN / "exported" / "checkpoint_epoch_2.pth"
     manifest = checkpoint_file.manifest_of(exported)
     assert manifest is not None

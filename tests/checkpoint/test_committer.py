@@ -146,7 +146,7 @@ def test_a_run_that_waits_to_be_created_is_no_error_at_each_checkpoint(
 def test_an_attempt_that_is_overtaken_while_it_writes_makes_nothing_visible(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The points are asked for after the copy and before the first byte is written."""
+    """The committer asks for the points between copy and write."""
 
     def overtaken(step: int) -> list[Point]:
         here.run.overtaken = step == 2
@@ -164,7 +164,7 @@ def test_an_attempt_that_is_overtaken_while_it_writes_makes_nothing_visible(
 def test_an_attempt_that_is_overtaken_while_it_uploads_commits_nothing(
     far: tuple[Bench, Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint exists in the store as soon as its manifest does, so the lease is asked for right before that."""
+    """The manifest makes a checkpoint visible. So the committer asks for the lease right before it writes that."""
     bench, gate = far
     upload_all = bench.store.artifacts.upload_all
 

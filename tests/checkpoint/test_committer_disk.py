@@ -1,4 +1,4 @@
-"""A commit on a disk that refuses, fails or is full."""
+"""A commit on a disk that refuses, fails or fills."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What a save counts by, the line that it continues, and the metrics that it is expected to have."""
+"""Drafts hold progress, line and expected metrics of a save."""
 
 import math
 from typing import Any

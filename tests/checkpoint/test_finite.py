@@ -1,4 +1,4 @@
-"""No state that a training cannot go on from becomes a checkpoint, and nothing else is taken for one."""
+"""Only states that a training can continue become checkpoints."""
 
 import math
 from pathlib import Path

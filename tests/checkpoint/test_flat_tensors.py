@@ -1,4 +1,4 @@
-"""Tensors of a state as flat tensors that safetensors holds, and back."""
+"""States become flat tensors for safetensors, and states again."""
 
 import warnings
 from typing import Any

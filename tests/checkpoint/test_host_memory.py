@@ -25,7 +25,7 @@ PAGES = 4096
 
 
 def faults() -> int:
-    """How often this thread touched memory that the system had not mapped yet."""
+    """Return the number of page faults of this thread."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 

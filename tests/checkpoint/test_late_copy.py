@@ -1,4 +1,4 @@
-"""Large tensors are copied under the next step, and the snapshot is that of the boundary."""
+"""Large tensors are copied during the next step, unchanged."""
 
 import threading
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Classifier(Supervised):
 
 
 class Adversarial:
-    """Two networks and two optimizers, the second one's step long after the first one's."""
+    """Two networks and optimizers; the second optimizer steps much later."""
 
     late_copy = True
 
@@ -110,7 +110,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
 
 
 def trained(make: Any, folder: Path, watched: Watched | None = None, *, late: bool, **more: Any) -> dict[int, Any]:
-    """Train, save after every step, and return the states that were saved, by step."""
+    """Train, save after every step, and return the saved states."""
     run = FolderRun(folder)
     seed_everything(1)
     step = make()
@@ -180,7 +180,7 @@ def test_a_change_in_place_is_noticed_also_while_it_is_under_way(tmp_path: Path)
 
 
 class Fused(Classifier):
-    """Another optimizer shares the parameters, is no part, and does not count its changes."""
+    """A second optimizer, outside the state, changes the same parameters. It does not count its changes."""
 
     def __init__(self) -> None:
         super().__init__()

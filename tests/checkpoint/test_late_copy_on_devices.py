@@ -1,4 +1,4 @@
-"""The order in which copies from CUDA devices are queued, on devices that are not there."""
+"""The order of queued copies from simulated CUDA devices."""
 
 import pytest
 import torch

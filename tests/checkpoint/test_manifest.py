@@ -1,4 +1,4 @@
-"""What a checkpoint is, as a frozen value and as JSON."""
+"""A manifest describes a checkpoint, frozen and as JSON."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def a_manifest() -> Manifest:
 
 
 def sealed(change: dict[str, Any], manifest: Manifest | None = None) -> bytes:
-    """Return a manifest with other entries, as somebody would write it who knows the format."""
+    """Return a manifest with other entries and a valid seal."""
     raw = json.loads((manifest or a_manifest()).to_json())
     del raw["sha256"]
     body = json.dumps({**raw, **change}, indent=1).encode().removesuffix(b"\n}")

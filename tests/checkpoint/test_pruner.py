@@ -161,7 +161,7 @@ def test_who_is_overtaken_between_two_removals_removes_nothing_more(
 
 
 class Counted(LocalArtifactRepository):
-    """An artifact store that counts what it is asked for, and the bytes of the files that go either way."""
+    """An artifact store that counts requests and transferred bytes."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
@@ -185,7 +185,7 @@ class Counted(LocalArtifactRepository):
 
 
 class Recording(FolderRun):
-    """A run that keeps the record of removals among its artifacts, as a real one does."""
+    """A run that keeps the removal record among its artifacts."""
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
         self.recorder = getattr(self, "recorder", None) or Removals(self.artifacts)

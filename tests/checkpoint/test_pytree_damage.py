@@ -1,4 +1,4 @@
-"""A tree that mltrain did not write is damage, and never code."""
+"""A foreign tree is damage, and never code."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which checkpoint a load chooses, what is declared of one, and what happens where some are damaged."""
+"""The reader chooses a checkpoint and skips damaged ones."""
 
 import logging
 from pathlib import Path

@@ -45,7 +45,7 @@ def state() -> dict[str, Any]:
 
 
 def cut(name: str, whole: Tensor, rank: int, ranks: int) -> Piece | None:
-    """Cut along the last dimension, so that pieces are not contiguous in the whole; the first rank may have nothing."""
+    """Cut along the last dimension into non-contiguous pieces. The first rank may have nothing."""
     begins = [whole.shape[-1] * rank // ranks, whole.shape[-1] * (rank + 1) // ranks]
     if begins[0] == begins[1]:
         return None
@@ -54,7 +54,7 @@ def cut(name: str, whole: Tensor, rank: int, ranks: int) -> Piece | None:
 
 
 def write(folder: Path, ranks: int) -> tuple[Snapshot, Manifest]:
-    """Write a checkpoint of so many ranks as rank 0's committer does."""
+    """Write a checkpoint of ``size`` ranks like rank 0's committer."""
     whole = snapshot(state(), HostBuffers())
     sharded = {name for name, tensor in whole.tensors.items() if tensor.dim()}
     plain = {name: tensor for name, tensor in whole.tensors.items() if name not in sharded}
@@ -181,7 +181,7 @@ def test_a_sharded_checkpoint_of_before_is_read_as_it_was_written() -> None:
 
 
 def digests(parts: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest of each weight and each tensor of the optimizer."""
+    """Return digests of all weights and optimizer tensors."""
     found = {f"model.{name}": tensor for name, tensor in parts["model"].items()}
     for number, own in parts["optimizer"]["state"].items():
         found |= {f"optimizer.{number}.{key}": tensor for key, tensor in own.items()}
@@ -190,7 +190,7 @@ def digests(parts: Mapping[str, Any]) -> dict[str, str]:
 
 @pytest.fixture
 def machines(place: Path, tmp_path: Path) -> tuple[Place, Manifest, list[CheckpointStore]]:
-    """Two machines, on each of which one rank has staged its files, and the store that is empty yet."""
+    """Two machines with one rank's staged files each; an empty store."""
     _, manifest = write(place, 2)
     target, stores = behind(tmp_path / "store"), []
     for rank in (0, 1):

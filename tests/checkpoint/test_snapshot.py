@@ -157,7 +157,7 @@ def test_optimizer_state_whose_memory_is_replaced_before_it_is_copied_is_that_of
 
 
 def test_a_snapshot_makes_few_calls_for_each_tensor() -> None:
-    """With hundreds of small tensors these, and not the copies, are what the training waits for."""
+    """With hundreds of small tensors the calls cost the most."""
     state = {"model": {f"w{number}": torch.zeros(4) for number in range(500)}}
     state["optimizer"] = {"state": {number: {"m": torch.zeros(4)} for number in range(500)}}  # type: ignore[dict-item]
     buffers, calls = HostBuffers(), 0

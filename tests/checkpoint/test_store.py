@@ -1,4 +1,4 @@
-"""The checkpoints of one run in its artifact store, on this machine and behind MLflow's interface to another."""
+"""The checkpoints of a run, on local or remote storage."""
 
 import hashlib
 import json

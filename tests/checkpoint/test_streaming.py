@@ -25,7 +25,7 @@ from tests.support.stored import Watched, again
 
 
 class Taking(RemoteArtifacts):
-    """A store in a folder that takes contents from memory, block by block.
+    """A folder's store that takes contents from memory in blocks.
 
     Attributes:
         began: set when a first block has arrived.

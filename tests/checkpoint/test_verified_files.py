@@ -100,7 +100,7 @@ def test_an_error_of_the_callers_function_is_raised_and_is_no_damage(
 
 
 class InThreads(LocalArtifacts):
-    """Counts a file in several threads, and reads it again after an error."""
+    """Counts a file in several threads; rereads after an error."""
 
     def read(self, path: str, most: int, received: Received = unwatched) -> bytearray:
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""Words of a command line become a project and configuration keys."""
+"""A command line becomes a project and configuration keys."""
 
 from pathlib import Path
 

@@ -174,7 +174,7 @@ def messages() -> list[str]:
 
 
 def literals() -> str:
-    """Return all text of the package, a line each, with an ellipsis for each value that is formatted into it."""
+    """Return all strings of the package, a line each. An ellipsis stands for each formatted value."""
     found = []
     for file in (ROOT / "mltrain").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

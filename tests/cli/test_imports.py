@@ -24,7 +24,7 @@ print("imported", json.dumps(found))
 
 
 def imported(folder: Path, environment: dict[str, str], *lines: str) -> dict[str, list[str]]:
-    """Run commands in one process, and return the heavy modules that it has imported after each of them."""
+    """Return the heavy modules that are imported after each command. One process runs all the commands."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(lines), json.dumps(HEAVY)],
         cwd=folder,

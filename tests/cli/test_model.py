@@ -76,7 +76,7 @@ def test_what_cannot_be_done_is_refused_before_weights_are_downloaded(trained: t
 
 @pytest.mark.slow
 def test_a_registered_model_is_served_by_mlflow(trained: tuple[Workplace, str]) -> None:
-    """``mlflow models serve`` answers a request, in a process that has no project."""
+    """``mlflow models serve`` answers in a process without the project."""
     workplace, run_id = trained
     pulled = workplace.mltrain("pull", run_id, "--to", "served", "--register", "served", "--alias", "champion")
     assert pulled.code == 0, pulled.err

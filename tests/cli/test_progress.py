@@ -1,4 +1,4 @@
-"""Bars for people at a terminal, and nothing for files and pipes."""
+"""Terminals show progress bars; files and pipes do not."""
 
 import io
 import logging
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def root_logger() -> Iterator[logging.Logger]:
-    """Give the root logger back as it was, with those whose levels the program sets."""
+    """Restore the root logger and all levels that programs set."""
     names = (None, "mltrain", "projects", "alembic", "urllib3", "mlflow.store.db.utils")
     root, levels = logging.getLogger(), {name: logging.getLogger(name).level for name in names}
     handlers = root.handlers[:]

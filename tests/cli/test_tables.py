@@ -1,4 +1,4 @@
-"""Tables for people are complete in a file and do nothing to a terminal."""
+"""Tables are complete in files and harmless in terminals."""
 
 import re
 

@@ -11,7 +11,7 @@ from tests.support.trainings_of_tiny import TINY
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A store with one finished run, which many attempts are made on."""
+    """A store with one finished run for many attempts."""
     folder = tmp_path_factory.mktemp("refused")
     fresh_database(folder / "mlflow.db", folder / "mlruns")
     (folder / "data").mkdir()

@@ -1,4 +1,4 @@
-"""A program ends with the process that started it, even after SIGKILL, and so does what the program started."""
+"""A program and its children end with the parent process. Even after SIGKILL."""
 
 import os
 import signal

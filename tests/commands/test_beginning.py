@@ -14,7 +14,7 @@ from tests.support.trainings_of_tiny import TINY
 
 
 def begun(store: Path, run_id: str, **how: Any) -> tuple[dict[str, str], dict[str, Any]]:
-    """Resume a run, and return its tags and the record of its newest attempt."""
+    """Resume a run; return its tags and its newest attempt."""
     run_training(Request(project=TINY, resume_run=run_id, allow_change=True, **how))
     run = MlflowClient(f"sqlite:///{store / 'mlflow.db'}").get_run(run_id)
     attempts = json.loads((Path(run.info.artifact_uri) / "attempts.json").read_text())["attempts"]

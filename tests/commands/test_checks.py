@@ -1,4 +1,4 @@
-"""Keys that have no effect as they are given are named when a training begins."""
+"""A training names keys without effect when it begins."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A comparison asks for many runs at once, and leaves out what only machines read."""
+"""A comparison reads many runs at once, for people."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Curves of runs in one figure and on one page that needs nothing else."""
+"""Curves of runs, as one figure and one self-contained page."""
 
 import re
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ def state(number: int) -> dict[str, Any]:
 
 
 def exported(run: FolderRun, **keys: Any) -> list[Manifest]:
-    """Save two epochs, of which the first is the better one, and an interrupted step, with what the keys ask for."""
+    """Save two epochs and an interrupted step. The first epoch is the better one."""
     with run.manager() as manager:
         manager.when_committed(Export(tiny.Config(**keys), "tiny"))
         for epoch, loss in ((1, 0.5), (2, 0.7)):
@@ -107,7 +107,7 @@ BEST = {"full": "best_model.pth", "weights": "best.safetensors"}
 def test_a_best_file_that_the_run_has_left_behind_is_kept_under_another_name(
     export: str, local: FolderRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Going back to an earlier checkpoint begins another line, whose best may be worse than what was there."""
+    """A new line of checkpoints may have a worse best."""
     with local.manager() as manager:
         manager.when_committed(Export(tiny.Config(model_save_path=tmp_path / "out", export=export), "tiny"))
         for epoch, loss in ((1, 0.5), (2, 0.2)):

@@ -1,4 +1,4 @@
-"""Foreign files are read without running code, and what they hold is named."""
+"""mltrain reads foreign files without running their code."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The same command again continues the same run, however the first one ended; another training is refused."""
+"""The same command continues its run; another training is refused."""
 
 import re
 import signal

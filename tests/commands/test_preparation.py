@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before a run is created or claimed."""
+"""Errors of a training are raised before a run exists."""
 
 from pathlib import Path
 from typing import Any

@@ -18,7 +18,7 @@ RANK = {"WORLD_SIZE": "3", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
-    """What torchrun is asked for in this test, in place of starting it."""
+    """Records the command for torchrun instead of starting it."""
     from mltrain.distributed import torchrun
 
     calls: list[tuple[int, list[str]]] = []
@@ -72,7 +72,7 @@ def test_a_launcher_within_a_launcher_is_refused(
 
 
 def test_a_key_of_the_job_needs_a_job(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun draws an id at each start, which would begin another run each time."""
+    """torchrun draws a new id at each start."""
     with pytest.raises(UsageError, match="found no job that this process belongs to"):
         processes.run_in_processes("2", ["train"], "auto")
     monkeypatch.setenv("SLURM_JOB_ID", "71")

@@ -34,7 +34,7 @@ TINY = Project("tiny", tiny.Config, tiny.build, Path(tiny.__file__))
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A store with a finished run, beside whose database the folder ``files`` holds all its checkpoints as files."""
+    """A store with a finished run. The folder ``files`` beside its database holds all checkpoints as files."""
     folder = tmp_path_factory.mktemp("files")
     with pytest.MonkeyPatch.context() as patch:
         use(folder, patch)
@@ -63,7 +63,7 @@ def store(undisturbed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def another(undisturbed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store on another machine, that knows nothing of the run; the files were copied there."""
+    """Another machine's store without the run; the files were copied."""
     use(tmp_path, monkeypatch)
     shutil.copytree(undisturbed[0] / "files", tmp_path / "files")
     shutil.copytree(undisturbed[0] / "data", tmp_path / "data")

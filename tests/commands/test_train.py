@@ -1,4 +1,4 @@
-"""What can be refused is refused before a run is claimed, created or changed: a refused attempt leaves no trace."""
+"""A refused attempt leaves no trace."""
 
 import shutil
 import threading
@@ -125,7 +125,7 @@ class Quiet:
 
 
 class Spoilt(tiny.Faulty):
-    """A step that counts those of its process, so that its loss is not finite once only, whatever goes back."""
+    """A step whose loss is NaN once in a process. A recovery does not reset its counter."""
 
     def parts(self) -> Any:
         return self.inner.parts()

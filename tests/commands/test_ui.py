@@ -28,7 +28,7 @@ def run_id(server: TrackingClient) -> str:
 
 
 def at_a_server(store: TrackingClient) -> TrackingClient:
-    """A client that reaches a store through a server, as far as an address is concerned."""
+    """A client whose address is that of a server."""
     return replace(store, uri="http://tracking.example:5000/")
 
 

@@ -1,4 +1,4 @@
-"""Following a run by what the tracking store tells of it."""
+"""``watch`` follows a run through the tracking store."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The database of MLflow is read without MLflow, and says what MLflow's own client says."""
+"""mltrain reads MLflow's database exactly as MLflow's client does."""
 
 import math
 import sqlite3

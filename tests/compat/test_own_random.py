@@ -1,4 +1,4 @@
-"""Libraries that talk to servers and stores draw from random numbers of their own."""
+"""Client libraries draw from random numbers of their own."""
 
 import importlib
 import random

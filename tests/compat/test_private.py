@@ -1,4 +1,4 @@
-"""MLflow still has what mltrain uses of it beyond its public interface."""
+"""MLflow still has the private names that mltrain uses."""
 
 import inspect
 import json
@@ -60,7 +60,7 @@ def test_a_server_has_the_endpoint_for_the_points_between_two_steps() -> None:
 
 
 class Recording(BaseHTTPRequestHandler):
-    """A server that takes points, and keeps what it was sent."""
+    """A server that takes points and keeps them."""
 
     bodies: ClassVar[list[Any]] = []
 
@@ -109,7 +109,9 @@ def test_an_artifact_repository_opens_parts_of_a_file() -> None:
 
 
 class StorageOnly(BaseHTTPRequestHandler):
-    """A server that signs addresses of its storage and sends no artifact itself, as MLflow 3.18 may; both on one port."""
+    """A server that signs addresses of its storage. It sends no artifact itself, as MLflow 3.18 may; one port serves
+    both.
+    """
 
     content = bytes(range(256)) * 40
 
@@ -151,7 +153,7 @@ def test_parts_come_from_the_storage_where_the_server_sends_nothing_itself(monke
 
 
 class Receiving(BaseHTTPRequestHandler):
-    """A server that takes artifacts, and keeps what came with which headers."""
+    """A server that keeps the artifacts and headers it receives."""
 
     came: ClassVar[dict[str, tuple[bytes, dict[str, str]]]] = {}
     status = 200
@@ -168,7 +170,7 @@ class Receiving(BaseHTTPRequestHandler):
 
 
 class Blocks:
-    """A content in blocks, whose memory is another one's by then."""
+    """Content in blocks whose memory is reused after each."""
 
     def __len__(self) -> int:
         return 3 * 1000

@@ -1,4 +1,4 @@
-"""A server answers without MLflow what it answers MLflow's own client, and takes from both the same."""
+"""A server treats mltrain and MLflow's own client alike."""
 
 import math
 import os

@@ -75,7 +75,7 @@ def test_only_a_plain_server_is_asked_without_mlflow(tmp_path: Path) -> None:
 
 
 class Recording(BaseHTTPRequestHandler):
-    """Notes what it is asked, and asks to come back later."""
+    """Records requests, and asks the client to retry later."""
 
     seen: ClassVar[list[dict[str, str]]] = []
 

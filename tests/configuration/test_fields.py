@@ -1,4 +1,4 @@
-"""Values of fields as people write them, and names that no field may have."""
+"""Values of fields as people write them, and forbidden names."""
 
 from typing import Any, Literal
 

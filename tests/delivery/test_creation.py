@@ -24,7 +24,7 @@ def server(tmp_path: Path) -> TrackingClient:
 
 
 class Losing:
-    """A client whose first creations are applied, and whose answers never arrive."""
+    """A client that loses the answers to its first creations."""
 
     def __init__(self, client: MlflowClient, lost: int, *, late: bool = False) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""What the server has beyond the step from which a training continues, and how little is read to know it."""
+"""The sender finds the server's newer points with few reads."""
 
 import logging
 import math

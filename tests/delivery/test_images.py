@@ -1,4 +1,4 @@
-"""Pictures as the MLflow UI wants them, and the note of a run."""
+"""Pictures in MLflow's format, and the note of a run."""
 
 import string
 import uuid

@@ -1,4 +1,4 @@
-"""A durable journal of what the tracking server has to learn."""
+"""A durable journal of undelivered writes to the tracking server."""
 
 import logging
 import math

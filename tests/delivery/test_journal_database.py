@@ -90,7 +90,7 @@ COUNTS = range(3000, 3600, 15)
 
 
 def plainly_written(database: sqlite3.Connection, count: int) -> None:
-    """Do to a table what the journal does with points, row by row."""
+    """Write points to a table as the journal does, row-wise."""
     rows = [("loss", step, 0.1 * step, 0) for step in range(count)]
     with database:
         database.executemany("INSERT INTO points (key, step, value, timestamp) VALUES (?, ?, ?, ?/1000000)", rows)
@@ -156,7 +156,7 @@ def test_what_was_sent_while_the_disk_was_full_is_not_sent_again(place: Path) ->
 
 
 def filled(journal: Journal) -> None:
-    """Let the database take no further page, which SQLite reports like a full disk."""
+    """Let the database grow no further. SQLite reports it like a full disk."""
     journal._database._database.execute("PRAGMA max_page_count = 1")
 
 
@@ -178,7 +178,7 @@ def test_keys_and_values_are_data_and_never_commands(journal: Journal) -> None:
 
 
 def test_closing_waits_for_threads_that_still_read(tmp_path: Path) -> None:
-    """A sender that outlives its grace may be in the middle of a query; SQLite crashes the process where it is closed then."""
+    """SQLite crashes if a query outlives its database. A sender that outlives its grace may be in the middle of one."""
     codes = []
     for number in range(40):
         child = os.fork()

@@ -1,4 +1,4 @@
-"""A journal's file that is damaged, or that the disk refuses."""
+"""A journal's file that is damaged or cannot be written."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""What the server or the store refuses for good does not hold up the rest."""
+"""A permanent refusal of one item does not block others."""
 
 import threading
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 
 
 class Recording:
-    """A tracking server that takes points, or refuses those of one key."""
+    """A tracking server that may refuse points of one key."""
 
     def __init__(self, refused: str = "") -> None:
         self.taken: list[tuple[str, int]] = []

@@ -1,4 +1,4 @@
-"""Points that come fast are sent by a process of its own, and none is lost or sent otherwise than they were born."""
+"""A separate process sends fast points completely and unchanged."""
 
 import json
 import os

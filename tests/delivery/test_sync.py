@@ -30,7 +30,7 @@ def at(file: Path) -> TrackingClient:
 
 
 def left_behind(server: TrackingClient, *steps: int) -> str:
-    """Return the id of a run, of which these points wait on this machine."""
+    """Return the id of a run with undelivered points here."""
     run_id = str(server.client.create_run("0").info.run_id)
     journal = Journal(home_of(server, run_id) / "journal.sqlite", 1)
     journal.add_points(("loss", step, 0.5, 1_000 + step) for step in steps)

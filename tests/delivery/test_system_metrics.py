@@ -23,7 +23,7 @@ def test_the_first_record_is_made_at_once() -> None:
 
 
 def test_nothing_is_recorded_once_the_monitor_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a loaded machine the first measurement may still be under way when a short run ends."""
+    """The first measurement may outlast a short run."""
     measuring, go_on = threading.Event(), threading.Event()
     records: list[dict[str, float]] = []
 
