@@ -10,7 +10,7 @@ __all__ = ["Position", "ToolWearClassifier"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the classifier when it is first used, because it imports scikit-learn, which the generator does not need."""
+    """Import the classifier on first use: the generator needs no scikit-learn."""
     if name not in __all__:
         raise AttributeError(f"module 'projects.tool_wear' has no attribute {name!r}")
     from projects.tool_wear import classifier

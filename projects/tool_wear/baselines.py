@@ -1,4 +1,4 @@
-"""Simple classifiers on the same split, to compare the network with."""
+"""Simple classifiers as baselines of the network, on its split."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ QUICK = ("majority", "logistic regression", "random forest")
 
 
 class Baselines:
-    """Simple classifiers, each fitted on the training windows when it is first used.
+    """Simple classifiers, fitted to the training windows on first use.
 
     ``logistic regression`` and ``random forest`` see mean, standard deviation and maximum of each channel; ``ROCKET`` is ridge
     regression on random convolution kernels (:class:`~projects.tool_wear.rocket.RocketFeatures`).
@@ -41,7 +41,7 @@ class Baselines:
         self._fitted: dict[str, Any] = {}
 
     def fitted(self, name: str) -> Any:
-        """Return a baseline as a fitted scikit-learn pipeline from raw windows (N, T, C) to labels."""
+        """Return the fitted scikit-learn pipeline from raw windows (N, T, C) to labels."""
         if name not in self._fitted:
             self._fitted[name] = _new(name, self._seed, self._kernels).fit(self._train.signals, self._train.labels)
         return self._fitted[name]
@@ -65,7 +65,7 @@ def _new(name: str, seed: int, kernels: int) -> Any:
 
 
 def summary(signals: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return mean, standard deviation and maximum of every channel over time: (N, T, C) to (N, 3 C), without padding."""
+    """Return each channel's mean, standard deviation and maximum over time: (N, T, C) to (N, 3 C), without padding."""
     if np.isnan(signals).any():
         parts = [np.nanmean(signals, axis=1), np.nanstd(signals, axis=1), np.nanmax(signals, axis=1)]
     else:

@@ -1,4 +1,4 @@
-"""The classifier for Python users, from windows of sensor signals to wear classes, with checkpoints."""
+"""A classifier of wear for Python users, with checkpoints."""
 
 import logging
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ History = dict[str, list[float]]
 
 
 class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn ships no types
-    """Classifies windows of shape (T, C), any number of steps, channels and classes, with a stacked LSTM.
+    """Classifies windows (T, C) of any size with a stacked LSTM.
 
     Network and training are those of ``mltrain train tool_wear``. The class follows the conventions of scikit-learn: ``clone``,
     ``get_params`` and ``score`` work, :meth:`fit` starts afresh, and the names of fitted attributes end in an underscore.
@@ -110,7 +110,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         checkpoint_path: str | Path | None = None,
         resume_from_checkpoint: str | Path | bool | None = None,
     ) -> History:
-        """Train, or continue a training, and return its history from the first epoch on.
+        """Train or resume, and return the history of all epochs.
 
         With validation data, training stops early and the classifier uses the weights of the best epoch. Split by tool
         first: windows of one tool in both sets make the scores too good. Ctrl+C and SIGTERM finish the step, save, and
@@ -178,17 +178,17 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         return self.history_
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803 - scikit-learn's name
-        """Train afresh on signals (N, T, C) and N classes, without validation data, for all epochs."""
+        """Train afresh for all epochs, on signals (N, T, C) and N classes."""
         self.train((X, y))
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
-        """Return the most likely class of each window, shape (N,), for signals (N, T, C)."""
+        """Return the most likely class (N,) of signals (N, T, C)."""
         likeliest = self.predict_proba(X).argmax(axis=1)
         return np.asarray(self.classes_[likeliest])
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """Return the probability of each class, in the order of ``classes_``: shape (N, classes), for signals (N, T, C).
+        """Return class probabilities (N, classes) of signals (N, T, C), in the order of ``classes_``.
 
         Raises:
             NotFittedError: nothing was trained or loaded.
@@ -204,7 +204,7 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """A copy of the optimizer, with the state of the training or of the loaded checkpoint.
+        """A new optimizer with the trained or loaded state.
 
         Raises:
             NotFittedError: nothing was trained or loaded.

@@ -1,6 +1,6 @@
 """Leave-one-tool-out cross-validation: one training per fold, as children of one parent run::
 
-python -m projects.tool_wear.cross_validation data_path=phm2010 epochs=30
+    python -m projects.tool_wear.cross_validation data_path=phm2010 epochs=30
 
 It accepts the keys of ``mltrain train tool_wear``. Each fold tests on one tool; of the others the next one chooses the best
 epoch, and the rest train.
@@ -36,7 +36,7 @@ SCORES = {
 
 
 def folds(config: Config) -> list[tuple[str, str]]:
-    """Return the test tool and the validation tool of each fold.
+    """Return the test and validation tool of each fold.
 
     Raises:
         DataError: there are fewer than three tools, or a fold cannot be trained on. No run is created before.
@@ -55,9 +55,12 @@ def folds(config: Config) -> list[tuple[str, str]]:
 
 
 def cross_validate(overrides: Mapping[str, str], preset: str | None = None) -> tuple[str, pd.DataFrame]:
-    """Train and evaluate each fold, and return the id of the parent run and a table with one row per fold.
+    """Train and evaluate each fold.
 
     The parent records mean and standard deviation of each metric over the folds, and the table ``folds.csv``.
+
+    Returns:
+        The id of the parent run, and the table with one row per fold.
 
     Raises:
         UsageError: ``val_tools`` or ``test_tools`` is given.

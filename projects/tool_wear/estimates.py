@@ -1,4 +1,4 @@
-"""Estimated wear of windows with intervals, their scores, and their table."""
+"""Estimated wear with intervals, its scores and its table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Estimates:
-    """Windows with the estimated wear and the limits of its interval [um]; arrays have the shape (N,)."""
+    """Windows with estimated wear and its interval [um]; arrays have the shape (N,)."""
 
     windows: Windows
     wear: Array
@@ -29,7 +29,7 @@ class Estimates:
 
     @classmethod
     def of(cls, model: WearRegressor, windows: Windows) -> Self:
-        """Return the estimates of the network, with limits widened by its margin."""
+        """Return the network's estimates, with limits widened by its margin."""
         quantiles = logits_of(model, windows.signals).double().numpy()
         wear = np.maximum(quantiles[:, MEDIAN], 0.0)
         return cls(windows, wear, *widened(wear, quantiles[:, 0], quantiles[:, -1], float(model.margin)))
@@ -41,11 +41,11 @@ class Estimates:
 
     @property
     def covered(self) -> NDArray[np.bool_]:
-        """Whether the measured wear of each window is within the limits."""
+        """Whether each window's measured wear is within the limits."""
         return (self.lower <= self._measured) & (self._measured <= self.upper)
 
     def scores(self) -> dict[str, float]:
-        """Return mean absolute error, root mean square error and mean width of the interval [um], and the share covered."""
+        """Return errors and mean interval width [um], and the coverage."""
         errors = self.wear - self._measured
         return {
             "mae_um": float(np.abs(errors).mean()),
@@ -78,13 +78,13 @@ class Estimates:
 
 
 def calibrate(model: WearRegressor, windows: Windows, coverage: float) -> None:
-    """Set the margin of a network so that its intervals cover this share of windows like the validation windows."""
+    """Calibrate the margin of a network on validation windows. Intervals then cover this share of similar windows."""
     quantiles = logits_of(model, windows.signals).double().numpy()
     scores = outside(windows.wear.astype(np.float64), quantiles[:, 0], quantiles[:, -1])
     model.margin.fill_(margin(scores, coverage))
 
 
 def error_line(mae: float, baselines: Mapping[str, float]) -> str:
-    """Return a line with the mean absolute errors of the network and of the baselines."""
+    """Return a line of mean absolute errors of all methods."""
     others = ", ".join(f"{name} {value:.1f}" for name, value in baselines.items())
     return f"mean error [um]: {NETWORK} {mae:.1f} ({others})"

@@ -1,4 +1,4 @@
-"""Arrays of signals and classes from Python users, checked and converted to windows."""
+"""Arrays of signals and classes, checked and converted to windows."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ Examples = tuple[ArrayLike, ArrayLike]
 
 
 def split_of(train_data: Examples, val_data: Examples | None) -> tuple[NDArray[Any], Split]:
-    """Return the sorted classes, and the examples as windows labelled by their indices.
+    """Return sorted classes, and windows labelled by their indices.
 
     Raises:
         DataError: the examples are inconsistent, or ``val_data`` does not fit ``train_data``.
@@ -83,7 +83,7 @@ def signals_of(given: ArrayLike, name: str) -> Signals:
 
 
 def _of_unequal_length(given: Any) -> list[NDArray[Any]] | None:
-    """Return the windows of a list, tuple or array of objects, if they are arrays of shape (T_i, C) of unequal length."""
+    """Return the windows (T_i, C) of a sequence, if their shapes differ."""
     if not (isinstance(given, (list, tuple)) or getattr(given, "dtype", None) == np.dtype(object)):
         return None
     try:

@@ -1,7 +1,9 @@
-"""Export of the best method on the validation tools, for :mod:`projects.tool_wear.predict`::
+"""Export of the best method on the validation tools.
 
-python -m projects.tool_wear.export RUN_ID FOLDER
-python -m projects.tool_wear.predict FOLDER recordings predictions.csv
+:mod:`projects.tool_wear.predict` uses it::
+
+    python -m projects.tool_wear.export RUN_ID FOLDER
+    python -m projects.tool_wear.predict FOLDER recordings predictions.csv
 """
 
 import argparse

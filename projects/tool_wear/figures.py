@@ -1,4 +1,4 @@
-"""Pictures of predicted classes, for the run during training and for the report."""
+"""Pictures of predicted classes, for training and report."""
 
 import matplotlib as mpl
 import numpy as np
@@ -42,9 +42,10 @@ def confusion(results: Results, title: str = "") -> Figure:
 
 
 def wear_curves(results: Results, title: str = "") -> Figure:
-    """Draw wear over cuts for each tool, every window in the colour of its predicted class, wrong ones ringed.
+    """Draw each tool's wear over cuts, coloured by predicted class.
 
-    Without known wear the vertical axis shows the true class, or the predicted one if that is unknown too.
+    Wrong predictions are ringed. Without known wear the vertical axis shows the true class, or the predicted one if that
+    is unknown too.
     """
     windows, palette = results.windows, colours(len(results.windows.classes))
     known = bool(np.isfinite(windows.wear).all())
@@ -72,7 +73,7 @@ def wear_curves(results: Results, title: str = "") -> Figure:
 
 
 def traces(results: Results, title: str = "") -> Figure:
-    """Draw the signals of the middle window of each class, with its predicted class."""
+    """Draw signals of each class's middle window, with its prediction."""
     windows, palette = results.windows, colours(len(results.windows.classes))
     present = [label for label in range(len(windows.classes)) if (windows.labels == label).any()]
     shown = [np.flatnonzero(windows.labels == label)[(windows.labels == label).sum() // 2] for label in present]
@@ -97,7 +98,7 @@ def traces(results: Results, title: str = "") -> Figure:
 
 
 def roc(results: Results, title: str = "") -> Figure:
-    """Draw the receiver operating characteristic of each class against all others, with the area under it."""
+    """Draw the ROC curve and its area for each class (against all others)."""
     windows, palette = results.windows, colours(len(results.windows.classes))
     figure = Figure(figsize=(4.8, 4.4), layout="constrained")
     figure.suptitle(title, fontsize=10)

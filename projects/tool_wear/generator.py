@@ -1,4 +1,4 @@
-"""Sensor signals of an end mill that wears, from a mechanistic model of cutting.
+"""A mechanistic model of a wearing end mill's sensor signals.
 
 It replaces recordings where there are none. Nothing was fitted to measurements: the cutting conditions are those of the PHM
 Society's 2010 data challenge, the coefficients are of the usual size for steel.
@@ -81,7 +81,7 @@ class Milling:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tool:
-    """Parameters of one tool, its grinding, its clamping and its sensors."""
+    """Parameters of one tool, its grinding, clamping and sensors."""
 
     milling: Milling
     wear_start: float
@@ -135,9 +135,10 @@ def draw_tool(rng: np.random.Generator, milling: Milling | None = None) -> Tool:
 
 
 def wear_of(tool: Tool, cuts: int, rng: np.random.Generator) -> Array:
-    """Return the flank wear VB of every flute after each of ``cuts`` cuts spread over the tool's life.
+    """Return each flute's flank wear VB after each cut.
 
-    The mean over the flutes follows the textbook curve, with u the share of life that is used::
+    The cuts are spread over the tool's life. The mean over the flutes follows the textbook curve, with u the share of
+    life that is used::
 
         VB(u) = VB0 + (VB1 - VB0) · (a (1 - exp(-k u)) + b u + (1 - a - b) u^p)
 
@@ -162,7 +163,7 @@ def wear_of(tool: Tool, cuts: int, rng: np.random.Generator) -> Array:
 
 
 def signals(tool: Tool, wear: Array, *, windows: int, samples: int, rate: float, rng: np.random.Generator) -> Signals:
-    """Return the sensor signals of a tool with the given wear.
+    """Return the sensor signals of a tool with this wear.
 
     Per tooth j at the immersion angle phi_j = 2 pi n t + phi0 + 2 pi j / z, while it is engaged (entry angle < phi < pi)
     and the chip has a thickness::
@@ -228,9 +229,10 @@ def signals(tool: Tool, wear: Array, *, windows: int, samples: int, rate: float,
 
 
 def _through_mode(force: Array, frequency: float, damping: float, rate: float) -> Array:
-    """Return the acceleration [g] of one mode with viscous damping by a force [N] along the last axis.
+    """Return one mode's acceleration [g] by a force [N].
 
-    It uses the accelerance of one degree of freedom, s² / (m (s² + 2 zeta w s + w²)), discretised by the bilinear transform.
+    Along the last axis it applies the accelerance of one degree of freedom with viscous damping,
+    s² / (m (s² + 2 zeta w s + w²)), discretised by the bilinear transform.
     """
     angular = 2.0 * np.pi * frequency
     numerator, denominator = bilinear([1.0, 0.0, 0.0], [1.0, 2.0 * damping * angular, angular**2], fs=rate)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class HeldOut:
-    """Evaluates a model on the validation tools during training, and also on the test tools in the report.
+    """Evaluates a model on the validation and test tools.
 
     Args:
         model: gives logits for raw windows; each call evaluates its present weights.
@@ -49,7 +49,7 @@ class HeldOut:
         }
 
     def report(self, folder: Path) -> dict[str, float]:
-        """Write tables and figures of the validation and test tools into a folder, and return all scores.
+        """Write tables and figures of held-out tools, and return scores.
 
         Without test tools there are only scores of the validation tools, which chose the best epoch. These are somewhat too
         good, and a warning is logged.
@@ -78,7 +78,7 @@ class HeldOut:
         return {"loss": float(loss), **Results.of(windows, logits).scores()}
 
     def _written(self, windows: Windows, tools: str, folder: Path) -> dict[str, float]:
-        """Write the files of one set of windows, and return the accuracy of the network and of each baseline."""
+        """Write one set's files, and return every method's accuracy."""
         results, baselines = self._results(windows), self._baselines.accuracy(windows)
         line = f"{tools}: {comparison(results.accuracy, baselines)}"
         results.write(folder)
@@ -94,7 +94,7 @@ class HeldOut:
 
 
 def write_comparison(compared: dict[str, dict[str, float]], folder: Path) -> None:
-    """Write ``comparison.csv``, one row per method with its accuracies, and log the best on the validation tools."""
+    """Write ``comparison.csv`` with a row of accuracies per method; log the best on the validation tools."""
     table = pd.DataFrame(compared).rename_axis("method")
     table.to_csv(folder / "comparison.csv", float_format="%.4f")
     best = better(compared["val"])

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class HeldOutWear:
-    """Evaluates a regression on the validation tools during training, and also on the test tools in the report.
+    """Evaluates a regression on the validation and test tools.
 
     The intervals are calibrated on the validation tools, so their coverage there is not a score. ``val/quantile_coverage`` is
     the coverage of the two outer quantiles before calibration.
@@ -44,12 +44,12 @@ class HeldOutWear:
         self._coverage = coverage
 
     def evaluate(self) -> dict[str, float]:
-        """Calibrate the interval, and return loss and errors on the validation tools."""
+        """Calibrate the interval, and return the validation loss and errors."""
         calibrate(self._model, self._split.val, self._coverage)
         return self._val_scores()
 
     def images(self) -> dict[str, Figure]:
-        """Return wear curves with intervals, and estimated over measured wear, of the validation tools."""
+        """Return figures of the validation tools: wear with intervals, and estimated over measured wear."""
         val = self._split.val
         estimates = Estimates.of(self._model, val)
         others = {name: self._baselines.estimates(name, val).scores()["mae_um"] for name in QUICK}
@@ -60,7 +60,7 @@ class HeldOutWear:
         }
 
     def report(self, folder: Path) -> dict[str, float]:
-        """Write tables and figures of the validation and test tools into a folder, and return all scores.
+        """Write tables and figures of held-out tools, and return scores.
 
         Without test tools there is no coverage to report, the errors are those of the tools that chose the best epoch, and a
         warning is logged.
@@ -101,7 +101,7 @@ class HeldOutWear:
         return {f"val/{name}": value for name, value in scores.items()}
 
     def _written(self, windows: Windows, tools: str, folder: Path) -> list[tuple[str, dict[str, float]]]:
-        """Write the files of one set of windows, and return the scores of the network and of each baseline."""
+        """Write one set's files, and return every method's scores."""
         estimates = Estimates.of(self._model, windows)
         compared = [(NETWORK, estimates.scores())]
         compared += [(name, self._baselines.estimates(name, windows).scores()) for name in self._baselines.names]

@@ -1,4 +1,4 @@
-"""Intervals of wear that cover a given share of the windows: split-conformal prediction.
+"""Intervals of wear that cover a given share of windows: split-conformal prediction.
 
 A method is fitted on the training tools; its errors on the validation tools determine the width of the interval. If further
 windows are exchangeable with those of the validation tools, the interval covers their wear with the given probability, whatever
@@ -42,7 +42,7 @@ def margin(scores: Array, coverage: float) -> float:
 
 
 def outside(wear: Array, lower: Array, upper: Array) -> Array:
-    """Return the distance of wear from its interval [um], negative inside; all arrays have the shape (n,).
+    """Return wear's distance from its interval [um], negative inside; all arrays have the shape (n,).
 
     It is the score of conformalised quantile regression (Romano, Patterson and Candès, NeurIPS 2019).
     """
@@ -55,7 +55,9 @@ def widened(estimate: Array, lower: Array, upper: Array, by: float) -> tuple[Arr
 
 
 class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn ships no types
-    """A regressor with an interval of constant width, calibrated on windows that it was not fitted on.
+    """A regressor with an interval of constant width.
+
+    The interval is calibrated on windows that the regressor was not fitted on.
 
     Args:
         regressor: a fitted scikit-learn pipeline from windows (N, T, C) to wear [um].
@@ -68,7 +70,7 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
 
     @classmethod
     def calibrated(cls, regressor: Any, signals: NDArray[np.float32], wear: Array, coverage: float) -> Self:
-        """Return the regressor with the margin that covers the wear [um] of these windows (N, T, C).
+        """Return the regressor, calibrated on windows (N, T, C) and wear [um].
 
         Raises:
             ValueError: there are fewer windows than :func:`least_windows`.
@@ -80,6 +82,6 @@ class ConformalRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] #
         return np.maximum(np.ravel(self.regressor.predict(signals)).astype(np.float64), 0.0)
 
     def interval(self, signals: NDArray[np.float32]) -> tuple[Array, Array]:
-        """Return the lower and the upper limit of the wear of windows (N, T, C) [um], shape (N,) each."""
+        """Return lower and upper limits (N,) [um] for windows (N, T, C)."""
         wear = self.predict(signals)
         return widened(wear, wear, wear, self.margin)

@@ -1,4 +1,4 @@
-"""The part of a checkpoint that a classifier needs to predict."""
+"""The classifier's part of a checkpoint, for predictions."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +28,7 @@ class Position(NamedTuple):
 
 
 class Keeper:
-    """Adds the weights of the best epoch, the classes and the parameters to every saved state."""
+    """Adds best weights, classes and parameters to every saved state."""
 
     def __init__(self, saver: Saver, classes: NDArray[Any], parameters: Mapping[str, Any], *, validated: bool) -> None:
         self._saver = saver
@@ -40,7 +40,7 @@ class Keeper:
         }
 
     def save(self, state: Mapping[str, Any], **facts: Any) -> None:
-        """Save a state, and remember its weights if they are the best so far."""
+        """Save a state, and remember the best weights so far."""
         if state["best"]["step"] == state["progress"]["step"]:
             self._own["best"] = {name: weight.detach().cpu().clone() for name, weight in state["model"].items()}
         self._saver.save(self.put_together(state), **facts)
@@ -50,7 +50,7 @@ class Keeper:
         return {**state, OWN: dict(self._own)}
 
     def taken_apart(self, state: Mapping[str, Any], source: Place) -> dict[str, Any]:
-        """Return the trainer's part of such a state, and remember its best weights.
+        """Return the trainer's part, and remember the state's best weights.
 
         Raises:
             StateMismatch, DataError: the state is not a classifier's, or was trained on other classes.

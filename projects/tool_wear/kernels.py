@@ -45,9 +45,10 @@ class Kernels(nn.Module):
     @classmethod
     @torch.no_grad()
     def drawn(cls, count: int, scaled: Tensor) -> Self:
-        """Return about ``count`` kernels, drawn from torch's global generator, for normalised training windows (N, T, C).
+        """Return about ``count`` kernels for normalised training windows (N, T, C).
 
-        A kernel sees a random subset of the channels. The longest spans at most a window; steps of NaN are padding.
+        A kernel sees a random subset of the channels. The longest spans at most a window; steps of NaN are padding. Random
+        numbers are from torch's global generator.
         """
         _, steps, channels = scaled.shape
         dilations = max(1, int(math.log2(max(1.0, (steps - 1) / (LENGTH - 1)))) + 1)
@@ -66,7 +67,9 @@ class Kernels(nn.Module):
         return cls(weight, bias, features.mean(dim=0), features.std(dim=0, correction=0))
 
     def forward(self, scaled: Tensor, inside: Tensor) -> Tensor:
-        """Return features of shape (N, 2 K), of mean 0 and of a length of about 1 on the training windows.
+        """Return standardised features of shape (N, 2 K).
+
+        Over the training windows their mean is 0, and the norm of a window's features about :data:`GAIN`.
 
         Args:
             scaled: normalised signals, shape (N, T, C), with padding of 0.

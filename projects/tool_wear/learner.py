@@ -42,7 +42,7 @@ class Recipe:
 
     @classmethod
     def of(cls, source: object) -> Self:
-        """Return the recipe in the attributes of a configuration or of a classifier."""
+        """Return the recipe of a configuration or of a classifier."""
         return cls(**{field.name: getattr(source, field.name) for field in fields(cls)})
 
 
@@ -64,7 +64,7 @@ class Learner:
 
     @classmethod
     def on(cls, train: Windows, recipe: Recipe) -> Self:
-        """Return a new network, its step and its batches for these windows; torch's seed determines the weights.
+        """Return a new network, its step and its batches; torch's seed determines the weights.
 
         The scaler is fitted on these windows and part of the network. The learning rate is constant: warm-up and decay
         reached no better loss on unseen tools, and a constant rate needs no plan when ``epochs`` grows on a resume.
@@ -103,7 +103,7 @@ class WearLearner:
 
     @classmethod
     def on(cls, train: Windows, recipe: Recipe, coverage: float) -> Self:
-        """Return a new network, its step and its batches for the wear of these windows.
+        """Return a new network, its step and its batches.
 
         Args:
             train: windows with a wear each.
@@ -124,7 +124,7 @@ class WearLearner:
 
 
 def network_on(train: Windows, outputs: int, recipe: Recipe) -> WearLSTM:
-    """Return a new network with a scaler, and kernels if the recipe has them, fitted to these windows."""
+    """Return a new network; scaler and kernels fit these windows."""
     scaler = Scaler.fitted(train.signals)
     return WearLSTM(
         scaler,
@@ -139,7 +139,7 @@ def network_on(train: Windows, outputs: int, recipe: Recipe) -> WearLSTM:
 def loader_on(
     train: Windows, targets: NDArray[np.int64] | NDArray[np.float32], recipe: Recipe
 ) -> mltrain.ResumableLoader:
-    """Return the batches of windows with their targets, shape (N,), in the epochs of the recipe."""
+    """Return the batches of windows and their targets (N,)."""
     batch_size, passes = epoch_plan(len(train), recipe.batch_size, recipe.epoch_steps)
     return mltrain.ResumableLoader(TrainingWindows(train, targets, recipe.gain_jitter, passes), batch_size)
 
@@ -154,7 +154,7 @@ def optimizer_with(
 
 
 def epoch_plan(windows: int, batch_size: int, least_steps: int) -> tuple[int, int]:
-    """Return the batch size and the passes over the windows for an epoch of at least ``least_steps`` steps.
+    """Return batch size and passes for at least ``least_steps`` steps.
 
     With epochs of one or two steps, ``epochs`` and ``early_stopping_patience`` would have little meaning. Smaller batches
     come first, down to :data:`LEAST_BATCH`, since they also generalise better (Keskar et al., "On Large-Batch Training for
@@ -170,7 +170,9 @@ def epoch_plan(windows: int, batch_size: int, least_steps: int) -> tuple[int, in
 
 
 class TrainingWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Training windows with random gains of their channels in every draw, like those of newly mounted sensors.
+    """Training windows, each draw with random gains of its channels.
+
+    The gains differ like those of newly mounted sensors.
 
     Args:
         windows: the signals.
@@ -219,7 +221,7 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 def brief(measured: Mapping[str, float]) -> str:
-    """Return the main metrics of an epoch for a line of the log."""
+    """Return an epoch's main metrics as a line."""
     return ", ".join(
         f"{name} {measured[name]:.4g}" for name in ("train/loss", "val/loss", "val/accuracy") if name in measured
     )

@@ -15,14 +15,14 @@ from projects.tool_wear.scaler import Scaler
 
 
 class StackedLSTM(nn.LSTM):
-    """An LSTM whose dropout between layers comes from torch's generator on every device.
+    """An LSTM with dropout from torch's generator on every device.
 
     cuDNN uses its own generator, which torch cannot save, so a resumed training would draw other numbers. torch's own kernels
     are slower and are used only in training with dropout.
     """
 
     def forward(self, *inputs: Any) -> Any:
-        """Return states of shape (N, T, H) and the last ones, as :class:`torch.nn.LSTM` does."""
+        """Return states (N, T, H) and the last ones, as :class:`torch.nn.LSTM` does."""
         if inputs[0].device.type == "cuda" and self.training and self.dropout:
             with torch.backends.cudnn.flags(enabled=False):
                 return super().forward(*inputs)
@@ -107,7 +107,7 @@ def _has_kernels(weights: Mapping[str, Tensor]) -> bool:
 
 
 def class_weights(labels: NDArray[np.int64], classes: int) -> Tensor:
-    """Return a weight for each class, shape (classes,), so that all classes have equal total weight: N / (classes * N_c).
+    """Return weights (classes,) that balance the classes: N / (classes * N_c).
 
     It is the "balanced" rule of King and Zeng, "Logistic Regression in Rare Events Data" (2001). A class without windows
     has the weight 0.
@@ -119,9 +119,9 @@ def class_weights(labels: NDArray[np.int64], classes: int) -> Tensor:
 
 @torch.no_grad()
 def logits_of(model: nn.Module, signals: NDArray[np.float32], batch_size: int = 512) -> Tensor:
-    """Return the logits (N, classes) of raw signals (N, T, C) on the CPU, computed in batches on the model's device.
+    """Return the logits (N, classes) of raw signals (N, T, C), on the CPU.
 
-    The model is in evaluation mode meanwhile, and then in its former mode.
+    The model computes them in batches on its device, in evaluation mode, and then returns to its former mode.
     """
     device = next(model.parameters()).device
     training = model.training

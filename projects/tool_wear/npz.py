@@ -183,7 +183,7 @@ def _problems(arrays: Arrays) -> list[str]:
 
 
 def _in_micrometres(arrays: Arrays, file: Path, windowing: Windowing) -> list[str]:
-    """Convert wear, tool by tool, and limits to micrometres in place; return the problems that prevent it."""
+    """Convert wear (tool by tool) and limits to micrometres in place; return the problems that prevent it."""
     if "wear" not in arrays:
         return []
     wear, tools, problems = arrays["wear"].astype(np.float64), arrays["groups"], []
@@ -210,7 +210,10 @@ def _in_micrometres(arrays: Arrays, file: Path, windowing: Windowing) -> list[st
 
 
 def _plain(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Return whole numbers as integers, names of tools as text without blanks, and lists with one axis."""
+    """Return an array in its plain form.
+
+    Whole numbers become integers, names of tools text without blanks around it, and lists get one axis.
+    """
     if name in ("y", "cuts", "lengths", "groups"):
         whole = (
             np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and (array == np.round(array)).all()
@@ -265,7 +268,7 @@ def _names(arrays: Arrays, key: str, default: list[str]) -> tuple[str, ...]:
 
 
 def _positions(groups: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the position of each window among those of its tool, from 1; it replaces missing cuts."""
+    """Return each window's position within its tool, from 1; it replaces missing cuts."""
     positions = np.zeros(len(groups), dtype=np.int64)
     for group in np.unique(groups):
         of_group = groups == group

@@ -1,4 +1,4 @@
-"""Recordings in the layout of the PHM Society's 2010 data challenge.
+"""Recordings in the layout of the PHM Society's 2010 challenge.
 
 Below one folder, at any depth, lie ``c_1_001.csv`` … ``c_1_315.csv`` for each cut of tool c1, and ``c1_wear.csv`` with
 its wear. A recording has seven columns without a header, sampled at 50 kHz: forces in x, y and z [N], accelerations in x, y
@@ -79,7 +79,7 @@ def find(folder: Path) -> tuple[Cutter, ...]:
 
 
 def read(folder: Path, windowing: Windowing) -> Windows:
-    """Read the windows of all tools with measured wear below a folder; a warning names the others.
+    """Read the windows of tools with measured wear; a warning names the others.
 
     Raises:
         DataError: no tool has wear, or files are damaged, too short or inconsistent; the error lists all of them.
@@ -94,7 +94,7 @@ def read(folder: Path, windowing: Windowing) -> Windows:
 
 
 def read_unlabelled(folder: Path, windowing: Windowing) -> Windows:
-    """Read the windows of all tools below a folder for predictions, without their wear files.
+    """Read the windows of all tools; wear files are ignored.
 
     Raises:
         DataError: files are damaged or too short; the error lists all of them.
@@ -103,9 +103,10 @@ def read_unlabelled(folder: Path, windowing: Windowing) -> Windows:
 
 
 def read_cached(folder: Path, windowing: Windowing, cache: Path) -> Windows:
-    """Read like :func:`read`, and cache the windows, because 945 files of 200,000 lines take minutes.
+    """Read like :func:`read`, and cache the windows.
 
-    The cache is used as long as names, sizes and times of the files and the windowing are the same.
+    Reading 945 files of 200,000 lines takes minutes. The cache is used as long as names, sizes and times of the files and
+    the windowing are the same.
     """
     files = [file for cutter in find(folder) for file in (*cutter.cuts.values(), cutter.wear) if file is not None]
     listed = [(file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -127,7 +128,7 @@ def read_cached(folder: Path, windowing: Windowing, cache: Path) -> Windows:
 
 
 def write_tool(folder: Path, number: int, recordings: Signals, wear: NDArray[np.floating]) -> None:
-    """Write the recordings (cuts, samples, 7) and the wear of the flutes (cuts, teeth) [um] of a tool."""
+    """Write a tool's recordings (cuts, samples, 7) and flute wear (cuts, teeth) [um]."""
     below = folder / f"c{number}"
     below.mkdir(parents=True, exist_ok=True)
     for cut, recording in enumerate(recordings, start=1):
@@ -142,7 +143,7 @@ def write_tool(folder: Path, number: int, recordings: Signals, wear: NDArray[np.
 def write_sample(
     folder: Path, seed: int, *, tools: Sequence[int] = (1, 4, 6), cuts: int = 30, samples: int = 4000
 ) -> None:
-    """Write a small folder of generated recordings at 50 kHz in this layout."""
+    """Write a small folder of recordings generated at 50 kHz."""
     for number, stream in zip(tools, np.random.default_rng(seed).spawn(len(tools)), strict=True):
         tool = generator.draw_tool(stream)
         wear = generator.wear_of(tool, cuts, stream)
@@ -194,10 +195,10 @@ def _wear_by_cut(cutter: Cutter, windowing: Windowing) -> dict[int, float]:
 
 
 def _windows_of(file: Path, factor: int, windowing: Windowing) -> Signals:
-    """Return the windows of one recording, (per_cut, steps, 7), from the middles of its equal parts.
+    """Return the windows (per_cut, steps, 7) of one recording.
 
-    This leaves out the ends of a recording, where the tool enters and leaves the workpiece. Raise ValueError for a faulty
-    file.
+    They are the middles of its equal parts, without its ends, where the tool enters and leaves the workpiece. Raise
+    ValueError for a faulty file.
     """
     try:
         recording = pd.read_csv(file, header=None, dtype=np.float32).to_numpy()

@@ -32,7 +32,7 @@ class Place(Protocol):
     """A place for checkpoints."""
 
     def read(self) -> State:
-        """Return the newest state of the place, verified, and change nothing."""
+        """Return the newest state, verified, and change nothing."""
         ...
 
     def opened(self) -> AbstractContextManager[Opened]:
@@ -104,12 +104,12 @@ class File:
 
 @dataclass(frozen=True)
 class Run:
-    """An MLflow run, with checkpoints as artifacts and metrics as curves."""
+    """An MLflow run, with checkpoints as artifacts and logged metrics."""
 
     id: str
 
     def read(self) -> State:
-        """Return the newest state of the run, without becoming one of its writers.
+        """Return the newest state, without becoming the run's writer.
 
         Raises:
             RunNotFound, TrackingError, NoCheckpoint: there is no such run, or it has no intact checkpoint.

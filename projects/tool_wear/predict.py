@@ -1,8 +1,10 @@
-"""Wear classes, or wear in micrometres, of recordings without measured wear, in Python or as a command::
+"""Wear classes or wear [um] of recordings without measured wear.
 
-mltrain pull RUN_ID --to model                        # the network; or
-python -m projects.tool_wear.export RUN_ID model      # the best method on the validation tools
-python -m projects.tool_wear.predict model recordings predictions.csv
+:func:`predict` is for Python; the same as commands::
+
+    mltrain pull RUN_ID --to model                        # the network; or
+    python -m projects.tool_wear.export RUN_ID model      # the best method on the validation tools
+    python -m projects.tool_wear.predict model recordings predictions.csv
 """
 
 import argparse
@@ -28,7 +30,7 @@ from projects.tool_wear.windows import Windows
 
 
 def predict(model: Path, recordings: Path) -> Results | Estimates:
-    """Return the predictions of a pulled or exported model for recordings.
+    """Return a pulled or exported model's predictions for recordings.
 
     A model of ``target=wear`` gives :class:`~projects.tool_wear.estimates.Estimates`: wear [um] between two limits. A baseline
     without probabilities, such as ROCKET, gives its class the probability 1 and the others 0.

@@ -83,7 +83,7 @@ class Config(mltrain.Config):
     @field_validator("val_tools", "test_tools", "wear_bins", "class_names", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
-        """Accept ``c5,c6`` and ``90 140`` beside YAML's lists, and a single value in place of a list."""
+        """Accept ``c5,c6``, ``90 140`` and single values beside YAML's lists."""
         if isinstance(value, str):
             return value.replace(",", " ").split()
         return [value] if isinstance(value, int | float) else value
@@ -163,7 +163,7 @@ def wear_baselines_of(config: Config, split: Split) -> WearBaselines:
 
 
 def split_of(config: Config) -> Split:
-    """Return the configured windows, split by tool, without those that lack the target.
+    """Return the configured windows with a target, split by tool.
 
     Raises:
         DataError: they cannot be read or split.
@@ -175,7 +175,7 @@ def split_of(config: Config) -> Split:
 
 
 def known_of(config: Config) -> Windows:
-    """Return the configured windows with a known target, class or wear.
+    """Return the configured windows with known targets (class or wear).
 
     Raises:
         DataError: they cannot be read, or there are none.
@@ -197,7 +197,7 @@ def known_of(config: Config) -> Windows:
 
 
 def split_known(config: Config, windows: Windows, val: Sequence[str], test: Sequence[str]) -> Split:
-    """Split the windows of :func:`known_of` into those of the named tools, and all others to train on.
+    """Split the windows of :func:`known_of` by tool; all tools not named are for training.
 
     Raises:
         DataError: they cannot be split, or too few are left to calibrate an interval.

@@ -21,7 +21,7 @@ MEDIAN = 1
 
 
 class WearRegressor(nn.Module):
-    """Estimates the median of the wear of a window and a quantile on either side, which never crosses it.
+    """Estimates median wear and a quantile on either side; they never cross.
 
     Args:
         network: gives three outputs for raw signals.
@@ -59,14 +59,14 @@ class WearRegressor(nn.Module):
         return model
 
     def forward(self, signals: Tensor) -> Tensor:
-        """Return lower quantile, median and upper quantile [um], shape (N, 3), for raw signals (N, T, C)."""
+        """Return lower, median and upper quantile (N, 3) [um] of raw signals (N, T, C)."""
         below, median, above = self.network(signals).unbind(dim=1)
         quantiles = torch.stack([median - F.softplus(below), median, median + F.softplus(above)], dim=1)
         return self.mean + self.std * quantiles
 
 
 class WearInterval(nn.Module):
-    """Maps raw signals (N, T, C) to lower limit, estimate and upper limit of the wear [um], shape (N, 3)."""
+    """Maps raw signals (N, T, C) to wear and its limits [um]: lower limit, estimate, upper limit, shape (N, 3)."""
 
     def __init__(self, model: WearRegressor) -> None:
         super().__init__()
@@ -93,11 +93,11 @@ class PinballLoss:
 
     @classmethod
     def around(cls, coverage: float, unit: float) -> Self:
-        """Return the loss of the median and of an interval with equal shares outside on either side."""
+        """Return the loss of the median and an equal-tailed interval."""
         return cls(((1.0 - coverage) / 2.0, 0.5, (1.0 + coverage) / 2.0), unit)
 
     def __call__(self, quantiles: Tensor, wear: Tensor) -> Tensor:
-        """Return the loss, shape (), of quantiles (N, levels) for wear (N,), both in um."""
+        """Return the scalar loss of quantiles (N, levels) and wear (N,) [um]."""
         levels = torch.tensor(self.levels, device=quantiles.device)
         excess = (wear[:, None] - quantiles.float()) / self.unit
         return torch.maximum(levels * excess, (levels - 1.0) * excess).mean()

@@ -27,7 +27,7 @@ class Results:
 
     @classmethod
     def of(cls, windows: Windows, logits: Tensor) -> Self:
-        """Return the results of a model that gave these logits, shape (N, classes), for the windows."""
+        """Return the results of logits (N, classes) for these windows."""
         return cls(windows, torch.softmax(logits.double(), dim=1).numpy())
 
     @property
@@ -42,16 +42,17 @@ class Results:
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """Number of windows by true class (row) and predicted class (column), of those with a known class."""
+        """Counts of labelled windows by true (row) and predicted class (column)."""
         counts = np.zeros((len(self._classes), len(self._classes)), dtype=np.int64)
         labelled = self.windows.labels != UNLABELLED
         np.add.at(counts, (self.windows.labels[labelled], self.predicted[labelled]), 1)
         return counts
 
     def scores(self) -> dict[str, float]:
-        """Return accuracy, its mean over the classes, macro F1 and the mean negative log-likelihood.
+        """Return accuracy, balanced accuracy, macro F1 and log loss.
 
-        The mean over the classes (balanced accuracy) and F1 ignore classes that are neither true nor predicted.
+        Balanced accuracy is the mean recall of the true classes. F1 ignores classes that are neither true nor predicted. Log
+        loss is the mean negative log-likelihood.
         """
         truth, rows = self.windows.labels, self.confusion
         present = rows.sum(axis=1) > 0
@@ -64,7 +65,7 @@ class Results:
         }
 
     def per_class(self) -> pd.DataFrame:
-        """Return precision, recall, F1 and the number of windows of each class; undefined values are 0."""
+        """Return each class's precision, recall, F1 and number of windows; undefined values are 0."""
         precision, recall, f1, support = precision_recall_fscore_support(
             self.windows.labels, self.predicted, labels=self._classes, zero_division=0.0
         )
@@ -103,7 +104,7 @@ class Results:
 
 
 def comparison(accuracy: float, baselines: Mapping[str, float]) -> str:
-    """Return a line with the accuracies of the network and of the baselines."""
+    """Return a line with the accuracies of all methods."""
     others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     return f"accuracy: {NETWORK} {accuracy:.3f} ({others})"
 

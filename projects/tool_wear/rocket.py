@@ -32,7 +32,7 @@ class RocketFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc] # s
         self.seed = seed
 
     def fit(self, signals: NDArray[np.float32], labels: Any = None) -> Self:
-        """Draw the kernels, and compute mean and standard deviation of each channel; steps of NaN are padding."""
+        """Draw kernels, and compute mean and standard deviation per channel; steps of NaN are padding."""
         from pyts.transformation import ROCKET  # the import compiles its kernels, which takes seconds
 
         self.mean_ = np.nanmean(signals, axis=(0, 1), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Normalisation of the channels, fitted on the training windows and saved with the weights."""
+"""Normalisation of the channels, saved with the weights."""
 
 from typing import Self
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Scaler(nn.Module):
-    """Subtracts a mean from every channel and divides by a standard deviation.
+    """Subtracts every channel's mean and divides by its standard deviation.
 
     It is a module without parameters. Mean and standard deviation are buffers, so they are part of the model's state, and a
     loaded model always has the right normalisation.
@@ -26,7 +26,7 @@ class Scaler(nn.Module):
 
     @classmethod
     def fitted(cls, signals: NDArray[np.floating]) -> Self:
-        """Return the scaler of windows (N, T, C), which should be training windows only.
+        """Return the scaler of training windows (N, T, C).
 
         The moments are taken in double precision over windows and time, without padding; a constant channel is only centred.
         """

@@ -1,4 +1,4 @@
-"""Simple regressors of wear in micrometres, to compare the network with."""
+"""Simple regressors of wear as baselines of the network."""
 
 from typing import Any
 
@@ -22,11 +22,11 @@ _STRENGTHS = np.logspace(-3, 3, 10)
 
 
 class WearBaselines:
-    """Simple regressors, each fitted on the training and calibrated on the validation windows when first used.
+    """Simple regressors, each fitted and calibrated on first use.
 
-    ``mean`` is the mean wear of the training windows; ``ridge`` and ``random forest`` see mean, standard deviation and maximum
-    of each channel; ``ROCKET`` is ridge regression on random convolution kernels
-    (:class:`~projects.tool_wear.rocket.RocketFeatures`).
+    They are fitted on the training windows and calibrated on the validation windows. ``mean`` is the mean wear of the
+    training windows; ``ridge`` and ``random forest`` see mean, standard deviation and maximum of each channel; ``ROCKET``
+    is ridge regression on random convolution kernels (:class:`~projects.tool_wear.rocket.RocketFeatures`).
 
     Args:
         split: windows with a wear each.
@@ -47,7 +47,7 @@ class WearBaselines:
         self._fitted: dict[str, ConformalRegressor] = {}
 
     def fitted(self, name: str) -> ConformalRegressor:
-        """Return a fitted baseline from raw windows (N, T, C) to wear [um] with an interval."""
+        """Return a fitted baseline: raw windows (N, T, C) to wear [um] with an interval."""
         if name not in self._fitted:
             train, val = self._split.train, self._split.val
             regressor = _new(name, self._seed, self._kernels).fit(train.signals, train.wear.astype(np.float64))

@@ -1,4 +1,4 @@
-"""Pictures of estimated wear, for the run during training and for the report."""
+"""Pictures of estimated wear, for training and report."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,7 +8,7 @@ from projects.tool_wear.figures import colours
 
 
 def curves(estimates: Estimates, title: str, coverage: float) -> Figure:
-    """Draw measured and estimated wear with its interval over the cuts of each tool; windows outside are ringed."""
+    """Draw each tool's measured and estimated wear with its interval; windows outside are ringed."""
     windows = estimates.windows
     tools = windows.tool_names
     blue = colours(3)[0]

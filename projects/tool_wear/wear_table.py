@@ -1,4 +1,4 @@
-"""Tables of flank wear, one row per cut and one column per flute, in micrometres or millimetres."""
+"""Tables of flank wear [um or mm]: a row per cut, a column per flute."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ SURELY_UM = 5.0
 
 
 def read(file: Path, cuts: Sequence[int], unit: Unit = "auto") -> dict[int, Array]:
-    """Return the wear of every flute [um], shape (flutes,), at each of the given cuts.
+    """Return every flute's wear (flutes,) [um] at each given cut.
 
     Args:
         file: CSV file with the header ``cut,flute_1,…`` in upper or lower case; other columns are ignored.
@@ -63,7 +63,7 @@ def read(file: Path, cuts: Sequence[int], unit: Unit = "auto") -> dict[int, Arra
 
 
 def micrometres(wear: Array, unit: Unit, source: str) -> Array:
-    """Return wear in micrometres, and log a warning if ``auto`` assumes millimetres.
+    """Return wear in micrometres; log a warning if ``auto`` assumes millimetres.
 
     Args:
         wear: wear of any shape; NaN if unknown.
@@ -93,7 +93,7 @@ def micrometres(wear: Array, unit: Unit, source: str) -> Array:
 
 
 def mixed_units(tools: NDArray[np.str_], cuts: NDArray[np.int64], wear: Array) -> list[str]:
-    """Return a sentence for each tool whose wear, in the order of its cuts, is in two units; all arrays are (N,)."""
+    """Return a sentence per tool with wear in two units; all arrays are (N,)."""
     problems = []
     for tool in dict.fromkeys(tools.tolist()):
         own = tools == tool
@@ -104,7 +104,7 @@ def mixed_units(tools: NDArray[np.str_], cuts: NDArray[np.int64], wear: Array) -
 
 
 def limits_problem(limits: Sequence[float]) -> str:
-    """Return the problem of limits of wear classes [um], or an empty text."""
+    """Return the problem of class limits [um]; empty if there is none."""
     given = ", ".join(f"{limit:g}" for limit in limits)
     if not np.isfinite(limits).all() or min(limits, default=1.0) <= 0:
         return f"limits of wear are numbers above 0 um, and these are {given}"
@@ -119,7 +119,7 @@ def limits_problem(limits: Sequence[float]) -> str:
 
 
 def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header in lower case, and the cells of all rows."""
+    """Return the header in lower case, and all cells."""
     try:
         table = pd.read_csv(
             file, header=None, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
@@ -134,9 +134,10 @@ def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _mixed(wear: Array, columns: Sequence[str]) -> str:
-    """Return the reason why wear (cuts, columns) in the order of its cuts is in two units, or an empty text.
+    """Return the reason why wear (cuts, columns) is in two units; empty if it is not.
 
-    Wear grows: it neither falls from micrometres to below one, nor rises a hundredfold from below one in one cut.
+    Rows are in the order of their cuts. Wear grows: it neither falls from micrometres to below one, nor rises a hundredfold
+    from below one in one cut.
     """
     largest = wear.max(axis=0, initial=0.0)
     small = [name for name, most in zip(columns, largest, strict=True) if 0 < most < SURELY_MM]
@@ -157,7 +158,7 @@ def _mixed(wear: Array, columns: Sequence[str]) -> str:
 def contradictions(
     tools: NDArray[np.str_], cuts: NDArray[np.int64], values: NDArray[np.floating] | NDArray[np.integer], what: str
 ) -> list[str]:
-    """Return a sentence for each cut of a tool that has two different values of something; all arrays have the shape (N,)."""
+    """Return a sentence for each cut with two different values; all arrays have the shape (N,)."""
     first: dict[tuple[str, int], float] = {}
     found: dict[tuple[str, int], str] = {}
     for tool, cut, value in zip(tools.tolist(), cuts.tolist(), values.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Windows of sensor signals with their wear classes, cut from recordings and split by tool."""
+"""Windows of sensor signals with wear classes, split by tool."""
 
 import re
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _MOST_PROBLEMS = 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Windows:
-    """Windows in the order of their cuts, each with its class, tool and cut.
+    """Windows in the order of cuts, with classes and tools.
 
     Attributes:
         signals: shape (N, T, C), float32, in the units of the sensors; windows shorter than T end in steps of NaN.
@@ -77,7 +77,7 @@ class Windows:
 
     @property
     def tool_names(self) -> tuple[str, ...]:
-        """The tools, each once, sorted by name with numbers by their value: c2 before c10."""
+        """The distinct tools, sorted with numbers by their value: c2 before c10."""
         return tuple(sorted({str(tool) for tool in self.tools}, key=_by_numbers))
 
 
@@ -129,7 +129,7 @@ class Windowing:
         return factor
 
     def samples(self, factor: int) -> int:
-        """Return the number of samples of a recording for one window, decimated by ``factor``."""
+        """Return the samples for one window before decimation by ``factor``."""
         return self.steps if factor == 1 else (self.steps + 2 * _FILTER_REACH) * factor
 
     def decimated(self, recording: NDArray[np.floating], factor: int) -> Signals:
@@ -145,12 +145,12 @@ class Windowing:
         return np.ascontiguousarray(recording[..., first : first + self.steps, :], dtype=np.float32)
 
     def wear(self, flutes: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the wear of each cut [um], shape (cuts,), from that of the flutes, shape (cuts, teeth)."""
+        """Return each cut's wear (cuts,) from that of the flutes (cuts, teeth) [um]."""
         reduced = flutes.mean(axis=1) if self.wear_of == "mean" else flutes.max(axis=1)
         return np.asarray(reduced, dtype=np.float64)
 
     def labels(self, wear: NDArray[np.floating]) -> Labels:
-        """Return the class of each wear [um], the number of limits reached; :data:`UNLABELLED` for NaN."""
+        """Return the class of each wear [um] (the number of limits reached); :data:`UNLABELLED` for NaN."""
         return np.where(np.isnan(wear), UNLABELLED, np.digitize(wear, self.bins)).astype(np.int64)
 
 
@@ -163,7 +163,7 @@ class Split(NamedTuple):
 
 
 def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str] = ()) -> Split:
-    """Split into the tools named for validation and test, and all others for training.
+    """Split windows by tool: named ones for validation and test, all others for training.
 
     Windows of one cut resemble one another more than the same wear on another tool does, so a split by window would
     measure memory. If ``val`` is empty, the last tool that is not in ``test`` is used for validation.
@@ -206,13 +206,13 @@ def split_by_tool(windows: Windows, val: Sequence[str] = (), test: Sequence[str]
 
 
 def _similar(tool: str, names: Sequence[str]) -> str:
-    """Suggest the only tool that differs just in capitals or leading letters, else the nearest name."""
+    """Suggest the only tool alike (up to capitals and leading letters), else the nearest name."""
     alike = [name for name in names if name.lower() == tool.lower() or re.sub(r"^\D+", "", name) == tool]
     return f" Did you mean {alike[0]!r}?" if len(alike) == 1 else nearest(tool, names)
 
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts digits in names as numbers, and keeps names of the same number apart."""
+    """Return a key that sorts digits in names as numbers; 1 and 01 stay apart."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
 
