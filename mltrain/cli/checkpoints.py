@@ -22,7 +22,7 @@ _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
 
 @app.command()
 def checkpoints(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
-    """List the checkpoints of a run, newest last, with abandoned ones."""
+    """List all checkpoints of a run, the newest last."""
     from mltrain.checkpoint.manifest import current_line
     from mltrain.checkpoint.retention import best_of
     from mltrain.run.checkpoints import open_checkpoints

@@ -155,12 +155,12 @@ class Terminal(Display):
             line(f"Look:     mltrain ui {outcome.run_id}")
 
     def evaluation(self, run_id: str) -> str | None:
-        """Return the command that evaluates the run, or ``None`` if the task is known to have no evaluation."""
+        """Return the evaluation command. ``None`` if the task has no evaluation."""
         return None if self._evaluation is None else f"mltrain evaluate {run_id}{self._evaluation}"
 
 
 def _epoch_line(trainer: "Trainer", seconds: float) -> str:
-    """Return the line of an epoch, as wide as the terminal.
+    """Return an epoch's line, as wide as the terminal.
 
     The best metric comes first, then as many validation metrics as fit.
     """
@@ -180,7 +180,7 @@ def _epoch_line(trainer: "Trainer", seconds: float) -> str:
 
 
 def _with_figures(checkpoint: "Manifest", decisive: str | None = None) -> str:
-    """Return a checkpoint's title and validation metrics, the decisive one first."""
+    """Return a checkpoint's title and metrics, the decisive one first."""
     names = sorted((name for name in checkpoint.metrics if name.startswith("val/")), key=lambda name: name != decisive)
     figures = ", ".join(f"{name} {checkpoint.metrics[name]:.4g}" for name in names[:_MOST_COLUMNS])
     return f"{checkpoint.title} ({checkpoint.name}){': ' + figures if figures else ''}"

@@ -17,7 +17,7 @@ def ui(
     ),
     open_browser: bool = typer.Option(True, "--open/--no-open", help="Open a browser, if there is one."),
 ) -> None:
-    """Open a run in MLflow's UI, and serve that if necessary.
+    """Open a run in MLflow's UI; serve it if necessary.
 
     The server listens on this machine only, until Ctrl+C.
     """

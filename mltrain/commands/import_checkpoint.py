@@ -136,7 +136,7 @@ def _imported(
 
 @contextmanager
 def _withdrawn_if_it_fails(run: TrackedRun) -> Iterator[ExitStack]:
-    """Delete a run created for an import if the import fails.
+    """Delete the new run if its import fails.
 
     It fails if the checkpoint does not fit or Ctrl+C ends it.
 

@@ -128,7 +128,7 @@ class Preparation:
         seed_everything(self.config.seed)
 
     def record_writes(self, run: TrackedRun) -> None:
-        """From now on, record in the run writes among the data."""
+        """Begin to record writes among the data in the run."""
         if self._watch is not None:
             self._watch.report_to(lambda text: run.set_tag(WRITTEN_TAG, text))
 

@@ -60,7 +60,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The removals planned for a run, or why it is skipped.
+    """A run's planned removals, or why it is skipped.
 
     ``failure`` is the error of a run that could not be read.
     """

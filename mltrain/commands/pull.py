@@ -161,7 +161,7 @@ def _temporaries(to: Path) -> list[Path]:
 
 
 def refuse_folder(to: Path) -> None:
-    """Refuse a folder that a pull cannot or may not fill.
+    """Refuse a folder that a pull must not fill.
 
     Raises:
         StorageError: the folder cannot be written.

@@ -172,7 +172,7 @@ class Leader(Alone):
         self._world.agree(None)
 
     def show(self, trainer: Trainer) -> None:
-        """Log the images of the epoch, with all ranks if sharded."""
+        """Log the epoch's images, with all ranks if sharded."""
         if trainer.config.strategy == "fsdp":
             self._world.share(("show",))
         trainer.show()

@@ -101,7 +101,7 @@ def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
 
 
 def _usable(port: int | None) -> int:
-    """Return a port if it is free, or any free one."""
+    """Return the given port, if free, or any free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -57,7 +57,7 @@ def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a nested configuration with their dotted keys."""
+    """Yield a nested configuration's values with their dotted keys."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")

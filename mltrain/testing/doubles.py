@@ -1,4 +1,4 @@
-"""Test doubles of a trainer's tracker, saver and stop request, in memory."""
+"""In-memory doubles of a trainer's tracker, saver and stop request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class MemoryTracker:
         self.overtaken = False
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
-        """Keep the points of one step, except those that depend on time."""
+        """Keep the points of one step, except time measurements."""
         for key, value in values.items() if compared else ():
             self.points.setdefault(key, {})[step] = float(value)
 
@@ -60,7 +60,7 @@ class Kept:
 
 
 class MemorySaver:
-    """A saver that keeps every checkpoint in memory, encoded as files.
+    """A saver that keeps encoded checkpoints in memory.
 
     Attributes:
         checkpoints: all checkpoints, oldest first.

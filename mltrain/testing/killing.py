@@ -1,4 +1,4 @@
-"""Kills real processes that train, and resumes them from a tracking store."""
+"""Kills real training processes, and resumes from a tracking store."""
 
 import json
 import os
@@ -124,5 +124,5 @@ def _recorded(folder: Path, run_id: str) -> Trained:
 
 
 def main(request: str, kill_at: str) -> None:
-    """Train as a JSON request describes, and kill this process after a number of steps."""
+    """Train as requested in JSON; kill this process after ``kill_at`` steps."""
     run_training(Request(**json.loads(request)), _KillAt(int(kill_at)))
