@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class Evaluation:
-    """Calls ``evaluate()`` and ``images()`` of a task, without gradients and with separate random numbers.
+    """Calls a task's ``evaluate()`` and ``images()`` without gradients.
 
-    They may mix CPU tensors with those on the training's device, and call ``eval()`` of their models themselves.
+    They draw separate random numbers, may mix CPU tensors with those on the training's device, and call ``eval()`` of their
+    models themselves.
 
     Args:
         training: with the task, and how often to evaluate.
@@ -65,7 +66,7 @@ class Evaluation:
         self._log_pictures(tracker, self._task.images, f"The pictures of epoch {progress.epoch}")
 
     def preview(self, tracker: Tracker) -> None:
-        """Log pictures of the data at the start of a training.
+        """Log pictures of the data before the first step.
 
         An error is logged as a warning.
         """

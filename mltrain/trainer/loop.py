@@ -93,7 +93,9 @@ class Trainer:
         return self._saving.unsaved
 
     def steps(self) -> Iterator[Progress]:
-        """Train, and yield after each optimizer step with its evaluation and save decision.
+        """Train, and yield after each optimizer step.
+
+        By then the step's evaluation and save decision are done.
 
         Raises:
             NonFiniteLoss: the loss, its gradient or the weights became NaN or infinite, and ``on_nonfinite`` is ``abort`` or
@@ -165,7 +167,7 @@ class Trainer:
             Rng().load_state_dict(self._saving.resumed_rng)
 
     def _record(self, metrics: Metrics) -> None:
-        """Record the metrics of a step, or recover if they are not finite."""
+        """Record a step's metrics, or recover if not finite."""
         values, step = floats(metrics, "The step"), self.progress.step
         if self._recovery.recovered(values):
             self._tracker.log_metrics({"step/nonfinite": 1.0}, step)

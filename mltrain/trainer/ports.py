@@ -71,7 +71,7 @@ Source = Callable[[], Mapping[str, Any]]
 
 @runtime_checkable
 class HasFailure(Protocol):
-    """A saver that reports why it did not save the newest state.
+    """A saver that reports why a save failed.
 
     A state is not saved if it is not finite, for example.
     """

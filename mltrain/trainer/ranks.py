@@ -30,7 +30,7 @@ def with_own_parts(state: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -
 
 
 def parts_of_rank(parts: Mapping[str, Any], rank: int, size: int) -> dict[str, Any]:
-    """Return the parts of a checkpoint for one of ``size`` ranks.
+    """Return a checkpoint's parts for one of ``size`` ranks.
 
     If another number of ranks wrote it, ranks beyond 0 seed their generators from the seed of the loader, the step and the
     rank.
@@ -62,7 +62,7 @@ def parts_of_rank(parts: Mapping[str, Any], rank: int, size: int) -> dict[str, A
 
 
 def fresh_rng(seed: int, step: int, rank: int) -> dict[str, Any]:
-    """Return seeded generators for a rank without any in the checkpoint.
+    """Return seeded generators for a rank that has none.
 
     The generators of this process are unchanged.
     """

@@ -1,4 +1,4 @@
-"""Recovers from a loss, gradient or weights that are not finite."""
+"""Recovers from a non-finite loss, gradient or weights."""
 
 import logging
 import math

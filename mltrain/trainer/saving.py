@@ -1,4 +1,4 @@
-"""Decides when to save the state, and passes it to the saver."""
+"""Decides when to save, and passes states to the saver."""
 
 import json
 import time
@@ -45,15 +45,15 @@ class Saving:
 
     @property
     def resumed_rng(self) -> Mapping[str, Any] | None:
-        """Generators of the restored checkpoint, until the next step or save."""
+        """The restored checkpoint's generators, until the next step or save."""
         return None if self.unsaved else self._resumed_rng
 
     def restored(self, rng: Mapping[str, Any] | None) -> None:
-        """Record that the present state was restored, with the checkpoint's random number generators."""
+        """Record a restore, and the checkpoint's random number generators."""
         self._saved_step, self._resumed_rng = self._training.progress.step, rng
 
     def is_due(self, *, epoch_ended: bool) -> bool:
-        """Whether one of the configured intervals ends at this step boundary."""
+        """Whether a configured interval ends at this step boundary."""
         config, progress = self._training.config, self._training.progress
         return (
             bool(config.save_interval and epoch_ended and progress.epoch % config.save_interval == 0)
@@ -62,7 +62,10 @@ class Saving:
         )
 
     def save_if_due(self, measured: Mapping[str, float], stop: Stop, *, epoch_ended: bool) -> None:
-        """Save at the end of an interval, after the last or best epoch, or on request."""
+        """Save if due.
+
+        A save is due at the end of an interval, after the last or best epoch, and on request.
+        """
         training, best = self._training, self._training.best
         asked, stop.checkpoint_wanted = stop.checkpoint_wanted, False
         last_or_best = epoch_ended and (training.done or best.step == training.progress.step)

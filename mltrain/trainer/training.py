@@ -149,7 +149,7 @@ class Training:
         return self.progress.epoch >= self.config.epochs or self.stopping.exhausted
 
     def check_savable(self) -> None:
-        """Check before the first step that a checkpoint can hold every part of the task.
+        """Check that a checkpoint can hold every part.
 
         Raises:
             UnsupportedValue: a part holds a value of a type that no checkpoint can hold.
@@ -160,7 +160,7 @@ class Training:
                     flatten({name: part.state_dict()}, sharded=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of all parts, with the settings that they were built with."""
+        """Return the state of all parts, with their constructor settings."""
         state = self.state.state_dict()
         state["progress"]["built"] = self._built.record  # earlier releases ignore it
         return state
@@ -192,10 +192,10 @@ class Training:
         return {name: state for name, state in parts.items() if name not in unused}
 
     def roll_back(self, parts: Mapping[str, Any]) -> None:
-        """Restore models and optimizers, but neither the position in the data nor counters nor schedules.
+        """Restore models and optimizers only.
 
-        So the batches that led here are skipped (as in PaLM, Chowdhery et al. 2022, section 5.1), steps are counted once,
-        and every metric keeps one value per step.
+        The position in the data, counters and schedules continue. So the batches that led here are skipped (as in PaLM,
+        Chowdhery et al. 2022, section 5.1), steps are counted once, and every metric keeps one value per step.
         """
         self.late.finish()
         # A schedule that follows a metric is rolled back with the rates that it set; any other continues with the counters.
