@@ -28,7 +28,7 @@ def mixed(*numbers: int, state: int = 0) -> int:
 
 
 class Requests:
-    """Seed and item numbers of every batch in a range, made one batch at a time."""
+    """Seed and item numbers of each batch, made on demand."""
 
     def __init__(
         self,

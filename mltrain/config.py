@@ -167,7 +167,7 @@ class Config(BaseModel):
 
     @classmethod
     def _typed(cls, given: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """Return ``given`` with nested keys and values parsed by field types."""
+        """Return nested keys, with values parsed by field types."""
         typed: dict[str, Any] = {}
         for key, value in own_words(given, cls.model_fields, source).items():
             merge(typed, typed_entry(cls, str(key).split("."), str(key), value, source))
@@ -181,7 +181,7 @@ class Config(BaseModel):
             raise ConfigError(explained(cls, error)) from None
 
     def resolved(self) -> dict[str, Any]:
-        """Return every field as plain JSON values, nested as declared, without secrets.
+        """Return every field as JSON values, nested, without secrets.
 
         ``load(base=...)`` restores the same configuration, and asks for the secrets.
         """
@@ -228,7 +228,7 @@ class Config(BaseModel):
         return field is None or not is_place(field.annotation)
 
     def places(self) -> dict[str, Path]:
-        """Return the fields that name files or folders and have a value."""
+        """Return the set fields that name a file or folder."""
         return {
             name: value
             for name, field in type(self).model_fields.items()
@@ -240,7 +240,7 @@ class Config(BaseModel):
         return {name: place for name, place in self.places().items() if name not in self.output_fields}
 
     def without_effect(self) -> dict[str, str]:
-        """Return keys that are set without effect, each with its switch."""
+        """Return keys set without effect, each with its switch."""
         fields = type(self).model_fields
         return {
             name: switch
@@ -249,7 +249,7 @@ class Config(BaseModel):
         }
 
     def sample_data(self) -> Mapping[str, Path | str]:
-        """Return the project's default data, to record them in the run.
+        """Return the project's default data, for the run's record.
 
         The project uses these data if no key names any. The default implementation returns no data.
 

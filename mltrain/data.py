@@ -38,7 +38,9 @@ class Loader(Protocol):
 
 @runtime_checkable
 class Divisible(Protocol):
-    """A loader that divides each batch among processes, all at the same position.
+    """A loader that divides each batch among processes.
+
+    All processes are at the same position.
 
     Attributes:
         weight: this process's share of the last batch, 0 to 1; the shares of all processes sum to 1.
@@ -47,7 +49,7 @@ class Divisible(Protocol):
     weight: float
 
     def divide(self, rank: int, ranks: int) -> None:
-        """Yield only the part of process ``rank``, counted from 0, of ``ranks``."""
+        """Yield only the part of process ``rank`` (from 0) of ``ranks``."""
         ...
 
 
@@ -141,7 +143,7 @@ class ResumableLoader:
         return whole if self.drop_last or not rest else whole + 1
 
     def divide(self, rank: int, ranks: int) -> None:
-        """Yield only the part of process ``rank``, counted from 0, of ``ranks``.
+        """Yield only the part of process ``rank`` (from 0) of ``ranks``.
 
         Raises:
             UsageError: a batch has fewer items than there are processes.
@@ -155,7 +157,7 @@ class ResumableLoader:
         self._fetch = Fetch(self.dataset, self._collate, seed_samples=True)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the rest of the epoch's batches, then move to the next epoch."""
+        """Yield the epoch's remaining batches, then begin the next epoch."""
         batches = len(self)
         state, remaining = mixed(self.seed, self.epoch), range(self.batch, batches)
         requests = Requests(self._order(), self.batch_size, state, remaining, self._part)
@@ -168,7 +170,7 @@ class ResumableLoader:
             yield fetched
 
     def state_dict(self) -> dict[str, Any]:
-        """Return position, seed, lengths, and the dataset's state if it has one."""
+        """Return position, seed, lengths and the dataset's state (if any)."""
         own = {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -200,7 +202,7 @@ class ResumableLoader:
 
     @property
     def _keeps_state(self) -> bool:
-        """Whether the dataset changes in this process and can save its state."""
+        """Whether the dataset is in this process and stateful."""
         return self.num_workers == 0 and isinstance(self.dataset, Stateful)
 
     def _part(self, batch: Sequence[int]) -> Sequence[int]:

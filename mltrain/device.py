@@ -1,4 +1,4 @@
-"""Choice of the device, deterministic algorithms, and tensors on several devices."""
+"""Choice of device and determinism, and tensors on several devices."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def chosen(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` means on this machine.
+    """Return the device of a name: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
         ConfigError: this machine does not have it.
@@ -65,7 +65,7 @@ def make_current(device: torch.device, cuda: Any = torch.cuda) -> None:
 
 
 def set_up(config: "Config") -> None:
-    """Set the configured device as current one, CPU threads and deterministic algorithms.
+    """Set current device, CPU threads and deterministic algorithms as configured.
 
     torch warns for operations that have no deterministic algorithm.
 
@@ -123,7 +123,7 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 
 def mixing(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context that allows mixing CPU tensors with those on ``device``.
+    """Return a context that allows mixing CPU and ``device`` tensors.
 
     The trainer evaluates in it, so the data of an evaluation may stay on the CPU. If torch refuses to compute with both kinds,
     the context moves the CPU tensors and calls the function again; it does not change any other call. It never moves a tensor

@@ -42,11 +42,11 @@ class ConfigError(UsageError):
 
 
 class DataError(UsageError):
-    """Training data that cannot be read or does not fit together."""
+    """Training data that is unreadable or does not fit together."""
 
 
 class RunNotFound(MltrainError, LookupError):
-    """The tracking store has no such run, or the run is deleted."""
+    """The tracking store lacks the run, or it is deleted."""
 
     exit_code = 2
 
@@ -58,11 +58,11 @@ class CheckpointError(MltrainError):
 
 
 class NoCheckpoint(CheckpointError, LookupError):
-    """The checkpoint asked for does not exist, or every existing one is damaged."""
+    """The requested checkpoint is missing, or all candidates are damaged."""
 
 
 class DamagedCheckpoint(CheckpointError, ValueError):
-    """A checkpoint whose bytes or manifest are not what was committed.
+    """A checkpoint whose bytes or manifest differ from the commit.
 
     ``torn`` means that the manifest ends too early, as after interrupted writing.
     """
@@ -71,7 +71,7 @@ class DamagedCheckpoint(CheckpointError, ValueError):
 
 
 class UnsupportedValue(CheckpointError, TypeError):
-    """A state that holds something other than tensors and plain values."""
+    """A state with values other than tensors and plain data."""
 
     exit_code = 2
 
@@ -95,7 +95,7 @@ class TrackingError(MltrainError, ConnectionError):
 
 
 class PeerLost(MltrainError):
-    """Another process of the same training has ended, refuses, or does not answer.
+    """Another process has ended, refuses, or does not answer.
 
     If that process has left its reason, ``rank`` and ``exit_code`` are those of that process.
     """
@@ -104,13 +104,13 @@ class PeerLost(MltrainError):
 
 
 class NonFiniteLoss(MltrainError, ArithmeticError):
-    """The loss, the weights or the optimizer's state became NaN or infinite."""
+    """Loss, weights or optimizer state became NaN or infinite."""
 
     exit_code = 7
 
 
 class StateMismatch(MltrainError, ValueError):
-    """A checkpoint that does not fit the model or the parts it is restored into.
+    """A checkpoint that does not fit the training's parts.
 
     ``missing``, ``unexpected`` and ``reshaped`` list the names, so that a caller can act on them.
     """
@@ -142,7 +142,7 @@ class StateMismatch(MltrainError, ValueError):
 
 
 def shortened(names: Sequence[str], most: int = 12) -> str:
-    """Return at most ``most`` names joined by commas, and how many follow."""
+    """Join up to ``most`` names by commas; count the rest."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" … and {rest} more" if rest > 0 else "")
 
@@ -154,5 +154,5 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a text as a sentence that ends with a full stop."""
+    """Return a text as a sentence, with a full stop."""
     return text if text.endswith((".", "!", "?")) else f"{text}."

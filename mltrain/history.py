@@ -20,7 +20,7 @@ class History:
         self.rows: list[Row] = []
 
     def add(self, row: Mapping[str, float | int]) -> None:
-        """Add the row of an epoch, replacing an earlier row of that epoch."""
+        """Add or replace the row of an epoch."""
         self.rows = [known for known in self.rows if known["epoch"] != row["epoch"]] + [dict(row)]
 
     def to_csv(self) -> bytes:
@@ -47,7 +47,7 @@ class History:
 
 
 class CsvLog:
-    """A CSV file of the history with a new line per epoch, for ``tail -f``."""
+    """A CSV file with a line per epoch, for ``tail -f``."""
 
     def __init__(self, path: Path, history: History) -> None:
         self.path = path
@@ -56,7 +56,7 @@ class CsvLog:
         self._lines = 0
 
     def update(self) -> None:
-        """Append the newest row, or rewrite the file if columns or history changed.
+        """Append the newest row, or rewrite a changed history.
 
         If the disk refuses, the training continues: this logs a warning, and the next call rewrites the file.
         """
@@ -80,7 +80,7 @@ class CsvLog:
 
 
 def learning_curves(history: History) -> Any:
-    """Return a matplotlib figure with one panel per metric over epochs."""
+    """Return a matplotlib figure with one panel per metric."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

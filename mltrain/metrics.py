@@ -1,4 +1,4 @@
-"""Metrics of steps and evaluations by name, and curves of other engines."""
+"""Metrics of steps and evaluations, and curves of other engines."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -62,7 +62,7 @@ class Curves:
         self._keys: set[str] = set()
 
     def log(self, values: Mapping[str, float], step: int, *, recorded: bool = False) -> None:
-        """Record the metrics of a step without waiting for the server.
+        """Record a step's metrics without waiting for the server.
 
         Args:
             values: name to value.

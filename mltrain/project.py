@@ -1,4 +1,4 @@
-"""Lookup of projects and pipelines by registered name, file or folder.
+"""Finds projects and pipelines by registered name, file or folder.
 
 A project is a registered name, a ``.py`` file, or a folder with ``project.py``; a pipeline a registered name, a ``.py`` file
 with ``PIPELINE``, or a folder with ``pipeline.py``. A training stage of a pipeline is also a project: ``PIPELINE:STAGE``.
@@ -62,7 +62,7 @@ class Project:
 
 @dataclass(frozen=True)
 class Located:
-    """A pipeline, and the name that a run records for it."""
+    """A pipeline, with the name that runs record."""
 
     word: str
     pipeline: Pipeline
@@ -127,14 +127,14 @@ def _pipeline_of(word: str, module: ModuleType) -> Located:
 
 @dataclass(frozen=True)
 class _Code:
-    """The named file or folder, and the Python file to load."""
+    """The named file or folder, with its Python file."""
 
     place: Path
     file: Path
 
 
 def _code(word: str, script: str, recorded: bool) -> _Code | None:
-    """Return the code at a path, or ``None`` if no such file exists.
+    """Return the code at a path, or ``None`` without one.
 
     Raises:
         UsageError: the path comes from a run, and is not below the working directory or its git root.
@@ -167,7 +167,7 @@ def _is_below(file: Path, root: Path) -> bool:
 
 
 def _check_form(word: str) -> None:
-    """Refuse a recorded path that could lead out of the searched folders."""
+    """Refuse a recorded path that could leave the searched folders."""
     windows = PureWindowsPath(word)
     if not word:
         raise _refused(word, "no word at all")

@@ -1,4 +1,4 @@
-"""Redaction of secrets, recognised by names and by form, before data leave the process.
+"""Redacts secrets, recognised by name and form.
 
 Secrets are the values of configuration keys with telling names (``password``, ``api_key``, ``hf_token`` …), every
 :class:`pydantic.SecretStr`, user and password in a URI, and strings that look like a key of a well-known service. The value
@@ -83,9 +83,9 @@ def _telling_word(before: str, word: str, after: str) -> Telling:
 
 
 def _is_hard_to_guess(value: str) -> bool:
-    """Return whether a value has too much entropy to occur in text by chance.
+    """Return whether a value is too random to be guessed.
 
-    Everyday words, alone or with digits, do not. The estimate follows zxcvbn (Wheeler, USENIX Security 2016) without its lists:
+    Everyday words, alone or with digits, are not. The estimate follows zxcvbn (Wheeler, USENIX Security 2016) without its lists:
     pronounceable letters count as words, and everything else by its alphabet.
     """
     if re.fullmatch(
@@ -115,7 +115,7 @@ def _is_word(letters: str) -> bool:
 
 
 def remember(values: Iterable[str]) -> None:
-    """Redact those of these values that are hard to guess from now on."""
+    """From now on, redact values that are hard to guess."""
     for value in values:
         if _is_hard_to_guess(value):
             _known.update({value, urllib.parse.quote(value, safe=""), urllib.parse.quote(value)})
@@ -152,7 +152,7 @@ def first_line(error: BaseException | str) -> str:
 
 
 def harmless(text: str) -> str:
-    """Return text for a terminal, without secrets, colours and control characters."""
+    """Return text without secrets, colours and control characters."""
     return _CONTROLS.sub("", redacted(text))
 
 

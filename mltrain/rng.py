@@ -14,7 +14,7 @@ _MT19937_WORDS = 625
 
 
 class Rng:
-    """The generators of Python, NumPy, torch and CUDA as a stateful part."""
+    """Python's, NumPy's, torch's and CUDA's generators as a stateful part."""
 
     def __init__(self, cuda: Any = torch.cuda, mps: Any = torch.backends.mps) -> None:
         self._cuda = cuda
@@ -64,7 +64,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def own_rng(seed: int) -> Iterator[None]:
-    """Run a block with separate random numbers, then restore the generators."""
+    """Run a block with separate random numbers; restore the generators."""
     rng = Rng()
     before = rng.state_dict()
     seed_everything(seed)
@@ -133,7 +133,7 @@ class _NumpyAside:
             ctypes.memmove(self._seen.ctypes.state_address, self._words, len(self._words))
 
     def _read(self) -> bytes | None:
-        """Return the words of the global generator, or ``None`` if its layout is unknown."""
+        """Return the global generator's words; ``None`` for an unknown layout."""
         generator = np.random.get_bit_generator()  # type: ignore[attr-defined] # documented, and missing in the stubs
         if generator is not self._seen:
             self._words, self._half_waits = b"", True
@@ -144,7 +144,7 @@ class _NumpyAside:
 
 
 def _is_as_known(generator: Any) -> bool:
-    """Return whether a generator is a Mersenne Twister with the known layout."""
+    """Return whether it is a Mersenne Twister with known layout."""
     if type(generator) is not np.random.MT19937:
         return False
     state = generator.state["state"]

@@ -26,14 +26,14 @@ _SAMPLES = (*range(8), 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_
 
 
 def is_schedule(part: Any) -> bool:
-    """Return whether a part is a learning rate schedule, torch's or similar."""
+    """Return whether a part is a learning rate schedule."""
     return isinstance(part, LRScheduler) or (
         not is_optimizer(part) and is_optimizer(getattr(part, "optimizer", None)) and hasattr(part, "get_last_lr")
     )
 
 
 def settings_of(optimizer: Any) -> list[dict[str, Any]]:
-    """Return copies of each group's settings, without parameters and their names."""
+    """Return copies of each group's settings, without its parameters."""
     ignored = ("params", "param_names")
     return [
         {
@@ -54,7 +54,7 @@ def put_settings(settings: list[tuple[Any, list[dict[str, Any]]]]) -> None:
 
 
 def set_setting(group: dict[str, Any], key: str, value: Any) -> None:
-    """Set a setting of a group to a copy of a value."""
+    """Set a group's setting to a copy of a value."""
     group[key] = value.clone() if isinstance(value, Tensor) else value
 
 
@@ -77,7 +77,7 @@ def position(schedule: Any) -> int:
 
 
 def counts_steps(schedule: Any) -> bool:
-    """Return whether a schedule's rate depends only on its step count."""
+    """Return whether a schedule's rate depends on steps alone."""
     if any(isinstance(one, ReduceLROnPlateau) for one in _all(schedule)):
         return False
     needed = (one for one in inspect.signature(schedule.step).parameters.values() if one.default is one.empty)
@@ -86,7 +86,7 @@ def counts_steps(schedule: Any) -> bool:
 
 
 def functions_of(schedule: Any) -> Iterator[list[float | None]]:
-    """Yield sampled values of a schedule's functions, which a state cannot hold."""
+    """Yield samples of a schedule's functions, which no state holds."""
     for one in _all(schedule):
         for function in getattr(one, "lr_lambdas", ()):
             values: list[float | None] = []

@@ -98,7 +98,7 @@ class TrainState:
     def restore(
         self, parts: Mapping[str, Any], *, optional: Collection[str] = (), ignore_unknown: bool = False
     ) -> dict[str, list[int]]:
-        """Restore the state of every part, or leave all parts unchanged.
+        """Restore every part's state, or leave all parts unchanged.
 
         Modules come first, because optimizers need the parameters that lazy modules create from their weights. Modules whose
         weights do not fit are refused before any part changes. If a part refuses its state, or anything else is
@@ -153,7 +153,7 @@ class TrainState:
         return sources
 
     def _regrouped(self, state: Any, schedule: Any, parts: Mapping[str, Any], sources: Mapping[str, list[int]]) -> Any:
-        """Return a schedule's state with per-group values in the current order of groups."""
+        """Return a schedule's state in the current order of groups."""
         for name, order in sources.items():
             if self.parts[name] is schedule.optimizer and order != list(range(len(parts[name]["param_groups"]))):
                 return in_order_of_groups(state, order, len(parts[name]["param_groups"]))

@@ -40,7 +40,7 @@ class HasParts(Protocol):
 
 @runtime_checkable
 class HasDevice(Protocol):
-    """A step that is prepared once for its device and precision."""
+    """A step to be prepared once for device and precision."""
 
     def prepare(self, device: torch.device, amp: str) -> None:
         """Move models and other state to the device."""
@@ -49,10 +49,10 @@ class HasDevice(Protocol):
 
 @runtime_checkable
 class AllowsLateCopy(Protocol):
-    """A step that may allow copying checkpoints during the next forward and backward.
+    """A step that may allow late copies of checkpoints.
 
-    It may allow this if only ``optimizer.step()`` changes the parameters of its optimizers: neither the model's forward, nor the
-    step itself before that, nor the body of the loop around the trainer.
+    A late copy runs during the next forward and backward. A step may allow it if only ``optimizer.step()`` changes the parameters
+    of its optimizers: neither the model's forward, nor the step itself before that, nor the body of the loop around the trainer.
     """
 
     late_copy: bool
@@ -144,7 +144,10 @@ class Supervised:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     def parts(self) -> dict[str, Stateful]:
-        """Return model, optimizer, and trainable loss, scheduler, scaler and metrics if present."""
+        """Return model, optimizer and other stateful parts by name.
+
+        The others are trainable loss, scheduler, scaler and metrics, if present.
+        """
         parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}
         # A loss without parameters holds settings such as class weights, which the configuration may change on a resume.
         if isinstance(self.loss, nn.Module) and any(one.requires_grad for one in self.loss.parameters()):
@@ -158,11 +161,11 @@ class Supervised:
         return parts
 
     def __call__(self, batch: Any) -> Metrics:
-        """Do one optimizer step and return ``loss`` and, if clipping, ``grad_norm`` before clipping.
+        """Do one optimizer step; return ``loss`` and perhaps ``grad_norm``.
 
-        If the loss or the gradient is not finite, the step updates nothing and returns both. A gradient scaler that is still
-        searching its scale causes infinite gradients deliberately; such steps are skipped, and do not count until
-        there are 30 in a row.
+        With clipping, it returns the norm before clipping. If the loss or the gradient is not finite, it updates nothing and
+        returns both. A gradient scaler that is still searching its scale causes infinite gradients deliberately; such steps are
+        skipped, and do not count until there are 30 in a row.
         """
         self.model.train()
         inputs, targets = moved(batch, self.device)
@@ -226,7 +229,7 @@ class Supervised:
         return norm + 0 * norm_of(rest).to(norm.device) if rest else norm
 
     def _fits(self, norm: Tensor) -> bool:
-        """Return whether only the norm overflows, and every unclipped gradient is finite."""
+        """Return whether only the norm overflows, not a gradient."""
         if self.clip is not None or torch.isnan(norm):
             return False
         held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -262,7 +265,7 @@ class _Metrics:
 
     @property
     def rank_local(self) -> bool:
-        """Whether each process has accumulated its own part of the batches."""
+        """Whether each process has metrics of its own batches."""
         return any(getattr(metric, "update_called", True) for metric in self._metrics.values())
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,7 +288,7 @@ def _length(tree: Any) -> int:
 
 
 def _cut(tree: Any, pieces: int) -> list[Any]:
-    """Cut nested tensors along their first dimension into at most ``pieces`` pieces."""
+    """Cut nested tensors along dimension 0 into ``pieces`` or fewer."""
     if pieces == 1:
         return [tree]
     if isinstance(tree, Tensor):

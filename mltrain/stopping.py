@@ -1,4 +1,4 @@
-"""Best metric value so far and early stopping, kept over resumes."""
+"""Best metric value and early stopping, kept over resumes."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ def improves(value: float, over: float | None, mode: Mode, min_delta: float = 0.
 
 
 class BestSoFar:
-    """Stateful best value of a metric, with its epoch and step."""
+    """The best value of a metric, with epoch and step."""
 
     def __init__(self, metric: str, mode: Mode) -> None:
         self._mode: Mode = mode
@@ -35,7 +35,7 @@ class BestSoFar:
             self.value, self.epoch, self.step = value, epoch, step
 
     def state_dict(self) -> dict[str, Any]:
-        """Return value, epoch and step, and the metric and mode that decided."""
+        """Return value, epoch, step, and the deciding metric and mode."""
         return {"value": self.value, "epoch": self.epoch, "step": self.step, "judged_by": self._judged_by}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ class BestSoFar:
 
 
 class EarlyStopping:
-    """Ends a training after ``patience`` evaluations in a row without improvement.
+    """Ends a training after ``patience`` consecutive evaluations without improvement.
 
     The rule is algorithm 7.1 of Goodfellow, Bengio and Courville, "Deep Learning" (2016), with evaluations at
     epochs instead of steps, and with ``min_delta``, the smallest change that counts as an improvement. If ``patience``

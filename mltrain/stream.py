@@ -59,7 +59,7 @@ class StreamLoader:
         self._aside = Aside()
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the rest of the epoch's batches, then move to the next epoch."""
+        """Yield the epoch's remaining batches, then begin the next epoch."""
         items: Iterator[Any] | None = None
         while not self._over:
             with self._aside:

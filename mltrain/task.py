@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """A step, its training data, and the evaluation of the result.
+    """A step, its training data, and its evaluation.
 
     Attributes:
         step: trains on one batch and returns metrics.
@@ -90,7 +90,7 @@ class Task:
             )
 
     def parts(self) -> dict[str, Stateful]:
-        """Return the stateful parts of the step, then those of :attr:`state`, by name.
+        """Return the step's stateful parts, then those of :attr:`state`.
 
         Raises:
             UsageError: two parts have the same name, or one has no ``state_dict`` and ``load_state_dict``.
@@ -162,7 +162,7 @@ def check_predictor(task: Task, config: Config) -> None:
 
 
 def check_schedule(task: Task, config: Config) -> None:
-    """Check that a ``ReduceLROnPlateau`` follows a measured metric in the right mode.
+    """Check metric and mode of a ``ReduceLROnPlateau``.
 
     Raises:
         UsageError: nothing measures the metric, or the schedule's mode is not ``best_mode``.
