@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks.peer_loops import LIMITS
-from benchmarks.peers import LARGE, OURS, Stores, calibrated, spread, write
+from benchmarks.peer_stores import Stores
+from benchmarks.peers import LARGE, OURS, calibrated, spread, write
 
 (FLOOR,) = LIMITS
 BEGIN, END = "<!-- limits: begin -->", "<!-- limits: end -->"

@@ -6,9 +6,9 @@ from the store, in an empty folder.
 """
 
 import hashlib
-import importlib
 import json
 import os
+import pkgutil
 import resource
 import statistics
 import sys
@@ -30,12 +30,12 @@ def nothing(training: Training) -> None:
         pass
 
 
-def mltrain(training: Training, *, late_copy: bool = False) -> None:
-    """A loop of one's own with mltrain's manager."""
+def mltrain(training: Training, *, late_copy: bool = False, earlier: bool = False) -> None:
+    """A loop of one's own with mltrain's manager; an ``earlier`` release neither prepares nor copies late."""
     from mltrain import CheckpointManager, LateCopy, open_run
 
     run = open_run(training.work.run or None)
-    late = LateCopy([training.optimizer] if late_copy else [])
+    late = LateCopy([training.optimizer]) if late_copy else None
     with CheckpointManager(run, max_to_keep=5) as manager:
         say(run.id)
         state = manager.load_latest_checkpoint()
@@ -43,12 +43,14 @@ def mltrain(training: Training, *, late_copy: bool = False) -> None:
         if state is not None:
             run.continue_exactly_after(done)
         for step, metrics, due in training.steps(done):
-            if step == 1 and training.work.every:
+            if step == 1 and training.work.every and not earlier:
                 manager.prepare(training.state(step))
             run.log_metrics(metrics, step)
             if due:
-                manager.save(late.allow(training.state(step)), step=step)
-        late.finish()
+                state = training.state(step)
+                manager.save(late.allow(state) if late is not None else state, step=step)
+        if late is not None:
+            late.finish()
 
 
 def save_and_log(training: Training) -> None:
@@ -247,10 +249,12 @@ def newest(run_id: str) -> str:
     return f"runs:/{run_id}/{max(number, key=number.__getitem__)}"
 
 
+EARLIER = "mltrain, earlier"
 LOOPS: dict[str, Callable[[Training], None]] = {
     "bare loop": nothing,
     "mltrain": mltrain,
     "mltrain, late_copy": partial(mltrain, late_copy=True),
+    EARLIER: partial(mltrain, earlier=True),
     "torch.save + log_artifact": save_and_log,
     "Lightning + MLFlowLogger": lightning,
     "Trainer of transformers": huggingface,
@@ -258,12 +262,12 @@ LOOPS: dict[str, Callable[[Training], None]] = {
 }
 LIMITS: dict[str, Callable[[Training], None]] = {"copy, hash, write": copy_hash_write}
 IMPORTS = {
-    "mltrain": ("mltrain.manager", "mltrain.run.opening"),
+    "mltrain": ("mltrain:CheckpointManager", "mltrain:open_run"),
     "Lightning + MLFlowLogger": ("lightning.pytorch.loggers", "mlflow"),
     "Trainer of transformers": ("transformers.trainer", "mlflow"),
     "async_save + upload thread": ("torch.distributed.checkpoint", "mlflow"),
 }
-"""What a resume does not wait for: modules that are imported before. mltrain needs no MLflow on a plain server."""
+"""What a resume does not wait for: modules and names that are imported before. mltrain needs no MLflow on a plain server."""
 
 
 def flush(folder: Path) -> float:
@@ -294,7 +298,7 @@ def measured(name: str, work: Work, store: Path) -> dict[str, Any]:
     Right before and right after, the same network is trained without anything else: processes differ in how fast they train.
     """
     for module in IMPORTS.get(name.split(",")[0], ("mlflow",)):
-        importlib.import_module(module)
+        pkgutil.resolve_name(module)
     training = Training.of(work)
     beside = [] if work.run else [training.bare(number) for number in (2, bare_steps(work))][1:]  # the first are slow
     before = cpu_seconds()

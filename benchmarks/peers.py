@@ -1,6 +1,7 @@
 """Compares mltrain with five peers from start to last byte. Each trains, records and saves with MLflow.
 
 python -m benchmarks.peers [--rounds 3] [--peers NAME ...] [--measures training resume short long] [--stores server local]
+    [--release CHECKOUT]  (an earlier release as one more peer, "mltrain, earlier")
 
 Every measurement is a fresh process with one torch thread; the peers take turns, round by round, in the same stores: an MLflow
 server with one worker on this machine, and a SQLite database with artifacts on the local disk. Each process trains the same
@@ -19,27 +20,24 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.peer_loops import LOOPS
+from benchmarks.peer_loops import EARLIER, LOOPS
+from benchmarks.peer_stores import Failed, Stores
 from benchmarks.peer_training import Training, Work
-from tests.support.database import fresh_database
-from tests.support.servers import TrackingServer
 
-BARE, OURS = "bare loop", ("mltrain", "mltrain, late_copy")
-PEERS = tuple(name for name in LOOPS if name != BARE)
+BARE, LATE = "bare loop", "mltrain, late_copy"
+OURS = ("mltrain", LATE, EARLIER)
+PEERS = tuple(name for name in LOOPS if name not in (BARE, EARLIER))
 LARGE = Work(layers=8, width=512, rows=1, steps=32, every=8)
 SMALL = Work(layers=0, width=64, rows=1, steps=600, most_seconds=5.0)
 LONG = 20_000
@@ -68,68 +66,16 @@ def calibrated(work: Work, seconds: float) -> Work:
     return replace(work, rows=max(1, round(1 + (seconds - few) / each)))
 
 
-class Failed(Exception):
-    """A process that measured nothing; the others go on."""
-
-
-class Stores:
-    """The tracking stores of one round, in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "server").mkdir(parents=True)
-        (folder / "local").mkdir()
-        fresh_database(folder / "local" / "mlflow.db", folder / "local" / "artifacts")
-        self._server = TrackingServer(folder / "server")
-
-    @contextmanager
-    def open(self) -> Iterator["Stores"]:
-        self._server.start()
-        try:
-            yield self
-        finally:
-            self._server.kill()
-
-    def uri(self, store: str) -> str:
-        return self._server.uri if store == "server" else f"sqlite:///{self.folder / 'local' / 'mlflow.db'}"
-
-    def measure(self, name: str, work: Work, store: str) -> tuple[str, dict[str, Any]]:
-        """Train or resume in a new process and folder. Returns the run's id and the measurements."""
-        os.sync()  # what the one before has left to write must not slow this one
-        with tempfile.TemporaryDirectory(dir=self.folder) as place:
-            environment = {
-                **os.environ,
-                "PYTHONPATH": str(Path(__file__).parent.parent),
-                "MLFLOW_TRACKING_URI": self.uri(store),
-                "MLTRAIN_HOME": f"{place}/home",
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-                "OMP_NUM_THREADS": "1",
-            }
-            artifacts = self.folder / store / "artifacts"
-            command = [sys.executable, "-m", "benchmarks.peer_loops", name, json.dumps(asdict(work)), str(artifacts)]
-            began = time.perf_counter()
-            done = subprocess.run(
-                command, check=False, cwd=place, env=environment, capture_output=True, text=True, timeout=600
-            )
-            whole = time.perf_counter() - began
-        lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("RUN ", "RESULT ")))
-        if "RESULT" not in lines:
-            raise Failed(f"{name}: {done.returncode}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}")
-        return lines.get("RUN", ""), {**json.loads(lines["RESULT"]), "process": whole}
-
-    def forget(self) -> None:
-        """Remove the artifacts."""
-        for store in ("server", "local"):
-            shutil.rmtree(self.folder / store / "artifacts", ignore_errors=True)
-
-
 def measurements(given: argparse.Namespace, large: Work, small: Work) -> Iterator[dict[str, Any]]:
     """Measure everything asked for, round by round."""
     for number in range(given.rounds):
         # Each round begins with another peer, so that what changes on the machine weighs on none in particular.
         at = number % len(given.peers)
         peers = [*given.peers[at:], *given.peers[:at]]
-        with tempfile.TemporaryDirectory(prefix="mltrain-peers-") as place, Stores(Path(place)).open() as stores:
+        with (
+            tempfile.TemporaryDirectory(prefix="mltrain-peers-") as place,
+            Stores(Path(place), given.earlier_release).open() as stores,
+        ):
             for store in given.stores:
                 for name in peers:
                     # What takes twenty times as long need not be measured exactly.
@@ -150,9 +96,9 @@ def measured(
             if resumes:
                 yield "resume", stores.measure(name, replace(large, run=run), store)[1]
         stores.forget()
-        if "short" in measures and name not in OURS[1:]:
+        if "short" in measures and name != LATE:
             yield "short", stores.measure(name, small, store)[1]
-        if "long" in measures and name in (BARE, OURS[0]):
+        if "long" in measures and name in (BARE, OURS[0], EARLIER):
             steps = LONG * small.steps // SMALL.steps
             yield "long", stores.measure(name, replace(small, steps=steps, most_seconds=300.0), store)[1]
     except (Failed, subprocess.TimeoutExpired) as error:
@@ -249,7 +195,19 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--rounds", type=int, default=3)
     asked.add_argument(
-        "--peers", nargs="+", choices=tuple(LOOPS), default=list(PEERS), metavar="NAME", help=", ".join(LOOPS)
+        "--peers",
+        nargs="+",
+        choices=(BARE, *PEERS),
+        default=list(PEERS),
+        metavar="NAME",
+        help=", ".join((BARE, *PEERS)),
+    )
+    asked.add_argument(
+        "--release",
+        type=Path,
+        dest="earlier_release",
+        metavar="CHECKOUT",
+        help="a checkout of an earlier release: one more peer",
     )
     asked.add_argument("--measures", nargs="+", choices=MEASURES)
     asked.add_argument("--stores", nargs="+", choices=("server", "local"), default=["server", "local"])
@@ -261,6 +219,8 @@ def main() -> None:
     asked.add_argument("--write", type=Path, help="a file with markers that the table goes between")
     given = asked.parse_args()
     given.measures = given.measures or list(MEASURES)
+    if given.earlier_release is not None:
+        given.peers = list(dict.fromkeys([*given.peers, EARLIER]))
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
     if given.earlier is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import peer_loops, peers, timeline
+from benchmarks import peer_loops, peer_stores, peers, timeline
 from benchmarks.limits import FLOOR
 from benchmarks.peer_training import Training, Work
 from tests.support.database import fresh_database
@@ -82,10 +82,20 @@ def test_a_loop_is_measured_and_resumes_its_run(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_is_measured_and_resumes_its_run(name: str, tmp_path: Path) -> None:
-    with peers.Stores(tmp_path / "stores").open() as stores:
+    with peer_stores.Stores(tmp_path / "stores").open() as stores:
         run, found = stores.measure(name, TINY, "server")
         assert len(found["later"]) == 2
         assert stores.measure(name, replace(TINY, run=run), "server")[1]["resumed"] > 0
+
+
+def test_an_earlier_release_is_measured_beside_this_one(tmp_path: Path) -> None:
+    release = tmp_path / "release" / "mltrain"
+    release.mkdir(parents=True)
+    (release / "__init__.py").write_text("raise SystemExit('mltrain of the earlier release')")
+    stores = peer_stores.Stores(tmp_path / "stores", release.parent)
+    with pytest.raises(peer_stores.Failed, match="mltrain of the earlier release"):
+        stores.measure(peer_loops.EARLIER, TINY, "local")
+    assert stores.measure("mltrain", TINY, "local")[1]["steps"] == TINY.steps
 
 
 def test_every_call_of_the_timeline_is_there() -> None:
