@@ -26,8 +26,6 @@ from weakref import WeakSet
 
 from mltrain.ownership.liveness import is_running
 
-_SAME_REQUEST_SECONDS = 1.0
-_LOOK_SECONDS = 0.5
 _HEARD_SECONDS = 0.2
 """How long a child waits for the sign that its parent has received the same signal."""
 _PROCESS: Any = multiprocessing.process.BaseProcess
@@ -49,6 +47,8 @@ class StopRequest:
     Args:
         on_usr1: with ``stop``, SIGUSR1 stops like the others; with ``checkpoint`` the trainer saves and continues.
         launcher_pid: a process whose end is a stop request.
+        same_request_seconds: signals within this time are one request.
+        poll_seconds: time between two checks of the launcher.
 
     Attributes:
         reason: the name of the signal that requested the stop, or another reason; ``None`` before a request.
@@ -56,15 +56,23 @@ class StopRequest:
         hurry: set by the second SIGINT; then the process does not wait for the upload.
     """
 
-    def __init__(self, *, on_usr1: Literal["stop", "checkpoint"] = "stop", launcher_pid: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        on_usr1: Literal["stop", "checkpoint"] = "stop",
+        launcher_pid: int | None = None,
+        same_request_seconds: float = 1.0,
+        poll_seconds: float = 0.5,
+    ) -> None:
         self.reason: str | None = None
         self.checkpoint_wanted = False
         self.hurry = threading.Event()
         self.on_usr1 = on_usr1
         self._in_steps = False
         self._launcher_pid = launcher_pid
+        self._same_request_seconds, self._poll_seconds = same_request_seconds, poll_seconds
         self._interrupts = 0
-        self._last = -_SAME_REQUEST_SECONDS
+        self._last = -same_request_seconds
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
         self._ended = threading.Event()
 
@@ -122,7 +130,7 @@ class StopRequest:
         if name == "SIGUSR1" and self.on_usr1 == "checkpoint":
             self.checkpoint_wanted = True
             return
-        first, same = self.reason is None, now - self._last < _SAME_REQUEST_SECONDS
+        first, same = self.reason is None, now - self._last < self._same_request_seconds
         if number == signal.SIGTERM and (self._in_steps or not first):
             _children.heard()
         self.request(name)
@@ -143,7 +151,7 @@ class StopRequest:
             _write_line("Not waiting for the upload; once more to leave at once.")
 
     def _watch(self) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
+        while not self._ended.wait(self._poll_seconds):
             if self._launcher_pid is not None and not is_running(self._launcher_pid):
                 self.request("the launcher's death")
                 return

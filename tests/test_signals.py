@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from mltrain import signals
 from mltrain.signals import STOPPING, StopRequest
 from tests.support.waiting import eventually, let_pass
 
@@ -62,37 +61,29 @@ def test_what_comes_within_a_second_is_one_request(sent: list[str]) -> None:
     assert (stop.reason, stop.hurry.is_set()) == (sent[0], False)
 
 
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Make the second in which signals are one request pass sooner."""
-    monkeypatch.setattr(signals, "_SAME_REQUEST_SECONDS", 0.02)
-    return 0.05
-
-
-def test_a_second_interrupt_later_does_not_wait_for_the_upload(soon: float, capfd: pytest.CaptureFixture[str]) -> None:
-    with in_steps() as stop:
+def test_a_second_interrupt_later_does_not_wait_for_the_upload(capfd: pytest.CaptureFixture[str]) -> None:
+    with in_steps(same_request_seconds=0.02) as stop:
         send("SIGINT", "SIGTERM")
-        let_pass(soon)
+        let_pass(0.05)
         assert not stop.hurry.is_set()
         send("SIGINT")
         assert stop.hurry.is_set()
     assert "once more to leave at once" in capfd.readouterr().err
 
 
-def test_a_second_terminate_is_not_impatience(soon: float) -> None:
-    with in_steps() as stop:
+def test_a_second_terminate_is_not_impatience() -> None:
+    with in_steps(same_request_seconds=0.02) as stop:
         for _ in range(4):
             send("SIGTERM")
-            let_pass(soon)
+            let_pass(0.05)
     assert not stop.hurry.is_set()
 
 
 def test_a_third_interrupt_leaves_at_once() -> None:
     script = (
         "import signal, time\n"
-        "from mltrain import signals\n"
-        "signals._SAME_REQUEST_SECONDS = 0.02\n"
-        "with signals.StopRequest() as stop:\n"
+        "from mltrain import StopRequest\n"
+        "with StopRequest(same_request_seconds=0.02) as stop:\n"
         "    stop.finish_steps()\n"
         "    for number in (1, 2, 3):\n"
         "        print(number, flush=True)\n"
@@ -160,10 +151,9 @@ def test_the_first_reason_stays() -> None:
     assert stop.reason == "a button"
 
 
-def test_the_death_of_the_launcher_is_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_LOOK_SECONDS", 0.01)
+def test_the_death_of_the_launcher_is_a_request() -> None:
     launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    with in_steps(launcher_pid=launcher.pid) as stop:
+    with in_steps(launcher_pid=launcher.pid, poll_seconds=0.01) as stop:
         assert not stop.requested
         launcher.kill()
         launcher.wait()
@@ -173,9 +163,8 @@ def test_the_death_of_the_launcher_is_a_request(monkeypatch: pytest.MonkeyPatch)
     assert stop.reason == "the launcher's death"
 
 
-def test_nobody_watches_when_the_block_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_LOOK_SECONDS", 0.01)
-    with in_steps(launcher_pid=os.getpid()):
+def test_nobody_watches_when_the_block_is_left() -> None:
+    with in_steps(launcher_pid=os.getpid(), poll_seconds=0.01):
         assert any(thread.name == "mltrain-launcher" for thread in threading.enumerate())
     for thread in threading.enumerate():
         if thread.name == "mltrain-launcher":

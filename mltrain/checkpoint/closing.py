@@ -13,11 +13,18 @@ from mltrain.errors import MltrainError, NonFiniteLoss
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
+RETRY_SECONDS = 2.0
+"""Time between two tries of a failed upload."""
+
+_POLL_SECONDS = 0.2
 
 
 def await_store(
-    committer: Committer, deadline: float, hurry: threading.Event, in_trouble: Callable[[], bool] = lambda: False
+    committer: Committer,
+    deadline: float,
+    hurry: threading.Event,
+    in_trouble: Callable[[], bool] = lambda: False,
+    retry_seconds: float = RETRY_SECONDS,
 ) -> None:
     """Wait until every saved checkpoint is committed.
 
@@ -28,13 +35,14 @@ def await_store(
         deadline: on the monotonic clock, in seconds.
         hurry: ends the wait for the store; a checkpoint that is complete on this disk can be resumed from.
         in_trouble: returns whether the training was stopped or the tracking server is unavailable.
+        retry_seconds: time between two tries of a failed upload.
     """
     tried = time.monotonic()
     while not committer.wait(_POLL_SECONDS) and not hurry.is_set():
         now = time.monotonic()
         if (in_trouble() or committer.idle or committer.refused) and now > deadline:
             return
-        if committer.idle and now - tried > _RETRY_SECONDS:
+        if committer.idle and now - tried > retry_seconds:
             tried = now
             committer.retry()
     committer.settle(max(0.0, deadline - time.monotonic()))
@@ -46,11 +54,13 @@ class Closing:
     Args:
         run: is released.
         committer: runs the commits.
+        retry_seconds: time between two tries of a failed upload.
     """
 
-    def __init__(self, run: Run, committer: Committer) -> None:
+    def __init__(self, run: Run, committer: Committer, retry_seconds: float = RETRY_SECONDS) -> None:
         self._run = run
         self._committer = committer
+        self._retry_seconds = retry_seconds
         self._closed = False
         self._raised_before = getattr(sys, "last_value", None)
         atexit.register(self._process_ends)
@@ -68,7 +78,8 @@ class Closing:
             return
         self._closed = True
         if grace is not None:
-            await_store(self._committer, time.monotonic() + grace, threading.Event())
+            deadline = time.monotonic() + grace
+            await_store(self._committer, deadline, threading.Event(), retry_seconds=self._retry_seconds)
         self._committer.settle()
         self._release(status)
 

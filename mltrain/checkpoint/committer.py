@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 Committed = Callable[[Manifest, Manifest | None, CheckpointStore], None]
 """Called in the background after each commit with the new checkpoint, the best one, and the store that holds them."""
 
-DISK_RETRY_SECONDS = 30.0
-"""How long a write that this disk refuses is retried, unless a newer checkpoint supersedes it."""
-
 _TRIES_BEFORE_BACKOFF = 2
 _LONGEST_BACKOFF_SECONDS = 5.0
 
@@ -47,7 +44,7 @@ class Committer:
         reader: of the run's checkpoints; its store receives the new ones.
         settings: the policy and the staging budget.
         damage: receives the damaged checkpoints that a commit finds.
-        disk_retry_seconds: if ``None``, :data:`DISK_RETRY_SECONDS` applies.
+        disk_retry_seconds: how long a write that this disk refuses is retried, unless a newer checkpoint supersedes it.
     """
 
     def __init__(
@@ -56,7 +53,7 @@ class Committer:
         reader: CheckpointReader,
         settings: Settings,
         damage: Damage,
-        disk_retry_seconds: float | None = None,
+        disk_retry_seconds: float = 30.0,
     ) -> None:
         self._run = run
         self._reader, self._store = reader, reader.store
@@ -64,7 +61,7 @@ class Committer:
         self._pruner = Pruner(run, reader, settings.policy, damage)
         self._damage = damage
         self._listeners: list[Committed] = []
-        self._disk_retry_seconds = DISK_RETRY_SECONDS if disk_retry_seconds is None else disk_retry_seconds
+        self._disk_retry_seconds = disk_retry_seconds
         self._disk = Worker("mltrain-disk")
         self._uploads = Worker("mltrain-store")
         self._pending_copies = PendingCopies()

@@ -31,11 +31,13 @@ class StreamedUpload:
     Args:
         send: uploads content under a name. If ``None``, nothing is uploaded.
         staged: the future folder of the staged copy.
+        block_size: bytes per send.
     """
 
-    def __init__(self, send: Send | None = None, staged: Path | None = None) -> None:
+    def __init__(self, send: Send | None = None, staged: Path | None = None, block_size: int = BLOCK) -> None:
         self._send = send
         self._staged = staged
+        self._block_size = block_size
         self._reading = threading.Lock()
         self._released = self._abandoned = False
         self._uploads: dict[str, Future[None]] = {}
@@ -94,7 +96,7 @@ class StreamedUpload:
 
         Each block is valid until the next one is requested.
         """
-        at, blocks = 0, _blocks(file)
+        at, blocks = 0, _blocks(file, self._block_size)
         while True:
             with self._reading:
                 self._raise_if_abandoned()
@@ -109,7 +111,7 @@ class StreamedUpload:
 
     def _rest(self, file: EncodedFile, at: int) -> Iterator[memoryview]:
         assert self._staged is not None
-        block = bytearray(BLOCK)
+        block = bytearray(self._block_size)
         with (self._staged / file.name).open("rb", buffering=0) as opened:
             opened.seek(at)
             while count := opened.readinto(block):
@@ -134,9 +136,9 @@ class _Content:
         return self._upload.blocks(self._file)
 
 
-def _blocks(file: EncodedFile) -> Generator[memoryview, None, None]:
+def _blocks(file: EncodedFile, size: int) -> Generator[memoryview, None, None]:
     """Yield the content in blocks, all in the same memory."""
     import numpy as np
 
-    for block in fill_blocks(file.content, [np.empty(BLOCK, np.uint8)]):
+    for block in fill_blocks(file.content, [np.empty(size, np.uint8)]):
         yield memoryview(block)

@@ -22,7 +22,6 @@ MOST_POINTS = 2000
 """Most points per run of one :func:`points` call. MLflow returns at most 2,500, and samples longer curves."""
 MOST_RUNS = 100
 """Most runs of one :func:`points` call."""
-_PIECE = 1 << 20
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 """Their protocol buffer JSON (https://protobuf.dev/programming-guides/json)."""
 BATCH_ENDPOINT = "/api/2.0/mlflow/runs/log-batch"
@@ -201,8 +200,9 @@ def content_sender(repository: Any) -> ContentSender | None:
     return to_server if server else None
 
 
-PartOpener = Callable[[str, int, int], tuple[bool, Iterator[bytes]]]
-"""Requests a byte range of an artifact. Returns whether the store honors the range, and the pieces that it sends."""
+PartOpener = Callable[[str, int, int, int], tuple[bool, Iterator[bytes]]]
+"""Requests a byte range of an artifact, in pieces of at most so many bytes. Returns whether the store honors the range, and the
+pieces that it sends."""
 
 
 def part_opener(repository: Any) -> PartOpener | None:
@@ -219,27 +219,27 @@ def part_opener(repository: Any) -> PartOpener | None:
     from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
     from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
 
-    def from_server(path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
+    def from_server(path: str, first: int, last: int, piece_size: int) -> tuple[bool, Iterator[bytes]]:
         headers = {"Range": f"bytes={first}-{last - 1}", "Accept-Encoding": "identity"}
         if is_presigned_only(repository):
-            return from_storage(path, headers)
+            return from_storage(path, headers, piece_size)
         answer = http_request(repository._host_creds, f"/{path}", "GET", stream=True, extra_headers=headers)
         augmented_raise_for_status(answer)
-        return answer.status_code == 206, answer.iter_content(_PIECE)
+        return answer.status_code == 206, answer.iter_content(piece_size)
 
-    def from_storage(path: str, headers: Mapping[str, str]) -> tuple[bool, Iterator[bytes]]:
+    def from_storage(path: str, headers: Mapping[str, str], piece_size: int) -> tuple[bool, Iterator[bytes]]:
         place = repository._get_presigned_download_url(path)
         signed = {**place.headers, **headers}
         seconds = float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
         answer = requests.get(place.url, headers=signed, stream=True, timeout=seconds)
         augmented_raise_for_status(answer)
-        return answer.status_code == 206, answer.iter_content(_PIECE)
+        return answer.status_code == 206, answer.iter_content(piece_size)
 
-    def from_bucket(path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
+    def from_bucket(path: str, first: int, last: int, piece_size: int) -> tuple[bool, Iterator[bytes]]:
         bucket, root = repository.parse_s3_compliant_uri(repository.artifact_uri)
         place = {"Bucket": bucket, "Key": posixpath.join(root, path), **repository._bucket_owner_params}
         found = repository._get_s3_client().get_object(Range=f"bytes={first}-{last - 1}", **place)
-        return True, found["Body"].iter_chunks(_PIECE)
+        return True, found["Body"].iter_chunks(piece_size)
 
     if isinstance(repository, HttpArtifactRepository):
         return from_server

@@ -13,13 +13,14 @@ from pathlib import Path
 from mltrain.errors import UsageError
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where Kubernetes writes a pod's namespace."""
 _DRAWN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 """The rendezvous id that ``torchrun --standalone`` generates at each launch."""
 _POD = re.compile(r"(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}", re.ASCII)
 """The name of a pod: Kubernetes appends five letters and digits, never vowels, 0, 1 or 3."""
 
 
-def key_of(environment: Mapping[str, str]) -> str:
+def key_of(environment: Mapping[str, str], namespace_file: Path = NAMESPACE_FILE) -> str:
     """Return a run key for the job that started this process.
 
     The name that survives most restarts takes precedence: a rendezvous id that the user gave to torchrun, then the job of
@@ -27,6 +28,7 @@ def key_of(environment: Mapping[str, str]) -> str:
 
     Args:
         environment: of this process.
+        namespace_file: holds the namespace of a pod that has no ``POD_NAMESPACE``.
 
     Raises:
         UsageError: no known launcher has named a job.
@@ -38,7 +40,7 @@ def key_of(environment: Mapping[str, str]) -> str:
         (None if drawn else named)
         or _slurm(environment)
         or _with_prefix("skypilot", environment.get("SKYPILOT_TASK_ID"))
-        or _kubernetes(environment)
+        or _kubernetes(environment, namespace_file)
         or named
     )
     if found is None:
@@ -62,7 +64,7 @@ def _slurm(environment: Mapping[str, str]) -> str | None:
     return _with_prefix("slurm", f"{cluster}-{job}" if cluster and job else job)
 
 
-def _kubernetes(environment: Mapping[str, str]) -> str | None:
+def _kubernetes(environment: Mapping[str, str], namespace_file: Path) -> str | None:
     """Return the run key of a pod's Job.
 
     It is the pod's name without the suffix that Kubernetes appends.
@@ -79,5 +81,5 @@ def _kubernetes(environment: Mapping[str, str]) -> str | None:
         job = job.removesuffix(f"-{index}") + ("" if together else f"-{index}")
     space = environment.get("POD_NAMESPACE")
     with suppress(OSError, ValueError):
-        space = space or NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+        space = space or namespace_file.read_text(encoding="utf-8").strip()
     return _with_prefix("kubernetes", f"{space}-{job}" if space else job)

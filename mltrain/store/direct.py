@@ -40,11 +40,13 @@ def write_cached(descriptor: int, content: Iterable[bytes | memoryview], update:
     return size
 
 
-def write_direct(descriptor: int, content: Iterable[bytes | memoryview], update: Callable[[Any], None]) -> int:
+def write_direct(
+    descriptor: int, content: Iterable[bytes | memoryview], update: Callable[[Any], None], block_size: int = BLOCK
+) -> int:
     """Write past the page cache and return the bytes written.
 
     The last partial block goes through the cache, and so does everything on a filesystem without direct writes. Each piece is
-    passed to ``update``. Nothing is flushed.
+    passed to ``update``. Nothing is flushed. ``block_size`` is a multiple of 4096 bytes.
 
     Raises:
         OSError: the disk is full or fails.
@@ -54,15 +56,15 @@ def write_direct(descriptor: int, content: Iterable[bytes | memoryview], update:
     size, remainder = 0, memoryview(b"")
     with ThreadPoolExecutor(1, "mltrain-write") as writer:
         pending_write: Future[None] | None = None
-        for block in fill_blocks(content, (_block(), _block())):
-            if len(block) < BLOCK:
+        for block in fill_blocks(content, (_block(block_size), _block(block_size))):
+            if len(block) < block_size:
                 remainder = memoryview(block)
                 continue
             if pending_write is not None:
                 pending_write.result()
             pending_write = _start_write(writer, descriptor, block)
             update(block)  # while the disk writes
-            size += BLOCK
+            size += block_size
         if pending_write is not None:
             pending_write.result()
     _switch(descriptor, direct=False)
@@ -95,16 +97,16 @@ def fill_blocks(content: Iterable[bytes | memoryview], buffers: Sequence[Any]) -
         yield block[:filled]
 
 
-def _block() -> Any:
+def _block(size: int) -> Any:
     """Return aligned memory.
 
     NumPy requests it in huge pages where the system has them.
     """
     import numpy as np
 
-    whole = np.empty(BLOCK + _ALIGNED, np.uint8)
+    whole = np.empty(size + _ALIGNED, np.uint8)
     start = -whole.ctypes.data % _ALIGNED
-    return whole[start : start + BLOCK]
+    return whole[start : start + size]
 
 
 def _start_write(writer: ThreadPoolExecutor, descriptor: int, block: Any) -> Future[None]:

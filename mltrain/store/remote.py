@@ -129,6 +129,7 @@ class RemoteArtifacts:
     Args:
         repository: MLflow's, or :class:`~mltrain.store.server_artifacts.ServerArtifacts` for a plain server.
         part: bytes that one connection downloads; a larger file takes several connections.
+        piece: bytes that a connection delivers at a time.
         uris: of the artifacts and of the tracking server. If ``None``, peers cannot open the store by address.
         retry_seconds: how long a request is retried after transient failures.
     """
@@ -138,15 +139,15 @@ class RemoteArtifacts:
         repository: Any,
         *,
         part: int = 32 * 2**20,
+        piece: int = 2**20,
         uris: tuple[str, str] | None = None,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self.local_root: Path | None = None
         self.uris = uris
-        self._part = part
+        self._part, self._piece = part, piece
         self._open_part = repository.open_part if isinstance(repository, ServerArtifacts) else part_opener(repository)
-        self._repository = repository
-        self._retry_seconds = retry_seconds
+        self._repository, self._retry_seconds = repository, retry_seconds
 
     def entries(self, folder: str = "") -> list[Entry]:
         """See :class:`Artifacts`."""
@@ -172,10 +173,9 @@ class RemoteArtifacts:
         wrong = [name for name, size in sizes.items() if stored.get(name) != size]
         if any(name in sent for name in wrong):
             self.upload_all(files, folder)
-            return
-        for name, size in sizes.items():
-            if name in wrong:
-                raise StorageError(f"{name} has {stored.get(name)} bytes in the artifact store. Expected {size}.")
+        elif wrong:
+            name = wrong[0]
+            raise StorageError(f"{name} has {stored.get(name)} bytes in the artifact store. Expected {sizes[name]}.")
 
     def sender(self, folder: str) -> Send | None:
         """See :class:`Artifacts`."""
@@ -195,7 +195,7 @@ class RemoteArtifacts:
         if isinstance(self._repository, ServerArtifacts) and most <= _SMALL:
             received = counted = CountedOnce(received)
             with suppress(Exception):  # even a missing file: the server's response depends on its storage
-                return self._repository.content(path, most, counted)
+                return self._repository.content(path, most, counted, self._piece)
             counted.begins_again()
         folder, _, name = path.rpartition("/")
         size = next((entry.size for entry in self.entries(folder) if entry.name == name and not entry.is_dir), None)
@@ -217,13 +217,13 @@ class RemoteArtifacts:
         if not size:
             return arrival.finished()
         # The first response tells whether the store sends parts; its content is received beside the other parts.
-        opened = [self._with_retries(partial(open_part, path, 0, min(self._part, size)))]
+        opened = [self._with_retries(partial(open_part, path, 0, min(self._part, size), self._piece))]
         sends_parts = opened[0][0]
 
         def receive(first: int) -> None:
-            """Download a part, or the whole file from a store without parts."""
+            """Download a part, or all from a store without parts."""
             last = min(first + self._part, size)
-            is_part, pieces = opened.pop() if first == 0 and opened else open_part(path, first, last)
+            is_part, pieces = opened.pop() if first == 0 and opened else open_part(path, first, last, self._piece)
             start, end = (first, last) if is_part else (0, size)
             arrival.begins(start)
             at = start

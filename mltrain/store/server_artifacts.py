@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import requests
 
 ROOT = "/api/2.0/mlflow-artifacts/artifacts"
-_PIECE = 1 << 20
 _UPLOAD_HEADERS = {"Content-Type": "application/octet-stream"}
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -105,10 +104,10 @@ class ServerArtifacts:
             lambda other: other.delete_artifacts(artifact_path),
         )
 
-    def content(self, path: str, most: int, received: Received) -> Hashed:
-        """Return a file of at most ``most`` bytes, in one try.
+    def content(self, path: str, most: int, received: Received, piece_size: int) -> Hashed:
+        """Return a file's content, at most ``most`` bytes, requested once.
 
-        ``received`` is called with the bytes of each piece.
+        ``received`` is called with the bytes of each piece, which are at most ``piece_size``.
 
         Raises:
             ValueError: the file is larger.
@@ -118,7 +117,7 @@ class ServerArtifacts:
         response = self._request("GET", self._place(path), headers={"Accept-Encoding": "identity"}, stream=True)
         content, digest = Hashed(), hashlib.sha256()
         with response:
-            for piece in response.iter_content(_PIECE):
+            for piece in response.iter_content(piece_size):
                 content += piece
                 digest.update(piece)
                 if len(content) > most:
@@ -127,18 +126,18 @@ class ServerArtifacts:
         content.sha256 = digest.hexdigest()
         return content
 
-    def open_part(self, path: str, first: int, last: int) -> tuple[bool, Iterator[bytes]]:
+    def open_part(self, path: str, first: int, last: int, piece_size: int) -> tuple[bool, Iterator[bytes]]:
         """Request a byte range; see :data:`~mltrain.compat.private.PartOpener`."""
 
         def opened() -> tuple[bool, Iterator[bytes]]:
             headers = {"Range": f"bytes={first}-{last - 1}", "Accept-Encoding": "identity"}
             response = self._request("GET", self._place(path), headers=headers, stream=True)
-            return response.status_code == 206, response.iter_content(_PIECE)
+            return response.status_code == 206, response.iter_content(piece_size)
 
         def through_mlflow(other: Any) -> tuple[bool, Iterator[bytes]]:
             open_part = part_opener(other)
             assert open_part is not None, "MLflow's repository of a server's artifacts opens parts"
-            return open_part(path, first, last)
+            return open_part(path, first, last, piece_size)
 
         return self._done(opened, through_mlflow)
 

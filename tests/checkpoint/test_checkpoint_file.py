@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from mltrain.checkpoint import checkpoint_file
+from mltrain.checkpoint.manifest import CheckpointId
+from mltrain.checkpoint.packed import PackedStaging
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, StorageError, UnsupportedValue
+from tests.support.runs import manifest_of
 
 
 def state() -> dict[str, Any]:
@@ -114,15 +117,11 @@ def test_compressed_members_are_refused_before_they_are_unpacked(tmp_path: Path)
         checkpoint_file.read(file)
 
 
-def test_a_later_version_is_refused_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_version_is_refused_by_its_number(tmp_path: Path) -> None:
     file = tmp_path / "wear.ckpt"
-    checkpoint_file.write(file, state())
-    manifest = checkpoint_file.manifest_of(file)
-    assert manifest is not None
-    content = checkpoint_file.members(file)
-    monkeypatch.setattr(checkpoint_file, "VERSION", 3)
-    checkpoint_file.write_checkpoint(file, manifest, content, "tiny")
-    monkeypatch.undo()
+    with PackedStaging(tmp_path, CheckpointId(attempt=1, step=1), lambda manifest: file.name) as staging:
+        staging.describe({"format": "mltrain checkpoint file", "version": 3, "project": "tiny"})
+        staging.commit(manifest_of(), file)
     with pytest.raises(DamagedCheckpoint, match=r"has version 3\. Expected version 1 or 2"):
         checkpoint_file.read(file)
 

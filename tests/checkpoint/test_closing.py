@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from mltrain.checkpoint.closing import Closing
 from mltrain.errors import StorageError
 from tests.support import places
+from tests.support.benches import Bench
 from tests.support.runs import FolderRun, epochs, state_at
 
 
@@ -17,12 +19,11 @@ def test_a_disk_that_takes_nothing_is_reported_at_the_end(local: FolderRun, monk
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mltrain.checkpoint.committer.DISK_RETRY_SECONDS", 0)
     manager = local.manager()
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         manager.save(state_at(1))
-        manager.wait()
+        manager.committer.make_way()
     with pytest.raises(StorageError, match="Free some space"):
         manager.close()
     assert local.status == "KILLED", "the run is let go of nevertheless, and its newest checkpoint is nowhere"
@@ -94,12 +95,10 @@ def test_a_run_whose_newest_checkpoint_the_store_does_not_take_is_not_finished(
     assert "mltrain sync" in caplog.text
 
 
-@pytest.mark.parametrize("grace", ["0", "600"])
+@pytest.mark.parametrize(("grace", "refusals"), [(0.0, 0), (600.0, 3)])
 def test_a_store_that_takes_what_it_is_sent_is_waited_for_however_long_and_one_that_refuses_is_tried_again(
-    grace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grace: float, refusals: int, tmp_path: Path
 ) -> None:
-    refusals = {"0": 0, "600": 3}[grace]
-
     class Slow(LocalArtifactRepository):
         def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
             nonlocal refusals
@@ -111,12 +110,11 @@ def test_a_store_that_takes_what_it_is_sent_is_waited_for_however_long_and_one_t
             super().log_artifact(local_file, artifact_path)
 
     asked, let = threading.Semaphore(0), threading.Event()
-    monkeypatch.setenv("MLTRAIN_GRACE_SECONDS", grace)
-    monkeypatch.setattr("mltrain.checkpoint.closing._RETRY_SECONDS", 0.0)
     run = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts", Slow))
-    manager = run.manager()
-    manager.save_epoch_checkpoint(state_at(1), 1)
-    closing = threading.Thread(target=manager.close)
+    bench = Bench(run)
+    bench.save(1)
+    end = Closing(run, bench.committer, retry_seconds=0.0)
+    closing = threading.Thread(target=end.close, args=("FINISHED", grace))
     closing.start()
     asked.acquire()
     closing.join(1.0)

@@ -165,13 +165,12 @@ def test_a_step_that_could_not_be_kept_is_saved_when_it_is_saved_again(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mltrain.checkpoint.committer.DISK_RETRY_SECONDS", 0)
     with local.manager() as manager:
         train(manager, 1, 1)
         with monkeypatch.context() as patch:
             patch.setattr("os.fsync", full)
             manager.save_epoch_checkpoint(state_at(2), 2)
-            manager.wait()
+            manager.committer.make_way()
         assert manager.failure is not None
         manager.save_epoch_checkpoint(state_at(2), 2)
         manager.save_interrupt_checkpoint(state_at(2))

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from mltrain.checkpoint import streaming
 from mltrain.checkpoint.codec import EncodedFile
 from mltrain.checkpoint.manifest import Point
-from mltrain.checkpoint.streaming import StreamedUpload
+from mltrain.checkpoint.streaming import BLOCK, StreamedUpload
 from mltrain.errors import StorageError
 from mltrain.store.artifacts import Send
 from mltrain.store.remote import RemoteArtifacts
@@ -64,8 +63,7 @@ class Taking(RemoteArtifacts):
 
 
 @pytest.fixture
-def taking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Bench, Taking]]:
-    monkeypatch.setattr(streaming, "BLOCK", 16)
+def taking(tmp_path: Path) -> Iterator[tuple[Bench, Taking]]:
     root = tmp_path / "artifacts"
     root.mkdir()
     store = Taking(root)
@@ -94,7 +92,7 @@ def test_all_files_arrive_while_they_are_staged_and_the_manifest_last(taking: tu
 def test_a_slow_store_gets_the_state_of_the_boundary_and_holds_up_no_training(taking: tuple[Bench, Taking]) -> None:
     """The next snapshot takes the memory that was being sent: what is left comes from the staged copy."""
     bench, store = taking
-    weights = torch.arange(1000.0)
+    weights = torch.arange(float(BLOCK))
     store.go_on.clear()
     bench.put(1, {"model": {"w": weights}})
     assert store.began.wait(60)
@@ -207,7 +205,7 @@ def test_a_newer_checkpoint_is_not_sent_before_one_that_waits(taking: tuple[Benc
 def test_a_committer_that_is_closed_sends_nothing_more(taking: tuple[Bench, Taking]) -> None:
     bench, store = taking
     store.go_on.clear()
-    bench.put(1, {"model": {"w": torch.arange(1000.0)}})
+    bench.put(1, {"model": {"w": torch.arange(float(BLOCK))}})
     assert store.began.wait(60)
     bench.committer.settle()
     bench.committer.close()
@@ -227,9 +225,8 @@ def sent(upload: Callable[[Send], StreamedUpload], files: dict[str, Any]) -> tup
     return made, arrived
 
 
-def test_blocks_are_as_large_as_can_be_whatever_the_pieces_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "BLOCK", 4)
-    upload = StreamedUpload(lambda name, content: None)
+def test_blocks_are_as_large_as_can_be_whatever_the_pieces_are() -> None:
+    upload = StreamedUpload(lambda name, content: None, block_size=4)
     pieces = [b"ab", b"", memoryview(b"cdefghij"), b"k"]
     blocks = [bytes(block) for block in upload.blocks(EncodedFile("file", pieces, 11))]
     assert blocks == [b"abcd", b"efgh", b"ijk"]

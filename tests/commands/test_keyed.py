@@ -9,10 +9,12 @@ import pytest
 from mlflow import MlflowClient
 
 import mltrain
+from mltrain.commands.keyed import continued
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
 from mltrain.errors import TrackingError, UsageError
 from mltrain.project import Project
+from mltrain.tracking.client import connect
 from mltrain.tracking.tags import LAUNCHER_OF_TAG, RUN_KEY_TAG
 from tests.support import tiny
 from tests.support.trainings_of_tiny import TINY
@@ -128,9 +130,8 @@ def test_without_an_answer_of_the_server_nobody_knows_which_run_has_the_key(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("mltrain.commands.train.TRAINING_RETRY_SECONDS", 0.0)
     with pytest.raises(TrackingError, match="without --run-key"):
-        run_training(keyed())
+        continued(keyed(), connect(retry_seconds=0.0), None)
     assert not (tmp_path / "home").exists()
 
 

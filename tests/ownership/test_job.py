@@ -5,15 +5,10 @@ from pathlib import Path
 import pytest
 
 from mltrain.errors import UsageError
-from mltrain.ownership import job
+from mltrain.ownership.job import key_of
 
 DRAWN = "9f1a6c2e-7b1d-4a41-9d3c-0c7f5d1e2b3a"
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-
-
-@pytest.fixture(autouse=True)
-def no_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(job, "NAMESPACE_FILE", tmp_path / "namespace")
 
 
 @pytest.mark.parametrize(
@@ -36,20 +31,20 @@ def no_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ({**POD, "HOSTNAME": "train-3", "JOB_COMPLETION_INDEX": "3", "WORLD_SIZE": "4"}, "kubernetes-train"),
     ],
 )
-def test_a_job_is_known_by_what_its_launcher_keeps(environment: dict[str, str], key: str) -> None:
-    assert job.key_of(environment) == key
+def test_a_job_is_known_by_what_its_launcher_keeps(environment: dict[str, str], key: str, tmp_path: Path) -> None:
+    assert key_of(environment, tmp_path / "namespace") == key
 
 
 @pytest.mark.parametrize("changing", ["SLURM_RESTART_COUNT", "SLURM_STEP_ID", "TORCHELASTIC_RESTART_COUNT"])
 def test_what_counts_restarts_is_no_part_of_the_key(changing: str) -> None:
-    keys = {job.key_of({"SLURM_JOB_ID": "71", changing: count}) for count in ("0", "1", "2")}
+    keys = {key_of({"SLURM_JOB_ID": "71", changing: count}) for count in ("0", "1", "2")}
     assert keys == {"slurm-71"}
 
 
 def test_the_pods_of_a_job_have_one_key_in_its_namespace(tmp_path: Path) -> None:
     (tmp_path / "namespace").write_text("ml\n")
     pods = ({**POD, "HOSTNAME": f"train-{suffix}"} for suffix in ("x7k2p", "bb4dz"))
-    assert {job.key_of(pod) for pod in pods} == {"kubernetes-ml-train"}
+    assert {key_of(pod, tmp_path / "namespace") for pod in pods} == {"kubernetes-ml-train"}
 
 
 @pytest.mark.parametrize(
@@ -57,4 +52,4 @@ def test_the_pods_of_a_job_have_one_key_in_its_namespace(tmp_path: Path) -> None
 )
 def test_a_process_of_no_job_is_asked_for_a_name(environment: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="Try: --run-key NAME"):
-        job.key_of(environment)
+        key_of(environment)

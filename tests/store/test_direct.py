@@ -18,7 +18,7 @@ PLACES = ["the filesystem goes past its cache", "it allows no direct writes", "i
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
-    """Whether each write went past the cache, and its length; blocks are small."""
+    """Whether each write went past the cache, and its length."""
     noted: list[tuple[bool, int]] = []
     write = os.write
 
@@ -27,7 +27,6 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
         noted.append((is_direct(descriptor), length))
         return length
 
-    monkeypatch.setattr(direct, "BLOCK", BLOCK)
     monkeypatch.setattr(os, "write", written)
     return noted
 
@@ -74,6 +73,13 @@ def pieces(size: int) -> list[bytes | memoryview]:
     return found
 
 
+def write(file: Path, content: list[bytes | memoryview]) -> tuple[int, str]:
+    """Write directly, in small blocks; return the size and the digest."""
+    digest = hashlib.sha256()
+    with file.open("xb", buffering=0) as opened:
+        return direct.write_direct(opened.fileno(), content, digest.update, BLOCK), digest.hexdigest()
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 4096, 9 * BLOCK - 3])
 def test_a_file_holds_all_bytes_in_order_and_their_digest(
@@ -85,29 +91,31 @@ def test_a_file_holds_all_bytes_in_order_and_their_digest(
     if place == PLACES[2]:
         refuse_writes(monkeypatch, errno.EINVAL)
     content = b"".join(pieces(size))
-    assert write_file(tmp_path / "file", pieces(size), cached=False) == (size, hashlib.sha256(content).hexdigest())
+    assert write(tmp_path / "file", pieces(size)) == (size, hashlib.sha256(content).hexdigest())
     assert (tmp_path / "file").read_bytes() == content
     past = size - size % BLOCK if possible and place == PLACES[0] else 0
     assert sum(length for is_past, length in writes if is_past) == past
     assert sum(length for is_past, length in writes if not is_past) == size - past
 
 
-def test_a_file_that_is_read_soon_stays_in_the_cache(tmp_path: Path, writes: list[tuple[bool, int]]) -> None:
-    write_file(tmp_path / "file", pieces(5 * BLOCK))
-    assert not any(is_past for is_past, _ in writes)
+@pytest.mark.parametrize("cached", [True, False])
+def test_only_a_file_that_is_not_read_soon_goes_past_the_cache(
+    tmp_path: Path, writes: list[tuple[bool, int]], cached: bool
+) -> None:
+    possible = allows_direct(tmp_path)
+    write_file(tmp_path / "file", [bytes(direct.BLOCK)], cached=cached)
+    assert any(is_past for is_past, _ in writes) == (possible and not cached)
 
 
 def test_a_disk_that_is_full_is_an_error_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "BLOCK", BLOCK)
     refuse_writes(monkeypatch, errno.ENOSPC)
     if not allows_direct(tmp_path):
         pytest.skip("this filesystem has no direct writes")
-    with (tmp_path / "file").open("wb", buffering=0) as opened, pytest.raises(OSError, match="No space left"):
-        direct.write_direct(opened.fileno(), pieces(BLOCK), lambda piece: None)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "file", pieces(BLOCK))
 
 
 def test_a_block_is_not_filled_anew_while_the_disk_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "BLOCK", BLOCK)
     write, hashed = os.write, []
 
     def slow(descriptor: int, content: Any) -> int:
@@ -119,7 +127,7 @@ def test_a_block_is_not_filled_anew_while_the_disk_reads_it(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "write", slow)
     with (tmp_path / "file").open("wb", buffering=0) as opened:
-        direct.write_direct(opened.fileno(), pieces(8 * BLOCK), lambda piece: hashed.append(bytes(piece)))
+        direct.write_direct(opened.fileno(), pieces(8 * BLOCK), lambda piece: hashed.append(bytes(piece)), BLOCK)
     assert (tmp_path / "file").read_bytes() == b"".join(hashed)
 
 
@@ -129,7 +137,6 @@ def test_an_interpreter_that_ends_starts_no_thread_and_writes_all(
     def ending(*_: object) -> None:
         raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
-    monkeypatch.setattr(direct, "BLOCK", BLOCK)
     monkeypatch.setattr(ThreadPoolExecutor, "submit", ending)
-    write_file(tmp_path / "file", pieces(3 * BLOCK + 1), cached=False)
+    write(tmp_path / "file", pieces(3 * BLOCK + 1))
     assert (tmp_path / "file").read_bytes() == b"".join(pieces(3 * BLOCK + 1))

@@ -15,7 +15,6 @@ from mlflow.entities import FileInfo
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from mltrain.compat import private
 from mltrain.errors import StorageError
 from mltrain.store.artifacts import Hashed, sha256_of
 from mltrain.store.remote import RemoteArtifacts
@@ -164,13 +163,10 @@ def test_a_server_sends_a_file_in_parts_into_memory(part: int, serving: Listed, 
 
 
 @pytest.mark.parametrize("parts", [True, False])
-def test_the_pieces_of_a_part_are_counted_as_they_arrive(
-    parts: bool, serving: Listed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(private, "_PIECE", 500)
+def test_the_pieces_of_a_part_are_counted_as_they_arrive(parts: bool, serving: Listed) -> None:
     Serving.parts = parts
     pieces: list[int] = []
-    RemoteArtifacts(serving, part=4000).read("folder/file", 2**20, pieces.append)
+    RemoteArtifacts(serving, part=4000, piece=500).read("folder/file", 2**20, pieces.append)
     assert max(pieces) == 500
     assert sum(pieces) == len(CONTENT)
 
@@ -208,13 +204,11 @@ def test_a_server_that_sends_no_parts_is_asked_once(serving: Listed) -> None:
 
 @pytest.mark.parametrize("parts", [True, False])
 @pytest.mark.parametrize("fault", ["busy", "short", "broken off", "other bytes"])
-def test_a_part_that_comes_otherwise_is_asked_for_again(
-    fault: str, parts: bool, serving: Listed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(private, "_PIECE", 500)  # what comes before the fault arrives
+def test_a_part_that_comes_otherwise_is_asked_for_again(fault: str, parts: bool, serving: Listed) -> None:
     Serving.parts, Serving.fault = parts, [fault, fault]
     pieces: list[int] = []
-    content = RemoteArtifacts(serving, part=4000).read("folder/file", 2**20, pieces.append)
+    artifacts = RemoteArtifacts(serving, part=4000, piece=500)  # small pieces: those before the fault arrive
+    content = artifacts.read("folder/file", 2**20, pieces.append)
     assert content == CONTENT
     assert sum(pieces) == len(CONTENT)  # what came twice counts once
     assert sha256_of(content) == hashlib.sha256(CONTENT).hexdigest()  # of what is there, and not of what came first
@@ -232,9 +226,8 @@ def test_a_file_is_hashed_while_it_arrives(serving: Listed, monkeypatch: pytest.
         def hexdigest(self) -> str:
             return "the digest"
 
-    monkeypatch.setattr(private, "_PIECE", 1000)
     monkeypatch.setattr(hashlib, "sha256", Hash)
-    content = RemoteArtifacts(serving, part=2**20).read("folder/file", 2**20)
+    content = RemoteArtifacts(serving, part=2**20, piece=1000).read("folder/file", 2**20)
     assert sha256_of(content) == "the digest"
     assert sum(hashed) == len(CONTENT)
     assert max(hashed) <= 1000

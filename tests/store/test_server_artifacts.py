@@ -12,7 +12,6 @@ from mlflow import MlflowClient
 
 from mltrain.compat.rest_server import Server
 from mltrain.errors import DamagedCheckpoint
-from mltrain.store import server_artifacts
 from mltrain.store.artifacts import Received
 from mltrain.store.remote import RemoteArtifacts
 from mltrain.store.server_artifacts import ServerArtifacts
@@ -73,14 +72,13 @@ def test_a_small_file_is_counted_while_it_arrives_and_once(
         uri, "0/counted/artifacts", lambda: pytest.fail("MLflow's own repository is not needed")
     )
     (tmp_path / "a.bin").write_bytes(bytes(4500))
-    artifacts = RemoteArtifacts(repository)
+    artifacts = RemoteArtifacts(repository, piece=1000)
     artifacts.upload(tmp_path / "a.bin", "folder")
-    monkeypatch.setattr(server_artifacts, "_PIECE", 1000)
     pieces: list[int] = []
     artifacts.read("folder/a.bin", 5000, pieces.append)
     assert pieces == [1000] * 4 + [500]
 
-    def breaks_off(path: str, most: int, received: Received) -> bytearray:
+    def breaks_off(path: str, most: int, received: Received, piece_size: int) -> bytearray:
         received(1700)
         raise ConnectionError("broken off")
 
