@@ -2,6 +2,7 @@
 
 import ast
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,74 @@ def test_every_constructor_over_eight_arguments_is_named_with_its_reason() -> No
     page = (TESTS.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     section = page.split("### Constructors over 8 arguments")[1].split("\n#")[0]
     assert set(re.findall(r"^\* `(\S+)`: \S", section, re.MULTILINE)) == found
+
+
+def patched_constants(source: str) -> list[str]:
+    """Return the constants of mltrain and of the projects that a test replaces, itself or in a script that it starts."""
+    tree, found = ast.parse(source), []
+    names = {"mltrain": "mltrain", "projects": "projects"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            origin = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            names |= {one.asname or one.name: origin + one.name for one in node.names}
+
+    def of(owner: ast.expr) -> str:
+        if isinstance(owner, ast.Constant | ast.JoinedStr):
+            return ast.unparse(owner).strip("f'\"")
+        first, _, rest = f"{ast.unparse(owner)}.".partition(".")
+        return f"{names.get(first, '')}.{rest}".rstrip(".")
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and re.search(r"\b(setattr|patch)\b", ast.unparse(node.func)):
+            owner, attribute = of(node.args[0]), node.args[1] if node.args[1:] else None
+            found += [owner, *(f"{owner}.{one.arg}" for one in node.keywords)]
+            found += [f"{owner}.{attribute.value}"] if isinstance(attribute, ast.Constant) else []
+        elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found += [of(target) for target in targets if isinstance(target, ast.Attribute)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "mltrain" in node.value:
+            with suppress(SyntaxError):
+                found += patched_constants(node.value)
+    return [one for one in found if re.fullmatch(r"(mltrain|projects)\..*\b_?[A-Z][A-Z0-9_]+", one)]
+
+
+def test_no_test_replaces_a_constant() -> None:
+    files = (file for file in TESTS.rglob("*.py") if file != Path(__file__))  # this one has the spellings below
+    found = {file.relative_to(TESTS).as_posix(): patched_constants(file.read_text(encoding="utf-8")) for file in files}
+    assert {file: names for file, names in found.items() if names} == {}, "make it an argument, and pass that"
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        'monkeypatch.setattr("mltrain.store.direct.BLOCK", 1)',
+        'monkeypatch.setattr(f"mltrain.store.{module}.BLOCK", 1)',
+        'from mltrain.store import direct\nmonkeypatch.setattr(direct, "BLOCK", 1)',
+        'import mltrain.store.direct as file\nsetattr(file, "BLOCK", 1)',
+        'import mltrain.store.direct\nmonkeypatch.setattr(mltrain.store.direct, "_BLOCK", 1)',
+        'from projects.tool_wear.model import Net\nmonkeypatch.setattr(Net, "SIZE", 1)',
+        'with mock.patch("projects.tool_wear.model.SIZE", 1): pass',
+        'from mltrain.store import direct\nwith patch.object(direct, "BLOCK", 1): pass',
+        'patch.multiple("mltrain.store.direct", BLOCK=1)',
+        "from mltrain.store import direct\ndirect.BLOCK = 1",
+        "from mltrain.store import direct\ndirect.BLOCK += 1",
+        "run([python, '-c', 'from mltrain.store import direct\\ndirect.BLOCK = 1'])",
+    ],
+)
+def test_a_replaced_constant_is_found_however_it_is_spelled(spelling: str) -> None:
+    assert len(patched_constants(spelling)) == 1
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        'monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4)',
+        'from mltrain.store import direct\nmonkeypatch.setattr(direct, "write_direct", refuse)',
+        'from mltrain.run.tracked import RunCreation\nmonkeypatch.setattr(RunCreation, "info", refuse)',
+        'monkeypatch.setenv("MLTRAIN_HOME", "/tmp")',
+        "from tests.compat.test_rest import Serving\nServing.PARTS = True",
+        "from mltrain.store import direct\nsize = direct.BLOCK",
+    ],
+)
+def test_a_function_and_the_constant_of_another_package_may_be_replaced(spelling: str) -> None:
+    assert patched_constants(spelling) == []
