@@ -16,7 +16,7 @@ from mltrain.rng import Rng
 
 
 def gradients(world: World) -> None:
-    """Uneven parts of a batch, a branch that one rank takes alone, two backward passes, buffers."""
+    """Uneven parts, a branch on one rank, two backwards, buffers."""
     torch.manual_seed(0)
     net, alone, never = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)
     norm = nn.BatchNorm1d(3)
@@ -59,7 +59,7 @@ def passes(world: World) -> None:
 
 
 def parts(world: World) -> None:
-    """What is common is proved equal, what is each rank's own is told apart, and a model that differs is refused."""
+    """Common parts are verified, local parts collected, differing models refused."""
     net = nn.Linear(3, 2)
     net.load_state_dict({"weight": torch.ones(2, 3), "bias": torch.zeros(2)})
 
@@ -90,7 +90,7 @@ def parts(world: World) -> None:
 
 
 def sharing(world: World) -> None:
-    """A state is the same on every rank, in every dtype and shape."""
+    """Every rank holds the same state, whatever dtype and shape."""
     state = {
         "a": {"half": torch.ones(2, 3, dtype=torch.bfloat16), "none": torch.zeros(0, 4), "scalar": torch.tensor(3)},
         "b": [torch.tensor([True, False]), torch.tensor(1j), 4, "five", None, torch.arange(6).view(2, 3).t()],

@@ -1,4 +1,4 @@
-"""``python -m tests.distributed.launching CODE`` runs a text of Python in two processes, as a training is started."""
+"""``python -m tests.distributed.launching CODE`` runs Python code on two ranks."""
 
 import sys
 

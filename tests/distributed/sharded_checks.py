@@ -39,7 +39,7 @@ ID = CheckpointId(attempt=1, step=3)
 
 
 class Blocks(nn.Module):
-    """A model with a list of blocks, a tied weight and sizes that no number of ranks divides."""
+    """Blocks with a tied weight and sizes that divide unevenly."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def built(seed: int, width: int = 5) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def _compare(world: World, net: nn.Module, optimizer: torch.optim.Optimizer, layout: Any, inputs: torch.Tensor) -> None:
-    """Train three steps on parts of unequal weight beside a whole model, and compare weights and norms."""
+    """Train shards beside a whole model; compare weights and norms. Three steps, on parts of unequal weight."""
     whole, other = built(0, net.norm.num_features)
     whole.load_state_dict(gathered(dict(net.state_dict())))
     averaged = Gradients(world, [net, optimizer], layout)
@@ -114,7 +114,7 @@ def training(world: World) -> None:
 
 
 class Keeper:
-    """A saver that stages a state as a committer does, and keeps a whole copy beside it."""
+    """A saver that stages a state and keeps a copy."""
 
     def __init__(self, name: str, parts: Mapping[str, Any]) -> None:
         self.store, self.disk, self.parts = store_of(name), Worker("disk"), parts
@@ -144,7 +144,7 @@ def store_of(name: str) -> CheckpointStore:
 
 
 def _save(world: World, name: str, parts: Mapping[str, Any]) -> Exception | None:
-    """Save a state in pieces, and on rank 0 whole as well; return why it was not kept."""
+    """Save a state in pieces; return the reason of a refusal. Rank 0 keeps a whole copy as well."""
     assert world.channel is not None or world.open_channel() is None
     whole = gathered(TrainState(dict(parts)).state_dict())
     keeper = Keeper(name, parts) if world.rank == 0 else None
@@ -160,7 +160,7 @@ def _save(world: World, name: str, parts: Mapping[str, Any]) -> Exception | None
 
 
 def _restored(world: World, name: str, parts: dict[str, Any]) -> None:
-    """Load a checkpoint in pieces, and compare every tensor with the whole copy, bit by bit."""
+    """Load the pieces; compare all tensors with the copy bitwise."""
     assert world.channel is not None or world.open_channel() is None
     store = store_of(name)
     manifest = store.manifest(ID)
@@ -180,7 +180,7 @@ def _restored(world: World, name: str, parts: dict[str, Any]) -> None:
 
 
 def resharding(world: World) -> None:
-    """What two and four ranks have saved is the same on three: sharded, and as replicas."""
+    """Three ranks load the checkpoints of two and four ranks. As shards and as replicas."""
     for name, width in (("two", 5), ("four", 4)):
         for seed, shards in ((8, True), (9, False)):
             net, optimizer = built(seed, width)
@@ -190,7 +190,7 @@ def resharding(world: World) -> None:
 
 
 def there_and_back(world: World) -> None:
-    """What replicas save goes over to shards and back to replicas: the same state bit by bit, batch norm included."""
+    """Shards load what replicas save, and the other way round. Bit by bit, batch norm included."""
     net, optimizer = built(0)
     for _ in range(3):
         optimizer.zero_grad()
@@ -292,7 +292,7 @@ def tensor_parallel(world: World) -> None:
 
 
 def refusals(world: World) -> None:
-    """What would silently not be trained is refused on all ranks."""
+    """All ranks refuse parts that would silently stay untrained."""
     net, optimizer = built(0)
     held = list(net.parameters())
     with pytest.raises(UsageError, match=r"holds on to parameters from before .*model\.first\.weight"):

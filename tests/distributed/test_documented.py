@@ -1,4 +1,4 @@
-"""The blocks of the page on several processes, executed in one process that stands for all."""
+"""Executes the blocks of the page in one process. It stands for all ranks."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from tests.support.pages import execute
 
 @pytest.fixture
 def eight() -> Iterator[None]:
-    """A process group of eight whose other seven are not there: collectives return at once."""
+    """A process group of eight with seven absent ranks. Collectives return at once."""
     dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
     yield
     dist.destroy_process_group()

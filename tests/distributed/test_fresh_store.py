@@ -1,4 +1,4 @@
-"""Workers that torchrun restarts see no keys of earlier workers in its rendezvous store."""
+"""Restarted workers see no keys of earlier workers."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta

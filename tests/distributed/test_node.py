@@ -1,4 +1,4 @@
-"""The staged copy of a checkpoint on one node, without any process group."""
+"""The staged copy of one node, without a process group."""
 
 from pathlib import Path
 

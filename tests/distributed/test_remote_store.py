@@ -37,12 +37,12 @@ def homes(here: Workplace) -> list[Path]:
 
 
 def staged(home: Path) -> dict[str, set[str]]:
-    """The names of the files of each staged checkpoint of a home."""
+    """Return the file names of each staged checkpoint."""
     return {folder.name: {file.name for file in folder.iterdir()} for folder in home.glob("*/*/staging/*")}
 
 
 def checkpoints(files: Files) -> dict[str, set[str]]:
-    """The names of the files of each checkpoint in a store."""
+    """Return the file names of each checkpoint in a store."""
     found: dict[str, set[str]] = {}
     for kind, folder, name in (path.split("/") for path in files.all() if path.startswith("checkpoints/")):
         found.setdefault(f"{kind}/{folder}", set()).add(name)
@@ -224,7 +224,7 @@ def test_ranks_that_were_stopped_publish_nothing_after_another_life_has_begun(
 
 
 def finished(files: Files) -> dict[str, bytes]:
-    """All files of a store but those that a server is receiving."""
+    """Return all files of a store except unfinished uploads."""
     return {name: content for name, content in files.all().items() if ".artifact.uploading." not in name}
 
 

@@ -1,4 +1,4 @@
-"""Digests tell any two tensors apart that differ in a bit, wherever they are computed."""
+"""Tensors that differ in a bit have different digests."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Processes that hold shards of a model train and resume as one does."""
+"""Ranks that shard a model train and resume like one."""
 
 import signal
 import subprocess

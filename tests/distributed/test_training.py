@@ -44,7 +44,7 @@ def test_a_training_that_was_stopped_on_one_rank_ends_as_if_it_had_not_been(
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_rank_that_fails_ends_while_its_peer_hangs(strategy: str, place: Workplace) -> None:
-    """In a collective, its teardown would wait half an hour for the peer."""
+    """A collective's teardown waits half an hour for the peer."""
     command = (*TRAIN, f"hangs-{strategy}", f"strategy={strategy}", "raise_at=3", "victim=0", "hang_at=3")
     failing, hanging = ranks.start(place, 2, *command, MLTRAIN_PEER_SECONDS="1800")
     try:
@@ -57,7 +57,7 @@ def test_a_rank_that_fails_ends_while_its_peer_hangs(strategy: str, place: Workp
 
 
 def test_what_two_ranks_train_is_what_one_trains(place: Workplace) -> None:
-    """Without noise and with a last batch of uneven parts, of which one is empty: 41 items, 8 a batch."""
+    """Without noise; the last of 41 items leaves one part empty."""
     runs, plain = {}, ("plain=true", "items=41", "save_every_steps=2")
     for name, size, more in (
         ("one", 1, ()),

@@ -1,4 +1,4 @@
-"""What one rank uploads, and how rank 0 waits for it."""
+"""Each rank uploads its files; rank 0 waits for them."""
 
 import shutil
 from pathlib import Path

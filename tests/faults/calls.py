@@ -1,4 +1,4 @@
-"""Every call by which a process changes files or speaks to a server: counted, and the process killed before the N-th.
+"""Counts a process's writes and requests, and kills before one.
 
 The kernel itself stops each of these calls of any thread and asks (seccomp's user notification), so the count is complete:
 what Python, SQLite or a compiled library does is seen alike, and no library has to be replaced. The process dies of a
@@ -70,7 +70,7 @@ class Call:
 
 
 class Calls:
-    """Counts the calls of one command, and kills it before the N-th that matters.
+    """Counts the calls of a command and kills before one.
 
     Args:
         matters: whether a call counts.
@@ -91,7 +91,7 @@ class Calls:
         self._thread.start()
 
     def finish(self) -> list[Call]:
-        """Wait until the process and all that it started are gone; return the calls that mattered."""
+        """Wait for all processes to end; return the counted calls."""
         self._thread.join(60)
         assert not self._thread.is_alive()
         self._server.close()
@@ -169,7 +169,7 @@ def _received(connection: socket.socket) -> tuple[int, int]:
 
 
 def hand_over(path: str) -> None:
-    """Let the process that listens at a socket decide about every call of this one from now on."""
+    """Let the process at a socket decide about later calls."""
     assert platform.machine() == "x86_64", "the numbers of the calls are those of x86-64"
     libc = ctypes.CDLL(None, use_errno=True)
     program = _filter()

@@ -1,4 +1,4 @@
-"""Disturbing a training at random moments, again and again, until it is done; and the oracle that is asked then.
+"""Disturbs a training at random moments until it is done. Then an oracle compares it with an undisturbed one.
 
 How much is decided by the environment: ``MLTRAIN_TRIALS`` (a small sample without it) and ``MLTRAIN_SEED``. A failure names
 the seed and what was done, and leaves the folder.
@@ -29,7 +29,7 @@ def trials(sample: int) -> int:
 
 @dataclass
 class Reference:
-    """A run that nothing happened to, and how long it took."""
+    """An undisturbed run and its duration."""
 
     workplace: Workplace
     run_id: str
@@ -44,7 +44,7 @@ class Reference:
         return cls(workplace, done.run_id, time.monotonic() - began)
 
     def assert_same(self, workplace: Workplace, run_id: str, story: str) -> None:
-        """Every part of the newest checkpoint, every metric point, the status, and every checkpoint that is there."""
+        """Compare newest checkpoint, metric points, status and list of checkpoints."""
         found = list(differences(self.workplace.weights(self.run_id), workplace.weights(run_id)))
         assert found == [], story
         assert workplace.points(run_id) == self.workplace.points(self.run_id), story
@@ -68,7 +68,7 @@ class Victim:
     """What happened, one line an attempt."""
 
     def attempt(self, number: int, after: float) -> Done:
-        """Start, or resume, and send a signal after so many seconds."""
+        """Start or resume; send a signal after ``after`` seconds."""
         resume = ("--resume-run", self.run_id) if self.run_id is not None else self.words
         started = self.workplace.start("train", "tiny.py", *resume)
         ended_before = started.child.ended.wait(after)
@@ -92,7 +92,7 @@ def moments(random_numbers: random.Random, longest: float) -> Iterator[float]:
 
 
 def command_line(workplace: Workplace, *words: str, ignored: signal.Signals | None = None) -> "subprocess.Popen[bytes]":
-    """Start the program as a user does, in an interpreter of its own; ``nohup`` has a signal ignored from the start."""
+    """Start the program in a new interpreter. ``ignored`` is ignored from the start, as with ``nohup``."""
     with (workplace.folder / "out").open("wb") as out, (workplace.folder / "err").open("wb") as err:
         return subprocess.Popen(
             [str(Path(sys.executable).parent / "mltrain"), *words],

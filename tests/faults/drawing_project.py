@@ -1,4 +1,5 @@
-"""A training that draws from every global generator in the training's thread, in its model and in its step.
+"""A training that draws from every global random generator. It draws in the training's thread, in its model and in its
+step.
 
 Between two steps, and while a step waits, nobody else may draw: the states of the generators are compared.
 """

@@ -1,4 +1,5 @@
-"""Runs a command of mltrain, and reports who else than the training drew from Python's global random numbers.
+"""Runs a command and reports foreign draws of random numbers. Those are draws from Python's global generator outside of
+the training.
 
 ``main([report, *command])`` appends a line with thread and callers to ``report`` for every such draw.
 """

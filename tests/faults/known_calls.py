@@ -1,4 +1,4 @@
-"""Changes files and speaks to a server in known ways, from Python, from SQLite's C, and on another thread."""
+"""Makes known system calls from Python, SQLite and a thread."""
 
 import os
 import socket

@@ -29,7 +29,7 @@ WITHOUT_THE_JOURNAL = 2
 
 
 def saving(folder: Path, attempt: int, first: int, said: int) -> None:
-    """Save until the disk is gone, and tell of every commit through a pipe. Never returns."""
+    """Save until the disk fails; report commits through a pipe. Never returns."""
     torch.set_num_threads(1)
     try:
         run = FolderRun(folder, ordinal=attempt)
@@ -45,7 +45,7 @@ def saving(folder: Path, attempt: int, first: int, said: int) -> None:
 
 
 def cut(place: Path, image: Path, chance: random.Random, attempt: int, first: int) -> tuple[set[tuple[int, int]], int]:
-    """Save, cut the power, and return what was said to be committed (attempt, epoch) with what is readable afterwards."""
+    """Save, cut the power, and return reported and readable commits."""
     subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
     listening, said = os.pipe()
     child = os.fork()
@@ -72,7 +72,7 @@ def cut(place: Path, image: Path, chance: random.Random, attempt: int, first: in
 
 
 def readable(place: Path, image: Path, attempt: int, newest: int) -> tuple[int, list[str]]:
-    """Mount what is left, and return how many checkpoints are intact, with what is wrong."""
+    """Mount the disk; count intact checkpoints and list the faults."""
     subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
     try:
         manager = FolderRun(place / "run", ordinal=attempt).manager(max_to_keep=3)

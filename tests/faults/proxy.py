@@ -1,4 +1,4 @@
-"""A proxy between mltrain and its tracking server that makes faults: what a network and its boxes do, on purpose and by seed.
+"""A proxy before a tracking server that makes seeded faults.
 
 Every fault is counted, so that a test can assert that it happened.
 """
@@ -50,7 +50,7 @@ class Rule:
 
 
 class FaultProxy:
-    """Listens on 127.0.0.1, passes requests on to a port, and follows rules that may change at any time."""
+    """Forwards requests from 127.0.0.1 to a port by changeable rules."""
 
     def __init__(self, target: int, seed: int = 0) -> None:
         self.target = target

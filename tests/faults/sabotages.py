@@ -1,4 +1,4 @@
-"""Mistakes that would lose a checkpoint, each with the test that has to notice it, and a program that makes them.
+"""Mistakes that would lose a checkpoint, each with its test.
 
 python tests/faults/sabotages.py FOLDER
 
@@ -201,7 +201,7 @@ CHOSEN = (
 
 
 def passed(copy: Path, tests: Iterable[str]) -> bool:
-    """Run tests in a copy of the repository, in a process of its own."""
+    """Run tests in a copy of the repository."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -234,7 +234,7 @@ def copied(folder: Path) -> Path:
 
 
 def main(folder: Path) -> None:
-    """Make every chosen mistake in a copy of its own below ``folder``."""
+    """Make each chosen mistake in its own copy below ``folder``."""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for module in ("mlflow.store.artifact.local_artifact_repo", "numpy", "pandas", "psutil", "pydantic", "torch"):
         importlib.import_module(module)

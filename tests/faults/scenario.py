@@ -22,14 +22,14 @@ POLICY = Latest(1) | Best(1)
 
 
 class RecordingRun(FolderRun):
-    """A run that keeps the record of removals among its artifacts, as a real one does."""
+    """A run that keeps the removal record among its artifacts."""
 
     def record_removals(self, records: Sequence[Mapping[str, Any]]) -> None:
         Removals(self.artifacts).append(records)
 
 
 def loss_at(epoch: int) -> float:
-    """The second epoch is the best, so that it stays while those after it go."""
+    """Return the loss of an epoch; the second is best."""
     return abs(epoch - 2.0)
 
 
@@ -46,7 +46,7 @@ def trained(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def kept(newest: int) -> set[int]:
-    """The epochs that the policy promises once this one is committed."""
+    """Return the epochs that the policy keeps after ``newest``."""
     return {newest, min(range(1, newest + 1), key=loss_at)} if newest else set()
 
 

@@ -42,7 +42,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(scenario: str, tracking: s
 
 
 def plain(ckpt_path: str | None = None, interruption: Interruption | None = None, **ours: Any) -> Any:
-    """Train with a loader that does not say where it is."""
+    """Train with a loader that does not know its position."""
 
     def loader() -> DataLoader[Any]:
         return DataLoader(DATA, 4, shuffle=True)

@@ -43,7 +43,7 @@ class Cardiac:
         return self.workplace.mltrain(*self.words(), timeout=600)
 
     def killed(self, stage: str, moment: str) -> Done:
-        """Begin, and kill the process at a moment of a stage."""
+        """Start, and kill the process at a stage's moment."""
         started = self.workplace.start(*self.words())
         number = STAGES.index(stage) + 1
 
@@ -66,7 +66,7 @@ class Cardiac:
         return found
 
     def same_as(self, other: "Cardiac") -> bool:
-        """Whether the prepared patients and all parts of all models are the same, bit by bit."""
+        """Whether both pipelines prepared and trained the same bits."""
         mine, theirs = ({stage: ids[0] for stage, ids in one.runs().items()} for one in (self, other))
         digests = [
             outputs.made(

@@ -1,4 +1,4 @@
-"""A run that somebody deletes, restores or closes while it trains."""
+"""Another process deletes, restores or closes a run in training."""
 
 import signal
 

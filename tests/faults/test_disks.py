@@ -19,7 +19,7 @@ LONG = ("epochs=1000", "sleep=0.02", "max_to_keep=3")
 
 
 def is_closed(workplace: Workplace, run_id: str) -> bool:
-    """Whether it can be resumed, and is not RUNNING without a process."""
+    """Whether a run can be resumed and is not RUNNING."""
     return MlflowClient(workplace.uri).get_run(run_id).info.status == "KILLED"
 
 

@@ -1,4 +1,4 @@
-"""Only the training draws from the global generators of Python, NumPy and torch, whatever the command and the store."""
+"""Only the training draws from global random generators."""
 
 import os
 import random
@@ -26,7 +26,7 @@ def in_bucket(workplace: Workplace, store: BucketServer) -> Workplace:
 
 @pytest.fixture(params=["folder", "server", "bucket"])
 def stored(request: pytest.FixtureRequest, tmp_path: Path, fork_server: ForkServer) -> Workplace:
-    """A machine whose artifacts go to a folder, through a server, or into a bucket."""
+    """A machine with artifacts in a folder, server or bucket."""
     tracking: TrackingServer | None = None
     if request.param == "server":
         tracking = request.getfixturevalue("tracking_server")
@@ -41,7 +41,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path, fork_server: ForkServ
 
 
 class Watcher:
-    """Runs commands, and gathers the draws that were not the training's."""
+    """Runs commands, and gathers the draws outside of the training."""
 
     def __init__(self, workplace: Workplace) -> None:
         self._workplace = workplace
@@ -103,7 +103,7 @@ def test_a_draw_in_another_thread_is_found(workplace: Workplace) -> None:
 def test_a_training_in_a_bucket_is_reproduced_through_kills(
     tmp_path: Path, fork_server: ForkServer, bucket_server: BucketServer
 ) -> None:
-    """``MLTRAIN_TRIALS`` resumes, each on a machine that never saw the run; ``MLTRAIN_SEED`` chooses when it is killed."""
+    """``MLTRAIN_TRIALS`` resumes, each on a new machine. ``MLTRAIN_SEED`` chooses the moments of the kills."""
     chance = random.Random(SEED)
     here = in_bucket(Workplace(tmp_path / "here", fork_server), bucket_server)
     location = f"s3://{bucket_server.bucket}/{tmp_path.name}"

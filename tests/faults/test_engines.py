@@ -27,7 +27,7 @@ def engines() -> Iterator[ForkServer]:
 
 
 class Course:
-    """One training of an engine, however often its process is killed."""
+    """One training of an engine through any number of kills."""
 
     def __init__(self, folder: Path, server: ForkServer, module: str, *words: str) -> None:
         self.place = Workplace(folder, server)
@@ -52,7 +52,7 @@ class Course:
 
 
 def kills(random_numbers: random.Random, last: int) -> list[int]:
-    """Two steps, one after the other, at which a process is killed."""
+    """Two steps in sequence at which a process is killed."""
     return sorted(random_numbers.sample(range(1, last + 1), 2))
 
 

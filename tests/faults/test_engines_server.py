@@ -1,4 +1,4 @@
-"""Trainings of other engines on a tracking server with proxied artifacts, which is away for a while or for good."""
+"""Other engines on a tracking server with outages. The server proxies the artifacts."""
 
 import os
 import signal
@@ -87,7 +87,7 @@ class Ended:
 
 
 class Machine:
-    """The test's process as a machine that reaches the server through the proxy."""
+    """The test's process as a machine behind the proxy."""
 
     def __init__(
         self, folder: Path, proxy: FaultProxy, tracking: TrackingServer, monkeypatch: pytest.MonkeyPatch

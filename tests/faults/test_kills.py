@@ -35,7 +35,7 @@ EPOCHS = 4
 
 
 def chosen(count: int, most: int) -> list[int]:
-    """All numbers up to ``count``, or a sample of so many."""
+    """All numbers up to ``count``, or a sample of them."""
     if FULL or count <= most:
         return list(range(1, count + 1))
     return sorted(random.Random(SEED).sample(range(1, count + 1), most))
@@ -43,7 +43,7 @@ def chosen(count: int, most: int) -> list[int]:
 
 @dataclass
 class Bench:
-    """Runs the scenario in processes of their own, each trial at a place of its own."""
+    """Runs the scenario in new processes, one place a trial."""
 
     kind: str
     tmp: Path
@@ -72,7 +72,7 @@ class Trial:
     said: str = ""
 
     def matters(self, call: Call) -> bool:
-        """Whether a call changes the staging, the store, or what a server knows; not what is only printed."""
+        """Whether a call changes staging, store or server, not output."""
         if call.target.startswith("socket:") or call.name in ("connect", "sendmmsg"):
             return True
         return call.target.startswith(str(self.home)) and not call.target.endswith((".out", ".err"))
@@ -129,7 +129,7 @@ def undisturbed(epochs: int) -> dict[str, object]:
 
 
 def check(trial: Trial, committed_before: int) -> None:
-    """The oracle, right after a kill and again after one plain resume."""
+    """Check the trial after a kill and after a resume."""
     manifests = trial.intact()
     newest = max((manifest.epoch for manifest in manifests), default=0)
     printed = [int(line.split()[1]) for line in trial.said.splitlines() if line.startswith("committed")]
@@ -150,7 +150,7 @@ def check(trial: Trial, committed_before: int) -> None:
 
 
 def swept(bench: Bench, epochs_before: int, most: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Kill before every call of what comes after so many undisturbed epochs."""
+    """Kill before every call after ``epochs_before`` undisturbed epochs."""
 
     def prepared() -> Trial:
         trial = bench.fresh()

@@ -33,7 +33,7 @@ def stopped_run(workplace: Workplace) -> str:
 
 
 def everything(workplace: Workplace, run_id: str) -> dict[str, Any]:
-    """All that the tracking store and the artifact store hold of a run, but for what the new holder's lease renews."""
+    """Return everything stored of a run except its lease."""
     with closing(sqlite3.connect(workplace.uri.removeprefix("sqlite:///"))) as database:
         points = database.execute("SELECT key, step, value, timestamp FROM metrics WHERE run_uuid = ?", (run_id,))
         tags = database.execute("SELECT key, value FROM tags WHERE run_uuid = ? ORDER BY key", (run_id,)).fetchall()
@@ -185,7 +185,7 @@ def test_a_run_that_is_taken_over_at_the_very_end_ends_its_first_holder_with_exi
 
 @contextmanager
 def in_a_container(workplace: Workplace, *words: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run mltrain where process ids are counted from 1, on the same kernel and with the same name of the machine."""
+    """Run mltrain in a container: process ids count from 1. The kernel and the name of the machine stay the same."""
     with (workplace.folder / "container").open("wb") as said:
         apart = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-m", "mltrain")
         container = subprocess.Popen([*apart, *words], cwd=workplace.folder, env=workplace.environment, stdout=said)

@@ -25,7 +25,7 @@ LONGEST = 3600.0
 
 
 class Loop:
-    """A tiny training that logs three metrics a step and notes how long each call held it."""
+    """A tiny training with three metrics and timed logging calls."""
 
     def __init__(self, log: object) -> None:
         self.log = log
@@ -34,7 +34,7 @@ class Loop:
         self.inputs = torch.randn(64, 16)
 
     def run(self, steps: int) -> tuple[float, list[float]]:
-        """Return steps per second, and the seconds that each call took."""
+        """Return the steps per second and the seconds per call."""
         held = []
         began = time.perf_counter()
         for _ in range(steps):

@@ -29,7 +29,7 @@ def checkpoints_of(workplace: Workplace, run_id: str) -> Path:
 
 
 class Warden(http.server.BaseHTTPRequestHandler):
-    """Hands requests on to a server, but answers to every DELETE that it is not permitted."""
+    """Forwards requests to a server, but forbids every DELETE."""
 
     upstream = ""
     refused: list[str]

@@ -1,4 +1,4 @@
-"""SIGKILL of any rank of a sharded training at any moment; the training ends as if nothing had happened."""
+"""A sharded training survives SIGKILL of any rank, any time."""
 
 import random
 import signal

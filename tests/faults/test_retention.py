@@ -82,7 +82,7 @@ class Observer:
 
 
 def judged(client: MlflowClient, run_id: str, epochs: int) -> list[Manifest]:
-    """A manifest for every epoch there ever was, with what was measured."""
+    """Return a manifest of every epoch with its recorded metrics."""
     metrics = {
         key: {point.step: point.value for point in client.get_metric_history(run_id, key)}
         for key in ("val/loss", "val/accuracy", "epoch")
@@ -95,7 +95,7 @@ def judged(client: MlflowClient, run_id: str, epochs: int) -> list[Manifest]:
 
 
 def promised(manifests: list[Manifest], policy: Policy) -> set[int]:
-    """The epochs that stay after the last of these was committed."""
+    """The epochs that stay after the last commit."""
     context = Context(manifests[-1].created)
     keep = retention.protected(manifests, context, resumed_from=None, in_use=())
     return {m.epoch for m in manifests} - {r.manifest.epoch for r in retention.plan(manifests, policy, context, keep)}

@@ -1,4 +1,4 @@
-"""Every mistake that would lose a checkpoint is noticed by the test that is named beside it.
+"""Each mistake that would lose a checkpoint fails its test.
 
 A seeded sample of five; all of them with ``MLTRAIN_SWEEP=full``.
 """

@@ -1,4 +1,4 @@
-"""Signals that reach the worker processes of a training as well as the training itself."""
+"""Signals that reach a training and its worker processes."""
 
 import os
 import shutil

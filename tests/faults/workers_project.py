@@ -1,4 +1,4 @@
-"""A project with worker processes, one of which sends a signal to all processes of the training.
+"""A project with a worker that signals the whole training.
 
 It does so while the training waits for more. ``start`` is how they are started, ``loader`` who has them: the training's
 loader (``resumable`` or ``stateful``), a plain ``DataLoader`` in the evaluation, or a pool.

@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 class Large:
-    """A quarter of a gigabyte of weights and as much again for each moment, whose steps take no time to queue."""
+    """A quarter of a gigabyte of weights, with both moments. Its steps take no time to queue."""
 
     def __init__(self, optimizer: str = "foreach") -> None:
         torch.manual_seed(0)
@@ -138,7 +138,7 @@ def locked() -> int:
 
 
 def trained(folder: Path, late: bool, **more: Any) -> dict[int, Any]:
-    """Train on the device, save after every step, and return the states that were saved, by step."""
+    """Train on the device, save each step, return the states."""
     mltrain.rng.seed_everything(1)
     net: Any = nn.Sequential(nn.Linear(6, 512), nn.BatchNorm1d(512), nn.Dropout(0.2), nn.ReLU(), nn.Linear(512, 2))
     step = mltrain.Supervised(net, nn.CrossEntropyLoss(), OPTIMIZERS["fused"](net.parameters()), late_copy=late)

@@ -82,7 +82,7 @@ def test_channels_last_is_kept_and_resumes_exactly() -> None:
 
 
 class Captured:
-    """A whole step, forward to optimizer, as one CUDA graph, captured after three steps without it."""
+    """A whole step as one CUDA graph. The first three steps run without it."""
 
     def __init__(self) -> None:
         self.net = nn.Sequential(nn.Linear(6, 256), nn.ReLU(), nn.Linear(256, 2)).cuda()

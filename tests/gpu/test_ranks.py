@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, fork_server: Any) -> Workpla
 
 
 def run(place: Workplace, backend: str, size: int, *words: str) -> list[Done]:
-    """Run a command on every rank, and return how each ended."""
+    """Run a command on every rank; return the results."""
     shared = {
         **place.environment,
         "WORLD_SIZE": str(size),

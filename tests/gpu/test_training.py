@@ -1,4 +1,4 @@
-"""Trainings on a CUDA device that are killed and resumed, there and on the CPU."""
+"""Trainings on a CUDA device are killed and resumed. On the device and on the CPU."""
 
 import math
 import signal

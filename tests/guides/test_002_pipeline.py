@@ -115,7 +115,7 @@ class Menu:
 
 
 def boxes(printed: str) -> dict[str, str]:
-    """Return the state of each stage as the menu shows it, where the guide has ✓ and ✗."""
+    """Return the states of the stages in the menu. ✓ and ✗ stand for the boxes."""
     lines = (line for line in printed.splitlines() if line.startswith(("  [x] ", "  [ ] ")))
     return {line[6:].partition(":")[0]: line[2:5] for line in lines}
 
@@ -124,7 +124,7 @@ def boxes(printed: str) -> dict[str, str]:
 def test_every_scenario_by_the_menu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One pipeline for all scenarios, because each of its trainings takes a second."""
+    """One pipeline for all scenarios, because each training takes seconds."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     shutil.copy(TINY_PIPELINE, tmp_path)
     shell = Shell(tmp_path, monkeypatch, capsys)

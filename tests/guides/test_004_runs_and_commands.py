@@ -32,7 +32,7 @@ ENDINGS = {"": "FINISHED", "raise ValueError('boom')": "FAILED", "raise Keyboard
 
 
 def test_a_script_that_never_calls_close_ends_as_it_ended(uri: str) -> None:
-    """One process after another takes seconds, so the three endings run at once.
+    """Three processes at once, because each takes seconds.
 
     Each waits until its run is created, which a busy machine may do later: until then the id is provisional.
     """

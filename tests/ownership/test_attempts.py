@@ -1,4 +1,4 @@
-"""How an attempt ended is concluded from what it has recorded itself."""
+"""The record of an attempt shows how it ended."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The lock of a run on this host, and what a free lock proves of its last holder."""
+"""A free lock of this host proves its holder ended."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The job that a process belongs to has the same key at every start, and another job has another one."""
+"""Every start of a job has the same key."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The process that follows ``mlflow run`` searches no folder of the user's for its modules."""
+"""The process after ``mlflow run`` imports nothing from the user's folders."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Who holds a run knows it, and who has lost it notices before it writes."""
+"""A holder that lost its lease notices before it writes."""
 
 import threading
 import time
@@ -78,7 +78,7 @@ def lease(client: Client) -> Iterator[Lease]:
 
 
 def asleep(lease: Lease) -> None:
-    """Let the process have been stopped for as long as makes it doubt."""
+    """Pretend that the process was suspended, so the lease doubts."""
     lease._tick = time.monotonic() - lease_module._ASLEEP_SECONDS - 1
 
 

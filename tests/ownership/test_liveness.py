@@ -1,4 +1,4 @@
-"""A process is told from all others by what the kernel guarantees; where that does not reach, nothing is claimed."""
+"""The kernel tells processes apart; without it nothing is claimed."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""``reap`` and a resume may meet at any moment, and the run says afterwards what is true."""
+"""``reap`` and a resume may meet; the status stays true."""
 
 from collections.abc import Callable
 

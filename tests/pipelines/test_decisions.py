@@ -1,4 +1,4 @@
-"""What is decided about a stage, from what is wanted and what there is: all without doing anything."""
+"""Decisions about stages are pure: wanted and found give actions."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,7 +31,7 @@ MODEL = Stage("model", Config, build=build, needs={"before": "files"})
 
 
 def recipe(**given: Any) -> tuple[Record, Recipe]:
-    """A run, and what is wanted now, which differs in what is given."""
+    """A recorded run and the wanted recipe, changed by ``given``."""
     config = Config()
     record = Record(config.resolved(), {"before": "d1"}, {"data": "f1"}, "c1")
     wanted = Recipe(Config(**given.pop("config", {})), {"before": "d1"}, {"data": "f1"}, "c1")

@@ -1,4 +1,4 @@
-"""What is changed or damaged is seen before a stage is skipped."""
+"""Changes and damage are found before a stage is skipped."""
 
 from pathlib import Path
 

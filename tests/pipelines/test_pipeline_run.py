@@ -1,4 +1,4 @@
-"""A pipeline's run and those of its stages are found among many."""
+"""A pipeline finds its run and its stages' runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a pipeline was asked for is recorded, and rebuilt from its stages."""
+"""A pipeline's plan is recorded, and rebuilt from its stages."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The state of every stage, as a table and as JSON."""
+"""The status of all stages, as a table and JSON."""
 
 import re
 from pathlib import Path

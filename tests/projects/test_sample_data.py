@@ -1,4 +1,4 @@
-"""Every system names the data that it trains on where no key does, so that the run records them."""
+"""Every system names its sample data for the run's record."""
 
 from importlib import import_module
 from pathlib import Path

@@ -23,7 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """300 small files and one of 1 MB, made long ago."""
+    """A folder of 300 small files and a larger one. All of them are old."""
     folder = tmp_path / "place"
     for number in range(300):
         file = folder / f"{number % 7}" / f"{number}.txt"
@@ -40,7 +40,7 @@ def digest(place: Path) -> str:
 
 
 def flip(file: Path, offset: int) -> None:
-    """Change one byte, and put the time of the change back."""
+    """Change one byte and restore the file's time."""
     with file.open("r+b") as opened:
         opened.seek(offset)
         opened.write(b"x")
@@ -134,7 +134,7 @@ print(contents_of(place, settled_seconds=settled).digest, sum(str(path).startswi
 
 
 def reading(place: Path, settled_seconds: float = 0.0) -> tuple[str, int]:
-    """The digest that another process computes, and how many files it opens for that."""
+    """Return another process's digest and how many files it opened."""
     done = subprocess.run(
         [sys.executable, "-c", READS, str(place), str(settled_seconds)],
         capture_output=True,

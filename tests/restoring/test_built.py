@@ -1,4 +1,4 @@
-"""Plain values of what a training was built with, and how two of them are compared."""
+"""Records what builds a training as comparable plain values."""
 
 import math
 

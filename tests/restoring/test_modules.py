@@ -55,7 +55,7 @@ def test_a_lazy_module_is_not_touched_by_the_question_whether_weights_fit() -> N
 
 
 class Grows(nn.Module):
-    """Has a buffer that takes the shape of what it is given, as torch's observers have."""
+    """Has a buffer that takes any shape on load. torch's observers have such buffers."""
 
     def __init__(self) -> None:
         super().__init__()

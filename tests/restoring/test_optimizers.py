@@ -1,4 +1,4 @@
-"""The state of an optimizer follows the names of its parameters."""
+"""An optimizer's state follows the names of its parameters."""
 
 import copy
 from collections import OrderedDict

@@ -16,7 +16,7 @@ from tests.support.parts import Part, stepped
 
 
 class Refuses(Part):
-    """A part that takes over half of its state and then raises."""
+    """A part that loads half its state and then raises."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(a=1, b=torch.zeros(2))

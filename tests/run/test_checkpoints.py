@@ -15,7 +15,7 @@ STATE = {"model": {"weight": torch.ones(2)}}
 
 
 def saved(*params: dict[str, int] | None, folder: Path | None = None) -> str:
-    """Save a checkpoint for each configuration, ``None`` for one without, and return the run's id."""
+    """Save a checkpoint for each configuration; return the run's id. ``None`` saves one without a configuration."""
     with CheckpointManager(save_dir=folder, max_to_keep=9) as manager:
         for step, values in enumerate(params, 1):
             extra = {"params.json": json.dumps(values).encode()} if values is not None else {}

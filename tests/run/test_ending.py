@@ -16,7 +16,7 @@ from mltrain.tracking.tags import ATTEMPT_PREFIX
 def test_a_request_that_comes_while_the_last_points_are_delivered_counts(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The launcher that was asked as well calls the run FAILED; somebody has to put that right after it."""
+    """The interrupted launcher calls the run FAILED afterwards. The run has to be corrected."""
     repaired: list[tuple[object, ...]] = []
     monkeypatch.setattr("mltrain.ownership.launcher.after", lambda *what: repaired.append(what))
     launcher = Launcher(str(MlflowClient(uri).create_run("0").info.run_id), 1)
@@ -58,7 +58,7 @@ def test_a_claim_that_comes_while_the_run_is_closed_is_the_end_of_its_hold(
 
 
 def test_pictures_do_not_hold_up_the_end_and_what_is_lost_is_named(uri: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Each of these figures takes until the test lets it go."""
+    """Each of these figures takes until the test frees it."""
     go = threading.Event()
 
     class Slow:

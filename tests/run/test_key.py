@@ -1,4 +1,4 @@
-"""Of all runs that were created with one key, exactly one has it, in whatever order processes come."""
+"""Of all runs with the same key one holds it."""
 
 import threading
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_an_older_one_that_came_later_gives_way(server: TrackingClient, client: 
 def test_one_that_was_seen_alone_does_not_get_the_key_behind_the_others_back(
     first: str, server: TrackingClient, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The younger one lists the runs before the older one is there, and writes what follows from that only now."""
+    """The younger run lists the runs first, but writes last."""
     younger, older = begun(client, 2), ""
     write = TrackingClient.log_param
 

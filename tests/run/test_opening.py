@@ -1,4 +1,4 @@
-"""Which run a process may write to, and where its artifacts have to be."""
+"""A process opens its own run, whose artifacts are reachable."""
 
 import ast
 import os

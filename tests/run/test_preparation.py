@@ -1,4 +1,4 @@
-"""How long a training waits for its run before it begins without."""
+"""A training waits only so long for its run."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from mltrain.tracking.client import TrackingClient
 
 
 def test_a_database_that_has_to_be_made_is_waited_for(tmp_path: Path) -> None:
-    """MLflow makes its tables for seconds on a slow machine, and that is no reason to begin without a run."""
+    """MLflow makes its tables for seconds on a slow machine."""
     new = TrackingClient(f"sqlite:///{tmp_path / 'mlflow.db'}", None)
     assert creation_seconds(new) >= 60
     (tmp_path / "mlflow.db").touch()

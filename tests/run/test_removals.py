@@ -1,4 +1,4 @@
-"""The record of removed checkpoints costs a few requests, however long it is."""
+"""A long record of removed checkpoints costs few requests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A run that a process writes to, against MLflow's own database."""
+"""A run in progress, against MLflow's own database."""
 
 import json
 from pathlib import Path
@@ -98,7 +98,7 @@ def test_a_resume_warns_of_a_newer_checkpoint_that_another_host_alone_has(
 
 
 def test_the_tags_of_a_run_do_not_grow_with_its_attempts(uri: str) -> None:
-    """Nobody asks a run that has ended for its heartbeat, or for how attempts before the last one ended."""
+    """Old heartbeats and old endings of attempts are not needed."""
     manager = CheckpointManager(metric="val/f1", mode="max")
     run_id = manager.run.id
     manager.save(state(1, 1.0), metrics={"val/f1": 0.5})

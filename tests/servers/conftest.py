@@ -23,7 +23,7 @@ def _programs() -> Path:
 
 
 class PostgresServer:
-    """A PostgreSQL server of its own in a folder, reached by a socket there. It refuses to run as root, so another user does."""
+    """A PostgreSQL server in a folder, reached by its socket. It refuses to run as root, so another user runs it."""
 
     def __init__(self, folder: Path) -> None:
         self._programs, self.folder = _programs(), folder

@@ -1,4 +1,4 @@
-"""The servers of docs/servers.md that need a database or a bucket, started by the commands of the page."""
+"""Starts the database and bucket servers of docs/servers.md."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Claims, delivery and deduplication on PostgreSQL behind a server with MLflow's own number of workers."""
+"""Claims, delivery and deduplication on PostgreSQL behind a server. The server has MLflow's own number of workers."""
 
 import json
 import threading

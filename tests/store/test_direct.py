@@ -63,7 +63,7 @@ def allows_direct(folder: Path) -> bool:
 
 
 def pieces(size: int) -> list[bytes | memoryview]:
-    """Random bytes in pieces of many lengths, empty ones among them."""
+    """Random bytes in pieces of many lengths, some empty."""
     chance, content = random.Random(size), memoryview(random.Random(0).randbytes(size))
     found: list[bytes | memoryview] = [b""]
     while len(content):

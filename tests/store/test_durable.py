@@ -1,4 +1,4 @@
-"""Files and folders are complete and durable under their names, or not there."""
+"""Files and folders are complete and durable, or absent."""
 
 import errno
 import hashlib
@@ -26,7 +26,7 @@ def test_a_disk_that_takes_few_bytes_at_a_time_gets_all_of_them(
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch, boundary: Path) -> None:
-    """Make renames into a folder from outside of it fail, as between two filesystems."""
+    """Make renames into a folder fail, as between two filesystems."""
     rename = os.rename
 
     def renamed(source: Any, target: Any) -> None:
@@ -64,7 +64,7 @@ def test_a_copy_that_fails_leaves_nothing_on_the_other_filesystem(
 
 
 def test_the_disk_begins_with_a_piece_before_it_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the disk has nothing to do while a checkpoint is hashed, and the end of a training waits for one after the other."""
+    """The disk then works while the hash is computed. So the end of a training need not wait for one after the other."""
     done: list[tuple[str, int, int]] = []
 
     class Hash:

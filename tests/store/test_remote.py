@@ -1,4 +1,4 @@
-"""A file of a remote store is received on this disk, and what is there is not believed."""
+"""Received files are verified; the remote store is not trusted."""
 
 import errno
 import hashlib
@@ -22,7 +22,7 @@ from tests.support.folders import tree
 
 
 class Receiving(LocalArtifactRepository):  # type: ignore[misc] # MLflow has no types
-    """A store that notes where a file is received, and may be larger than it is, or meet a full disk there."""
+    """A store that records reception folders. It may report a wrong size, or meet a full disk."""
 
     def __init__(self, root: Path, size: int | None = None, error: Exception | None = None) -> None:
         super().__init__(str(root))
@@ -172,7 +172,7 @@ def test_the_pieces_of_a_part_are_counted_as_they_arrive(parts: bool, serving: L
 
 
 def test_the_parts_of_a_file_are_received_beside_each_other(home: Path) -> None:
-    """Waiting for the first part before the others are asked for would lengthen every resume."""
+    """Waiting for the first part would lengthen every resume."""
     others = threading.Event()
 
     class Holding(Serving):
@@ -216,7 +216,7 @@ def test_a_part_that_comes_otherwise_is_asked_for_again(fault: str, parts: bool,
 
 
 def test_a_file_is_hashed_while_it_arrives(serving: Listed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hashing all of it when it is there would lengthen every resume."""
+    """Hashing only at the end would lengthen every resume."""
     hashed: list[int] = []
 
     class Hash:

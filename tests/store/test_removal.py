@@ -1,4 +1,4 @@
-"""Only what has the name of a disposable file is discarded."""
+"""Only files with a disposable name are discarded."""
 
 from pathlib import Path
 

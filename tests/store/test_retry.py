@@ -13,7 +13,7 @@ from mltrain.store.remote import RemoteArtifacts
 
 
 class Faulty(LocalArtifactRepository):
-    """MLflow's repository of a folder, which meets a list of errors before it answers."""
+    """MLflow's folder repository, which first raises listed errors."""
 
     def __init__(self, folder: Path, errors: list[Exception]) -> None:
         super().__init__(str(folder))

@@ -1,4 +1,4 @@
-"""Artifacts that a plain server hands out without MLflow are those that MLflow knows, and what it refuses goes to MLflow."""
+"""mltrain and MLflow receive the same artifacts from a server. MLflow gets the requests that the server refuses."""
 
 import os
 import threading

@@ -12,7 +12,7 @@ from projects.cardiac.prepared import Cohort
 
 @dataclass(frozen=True)
 class Study:
-    """Six prepared phantoms, and networks for motion and registration that were trained for a moment."""
+    """Six prepared phantoms and briefly trained networks."""
 
     prepared: Path
     motion: Path
@@ -33,7 +33,7 @@ def source() -> PhantomSource:
 
 @pytest.fixture(scope="session")
 def infarcted() -> Case:
-    """A phantom without noise, so that its frames can be compared."""
+    """A phantom without noise, for comparable frames."""
     return Phantom(frames=8, slices=1, noise=(0.0, 0.0)).case(5, infarcted=True)
 
 

@@ -13,7 +13,7 @@ AFFINE = np.diag([1.5, 1.5, 10.0, 1.0])
 
 
 def write(root: Path, name: str, source: PhantomSource, group: str) -> None:
-    """A phantom as a patient of ACDC, with an empty slice above it."""
+    """Write a phantom as an ACDC patient. Its file has an empty slice above it."""
     case = source.case(source.names()[int(name[-1]) % len(source.names())])
     assert case.truth is not None
     folder = root / name

@@ -72,7 +72,7 @@ def test_an_untrained_refinement_leaves_the_optical_flow_as_it_is() -> None:
 
 
 def test_a_refinement_composes_the_flow_with_what_is_left() -> None:
-    """The network is made to find one row, and the flow is looked up where that leads."""
+    """The network points one row down; the flow continues there."""
     net = RefinedFlowNet()
     shift, flow = torch.zeros(1, 2, 48, 48), torch.zeros(1, 2, 48, 48)
     shift[:, 0] = 1.0

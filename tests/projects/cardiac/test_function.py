@@ -18,7 +18,7 @@ def ring(inner: float, outer: float) -> torch.Tensor:
 
 
 def scaled(by: float) -> torch.Tensor:
-    """Backward displacements (2, 2, S, S) of a heart that becomes ``by`` times as wide."""
+    """Backward displacements (2, 2, S, S) of a heart widened ``by``."""
     return torch.stack([ROWS, COLUMNS])[None].expand(2, -1, -1, -1) * (1 / by - 1)
 
 
@@ -58,7 +58,7 @@ def test_strain_is_that_of_green_and_lagrange_in_every_segment(cohort: Cohort) -
 
 
 def test_strain_tells_around_from_across() -> None:
-    """A wall that only gets thinner, r to r - 0.1 (r - 12), and one that is turned as a whole."""
+    """One wall thins (r to r - 0.1 (r - 12)), another turns."""
     radius = torch.hypot(ROWS, COLUMNS)
     thinner = torch.stack([ROWS, COLUMNS]) * (-0.1 * (radius - 12) / radius)
     around, across = function.strains(thinner[None], ring(13, 17)[:1])

@@ -16,7 +16,7 @@ def grid(array: np.ndarray, affine: np.ndarray) -> Grid:
 
 
 def label(depth: int = 4) -> np.ndarray:
-    """Three values in a volume that no turn maps to itself."""
+    """Three values in a volume that every turn changes."""
     values = np.zeros((10, 12, depth))
     values[2:5, 3:10, 0] = 1
     values[6:8, 1:4, -1] = 2

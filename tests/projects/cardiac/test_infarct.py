@@ -106,7 +106,7 @@ def test_the_label_is_what_the_registration_network_carries_over(cohort: Cohort)
 
 @pytest.mark.parametrize(("turns", "mirrored"), [(1, False), (2, True), (3, True), (0, True)])
 def test_a_turned_displacement_points_to_the_turned_place(turns: int, mirrored: bool) -> None:
-    """A point and where it goes, turned together, must still belong together."""
+    """A point and its target, turned together, still belong together."""
     planes = torch.zeros(3, 9, 9)
     planes[0, 2, 3] = 1
     planes[1, 2, 3], planes[2, 2, 3] = 4, 1  # (2, 3) goes to (6, 4)
@@ -190,7 +190,7 @@ def test_finding_it_everywhere_is_wrong_for_the_healthy(patients: list[Seen]) ->
 
 
 def without_exact(patients: list[Seen]) -> list[Seen]:
-    """The same as patients, of whom nobody knows the exact infarct; their label is the one carried over."""
+    """The same as patients with carried-over labels only. Nobody knows their exact infarct."""
     return [
         replace(
             patient,

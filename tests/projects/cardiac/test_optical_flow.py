@@ -1,4 +1,4 @@
-"""Classical registration finds a shift, in the direction that displacements have here, and does not compute it twice."""
+"""Classical registration finds a signed shift and computes it once."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ ANTERIOR = np.array([-1.0, 1.0, 2.0]) / np.sqrt(6)  # across both, and up
 
 
 def short_axis() -> np.ndarray:
-    """Rows away from the anterior wall, columns away from the septum, slices from base to apex: as on a screen."""
+    """Rows from the anterior wall, columns from the septum. Slices run from base to apex: as on a screen."""
     affine = np.eye(4)
     affine[:3, :3] = np.stack([-ANTERIOR * 1.5, -SEPTUM * 1.5, LONG_AXIS * 8], axis=1)
     affine[:3, 3] = (20, -30, 40)
@@ -33,7 +33,7 @@ def ventricle() -> np.ndarray:
 
 
 def stored() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The wall with its two in-plane axes in either order, and each of the three axes in either direction."""
+    """The wall in both in-plane orders and all axis directions."""
     wall = ventricle()
     for swapped, *flips in itertools.product((False, True), *[(1, -1)] * 3):
         axes = (1, 0, 2) if swapped else (0, 1, 2)
@@ -52,7 +52,7 @@ def case(wall: np.ndarray, affine: np.ndarray, like: PreparedCase, septum: float
 
 
 def by_place(one: PreparedCase) -> dict[tuple[float, ...], int]:
-    """Segment of each voxel of the wall by its place in mm."""
+    """Return each wall voxel's segment by its position in mm."""
     numbers = np.moveaxis(one.segments(), 0, -1)
     at = nib.affines.apply_affine(one.affine, np.argwhere(numbers))
     return {tuple(np.round(place, 2)): int(number) for place, number in zip(at, numbers[numbers > 0], strict=True)}
@@ -84,7 +84,7 @@ def test_the_anterior_wall_is_up_and_in_front_and_the_septum_on_the_right(cohort
 
 
 def test_a_marked_right_ventricle_and_axes_along_the_scanner_do_as_well(cohort: Cohort) -> None:
-    """Affines of files that lost their obliqueness still tell a picture from its transpose."""
+    """Affines without obliqueness still tell a picture from its transpose."""
     like, wall = cohort.train[0], ventricle()
     straight = case(wall, np.diag([1.5, 1.5, 8.0, 1.0]), like, septum=np.pi)
     swapped = np.diag([1.5, 1.5, 8.0, 1.0])[:, [1, 0, 2, 3]]

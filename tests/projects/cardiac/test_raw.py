@@ -1,4 +1,4 @@
-"""What is no sequence of a beating heart is refused when it is read, with the case, the slice and the frames."""
+"""Reading refuses anything but a sequence of a beating heart. The error names the case, the slice and the frames."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -14,7 +14,7 @@ SEEDS = (0, 1, 2)
 
 
 def measured(seed: int, folder: Path) -> dict[str, float]:
-    """Train motion on patients of a seed, and return the scores of the report on held-out ones, baselines included."""
+    """Train motion; return the scores of held-out patients and baselines."""
     given = {"seed": seed, "num_threads": 1}
     preparation.prepare(preparation.Config.load(preset="small", overrides={**given, "cases": 24}), folder / "prepared")
     given["prepared"] = folder / "prepared"

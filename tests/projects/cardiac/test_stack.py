@@ -41,7 +41,7 @@ def test_a_whole_sequence_in_one_file(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("placed", [True, False])
 def test_a_file_a_slice(tmp_path: Path, axes: tuple[int, ...], new: tuple[int, ...], placed: bool) -> None:
-    """With the affine of the slice, or with that of the volume in every file."""
+    """Each file has the slice's affine or the volume's."""
     for index, frames in enumerate(CINE):
         array = np.expand_dims(frames.transpose(axes), new)
         save(array, tmp_path / "case" / f"slice_{index:02d}.nii.gz", at_slice(index) if placed else AFFINE)

@@ -1,4 +1,4 @@
-"""The weights of a stage say which network they belong to."""
+"""The weights of a stage name their network."""
 
 from pathlib import Path
 

@@ -24,7 +24,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sample data is made once for all tests, and not in the user's cache."""
+    """Make the sample data once, outside the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLTRAIN_CACHE", str(folder))

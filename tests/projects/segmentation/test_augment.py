@@ -7,7 +7,7 @@ from projects.segmentation.augment import Augmentation
 
 @pytest.fixture
 def pair() -> tuple[Tensor, Tensor]:
-    """An image without symmetry, and the mask of its bright pixels."""
+    """An asymmetric image and the mask of its bright pixels."""
     image = torch.arange(64.0).reshape(1, 8, 8) / 64
     return image, (image > 0.6).float()
 

@@ -17,7 +17,7 @@ from projects.segmentation.values import COLOUR
 
 @pytest.fixture
 def bright() -> SegmentationNet:
-    """A network that takes what is brighter than the mean for foreground."""
+    """A network whose foreground is brighter than the mean."""
     net = SegmentationNet(channels=1, size=(32, 32), mean=0.5, std=0.1)
     net.unet = nn.Identity()
     return net

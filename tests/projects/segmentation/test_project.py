@@ -77,7 +77,7 @@ def test_images_to_show_predictions_for_need_no_masks(own: dict[str, str]) -> No
 
 @pytest.fixture
 def interrupted(own: dict[str, str]) -> Callable[[int], list[torch.Tensor]]:
-    """Trains two epochs, handing all state over to a newly built task after some steps; returns the weights."""
+    """Train two epochs, handing the state to a new task. Returns the weights."""
 
     def run(steps: int) -> list[torch.Tensor]:
         config = made(**own, epochs=2, batch_size=4, flips="both", noise=0.1)

@@ -1,4 +1,4 @@
-"""Nuclei on a picture at its own scale, beside a plain loop and a threshold. See docs/segmentation.md."""
+"""Compares nuclei with a plain loop and a threshold. See docs/segmentation.md."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,7 @@ Mask = NDArray[np.bool_]
 
 
 def nuclei() -> tuple[Picture, Picture]:
-    """Return the fluorescence picture of the stardist package (512, 512), and its nuclei as instance labels."""
+    """Return stardist's fluorescence picture (512, 512) and its labelled nuclei."""
     package = find_spec("stardist")
     if package is None or package.origin is None:
         pytest.skip("the picture of nuclei is not there: pip install --no-deps stardist==0.9.2")
@@ -47,7 +47,7 @@ def cut(picture: Picture, labels: Picture, folder: Path) -> None:
 
 
 def ours(folder: Path, picture: Picture, seed: int) -> Mask:
-    """Train on the tiles, and return the nuclei found on the whole picture."""
+    """Train on the tiles; return the nuclei of the picture."""
     torch.manual_seed(seed)
     given = {"image_path": folder / "images", "gt_path": folder / "masks", "foreground": "nonzero", "seed": seed}
     augmented = {"quarter_turns": True, "brightness": 0.2, "noise": 0.1}
@@ -64,7 +64,7 @@ def ours(folder: Path, picture: Picture, seed: int) -> Mask:
 
 
 def plain(folder: Path, picture: Picture, labels: Picture, seed: int) -> Mask:
-    """Train the same network as long in a loop of a dozen lines, and return what it finds on the whole picture."""
+    """Train the same network as long in a plain loop. Returns the nuclei of the whole picture."""
     torch.manual_seed(seed)
     files = sorted((folder / "images").iterdir())
     tiles = torch.stack([torch.from_numpy(read_image(file)) for file in files])
@@ -87,7 +87,7 @@ def plain(folder: Path, picture: Picture, labels: Picture, seed: int) -> Mask:
 
 
 def iou(found: Mask, labels: Picture) -> float:
-    """Return the intersection over union in the columns that no tile has."""
+    """Return the intersection over union outside the tiles."""
     found, true = found[:, TEST:], labels[:, TEST:] > 0
     return float((found & true).sum() / (found | true).sum())
 

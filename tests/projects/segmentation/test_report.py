@@ -19,7 +19,7 @@ from projects.segmentation.synthetic import Blobs
 
 @pytest.fixture
 def samples(tmp_path: Path) -> tuple[Sample, ...]:
-    """Pictures of two sizes, neither of them that of the network."""
+    """Pictures of two sizes, both different from the network's."""
     pair = FolderPair(images=tmp_path / "data" / "images", masks=tmp_path / "data" / "masks")
     Blobs(height=50, width=30).write(pair, 4, seed=0)
     for file in (*pair.images.iterdir(), *pair.masks.iterdir()):

@@ -21,7 +21,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Sample styles are made once for all tests, and not in the user's cache."""
+    """Make the sample styles once, outside the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLTRAIN_CACHE", str(folder))

@@ -9,7 +9,9 @@ from projects.style_transfer.velocity import GRID, VelocityNet
 
 
 def decay(latents: Tensor, time: Tensor, style: Tensor) -> Tensor:
-    """dz/dt = -(1 + style) (1 + t) z, which integrates to z exp(-(1 + style) 3/2) over a unit of time."""
+    """dz/dt = -(1 + style) (1 + t) z, an exponential decay. Over a unit of time it integrates to z exp(-(1 + style)
+    3/2).
+    """
     return -(1 + style[:, None, None, None]) * (1 + time[:, None, None, None]) * latents
 
 

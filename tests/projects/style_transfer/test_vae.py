@@ -12,7 +12,7 @@ from tests.projects.style_transfer.conftest import built, quick, train
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as diffusers writes it, with a model of a few thousand weights in place of millions."""
+    """A folder of diffusers with a model of few weights."""
     return stand_in(tmp_path_factory.mktemp("vae"), seed=0)
 
 

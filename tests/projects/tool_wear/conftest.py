@@ -16,7 +16,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def small() -> Windows:
-    """Four tools of thirty cuts, two windows of 32 samples each."""
+    """Four tools of thirty cuts with two windows each. A window has 32 samples."""
     return synthetic.generate(Windowing(steps=32), seed=3, cuts=30)
 
 

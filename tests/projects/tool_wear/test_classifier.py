@@ -1,4 +1,4 @@
-"""The classifier learns, predicts, is saved and loaded, and keeps scikit-learn's habits."""
+"""The classifier learns, predicts, saves and follows scikit-learn's conventions."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The classifier resumes bit for bit from a file, without a server."""
+"""The classifier resumes exactly from a file, without a server."""
 
 import os
 import random
@@ -50,7 +50,7 @@ LONG = 40
 
 @pytest.fixture(scope="module")
 def whole_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The checkpoint file of a long training that nothing happened to."""
+    """The checkpoint file of a long, undisturbed training."""
     torch.set_num_threads(1)
     file = tmp_path_factory.mktemp("whole_file") / "wear.ckpt"
     small_classifier(epochs=LONG, patience=None).train(TRAIN, VAL, checkpoint_path=file)
@@ -58,7 +58,7 @@ def whole_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def training(file: Path) -> "subprocess.Popen[str]":
-    """Start a training in a process of its own, and return when it has written its first checkpoint."""
+    """Start a training process; return after its first checkpoint."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.projects.tool_wear.waves", str(file), str(LONG)],
         cwd=ROOT,
@@ -101,7 +101,7 @@ def test_a_training_that_is_asked_to_stop_saves_its_step_and_resumes_there(
 
 
 def test_it_stops_early_counts_on_after_a_resume_and_ends_with_the_best_weights(tmp_path: Path) -> None:
-    """On the swapped classes learning soon does harm, so that the best epoch is one of the first."""
+    """On the swapped classes an early epoch is best."""
     whole = small_classifier(epochs=20, patience=3)
     whole.train(TRAIN, inverted(), checkpoint_path=tmp_path / "whole.ckpt")
     stopped_at, best, waited = ToolWearClassifier().load_checkpoint(tmp_path / "whole.ckpt")

@@ -1,4 +1,4 @@
-"""Each tool is left out once, in runs under one parent, or nothing begins."""
+"""Each tool is left out once, below one parent run."""
 
 from pathlib import Path
 

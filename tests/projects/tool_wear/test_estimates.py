@@ -1,4 +1,4 @@
-"""Errors, coverage and width are worked out by hand once, and the table says where each window comes from."""
+"""Errors, coverage and width equal those computed by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from projects.tool_wear.windows import Windows
 
 @pytest.fixture
 def estimates(small: Windows) -> Estimates:
-    """Four windows with a wear of 10, 20, 30 and 40 um; the last lies above its interval."""
+    """Windows worn by 10, 20, 30 and 40 um. The last lies above its interval."""
     windows = replace(small.where(np.arange(len(small)) < 4), wear=np.array([10, 20, 30, 40], dtype=np.float32))
     wear = np.array([11.0, 18.0, 30.0, 34.0])
     return Estimates(windows, wear, wear - 4.0, wear + 4.0)

@@ -1,4 +1,4 @@
-"""Arrays from Python users are checked before anything is trained on them."""
+"""Arrays from Python users are checked before a training."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Pictures show the numbers of the result, and can be drawn for every set of windows that can be judged."""
+"""Pictures show the numbers of the result, for all windows."""
 
 import io
 from dataclasses import replace

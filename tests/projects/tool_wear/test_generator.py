@@ -1,4 +1,4 @@
-"""The generator does what the model says, and takes its randomness from nowhere but the generator it is given."""
+"""The generator follows its model and the given random generator."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_forces_have_a_line_at_the_tooth_passing_frequency() -> None:
 
 
 def spindle_line(wear: Array) -> float:
-    """Power at the spindle's frequency, relative to that at the tooth-passing frequency, in the force Fy."""
+    """Spindle power in Fy relative to the tooth-passing frequency's."""
     tool = one_tool(run_out=0.0)
     recorded = signals(tool, wear, windows=1, samples=30_000, rate=RATE, rng=np.random.default_rng(0))
     frequencies, power = periodogram(recorded[0, 0, :, 1], fs=RATE)

@@ -1,4 +1,4 @@
-"""Wear is judged in micrometres, with an interval whose coverage is measured where it was not calibrated."""
+"""Wear is judged in micrometres on windows without calibration."""
 
 import io
 from pathlib import Path

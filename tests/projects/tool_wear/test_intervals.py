@@ -1,4 +1,4 @@
-"""Intervals cover what they promise, by the rule of split-conformal prediction."""
+"""Split-conformal intervals cover the promised share."""
 
 import numpy as np
 import pytest

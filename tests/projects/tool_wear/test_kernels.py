@@ -1,4 +1,4 @@
-"""Random kernels are drawn for the training windows, and stay with the weights."""
+"""Random kernels fit the training windows and are saved."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Training windows are jittered as promised, and a recipe is read off whatever has its names."""
+"""Training windows are jittered; recipes are read from attributes."""
 
 from dataclasses import replace
 
@@ -90,7 +90,7 @@ def test_an_epoch_of_several_passes_shows_every_window_equally_often(small: Wind
 
 
 def test_patience_lasts_for_steps_and_not_for_single_batches() -> None:
-    """Forty windows in batches of 64 were one step an epoch, so that a patience of 10 was ten steps."""
+    """Counted in batches of 64, forty windows are one step. So a patience of 10 was ten steps."""
     signals, labels = waves(40, 5)
     history = ToolWearClassifier("cpu", hidden=4, layers=1, kernels=4, epochs=2).train(
         (signals, labels), (signals, labels)

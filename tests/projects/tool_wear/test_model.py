@@ -34,7 +34,7 @@ def test_the_scaler_is_part_of_the_state_so_loaded_weights_meet_the_right_normal
 
 
 def test_both_the_whole_window_and_its_end_reach_the_head() -> None:
-    """Two windows with the same last states' inputs differ by their beginnings, and the other way round."""
+    """Two windows differ only by beginnings, or only by ends."""
     model = network().eval()
     window = torch.randn(1, 30, 3)
     begins, ends = window.clone(), window.clone()

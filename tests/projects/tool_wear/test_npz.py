@@ -1,4 +1,4 @@
-"""An NPZ file is read as it was meant, or refused with everything that is wrong with it."""
+"""An NPZ file is read, or refused with all errors."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The layout of PHM 2010 is read as it is published, and every damaged file is named."""
+"""PHM 2010's published layout is read; damaged files are named."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ def test_the_label_follows_from_the_wear_of_that_cut(published: Path) -> None:
 
 
 def test_windows_come_from_the_middles_of_equal_parts(tmp_path: Path) -> None:
-    """A ramp over the recording shows where each window was taken."""
+    """A ramp over the recording shows where windows were taken."""
     samples = 10_000
     ramp = np.tile(np.arange(samples, dtype=np.float32)[:, None], (1, 7))
     phm.write_tool(tmp_path, 1, ramp[None], np.array([[50.0, 50.0, 50.0]]))

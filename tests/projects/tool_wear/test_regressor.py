@@ -1,4 +1,4 @@
-"""The network's quantiles are ordered, are trained by the quantile loss, and are read back with their interval."""
+"""The network's quantiles are ordered, trained, and loaded with intervals."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Scores are worked out by hand once, and tables say what the windows are."""
+"""Scores equal those computed by hand; tables describe the windows."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The scaler is fitted once, on what it is given, and travels with the weights."""
+"""The scaler is fitted once and saved with the weights."""
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ def test_a_constant_channel_is_centred_and_never_blown_up(rng: np.random.Generat
 
 
 def test_large_offsets_lose_no_precision(rng: np.random.Generator) -> None:
-    """In single precision the mean of a million values near 10,000 would be off by more than their spread."""
+    """A single-precision mean of large values would be wrong. Of a million values near 10,000 it is off by more than
+    their spread.
+    """
     signals = (1e4 + rng.normal(0.0, 0.5, size=(1000, 1000, 1))).astype(np.float32)
     assert abs(float(Scaler.fitted(signals).std[0]) - 0.5) < 0.01
 

@@ -1,4 +1,4 @@
-"""Simple regressors fit the training tools and are calibrated on the validation tools."""
+"""Simple regressors train on some tools and calibrate on others."""
 
 import numpy as np
 import pytest

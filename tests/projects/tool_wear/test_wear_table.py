@@ -1,4 +1,4 @@
-"""A table of wear is read in its unit, and refused where a row could mean two things."""
+"""A wear table is read in its unit; ambiguity is refused."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Windows are cut without aliasing, labelled by wear, and split by tool."""
+"""Windows are filtered, labelled by wear, and split by tool."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A problem that a small network learns in seconds, and a program that trains on it until somebody stops it."""
+"""A problem that a small network learns in seconds. As a program it trains until it is stopped."""
 
 import logging
 import sys
@@ -47,7 +47,7 @@ def inverted() -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Pause(logging.Handler):
-    """Takes a tenth of a second at the end of every epoch, so that a test can stop the training in time."""
+    """Sleeps 0.1 seconds after an epoch, so tests can interrupt."""
 
     def emit(self, record: logging.LogRecord) -> None:
         time.sleep(0.1)
