@@ -93,13 +93,16 @@ class AutoencoderCodec(nn.Module):
         return images
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return reconstructions from sampled latents, and mean and standard deviation of the latents."""
+        """Return sampled reconstructions, and the latents' mean and standard deviation."""
         restored, mean, deviation = self.net(images)
         return restored, mean, deviation
 
 
 def autoencoder_loss(output: tuple[Tensor, Tensor, Tensor], images: Tensor) -> Tensor:
-    """Return the mean absolute error of the pixels, plus a small multiple of the KL divergence from a standard normal."""
+    """Return the pixels' mean absolute error plus a KL term.
+
+    The term is a small multiple of the KL divergence of the latents from a standard normal.
+    """
     restored, mean, deviation = output
     divergence = 0.5 * (mean.square() + deviation.square() - deviation.square().log() - 1).sum((1, 2, 3)).mean()
     return (restored - images).abs().mean() + _KL_WEIGHT * divergence
@@ -124,7 +127,7 @@ class Config(mltrain.Config):
 
 
 class _Flat:
-    """Collates items (styles, 3, H, W) to a batch of images with themselves as the targets."""
+    """Collates items (styles, 3, H, W) to images and equal targets."""
 
     def __call__(self, items: list[Tensor]) -> tuple[Tensor, Tensor]:
         images = torch.cat(items)

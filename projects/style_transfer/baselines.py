@@ -22,7 +22,7 @@ _QUANTILES = 257
 
 
 def baselines(crops: Sequence[Tensor]) -> Mapping[str, Baseline]:
-    """Fit the baselines to crops (B, 3, H, W) of the training works of each style.
+    """Fit the baselines to training crops (B, 3, H, W) of each style.
 
     Returns:
         ``identity``; ``colour matrix``, the optimal 3 by 3 matrix and shift between the colours of the two styles (Pitié and
@@ -39,7 +39,10 @@ def baselines(crops: Sequence[Tensor]) -> Mapping[str, Baseline]:
 
 @torch.no_grad()
 def content_change(codec: Standardized, method: Baseline, crops: Sequence[Tensor]) -> float:
-    """Return the mean change of self-similarity by a method, over all pairs of styles, for crops (B, 3, H, W) of each."""
+    """Return a method's change of self-similarity, averaged over style pairs.
+
+    ``crops`` holds images (B, 3, H, W) of each style.
+    """
     pairs = itertools.permutations(range(len(crops)), 2)
     encoded = [codec.encode(one) for one in crops]
     changes = [

@@ -1,4 +1,4 @@
-"""A small classifier of styles, which evaluates the flow and has no part in its training."""
+"""A small classifier of styles, for the flow's evaluation only."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _CROPS_EACH = 8
 
 
 def trained_classifier(pictures: Sequence[Sequence[Tensor]], side: int, steps: int) -> nn.Module:
-    """Train a classifier on crops of the pictures of each style, with its own random numbers.
+    """Train a classifier on crops, with its own random numbers.
 
     Args:
         pictures: pictures of each style, (3, H, W) uint8.
@@ -40,7 +40,7 @@ def trained_classifier(pictures: Sequence[Sequence[Tensor]], side: int, steps: i
 
 @torch.no_grad()
 def share_named(classifier: nn.Module, images: Tensor, style: int) -> float:
-    """Return the share of images (B, 3, H, W) that the classifier assigns to a style."""
+    """Return the share of images (B, 3, H, W) classified as a style."""
     return float((classifier(images).argmax(1) == style).float().mean())
 
 

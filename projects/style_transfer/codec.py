@@ -1,4 +1,4 @@
-"""Codecs between images and the latents on which the flow works.
+"""Codecs between images and the latents of the flow.
 
 A codec is a module with ``factor`` (pixels per latent along a side), ``channels``, ``encode`` and ``decode``. The latents of
 every codec are standardized, so that they have the scale of the noise from which the flow starts.
@@ -34,7 +34,7 @@ class Codec(Protocol):
 
 
 class LinearCodec(nn.Module):
-    """Projects squares of ``factor`` by ``factor`` pixels on their principal components.
+    """Projects squares of pixels on their principal components.
 
     Args:
         factor: pixels along the side of a square.
@@ -76,9 +76,9 @@ class LinearCodec(nn.Module):
 
 
 class Standardized(nn.Module):
-    """A codec whose latents have mean 0 and variance 1 in every channel over the images it was fitted to.
+    """A codec with latents of mean 0 and variance 1.
 
-    Every checkpoint contains it; its weights are frozen.
+    These are the moments of every channel over the images it was fitted to. Every checkpoint contains it; its weights are frozen.
     """
 
     mean: Tensor
@@ -118,7 +118,7 @@ class Standardized(nn.Module):
 
 
 def codec_in(file: Path) -> Codec:
-    """Return the codec that the function ``codec()`` in a Python file returns.
+    """Return the codec that ``codec()`` in a Python file returns.
 
     Raises:
         ConfigError: there is no such file, or the function returns no codec.
@@ -139,10 +139,10 @@ def codec_in(file: Path) -> Codec:
 
 
 def psnr(images: Tensor, restored: Tensor) -> float:
-    """Return the peak signal-to-noise ratio in dB of images in [0, 1]."""
+    """Return the peak signal-to-noise ratio [dB] of images (from 0 to 1)."""
     return -10 * math.log10(max(float((images - restored.clamp(0, 1)).square().mean()), 1e-12))
 
 
 def inner_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the inner codec from the state of a :class:`Standardized`."""
+    """Return the inner codec's weights from a :class:`Standardized` state."""
     return {name.removeprefix("inner."): value for name, value in state.items() if name.startswith("inner.")}

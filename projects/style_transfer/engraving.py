@@ -13,7 +13,7 @@ _HATCHING = ((45.0, 0.0), (-45.0, 0.35), (10.0, 0.6))
 
 
 def engraved(grey: NDArray[np.float32], period: float = 9.0) -> NDArray[np.uint8]:
-    """Draw a grey picture with hatched lines, the thicker the darker it is.
+    """Draw a grey picture with hatched lines, thicker where darker.
 
     Args:
         grey: (H, W) in [0, 1].

@@ -1,8 +1,8 @@
-"""A flow between noise (time 0) and data (time 1), integrated in both directions on the same grid of times.
+"""A flow between noise (time 0) and data (time 1).
 
-Translation inverts a picture with its own style and generates with another (dual diffusion implicit bridges,
-Su et al., ICLR 2023). Inversion requires that the velocity is that of a flow, which :func:`matching_loss` trains
-(flow matching, Lipman et al., ICLR 2023; times as in Esser et al., ICML 2024).
+Both directions are integrated on the same grid of times. Translation inverts a picture with its own style and generates
+with another (dual diffusion implicit bridges, Su et al., ICLR 2023). Inversion requires that the velocity is that of a
+flow, which :func:`matching_loss` trains (flow matching, Lipman et al., ICLR 2023; times as in Esser et al., ICML 2024).
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ def even_times(steps: int) -> tuple[float, ...]:
 
 
 def drawn_times(steps: int) -> tuple[float, ...]:
-    """Return ``steps + 1`` times from 0 to 1, with every inner one drawn around its even position.
+    """Return ``steps + 1`` random times from 0 to 1.
 
-    A network trained on one coarse grid only fits the errors of that grid and fails on a finer one. The random numbers
-    are from torch's global generator.
+    Every inner time is drawn around its even position, with torch's global generator. A network trained on one coarse
+    grid only fits the errors of that grid and fails on a finer one.
     """
     inner = ((torch.arange(1, steps) + torch.rand(max(steps - 1, 0)) - 0.5) / steps).tolist()
     return (0.0, *inner, 1.0)
@@ -36,7 +36,7 @@ def drawn_times(steps: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Flow:
-    """Integrates a velocity over a grid of times with a second-order method, in both directions.
+    """Integrates a velocity in both directions with a second-order method.
 
     Both methods evaluate the velocity twice per step. Both directions use the same times, so that inversion undoes
     generation up to an error of the order of the squared step length.
@@ -65,7 +65,7 @@ class Flow:
         return latents
 
     def translate(self, latents: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Return data (B, C, H, W) of the styles ``source`` as they would be in the styles ``target``."""
+        """Return data (B, C, H, W) translated from styles ``source`` (B,) to ``target`` (B,)."""
         return self.generate(self.invert(latents, source), target)
 
     def _step(self, latents: Tensor, style: Tensor, time: float, length: float) -> Tensor:

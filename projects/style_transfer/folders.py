@@ -84,7 +84,7 @@ def _folders_in(root: Path) -> dict[str, Path]:
 
 
 def _without_prefix(folders: Mapping[str, Path], prefix: str) -> dict[str, Path]:
-    """Return the folders ``trainA``, ``trainB`` as A and B, if ``trainA`` exists."""
+    """Return ``trainA``, ``trainB`` as A and B, if ``trainA`` exists."""
     if f"{prefix}A" not in folders:
         return {}
     return {name.removeprefix(prefix): folder for name, folder in folders.items() if name.startswith(prefix)}

@@ -11,7 +11,7 @@ def patches(images: Tensor, side: int = 3) -> Tensor:
 
 
 def directions(count: int, dimensions: int, like: Tensor) -> Tensor:
-    """Return random unit vectors as columns (dimensions, count), from torch's generator of the device of ``like``."""
+    """Return random unit vectors as columns (dimensions, count); torch's generator of ``like.device`` draws them."""
     return F.normalize(torch.randn(dimensions, count, device=like.device), dim=0)
 
 
@@ -39,16 +39,16 @@ def _quantiles(line: Tensor, count: int) -> Tensor:
 
 
 def patch_distance(one: Tensor, other: Tensor, *, side: int = 3, projections: int = 64) -> Tensor:
-    """Return the sliced Wasserstein-1 distance of the patches of images (B, C, H, W) and (B', C, H', W')."""
+    """Return the sliced Wasserstein-1 distance of patches of images (B, C, H, W) and (B', C, H', W')."""
     clouds = patches(one, side), patches(other, side)
     return sliced_wasserstein(*clouds, directions(projections, clouds[0].shape[1], like=one))
 
 
 def self_similarity(latents: Tensor) -> Tensor:
-    """Return the cosine similarities (B, P, P) of any two of the P places of each image, each two by two latents.
+    """Return the cosine similarities (B, P, P) of each image's places.
 
-    The mean over the places is subtracted first, so that a colour cast is not content (self-similarity after
-    Shechtman and Irani 2007; as a loss of style transfer Kolkin et al. 2019).
+    A place is two by two latents. The mean over the places is subtracted first, so that a colour cast is not content
+    (self-similarity after Shechtman and Irani 2007; as a loss of style transfer Kolkin et al. 2019).
     """
     places = F.avg_pool2d(latents, 2).flatten(2)
     places = F.normalize(places - places.mean(2, keepdim=True), dim=1, eps=1e-3)
@@ -56,5 +56,8 @@ def self_similarity(latents: Tensor) -> Tensor:
 
 
 def structure_distance(one: Tensor, other: Tensor) -> Tensor:
-    """Return the mean absolute difference of the self-similarities of images (B, C, H, W), pairwise; from 0 to 2."""
+    """Return the mean absolute difference of self-similarities.
+
+    Images (B, C, H, W) are compared in pairs; the distance is from 0 to 2.
+    """
     return (self_similarity(one) - self_similarity(other)).abs().mean()

@@ -1,4 +1,4 @@
-"""Scores of style and content on held-out crops, for the flow and the baselines."""
+"""Scores of style and content of translated held-out crops."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PairScores:
-    """Scores of a method that translates held-out crops of one style into another.
+    """Scores of a method's translations of one style's held-out crops.
 
     ``swd`` is the sliced Wasserstein distance of patches to a reference, ``swd_identity`` that of the untranslated
     crops, and ``swd_floor`` that of crops of the target's training works. The reference is held-out works of the
@@ -74,7 +74,7 @@ def quality(*, swd: float, swd_identity: float, swd_floor: float, ssm: float, ss
 
 
 class Judgement:
-    """Translates held-out crops of every style into every other one and scores the results.
+    """Translates held-out crops between all styles and scores the results.
 
     It scores the :func:`~projects.style_transfer.baselines.baselines` in the same way. Every call uses the same crops,
     projections and classifier, and random numbers of its own.
@@ -115,7 +115,7 @@ class Judgement:
 
     @cached_property
     def classifier(self) -> nn.Module:
-        """The classifier of styles, trained on crops of the training works."""
+        """The classifier of styles, trained on crops of training works."""
         return trained_classifier(self._train, self._side, self._classifier_steps)
 
     @cached_property
@@ -135,11 +135,11 @@ class Judgement:
         ]
 
     def __call__(self) -> dict[str, float]:
-        """Return the means over all pairs as ``val/swd`` and so on, ``val/round_trip`` and ``val/loss``."""
+        """Return means over all pairs (``val/swd`` …), ``val/round_trip`` and ``val/loss``."""
         return self.summary(self.pairs())
 
     def pairs(self) -> list[PairScores]:
-        """Return the scores of every pair of styles, first of the flow and then of each baseline."""
+        """Return the scores of all pairs: the flow's, then the baselines'."""
         styles = range(len(self._sources))
         scores = []
         for source in styles:
@@ -149,7 +149,7 @@ class Judgement:
         return scores + self._baseline_pairs
 
     def methods(self, pairs: Sequence[PairScores]) -> dict[str, dict[str, float]]:
-        """Return the means of the scores over all pairs for each method; ``quality`` is that of the means."""
+        """Return each method's mean scores over all pairs; ``quality`` is that of the means."""
         names = [field.name for field in fields(PairScores) if field.type in (float, "float")]
         found = {}
         for method in (FLOW, *self.baselines):
@@ -159,7 +159,7 @@ class Judgement:
         return found
 
     def summary(self, pairs: Sequence[PairScores]) -> dict[str, float]:
-        """Return the metrics of :meth:`__call__` for pairs already scored, and log a table of the methods."""
+        """Return the metrics of :meth:`__call__` from scored pairs; log a table of the methods."""
         methods = self.methods(pairs)
         for line in comparison(methods):
             log.info("%s", line)
@@ -197,7 +197,7 @@ class Judgement:
         )
 
     def _references(self, source: int, target: int) -> dict[str, float]:
-        """Return the scores of a pair that do not depend on the method; each is computed once."""
+        """Return a pair's scores that no method changes; each is computed once."""
         if (source, target) not in self._known:
             given, wanted, learnt = self._sources[source], self._wanted[target], self._learnt[target]
             self._known[source, target] = {
@@ -221,7 +221,7 @@ class Judgement:
 
     @torch.no_grad()
     def _distance(self, one: Tensor, other: Tensor) -> float:
-        """Return the distance of clipped images (B, 3, H, W) in the latents of the codec, which represent texture."""
+        """Return the distance of clipped images (B, 3, H, W) in the codec's latents: they represent texture."""
         with own_rng(_SEED):
             encoded = self._translator.encode(one), self._translator.encode(other)
             return float(patch_distance(*encoded, projections=_PROJECTIONS))
@@ -238,7 +238,7 @@ def _ssim(made: Tensor, given: Tensor) -> float:
 
 
 def comparison(methods: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return a table of the methods as lines, and a line on whether the flow is better than all baselines."""
+    """Return lines with a table of methods and a verdict."""
     columns = ("quality", "swd", "swd_train", "ssm", "ssim", "style_accuracy")
     width = max(map(len, methods))
     lines = ["  ".join([" " * width, *columns])]

@@ -26,9 +26,9 @@ _TRIES = 8
 
 
 def read_picture(file: Path, short_side: int | None) -> Tensor:
-    """Return a picture as (3, H, W) uint8, its shorter side scaled to ``short_side`` pixels.
+    """Return a scaled picture, (3, H, W) uint8.
 
-    If ``short_side`` is ``None``, it keeps its size.
+    Its shorter side gets ``short_side`` pixels. If ``short_side`` is ``None``, the picture keeps its size.
 
     Raises:
         UnreadablePixels: the file is not a picture, is truncated, or would be scaled up more than
@@ -69,7 +69,7 @@ def read_pictures(files: Sequence[Path], short_side: int | None) -> list[Tensor]
 
 
 def random_crop(picture: Tensor, side: int) -> Tensor:
-    """Return a random square of a picture (3, H, W), mirrored half of the time.
+    """Return a random square of a picture (3, H, W), randomly mirrored.
 
     Squares without contrast are drawn again, a few times. The random numbers are from torch's global generator.
     """
@@ -84,13 +84,13 @@ def random_crop(picture: Tensor, side: int) -> Tensor:
 
 
 def random_crops(pictures: Sequence[Tensor], side: int, count: int) -> Tensor:
-    """Return random crops (count, 3, side, side) float32 in [0, 1], from each picture in turn."""
+    """Return random crops, each picture in turn: (count, 3, side, side) float32 in [0, 1]."""
     crops = [random_crop(pictures[index % len(pictures)], side) for index in range(count)]
     return torch.stack(crops).float() / 255
 
 
 class StyleCrops:
-    """A data set whose items are one random crop of every style, (styles, 3, side, side) float32 in [0, 1].
+    """A data set of random crops, one of every style: (styles, 3, side, side) float32 in [0, 1].
 
     Args:
         pictures: pictures of each style, (3, H, W) uint8, no side shorter than ``side``.
@@ -113,7 +113,7 @@ class StyleCrops:
 
 
 def padded(images: Tensor, multiple: int) -> Tensor:
-    """Return images (B, C, H, W) with H and W padded to a multiple by repeating the right and bottom edges."""
+    """Return images (B, C, H, W) padded to a multiple by repeated edges (right and bottom)."""
     height, width = images.shape[2:]
     return F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 

@@ -113,7 +113,7 @@ class Config(mltrain.Config):
 
 
 def build(config: Config) -> mltrain.Task:
-    """Read the pictures, fit the codec, and build network, optimizer and schedule.
+    """Read pictures, fit the codec, build network, optimizer and schedule.
 
     Raises:
         mltrain.errors.DataError: there are fewer than two styles, or pictures cannot be read; the error names all of them.
@@ -204,7 +204,7 @@ def make_translator(config: Config, known: KnownStyles, codec: Standardized) -> 
 
 
 def restored(config: Config, parts: Mapping[str, Any]) -> Translator:
-    """Return the translator in a checkpoint, without the pictures of its training."""
+    """Return a checkpoint's translator, without the pictures of its training."""
     codec = Standardized(make_codec(config, inner_weights(parts["codec"])))
     codec.load_state_dict(parts["codec"])
     known = KnownStyles(parts["styles"]["names"])

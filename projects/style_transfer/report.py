@@ -13,13 +13,13 @@ from projects.style_transfer.metrics import Judgement
 
 @dataclass(frozen=True)
 class Report:
-    """Scores held-out crops and translates the first held-out work of every style."""
+    """Scores held-out crops and translates a work of every style."""
 
     judgement: Judgement
     gallery: Gallery
 
     def __call__(self, folder: Path) -> dict[str, float]:
-        """Fill the folder and return the metrics, named as in training.
+        """Fill the folder and return metrics, named as in training.
 
         ::
 

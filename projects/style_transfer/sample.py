@@ -1,4 +1,4 @@
-"""Three sample styles without a download, from pictures that scikit-image and scikit-learn ship.
+"""Three sample styles from pictures of scikit-image and scikit-learn.
 
 ``photograph`` and ``ground`` (grey stone and grass from close by) are the pictures themselves; ``engraving`` is drawn
 from other pictures. A work is either in training or held out.
@@ -35,7 +35,7 @@ _NAME = "style-transfer-1"
 
 
 def sample_styles(cache: Path | None = None) -> tuple[Path, Path]:
-    """Return the training and the held-out folder, written on the first call; each holds one folder per style.
+    """Return training and held-out folder, written on the first call; each holds one folder per style.
 
     Args:
         cache: the folder to write them to. If ``None``, the user's cache folder.

@@ -37,12 +37,12 @@ class Energy:
     budget: float = math.inf
 
     def __call__(self, swd: Tensor, ssm: Tensor) -> Tensor:
-        """Return the energy of a translation with the style distance ``swd`` and the change of content ``ssm``."""
+        """Return the energy for distances of style (``swd``) and content (``ssm``)."""
         return self.style * swd + self.content * ssm + OVER_BUDGET * (ssm - self.budget).clamp(min=0)
 
 
 class TransferStep:
-    """Trains the velocity on batches of crops (B, styles, 3, H, W), one crop of every style per item.
+    """Trains the velocity on batches of crops (B, styles, 3, H, W).
 
     Args:
         net: the network that gives the velocity.
@@ -96,7 +96,7 @@ class TransferStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     def parts(self) -> dict[str, Stateful]:
-        """Return network, codec, optimizer, schedule, and the gradient scaler if it is enabled."""
+        """Return network, codec, optimizer, schedule, and any enabled gradient scaler."""
         parts: dict[str, Stateful] = {
             "model": self.net,
             "codec": self.codec,
@@ -129,7 +129,7 @@ class TransferStep:
         return energy, distances
 
     def _through_noise(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the gradients of flow matching and, after ``anchor_steps``, of the energy; return their sum and all terms."""
+        """Compute gradients of flow matching and, after ``anchor_steps``, the energy; return their sum and all terms."""
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             loss = matching_loss(self.net, latents.flatten(0, 1), styles.flatten())
         terms = {"flow": loss.detach()}
@@ -142,7 +142,7 @@ class TransferStep:
         return loss, terms
 
     def _translated(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Translate the crops of one random style into another, and return the energy and its distances."""
+        """Translate crops between two random styles; return energy and distances."""
         source, target = torch.randperm(latents.shape[1])[:2].tolist()
         given, wanted = latents[:, source], latents[:, target]
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
@@ -152,7 +152,7 @@ class TransferStep:
         return self.energy(swd, ssm), {"swd": swd.detach(), "ssm": ssm.detach()}
 
     def _add_gradient(self, energy: Tensor) -> Tensor:
-        """Add the gradient of the energy, clipped to ``clip``, to that of flow matching; return its norm before.
+        """Add the energy's gradient, clipped, to that of flow matching; return its norm before clipping.
 
         Through many steps of integration it is sometimes very large. If both were clipped together, nothing of flow
         matching would be left, and the velocity would no longer be that of a flow.

@@ -1,6 +1,8 @@
-"""Translation of a folder of pictures into another style, in Python or as a command::
+"""Translation of a folder of pictures into another style.
 
-python -m projects.style_transfer.translate --run RUN_ID --input pictures --to STYLE --output translated
+As a command::
+
+    python -m projects.style_transfer.translate --run RUN_ID --input pictures --to STYLE --output translated
 """
 
 import argparse
@@ -23,7 +25,7 @@ from projects.style_transfer.translator import Translator
 
 
 def load_translator(run_id: str, checkpoint: str = "best", device: str = "auto") -> Translator:
-    """Return the translator of a run, loaded from the tracking store.
+    """Return a run's translator, loaded from the tracking store.
 
     Args:
         run_id: id of the run.
@@ -48,7 +50,7 @@ def load_translator(run_id: str, checkpoint: str = "best", device: str = "auto")
 def translate(
     translator: Translator, pictures: Path, to: str, output: Path, *, source: str | None = None, own_size: bool = False
 ) -> list[Path]:
-    """Translate every picture of a folder and write it as a PNG with the same stem.
+    """Translate a folder's pictures to PNG files with their stems.
 
     Args:
         translator: see :func:`load_translator`.

@@ -1,4 +1,4 @@
-"""A trained flow with its codec and styles, for pictures of any size."""
+"""A trained flow and codec, for pictures of any size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ _GUESSES = 32
 
 
 class KnownStyles:
-    """The names of the styles, in the order of the network's embedding, and their maps; part of every checkpoint.
+    """The names and maps of the styles; part of every checkpoint.
 
     Args:
-        names: names of the styles.
+        names: names of the styles, in the order of the network's embedding.
         maps: maps between the latents of each style and the barycentre of all. If ``None``, the flow goes through noise.
 
     """
@@ -37,7 +37,7 @@ class KnownStyles:
         return {"names": list(self.names)} | ({} if self.maps is None else {"maps": self.maps.state_dict()})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load the maps, or their absence, from a state with the same names.
+        """Load maps (or their absence) from a state with the same names.
 
         Raises:
             ValueError: the names differ, so the network would confuse the styles.
@@ -114,7 +114,7 @@ class Translator:
 
     @torch.no_grad()
     def round_trip(self, images: Tensor, source: int, target: int) -> float:
-        """Return the relative error, in latents, of a translation to another style and back."""
+        """Return the latents' relative error after translating there and back."""
         self.net.eval()
         route = self.known.route(self.flow)
         return route.round_trip(self.encode(images), self._all(images, source), self._all(images, target))
@@ -137,7 +137,7 @@ class Translator:
         return losses.index(min(losses))
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the latents of images (B, 3, H, W), padded to the multiple that the network needs."""
+        """Return latents of images (B, 3, H, W), padded for the network."""
         return self.codec.encode(padded(images.to(self.device), self.codec.factor * GRID))
 
     def lost_brightness(self, images: Tensor, latents: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Translator:
 
 
 class EveryStyle(nn.Module):
-    """Translates images (N, 3, H, W) in [0, 1] into each of the S styles: (N, S, 3, H, W).
+    """Translates images (N, 3, H, W) in [0, 1] into all S styles: (N, S, 3, H, W).
 
     It assumes the most likely style of each image, and needs :class:`StyleMaps`.
     """

@@ -26,10 +26,10 @@ def gaussian_map(source: Tensor, target: Tensor) -> Tensor:
 
 
 def barycentre(covariances: Tensor) -> Tensor:
-    """Return the covariance (D, D) with the smallest mean squared Wasserstein distance to several (N, D, D).
+    """Return the Wasserstein barycentre (D, D) of covariances (N, D, D).
 
-    It is the fixed point of Álvarez-Esteban et al. (2016), reached to machine precision if no covariance has small
-    eigenvalues.
+    It minimises the mean squared Wasserstein distance to them: the fixed point of Álvarez-Esteban et al. (2016), reached to
+    machine precision if no covariance has small eigenvalues.
     """
     centre = covariances.mean(0)
     for _ in range(_ITERATIONS):
@@ -53,7 +53,7 @@ def points(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StyleMaps:
-    """An affine map for each of S styles between its latents and the barycentre of all styles.
+    """Affine maps between S styles' latents and their barycentre.
 
     The map from one style over the barycentre to another is the optimal map between Gaussian latents for two styles, and
     near to it for more (Lu et al., ICCV 2019, transport features of pictures likewise). Each style needs one matrix,
@@ -87,23 +87,23 @@ class StyleMaps:
         return cls(means.float(), maps.float(), means.mean(0).float(), covariance.float())
 
     def to_barycentre(self, latents: Tensor, style: Tensor) -> Tensor:
-        """Return latents (B, C, H, W) of the styles (B,) as they would be at the barycentre."""
+        """Map latents (B, C, H, W) of styles (B,) to the barycentre."""
         maps, means, centre = (one.to(latents.device) for one in (self.maps, self.means, self.centre))
         centred = latents - means[style][:, :, None, None]
         return torch.einsum("bchw,bcd->bdhw", centred, maps[style]) + centre[:, None, None]
 
     def from_barycentre(self, latents: Tensor, style: Tensor) -> Tensor:
-        """Return latents (B, C, H, W) of the barycentre as they would be in the styles (B,)."""
+        """Map latents (B, C, H, W) at the barycentre to styles (B,)."""
         maps, means, centre = (one.to(latents.device) for one in (self.maps, self.means, self.centre))
         centred = latents - centre[:, None, None]
         return torch.einsum("bchw,bcd->bdhw", centred, torch.linalg.inv(maps)[style]) + means[style][:, :, None, None]
 
     def likeliest(self, latents: Tensor) -> int:
-        """Return the index of the style whose Gaussian gives latents (C, H, W) the largest likelihood."""
+        """Return the most likely style's index for latents (C, H, W)."""
         return int(self.scores(latents[None])[0].argmax())
 
     def scores(self, latents: Tensor) -> Tensor:
-        """Return the log-likelihood (B, styles) of latents (B, C, H, W) under each style's Gaussian, up to a constant."""
+        """Return log-likelihoods (B, styles) of latents (B, C, H, W) under each style's Gaussian (up to a constant)."""
         inverse = torch.linalg.inv(self.covariance).to(latents.device)
         distances = []
         for style in range(len(self.means)):

@@ -1,4 +1,4 @@
-"""A pretrained variational autoencoder as the codec, read from a folder that diffusers wrote."""
+"""A pretrained variational autoencoder in diffusers' format, as a codec."""
 
 import hashlib
 from pathlib import Path
@@ -49,7 +49,7 @@ class VaeCodec(nn.Module):
         self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
 
     def encode(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) in [0, 1] to the modes of their latents (B, channels, H / factor, W / factor)."""
+        """Map images (B, 3, H, W) in [0, 1] to latent modes (B, channels, H / factor, W / factor)."""
         latents: Tensor = self._model(images.device).encode(2 * images - 1).latent_dist.mode()
         return latents
 

@@ -16,7 +16,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class VelocityNet(nn.Module):
-    """Maps latents, time and style to the velocity of the latents.
+    """Maps latents, time and style to the latents' velocity.
 
     It consists of convolutions, so latents may have any size in multiples of :data:`GRID`.
 
@@ -87,7 +87,7 @@ class _Block(nn.Module):
 
 
 def _waves(time: Tensor) -> Tensor:
-    """Return sines and cosines (B, 32) of times in [0, 1], from half a wave to 32 waves."""
+    """Return sines and cosines (B, 32) of times in [0, 1]; frequencies from half a wave to 32 waves."""
     frequencies = math.pi * torch.logspace(0, 6, _WAVES, base=2, device=time.device)
     angles = time.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -98,7 +98,7 @@ def _doubled(features: Tensor) -> Tensor:
 
 
 def _zeroed(layer: Layer) -> Layer:
-    """Return the layer with zero weights, so that a block begins as its shortcut (Zhang et al., Fixup, ICLR 2019)."""
+    """Return the layer with zero weights: a block begins as its shortcut (Zhang et al., Fixup, ICLR 2019)."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
