@@ -76,6 +76,19 @@ def position(schedule: Any) -> int:
     return max(0, *(int(number) for number in found), 0)
 
 
+def kind_of(schedule: Any) -> str:
+    """Return the class of a schedule, with those of its members."""
+    members = ", ".join(map(kind_of, getattr(schedule, "_schedulers", ())))
+    return type(schedule).__name__ + (f"({members})" if members else "")
+
+
+def steps_in(state: Any) -> int | None:
+    """Return the steps that a schedule's state counts, if it counts any."""
+    own = state.get("last_epoch")
+    found = [own] if own is not None else [steps_in(inner) for inner in state.get("_schedulers", ())]
+    return max((int(steps) for steps in found if steps is not None), default=None)
+
+
 def counts_steps(schedule: Any) -> bool:
     """Return whether a schedule's rate depends on steps alone."""
     if any(isinstance(one, ReduceLROnPlateau) for one in _all(schedule)):

@@ -17,6 +17,7 @@ from mltrain.schedules import (
     counts_steps,
     functions_of,
     is_schedule,
+    kind_of,
     same_optimizer,
     settings_of,
 )
@@ -109,6 +110,7 @@ class Built:
         fresh: the states of the schedules as built.
         groups: the settings of each optimizer's groups, by the optimizer's ``id``.
         now: the plain values of each part.
+        kinds: the classes of the optimizers and schedules, by name.
         record: the same as JSON, for checkpoints. It depends on nothing else, so equal trainings have equal checkpoints.
     """
 
@@ -124,7 +126,9 @@ class Built:
             ]
         }
         self.now = json.loads(json.dumps({name: self._described(name) for name in parts}))
-        self.record = json.dumps({"parts": self.now})
+        self.kinds = {name: type(part).__name__ for name, part in parts.items() if is_optimizer(part)}
+        self.kinds |= {name: kind_of(part) for name, part in self.schedules.items()}
+        self.record = json.dumps({"parts": self.now, "kinds": self.kinds})
 
     def _described(self, name: str) -> Any:
         """Return the plain values of a part as built."""

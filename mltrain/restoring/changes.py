@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from mltrain.errors import StateMismatch
@@ -27,6 +28,7 @@ from mltrain.schedules import (
     same_optimizer,
     set_setting,
     settings_of,
+    steps_in,
 )
 
 log = logging.getLogger(__name__)
@@ -51,19 +53,48 @@ class Changes:
     def __init__(self, built: Built, saved: Mapping[str, Any], config: Mapping[str, tuple[str, str]]) -> None:
         progress = saved.get("progress")
         text = progress.get("built") if isinstance(progress, Mapping) else None
-        then: Mapping[str, Any] | None = json.loads(text)["parts"] if isinstance(text, str) else None
+        record = json.loads(text) if isinstance(text, str) else {}
+        then: Mapping[str, Any] | None = record.get("parts")
         self._built = built
         self._then = then
         self._saved = saved
         self.config = config
         self._found: list[tuple[str, Any]] = []
         self.parts = dict(saved)
+        self._steps: dict[str, int] = {}  # those of a schedule that replaces one of another kind
+        for name, kind in record.get("kinds", {}).items():
+            if name in saved and kind != built.kinds.get(name, kind):
+                self._replace(name, kind)
         if then is None or not config:
             return
         for name, part in built.parts.items():
             if name in saved and not (is_optimizer(part) or is_schedule(part)):
                 for path, before, now in differences(then.get(name, {}), built.now[name]):
                     self._change_other(name, path, before, now)
+
+    def _replace(self, name: str, before: str) -> None:
+        """Begin a schedule of another kind at the checkpoint's step; refuse another optimizer."""
+        part: Any = self._built.parts[name]
+        if is_optimizer(part):
+            kind, known = type(part), getattr(torch.optim, before, type(part))
+            if kind.__module__.startswith("torch.optim.") and not (issubclass(kind, known) or issubclass(known, kind)):
+                raise StateMismatch(f"the optimizer {name!r}: it was a {before} and is a {kind.__name__}")
+            return
+        steps = steps_in(self._saved[name])
+        if steps is None or "ReduceLROnPlateau" in before or not counts_steps(part):
+            raise StateMismatch(
+                f"the schedule {name!r}: it was a {before} and is a {self._built.kinds[name]}, "
+                "and only one of them counts steps"
+            )
+        self._steps[name] = steps
+        self.parts[name] = copy.deepcopy(self._built.fresh[name])
+        log.warning(
+            "The learning rate schedule %r was a %s and is a %s. It continues at step %d of the new plan.",
+            name,
+            before,
+            self._built.kinds[name],
+            steps,
+        )
 
     def _change_other(self, name: str, path: tuple[Any, ...], before: Any, now: Any) -> None:
         spelled = ".".join([name, *map(str, path)])
@@ -104,16 +135,21 @@ class Changes:
             found = list(self._setting_changes(name, sources))
             mine = [key for key in plans if same_optimizer(self._built.schedules[key].optimizer, optimizer)]  # type: ignore[attr-defined]
             again = [key for key in mine if counts_steps(self._built.schedules[key])]
-            if again and (any(plans[key] for key in again) or any(key in RATES for _, key, _, _ in found)):
+            if again and (
+                any(plans[key] or key in self._steps for key in again) or any(key in RATES for _, key, _, _ in found)
+            ):
                 restored = settings_of(optimizer)
                 self._replay(again, optimizer)
                 replayed |= set(again)
                 fresh = self._built.groups[id(optimizer)]
-                for group, was, first in zip(optimizer.param_groups, restored, fresh, strict=True):
+                driven: set[tuple[int, str]] = set()
+                for number, (group, was, first) in enumerate(zip(optimizer.param_groups, restored, fresh, strict=True)):
                     for key in was.keys() - RATES:
                         if equal(plain(group.get(key)), plain(first.get(key))):
-                            group[key] = was[key]  # no schedule sets it
-                found = [change for change in found if change[1] not in RATES]
+                            group[key] = was[key]
+                        else:
+                            driven.add((number, key))
+                found = [change for change in found if change[1] not in RATES and change[:2] not in driven]
             for number, key, before, now in found:
                 set_setting(optimizer.param_groups[number], key, self._built.groups[id(optimizer)][number][key])
                 self._note(f"{key} of group {number} of {name}", before, now)
@@ -146,6 +182,8 @@ class Changes:
         return (part for part in self._built.schedules.values() if counts_steps(part))
 
     def _plan_changes(self, name: str, sources: Mapping[str, list[int]]) -> list[tuple[tuple[Any, ...], Any, Any]]:
+        if name in self._steps:
+            return []
         now = self._built.now[name]
         then = self._then.get(name, {}) if self._then is not None else plan_of(plain(self._saved[name]))
         schedule: Any = self._built.schedules[name]
@@ -159,9 +197,11 @@ class Changes:
         for group, fresh in zip(optimizer.param_groups, self._built.groups[id(optimizer)], strict=True):
             for key, value in fresh.items():
                 set_setting(group, key, value)
+            for key in RATES - fresh.keys():
+                group.pop(key, None)  # of a schedule of another kind
         for name in names:
             schedule: Any = self._built.schedules[name]
-            steps = position(schedule)
+            steps = self._steps.get(name, position(schedule))
             schedule.load_state_dict(copy.deepcopy(self._built.fresh[name]))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of a schedule's step before the optimizer's

@@ -13,6 +13,8 @@ from torch.optim import lr_scheduler as schedules
 
 import mltrain
 from mltrain.errors import StateMismatch
+from mltrain.restoring.built import Built
+from mltrain.restoring.changes import Changes
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from tests.support.changed import MADE, STEPS, THEN, Config, Make, close, settings, trained
 from tests.support.equality import identical
@@ -81,6 +83,52 @@ def test_a_plan_that_is_shorter_than_what_is_done_is_refused() -> None:
     _, parts, _ = trained(Config(), MADE["one cycle"], THEN)
     with pytest.raises(StateMismatch, match="its new plan ends earlier"):
         trained(Config(horizon=4), MADE["one cycle"], STEPS, parts)
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if name != "none"])
+@pytest.mark.parametrize("before", ["step", "one cycle", "sequential", "chained", "lambda"])
+def test_a_schedule_of_another_kind_has_the_rates_of_a_training_that_had_it_from_the_start(
+    name: str, before: str
+) -> None:
+    _, parts, _ = trained(Config(), MADE[before], THEN)
+    expected, last, _ = trained(Config(), MADE[name], STEPS)
+    got, resumed, _ = trained(Config(), MADE[name], STEPS, parts)
+    assert close(got, expected[THEN:])
+    assert resumed["scheduler"].keys() == last["scheduler"].keys()
+
+
+def test_a_member_of_another_kind_is_a_schedule_of_another_kind(caplog: pytest.LogCaptureFixture) -> None:
+    def decaying(optimizer: Optimizer, config: Config) -> Any:
+        warmup = schedules.LinearLR(optimizer, 0.1, 1.0, config.warmup_steps)
+        return schedules.SequentialLR(optimizer, [warmup, schedules.ExponentialLR(optimizer, 0.8)], [3])
+
+    _, parts, _ = trained(Config(), MADE["sequential"], THEN)
+    got, _, _ = trained(Config(), decaying, STEPS, parts)
+    assert close(got, trained(Config(), decaying, STEPS)[0][THEN:])
+    assert "was a SequentialLR(LinearLR, CosineAnnealingLR)" in caplog.text
+    assert f"continues at step {THEN} of the new plan" in caplog.text
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_schedule_cannot_follow_one_that_counts_something_else(back: bool) -> None:
+    optimizer = SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+    pair = [schedules.StepLR(optimizer, 4), schedules.ReduceLROnPlateau(optimizer)]
+    one, other = reversed(pair) if back else pair
+    before = Built({"optimizer": optimizer, "scheduler": one})
+    saved = {"scheduler": one.state_dict(), "progress": {"built": before.record}}
+    with pytest.raises(StateMismatch, match="only one of them counts steps"):
+        Changes(Built({"optimizer": optimizer, "scheduler": other}), saved, {})
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adamax, torch.optim.RAdam])
+def test_an_optimizer_of_another_kind_is_refused_although_its_settings_have_the_same_names(
+    kind: Any,
+) -> None:
+    weights = [nn.Parameter(torch.ones(2))]
+    saved = {"optimizer": {}, "progress": {"built": Built({"optimizer": torch.optim.Adam(weights)}).record}}
+    with pytest.raises(StateMismatch, match=f"it was a Adam and is a {kind.__name__}"):
+        Changes(Built({"optimizer": kind(weights)}), saved, {})
+    Changes(Built({"optimizer": AdamW(weights)}), saved, {})  # the same state
 
 
 def plateau(mode: Any = "min", patience: int = 3) -> Make:
