@@ -37,7 +37,7 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
 
 
 class StopRequest:
-    """Handles stop signals during a ``with`` block and records the request.
+    """Handles and records stop signals during a ``with`` block.
 
     Outside the main thread, as in some notebooks, it installs no handlers. A signal that was ignored when the process
     began (``nohup``) stays ignored.
@@ -107,7 +107,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def finish_steps(self) -> None:
-        """Let the current step finish at a request, from now on."""
+        """Let the current step finish at later requests."""
         self._in_steps = True
 
     def expect_no_steps(self) -> None:
@@ -232,7 +232,7 @@ class _Children:
 
 
 class _Child:
-    """Main function of a child process that starts with blocked signals."""
+    """Main function of a child that starts with blocked signals."""
 
     def __init__(self, target: Callable[..., Any] | None, numbers: Sequence[signal.Signals], is_loader: bool) -> None:
         self._target = target

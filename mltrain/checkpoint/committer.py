@@ -78,7 +78,7 @@ class Committer:
         run.when_known(self._run_created)
 
     def when_committed(self, listener: Committed) -> None:
-        """Add a function to call in the background after each commit."""
+        """Call a function in the background after each commit."""
         self._listeners.append(listener)
 
     def commit(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> None:
@@ -223,7 +223,7 @@ class Committer:
         self._announce_best(committed)
 
     def _run_created(self) -> None:
-        """Upload checkpoints staged before the run existed, with its new id."""
+        """Upload checkpoints staged before the run had its final id."""
         if self._store.run_id != self._run.id:
             self._store.adopt(self._run.id)
             self.retry()

@@ -259,7 +259,7 @@ class ExpectedMetrics:
 
 
 def _refuse_going_back(count: Count, before: Manifest, *, least: int = 0, unread: bool = False) -> None:
-    """Raise an error unless a counter exceeds the checkpoint's by ``least``."""
+    """Refuse a counter below the checkpoint's plus ``least``."""
     if count.key is None:
         return
     word, number = count.key

@@ -49,7 +49,7 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Return the key under which tensors at one address are the same."""
+    """Return the key of equal tensors at one address."""
     return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
 
 
@@ -210,7 +210,7 @@ class TensorReader:
         self._storages: dict[str, torch.UntypedStorage] = {}
 
     def tensor(self, tree: Mapping[str, Any]) -> Tensor:
-        """Return the tensor behind a reference, the same one each time."""
+        """Return a reference's tensor, the same one each time."""
         name = tree["name"]
         if name in self._done:
             return self._done[name]

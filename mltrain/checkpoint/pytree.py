@@ -258,7 +258,7 @@ def _base64(content: bytes) -> str:
 
 
 def _ordered(values: Any) -> list[Any]:
-    """Sort a set reproducibly, so that equal states have equal bytes."""
+    """Sort a set, so that equal states have equal bytes."""
     return sorted(values, key=lambda value: (type(value).__name__, repr(value)))
 
 

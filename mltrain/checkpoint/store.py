@@ -98,15 +98,20 @@ class CheckpointStore:
         return f"The log names the damage of each. Try: remove or replace these files in {self._folder}."
 
     def watch(self, arrived: Arrived) -> None:
-        """Call a function with each piece of a file that is read from now on, perhaps in several threads."""
+        """Report each piece of a file read from now on.
+
+        The function may be called in several threads.
+        """
         self._files.arrived = arrived
 
     def adopt(self, run_id: str) -> None:
-        """Continue under the run's final id instead of the provisional one."""
+        """Replace the run's provisional id by its final one."""
         self._formerly, self.run_id = self.run_id, run_id
 
     def discard_staged(self, identity: CheckpointId) -> None:
-        """Remove a remote store's staged copy of a checkpoint, manifest first.
+        """Remove a checkpoint's staged copy, its manifest first.
+
+        A local store has none.
 
         Raises:
             StorageError: the disk refuses.
@@ -137,7 +142,7 @@ class CheckpointStore:
         self._known[manifest.id] = _Read(len(content), hashlib.sha256(content).digest(), manifest)
 
     def named(self, staged: Manifest) -> Manifest:
-        """Return a staged manifest with the run's current id, on disk too."""
+        """Give a staged manifest the run's id, on disk too."""
         return assign_run_id(self.local_folder(staged.id), self.run_id) if staged.run_id == self._formerly else staged
 
     def names(self) -> list[CheckpointId]:

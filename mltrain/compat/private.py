@@ -100,7 +100,7 @@ def _located(answer: Mapping[str, Any]) -> list[tuple[str, tuple[int, float]]]:
 
 
 def log_points(client: Any, run_id: str, points: Iterable[tuple[str, float, int, int]]) -> None:
-    """Log metric points in one request, ten times cheaper than MLflow's entities.
+    """Log points ten times cheaper than through MLflow's entities.
 
     Args:
         client: a ``RestClient``, or an ``MlflowClient`` of a server.

@@ -60,7 +60,7 @@ def unwatched(count: int) -> None:
 
 
 class CountedOnce:
-    """Passes on the bytes of a file once, though it may be read again.
+    """Counts a file's bytes once, though they are read again.
 
     Args:
         received: called with the bytes that no earlier try has brought.

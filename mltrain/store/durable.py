@@ -126,9 +126,9 @@ def replace_file(target: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Callable[[bytes | bytearray], None]]:
-    """Yield a function that writes a new file, which replaces ``target`` after the block.
+    """Yield a function that writes the next content of ``target``.
 
-    The name always refers to a complete content. The block's own errors are raised unchanged.
+    The file is replaced after the block; its name always refers to a complete content. Errors of the block are raised.
 
     Raises:
         StorageError: the disk is full or fails.

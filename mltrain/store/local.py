@@ -36,7 +36,7 @@ def open_safely(path: str, flags: int) -> int:
 
 
 def read_hashed(file: Any, size: int, received: Received = unwatched) -> Hashed | None:
-    """Return the next ``size`` bytes of a binary file, or ``None`` if it ends before."""
+    """Return the next ``size`` bytes, ``None`` if fewer are left."""
     content, digest, done = Hashed(size), hashlib.sha256(), 0
     whole = memoryview(content)
     while read := file.readinto(whole[done : done + _PIECE]):

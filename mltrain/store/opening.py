@@ -112,7 +112,7 @@ def open_artifacts(artifact_uri: str, tracking_uri: str) -> Artifacts:
 
 
 def refuse_forbidden_uri(artifact_uri: str, tracking_uri: str) -> None:
-    """Raise an error for a URI the server may not name.
+    """Refuse a URI that a tracking server may not name.
 
     Raises:
         UnusableArtifacts: the server is on another machine, and the URI is a folder of this machine, another host, or of

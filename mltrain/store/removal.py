@@ -49,7 +49,7 @@ def discard_temporary(file: Path) -> None:
 
 
 def mark_in_use(file: BinaryIO) -> None:
-    """Protect a temporary file from :func:`discard_abandoned` until it is closed or this process ends."""
+    """Protect an open temporary file from :func:`discard_abandoned`."""
     if sys.platform != "win32":
         with suppress(OSError):  # a filesystem without locks, where nothing is removed
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

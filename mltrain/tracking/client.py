@@ -75,7 +75,7 @@ class TrackingClient(Connection):
         return run
 
     def runs(self, run_ids: Sequence[str]) -> "list[Run]":
-        """Return undeleted runs in the order of their ids, in parallel requests.
+        """Return undeleted runs in the order of their ids.
 
         Raises:
             RunNotFound: A run is missing; see :meth:`run`.
@@ -124,7 +124,7 @@ class TrackingClient(Connection):
                 requested.extend(readers.submit(page, token) for token in tokens)
 
     def create_run(self, experiment_id: str, start_time: int, tags: Mapping[str, str], name: str) -> "Run":
-        """Create a run in one try, because a retry could duplicate it."""
+        """Create a run in one try; a retry could duplicate it."""
         run: Run = self.tried(self.client.create_run, experiment_id, start_time, tags, name)
         return run
 

@@ -76,7 +76,7 @@ class Connection:
                 return
 
     def retried(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Call a method of the client, with retries after transient failures.
+        """Call a client's method, with retries after transient failures.
 
         Raises:
             RunNotFound, Refusal: as for :meth:`tried`.
@@ -202,7 +202,10 @@ _REMEDIES = {
 
 
 def _silent(error: BaseException) -> str | None:
-    """Return why no answer came, in the system's words if they can be found; ``None`` if one came."""
+    """Return why no answer came, or ``None`` if one came.
+
+    The reason is in the system's words if they can be found.
+    """
     _, silent, cause = str(error).partition("failed with exception ")
     if not silent:
         return None

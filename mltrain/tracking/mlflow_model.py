@@ -218,7 +218,9 @@ def _known(server: TrackingClient, source: Source, name: str) -> str | None:
 
 
 def log_metrics(server: TrackingClient, source: Source, model_id: str) -> None:
-    """Log the checkpoint's metrics to a LoggedModel, which becomes an output of the run.
+    """Log a checkpoint's metrics to a LoggedModel.
+
+    The model becomes an output of the run.
 
     Raises:
         TrackingError: the server refuses.
