@@ -177,7 +177,7 @@ def test_no_module_is_a_drawer_for_everything() -> None:
 
 
 def test_the_declaration_of_the_package_can_be_built_without_the_other_files() -> None:
-    """``mlflow run --env-manager uv`` copies pyproject.toml alone into the folder of its environment, and builds there."""
+    """``mlflow run --env-manager uv`` copies and builds pyproject.toml alone."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "readme" not in declared["project"] and "dynamic" not in declared["project"]
     assert declared["tool"]["uv"]["default-groups"] == ["projects"]

@@ -1,4 +1,4 @@
-"""The order of batches, and the numbers it is drawn from."""
+"""The order of batches and the random numbers behind it."""
 
 import pytest
 from hypothesis import given, settings

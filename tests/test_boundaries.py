@@ -1,4 +1,4 @@
-"""Which modules touch the disk, foreign bytes, code and the names of tags."""
+"""Few modules touch disk, foreign bytes, code or tag names."""
 
 import ast
 import re

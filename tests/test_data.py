@@ -50,7 +50,7 @@ def test_weights_draw_items_in_proportion() -> None:
 
 
 def test_orders_are_those_of_earlier_releases() -> None:
-    """A run that an earlier release left in the middle of an epoch has to go on with the same items."""
+    """An earlier release's interrupted epoch continues with the same items."""
     weighted = loader(12, 4, weights=[float(number % 4) for number in range(12)])
     assert order(epoch_of(loader())) == [3, 5, 6, 2, 7, 4, 1, 9, 0, 8]
     assert order(epoch_of(weighted)) == [1, 10, 5, 6, 5, 7, 6, 7, 6, 10, 6, 11]
@@ -112,7 +112,7 @@ def test_a_loop_that_was_left_goes_on_where_it_was() -> None:
 
 
 class Counting:
-    """Items that each hold how many were fetched up to it."""
+    """Items that hold the number of fetches so far."""
 
     def __init__(self, size: int) -> None:
         self.size = size

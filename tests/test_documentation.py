@@ -174,7 +174,7 @@ def test_the_other_blocks_of_the_page_on_loops(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("block", PYTHON)
 def test_every_python_block_takes_names_that_exist(block: str) -> None:
-    """What a block imports is there, and so is every name of ``mltrain`` that it uses."""
+    """Imports and names of ``mltrain`` in all blocks exist."""
     tree = ast.parse(block)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):

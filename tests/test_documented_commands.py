@@ -1,4 +1,4 @@
-"""Types every command in README and docs, page by page, in a checkout with an empty store."""
+"""Types every documented command, starting with an empty store."""
 
 import inspect
 import re
@@ -16,7 +16,7 @@ from tests.support.walks import NOT_TYPED, PAGES, SMALL, WALKS
 
 @pytest.fixture(scope="module")
 def warm() -> Iterator[ForkServer]:
-    """Import the packages of the systems once, not in each command."""
+    """Import the packages of the systems once for all commands."""
     server = ForkServer(
         *("monai.inferers", "monai.losses", "monai.networks.nets", "nibabel", "pandas", "skops.io", "torchdiffeq"),
         *("scipy.signal", "skimage.metrics", "skimage.registration", "sklearn.ensemble", "sklearn.linear_model"),
@@ -64,7 +64,7 @@ def test_what_is_not_typed_is_on_a_page_and_every_other_page_has_a_walk() -> Non
 
 
 def test_what_pages_show_is_compared() -> None:
-    """A walk compares every block of text with real output or files; drawings are left out."""
+    """A walk checks every text block; drawings are left out."""
     with_text = {page.stem for page in DOCS.glob("*.md") if blocks(page, "text")}
     compared = {name for name in WALKS if f'PAGES["{name}"], "text"' in inspect.getsource(walks)}
     assert with_text == compared | {"architecture", "loops"}  # drawings; test_documentation.py

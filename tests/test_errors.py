@@ -1,4 +1,4 @@
-"""Every error has the exit code that its kind promises, and is caught as the built-in error it also is."""
+"""Errors have promised exit codes and built-in base classes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Checkpoints of every release so far are read by this one. See ``tests/golden``."""
+"""This release reads the checkpoints of every earlier one. See ``tests/golden``."""
 
 import hashlib
 import json

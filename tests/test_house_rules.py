@@ -1,4 +1,4 @@
-"""Rules for the tests and for the sizes of the house."""
+"""Rules for tests, and limits of the sizes of files."""
 
 import ast
 import re
@@ -98,7 +98,7 @@ def test_every_constructor_over_eight_arguments_is_named_with_its_reason() -> No
 
 
 def patched_constants(source: str) -> list[str]:
-    """Return the constants of mltrain and of the projects that a test replaces, itself or in a script that it starts."""
+    """Return the constants that a test replaces. They are mltrain's or a project's; a script that a test starts counts."""
     tree, found = ast.parse(source), []
     names = {"mltrain": "mltrain", "projects": "projects"}
     for node in ast.walk(tree):

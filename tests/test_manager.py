@@ -1,4 +1,4 @@
-"""The public face of checkpoints, in a loop written by hand."""
+"""The public face of checkpoints, in a handwritten loop."""
 
 import logging
 import re

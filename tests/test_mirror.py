@@ -1,4 +1,4 @@
-"""Every module of mltrain has its test file at the same place in tests/, or is listed here with the reason."""
+"""Every module has a mirroring test file or a reason."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ ELSEWHERE = {
 
 
 def modules() -> dict[str, str]:
-    """Return each module with the test file that would mirror it."""
+    """Return each module with its mirroring test file."""
     found = [file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py") if not file.stem.startswith("__")]
     return {path.as_posix(): (path.parent / f"test_{path.name}").as_posix() for path in found}
 

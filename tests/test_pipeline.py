@@ -1,4 +1,4 @@
-"""What a pipeline declares, in what order its stages run, and what configuration each has; nothing is done."""
+"""Declarations of a pipeline: order and configurations of its stages."""
 
 from collections.abc import Mapping
 from dataclasses import replace

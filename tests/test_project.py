@@ -24,7 +24,7 @@ PIPELINE = mltrain.Pipeline("pipe", [mltrain.Stage("first", mltrain.Config, buil
 
 @pytest.fixture
 def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Exists as soon as any of the files below was executed. The working directory is ``checkout/work``."""
+    """Exists once a file below was executed. The working directory is ``checkout/work``."""
     outside, checkout = tmp_path / "outside", tmp_path / "checkout"
     work = checkout / "work"
     for folder in (outside / "folder", work / "inner", work / "mlruns" / "0" / "artifacts"):

@@ -32,7 +32,9 @@ def texts(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def named(node: ast.AST) -> Iterator[str]:
-    """Yield the names that a node defines or uses, as words: those of functions, classes, arguments, variables, attributes."""
+    """Yield the names that a node defines or uses. Names of functions, classes, arguments, variables and attributes, as
+    words.
+    """
     for field in ("name", "id", "arg", "attr"):
         name = getattr(node, field, None)
         if isinstance(name, str):

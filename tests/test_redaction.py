@@ -64,7 +64,7 @@ def planted() -> dict[str, str]:
 
 
 def found_in(folder: Path, values: dict[str, str], *texts: str) -> set[str]:
-    """The names of the secrets that some file below a folder, or a text, holds."""
+    """Return the names of the secrets in files or texts."""
     contents = [file.read_bytes() for file in folder.rglob("*") if file.is_file() and ".git" not in file.parts]
     contents += [text.encode() for text in texts]
     return {name for name, value in values.items() for content in contents if value.encode() in content}

@@ -1,4 +1,4 @@
-"""What is shown in a terminal has no control characters, and an error has one line."""
+"""Terminals get no control characters, and errors one line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Generators are set aside and brought back exactly, whatever was drawn inside and outside."""
+"""Generators are set aside and restored exactly. Whatever was drawn inside and outside."""
 
 import random
 
@@ -34,7 +34,7 @@ def draw(kinds: list[str]) -> list[float]:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(DRAWS, DRAWS), min_size=1, max_size=6))
 def test_what_is_drawn_inside_is_not_seen_outside(rounds: list[tuple[list[str], list[str]]]) -> None:
-    """Odd numbers of normal deviates leave a half waiting, in NumPy's legacy generator and in Python's."""
+    """An odd number of normal deviates leaves half a pair. NumPy's legacy generator and Python's keep it."""
     seed_everything(3)
     expected = [draw(outside) for outside, _ in rounds]
     last = Rng().state_dict()

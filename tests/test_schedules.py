@@ -1,4 +1,4 @@
-"""What a learning rate schedule is, where it is, and what of it never changes."""
+"""Schedules are recognized, located, and planned from their settings."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@ ALL = [name for name in STOPPING if hasattr(signal, name)]
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Check that every test leaves the handlers as it found them."""
+    """Check that every test restores the handlers."""
     before = {name: signal.getsignal(getattr(signal, name)) for name in ALL}
     yield
     assert {name: signal.getsignal(getattr(signal, name)) for name in ALL} == before

@@ -177,7 +177,7 @@ def test_a_batch_moves_with_all_that_it_holds() -> None:
 
 
 def at_zero(net: nn.Module, **options: Any) -> Supervised:
-    """A step whose loss is finite while its gradient is NaN: the root of exactly zero has none."""
+    """A finite loss with a NaN gradient: the root of zero."""
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target) + ((output - output) ** 2).sqrt().mean()

@@ -1,4 +1,4 @@
-"""What somebody else adds without touching this repository, and in how many files: see CONTRIBUTING."""
+"""Extensions from other packages need few files: see CONTRIBUTING."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ class OddEpochs(mltrain.Policy):
 
 
 class Stranger:
-    """Somebody with a package of their own beside an installed mltrain."""
+    """A user's own package beside an installed mltrain."""
 
     def __init__(self, workplace: Workplace) -> None:
         self.workplace = workplace
@@ -62,7 +62,7 @@ class Stranger:
         return self.package / name
 
     def declare(self, group: str, name: str, value: str) -> None:
-        """Write a pyproject.toml with an entry point, and what an installation makes of it."""
+        """Write a pyproject.toml with an entry point, and install it."""
         text = f'[project]\nname = "theirs"\nversion = "1"\n\n[project.entry-points."{group}"]\n{name} = "{value}"\n'
         found = tomllib.loads(self.write("pyproject.toml", text).read_text())["project"]
         info = self.package / "theirs-1.dist-info"

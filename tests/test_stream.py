@@ -41,7 +41,7 @@ class Stream:
 def test_a_stream_interrupted_anywhere_goes_on_with_the_rest(
     size: int, batch_size: int, stop: int, drop_last: bool
 ) -> None:
-    """Epochs are told apart, so that one which ends is not joined with the next."""
+    """The ends of epochs are marked in the expected batches."""
     batch_size = min(batch_size, size)
 
     def fresh(seed: int = 5) -> StreamLoader:

@@ -1,4 +1,4 @@
-"""A project's file is found by the name of its module in processes that did not load it."""
+"""Fresh processes find a project's file by its module name."""
 
 import multiprocessing
 import pickle

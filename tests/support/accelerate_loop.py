@@ -1,4 +1,4 @@
-"""A small loop on accelerate, in this process or as a command that is killed."""
+"""A small accelerate loop, in-process or as a killed command."""
 
 import argparse
 import os
@@ -80,7 +80,7 @@ def train(
     *,
     waiting: bool = True,
 ) -> str:
-    """Train ten batches an epoch, saving after every third and after each epoch; return the run's id.
+    """Train ten batches an epoch; return the run's id. It saves after every third batch and after each epoch.
 
     ``after`` is called with every step, when all that was saved before it is kept if it is ``waiting`` for that.
     """

@@ -1,4 +1,4 @@
-"""A committer of a folder, and a store whose uploads can be held up."""
+"""A folder's committer, and a store that delays uploads."""
 
 import threading
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.support.runs import RUN_ID, FolderRun, manifest_of, state_at
 
 
 class Gate(LocalArtifactRepository):
-    """An artifact store that answers when the gate is open, and refuses what it is told to."""
+    """An artifact store with a gate and a refused path."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()

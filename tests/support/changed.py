@@ -1,4 +1,4 @@
-"""A training whose hyper-parameters a resume changes, with each schedule of torch."""
+"""A training with each schedule of torch. A resume changes its hyper-parameters."""
 
 import copy
 import math
@@ -31,7 +31,7 @@ class Config(mltrain.Config):
 
 
 class Averaged:
-    """An average whose state brings its decay along, as many do."""
+    """An average whose state contains its decay, as many do."""
 
     def __init__(self, decay: float) -> None:
         self.decay, self.shadow, self.updates = decay, torch.zeros(2), 0

@@ -1,4 +1,4 @@
-"""A configuration with fields of many kinds, and files for it."""
+"""A configuration with many kinds of fields, and its files."""
 
 from collections.abc import Mapping
 from pathlib import Path

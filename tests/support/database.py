@@ -15,7 +15,7 @@ MORE_THAN_A_PAGE = 1005
 
 
 def fresh_database(target: Path, artifacts: Path) -> None:
-    """Copy an empty tracking database whose default experiment has its artifacts in a folder."""
+    """Copy an empty tracking database with artifacts in a folder."""
     if not _template:
         from mlflow import MlflowClient
 
@@ -30,7 +30,7 @@ def fresh_database(target: Path, artifacts: Path) -> None:
 
 
 def many(tmp_path: Path, count: int, tags: Mapping[str, str], place: str = "{root}/0/{run}/artifacts") -> list[str]:
-    """Add runs newer than all others to the database, by the thousand."""
+    """Add thousands of new runs to the database."""
     names = [uuid.uuid4().hex for _ in range(count)]
     root = tmp_path / "mlruns"
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:

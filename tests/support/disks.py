@@ -1,4 +1,4 @@
-"""A disk that counts its calls and fails at a chosen one."""
+"""A disk that counts its calls and fails at one."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ ID = CheckpointId(attempt=1, step=7)
 
 
 class Disk:
-    """Counts the calls that change the disk and fails at a chosen one."""
+    """Counts the calls that change the disk; fails at one."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls = 0
@@ -69,5 +69,5 @@ def is_complete(folder: Path) -> bool:
 
 
 def name_of(descriptor: int, below: Path) -> str:
-    """Return the name of an open file or folder, if it is below a folder."""
+    """Return the name of an open file below a folder."""
     return next((path.name for path in below.rglob("*") if os.path.samestat(os.fstat(descriptor), path.stat())), "")

@@ -80,7 +80,7 @@ def typed() -> list[tuple[str, str]]:
 
 
 def selections() -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield page, paths and names of every selection of tests, which pytest finds by parts of their names.
+    """Yield page, paths and names of every selection of tests. pytest finds them by parts of their names.
 
     ``… -k`` selects among the paths of the command before it, and ``test_…`` is the beginning of the name of a test in them.
     """
@@ -98,7 +98,7 @@ def selections() -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def names_of_tests(path: str) -> list[str]:
-    """Return file and name of each test in a file or below a folder of the checkout."""
+    """Return (file, name) of the tests in a path."""
     place = CHECKOUT / path
     return [
         f"{file.relative_to(CHECKOUT)}::{node.name}"
@@ -109,7 +109,7 @@ def names_of_tests(path: str) -> list[str]:
 
 
 def refuse_unknown_keys(word: str, settings: list[str]) -> None:
-    """Load the configuration of a project, or look for the stages and keys of a pipeline."""
+    """Load a project's configuration, or check stages and keys."""
     if word.endswith(".py") and not (CHECKOUT / word).exists():
         return  # the reader's own file
     if word == "cardiac":

@@ -14,7 +14,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 def identical(a: Any, b: Any) -> bool:
-    """Whether two values are of the same types and have the same bits, down to the order of keys and the sign of 0."""
+    """Whether two values have the same types and bits. The order of keys and the sign of 0 count."""
     if isinstance(a, torch.Tensor):
         if not isinstance(b, torch.Tensor) or (a.dtype, a.shape, a.layout) != (b.dtype, b.shape, b.layout):
             return False

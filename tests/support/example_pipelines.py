@@ -1,4 +1,4 @@
-"""Running the tiny pipeline as a user does, and looking at what it left."""
+"""Runs the tiny pipeline as a user does."""
 
 import shutil
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class TinyPipeline:
         return MlflowClient(self.workplace.uri)
 
     def runs(self) -> dict[str, str]:
-        """All runs that are not deleted, with the status that the UI shows."""
+        """Return the statuses of all runs, as the UI shows."""
         return {run.info.run_id: str(run.info.status) for run in self.client.search_runs(["0"])}
 
     def parents(self) -> list[str]:
@@ -71,7 +71,7 @@ class TinyPipeline:
         return open_checkpoints(self.run_of(stage), TrackingClient(self.workplace.uri, self.client)).load("latest")[1]
 
     def same_as(self, other: "TinyPipeline") -> bool:
-        """Whether both models are those of another pipeline, bit by bit, with optimizer, counters and random numbers."""
+        """Whether the models of both pipelines are bit-identical. With optimizer, counters and random numbers."""
         return all(identical(self.weights(stage), other.weights(stage)) for stage in STAGES[1:])
 
 

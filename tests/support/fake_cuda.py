@@ -59,7 +59,7 @@ class Event:
 
 
 class Cuda:
-    """A device module of two CUDA devices that are not there; notes what it is asked for."""
+    """A device module of two simulated CUDA devices. It records its calls."""
 
     def __init__(self, current: int = 0, devices: int = 2) -> None:
         self.current = current

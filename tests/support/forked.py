@@ -7,7 +7,7 @@ from typing import Any
 
 
 def killed(function: Callable[[], Any]) -> None:
-    """Run a function that kills its own process, in a forked child."""
+    """Fork, and run a function that kills its process."""
     child = os.fork()
     if child == 0:
         try:

@@ -1,4 +1,4 @@
-"""A process with torch and MLflow imported that forks a child for every command: thousands of real kills in minutes.
+"""Forks a process with torch and MLflow for every command. So thousands of real kills take minutes.
 
 The protocol is a line of JSON each way: ``{"id", "argv", "cwd", "env", "out", "err"}`` in, ``{"id", "pid"}`` and
 ``{"id", "code"}`` out. A child is a full process of its own; what happens to it happens for real.
@@ -145,7 +145,7 @@ def serve() -> None:
 
 
 def forget_mlflow() -> None:
-    """Let the command begin as a fresh process does, which asks a server without MLflow."""
+    """Let the command begin as a fresh process does. That one asks a server without MLflow."""
     for name in [name for name in sys.modules if name.split(".")[0] == "mlflow"]:
         del sys.modules[name]
 

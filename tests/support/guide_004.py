@@ -20,7 +20,7 @@ def visible(folder: Path) -> list[str]:
 
 
 class Training:
-    """The guide's model, optimizer and schedule, and the state that its examples save."""
+    """The guide's model, optimizer, schedule and saved state."""
 
     def __init__(self) -> None:
         self.model = create_model()

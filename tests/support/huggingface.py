@@ -1,4 +1,4 @@
-"""A small Trainer of transformers, in this process or as a command that is killed."""
+"""A small transformers Trainer, in-process or as a killed command."""
 
 import argparse
 import os
@@ -54,7 +54,7 @@ class At(TrainerCallback):  # type: ignore[misc]
 
 
 class Settled(TrainerCallback):  # type: ignore[misc]
-    """Waits for each checkpoint, so that a kill finds what was saved before it."""
+    """Waits for each checkpoint, so a kill finds them."""
 
     def __init__(self, callback: MltrainCallback) -> None:
         self.callback = callback

@@ -10,7 +10,7 @@ from mltrain.data import ResumableLoader
 
 
 class Noisy:
-    """Items that tell their index and draw from all three generators."""
+    """Items of their index and draws from all three generators."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -1,4 +1,4 @@
-"""Manifests of a line, and what a policy keeps of them."""
+"""Manifests of a line, and those that a policy keeps."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

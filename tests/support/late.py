@@ -1,4 +1,4 @@
-"""A small network whose parameters are large enough to be copied late."""
+"""A small network with parameters large enough for late copies."""
 
 from torch import nn
 

@@ -34,7 +34,7 @@ class MountedDisk:
         subprocess.run(["rm", "-rf", str(self.place / "ballast"), str(self.place / "many")], check=True)
 
     def read_only(self) -> None:
-        """Allow no more writing, as soon as nobody is in the middle of it."""
+        """Forbid writing as soon as no process is writing."""
         remount = ["mount", "-o", "remount,ro", str(self.place)]
         eventually(lambda: not subprocess.run(remount, capture_output=True).returncode, "a moment without writing")
 

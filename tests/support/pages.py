@@ -1,4 +1,4 @@
-"""The blocks of the documentation, executed with what the reader has."""
+"""The documentation's blocks, executed with what the reader has."""
 
 import re
 import shlex
@@ -9,12 +9,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """Return the blocks of a page in a language, in their order."""
+    """Return the blocks of a page in one language."""
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def commands(page: Path) -> list[str]:
-    """Return the commands of a page's blocks of bash and of crontabs, in their order.
+    """Return the commands of a page's bash and crontab blocks.
 
     Continued lines are joined and comments left out; of a script, which begins with ``#!``, there are the first two lines.
     """

@@ -23,7 +23,7 @@ def draws() -> list[float]:
 
 
 class Part:
-    """A stateful part that holds what it is given, and refuses what it does not understand."""
+    """A stateful part that holds given values and refuses others."""
 
     def __init__(self, **values: Any) -> None:
         self.values = values
@@ -43,7 +43,7 @@ def trained() -> tuple[TrainState, nn.Module, Part]:
 
 
 def stepped(state: TrainState) -> dict[str, Any]:
-    """Do a step with the parts called ``model`` and ``optimizer``, and return the state after it as a copy."""
+    """Train ``model`` a step with ``optimizer``; return the state's copy."""
     net, optimizer = state.parts["model"], state.parts["optimizer"]
     assert isinstance(net, nn.Module)
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -102,7 +102,7 @@ def moments(state: TrainState) -> dict[str, Any]:
 
 
 class Renames(nn.Module):
-    """Takes weights of an earlier version of itself, in which the layer was called ``old``."""
+    """Takes old weights, whose layer was called ``old``."""
 
     def __init__(self) -> None:
         super().__init__()

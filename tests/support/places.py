@@ -16,7 +16,7 @@ from tests.support.servers import BucketServer, TrackingServer
 
 
 class Files(Protocol):
-    """The files behind a store, as the storage itself has them: to be looked at, damaged and put there."""
+    """The files behind a store, for reading and damage."""
 
     def all(self) -> dict[str, bytes]:
         """Return every file by its path."""
@@ -100,7 +100,7 @@ def folder(root: Path) -> Place:
 
 
 def behind(root: Path, repository: Callable[[str], LocalArtifactRepository] = LocalArtifactRepository) -> Place:
-    """A folder of this machine, reached like one of another machine through MLflow's repository of it."""
+    """A local folder, reached through MLflow's repository like remote storage."""
     root.mkdir(parents=True, exist_ok=True)
     kept = repository(str(root))
     return Place("behind", lambda: RemoteArtifacts(kept), FolderFiles(root), FolderFiles(root.parent))

@@ -51,7 +51,7 @@ def build(config: Config) -> mltrain.Task:
 
 
 def die_at_commit(number: int) -> None:
-    """Let this process die when all ranks have written their parts of a checkpoint, and its manifest is not there yet."""
+    """Kill this process between a checkpoint's parts and its manifest."""
     from mltrain.checkpoint.staging import Staging
 
     commit, count = Staging.commit, 0
@@ -67,7 +67,7 @@ def die_at_commit(number: int) -> None:
 
 
 def upload_before_next() -> None:
-    """Let this process stage no checkpoint before the last one is uploaded, so that a fault always meets the same one."""
+    """Let this process stage only after the last upload ended. So a fault always meets the same checkpoint."""
     from mltrain.checkpoint.committer import Committer
 
     stage = Committer._stage
@@ -80,7 +80,7 @@ def upload_before_next() -> None:
 
 
 def signalled_at(method: str, number: int, what: signal.Signals, counts: Any) -> None:
-    """Let this process get a signal right before it uploads something for so many times to a remote store."""
+    """Send this process a signal before the ``number``-th remote upload."""
     from mltrain.store.remote import RemoteArtifacts
 
     upload, count = getattr(RemoteArtifacts, method), 0
@@ -96,7 +96,7 @@ def signalled_at(method: str, number: int, what: signal.Signals, counts: Any) ->
 
 
 def before_step(number: int, fault: Any) -> None:
-    """Let a fault happen in this process right before a step."""
+    """Let a fault happen in this process before a step."""
     call = tiny.Faulty.__call__
 
     def stepping(step: Any, batch: Any) -> Any:
@@ -117,7 +117,7 @@ def fill_disk() -> None:
 
 
 class Drifting:
-    """A step that changes its model beside its gradients, on one rank only."""
+    """A step that changes one rank's model without gradients."""
 
     def __init__(self, inner: mltrain.Supervised) -> None:
         self.inner = inner

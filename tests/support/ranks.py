@@ -1,4 +1,4 @@
-"""Commands that run on several ranks, as a launcher starts them."""
+"""Commands on several ranks, started as by a launcher."""
 
 import socket
 import sys
@@ -13,7 +13,7 @@ FSDP = ("strategy=fsdp", "epochs=2", "save_every_steps=2")
 
 
 def torchrun(size: int, *options: str) -> list[str]:
-    """Return the command with which torchrun starts ``size`` processes on this machine, up to what they run."""
+    """Return torchrun's command for ``size`` processes on this machine."""
     module = [sys.executable, "-m", "torch.distributed.run"]
     return [*module, "--standalone", "--nproc-per-node", str(size), *options]
 
@@ -42,12 +42,12 @@ def start(
 def run(
     workplace: Workplace, size: int, *words: str | Path, others: Mapping[str, str] | None = None, **environment: str
 ) -> list[Done]:
-    """Run a command on every rank, and return how each ended, by rank."""
+    """Run a command on every rank; return the results."""
     return [started.wait(200) for started in start(workplace, size, *words, others=others, **environment)]
 
 
 def assert_ended_alike(workplace: Workplace, run_id: str, other: str) -> None:
-    """Compare all parts of the newest checkpoints of two runs bit by bit, and all points."""
+    """Compare two runs' newest checkpoints and points bit by bit."""
     parts, others = workplace.weights(run_id), workplace.weights(other)
     assert [name for name in others if not identical(parts[name], others[name])] == []
     assert workplace.points(run_id) == workplace.points(other)

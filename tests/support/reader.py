@@ -1,4 +1,4 @@
-"""A reader at a terminal, who types the commands of a page one after the other."""
+"""A reader at a terminal types a page's commands."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _ID = re.compile(r"\b(?:(?!RUN_)([A-Z]+)_)?(?:RUN_)?ID\b")
 
 
 class Reader:
-    """A checkout of the reader's own, with an empty store, and what was typed there.
+    """The reader's checkout, an empty store, and the typed commands.
 
     Args:
         folder: becomes the checkout.
@@ -46,7 +46,7 @@ class Reader:
         self._servers: list[subprocess.Popen[bytes]] = []
 
     def fill(self, command: str, tiny: Mapping[str, str]) -> list[str]:
-        """Return the words of a command with run ids in place of ``ID`` and ``NAME_RUN_ID``, made tiny.
+        """Return the words of a command, with ids, made tiny. Run ids replace ``ID`` and ``NAME_RUN_ID``.
 
         Args:
             command: as the page has it.
@@ -57,7 +57,7 @@ class Reader:
         return [_ID.sub(lambda match: self.run_id((match[1] or "").lower()), word) for word in shlex.split(command)]
 
     def run_id(self, of: str = "") -> str:
-        """Return the id that the newest command printed whose text has a word; without one that any printed."""
+        """Return the run id that the newest matching command printed."""
         for command, done in reversed(self.typed.items()):
             stages = dict(re.findall(r"^\[\d/\d\] (\w+): .*\n  run (\w+);", done.out, re.MULTILINE))
             found = re.findall(r"^run_id=(\w+)", done.out, re.MULTILINE)
@@ -94,7 +94,7 @@ class Reader:
         return done
 
     def interrupt(self, command: str, tiny: Mapping[str, str], after: str, codes: tuple[int, ...]) -> Done:
-        """Run a command of the page, and press Ctrl+C once it has printed a text; it has to exit with one of the codes."""
+        """Run a command; press Ctrl+C once it has printed ``text``. It has to exit with one of the codes."""
         words = self.fill(command, tiny)
         started = self.workplace.start(*words[words[0] == "mltrain" :])
         started.until(after, timeout=120)
@@ -105,7 +105,7 @@ class Reader:
         return done
 
     def on_two_machines(self, command: str, tiny: Mapping[str, str]) -> None:
-        """Run a command of the page twice at once, each with one process."""
+        """Run a command twice at once, each with one process."""
         words = self.fill(command.replace("--nproc-per-node 4", "--nproc-per-node 1"), tiny)
         words = [word.replace("HOST:29500", f"127.0.0.1:{self.port}") for word in words]
         started = [
@@ -119,7 +119,7 @@ class Reader:
         self.typed[command] = Done(0, "".join(out for out, _ in ended), "")
 
     def serve(self, command: str, tiny: Mapping[str, str], answers: str) -> None:
-        """Start a server of the page, and wait until it answers at a path; it runs until :meth:`leave`."""
+        """Start a server, and wait until a path answers. It runs until :meth:`leave`."""
         words = self.fill(command, tiny)
         with (self.folder / "server.log").open("ab") as log:
             server = subprocess.Popen(

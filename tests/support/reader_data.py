@@ -1,4 +1,4 @@
-"""Data that a reader of the documentation has before a page: pictures, recordings and studies, all of them small."""
+"""Small pictures, recordings and studies for a reader's first commands."""
 
 import shutil
 from collections.abc import Callable

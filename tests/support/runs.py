@@ -21,7 +21,7 @@ RUN_ID = "0123456789abcdef0123456789abcdef"
 
 
 class FolderRun:
-    """An attempt of a run whose artifacts are in a folder of this machine, or at another place."""
+    """An attempt of a run with its artifacts at ``place``. A folder of this machine by default."""
 
     def __init__(self, folder: Path, ordinal: int = 1, place: Place | None = None) -> None:
         self.id = RUN_ID
@@ -168,7 +168,7 @@ def train(manager: CheckpointManager, first: int, last: int, loss: Callable[[int
 
 
 def cut_short(run: FolderRun, step: int) -> None:
-    """As when the process had died before it could upload the manifest."""
+    """Remove the manifest, as if the process died before it."""
     run.place.files.drop(f"checkpoints/step-{step:09d}-a01/manifest.json")
 
 

@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 
 
 class _Process:
-    """A server in a process group of its own, that can be killed and started again on the same port."""
+    """A server in its own process group. It can be killed and started again on the same port."""
 
     def __init__(self) -> None:
         with socket.socket() as free:

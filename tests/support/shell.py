@@ -1,4 +1,4 @@
-"""The commands of the guides, run in this process as they are typed, and Ctrl+C in the middle of a training."""
+"""Types the commands of the guides in this process. Ctrl+C may interrupt a training."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.support.database import fresh_database
 
 
 class Shell:
-    """A directory of its own with a tracking store, and the words that are typed there.
+    """A directory with a tracking store and the typed commands.
 
     Args:
         folder: becomes the working directory.

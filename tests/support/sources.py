@@ -22,7 +22,7 @@ def name_of(file: Path) -> str:
 
 
 def imported(file: Path, *, anywhere: bool = True) -> Iterator[str]:
-    """Yield the full names of all modules, and of what is taken from them; ``anywhere``: inside of functions too."""
+    """Yield the full names of all imports. ``anywhere``: inside of functions too."""
     nodes = ast.walk(source(file)) if anywhere else iter(source(file).body)
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -34,7 +34,7 @@ def imported(file: Path, *, anywhere: bool = True) -> Iterator[str]:
 
 
 def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Yield every call with the name called, such as ``os.rename`` or ``….unlink``."""
+    """Yield every call with its name: ``os.rename`` or ``….unlink``."""
     for node in ast.walk(source(file)):
         if isinstance(node, ast.Call):
             function = node.func

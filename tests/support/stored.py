@@ -1,4 +1,4 @@
-"""Checkpoints in a store, ways of damaging them, and a store that watches uploads."""
+"""Stored checkpoints, damage to them, and watched uploads."""
 
 import io
 from collections.abc import Callable
@@ -20,7 +20,7 @@ EXTRA = {"params.json": b'{"lr": 0.1}', "history.csv": b"epoch\n1\n"}
 
 
 def again(store: CheckpointStore) -> CheckpointStore:
-    """Return the same checkpoints as another process sees them, without the staged copies of this one."""
+    """Return another process's view of the checkpoints, without staged copies."""
     return CheckpointStore(RUN_ID, store.artifacts)
 
 

@@ -1,4 +1,4 @@
-"""A project that trains in milliseconds and touches everything a resume has to bring back.
+"""A project that trains in milliseconds and exercises every resume.
 
 Dropout and augmentation draw from Python, NumPy and torch; batch norm has buffers; AdamW has moments; the schedule,
 the torchmetrics accumulator and the mean loss are in the middle of something at every step.

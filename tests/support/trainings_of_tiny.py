@@ -10,7 +10,7 @@ TINY = Project("tiny", tiny.Config, tiny.build, Path(tiny.__file__))
 
 
 def built_with(**changes: Any) -> Project:
-    """A project whose task is built in a way that cannot be trained."""
+    """A tiny project with a task that cannot be trained."""
 
     def build(config: tiny.Config) -> Any:
         task = tiny.build(config)

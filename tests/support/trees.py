@@ -1,4 +1,4 @@
-"""A state on its way to a file and back, without the file."""
+"""Encodes and decodes a state without a file."""
 
 import json
 from typing import Any

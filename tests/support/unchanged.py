@@ -11,14 +11,14 @@ from mltrain.errors import MltrainError
 
 
 def everything(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """All that the tracking store holds, and all files among the artifacts."""
+    """Return all rows of the tracking store and all artifacts."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         rows = list(database.iterdump())
     return rows, sorted((str(file), file.stat().st_mtime_ns) for file in (folder / "mlruns").rglob("*"))
 
 
 class Unchanged:
-    """A block that raises an error on purpose and leaves no trace: no row, no file, no home, no thread.
+    """A block whose error must leave no trace. No row, no file, no home, no thread.
 
     What it has read of the data may stay in the cache of digests, which belongs to no run.
     """

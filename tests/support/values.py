@@ -1,4 +1,4 @@
-"""What a state may hold, as hypothesis strategies, and what it means that two values are the same bit by bit."""
+"""Values of states, as hypothesis strategies, and their bitwise equality."""
 
 import collections
 import datetime
@@ -49,7 +49,7 @@ seeds = st.integers(0, 2**32)
 
 @st.composite
 def tensors(draw: st.DrawFn) -> torch.Tensor:
-    """Dense, transposed, with gaps, expanded, inside a larger storage, 0-d, empty; of every dtype."""
+    """Tensors of every dtype and layout, also 0-d and empty."""
     tensor = random_tensor(draw(st.sampled_from(DTYPES)), draw(shapes), draw(seeds))
     match draw(st.sampled_from(["as it is", "transposed", "with gaps", "inside another", "expanded", "parameter"])):
         case "transposed":

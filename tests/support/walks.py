@@ -77,7 +77,7 @@ def my_project(reader: Reader) -> None:
 
 
 def is_written(block: str, folder: Path, *without: str) -> None:
-    """Look for the files that a block lists in its first column, such as ``masks/STEM.png`` or ``roc.csv .png``."""
+    """Check that the files of a block's first column exist. Entries are like ``masks/STEM.png`` or ``roc.csv .png``."""
     files = [file.relative_to(folder).as_posix() for file in folder.rglob("*.*")]
     listed = re.findall(r"^([\w/]+)(\.\w+)(?: (\.\w+))?  ", block, re.MULTILINE)
     assert listed
@@ -93,7 +93,7 @@ def masked(text: str) -> str:
 
 
 def is_shown(block: str, printed: str, reader: Reader) -> None:
-    """Compare the lines of a block with printed ones, except for numbers; ``/home/me`` means the checkout."""
+    """Compare a block's lines with printed ones, except numbers. ``/home/me`` means the checkout."""
     printed = printed.replace(str(reader.folder), "/home/me")
     lines = {masked(line.strip()) for line in printed.splitlines()}
     missing = [line for line in block.splitlines() if masked(line.strip()) not in lines]
@@ -101,7 +101,7 @@ def is_shown(block: str, printed: str, reader: Reader) -> None:
 
 
 def made(reader: Reader) -> None:
-    """Do what ``make train`` does in its environment, with the preset that takes seconds."""
+    """Do as ``make train`` does, with the quick preset."""
     (launch,) = (command for command in commands(PAGES["README"]) if "preset=quick" in command)
     reader.type(launch, WALKS["README"].small)
 

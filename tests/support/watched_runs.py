@@ -1,4 +1,4 @@
-"""A server in memory whose runs change between any two calls."""
+"""A server in memory whose runs change between calls."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Page(list[Any]):
 
 
 class Client:
-    """A tracking server that holds one run, and lets another party act before the call with a certain number."""
+    """A server of one run that another party changes mid-call. It acts before the call with a certain number."""
 
     def __init__(self, holder: dict[str, Any], *, status: str = "RUNNING", said: str = "running") -> None:
         self.status, self.stage = status, "active"

@@ -1,4 +1,4 @@
-"""Machines as a user sees them, and the commands that run there."""
+"""Machines as a user sees them, with their commands."""
 
 import json
 import os
@@ -120,13 +120,13 @@ class Workplace:
         return [row["checkpoint"] for row in self.mltrain("checkpoints", run_id, "--json").json]
 
     def intact(self, run_id: str) -> int:
-        """Return how many checkpoints a run has, none of them damaged."""
+        """Return the number of a run's checkpoints, all intact."""
         done = self.mltrain("verify", run_id, "--json")
         assert (done.code, done.json["damaged"]) == (0, {}), done.out
         return len(done.json["intact"])
 
     def points(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
-        """All (step, value) of every metric that does not tell the time, in the order of the store."""
+        """Return (step, value) of every metric except times, in stored order."""
         from mlflow import MlflowClient
 
         client = MlflowClient(self.uri)
@@ -134,7 +134,7 @@ class Workplace:
         return {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in keys}
 
     def weights(self, run_id: str) -> dict[str, Any]:
-        """Every part of the newest checkpoint, flattened to tensors by name."""
+        """Return the newest checkpoint's parts as tensors by name."""
         from mlflow import MlflowClient
 
         from mltrain.run.checkpoints import open_checkpoints

@@ -1,4 +1,4 @@
-"""The assertions that users are given find what they are for, and pass what is right."""
+"""The public assertions find faults and pass correct trainings."""
 
 import random
 from pathlib import Path
@@ -21,7 +21,7 @@ def project(build: Any = tiny.build, config: Any = tiny.Config) -> Project:
 
 
 class Drifting:
-    """A step with a state of its own that it keeps to itself."""
+    """A step with a hidden state that it never saves."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -129,7 +129,7 @@ def test_steps_that_the_training_does_not_have_are_refused() -> None:
 
 
 class Numbers(torch.utils.data.IterableDataset[Any]):
-    """A stream of 20 samples of the tiny project that says where it is."""
+    """A stream of 20 tiny samples that knows its position."""
 
     def __init__(self) -> None:
         self.samples = tiny.Noisy(20)

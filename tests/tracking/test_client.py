@@ -12,7 +12,7 @@ from mltrain.tracking.client import TrackingClient
 
 
 class Paging:
-    """An ``MlflowClient`` with so many runs, whose tokens are MLflow's, or others."""
+    """An ``MlflowClient`` with many runs and known or foreign tokens."""
 
     def __init__(self, runs: int, *, known: bool = True, largest: int = 1000) -> None:
         self.runs, self.known, self.largest = runs, known, largest
@@ -40,7 +40,7 @@ def test_pages_requested_ahead_hold_each_run_once_and_in_order(runs: int, larges
 
 
 def test_pages_are_requested_ahead_of_one_that_takes_long() -> None:
-    """With one request at a time a list of a thousand runs takes as long as one worker of the server."""
+    """One request at a time would wait for one worker."""
     fifth = threading.Event()
 
     class Slow(Paging):

@@ -1,4 +1,4 @@
-"""A connection retries what may be repeated, and names errors by what can be done about them."""
+"""Connections retry safe requests, and name errors by their remedy."""
 
 import sqlite3
 from types import SimpleNamespace

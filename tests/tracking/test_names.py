@@ -1,4 +1,4 @@
-"""Names that MLflow accepts, in place of those that it refuses."""
+"""MLflow accepts the names that replace refused ones."""
 
 import logging
 from collections.abc import Callable

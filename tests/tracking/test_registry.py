@@ -1,4 +1,4 @@
-"""LoggedModels and registered versions that were made from the checkpoints of a run."""
+"""Models and registered versions made from a run's checkpoints."""
 
 from pathlib import Path
 from typing import Any

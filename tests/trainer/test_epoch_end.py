@@ -22,7 +22,7 @@ def test_early_stopping_ends_the_training_and_its_counters_are_state() -> None:
 
 
 def without(name: str, epochs: Any) -> Any:
-    """A project whose evaluation measures a metric in some epochs only."""
+    """A project that evaluates a metric in some epochs only."""
 
     def build(config: tiny.Config) -> Task:
         task, count = tiny.build(config), []
@@ -81,7 +81,7 @@ def test_metrics_that_are_measured_now_and_then_are_no_news_and_the_default_need
 
 
 def nan_in(name: str, epochs: Any, value: float = float("nan")) -> Any:
-    """A project whose evaluation of a metric fails in some epochs."""
+    """A project whose evaluation gives NaN in some epochs."""
 
     def build(config: tiny.Config) -> Task:
         task, count = tiny.build(config), []

@@ -1,4 +1,4 @@
-"""Evaluation and pictures change nothing, and an error in them costs no step."""
+"""Evaluation and pictures change nothing; their errors cost no step."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +25,7 @@ def test_evaluating_never_changes_the_training() -> None:
 
 
 class Failing:
-    """Raises at a call, as code does that first runs at the end of an epoch."""
+    """Raises at a call, like an error in late code."""
 
     def __init__(self, inner: Any, at: int) -> None:
         self.inner, self.at, self.calls = inner, at, 0
@@ -84,7 +84,7 @@ def test_an_evaluation_that_raises_costs_no_step_and_is_done_once(build: Any, wh
 
 
 class Once:
-    """Logs metrics, and fails for a point that is there already."""
+    """Logs metrics, and fails for a repeated point."""
 
     def __init__(self, tracker: MemoryTracker) -> None:
         self.tracker, self.log_metrics = tracker, tracker.log_metrics

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of each rank, and who may go on from it."""
+"""Checkpoints hold the parts of every rank for a resume."""
 
 import logging
 from typing import Any

@@ -20,7 +20,7 @@ def test_a_loss_that_is_not_finite_can_be_skipped() -> None:
 
 
 class Poisoned(tiny.Faulty):
-    """A step whose own counter is no part, so that it is not put back with the rest; ``nan_at`` spoils the weights."""
+    """A step whose hidden counter survives a recovery. ``nan_at`` spoils the weights."""
 
     def parts(self) -> Any:
         return self.inner.parts()
@@ -69,7 +69,7 @@ def test_without_a_checkpoint_there_is_nothing_to_go_back_to() -> None:
 
 
 class NotFinite(tiny.Faulty):
-    """A step that trains nothing, and returns a NaN, at the steps that are given."""
+    """A step that returns NaN at the given steps."""
 
     name = "grad_norm"
     at: frozenset[int] = frozenset()
@@ -147,7 +147,7 @@ def test_going_back_gives_up_although_each_state_is_saved(save_every_steps: int)
 
 
 class Refusing(MemorySaver):
-    """A saver that finds out in the background that weights are not finite, as a checkpoint manager does."""
+    """A saver that finds non-finite weights in the background."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -74,7 +74,7 @@ def test_a_state_of_an_earlier_version_has_as_many_steps_as_its_values(state: di
 
 
 def scaled(saver: MemorySaver, amp: bool, epochs: int) -> Trainer:
-    """A trainer whose step has a gradient scaler, as with fp16 on a CUDA device, or has none."""
+    """A trainer whose step may have a gradient scaler."""
     config = tiny.Config(epochs=epochs)
     state = {"scaler": torch.amp.GradScaler("cpu", init_scale=64.0)} if amp else {}
     return Trainer(replace(tiny.build(config), state=state), config, MemoryTracker(), saver, StopAt())

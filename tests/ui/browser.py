@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven through its DevTools protocol."""
+"""A headless Chromium, driven through its DevTools protocol."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 
 class Browser:
-    """One tab of a fresh Chromium, with a profile of its own.
+    """One tab of a fresh Chromium with its own profile.
 
     Args:
         folder: for the profile.
@@ -83,7 +83,7 @@ class Browser:
         return self.text()
 
     def click(self, text: str) -> None:
-        """Click on the first link, button or tab that shows a text."""
+        """Click on the first element that shows a text. It is a link, a button or a tab."""
         script = """(text => {
             const shown = [...document.querySelectorAll('a, button, [role=tab]')]
                 .filter(one => one.innerText && one.innerText.trim() === text && one.offsetParent);
@@ -100,7 +100,7 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
 
     def settled(self, expression: str) -> None:
-        """Wait until an expression of JavaScript has given the same, and something, three times in a row."""
+        """Wait until a JavaScript expression repeats its truthy value thrice."""
         last: list[Any] = []
 
         def same() -> bool:

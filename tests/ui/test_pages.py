@@ -1,4 +1,4 @@
-"""What a person sees in MLflow's pages, in a real browser. By command: make ui"""
+"""MLflow's pages as people see them. In a real browser; by command: make ui"""
 
 import re
 
