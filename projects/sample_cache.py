@@ -1,4 +1,4 @@
-"""Sample data in the user's cache folder, each data set written once."""
+"""Sample data, written once to the user's cache folder."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A small BERT that learns to tell which of two words comes first. The lines marked ``# +`` are all that mltrain adds.
+"""A small BERT learns which of two words comes first. The lines marked ``# +`` are all that mltrain adds.
 
 Run it, interrupt it with Ctrl+C, and continue the run whose id it printed::
 
@@ -18,7 +18,7 @@ FIRST, SECOND = 2, 3
 
 
 class Sentences(torch.utils.data.Dataset[dict[str, Any]]):
-    """Sequences of 16 words, two of which are FIRST and SECOND in some order.
+    """Sequences of 16 words with FIRST and SECOND, randomly ordered.
 
     Args:
         count: of sequences.

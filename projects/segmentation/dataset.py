@@ -123,5 +123,5 @@ def network_input(image: NDArray[np.float32], size: Size, channels: int) -> Tens
 
 
 def resized_mask(mask: NDArray[np.generic], size: Size) -> Tensor:
-    """Resize a mask (H, W) of class indices to float32 (1, *size) by nearest neighbour."""
+    """Resize class indices (H, W) to float32 (1, *size) by nearest neighbour."""
     return F.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="nearest-exact")[0]

@@ -22,7 +22,7 @@ def overlay(
     predicted: NDArray[np.bool_],
     true: NDArray[np.integer | np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw a binary prediction over its image, with a legend below.
+    """Draw a binary prediction over its image, above a legend.
 
     True positives are green, false positives red, false negatives blue, and void pixels (-1 in ``true``) grey; without
     ``true`` the prediction is yellow. Grey levels are stretched between the first and the 99th percentile. Small images are

@@ -1,4 +1,4 @@
-"""Pair the images and masks of two folders, and check every file."""
+"""Pair and check the images and masks of two folders."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ TWO_VALUES = Labels((LabelClass("foreground", Values.parse("nonzero")),))
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image with its mask, both readable and of one size."""
+    """A readable image and mask of one size."""
 
     stem: str
     image: Path
@@ -56,7 +56,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Survey:
-    """The samples of a pair of folders, by stem, and all problems."""
+    """The samples of two folders, by stem, and all problems."""
 
     samples: tuple[Sample, ...]
     problems: tuple[Problem, ...]
@@ -84,7 +84,7 @@ def survey(
     declaration: Declaration = Declaration(),  # noqa: B008 - a frozen value
     mask_suffix: str = MASK_SUFFIX,
 ) -> Survey:
-    """Pair images and masks by name, read every file once, and decide what the values of the masks mean.
+    """Survey one pair of folders, as :func:`survey_all` does.
 
     Raises:
         DataError: a folder does not exist or holds no picture; every other problem is in the returned survey.
@@ -100,7 +100,9 @@ def survey_all(
     declaration: Declaration = Declaration(),  # noqa: B008 - a frozen value
     mask_suffix: str = MASK_SUFFIX,
 ) -> list[Survey]:
-    """Survey the folders of one data set, whose masks share their labels.
+    """Survey the folders of one data set with common labels.
+
+    Images and masks are paired by name, every file is read once, and the masks decide the meaning of their values.
 
     Args:
         pairs: the training folders, and the held-out folders.
@@ -147,7 +149,7 @@ _EMPTY = "masks without foreground (empty_masks=keep or empty_masks=drop accepts
 def _decided(
     declaration: Declaration, contents: Sequence[Sequence[Content]], empty_masks: EmptyMasks
 ) -> tuple[Labels | None, list[tuple[Problem, ...]]]:
-    """Return the labels, or ``None`` and the problems of each pair of folders."""
+    """Return the labels, or ``None`` and each folder pair's problems."""
     try:
         return declaration.labels([one for found in contents for one in found]), [()] * len(contents)
     except UnclearLabels as error:

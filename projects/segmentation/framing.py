@@ -94,13 +94,13 @@ def natural_crop(samples: Sequence[Sample], *, square: bool = False) -> Size:
 
 
 def crops_an_epoch(samples: Sequence[Sample], frame: Framing) -> int:
-    """Return how many crops cover the median picture once, at most 16."""
+    """Return the number of crops that cover the median picture (at most 16)."""
     height, width = frame.stretched_to or _median(samples)
     return min(_MOST_CROPS, max(1, round(height * width / (frame.window[0] * frame.window[1]))))
 
 
 def random_crop(image: Tensor, mask: Tensor, window: Size) -> tuple[Tensor, Tensor]:
-    """Cut the same random window from an image and its mask.
+    """Cut the same random window from image and mask.
 
     The image is (C, H, W), the mask (1, H, W); the place is drawn from torch's default generator. Where the picture is
     smaller than the window, the image is padded with its edge and the mask with void (-1).
@@ -118,7 +118,7 @@ def random_crop(image: Tensor, mask: Tensor, window: Size) -> tuple[Tensor, Tens
 
 
 def windowed(net: Callable[[Tensor], Tensor], images: Tensor, window: Size) -> Tensor:
-    """Return the logits of images of any size, from overlapping windows.
+    """Return logits of images of any size, from overlapping windows.
 
     Maps images (N, C, H, W) to logits (N, K, H, W). The windows are MONAI's sliding windows; they overlap by a quarter, with
     Gaussian weights, so that the middle of a window counts more than its edge.
@@ -140,7 +140,7 @@ def windowed(net: Callable[[Tensor], Tensor], images: Tensor, window: Size) -> T
 
 
 def other_scale(frame: Framing, sizes: Sequence[Size]) -> list[Size]:
-    """Return the sizes that are stretched by another factor than in training.
+    """Return the sizes stretched by another factor than in training.
 
     Factors within a quarter of the training's count as the same.
     """

@@ -17,7 +17,7 @@ from projects.segmentation.predict import Segmenter
 
 
 class Gallery:
-    """Overlays of some held-out samples as ``val/1_STEM``, and of images without a truth as ``test/1_STEM``.
+    """Overlays of held-out samples (``val/1_STEM``) and of images without masks (``test/1_STEM``).
 
     Args:
         segmenter: makes the predictions.

@@ -24,7 +24,7 @@ _TABLE = 1 << 16
 
 
 class UnclearLabels(ValueError):
-    """Masks whose values can be read in more than one way, or not as declared.
+    """Mask values are ambiguous, or not as declared.
 
     Attributes:
         kind: what is wrong with them.
@@ -255,7 +255,7 @@ def _refuse_shared(given: Declaration, classes: Sequence[LabelClass]) -> None:
 
 
 def _lines(where: Mapping[int, Sequence[str]]) -> list[str]:
-    """One line for each value, or one for all where they are many."""
+    """One line per value, or one for all of many."""
     if len(where) > 20:
         names = sorted({name for found in where.values() for name in found})
         return [f"{listed(where)} in {_files(names)}"]

@@ -1,4 +1,4 @@
-"""Colours of classes, and pictures with a caption and a legend."""
+"""Colours of classes, and captions and legends of pictures."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def class_colours(count: int) -> list[Colour]:
 def painted(
     picture: NDArray[np.float64], classes: NDArray[np.generic], colours: Sequence[Colour]
 ) -> NDArray[np.float64]:
-    """A picture (H, W, 3) from 0 to 255 with its classes (H, W) laid over it; void (-1) is grey."""
+    """A picture (H, W, 3; 0 to 255) with its classes (H, W) laid over it; void (-1) is grey."""
     result = picture.copy()
     for index, colour in [(-1, VOID_COLOUR), *enumerate(colours, start=1)]:
         area = classes == index
@@ -58,7 +58,7 @@ def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) -> 
 
 
 def captioned(picture: Image.Image, text: str) -> Image.Image:
-    """Put a line of text above a picture, cut to its width."""
+    """Put text above a picture, cut to its width."""
     font = ImageFont.load_default(_TEXT)
     while len(text) > 1 and font.getlength(text) > picture.width - 4:
         text = text.rstrip("…")[:-1] + "…"

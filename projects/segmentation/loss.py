@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 class DiceAndEntropy(nn.Module):
-    """Sum of Dice loss and cross entropy, binary for one channel of logits and softmax for several.
+    """Sum of Dice loss and cross entropy.
+
+    One channel of logits is binary; several are a softmax.
 
     Without void pixels and with every class in every image it equals MONAI's ``DiceCELoss``, several classes without their
     background. It differs where that is of no use:
@@ -22,7 +24,7 @@ class DiceAndEntropy(nn.Module):
         self._dice = DiceLoss(reduction="none")
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (N, K, H, W) and class indices (N, 1, H, W), 0 background and -1 void."""
+        """Return the loss of logits (N, K, H, W) and classes (N, 1, H, W; 0 background, -1 void)."""
         logits = logits.float()
         judged = target >= 0
         count = judged.sum().clamp(min=1)

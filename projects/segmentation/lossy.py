@@ -1,4 +1,4 @@
-"""Threshold for black-and-white masks in a lossy format such as JPEG."""
+"""Threshold for black-and-white masks in lossy formats such as JPEG."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class Boundary:
 
 
 def boundary(files: Mapping[str, Mapping[int, int]]) -> Boundary:
-    """Find the two values that lossy masks were saved from, over all files together.
+    """Find the two original values of all lossy masks together.
 
     Args:
         files: for each file its number of pixels by value.

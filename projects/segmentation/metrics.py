@@ -1,4 +1,4 @@
-"""Overlap of predicted and true classes, over all pixels and per image, as accumulating metrics.
+"""Accumulating metrics of overlap, over all pixels and per image.
 
 A pixel whose target is -1 is void and counts nowhere.
 """
@@ -52,11 +52,11 @@ class Jaccard(_OfLogits, BinaryJaccardIndex):
 
 
 class Precision(_OfLogits, BinaryPrecision):
-    """The share of predicted foreground that is foreground, over all pixels."""
+    """Share of predicted foreground that is foreground, over all pixels."""
 
 
 class Recall(_OfLogits, BinaryRecall):
-    """The share of the foreground that is predicted, over all pixels."""
+    """Share of the foreground that is predicted, over all pixels."""
 
 
 class F1(_OfLogits, BinaryF1Score):
@@ -201,7 +201,7 @@ def class_metrics(classes: Sequence[str]) -> dict[str, Any]:
 
 
 class _View:
-    """A score of shared counts, which another metric accumulates, resets and saves."""
+    """A score of counts that another metric accumulates."""
 
     _update_count = 0
 
@@ -240,6 +240,6 @@ def _share(part: Tensor, whole: Tensor, nothing: Tensor) -> Tensor:
 
 
 def _mean_of_present(scores: Tensor, pixels: Tensor) -> Tensor:
-    """Means over the last dimension of those scores (N, K) that have pixels; 1 where none has."""
+    """Mean scores (N) over classes with pixels; 1 where none has any."""
     present = pixels > 0
     return torch.where(present.any(1), (scores * present).sum(1) / present.sum(1).clamp(min=1), 1.0)

@@ -99,7 +99,10 @@ class SegmentationNet(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """Maps images (N, C, H, W) in [0, 1] to probabilities (N, K, H, W) of the foreground, or of background and classes."""
+    """Maps images (N, C, H, W) in [0, 1] to probabilities (N, K, H, W).
+
+    They are of the foreground, or of background and classes.
+    """
 
     def __init__(self, net: SegmentationNet) -> None:
         super().__init__()
@@ -112,7 +115,7 @@ class Probabilities(nn.Module):
 
 
 def _complete(net: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Add the buffers that the state of an earlier version lacks."""
+    """Add buffers that an earlier version's state lacks."""
     size = state.get(f"{prefix}trained_at")
     if size is not None:
         state.setdefault(f"{prefix}stretched_to", size)

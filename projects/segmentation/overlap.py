@@ -1,4 +1,4 @@
-"""Counts of right and wrong pixels, and the scores that follow from them."""
+"""Counts of right and wrong pixels, and scores from them."""
 
 from dataclasses import dataclass
 
@@ -46,11 +46,11 @@ class Overlap:
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall, which is the Dice coefficient: 2 IoU / (1 + IoU)."""
+        """The Dice coefficient, harmonic mean of precision and recall: 2 IoU / (1 + IoU)."""
         return 2 * self.iou / (1 + self.iou)
 
     def _share(self, whole: int) -> float:
-        """0/0 is 1 where nothing was to be found and nothing was predicted, and 0 otherwise."""
+        """0/0 is 1 without true and predicted pixels, else 0."""
         if whole:
             return self.hit / whole
         return float(self.excess + self.missed == 0)

@@ -15,7 +15,7 @@ MASK_SUFFIX = "_mask"
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPair:
-    """A folder of images and its folder of masks, possibly the same one."""
+    """A folder of images and its folder of masks (possibly the same)."""
 
     images: Path
     masks: Path
@@ -31,7 +31,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask, by the stem of the image."""
+    """An image and its mask, by the image's stem."""
 
     stem: str
     image: Path
@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """The pairs of two folders by stem, with problems and hints.
+    """Pairs of two folders by stem, with problems and hints.
 
     ``hints`` names the pairs whose names differ in Unicode form or capital letters.
     """
@@ -145,7 +145,7 @@ def _folded(stem: str) -> str:
 
 
 def _common_suffix(images: Sequence[str], masks: Sequence[str]) -> str | None:
-    """Return the suffix that all masks add to the stems of the images, if there is one."""
+    """Return the masks' common suffix to image stems, if any."""
     found = {mask[len(stem) :] for mask in masks for stem in images if mask.startswith(stem) and mask != stem}
     if len(found) != 1:
         return None

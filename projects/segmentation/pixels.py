@@ -21,7 +21,7 @@ _TABLE = 1 << 16
 
 
 class UnreadablePixels(ValueError):
-    """The file is no picture, is truncated, or has invalid values."""
+    """The file is no picture, truncated, or of invalid values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ def _is_lossy(picture: Image.Image, path: Path) -> bool:
 
 
 def _chunks(path: Path) -> set[bytes]:
-    """The names of the chunks of a RIFF file, which is what a WebP is."""
+    """Chunk names of a RIFF file, such as a WebP."""
     names = set()
     with path.open("rb") as file:
         file.seek(12)
@@ -171,7 +171,10 @@ def _chunks(path: Path) -> set[bytes]:
 
 
 def _is_inverted(picture: Image.Image) -> bool:
-    """Whether Pillow shows 0 as white, and the program that wrote the TIFF meant the numbers and not the picture."""
+    """Whether Pillow inverts numbers written by tifffile or ImageJ.
+
+    Their TIFFs may call 0 white and still mean the stored numbers.
+    """
     tags = getattr(picture, "tag_v2", {})
     if picture.mode not in ("1", "L") or tags.get(_PHOTOMETRIC) != 0:
         return False

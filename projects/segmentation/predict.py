@@ -1,4 +1,4 @@
-"""From a folder of images to a folder of masks, in Python or as a command::
+"""Masks for a folder of images, also as a command::
 
 mltrain pull RUN_ID --to model
 python -m projects.segmentation.predict model images masks
@@ -60,7 +60,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return logits at the size of an image (C, H, W) in [0, 1].
+        """Return logits at the image's size; ``image`` is (C, H, W) in [0, 1].
 
         The network sees the image as it saw its training images: stretched, or at its own scale in overlapping windows.
         It is left in evaluation mode.
@@ -94,7 +94,7 @@ class Segmenter:
         return values if len(values) > 1 else (0, 255)
 
     def warn_of_other_scale(self, sizes: Sequence[Size]) -> None:
-        """Log a warning if sizes are scaled by another factor than in training."""
+        """Log a warning about sizes scaled otherwise than in training."""
         frame = self.net.framing
         if self.size is None and (others := other_scale(frame, sizes)):
             to, (height, width) = frame.stretched_to or (0, 0), others[0]
@@ -115,7 +115,7 @@ class Segmenter:
 
 
 def predict(segmenter: Segmenter, images: Path, masks: Path) -> list[Path]:
-    """Write a mask for every picture in the folder ``images`` into the folder ``masks``.
+    """Write a mask for every picture in ``images`` into ``masks``.
 
     A mask is a PNG with the size and the stem of its picture: 8 bits of 0 and 255, or of several classes the values that
     the training masks had. The folder is created; masks of the same name are replaced.

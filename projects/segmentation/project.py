@@ -1,4 +1,4 @@
-"""Image segmentation, trained on a folder of images and a folder of masks."""
+"""Image segmentation, trained on folders of images and masks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ SAMPLES = {"mni152": mni152, "blobs": blobs}
 
 
 def _sides(given: Any) -> Any:
-    """Read ``128`` as 128 by 128, and ``112x96`` as a height of 112 and a width of 96."""
+    """Read ``128`` as a square, ``112x96`` as height and width."""
     if isinstance(given, str):
         given = given.lower().split("x")
         given = given * 2 if len(given) == 1 else given
@@ -43,7 +43,7 @@ def _sides(given: Any) -> Any:
 
 
 def _number(given: Any) -> Any:
-    """Convert text to a number, because pydantic does not for a choice between numbers."""
+    """Convert text to a number; pydantic does not for a choice between numbers."""
     return int(given) if isinstance(given, str) and given.isdecimal() else given
 
 
@@ -129,7 +129,7 @@ class Config(mltrain.Config):
     @field_validator("foreground", "void", mode="before")
     @classmethod
     def _as_text(cls, given: Any) -> Any:
-        """Accept ``1`` and ``[1, 3]`` from Python and JSON in place of the text ``1,3``."""
+        """Accept ``1`` and ``[1, 3]`` like the text ``1,3``."""
         if isinstance(given, (list, tuple)):
             given = ",".join(map(str, given))
         return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
@@ -137,7 +137,7 @@ class Config(mltrain.Config):
     @field_validator("classes", mode="before")
     @classmethod
     def _as_texts(cls, given: Any) -> Any:
-        """Accept ``liver=1,vessel=2`` and ``{liver: 1}`` in place of a list of texts."""
+        """Accept ``liver=1,vessel=2`` and ``{liver: 1}`` as a list of texts."""
         if isinstance(given, str):
             given = given.strip("[]").split(",")
         if isinstance(given, Mapping):
@@ -147,7 +147,7 @@ class Config(mltrain.Config):
     @model_validator(mode="before")
     @classmethod
     def _of_an_earlier_version(cls, given: Any) -> Any:
-        """Read a configuration without ``resize`` as ``resize=stretch``, which earlier versions always did."""
+        """Read a configuration without ``resize`` as ``resize=stretch``, like earlier versions."""
         if isinstance(given, Mapping) and "image_size" in given and "resize" not in given:
             return {**given, "resize": "stretch"}
         return given
@@ -171,7 +171,7 @@ class Config(mltrain.Config):
 
     @property
     def declaration(self) -> Declaration:
-        """Meaning of the mask values, by the keys ``foreground``, ``void`` and ``classes``."""
+        """Meaning of mask values, by ``foreground``, ``void`` and ``classes``."""
         return Declaration.of(self.foreground, self.void, self.classes)
 
     def sample_data(self) -> dict[str, Path | str]:
@@ -232,7 +232,7 @@ def build(config: Config) -> mltrain.Task:
 def _loaders(
     config: Config, train: Sequence[Sample], val: Sequence[Sample], net: SegmentationNet, std: float
 ) -> tuple[mltrain.ResumableLoader, DataLoader[tuple[Tensor, Tensor]]]:
-    """Return the loader of augmented training batches and that of held-out batches."""
+    """Return the loaders of augmented training and of held-out batches."""
     frame, channels, cache_bytes = net.framing, net.channels, config.cache_megabytes * 2**20
     augmentation = Augmentation(
         crop=frame.window if frame.crops else None,
@@ -254,7 +254,7 @@ def _loaders(
 
 
 def read_samples(config: Config) -> split.Parts:
-    """Read every file once and return the training and the held-out samples."""
+    """Read every file once, and return training and held-out samples."""
     own, own_val = _folders(config.image_path, config.gt_path), _folders(config.val_image_path, config.val_gt_path)
     if own is not None and own_val is None:
         (samples,) = _surveyed(config, own)
@@ -279,7 +279,7 @@ def _surveyed(config: Config, *folders: FolderPair) -> list[tuple[Sample, ...]]:
 
 
 def intensity(samples: Sequence[Sample]) -> tuple[float, float]:
-    """Return mean and standard deviation of the pixels, with the same weight for every image."""
+    """Return mean and standard deviation of the pixels; every image has the same weight."""
     mean = sum(item.mean for item in samples) / len(samples)
     mean_square = sum(item.mean_square for item in samples) / len(samples)
     return mean, max(mean_square - mean**2, 1e-12) ** 0.5

@@ -20,7 +20,7 @@ from projects.segmentation.values import Values
 
 
 class ThresholdCurve:
-    """Precision and recall over all pixels at thresholds 0.01 to 0.99."""
+    """Precision and recall over all pixels, thresholds 0.01 to 0.99."""
 
     thresholds = np.arange(1, 100) / 100
 
@@ -36,7 +36,7 @@ class ThresholdCurve:
         self._background += np.bincount(bins[~true], minlength=100)
 
     def table(self) -> pd.DataFrame:
-        """Columns threshold, precision, recall, f1 and iou, one row a threshold."""
+        """One row per threshold: threshold, precision, recall, f1 and iou."""
         rows = []
         for index, threshold in enumerate(self.thresholds, start=1):
             overlap = Overlap(
@@ -48,9 +48,10 @@ class ThresholdCurve:
         return pd.DataFrame(rows, columns=["threshold", "precision", "recall", "f1", "iou"])
 
     def average_precision(self) -> float:
-        """Mean of the precision over the recall, as a sum of steps from the highest threshold to the lowest.
+        """Mean of the precision over the recall, by steps.
 
-        The lowest step takes every pixel for foreground (scikit-learn's definition of average precision).
+        The steps go from the highest threshold to the lowest, which takes every pixel for foreground (scikit-learn's definition
+        of average precision).
         """
         hits = np.append(0, self._foreground[::-1].cumsum())
         predicted = np.append(0, (self._foreground + self._background)[::-1].cumsum())
@@ -70,7 +71,7 @@ class Report:
     """How many of the images with the lowest IoU are pictured."""
 
     def __call__(self, folder: Path) -> dict[str, float]:
-        """Fill the folder and return the metrics, named as in training.
+        """Fill the folder and return metrics, named as in training.
 
         ::
 
@@ -157,6 +158,6 @@ def _row(overlap: Overlap) -> dict[str, float]:
 
 
 def _mean(overlaps: Sequence[Overlap], score: str) -> float:
-    """The mean of a score over the classes that are somewhere; 1 if there is none."""
+    """Mean score over the classes that are somewhere; 1 if there is none."""
     there = [getattr(one, score) for one in overlaps if one.hit + one.excess + one.missed]
     return sum(there) / len(there) if there else 1.0

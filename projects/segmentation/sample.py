@@ -27,7 +27,7 @@ _BLOBS = "blobs-1"
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFolders:
-    """The training and the validation folders of a sample data set."""
+    """Training and validation folders of a sample data set."""
 
     train: FolderPair
     val: FolderPair

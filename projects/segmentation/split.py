@@ -1,4 +1,4 @@
-"""Division of samples into training and held-out ones, by a seeded draw or by a table."""
+"""Division of samples into training and held-out ones."""
 
 import re
 from collections import defaultdict
@@ -50,7 +50,7 @@ def drawn(samples: Sequence[Sample], fraction: float, seed: int, group_regex: st
 
 
 def tabled(samples: Sequence[Sample], table: Path) -> Parts:
-    """Divide the samples by a CSV file with the columns ``stem`` and ``split``.
+    """Divide samples by a CSV file of ``stem`` and ``split``.
 
     A stem may be a file name. ``split`` is ``train``, ``val`` or ``test``; samples marked ``test`` are left out.
 

@@ -12,7 +12,7 @@ _SMALL_PART = 0.05
 
 
 def summary(train: Sequence[Sample], val: Sequence[Sample], frame: Framing) -> tuple[str, ...]:
-    """Return lines with the number of pairs, their sizes, the share of each class, and the scale."""
+    """Return lines on pairs, sizes, class shares and scale."""
     lines = [
         f"Pairs: {len(train)} to train on, {len(val)} held out; sizes (height x width) {_sizes([*train, *val])}",
         f"Masks: {train[0].labels}; {_shares(train)} of the pixels to train on, the rest is background",

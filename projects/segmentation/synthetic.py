@@ -1,7 +1,7 @@
-"""Generated pictures of blobs with exact masks, for tests and for trying out a set-up.
+"""Generated pictures of blobs with exact masks.
 
-Image and mask come from one field: ellipses whose outline is bent by smooth noise. The picture is then degraded as by a
-microscope: uneven light, defocus, textured background, shot noise.
+They serve tests and trying out a set-up. Image and mask come from one field: ellipses whose outline is bent by smooth
+noise. The picture is then degraded as by a microscope: uneven light, defocus, textured background, shot noise.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Blobs:
         return np.rint(255 * (photons / self.photons).clip(0, 1)).astype(np.uint8), mask
 
     def write(self, folders: FolderPair, count: int, seed: int) -> None:
-        """Draw ``count`` pictures into the two folders as ``blobs_000.png`` and so on."""
+        """Draw ``count`` pictures and masks, named ``blobs_000.png`` and so on."""
         folders.images.mkdir(parents=True, exist_ok=True)
         folders.masks.mkdir(parents=True, exist_ok=True)
         random = np.random.default_rng(seed)

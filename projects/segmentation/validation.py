@@ -9,7 +9,9 @@ from projects.segmentation.metrics import overlap_metrics
 
 
 class Validation:
-    """Computes ``val/loss`` and the overlap metrics as ``val/iou`` and so on, on the device where the network is.
+    """Computes ``val/loss`` and overlap metrics such as ``val/iou``.
+
+    It runs on the network's device.
 
     Args:
         net: maps images to logits.

@@ -19,7 +19,7 @@ class Values:
 
     @classmethod
     def parse(cls, text: str) -> "Values":
-        """Read ``1,3``, ``128-255``, ``#ff0000`` or ``nonzero``, or several of them separated by commas.
+        """Read ``1,3``, ``128-255``, ``#ff0000`` or ``nonzero``; commas separate several.
 
         Raises:
             ValueError: the text is none of these.
