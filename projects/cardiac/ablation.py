@@ -73,7 +73,7 @@ class Experiment:
     threads: int
 
     def run(self, rows: Sequence[Row] = ROWS) -> list[dict[str, object]]:
-        """Do the missing trainings, and return a record for each network."""
+        """Do the missing trainings and return a record per network."""
         prepared = {kind: self._prepared(kind) for kind in sorted({row.phantom for row in rows})}
         # Motion and registration do not learn from infarct labels, so the networks of acute phantoms serve both kinds.
         acute = prepared.get("acute") or self._prepared("acute")
@@ -112,7 +112,7 @@ class Experiment:
 
 
 def table(records: Sequence[dict[str, object]]) -> pd.DataFrame:
-    """Return mean, minimum and maximum over the seeds, in a row for each training and score."""
+    """Return one row per training and score: mean, minimum and maximum over the seeds."""
     long = pd.DataFrame(records).melt(["training", "seed"], var_name="score", value_name="value").dropna()
     long["value"] = long["value"].astype(float)
     found = long.groupby(["training", "score"])["value"].agg(["mean", "min", "max", "count"])
@@ -120,7 +120,7 @@ def table(records: Sequence[dict[str, object]]) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the ablation, write ``ablation.csv`` and ``runs.csv``, and return the exit code."""
+    """Run the ablation and write ``ablation.csv`` and ``runs.csv``."""
     parser = argparse.ArgumentParser(prog="python -m projects.cardiac.ablation", description=main.__doc__)
     parser.add_argument("--to", type=Path, required=True, help="folder for trainings and tables")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")

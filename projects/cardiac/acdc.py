@@ -24,10 +24,10 @@ INFARCTED = "MINF"
 
 @dataclass(frozen=True)
 class Acdc:
-    """Patients of ACDC, in the folder itself or in ``training`` and ``testing`` below it.
+    """Patients of ACDC in a folder.
 
     Args:
-        root: the folder.
+        root: the folder that holds the patients, or ``training`` and ``testing`` with them.
         labels: structures of the values in the label files.
     """
 

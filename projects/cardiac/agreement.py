@@ -24,7 +24,7 @@ def endpoint_error(field: Tensor, true: Tensor, within: Tensor) -> float:
 
 
 def hd95(one: Tensor, other: Tensor, pixel_mm: float) -> float | None:
-    """95th percentile of the distances between the contours of two masks (H, W), in mm; ``None`` if one is empty.
+    """95th percentile of contour distances between two masks (H, W), in mm; ``None`` if one is empty.
 
     The larger of both directions, as in MONAI, whose own function logs warnings about its own calls.
     """
@@ -47,5 +47,5 @@ def mean_hd95(one: Tensor, other: Tensor, pixel_mm: float) -> float | None:
 
 
 def folded_percent(determinant: Tensor) -> float:
-    """Percentage of pixels where the determinant of the Jacobian is not positive."""
+    """Percentage of pixels with a non-positive Jacobian determinant."""
     return float((determinant <= 0).to(torch.float64).mean() * 100)

@@ -12,12 +12,12 @@ _BASAL, _MIDDLE, _APICAL = 0, 1, 2
 
 
 def levels(depth: int) -> tuple[int, ...]:
-    """Return the third of the ventricle of each slice, from the base: 0 basal, 1 middle, 2 apical."""
+    """Return each slice's third of the ventricle, base first: 0 basal, 1 middle, 2 apical."""
     return tuple(int((index + 0.5) * 3 / depth) for index in range(depth))
 
 
 def segments(myocardium: NDArray[np.bool_], septum: float, *, clockwise: bool = True) -> NDArray[np.int64]:
-    """Return the segment number of each pixel of the myocardium (D, S, S), and 0 outside.
+    """Return the segment number of each pixel (D, S, S); 0 outside the myocardium.
 
     Args:
         myocardium: slices from base to apex.

@@ -1,4 +1,7 @@
-"""The stages in one process without a tracking store, for experiments that train them many times."""
+"""The stages in one process without a tracking store.
+
+They serve experiments that train them many times.
+"""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,9 +25,9 @@ STAGES: Mapping[str, tuple[type[mltrain.Config], Callable[[Any], mltrain.Task]]]
 
 
 def train(stage: str, preset: str | None, to: Path, **overrides: Any) -> dict[str, float]:
-    """Train a stage, write its weights as ``mltrain pull`` does, and return its metrics.
+    """Train a stage, write its weights, and return its metrics.
 
-    The weights are the last, not the best, so the held-out cases choose nothing.
+    The weights are written as by ``mltrain pull``. They are the last, not the best, so the held-out cases choose nothing.
     """
     kind, build = STAGES[stage]
     config = kind.load(preset=preset, overrides=overrides)

@@ -144,7 +144,7 @@ def inverse(field: Tensor, iterations: int = 20) -> Tensor:
 
 
 def jacobian_determinant(field: Tensor) -> Tensor:
-    """Return the determinant (N, H, W) of the Jacobian of ``x + field(x)``, by central differences.
+    """Return the Jacobian determinant (N, H, W) of ``x + field(x)``, by central differences.
 
     It is 0 or less where the deformation folds.
     """
@@ -154,7 +154,7 @@ def jacobian_determinant(field: Tensor) -> Tensor:
 
 
 def roughness(field: Tensor) -> Tensor:
-    """Mean over pixels and components of the squared gradient of displacements (N, 2, H, W): their diffusion energy.
+    """Diffusion energy of displacements (N, 2, H, W): the mean squared gradient over pixels and components.
 
     It equals MONAI's DiffusionLoss, which uses indexing that PyTorch has deprecated.
     """

@@ -9,7 +9,7 @@ _LEAST_CAVITY = 20  # pixels over all slices
 
 
 def end_systole(cine: NDArray[np.float32], myocardium: NDArray[np.bool_], end_diastole: int = 0) -> tuple[int, str]:
-    """Return the frame of end systole, and ``area`` or ``motion`` for how it was found.
+    """Return the end-systolic frame and its criterion: ``area`` or ``motion``.
 
     It is the frame with the smallest bright area within the epicardium of end diastole. Bright is above the middle between
     the grey levels of blood and wall at end diastole. If the wall encloses no cavity, it is the frame with the

@@ -1,4 +1,7 @@
-"""Pictures of motion, registration and infarcts, each with the note that it is not for clinical use."""
+"""Pictures of motion, registration and infarcts.
+
+Each carries the note that it is not for clinical use.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +65,10 @@ def motion(
 
 
 def registration(late: Picture, warped: Picture, cine: Picture, before: Mask, after: Mask, wall: Mask) -> Figure:
-    """Late enhancement before and after registration, and the cine frame, each with the contours of the myocardium."""
+    """Late enhancement before and after registration, beside the cine frame.
+
+    Each shows the contours of the myocardium.
+    """
     figure, panels = _panels(3)
     for axes, picture, mask, title in zip(
         panels,
@@ -81,7 +87,10 @@ def registration(late: Picture, warped: Picture, cine: Picture, before: Mask, af
 def infarct(
     diastole: Picture, probability: Picture, found: Mask, reference: Mask, wall: Mask, name: str = "reference"
 ) -> Figure:
-    """Predicted and reference infarct over the cine frame, and its probability; ``name`` is that of the reference."""
+    """Predicted infarct, reference infarct and probability over the cine frame.
+
+    ``name`` is that of the reference.
+    """
     figure, (over, likely) = _panels(2)
     _shown(over, diastole, "Infarct")
     _contour(over, wall, "white")
@@ -129,7 +138,10 @@ def bulls_eye(
 
 
 def bland_altman(found: NDArray[np.float64], reference: NDArray[np.float64], name: str = "reference") -> Figure:
-    """Difference of infarct sizes over their mean, with bias and limits of agreement (Bland and Altman, Lancet 1986)."""
+    """Plot the difference of infarct sizes over their mean.
+
+    Lines mark the bias and the limits of agreement (Bland and Altman, Lancet 1986).
+    """
     figure = Figure(figsize=(5.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
     difference = found - reference
@@ -149,7 +161,10 @@ def bland_altman(found: NDArray[np.float64], reference: NDArray[np.float64], nam
 
 
 def write_cine(frames: Picture, masks: Sequence[Mask], file: Path, frame_ms: int = 80) -> None:
-    """Write frames (T, S, S) in [0, 1] as an endless GIF with the outline of a mask (S, S) in each."""
+    """Write frames (T, S, S) in [0, 1] as an endless GIF.
+
+    Each shows the outline of its mask (S, S).
+    """
     pictures = []
     for frame, mask in zip(frames, masks, strict=True):
         grey = np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)

@@ -22,7 +22,7 @@ CIRCUMFERENTIAL, RADIAL = "circumferential_strain_percent", "radial_strain_perce
 
 @dataclass(frozen=True, kw_only=True)
 class Function:
-    """Function of the left ventricle of one patient, from end diastole to end systole.
+    """A patient's left-ventricular function from end diastole to end systole.
 
     Attributes:
         name: name of the case.
@@ -54,7 +54,7 @@ class Function:
         return None if self.reference_esv_ml is None else _ejected(self.edv_ml, self.reference_esv_ml)
 
     def strain_error(self) -> float | None:
-        """Return the mean absolute error of circumferential strain over segments, in percentage points."""
+        """Return the mean absolute error of segments' circumferential strain (percentage points)."""
         known = self.reference_segments
         return float(np.mean([abs(self.segments[key][0] - known[key][0]) for key in known])) if known else None
 
@@ -95,10 +95,11 @@ def cavities(wall: Tensor, marked: Tensor | None) -> Tensor:
 
 
 def carried_shares(mask: Tensor, field: Tensor) -> Tensor:
-    """Return the share of each pixel, 0 to 1, covered by a mask (D, S, S) bool after displacements (D, 2, S, S).
+    """Return each pixel's share (0 to 1) under a carried mask.
 
-    The mask is carried at four times the resolution. An interpolated mask at the original one has a ramp for an edge, whose
-    outer half shrinks less than the inner one, because the wall around a cavity does; so the cavity would be too large.
+    A mask (D, S, S) bool is carried by displacements (D, 2, S, S) at four times the resolution. An interpolated mask at
+    the original one has a ramp for an edge, whose outer half shrinks less than the inner one, because the wall around a
+    cavity does; so the cavity would be too large.
     """
     fine = F.interpolate(mask[:, None].float(), scale_factor=_FINER, mode="bilinear")
     moved = F.interpolate(field, scale_factor=_FINER, mode="bicubic") * _FINER
@@ -106,7 +107,7 @@ def carried_shares(mask: Tensor, field: Tensor) -> Tensor:
 
 
 def volume_ml(mask: Tensor, case: PreparedCase) -> float:
-    """Volume in millilitres of a mask (D, S, S), bool or shares of pixels: the sum of its slices (Simpson's rule)."""
+    """Volume in millilitres of a mask (D, S, S; bool or shares): the sum of its slices (Simpson's rule)."""
     return float(mask.sum()) * case.pixel_mm**2 * case.thickness / 1000
 
 
@@ -145,7 +146,7 @@ def _outward(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 def by_segment(
     numbers: NDArray[np.int64], circumferential: NDArray[np.float64], radial: NDArray[np.float64]
 ) -> dict[int, tuple[float, float]]:
-    """Return the mean strains in percent of each AHA segment that has pixels."""
+    """Return each AHA segment's mean strains in percent; segments without pixels are left out."""
     return {
         number: (100 * float(circumferential[inside].mean()), 100 * float(radial[inside].mean()))
         for number in aha.SEGMENTS
@@ -179,7 +180,7 @@ def summary(patients: Sequence[Function]) -> dict[str, float]:
 
 
 def segment_means(patients: Sequence[Function]) -> dict[str, float]:
-    """Return the mean strains over patients of each segment, as ``val/segment_07_circumferential_strain_percent``."""
+    """Return each segment's mean strains over patients, as ``val/segment_07_circumferential_strain_percent``."""
     means: dict[str, float] = {}
     for number in aha.SEGMENTS:
         own = [one.segments[number] for one in patients if number in one.segments]

@@ -1,4 +1,4 @@
-"""Grids of voxels in space by their affines, and resampling between them."""
+"""Grids of voxels, located by affines, and resampling between them."""
 
 import logging
 from collections.abc import Sequence
@@ -58,7 +58,9 @@ class Grid:
 
     @classmethod
     def unplaced(cls, image: Any, file: object) -> "Grid":
-        """Return the grid of a slice (1, H, W) or (T, H, W), whose affine is for other axes and locates nothing.
+        """Return the unlocated grid of a slice, (1, H, W) or (T, H, W).
+
+        Its affine is for other axes and locates nothing.
 
         Raises:
             DataError: a pixel has no size.
@@ -67,13 +69,13 @@ class Grid:
         return cls((image.shape[1], image.shape[2], 1), np.eye(4), (rows, columns, 1.0), known=False)
 
     def moved(self, shape: Sequence[int], affine: NDArray[np.float64]) -> "Grid":
-        """Return a grid of another shape and affine, with the voxel sizes of the affine."""
+        """Return a grid of another shape and affine; the affine gives the voxel sizes."""
         height, width, depth = shape
         rows, columns, slices = (float(size) for size in voxel_sizes(affine))
         return Grid((height, width, depth), affine, (rows, columns, slices), self.known)
 
     def is_the_same_as(self, other: "Grid") -> bool:
-        """Whether both have the same voxels, up to a tenth of a voxel."""
+        """Whether both have the same voxels (to a tenth of one)."""
         if self.shape != other.shape:
             return False
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
@@ -100,7 +102,9 @@ def _is_located(image: Any, affine: NDArray[np.float64], zooms: Sequence[float])
 
 
 def on_grid(labels: NDArray[Any], given: Grid, wanted: Grid, file: object, picture: object) -> NDArray[Any]:
-    """Return labels (H, W, D) on the grid of a picture, by the nearest label where the grids differ.
+    """Return labels (H, W, D) on a picture's grid.
+
+    Where the grids differ, each voxel gets the nearest label.
 
     Args:
         labels: the values of a label file.
@@ -156,7 +160,7 @@ def _in_mm(grid: Grid) -> str:
 def turned_like(
     volumes: Sequence[NDArray[Any]], given: Grid, wanted: Grid, name: str
 ) -> tuple[list[NDArray[Any]], Grid]:
-    """Return volumes (H, W, D) with axes and directions as near as possible to those of another grid.
+    """Permute and flip volumes (H, W, D) to match another grid's axes.
 
     Raises:
         DataError: the slices of one cross those of the other, or they are rotated against each other.
@@ -180,7 +184,10 @@ def turned_like(
 
 
 def matched_slices(given: Grid, wanted: Grid) -> dict[int, int]:
-    """Return the slices of ``wanted`` with the nearest slice of ``given``, at most half a slice away."""
+    """Map slices of ``wanted`` to the nearest slice of ``given``.
+
+    Those without one at most half a slice away are left out.
+    """
     height, width, depth = given.shape
     centres = [((height - 1) / 2, (width - 1) / 2, index) for index in range(depth)]
     at = apply_affine(np.linalg.inv(wanted.affine) @ given.affine, np.array(centres))[:, 2]

@@ -1,4 +1,4 @@
-"""The shape, the motion and the grey levels of a phantom's heart."""
+"""Shape, motion and grey levels of a phantom's heart."""
 
 from dataclasses import dataclass, replace
 
@@ -38,7 +38,7 @@ class Infarct:
     thinning: float = 0.0
 
     def sector(self, theta: Floats) -> Floats:
-        """Return 1 inside the sector and 0 outside, with a logistic border zone of six degrees."""
+        """Return 1 inside the sector and 0 outside; the border zone is logistic, of six degrees."""
         distance = np.abs(np.angle(np.exp(1j * (theta - self.angle))))
         return np.asarray(1 / (1 + np.exp(-(self.half_width - distance) / _BORDER)))
 
@@ -94,7 +94,7 @@ class Heart:
         )
 
     def scaled(self, level: float) -> "Heart":
-        """Return the same heart with a cavity ``level`` times as wide."""
+        """Return the heart with a cavity ``level`` times as wide."""
         return replace(self, radius=self.radius * level)
 
     def radii(self, theta: Floats, infarct: Infarct | None) -> tuple[Floats, Floats]:
@@ -111,7 +111,7 @@ class Heart:
         return np.hypot(rows, columns), np.arctan2(rows, columns)
 
     def wall(self, points: Floats, infarct: Infarct | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which points of end diastole are myocardium, and which are scar."""
+        """Return masks (H, W) of myocardium and scar at end-diastolic points."""
         radius, theta = self.polar(points)
         inner, outer = self.radii(theta, infarct)
         wall = (radius >= inner) & (radius <= outer)
@@ -121,7 +121,10 @@ class Heart:
         return wall, wall & deep & (infarct.sector(theta) > 0.5)
 
     def material(self, points: Floats, shortening: float, infarct: Infarct | None) -> tuple[Floats, NDArray[np.bool_]]:
-        """Return the points (2, H, W) of end diastole that a shortened heart (0 to 1) has at ``points``, and its wall."""
+        """Return the end-diastolic origins (2, H, W) of ``points``, and the wall (H, W).
+
+        The heart is shortened by ``shortening``, from 0 (end diastole) to 1 (end systole).
+        """
         radius, theta = self.polar(points)
         origin, before = theta, radius
         stretch = 1 - (1 - self.stretch) * shortening
@@ -150,7 +153,7 @@ class Heart:
         return np.stack([rows, columns]), wall
 
     def drawn_levels(self, random: np.random.Generator, fine: Floats, infarct: Infarct | None) -> tuple[Floats, Floats]:
-        """Return the grey levels of end diastole on a finer grid, of the cine sequence and of late enhancement."""
+        """Return end-diastolic grey levels on a finer grid: cine and late enhancement."""
         radius, theta = self.polar(fine)
         inner, outer = self.radii(theta, infarct)
         _, scar = self.wall(fine, infarct)

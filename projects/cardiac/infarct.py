@@ -28,7 +28,9 @@ VECTORS = ("rows", "columns")
 
 
 def build(config: Config) -> mltrain.Task:
-    """Read the prepared cases, run the two earlier networks on them, and build network, optimizer and schedule.
+    """Build network, optimizer and schedule from prepared cases.
+
+    The two earlier networks run on the cases first.
 
     Raises:
         mltrain.errors.DataError: prepared cases or weights are missing, or there is no infarct to learn from.
@@ -88,7 +90,10 @@ class InfarctNet(nn.Module):
 
 
 class Slices(Dataset[tuple[Tensor, Tensor]]):
-    """Inputs (C, S, S) and labels (1, S, S) float32 of all slices, with random turns and mirroring if ``turns``."""
+    """Inputs (C, S, S) and labels (1, S, S) float32 of all slices.
+
+    If ``turns``, each is turned and mirrored at random.
+    """
 
     def __init__(self, patients: Sequence[Seen], inputs: str, *, turns: bool) -> None:
         self._inputs = torch.cat([patient.channels(inputs) for patient in patients])
@@ -111,9 +116,10 @@ class Slices(Dataset[tuple[Tensor, Tensor]]):
 
 
 def turned(planes: Tensor, turns: int, mirrored: bool, vector: Sequence[int]) -> Tensor:
-    """Mirror planes (C, H, W) left to right, then turn them by quarter turns from rows towards columns.
+    """Mirror planes (C, H, W) left to right, then turn them.
 
-    The two planes named by ``vector``, rows and columns of a displacement, change their direction too.
+    A quarter turn is from rows towards columns. The two planes named by ``vector``, rows and columns of a displacement,
+    change their direction too.
     """
     planes = planes.clone()
     if mirrored:

@@ -1,4 +1,7 @@
-"""Inputs of the infarct network, from the motion network, and its labels, from the registration network."""
+"""Inputs and labels of the infarct network.
+
+The inputs come from the motion network, the labels from the registration network.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +68,7 @@ class Seen:
 
 
 def forward_motion(motion: DeformationNet, case: PreparedCase) -> Tensor:
-    """Return the displacements (D, 2, S, S) of the points of end diastole until end systole, in pixels.
+    """Return the end-diastolic points' displacements (D, 2, S, S) to end systole, in pixels.
 
     The network gives displacements at the pixels of end systole; their inverse is at those of end diastole, where the
     myocardium is marked.
@@ -93,7 +96,7 @@ def seen(
 
 
 def reference_name(patients: Sequence[Seen]) -> str:
-    """Return the name of the reference of some patients, for figures and tables."""
+    """Name the reference of patients in figures and tables."""
     exact = {patient.exact is not None for patient in patients}
     if len(exact) > 1:
         return "reference"

@@ -1,4 +1,4 @@
-"""A label file, and its structures on the grid of the pictures."""
+"""A label file, with structures on the pictures' grid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from projects.cardiac.stack import Stack
 
 @dataclass(frozen=True, eq=False)
 class LabelFile:
-    """Values (H, W, D) of a label file, and the grid of its voxels."""
+    """Values (H, W, D) of a label file, and their grid."""
 
     file: Path
     values: NDArray[Any]

@@ -1,4 +1,4 @@
-"""The structures that the values of a label file stand for.
+"""Structures by the values of a label file.
 
 Conventions of public studies: ACDC (Bernard et al., IEEE TMI 2018) has 1 right ventricle, 2 myocardium, 3 left ventricle.
 EMIDEC (Lalande et al., Data 2020; https://emidec.com/dataset) has 1 cavity, 2 normal myocardium, 3 infarct, 4 no-reflow,
@@ -22,7 +22,7 @@ _WHOLE = 1e-3  # how far a stored label may be from its whole number
 
 
 def _as_values(given: Any) -> Any:
-    """Convert one value, a list, or text with commas to a list."""
+    """Convert a value, list or comma-separated text to a list."""
     if isinstance(given, str):
         return [part.strip() for part in given.split(",")]
     return given if isinstance(given, list | tuple) else [given]
@@ -47,7 +47,7 @@ class LabelMap(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _of_text(cls, given: Any) -> Any:
-        """Look up the name of a convention, and parse a map that arrives as text from the command line."""
+        """Resolve a convention's name, or a map given as text."""
         if not isinstance(given, str):
             return given
         if given in PRESETS:
@@ -59,7 +59,7 @@ class LabelMap(BaseModel):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        """Refuse a value that stands for two structures, or for the background."""
+        """Refuse a value of two structures, or of the background."""
         owners: dict[int, str] = {0: "the background"}
         for structure in STRUCTURES:
             for value in getattr(self, structure):
@@ -73,7 +73,7 @@ class LabelMap(BaseModel):
         return own + self.infarct if structure == "myocardium" else own
 
     def __str__(self) -> str:
-        """Return the map as users write it on the command line."""
+        """Return the map as written on the command line."""
         named = {structure: getattr(self, structure) for structure in STRUCTURES if getattr(self, structure)}
         shown = {name: str(values[0]) if len(values) == 1 else str(list(values)) for name, values in named.items()}
         return "{" + ", ".join(f"{name}: {value}" for name, value in shown.items()) + "}"

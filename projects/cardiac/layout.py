@@ -131,7 +131,10 @@ class Layout:
         )
 
     def _scar(self, name: str, wall: LabelFile, stack: Stack) -> NDArray[np.bool_]:
-        """Return the infarct, from the label of the myocardium if the map names it, else from its own file."""
+        """Return the infarct.
+
+        It is in the label of the myocardium if the map names it, else in its own file.
+        """
         file = self.root / LATE_SCAR / f"{name}.nii.gz"
         named = self.late_labels is not None and bool(self.late_labels.infarct)
         (inside,) = wall.masks(("infarct",), self.late_labels, "late_labels", stack) if named else (None,)

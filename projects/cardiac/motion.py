@@ -53,7 +53,7 @@ def build(config: Config) -> mltrain.Task:
 
 
 class FramePairs(Dataset[tuple[Tensor, Tensor]]):
-    """The end-diastolic frame of each slice with another frame, drawn at random.
+    """Each slice's end-diastolic frame with another frame, drawn at random.
 
     An item is the input of the network, (channels, S, S), end diastole first, and the other frame (1, S, S).
     """
@@ -95,7 +95,7 @@ class MotionLoss(nn.Module):
 
 
 class Validation:
-    """Scores the motion from end diastole to end systole in held-out cases.
+    """Scores end-diastolic to end-systolic motion in held-out cases.
 
     It returns ``val/loss`` and ``val/folded_percent``; ``val/dice_es`` of the myocardium if end systole is marked;
     ``val/epe_px`` and ``val/epe_mm`` within it if the displacement is known; ``…_before``, the same without motion; and volumes,

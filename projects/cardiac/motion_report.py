@@ -23,7 +23,7 @@ _COMPARED = ("dice_es", "hd95_es_mm", "epe_px", "epe_mm")
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures the motion of the middle slice of some cases, as ``val/CASE``."""
+    """Pictures the motion of middle slices, as ``val/CASE``."""
 
     net: DeformationNet
     cases: Sequence[PreparedCase]
@@ -91,7 +91,7 @@ class Report:
 
 
 def _log_comparison(metrics: Mapping[str, float]) -> None:
-    """Log the network beside its baselines, and the best of them."""
+    """Log the network beside its baselines, with the best."""
     for score, sense, unit in (("dice_es", -1, ""), ("epe_mm", 1, " mm")):
         values = {
             name: metrics[f"val/{score}{ending}"]
@@ -191,7 +191,10 @@ def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
 
 
 def write_carried(net: DeformationNet, case: PreparedCase, index: int, file: Path) -> None:
-    """Write one slice as a GIF, with the myocardium of end diastole carried into every frame."""
+    """Write one slice as a GIF.
+
+    The myocardium of end diastole is carried into every frame.
+    """
     frames = case.cine[index, :, None]
     field = net.field(frames[case.end_diastole].expand_as(frames), frames)
     walls = warp(case.myocardium[index].float().expand(len(frames), 1, -1, -1), field)[:, 0] > 0.5

@@ -13,10 +13,10 @@ _CACHED = 2048
 
 
 def optical_flow(moving: Tensor, fixed: Tensor) -> Tensor:
-    """Return displacements (N, 2, H, W) in pixels, rows first, backward, from pictures (N, 1, H, W) to others.
+    """Return displacements (N, 2, H, W) between pictures (N, 1, H, W).
 
-    They are TV-L1 optical flow (Zach et al., DAGM 2007) by scikit-image with its defaults. The flow depends on the pictures
-    alone, so that of recent pairs is cached.
+    They are in pixels, rows first, backward: TV-L1 optical flow (Zach et al., DAGM 2007) by scikit-image with its
+    defaults. The flow depends on the pictures alone, so that of recent pairs is cached.
     """
     pairs = zip(moving[:, 0].cpu(), fixed[:, 0].cpu(), strict=True)
     flows = [_between(_bytes(one), _bytes(other), *one.shape) for one, other in pairs]

@@ -20,9 +20,10 @@ _SMALLER = 0.9  # largest area of the ventricle at the apex relative to the base
 
 
 def direction(wall: NDArray[np.bool_], right: NDArray[np.bool_]) -> float | None:
-    """Return the angle in radians from the centre of the wall to that of the right ventricle, both (D, H, W).
+    """Return the direction from wall to right ventricle, in radians.
 
-    0 is along columns and π/2 along rows. ``None`` if no right ventricle is marked.
+    It is that from the centre of one mask (D, H, W) to that of the other. 0 is along columns and π/2 along rows.
+    ``None`` if no right ventricle is marked.
     """
     if not right.any():
         return None
@@ -31,7 +32,7 @@ def direction(wall: NDArray[np.bool_], right: NDArray[np.bool_]) -> float | None
 
 
 def usual_direction(affine: NDArray[np.float64]) -> float | None:
-    """Return the usual angle to the right ventricle by an affine; ``None`` if it is not of short-axis slices."""
+    """Return the right ventricle's usual direction by an affine; ``None`` if it is not of short-axis slices."""
     axes = affine[:3, :3] / voxel_sizes(affine)
     if abs(_normal(axes) @ _LONG_AXIS) < _SHORT_AXIS:
         return None
@@ -53,10 +54,10 @@ def base_is_first(myocardium: NDArray[np.bool_], affine: NDArray[np.float64], *,
 
 
 def turns_clockwise(affine: NDArray[np.float64], *, base_first: bool) -> bool:
-    """Whether angles that grow from columns to rows go from the septum to the anterior wall.
+    """Whether growing angles go from septum to anterior wall.
 
-    From the septum to the anterior wall is a right-handed turn about the direction from apex to base. Columns towards rows is one
-    about columns × rows, so the determinant of the affine decides.
+    Angles grow from columns to rows. From the septum to the anterior wall is a right-handed turn about the direction
+    from apex to base. Columns towards rows is one about columns × rows, so the determinant of the affine decides.
     """
     return bool((np.linalg.det(affine[:3, :3]) > 0) == base_first)
 

@@ -1,4 +1,6 @@
-"""A beating short-axis heart whose motion is known exactly, with or without an infarct.
+"""A beating short-axis heart of exactly known motion.
+
+It may have an infarct.
 
 The wall keeps its volume: a material ring of radii ``Ri < R < Ro`` at end diastole lies at ``ri < r < ro`` in another
 frame, where ``R² = Ri² + lz (r² - ri²)`` and ``lz`` is the through-plane stretch. Every pixel x of a frame shows

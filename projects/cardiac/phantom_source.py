@@ -1,4 +1,4 @@
-"""Phantom patients as a source of cases, and a command that writes them as files::
+"""Phantom patients as a source of cases, and as files::
 
 python -m projects.cardiac.phantom_source --to FOLDER --cases 12
 """
@@ -36,7 +36,7 @@ class PhantomSource:
         return self.phantom.case(self.seed * 100_003 + number, infarcted=self._infarcted(number))
 
     def case(self, name: str) -> RawCase:
-        """Draw one patient in the form of a case read from files."""
+        """Draw one patient as a case read from files."""
         drawn = self.drawn(name)
         pieces = drawn.slices
         return RawCase(
@@ -66,7 +66,7 @@ class PhantomSource:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write phantoms in the layout of :mod:`projects.cardiac.layout`, and return the exit code."""
+    """Write phantoms in the layout of :mod:`projects.cardiac.layout`."""
     parser = argparse.ArgumentParser(prog="python -m projects.cardiac.phantom_source", description=main.__doc__)
     parser.add_argument("--to", type=Path, required=True, help="folder to write to")
     parser.add_argument("--cases", type=int, default=12, help="number of patients (default 12)")

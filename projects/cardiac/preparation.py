@@ -1,4 +1,4 @@
-"""Preparation of patients, cut to one size, from the files of a study or from phantoms::
+"""Preparation of patients from a study's files or from phantoms::
 
 python -m projects.cardiac.preparation --to prepared                                  # phantoms
 python -m projects.cardiac.preparation --to prepared source=layout data=study
@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 
 
 def prepare(config: Config, to: Path) -> dict[str, float]:
-    """Read, check, resample, crop and normalise every case, find end systole, split by patient, and write the folder.
+    """Prepare every case, split by patient, and write the folder.
+
+    Each is read, checked, resampled, cropped and normalised, and its end systole is found.
 
     Returns:
         Number of cases, of held-out cases, and of those with an infarct and with late enhancement.
@@ -93,7 +95,7 @@ def source_of(config: Config) -> Source:
 
 
 def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
-    """Crop one case about the centroid of its myocardium, and late enhancement about that of its own.
+    """Crop cine and late enhancement, each about its myocardium's centroid.
 
     Raises:
         DataError: the square is too small for the myocardium, or the case has a single frame.
@@ -183,7 +185,7 @@ def _of_slices(raw: RawCase, kept: list[int]) -> RawCase:
 
 
 def _late_of_slices(name: str, late: LateEnhancement, kept: list[int]) -> LateEnhancement:
-    """Return the late enhancement of the kept cine slices, with their new numbers."""
+    """Return the kept cine slices' late enhancement, with new numbers."""
     at = late.slices if late.slices is not None else tuple(range(len(late.image)))
     own = [index for index, slice_ in enumerate(at) if slice_ in kept]
     if not own:
@@ -209,7 +211,7 @@ def _cut_whole(name: str, mask: NDArray[np.bool_], window: Window) -> NDArray[np
 
 
 def _normalised(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale the grey levels from the first to the 99th percentile to 0 to 1, and clip the others."""
+    """Scale pictures' percentiles 1 to 99 to [0, 1]; clip the others."""
     low, high = np.percentile(pictures, (1, 99))
     return np.asarray(np.clip((pictures - low) / max(high - low, 1e-6), 0, 1), np.float32)
 

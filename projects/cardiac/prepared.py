@@ -89,7 +89,7 @@ class PreparedCase:
         return "lge" in self.optional
 
     def where_late(self) -> "PreparedCase":
-        """Return the case with only those slices that have late enhancement."""
+        """Return the case with only its late-enhancement slices."""
         if self.late_slices is None:
             return self
         kept = list(self.late_slices)
@@ -108,7 +108,7 @@ class PreparedCase:
         )
 
     def segments(self) -> NDArray[np.int64]:
-        """Return the AHA segment of each pixel (D, S, S) of the myocardium, and 0 outside."""
+        """Return each pixel's AHA segment (D, S, S); 0 outside the myocardium."""
         if "segments" in self.optional:
             return self.optional["segments"].numpy()
         masks = self.myocardium.numpy()
@@ -119,19 +119,25 @@ class PreparedCase:
         return aha.segments(masks[::-1], self.septum, clockwise=clockwise)[::-1].copy()
 
     def on_input_grid(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return pictures (D, S, S) as a volume (H, W, depth) on the input's grid, 0 outside of the squares."""
+        """Return pictures (D, S, S) on the input's grid (H, W, depth); 0 outside of the squares."""
         placed = self.window.put_back(pictures)
         volume = np.zeros((*placed.shape[1:], self.depth), np.float32)
         volume[..., list(self.slices)] = np.moveaxis(placed, 0, -1)
         return volume
 
     def write_mask(self, probability: NDArray[np.float32], file: Path, threshold: float = 0.5) -> None:
-        """Write where pictures (D, S, S) are above a threshold as NIfTI, uint8, with the input's affine and zooms."""
+        """Write a NIfTI mask (uint8) of pictures (D, S, S) above a threshold.
+
+        It has the input's affine and zooms.
+        """
         mask = (self.on_input_grid(probability) > threshold).astype(np.uint8)
         write_volume(mask, file, self.affine, (*self.window.spacing, self.thickness))
 
     def write_field(self, field: NDArray[np.float32], file: Path) -> None:
-        """Write displacements (D, 2, S, S), in pixels, as NIfTI (H, W, depth, 1, 2), in mm along the first two axes."""
+        """Write displacements (D, 2, S, S), in pixels, as NIfTI vectors in mm.
+
+        The volume is (H, W, depth, 1, 2), with components along the first two axes.
+        """
         components = [self.on_input_grid(field[:, axis] * np.float32(self.pixel_mm)) for axis in range(2)]
         vectors = np.stack(components, axis=-1)[:, :, :, None]
 
@@ -171,7 +177,7 @@ def read(folder: Path | None) -> Cohort:
 
 
 def write_prepared_case(case: PreparedCase, folder: Path) -> None:
-    """Write one case below ``folder / cases``, grey levels in two bytes each."""
+    """Write one case below ``folder / cases``, grey levels as float16."""
     place = folder / "cases"
     place.mkdir(parents=True, exist_ok=True)
     tensors = {"cine": case.cine.half(), "myocardium": case.myocardium, **case.optional}

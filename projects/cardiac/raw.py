@@ -15,7 +15,7 @@ from mltrain.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LateEnhancement:
-    """A late-enhancement stack with each slice at the position of a cine slice.
+    """A late-enhancement stack, each slice at a cine slice's position.
 
     Attributes:
         image: (L, H, W) float32.
@@ -126,7 +126,11 @@ def read_all(source: Source) -> Iterable[RawCase]:
 
 
 def _require_moving_pictures(case: RawCase) -> None:
-    """Raise DataError if the sequence has one frame, or a frame with myocardium has a single grey level."""
+    """Refuse one-frame sequences, and frames of a single grey level.
+
+    Raises:
+        DataError: the sequence has one frame, or a frame with myocardium has a single grey level.
+    """
     if case.cine.shape[1] < 2:
         raise DataError(
             f"{case.name}: its cine sequence has one frame. Expected two or more: a single one shows no motion."
@@ -215,7 +219,7 @@ def write_volume(
     zooms: Sequence[float],
     adjust: Callable[[Any], None] = lambda header: None,
 ) -> None:
-    """Write a NIfTI file with this affine and these voxel sizes; ``adjust`` may set more in its header."""
+    """Write a NIfTI file with an affine and voxel sizes; ``adjust`` may set more in its header."""
     image = nib.Nifti1Image(array, affine)
     image.header.set_zooms(tuple(zooms))
     image.header.set_xyzt_units("mm", "sec")

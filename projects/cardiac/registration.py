@@ -68,7 +68,7 @@ def build(config: Config) -> mltrain.Task:
 
 
 def with_late_enhancement(cases: Sequence[PreparedCase]) -> tuple[PreparedCase, ...]:
-    """Return the cases with late enhancement, with only those slices that have it.
+    """Return only the cases and slices with late enhancement.
 
     Raises:
         DataError: no case has any.
@@ -83,7 +83,7 @@ def with_late_enhancement(cases: Sequence[PreparedCase]) -> tuple[PreparedCase, 
 
 
 class LatePairs(Dataset[tuple[Tensor, Target]]):
-    """A slice of late enhancement with the cine frame of end diastole (2, S, S), and its target."""
+    """Late-enhancement slices with their end-diastolic cine frames (2, S, S), and targets."""
 
     def __init__(self, cases: Sequence[PreparedCase], *, fill_scar: bool) -> None:
         self._pairs = torch.cat([torch.cat([case.optional["lge"][:, None], case.diastolic], dim=1) for case in cases])
@@ -109,7 +109,10 @@ def targets(cases: Sequence[PreparedCase], *, fill_scar: bool) -> Target:
 
 
 def without_scar(case: PreparedCase) -> Tensor:
-    """Return late enhancement (D, S, S) with the scar of each slice at the median level of the rest of its wall."""
+    """Return late enhancement (D, S, S) with its scar filled.
+
+    The scar of each slice gets the median level of the rest of its wall.
+    """
     filled = case.optional["lge"].clone()
     for picture, wall, scar in zip(filled, case.optional["lge_myocardium"], case.optional["lge_infarct"], strict=True):
         rest = wall & ~scar
@@ -119,7 +122,7 @@ def without_scar(case: PreparedCase) -> Tensor:
 
 
 class RegistrationLoss(nn.Module):
-    """Local correlation (window of nine pixels), Dice of the two masks of the myocardium, and smoothness.
+    """Local correlation (window of nine pixels), Dice of myocardium masks, and smoothness.
 
     The cine frame shows no scar, so a comparison of grey levels would pull bright scar out of the dark wall into the bright
     blood beside it, and its label with it. The comparison therefore excludes the scar (cost-function masking; Brett et al.,
@@ -195,6 +198,9 @@ class Validation:
 
 
 def carried_over(case: PreparedCase, field: Tensor) -> Tensor:
-    """Return the infarct label (D, S, S) bool of late enhancement warped to cine space, within the cine's myocardium."""
+    """Return the infarct label (D, S, S; bool) warped to cine space.
+
+    It is that of late enhancement, within the cine's myocardium.
+    """
     label = warp(case.optional["lge_infarct"][:, None].float(), field)[:, 0] > 0.5
     return label & case.myocardium

@@ -16,7 +16,7 @@ from projects.cardiac.prepared import PreparedCase
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures the registration of the middle slice of some cases, as ``val/CASE``."""
+    """Pictures the registration of middle slices, as ``val/CASE``."""
 
     net: DeformationNet
     cases: Sequence[PreparedCase]
@@ -60,7 +60,7 @@ class Report:
 
 
 def registered(net: DeformationNet, case: PreparedCase) -> torch.Tensor:
-    """Return the displacements (D, 2, S, S) from late enhancement to the cine frame of end diastole."""
+    """Return displacements (D, 2, S, S) from late enhancement to the end-diastolic frame."""
     return net.field(case.optional["lge"][:, None], case.diastolic)
 
 

@@ -20,7 +20,9 @@ class Split:
 
 
 def drawn(infarcted: Mapping[str, bool], fraction: float, seed: int, patient: str | None = None) -> Split:
-    """Draw the held-out patients, half with and half without an infarct as far as there are enough of both.
+    """Draw the held-out patients, balanced by infarct.
+
+    Half have an infarct and half have none, as far as there are enough of both.
 
     Args:
         infarcted: maps each case to whether it has an infarct.

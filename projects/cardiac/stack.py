@@ -1,4 +1,4 @@
-"""Pictures of a sequence, slice by slice, from files of several shapes.
+"""Slices of a sequence, from files of several shapes.
 
 A sequence is one file, or a folder with a file a slice:
 
@@ -137,7 +137,10 @@ def _late_slice(file: Path, mask: Grid) -> _Slice:
 
 
 def _time_is_first(shape: Sequence[int], mask: Sequence[int], file: Path) -> bool:
-    """Whether the axes are (T, H, W) and not (H, W, T), by the mask's rows and columns, else by the shortest axis."""
+    """Whether the axes are (T, H, W) rather than (H, W, T).
+
+    The mask's rows and columns decide, else the shortest axis.
+    """
     first, last = tuple(shape[1:]) == tuple(mask), tuple(shape[:2]) == tuple(mask)
     if first != last:
         return first
@@ -147,7 +150,7 @@ def _time_is_first(shape: Sequence[int], mask: Sequence[int], file: Path) -> boo
 
 
 def _in_order(grids: Sequence[Grid], mask: Grid, folder: Path) -> tuple[list[int], Grid]:
-    """Return the order of slices in space and the grid of the stack."""
+    """Return the slices' order in space, and the stack's grid."""
     normal = mask.affine[:3, 2] / np.linalg.norm(mask.affine[:3, 2])
     order = sorted(range(len(grids)), key=lambda index: float(grids[index].affine[:3, 3] @ normal))
     same_place = all(np.allclose(grid.affine[:3, 3], grids[0].affine[:3, 3], atol=1e-3) for grid in grids)
@@ -159,7 +162,7 @@ def _in_order(grids: Sequence[Grid], mask: Grid, folder: Path) -> tuple[list[int
 
 
 def _of_slices(grids: Sequence[Grid], mask: Grid, place: Path) -> Grid:
-    """Return the grid of a stack from those of its slices; slices of one place get the distance of the mask's."""
+    """Return a stack's grid from its slices' grids; slices of one place get the distance of the mask's."""
     first = grids[0]
     if not first.known:
         return replace(mask, shape=(*first.shape[:2], len(grids)), zooms=(*first.zooms[:2], mask.zooms[2]), known=False)

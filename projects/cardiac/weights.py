@@ -14,7 +14,7 @@ from projects.cardiac.deformation import DeformationNet, RefinedFlowNet
 
 
 def load(net: nn.Module, folder: Path | None, stage: str) -> None:
-    """Load the weights that ``mltrain pull`` wrote to a folder into a network, and freeze it.
+    """Load weights of ``mltrain pull`` into a network, and freeze it.
 
     Raises:
         DataError: the folder has no weights, or they are damaged or belong to another stage.
@@ -39,7 +39,9 @@ def load(net: nn.Module, folder: Path | None, stage: str) -> None:
 
 
 def motion_net(folder: Path | None) -> DeformationNet:
-    """Return the motion network from a folder of ``mltrain pull``, with or without optical flow.
+    """Return the motion network that ``mltrain pull`` wrote to a folder.
+
+    The names of its weights show whether it refines optical flow.
 
     Raises:
         DataError: as :func:`load`.

@@ -1,4 +1,4 @@
-"""A square cut from pictures at another pixel size, and the way back."""
+"""A square cut from pictures at another pixel size."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -30,7 +30,7 @@ class Window:
 
     @classmethod
     def about(cls, mask: NDArray[np.bool_], spacing: tuple[float, float], pixel_mm: float, side: int) -> Self:
-        """Return the square with its middle nearest to the centroid of a mask (D, H, W)."""
+        """Return the square about the centroid of a mask (D, H, W)."""
         _, rows, columns = mask.nonzero()
         corners = [
             round((float(index.mean()) + 0.5) * size / pixel_mm - side / 2)
@@ -62,17 +62,17 @@ class Window:
         return _resampled(pictures, rows, columns)
 
     def cut_mask(self, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Cut the square from masks (..., H, W), which are empty beyond the border."""
+        """Cut the square from masks (..., H, W); beyond the border they are empty."""
         rows, columns = self._sampling(repeat=False)
         return _resampled(masks, rows, columns) >= 0.5
 
     def cut_field(self, fields: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Cut the square from displacements (..., 2, H, W), converted to pixels of the square."""
+        """Cut displacements (..., 2, H, W), converted to pixels of the square."""
         scale = np.array(self.spacing, np.float32) / np.float32(self.pixel_mm)
         return self.cut(fields) * scale[:, None, None]
 
     def put_back(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Place the contents (..., side, side) of the square into pictures (..., H, W) that are 0 elsewhere."""
+        """Place the square's contents (..., side, side) into pictures (..., H, W); 0 elsewhere."""
         ratio = [size / self.pixel_mm for size in self.spacing]
         rows, columns = (
             _interpolation((np.arange(count) + 0.5) * step - 0.5 - start, self.side, step, repeat=False)

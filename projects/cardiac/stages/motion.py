@@ -32,7 +32,7 @@ class Config(mltrain.Config):
     @model_validator(mode="before")
     @classmethod
     def _of_an_earlier_version(cls, given: Any) -> Any:
-        """Read a configuration without ``start`` as ``start=still``, which earlier versions always did."""
+        """Read a configuration without ``start`` as ``start=still``, like earlier versions."""
         own = set(cls.model_fields) - set(mltrain.Config.model_fields) - {"start"}
         if isinstance(given, Mapping) and "start" not in given and own <= given.keys():
             return {**given, "start": "still"}
