@@ -1,7 +1,9 @@
 """Logger, ``CheckpointIO`` and checks for Lightning's Trainer."""
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Self
 
 from mltrain.adapters.origin import Address, Origin
@@ -12,6 +14,10 @@ from mltrain.tracking.client import active_run_id
 
 _UNSHARDED = {"SingleDeviceStrategy", "DDPStrategy"}
 """Strategies (and bases of strategies) with the whole state in one process."""
+_FABRICS = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
+"""The packages of Lightning, each with its own Fabric."""
+_HOMES = {"Checkpoint": "{0}.callbacks", "Logger": "{0}.loggers", "CheckpointIO": "{1}.plugins"}
+"""For each base class its module: in the package, or in its Fabric."""
 
 
 class LightningMixin:
@@ -162,35 +168,16 @@ def _base_classes(base: str) -> list[Any]:
         UsageError: neither package is installed.
     """
     found: list[Any] = []
-    imported = [package for package in _PACKAGES if package in sys.modules]
-    for package, classes in _PACKAGES.items():
+    imported = [package for package in _FABRICS if package in sys.modules]
+    for package, fabric in _FABRICS.items():
         if package in imported or not (imported or found):
-            found += classes(base)
+            with suppress(ImportError):
+                found.append(getattr(importlib.import_module(_HOMES[base].format(package, fabric)), base))
     if not found:
         raise UsageError(
             "Neither lightning nor pytorch-lightning is installed. Expected one of them. Try: pip install 'mltrain[lightning]'"
         )
     return found
-
-
-def _of_lightning(base: str) -> list[Any]:
-    try:
-        from lightning.fabric.plugins import CheckpointIO
-        from lightning.pytorch.callbacks import Checkpoint
-        from lightning.pytorch.loggers import Logger
-    except ImportError:
-        return []
-    return [{"Checkpoint": Checkpoint, "Logger": Logger, "CheckpointIO": CheckpointIO}[base]]
-
-
-def _of_pytorch_lightning(base: str) -> list[Any]:
-    try:
-        from lightning_fabric.plugins import CheckpointIO
-        from pytorch_lightning.callbacks import Checkpoint
-        from pytorch_lightning.loggers import Logger
-    except ImportError:
-        return []
-    return [{"Checkpoint": Checkpoint, "Logger": Logger, "CheckpointIO": CheckpointIO}[base]]
 
 
 def _flattened(values: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, str]]:
@@ -200,12 +187,6 @@ def _flattened(values: Mapping[Any, Any], before: str = "") -> Iterator[tuple[st
             yield from _flattened(value, f"{before}{key}/")
         else:
             yield f"{before}{key}", str(value)
-
-
-_PACKAGES: Mapping[str, Callable[[str], list[Any]]] = {
-    "lightning.pytorch": _of_lightning,
-    "pytorch_lightning": _of_pytorch_lightning,
-}
 
 
 def refuse_sharding(strategy: Any) -> None:
