@@ -6,12 +6,11 @@ state is captured after ``on_advance_end`` of the loops: the step (or epoch) is 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from mltrain.errors import UsageError
 from mltrain.rng import Rng
-
-_HOOKED = (("epoch_loop", "on_advance_end"), ("epoch_loop", "on_run_start"), ("fit_loop", "on_advance_end"))
 
 
 class Boundaries:
@@ -36,16 +35,18 @@ class Boundaries:
         self._sums: dict[str, Mapping[str, Any]] = {}
         self._previous_positions: list[Any] = []
         self._last_boundary: tuple[int, dict[str, Any]] | None = None
-        loops = {"fit_loop": self._fit, "epoch_loop": self._epoch}
-        self._originals = [(loops[loop], hook, getattr(loops[loop], hook)) for loop, hook in _HOOKED]
-        for (loop, hook, _), replacement in zip(
-            self._originals, (self._step_ended, self._epoch_begins, self._epoch_ended), strict=True
-        ):
-            setattr(loop, hook, replacement)
+        replacements: dict[tuple[Any, str], Callable[..., None]] = {
+            (self._epoch, "on_advance_end"): self._step_ended,
+            (self._epoch, "on_run_start"): self._epoch_begins,
+            (self._fit, "on_advance_end"): self._epoch_ended,
+        }
+        for (loop, hook), replacement in replacements.items():
+            setattr(loop, hook, partial(replacement, getattr(loop, hook)))
+        self._hooked = list(replacements)
 
     def close(self) -> None:
         """Restore Lightning's own hooks."""
-        for loop, hook, _ in self._originals:
+        for loop, hook in self._hooked:
             vars(loop).pop(hook, None)
 
     @property
@@ -98,7 +99,7 @@ class Boundaries:
         if own["boundary"] == "epoch":
             Rng().load_state_dict(own["rng"])  # the hooks of the next epoch, and its iterator, draw from them
 
-    def _epoch_begins(self, fetcher: Any) -> None:
+    def _epoch_begins(self, original: Callable[[Any], None], fetcher: Any) -> None:
         """Restore loaders, iterator and random numbers in the resumed epoch."""
         own, self._resumed = self._resumed, None
         if own is not None:
@@ -116,7 +117,7 @@ class Boundaries:
             for name, state in own.get("metrics", {}).items():
                 _restore_metric(self._module.get_submodule(name), state)
             self._fit.trainer._logger_connector._callback_metrics.update(own["measured"])
-        self._call(1, fetcher)
+        original(fetcher)
         if own is not None:
             self._epoch._batches_that_stepped = own["step"]
             # Otherwise Lightning repeats the validation, and does not step the schedules that follow a metric.
@@ -124,9 +125,9 @@ class Boundaries:
         self._previous_positions = own["loaders"] if own is not None else self._loader_states()
         self._remember_boundary()
 
-    def _step_ended(self, fetcher: Any) -> None:
+    def _step_ended(self, original: Callable[[Any], None], fetcher: Any) -> None:
         self._add_sums()
-        self._call(0, fetcher)
+        original(fetcher)
         if not self._epoch._num_ready_batches_reached() and not self._epoch._should_accumulate():
             self._reached("batch")
             self._remember_boundary()
@@ -137,12 +138,9 @@ class Boundaries:
         progress = self._epoch.batch_progress
         self._last_boundary = (progress.total.completed, self.state("batch")) if progress.current.completed else None
 
-    def _epoch_ended(self) -> None:
-        self._call(2)
+    def _epoch_ended(self, original: Callable[[], None]) -> None:
+        original()
         self._reached("epoch")
-
-    def _call(self, number: int, *arguments: Any) -> None:
-        self._originals[number][2](*arguments)
 
     def _loader_states(self) -> list[Any]:
         loader = self._fit._combined_loader
