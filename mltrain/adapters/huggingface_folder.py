@@ -66,22 +66,14 @@ def restore(run: str | None, which: str = "latest") -> str | None:
     for earlier in home.iterdir():
         discard_restored(earlier)
     state, step = parts["trainer"], origin.manifest.step
-    saved = (state["stateful_callbacks"] or {}).get(STATE_KEY, {"args": {}, "attributes": {}})
-    named = {"run_id": run_id, "checkpoint": origin.manifest.name}
-    state["stateful_callbacks"] = {
-        **state["stateful_callbacks"],
-        STATE_KEY: {**saved, "attributes": {**saved["attributes"], **named}},
-    }
+    own = state["stateful_callbacks"].setdefault(STATE_KEY, {"args": {}, "attributes": {}})
+    own["attributes"] |= {"run_id": run_id, "checkpoint": origin.manifest.name}
     state["best_model_checkpoint"] = _write_best(home, run_id, state["best_global_step"], step)
-    numbers = (
-        {"rng_state.pth": _generator_states(parts["rng"])} if "rng" in parts else {}
-    )  # imported checkpoints have none
-    pickled = {f"{name}.pt": parts[name] for name in ("optimizer", "scheduler", "scaler") if name in parts}
-    return str(
-        _write_checkpoint(
-            home, step, {"model.safetensors": parts["model"], **pickled, **numbers, "trainer_state.json": state}
-        )
-    )
+    files = {"model.safetensors": parts["model"], "trainer_state.json": state}
+    files |= {f"{name}.pt": parts[name] for name in ("optimizer", "scheduler", "scaler") if name in parts}
+    if "rng" in parts:  # imported checkpoints have none
+        files["rng_state.pth"] = _generator_states(parts["rng"])
+    return _write_checkpoint(home, step, files)
 
 
 def _write_best(home: Path, run_id: str, best_step: int | None, step: int) -> str | None:
@@ -90,7 +82,7 @@ def _write_best(home: Path, run_id: str, best_step: int | None, step: int) -> st
         return str(home / f"checkpoint-{step}") if best_step else None
     with suppress(NoCheckpoint):
         weights = Origin.read(Address(run_id, f"step:{best_step}")).state["model"]
-        return str(_write_checkpoint(home, best_step, {"model.safetensors": weights}))
+        return _write_checkpoint(home, best_step, {"model.safetensors": weights})
     return None
 
 
@@ -102,8 +94,8 @@ def _generator_states(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**own, "cuda": state["cuda"][state.get("cuda_device", 0)]} if state["cuda"] else own
 
 
-def _write_checkpoint(home: Path, step: int, files: Mapping[str, Any]) -> Path:
-    """Write a Trainer's checkpoint atomically, by renaming a temporary folder.
+def _write_checkpoint(home: Path, step: int, files: Mapping[str, Any]) -> str:
+    """Write a Trainer's checkpoint atomically; return its path.
 
     Args:
         home: parent of the folder.
@@ -121,4 +113,4 @@ def _write_checkpoint(home: Path, step: int, files: Mapping[str, Any]) -> Path:
         else:
             torch.save(content, folder / name)
     rename_folder(folder, target, lambda: None)
-    return target
+    return str(target)
