@@ -15,7 +15,7 @@ from mltrain.checkpoint.ports import Peers
 from mltrain.checkpoint.shards import Part, Piece, part_name, write_part
 from mltrain.checkpoint.staging import Spool
 from mltrain.distributed.node import Destination, NodeCopy
-from mltrain.distributed.uploads import PeerUploads, Uploads
+from mltrain.distributed.uploads import PeerUploads, Upload, Uploads
 from mltrain.distributed.world import Channel
 from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, PeerLost, StorageError, shortened
 
@@ -166,7 +166,7 @@ class FollowerPieces(RankPieces):
                 self._copy.discard()
             elif self._copy is not None and self._manifest is not None and self._destination.address is not None:
                 part = part_name(self._channel.rank)
-                self._uploads.add(self._destination.address, self._copy.folder, self._manifest, part, token)
+                self._uploads.add(Upload(self._destination.address, self._copy.folder, self._manifest, part, token))
 
     def _written(self, name: str, kept: Collection[str]) -> tuple[str, FileEntry, int]:
         wrong = nonfinite(_only(self._tree, self.own), self.own)

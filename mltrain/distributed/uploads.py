@@ -49,8 +49,16 @@ class Notes(Protocol):
 
 
 @dataclass(frozen=True)
-class _Upload:
-    """One rank's files of one checkpoint, to be uploaded."""
+class Upload:
+    """One rank's files of one checkpoint, to be uploaded.
+
+    Attributes:
+        address: of the artifact store.
+        folder: with the staged copy of this node.
+        manifest: of the checkpoint.
+        part: name of this rank's part file.
+        token: of this try to save the checkpoint, for the note to rank 0.
+    """
 
     address: Address
     folder: Path
@@ -76,7 +84,7 @@ class Uploads:
         self._opened: Callable[[Path, str], None] | None = opened
         self._spool: Spool | None = None
         self._change = threading.Condition()
-        self._waiting: dict[str, _Upload] = {}
+        self._waiting: dict[str, Upload] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -93,18 +101,10 @@ class Uploads:
             self._opened = None
         return self._spool
 
-    def add(self, address: Address, folder: Path, manifest: Manifest, part: str, token: str) -> None:
-        """Upload this rank's staged files in the background.
-
-        Args:
-            address: of the artifact store.
-            folder: with the staged copy of this node.
-            manifest: of the checkpoint.
-            part: name of this rank's part file.
-            token: of this try to save the checkpoint, for the note to rank 0.
-        """
+    def add(self, upload: Upload) -> None:
+        """Upload this rank's staged files in the background."""
         with self._change:
-            self._waiting[token] = _Upload(address, folder, manifest, part, token)
+            self._waiting[upload.token] = upload
             self._change.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="mltrain-store", daemon=True)
@@ -141,7 +141,7 @@ class Uploads:
                 self._note(job, why)
             failures = failures + 1 if why is not None else 0
 
-    def _try_upload(self, job: _Upload) -> str | None:
+    def _try_upload(self, job: Upload) -> str | None:
         """Upload one checkpoint's files; return why it failed, or ``None``."""
         why: str | None = None
         try:
@@ -165,7 +165,7 @@ class Uploads:
             self._change.notify_all()
         return why
 
-    def _refuse_overtaken(self, artifacts: Artifacts, job: _Upload) -> None:
+    def _refuse_overtaken(self, artifacts: Artifacts, job: Upload) -> None:
         if self._closed:
             raise StorageError(_ABANDONED)
         if self._overtaken(artifacts, job.manifest.id.attempt):
@@ -173,7 +173,7 @@ class Uploads:
                 f"A later attempt of run {job.manifest.run_id} has begun; this process does not publish {job.manifest.name}."
             )
 
-    def _note(self, job: _Upload, why: str | None) -> None:
+    def _note(self, job: Upload, why: str | None) -> None:
         try:
             self._world.note(f"{job.token}/{self._world.rank}", f"failed {why}" if why is not None else "done")
         except PeerLost as lost:

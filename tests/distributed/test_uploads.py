@@ -7,7 +7,7 @@ import pytest
 
 from mltrain.checkpoint.manifest import CheckpointId, FileEntry, Manifest, now
 from mltrain.checkpoint.shards import Part
-from mltrain.distributed.uploads import PeerUploads, Uploads
+from mltrain.distributed.uploads import PeerUploads, Upload, Uploads
 from mltrain.errors import StorageError
 from mltrain.store.opening import Address
 from tests.support.waiting import eventually
@@ -54,7 +54,7 @@ def test_uploads_are_tried_again_until_they_arrive_or_are_needed_no_more(tmp_pat
         assert not peer_uploads.expects(manifest)
         peer_uploads.add(manifest, str(step))
         assert peer_uploads.expects(manifest)
-        uploads.add(Address(str(store), "sqlite://"), folder, manifest, "part-r00001.json", str(step))
+        uploads.add(Upload(Address(str(store), "sqlite://"), folder, manifest, "part-r00001.json", str(step)))
         return manifest
 
     def refused(manifest: Manifest) -> bool:
