@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mltrain.checkpoint.flat_tensors import as_bytes, is_sharded
-from mltrain.checkpoint.pytree import Flat, flatten, unflatten
+from mltrain.checkpoint.pytree import flatten, unflatten
 from mltrain.distributed.world import World
 from mltrain.errors import StateMismatch, shortened
 from mltrain.trainer.ranks import RNG
@@ -99,21 +99,10 @@ def own_parts(world: World, state: Mapping[str, Any], trained: Mapping[str, Any]
                 "checkpoint with such a step, or with one process.",
             )
         own.append(name)
-    flats = world.gather(_cpu_state({name: state[name] for name in own if name in state}))
-    return [_unflattened(flat) for flat in flats]
+    flat = flatten({name: state[name] for name in own if name in state})
+    on_cpu = {name: tensor.detach().cpu() for name, tensor in flat.tensors.items()}
+    return [unflatten(tree, tensors) for tree, tensors in world.gather((flat.tree, on_cpu))]
 
 
 def _is_common(part: Any) -> bool:
     return isinstance(part, (nn.Module, torch.optim.Optimizer)) or hasattr(part, "optimizer")
-
-
-def _cpu_state(state: Mapping[str, Any]) -> Flat:
-    """Return a flattened state with its tensors on the CPU."""
-    flat = flatten(state)
-    return Flat(flat.tree, {name: tensor.detach().cpu() for name, tensor in flat.tensors.items()})
-
-
-def _unflattened(flat: Flat) -> dict[str, Any]:
-    """Return the state that :func:`_cpu_state` flattened."""
-    state: dict[str, Any] = unflatten(flat.tree, flat.tensors)
-    return state
