@@ -5,6 +5,7 @@ Rank 0 saves the common state, every rank its pieces of sharded tensors.
 
 from collections.abc import Mapping
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -180,15 +181,15 @@ def _owned(held: list[dict[str, Box]], rank: int, shapes: Mapping[str, tuple[int
     for name, shape in shapes.items():
         owners: dict[Box, int] = {}
         for other, boxes in enumerate(held):
-            if _numel(boxes[name][1]) or not _numel(shape):
+            if prod(boxes[name][1]) or not prod(shape):
                 owners.setdefault(boxes[name], other)
-        if sum(_numel(size) for _, size in owners) != _numel(shape):
+        if sum(prod(size) for _, size in owners) != prod(shape):
             raise StateMismatch(
                 f"all ranks: their pieces of {name} do not make up the whole tensor",
                 advice="Expected each element on one rank, or the same pieces on several. Try: fully_shard and "
                 "parallelize_module.",
             )
-        if not _numel(shape):
+        if not prod(shape):
             owners = {boxes_of: owner for boxes_of, owner in owners.items() if owner == 0}
         if rank in owners.values():
             mine.add(name)
@@ -198,11 +199,7 @@ def _owned(held: list[dict[str, Box]], rank: int, shapes: Mapping[str, tuple[int
 def _held_by_several(held: list[dict[str, Box]]) -> set[str]:
     several = set()
     for name in held[0]:
-        there = [boxes[name] for boxes in held if _numel(boxes[name][1])]
+        there = [boxes[name] for boxes in held if prod(boxes[name][1])]
         if len(there) != len(set(there)):
             several.add(name)
     return several
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
