@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from mltrain.data import Divisible
@@ -89,12 +90,8 @@ def synchronized(inner: Any, world: World, loader: Divisible, gradients: Gradien
     """Return a step on all ranks with ``inner``'s optional attributes."""
     base = _WithEpochMetrics if hasattr(inner, "epoch_metrics") else _Synchronized
     # As properties of the class, because protocols look attributes up in the class, not in an instance's __getattr__.
-    offered = {name: _offer(name) for name in _OFFERED if hasattr(inner, name)}
+    offered = {name: property(attrgetter(f"inner.{name}")) for name in _OFFERED if hasattr(inner, name)}
     return type(base.__name__, (base,), offered)(inner, world, loader, gradients, stop)
-
-
-def _offer(name: str) -> property:
-    return property(lambda step: getattr(step.inner, name))
 
 
 def mean(values: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
