@@ -10,13 +10,11 @@ from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.settings import DEFAULT_METRIC
-from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, UsageError
-from mltrain.ownership.run_folder import known_home
+from mltrain.run.checkpoints import store_with_staged
 from mltrain.run.naming import full_id
 from mltrain.tracking.client import active_run_id, connect
-from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import meaning_of_best
 
 SCHEME = "mltrain:"
@@ -146,10 +144,8 @@ def _reader(address: Address, damaged: dict[CheckpointId, DamagedCheckpoint]) ->
         return CheckpointReader(store, Context(now(), {}, DEFAULT_METRIC, "min"), damaged.__setitem__)
     server = connect()
     run = server.run(full_id(server, address.location))
-    artifacts, staging = artifacts_of(server, run), known_home(server, run.info.run_id) / "staging"
-    spool = Spool(staging) if artifacts.local_root is None and staging.is_dir() else None
-    store = CheckpointStore(run.info.run_id, artifacts, spool)
-    return CheckpointReader(store, Context(now(), {}, *meaning_of_best(run)), damaged.__setitem__)
+    context = Context(now(), {}, *meaning_of_best(run))
+    return CheckpointReader(store_with_staged(server, run), context, damaged.__setitem__)
 
 
 def refuse_checkpoints(save_dir: str | Path | None) -> None:

@@ -10,16 +10,14 @@ from mltrain.checkpoint import checkpoint_file
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader, Configured
 from mltrain.checkpoint.retention import Context, Mode
-from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.foreign_file import Foreign, finite
 from mltrain.commands.train_request import Request
 from mltrain.errors import DamagedCheckpoint, DataError, NoCheckpoint, UsageError
 from mltrain.manager import CheckpointManager
-from mltrain.ownership.run_folder import known_home
 from mltrain.provenance import fingerprint
 from mltrain.provenance.written import Units
-from mltrain.run.checkpoints import checkpoints_of
+from mltrain.run.checkpoints import checkpoints_of, store_with_staged
 from mltrain.run.tracked import TrackedRun
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.run_artifacts import artifacts_of
@@ -201,11 +199,8 @@ class Origins:
 
     def _own(self, run: Any, context: Context) -> Origin | None:
         run_id, which = run.info.run_id, self._request.resume_from
-        artifacts = artifacts_of(self._server, run)
-        staging = known_home(self._server, run_id) / "staging"
-        spool = Spool(staging) if artifacts.local_root is None and staging.is_dir() else None
         damaged: dict[CheckpointId, DamagedCheckpoint] = {}
-        checkpoints = CheckpointReader(CheckpointStore(run_id, artifacts, spool), context, damaged.__setitem__)
+        checkpoints = CheckpointReader(store_with_staged(self._server, run), context, damaged.__setitem__)
         candidates = checkpoints.matching(which)
         if not candidates and which not in ("latest", "best", "interrupted"):
             raise NoCheckpoint(checkpoints.no_match_message(which))

@@ -10,9 +10,11 @@ from mltrain.checkpoint.folder import FolderArtifacts
 from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader, configuration
 from mltrain.checkpoint.retention import Context
+from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError, NoCheckpoint, UsageError
 from mltrain.ownership.attempts import recorded_config
+from mltrain.ownership.run_folder import known_home
 from mltrain.run.naming import full_id
 from mltrain.tracking.client import TrackingClient, connect_to_read
 from mltrain.tracking.run_artifacts import artifacts_of
@@ -59,6 +61,13 @@ def checkpoints_of(server: TrackingClient, run: Any) -> CheckpointReader:
     metric, mode = meaning_of_best(run)
     pins = {identity: why for name, why in pins_of(run).items() if (identity := CheckpointId.parse(name))}
     return CheckpointReader(CheckpointStore(run.info.run_id, artifacts), Context(now(), pins, metric, mode))
+
+
+def store_with_staged(server: TrackingClient, run: Any) -> CheckpointStore:
+    """Return a run's checkpoints, with those staged on this machine."""
+    artifacts, staging = artifacts_of(server, run), known_home(server, run.info.run_id) / "staging"
+    spool = Spool(staging) if artifacts.local_root is None and staging.is_dir() else None
+    return CheckpointStore(run.info.run_id, artifacts, spool)
 
 
 def trained_config(checkpoints: CheckpointReader, which: str = "latest") -> dict[str, Any]:
