@@ -55,9 +55,8 @@ class Project:
     @property
     def config_file(self) -> Path | None:
         """The project's own ``config.yaml``, if it has one."""
-        folder = self.place if self.place.is_dir() else self.place.parent
-        file = folder / "config.yaml"
-        return file if file.is_file() and self.place.is_dir() else None
+        file = self.place / "config.yaml"
+        return file if file.is_file() else None
 
 
 @dataclass(frozen=True)
