@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mltrain.restoring.optimizers import is_optimizer
-from mltrain.restoring.undo import is_lazy
 from mltrain.schedules import (
     counts_steps,
     functions_of,

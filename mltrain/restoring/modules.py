@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mltrain.errors import StateMismatch
-from mltrain.restoring.undo import UndoModule, is_lazy
+from mltrain.restoring.undo import UndoModule
 
 _WRAPPERS = ("_orig_mod", "module")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mltrain.errors import StateMismatch
-from mltrain.restoring.undo import is_lazy
 
 log = logging.getLogger(__name__)
 

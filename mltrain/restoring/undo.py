@@ -8,13 +8,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 log = logging.getLogger(__name__)
-
-
-def is_lazy(tensor: Any) -> bool:
-    """Whether a tensor has no shape until the first forward."""
-    return nn.parameter.is_lazy(tensor)
 
 
 class Undo(Protocol):

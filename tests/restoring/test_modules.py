@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mltrain.errors import StateMismatch
 from mltrain.restoring.modules import fitted
-from mltrain.restoring.undo import is_lazy
 from mltrain.state import TrainState
 from tests.support.equality import identical
 from tests.support.parts import Renames, trained

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mltrain.errors import StateMismatch, UsageError
-from mltrain.restoring.undo import is_lazy
 from mltrain.rng import Rng, seed_everything
 from mltrain.state import TrainState
 from tests.support.equality import identical
