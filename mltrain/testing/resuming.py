@@ -70,7 +70,7 @@ def _in_memory(project: Project, overrides: Mapping[str, Any] | None, interrupt_
         task = project.build(config)
         trainer = Trainer(task, config, tracker, saver, stop)
         if saver.checkpoints:
-            _spoil_random_numbers()
+            seed_everything(random.SystemRandom().randrange(2**32))  # the restore has to replace them
             trainer.restore(saver.checkpoints[-1].parts())
         else:
             seed_everything(config.seed)
@@ -78,7 +78,3 @@ def _in_memory(project: Project, overrides: Mapping[str, Any] | None, interrupt_
         for _ in trainer.steps():
             pass
     return Trained(saver.checkpoints[-1].parts(), tracker.points, saver.checkpoints[-1].step)
-
-
-def _spoil_random_numbers() -> None:
-    seed_everything(random.SystemRandom().randrange(2**32))
