@@ -58,7 +58,8 @@ def main() -> None:
     except SystemExit as leaving:
         code = leaving.code
     except MltrainError as error:
-        print(f"{_kind(error)}: {harmless(str(error))}", file=sys.stderr, flush=True)
+        kind = type(error).__name__ if os.environ.get("MLTRAIN_VERBOSE") else "Error"
+        print(f"{kind}: {harmless(str(error))}", file=sys.stderr, flush=True)
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
@@ -98,7 +99,3 @@ class _CurrentStderr(logging.Handler):
 class _WithoutSecrets(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return harmless(super().format(record))
-
-
-def _kind(error: MltrainError) -> str:
-    return "Error" if not os.environ.get("MLTRAIN_VERBOSE") else type(error).__name__

@@ -57,10 +57,8 @@ class CommandWithKeys(TyperCommand):
         """Parse the arguments, and remember the project for the help."""
         flags = {"--help", *(name for one in self.params if getattr(one, "is_flag", False) for name in one.opts)}
         values = [False, *(word.startswith("-") and "=" not in word and word not in flags for word in args)]
-        named = (
-            word for word, is_value in zip(args, values, strict=False) if not is_value and _may_name_a_project(word)
-        )
-        ctx.meta[_PROJECT] = next(named, None)
+        words = (word for word, is_value in zip(args, values, strict=False) if not is_value)
+        ctx.meta[_PROJECT] = next((word for word in words if not word.startswith("-") and "=" not in word), None)
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -86,10 +84,6 @@ class CommandWithKeys(TyperCommand):
                 formatter.write_dl(
                     [(_assignment(name, fields[name]), fields[name].description or "") for name in names]
                 )
-
-
-def _may_name_a_project(word: str) -> bool:
-    return not word.startswith("-") and "=" not in word
 
 
 def _assignment(name: str, field: Any) -> str:

@@ -5,6 +5,7 @@ stages, status and result.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -143,7 +144,8 @@ class Terminal(Display):
             )
             line("Or resume on this machine. On another machine, a resume begins from an older checkpoint.")
         if not outcome.delivered and not outcome.lost:
-            line(f"Some records are still on this disk only{_because(outcome.trouble)}. Send them with: mltrain sync")
+            because = f" ({outcome.trouble.rstrip('.')})" if outcome.trouble else ""
+            line(f"Some records are still on this disk only{because}. Send them with: mltrain sync")
         line(f"Resume:   mltrain train --resume-run {outcome.run_id}")
         if outcome.lost:
             line("A resume records those lost metric points again that the newest checkpoint contains.")
@@ -179,15 +181,11 @@ def _epoch_line(trainer: "Trainer", seconds: float) -> str:
     return text + end
 
 
-def _with_figures(checkpoint: "Manifest", decisive: str | None = None) -> str:
+def _with_figures(checkpoint: "Manifest", decisive: str | None) -> str:
     """Return a checkpoint's title and metrics, the decisive one first."""
     names = sorted((name for name in checkpoint.metrics if name.startswith("val/")), key=lambda name: name != decisive)
     figures = ", ".join(f"{name} {checkpoint.metrics[name]:.4g}" for name in names[:_MOST_COLUMNS])
     return f"{checkpoint.title} ({checkpoint.name}){': ' + figures if figures else ''}"
-
-
-def _because(trouble: str | None) -> str:
-    return f" ({trouble.rstrip('.')})" if trouble else ""
 
 
 def line(text: str) -> None:
@@ -195,7 +193,7 @@ def line(text: str) -> None:
     try:
         print(harmless(text), flush=True)
     except (BrokenPipeError, ValueError, OSError):
-        sys.stdout = open("/dev/null" if sys.platform != "win32" else "nul", "w", encoding="utf-8")  # noqa: SIM115, PTH123
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 class TerminalStage(Terminal):
