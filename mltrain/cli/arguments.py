@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from mltrain.configuration.fields import NOT_GIVEN
 from mltrain.errors import MltrainError, UsageError
 
 _PROJECT = "project"
+JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 def parse(arguments: Iterable[str] | None) -> tuple[str | None, dict[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from mltrain.cli import app
+from mltrain.cli.arguments import JSON
 from mltrain.cli.progress import arrived_of, progress
 
 _RUN = typer.Argument(..., help="The id of the run, or its first digits.")
@@ -16,12 +17,11 @@ _SOURCE = typer.Argument(
     metavar="RUN_ID|FOLDER|FILE",
     help="The id of a run or its first digits, a folder of checkpoint files, or one file.",
 )
-_JSON = typer.Option(False, "--json", help="Print JSON.")
 _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
 
 
 @app.command()
-def checkpoints(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
+def checkpoints(run_id: str = _SOURCE, as_json: bool = JSON) -> None:
     """List all checkpoints of a run, the newest last."""
     from mltrain.checkpoint.manifest import current_line
     from mltrain.checkpoint.retention import best_of
@@ -73,7 +73,7 @@ def checkpoints(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
 
 @app.command()
 def inspect(
-    run_id: str = _SOURCE, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = _JSON
+    run_id: str = _SOURCE, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = JSON
 ) -> None:
     """Show a checkpoint's parts, sizes, metrics, versions and damage."""
     from mltrain.run.checkpoints import open_checkpoints
@@ -117,7 +117,7 @@ def inspect(
 
 
 @app.command()
-def verify(run_id: str = _SOURCE, as_json: bool = _JSON) -> None:
+def verify(run_id: str = _SOURCE, as_json: bool = JSON) -> None:
     """Compare every file of every checkpoint with its digest.
 
     Lists damaged, uncommitted and temporary files.

@@ -8,16 +8,14 @@ from pathlib import Path
 import typer
 
 from mltrain.cli import app
-from mltrain.cli.arguments import parse
+from mltrain.cli.arguments import JSON, parse
 from mltrain.cli.progress import progress
 from mltrain.redaction import harmless
-
-_JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 @app.command()
 def sync(
-    as_json: bool = _JSON,
+    as_json: bool = JSON,
     address: str = typer.Option(
         None,
         "--from",
@@ -55,7 +53,7 @@ def sync(
 
 
 @app.command()
-def reap(as_json: bool = _JSON) -> None:
+def reap(as_json: bool = JSON) -> None:
     """Mark runs whose process has died as KILLED."""
     from mltrain.ownership.reaper import reap as run_reap
     from mltrain.tracking.client import connect
@@ -71,7 +69,7 @@ def reap(as_json: bool = _JSON) -> None:
 
 
 @app.command()
-def doctor(as_json: bool = _JSON) -> None:
+def doctor(as_json: bool = JSON) -> None:
     """Check tracking server, artifact store, disks and clock."""
     from mltrain.commands.doctor import examine
     from mltrain.tracking.client import connect
@@ -96,7 +94,7 @@ def import_(
         None, metavar="[PROJECT] [key=value ...]", help="The project of the weights.", show_default=False
     ),
     experiment: str = typer.Option(None, "--experiment", help="The MLflow experiment of the new run."),
-    as_json: bool = _JSON,
+    as_json: bool = JSON,
 ) -> None:
     """Import another program's checkpoint as a new run.
 

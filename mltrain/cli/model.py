@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from mltrain.cli import app
-from mltrain.cli.arguments import parse
+from mltrain.cli.arguments import JSON, parse
 from mltrain.cli.progress import arrived_of, progress
 
 
@@ -20,7 +20,7 @@ def evaluate(
     ),
     checkpoint: str = typer.Option("best", "--checkpoint", help="best, latest, epoch:N, step:N or a name."),
     to: Path = typer.Option(None, "--to", help="A folder for the project's report: tables and pictures."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: bool = JSON,
 ) -> None:
     """Evaluate a checkpoint on the run's or other data."""
     from mltrain.commands.evaluate import measured, rebuilt
@@ -62,7 +62,7 @@ def pull(
         help="Also register it as a version of this model, for MLflow's load_model.",
     ),
     alias: str = typer.Option(None, "--alias", help="An alias of that version, such as champion."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: bool = JSON,
 ) -> None:
     """Download a verified model with its configuration and history."""
     from mltrain.commands.pull import choose, download, refuse_folder

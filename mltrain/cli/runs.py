@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from mltrain.cli import app
+from mltrain.cli.arguments import JSON
 
 _SIDE_BY_SIDE = 4
 """Up to so many runs are compared in columns, more of them in rows."""
@@ -26,7 +27,7 @@ def runs(
         metavar="CONDITION",
         help="Only runs that meet this condition, such as 'val/f1 > 0.8'. May be repeated.",
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: bool = JSON,
 ) -> None:
     """List runs: running, finished, stopped, failed or dead (killed).
 
@@ -70,7 +71,7 @@ def compare(
     figure: Path = typer.Option(
         None, "--figure", metavar="FILE", help="Also draw the curves to a .png, .svg or .pdf file."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: bool = JSON,
 ) -> None:
     """Compare parameters, best metrics, last values and curves of runs.
 
