@@ -1,4 +1,4 @@
-"""The stores in which peers are measured, one process a measurement; see :mod:`benchmarks.peers`."""
+"""The stores of the peers, with one process a measurement; see :mod:`benchmarks.peers`."""
 
 import json
 import os

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = re.compile(
     r"\b(?:is|are|was|were|be) (?:said|told)\b(?! (?:to|apart|from)\b)"  # logged, raised, printed, recorded
@@ -14,6 +16,9 @@ FORBIDDEN = re.compile(
     r"|\bwhat cannot be meant\b|\ba smaller improvement is none\b",
     re.IGNORECASE,
 )
+
+SHORT = ("benchmarks", "tests", "docs", ".ci")
+"""Folders whose docstrings begin with a sentence of at most ten words."""
 
 
 def texts(file: Path) -> Iterator[tuple[int, str]]:
@@ -66,3 +71,49 @@ def test_the_former_dialect_stays_away() -> None:
         for match in FORBIDDEN.finditer(text)
     ]
     assert found == []
+
+
+def docstrings(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the docstrings of a file with their lines."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield getattr(node, "lineno", 1), text
+
+
+def first_sentence(docstring: str) -> list[str]:
+    """Return the words of the first sentence.
+
+    Code in double backticks is one word; text in parentheses, such as shapes and sources, does not count.
+    """
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    plain = re.sub(r"\s*\([^()]*\)", "", re.sub(r"``[^`]*``", "code", paragraph))
+    return re.split(r"(?<=[.:;!?]) ", plain)[0].split()
+
+
+@pytest.mark.parametrize(
+    ("docstring", "words"),
+    [
+        ("Return the mean.", 3),
+        ("Return the mean; raise for none.", 3),
+        ("Return the mean. It is exact.", 3),
+        ("Return the\nmean\n\nof all values.", 3),
+        ("Return ``a + b if c else d``.", 2),
+        ("Return the mean (shape N, by Welford).", 3),
+        ("Return 0.5 for a.b() of all values.", 7),
+    ],
+)
+def test_words_of_a_first_sentence_are_counted(docstring: str, words: int) -> None:
+    assert len(first_sentence(docstring)) == words
+
+
+def test_docstrings_begin_with_a_short_sentence() -> None:
+    found = [
+        f"{file.relative_to(ROOT)}:{line}: {' '.join(words)}"
+        for folder in SHORT
+        for file in (ROOT / folder).rglob("*.py")
+        for line, text in docstrings(file)
+        if len(words := first_sentence(text)) > 10
+    ]
+    assert found == [], "at most ten words"

@@ -31,7 +31,7 @@ def mlflow_run(workplace: Workplace, *parameters: str, entry_point: str = "main"
 
 
 def visible(workplace: Workplace, expected: int) -> dict[str, str]:
-    """Return the statuses of the ``expected`` active runs, once correct."""
+    """Wait for ``expected`` active runs; return their statuses."""
     client = MlflowClient(workplace.uri)
     eventually(lambda: len(client.search_runs(["0"])) == expected, f"{expected} visible runs")
     return {run.info.run_id: str(run.info.status) for run in client.search_runs(["0"])}
