@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any, ClassVar, Self
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
-from mltrain.checkpoint.retention import Context, Mode, Policy, best_of, by_metric, ranked
+from mltrain.checkpoint.retention import Context, Mode, Policy, best_of, by_metric, is_policy, kept_by, ranked
 from mltrain.errors import ConfigError
 
 GROUP = "mltrain.policies"
@@ -192,12 +192,12 @@ class Budget(Policy):
     def __post_init__(self) -> None:
         if not (_is_amount(self.gigabytes) and self.gigabytes > 0):
             raise ConfigError(f"Budget(gigabytes={self.gigabytes!r}): expected a positive number.")
-        if not hasattr(self.of, "keep"):
+        if not is_policy(self.of):
             raise ConfigError(f"Budget(of={self.of!r}): expected a policy.")
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
-        wanted = self.of.keep(manifests, context)
+        wanted = kept_by(self.of, manifests, context)
         candidates = [manifest for manifest in manifests if manifest.id in wanted]
         best = best_of(candidates, context)
         first = [candidates[-1], *([best] if best is not None else [])] if candidates else []

@@ -17,7 +17,7 @@ from mltrain.checkpoint.shards import Part, staged_files
 from mltrain.checkpoint.snapshot import Snapshot
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.streaming import StreamedUpload
-from mltrain.errors import DamagedCheckpoint, MltrainError, StorageError, shortened
+from mltrain.errors import DamagedCheckpoint, MltrainError, StorageError, UsageError, shortened
 from mltrain.store.artifacts import in_parallel, sha256_of
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.retry import is_transient
@@ -153,8 +153,12 @@ class Backlog:
             self._reader.notes.context,
         )
         best = retention.best_of(line, context)
-        wanted = self._policy.keep(line, context) | ({best.id} if best is not None else set())
-        return [one for one in waiting if one.id in wanted]
+        try:
+            wanted = retention.kept_by(self._policy, line, context)
+        except UsageError as error:
+            log.warning("%s", error)
+            return waiting
+        return [one for one in waiting if one.id in wanted or one == best]
 
     def trim(self, newest: Manifest) -> None:
         """Remove the least valuable staged checkpoints beyond the budget.

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Literal, Self
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
+from mltrain.errors import MltrainError, UsageError, sentence
 
 Mode = Literal["min", "max"]
 _BUILT_IN = "mltrain.checkpoint.policies"
@@ -78,16 +79,24 @@ class Policy(ABC):
 
     def __or__(self, other: "Policy") -> "Policy":
         """Keep the checkpoints that either policy keeps."""
+        if not is_policy(other):
+            return NotImplemented
         return Union((*_members(self, Union), *_members(other, Union)))
 
     def __ror__(self, other: "Policy") -> "Policy":
+        if not is_policy(other):
+            return NotImplemented
         return Union((*_members(other, Union), *_members(self, Union)))
 
     def __and__(self, other: "Policy") -> "Policy":
         """Keep the checkpoints that both policies keep."""
+        if not is_policy(other):
+            return NotImplemented
         return Intersection((*_members(self, Intersection), *_members(other, Intersection)))
 
     def __rand__(self, other: "Policy") -> "Policy":
+        if not is_policy(other):
+            return NotImplemented
         return Intersection((*_members(other, Intersection), *_members(self, Intersection)))
 
     def __str__(self) -> str:
@@ -97,6 +106,35 @@ class Policy(ABC):
             if value != parameter.default:
                 given.append(f"{name}={value if isinstance(value, Policy) else repr(value)}")
         return f"{type(self).__name__}({', '.join(given)})"
+
+
+def is_policy(value: Any) -> bool:
+    """Whether a value can be used as a policy; a class cannot."""
+    return not isinstance(value, type) and callable(getattr(value, "keep", None))
+
+
+def kept_by(policy: Policy, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
+    """Return the identities that a policy keeps, checked.
+
+    Raises:
+        UsageError: the policy raised an error, or returned anything but identities.
+    """
+    try:
+        kept = list(policy.keep(manifests, context))
+    except MltrainError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"The retention policy {policy} failed, so no checkpoint is removed: "
+            f"{sentence(f'{type(error).__name__}: {error}')} Expected a set of identities from keep()."
+        ) from error
+    for one in kept:
+        if not isinstance(one, CheckpointId):
+            raise UsageError(
+                f"keep() of the retention policy {policy} returned a {type(one).__name__}, so no checkpoint is removed. "
+                "Expected a set of identities. Try: frozenset(manifest.id for manifest in manifests if …)"
+            )
+    return frozenset(kept)
 
 
 def metrics_of(policy: Any) -> frozenset[str]:
@@ -117,7 +155,7 @@ class Union(Policy, named=False):
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
-        return frozenset().union(*(policy.keep(manifests, context) for policy in self.policies))
+        return frozenset().union(*(kept_by(policy, manifests, context) for policy in self.policies))
 
     def __str__(self) -> str:
         return " | ".join(str(policy) for policy in self.policies)
@@ -131,7 +169,7 @@ class Intersection(Policy, named=False):
 
     def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
         """Return the identities to keep."""
-        kept = [policy.keep(manifests, context) for policy in self.policies]
+        kept = [kept_by(policy, manifests, context) for policy in self.policies]
         return kept[0].intersection(*kept[1:])
 
     def __str__(self) -> str:
@@ -207,6 +245,9 @@ def plan(
     """Return the checkpoints to remove, in order.
 
     Abandoned lines come first, then superseded interruptions, then checkpoints that the policy does not keep.
+
+    Raises:
+        UsageError: the policy failed, or returned anything but identities.
     """
     line = current_line(manifests)
     on_line = {manifest.id for manifest in line}
@@ -215,7 +256,7 @@ def plan(
     superseded = [m for m in line[:-1] if m.kind == "interrupted" and m.id not in keep_anyway]
     gone = {manifest.id for manifest in superseded}
     rest = [manifest for manifest in line if manifest.id not in gone]
-    kept = policy.keep(rest, context)
+    kept = kept_by(policy, rest, context)
     return [
         *(Removal(m, "abandoned: the run was rolled back before it") for m in abandoned),
         *(Removal(m, "interrupted, and superseded by a later commit") for m in superseded),

@@ -3,7 +3,8 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.policies import Best, EveryNth, Latest, Pinned
-from mltrain.errors import TrackingError
+from mltrain.checkpoint.retention import Context, Policy
+from mltrain.errors import TrackingError, UsageError
 from mltrain.run.removals import MOST_LINES, Removals, recorded_removals
 from tests.support.places import Place, behind
 from tests.support.runs import FolderRun, cut_short, epochs, state_at, train
@@ -40,6 +43,47 @@ def test_which_ones_stay_is_for_the_caller_to_say(run: FolderRun) -> None:
     with run.manager(policy=EveryNth(epochs=3) | Latest(1)) as manager:
         train(manager, 1, 7)
         assert epochs(manager) == [3, 6, 7]
+
+
+@dataclass(frozen=True)
+class Mistaken(Policy, named=False):
+    """Returns from ``keep`` what a function makes of the checkpoints."""
+
+    kept: Callable[[Sequence[Manifest]], Any]
+
+    def keep(self, manifests: Sequence[Manifest], context: Context) -> Any:
+        return self.kept(manifests)
+
+    def __str__(self) -> str:
+        return "Mistaken()"
+
+
+@pytest.mark.parametrize("join", [lambda it: it, lambda it: it | Latest(1), lambda it: Latest(1) & it])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda manifests: 1 / 0,
+        lambda manifests: None,
+        lambda manifests: list(manifests),
+        lambda manifests: {manifest.name for manifest in manifests},
+    ],
+)
+def test_a_policy_that_fails_or_names_something_else_removes_nothing(
+    kept: Callable[[Sequence[Manifest]], Any],
+    join: Callable[[Policy], Policy],
+    run: FolderRun,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = []
+    with run.manager(policy=join(Mistaken(kept))) as manager:
+        manager.when_committed(lambda new, best, store: told.append(new.epoch))
+        train(manager, 1, 3)
+        assert epochs(manager) == [1, 2, 3]
+        with pytest.raises(UsageError, match=r"Mistaken\(\).* so no checkpoint is removed"):
+            manager.prune()
+    assert "no checkpoint is removed" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert told == [1, 2, 3]
 
 
 def test_an_interrupted_state_is_never_a_victim_of_rolling_clean_up(run: FolderRun) -> None:

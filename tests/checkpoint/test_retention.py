@@ -1,6 +1,7 @@
 """Which checkpoints stay."""
 
 import math
+import operator
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -149,6 +150,14 @@ def test_either_keeps_what_any_keeps_and_both_what_all_keep(a: Policy, b: Policy
 def test_joins_are_the_same_however_they_came_about(a: Policy, b: Policy, c: Policy) -> None:
     assert (a | b) | c == a | (b | c)
     assert (a & b) & c == a & (b & c)
+
+
+@pytest.mark.parametrize("other", [Best, 2, "Best(1)", None])
+def test_only_policies_join(other: Any) -> None:
+    for join in (operator.or_, operator.and_):
+        for sides in ((Latest(2), other), (other, Latest(2))):
+            with pytest.raises(TypeError, match="unsupported operand"):
+                join(*sides)
 
 
 def test_of_equal_ones_the_older_is_better() -> None:
