@@ -114,6 +114,9 @@ class Boundaries:
             iter(fetcher)
             if own["boundary"] == "batch":
                 Rng().load_state_dict(own["rng"])
+            for callback in self._fit.trainer.callbacks:
+                if hasattr(callback, "get_accumulate_grad_batches"):  # Lightning skips its start of a resumed epoch
+                    callback.on_train_epoch_start(self._fit.trainer)
             for name, state in own.get("metrics", {}).items():
                 _restore_metric(self._module.get_submodule(name), state)
             self._fit.trainer._logger_connector._callback_metrics.update(own["measured"])

@@ -7,7 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
@@ -118,6 +124,11 @@ SCENARIOS: dict[str, tuple[Callable[[], pl.LightningModule], Callable[[], Any], 
     "an epoch's schedule": (lambda: Net("epoch"), resumable, dict),
     "steps": (Net, resumable, lambda: {"max_steps": 24, "max_epochs": None, "val_check_interval": 5}),
     "accumulated gradients": (Net, resumable, lambda: {"accumulate_grad_batches": 3, "val_check_interval": 3}),
+    "gradients accumulated from the second epoch on": (
+        Net,
+        resumable,
+        lambda: {"callbacks": [GradientAccumulationScheduler({1: 2})]},
+    ),
     "a plateau": (lambda: Net("plateau"), resumable, lambda: {"callbacks": [EarlyStopping("val_loss", patience=50)]}),
     "a plateau between validations": (
         lambda: Net("plateau"),
