@@ -168,7 +168,7 @@ def held_by_another(run: Any) -> RunHeld:
     """Return the error for a run that another process writes to."""
     return RunHeld(
         f"Run {run.info.run_id} is being written by {named(holder_of(run))}. Expected one writer. "
-        "Try: stop that process, or --take-over"
+        f"Try: {liveness.advice(holder_of(run))}"
     )
 
 

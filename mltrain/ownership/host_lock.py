@@ -60,9 +60,10 @@ def take_lock(home: Path, run_id: str, take_over: bool) -> filelock.BaseFileLock
     except filelock.Timeout:
         if not take_over:
             holder = _recorded_holder(home)
+            name = f"process {holder['pid']}" if holder else "another process"
             raise RunHeld(
-                f"Run {run_id} is being written by {holder} on this machine. Expected one writer. "
-                "Try: stop that process, or --take-over"
+                f"Run {run_id} is being written by {name} on this machine. Expected one writer. "
+                f"Try: {liveness.advice(holder)}"
             ) from None
     except OSError as error:
         raise StorageError(
@@ -113,8 +114,8 @@ def has_ended(server: TrackingClient, run_id: str, holder: Mapping[str, Any]) ->
         return False
 
 
-def _recorded_holder(home: Path) -> str:
-    """Return the holder's name for messages.
+def _recorded_holder(home: Path) -> Mapping[str, Any]:
+    """Return the holder's identity, empty if it is unknown.
 
     The record is read again while it is still that of the previous holder.
     """
@@ -123,6 +124,6 @@ def _recorded_holder(home: Path) -> str:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             holder: Any = json.loads((home / _HOLDER_FILE).read_text(encoding="utf-8"))
             if liveness.is_alive(holder) is not False:
-                return f"process {int(holder['pid'])}"
+                return {**holder, "pid": int(holder["pid"])}
         time.sleep(0.05)
-    return "another process"
+    return {}

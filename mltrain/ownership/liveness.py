@@ -68,6 +68,15 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return bool(one.get("pid")) and all(one.get(key) == other.get(key) for key in _IDENTITY)
 
 
+def advice(holder: Mapping[str, Any]) -> str:
+    """Return what to try if this process holds a run, or another."""
+    return (
+        "close() of the manager that has it in this process"
+        if same(holder, own())
+        else "stop that process, or --take-over"
+    )
+
+
 def is_alive(who: Mapping[str, Any]) -> bool | None:
     """Whether the process with this identity runs.
 

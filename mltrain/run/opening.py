@@ -206,7 +206,7 @@ def open_run(run_id: str | None = None) -> TrackedRun:
     if run_id is None and active is None:
         run = create(server, None, None, script.stem or "loop", {}, may_defer=True, seconds=creation_seconds(server))
     else:
-        identity = full_id(server, str(run_id or active))
+        identity = full_id(server, str(active if run_id is None else run_id))
         known = server.run(identity)
         project = known.data.tags.get(PROJECT_TAG)
         if run_id is None and project:

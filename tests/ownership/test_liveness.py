@@ -82,6 +82,12 @@ def test_a_damaged_description_is_of_nobody_known(damaged: dict[str, Any]) -> No
     assert liveness.is_alive(damaged) is None
 
 
+def test_the_advice_is_for_the_process_that_holds_a_run(other: "subprocess.Popen[str]") -> None:
+    assert "--take-over" in liveness.advice(said(other))
+    assert "--take-over" in liveness.advice({})
+    assert "in this process" in liveness.advice(liveness.own())
+
+
 def test_two_processes_are_not_the_same(other: "subprocess.Popen[str]") -> None:
     assert liveness.same(liveness.own(), liveness.own())
     assert not liveness.same(liveness.own(), said(other))

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
 from mltrain.delivery.creation import RunCreation
-from mltrain.errors import StorageError, UsageError
+from mltrain.errors import RunHeld, RunNotFound, StorageError, UsageError
 from mltrain.ownership.launcher import Launcher
 from mltrain.run import adoption, opening
 from mltrain.store.opening import UnusableArtifacts, open_artifacts
@@ -82,6 +82,16 @@ def test_a_loop_does_not_write_into_an_active_run_that_holds_a_training(
     (Path(client.get_run(run_id).info.artifact_uri)).mkdir(parents=True)
     with mlflow.start_run(run_id), pytest.raises(UsageError, match=f"mltrain train --resume-run {run_id}"):
         CheckpointManager()
+
+
+def test_an_empty_id_is_not_the_id_of_a_run(server: TrackingClient) -> None:
+    with pytest.raises(RunNotFound, match=r"^'' is not the id of a run"):
+        CheckpointManager("")
+
+
+def test_a_second_manager_of_a_run_in_one_process_is_told_to_close_the_first(server: TrackingClient) -> None:
+    with CheckpointManager() as manager, pytest.raises(RunHeld, match=r"close\(\) of the manager"):
+        CheckpointManager(manager.run.id)
 
 
 def moved(server: TrackingClient, client: MlflowClient, tmp_path: Path, how: str) -> str:
