@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,7 +21,14 @@ from mltrain.checkpoint.ports import Run, Status
 from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode, Policy
-from mltrain.checkpoint.settings import DEFAULT_METRIC, Settings, newest_and_best, refuse_unless, run_or_folder
+from mltrain.checkpoint.settings import (
+    DEFAULT_METRIC,
+    Settings,
+    newest_and_best,
+    refuse_unless,
+    refuse_unless_state,
+    run_or_folder,
+)
 from mltrain.checkpoint.snapshot import prepare
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
@@ -137,7 +144,8 @@ class CheckpointManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
+        succeeded = error is None or (isinstance(error, SystemExit) and not error.code)
+        self.close("FINISHED" if succeeded else "KILLED" if kind is KeyboardInterrupt else "FAILED")
 
     def save(
         self,
@@ -173,8 +181,9 @@ class CheckpointManager:
 
         Raises:
             UnsupportedValue: the state holds something that is not plain data; the message names the path to it.
-            UsageError: the name of a further file, a step, an epoch, a metric or a kind is invalid; the step, or without one the
-                epoch, goes back without a load; or the manager is closed. Nothing is removed.
+            UsageError: the state is not a dictionary; the name of a further file, a step, an epoch, a metric or a kind is
+                invalid; the step, or without one the epoch, goes back without a load; or the manager is closed, or this
+                process was forked from its own. Nothing is removed.
             RunHeld: another process has taken the run over.
         """
         if self.committer.closed:
@@ -182,6 +191,12 @@ class CheckpointManager:
                 f"The manager of {self.store.title} is closed and saves nothing more. Expected a save before close(). "
                 f"Try: another CheckpointManager of {self.store.title}, which continues it."
             )
+        if self._closing.is_forked:
+            raise UsageError(
+                f"The manager of {self.store.title} cannot save in a process that was forked from its own. Expected a save in "
+                "the process that created it. Try: return the state to that process"
+            )
+        refuse_unless_state(state)
         count, measured = Count.of(state, step, epoch), floats(metrics or {}, "save(metrics=)")
         return self._drafts.save(state, count, kind, measured, best=best, extra=extra, data=data or {})
 
@@ -196,7 +211,9 @@ class CheckpointManager:
 
         Raises:
             UnsupportedValue: the state holds something that is not plain data.
+            UsageError: the state is not a dictionary.
         """
+        refuse_unless_state(state)
         prepare(state, self._drafts.buffers)
 
     def save_epoch_checkpoint(
@@ -212,7 +229,8 @@ class CheckpointManager:
 
         If its epoch or step has just been saved, this marks that checkpoint instead of saving again.
         """
-        metrics = metric if isinstance(metric, Mapping) else {self._metric: float(metric)}
+        refuse_unless_state(state)
+        metrics = metric if isinstance(metric, Mapping) else floats({self._metric: metric}, "save_best_model(metric=)")
         kind: Kind = "step" if Count.of(state, None, epoch).epoch is None else "epoch"
         return self.save(state, epoch=epoch, metrics=metrics, kind=kind, best=True)
 
@@ -339,9 +357,11 @@ class CheckpointManager:
                 refuses. If false, ``mltrain sync`` sends the rest.
 
         Raises:
+            UsageError: ``status`` is none of them; the manager stays open.
             StorageError: the newest checkpoint could not be stored anywhere.
             NonFiniteLoss: the last saved weights or optimizer state are not finite; the run is then FAILED.
         """
+        refuse_unless(status in get_args(Status), "status", status, "FINISHED, FAILED or KILLED")
         self._closing.close(status, grace_seconds() if wait else None)
 
     def abandon(self) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from mltrain.checkpoint.manifest import Manifest, Point
+from mltrain.checkpoint.manifest import CheckpointId, Manifest, Point
+from mltrain.checkpoint.retention import Context, Policy
 from mltrain.errors import StorageError, UnsupportedValue, UsageError
 from mltrain.manager import CheckpointManager
 from tests.support import places
@@ -97,6 +99,22 @@ def test_the_best_that_only_reached_this_disk_is_uploaded_before_the_next(tmp_pa
         assert manager.load_best_model()["epoch"] == 2  # type: ignore[index]
 
 
+def test_a_policy_that_fails_leaves_nothing_on_this_disk_only(tmp_path: Path) -> None:
+    class Fails(Policy, named=False):
+        def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
+            raise ZeroDivisionError
+
+    here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
+    with here.manager() as manager:
+        train(manager, 1, 2)
+    cut_short(here, 2)
+    with here.next_attempt().manager(policy=Fails()) as manager:
+        manager.load_latest_checkpoint()
+        train(manager, 3, 3)
+    with without_staging(here.next_attempt()).manager() as manager:
+        assert epochs(manager) == [1, 2, 3]
+
+
 def test_what_only_reached_this_disk_and_is_no_longer_wanted_is_not_uploaded(tmp_path: Path) -> None:
     here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
     with here.manager(max_to_keep=1) as manager:
@@ -158,6 +176,34 @@ def test_a_further_file_with_a_name_that_could_not_be_read_back_is_refused(name:
         manager.save(state_at(1), extra={"notes.json": b"{}"})
         manager.wait()
         assert "notes.json" in manager.checkpoints()[0].files
+
+
+@pytest.mark.parametrize("state", [nn.Linear(2, 2), [torch.ones(2)], None])
+def test_a_state_that_is_no_dictionary_is_refused(state: Any, local: FolderRun) -> None:
+    with local.manager() as manager:
+        for save in (manager.save, manager.save_interrupt_checkpoint, manager.prepare):
+            with pytest.raises(UsageError, match=r"state=.* Expected a dictionary of tensors and plain values"):
+                save(state)
+        with pytest.raises(UsageError, match="Expected a dictionary"):
+            manager.save_best_model(state, 0.5)
+
+
+@pytest.mark.parametrize("metric", ["abc", None, torch.ones(2)])
+def test_a_best_metric_that_is_no_number_is_refused(metric: Any, local: FolderRun) -> None:
+    with (
+        local.manager() as manager,
+        pytest.raises(UsageError, match=r"as the metric 'val/loss'. Expected one real number"),
+    ):
+        manager.save_best_model(state_at(1), metric)
+
+
+@pytest.mark.parametrize("which", [None, 3, 1.5])
+def test_a_checkpoint_is_named_by_text_or_its_identity(which: Any, local: FolderRun) -> None:
+    with local.manager() as manager:
+        identity = manager.save_epoch_checkpoint(state_at(1), 1)
+        with pytest.raises(UsageError, match="does not name a checkpoint"):
+            manager.load(which)
+        assert manager.load(identity)["epoch"] == 1  # type: ignore[arg-type,index]
 
 
 def test_a_save_after_the_end_is_refused(local: FolderRun) -> None:

@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import os
 import sys
 import threading
 import time
@@ -62,19 +63,25 @@ class Closing:
         self._committer = committer
         self._retry_seconds = retry_seconds
         self._closed = False
+        self._process = os.getpid()
         self._raised_before = getattr(sys, "last_value", None)
         atexit.register(self._process_ends)
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process was forked from the one that has the run."""
+        return os.getpid() != self._process
 
     def close(self, status: Status, grace: float | None) -> None:
         """Wait for the commits and release the run.
 
-        See :meth:`mltrain.CheckpointManager.close`.
+        A forked process does neither. See :meth:`mltrain.CheckpointManager.close`.
 
         Args:
             status: of the run if it was opened for the manager.
             grace: seconds to wait for a store that refuses. If ``None``, only writes to this disk are waited for.
         """
-        if self._closed:
+        if self._closed or self.is_forked:
             return
         self._closed = True
         if grace is not None:
@@ -115,6 +122,8 @@ class Closing:
 
         The interpreter has waited for the threads before.
         """
+        if self.is_forked:
+            return
         raised = getattr(sys, "last_value", None)  # set if an exception ended the script, not by sys.exit()
         staged = self._committer.newest_staged
         if raised is not None and raised is not self._raised_before:

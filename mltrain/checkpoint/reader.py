@@ -175,6 +175,7 @@ def matching(manifests: Sequence[Manifest], which: str, context: Context) -> lis
     Raises:
         UsageError: the selector has none of these forms.
     """
+    which = str(which)  # an identity is written as its name
     line = current_line(manifests)[::-1]
     if which == "latest":
         return line

@@ -2,13 +2,14 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.ports import Run
-from mltrain.checkpoint.retention import Mode, Policy
+from mltrain.checkpoint.retention import Mode, Policy, is_policy
 from mltrain.errors import UsageError
 
 DEFAULT_METRIC = "val/loss"
@@ -34,8 +35,7 @@ class Settings:
     staging_gigabytes: float = 20.0
 
     def __post_init__(self) -> None:
-        is_policy = not isinstance(self.policy, type) and callable(getattr(self.policy, "keep", None))
-        refuse_unless(is_policy, "policy", self.policy, "Latest(3) | Best(1)")
+        refuse_unless(is_policy(self.policy), "policy", self.policy, "Latest(3) | Best(1)")
         refuse_unless(isinstance(self.metric, str) and self.metric != "", "metric", self.metric, "the name of a metric")
         refuse_unless(self.mode in ("min", "max"), "mode", self.mode, "'min' or 'max'")
         size = self.staging_gigabytes
@@ -75,7 +75,7 @@ def run_or_folder(
     refuse_unless(is_folder, "save_dir", save_dir, "a folder, and no run= beside it")
     is_run = run is None or isinstance(run, str) or callable(getattr(run, "begin_attempt", None))
     refuse_unless(is_run, "run", run, "the id of a run")
-    return run, Path(save_dir).absolute() if save_dir is not None else None
+    return run, Path(save_dir).expanduser().absolute() if save_dir is not None else None
 
 
 def refuse_unless(valid: bool, name: str, value: Any, expected: str) -> None:
@@ -86,3 +86,13 @@ def refuse_unless(valid: bool, name: str, value: Any, expected: str) -> None:
     """
     if not valid:
         raise UsageError(f"{name}={value!r:.80} is invalid. Expected {expected}.")
+
+
+def refuse_unless_state(state: Any) -> None:
+    """Raise an error for a state that is not a dictionary.
+
+    Raises:
+        UsageError: it is something else, such as a module.
+    """
+    expected = "a dictionary of tensors and plain values, such as {'model': net.state_dict()}"
+    refuse_unless(isinstance(state, Mapping), "state", state, expected)

@@ -4,6 +4,7 @@ Jobs run in the order in which they are queued.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
+        self._process = os.getpid()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._lock = threading.Lock()
         self._jobs: list[Future[None]] = []
@@ -60,9 +62,13 @@ class Worker:
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for the queued jobs; return whether they finished.
 
+        In a process that was forked from the worker's own they never do, and it does not wait.
+
         Args:
             seconds: maximum wait. If ``None``, it waits without limit.
         """
+        if os.getpid() != self._process:
+            return False  # a fork has no copy of the thread
         deadline = None if seconds is None else time.monotonic() + seconds
         with self._lock:
             jobs = list(self._jobs)

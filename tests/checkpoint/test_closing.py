@@ -1,5 +1,6 @@
 """The end of a manager: what was saved is waited for, and the status of the run says what became of it."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import pytest
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.closing import Closing
-from mltrain.errors import StorageError
+from mltrain.errors import StorageError, UsageError
 from tests.support import places
 from tests.support.benches import Bench
 from tests.support.runs import FolderRun, epochs, state_at
@@ -30,10 +31,19 @@ def test_a_disk_that_takes_nothing_is_reported_at_the_end(local: FolderRun, monk
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (ZeroDivisionError, "FAILED")]
+    ("error", "status"),
+    [
+        (None, "FINISHED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (ZeroDivisionError(), "FAILED"),
+        (SystemExit(0), "FINISHED"),
+        (SystemExit(), "FINISHED"),
+        (SystemExit(1), "FAILED"),
+        (SystemExit("a message"), "FAILED"),
+    ],
 )
 def test_a_block_waits_for_what_was_saved_and_lets_go_of_the_run(
-    error: type[BaseException] | None, status: str, run: FolderRun
+    error: BaseException | None, status: str, run: FolderRun
 ) -> None:
     def block() -> None:
         with run.manager() as manager:
@@ -44,10 +54,48 @@ def test_a_block_waits_for_what_was_saved_and_lets_go_of_the_run(
     if error is None:
         block()
     else:
-        with pytest.raises(error):
+        with pytest.raises(type(error)):
             block()
     assert run.status == status
     assert "checkpoints/step-000000001-a01/manifest.json" in run.place.files.all()
+
+
+def test_an_unknown_status_is_refused_and_the_manager_stays_open(run: FolderRun) -> None:
+    manager = run.manager()
+    with pytest.raises(UsageError, match=r"status='DONE' is invalid. Expected FINISHED, FAILED or KILLED"):
+        manager.close("DONE")  # type: ignore[arg-type]
+    manager.save(state_at(1))
+    manager.close()
+    assert run.status == "FINISHED"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_neither_saves_nor_waits_nor_closes(tmp_path: Path) -> None:
+    loop = f"""
+import os, sys, torch
+from mltrain import CheckpointManager
+from mltrain.errors import UsageError
+manager = CheckpointManager(save_dir={str(tmp_path / "here")!r})
+with manager:
+    manager.save({{"weight": torch.ones(3)}}, step=1)
+    child = os.fork()
+    if child == 0:
+        try:
+            manager.save({{"weight": torch.ones(3)}}, step=2)
+        except UsageError as error:
+            print(error, flush=True)
+        manager.wait()
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    manager.save({{"weight": torch.ones(3)}}, step=3)
+"""
+    ended = subprocess.run([sys.executable, "-c", loop], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "cannot save in a process that was forked" in ended.stdout
+    assert {file.name for file in (tmp_path / "here").glob("*.pth")} == {
+        "checkpoint_step_1.pth",
+        "checkpoint_step_3.pth",
+    }
 
 
 def test_closing_twice_is_closing_once(run: FolderRun) -> None:

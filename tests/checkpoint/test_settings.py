@@ -51,6 +51,7 @@ def test_the_newest_and_the_best_are_kept() -> None:
         (None, "/tmp/a", (None, Path("/tmp/a"))),
         (None, Path("/tmp/a"), (None, Path("/tmp/a"))),
         (None, "a", (None, Path.cwd() / "a")),
+        (None, "~/a", (None, Path.home() / "a")),
         ("/tmp/a", None, (None, Path("/tmp/a"))),
         (Path("a"), None, (None, Path.cwd() / "a")),
         (RUN, None, (RUN, None)),
