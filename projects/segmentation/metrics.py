@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex, BinaryPrecision, BinaryRecall
 
-_VOID = -1
+from projects.segmentation.labels import VOID
+from projects.segmentation.overlap import SCORES, f1, iou, mean_of_present
+
+_Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def overlap_metrics(classes: Sequence[str] = ()) -> dict[str, Any]:
@@ -25,92 +27,21 @@ def overlap_metrics(classes: Sequence[str] = ()) -> dict[str, Any]:
     Args:
         classes: names of several classes, in the order of their indices from 1; fewer than two for a binary mask.
     """
+    counts = ClassCounts(max(1, len(classes)))
+    metrics: dict[str, Any] = {"iou": counts}
+    for name in ("precision", "recall", "f1"):
+        metrics[name] = _View(counts, partial(counts.mean, SCORES[name]))
+    metrics["iou_per_image"] = _View(counts, lambda: counts.iou_sum / counts.images)
+    metrics["f1_per_image"] = _View(counts, lambda: counts.f1_sum / counts.images)
     if len(classes) > 1:
-        return class_metrics(classes)
-    return {
-        "iou": Jaccard(validate_args=False, ignore_index=_VOID),
-        "precision": Precision(validate_args=False, ignore_index=_VOID),
-        "recall": Recall(validate_args=False, ignore_index=_VOID),
-        "f1": F1(validate_args=False, ignore_index=_VOID),
-        "iou_per_image": IoUPerImage(),
-        "f1_per_image": F1PerImage(),
-    }
-
-
-# torchmetrics takes scores for logits only where one of them lies outside [0, 1], so early in training, when all are
-# small, it would compare a logit with 0.5. A logit above zero is a probability above one half; that is decided here.
-
-
-class _OfLogits(Metric):
-    def update(self, logits: Tensor, target: Tensor) -> None:
-        """Add a batch of logits and targets, both (N, 1, H, W)."""
-        super().update((logits > 0).long(), target.long())  # type: ignore[safe-super] # torchmetrics' own comes next
-
-
-class Jaccard(_OfLogits, BinaryJaccardIndex):
-    """Intersection over union, over all pixels."""
-
-
-class Precision(_OfLogits, BinaryPrecision):
-    """Share of predicted foreground that is foreground, over all pixels."""
-
-
-class Recall(_OfLogits, BinaryRecall):
-    """Share of the foreground that is predicted, over all pixels."""
-
-
-class F1(_OfLogits, BinaryF1Score):
-    """The harmonic mean of precision and recall, over all pixels."""
-
-
-class _PerImage(Metric):
-    """The mean over images of a score of each."""
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    total: Tensor
-    images: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, target: Tensor) -> None:
-        """Add a batch of logits and targets, both (N, 1, H, W)."""
-        judged, true = target.flatten(1) != _VOID, target.flatten(1) > 0
-        predicted = (logits > 0).flatten(1) & judged
-        both = (predicted & true).sum(1)
-        self.total += self._score(both, predicted.sum(1), true.sum(1)).sum()
-        self.images += len(logits)
-
-    def compute(self) -> Tensor:
-        """The mean score."""
-        return self.total / self.images
-
-    def _score(self, both: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class IoUPerImage(_PerImage):
-    """Mean over images of intersection over union; 1 for an image without foreground in which none is predicted."""
-
-    def _score(self, both: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
-        union = predicted + true - both
-        return torch.where(union == 0, 1.0, both / union.clamp(min=1))
-
-
-class F1PerImage(_PerImage):
-    """Mean over images of the Dice coefficient; 1 for an image without foreground in which none is predicted."""
-
-    def _score(self, both: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
-        pixels = predicted + true
-        return torch.where(pixels == 0, 1.0, 2 * both / pixels.clamp(min=1))
+        for index, name in enumerate(classes):
+            metrics[f"iou_{name}"] = _View(counts, partial(counts.of_class, iou, index))
+            metrics[f"f1_{name}"] = _View(counts, partial(counts.of_class, f1, index))
+    return metrics
 
 
 class ClassCounts(Metric):
-    """Pixels of each of several classes: hit, predicted and true; and sums over images of their mean scores."""
+    """Pixels of each class: hit, predicted and true; and sums over images of their mean scores."""
 
     is_differentiable = False
     full_state_update = False
@@ -130,74 +61,41 @@ class ClassCounts(Metric):
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Add a batch of logits (N, K, H, W) and targets (N, 1, H, W)."""
-        judged = target != _VOID
-        chosen = logits.argmax(1, keepdim=True)
+        """Add a batch of logits (N, K, H, W) and targets (N, 1, H, W); of one channel, those above 0 are foreground."""
+        judged = target != VOID
+        chosen = logits.argmax(1, keepdim=True) if logits.shape[1] > 1 else (logits > 0).long()
         counts = [
             torch.stack([both.flatten(1).sum(1) for both in (found & true, found, true)])
             for index in range(1, len(self.hit) + 1)
             for found, true in [((chosen == index) & judged, target == index)]
         ]
-        hit, predicted, true = torch.stack(counts, dim=2)  # each (N, K - 1)
+        hit, predicted, true = torch.stack(counts, dim=2)  # each (N, classes)
         self.hit += hit.sum(0)
         self.predicted += predicted.sum(0)
         self.true += true.sum(0)
-        self.iou_sum += _mean_of_present(iou(hit, predicted, true), predicted + true).sum()
-        self.f1_sum += _mean_of_present(f1(hit, predicted, true), predicted + true).sum()
+        self.iou_sum += mean_of_present(iou(hit, predicted, true), predicted + true).sum()
+        self.f1_sum += mean_of_present(f1(hit, predicted, true), predicted + true).sum()
         self.images += len(target)
 
     def compute(self) -> Tensor:
         """The mean IoU over the classes."""
         return self.mean(iou)
 
-    def of_each(self, score: "_Score") -> Tensor:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False, assign: bool = False) -> Any:
+        """Load counts; the state of an earlier version, which had other ones, is ignored."""
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def of_each(self, score: _Score) -> Tensor:
         """A score of every class; 1 for one that is nowhere, neither true nor predicted."""
         return score(self.hit, self.predicted, self.true)
 
-    def of_class(self, score: "_Score", index: int) -> Tensor:
+    def of_class(self, score: _Score, index: int) -> Tensor:
         """A score of one class, counted from 0."""
         return self.of_each(score)[index]
 
-    def mean(self, score: "_Score") -> Tensor:
+    def mean(self, score: _Score) -> Tensor:
         """The mean over the classes that are somewhere; 1 if there is none."""
-        return _mean_of_present(self.of_each(score)[None], (self.predicted + self.true)[None])[0]
-
-
-_Score = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def iou(hit: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
-    """Intersection over union; 0/0 is 1."""
-    return _share(hit, predicted + true - hit, predicted + true == 0)
-
-
-def f1(hit: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
-    """The Dice coefficient; 0/0 is 1."""
-    return _share(2 * hit, predicted + true, predicted + true == 0)
-
-
-def precision(hit: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
-    """The share of what is predicted that is true; 0/0 is 1 where nothing is true."""
-    return _share(hit, predicted, predicted + true == 0)
-
-
-def recall(hit: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
-    """The share of what is true that is predicted; 0/0 is 1 where nothing is predicted."""
-    return _share(hit, true, predicted + true == 0)
-
-
-def class_metrics(classes: Sequence[str]) -> dict[str, Any]:
-    """Metrics of several classes, which all read the same counts."""
-    counts = ClassCounts(len(classes))
-    views: dict[str, Any] = {"iou": counts}
-    for name, score in (("precision", precision), ("recall", recall), ("f1", f1)):
-        views[name] = _View(counts, partial(counts.mean, score))
-    views["iou_per_image"] = _View(counts, lambda: counts.iou_sum / counts.images)
-    views["f1_per_image"] = _View(counts, lambda: counts.f1_sum / counts.images)
-    for index, name in enumerate(classes):
-        views[f"iou_{name}"] = _View(counts, partial(counts.of_class, iou, index))
-        views[f"f1_{name}"] = _View(counts, partial(counts.of_class, f1, index))
-    return views
+        return mean_of_present(self.of_each(score), self.predicted + self.true)
 
 
 class _View:
@@ -233,13 +131,3 @@ class _View:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take nothing."""
-
-
-def _share(part: Tensor, whole: Tensor, nothing: Tensor) -> Tensor:
-    return torch.where(nothing, 1.0, part / whole.clamp(min=1))
-
-
-def _mean_of_present(scores: Tensor, pixels: Tensor) -> Tensor:
-    """Mean scores (N) over classes with pixels; 1 where none has any."""
-    present = pixels > 0
-    return torch.where(present.any(1), (scores * present).sum(1) / present.sum(1).clamp(min=1), 1.0)

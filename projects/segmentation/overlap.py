@@ -1,56 +1,47 @@
-"""Counts of right and wrong pixels, and scores from them."""
+"""Scores of overlap by counts of pixels.
 
-from dataclasses import dataclass
+Each takes the pixels that are predicted and true (``hit``), those predicted, and those true: int64, of one shape. 0/0 is 1
+without true and predicted pixels, else 0.
+"""
 
-import numpy as np
+from typing import Any, TypeVar
+
 from numpy.typing import NDArray
+from torch import Tensor
+
+Counts = TypeVar("Counts", NDArray[Any], Tensor)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """Pixel counts of a predicted and a true foreground; they can be added."""
+def iou(hit: Counts, predicted: Counts, true: Counts) -> Counts:
+    """Intersection over union."""
+    return _share(hit, predicted + true - hit, predicted + true)
 
-    hit: int = 0
-    """Predicted and true."""
-    excess: int = 0
-    """Predicted, not true."""
-    missed: int = 0
-    """True, not predicted."""
 
-    @classmethod
-    def of(cls, predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> "Overlap":
-        """Compare two masks of the same shape."""
-        return cls(
-            hit=int((predicted & true).sum()),
-            excess=int((predicted & ~true).sum()),
-            missed=int((~predicted & true).sum()),
-        )
+def precision(hit: Counts, predicted: Counts, true: Counts) -> Counts:
+    """Share of predicted pixels that are true."""
+    return _share(hit, predicted, predicted + true)
 
-    def __add__(self, other: "Overlap") -> "Overlap":
-        return Overlap(hit=self.hit + other.hit, excess=self.excess + other.excess, missed=self.missed + other.missed)
 
-    @property
-    def iou(self) -> float:
-        """Intersection over union."""
-        return self._share(self.hit + self.excess + self.missed)
+def recall(hit: Counts, predicted: Counts, true: Counts) -> Counts:
+    """Share of true pixels that are predicted."""
+    return _share(hit, true, predicted + true)
 
-    @property
-    def precision(self) -> float:
-        """The share of what is predicted that is true."""
-        return self._share(self.hit + self.excess)
 
-    @property
-    def recall(self) -> float:
-        """The share of what is true that is predicted."""
-        return self._share(self.hit + self.missed)
+def f1(hit: Counts, predicted: Counts, true: Counts) -> Counts:
+    """The Dice coefficient, harmonic mean of precision and recall: 2 IoU / (1 + IoU)."""
+    return _share(2 * hit, predicted + true, predicted + true)
 
-    @property
-    def f1(self) -> float:
-        """The Dice coefficient, harmonic mean of precision and recall: 2 IoU / (1 + IoU)."""
-        return 2 * self.iou / (1 + self.iou)
 
-    def _share(self, whole: int) -> float:
-        """0/0 is 1 without true and predicted pixels, else 0."""
-        if whole:
-            return self.hit / whole
-        return float(self.excess + self.missed == 0)
+SCORES = {"iou": iou, "precision": precision, "recall": recall, "f1": f1}
+
+
+def mean_of_present(scores: Counts, pixels: Counts) -> Counts:
+    """Mean scores over the classes (..., K) with ``pixels``; 1 without any."""
+    present = pixels > 0
+    count = present.sum(-1)
+    return _share((scores * present).sum(-1), count, count)
+
+
+def _share(part: Counts, whole: Counts, pixels: Counts) -> Counts:
+    shares: Counts = (part + (pixels == 0)) / (whole + (whole == 0))
+    return shares

@@ -13,7 +13,7 @@ from PIL import Image
 from projects.segmentation import figures
 from projects.segmentation.folders import Sample
 from projects.segmentation.labels import VOID, LabelClass, Labels
-from projects.segmentation.overlap import Overlap
+from projects.segmentation.overlap import SCORES, iou, mean_of_present
 from projects.segmentation.pixels import read_classes, read_image
 from projects.segmentation.predict import Segmenter, write_mask
 from projects.segmentation.values import Values
@@ -37,15 +37,10 @@ class ThresholdCurve:
 
     def table(self) -> pd.DataFrame:
         """One row per threshold: threshold, precision, recall, f1 and iou."""
-        rows = []
-        for index, threshold in enumerate(self.thresholds, start=1):
-            overlap = Overlap(
-                hit=int(self._foreground[index:].sum()),
-                excess=int(self._background[index:].sum()),
-                missed=int(self._foreground[:index].sum()),
-            )
-            rows.append((threshold, overlap.precision, overlap.recall, overlap.f1, overlap.iou))
-        return pd.DataFrame(rows, columns=["threshold", "precision", "recall", "f1", "iou"])
+        hit, excess = (counts[::-1].cumsum()[::-1][1:] for counts in (self._foreground, self._background))
+        true = np.full_like(hit, self._foreground.sum())
+        scores = {name: SCORES[name](hit, hit + excess, true) for name in ("precision", "recall", "f1", "iou")}
+        return pd.DataFrame({"threshold": self.thresholds, **scores})
 
     def average_precision(self) -> float:
         """Mean of the precision over the recall, by steps.
@@ -93,21 +88,20 @@ class Report:
             judged = true != VOID
             if len(names) == 1:
                 curve.add(logits[judged], true[judged] > 0)
-            overlaps[sample.stem] = [
-                Overlap.of(predicted[judged] == index, true[judged] == index) for index in range(1, len(names) + 1)
-            ]
+            overlaps[sample.stem] = _counts(predicted[judged], true[judged], len(names))
         self.segmenter.warn_of_other_scale([(sample.height, sample.width) for sample in self.samples])
 
         table = self._per_image(overlaps)
         table.to_csv(folder / "per_image.csv", index=False)
         self._picture_worst(table, folder)
-        totals = [sum(of_class, Overlap()) for of_class in zip(*overlaps.values(), strict=True)]
-        metrics = {f"val/{name}": _mean(totals, name) for name in ("iou", "precision", "recall", "f1")}
+        totals = np.sum(list(overlaps.values()), axis=0)
+        row = _row(totals)
+        metrics = {f"val/{name}": row[name] for name in SCORES}
         metrics |= {f"val/{name}_per_image": float(table[name].mean()) for name in ("iou", "f1")}
         if len(names) == 1:
             metrics |= self._over_thresholds(curve, folder)
         else:
-            rows = {name: _row(total) for name, total in zip(names, totals, strict=True)}
+            rows = {name: _row(totals[:, [index]]) for index, name in enumerate(names)}
             pd.DataFrame.from_dict(rows, orient="index").rename_axis("class").to_csv(folder / "per_class.csv")
             metrics |= {f"val/{score}_{name}": row[score] for name, row in rows.items() for score in ("iou", "f1")}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -124,15 +118,13 @@ class Report:
             "val/best_threshold": float(table["threshold"][table["f1"].argmax()]),
         }
 
-    def _per_image(self, overlaps: dict[str, list[Overlap]]) -> pd.DataFrame:
+    def _per_image(self, overlaps: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
         rows = []
         for sample in self.samples:
             of_image = overlaps[sample.stem]
-            means = {name: _mean(of_image, name) for name in ("iou", "precision", "recall", "f1")}
-            size = {"stem": sample.stem, "height": sample.height, "width": sample.width}
-            row = {**size, **_row(sum(of_image, Overlap())), **means}
-            if len(of_image) > 1:
-                row |= {f"iou_{name}": one.iou for name, one in zip(sample.labels.names, of_image, strict=True)}
+            row = {"stem": sample.stem, "height": sample.height, "width": sample.width, **_row(of_image)}
+            if len(sample.labels.names) > 1:
+                row |= {f"iou_{name}": one for name, one in zip(sample.labels.names, iou(*of_image), strict=True)}
             rows.append(row)
         return pd.DataFrame(rows).sort_values(["iou", "stem"], ignore_index=True)
 
@@ -152,12 +144,17 @@ class Report:
             Image.fromarray(picture).save(folder / "worst" / f"{rank:02d}_{stem}.png")
 
 
-def _row(overlap: Overlap) -> dict[str, float]:
-    scores = {name: getattr(overlap, name) for name in ("iou", "precision", "recall", "f1")}
-    return {"hit": overlap.hit, "excess": overlap.excess, "missed": overlap.missed, **scores}
+def _counts(predicted: NDArray[np.integer], true: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
+    """Return the hit, predicted and true pixels (3, K) of K classes."""
+    parts = (true[predicted == true], predicted, true)
+    return np.array([np.bincount(part, minlength=classes + 1)[1:] for part in parts])
 
 
-def _mean(overlaps: Sequence[Overlap], score: str) -> float:
-    """Mean score over the classes that are somewhere; 1 if there is none."""
-    there = [getattr(one, score) for one in overlaps if one.hit + one.excess + one.missed]
-    return sum(there) / len(there) if there else 1.0
+def _row(counts: NDArray[np.int64]) -> dict[str, float]:
+    """Return pixels of all classes, and mean scores, of counts (3, K).
+
+    The mean is over the classes that are somewhere; 1 if there is none.
+    """
+    hit, predicted, true = counts.sum(1).tolist()
+    scores = {name: float(mean_of_present(score(*counts), counts[1] + counts[2])) for name, score in SCORES.items()}
+    return {"hit": hit, "excess": predicted - hit, "missed": true - hit, **scores}
