@@ -105,7 +105,12 @@ class _View:
 
     def __init__(self, counts: ClassCounts, compute: Callable[[], Tensor]) -> None:
         self._counts = counts
-        self.compute = compute
+        self._compute = compute
+
+    def compute(self) -> Tensor:
+        """Return the score, over all processes."""
+        with self._counts.sync_context(dist_sync_fn=self._counts.dist_sync_fn):
+            return self._compute()
 
     @property
     def update_called(self) -> bool:

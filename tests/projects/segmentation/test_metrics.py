@@ -92,6 +92,25 @@ def test_a_checkpoint_of_an_earlier_version_loads_and_counts_anew() -> None:
     assert {name: float(metric.compute()) for name, metric in metrics.items()} == computed(random_batch(6))
 
 
+def test_every_score_is_over_all_processes() -> None:
+    logits, target = torch.tensor([[[[1.0, 1.0, -1.0]]]]), torch.tensor([[[[1.0, 0.0, 0.0]]]])
+    metrics = overlap_metrics()
+    metrics["iou"].distributed_available_fn = lambda: True
+    metrics["iou"].dist_sync_fn = lambda own, group: [own, torch.ones_like(own)]  # the other process: 1 of everything
+    for metric in metrics.values():
+        metric.update(logits, target)
+    scores = {name: round(float(metric.compute()), 4) for name, metric in metrics.items()}
+    assert scores == {
+        "iou": 0.6667,
+        "precision": 0.6667,
+        "recall": 1.0,
+        "f1": 0.8,
+        "iou_per_image": 0.75,
+        "f1_per_image": 0.8333,
+    }
+    assert metrics["iou"].hit.tolist() == [1], "the own counts remain"
+
+
 # --- several classes and void
 
 
