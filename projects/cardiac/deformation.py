@@ -132,6 +132,11 @@ def warp(pictures: Tensor, field: Tensor, beyond: Literal["border", "zeros"] = "
     return F.grid_sample(pictures.to(field.dtype), points, "bilinear", beyond, align_corners=True)
 
 
+def warp_masks(masks: Tensor, field: Tensor) -> Tensor:
+    """Return masks (N, H, W) bool warped by displacements (N, 2, H, W)."""
+    return warp(masks[:, None].float(), field)[:, 0] > 0.5
+
+
 def inverse(field: Tensor, iterations: int = 20) -> Tensor:
     """Return the inverse displacements (N, 2, H, W), by the fixed point of ``w(y) = -u(y + w(y))``.
 

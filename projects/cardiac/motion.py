@@ -23,6 +23,7 @@ from projects.cardiac.deformation import (
     jacobian_determinant,
     roughness,
     warp,
+    warp_masks,
 )
 from projects.cardiac.prepared import PreparedCase
 from projects.cardiac.stages.motion import Config as Config
@@ -131,7 +132,7 @@ def _against_masks(parts: Sequence[tuple[PreparedCase, Tensor]]) -> dict[str, fl
         return {}
     before = torch.cat([case.myocardium for case, _ in marked])
     systolic = torch.cat([case.optional["end_systolic_myocardium"] for case, _ in marked])
-    moved = warp(before[:, None].float(), torch.cat([field for _, field in marked]))[:, 0] > 0.5
+    moved = warp_masks(before, torch.cat([field for _, field in marked]))
     return {
         "val/dice_es": agreement.mean_dice(moved, systolic),
         "val/dice_es_before": agreement.mean_dice(before, systolic),

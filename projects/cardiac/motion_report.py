@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from projects.cardiac import agreement, figures, function
-from projects.cardiac.deformation import DeformationNet, inverse, jacobian_determinant, warp
+from projects.cardiac.deformation import DeformationNet, inverse, jacobian_determinant, warp_masks
 from projects.cardiac.function import Function
 from projects.cardiac.optical_flow import optical_flow
 from projects.cardiac.prepared import PreparedCase
@@ -160,7 +160,7 @@ def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, flo
     systolic = case.optional.get("end_systolic_myocardium")
     if systolic is None:
         return found
-    moved = carried(case, field)[index]
+    moved = warp_masks(case.myocardium, field)[index]
     found["dice_es"] = agreement.dice(moved, systolic[index])
     if (distance := agreement.hd95(moved, systolic[index], case.pixel_mm)) is not None:
         found["hd95_es_mm"] = distance
@@ -172,11 +172,6 @@ def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, flo
     return found
 
 
-def carried(case: PreparedCase, field: torch.Tensor) -> torch.Tensor:
-    """Return the myocardium (D, S, S) of end diastole carried by displacements (D, 2, S, S)."""
-    return warp(case.myocardium[:, None].float(), field)[:, 0] > 0.5
-
-
 def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
     """Draw the motion of one slice."""
     field = net.field(case.diastolic, case.systolic)
@@ -185,7 +180,7 @@ def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
         case.systolic[index, 0].numpy(),
         inverse(field)[index].numpy(),
         case.myocardium[index].numpy(),
-        carried(case, field)[index].numpy(),
+        warp_masks(case.myocardium, field)[index].numpy(),
         pixel_mm=case.pixel_mm,
     )
 
@@ -197,5 +192,5 @@ def write_carried(net: DeformationNet, case: PreparedCase, index: int, file: Pat
     """
     frames = case.cine[index, :, None]
     field = net.field(frames[case.end_diastole].expand_as(frames), frames)
-    walls = warp(case.myocardium[index].float().expand(len(frames), 1, -1, -1), field)[:, 0] > 0.5
+    walls = warp_masks(case.myocardium[index].expand(len(frames), -1, -1), field)
     figures.write_cine(frames[:, 0].numpy(), [wall.numpy() for wall in walls], file)

@@ -21,6 +21,7 @@ from projects.cardiac.deformation import (
     jacobian_determinant,
     roughness,
     warp,
+    warp_masks,
 )
 from projects.cardiac.prepared import PreparedCase
 from projects.cardiac.stages.registration import Config as Config
@@ -202,5 +203,4 @@ def carried_over(case: PreparedCase, field: Tensor) -> Tensor:
 
     It is that of late enhancement, within the cine's myocardium.
     """
-    label = warp(case.optional["lge_infarct"][:, None].float(), field)[:, 0] > 0.5
-    return label & case.myocardium
+    return warp_masks(case.optional["lge_infarct"], field) & case.myocardium

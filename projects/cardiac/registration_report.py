@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from projects.cardiac import agreement, figures
-from projects.cardiac.deformation import DeformationNet, jacobian_determinant, warp
+from projects.cardiac.deformation import DeformationNet, jacobian_determinant, warp, warp_masks
 from projects.cardiac.prepared import PreparedCase
 
 
@@ -67,7 +67,7 @@ def registered(net: DeformationNet, case: PreparedCase) -> torch.Tensor:
 def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, float]:
     """Return the scores of one slice for displacements (D, 2, S, S)."""
     before, true = case.optional["lge_myocardium"][index], case.myocardium[index]
-    after = moved(case.optional["lge_myocardium"], field)[index]
+    after = warp_masks(case.optional["lge_myocardium"], field)[index]
     found = {
         "dice_myo": agreement.dice(after, true),
         "dice_myo_before": agreement.dice(before, true),
@@ -79,11 +79,6 @@ def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, flo
     return found
 
 
-def moved(masks: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """Return masks (D, S, S) warped by displacements (D, 2, S, S)."""
-    return warp(masks[:, None].float(), field)[:, 0] > 0.5
-
-
 def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
     """Draw the registration of one slice."""
     field = registered(net, case)
@@ -93,6 +88,6 @@ def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
         warp(late[:, None], field)[index, 0].numpy(),
         case.diastolic[index, 0].numpy(),
         walls[index].numpy(),
-        moved(walls, field)[index].numpy(),
+        warp_masks(walls, field)[index].numpy(),
         case.myocardium[index].numpy(),
     )
