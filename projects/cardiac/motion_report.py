@@ -30,7 +30,7 @@ class Gallery:
 
     def __call__(self) -> dict[str, Figure]:
         """Return a figure for each case."""
-        return {f"val/{case.name}": picture(self.net, case, len(case.cine) // 2) for case in self.cases}
+        return {f"val/{case.name}": picture(case, self.net.field(case.diastolic, case.systolic)) for case in self.cases}
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ class Report:
             patients.append(function.measured(case, field))
             strain_picture(patients[-1]).savefig(folder / "strain" / f"{case.name}.png", dpi=90)
             case.write_field(field.numpy(), folder / "motion" / f"{case.name}.nii.gz")
-            middle = len(case.cine) // 2
-            picture(self.net, case, middle).savefig(folder / "figures" / f"{case.name}.png", dpi=110)
-            write_carried(self.net, case, middle, folder / "cine" / f"{case.name}.gif")
+            picture(case, field).savefig(folder / "figures" / f"{case.name}.png", dpi=110)
+            write_carried(self.net, case, folder / "cine" / f"{case.name}.gif")
             others = {"before": torch.zeros_like(field), "optical_flow": optical_flow(case.diastolic, case.systolic)}
             for index in range(len(field)):
                 row = {"case": case.name, "slice": case.slices[index], **scores(case, field, index)}
@@ -172,9 +171,9 @@ def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, flo
     return found
 
 
-def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
-    """Draw the motion of one slice."""
-    field = net.field(case.diastolic, case.systolic)
+def picture(case: PreparedCase, field: torch.Tensor) -> Figure:
+    """Draw the motion of the middle slice, by displacements (D, 2, S, S)."""
+    index = len(case.cine) // 2
     return figures.motion(
         case.diastolic[index, 0].numpy(),
         case.systolic[index, 0].numpy(),
@@ -185,11 +184,12 @@ def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
     )
 
 
-def write_carried(net: DeformationNet, case: PreparedCase, index: int, file: Path) -> None:
-    """Write one slice as a GIF.
+def write_carried(net: DeformationNet, case: PreparedCase, file: Path) -> None:
+    """Write the middle slice as a GIF.
 
     The myocardium of end diastole is carried into every frame.
     """
+    index = len(case.cine) // 2
     frames = case.cine[index, :, None]
     field = net.field(frames[case.end_diastole].expand_as(frames), frames)
     walls = warp_masks(case.myocardium[index].expand(len(frames), -1, -1), field)

@@ -23,7 +23,7 @@ class Gallery:
 
     def __call__(self) -> dict[str, Figure]:
         """Return a figure for each case."""
-        return {f"val/{case.name}": picture(self.net, case, len(case.cine) // 2) for case in self.cases}
+        return {f"val/{case.name}": picture(case, registered(self.net, case)) for case in self.cases}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Report:
             field = registered(self.net, case)
             label = warp(case.optional["lge_infarct"][:, None].float(), field)[:, 0] * case.myocardium
             case.write_mask(label.numpy(), folder / "label" / f"{case.name}.nii.gz")
-            picture(self.net, case, len(case.cine) // 2).savefig(folder / "figures" / f"{case.name}.png", dpi=110)
+            picture(case, field).savefig(folder / "figures" / f"{case.name}.png", dpi=110)
             rows += [{"case": case.name, "slice": case.slices[i], **scores(case, field, i)} for i in range(len(field))]
         table = pd.DataFrame(rows)
         table.to_csv(folder / "per_slice.csv", index=False)
@@ -79,9 +79,9 @@ def scores(case: PreparedCase, field: torch.Tensor, index: int) -> dict[str, flo
     return found
 
 
-def picture(net: DeformationNet, case: PreparedCase, index: int) -> Figure:
-    """Draw the registration of one slice."""
-    field = registered(net, case)
+def picture(case: PreparedCase, field: torch.Tensor) -> Figure:
+    """Draw the registration of the middle slice, by displacements (D, 2, S, S)."""
+    index = len(case.cine) // 2
     late, walls = case.optional["lge"], case.optional["lge_myocardium"]
     return figures.registration(
         late[index].numpy(),
