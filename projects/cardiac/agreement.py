@@ -30,13 +30,14 @@ def hd95(one: Tensor, other: Tensor, pixel_mm: float) -> float | None:
     """
     if not (one.any() and other.any()):
         return None
-    contours = [_contour(mask.numpy()) for mask in (one, other)]
+    contours = [contour(mask.numpy()) for mask in (one, other)]
     distances = [distance_transform_edt(~contour) for contour in contours]
     percentiles = [np.percentile(distances[1 - side][contours[side]], 95) for side in (0, 1)]
     return float(max(percentiles)) * pixel_mm
 
 
-def _contour(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def contour(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels of a mask (H, W) with a neighbour outside."""
     return np.asarray(mask & ~binary_erosion(mask))
 
 

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from projects.cardiac.agreement import contour
+from projects.cardiac.deformation import jacobian_determinant
 
 Picture = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -55,7 +59,7 @@ def motion(
     for line in (*np.moveaxis(at[:, ::_EVERY], 1, 0), *np.moveaxis(at[:, :, ::_EVERY], 2, 0)):
         grid.plot(line[1], line[0], color="tab:orange", linewidth=0.5)
     _contour(grid, moved, FOUND)
-    determinant = _determinant(field)
+    determinant = jacobian_determinant(torch.from_numpy(field)[None])[0].numpy()
     drawn = area.imshow(determinant, cmap="RdBu_r", norm=TwoSlopeNorm(1.0, 0.4, 1.6))
     _contour(area, wall, "black")
     area.set_title("Determinant of the Jacobian", fontsize=9)
@@ -169,24 +173,11 @@ def write_cine(frames: Picture, masks: Sequence[Mask], file: Path, frame_ms: int
     for frame, mask in zip(frames, masks, strict=True):
         grey = np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
         colours = np.stack([grey] * 3, axis=-1)
-        colours[_outline(mask)] = (230, 30, 30)
+        colours[contour(mask)] = (230, 30, 30)
         picture = Image.fromarray(colours.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1))
         ImageDraw.Draw(picture).text((4, picture.height - 14), CAUTION, fill=(255, 255, 255))
         pictures.append(picture.quantize(128))
     pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=frame_ms, loop=0)
-
-
-def _outline(mask: Mask) -> Mask:
-    inner = mask.copy()
-    for axis in (0, 1):
-        for by in (-1, 1):
-            inner &= np.roll(mask, by, axis)
-    return mask & ~inner
-
-
-def _determinant(field: Picture) -> Picture:
-    (rows_down, rows_across), (columns_down, columns_across) = (np.gradient(part) for part in field)
-    return np.asarray((1 + rows_down) * (1 + columns_across) - rows_across * columns_down)
 
 
 def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
