@@ -25,13 +25,11 @@ CAUTION = "Not for clinical use"
 REFERENCE, FOUND, BEFORE = "tab:green", "tab:red", "tab:cyan"
 
 _EVERY = 4  # pixels between the arrows
-_KEY_MM, _KEY_PX = 10.0, 5.0  # length of the arrow in the key
+_KEY_MM = 10.0  # length of the arrow in the key
 _ENLARGED = 3
 
 
-def motion(
-    diastole: Picture, systole: Picture, field: Picture, wall: Mask, moved: Mask, *, pixel_mm: float | None = None
-) -> Figure:
+def motion(diastole: Picture, systole: Picture, field: Picture, wall: Mask, moved: Mask, *, pixel_mm: float) -> Figure:
     """Motion from end diastole to end systole: arrows over the anatomy, the warped grid, and the change of area.
 
     Arrows are as long as the motion, with a key in mm.
@@ -42,7 +40,7 @@ def motion(
         field: (2, S, S), displacement of each point of end diastole, in pixels.
         wall: (S, S), myocardium at end diastole.
         moved: (S, S), myocardium carried to end systole.
-        pixel_mm: size of a pixel. If ``None``, the key of the arrows is in pixels.
+        pixel_mm: size of a pixel.
     """
     figure, (over, grid, area) = _panels(3)
     rows, columns = np.indices(wall.shape)[:, ::_EVERY, ::_EVERY]
@@ -51,8 +49,8 @@ def motion(
     arrows = over.quiver(
         columns, rows, right, down, color="yellow", angles="xy", scale_units="xy", scale=1, width=0.004, headwidth=4
     )
-    length, unit = (_KEY_MM / pixel_mm, f"{_KEY_MM:g} mm") if pixel_mm is not None else (_KEY_PX, f"{_KEY_PX:g} pixels")
-    over.quiverkey(arrows, 0.8, -0.06, length, unit, labelpos="E", color="black", fontproperties={"size": 8})
+    text = {"labelpos": "E", "color": "black", "fontproperties": {"size": 8}}
+    over.quiverkey(arrows, 0.8, -0.06, _KEY_MM / pixel_mm, f"{_KEY_MM:g} mm", **text)
     _contour(over, wall, REFERENCE)
     _shown(grid, systole, "End systole, carried grid and myocardium")
     at = np.indices(wall.shape) + field
