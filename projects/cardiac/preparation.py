@@ -98,10 +98,8 @@ def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
     """Crop cine and late enhancement, each about its myocardium's centroid.
 
     Raises:
-        DataError: the square is too small for the myocardium, or the case has a single frame.
+        DataError: the square is too small for the myocardium.
     """
-    if raw.cine.shape[1] < 2:
-        raise DataError(f"{raw.name}: {raw.cine.shape[1]} frame. Expected two or more, which motion needs.")
     kept = tuple(index for index, mask in enumerate(raw.myocardium) if mask.any())
     raw = _of_slices(raw, list(kept))
     window = Window.about(raw.myocardium, raw.spacing, pixel_mm, side)
