@@ -17,7 +17,7 @@ from projects.segmentation.pairing import MASK_SUFFIX, FolderPair, Pair, Problem
 from projects.segmentation.pixels import UnreadablePixels, read_image, read_values
 from projects.segmentation.values import Values
 
-__all__ = ["FolderPair", "Problem", "Sample", "Survey", "pictures_in", "require_sound", "survey", "survey_all"]
+__all__ = ["FolderPair", "Problem", "Sample", "Survey", "pictures_in", "require_sound", "survey_all"]
 
 log = logging.getLogger(__name__)
 
@@ -75,22 +75,6 @@ class _Examined:
     mean: float
     mean_square: float
     content: Content
-
-
-def survey(
-    folders: FolderPair,
-    *,
-    empty_masks: EmptyMasks = "refuse",
-    declaration: Declaration = Declaration(),  # noqa: B008 - a frozen value
-    mask_suffix: str = MASK_SUFFIX,
-) -> Survey:
-    """Survey one pair of folders, as :func:`survey_all` does.
-
-    Raises:
-        DataError: a folder does not exist or holds no picture; every other problem is in the returned survey.
-    """
-    (found,) = survey_all([folders], empty_masks=empty_masks, declaration=declaration, mask_suffix=mask_suffix)
-    return found
 
 
 def survey_all(

@@ -10,11 +10,17 @@ from PIL import Image
 
 import mltrain
 from projects.segmentation import project
-from projects.segmentation.folders import FolderPair, Sample, survey
+from projects.segmentation.folders import FolderPair, Sample, Survey, survey_all
 from projects.segmentation.project import Config, build
 from projects.segmentation.synthetic import Blobs
 
 CONFIG_FILE = Path(project.__file__).with_name("config.yaml")
+
+
+def survey(folders: FolderPair, **options: Any) -> Survey:
+    """Survey one pair of folders."""
+    (found,) = survey_all([folders], **options)
+    return found
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from projects.segmentation.dataset import SegmentationData, network_input, resized_mask
-from projects.segmentation.folders import FolderPair, Sample, survey
+from projects.segmentation.folders import FolderPair, Sample
 from projects.segmentation.framing import natural_size
+from tests.projects.segmentation.conftest import survey
 
 
 def test_a_sample_is_an_image_in_0_to_1_and_a_mask_of_zeros_and_ones(blobs: tuple[Sample, ...]) -> None:

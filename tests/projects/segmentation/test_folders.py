@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mltrain.errors import DataError
-from projects.segmentation.folders import FolderPair, pictures_in, require_sound, survey
+from projects.segmentation.folders import FolderPair, pictures_in, require_sound
+from tests.projects.segmentation.conftest import survey
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
 MASK = np.where(GREY > 100, 255, 0).astype(np.uint8)

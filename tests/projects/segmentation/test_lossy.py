@@ -5,9 +5,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from projects.segmentation.folders import FolderPair, survey
+from projects.segmentation.folders import FolderPair
 from projects.segmentation.labels import Declaration
 from projects.segmentation.lossy import TooGrey, boundary
+from tests.projects.segmentation.conftest import survey
 
 YY, XX = np.mgrid[:64, :64]
 DISC = np.hypot(YY - 30, XX - 34) < 17

@@ -5,10 +5,10 @@ import pytest
 from numpy.typing import NDArray
 
 from mltrain.errors import DataError
-from projects.segmentation.folders import FolderPair, require_sound, survey, survey_all
+from projects.segmentation.folders import FolderPair, require_sound, survey_all
 from projects.segmentation.labels import Declaration
 from projects.segmentation.pixels import read_classes
-from tests.projects.segmentation.conftest import save
+from tests.projects.segmentation.conftest import save, survey
 
 
 def write_masks(folders: FolderPair, **masks: NDArray[np.generic]) -> FolderPair:

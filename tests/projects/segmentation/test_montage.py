@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from projects.segmentation.folders import FolderPair, Sample, survey
+from projects.segmentation.folders import FolderPair, Sample
 from projects.segmentation.framing import Framing
 from projects.segmentation.labels import Declaration
 from projects.segmentation.legend import VOID_COLOUR, class_colours
 from projects.segmentation.montage import montage
 from projects.segmentation.summary import summary
+from tests.projects.segmentation.conftest import survey
 
 
 @pytest.fixture

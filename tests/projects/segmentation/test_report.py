@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
-from projects.segmentation.folders import FolderPair, Sample, survey
+from projects.segmentation.folders import FolderPair, Sample
 from projects.segmentation.model import SegmentationNet
 from projects.segmentation.pixels import read_image, read_mask
 from projects.segmentation.predict import Segmenter
 from projects.segmentation.report import Report, ThresholdCurve
 from projects.segmentation.synthetic import Blobs
+from tests.projects.segmentation.conftest import survey
 
 
 @pytest.fixture

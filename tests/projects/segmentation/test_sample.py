@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from projects.segmentation import sample
-from projects.segmentation.folders import survey
+from tests.projects.segmentation.conftest import survey
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from projects.segmentation.folders import FolderPair, survey
+from projects.segmentation.folders import FolderPair
 from projects.segmentation.synthetic import Blobs
+from tests.projects.segmentation.conftest import survey
 
 
 def test_a_picture_follows_from_the_generator() -> None:
