@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from projects.segmentation.labels import Content, Declaration, Labels, UnclearLabels
-from projects.segmentation.values import COLOUR, listed
+from projects.segmentation.labels import Content, Labels
+from projects.segmentation.values import COLOUR
 
 FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings that are read, in lower case."""
@@ -104,28 +104,6 @@ def read_classes(path: Path, labels: Labels) -> NDArray[np.int16]:
     """
     mask = read_values(path)
     return labels.indices(mask.values, lossy=mask.lossy)
-
-
-def read_mask(path: Path, labels: Labels | None = None) -> NDArray[np.bool_]:
-    """Read a mask (H, W) that is true in the foreground.
-
-    Args:
-        path: of the file.
-        labels: what its values mean. If ``None``, two values are background and foreground.
-
-    Raises:
-        UnreadablePixels: the file cannot be decoded, or holds more than two values and ``labels`` is ``None``.
-    """
-    mask = read_values(path)
-    if labels is None:
-        content = mask.content(path.name)
-        try:
-            labels = Declaration().labels([content])
-        except UnclearLabels:
-            raise UnreadablePixels(
-                f"holds the values {listed(content.pixels)}; background and foreground are two, more have to be declared"
-            ) from None
-    return np.asarray(labels.indices(mask.values, lossy=mask.lossy) > 0)
 
 
 def _packed(colours: NDArray[np.uint8]) -> NDArray[np.int64]:

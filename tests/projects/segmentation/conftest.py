@@ -11,10 +11,18 @@ from PIL import Image
 import mltrain
 from projects.segmentation import project
 from projects.segmentation.folders import FolderPair, Sample, Survey, survey_all
+from projects.segmentation.labels import Declaration
+from projects.segmentation.pixels import read_classes, read_values
 from projects.segmentation.project import Config, build
 from projects.segmentation.synthetic import Blobs
 
 CONFIG_FILE = Path(project.__file__).with_name("config.yaml")
+
+
+def read_mask(file: Path) -> NDArray[np.bool_]:
+    """Read a mask (H, W) of two values; it is true in the foreground."""
+    labels = Declaration().labels([read_values(file).content(file.name)])
+    return np.asarray(read_classes(file, labels) > 0)
 
 
 def survey(folders: FolderPair, **options: Any) -> Survey:

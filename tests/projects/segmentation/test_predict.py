@@ -10,9 +10,10 @@ from torch import nn
 from mltrain.errors import DataError
 from projects.segmentation.framing import Framing
 from projects.segmentation.model import SegmentationNet
-from projects.segmentation.pixels import read_image, read_mask, read_values
+from projects.segmentation.pixels import read_image, read_values
 from projects.segmentation.predict import Segmenter, main, predict, write_mask
 from projects.segmentation.values import COLOUR
+from tests.projects.segmentation.conftest import read_mask
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 from projects.segmentation.folders import FolderPair, Sample
 from projects.segmentation.model import SegmentationNet
-from projects.segmentation.pixels import read_image, read_mask
+from projects.segmentation.pixels import read_image
 from projects.segmentation.predict import Segmenter
 from projects.segmentation.report import Report, ThresholdCurve
 from projects.segmentation.synthetic import Blobs
-from tests.projects.segmentation.conftest import survey
+from tests.projects.segmentation.conftest import read_mask, survey
 
 
 @pytest.fixture
