@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from projects.segmentation.legend import OPACITY as OPACITY
 from projects.segmentation.legend import VOID_COLOUR, beside, captioned, class_colours, painted, with_legend
 
 HIT, EXCESS, MISSED, UNJUDGED = (0, 200, 0), (230, 30, 30), (40, 90, 255), (255, 200, 0)

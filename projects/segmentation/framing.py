@@ -79,7 +79,7 @@ def natural_size(samples: Sequence[Sample]) -> Size:
 
     It is scaled down to at most 256 pixels on the longer side.
     """
-    height, width = _median(samples)
+    height, width = median_size(samples)
     scale = min(1.0, _LONGEST_SIDE / max(height, width))
     return tuple(max(2, round(side * scale / STRIDE)) * STRIDE for side in (height, width))  # type: ignore[return-value]
 
@@ -89,13 +89,13 @@ def natural_crop(samples: Sequence[Sample], *, square: bool = False) -> Size:
 
     Each is at most 256 pixels.
     """
-    height, width = (max(2, -int(-min(side, _LONGEST_SIDE) // STRIDE)) * STRIDE for side in _median(samples))
+    height, width = (max(2, -int(-min(side, _LONGEST_SIDE) // STRIDE)) * STRIDE for side in median_size(samples))
     return (min(height, width),) * 2 if square else (height, width)
 
 
 def crops_an_epoch(samples: Sequence[Sample], frame: Framing) -> int:
     """Return the number of crops that cover the median picture (at most 16)."""
-    height, width = frame.stretched_to or _median(samples)
+    height, width = frame.stretched_to or median_size(samples)
     return min(_MOST_CROPS, max(1, round(height * width / (frame.window[0] * frame.window[1]))))
 
 
@@ -156,6 +156,7 @@ def other_scale(frame: Framing, sizes: Sequence[Size]) -> list[Size]:
     ]
 
 
-def _median(samples: Sequence[Sample]) -> tuple[float, float]:
+def median_size(samples: Sequence[Sample]) -> tuple[float, float]:
+    """Return the median (height, width) of the images."""
     height, width = (float(np.median([getattr(item, side) for item in samples])) for side in ("height", "width"))
     return height, width

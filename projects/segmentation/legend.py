@@ -11,7 +11,7 @@ OPACITY = 0.65
 """How much of the image a class covers."""
 
 VOID_COLOUR = (128, 128, 128)
-_TEXT, _SWATCH, _LINE, _MARGIN = 13, 12, 20, 6
+_TEXT, _SWATCH, _LINE, _MARGIN, _GAP = 13, 12, 20, 6, 4
 
 Colour = tuple[int, int, int]
 
@@ -68,15 +68,15 @@ def captioned(picture: Image.Image, text: str) -> Image.Image:
     return canvas
 
 
-def beside(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
     """Put pictures side by side on white."""
     canvas = Image.new(
         "RGB",
-        (sum(one.width for one in pictures) + gap * (len(pictures) - 1), max(one.height for one in pictures)),
+        (sum(one.width for one in pictures) + _GAP * (len(pictures) - 1), max(one.height for one in pictures)),
         "white",
     )
     left = 0
     for one in pictures:
         canvas.paste(one, (left, 0))
-        left += one.width + gap
+        left += one.width + _GAP
     return canvas

@@ -77,10 +77,6 @@ class Segmenter:
             logits = F.interpolate(logits, own, mode="bilinear", antialias=True)
         return np.asarray((logits[0, 0] if logits.shape[1] == 1 else logits[0]).numpy())
 
-    def foreground(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return the predicted foreground (H, W) of logits."""
-        return np.asarray(self.classes(logits) > 0)
-
     def classes(self, logits: NDArray[np.float32]) -> NDArray[np.int16]:
         """Return the predicted class (H, W) of every pixel; 0 is the background."""
         if logits.ndim == 3:

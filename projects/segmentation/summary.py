@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from projects.segmentation.folders import Sample
-from projects.segmentation.framing import Framing, other_scale
+from projects.segmentation.framing import Framing, median_size, other_scale
 
 _SMALL_PART = 0.05
 
@@ -24,7 +24,7 @@ def summary(train: Sequence[Sample], val: Sequence[Sample], frame: Framing) -> t
                 f"WARNING {len(others)} of {len(samples)} {name} images, such as one of {others[0][0]}x{others[0][1]}, are "
                 "scaled by another factor than the median training image; resize=none keeps the scale of every image"
             )
-    height, width = (float(np.median([getattr(item, side) for item in train])) for side in ("height", "width"))
+    height, width = median_size(train)
     part = frame.window[0] * frame.window[1] / (height * width)
     if frame.stretched_to is None and part < _SMALL_PART:
         lines.append(

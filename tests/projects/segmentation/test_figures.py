@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from projects.segmentation.figures import EXCESS, HIT, MISSED, OPACITY, UNJUDGED, overlay, precision_recall
-from projects.segmentation.legend import VOID_COLOUR
+from projects.segmentation.figures import EXCESS, HIT, MISSED, UNJUDGED, overlay, precision_recall
+from projects.segmentation.legend import OPACITY, VOID_COLOUR
 
 PREDICTED = np.zeros((300, 280), bool)
 PREDICTED[:100, :100] = True

@@ -73,9 +73,9 @@ def test_a_prediction_neither_depends_on_the_mode_of_the_network_nor_changes_it_
 
 def test_a_higher_threshold_finds_less(bright: SegmentationNet) -> None:
     logits = np.linspace(-5, 5, 1001, dtype=np.float32)[None]
-    shares = [Segmenter(bright, (16, 16), threshold).foreground(logits).mean() for threshold in (0.1, 0.5, 0.9)]
+    shares = [Segmenter(bright, (16, 16), threshold).classes(logits).mean() for threshold in (0.1, 0.5, 0.9)]
     assert shares == sorted(shares, reverse=True)
-    assert Segmenter(bright, (16, 16), 0.9).foreground(logits).sum() == (1 / (1 + np.exp(-logits)) > 0.9).sum()
+    assert Segmenter(bright, (16, 16), 0.9).classes(logits).sum() == (1 / (1 + np.exp(-logits)) > 0.9).sum()
 
 
 def test_what_was_written_reads_as_a_mask(tmp_path: Path, bright: SegmentationNet) -> None:

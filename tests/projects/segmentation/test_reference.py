@@ -60,7 +60,7 @@ def ours(folder: Path, picture: Picture, seed: int) -> Mask:
     Image.fromarray(picture).save(folder / "whole.png")
     segmenter: Segmenter = task.report.segmenter  # type: ignore[union-attr]
     with torch.no_grad():
-        return np.asarray(segmenter.foreground(segmenter.logits(read_image(folder / "whole.png"))))
+        return np.asarray(segmenter.classes(segmenter.logits(read_image(folder / "whole.png"))) > 0)
 
 
 def plain(folder: Path, picture: Picture, labels: Picture, seed: int) -> Mask:
