@@ -170,25 +170,22 @@ class Committer:
                 return stage(self._store, snapshot, manifest, extra, self._require_lease, stream=self._stream)
             except StorageError as error:
                 self._stream.abandon()
-                self._record_failure(error)  # the incomplete write has been removed
+                self.failure = error  # the incomplete write has been removed
                 log.error("A checkpoint could not be written (try %d): %s", tries, error)
                 if tries >= _TRIES_BEFORE_BACKOFF:
                     if time.monotonic() >= deadline or self._give_way.wait(min(pause, deadline - time.monotonic())):
                         raise
                     pause = min(2 * pause, _LONGEST_BACKOFF_SECONDS)
 
-    def _record_failure(self, reason: MltrainError) -> None:
-        self.failure = reason
-
     def _give_up(self, draft: Manifest, error: Exception) -> None:
         self._lost.add(draft.id)
         if isinstance(error, RunHeld):
             log.warning("%s", error)
         elif isinstance(error, MltrainError):
-            self._record_failure(error)
+            self.failure = error
         else:
             log.exception("A checkpoint could not be written")
-            self._record_failure(StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}"))
+            self.failure = StorageError(f"A checkpoint could not be written: {type(error).__name__}: {error}")
         log.error("%s was not kept. Training continues, and older checkpoints were not touched. %s", draft.title, error)
 
     def _require_lease(self) -> None:

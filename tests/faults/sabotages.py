@@ -164,8 +164,8 @@ SABOTAGES = (
     Sabotage(
         "a failing disk is not recorded",
         COMMITTER,
-        "        self.failure = reason\n",
-        "        pass\n",
+        "            self._give_up(draft, error)\n",
+        "            self.failure = None\n",
         "checkpoint/test_committer_disk.py::test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason",
     ),
     Sabotage(
