@@ -136,7 +136,7 @@ class CheckpointManager:
         self._drafts = Drafts(run, self.reader, self.committer, ExpectedMetrics.of(settings))
         run.set_tag(BEST_BY_TAG, best_by(settings.metric, settings.mode))
         run.set_tag(RETENTION_TAG, str(settings.policy))
-        self._closing = Closing(run, self.committer)
+        self._closing = Closing(run, self.committer, grace_seconds())
 
     def __enter__(self) -> Self:
         return self
@@ -347,9 +347,10 @@ class CheckpointManager:
         """Wait until all saves are committed, and release the run.
 
         If a script ends without ``close()``, the manager completes the saves and sets the run's status: FINISHED, FAILED after
-        an exception, KILLED after a ``KeyboardInterrupt`` or if the last save was an interrupted one. If the artifact store
-        refuses the newest checkpoint, the run is KILLED: its tag ``mltrain.newest_only_local`` names the host that has the
-        checkpoint, and ``mltrain sync`` there uploads it and sets the status.
+        an exception, KILLED after a ``KeyboardInterrupt`` or if the last save was an interrupted one. It waits
+        ``MLTRAIN_GRACE_SECONDS`` for a run that is not created yet. If the artifact store refuses the newest checkpoint, the
+        run is KILLED: the tag ``mltrain.newest_only_local`` names the host that has it, and ``mltrain sync`` there uploads it
+        and sets the status.
 
         Args:
             status: of the run, if the manager opened it; the status of an active MLflow run does not change.

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from mltrain.checkpoint.committer import Committer
 from mltrain.checkpoint.ports import Run, Status
@@ -55,15 +56,19 @@ class Closing:
     Args:
         run: is released.
         committer: runs the commits.
+        exit_grace: seconds for which an exiting interpreter waits for a run that is not created yet.
         retry_seconds: time between two tries of a failed upload.
     """
 
-    def __init__(self, run: Run, committer: Committer, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, run: Run, committer: Committer, exit_grace: float, retry_seconds: float = RETRY_SECONDS) -> None:
         self._run = run
         self._committer = committer
+        self._exit_grace = exit_grace
         self._retry_seconds = retry_seconds
         self._closed = False
         self._process = os.getpid()
+        self._created = threading.Event()
+        run.when_known(self._created.set)  # after the committer has adopted the run's id
         self._raised_before = getattr(sys, "last_value", None)
         atexit.register(self._process_ends)
 
@@ -98,7 +103,7 @@ class Closing:
         atexit.unregister(self._process_ends)
         self._committer.close()
 
-    def _release(self, status: Status) -> None:
+    def _release(self, status: Status, grace: float | None = None) -> None:
         """Release the run, then raise the newest checkpoint's failure."""
         failure, only_local = self._committer.failure, self._committer.only_local
         self.abandon()
@@ -113,7 +118,7 @@ class Closing:
             status = "FAILED"
         elif status == "FINISHED" and (failure is not None or only_local is not None):
             status = "KILLED"
-        self._run.detach(status)
+        self._run.detach(status, grace)
         if failure is not None:
             raise failure
 
@@ -133,6 +138,21 @@ class Closing:
         else:
             status = "FINISHED"
         try:
-            self._release(status)
+            self._release(status, self._grace_after_upload())
         except MltrainError as error:
             log.error("%s", error)  # also recorded in the run's status; no caller is left to catch it
+
+    def _grace_after_upload(self) -> float | None:
+        """Upload the newest checkpoint once its run is created.
+
+        A store that refused the checkpoint is not tried again.
+
+        Returns:
+            The seconds left to deliver records. ``None`` means the whole grace period.
+        """
+        if self._closed or self._committer.only_local is None:
+            return None
+        with suppress(KeyboardInterrupt):  # ends the wait or the upload
+            if self._created.wait(self._exit_grace) and not self._committer.refused:
+                self._committer.retry()
+        return None if self._created.is_set() else 0.0

@@ -223,7 +223,9 @@ class Committer:
         """Upload checkpoints staged before the run had its final id."""
         if self._store.run_id != self._run.id:
             self._store.adopt(self._run.id)
-            self.retry()
+            self.refused = False  # only for lack of a run
+            if not self._uploads.refuses:  # otherwise the upload would delay the thread that delivers records
+                self.retry()
 
     def upload_again(self, manifest: Manifest) -> bool:
         """Upload an earlier process's staged checkpoint; return whether it is stored."""

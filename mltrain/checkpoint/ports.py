@@ -185,9 +185,10 @@ class Run(Protocol):
         """
         ...
 
-    def detach(self, status: Status) -> None:
+    def detach(self, status: Status, grace: float | None = None) -> None:
         """Deliver the backlog and release the run.
 
-        A run that was opened for the manager gets this status.
+        A run that was opened for the manager gets this status. The delivery ends after ``grace`` seconds; if ``None``, after
+        ``MLTRAIN_GRACE_SECONDS``.
         """
         ...

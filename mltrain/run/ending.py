@@ -86,12 +86,18 @@ class Ending:
         self._only_local = True
         self._outbox.set_tags(only_local_tags(checkpoint, OUTCOME_OF[status]))
 
-    def detach(self, status: Status) -> None:
-        """Deliver the backlog and release the run; set its status if this process owns it."""
+    def detach(self, status: Status, grace: float | None = None) -> None:
+        """Deliver the backlog and release the run; set its status if this process owns it.
+
+        Args:
+            status: of the run.
+            grace: seconds. If ``None``, ``MLTRAIN_GRACE_SECONDS`` applies.
+        """
+        grace = grace_seconds() if grace is None else grace
         if self.opened.owned:
-            self.close(status, "closed", grace_seconds())
+            self.close(status, "closed", grace)
             return
-        deadline = time.monotonic() + grace_seconds()
+        deadline = time.monotonic() + grace
         self._stop_recording(deadline)
         if not self._hold.overtaken:
             self._tag_ending(status)

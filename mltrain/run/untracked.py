@@ -141,6 +141,6 @@ class UntrackedRun:
     def mark_only_local(self, checkpoint: str, status: Status) -> None:
         """Record nothing: checkpoints are always on this host only."""
 
-    def detach(self, status: Status) -> None:
+    def detach(self, status: Status, grace: float | None = None) -> None:
         """Release the lock, so that another process can save."""
         self._lock.release()

@@ -98,7 +98,7 @@ class FolderRun:
     def mark_only_local(self, checkpoint: str, status: str) -> None:
         self.only_local = (checkpoint, status)
 
-    def detach(self, status: str) -> None:
+    def detach(self, status: str, grace: float | None = None) -> None:
         self.status = status
 
     def next_attempt(self) -> "FolderRun":
