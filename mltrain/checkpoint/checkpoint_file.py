@@ -209,7 +209,7 @@ def hints_for_missing(file: Path) -> str:
 
 def _staging(file: Path, identity: CheckpointId) -> PackedStaging:
     make_folder(file.parent)
-    return PackedStaging(file.parent, identity, lambda manifest: file.name)
+    return PackedStaging(file.parent, identity)
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:

@@ -205,7 +205,7 @@ class FolderSpool(Spool):
 
     def staging(self, identity: CheckpointId) -> Staging:
         """Begin to stage a checkpoint."""
-        return PackedStaging(self.root, identity, file_name)
+        return PackedStaging(self.root, identity)
 
     def complete(self) -> list[Path]:
         """Return nothing: every complete checkpoint is already committed."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Manifest
+from mltrain.checkpoint.manifest import CheckpointId, FileEntry
 from mltrain.checkpoint.staging import Staging
 from mltrain.errors import DamagedCheckpoint
 from mltrain.store.artifacts import Received, unwatched
@@ -109,13 +109,11 @@ class PackedStaging(Staging):
     Args:
         folder: receives the file.
         identity: of the checkpoint.
-        named: returns the file's name for a complete manifest.
     """
 
-    def __init__(self, folder: Path, identity: CheckpointId, named: Callable[[Manifest], str]) -> None:
+    def __init__(self, folder: Path, identity: CheckpointId) -> None:
         super().__init__(folder)
         self._temporary = folder / f".{identity.name}.{secrets.token_hex(4)}.tmp"
-        self._named = named
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -159,23 +157,9 @@ class PackedStaging(Staging):
             raise refused(self._temporary, error) from error
         return FileEntry(size=size, sha256=digest.hexdigest())
 
-    def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> Path:
-        """Write the manifest, flush the file and rename it.
-
-        See :meth:`Staging.commit`.
-
-        Args:
-            manifest: of the checkpoint.
-            target: ignored; a packed checkpoint gets its name from ``named``.
-            guard: called right before the rename; its errors are raised.
-        """
-        self.write(FILE_NAME, [manifest.to_json()])
-        del self.files[FILE_NAME]
-        place = self.folder / self._named(manifest)
+    def _place(self, target: Path, guard: Callable[[], None]) -> None:
         try:
             self._opened.close()
         except OSError as error:
             raise refused(self._temporary, error) from error
-        place_file(self._temporary, place, guard)
-        self._committed = True
-        return place
+        place_file(self._temporary, target, guard)

@@ -71,7 +71,7 @@ def stage(
                 "shards": {name: size for name, (_, size) in parts.items()},
             }
         )
-        commit = partial(staging.commit, complete, store.local_folder(manifest.id), require_lease)
+        commit = partial(staging.commit, complete, store.target(manifest), require_lease)
         if snapshot.pieces is not None:
             snapshot.pieces.complete(complete, commit)
         else:

@@ -91,7 +91,7 @@ class Staging:
         size, digest = write_file(self.folder / name, content, cached=cached)
         self.files[name] = FileEntry(size=size, sha256=digest)
 
-    def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> Path:
+    def commit(self, manifest: Manifest, target: Path, guard: Callable[[], None] = lambda: None) -> None:
         """Write the manifest, flush everything, and rename to ``target``.
 
         Args:
@@ -100,13 +100,15 @@ class Staging:
             guard: called right before the rename; its errors are raised.
 
         Raises:
-            StorageError: the disk is full or fails, or ``target`` exists.
+            StorageError: the disk is full or fails, or the folder ``target`` exists.
         """
         self.write(FILE_NAME, [manifest.to_json()])
         del self.files[FILE_NAME]
-        rename_folder(self.folder, target, guard)
+        self._place(target, guard)
         self._committed = True
-        return target
+
+    def _place(self, target: Path, guard: Callable[[], None]) -> None:
+        rename_folder(self.folder, target, guard)
 
 
 def assign_run_id(folder: Path, run_id: str) -> Manifest:

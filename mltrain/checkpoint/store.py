@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mltrain.checkpoint.folder import file_name
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, names_of_shards
 from mltrain.checkpoint.staging import Spool, assign_run_id
 from mltrain.checkpoint.verified_files import Arrived, Problem, VerifiedFiles
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 
 PARAMS = "params.json"
 """The checkpoint file with the configuration of the training."""
-
 
 Damaged = Callable[[CheckpointId, DamagedCheckpoint], None]
 """Called with each damaged checkpoint."""
@@ -98,10 +98,7 @@ class CheckpointStore:
         return f"The log names the damage of each. Try: remove or replace these files in {self._folder}."
 
     def watch(self, arrived: Arrived) -> None:
-        """Report each piece of a file read from now on.
-
-        The function may be called in several threads.
-        """
+        """Call ``arrived`` for each later piece, perhaps in several threads."""
         self._files.arrived = arrived
 
     def adopt(self, run_id: str) -> None:
@@ -109,9 +106,7 @@ class CheckpointStore:
         self._formerly, self.run_id = self.run_id, run_id
 
     def discard_staged(self, identity: CheckpointId) -> None:
-        """Remove a checkpoint's staged copy, its manifest first.
-
-        A local store has none.
+        """Remove a remote checkpoint's staged copy, its manifest first.
 
         Raises:
             StorageError: the disk refuses.
@@ -291,6 +286,10 @@ class CheckpointStore:
         """
         self._known.pop(identity, None)
         self.artifacts.remove_checkpoint(identity.name)
+
+    def target(self, manifest: Manifest) -> Path:
+        """Return the path of a checkpoint after its commit here."""
+        return self.local_folder(manifest.id) if self._folder is None else self._folder / file_name(manifest)
 
     def local_folder(self, identity: CheckpointId) -> Path:
         """Return a checkpoint's folder, staged or in a local store."""

@@ -119,7 +119,7 @@ def test_compressed_members_are_refused_before_they_are_unpacked(tmp_path: Path)
 
 def test_a_later_version_is_refused_by_its_number(tmp_path: Path) -> None:
     file = tmp_path / "wear.ckpt"
-    with PackedStaging(tmp_path, CheckpointId(attempt=1, step=1), lambda manifest: file.name) as staging:
+    with PackedStaging(tmp_path, CheckpointId(attempt=1, step=1)) as staging:
         staging.describe({"format": "mltrain checkpoint file", "version": 3, "project": "tiny"})
         staging.commit(manifest_of(), file)
     with pytest.raises(DamagedCheckpoint, match=r"has version 3\. Expected version 1 or 2"):

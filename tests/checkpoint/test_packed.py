@@ -16,11 +16,12 @@ CONTENT = {"model.safetensors": b"weights" * 100, "state.json": b"{}", "empty.cs
 
 
 def packed(folder: Path) -> Path:
-    with PackedStaging(folder, CheckpointId(attempt=1, step=3), lambda manifest: f"{manifest.epoch}.pth") as staging:
+    with PackedStaging(folder, CheckpointId(attempt=1, step=3)) as staging:
         for name, content in CONTENT.items():
             staging.write(name, [content[:5], content[5:]])
         complete = manifest_of(3).model_copy(update={"files": dict(staging.files)})
-        return staging.commit(complete, folder / "ignored")
+        staging.commit(complete, folder / "3.pth")
+    return folder / "3.pth"
 
 
 def test_what_was_written_comes_back_and_unzip_reads_it(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_changed_bytes_never_come_back_as_other_than_damage_or_the_same_length(t
 
 
 def test_a_staging_that_is_left_without_a_commit_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), PackedStaging(tmp_path, CheckpointId(attempt=1, step=3), str) as staging:
+    with pytest.raises(RuntimeError), PackedStaging(tmp_path, CheckpointId(attempt=1, step=3)) as staging:
         staging.write("state.json", [b"{}"])
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
