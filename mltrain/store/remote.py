@@ -256,28 +256,25 @@ class RemoteArtifacts:
             return LocalArtifacts(temporary).read(name, size, received)
 
     def remove_checkpoint(self, name: str) -> None:
-        """See :class:`Artifacts`.
+        """See :class:`Artifacts`."""
+        if not CHECKPOINT.fullmatch(name):
+            raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
+        self._remove_folder(f"{CHECKPOINTS}/{name}", MANIFEST)
+
+    def remove_output(self, name: str) -> None:
+        """See :class:`Artifacts`."""
+        self._remove_folder(f"{OUTPUTS}/{output_name(name)}", OUTPUT_RECORD)
+
+    def _remove_folder(self, folder: str, first: str) -> None:
+        """Remove a folder and, before the rest, one of its files.
 
         Every step is verified before the next, because some stores report success without removing anything: S3 lists refused
         deletions in its response, which MLflow does not read.
         """
-        if not CHECKPOINT.fullmatch(name):
-            raise StorageError(f"{name!r} is not the name of a checkpoint; nothing was removed.")
-        folder = f"{CHECKPOINTS}/{name}"
-        self._with_retries(lambda: self._repository.delete_artifacts(f"{folder}/{MANIFEST}"))
-        if MANIFEST in {entry.name for entry in self.entries(folder)}:
-            raise StorageError(f"The artifact store did not remove {folder}/{MANIFEST}; is deletion permitted there?")
-        self._with_retries(lambda: self._repository.delete_artifacts(folder))
-        if self.entries(folder):
-            raise StorageError(f"The artifact store did not remove all of {folder}; is deletion permitted there?")
-
-    def remove_output(self, name: str) -> None:
-        """See :class:`Artifacts`; every step is verified."""
-        folder = f"{OUTPUTS}/{output_name(name)}"
-        for path in (f"{folder}/{OUTPUT_RECORD}", folder):
+        for path in (f"{folder}/{first}", folder):
             self._with_retries(partial(self._repository.delete_artifacts, path))
             remaining = {entry.name for entry in self.entries(folder)}
-            if OUTPUT_RECORD in remaining or (remaining and path == folder):
+            if first in remaining or (remaining and path == folder):
                 raise StorageError(f"The artifact store did not remove all of {path}; is deletion permitted there?")
 
     def remove_model(self, model_id: str) -> None:
