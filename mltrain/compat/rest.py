@@ -6,7 +6,7 @@ all others go through MLflow's own client.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mltrain.compat import rest_entities as entities
@@ -66,15 +66,14 @@ class RestClient:
         page_token: str | None = None,
     ) -> Page:
         """Return a page of the matching active runs, newest first."""
-        answer = self.ask(
-            *("POST", f"{_API}/runs/search"),
+        return self._page(
+            *("POST", "runs", entities.run),
             experiment_ids=[str(one) for one in experiment_ids],
             filter=filter_string,
             run_view_type="ACTIVE_ONLY",
             max_results=max_results,
             page_token=page_token,
         )
-        return Page(map(entities.run, answer.get("runs", ())), answer.get("next_page_token") or None)
 
     def create_run(self, experiment_id: str, start_time: int, tags: Mapping[str, str], run_name: str) -> Any:
         """Create and return a run."""
@@ -161,34 +160,33 @@ class RestClient:
 
     def search_experiments(self, max_results: int = 1000, page_token: str | None = None) -> Page:
         """Return a page of the active experiments."""
-        answer = self.ask(
-            *("POST", f"{_API}/experiments/search"),
+        return self._page(
+            *("POST", "experiments", entities.experiment),
             view_type="ACTIVE_ONLY",
             max_results=max_results,
             page_token=page_token,
         )
-        return Page(map(entities.experiment, answer.get("experiments", ())), answer.get("next_page_token") or None)
 
     def search_logged_models(
         self, experiment_ids: Sequence[str], filter_string: str, page_token: str | None = None
     ) -> Page:
         """Return a page of the matching LoggedModels of experiments."""
-        answer = self.ask(
-            *("POST", f"{_API}/logged-models/search"),
+        return self._page(
+            *("POST", "logged-models", entities.logged_model, "models"),
             experiment_ids=list(experiment_ids),
             filter=filter_string,
             page_token=page_token,
         )
-        found = map(entities.logged_model, answer.get("models", ()))
-        return Page(found, answer.get("next_page_token") or None)
 
     def search_model_versions(self, filter_string: str, max_results: int, page_token: str | None = None) -> Page:
         """Return a page of the matching registered model versions."""
-        answer = self.ask(
-            *("GET", f"{_API}/model-versions/search"),
+        return self._page(
+            *("GET", "model-versions", entities.model_version, "model_versions"),
             filter=filter_string,
             max_results=max_results,
             page_token=page_token,
         )
-        found = map(entities.model_version, answer.get("model_versions", ()))
-        return Page(found, answer.get("next_page_token") or None)
+
+    def _page(self, method: str, kind: str, made: Callable[[Any], Any], key: str | None = None, **content: Any) -> Page:
+        answer = self.ask(method, f"{_API}/{kind}/search", **content)
+        return Page(map(made, answer.get(key or kind, ())), answer.get("next_page_token") or None)
