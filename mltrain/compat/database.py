@@ -146,41 +146,30 @@ class DatabaseReader:
     def _experiments(self, where: str, values: list[Any]) -> list[Any]:
         if not self._exists():
             return []
-        columns = ("experiment_id", "name", "artifact_location", "lifecycle_stage")
         with self._opened() as database:
-            rows = database.execute(
-                f"SELECT {', '.join(columns)} FROM experiments WHERE {where} "
-                "ORDER BY last_update_time DESC, experiment_id DESC",
+            return _rows(
+                database,
+                "SELECT CAST(experiment_id AS TEXT) AS experiment_id, name, artifact_location, lifecycle_stage "
+                f"FROM experiments WHERE {where} ORDER BY last_update_time DESC, experiments.experiment_id DESC",
                 values,
             )
-            return [SimpleNamespace(**dict(zip(columns, (str(row[0]), *row[1:]), strict=True))) for row in rows]
 
     def _exists(self) -> bool:
         return os.path.lexists(self._file)
 
     def _runs(self, database: sqlite3.Connection, where: str, values: list[Any], limit: str = "") -> list[Any]:
-        names = (
-            "run_id",
-            "run_name",
-            "experiment_id",
-            "user_id",
-            "status",
-            "start_time",
-            "end_time",
-            "lifecycle_stage",
-        )
-        rows = database.execute(
-            "SELECT run_uuid, name, experiment_id, user_id, status, start_time, end_time, lifecycle_stage, artifact_uri "
-            f"FROM runs WHERE {where} ORDER BY start_time DESC, run_uuid {limit}",
+        infos = _rows(
+            database,
+            "SELECT run_uuid AS run_id, name AS run_name, CAST(experiment_id AS TEXT) AS experiment_id, user_id, status, "
+            f"start_time, end_time, lifecycle_stage, artifact_uri FROM runs WHERE {where} "
+            f"ORDER BY start_time DESC, run_uuid {limit}",
             values,
-        ).fetchall()
-        infos = [SimpleNamespace(**dict(zip((*names, "artifact_uri"), row, strict=True))) for row in rows]
+        )
         ids = [info.run_id for info in infos]
         tags, params = (_rows_by_run(database, table, "key, value", ids) for table in ("tags", "params"))
         points = _rows_by_run(database, "latest_metrics", "key, value, timestamp, step, is_nan", ids)
         found = []
         for info in infos:
-            info.experiment_id = str(info.experiment_id)
             own = [_point(*row) for row in points.get(info.run_id, ())]
             data = SimpleNamespace(
                 tags=dict(tags.get(info.run_id, ())),
@@ -236,6 +225,13 @@ def _condition(filter_string: str) -> tuple[str, list[str]]:
         else:
             raise Unreadable(f"the filter {part!r}")
     return where, values
+
+
+def _rows(database: sqlite3.Connection, query: str, values: Sequence[Any]) -> list[Any]:
+    """Return a query's rows as objects with its column names."""
+    found = database.execute(query, values)
+    names = [column[0] for column in found.description]
+    return [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in found]
 
 
 def _rows_by_run(
