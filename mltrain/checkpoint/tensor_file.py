@@ -188,14 +188,10 @@ def blank(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[b
     views = {}
     for name, (start, end) in places.items():
         like = tensors[name]
-        raw = (
-            torch.frombuffer(content, dtype=torch.uint8, count=end - start, offset=len(header) + start)
-            if end > start
-            else None
-        )
-        views[name] = (
-            torch.empty(like.shape, dtype=like.dtype) if raw is None else raw.view(like.dtype).reshape(like.shape)
-        )
+        raw = torch.empty(0, dtype=torch.uint8)
+        if end > start:
+            raw = torch.frombuffer(content, dtype=torch.uint8, count=end - start, offset=len(header) + start)
+        views[name] = raw.view(like.dtype).reshape(like.shape)
     return content, views
 
 
