@@ -6,6 +6,7 @@ torch.distributed.checkpoint writes it (``DCP_SHARDING_INFO``), so its ``Hugging
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ class Assembly:
                     whole = self.tensors[name] = _without_data(one.dtype, one.global_shape or ())
                 if (tuple(whole.shape), whole.dtype) != (one.global_shape or (), getattr(torch, one.dtype)):
                     raise DamagedCheckpoint(f"{manifest.name}: the pieces of {name} belong to different tensors.")
-                found[name] = found.get(name, 0) + _numel(one.shape)
+                found[name] = found.get(name, 0) + math.prod(one.shape)
         lacking = [name for name, whole in self.tensors.items() if found[name] != whole.numel()]
         if lacking:
             raise DamagedCheckpoint(f"{manifest.name}: the pieces of {lacking[0]} do not fill the whole tensor.")
@@ -254,10 +255,6 @@ def _without_data(dtype: str, shape: Sequence[int]) -> Tensor:
     if not isinstance(found, torch.dtype):
         raise DamagedCheckpoint(f"A tensor is of dtype {dtype!r:.40}, which torch does not know.")
     return torch.empty(tuple(shape), dtype=found, device="meta")
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 def _lies_within(piece: TensorEntry) -> bool:
