@@ -220,8 +220,7 @@ def configured(
 
     if absent is None:
         return store.load(manifest), configuration(store, manifest)
-    files = store.fetch_unsharded(manifest, only=lambda name: name.startswith(("model", "state")))
-    return decode(files, absent=absent), configuration(store, manifest)
+    return decode(store.fetch_unsharded(manifest), absent=absent), configuration(store, manifest)
 
 
 def configuration(store: CheckpointStore, manifest: Manifest) -> Mapping[str, Any] | None:

@@ -263,10 +263,10 @@ class CheckpointStore:
         files = dict(zip(stored, received, strict=True))
         return {name: files[name] if name in files else self.assembly(manifest).content(name) for name in wanted}
 
-    def fetch_unsharded(self, manifest: Manifest, *, only: Callable[[str], bool]) -> dict[str, bytearray]:
-        """Read a sharded checkpoint's files without pieces; see :meth:`fetch`."""
-        wanted = [name for name in sorted(manifest.files) if only(name) and name not in manifest.shards]
-        return {name: self._files.read(manifest, name, manifest.files[name]) for name in wanted}
+    def fetch_unsharded(self, manifest: Manifest) -> dict[str, bytearray]:
+        """Read a sharded state's files without pieces; see :meth:`fetch`."""
+        own = [name for name in sorted(manifest.files) if name.startswith(("model", "state"))]
+        return {name: self._files.read(manifest, name, manifest.files[name]) for name in own}
 
     def load(self, manifest: Manifest, device: "torch.device | None" = None) -> dict[str, Any]:
         """Return a checkpoint's parts on a device, all verified first.
