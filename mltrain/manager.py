@@ -133,7 +133,7 @@ class CheckpointManager:
                 "Removed %d unfinished checkpoint(s) that an interrupted process left in %s", unfinished, spool.root
             )
         self.committer = Committer(run, self.reader, settings, self._damage)
-        self._drafts = Drafts(run, self.reader, self.committer, ExpectedMetrics.of(settings))
+        self._drafts = Drafts(run, self.reader, self.committer, ExpectedMetrics(settings))
         run.set_tag(BEST_BY_TAG, best_by(settings.metric, settings.mode))
         run.set_tag(RETENTION_TAG, str(settings.policy))
         self._closing = Closing(run, self.committer, grace_seconds())

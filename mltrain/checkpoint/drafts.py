@@ -3,7 +3,7 @@
 import logging
 import math
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,19 +220,12 @@ class ExpectedMetrics:
     """Warns once for each missing or non-finite deciding metric.
 
     Args:
-        wanted: metrics that the configuration names; a missing one causes a warning.
-        deciding: metrics that decide, when measured, which checkpoint is best or kept.
+        settings: name the metrics that decide which checkpoint is best or kept; the default one may be missing.
     """
 
-    @classmethod
-    def of(cls, settings: Settings) -> "ExpectedMetrics":
-        """Return the configured deciding metrics; the default one is optional."""
-        wanted = {settings.metric} - {DEFAULT_METRIC}
-        return cls(metrics_of(settings.policy) | wanted, {settings.metric})
-
-    def __init__(self, wanted: Collection[str], deciding: Collection[str]) -> None:
-        self._wanted = set(wanted)
-        self._deciding = {*wanted, *deciding}
+    def __init__(self, settings: Settings) -> None:
+        self._deciding = {*metrics_of(settings.policy), settings.metric}
+        self._wanted = {*metrics_of(settings.policy), *({settings.metric} - {DEFAULT_METRIC})}
 
     def check(self, metrics: Mapping[str, float]) -> None:
         """Warn about missing or non-finite metrics, if there are any."""
