@@ -31,7 +31,7 @@ class Gallery:
 
     def __init__(self, segmenter: Segmenter, samples: Sequence[Sample], unjudged: Path | None, most: int) -> None:
         self._segmenter = segmenter
-        self._labels = samples[0].labels if samples else None
+        self._labels = samples[0].labels
         self._samples = evenly_spaced(samples, most)
         self._unjudged = [] if unjudged is None else evenly_spaced(pictures_in(unjudged), most)
         for file in self._unjudged:
@@ -55,10 +55,9 @@ class Gallery:
     def _shown(self, file: Path, mask: Path | None) -> NDArray[np.uint8]:
         image = read_image(file)
         predicted = self._segmenter.classes(self._segmenter.logits(image))
-        labels = self._labels
-        true = None if mask is None or labels is None else read_classes(mask, labels)
-        if labels is not None and len(labels.classes) > 1:
-            return class_overlay(image, predicted, labels.names, true)
+        true = None if mask is None else read_classes(mask, self._labels)
+        if len(self._labels.classes) > 1:
+            return class_overlay(image, predicted, self._labels.names, true)
         return overlay(image, predicted > 0, true)
 
 
