@@ -173,7 +173,7 @@ class Layout:
         return Truth(
             displacement=np.stack(fields).astype(np.float32),
             myocardium=np.stack(walls).astype(bool),
-            infarct=_by_slice(scar),
+            infarct=np.moveaxis(scar, -1, 0) > 0,
         )
 
 
@@ -199,10 +199,6 @@ def write_case(case: Case, root: Path, name: str, pixel_mm: float) -> None:
         write_volume(np.stack(masks, axis=-1).astype(np.uint8), file, affine, volume)
     heart = {"end_systole": case.end_systole, "septum": case.septum}
     (truth / "heart.json").write_text(json.dumps(heart) + "\n", encoding="utf-8")
-
-
-def _by_slice(volume: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.moveaxis(volume, -1, 0) > 0
 
 
 def _matched(name: str, late: Grid, cine: Grid) -> dict[int, int]:

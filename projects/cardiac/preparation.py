@@ -105,9 +105,8 @@ def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
     window = Window.about(raw.myocardium, raw.spacing, pixel_mm, side)
     wall = _cut_whole(raw.name, raw.myocardium, window)
     cine = np.stack([_normalised(window.cut(sequence)) for sequence in raw.cine])
-    systole, by = (raw.end_systole, "given") if raw.end_systole is not None else (None, "")
-    if systole is None:
-        systole, by = end_systole(cine, wall, raw.end_diastole)
+    given = raw.end_systole
+    systole, by = end_systole(cine, wall, raw.end_diastole) if given is None else (given, "given")
     drawn = {
         "end_systolic_myocardium": raw.end_systolic_myocardium,
         "cavity": raw.cavity,

@@ -38,11 +38,6 @@ class _Raster:
     opaque: NDArray[np.bool_] | None = None
     lossy: bool = False
 
-    @property
-    def is_grey(self) -> bool:
-        """Whether every colour of the palette is a grey."""
-        return self.palette is not None and bool((self.palette == self.palette[:, :1]).all())
-
 
 def read_image(path: Path) -> NDArray[np.float32]:
     """Read an image as (C, H, W) float32 in [0, 1].
@@ -88,7 +83,8 @@ def read_values(path: Path) -> Mask:
     raster = _decoded(path, mask=True)
     values = raster.values
     if raster.palette is not None:
-        values = raster.palette[values][..., 0] if raster.is_grey else values
+        is_grey = (raster.palette == raster.palette[:, :1]).all()
+        values = raster.palette[values][..., 0] if is_grey else values
     elif values.ndim == 3:
         values = values.max(axis=2) if raster.lossy else _packed(values)
     if raster.opaque is not None:
