@@ -167,11 +167,8 @@ class Validation:
         late = torch.cat([case.optional["lge"][:, None] for case in self._cases])
         target = targets(self._cases, fill_scar=self._fill_scar)
         field = self._net.field(late, target.fixed)
-        losses = []
-        for start in range(0, len(late), 8):
-            piece = slice(start, start + 8)
-            output = Deformation(warp(late[piece], field[piece]), field[piece])
-            losses.append(float(self._loss(output, Target(*(part[piece] for part in target)))))
+        pieces = zip(*(torch.split(part, 8) for part in (late, field, *target)), strict=True)
+        losses = [float(self._loss(Deformation(warp(one, move), move), Target(*rest))) for one, move, *rest in pieces]
         moved = warp(target.moving_mask, field)[:, 0] > 0.5
         before, true = target.moving_mask[:, 0] > 0.5, target.fixed_mask[:, 0] > 0.5
         measured = {
