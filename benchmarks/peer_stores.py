@@ -66,7 +66,7 @@ class Stores:
                 "OMP_NUM_THREADS": "1",
             }
             artifacts = self.folder / store / "artifacts"
-            command = [sys.executable, "-m", "benchmarks.peer_loops", name, json.dumps(asdict(work)), str(artifacts)]
+            command = [sys.executable, "-m", "benchmarks.peer_process", name, json.dumps(asdict(work)), str(artifacts)]
             began = time.perf_counter()
             done = subprocess.run(
                 command, check=False, cwd=place, env=environment, capture_output=True, text=True, timeout=600

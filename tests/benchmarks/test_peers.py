@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import peer_loops, peer_stores, peers, timeline
+from benchmarks import peer_loops, peer_process, peer_stores, peers, timeline
 from benchmarks.limits import FLOOR
 from benchmarks.peer_training import Training, Work
 from tests.support.database import fresh_database
@@ -31,7 +31,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measured(name: str, work: Work, store: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, object]]:
-    found = peer_loops.measured(name, work, store)
+    found = peer_process.measured(name, work, store)
     lines = [line.removeprefix("RUN ") for line in capsys.readouterr().out.splitlines() if line.startswith("RUN ")]
     return (lines or [""])[0], found
 
@@ -52,7 +52,7 @@ def resumed(name: str, run: str, store: Path, monkeypatch: pytest.MonkeyPatch) -
     of = Training.of
     monkeypatch.setattr(Training, "of", staticmethod(lambda work: made.append(of(work)) or made[-1]))  # type: ignore[func-returns-value]
     with pytest.raises(Resumed):
-        peer_loops.measured(name, replace(TINY, steps=12, run=run), store)
+        peer_process.measured(name, replace(TINY, steps=12, run=run), store)
     assert reported[0]["resumed"] > 0
     return made[0]
 
@@ -75,7 +75,7 @@ def test_a_loop_is_measured_and_resumes_its_run(
     assert found["steps"] == TINY.steps, "what is trained alone before and after is not counted"
     assert len(found["beside"]) == 2  # type: ignore[arg-type]
     training = resumed(name, run, store, monkeypatch)
-    alone = 2 + peer_loops.bare_steps(TINY)  # before the loop
+    alone = 2 + peer_process.bare_steps(TINY)  # before the loop
     assert {int(state["step"]) for state in training.optimizer.state.values()} == {8 + alone}
 
 
