@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +12,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-import mltrain
-from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
-from mltrain.checkpoint.publishing import stage
-from mltrain.checkpoint.snapshot import snapshot
-from mltrain.checkpoint.staging import Spool
-from mltrain.checkpoint.store import CheckpointStore
-from mltrain.checkpoint.worker import Worker
 from mltrain.distributed.gradients import Gradients
 from mltrain.distributed.loading import verified, with_pieces, without_pieces
-from mltrain.distributed.node import Destination
 from mltrain.distributed.pieces import gathered, placed
-from mltrain.distributed.saving import Shards
 from mltrain.distributed.sharding import shard
-from mltrain.distributed.uploads import Uploads
 from mltrain.distributed.world import World
 from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, StateMismatch, StorageError, UsageError
 from mltrain.gradient_norm import clip
 from mltrain.state import TrainState
-from mltrain.store.local import LocalArtifacts
 from mltrain.testing import differences
-
-ID = CheckpointId(attempt=1, step=3)
-
-
-class Blocks(nn.Module):
-    """Blocks with a tied weight and sizes that divide unevenly."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(6, width)
-        self.blocks = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width)])
-        self.norm = nn.BatchNorm1d(width)
-        self.last = nn.Linear(width, 6)
-        self.tied = nn.Linear(width, 6)
-        self.tied.weight = self.last.weight
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        hidden = self.first(inputs)
-        for block in self.blocks:
-            hidden = block(hidden).tanh()
-        hidden = self.norm(hidden)
-        return self.last(hidden) + self.tied(hidden)  # type: ignore[no-any-return]
-
-
-def task_of(net: nn.Module, optimizer: torch.optim.Optimizer, **more: Any) -> mltrain.Task:
-    data = torch.utils.data.TensorDataset(torch.zeros(8, 6), torch.zeros(8, 6))
-    step = mltrain.Supervised(net, nn.MSELoss(), optimizer)
-    return mltrain.Task(step, mltrain.ResumableLoader(data, 4), **more)
-
-
-def built(seed: int, width: int = 5) -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(seed)
-    net = Blocks(width)
-    return net, torch.optim.AdamW(net.parameters(), lr=0.1)
+from tests.distributed.blocks import ID, Keeper, built, restored, save, store_of, task_of
 
 
 def _compare(world: World, net: nn.Module, optimizer: torch.optim.Optimizer, layout: Any, inputs: torch.Tensor) -> None:
@@ -100,7 +54,7 @@ def training(world: World) -> None:
     assert all(map(torch.equal, gathered(dict(net.state_dict())).values(), expected.state_dict().values()))
     _compare(world, net, optimizer, layout, torch.randn(5, 6, generator=torch.Generator().manual_seed(1)))
     state = TrainState({"model": net, "optimizer": optimizer})
-    assert _save(world, "two", state.parts) is None
+    assert save(world, "two", state.parts) is None
     kept = gathered(state.state_dict())
     other, second = built(seed=7)
     shard(world, task_of(other, second), "cpu")
@@ -113,72 +67,6 @@ def training(world: World) -> None:
     assert all(map(torch.equal, again["model"].values(), kept["model"].values()))
 
 
-class Keeper:
-    """A saver that stages a state and keeps a copy."""
-
-    def __init__(self, name: str, parts: Mapping[str, Any]) -> None:
-        self.store, self.disk, self.parts = store_of(name), Worker("disk"), parts
-        self.failure: Exception | None = None
-
-    def save(self, state: Any, **facts: Any) -> None:
-        taken = snapshot(state, HostBuffers())
-        draft = Manifest(
-            run_id="r", id=ID, kind="step", epoch=0, parent=None, parts=tuple(state), files={}, created=now()
-        )
-
-        def job() -> None:
-            try:
-                stage(self.store, taken, draft, {})
-            except Exception as error:  # noqa: BLE001 - the check looks at it
-                self.failure = error
-            finally:
-                if taken.pieces is not None:
-                    taken.pieces.end()
-
-        self.disk.do(job)
-
-
-def store_of(name: str) -> CheckpointStore:
-    root = Path(os.environ["FOLDER"]) / name
-    return CheckpointStore("r", LocalArtifacts(root), Spool(root / "checkpoints"))
-
-
-def _save(world: World, name: str, parts: Mapping[str, Any]) -> Exception | None:
-    """Save a state in pieces; return the reason of a refusal. Rank 0 keeps a whole copy as well."""
-    assert world.channel is not None or world.open_channel() is None
-    whole = gathered(TrainState(dict(parts)).state_dict())
-    keeper = Keeper(name, parts) if world.rank == 0 else None
-    uploads = Uploads(world, lambda artifacts, ordinal: False, lambda staging, uri: None)
-    shards = Shards(world, uploads)
-    shards.save(TrainState(dict(parts)).state_dict(), keeper, {}, Destination(str(store_of(name).artifacts.local_root)))  # type: ignore[arg-type]
-    shards.settle()
-    if keeper is None:
-        return None
-    keeper.disk.wait()
-    torch.save(whole, Path(os.environ["FOLDER"]) / f"{name}.pt")
-    return keeper.failure
-
-
-def _restored(world: World, name: str, parts: dict[str, Any]) -> None:
-    """Load the pieces; compare all tensors with the copy bitwise."""
-    assert world.channel is not None or world.open_channel() is None
-    store = store_of(name)
-    manifest = store.manifest(ID)
-    assert manifest is not None
-    verified(world, lambda: store, manifest)
-    found, _ = without_pieces(store, manifest)
-    TrainState(parts).restore(with_pieces(found, parts, store.assembly(manifest), world.channel))  # type: ignore[arg-type]
-    expected = torch.load(Path(os.environ["FOLDER"]) / f"{name}.pt", weights_only=True)
-    again = gathered(TrainState(parts).state_dict())
-    assert list(differences(dict(expected["model"]), dict(again["model"]))) == []
-    assert list(differences(expected["optimizer"]["state"], again["optimizer"]["state"])) == []
-    if world.rank == 0:
-        alone = store.load(manifest)
-        assert list(differences(expected["optimizer"]["state"], alone["optimizer"]["state"])) == []
-        assert list(differences(dict(expected["model"]), dict(alone["model"]))) == []
-    world.gather(None)
-
-
 def resharding(world: World) -> None:
     """Three ranks load the checkpoints of two and four ranks. As shards and as replicas."""
     for name, width in (("two", 5), ("four", 4)):
@@ -186,7 +74,7 @@ def resharding(world: World) -> None:
             net, optimizer = built(seed, width)
             if shards:
                 shard(world, task_of(net, optimizer), "cpu")
-            _restored(world, name, {"model": net, "optimizer": optimizer})
+            restored(world, name, {"model": net, "optimizer": optimizer})
 
 
 def there_and_back(world: World) -> None:
@@ -209,11 +97,11 @@ def there_and_back(world: World) -> None:
     shard(world, task_of(other, second), "cpu")
     sharded: dict[str, Any] = {"model": other, "optimizer": second}
     TrainState(sharded).restore(placed(store_of("replicas").load(manifest), sharded))
-    assert _save(world, "back", sharded) is None
+    assert save(world, "back", sharded) is None
     world.gather(None)
     third, last = built(9)
     replicas: dict[str, Any] = {"model": third, "optimizer": last}
-    _restored(world, "back", replicas)
+    restored(world, "back", replicas)
     after = TrainState(replicas).state_dict()
     assert int(after["model"]["norm.num_batches_tracked"]) == 3
     assert list(differences(before, after)) == []
@@ -236,7 +124,7 @@ def failing(world: World) -> None:
             raise StorageError("No space left on device")
 
         module.write_file = full
-    failure = _save(world, "failing", parts)
+    failure = save(world, "failing", parts)
     if world.rank == 1:
         module.write_file = real
     else:
@@ -247,14 +135,14 @@ def failing(world: World) -> None:
     with torch.no_grad():
         kept = net.last.weight.detach().to_local().clone()
         net.last.weight.detach().to_local()[0, 0] = float("nan") if world.rank == 1 else 0.0
-    failure = _save(world, "failing", parts)
+    failure = save(world, "failing", parts)
     assert world.rank == 1 or isinstance(failure, NonFiniteLoss)
     assert store_of("failing").names() == []
     net.last.weight.detach().to_local().copy_(kept)
-    assert _save(world, "failing", parts) is None
+    assert save(world, "failing", parts) is None
     world.gather(None)
     assert store_of("failing").names() == [ID]
-    _restored(world, "failing", parts)
+    restored(world, "failing", parts)
     if world.rank == 0:
         (folder,) = (Path(os.environ["FOLDER"]) / "failing" / "checkpoints").iterdir()
         content = bytearray((folder / "model-r00001.safetensors").read_bytes())
@@ -284,11 +172,11 @@ def tensor_parallel(world: World) -> None:
     layout = shard(world, task_of(net, optimizer, shard=wrap), "cpu")
     assert (layout.rank, layout.ranks, layout.share) == (world.rank // 2, 2, 0.5)
     _compare(world, net, optimizer, layout, torch.randn(5, 6, generator=torch.Generator().manual_seed(1)))
-    assert _save(world, "four", {"model": net, "optimizer": optimizer}) is None
+    assert save(world, "four", {"model": net, "optimizer": optimizer}) is None
     if world.rank == 1:  # which holds what rank 0 holds of all that is not tensor parallel
         net.first.weight.detach().to_local().add_(1)
     with pytest.raises(StateMismatch, match=r"several hold the same piece of model\.first\.weight"):
-        _save(world, "unequal", {"model": net, "optimizer": optimizer})
+        save(world, "unequal", {"model": net, "optimizer": optimizer})
 
 
 def refusals(world: World) -> None:
