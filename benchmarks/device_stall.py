@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.stall import AsyncSave, Contestant, Late, Nothing, Ours, SaveAndLog
+from benchmarks.contestants import AsyncSave, Contestant, Late, Nothing, Ours, SaveAndLog
 
 SAVES, STEPS_BETWEEN = 4, 10
 

@@ -1,6 +1,6 @@
 """What a checkpoint costs the training: mltrain, torch.save + log_artifact, torch.distributed.checkpoint.async_save.
 
-python benchmarks/stall.py [megabytes] [rounds]
+python -m benchmarks.stall [megabytes] [rounds]
 
 Every contestant trains the same transformer (weights and both moments of AdamW are the state) in a process of its own,
 in turn, with one torch thread and a store on the local disk. Measured are
@@ -14,163 +14,29 @@ in turn, with one torch thread and a store on the local disk. Measured are
 """
 
 import json
-import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-CONTESTANTS = ("nothing", "mltrain", "mltrain, late copy", "torch.save + log_artifact", "async_save")
+from benchmarks.contestants import AsyncSave, Contestant, Late, Nothing, Ours, SaveAndLog
+
 SAVES, STEPS_BETWEEN = 6, 14
-
-
-class Contestant(Protocol):
-    """A way of saving."""
-
-    def prepare(self, state: Mapping[str, Any]) -> None: ...
-
-    def save(self, state: Mapping[str, Any], step: int) -> None: ...
-
-    def busy(self) -> bool: ...
-
-    def finish(self) -> None: ...
-
-    def stored(self) -> float: ...
-
-
-class Ours:
-    """A manager on a run of a local tracking store."""
-
-    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        import mlflow
-
-        from mltrain import CheckpointManager
-
-        os.environ["MLTRAIN_HOME"] = str(folder / "home")
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        mlflow.create_experiment("stall", artifact_location=str(folder / "artifacts"))
-        os.environ["MLFLOW_EXPERIMENT_NAME"] = "stall"
-        self._manager = CheckpointManager(max_to_keep=SAVES + 1)
-
-    def prepare(self, state: Mapping[str, Any]) -> None:
-        self._manager.prepare(state)
-
-    def save(self, state: Mapping[str, Any], step: int) -> None:
-        self._manager.save(state, step=step)
-
-    def busy(self) -> bool:
-        return not self._manager.committer.idle
-
-    def finish(self) -> None:
-        assert self._manager.wait(600)
-
-    def stored(self) -> float:
-        manifests = self._manager.checkpoints()
-        folders = [self._manager.run.artifacts.local_root / "checkpoints" / m.name for m in manifests]  # type: ignore[operator]
-        self._manager.close()
-        return sum(size_of(folder) for folder in folders) / len(folders)
-
-
-class Nothing(Ours):
-    """The same run, in which nothing is saved."""
-
-    def prepare(self, state: Mapping[str, Any]) -> None: ...
-
-    def save(self, state: Mapping[str, Any], step: int) -> None: ...
-
-    def stored(self) -> float:
-        self._manager.close()
-        return 0.0
-
-
-class Late(Ours):
-    """The same, copied under the next forward and backward."""
-
-    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        from mltrain.checkpoint.late_copy import LateCopy
-
-        super().__init__(folder, optimizer)
-        self._late = LateCopy([optimizer])
-
-    def save(self, state: Mapping[str, Any], step: int) -> None:
-        self._manager.save(self._late.allow(state), step=step)
-
-
-class SaveAndLog:
-    """What a loop with MLflow does: torch.save into a temporary file, log_artifact."""
-
-    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        import mlflow
-
-        self._mlflow, self._folder, self._count = mlflow, folder, 0
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        experiment = mlflow.create_experiment("stall", artifact_location=str(folder / "artifacts"))
-        mlflow.start_run(experiment_id=experiment)
-
-    def prepare(self, state: Mapping[str, Any]) -> None: ...
-
-    def save(self, state: Mapping[str, Any], step: int) -> None:
-        file = self._folder / "checkpoint.pt"
-        torch.save(state, file)
-        self._mlflow.log_artifact(str(file), f"checkpoints/{step}")
-        file.unlink()
-        self._count += 1
-
-    def busy(self) -> bool:
-        return False
-
-    def finish(self) -> None:
-        self._mlflow.end_run()
-
-    def stored(self) -> float:
-        return size_of(self._folder / "artifacts") / self._count
-
-
-class AsyncSave:
-    """torch.distributed.checkpoint.async_save on one rank, into local files."""
-
-    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        import torch.distributed as dist
-
-        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-        self._folder, self._count = folder, 0
-        self._future: Any = None
-
-    def prepare(self, state: Mapping[str, Any]) -> None: ...
-
-    def save(self, state: Mapping[str, Any], step: int) -> None:
-        import torch.distributed.checkpoint as dcp
-
-        self.finish()
-        self._count += 1
-        self._future = dcp.async_save(dict(state), checkpoint_id=self._folder / "checkpoints" / str(step))
-
-    def busy(self) -> bool:
-        return self._future is not None and not self._future.done()
-
-    def finish(self) -> None:
-        if self._future is not None:
-            self._future.result()
-
-    def stored(self) -> float:
-        return size_of(self._folder / "checkpoints") / self._count
-
-
-MAKERS: dict[str, Callable[[Path, torch.optim.Optimizer], Contestant]] = dict(
-    zip(CONTESTANTS, (Nothing, Ours, Late, SaveAndLog, AsyncSave), strict=True)
-)
-
-
-def size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+CONTESTANTS: dict[str, Callable[[Path, torch.optim.Optimizer], Contestant]] = {
+    "nothing": Nothing,
+    "mltrain": Ours,
+    "mltrain, late copy": Late,
+    "torch.save + log_artifact": SaveAndLog,
+    "async_save": AsyncSave,
+}
 
 
 class Training:
@@ -225,7 +91,7 @@ def contest(name: str, megabytes: int) -> dict[str, Any]:
     next_steps: list[float] = []
     steps: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as place:
-        contestant = MAKERS[name](Path(place), training.optimizer)
+        contestant = CONTESTANTS[name](Path(place), training.optimizer)
         contestant.prepare(training.state())
         for _ in range(STEPS_BETWEEN):
             training.step()
@@ -275,7 +141,7 @@ def main(megabytes: int, rounds: int) -> None:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
     for _ in range(rounds):
         for name in CONTESTANTS:
-            command = [sys.executable, __file__, "--contest", name, str(megabytes)]
+            command = [sys.executable, "-m", "benchmarks.stall", "--contest", name, str(megabytes)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr)
@@ -286,7 +152,7 @@ def main(megabytes: int, rounds: int) -> None:
     print(
         f"a step {spread([o['step'] for o in every], '.3f')} s, a memcpy {spread([o['memcpy'] for o in every], '.3f')} s"
     )
-    for name in CONTESTANTS[1:]:
+    for name in list(CONTESTANTS)[1:]:
         found = results[name]
         over = [(o["peak"] - n["peak"]) / state for o, n in zip(found, results["nothing"], strict=True)]
         print(name)
