@@ -128,6 +128,7 @@ class Trainer:
         while not (self.done or self._stop.requested):
             ended = False
             for batch in self._rest_of_epoch():
+                self._recovery.prepare()
                 metrics = self.task.step(batch)
                 self.progress.step += 1
                 self.progress.batch += 1

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from mltrain.errors import MltrainError, NonFiniteLoss
+from mltrain.restoring.buffers import Buffers
 from mltrain.trainer.saving import Saving
 from mltrain.trainer.training import Training
 
@@ -29,6 +30,11 @@ class Recovery:
         self._config = training.config
         self._saving = saving
         self._first = True
+        self._buffers = Buffers(training.parts if self._config.on_nonfinite == "skip" else ())
+
+    def prepare(self) -> None:
+        """Keep what the next step may have to leave unchanged."""
+        self._buffers.keep()
 
     def recovered(self, values: Mapping[str, float]) -> bool:
         """Skip or roll back a non-finite step; return whether it was one.
@@ -89,7 +95,9 @@ class Recovery:
             self._training.roll_back(kept)
             means.rollbacks += 1
             log.warning("%s: rolled back to step %d; the data continue from here.", what, kept["progress"]["step"])
-        elif means.skipped_in_a_row == 1:
+            return
+        self._buffers.restore()
+        if means.skipped_in_a_row == 1:
             log.warning("%s: the step is skipped.", what)
 
     def _error(self, what: str, alternative: str = "") -> NonFiniteLoss:

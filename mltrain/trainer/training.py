@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -142,6 +142,11 @@ class Training:
         optimizers = [part for part in self._parts.values() if isinstance(part, torch.optim.Optimizer)]
         self.late = LateCopy(optimizers if allowed else ())
         self._lacking: dict[str, Any] = {}  # initial states of parts that the restored checkpoint lacks
+
+    @property
+    def parts(self) -> Collection[Stateful]:
+        """The parts of the task."""
+        return self._parts.values()
 
     @property
     def done(self) -> bool:

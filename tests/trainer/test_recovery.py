@@ -1,11 +1,13 @@
 """Losses, gradients and weights that are not finite."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+import mltrain
 from mltrain.errors import NonFiniteLoss, StorageError
 from mltrain.task import Task
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
@@ -17,6 +19,21 @@ from tests.support.trainings import resumed, steps_saved, trained
 def test_a_loss_that_is_not_finite_can_be_skipped() -> None:
     _, tracker, _ = trained(epochs=1, nan_at=3, on_nonfinite="skip")
     assert tracker.points["step/nonfinite"] == {3: 1.0}
+
+
+def test_a_skipped_step_leaves_no_trace_in_running_means() -> None:
+    def build(config: tiny.Config) -> Task:
+        inputs = torch.randn(24, 3)
+        inputs[5] = math.nan
+        net = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+        step = mltrain.Supervised(net, torch.nn.MSELoss(), torch.optim.SGD(net.parameters(), lr=0.1))
+        return Task(step, mltrain.ResumableLoader(torch.utils.data.TensorDataset(inputs, inputs[:, :1]), 4))
+
+    trainer, tracker, saver = trained(build, epochs=1, on_nonfinite="skip", best_metric="train/loss")
+    assert len(tracker.points["step/nonfinite"]) == 1
+    assert all(tensor.isfinite().all() for tensor in trainer.state.state_dict()["model"].values())
+    assert trainer.state.state_dict()["model"]["0.num_batches_tracked"] == 5
+    assert saver.failure is None
 
 
 class Poisoned(tiny.Faulty):
