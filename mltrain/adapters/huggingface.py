@@ -62,7 +62,6 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
         self.run_id = self._asked = run
         self._policy = policy
         self._trainer: Any = None
-        self._measured: tuple[int, dict[str, float]] = (-1, {})
 
     def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Check the Trainer and replace its MLflow and JIT-checkpoint callbacks."""
@@ -117,18 +116,16 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **_: Any) -> None:
         """Keep the metrics of this step for its checkpoint."""
-        step, measured = self._measured
-        self._measured = state.global_step, {**(measured if step == state.global_step else {}), **numbers_of(metrics)}
+        self._measure(state.global_step, numbers_of(metrics))
 
     def on_save(self, args: Any, state: Any, control: Any, **live: Any) -> None:
         """Save a checkpoint from the live objects."""
         if self._training is not None:
             self._update_trainer_state(state)
-            step, measured = self._measured
             stopped, whole = self._training.stop.requested, float(state.epoch or 0).is_integer()
             kind: Kind = "interrupted" if stopped else "epoch" if whole else "step"
-            metrics = measured if step == state.global_step else {}
-            self._training.save(state_of(state, live), state.global_step, int(state.epoch or 0), metrics, kind)
+            step = state.global_step
+            self._training.save(state_of(state, live), step, int(state.epoch or 0), self._measured_at(step), kind)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **live: Any) -> None:
         """Save the last state if necessary, and close the run."""

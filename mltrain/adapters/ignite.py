@@ -82,7 +82,6 @@ class MltrainSaver(Recorder):
         self._objects = Checkpoint(to_save, self)
         self._origin: Origin | None = None
         self._due: dict[str, Any] | None = None
-        self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._resumed: Mapping[str, Any] | None = None
         if resume is not None:
             self._load(resume, to_save, Checkpoint.load_objects)
@@ -100,7 +99,7 @@ class MltrainSaver(Recorder):
         further = {name: part for name, part in checkpoint.items() if name == "checkpointer"}
         self._due = {**(self._due or {}), **further}
         if metadata is not None and metadata.get("score_name"):
-            self._measure({metadata["score_name"]: metadata["priority"]})
+            self._measure(self._trainer.state.iteration, {metadata["score_name"]: metadata["priority"]})
 
     def remove(self, filename: str) -> None:
         """Do nothing; the policy removes checkpoints after the next commit."""
@@ -115,15 +114,11 @@ class MltrainSaver(Recorder):
         Raises:
             UsageError: a value is not one real number.
         """
-        numbers = floats(values, "log_metrics")
+        numbers, now = floats(values, "log_metrics"), self._trainer.state.iteration
         if self._training is not None:
-            self._training.log(numbers, self._trainer.state.iteration if step is None else step)
+            self._training.log(numbers, now if step is None else step)
         if step is None:
-            self._measure(numbers)
-
-    def _measure(self, values: Mapping[str, Any]) -> None:
-        now, before = self._trainer.state.iteration, self._measured
-        self._measured = now, {**(before[1] if before[0] == now else {}), **values}
+            self._measure(now, numbers)
 
     def _load(self, resume: str, to_save: Mapping[str, Any], load_objects: Any) -> None:
         address = Address.parse(resume)
@@ -207,8 +202,8 @@ class MltrainSaver(Recorder):
 
     def _save(self, boundary: str, kind: Kind) -> None:
         assert self._training is not None
-        state, step, measured = self._trainer.state, self._trainer.state.iteration, self._measured
-        metrics = floats(measured[1] if measured[0] == step else {}, "score_function")
+        state, step = self._trainer.state, self._trainer.state.iteration
+        metrics = floats(self._measured_at(step), "score_function")
         epoch = step // state.epoch_length if state.epoch_length else state.epoch
         self._training.save(
             self._state(boundary), step, epoch, metrics, kind, evaluated=self._settings.metric != "score"

@@ -229,6 +229,15 @@ class Recorder:
     run_id: str | None = None
     """Id of the run (or the folder) of the newest training. ``None`` before the first one."""
     _training: Training | None = None
+    _newest_metrics: tuple[int, dict[str, float]] = (-1, {})
+    """The newest step with metrics, and those of that step."""
+
+    def _measure(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep the metrics of a step for its checkpoint."""
+        self._newest_metrics = step, {**self._measured_at(step), **values}
+
+    def _measured_at(self, step: int) -> dict[str, float]:
+        return self._newest_metrics[1] if self._newest_metrics[0] == step else {}
 
     def _end(self, error: BaseException | None) -> None:
         """Close the run if it is open: FINISHED if ``error`` is ``None``."""
