@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mltrain.commands.compare import measured
 from mltrain.run.listing import LIVE, state
 from mltrain.run.naming import full_id
 from mltrain.tracking.client import TrackingClient
@@ -82,7 +83,7 @@ def _look(server: TrackingClient, run: Any, silent: float) -> Look:
         state=state(server, run),
         epoch=int(metrics["epoch"]) if "epoch" in metrics else None,
         epochs=int(epochs) if epochs.isdecimal() else None,
-        metrics={key: value for key, value in metrics.items() if not key.startswith("system/")},
+        metrics=measured(run),
         best_metric=meaning_of_best(run)[0],
         latest=tags.get(LATEST_TAG),
         best=tags.get(BEST_TAG),

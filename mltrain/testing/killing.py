@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mltrain.commands.compare import measured
 from mltrain.commands.result import Display, Outcome
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
@@ -16,9 +17,6 @@ from mltrain.run.checkpoints import open_checkpoints
 from mltrain.testing.differences import Trained, assert_same
 from mltrain.tracking.client import connect
 from mltrain.trainer.loop import Trainer
-
-_CLOCKS = ("system/",)
-"""Prefixes of metrics that depend on time, which are not compared."""
 
 
 def assert_survives_kills(
@@ -118,7 +116,7 @@ def _places(folder: Path) -> dict[str, str]:
 def _recorded(folder: Path, run_id: str) -> Trained:
     server = connect(_places(folder)["MLFLOW_TRACKING_URI"])
     manifest, parts = open_checkpoints(run_id, server).load("latest")
-    keys = [key for key in server.run(run_id).data.metrics if not key.startswith(_CLOCKS)]
+    keys = measured(server.run(run_id))  # system metrics depend on time
     points = {key: {p.step: p.value for p in server.history(run_id, key)} for key in keys}
     return Trained(parts, points, manifest.step)
 
