@@ -16,9 +16,8 @@ _MT19937_WORDS = 625
 class Rng:
     """Python's, NumPy's, torch's and CUDA's generators as a stateful part."""
 
-    def __init__(self, cuda: Any = torch.cuda, mps: Any = torch.backends.mps) -> None:
+    def __init__(self, cuda: Any = torch.cuda) -> None:
         self._cuda = cuda
-        self._mps = mps
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all generators of this process."""
@@ -31,7 +30,7 @@ class Rng:
         }
         if self._cuda.is_available():
             state |= {"cuda": self._cuda.get_rng_state_all(), "cuda_device": self._cuda.current_device()}
-        if self._mps.is_available():
+        if torch.backends.mps.is_available():
             state["mps"] = torch.mps.get_rng_state()
         return state
 
@@ -51,7 +50,7 @@ class Rng:
                 states[now] = states[then]
             for device in states.keys() & set(range(self._cuda.device_count())):
                 self._cuda.set_rng_state(states[device].cpu(), device)
-        if "mps" in state_dict and self._mps.is_available():
+        if "mps" in state_dict and torch.backends.mps.is_available():
             torch.mps.set_rng_state(state_dict["mps"].cpu())
 
 
