@@ -84,7 +84,7 @@ class Follower(Alone):
             self._end(grace_seconds())
             if lost.rank != 0:
                 raise
-            return Outcome("", lost.exit_code, str(lost), None, None, {})
+            return Outcome("", lost.exit_code, str(lost))
 
     def _built(
         self, named: Project | str | None, recorded: str, settings: Mapping[str, Any], stop: StopRequest

@@ -1,7 +1,7 @@
 """The display of a running training, and its outcome."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mltrain.checkpoint.manifest import Manifest
@@ -34,9 +34,9 @@ class Outcome:
     run_id: str
     exit_code: int
     why: str
-    newest: Manifest | None
-    best: Manifest | None
-    metrics: Mapping[str, float]
+    newest: Manifest | None = None
+    best: Manifest | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     delivered: bool = True
     known: bool = True
     trouble: str | None = None

@@ -137,7 +137,7 @@ class _Session:
             raise
 
     def _stopped_early(self, run_id: str) -> Outcome:
-        return Outcome(run_id, self._stop.exit_code, "stopped before the first step", None, None, {})
+        return Outcome(run_id, self._stop.exit_code, "stopped before the first step")
 
     def _failed(self, run: TrackedRun, error: BaseException) -> None:
         """Finish the pending checkpoint, and close the failed run."""

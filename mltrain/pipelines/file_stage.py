@@ -68,7 +68,7 @@ def make(making: Making, server: TrackingClient, display: Display, stop: StopReq
         return _made(making, run, display, stop)
     except KeyboardInterrupt:
         run.close("KILLED", f"stopped by {stop.reason}", grace_seconds())
-        return Outcome(run.id, stop.exit_code, "stopped before its files were made", None, None, {})
+        return Outcome(run.id, stop.exit_code, "stopped before its files were made")
     except BaseException as error:
         run.close("FAILED", f"{type(error).__name__}: {error}"[:500], grace_seconds())
         if not isinstance(error, MltrainError):

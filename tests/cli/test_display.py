@@ -99,7 +99,7 @@ def test_the_last_lines_name_an_evaluation_only_if_the_task_has_one(
     for display in (Terminal(), pipeline.stage("second")):
         display.began(trainer(1, **task), "the start")
         capsys.readouterr()
-        display.ended(Outcome("b", 0, "all epochs done", None, None, {}))
+        display.ended(Outcome("b", 0, "all epochs done"))
         lines = capsys.readouterr().out.splitlines()
         named = [text for text in lines if text.startswith("Evaluate")]
         assert named == ([f"Evaluate: {command}"] if command is not None and type(display) is Terminal else [])
@@ -109,7 +109,7 @@ def test_the_last_lines_name_an_evaluation_only_if_the_task_has_one(
 
 
 def test_an_evaluation_is_named_where_the_task_was_not_built(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal().ended(Outcome("b", 0, "the run of the key is complete", None, None, {}))
+    Terminal().ended(Outcome("b", 0, "the run of the key is complete"))
     assert "Evaluate: mltrain evaluate b --to evaluation" in capsys.readouterr().out.splitlines()
     TerminalPipeline(PIPELINE).ended(Result("parent", 0, "all stages done", (), {"first": "a", "second": "b"}))
     assert "Evaluate second: mltrain evaluate b --to evaluation" in capsys.readouterr().out.splitlines()
@@ -117,7 +117,7 @@ def test_an_evaluation_is_named_where_the_task_was_not_built(capsys: pytest.Capt
 
 def test_no_evaluation_is_named_after_a_stage_that_makes_files(capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = TerminalPipeline(PIPELINE)
-    pipeline.stage("first").ended(Outcome("a", 0, "2 files made", None, None, {}))
+    pipeline.stage("first").ended(Outcome("a", 0, "2 files made"))
     pipeline.ended(Result("parent", 0, "first is done; still to run: second", (), {"first": "a"}))
     assert "Evaluate" not in capsys.readouterr().out
 

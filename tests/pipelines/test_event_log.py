@@ -29,7 +29,7 @@ def test_a_place_that_takes_no_line_ends_nothing_and_is_reported_once(
         display.opened(run, "")
         display.waiting("one thing")
         logging.getLogger("mltrain").warning("a warning")
-        display.ended(Outcome(run.id, 0, "done", None, None, {}))
+        display.ended(Outcome(run.id, 0, "done"))
     run.close("FINISHED", "done", 5)
     assert caplog.text.count("stage.log cannot be written") == 1
 
