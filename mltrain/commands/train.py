@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,8 @@ class _Session:
         stop.on_usr1 = self._preparation.config.on_usr1
 
     def run(self) -> Outcome:
-        try:
+        with closing(self._preparation):
             return self._run()
-        finally:
-            self._preparation.close()
 
     def _run(self) -> Outcome:
         try:
