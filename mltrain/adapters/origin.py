@@ -161,7 +161,7 @@ def refuse_checkpoints(save_dir: str | Path | None) -> None:
     if location is None or (save_dir is not None and not Path(save_dir).is_dir()):
         return
     address = location if save_dir is None or "/" in location else f"./{location}"
-    newest = next(iter(_reader(Address(address), {}).matching("latest")), None)
+    newest = _reader(Address(address), {}).newest()
     if newest is not None:
         raise UsageError(
             f"{'The active MLflow run' if save_dir is None else 'The folder'} {location} has checkpoints up to {newest.title}, "

@@ -230,7 +230,7 @@ class Origins:
         parts, params = checkpoint_file.read(file), checkpoint_file.params_of(file)
         if run is None:
             return Origin(manifest, parts, written.run_id, params, file=file)
-        newest = next(iter(checkpoints_of(self._server, run).matching("latest")), None)
+        newest = checkpoints_of(self._server, run).newest()
         announced = newest.id if newest is not None else CheckpointId.parse(run.data.tags.get(LATEST_TAG, ""))
         superseded = announced is not None and announced.order > manifest.id.order
         return Origin(manifest, parts, params=params, file=file, superseded=superseded)

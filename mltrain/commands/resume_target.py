@@ -138,7 +138,7 @@ def _of_its_run(request: Request, server: TrackingClient, file: Path, written: F
         return replace(request, resume_run=run_id, resume_file=file)
     checkpoints = open_checkpoints(run_id, server)  # the file has weights only; the run has the rest
     if written.checkpoint is not None and checkpoints.matching(written.checkpoint):
-        newest = next(iter(checkpoints.matching("latest")), None)
+        newest = checkpoints.newest()
         is_newest = newest is not None and newest.name == written.checkpoint
         return replace(request, resume_run=run_id, resume_from="latest" if is_newest else written.checkpoint)
     log.warning(
