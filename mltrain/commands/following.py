@@ -133,15 +133,13 @@ class Follower(Alone):
         restore(self._world, trainer, lambda: without_pieces(store, manifest)[0], how, store.assembly(manifest))
 
     def _take_over(self, trainer: Trainer) -> None:
+        from mltrain.distributed.task import agreed
+
         shared = self._world.share_state()
-        try:
+        with agreed(self._world):
             state = {**trainer.training.state_dict(), **shared["state"]}
             progress = {**state["progress"], "world": shared["world"], "ranks": shared["ranks"]}
             trainer.restore(parts_of_rank({**state, "progress": progress}, self._world.rank, self.size))
-        except Exception as error:
-            self._world.agree(error)
-            raise
-        self._world.agree(None)
 
     def _train(self, trainer: Trainer, begins: Mapping[str, Any], stop: StopRequest) -> None:
         from mltrain.distributed.saving import DistributedSaver

@@ -50,7 +50,7 @@ def distribute(world: World, task: Task, config: Config, stop: Stop) -> tuple[Ta
     if world.channel is None:
         world.open_channel()
     loader: Any = task.loader
-    with _agreed(world):
+    with agreed(world):
         layout = Replicas(world)
         if shards:
             from mltrain.distributed.sharding import shard
@@ -58,14 +58,14 @@ def distribute(world: World, task: Task, config: Config, stop: Stop) -> tuple[Ta
             layout = shard(world, task, devices.chosen(config.device).type)
         loader.divide(layout.rank, layout.ranks)
         gradients = Gradients(world, task.parts().values(), layout)
-    agreed = AgreedStop(stop)
+    shared = AgreedStop(stop)
     evaluate = _evaluated(world, task.evaluate, task.evaluate_on, shards) if task.evaluate is not None else None
     images, preview = (
         _without_peers(world, make) if make is not None and (world.rank == 0 or shards) else None
         for make in (task.images, task.preview)
     )
-    step = synchronized(task.step, world, loader, gradients, agreed)
-    return replace(task, step=step, evaluate=evaluate, images=images, preview=preview), agreed
+    step = synchronized(task.step, world, loader, gradients, shared)
+    return replace(task, step=step, evaluate=evaluate, images=images, preview=preview), shared
 
 
 def restore(
@@ -89,18 +89,22 @@ def restore(
     """
     trained = trainer.task.parts()
     own: Mapping[str, Any] = {}
-    with _agreed(world):
+    with agreed(world):
         own = parts_of_rank(parts(), world.rank, world.size)
-    with _agreed(world):
+    with agreed(world):
         assert world.channel is not None
         own = with_pieces(own, trained, assembly, world.channel) if assembly is not None else placed(own, trained)
-    with _agreed(world):
+    with agreed(world):
         trainer.restore(own, **how)
 
 
 @contextmanager
-def _agreed(world: World) -> Iterator[None]:
-    """Run a block on all ranks; raise errors on all."""
+def agreed(world: World) -> Iterator[None]:
+    """Run a block on all ranks; raise errors on all.
+
+    Raises:
+        PeerLost: the block failed on another rank.
+    """
     try:
         yield
     except Exception as error:
