@@ -185,7 +185,7 @@ def with_pieces(
     Raises:
         DamagedCheckpoint: on all ranks, if a file that any of them needs differs from what was committed.
     """
-    like = dict(targets(parts, trained))
+    like = {id(absent): target for absent, target in targets(parts, trained)}
     tensors: dict[str, Tensor] = {}
     for name, absent in assembly.tensors.items():
         target = like.get(id(absent))

@@ -50,20 +50,14 @@ def placed(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, An
         parts: name to state, with whole tensors.
         trained: name to part of the current training.
     """
-    wanted = dict(targets(parts, trained))
-
-    def put(tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            return cut(tree, wanted[id(tree)]) if id(tree) in wanted else tree
-        return _mapped(tree, put)
-
-    return {name: put(part) if name in trained else part for name, part in parts.items()}
+    new = {id(whole): cut(whole, like) for whole, like in targets(parts, trained)}
+    return {name: filled(part, new) for name, part in parts.items()}
 
 
-def targets(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterator[tuple[int, DTensor]]:
+def targets(parts: Mapping[str, Any], trained: Mapping[str, Any]) -> Iterator[tuple[Tensor, DTensor]]:
     """Yield the checkpoint tensors that are sharded now.
 
-    Each comes as its ``id`` with a tensor of the current sharding.
+    Each comes with a tensor of the current sharding.
     """
     names = names_of_parameters(trained)
     live = {name: one for part in trained.values() for one, name in _parameters(part, names)}
@@ -86,7 +80,7 @@ def _parameters(part: Any, names: Mapping[int, str]) -> Iterator[tuple[Tensor, s
     yield from ((one, names[id(one)]) for one in held if id(one) in names)
 
 
-def _of_optimizer(state: Any, optimizer: Any, live: Mapping[str, Tensor]) -> Iterator[tuple[int, DTensor]]:
+def _of_optimizer(state: Any, optimizer: Any, live: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, DTensor]]:
     if not isinstance(state, Mapping) or not {"state", "param_groups"} <= state.keys():
         return
     own = [one for group in optimizer.param_groups for one in group["params"]]
@@ -97,14 +91,14 @@ def _of_optimizer(state: Any, optimizer: Any, live: Mapping[str, Tensor]) -> Ite
         parameter = own[place] if parameter is None and place < len(own) else parameter
         if is_sharded(parameter):
             found = state["state"].get(number, {})
-            yield from ((id(one), parameter) for one in found.values() if _fits(one, parameter))  # type: ignore[misc]
+            yield from ((one, parameter) for one in found.values() if _fits(one, parameter))  # type: ignore[misc]
 
 
-def _alike(given: Any, own: Any) -> Iterator[tuple[int, DTensor]]:
+def _alike(given: Any, own: Any) -> Iterator[tuple[Tensor, DTensor]]:
     """Yield the tensors of ``given`` that ``own`` has sharded."""
     if is_sharded(own):
         if _fits(given, own):
-            yield id(given), own
+            yield given, own
     elif isinstance(own, Mapping) and isinstance(given, Mapping):
         for key, one in own.items():
             yield from _alike(given.get(key), one)
