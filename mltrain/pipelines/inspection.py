@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.reader import CheckpointReader, matching
 from mltrain.config import Config
 from mltrain.errors import DamagedCheckpoint, MltrainError, RunNotFound
 from mltrain.pipeline import Stage
@@ -33,13 +33,8 @@ def recipe_of(stage: Stage, config: Config, inputs: Mapping[str, Output]) -> Rec
     function = stage.build or stage.make
     assert function is not None
     code = fingerprint.imported_code(source_of(function))
-    return Recipe(config, {key: output.digest for key, output in inputs.items()}, data_of(stage, config), code)
-
-
-def data_of(stage: Stage, config: Config) -> dict[str, str]:
-    """Return the fingerprints of paths that no stage outputs."""
     own = {key: place for key, place in config.data_places().items() if key not in stage.needs}
-    return fingerprint.data(own)
+    return Recipe(config, {key: output.digest for key, output in inputs.items()}, fingerprint.data(own), code)
 
 
 def recipe_tags(recipe: Recipe) -> dict[str, str]:
@@ -112,7 +107,9 @@ def verified(
         except MltrainError as error:
             wrong = str(error)
         return (output, None, True) if wrong is None else (None, wrong, True)
-    line = checkpoints.matching(stage.hands_on) or checkpoints.matching("latest")
+    manifests, context = checkpoints.all(), checkpoints.notes.context
+    latest = matching(manifests, "latest", context)
+    line = matching(manifests, stage.hands_on, context) or latest
     if not line:
         return None, "it has no checkpoint", False
     output = outputs.trained(line[0])
@@ -121,11 +118,8 @@ def verified(
         return output, None, True
     # The newest checkpoint can be trained again from an earlier one. A best one in the middle cannot without abandoning the
     # checkpoints after it.
-    newest = checkpoints.matching("latest")[0].id == line[0].id
-    earlier = newest and any(
-        not checkpoints.store.problems(manifest) for manifest in checkpoints.matching("latest")[1:]
-    )
-    return None, wrong, earlier
+    newest = latest[0].id == line[0].id
+    return None, wrong, newest and any(not checkpoints.store.problems(manifest) for manifest in latest[1:])
 
 
 def handed_on(server: TrackingClient, stage: Stage, run_id: str) -> Output:
