@@ -11,15 +11,6 @@ from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import MLFLOW_PARENT, PIPELINE_TAG, STAGE_RETIRED_TAG, STAGE_TAG
 
 
-def newest_parent(server: TrackingClient, pipeline: Pipeline, experiments: list[str]) -> Any | None:
-    """Return this user's newest run of a pipeline, if any."""
-    found = server.search_runs(
-        experiments,
-        f"tags.`{PIPELINE_TAG}` = '{pipeline.name}' and tags.`mlflow.user` = '{user()}'",
-    )
-    return next((run for run in found if STAGE_TAG not in run.data.tags), None)
-
-
 def parent_of(server: TrackingClient, run_id: str) -> Any:
     """Return a pipeline's run by its or a stage's id.
 
@@ -45,15 +36,17 @@ def children(server: TrackingClient, parent: Any, stage: str) -> list[Any]:
     return [run for run in found if STAGE_RETIRED_TAG not in run.data.tags]
 
 
-def _experiments(server: TrackingClient, pipeline: Pipeline, name: str | None) -> list[str]:
-    """Return the ids of experiments that may have the run.
+def _newest_parent(server: TrackingClient, pipeline: Pipeline, experiment: str | None) -> Any | None:
+    """Return this user's newest run of a pipeline, if any.
 
-    If ``name`` is ``None``, these are the pipeline's own and MLflow's default, where ``mlflow run`` creates its runs.
+    If ``experiment`` is ``None``, the search includes MLflow's default one, where ``mlflow run`` creates its runs.
     """
-    wanted = experiment_for(pipeline.name, name)
-    found = existing_experiment(server.once, wanted)
-    default = "0" if wanted is not None and name is None else None
-    return [identity for identity in (found, default) if identity is not None]
+    wanted = experiment_for(pipeline.name, experiment)
+    default = "0" if wanted is not None and experiment is None else None
+    identities = [one for one in (existing_experiment(server.once, wanted), default) if one is not None]
+    query = f"tags.`{PIPELINE_TAG}` = '{pipeline.name}' and tags.`mlflow.user` = '{user()}'"
+    found = server.search_runs(identities, query) if identities else []
+    return next((run for run in found if STAGE_TAG not in run.data.tags), None)
 
 
 def chosen_parent(server: TrackingClient, pipeline: Pipeline, run: str | None, experiment: str | None) -> Any | None:
@@ -68,8 +61,7 @@ def chosen_parent(server: TrackingClient, pipeline: Pipeline, run: str | None, e
     if run == "new":
         return None
     if run is None:
-        identities = _experiments(server, pipeline, experiment)
-        return newest_parent(server, pipeline, identities) if identities else None
+        return _newest_parent(server, pipeline, experiment)
     parent = parent_of(server, run)
     name = parent.data.tags[PIPELINE_TAG]
     if name != pipeline.name:

@@ -5,7 +5,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from mltrain.pipeline import Pipeline, Stage
-from mltrain.pipelines.pipeline_run import children, newest_parent
+from mltrain.pipelines.pipeline_run import children, chosen_parent
 from mltrain.run.preparation import user
 from mltrain.tracking.client import TrackingClient
 from tests.support import tiny
@@ -19,7 +19,7 @@ def test_the_run_of_a_pipeline_is_found_behind_a_thousand_runs_of_its_stages(
     own = {"mltrain.pipeline": "long", "mlflow.user": user()}
     (parent,) = many(tmp_path, 1, own)
     stages = many(tmp_path, MORE_THAN_A_PAGE, {**own, "mltrain.stage": "first", "mlflow.parentRunId": parent})
-    found = newest_parent(server, pipeline, ["0"])
+    found = chosen_parent(server, pipeline, run=None, experiment=None)
     assert found is not None
     assert found.info.run_id == parent
     client = MlflowClient(server.uri)
