@@ -51,6 +51,8 @@ _FORMS = re.compile(
     r"|dapi[0-9a-f]{32}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"
 )
 _HEADER = re.compile(r"(\b(?:bearer|basic)\s+)([A-Za-z0-9+/=._~-]{12,})", re.I)
+_HARMLESS = re.compile(r"<.*>|\[.*\]|[a-z0-9+.-]+://[^@?]*", re.S)
+"""A token of a tokenizer, or a URI without a password."""
 _CONTROLS = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _known: set[str] = set()
 
@@ -88,9 +90,7 @@ def _is_hard_to_guess(value: str) -> bool:
     Everyday words, alone or with digits, are not. The estimate follows zxcvbn (Wheeler, USENIX Security 2016) without its lists:
     pronounceable letters count as words, and everything else by its alphabet.
     """
-    if re.fullmatch(
-        r"<.*>|\[.*\]|[a-z0-9+.-]+://[^@?]*", value, re.S
-    ):  # a token of a tokenizer, a URI without a password
+    if _HARMLESS.fullmatch(value):
         return False
     bits, before = 0.0, ""
     for run in _RUNS.findall(value):
