@@ -161,15 +161,13 @@ def rebuild(
         config = found.config.load(files, overrides={**inputs, **(overrides or {})}, base=base)
         return config, built(found, config)
 
-    manifest, params = first_usable(checkpoints.store, candidates, lambda one: configuration(checkpoints.store, one))
+    _, params = first_usable(checkpoints.store, candidates, lambda one: configuration(checkpoints.store, one))
     config, task = task_of(params)
     refuse(found, task)
     loaded, (parts, own_params) = first_usable(
         checkpoints.store, candidates, lambda one: configured(checkpoints.store, one)
     )
-    if (
-        loaded != manifest and own_params != params
-    ):  # the first choice is damaged, and the next one has another configuration
+    if own_params != params:  # the first choice is damaged, and the next one has another configuration
         config, task = task_of(own_params)
     fill(task, parts)
     return Rebuilt(run_id, loaded, found, config, task)
