@@ -120,9 +120,8 @@ class Trainer:
         if self.done:
             self._recovery.refuse_untrained()
         self._evaluation.preview(self._tracker)
-        if self.training.means.ended and not (
-            self.done or self._stop.requested
-        ):  # the evaluation failed before the resume
+        stops = self.done or self._stop.requested
+        if self.training.means.ended and not stops:  # the evaluation failed before the resume
             self.measured = self._epoch_end.run(self._tracker, self._stop)
         fruitless = -1
         while not (self.done or self._stop.requested):
