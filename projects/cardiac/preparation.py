@@ -101,7 +101,7 @@ def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
         DataError: the square is too small for the myocardium.
     """
     kept = tuple(index for index, mask in enumerate(raw.myocardium) if mask.any())
-    raw = _of_slices(raw, list(kept))
+    depth, raw = len(raw.cine), _of_slices(raw, list(kept))
     window = Window.about(raw.myocardium, raw.spacing, pixel_mm, side)
     wall = _cut_whole(raw.name, raw.myocardium, window)
     cine = np.stack([_normalised(window.cut(sequence)) for sequence in raw.cine])
@@ -131,7 +131,7 @@ def prepared(raw: RawCase, pixel_mm: float, side: int) -> PreparedCase:
         septum=_septum(raw),
         infarcted=raw.infarcted,
         slices=kept,
-        depth=raw.depth,
+        depth=depth,
         affine=raw.affine,
         thickness=raw.thickness,
         window=window,
@@ -169,7 +169,6 @@ def _of_slices(raw: RawCase, kept: list[int]) -> RawCase:
         raw,
         cine=raw.cine[kept],
         myocardium=raw.myocardium[kept],
-        depth=len(raw.cine),
         end_systolic_myocardium=of(raw.end_systolic_myocardium),
         cavity=of(raw.cavity),
         end_systolic_cavity=of(raw.end_systolic_cavity),

@@ -64,7 +64,6 @@ class RawCase:
         cavity: (D, H, W) bool, of the left ventricle at end diastole, where it was drawn.
         end_systolic_cavity: the same at end systole.
         oriented: whether the files give the directions of the axes. If not, ``affine`` is a placeholder.
-        depth: number of slices of the input; 0 for as many as here.
         septum: direction from the left to the right ventricle in radians, 0 along columns and π/2 along rows.
         infarcted: whether the patient is known to have had an infarct.
         late: late enhancement; ``None`` without it.
@@ -83,7 +82,6 @@ class RawCase:
     cavity: NDArray[np.bool_] | None = None
     end_systolic_cavity: NDArray[np.bool_] | None = None
     oriented: bool = True
-    depth: int = 0
     septum: float | None = None
     infarcted: bool = False
     late: LateEnhancement | None = None
