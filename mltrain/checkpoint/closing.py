@@ -40,7 +40,7 @@ def await_store(
         retry_seconds: time between two tries of a failed upload.
     """
     tried = time.monotonic()
-    while not committer.wait(_POLL_SECONDS) and not hurry.is_set():
+    while not committer.wait(_POLL_SECONDS) and not hurry.wait(_POLL_SECONDS if committer.idle else 0.0):
         now = time.monotonic()
         if (in_trouble() or committer.idle or committer.refused) and now > deadline:
             return

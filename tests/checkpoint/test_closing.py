@@ -12,6 +12,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain import CheckpointManager
 from mltrain.checkpoint.closing import Closing
+from mltrain.checkpoint.committer import Committer
 from mltrain.delivery.sync import sync
 from mltrain.errors import StorageError, UsageError
 from mltrain.tracking.client import connect
@@ -281,6 +282,23 @@ def test_a_store_that_refuses_is_not_waited_for_once_the_grace_is_over(
     manager.close()  # while the second upload is under way
     let.set()
     assert (run.status, run.only_local) == ("KILLED", ("step-000000002-a01", "FINISHED"))
+
+
+def test_the_wait_for_a_store_that_refuses_takes_no_processor_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def wait(self: Committer, seconds: float) -> bool:
+        asked.append(seconds)
+        return waited(self, seconds)
+
+    waited = Committer.wait
+    monkeypatch.setattr(Committer, "wait", wait)
+    bench = Bench(FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts", Refusing)))
+    bench.save(1)
+    Closing(bench.run, bench.committer, 0.0).close("FINISHED", 1.0)
+    assert sum(asked) <= 1.5, "no more often than once in the time for which it polls"
 
 
 def test_a_manager_that_shall_not_wait_leaves_the_upload_to_sync(tmp_path: Path) -> None:
