@@ -201,7 +201,7 @@ class CheckpointManager:
         return self._drafts.save(state, count, kind, measured, best=best, extra=extra, data=data or {})
 
     def prepare(self, state: Mapping[str, Any]) -> None:
-        """Allocate host memory in the background for states like this one.
+        """Allocate host memory in the background for such states.
 
         Without it the first save allocates the memory, which takes several times as long as the copy. Call it once, after the
         first ``optimizer.step()``, when the optimizer has its state; :class:`~mltrain.Trainer` does.
@@ -235,7 +235,7 @@ class CheckpointManager:
         return self.save(state, epoch=epoch, metrics=metrics, kind=kind, best=True)
 
     def save_interrupt_checkpoint(self, state: Mapping[str, Any]) -> CheckpointId:
-        """Save the state of an interrupted training, which the next load prefers."""
+        """Save an interrupted state, which the next load prefers."""
         return self.save(state, kind="interrupted")
 
     def load(self, which: str = "latest") -> dict[str, Any] | None:
@@ -308,7 +308,7 @@ class CheckpointManager:
         return self.reader.all()
 
     def best(self) -> Manifest | None:
-        """Return the best checkpoint of the current line, if there is one."""
+        """Return the best checkpoint of the current line, or ``None``."""
         return next(iter(self.reader.matching("best")), None)
 
     def when_committed(self, listener: Committed) -> None:
@@ -323,7 +323,7 @@ class CheckpointManager:
         self.committer.when_committed(listener)
 
     def prune(self) -> list[retention.Removal]:
-        """Remove checkpoints that the policy does not keep, and record the removals.
+        """Remove checkpoints that the policy drops; record the removals.
 
         Every commit does this.
         """

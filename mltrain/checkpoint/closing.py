@@ -74,7 +74,7 @@ class Closing:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this process was forked from the one that has the run."""
+        """Whether this process is a fork of the run's process."""
         return os.getpid() != self._process
 
     def close(self, status: Status, grace: float | None) -> None:

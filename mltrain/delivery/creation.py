@@ -1,4 +1,4 @@
-"""Creates a run exactly once, even if the server's response is lost.
+"""Creates a run exactly once, although responses may be lost.
 
 MLflow chooses the id of a run. Until then the training uses a provisional id, the idempotency key of the creation: it is a
 tag of the new run, which this process and ``mltrain sync`` search for before they create the run again.
@@ -53,7 +53,7 @@ class RunSpec:
     run_id: str | None = None
 
     def save(self, home: Path) -> None:
-        """Record the run on the disk, so that ``mltrain sync`` can create it.
+        """Record the run on the disk for ``mltrain sync``.
 
         Raises:
             StorageError: the disk refuses.
@@ -91,7 +91,7 @@ def recorded_spec(home: Path) -> RunSpec | None:
 
 
 class RunCreation:
-    """Creates a run at most once, however often it is retried.
+    """Creates a run at most once, whatever the retries.
 
     Args:
         server: tracking server that gets the run.
@@ -126,7 +126,7 @@ class RunCreation:
             return self._info
 
     def recorded(self, home: Path) -> Any:
-        """Return MLflow's description of the run, and record its id on this disk; see :meth:`info`.
+        """Return :meth:`info`; record the run's id on this disk.
 
         Args:
             home: the folder on this host of the run's provisional id.
@@ -236,7 +236,7 @@ class RunIdentity:
 
     @property
     def known(self) -> bool:
-        """Whether the run exists in the tracking store, as far as this process knows."""
+        """Whether this process knows that the run is created."""
         return self._created.is_set()
 
     @property

@@ -29,7 +29,7 @@ class Delivered:
         self._differing: set[str] = set()
 
     def new(self, values: Mapping[str, float], step: int, compared: bool) -> Mapping[str, float]:
-        """Return the values of a step that the server does not have.
+        """Return a step's values that the server lacks.
 
         Args:
             values: name to value.
@@ -65,7 +65,7 @@ def delivered_beyond(server: TrackingClient, run: Any, step: int) -> Delivered:
 
 
 def points_between(server: TrackingClient, run_id: str, key: str, first: int, last: int) -> Iterator[tuple[int, float]]:
-    """Yield step and value of a key's points, from step ``first`` to ``last`` inclusive."""
+    """Yield step and value of points (steps ``first`` to ``last`` inclusive)."""
     spans = [(first, last)]
     while spans:
         low, high = spans.pop()

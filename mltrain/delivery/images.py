@@ -116,7 +116,10 @@ def ui_stem(name: str, step: int, timestamp: int, identifier: object) -> str:
 
 
 def ui_identity(file_name: str) -> tuple[str, int] | None:
-    """Return name and step from the file name of a picture, or ``None``."""
+    """Return a picture's name and step by its file name.
+
+    Returns ``None`` for a file of another kind.
+    """
     match = _UI_NAME.fullmatch(file_name)
     return (match[1].replace("~", "/"), int(match[2])) if match else None
 

@@ -194,9 +194,9 @@ class Journal:
                 )
 
     def drop_beyond(self, ends: Mapping[int, int]) -> int:
-        """Never send what earlier attempts logged beyond the step where the next one branched off.
+        """Never send entries beyond the ends of earlier attempts.
 
-        These entries stay in the file.
+        An attempt ends at the step where the next one branched off. The entries stay in the file.
 
         Args:
             ends: for each of these attempts that step. Points and pictures up to it are still sent; tags and files are not,
@@ -245,9 +245,10 @@ class Journal:
             continue
 
     def _write(self) -> None:
-        """Write the queued entries every half second, or at once if a thread waits, until closed.
+        """Write the queued entries every half second, until closed.
 
-        Entries that the disk does not take stay in memory, are sent from there, and are written again with the next ones.
+        If a thread waits, they are written at once. Entries that the disk does not take stay in memory, are sent from there,
+        and are written again with the next ones.
         """
         last = False
         while not last:
@@ -287,12 +288,12 @@ def journal_budget() -> int:
 
 
 def _writable(text: str) -> str:
-    """Return text with lone surrogates escaped, which databases do not accept."""
+    """Return text with escaped lone surrogates, which databases refuse."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _taken(queued: list[_T]) -> list[_T]:
-    """Empty a list that other threads append to, and return its items; no lock is needed."""
+    """Empty a list and return its items. Other threads may append without a lock."""
     taken = queued[:]
     del queued[: len(taken)]
     return taken

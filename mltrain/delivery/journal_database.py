@@ -1,4 +1,4 @@
-"""The SQLite file of a journal, with fallbacks for a failing disk and a damaged file.
+"""The SQLite file of a journal, with fallbacks for faults.
 
 If the disk fails, entries stay in a table in memory, are sent from there, and are written once the disk works again. A damaged
 file is renamed, and a new one takes its place.
@@ -68,7 +68,7 @@ class JournalDatabase:
             raise StorageError(f"The journal {path} cannot be opened: {error}.") from error
 
     def rows(self, query: str) -> list[Any]:
-        """Return the rows of a query with ``{points}`` and ``{items}`` as tables.
+        """Return a query's rows. Its tables are ``{points}`` and ``{items}``.
 
         Raises:
             StorageError: the disk fails.
@@ -234,13 +234,13 @@ class JournalDatabase:
         self._database.execute(f"{change} WHERE id IN ({','.join('?' * len(ids))})", ids)
 
     def _keep_in_memory(self) -> None:
-        """Keep entries in memory from now on, until the disk works again."""
+        """Keep entries in memory until the disk works again."""
         if not self._database.execute("SELECT 1 FROM temp.sqlite_master LIMIT 1").fetchone():
             self._database.executescript(MEMORY)
         self.in_memory = True
 
     def _move_to_disk(self) -> None:
-        """Apply the changes made in memory to the disk, within a transaction."""
+        """Write the entries and changes from memory, within a transaction."""
         for table, fields in FIELDS.items():
             for state in (SENT, PARKED):
                 ids = [row[0] for row in self._database.execute(f"SELECT id FROM marked_{table} WHERE state = {state}")]  # noqa: S608
@@ -252,7 +252,7 @@ class JournalDatabase:
                 self._database.execute(f"DELETE FROM {kept}_{table}")  # noqa: S608
 
     def _fitting(self, points: list[str | float]) -> list[str | float]:
-        """Return the points if they fit into the budget, else none."""
+        """Return the points; none if they exceed the budget."""
         if not points or self._has_room():
             return points
         if not self._warned_of_budget:

@@ -47,7 +47,7 @@ _NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smbfs", "smb3", "fuse.sshfs", "l
 
 
 def connected(path: Path | None) -> sqlite3.Connection:
-    """Return a connection to a journal whose file was checked for damage.
+    """Return a connection to a journal; check its file first.
 
     Args:
         path: of the file. If ``None``, the journal is in memory.
@@ -91,6 +91,6 @@ def unsent_in(database: sqlite3.Connection) -> int:
 
 
 def means_damage(error: sqlite3.Error) -> bool:
-    """Whether an error of SQLite means damage, so that neither time nor space mends it."""
+    """Whether an error means damage. Neither time nor space mends it."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return code & 0xFF not in _PASSING and not isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError)

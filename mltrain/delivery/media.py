@@ -74,7 +74,7 @@ class MediaWriter:
                 self._in_background(f"{name} of step {step}", self._encode, name, kept, step, epoch, timestamp)
 
     def log_epoch(self, history: History) -> None:
-        """Update the CSV log and, once a minute, the learning curves."""
+        """Update the CSV log and, every minute, the learning curves."""
         if self._log is None:
             self._log = CsvLog(self._home / LOG_FILE, history)
         self._log.update()

@@ -1,4 +1,4 @@
-"""Records of a run on their way to the tracking server: journal, media, sender."""
+"""Journal, media and sender of a run's records."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ _LONGEST_TAG = 5000
 
 
 class Outbox:
-    """Buffers the records of a run without waiting, and delivers them.
+    """Buffers a run's records without waiting, and delivers them.
 
     Args:
         server: tracking server that gets the run.
@@ -66,7 +66,7 @@ class Outbox:
         self._monitor = SystemMonitor(self._record_system)
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
-        """Log metric points of one step without waiting for the server.
+        """Log a step's metric points without waiting for the server.
 
         Args:
             values: name to value. A name that MLflow does not accept is translated, see :mod:`mltrain.tracking.names`.

@@ -232,7 +232,7 @@ class Sender:
         return True
 
     def _refuses_sender(self, error: BaseException) -> bool:
-        """Whether an error is about the sender or the run, not about the batch."""
+        """Whether an error concerns sender or run, not the batch."""
         if isinstance(error, RunNotFound) or (isinstance(error, Refusal) and error.denied):
             return True
         if not isinstance(error, Refusal):

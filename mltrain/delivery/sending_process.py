@@ -1,4 +1,4 @@
-"""Sends metric points from a second process when they arrive fast.
+"""Sends metric points from a second process.
 
 Building and sending a thousand points holds Python's interpreter lock for tens of milliseconds, which stalls the training. So
 once a thousand points are queued, a second process reads them from the journal, sends them, and removes them there. It neither
@@ -45,9 +45,9 @@ def send_points(server: TrackingClient, run_id: str, points: Sequence[StoredPoin
 
 
 class SenderProcess:
-    """Starts the sending process once there are many points, and requests batches from it.
+    """Starts the sending process, and requests batches from it.
 
-    For use by one thread.
+    The process is started once there are many points. For use by one thread.
 
     Args:
         journal: file of the journal.
@@ -169,7 +169,7 @@ class SenderProcess:
         return self._ready
 
     def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any] | None:
-        """Return the answer to a request, or ``None`` if the heartbeats stop."""
+        """Return a request's answer. ``None`` if the heartbeats stop."""
         last = time.monotonic()
         while time.monotonic() - last < self._silent_seconds:
             with suppress(queue.Empty):

@@ -62,7 +62,7 @@ def has_backlog(home: Path) -> bool:
 
 
 def publish_backlog(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping[int, int]) -> Uploaded:
-    """Upload the staged checkpoints that are newer than the newest commit.
+    """Upload staged checkpoints newer than the newest commit.
 
     Args:
         run_id: of the run.
@@ -226,7 +226,7 @@ def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float
 
 
 def _is_at(server: TrackingClient, run_id: str, address: str) -> bool:
-    """Whether this server has a run that was recorded with another address.
+    """Whether this server has another address's run.
 
     Run ids are unique, so then both addresses are of one store.
     """
@@ -269,7 +269,7 @@ def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: 
 
 
 def _ends(attempts: list[Attempt]) -> dict[int, int]:
-    """Return the step at which each attempt but the last ended.
+    """Return the last step of each attempt but the last.
 
     It is the step at which the next attempt branched off.
     """

@@ -1,4 +1,4 @@
-"""CPU and memory use of the machine while a run trains."""
+"""CPU and memory use of the machine during training."""
 
 import threading
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def system_metrics() -> dict[str, float]:
 
 
 class SystemMonitor:
-    """Records CPU and memory use every 15 seconds, on a thread.
+    """Records CPU and memory use every 15 seconds.
 
     Args:
         record: called with the metrics.
@@ -40,7 +40,7 @@ class SystemMonitor:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop recording, because records made after the journal is sent would stay on this disk."""
+        """Stop recording. Records made after the journal is sent would stay on this disk."""
         self._closed.set()
         self._thread.join(_LAST_SECONDS)
 

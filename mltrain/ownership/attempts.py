@@ -116,7 +116,7 @@ def is_overtaken(artifacts: Artifacts, ordinal: int) -> bool:
 
 
 def last_attempt(params: Mapping[str, str]) -> int:
-    """Return the ordinal of the newest attempt claimed in a run's parameters."""
+    """Return the newest attempt's ordinal from a run's parameters."""
     return max((int(match[1]) for key in params if (match := _CLAIM.fullmatch(key))), default=1)
 
 
@@ -165,7 +165,7 @@ def is_alive(server: TrackingClient, run: Any) -> bool | None:
 
 
 def held_by_another(run: Any) -> RunHeld:
-    """Return the error for a run that another process writes to."""
+    """Return the error for a run of another writer."""
     return RunHeld(
         f"Run {run.info.run_id} is being written by {named(holder_of(run))}. Expected one writer. "
         f"Try: {liveness.advice(holder_of(run))}"
@@ -202,7 +202,7 @@ def await_lease(server: TrackingClient, run: Any) -> None:
 
 
 def only_local_tags(checkpoint: str, when_sent: str) -> dict[str, str]:
-    """Return the tags of an ended run whose newest checkpoint is only on this host."""
+    """Return an ended run's tags. Its newest checkpoint is only on this host."""
     return {ONLY_LOCAL_TAG: f"{checkpoint} on {fingerprint.host()}", WHEN_SENT_TAG: when_sent}
 
 
@@ -259,10 +259,11 @@ def ending_tags(ordinal: int, outcome: str) -> dict[str, str]:
 
 
 def conclude(server: TrackingClient, run_id: str, ordinal: int, outcome: str) -> bool:
-    """Set the status of a run to an attempt's outcome, unless a later attempt has begun.
+    """Set a run's status to an attempt's outcome.
 
-    The caller need not hold the run. MLflow has no conditional writes, so this reads the run again after every write, until
-    its status is that of its last attempt. If a resume came in between, this restores the status that the resume set.
+    Nothing is changed if a later attempt has begun. The caller need not hold the run. MLflow has no conditional writes, so this
+    reads the run again after every write, until its status is that of its last attempt. If a resume came in between, this
+    restores the status that the resume set.
 
     Args:
         server: tracking server that has the run.

@@ -21,7 +21,7 @@ _POD = re.compile(r"(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}", re.ASCII)
 
 
 def key_of(environment: Mapping[str, str], namespace_file: Path = NAMESPACE_FILE) -> str:
-    """Return a run key for the job that started this process.
+    """Return the run key of this process's job.
 
     The name that survives most restarts takes precedence: a rendezvous id that the user gave to torchrun, then the job of
     SLURM (each task of an array is a job), SkyPilot or Kubernetes, and last an id that torchrun generated.

@@ -79,7 +79,10 @@ def watched(launcher: Launcher | None, environment: Mapping[str, str]) -> int | 
 
 
 def nest(server: TrackingClient, launcher: Launcher, run_id: str) -> None:
-    """Nest the launcher's run under the resumed run, and delete it after the launcher ends."""
+    """Nest the launcher's run under the resumed run.
+
+    It is deleted after the launcher ends.
+    """
     if launcher.run_id == run_id:
         return
     server.set_tag(launcher.run_id, MLFLOW_PARENT, run_id)
@@ -91,9 +94,9 @@ def nest(server: TrackingClient, launcher: Launcher, run_id: str) -> None:
 
 
 def after(server: TrackingClient, pid: int, run_id: str, action: Action, ordinal: int = 1) -> "subprocess.Popen[bytes]":
-    """Delete a run or set its status after a process ends.
+    """Delete a run or set its status after a process.
 
-    A detached process, which outlives this one, waits for that.
+    A detached process, which outlives this one, waits for the end of that process.
 
     Args:
         server: tracking server that has the run.
@@ -131,7 +134,7 @@ def repair(server: TrackingClient, run_id: str, experiment_id: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Wait until a process ends, then delete a run or set its status.
+    """Await a process's end; delete a run or set its status.
 
     Args:
         arguments: ``PID RUN_ID ACTION ORDINAL``, as :func:`after` gives them.

@@ -137,7 +137,7 @@ class Lease:
         return asleep or (silent and self._age() > self._beat_seconds)
 
     def _ask(self) -> Any:
-        """Ask the server who holds the run, and return the run, if it exists."""
+        """Ask the server for the holder; return the run if created."""
         asked, run = time.monotonic(), None
         if self._run_id is not None:
             try:
@@ -178,7 +178,7 @@ class Lease:
             log.debug("A heartbeat was not delivered: %s", error)
 
     def _correct_status(self, run: Any) -> None:
-        """Set the run back to running if somebody else changed its status."""
+        """Undo another process's change of the run's status."""
         with self._setting:
             tagged = run.data.tags.get(STATUS_TAG, "running")
             if self._ending or self.overtaken.is_set() or self.gone is not None:
@@ -242,7 +242,7 @@ class Hold:
             raise RunHeld("Another process has taken this run over; this one ends without writing anything more.")
 
     def begin_attempt(self, run_id: str, resumed_from: str | None) -> Attempt:
-        """Claim the next attempt, after this process rolled the run back.
+        """Claim the next attempt after a rollback by this process.
 
         Raises:
             RunHeld: another process has just claimed it.

@@ -32,10 +32,10 @@ def boot() -> str:
 
 
 def namespace() -> str:
-    """Return the kernel's name of the namespaces of process ids and ticks, or "".
+    """Return the kernel's name of this process's namespaces.
 
-    The kernel does not reuse a name while a process is in that namespace. So an identity with this process's name is from
-    the same namespace, or from one in which no process is left.
+    They are those of process ids and ticks; "" if unknown. The kernel does not reuse a name while a process is in that
+    namespace. So an identity with this process's name is from the same namespace, or from one in which no process is left.
     """
     try:
         if str((_PROC / "self").readlink()) != str(os.getpid()):
@@ -69,7 +69,7 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def advice(holder: Mapping[str, Any]) -> str:
-    """Return what to try if this process holds a run, or another."""
+    """Return the remedy for a run that a process holds."""
     return (
         "close() of the manager that has it in this process"
         if same(holder, own())

@@ -65,7 +65,7 @@ def reap(server: TrackingClient, *, sleep: Callable[[float], None] = time.sleep)
 
 
 def close_if_dead(server: TrackingClient, run_id: str) -> None:
-    """Mark a running run as KILLED if its process has died.
+    """Mark a running run KILLED if its process has died.
 
     Raises:
         RunNotFound, TrackingError: the run cannot be read or written.

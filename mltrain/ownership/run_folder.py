@@ -130,7 +130,7 @@ def outputs_home(server: TrackingClient) -> Path:
 
 
 def record_address(uri: str, home: Path) -> None:
-    """Record the address of a run's tracking store beside its folder.
+    """Record a tracking store's address beside its runs' folders.
 
     Args:
         uri: of the tracking store.
@@ -182,7 +182,7 @@ def _created(home: Path) -> Path:
 
 
 def remember_home(run_id: str, home: Path) -> None:
-    """Record the folder that a run had before it was created.
+    """Record a run's folder from before its creation.
 
     Raises:
         StorageError: the disk refuses.

@@ -36,7 +36,7 @@ def adopt(
     *,
     fallback: str,
 ) -> TrackedRun:
-    """Adopt the empty run that ``MLFLOW_RUN_ID`` names for a new training.
+    """Adopt the empty run of ``MLFLOW_RUN_ID`` for a new training.
 
     Args:
         server: tracking server that has the run.
@@ -113,9 +113,9 @@ def adoptable(server: TrackingClient, launcher: Launcher) -> Any:
 
 
 def nestable(server: TrackingClient, launcher: Launcher | None, run_id: str) -> Launcher | None:
-    """Return the launcher if its run can be nested under a resumed run, else ``None``.
+    """Return the launcher if its run can be nested.
 
-    Its run must be empty and created by ``mlflow run``. Any other run is not changed.
+    Its run must be empty and created by ``mlflow run``. Any other run is not changed, and ``None`` is returned.
     """
     if launcher is None or launcher.run_id == run_id:
         return launcher
@@ -132,7 +132,7 @@ def nestable(server: TrackingClient, launcher: Launcher | None, run_id: str) -> 
 
 
 def _recorded_in(server: TrackingClient, run: Any) -> str | None:
-    """Describe what a run holds besides foreign parameters and tags, or return ``None``."""
+    """Describe a run's content. ``None`` if it has only foreign parameters and tags."""
     tags, project = run.data.tags, run.data.tags.get(PROJECT_TAG)
     if project:
         return f"a training of the project {project!r}"

@@ -56,7 +56,7 @@ def checkpoints_in(place: Path) -> CheckpointReader:
 
 
 def checkpoints_of(server: TrackingClient, run: Any) -> CheckpointReader:
-    """Open the checkpoints of a run, as MLflow describes it, for reading."""
+    """Open the checkpoints of a run (MLflow's description) for reading."""
     artifacts = artifacts_of(server, run)
     metric, mode = meaning_of_best(run)
     pins = {identity: why for name, why in pins_of(run).items() if (identity := CheckpointId.parse(name))}

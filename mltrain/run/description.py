@@ -1,4 +1,4 @@
-"""The description of a run, for its page in the MLflow UI."""
+"""The description of a run for the MLflow UI."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ WITH_REPORT = " --to evaluation"
 
 
 def evaluation_options(task: "Task") -> str | None:
-    """Return the options for evaluating a task, or ``None`` if it has no evaluation."""
+    """Return a task's options of ``mltrain evaluate``. ``None`` without an evaluation."""
     return WITH_REPORT if task.report is not None else "" if task.evaluate is not None else None
 
 
@@ -47,5 +47,5 @@ def _changes(changed: Mapping[str, Iterable[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text without characters that Markdown, HTML or a terminal interprets."""
+    """Return text without characters of Markdown, HTML or terminals."""
     return re.sub(r"[<>`*\[\]\x00-\x1f\x7f-\x9f]", "", str(text))[:300]

@@ -106,7 +106,7 @@ class Ending:
         self._release()
 
     def close(self, status: Status, why: str, grace: float, *, interrupted: Callable[[], bool] = lambda: False) -> bool:
-        """Deliver the backlog within ``grace`` seconds, set the status, release the run.
+        """Deliver the backlog, set the status, release the run.
 
         Args:
             status: of the run.
@@ -156,7 +156,7 @@ class Ending:
                 self._server.once.delete_run(self._run.id)
 
     def _stop_recording(self, deadline: float) -> None:
-        """Finish pictures and system metrics, and let only this thread set the status."""
+        """Finish pictures and system metrics; stop correcting the status."""
         self._outbox.stop_recording(deadline)
         self._hold.lease.end(max(0.0, deadline - time.monotonic()))
 
@@ -190,7 +190,7 @@ class Ending:
         self._hold.release()
 
     def _set_status(self, status: Status, seconds: float) -> bool:
-        """Set the status, with a timeout also for a server that never responds."""
+        """Set the status, with a timeout for a silent server."""
         done: list[bool] = []
 
         def set_status() -> None:

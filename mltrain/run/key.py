@@ -104,7 +104,7 @@ def confirm(server: TrackingClient, run_id: str, key: str) -> None:
 
 
 def release(server: TrackingClient, run_id: str) -> None:
-    """Remove the key's tag from a run that stays although another run has the key."""
+    """Remove the key's tag. The run stays, although another one has the key."""
     with suppress(MltrainError):
         server.once.delete_tag(run_id, RUN_KEY_TAG)
 

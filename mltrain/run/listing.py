@@ -1,4 +1,4 @@
-"""Lists runs with their actual state, which may differ from the recorded status."""
+"""Lists runs with their actual state. The recorded status may differ."""
 
 import logging
 import math
@@ -102,7 +102,7 @@ def listed(server: TrackingClient, experiment: str | None, selection: Selection)
 
 
 def _measured_row(server: TrackingClient, run: Any) -> dict[str, Any]:
-    """Return a run's row with the metrics of its best checkpoint."""
+    """Return a run's row with its best checkpoint's metrics."""
     metric, mode = meaning_of_best(run)
     metrics: dict[str, float] = {}
     try:
@@ -182,7 +182,7 @@ def _trainings(found: Iterable[Any]) -> Iterator[Any]:
 
 
 def row(server: TrackingClient, run: Any) -> dict[str, Any]:
-    """Return the columns of a run in a list of runs."""
+    """Return a run's columns in a list of runs."""
     tags, metrics = run.data.tags, run.data.metrics
     return {
         "run_id": run.info.run_id,

@@ -98,7 +98,7 @@ def is_run_id(word: str) -> bool:
 
 
 def full_id(server: TrackingClient, word: str) -> str:
-    """Return MLflow's id of a run, from an id or a prefix.
+    """Return MLflow's id for an id or a prefix.
 
     Args:
         server: that has the run.
@@ -160,7 +160,7 @@ def _on_server(server: TrackingClient, digits: str) -> Iterator[tuple[str, str]]
 
 
 def _on_this_host(server: TrackingClient, digits: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the provisional ids of this host that begin with these digits, each with MLflow's id."""
+    """Yield this host's provisional ids with this prefix, with MLflow's."""
     for root, address in stores(server):
         for home in root.glob(f"{digits}*") if may_be(server, address) else ():
             spec = recorded_spec(home) if RUN_ID.fullmatch(home.name) else None

@@ -110,7 +110,7 @@ def create(
 
 
 def resumable(server: TrackingClient, run_id: str, *, take_over: bool) -> Any:
-    """Check that a run can be resumed, without waiting or changing anything, and return it.
+    """Return a run that can be resumed. Nothing is awaited or changed.
 
     Raises:
         RunNotFound: there is no such run.
@@ -149,7 +149,7 @@ def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: La
 def _continued(
     server: TrackingClient, run: Any, artifacts: Artifacts, take_over: bool, launcher: Launcher | None, owned: bool
 ) -> TrackedRun:
-    """Claim the next attempt of a run that was just read."""
+    """Claim the next attempt of a run just read."""
     run_id = run.info.run_id
     if not take_over:
         await_lease(server, run)
@@ -234,7 +234,7 @@ def open_run(run_id: str | None = None) -> TrackedRun:
 
 
 def _restore_status(server: TrackingClient, run: Any) -> None:
-    """Restore the status of a run from before this process claimed it, or set KILLED."""
+    """Restore a run's status from before the claim. KILLED if it had not ended."""
     status = final_status(run) or "KILLED"
     server.once.set_tag(run.info.run_id, STATUS_TAG, run.data.tags.get(STATUS_TAG, OUTCOME_OF[status]))
     server.once.set_terminated(run.info.run_id, status, run.info.end_time)

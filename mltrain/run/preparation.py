@@ -22,7 +22,7 @@ _SERVER_SECONDS, _DATABASE_SECONDS, _NEW_DATABASE_SECONDS = 5.0, 9.0, 60.0
 
 
 def created_as(server: TrackingClient, run_id: str) -> str:
-    """Return MLflow's id of a run, also for its provisional id.
+    """Return MLflow's id for a run's own or provisional id.
 
     Raises:
         RunNotFound: the run began on this machine and has not been created yet.
@@ -39,7 +39,7 @@ def created_as(server: TrackingClient, run_id: str) -> str:
 
 
 def final_status(run: Any) -> Any:
-    """Return the status of a run that has ended, ``None`` of any other."""
+    """Return an ended run's status. ``None`` of any other run."""
     return run.info.status if run.info.status in OUTCOME_OF else None
 
 
@@ -57,7 +57,7 @@ def writable_artifacts_of(server: TrackingClient, run: Any) -> Artifacts:
 
 
 def user() -> str:
-    """Return the user's name, or the host's if it is unknown."""
+    """Return the user's name; the host's if unknown."""
     import getpass
 
     try:
@@ -85,9 +85,9 @@ def warn_of_newer_on_another_host(run: Any) -> None:
 
 
 def creation_seconds(server: TrackingClient) -> float:
-    """Return the seconds that a training waits for its run before it begins without one.
+    """Return the seconds that a training waits for its run.
 
-    It waits longer for a new database, because MLflow takes many seconds to create its tables.
+    Then it begins without one. It waits longer for a new database, because MLflow takes many seconds to create its tables.
     """
     if server.is_server:
         return _SERVER_SECONDS

@@ -63,7 +63,7 @@ class Record:
                 self._outbox.journal.log_item("param", key, redacted(value)[:LONGEST_PARAMETER])
 
     def attempt(self) -> None:
-        """Write the list of attempts, and the changes of the current one."""
+        """Write all attempts, and the current one's changes."""
         self.write_json(ATTEMPTS_FILE, self._attempts())
         attempt = self._hold.attempt
         if attempt.changed:
@@ -97,7 +97,7 @@ class Record:
             self._outbox.journal.log_item("inputs", "datasets", json.dumps(inputs))
 
     def write_json(self, name: str, content: Any) -> None:
-        """Upload a small JSON file now, or once the artifact store can be reached.
+        """Upload a small JSON file now, or after an outage.
 
         Raises:
             StorageError: the artifact store refuses permanently, or this disk fails.
@@ -130,7 +130,7 @@ class Record:
 
 
 def _digest(sample: Path | str) -> str:
-    """Return the digest of sample data, of its files or its description."""
+    """Return the digest of sample files or of their description."""
     if isinstance(sample, Path):
         return fingerprint.data({"": sample})[""]
     return hashlib.sha256(sample.encode()).hexdigest()

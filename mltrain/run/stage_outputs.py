@@ -75,7 +75,7 @@ def trained(manifest: Manifest) -> Output:
 
 
 def made(run_id: str, artifacts: Artifacts) -> Output:
-    """Return the newest complete output of a run that makes files.
+    """Return the newest complete output of a run.
 
     Raises:
         NoCheckpoint: no attempt has a complete output.
@@ -176,7 +176,7 @@ def fetched(server: TrackingClient, output: Output) -> Path:
 
 
 def inputs_of(run: Any) -> dict[str, dict[str, str]]:
-    """Return the inputs recorded in the tag of a stage's run.
+    """Return the inputs recorded in a stage run's tag.
 
     Each key has ``run``, ``name`` and ``digest`` of an output.
     """
@@ -189,7 +189,7 @@ def inputs_of(run: Any) -> dict[str, dict[str, str]]:
 
 
 def fetched_inputs(server: TrackingClient, run: Any, given: Collection[str] = ()) -> dict[str, str]:
-    """Return a local folder with each input of a stage's run, verified.
+    """Return a folder with each verified input of a stage.
 
     Args:
         server: tracking server that has the runs.

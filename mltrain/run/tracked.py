@@ -35,7 +35,9 @@ from mltrain.tracking.tags import (
 
 
 class TrackedRun:
-    """A run that this process writes to, opened by a function of :mod:`mltrain.run.opening`.
+    """A run that this process writes to.
+
+    Functions of :mod:`mltrain.run.opening` open it.
 
     Checkpoint managers and trainers call the methods of the outbox, the record and the ending on it, under the same names.
 
@@ -90,7 +92,7 @@ class TrackedRun:
 
     @property
     def known(self) -> bool:
-        """Whether the run exists in the tracking store, as far as this process knows."""
+        """Whether this process knows that the run is created."""
         return self.identity.known
 
     @property

@@ -82,7 +82,7 @@ class UntrackedRun:
             ) from error
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
-        """Begin the next attempt, after this process rolled back to a checkpoint."""
+        """Begin the next attempt after a rollback."""
         self._ordinal = self.ordinal + 1
 
     def holds(self, *, certainly: bool = False) -> bool:
