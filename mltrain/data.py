@@ -104,8 +104,8 @@ class ResumableLoader:
                 f"A {type(dataset).__name__} has no position by number. Expected a dataset with a length and items by index. "
                 "Try: StreamLoader for an iterable dataset that has state_dict() and load_state_dict()."
             )
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size} is invalid. Expected at least 1.")
+        if isinstance(batch_size, float) or batch_size < 1:
+            raise UsageError(f"batch_size={batch_size} is invalid. Expected a whole number of at least 1.")
         self.dataset = dataset
         self.batch_size = batch_size
         if weights is not None and not shuffle:

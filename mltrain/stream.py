@@ -46,8 +46,8 @@ class StreamLoader:
                 f"A {type(dataset).__name__} cannot report its position. Expected an iterable with state_dict() and "
                 "load_state_dict(). Try: add both, or use ResumableLoader for a dataset with a length and items by index."
             )
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size} is invalid. Expected at least 1.")
+        if isinstance(batch_size, float) or batch_size < 1:
+            raise UsageError(f"batch_size={batch_size} is invalid. Expected a whole number of at least 1.")
         self.dataset: Any = dataset
         self.batch_size = batch_size
         self.drop_last = drop_last

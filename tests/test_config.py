@@ -40,7 +40,9 @@ def test_a_place_is_remembered_from_the_root_so_that_it_is_found_from_anywhere(
     config = Example.load(overrides={"image_path": "images/train"})
     assert config.image_path == tmp_path / "images" / "train"
     assert config.places() == {"image_path": tmp_path / "images" / "train"}
-    assert Example.load(overrides={"image_path": "~/images"}).image_path == Path.home() / "images"
+    for place in ("~/images", Path("~/images")):
+        assert Example.load(overrides={"image_path": place}).image_path == Path.home() / "images"
+    assert Example.load(overrides={"image_path": Path("images")}).image_path == Path.cwd() / "images"
     assert Example.load(overrides={"image_path": "none"}).places() == {}
 
 

@@ -17,6 +17,7 @@ from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.verified_files import Arrived
+from mltrain.device import usable
 from mltrain.errors import MltrainError, NoCheckpoint, RunNotFound, StorageError, UsageError, nearest
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.artifacts import sha256_of
@@ -60,7 +61,7 @@ class Choice:
 def pull(
     run_id: str | None = None,
     *,
-    to: Path,
+    to: str | Path,
     experiment: str | None = None,
     metric: str | None = None,
     mode: Mode | None = None,
@@ -85,7 +86,7 @@ def pull(
         StorageError: the folder cannot be written.
         UsageError: the folder has files of the same names that no pull wrote.
     """
-    return download(choose(run_id, experiment, metric, mode, checkpoint), to, received)
+    return download(choose(run_id, experiment, metric, mode, checkpoint), Path(to).expanduser(), received)
 
 
 def choose(
@@ -212,7 +213,9 @@ def load_best(
 
     Raises:
         NoCheckpoint: the run has no intact best checkpoint.
+        UsageError: the device is not usable here.
     """
+    target = usable(device)
     _, checkpoints = _chosen(run_id, experiment, metric, mode)
     store, candidates = checkpoints.store, checkpoints.matching("best")
     if not candidates:
@@ -221,7 +224,7 @@ def load_best(
     def read(manifest: Manifest) -> dict[str, bytearray]:
         return store.fetch(manifest, only=lambda name: name.startswith("model") or name == STATE_TREE)
 
-    return decode_weights(first_usable(store, candidates, read)[1], torch.device(device))
+    return decode_weights(first_usable(store, candidates, read)[1], target)
 
 
 def _chosen(

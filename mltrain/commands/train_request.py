@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.checkpoint import checkpoint_file
+from mltrain.checkpoint.retention import is_policy
+from mltrain.checkpoint.settings import refuse_unless
 from mltrain.config import Config
 from mltrain.configuration.aliases import RESUME_KEY, SECTIONS, own_key
 from mltrain.errors import UsageError, nearest
@@ -80,12 +82,17 @@ def request_of(project: str | Path | Project | None, words: Mapping[str, Any]) -
     """Return the arguments of :func:`mltrain.train` as a request.
 
     Raises:
-        UsageError: an argument is neither an option nor a key of the project's configuration, or there is no such project.
+        UsageError: an argument is neither an option nor a key of the project's configuration, there is no such project, or
+            ``config`` names no files.
     """
     found = find(str(project)) if isinstance(project, (str, Path)) else project
+    refuse_unless(
+        found is None or isinstance(found, Project), "project", found, "a name, a file, a folder or a Project"
+    )
     keys = (found.config if found is not None else Config).model_fields
     options = {word: value for word, value in words.items() if word in OPTIONS and word not in keys}
-    overrides = {word: value for word, value in words.items() if word not in options}
+    given = {word: value for word, value in words.items() if word not in options}
+    overrides = {word: str(value) if is_policy(value) else value for word, value in given.items()}
     if found is not None:
         known = [*OPTIONS, *keys]
         for word in overrides:
@@ -97,6 +104,8 @@ def request_of(project: str | Path | Project | None, words: Mapping[str, Any]) -
         overrides["run_name"] = options.pop("name")
     config = options.pop("config", ())
     files = (config,) if isinstance(config, (str, Path)) else config
+    of_files = isinstance(files, (list, tuple)) and all(isinstance(file, (str, Path)) for file in files)
+    refuse_unless(of_files, "config", config, "a file, or several; keys are arguments, as in train(project, epochs=3)")
     return Request(project=found, files=tuple(map(Path, files)), overrides=overrides, **options)
 
 

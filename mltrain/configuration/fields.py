@@ -5,7 +5,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -97,6 +97,8 @@ def typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, s
 
 
 def _parsed(field: FieldInfo, value: Any, key: str, source: str) -> Any:
+    if isinstance(value, PurePath):
+        value = str(value)
     if not isinstance(value, str):
         return value
     if is_place(field.annotation) and value not in NOT_GIVEN:

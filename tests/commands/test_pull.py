@@ -15,7 +15,7 @@ from mltrain.checkpoint import codec, publishing
 from mltrain.cli.prune import prune
 from mltrain.commands.compare import compared
 from mltrain.commands.prune import Rules, plan_experiment
-from mltrain.commands.pull import best_run, pull, refuse_folder
+from mltrain.commands.pull import best_run, load_best, pull, refuse_folder
 from mltrain.errors import NoCheckpoint, StorageError, UsageError
 from mltrain.store.removal import mark_in_use
 from mltrain.tracking.client import TrackingClient
@@ -228,6 +228,15 @@ def test_a_file_that_an_interrupted_pull_has_not_written_is_refused(
     (to / "model.safetensors").write_bytes(b"of somebody else")
     with pytest.raises(UsageError, match=r"no manifest of an earlier pull: model\.safetensors"):
         pull(run_id, to=to)
+
+
+def test_the_folder_of_a_pull_may_be_text_and_a_device_that_is_not_here_is_refused(
+    server: TrackingClient, tmp_path: Path
+) -> None:
+    run_id = trained(0.5)
+    assert pull(run_id, to=str(tmp_path / "model")).folder == tmp_path / "model"
+    with pytest.raises(UsageError, match="device='nowhere' is not usable here"):
+        load_best(run_id, device="nowhere")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="this system has no /proc")

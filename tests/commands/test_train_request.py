@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import mltrain
+from mltrain import Best, Latest
 from mltrain.commands.train_request import request_of
 from mltrain.errors import UsageError
 from mltrain.project import find
@@ -29,6 +30,19 @@ def test_a_project_itself_and_several_files_are_taken_as_they_are() -> None:
     request = request_of(project, {"config": ["a.yaml", Path("b.yaml")]})
     assert request.project is project
     assert request.files == (Path("a.yaml"), Path("b.yaml"))
+
+
+def test_a_policy_may_be_an_object() -> None:
+    assert request_of(None, {"retention": Latest(2) | Best(1)}).overrides == {"retention": "Latest(2) | Best(1)"}
+
+
+@pytest.mark.parametrize(
+    ("project", "words", "name"),
+    [(pytest, {}, "project"), (None, {"config": {"epochs": 1}}, "config"), (None, {"config": 3}, "config")],
+)
+def test_what_is_no_project_and_no_file_is_refused(project: Any, words: dict[str, Any], name: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name}=.* is invalid. Expected"):
+        request_of(project, words)
 
 
 def test_a_resume_needs_no_project() -> None:
