@@ -77,13 +77,13 @@ def position(schedule: Any) -> int:
 
 
 def kind_of(schedule: Any) -> str:
-    """Return the class of a schedule, with those of its members."""
+    """Return the classes of a schedule and its members."""
     members = ", ".join(map(kind_of, getattr(schedule, "_schedulers", ())))
     return type(schedule).__name__ + (f"({members})" if members else "")
 
 
 def steps_in(state: Any) -> int | None:
-    """Return the steps that a schedule's state counts, if it counts any."""
+    """Return the steps that a schedule's state counts, if any."""
     own = state.get("last_epoch")
     found = [own] if own is not None else [steps_in(inner) for inner in state.get("_schedulers", ())]
     return max((int(steps) for steps in found if steps is not None), default=None)

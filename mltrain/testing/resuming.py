@@ -50,7 +50,7 @@ def assert_resumes_exactly(
 
 
 class _DrawingTracker(MemoryTracker):
-    """Draws from every global generator at each step, to reveal others."""
+    """Draws from every global generator, to reveal other draws."""
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, compared: bool = True) -> None:
         super().log_metrics(values, step, compared=compared)
