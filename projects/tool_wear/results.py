@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_recall_fscore_support
+from sklearn import metrics
 from torch import Tensor
 
 from projects.tool_wear.windows import UNLABELLED, Windows
@@ -38,7 +38,7 @@ class Results:
     @property
     def accuracy(self) -> float:
         """Share of the windows that are classified correctly."""
-        return float(accuracy_score(self.windows.labels, self.predicted))
+        return float(metrics.accuracy_score(self.windows.labels, self.predicted))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -54,19 +54,18 @@ class Results:
         Balanced accuracy is the mean recall of the true classes. F1 ignores classes that are neither true nor predicted. Log
         loss is the mean negative log-likelihood.
         """
-        truth, rows = self.windows.labels, self.confusion
-        present = rows.sum(axis=1) > 0
-        recalls = rows.diagonal()[present] / rows.sum(axis=1)[present]
+        truth, predicted = self.windows.labels, self.predicted
+        recall = metrics.recall_score(truth, predicted, labels=np.unique(truth), average="macro")
         return {
             "accuracy": self.accuracy,
-            "balanced_accuracy": float(recalls.mean()),
-            "f1": float(f1_score(truth, self.predicted, average="macro")),
-            "log_loss": float(log_loss(truth, self.probabilities, labels=self._classes)),
+            "balanced_accuracy": float(recall),
+            "f1": float(metrics.f1_score(truth, predicted, average="macro")),
+            "log_loss": float(metrics.log_loss(truth, self.probabilities, labels=self._classes)),
         }
 
     def per_class(self) -> pd.DataFrame:
         """Return each class's precision, recall, F1 and number of windows; undefined values are 0."""
-        precision, recall, f1, support = precision_recall_fscore_support(
+        precision, recall, f1, support = metrics.precision_recall_fscore_support(
             self.windows.labels, self.predicted, labels=self._classes, zero_division=0.0
         )
         return pd.DataFrame(
