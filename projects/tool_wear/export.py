@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import skops.io
 
 import mltrain
@@ -19,8 +20,6 @@ from mltrain.commands.pull import pull
 from mltrain.errors import DataError, MltrainError, UsageError, nearest
 from mltrain.store.durable import replace_file
 from projects.tool_wear.estimates import Estimates
-from projects.tool_wear.held_out import better
-from projects.tool_wear.held_out_wear import lowest
 from projects.tool_wear.model import WearLSTM, logits_of
 from projects.tool_wear.project import Config, baselines_of, split_of, wear_baselines_of
 from projects.tool_wear.regressor import WearRegressor
@@ -59,15 +58,16 @@ def export(run_id: str, folder: Path, method: str | None = None) -> str:
     config = Config.load(base=json.loads((folder / "params.json").read_text(encoding="utf-8")))
     split = split_of(config)
     baselines = wear_baselines_of(config, split) if config.target == "wear" else baselines_of(config, split)
-    if method is None:
+    if method is None:  # of equals the first is chosen: the network
         weights = mltrain.load_best(pulled.run_id)
         if isinstance(baselines, WearBaselines):
-            found = {name: baselines.estimates(name, split.val) for name in baselines.names}
-            found[NETWORK] = Estimates.of(WearRegressor.of(weights), split.val)
-            method = lowest({name: estimates.scores()["mae_um"] for name, estimates in found.items()})
+            found = {NETWORK: Estimates.of(WearRegressor.of(weights), split.val)}
+            found |= {name: baselines.estimates(name, split.val) for name in baselines.names}
+            errors = pd.Series({name: estimates.scores()["mae_um"] for name, estimates in found.items()})
+            method = str(errors.idxmin())
         else:
             reached = Results.of(split.val, logits_of(WearLSTM.of(weights), split.val.signals)).accuracy
-            method = better({NETWORK: reached, **baselines.accuracy(split.val)})
+            method = str(pd.Series({NETWORK: reached, **baselines.accuracy(split.val)}).idxmax())
     known = (NETWORK, *baselines.names)
     if method not in known:
         raise UsageError(f"There is no method {method!r}.{nearest(method, known)} Methods: {', '.join(known)}.")

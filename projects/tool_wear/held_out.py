@@ -1,7 +1,6 @@
 """Evaluation of a classifier on validation and test tools: scores, pictures and report."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -97,17 +96,11 @@ def write_comparison(compared: dict[str, dict[str, float]], folder: Path) -> Non
     """Write ``comparison.csv`` with a row of accuracies per method; log the best on the validation tools."""
     table = pd.DataFrame(compared).rename_axis("method")
     table.to_csv(folder / "comparison.csv", float_format="%.4f")
-    best = better(compared["val"])
     logger.info(
         "Best on the validation tools: %s.\n%s\nExport it: python -m projects.tool_wear.export RUN_ID FOLDER",
-        best,
+        table["val"].idxmax(),
         table.to_string(float_format="%.3f"),
     )
-
-
-def better(accuracy: Mapping[str, float]) -> str:
-    """Return the method with the highest accuracy; of several, the network if it is among them."""
-    return max(sorted(accuracy, key=lambda name: name != NETWORK), key=lambda name: accuracy[name])
 
 
 def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:

@@ -1,10 +1,8 @@
 """Evaluation of a regression on validation and test tools: errors, intervals, pictures and report."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -76,11 +74,10 @@ class HeldOutWear:
                 scores |= {f"{name}/{method_key(score, method)}": value for score, value in found.items()}
         table = pd.DataFrame(rows, columns=["set", "method", "mae_um", "rmse_um", "coverage", "width_um"])
         table.to_csv(folder / "comparison.csv", index=False, float_format="%.4g")
-        on_val = table[table["set"] == "val"].set_index("method")["mae_um"]
         logger.info(
             "Smallest mean error on the validation tools: %s. Intervals are meant to cover %g %% of the windows.\n%s\n"
             "Export it: python -m projects.tool_wear.export RUN_ID FOLDER",
-            lowest({str(method): float(mae) for method, mae in on_val.items()}),
+            table[table["set"] == "val"].set_index("method")["mae_um"].idxmin(),
             100.0 * self._coverage,
             table.to_string(index=False, float_format="%.3g", na_rep=""),
         )
@@ -115,10 +112,3 @@ class HeldOutWear:
             figure.savefig(folder / f"{stem}.png", dpi=120)
         logger.info("%s", line)
         return compared
-
-
-def lowest(errors: Mapping[str, float]) -> str:
-    """Return the method with the smallest error; of several, the network if it is among them."""
-    return min(
-        sorted(errors, key=lambda name: name != NETWORK), key=lambda name: np.nan_to_num(errors[name], nan=np.inf)
-    )

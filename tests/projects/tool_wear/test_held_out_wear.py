@@ -14,7 +14,6 @@ import mltrain
 from mltrain.errors import ConfigError, DataError
 from mltrain.rng import seed_everything
 from projects.tool_wear import npz
-from projects.tool_wear.held_out_wear import lowest
 from projects.tool_wear.project import Config, build, split_of
 from projects.tool_wear.windows import Windows
 
@@ -113,8 +112,3 @@ def test_too_few_windows_to_calibrate_are_refused(tmp_path: Path, small: Windows
 def test_values_without_meaning_are_refused(key: str, text: str) -> None:
     with pytest.raises(ConfigError, match=key):
         Config.load(overrides={key: text})
-
-
-def test_the_smallest_error_wins_and_the_network_where_it_is_among_several() -> None:
-    assert lowest({"LSTM": 5.0, "ridge": 4.0, "mean": 20.0}) == "ridge"
-    assert lowest({"mean": 5.0, "LSTM": 5.0}) == "LSTM"
