@@ -3,10 +3,12 @@
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from mltrain.errors import DataError
-from projects.tool_wear.windows import Signals, Split, Windows, padded, refuse
+from projects.tool_wear.windows import Signals, Split, Windows, refuse
 
 Examples = tuple[ArrayLike, ArrayLike]
 """Signals (N, T, C) and N classes: integers or names."""
@@ -104,4 +106,5 @@ def _padded(windows: list[NDArray[Any]], name: str) -> Signals:
     for number, window in enumerate(windows):
         if not np.issubdtype(window.dtype, np.number) or not np.isfinite(window).all():
             raise DataError(f"{name} holds NaN, infinity or no numbers in window {number}.")
-    return padded(windows)
+    tensors = [torch.from_numpy(window.astype(np.float32)) for window in windows]
+    return np.asarray(pad_sequence(tensors, batch_first=True, padding_value=np.nan))

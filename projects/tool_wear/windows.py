@@ -217,15 +217,6 @@ def _by_numbers(name: str) -> list[tuple[int, str]]:
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
 
 
-def padded(windows: Sequence[NDArray[np.floating]]) -> Signals:
-    """Return windows of shapes (T_i, C) as one array (N, T, C), float32: T is the longest, steps of NaN fill the others."""
-    longest = max(len(window) for window in windows)
-    signals = np.full((len(windows), longest, windows[0].shape[1]), np.nan, dtype=np.float32)
-    for row, window in zip(signals, windows, strict=True):
-        row[: len(window)] = window
-    return signals
-
-
 def refuse(what: str, problems: Sequence[str]) -> NoReturn:
     """Raise one error with all problems of some data.
 

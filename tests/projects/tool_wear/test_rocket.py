@@ -6,9 +6,8 @@ from sklearn.model_selection import train_test_split
 
 from projects.tool_wear import ToolWearClassifier
 from projects.tool_wear.baselines import Baselines
-from projects.tool_wear.examples import split_of
+from projects.tool_wear.examples import signals_of, split_of
 from projects.tool_wear.rocket import RocketFeatures
-from projects.tool_wear.windows import padded
 
 
 @pytest.mark.slow
@@ -27,7 +26,7 @@ def test_kernels_see_each_channel_and_ridge_tells_apart_what_a_summary_cannot(rn
     np.testing.assert_array_equal(
         RocketFeatures(10, 3).fit(train.signals).transform(test.signals), features.transform(test.signals)
     )
-    short = padded([*train.signals[:2], train.signals[2, :6]])
+    short = signals_of([*train.signals[:2], train.signals[2, :6]], "X")
     assert np.isfinite(features.transform(short)).all()
     assert np.isfinite(RocketFeatures(4).fit(train.signals[:, :1]).transform(train.signals[:, :1])).all()
 
