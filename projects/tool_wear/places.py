@@ -96,7 +96,11 @@ class File:
     @contextmanager
     def opened(self) -> Iterator[Opened]:
         """Open the file for a training; every save replaces it atomically."""
-        yield Opened(_InFile(self.path), NullTracker(), self.read)
+        yield Opened(self, NullTracker(), self.read)
+
+    def save(self, state: Mapping[str, Any], **facts: Any) -> None:
+        """Replace the file."""
+        checkpoint_file.write(self.path, state)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -139,12 +143,3 @@ class Run:
 
     def __str__(self) -> str:
         return self.id
-
-
-class _InFile:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def save(self, state: Mapping[str, Any], **facts: Any) -> None:
-        """Replace the file."""
-        checkpoint_file.write(self._path, state)
