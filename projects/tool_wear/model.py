@@ -74,7 +74,8 @@ class WearLSTM(nn.Module):
         try:
             mean, std, head = weights["scaler.mean"], weights["scaler.std"], weights["head.1.weight"]
             hidden = weights["lstm.weight_hh_l0"].shape[1]
-            parts = [weights[f"kernels.{name}"] for name in ("weight", "bias", "mean", "std") if _has_kernels(weights)]
+            drawn = any(name.startswith("kernels.") for name in weights)
+            parts = [weights[f"kernels.{name}"] for name in ("weight", "bias", "mean", "std") if drawn]
         except KeyError as error:
             raise StateMismatch("the tool wear network", missing=[str(error.args[0])]) from None
         layers = sum(name.startswith("lstm.weight_hh_l") for name in weights)
@@ -100,10 +101,6 @@ class WearLSTM(nn.Module):
             features.append(self.kernels(scaled, inside))
         logits: Tensor = self.head(torch.cat(features, dim=1))
         return logits
-
-
-def _has_kernels(weights: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith("kernels.") for name in weights)
 
 
 def class_weights(labels: NDArray[np.int64], classes: int) -> Tensor:
