@@ -23,7 +23,7 @@ from projects.tool_wear.baselines import Baselines
 from projects.tool_wear.examples import Examples, signals_of, split_of
 from projects.tool_wear.held_out import HeldOut
 from projects.tool_wear.keeper import OWN, Keeper, Position, before, own_part
-from projects.tool_wear.learner import Learner, Recipe, brief, optimizer_with, threads
+from projects.tool_wear.learner import Learner, Recipe, brief, threads
 from projects.tool_wear.model import WearLSTM, logits_of
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,9 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             NotFittedError: nothing was trained or loaded.
         """
         check_is_fitted(self, "model_")
-        return optimizer_with(self.model_, self._state["optimizer"], lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.model_.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        optimizer.load_state_dict(self._state["optimizer"])
+        return optimizer
 
     def save_checkpoint(
         self,
@@ -265,13 +267,11 @@ class ToolWearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         """
         where = places.place(file_path)
         state = where.read()
-        if OWN not in state and isinstance(where, places.Run):
-            best = mltrain.load_best(where.id)
-            classes = np.arange(WearLSTM.of(best).classes)
+        whole = state.keys() >= {"model", "progress", "stopping", "history"}
+        if OWN not in state and (whole or isinstance(where, places.Run)):
+            best = mltrain.load_best(where.id) if isinstance(where, places.Run) else {}
+            classes = np.arange(WearLSTM.of(best or state["model"]).classes)
             state[OWN] = {"best": best, "classes": classes, "parameters": {}, "validated": True}
-        elif OWN not in state and state.keys() >= {"model", "progress", "stopping", "history"}:
-            classes = np.arange(WearLSTM.of(state["model"]).classes)
-            state[OWN] = {"best": {}, "classes": classes, "parameters": {}, "validated": True}
         own_part(state, where)
         self._take(state)
         stopping = state["stopping"]

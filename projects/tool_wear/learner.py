@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -142,15 +142,6 @@ def loader_on(
     """Return the batches of windows and their targets (N,)."""
     batch_size, passes = epoch_plan(len(train), recipe.batch_size, recipe.epoch_steps)
     return mltrain.ResumableLoader(TrainingWindows(train, targets, recipe.gain_jitter, passes), batch_size)
-
-
-def optimizer_with(
-    model: WearLSTM, state: Mapping[str, Any], *, lr: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """Return an optimizer of a network's parameters with this state."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    optimizer.load_state_dict(dict(state))
-    return optimizer
 
 
 def epoch_plan(windows: int, batch_size: int, least_steps: int) -> tuple[int, int]:
