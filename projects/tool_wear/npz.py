@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from projects.tool_wear import wear_table
@@ -269,8 +270,4 @@ def _names(arrays: Arrays, key: str, default: list[str]) -> tuple[str, ...]:
 
 def _positions(groups: NDArray[Any]) -> NDArray[np.int64]:
     """Return each window's position within its tool, from 1; it replaces missing cuts."""
-    positions = np.zeros(len(groups), dtype=np.int64)
-    for group in np.unique(groups):
-        of_group = groups == group
-        positions[of_group] = np.arange(1, of_group.sum() + 1)
-    return positions
+    return np.asarray(pd.Series(groups).groupby(groups).cumcount() + 1)
