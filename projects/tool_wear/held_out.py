@@ -62,8 +62,13 @@ class HeldOut:
                 scores |= _named(
                     name, {method_key("accuracy", other): value for other, value in compared[name].items()}
                 )
-        if compared:
-            write_comparison(compared, folder)
+        table = pd.DataFrame(compared).rename_axis("method")
+        table.to_csv(folder / "comparison.csv", float_format="%.4f")
+        logger.info(
+            "Best on the validation tools: %s.\n%s\nExport it: python -m projects.tool_wear.export RUN_ID FOLDER",
+            table["val"].idxmax(),
+            table.to_string(float_format="%.3f"),
+        )
         if not len(self._split.test):
             logger.warning("No test tools: the best epoch was chosen on the tools that these scores are from.")
         return scores
@@ -90,17 +95,6 @@ class HeldOut:
             figure.savefig(folder / f"{stem}.png", dpi=120)
         logger.info("%s\n%s", line, results.per_class().to_string(index=False, float_format="%.3f"))
         return {NETWORK: results.accuracy, **baselines}
-
-
-def write_comparison(compared: dict[str, dict[str, float]], folder: Path) -> None:
-    """Write ``comparison.csv`` with a row of accuracies per method; log the best on the validation tools."""
-    table = pd.DataFrame(compared).rename_axis("method")
-    table.to_csv(folder / "comparison.csv", float_format="%.4f")
-    logger.info(
-        "Best on the validation tools: %s.\n%s\nExport it: python -m projects.tool_wear.export RUN_ID FOLDER",
-        table["val"].idxmax(),
-        table.to_string(float_format="%.3f"),
-    )
 
 
 def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
