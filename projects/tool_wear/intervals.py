@@ -19,8 +19,7 @@ Array = NDArray[np.float64]
 
 def least_windows(coverage: float) -> int:
     """Return the least number of validation windows for this coverage; with fewer the interval would be infinite."""
-    windows = math.ceil(coverage / (1.0 - coverage) - 1e-9)
-    return max(windows, 1)
+    return math.ceil(coverage / (1.0 - coverage) - 1e-9)
 
 
 def margin(scores: Array, coverage: float) -> float:
@@ -38,7 +37,7 @@ def margin(scores: Array, coverage: float) -> float:
         raise ValueError(
             f"{len(scores)} scores for a coverage of {coverage:g}. Expected at least {least_windows(coverage)}"
         )
-    return float(np.sort(scores)[max(place, 1) - 1])
+    return float(np.sort(scores)[place - 1])
 
 
 def outside(wear: Array, lower: Array, upper: Array) -> Array:
