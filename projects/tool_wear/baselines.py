@@ -34,34 +34,30 @@ class Baselines:
     """
 
     def __init__(self, train: Windows, seed: int = 0, kernels: int = 2000) -> None:
-        self.names = (*QUICK, "ROCKET") if kernels else QUICK
+        features = FunctionTransformer(summary)
+        forest = RandomForestClassifier(n_estimators=200, random_state=seed, n_jobs=1)
+        self._new = {
+            "majority": make_pipeline(features, DummyClassifier(strategy="most_frequent")),
+            "logistic regression": make_pipeline(features, StandardScaler(), LogisticRegression(max_iter=2000)),
+            "random forest": make_pipeline(features, forest),
+        }
+        if kernels:
+            ridge = RidgeClassifierCV(alphas=np.logspace(-3, 3, 10))
+            self._new["ROCKET"] = make_pipeline(RocketFeatures(kernels, seed), StandardScaler(), ridge)
+        self.names = tuple(self._new)
         self._train = train
-        self._seed = seed
-        self._kernels = kernels
         self._fitted: dict[str, Any] = {}
 
     def fitted(self, name: str) -> Any:
         """Return the fitted scikit-learn pipeline from raw windows (N, T, C) to labels."""
         if name not in self._fitted:
-            self._fitted[name] = _new(name, self._seed, self._kernels).fit(self._train.signals, self._train.labels)
+            self._fitted[name] = self._new[name].fit(self._train.signals, self._train.labels)
         return self._fitted[name]
 
     def accuracy(self, windows: Windows, names: Sequence[str] | None = None) -> Mapping[str, float]:
         """Return the accuracy of the named baselines on some windows; if ``names`` is ``None``, of all."""
         chosen = self.names if names is None else names
         return {name: float(self.fitted(name).score(windows.signals, windows.labels)) for name in chosen}
-
-
-def _new(name: str, seed: int, kernels: int) -> Any:
-    if name == "ROCKET":
-        ridge = RidgeClassifierCV(alphas=np.logspace(-3, 3, 10))
-        return make_pipeline(RocketFeatures(kernels, seed), StandardScaler(), ridge)
-    summarised = FunctionTransformer(summary)
-    if name == "logistic regression":
-        return make_pipeline(summarised, StandardScaler(), LogisticRegression(max_iter=2000))
-    if name == "random forest":
-        return make_pipeline(summarised, RandomForestClassifier(n_estimators=200, random_state=seed, n_jobs=1))
-    return make_pipeline(summarised, DummyClassifier(strategy="most_frequent"))
 
 
 def summary(signals: NDArray[np.float32]) -> NDArray[np.float32]:
