@@ -1,8 +1,7 @@
 """Simple regressors of wear as baselines of the network."""
 
-from typing import Any
-
 import numpy as np
+from sklearn.base import clone
 from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import RidgeCV
@@ -17,8 +16,6 @@ from projects.tool_wear.windows import Split, Windows
 
 QUICK = ("mean", "ridge", "random forest")
 """Cheap baselines, which the pictures of every epoch name."""
-
-_STRENGTHS = np.logspace(-3, 3, 10)
 
 
 class WearBaselines:
@@ -39,18 +36,25 @@ class WearBaselines:
     """
 
     def __init__(self, split: Split, coverage: float, seed: int = 0, kernels: int = 2000) -> None:
-        self.names = (*QUICK, "ROCKET") if kernels else QUICK
+        features, ridge = FunctionTransformer(summary), RidgeCV(alphas=np.logspace(-3, 3, 10))
+        forest = RandomForestRegressor(n_estimators=200, random_state=seed, n_jobs=1)
+        self._new = {
+            "mean": make_pipeline(features, DummyRegressor(strategy="mean")),
+            "ridge": make_pipeline(features, StandardScaler(), ridge),
+            "random forest": make_pipeline(features, forest),
+        }
+        if kernels:
+            self._new["ROCKET"] = make_pipeline(RocketFeatures(kernels, seed), StandardScaler(), clone(ridge))
+        self.names = tuple(self._new)
         self._split = split
         self._coverage = coverage
-        self._seed = seed
-        self._kernels = kernels
         self._fitted: dict[str, ConformalRegressor] = {}
 
     def fitted(self, name: str) -> ConformalRegressor:
         """Return a fitted baseline: raw windows (N, T, C) to wear [um] with an interval."""
         if name not in self._fitted:
             train, val = self._split.train, self._split.val
-            regressor = _new(name, self._seed, self._kernels).fit(train.signals, train.wear.astype(np.float64))
+            regressor = self._new[name].fit(train.signals, train.wear.astype(np.float64))
             self._fitted[name] = ConformalRegressor.calibrated(
                 regressor, val.signals, val.wear.astype(np.float64), self._coverage
             )
@@ -59,14 +63,3 @@ class WearBaselines:
     def estimates(self, name: str, windows: Windows) -> Estimates:
         """Return the estimates of a baseline for windows."""
         return Estimates.by(self.fitted(name), windows)
-
-
-def _new(name: str, seed: int, kernels: int) -> Any:
-    if name == "ROCKET":
-        return make_pipeline(RocketFeatures(kernels, seed), StandardScaler(), RidgeCV(alphas=_STRENGTHS))
-    summarised = FunctionTransformer(summary)
-    if name == "ridge":
-        return make_pipeline(summarised, StandardScaler(), RidgeCV(alphas=_STRENGTHS))
-    if name == "random forest":
-        return make_pipeline(summarised, RandomForestRegressor(n_estimators=200, random_state=seed, n_jobs=1))
-    return make_pipeline(summarised, DummyRegressor(strategy="mean"))
