@@ -128,7 +128,7 @@ class Translator:
         """
         self.net.eval()
         if self.known.maps is not None:
-            return self.known.maps.likeliest(self.encode(image[None])[0])
+            return int(self.known.maps.scores(self.encode(image[None])).argmax())
         latents = self.encode(image[None]).expand(_GUESSES, -1, -1, -1)
         losses = []
         for style in range(len(self.styles)):

@@ -98,10 +98,6 @@ class StyleMaps:
         centred = latents - centre[:, None, None]
         return torch.einsum("bchw,bcd->bdhw", centred, torch.linalg.inv(maps)[style]) + means[style][:, :, None, None]
 
-    def likeliest(self, latents: Tensor) -> int:
-        """Return the most likely style's index for latents (C, H, W)."""
-        return int(self.scores(latents[None])[0].argmax())
-
     def scores(self, latents: Tensor) -> Tensor:
         """Return log-likelihoods (B, styles) of latents (B, C, H, W) under each style's Gaussian (up to a constant)."""
         inverse = torch.linalg.inv(self.covariance).to(latents.device)
