@@ -103,14 +103,19 @@ class Translator:
 
         """
         self.net.eval()
+        made = self.decoded(images, self.encode(images), self._all(images, source), targets)
+        return [image.cpu() for image in made]
+
+    def decoded(self, images: Tensor, latents: Tensor, source: Tensor, targets: Sequence[int]) -> list[Tensor]:
+        """Return images (B, 3, H, W) with these latents, translated from styles ``source`` (B,) into each target."""
         height, width = images.shape[2:]
-        latents, route = self.encode(images), self.known.route(self.flow)
+        route = self.known.route(self.flow)
         detail = 0.0 if self.known.maps is None else self.lost_brightness(images, latents)
         made = [
-            self.codec.decode(route.translate(latents, self._all(images, source), self._all(images, target))) + detail
+            self.codec.decode(route.translate(latents, source, torch.full_like(source, target))) + detail
             for target in targets
         ]
-        return [image[:, :, :height, :width].clamp(0, 1).cpu() for image in made]
+        return [image[..., :height, :width].clamp(0, 1) for image in made]
 
     @torch.no_grad()
     def round_trip(self, images: Tensor, source: int, target: int) -> float:
@@ -164,12 +169,6 @@ class EveryStyle(nn.Module):
         """Return the translated images."""
         translator, maps = self._translator, self._translator.known.maps
         assert maps is not None
-        height, width = images.shape[2:]
-        latents, route = translator.encode(images), translator.known.route(translator.flow)
-        source = maps.scores(latents).argmax(1)
-        detail = translator.lost_brightness(images, latents)
-        made = [
-            self.codec.decode(route.translate(latents, source, torch.full_like(source, target))) + detail
-            for target in range(len(translator.styles))
-        ]
-        return torch.stack(made, dim=1)[..., :height, :width].clamp(0, 1)
+        latents = translator.encode(images)
+        made = translator.decoded(images, latents, maps.scores(latents).argmax(1), range(len(translator.styles)))
+        return torch.stack(made, dim=1)
