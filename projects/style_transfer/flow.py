@@ -64,10 +64,6 @@ class Flow:
                 latents = latents + self.temperature * (later - earlier) ** 0.5 * torch.randn_like(latents)
         return latents
 
-    def translate(self, latents: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Return data (B, C, H, W) translated from styles ``source`` (B,) to ``target`` (B,)."""
-        return self.generate(self.invert(latents, source), target)
-
     def _step(self, latents: Tensor, style: Tensor, time: float, length: float) -> Tensor:
         def velocity(at: Tensor, when: float) -> Tensor:
             return self.velocity(at, at.new_full((at.shape[0],), when), style)

@@ -66,4 +66,4 @@ class NoiseRoute:
 
     def round_trip(self, latents: Tensor, source: Tensor, target: Tensor) -> float:
         """Return the relative error of inverting to noise and back."""
-        return float((self.flow.translate(latents, source, source) - latents).norm() / latents.norm())
+        return float((self.translate(latents, source, source) - latents).norm() / latents.norm())
