@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mltrain.errors import UsageError
+import mltrain
 from mltrain.state import Stateful
 from projects.style_transfer.codec import Standardized
 from projects.style_transfer.flow import Flow, drawn_times, matching_loss
@@ -41,14 +41,14 @@ class Energy:
         return self.style * swd + self.content * ssm + OVER_BUDGET * (ssm - self.budget).clamp(min=0)
 
 
-class TransferStep:
+class TransferStep(mltrain.Supervised):
     """Trains the velocity on batches of crops (B, styles, 3, H, W).
 
     Args:
-        net: the network that gives the velocity.
+        model: the network that gives the velocity.
         codec: a fitted, frozen codec.
         known: the styles. If they have maps, the energy alone trains the flow between them.
-        flow: a flow over ``net`` with the number of steps of training; their times are drawn anew in each step.
+        flow: a flow over ``model`` with the number of steps of training; their times are drawn anew in each step.
         energy: the loss of translations.
         optimizer: optimizer of the network's parameters.
         scheduler: learning rate schedule, advanced once per step.
@@ -56,9 +56,11 @@ class TransferStep:
 
     """
 
+    clip: float
+
     def __init__(
         self,
-        net: VelocityNet,
+        model: VelocityNet,
         codec: Standardized,
         known: KnownStyles,
         flow: Flow,
@@ -68,46 +70,24 @@ class TransferStep:
         *,
         clip: float = 1.0,
     ) -> None:
-        self.net = net
+        super().__init__(model, energy, optimizer, scheduler=scheduler, clip=clip)
         self.codec = codec
         self.known = known
         self.flow = flow
         self.energy = energy
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.clip = clip
-        self.device = torch.device("cpu")
-        self.scaler = torch.amp.GradScaler(enabled=False)
-        self._autocast: torch.dtype | None = None
 
     def prepare(self, device: torch.device, amp: str) -> None:
-        """Move network and codec to the device; the gradient scaler is for fp16 on CUDA only.
-
-        Raises:
-            UsageError: fp16 on another device.
-
-        """
-        if amp == "fp16" and device.type != "cuda":
-            raise UsageError(f"amp=fp16 is invalid on {device.type}. Expected a CUDA device. Try: amp=bf16 or amp=off")
-        self.device = device
-        self._autocast = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-        self.net.to(device)
+        """Move network and codec to the device; raise UsageError for fp16 without CUDA."""
+        super().prepare(device, amp)
         self.codec.to(device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     def parts(self) -> dict[str, Stateful]:
         """Return network, codec, optimizer, schedule, and any enabled gradient scaler."""
-        parts: dict[str, Stateful] = {
-            "model": self.net,
-            "codec": self.codec,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-        }
-        return parts | ({"scaler": self.scaler} if self.scaler.is_enabled() else {})
+        return {**super().parts(), "codec": self.codec}
 
     def __call__(self, batch: Tensor) -> Mapping[str, Any]:
         """Do one optimizer step; return ``loss`` and its terms ``swd``, ``ssm`` and, through noise, ``flow``."""
-        self.net.train()
+        self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             encoded = self.codec.encode(batch.to(self.device).flatten(0, 1))
@@ -115,7 +95,7 @@ class TransferStep:
         styles = torch.arange(batch.shape[1], device=self.device).expand(batch.shape[:2])
         loss, terms = (self._through_noise if self.known.maps is None else self._between_styles)(latents, styles)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if norm.isfinite() or self.scaler.is_enabled():  # the scaler itself skips such steps
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -131,7 +111,7 @@ class TransferStep:
     def _through_noise(self, latents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute gradients of flow matching and, after ``anchor_steps``, the energy; return their sum and all terms."""
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            loss = matching_loss(self.net, latents.flatten(0, 1), styles.flatten())
+            loss = matching_loss(self.model, latents.flatten(0, 1), styles.flatten())
         terms = {"flow": loss.detach()}
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         # The schedule counts the steps and is in every checkpoint, so a resume knows whether these steps are done.
@@ -157,7 +137,7 @@ class TransferStep:
         Through many steps of integration it is sometimes very large. If both were clipped together, nothing of flow
         matching would be left, and the velocity would no longer be that of a flow.
         """
-        weights = list(self.net.parameters())
+        weights = list(self.model.parameters())
         gradients = torch.autograd.grad(self.scaler.scale(energy), weights)
         norm = nn.utils.get_total_norm(gradients) / self.scaler.get_scale()
         share = (self.clip / norm).clamp(max=1.0)
@@ -165,8 +145,3 @@ class TransferStep:
             assert weight.grad is not None
             weight.grad.add_(gradient * share)
         return norm.detach()
-
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the only parameter group."""
-        return float(self.optimizer.param_groups[0]["lr"])

@@ -43,7 +43,7 @@ def test_the_energy_cannot_drown_the_anchor(styles: Path) -> None:
     batch = next(iter(task.loader))
     said = {name: float(value) for name, value in task.step(batch).items()}
     assert said["energy_norm"] > 100
-    total = torch.stack([p.grad.norm() for p in task.step.net.parameters() if p.grad is not None]).norm()
+    total = torch.stack([p.grad.norm() for p in task.step.model.parameters() if p.grad is not None]).norm()
     assert float(total) <= 0.5 + 1e-4
 
 
