@@ -126,12 +126,10 @@ class Config(mltrain.Config):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"epochs": 2, "steps_per_epoch": 3, "width": 8}}
 
 
-class _Flat:
-    """Collates items (styles, 3, H, W) to images and equal targets."""
-
-    def __call__(self, items: list[Tensor]) -> tuple[Tensor, Tensor]:
-        images = torch.cat(items)
-        return images, images
+def flat(items: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Collate items (styles, 3, H, W) to images and equal targets."""
+    images = torch.cat(items)
+    return images, images
 
 
 def build(config: Config) -> mltrain.Task:
@@ -148,7 +146,7 @@ def build(config: Config) -> mltrain.Task:
         config.image_size,
         config.batch_size * config.steps_per_epoch,
     )
-    loader = mltrain.ResumableLoader(crops, config.batch_size, collate=_Flat())
+    loader = mltrain.ResumableLoader(crops, config.batch_size, collate=flat)
     shown = torch.cat(
         [random_crops(read_pictures(s.held_out, config.short_side), config.image_size, 8) for s in styles]
     )
