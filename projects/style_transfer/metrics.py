@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -129,9 +130,7 @@ class Judgement:
         return [
             self._scores(source, target, name, method(self._sources[source], source, target))
             for name, method in self.baselines.items()
-            for source in range(len(self._sources))
-            for target in range(len(self._sources))
-            if source != target
+            for source, target in permutations(range(len(self._sources)), 2)
         ]
 
     def __call__(self) -> dict[str, float]:
