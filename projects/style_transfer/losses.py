@@ -38,9 +38,9 @@ def _quantiles(line: Tensor, count: int) -> Tensor:
     return line[places.long()]
 
 
-def patch_distance(one: Tensor, other: Tensor, *, side: int = 3, projections: int = 64) -> Tensor:
+def patch_distance(one: Tensor, other: Tensor, *, projections: int = 64) -> Tensor:
     """Return the sliced Wasserstein-1 distance of patches of images (B, C, H, W) and (B', C, H', W')."""
-    clouds = patches(one, side), patches(other, side)
+    clouds = patches(one), patches(other)
     return sliced_wasserstein(*clouds, directions(projections, clouds[0].shape[1], like=one))
 
 
