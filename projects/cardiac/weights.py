@@ -5,12 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from mltrain.config import Config
 from mltrain.errors import DataError
 from projects.cardiac.deformation import DeformationNet, RefinedFlowNet
+from projects.pulled import weights_in
 
 
 def load(net: nn.Module, folder: Path | None, stage: str) -> None:
@@ -22,15 +23,10 @@ def load(net: nn.Module, folder: Path | None, stage: str) -> None:
     key = f"{stage}_weights"
     if folder is None:
         raise DataError(f"This stage needs the weights of the {stage} network. Try: {key}=FOLDER")
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise DataError(
-            f"{folder} holds no model*.safetensors. Expected the weights of the {stage} network. "
-            f"Try: mltrain pull RUN_ID --to {folder}"
-        )
+    weights = weights_in(folder)
     try:
-        net.load_state_dict({name: tensor for file in files for name, tensor in load_file(file).items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
         raise DataError(
             f"{folder} does not hold the weights of a {stage} network: {error}. Try, with a run that trained it: "
             f"mltrain pull RUN_ID --to {folder}"

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
 
 from mltrain.errors import DataError
+from projects.pulled import weights_in
 from projects.segmentation.dataset import network_input
 from projects.segmentation.framing import Size, other_scale, windowed
 from projects.segmentation.model import SegmentationNet
@@ -48,8 +48,7 @@ class Segmenter:
         Raises:
             DataError: the folder holds no weights, or those of another network.
         """
-        files = sorted(folder.glob("model*.safetensors"))
-        weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        weights = weights_in(folder)
         try:
             net = SegmentationNet.of(weights)
         except RuntimeError as error:

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from monai.networks.nets import AutoencoderKL
 from pydantic import Field
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import mltrain
 from mltrain.errors import DataError
+from projects.pulled import weights_in
 from projects.style_transfer.codec import psnr
 from projects.style_transfer.folders import styles_in
 from projects.style_transfer.pictures import StyleCrops, as_pixels, random_crops, read_pictures
@@ -76,11 +76,10 @@ class AutoencoderCodec(nn.Module):
         """Return the codec that ``mltrain pull`` wrote to a folder.
 
         Raises:
-            DataError: the folder holds no codec.
+            DataError: the folder holds no codec, or a damaged one.
 
         """
-        files = sorted(folder.glob("model*.safetensors"))
-        return cls.of({name: tensor for file in files for name, tensor in load_file(file).items()})
+        return cls.of(weights_in(folder))
 
     def encode(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to the means of their latents (B, channels, H / 4, W / 4)."""

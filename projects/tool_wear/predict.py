@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from mltrain.errors import DataError, MltrainError
+from projects.pulled import weights_in
 from projects.tool_wear import npz, phm
 from projects.tool_wear.estimates import Estimates
 from projects.tool_wear.export import BASELINE, read_baseline
@@ -42,10 +42,9 @@ def predict(model: Path, recordings: Path) -> Results | Estimates:
     Raises:
         DataError: the folder holds no model of this project, or the recordings cannot be read or have other channels.
     """
-    files = sorted(model.glob("model*.safetensors"))
-    if not files or not (model / "params.json").is_file():
-        raise DataError(f"{model} holds no pulled model. Try: mltrain pull RUN_ID --to {model}")
-    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    weights = weights_in(model)
+    if not (model / "params.json").is_file():
+        raise DataError(f"{model} holds no params.json. Try: mltrain pull RUN_ID --to {model}")
     config = Config.load(base=json.loads((model / "params.json").read_text(encoding="utf-8")))
     if recordings.is_file():
         windows = npz.read(recordings, config.windowing, labelled=False)

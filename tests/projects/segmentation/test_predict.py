@@ -136,7 +136,7 @@ def test_the_command_writes_what_the_function_writes(
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, pulled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), str(tmp_path), str(tmp_path / "masks")]) == 2
-    assert "holds no segmentation model" in capsys.readouterr().err
+    assert "holds no weights" in capsys.readouterr().err
     assert main([str(pulled), str(tmp_path / "nowhere"), str(tmp_path / "masks")]) == 2
     assert "There is no folder" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import mltrain
 from mltrain.configuration.files import read_mapping
@@ -102,7 +103,6 @@ def test_a_report_tells_of_every_pair(styles: Path, tmp_path: Path) -> None:
 def test_an_autoencoder_is_trained_as_a_project_and_then_stays_in_every_checkpoint(
     styles: Path, tmp_path: Path
 ) -> None:
-    from safetensors.torch import save_file
 
     settings = autoencoder.Config.load(
         preset="quick", overrides={"image_dir": styles, "image_size": 32, "short_side": 40, "epochs": 5}
@@ -128,5 +128,8 @@ def test_an_autoencoder_is_trained_as_a_project_and_then_stays_in_every_checkpoi
 
 
 def test_a_folder_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no weights"):
+        AutoencoderCodec.load(tmp_path)
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(DataError, match="not the weights of an autoencoder"):
         AutoencoderCodec.load(tmp_path)
