@@ -314,7 +314,8 @@ class CheckpointManager:
     def when_committed(self, listener: Committed) -> None:
         """Call a function in the background after each commit.
 
-        Its arguments are the new checkpoint, the best one, and the store. Listeners are called in order of registration.
+        Its arguments are the new checkpoint, the best one, and the store. Listeners are called in order of registration; the
+        error of one is logged, and the others are called.
 
         Raises:
             UsageError: the listener is not a function.

@@ -12,6 +12,7 @@ from torch import nn
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, Point
 from mltrain.checkpoint.retention import Context, Policy
+from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import StorageError, UnsupportedValue, UsageError
 from mltrain.manager import CheckpointManager
 from tests.support import places
@@ -157,6 +158,21 @@ def test_after_each_commit_all_listeners_are_called(run: FolderRun) -> None:
         train(manager, 1, 3, loss=lambda epoch: abs(epoch - 2))
     assert told == [(1, 1), (2, 2), (3, 2)]
     assert others == [1, 2, 3]
+
+
+def test_the_error_of_a_listener_keeps_no_other_from_being_called(
+    run: FolderRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(new: Manifest, best: Manifest | None, store: CheckpointStore) -> None:
+        raise ZeroDivisionError
+
+    told = []
+    with run.manager() as manager:
+        manager.when_committed(fails)
+        manager.when_committed(lambda new, best, store: told.append(new.epoch))
+        train(manager, 1, 2)
+    assert told == [1, 2]
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_state_that_cannot_be_stored_is_refused_at_once_and_the_next_one_is_saved(run: FolderRun) -> None:

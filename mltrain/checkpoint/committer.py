@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.finite import refuse_nonfinite
@@ -23,7 +24,7 @@ from mltrain.checkpoint.settings import Settings
 from mltrain.checkpoint.snapshot import Snapshot
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.streaming import StreamedUpload
-from mltrain.checkpoint.worker import Worker
+from mltrain.checkpoint.worker import Worker, logged
 from mltrain.errors import MltrainError, RunHeld, StorageError
 from mltrain.store.artifacts import NoRunYet
 
@@ -158,7 +159,7 @@ class Committer:
             except MltrainError as error:  # an unavailable server must not block the rest of a commit
                 log.warning("Older checkpoints were not removed: %s", error)
         for listener in self._listeners:
-            listener(staged, best, self._store)
+            logged(partial(listener, staged, best, self._store))
 
     def _stage(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> Manifest:
         """Write a snapshot to this disk, with retries."""

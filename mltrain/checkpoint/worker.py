@@ -46,7 +46,7 @@ class Worker:
         # The interpreter is exiting and accepts no more jobs, but waits for this thread, so the job runs here: after the
         # queued ones, because jobs rely on their order and on running alone.
         if self._running_thread == threading.get_ident():
-            _logged(job)
+            logged(job)
         else:
             self.wait()
             self._run(job)
@@ -55,7 +55,7 @@ class Worker:
         with self._run_lock:
             self._running_thread = threading.get_ident()
             try:
-                _logged(job)
+                logged(job)
             finally:
                 self._running_thread = None
 
@@ -102,7 +102,8 @@ class Worker:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _logged(job: Callable[[], None]) -> None:
+def logged(job: Callable[[], None]) -> None:
+    """Run a job, and log its error instead of raising it."""
     try:
         job()
     except MltrainError as error:
