@@ -1,7 +1,6 @@
 """Division of the patients into training and held-out ones."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mltrain.errors import DataError
+from projects.groups import group_of
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,7 @@ def write(split: Split, file: Path) -> None:
 
 
 def _patient(case: str, expression: str | None) -> str:
-    if expression is None:
-        return case
-    found = re.search(expression, case)
-    if found is None:
+    patient = group_of(case, expression)
+    if patient is None:
         raise DataError(f"patient_regex={expression!r} does not match the case {case!r}.")
-    return found.group(1) if found.groups() else found.group()
+    return patient

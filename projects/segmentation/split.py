@@ -1,6 +1,5 @@
 """Division of samples into training and held-out ones."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mltrain.errors import DataError
+from projects.groups import group_of
 from projects.segmentation.folders import Sample
 
 Parts = tuple[tuple[Sample, ...], tuple[Sample, ...]]
@@ -91,12 +91,11 @@ def _groups(samples: Sequence[Sample], regex: str | None) -> dict[str, list[Samp
     groups: dict[str, list[Sample]] = defaultdict(list)
     unmatched = []
     for sample in samples:
-        if regex is None:
-            groups[sample.stem].append(sample)
-        elif (found := re.search(regex, sample.stem)) is None:
+        name = group_of(sample.stem, regex)
+        if name is None:
             unmatched.append(sample.stem)
         else:
-            groups[found[1] if found.re.groups and found[1] is not None else found[0]].append(sample)
+            groups[name].append(sample)
     if unmatched:
         raise DataError(f"group_regex={regex!r} does not match {len(unmatched)} stems: {', '.join(unmatched)}.")
     return dict(groups)

@@ -35,6 +35,13 @@ def test_one_kind_alone_is_split_as_well(infarcted: bool) -> None:
     assert len(split.train) == 4
 
 
+def test_a_patient_may_be_named_by_the_whole_match_where_the_parentheses_take_no_part() -> None:
+    cases = {"p1_rest": True, "p1_stress": True, "x2": False, "x3": False}
+    split = splits.drawn(cases, 0.3, seed=0, patient=r"^(p\d)_|^x\d")
+    assert sorted(split.train + split.val) == sorted(cases)
+    assert ("p1_rest" in split.train) == ("p1_stress" in split.train)
+
+
 def test_one_patient_cannot_be_split() -> None:
     with pytest.raises(DataError, match="1 patient"):
         splits.drawn({"a_1": True, "a_2": False}, 0.5, seed=0, patient="^a")
