@@ -169,7 +169,7 @@ class Sender:
                 sent |= self._deliver(kind, batch, send)
         for item in items:
             if item.kind not in ("param", "tag") and self._may_send(item.kind):
-                sent |= self._deliver(item.kind, [item], self._sends[item.kind], tries=1)
+                sent |= self._deliver(item.kind, [item], self._send_item, tries=1)
         return sent
 
     def _deliver_points(self) -> bool:
@@ -243,10 +243,6 @@ class Sender:
             return True
         return bool(run.info.lifecycle_stage != "active")
 
-    @property
-    def _sends(self) -> dict[str, Callable[[Sequence[Any]], None]]:
-        return {"file": self._send_file, "image": self._send_image, "inputs": self._send_inputs}
-
     def _send_points(self, points: Sequence[StoredPoint]) -> None:
         send_points(self._server, self._run_id, points)
 
@@ -256,16 +252,13 @@ class Sender:
     def _send_tags(self, items: Sequence[StoredItem]) -> None:
         self._server.set_tags(self._run_id, {item.key: item.value for item in items})
 
-    def _send_inputs(self, items: Sequence[StoredItem]) -> None:
-        for item in items:
+    def _send_item(self, items: Sequence[StoredItem]) -> None:
+        (item,) = items
+        if item.kind == "inputs":
             self._server.log_datasets(self._run_id, json.loads(item.value))
-
-    def _send_file(self, items: Sequence[StoredItem]) -> None:
-        for item in items:
+        elif item.kind == "file":
             self._run.artifacts.upload(Path(item.value), item.key)
-
-    def _send_image(self, items: Sequence[StoredItem]) -> None:
-        for item in items:
+        else:
             for path, folder in json.loads(item.value)["files"]:
                 if Path(path).exists():  # otherwise an earlier try has sent it
                     self._run.artifacts.upload(Path(path), folder)
