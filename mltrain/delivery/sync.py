@@ -203,7 +203,9 @@ def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float
             run_id = str(RunCreation(server, spec, tried=True).recorded(home).run_id)
         run = server.run(run_id)
         artifacts = artifacts_of(server, run, signs=COMMITTED)
-        attempts = [a for a in recorded_attempts(artifacts, last_attempt(run.data.params)) if not a.withdrawn]
+        last = last_attempt(run.data.params)
+        recorded = recorded_attempts(artifacts, last) if last > 1 else [Attempt(1)]  # points need no artifact store
+        attempts = [one for one in recorded if not one.withdrawn]
         attempt = attempts[-1].ordinal if attempts else 0
         ends = _ends(attempts)
         dropped = journal.drop_beyond(ends)

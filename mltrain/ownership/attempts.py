@@ -86,12 +86,18 @@ def recorded_config(artifacts: Artifacts) -> dict[str, Any]:
 
 
 def recorded_attempts(artifacts: Artifacts, last: int) -> list[Attempt]:
-    """Return attempts 1 to ``last``; one without an intact record has only its ordinal."""
+    """Return attempts 1 to ``last``; one without an intact record has only its ordinal.
+
+    Raises:
+        StorageError: the artifact store does not answer.
+    """
     found: dict[int, Attempt] = {}
     try:
         for raw in json.loads(artifacts.read(ATTEMPTS_FILE, 2**24))["attempts"]:
             known = {name: raw[name] for name in Attempt.__dataclass_fields__ if name in raw}
             found[int(raw["ordinal"])] = Attempt(**known)
+    except StorageError:
+        raise  # not a missing record: with a blank one, sync would drop the points of earlier attempts
     except (OSError, ValueError, KeyError, TypeError, CheckpointError):
         log.info("The record of earlier attempts is missing or damaged; a new record begins.")
     blank = {"host": "", "boot": "", "pid": 0, "started": ""}
@@ -208,18 +214,16 @@ def only_local_tags(checkpoint: str, when_sent: str) -> dict[str, str]:
 
 def forget_only_local(server: TrackingClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Remove the tags of :func:`only_local_tags` where they are set."""
-    for key in (ONLY_LOCAL_TAG, WHEN_SENT_TAG):
-        if key in tags:
-            with suppress(RunNotFound):  # an earlier try got this far
-                server.delete_tag(run_id, key)
+    for key in (key for key in (ONLY_LOCAL_TAG, WHEN_SENT_TAG) if key in tags):
+        with suppress(RunNotFound):  # an earlier try got this far
+            server.delete_tag(run_id, key)
 
 
 def forget_endings(server: TrackingClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Remove the outcome tags of earlier attempts; ``attempts.json`` has them."""
-    for key in tags:
-        if key.startswith(ENDED_PREFIX):
-            with suppress(MltrainError):  # it stays for the next resume
-                server.once.delete_tag(run_id, key)
+    for key in (key for key in tags if key.startswith(ENDED_PREFIX)):
+        with suppress(MltrainError):  # it stays for the next resume
+            server.once.delete_tag(run_id, key)
 
 
 def _claim(ordinal: int) -> str:

@@ -1,5 +1,6 @@
 """``mltrain sync``: what waits on this machine is sent, run by run, whatever is wrong with one of them."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import FileInfo
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain import CheckpointManager
 from mltrain.delivery.creation import RunSpec
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sync import Synced, sync
+from mltrain.ownership.attempts import ATTEMPTS_FILE
 from mltrain.ownership.run_folder import home_of, known_home, remember_home
 from mltrain.run.tracked import TrackedRun
 from mltrain.tracking.client import TrackingClient, connect
+from tests.support import places
 from tests.support.database import fresh_database
 
 
@@ -177,6 +182,29 @@ def test_what_is_wrong_with_a_home_does_not_keep_its_run_from_being_resumed(
         assert again.load_latest_checkpoint() is not None
         again.save({"model": {"weight": torch.ones(2)}}, step=2)
     assert MlflowClient(f"sqlite:///{store}").get_run(run_id).info.status == "FINISHED"
+
+
+class Away(LocalArtifactRepository):  # type: ignore[misc]
+    """A store that does not answer."""
+
+    def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+        raise PermissionError("made to fail")
+
+
+def test_points_of_an_earlier_attempt_are_kept_while_the_artifact_store_is_away(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = at(store)
+    run_id = left_behind(server, 1, 2)
+    server.client.log_param(run_id, "mltrain.attempt.2", json.dumps({"attempt": 2}))
+    attempts = {"attempts": [{"ordinal": 1}, {"ordinal": 2, "resumed_from": "step-000000002-a01"}]}
+    server.client.log_dict(run_id, attempts, ATTEMPTS_FILE)
+    with monkeypatch.context() as patch:
+        away = places.behind(tmp_path / "away", Away).opened()
+        patch.setattr("mltrain.delivery.sync.artifacts_of", lambda *_, **__: away)
+        assert [(synced.failed, synced.dropped) for synced in sync(server)] == [(True, 0)]
+    assert [(synced.sent, synced.dropped) for synced in sync(server)] == [(2, 0)]
+    assert steps_of(server, run_id) == [1, 2]
 
 
 def test_a_damaged_record_of_a_birth_does_not_keep_the_created_run_from_being_found(store: Path) -> None:
