@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.folders import flip
 from tests.support.workplace import Done, Workplace
 
 
@@ -81,12 +82,6 @@ def damaged(workplace: Workplace) -> tuple[str, Path]:
     done = workplace.mltrain("train", "tiny.py", "epochs=2")
     folder = workplace.folder / "mlruns" / "0" / done.run_id / "artifacts" / "checkpoints"
     return done.run_id, folder
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(workplace: Workplace) -> None:

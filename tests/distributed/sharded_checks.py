@@ -22,6 +22,7 @@ from mltrain.gradient_norm import clip
 from mltrain.state import TrainState
 from mltrain.testing import differences
 from tests.distributed.blocks import ID, Keeper, built, restored, save, store_of, task_of
+from tests.support.folders import flip
 
 
 def _compare(world: World, net: nn.Module, optimizer: torch.optim.Optimizer, layout: Any, inputs: torch.Tensor) -> None:
@@ -145,9 +146,7 @@ def failing(world: World) -> None:
     restored(world, "failing", parts)
     if world.rank == 0:
         (folder,) = (Path(os.environ["FOLDER"]) / "failing" / "checkpoints").iterdir()
-        content = bytearray((folder / "model-r00001.safetensors").read_bytes())
-        content[-1] ^= 1
-        (folder / "model-r00001.safetensors").write_bytes(content)
+        flip(folder / "model-r00001.safetensors")
     world.gather(None)
     store = store_of("failing")
     manifest = store.manifest(ID)

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from tests.support import ranks
+from tests.support.folders import flip
 from tests.support.ranks import FSDP, TRAIN, assert_ended_alike
 from tests.support.workplace import Workplace
 
@@ -27,12 +28,6 @@ def undisturbed(place: Workplace) -> str:
 
 def checkpoints_of(place: Workplace, run_id: str) -> list[Path]:
     return list(place.folder.glob(f"mlruns/**/{run_id}/artifacts/checkpoints/step-*"))
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
 
 
 def test_a_single_process_reads_what_several_have_written_in_pieces(

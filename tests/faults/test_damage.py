@@ -19,6 +19,7 @@ from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint
 from tests.support.equality import identical
+from tests.support.folders import flip
 from tests.support.runs import RUN_ID, FolderRun, state_at
 from tests.support.workplace import Workplace
 
@@ -138,12 +139,6 @@ def test_when_none_is_left_that_is_an_error_and_not_a_fresh_start(name: str, dam
         manager.load_latest_checkpoint()
     manager.abandon()
     assert len([tag for tag in following.tags if tag.startswith("mltrain.damaged")]) == 2
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
 
 
 def test_a_training_resumes_from_the_newest_intact_one_says_so_and_ends_the_same(

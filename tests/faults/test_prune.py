@@ -13,6 +13,7 @@ import filelock
 import pytest
 from mlflow import MlflowClient
 
+from tests.support.folders import flip
 from tests.support.forkserver import ForkServer
 from tests.support.servers import TrackingServer
 from tests.support.workplace import Workplace
@@ -155,10 +156,7 @@ def test_what_a_crash_left_is_listed_and_removed_and_what_is_fresh_stays(workpla
 def test_before_others_go_the_newest_is_looked_at(workplace: Workplace) -> None:
     run_id = workplace.mltrain("train", "tiny.py", "epochs=4", "max_to_keep=9", "best_metric=none-such").run_id
     *_, intact, newest = names(workplace, run_id)
-    damaged = checkpoints_of(workplace, run_id) / newest / "model.safetensors"
-    content = bytearray(damaged.read_bytes())
-    content[-1] ^= 1
-    damaged.write_bytes(content)
+    flip(checkpoints_of(workplace, run_id) / newest / "model.safetensors")
     pruned = workplace.mltrain("prune", run_id, "--keep", "Latest(1)", "--yes")
     assert pruned.code == 0, pruned.err
     assert names(workplace, run_id) == [intact, newest]

@@ -14,6 +14,7 @@ from mltrain.cli import pipeline
 from mltrain.pipelines.plan import PipelineRequest
 from mltrain.project import find_pipeline
 from tests.support.example_pipelines import TINY_PIPELINE, TinyPipeline
+from tests.support.folders import flip
 from tests.support.shell import Shell
 from tests.support.workplace import Workplace
 
@@ -64,9 +65,7 @@ def test_every_scenario_by_command(workplace: Workplace) -> None:
     assert tiny.actions("--stage", "second", "--yes")["second"] == "run", "场景4"
 
     for file in tiny.artifacts(tiny.run_of("second")).rglob("model.safetensors"):
-        content = bytearray(file.read_bytes())
-        content[-1] ^= 1
-        file.write_bytes(content)
+        flip(file)
     assert tiny.states()[-1] == "damaged", "问题2"
     assert tiny.actions("--mode", "skip")["second"] == "run"
 
@@ -161,9 +160,7 @@ def test_every_scenario_by_the_menu(
     assert menu.rows() == retrained, "and nothing else was trained"
 
     for file in artifacts(retrained["second"]["run_id"]).rglob("model.safetensors"):
-        content = bytearray(file.read_bytes())
-        content[-1] ^= 1
-        file.write_bytes(content)
+        flip(file)
     shown = menu("3")
     assert "second: damaged" in shown, "问题2"
     mended = menu.rows()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.support.example_pipelines import TinyPipeline, flipped
+from tests.support.example_pipelines import TinyPipeline
+from tests.support.folders import flip
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ def test_a_damaged_output_counts_as_missing_and_is_made_again_bit_by_bit(
     stage: str, file: str, expected: list[str], tiny: TinyPipeline
 ) -> None:
     assert tiny("--mode", "skip").code == 0
-    flipped(tiny.artifacts(tiny.run_of(stage)) / file)
+    flip(tiny.artifacts(tiny.run_of(stage)) / file)
     assert tiny.status()[stage]["state"] == "damaged"
     assert list(tiny.actions("--mode", "skip").values()) == expected  # the same bits again: what follows stays
     assert tiny.states() == ["done"] * 3
@@ -27,7 +28,7 @@ def test_a_damaged_output_counts_as_missing_and_is_made_again_bit_by_bit(
 def test_a_copy_on_this_machine_that_is_damaged_or_has_too_much_is_put_right(tiny: TinyPipeline) -> None:
     assert tiny("--mode", "skip", "epochs=1").code == 0
     (copy,) = (tiny.workplace.folder / "home").rglob("numbers.safetensors")
-    flipped(copy)
+    flip(copy)
     (copy.parent / "stray").write_text("left by somebody")
     about = copy.parent.parent / "about.json"
     about.unlink()

@@ -1,14 +1,7 @@
 """Changes and damage are found before a stage is skipped."""
 
-from pathlib import Path
-
 from tests.support.example_pipelines import STAGES, TinyPipeline
-
-
-def flipped(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+from tests.support.folders import flip
 
 
 def test_a_run_that_hands_nothing_on_is_refused_in_a_stage_s_place(tiny: TinyPipeline) -> None:
@@ -23,5 +16,5 @@ def test_one_byte_of_a_stage_s_data_runs_it_anew(tiny: TinyPipeline) -> None:
     source.write_bytes(bytes(10**6))
     assert tiny("--mode", "skip", f"numbers.source={source}").code == 0
     assert tiny.actions("--mode", "skip") == dict.fromkeys(STAGES, "skip")
-    flipped(source)
+    flip(source)
     assert tiny.actions("--mode", "skip")["numbers"] == "run"

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from tests.support.example_pipelines import STAGES, TinyPipeline, flipped
+from tests.support.example_pipelines import STAGES, TinyPipeline
+from tests.support.folders import flip
 
 
 def test_every_stage_is_a_run_under_one_run_that_is_finished(tiny: TinyPipeline) -> None:
@@ -76,7 +77,7 @@ def test_other_code_means_a_new_run_where_skipping_and_a_warning_where_resuming(
 def test_a_model_of_which_no_checkpoint_is_intact_is_trained_anew(tiny: TinyPipeline) -> None:
     assert tiny("--mode", "skip").code == 0
     for file in tiny.artifacts(tiny.run_of("first")).rglob("model.safetensors"):
-        flipped(file)
+        flip(file)
     assert list(tiny.actions("--mode", "resume").values()) == ["skip", "run", "skip"]
 
 
@@ -202,7 +203,7 @@ def test_a_second_process_on_the_same_pipeline_is_refused(tiny: TinyPipeline) ->
 def test_a_stage_that_lacks_what_it_needs_keeps_its_output(tiny: TinyPipeline) -> None:
     assert tiny("--mode", "skip", "epochs=1").code == 0
     before = tiny.run_of("second")
-    flipped(tiny.artifacts(tiny.run_of("numbers")) / "output/a01/about.json")
+    flip(tiny.artifacts(tiny.run_of("numbers")) / "output/a01/about.json")
     done = tiny("--stage", "second", "--yes")
     assert done.code == 2
     assert "needs numbers (damaged)" in done.err

@@ -73,9 +73,3 @@ class TinyPipeline:
     def same_as(self, other: "TinyPipeline") -> bool:
         """Whether the models of both pipelines are bit-identical. With optimizer, counters and random numbers."""
         return all(identical(self.weights(stage), other.weights(stage)) for stage in STAGES[1:])
-
-
-def flipped(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)

@@ -18,6 +18,13 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     }
 
 
+def flip(file: Path) -> None:
+    """Change the last bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 def file_in(folder: Path, name: str = "a.json", content: bytes = b"content") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
