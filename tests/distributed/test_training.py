@@ -53,7 +53,7 @@ def test_a_rank_that_fails_ends_while_its_peer_hangs(strategy: str, place: Workp
         hanging.child.kill(signal.SIGKILL)
     assert failed.code == 1, failed.err
     assert "the user's own mistake" in failed.err
-    assert MlflowClient(place.uri).get_run(failed.run_id).info.status == "FAILED"
+    assert place.status(failed.run_id) == "FAILED"
 
 
 def test_what_two_ranks_train_is_what_one_trains(place: Workplace) -> None:

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow import MlflowClient
-
 from mltrain.testing import differences
 from tests.support.workplace import Done, Workplace
 
@@ -48,13 +46,9 @@ class Reference:
         found = list(differences(self.workplace.weights(self.run_id), workplace.weights(run_id)))
         assert found == [], story
         assert workplace.points(run_id) == self.workplace.points(self.run_id), story
-        assert status(workplace, run_id) == "FINISHED", story
+        assert workplace.status(run_id) == "FINISHED", story
         verified = workplace.mltrain("verify", run_id)
         assert verified.code == 0, f"{story}\n{verified.out}{verified.err}"
-
-
-def status(workplace: Workplace, run_id: str) -> str:
-    return str(MlflowClient(workplace.uri).get_run(run_id).info.status)
 
 
 @dataclass

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from tests.support import places
 from tests.support.mounted import MountedDisk
@@ -20,7 +19,7 @@ LONG = ("epochs=1000", "sleep=0.02", "max_to_keep=3")
 
 def is_closed(workplace: Workplace, run_id: str) -> bool:
     """Whether a run can be resumed and is not RUNNING."""
-    return MlflowClient(workplace.uri).get_run(run_id).info.status == "KILLED"
+    return workplace.status(run_id) == "KILLED"
 
 
 @pytest.mark.parametrize("what", ["bytes", "inodes"])

@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import Callable
 
 import pytest
-from mlflow import MlflowClient
 
 from tests.support.equality import identical
 from tests.support.example_pipelines import TinyPipeline
@@ -46,7 +45,7 @@ def test_a_home_that_is_full_to_the_end_loses_no_point_that_the_server_takes(
     assert "mltrain sync" not in done.out
     reference, reference_id = undisturbed
     assert workplace.points(done.run_id) == reference.points(reference_id)
-    assert MlflowClient(workplace.uri).get_run(done.run_id).info.status == "FINISHED"
+    assert workplace.status(done.run_id) == "FINISHED"
 
 
 def test_what_neither_disk_nor_server_takes_is_called_lost_and_a_resume_brings_back_the_points(
@@ -62,13 +61,13 @@ def test_what_neither_disk_nor_server_takes_is_called_lost_and_a_resume_brings_b
         database.execute("ROLLBACK")
     assert done.code == 5, done.err
     assert "LOST" in done.out
-    assert MlflowClient(workplace.uri).get_run(done.run_id).info.status != "FINISHED"
+    assert workplace.status(done.run_id) != "FINISHED"
     disk.free()
     resumed = workplace.mltrain("train", "--resume-run", done.run_id)
     assert resumed.code == 0, resumed.err
     reference, reference_id = undisturbed
     assert workplace.points(done.run_id) == reference.points(reference_id)
-    assert MlflowClient(workplace.uri).get_run(done.run_id).info.status == "FINISHED"
+    assert workplace.status(done.run_id) == "FINISHED"
 
 
 def test_a_full_home_ends_no_stage_of_a_pipeline(workplace: Workplace, mounted: Callable[..., MountedDisk]) -> None:
@@ -100,5 +99,5 @@ def test_a_journal_that_is_damaged_in_the_middle_of_a_training_costs_no_step_and
     assert (done.code, "LOST" in done.out) in ((0, False), (5, True)), done.err  # whatever had been sent by then
     resumed = workplace.mltrain("train", "--resume-run", done.run_id)
     assert resumed.code == 0, resumed.err
-    assert MlflowClient(workplace.uri).get_run(done.run_id).info.status == "FINISHED"
+    assert workplace.status(done.run_id) == "FINISHED"
     assert workplace.mltrain("verify", done.run_id).code == 0

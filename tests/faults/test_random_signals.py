@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.faults.campaign import SEED, Reference, Victim, status, trials
+from tests.faults.campaign import SEED, Reference, Victim, trials
 from tests.support.forkserver import ForkServer
 from tests.support.launched import mlflow_run, visible
 from tests.support.waiting import eventually, let_pass
@@ -89,8 +89,8 @@ def test_a_signal_at_a_random_moment_of_mlflow_run_leaves_one_run_that_resumes(
         sent += 1
         said += started.communicate(timeout=60)[0]
         (run_id,) = visible(workplace, 1)
-        eventually(lambda of=(workplace, run_id): status(*of) in ("KILLED", "FINISHED"), said, GRACE_SECONDS)
-        if status(workplace, run_id) == "KILLED":
+        eventually(lambda of=(workplace, run_id): of[0].status(of[1]) in ("KILLED", "FINISHED"), said, GRACE_SECONDS)
+        if workplace.status(run_id) == "KILLED":
             resumed = workplace.mltrain("train", "tiny.py", "--resume-run", run_id)
             assert resumed.code == 0, said + resumed.err
         reference.assert_same(workplace, run_id, said)

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mlflow import MlflowClient
 
 from tests.faults.campaign import command_line
 from tests.support.waiting import eventually, let_pass
 from tests.support.workplace import Workplace
 
 pytestmark = pytest.mark.faults
-
-
-def status(workplace: Workplace, run_id: str) -> str:
-    return str(MlflowClient(workplace.uri).get_run(run_id).info.status)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
@@ -29,7 +24,7 @@ def test_a_signal_finishes_the_step_and_commits_an_interrupted_checkpoint(number
     done = started.wait()
     assert done.code == 75, done.err  # what is not in the store when the grace is over ends with 76
     assert f"mltrain train --resume-run {done.run_id}" in done.out
-    assert status(workplace, done.run_id) == "KILLED"
+    assert workplace.status(done.run_id) == "KILLED"
     rows = workplace.mltrain("checkpoints", done.run_id, "--json").json
     assert [row["kind"] for row in rows] == ["interrupted"]
 
@@ -44,7 +39,7 @@ def test_an_interrupt_before_the_first_step_leaves_no_checkpoint_and_a_killed_ru
     started.child.kill(signal.SIGINT)
     done = started.wait(30)
     assert done.code == 130, done.err
-    assert status(workplace, run_id) == "KILLED"
+    assert workplace.status(run_id) == "KILLED"
     assert workplace.mltrain("checkpoints", run_id, "--json").json == []
 
 
@@ -83,7 +78,7 @@ def test_an_exception_in_user_code_leaves_the_last_commit_and_a_failed_run(workp
     assert done.code == 1
     assert "the user's own mistake" in done.err
     assert f"mltrain train --resume-run {done.run_id}" in done.err.strip().splitlines()[-1]
-    assert status(workplace, done.run_id) == "FAILED"
+    assert workplace.status(done.run_id) == "FAILED"
     resumed = workplace.mltrain("train", "--resume-run", done.run_id, "raise_at=0")
     assert resumed.code == 0, resumed.err
 
@@ -92,7 +87,7 @@ def test_a_nonfinite_loss_aborts_with_its_own_code(workplace: Workplace) -> None
     done = workplace.mltrain("train", "tiny.py", "nan_at=8")
     assert done.code == 7
     assert "step 8" in done.err
-    assert status(workplace, done.run_id) == "FAILED"
+    assert workplace.status(done.run_id) == "FAILED"
     assert [row["step"] for row in workplace.mltrain("checkpoints", done.run_id, "--json").json] == [6]
 
 
@@ -115,7 +110,7 @@ def test_a_dead_run_is_reaped_and_a_live_one_is_not(workplace: Workplace) -> Non
     alive.child.kill(signal.SIGTERM)
     done = alive.wait()
     assert found == {killed.run_id: "closed", done.run_id: "alive"}
-    assert status(workplace, killed.run_id) == "KILLED"
+    assert workplace.status(killed.run_id) == "KILLED"
 
 
 WORKER = """
@@ -158,7 +153,7 @@ def test_the_end_of_a_data_worker_is_an_error_that_names_it(cause: str, said: st
     assert done.code == 1, done.err
     assert said in done.err
     assert f"mltrain train --resume-run {done.run_id}" in done.err.strip().splitlines()[-1]
-    assert status(workplace, done.run_id) == "FAILED"
+    assert workplace.status(done.run_id) == "FAILED"
     # A worker looks every five seconds whether its parent is there.
     eventually(lambda: processes_in(workplace.folder) <= before, "the end of every worker")
     resumed = workplace.mltrain("train", "--resume-run", done.run_id)

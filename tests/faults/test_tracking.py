@@ -157,7 +157,7 @@ def test_a_newest_checkpoint_that_the_store_refuses_is_exit_76_and_finished_when
     assert newest in done.out
     assert host
     assert disturbed.mltrain("sync").code == 5
-    assert MlflowClient(remote.uri).get_run(done.run_id).info.status == "KILLED"
+    assert remote.status(done.run_id) == "KILLED"
     proxy.rules = []
     synced = disturbed.mltrain("sync")
     assert synced.code == 0, synced.out + synced.err

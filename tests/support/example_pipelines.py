@@ -7,8 +7,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from mltrain.run.checkpoints import open_checkpoints
-from mltrain.tracking.client import TrackingClient
 from tests.support.equality import identical
 from tests.support.workplace import Done, Started, Workplace
 
@@ -68,7 +66,7 @@ class TinyPipeline:
 
     def weights(self, stage: str) -> dict[str, Any]:
         """Every part of a stage's newest checkpoint."""
-        return open_checkpoints(self.run_of(stage), TrackingClient(self.workplace.uri, self.client)).load("latest")[1]
+        return self.workplace.weights(self.run_of(stage))
 
     def same_as(self, other: "TinyPipeline") -> bool:
         """Whether the models of both pipelines are bit-identical. With optimizer, counters and random numbers."""

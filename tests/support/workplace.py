@@ -126,12 +126,15 @@ class Workplace:
         return len(done.json["intact"])
 
     def points(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
-        """Return (step, value) of every metric except times, in stored order."""
-        from mlflow import MlflowClient
+        """Return all sorted (step, value) except system metrics."""
+        from tests.support import recorded
 
-        client = MlflowClient(self.uri)
-        keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith("system/")]
-        return {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in keys}
+        return recorded.points(run_id, self.uri)
+
+    def status(self, run_id: str) -> str:
+        from tests.support import recorded
+
+        return recorded.status(run_id, self.uri)
 
     def weights(self, run_id: str) -> dict[str, Any]:
         """Return the newest checkpoint's parts as tensors by name."""
