@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import ranks
 from tests.support.equality import identical
+from tests.support.servers import free_port
 from tests.support.workplace import Done, Workplace
 
 pytestmark = pytest.mark.gpu
@@ -30,7 +31,7 @@ def run(place: Workplace, backend: str, size: int, *words: str) -> list[Done]:
         **place.environment,
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(ranks.free_port()),
+        "MASTER_PORT": str(free_port()),
         "MLTRAIN_PEER_SECONDS": "60",
         "LOCAL_RANK": "0",
         "PYTHONPATH": f"{ROOT}:{place.environment.get('PYTHONPATH', '')}",

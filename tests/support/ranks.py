@@ -1,11 +1,11 @@
 """Commands on several ranks, started as by a launcher."""
 
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.equality import identical
+from tests.support.servers import free_port
 from tests.support.workplace import Done, Started, Workplace
 
 TRAIN = ("train", "ranked.py", "--run-key")
@@ -16,12 +16,6 @@ def torchrun(size: int, *options: str) -> list[str]:
     """Return torchrun's command for ``size`` processes on this machine."""
     module = [sys.executable, "-m", "torch.distributed.run"]
     return [*module, "--standalone", "--nproc-per-node", str(size), *options]
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def start(

@@ -5,14 +5,13 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.forkserver import ForkServer
+from tests.support.servers import answers, free_port
 from tests.support.waiting import eventually
 from tests.support.workplace import Done, Workplace
 
@@ -40,9 +39,7 @@ class Reader:
             shutil.copy(CHECKOUT / name, folder)
         shutil.copytree(CHECKOUT / "projects", folder / "projects", ignore=shutil.ignore_patterns("__pycache__"))
         self.typed: dict[str, Done] = {}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._servers: list[subprocess.Popen[bytes]] = []
 
     def fill(self, command: str, tiny: Mapping[str, str]) -> list[str]:
@@ -118,7 +115,7 @@ class Reader:
         assert [one.returncode for one in started] == [0, 0], f"{shlex.join(words)}\n{ended}"
         self.typed[command] = Done(0, "".join(out for out, _ in ended), "")
 
-    def serve(self, command: str, tiny: Mapping[str, str], answers: str) -> None:
+    def serve(self, command: str, tiny: Mapping[str, str], path: str) -> None:
         """Start a server, and wait until a path answers. It runs until :meth:`leave`."""
         words = self.fill(command, tiny)
         with (self.folder / "server.log").open("ab") as log:
@@ -126,16 +123,8 @@ class Reader:
                 words, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
         self._servers.append(server)
-
-        def up() -> bool:
-            assert server.poll() is None, (self.folder / "server.log").read_text()[-4000:]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{answers}", timeout=2):
-                    return True
-            except OSError:
-                return False
-
-        eventually(up, f"the start of {shlex.join(words)}")
+        page = f"http://127.0.0.1:{self.port}{path}"
+        eventually(lambda: answers(server, page, self.folder / "server.log"), f"the start of {shlex.join(words)}")
         self.typed[command] = Done(0, "", "")
 
     def leave(self) -> None:

@@ -15,13 +15,27 @@ from tests.support.database import fresh_database
 from tests.support.waiting import eventually
 
 
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def answers(process: "subprocess.Popen[bytes]", page: str, log: Path | None = None) -> bool:
+    """Return whether a page answers; fail if its server ended."""
+    assert process.poll() is None, log.read_text()[-4000:] if log else f"{process.args} ended"
+    try:
+        with urllib.request.urlopen(page, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
 class _Process:
     """A server in its own process group. It can be killed and started again on the same port."""
 
     def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def command(self) -> list[str]:
@@ -43,15 +57,7 @@ class _Process:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        eventually(self.answers, f"the start of {self.command()[0]}")
-
-    def answers(self) -> bool:
-        assert self.process.poll() is None, f"{self.command()[0]} ended"
-        try:
-            with urllib.request.urlopen(self.page, timeout=2):
-                return True
-        except OSError:
-            return False
+        eventually(lambda: answers(self.process, self.page), f"the start of {self.command()[0]}")
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
