@@ -17,7 +17,7 @@ FORBIDDEN = re.compile(
     re.IGNORECASE,
 )
 
-SHORT = ("benchmarks", "tests", "docs", ".ci", "mltrain/delivery", "mltrain/ownership", "mltrain/run")
+SHORT = ("mltrain", "benchmarks", "tests", "docs", ".ci")
 """Folders whose docstrings begin with a sentence of at most ten words."""
 
 

@@ -89,7 +89,7 @@ def refuse_unless(valid: bool, name: str, value: Any, expected: str) -> None:
 
 
 def refuse_unless_state(state: Any) -> None:
-    """Raise an error for a state that is not a dictionary.
+    """Raise an error unless a state is a dictionary.
 
     Raises:
         UsageError: it is something else, such as a module.

@@ -103,7 +103,7 @@ class Worker:
 
 
 def logged(job: Callable[[], None]) -> None:
-    """Run a job, and log its error instead of raising it."""
+    """Run a job; log its error instead of raising it."""
     try:
         job()
     except MltrainError as error:

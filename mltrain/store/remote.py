@@ -266,7 +266,7 @@ class RemoteArtifacts:
         self._remove_folder(f"{OUTPUTS}/{output_name(name)}", OUTPUT_RECORD)
 
     def _remove_folder(self, folder: str, first: str) -> None:
-        """Remove a folder and, before the rest, one of its files.
+        """Remove a folder, one of its files before the rest.
 
         Every step is verified before the next, because some stores report success without removing anything: S3 lists refused
         deletions in its response, which MLflow does not read.
