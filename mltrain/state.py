@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mltrain.errors import MltrainError, StateMismatch, UsageError
 from mltrain.restoring.modules import fitted, names_of_parameters, refused
@@ -83,11 +84,15 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """Return each part's state by name, with live tensors.
 
+        Parameters of a lazy module that no forward has used are left out.
         The state of an optimizer also lists the names and shapes of the parameters of each group, under
         ``parameters``; torch ignores that entry.
         """
         names = names_of_parameters(self.parts)
         state = {name: dict(part.state_dict()) for name, part in self.parts.items()}
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module):
+                state[name] = {key: value for key, value in state[name].items() if not is_lazy(value)}
         for name, part in self.parts.items():
             if is_optimizer(part) and "param_groups" in state[name]:
                 state[name]["parameters"] = [

@@ -89,3 +89,16 @@ def test_weights_of_a_compiled_model_fit_an_uncompiled_one_and_the_other_way_rou
         weights = {name: tensor + 1 for name, tensor in source.state_dict().items()}
         state.restore({"model": weights})
         assert [t.tolist() for t in target.state_dict().values()] == [t.tolist() for t in weights.values()]
+
+
+def test_a_lazy_module_that_no_forward_has_used_stays_lazy() -> None:
+    def state() -> TrainState:
+        return TrainState({"model": nn.ModuleList([nn.Linear(1, 1), nn.LazyLinear(2)])})
+
+    saved, resumed = state(), state()
+    parts = saved.state_dict()
+    assert sorted(parts["model"]) == ["0.bias", "0.weight"]
+    resumed.restore(parts)
+    assert torch.equal(resumed.state_dict()["model"]["0.weight"], parts["model"]["0.weight"])
+    resumed.parts["model"][1](torch.ones(1, 3))  # type: ignore[index]
+    assert resumed.state_dict()["model"]["1.weight"].shape == (2, 3)

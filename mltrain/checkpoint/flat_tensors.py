@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mltrain.errors import UnsupportedValue
@@ -94,6 +95,10 @@ class TensorWriter:
         Raises:
             UnsupportedValue: the tensor cannot be stored.
         """
+        if is_lazy(value):
+            raise UnsupportedValue(
+                f"{path} is a parameter of a lazy module without a shape; call its forward once before."
+            )
         if type(value) is not Tensor or value.requires_grad:
             value = value.detach()
         if self._takes_sharded and is_sharded(value):
@@ -182,8 +187,7 @@ class TensorWriter:
 
     def _name(self, path: str) -> str:
         try:
-            if not path.isascii():
-                path.encode()
+            path.encode()
         except UnicodeEncodeError:
             raise UnsupportedValue(f"{path!r} cannot name a tensor: it holds half of a surrogate pair.") from None
         if self._reserved is not None and not self._in_weights and path.startswith(self._reserved):
@@ -230,12 +234,10 @@ class TensorReader:
 
     def view(self, tree: Mapping[str, Any]) -> Tensor:
         """Return a view of a shared storage."""
-        dtype = dtype_named(tree["dtype"])
-        name = tree["storage"]
+        dtype, name = dtype_named(tree["dtype"]), tree["storage"]
         if name not in self._storages:
             self._storages[name] = self.stored[name].to(self._device).untyped_storage()
-        storage = self._storages[name]
-        shape, stride, offset = tree["shape"], tree["stride"], tree["offset"]
+        storage, shape, stride, offset = self._storages[name], tree["shape"], tree["stride"], tree["offset"]
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
         if min([offset, *shape, *stride]) < 0 or (last + 1) * dtype.itemsize > storage.nbytes():
             raise ValueError(f"a view reaches beyond its storage {name!r}")
@@ -247,8 +249,8 @@ class TensorReader:
             name: self.view(part) if part["$"] == "view" else self.tensor(part) for name, part in tree["of"].items()
         }
         if tree["layout"] == "coo":
-            found = torch.sparse_coo_tensor(parts["indices"], parts["values"], tree["shape"], check_invariants=True)
-            return found.coalesce()
+            at, values = parts["indices"], parts["values"]
+            return torch.sparse_coo_tensor(at, values, tree["shape"], check_invariants=True).coalesce()
         return torch.sparse_compressed_tensor(
             parts["compressed"],
             parts["plain"],
@@ -274,8 +276,7 @@ def dtype_named(name: str) -> torch.dtype:
 def shared_storages(value: Any) -> set[int]:
     """Return the addresses of storages that different nested tensors share."""
     first: dict[int, Tensor] = {}
-    shared: set[int] = set()
-    visited: set[int] = set()
+    shared, visited = set[int](), set[int]()
 
     def view(tensor: Tensor) -> tuple[Any, ...]:
         return tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
@@ -284,7 +285,7 @@ def shared_storages(value: Any) -> set[int]:
         if isinstance(value, Tensor):
             plain = value.layout is torch.strided and not value.is_nested
             if type(value) is not Tensor:
-                plain = plain and not is_traceable_wrapper_subclass(value)
+                plain = plain and not (is_traceable_wrapper_subclass(value) or is_lazy(value))
             if plain and value.numel():
                 address = value.untyped_storage().data_ptr()
                 before = first.setdefault(address, value)

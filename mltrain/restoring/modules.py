@@ -58,6 +58,8 @@ def fitted(weights: Mapping[str, Any], module: nn.Module, name: str = "model") -
         raise StateMismatch(f"the module {name!r}: expected tensors by name, got a {type(weights).__name__}")
     own = module.state_dict()
     given = spelled(weights, module, own)
+    known = {key.rpartition(".")[0] for key in given}  # a lazy module that no forward has used is not among them
+    given |= {key: one for key, one in own.items() if is_lazy(one) and key.rpartition(".")[0] not in known}
     if given.keys() == own.keys() and all(_alike(given[key], own[key]) for key in own):
         return given
     before = UndoModule(module)

@@ -85,7 +85,8 @@ def _tensor_differences(expected: torch.Tensor, got: torch.Tensor, path: str) ->
     if expected.dtype != got.dtype or expected.shape != got.shape:
         yield f"{path}: {got.dtype} {tuple(got.shape)} instead of {expected.dtype} {tuple(expected.shape)}"
         return
-    one, other = (tensor.contiguous().flatten().view(torch.uint8) for tensor in (expected, got))
+    plain = (one if one.layout is torch.strided else one.to_dense() for one in (expected, got))
+    one, other = (tensor.contiguous().flatten().view(torch.uint8) for tensor in plain)
     if not one.equal(other):
         count = int((one.view(-1, expected.itemsize) != other.view(-1, expected.itemsize)).any(1).sum())
         yield f"{path}: {count} of {expected.numel()} values differ"

@@ -151,6 +151,11 @@ def test_a_quantized_tensor_is_refused() -> None:
         flatten({"a": quantized})
 
 
+def test_a_lazy_parameter_without_a_shape_is_refused() -> None:
+    with pytest.raises(UnsupportedValue, match=r"net\.weight is a parameter of a lazy module"):
+        flatten({"net": dict(torch.nn.LazyLinear(2).state_dict())})
+
+
 def test_a_gradient_does_not_come_along() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     back = there_and_back({"a": (parameter * 2)})["a"]

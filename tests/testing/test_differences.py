@@ -13,3 +13,9 @@ def test_differences_name_the_place() -> None:
     assert list(differences({"a": [1, float("nan")]}, {"a": [1, float("nan")]})) == []
     assert list(differences({"a": 1}, {"b": 1})) == ["a: missing", "b: not expected"]
     assert list(differences(1, 1.0, "x")) == ["x: float instead of int"]
+
+
+def test_sparse_tensors_are_compared_by_their_values() -> None:
+    one, other = torch.eye(2).to_sparse(), 2 * torch.eye(2).to_sparse()
+    assert list(differences(one, one.clone())) == []
+    assert list(differences(one, other, "x")) == ["x: 2 of 4 values differ"]
