@@ -10,6 +10,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 FIRST_COLUMNS = ("epoch", "step", "loss_total", "learning_rate")
+_MOST_PANELS = 48
+"""A figure of a thousand metrics takes minutes, and nobody reads it."""
 Row = dict[str, float | int]
 
 
@@ -80,7 +82,10 @@ class CsvLog:
 
 
 def learning_curves(history: History) -> Any:
-    """Return a matplotlib figure with one panel per metric."""
+    """Return a matplotlib figure with one panel per metric.
+
+    Of many metrics it shows 48, first those of both training and validation.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -88,6 +93,8 @@ def learning_curves(history: History) -> Any:
     panels: dict[str, list[str]] = {}
     for name in names:
         panels.setdefault(name.split("/", 1)[-1], []).append(name)
+    if len(panels) > _MOST_PANELS:
+        panels = dict(sorted(panels.items(), key=lambda panel: -len(panel[1]))[:_MOST_PANELS])
     panels["learning rate"] = ["learning_rate"]
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)

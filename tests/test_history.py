@@ -139,3 +139,10 @@ def test_learning_curves_can_be_drawn_of_anything(measured: list[dict[str, float
 def test_a_name_with_the_signs_of_a_formula_can_be_drawn() -> None:
     history = history_of([{"val/cost $a_$": 1.0, "train/$": 2.0}])
     learning_curves(history).savefig(io.BytesIO(), format="png")
+
+
+def test_learning_curves_of_many_metrics_show_some_of_them() -> None:
+    measured = {f"val/class_{number}": 0.5 for number in range(1000)} | {"train/loss": 1.0, "val/loss": 1.0}
+    titles = [axes.get_title() for axes in learning_curves(history_of([measured])).axes]
+    assert len(titles) == 49
+    assert titles[0] == "loss"
