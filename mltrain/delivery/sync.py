@@ -277,8 +277,6 @@ def _ends(attempts: list[Attempt]) -> dict[int, int]:
     """
     ends: dict[int, int] = {}
     for earlier, later in itertools.pairwise(attempts):
-        name = later.resumed_from
-        branch = CheckpointId.parse(name) if name else None
-        same = branch is not None and branch.attempt == earlier.ordinal
-        ends[earlier.ordinal] = branch.step if branch is not None and same else 0
+        branch = CheckpointId.parse(later.resumed_from or "")
+        ends[earlier.ordinal] = branch.step if branch is not None and branch.attempt == earlier.ordinal else 0
     return ends
