@@ -107,7 +107,7 @@ class Translator:
         return [image.cpu() for image in made]
 
     def decoded(self, images: Tensor, latents: Tensor, source: Tensor, targets: Sequence[int]) -> list[Tensor]:
-        """Return images (B, 3, H, W) with these latents, translated from styles ``source`` (B,) into each target."""
+        """Return images (B, 3, H, W) of latents in each target style. ``source`` (B,) has the present styles."""
         height, width = images.shape[2:]
         route = self.known.route(self.flow)
         detail = 0.0 if self.known.maps is None else self.lost_brightness(images, latents)
