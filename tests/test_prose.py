@@ -17,7 +17,7 @@ FORBIDDEN = re.compile(
     re.IGNORECASE,
 )
 
-SHORT = ("mltrain", "benchmarks", "tests", "docs", ".ci")
+SHORT = ("mltrain", "projects", "benchmarks", "tests", "docs", ".ci")
 """Folders whose docstrings begin with a sentence of at most ten words."""
 
 
