@@ -280,10 +280,13 @@ def _policy_called(name: str) -> type[Policy] | None:
     if name in Policy.known:
         return Policy.known[name]
     for entry in metadata.entry_points(group=GROUP, name=name):
-        found = entry.load()
+        try:
+            found = entry.load()
+        except Exception as error:  # noqa: BLE001 - a package may raise anything at its import
+            found = f"{type(error).__name__}: {error}"
         if isinstance(found, type) and issubclass(found, Policy):
             return found
-        log.warning("The entry point %s in the group %s is not a subclass of mltrain.Policy.", entry.value, GROUP)
+        log.warning("The entry point %s in %s is no subclass of mltrain.Policy: %s", entry.value, GROUP, found)
     return None
 
 
