@@ -18,7 +18,9 @@ _SIDE_BY_SIDE = 4
 @app.command()
 def runs(
     experiment: str = typer.Option(None, "--experiment", help="Only runs of this experiment."),
-    most: int = typer.Option(50, "--most", help="Largest number of runs, newest first, or best first with --sort."),
+    most: int = typer.Option(
+        50, "--most", min=1, help="Largest number of runs, newest first, or best first with --sort."
+    ),
     sort: str = typer.Option(None, "--sort", metavar="METRIC", help="Sort by this metric, the best run first."),
     mode: str = typer.Option(None, "--mode", help="min or max: which is better. Default: the runs' own."),
     where: list[str] = typer.Option(

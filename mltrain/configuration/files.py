@@ -23,7 +23,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
             raise ConfigError(f"{file} is too large for a configuration. Expected at most {_MAX_FILE_BYTES} bytes.")
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"The configuration {file} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:

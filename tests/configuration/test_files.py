@@ -98,3 +98,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "large.yaml").write_text("# " + "x" * 1_000_001)
     with pytest.raises(ConfigError, match="too large for a configuration"):
         Example.load([tmp_path / "large.yaml"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "config.yaml"])
+def test_a_byte_order_mark_is_no_part_of_a_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text('{"lr": 1}', encoding="utf-8-sig")
+    assert list(read_mapping(file)) == ["lr"]
