@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, Point
+from mltrain.checkpoint.policies import Latest
 from mltrain.checkpoint.retention import Context, Policy
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import StorageError, UnsupportedValue, UsageError
@@ -95,6 +96,20 @@ def test_the_best_that_only_reached_this_disk_is_uploaded_before_the_next(tmp_pa
     with here.next_attempt().manager(max_to_keep=1) as manager:
         assert manager.load_latest_checkpoint()["epoch"] == 2  # type: ignore[index]
         train(manager, 3, 4, loss=lambda epoch: abs(epoch - 2))
+    with without_staging(here.next_attempt()).manager() as manager:
+        assert epochs(manager) == [2, 4]
+        assert manager.load_best_model()["epoch"] == 2  # type: ignore[index]
+
+
+def test_the_best_declared_after_its_save_is_uploaded_before_the_next(tmp_path: Path) -> None:
+    here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
+    with here.manager(policy=Latest(1)) as manager:
+        train(manager, 1, 2)
+        manager.save_best_model(state_at(2), 0.5)
+    cut_short(here, 2)
+    with here.next_attempt().manager(policy=Latest(1)) as manager:
+        manager.load_latest_checkpoint()
+        train(manager, 3, 4)
     with without_staging(here.next_attempt()).manager() as manager:
         assert epochs(manager) == [2, 4]
         assert manager.load_best_model()["epoch"] == 2  # type: ignore[index]

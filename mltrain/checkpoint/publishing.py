@@ -158,7 +158,7 @@ class Backlog:
         except UsageError as error:
             log.warning("%s", error)
             return waiting
-        return [one for one in waiting if one.id in wanted or one == best]
+        return [one for one in waiting if one.id in wanted or (best is not None and one.id == best.id)]
 
     def trim(self, newest: Manifest) -> None:
         """Remove the least valuable staged checkpoints beyond the budget.
