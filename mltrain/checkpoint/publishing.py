@@ -137,8 +137,8 @@ class Backlog:
     def worth_uploading_before(self, manifest: Manifest) -> list[Manifest]:
         """Return staged checkpoints to upload first, oldest first.
 
-        These are the ones that the policy would keep, and the best, which must survive an outage or a kill. A checkpoint older
-        than a commit is never uploaded.
+        These are the ones that the policy would keep, and the best, which must survive an outage or a kill; all of them if the
+        policy fails. A checkpoint older than a commit is never uploaded.
         """
         waiting = [one for one in self._reader.store.staged() if self._committed < one.id.order < manifest.id.order]
         if not waiting:
