@@ -14,7 +14,7 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest, Point
 from mltrain.checkpoint.policies import Latest
 from mltrain.checkpoint.retention import Context, Policy
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.errors import StorageError, UnsupportedValue, UsageError
+from mltrain.errors import NoCheckpoint, StorageError, UnsupportedValue, UsageError
 from mltrain.manager import CheckpointManager
 from tests.support import places
 from tests.support.equality import identical
@@ -115,10 +115,11 @@ def test_the_best_declared_after_its_save_is_uploaded_before_the_next(tmp_path: 
         assert manager.load_best_model()["epoch"] == 2  # type: ignore[index]
 
 
-def test_a_policy_that_fails_leaves_nothing_on_this_disk_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError(), NoCheckpoint("no epoch 9"), UsageError("keep() needs a metric.")])
+def test_a_policy_that_fails_leaves_nothing_on_this_disk_only(error: Exception, tmp_path: Path) -> None:
     class Fails(Policy, named=False):
         def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
-            raise ZeroDivisionError
+            raise error
 
     here = FolderRun(tmp_path, place=places.behind(tmp_path / "artifacts"))
     with here.manager() as manager:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Literal, Self
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line
-from mltrain.errors import MltrainError, UsageError, sentence
+from mltrain.errors import UsageError, sentence
 
 Mode = Literal["min", "max"]
 _BUILT_IN = "mltrain.checkpoint.policies"
@@ -121,7 +121,7 @@ def kept_by(policy: Policy, manifests: Sequence[Manifest], context: Context) -> 
     """
     try:
         kept = list(policy.keep(manifests, context))
-    except MltrainError:
+    except UsageError:
         raise
     except Exception as error:
         raise UsageError(
