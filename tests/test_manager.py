@@ -115,7 +115,9 @@ def test_the_best_declared_after_its_save_is_uploaded_before_the_next(tmp_path: 
         assert manager.load_best_model()["epoch"] == 2  # type: ignore[index]
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), NoCheckpoint("no epoch 9"), UsageError("keep() needs a metric.")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), NoCheckpoint("no epoch 9"), UsageError("keep() needs a metric.")]
+)
 def test_a_policy_that_fails_leaves_nothing_on_this_disk_only(error: Exception, tmp_path: Path) -> None:
     class Fails(Policy, named=False):
         def keep(self, manifests: Sequence[Manifest], context: Context) -> frozenset[CheckpointId]:
