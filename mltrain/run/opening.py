@@ -157,19 +157,20 @@ def _continued(
     lock, claimed = take_lock(home, run_id, take_over), False
     try:
         ordinal = last_attempt(run.data.params) + 1
+        # A claim cannot be undone, so the record is read first. It misses no attempt: one that began since has this ordinal.
+        attempts = [*recorded_attempts(artifacts, ordinal - 1), Attempt(ordinal)]
         claim_attempt(server, run_id, ordinal)
         claimed = True
         server.update_run(run_id, status="RUNNING")
         server.set_tags(run_id, holder_tags(ordinal))
-        forget_endings(server, run_id, run.data.tags)
         warn_of_newer_on_another_host(run)
         if launcher is not None:
             launchers.nest(server, launcher, run_id)
         launchers.repair(server, run_id, run.info.experiment_id)
-        attempts = [*recorded_attempts(artifacts, ordinal - 1), Attempt(ordinal)]
         if artifacts.local_root is not None:
             # A run that was created late is staged in its folder, not beside its artifacts.
             publish_backlog(run_id, home, artifacts, {})
+        forget_endings(server, run_id, run.data.tags)
         opened = TrackedRun(
             server,
             attempts,

@@ -13,6 +13,8 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import FileInfo
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain import CheckpointManager
 from mltrain.delivery.creation import RunCreation
@@ -23,6 +25,7 @@ from mltrain.store.opening import UnusableArtifacts, open_artifacts
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.run_artifacts import artifacts_of
 from mltrain.tracking.tags import LAUNCHER_OF_TAG
+from tests.support import places
 from tests.support.database import fresh_database
 from tests.support.opened import adopted, dump, empty_run
 from tests.support.servers import TrackingServer
@@ -54,6 +57,26 @@ def test_mlflow_run_does_not_leave_a_refused_training_as_failed(
     with pytest.raises(UsageError):
         adoption.adoptable(server, Launcher(run_id, 1))
     assert repaired == [(1, run_id, "FINISHED")]
+
+
+class Away(LocalArtifactRepository):  # type: ignore[misc]
+    """A store that does not answer."""
+
+    def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+        raise PermissionError("made to fail")
+
+
+def test_a_resume_that_is_refused_during_an_outage_of_the_artifact_store_changes_nothing(
+    server: TrackingClient, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = empty_run(client)
+    adopted(server, run_id)
+    away = places.behind(tmp_path / "away", Away).opened()
+    monkeypatch.setattr(opening, "writable_artifacts_of", lambda *_: away)
+    before = dump(tmp_path)
+    with pytest.raises(StorageError):
+        opening.resume(server, run_id, take_over=False, launcher=None)
+    assert dump(tmp_path) == before
 
 
 @pytest.mark.parametrize("launcher", ["a finished training", "an orchestrator's run", "no run", "mlflow run"])
