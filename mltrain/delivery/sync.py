@@ -273,10 +273,12 @@ def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: 
 def _ends(attempts: list[Attempt]) -> dict[int, int]:
     """Return the last step of each attempt but the last.
 
-    It is the step at which the next attempt branched off.
+    It is the step at which the next attempt branched off; if that one has no record, the end is unknown and left out.
     """
     ends: dict[int, int] = {}
     for earlier, later in itertools.pairwise(attempts):
+        if not later.started:
+            continue  # it has no record
         branch = CheckpointId.parse(later.resumed_from or "")
         ends[earlier.ordinal] = branch.step if branch is not None and branch.attempt == earlier.ordinal else 0
     return ends

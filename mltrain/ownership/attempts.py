@@ -97,7 +97,7 @@ def recorded_attempts(artifacts: Artifacts, last: int) -> list[Attempt]:
             known = {name: raw[name] for name in Attempt.__dataclass_fields__ if name in raw}
             found[int(raw["ordinal"])] = Attempt(**known)
     except StorageError:
-        raise  # not a missing record: with a blank one, sync would drop the points of earlier attempts
+        raise  # not a missing record, which a resume would replace
     except (OSError, ValueError, KeyError, TypeError, CheckpointError):
         log.info("The record of earlier attempts is missing or damaged; a new record begins.")
     blank = {"host": "", "boot": "", "pid": 0, "started": ""}

@@ -207,6 +207,19 @@ def test_points_of_an_earlier_attempt_are_kept_while_the_artifact_store_is_away(
     assert steps_of(server, run_id) == [1, 2]
 
 
+@pytest.mark.parametrize(("branch", "sent"), [(None, [1, 2, 3]), ("step-000000002-a01", [1, 2])])
+def test_points_of_an_attempt_are_kept_if_the_next_one_has_no_record(
+    branch: str | None, sent: list[int], store: Path
+) -> None:
+    server = at(store)
+    run_id = left_behind(server, 1, 2, 3)
+    server.client.log_param(run_id, "mltrain.attempt.2", json.dumps({"attempt": 2}))
+    attempts = [{"ordinal": 1}, *([{"ordinal": 2, "resumed_from": branch}] if branch is not None else [])]
+    server.client.log_dict(run_id, {"attempts": attempts}, ATTEMPTS_FILE)
+    assert [(synced.sent, synced.dropped) for synced in sync(server)] == [(len(sent), 3 - len(sent))]
+    assert steps_of(server, run_id) == sent
+
+
 def test_a_damaged_record_of_a_birth_does_not_keep_the_created_run_from_being_found(store: Path) -> None:
     from mltrain.run.preparation import created_as
 
