@@ -12,6 +12,9 @@ from mltrain.restoring.optimizers import is_optimizer
 RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"})
 """Settings of a group that a schedule drives; so it drives others that a replay changes."""
 
+MOMENTA = frozenset({"momentum", "betas"})
+"""Settings that a schedule may cycle beside the rate; ``max_momentum`` in the group shows that it does."""
+
 
 _PLAN = frozenset(
     {"total_steps", "_schedule_phases", "T_max", "T_0", "T_mult", "eta_min", "total_iters", "milestones", "_milestones"}

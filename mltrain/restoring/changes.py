@@ -20,6 +20,7 @@ from mltrain.errors import StateMismatch
 from mltrain.restoring.built import Built, differences, equal, plain, replaced
 from mltrain.restoring.optimizers import in_order_of_groups, is_optimizer
 from mltrain.schedules import (
+    MOMENTA,
     RATES,
     counts_steps,
     is_schedule,
@@ -143,12 +144,14 @@ class Changes:
                 replayed |= set(again)
                 fresh = self._built.groups[id(optimizer)]
                 driven: set[tuple[int, str]] = set()
+                another = any(key in self._steps for key in again)
                 for number, (group, was, first) in enumerate(zip(optimizer.param_groups, restored, fresh, strict=True)):
+                    cycled = MOMENTA if another or "max_momentum" in was else frozenset()
                     for key in was.keys() - RATES:
-                        if equal(plain(group.get(key)), plain(first.get(key))):
-                            group[key] = was[key]
-                        else:
+                        if not equal(plain(group.get(key)), plain(first.get(key))):
                             driven.add((number, key))
+                        elif key not in cycled:
+                            group[key] = was[key]
                 found = [change for change in found if change[1] not in RATES and change[:2] not in driven]
             for number, key, before, now in found:
                 set_setting(optimizer.param_groups[number], key, self._built.groups[id(optimizer)][number][key])

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import mltrain
 from mltrain.errors import StateMismatch
 from mltrain.restoring.built import Built
 from mltrain.restoring.changes import Changes
+from mltrain.schedules import settings_of
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from tests.support.changed import MADE, STEPS, THEN, Config, Make, close, settings, trained
 from tests.support.equality import identical
@@ -95,6 +97,61 @@ def test_a_schedule_of_another_kind_has_the_rates_of_a_training_that_had_it_from
     got, resumed, _ = trained(Config(), MADE[name], STEPS, parts)
     assert close(got, expected[THEN:])
     assert resumed["scheduler"].keys() == last["scheduler"].keys()
+
+
+MOMENTUM_TOO: dict[str, Callable[[Any], Any]] = {
+    "step": lambda o: schedules.StepLR(o, 4),
+    "cosine": lambda o: schedules.CosineAnnealingLR(o, 20),
+    "one cycle": lambda o: schedules.OneCycleLR(o, 0.1, total_steps=20, max_momentum=0.9, base_momentum=0.8),
+    "one cycle of the rate": lambda o: schedules.OneCycleLR(o, 0.1, total_steps=20, cycle_momentum=False),
+    "cyclic": lambda o: schedules.CyclicLR(o, 0.01, 0.1, 4, base_momentum=0.7, max_momentum=0.9),
+    "short cyclic": lambda o: schedules.CyclicLR(o, 0.01, 0.1, 3, base_momentum=0.7, max_momentum=0.9),
+    "linear": lambda o: schedules.LinearLR(o, 0.1, 1.0, 10),
+    "sequential": lambda o: schedules.SequentialLR(
+        o, [schedules.LinearLR(o, 0.1, 1.0, 3), schedules.CosineAnnealingLR(o, 20)], [3]
+    ),
+    "sequential one cycle": lambda o: schedules.SequentialLR(
+        o, [schedules.ConstantLR(o, 0.5, 2), schedules.OneCycleLR(o, 0.1, total_steps=20)], [2]
+    ),
+    "chained": lambda o: schedules.ChainedScheduler([schedules.ConstantLR(o), schedules.ExponentialLR(o, 0.9)]),
+    "lambda": lambda o: schedules.LambdaLR(o, lambda step: 1 / (1 + step)),
+}
+
+
+@pytest.mark.parametrize("now", MOMENTUM_TOO)
+@pytest.mark.parametrize("before", MOMENTUM_TOO)
+@pytest.mark.parametrize("adam", [False, True])
+def test_momentum_after_a_change_of_schedule_is_that_of_a_training_that_had_it_from_the_start(
+    before: str, now: str, adam: bool
+) -> None:
+    def made(name: str) -> tuple[Any, Any]:
+        weights = nn.Linear(2, 1).parameters()
+        optimizer: Any = AdamW(weights, 0.1, (0.9, 0.99)) if adam else SGD(weights, 0.1, momentum=0.9)
+        return optimizer, MOMENTUM_TOO[name](optimizer)
+
+    def stepped(optimizer: Any, schedule: Any, steps: int) -> dict[str, Any]:
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step()
+        (group,) = settings_of(optimizer)
+        return {**group, "betas": None, "beta1": group.get("betas", (None,))[0]}
+
+    optimizer, schedule = made(before)
+    built = Built({"optimizer": optimizer, "scheduler": schedule})
+    stepped(optimizer, schedule, THEN)
+    saved = {
+        "optimizer": optimizer.state_dict(),
+        "scheduler": schedule.state_dict(),
+        "progress": {"built": built.record},
+    }
+    resumed, again = made(now)
+    changes = Changes(Built({"optimizer": resumed, "scheduler": again}), saved, {})
+    resumed.load_state_dict(changes.parts["optimizer"])
+    again.load_state_dict(changes.parts["scheduler"])
+    changes.apply({"optimizer": [0]})
+    expected = made(now)
+    assert stepped(resumed, again, 0) == pytest.approx(stepped(*expected, THEN))
+    assert stepped(resumed, again, 3) == pytest.approx(stepped(*expected, 3))
 
 
 def test_a_member_of_another_kind_is_a_schedule_of_another_kind(caplog: pytest.LogCaptureFixture) -> None:
