@@ -15,6 +15,8 @@ class Buffers:
     """Copies of buffers from before a step.
 
     A forward updates buffers such as batch norm's running means, so a step that changes no parameter can still leave NaN there.
+    It may change them in place or assign new ones. A finite buffer that the step created or resized stays: it is a cache, whose
+    module may record the size elsewhere.
 
     Args:
         parts: of a training; those that are no modules are ignored.
@@ -22,25 +24,55 @@ class Buffers:
 
     def __init__(self, parts: Iterable[Any]) -> None:
         self._modules = [part for part in parts if isinstance(part, nn.Module)]
-        self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._members: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
+        self._kept: dict[int, tuple[Tensor, int | None, Tensor]] = {}
 
     @torch.no_grad()
     def keep(self) -> None:
         """Copy the buffers that changed since the last call."""
-        before, self._kept = self._kept, {}
-        for buffer in (one for module in self._modules for one in module.buffers() if not is_lazy(one)):
-            kept = before.get(id(buffer))
-            if kept is None or _may_differ(*kept[:2]):
-                kept = buffer, buffer._version, buffer.clone()
-            self._kept[id(buffer)] = kept
+        before, self._kept, self._members = self._kept, {}, []
+        for members in (module._buffers for part in self._modules for module in part.modules()):
+            self._members.append((members, dict(members)))
+            for buffer in members.values():
+                if buffer is None or id(buffer) in self._kept or is_lazy(buffer):
+                    continue
+                kept = before.get(id(buffer))
+                if kept is None or _may_differ(*kept[:2]):
+                    kept = buffer, _version(buffer), buffer.clone()
+                self._kept[id(buffer)] = kept
 
     @torch.no_grad()
     def restore(self) -> None:
         """Restore the buffers that changed since they were copied."""
+        for members, before in self._members:
+            after = dict(members)
+            for name in {**after, **before}:
+                now, old = after.get(name), before.get(name)
+                if now is old or _is_cache(now, old):
+                    continue
+                if name in before:
+                    members[name] = old
+                else:
+                    del members[name]
         for buffer, version, copy in self._kept.values():
-            if _may_differ(buffer, version):
-                buffer.copy_(copy)
+            if _may_differ(buffer, version) and not _is_cache(buffer, copy):
+                with torch.inference_mode(buffer.is_inference()):
+                    if buffer.shape != copy.shape:
+                        buffer.resize_(copy.shape)
+                    buffer.copy_(copy)
 
 
-def _may_differ(buffer: Tensor, version: int) -> bool:
-    return buffer.numel() <= _SMALL or buffer._version != version
+def _is_cache(now: Tensor | None, old: Tensor | None) -> bool:
+    """Whether a step created or resized a finite buffer."""
+    if now is None or is_lazy(now) or (old is not None and not is_lazy(old) and old.shape == now.shape):
+        return False
+    return bool(now.isfinite().all())
+
+
+def _may_differ(buffer: Tensor, version: int | None) -> bool:
+    return buffer.numel() <= _SMALL or version is None or buffer._version != version
+
+
+def _version(buffer: Tensor) -> int | None:
+    """Return how often a tensor changed; ``None`` if it does not count."""
+    return None if buffer.is_inference() else buffer._version
