@@ -116,7 +116,8 @@ class Boundaries:
                 Rng().load_state_dict(own["rng"])
             for callback in self._fit.trainer.callbacks:
                 if hasattr(callback, "get_accumulate_grad_batches"):  # Lightning skips its start of a resumed epoch
-                    callback.on_train_epoch_start(self._fit.trainer)
+                    epoch = self._fit.trainer.current_epoch
+                    self._fit.trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(epoch)
             for name, state in own.get("metrics", {}).items():
                 _restore_metric(self._module.get_submodule(name), state)
             self._fit.trainer._logger_connector._callback_metrics.update(own["measured"])

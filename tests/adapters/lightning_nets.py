@@ -66,6 +66,13 @@ class Net(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedules[self.hparams["schedule"]]()}
 
 
+class Scheduler(GradientAccumulationScheduler):
+    """Plans the accumulation in a hook with Lightning's usual arguments."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # type: ignore[override]
+        super().on_train_epoch_start(trainer, pl_module)
+
+
 class Manual(Net):
     """Two optimizers, by hand."""
 
@@ -127,7 +134,7 @@ SCENARIOS: dict[str, tuple[Callable[[], pl.LightningModule], Callable[[], Any], 
     "gradients accumulated from the second epoch on": (
         Net,
         resumable,
-        lambda: {"callbacks": [GradientAccumulationScheduler({1: 2})]},
+        lambda: {"callbacks": [Scheduler({1: 2})]},
     ),
     "a plateau": (lambda: Net("plateau"), resumable, lambda: {"callbacks": [EarlyStopping("val_loss", patience=50)]}),
     "a plateau between validations": (
