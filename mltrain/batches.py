@@ -1,11 +1,13 @@
 """Batches by number: their items, their seeds, and fetching them."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from mltrain.errors import UsageError
 from mltrain.rng import seed_cheaply
 
 _MASK = 2**64 - 1
@@ -25,6 +27,21 @@ def mixed(*numbers: int, state: int = 0) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
     return state
+
+
+def checked_size(batch_size: Any) -> int:
+    """Return a batch size as a Python integer.
+
+    Raises:
+        UsageError: it is no whole number, or below 1.
+    """
+    try:
+        size = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise UsageError(f"batch_size={batch_size!r:.80} is invalid. Expected a whole number of at least 1.")
+    return size
 
 
 class Requests:

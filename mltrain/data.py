@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from mltrain.batches import Fetch, Requests, drawn_by_sums, mixed
+from mltrain.batches import Fetch, Requests, checked_size, drawn_by_sums, mixed
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.rng import Aside
 from mltrain.state import Stateful
@@ -104,10 +104,8 @@ class ResumableLoader:
                 f"A {type(dataset).__name__} has no position by number. Expected a dataset with a length and items by index. "
                 "Try: StreamLoader for an iterable dataset that has state_dict() and load_state_dict()."
             )
-        if isinstance(batch_size, float) or batch_size < 1:
-            raise UsageError(f"batch_size={batch_size} is invalid. Expected a whole number of at least 1.")
         self.dataset = dataset
-        self.batch_size = batch_size
+        self.batch_size = checked_size(batch_size)
         if weights is not None and not shuffle:
             raise UsageError(
                 "weights= draws items at random, which excludes shuffle=False. Try: leave one of them out."

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from mltrain.batches import mixed
+from mltrain.batches import checked_size, mixed
 from mltrain.errors import UsageError
 from mltrain.rng import Aside, seed_cheaply
 from mltrain.state import Stateful
@@ -46,10 +46,8 @@ class StreamLoader:
                 f"A {type(dataset).__name__} cannot report its position. Expected an iterable with state_dict() and "
                 "load_state_dict(). Try: add both, or use ResumableLoader for a dataset with a length and items by index."
             )
-        if isinstance(batch_size, float) or batch_size < 1:
-            raise UsageError(f"batch_size={batch_size} is invalid. Expected a whole number of at least 1.")
         self.dataset: Any = dataset
-        self.batch_size = batch_size
+        self.batch_size = checked_size(batch_size)
         self.drop_last = drop_last
         self.seed = torch.initial_seed() if seed is None else seed
         self.epoch = 0

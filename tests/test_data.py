@@ -215,8 +215,6 @@ def test_a_position_is_plain_data() -> None:
     ("make", "what"),
     [
         (lambda: ResumableLoader(iter([1]), 1), "Expected a dataset with a length"),
-        (lambda: ResumableLoader(Noisy(3), 0), "Expected a whole number of at least 1"),
-        (lambda: ResumableLoader(Noisy(3), 2.5), "Expected a whole number of at least 1"),  # type: ignore[arg-type]
         (lambda: ResumableLoader(Noisy(0), 2), "make no batch"),
         (lambda: ResumableLoader(Noisy(1), 2, drop_last=True), "make no batch"),
         (lambda: ResumableLoader(Noisy(3), 2, weights=[1.0, 2.0]), "2 weights for 3 items"),

@@ -4,7 +4,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,3 +78,16 @@ def test_an_iterable_that_cannot_say_where_it_is_is_refused_with_what_is_missing
         StreamLoader(iter([1, 2]), 1)
     with pytest.raises(UsageError, match="StreamLoader"):
         ResumableLoader(Stream(4), 2)
+
+
+@pytest.mark.parametrize("given", [0, -1, 2.5, 2.0, np.float32(2.5), True, "2", None, torch.tensor([2, 3])], ids=repr)
+def test_a_batch_size_that_is_no_whole_number_is_refused_by_both_loaders(given: Any) -> None:
+    for make in (lambda: ResumableLoader(range(4), given), lambda: StreamLoader(Stream(4), given)):
+        with pytest.raises(UsageError, match=r"batch_size=.* is invalid\. Expected a whole number of at least 1\."):
+            make()
+
+
+def test_a_batch_size_of_numpy_becomes_one_of_python() -> None:
+    size: Any = np.int64(2)
+    assert type(ResumableLoader(range(4), size).state_dict()["batch_size"]) is int
+    assert type(StreamLoader(Stream(4), size).batch_size) is int
