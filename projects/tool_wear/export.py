@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def export(run_id: str, folder: Path, method: str | None = None) -> str:
             found = {NETWORK: Estimates.of(WearRegressor.of(weights), split.val)}
             found |= {name: baselines.estimates(name, split.val) for name in baselines.names}
             errors = pd.Series({name: estimates.scores()["mae_um"] for name, estimates in found.items()})
-            method = str(errors.idxmin())
+            method = str(errors.fillna(math.inf).idxmin())
         else:
             reached = Results.of(split.val, logits_of(WearLSTM.of(weights), split.val.signals)).accuracy
             method = str(pd.Series({NETWORK: reached, **baselines.accuracy(split.val)}).idxmax())

@@ -1,6 +1,7 @@
 """Trained through the library: killed and resumed exactly, judged, and as good as the documentation says."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 
 from mltrain.errors import DataError, UsageError
 from projects.tool_wear import ToolWearClassifier, npz
+from projects.tool_wear.estimates import Estimates
 from projects.tool_wear.export import export
 from projects.tool_wear.predict import predict
 from projects.tool_wear.project import Config, baselines_of, split_of, wear_baselines_of
@@ -115,6 +117,8 @@ def test_wear_is_learnt_pulled_exported_and_predicted_with_its_interval(
     np.testing.assert_allclose(predict(folder, workplace.folder / "test.npz").predictions()[columns], expected[columns])
     best = min(("", "_mean", "_ridge", "_random_forest"), key=lambda name: metrics[f"val/mae_um{name}"])
     assert export(done.run_id, folder).lower().replace(" ", "_") == (best.removeprefix("_") or "lstm")
+    monkeypatch.setattr(Estimates, "scores", lambda _: {"mae_um": math.nan})
+    assert export(done.run_id, folder) == "LSTM"
 
 
 @pytest.mark.slow
