@@ -161,13 +161,14 @@ def rebuild(
         config = found.config.load(files, overrides={**inputs, **(overrides or {})}, base=base)
         return config, built(found, config)
 
-    _, params = first_usable(checkpoints.store, candidates, lambda one: configuration(checkpoints.store, one))
+    manifest, params = first_usable(checkpoints.store, candidates, lambda one: configuration(checkpoints.store, one))
     config, task = task_of(params)
     refuse(found, task)
     loaded, (parts, own_params) = first_usable(
         checkpoints.store, candidates, lambda one: configured(checkpoints.store, one)
     )
-    if own_params != params:  # the first choice is damaged, and the next one has another configuration
+    # NaN in a configuration does not equal itself. Another checkpoint is loaded if the first choice is damaged.
+    if loaded.id != manifest.id and own_params != params:
         config, task = task_of(own_params)
     fill(task, parts)
     return Rebuilt(run_id, loaded, found, config, task)
