@@ -160,7 +160,10 @@ class World:
 
     @contextmanager
     def foreign_collectives(self) -> Iterator[None]:
-        """Raise :class:`PeerLost` for a block's failed collectives, such as FSDP2's."""
+        """Raise :class:`PeerLost` for a block's failed collectives, such as FSDP2's.
+
+        Other errors pass unchanged.
+        """
         try:
             yield
         except RuntimeError as error:

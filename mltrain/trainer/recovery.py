@@ -33,7 +33,7 @@ class Recovery:
         self._buffers = Buffers(training.parts if self._config.on_nonfinite == "skip" else ())
 
     def prepare(self) -> None:
-        """Keep what the next step may have to leave unchanged."""
+        """Copy the buffers that a skipped step must restore."""
         self._buffers.keep()
 
     def recovered(self, values: Mapping[str, float]) -> bool:
