@@ -191,11 +191,7 @@ class CheckpointManager:
                 f"The manager of {self.store.title} is closed and saves nothing more. Expected a save before close(). "
                 f"Try: another CheckpointManager of {self.store.title}, which continues it."
             )
-        if self._closing.is_forked:
-            raise UsageError(
-                f"The manager of {self.store.title} cannot save in a process that was forked from its own. Expected a save in "
-                "the process that created it. Try: return the state to that process"
-            )
+        self._refuse_fork("save")
         refuse_unless_state(state)
         count, measured = Count.of(state, step, epoch), floats(metrics or {}, "save(metrics=)")
         return self._drafts.save(state, count, kind, measured, best=best, extra=extra, data=data or {})
@@ -241,6 +237,8 @@ class CheckpointManager:
     def load(self, which: str = "latest") -> dict[str, Any] | None:
         """Load a state, verified, onto the manager's device; the next save continues from it.
 
+        In a process that was forked from the manager's own it only reads.
+
         Args:
             which: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N``, or the name of a checkpoint. A damaged
                 ``latest`` or ``best`` is reported and the previous intact one is used.
@@ -252,6 +250,8 @@ class CheckpointManager:
             NoCheckpoint: no checkpoint has this name, epoch or step (the message lists those of the run), or all are damaged.
         """
         found = self.read(which)
+        if self._closing.is_forked:
+            return found[1] if found is not None else None
         if found is None:
             if which == "latest":
                 self._drafts.begin_afresh()
@@ -274,7 +274,12 @@ class CheckpointManager:
     def continue_from(
         self, manifest: Manifest, damaged: Mapping[CheckpointId, DamagedCheckpoint] | None = None
     ) -> None:
-        """Let the next save continue from a checkpoint; record ``damaged`` ones."""
+        """Let the next save continue from a checkpoint; record ``damaged`` ones.
+
+        Raises:
+            UsageError: this process was forked from the manager's own.
+        """
+        self._refuse_fork("continue from a checkpoint")
         for identity, error in (damaged or {}).items():
             self._damage.note(identity, error)
         self._drafts.continue_from(manifest)
@@ -318,8 +323,9 @@ class CheckpointManager:
         error of one is logged, and the others are called.
 
         Raises:
-            UsageError: the listener is not a function.
+            UsageError: the listener is not a function, or this process was forked from the manager's own.
         """
+        self._refuse_fork("call a listener")
         refuse_unless(callable(listener), "listener", listener, "a function")
         self.committer.when_committed(listener)
 
@@ -327,7 +333,11 @@ class CheckpointManager:
         """Remove checkpoints that the policy drops; record the removals.
 
         Every commit does this.
+
+        Raises:
+            UsageError: the policy failed, or this process was forked from the manager's own.
         """
+        self._refuse_fork("prune")
         origin = self._drafts.origin
         return self.committer.prune(origin.id if origin is not None else None)
 
@@ -369,3 +379,10 @@ class CheckpointManager:
     def abandon(self) -> None:
         """Stop the background threads without waiting; complete staged checkpoints stay."""
         self._closing.abandon()
+
+    def _refuse_fork(self, what: str) -> None:
+        if self._closing.is_forked:
+            raise UsageError(
+                f"The manager of {self.store.title} cannot {what} in a process that was forked from its own. Expected this call in "
+                "the process that created it. Try: return the state to that process"
+            )

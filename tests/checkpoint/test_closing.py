@@ -1,6 +1,7 @@
 """The end of a manager: what was saved is waited for, and the status of the run says what became of it."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -75,32 +76,45 @@ def test_an_unknown_status_is_refused_and_the_manager_stays_open(run: FolderRun)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_forked_process_neither_saves_nor_waits_nor_closes(tmp_path: Path) -> None:
+def test_a_forked_process_reads_and_neither_saves_nor_prunes_nor_waits_nor_closes(tmp_path: Path) -> None:
     loop = f"""
 import os, sys, torch
-from mltrain import CheckpointManager
+from mltrain.checkpoint.retention import Policy
 from mltrain.errors import UsageError
-manager = CheckpointManager(save_dir={str(tmp_path / "here")!r})
+from tests.support.runs import *
+class Newest(Policy, named=False):
+    number = 9
+    def keep(self, manifests, context):
+        return frozenset(manifest.id for manifest in manifests[-Newest.number :])
+manager = FolderRun(Path({str(tmp_path)!r})).manager(policy=Newest())
 with manager:
-    manager.save({{"weight": torch.ones(3)}}, step=1)
+    train(manager, 1, 2)
+    Newest.number = 1
     child = os.fork()
     if child == 0:
-        try:
-            manager.save({{"weight": torch.ones(3)}}, step=2)
-        except UsageError as error:
-            print(error, flush=True)
-        manager.wait()
+        assert manager.load("epoch:1")["epoch"] == 1
+        calls = {{
+            "save": lambda: manager.save(state_at(3)),
+            "prune": manager.prune,
+            "continue": lambda: manager.continue_from(manager.checkpoints()[0]),
+            "listen": lambda: manager.when_committed(print),
+        }}
+        for call in calls.values():
+            try:
+                call()
+            except UsageError as error:
+                print(error, flush=True)
+        assert not manager.wait()
         sys.exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    manager.save({{"weight": torch.ones(3)}}, step=3)
+    assert epochs(manager) == [1, 2]
+    train(manager, 3, 3)
+    assert epochs(manager) == [3]
 """
     ended = subprocess.run([sys.executable, "-c", loop], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "cannot save in a process that was forked" in ended.stdout
-    assert {file.name for file in (tmp_path / "here").glob("*.pth")} == {
-        "checkpoint_step_1.pth",
-        "checkpoint_step_3.pth",
-    }
+    refused = re.findall(r"cannot (.*) in a process that was forked", ended.stdout)
+    assert refused == ["save", "prune", "continue from a checkpoint", "call a listener"]
 
 
 def test_closing_twice_is_closing_once(run: FolderRun) -> None:
