@@ -144,7 +144,7 @@ class CheckpointManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        succeeded = error is None or (isinstance(error, SystemExit) and not error.code)
+        succeeded = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
         self.close("FINISHED" if succeeded else "KILLED" if kind is KeyboardInterrupt else "FAILED")
 
     def save(

@@ -46,6 +46,7 @@ def test_a_disk_that_takes_nothing_is_reported_at_the_end(local: FolderRun, monk
         (SystemExit(), "FINISHED"),
         (SystemExit(1), "FAILED"),
         (SystemExit("a message"), "FAILED"),
+        (SystemExit(""), "FAILED"),
     ],
 )
 def test_a_block_waits_for_what_was_saved_and_lets_go_of_the_run(
