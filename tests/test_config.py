@@ -42,7 +42,8 @@ def test_a_place_is_remembered_from_the_root_so_that_it_is_found_from_anywhere(
     assert config.places() == {"image_path": tmp_path / "images" / "train"}
     for place in ("~/images", Path("~/images")):
         assert Example.load(overrides={"image_path": place}).image_path == Path.home() / "images"
-    assert Example.load(overrides={"image_path": Path("images")}).image_path == Path.cwd() / "images"
+    for name in ("images", "none", "null"):  # a Path is given whatever its name
+        assert Example.load(overrides={"image_path": Path(name)}).image_path == Path.cwd() / name
     assert Example.load(overrides={"image_path": "none"}).places() == {}
 
 

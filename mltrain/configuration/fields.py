@@ -97,16 +97,17 @@ def typed_entry(model: type[BaseModel], path: list[str], key: str, value: Any, s
 
 
 def _parsed(field: FieldInfo, value: Any, key: str, source: str) -> Any:
+    is_missing = isinstance(value, str) and value in NOT_GIVEN  # a path is given whatever its name
     if isinstance(value, PurePath):
         value = str(value)
     if not isinstance(value, str):
         return value
-    if is_place(field.annotation) and value not in NOT_GIVEN:
+    if is_place(field.annotation) and not is_missing:
         try:
             return str(Path(value).expanduser().absolute())  # a resume may start in another folder
         except RuntimeError as error:
             raise ConfigError(f"{key} (from {source}): {value!r:.80} is not a valid path: {error}") from None
-    if value in NOT_GIVEN and not _is_choice(field.annotation, value):
+    if is_missing and not _is_choice(field.annotation, value):
         if allows(field.annotation, type(None)):
             return None
         if allows(field.annotation, str) and value in ("", "''", '""'):
