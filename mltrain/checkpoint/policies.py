@@ -281,12 +281,12 @@ def _policy_called(name: str) -> type[Policy] | None:
         return Policy.known[name]
     for entry in metadata.entry_points(group=GROUP, name=name):
         try:
-            found = entry.load()
+            found, problem = entry.load(), "is not a subclass of mltrain.Policy"
         except Exception as error:  # noqa: BLE001 - a package may raise anything at its import
-            found = f"{type(error).__name__}: {error}"
+            found, problem = f"{type(error).__name__}: {error}", "cannot be imported"
         if isinstance(found, type) and issubclass(found, Policy):
             return found
-        log.warning("The entry point %s in %s is no subclass of mltrain.Policy: %s", entry.value, GROUP, found)
+        log.warning("The entry point %s in %s %s: %s", entry.value, GROUP, problem, found)
     return None
 
 

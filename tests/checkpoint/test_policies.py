@@ -78,15 +78,22 @@ def test_a_package_registers_a_policy_by_an_entry_point(monkeypatch: pytest.Monk
     assert parse("Latest(1) | OnePerTen(3)") == Latest(1) | OnePerTen(3)
 
 
-@pytest.mark.parametrize("value", [f"{__name__}:Gone", "no.such.module:OnePerTen"])
-def test_an_entry_point_that_cannot_be_loaded_is_named(
-    value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (f"{__name__}:Gone", "cannot be imported: AttributeError: "),
+        ("no.such.module:OnePerTen", "cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        (f"{__name__}:parse", "is not a subclass of mltrain.Policy: <function parse"),
+    ],
+)
+def test_an_entry_point_that_is_no_policy_is_named_with_its_problem(
+    value: str, problem: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     entry = metadata.EntryPoint("Broken", value, GROUP)
     monkeypatch.setattr(metadata, "entry_points", lambda **_: metadata.EntryPoints([entry]))
     with pytest.raises(ConfigError, match="there is no policy Broken"):
         parse("Latest(1) | Broken(3)")
-    assert f"The entry point {value} in mltrain.policies is no subclass of mltrain.Policy: " in caplog.text
+    assert caplog.messages[0].startswith(f"The entry point {value} in mltrain.policies {problem}")
 
 
 def test_a_policy_of_ones_own_does_not_take_the_name_of_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
