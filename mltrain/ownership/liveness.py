@@ -71,7 +71,7 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def advice(holder: Mapping[str, Any]) -> str:
     """Return the remedy for a run that a process holds."""
     return (
-        "close() of the manager that has it in this process"
+        "close() of its manager, or wait until its training in this process ends"
         if same(holder, own())
         else "stop that process, or --take-over"
     )
