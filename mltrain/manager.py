@@ -383,6 +383,6 @@ class CheckpointManager:
     def _refuse_fork(self, what: str) -> None:
         if self._closing.is_forked:
             raise UsageError(
-                f"The manager of {self.store.title} cannot {what} in a process that was forked from its own. Expected this call in "
-                "the process that created it. Try: return the state to that process"
+                f"The manager of {self.store.title} cannot {what} in a process that was forked from its own. Expected this call "
+                "in the process that created it. Try: return the state to that process"
             )
