@@ -1,7 +1,7 @@
 """Learning rate schedules: plans, positions, and settings of the driven optimizers."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -86,10 +86,12 @@ def kind_of(schedule: Any) -> str:
 
 
 def steps_in(state: Any) -> int | None:
-    """Return the steps that a schedule's state counts, if any."""
+    """Return the steps that a schedule's plain state counts."""
     own = state.get("last_epoch")
-    found = [own] if own is not None else [steps_in(inner) for inner in state.get("_schedulers", ())]
-    return max((int(steps) for steps in found if steps is not None), default=None)
+    if isinstance(own, (int, float)):
+        return int(own)
+    found = [steps_in(inner) for inner in state.get("_schedulers", ()) if isinstance(inner, Mapping)]
+    return max((steps for steps in found if steps is not None), default=None)
 
 
 def counts_steps(schedule: Any) -> bool:

@@ -20,6 +20,7 @@ from mltrain.schedules import (
     kind_of,
     same_optimizer,
     settings_of,
+    steps_in,
 )
 from mltrain.state import Stateful
 
@@ -111,6 +112,7 @@ class Built:
         groups: the settings of each optimizer's groups, by the optimizer's ``id``.
         now: the plain values of each part.
         kinds: the classes of the optimizers and schedules, by name.
+        counting: whether each schedule counts steps and its state holds their number.
         record: the same as JSON, for checkpoints. It depends on nothing else, so equal trainings have equal checkpoints.
     """
 
@@ -128,7 +130,10 @@ class Built:
         self.now = json.loads(json.dumps({name: self._described(name) for name in parts}))
         self.kinds = {name: type(part).__name__ for name, part in parts.items() if is_optimizer(part)}
         self.kinds |= {name: kind_of(part) for name, part in self.schedules.items()}
-        self.record = json.dumps({"parts": self.now, "kinds": self.kinds})
+        self.counting = {
+            name: counts_steps(part) and steps_in(self.now[name]) is not None for name, part in self.schedules.items()
+        }
+        self.record = json.dumps({"parts": self.now, "kinds": self.kinds, "counting": self.counting})
 
     def _described(self, name: str) -> Any:
         """Return the plain values of a part as built."""

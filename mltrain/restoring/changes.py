@@ -65,7 +65,7 @@ class Changes:
         self._steps: dict[str, int] = {}  # those of a schedule that replaces one of another kind
         for name, kind in record.get("kinds", {}).items():
             if name in saved and kind != built.kinds.get(name, kind):
-                self._replace(name, kind)
+                self._replace(name, kind, record.get("counting", built.counting).get(name))
         if then is None or not config:
             return
         for name, part in built.parts.items():
@@ -73,7 +73,7 @@ class Changes:
                 for path, before, now in differences(then.get(name, {}), built.now[name]):
                     self._change_other(name, path, before, now)
 
-    def _replace(self, name: str, before: str) -> None:
+    def _replace(self, name: str, before: str, counted: bool | None) -> None:
         """Begin a schedule of another kind at the checkpoint's step; refuse another optimizer."""
         part: Any = self._built.parts[name]
         if is_optimizer(part):
@@ -81,20 +81,23 @@ class Changes:
             if kind.__module__.startswith("torch.optim.") and not (issubclass(kind, known) or issubclass(known, kind)):
                 raise StateMismatch(f"the optimizer {name!r}: it was a {before} and is a {kind.__name__}")
             return
-        steps = steps_in(self._saved[name])
-        if steps is None or "ReduceLROnPlateau" in before or not counts_steps(part):
+        now, verb = self._built.kinds[name], "counts steps" if counted else "counts no steps"
+        if counted != self._built.counting[name]:
             raise StateMismatch(
-                f"the schedule {name!r}: it was a {before} and is a {self._built.kinds[name]}, "
-                "and only one of them counts steps"
+                f"the schedule {name!r}. Expected one that {verb}, like {before} of the checkpoint, got {now}",
+                advice=f"Resume with {before} or another schedule that {verb}, or start a new run with {now}.",
             )
-        self._steps[name] = steps
+        if not counted:
+            log.warning("The schedule %r was a %s and is a %s. It keeps the checkpoint's state.", name, before, now)
+            return
+        self._steps[name] = steps_in(plain(self._saved[name])) or 0
         self.parts[name] = copy.deepcopy(self._built.fresh[name])
         log.warning(
             "The learning rate schedule %r was a %s and is a %s. It continues at step %d of the new plan.",
             name,
             before,
-            self._built.kinds[name],
-            steps,
+            now,
+            self._steps[name],
         )
 
     def _change_other(self, name: str, path: tuple[Any, ...], before: Any, now: Any) -> None:

@@ -173,8 +173,72 @@ def test_a_schedule_cannot_follow_one_that_counts_something_else(back: bool) -> 
     one, other = reversed(pair) if back else pair
     before = Built({"optimizer": optimizer, "scheduler": one})
     saved = {"scheduler": one.state_dict(), "progress": {"built": before.record}}
-    with pytest.raises(StateMismatch, match="only one of them counts steps"):
+    verb = "counts no steps" if back else "counts steps"
+    expected = f"Expected one that {verb}, like {type(one).__name__} of the checkpoint, got {type(other).__name__}"
+    with pytest.raises(StateMismatch, match=expected):
         Changes(Built({"optimizer": optimizer, "scheduler": other}), saved, {})
+
+
+class Plateau(schedules.ReduceLROnPlateau):
+    """A metric-driven schedule of one's own."""
+
+
+class ByMetric:
+    """A metric-driven schedule that is no subclass of torch's."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer, self.worse = optimizer, 0
+
+    def step(self, value: float) -> None:
+        self.worse += value > 0
+
+    def get_last_lr(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"worse": self.worse}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.worse = state["worse"]
+
+
+class Renamed(ByMetric):
+    """The same schedule by another name."""
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [(schedules.ReduceLROnPlateau, Plateau), (Plateau, schedules.ReduceLROnPlateau)]
+)
+def test_a_metric_driven_schedule_of_another_class_keeps_its_state(before: Any, now: Any) -> None:
+    optimizer = SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+    one, other = before(optimizer), now(optimizer)
+    built = Built({"optimizer": optimizer, "scheduler": one})
+    one.step(0.5)
+    saved = {"scheduler": one.state_dict(), "progress": {"built": built.record}}
+    changes = Changes(Built({"optimizer": optimizer, "scheduler": other}), saved, {})
+    other.load_state_dict(changes.parts["scheduler"])
+    changes.apply({})
+    assert other.best == 0.5
+
+
+def test_a_renamed_schedule_of_ones_own_keeps_its_state(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+    built = Built({"scheduler": ByMetric(optimizer)})
+    saved = {"scheduler": {"worse": 3}, "progress": {"built": built.record}}
+    changes = Changes(Built({"scheduler": Renamed(optimizer)}), saved, {})
+    assert changes.parts["scheduler"] == {"worse": 3}
+    assert "was a ByMetric and is a Renamed. It keeps the checkpoint's state" in caplog.text
+
+
+@pytest.mark.parametrize("left_out", [["counting"], ["counting", "kinds"]])
+def test_a_record_that_lacks_kinds_is_taken(left_out: list[str]) -> None:
+    optimizer = SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+    record = json.loads(Built({"scheduler": schedules.StepLR(optimizer, 4)}).record)
+    for key in left_out:
+        del record[key]
+    saved = {"scheduler": {"last_epoch": 3}, "progress": {"built": json.dumps(record)}}
+    parts = Changes(Built({"scheduler": schedules.ExponentialLR(optimizer, 0.5)}), saved, {}).parts
+    assert parts["scheduler"]["last_epoch"] == (3 if "kinds" in left_out else 0)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adamax, torch.optim.RAdam])
