@@ -34,7 +34,6 @@ from mltrain.schedules import (
 
 log = logging.getLogger(__name__)
 
-
 _TEXT_OF_A_RATE = re.compile(r"(^|[._])(lr|rate|decay|momentum|betas?|gamma|warmup|warm_up)($|[._])")
 
 
@@ -62,7 +61,8 @@ class Changes:
         self.config = config
         self._found: list[tuple[str, Any]] = []
         self.parts = dict(saved)
-        self._steps: dict[str, int] = {}  # those of a schedule that replaces one of another kind
+        self._former: dict[str, str] = {}  # the class of a schedule that one of another kind replaces
+        self._steps: dict[str, int] = {}  # those of the former schedule
         for name, kind in record.get("kinds", {}).items():
             if name in saved and kind != built.kinds.get(name, kind):
                 self._replace(name, kind, record.get("counting", built.counting).get(name))
@@ -90,15 +90,8 @@ class Changes:
         if not counted:
             log.warning("The schedule %r was a %s and is a %s. It keeps the checkpoint's state.", name, before, now)
             return
-        self._steps[name] = steps_in(plain(self._saved[name])) or 0
+        self._former[name], self._steps[name] = before, steps_in(plain(self._saved[name])) or 0
         self.parts[name] = copy.deepcopy(self._built.fresh[name])
-        log.warning(
-            "The learning rate schedule %r was a %s and is a %s. It continues at step %d of the new plan.",
-            name,
-            before,
-            now,
-            self._steps[name],
-        )
 
     def _change_other(self, name: str, path: tuple[Any, ...], before: Any, now: Any) -> None:
         spelled = ".".join([name, *map(str, path)])
@@ -134,9 +127,13 @@ class Changes:
         optimizers: dict[str, Any] = {
             name: part for name, part in self._built.parts.items() if is_optimizer(part) and name in self._saved
         }
+        for name in plans:
+            driven_by: Any = self._built.schedules[name]
+            if not any(same_optimizer(driven_by.optimizer, one) for one in optimizers.values()):
+                optimizers[name] = driven_by.optimizer  # no part itself
         replayed: set[str] = set()
         for name, optimizer in optimizers.items():
-            found = list(self._setting_changes(name, sources))
+            found = [] if name in plans else list(self._setting_changes(name, sources))
             mine = [key for key in plans if same_optimizer(self._built.schedules[key].optimizer, optimizer)]  # type: ignore[attr-defined]
             again = [key for key in mine if counts_steps(self._built.schedules[key])]
             if again and (
@@ -147,9 +144,8 @@ class Changes:
                 replayed |= set(again)
                 fresh = self._built.groups[id(optimizer)]
                 driven: set[tuple[int, str]] = set()
-                another = any(key in self._steps for key in again)
                 for number, (group, was, first) in enumerate(zip(optimizer.param_groups, restored, fresh, strict=True)):
-                    cycled = MOMENTA if another or "max_momentum" in was else frozenset()
+                    cycled = MOMENTA if self._steps.keys() & again or "max_momentum" in was else frozenset()
                     for key in was.keys() - RATES:
                         if not equal(plain(group.get(key)), plain(first.get(key))):
                             driven.add((number, key))
@@ -222,6 +218,15 @@ class Changes:
 
     def _apply_plan(self, name: str, changes: list[tuple[tuple[Any, ...], Any, Any]], replayed: bool) -> None:
         schedule: Any = self._built.schedules[name]
+        if name in self._former:
+            log.warning(
+                "The learning rate schedule %r was a %s and is a %s. It continues at step %d of the new plan, "
+                "counted in calls of the schedule's step(), per batch or per epoch.",
+                name,
+                self._former[name],
+                self._built.kinds[name],
+                position(schedule),
+            )
         if not changes:
             return
         if replayed:

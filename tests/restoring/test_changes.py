@@ -179,6 +179,32 @@ def test_a_schedule_cannot_follow_one_that_counts_something_else(back: bool) -> 
         Changes(Built({"optimizer": optimizer, "scheduler": other}), saved, {})
 
 
+@pytest.mark.parametrize("now", ["cosine", "one cycle"])
+@pytest.mark.parametrize("before", ["step", "cosine"])
+def test_a_schedule_of_an_optimizer_that_is_no_part_is_stepped_too(
+    before: str, now: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def made(name: str, lr: float, steps: int) -> Any:
+        optimizer = SGD(nn.Linear(2, 1).parameters(), lr=lr)
+        schedule = MADE[name](optimizer, Config(lr=lr))
+        built = Built({"scheduler": schedule})
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step()
+        return schedule, built
+
+    schedule, built = made(before, 0.1, THEN)
+    saved = {"scheduler": schedule.state_dict(), "progress": {"built": built.record}}
+    resumed, again = made(now, 0.2, 0)
+    changes = Changes(again, saved, {})
+    resumed.load_state_dict(changes.parts["scheduler"])
+    changes.apply({})
+    expected, _ = made(now, 0.2, THEN)
+    assert resumed.last_epoch == THEN
+    assert settings_of(resumed.optimizer) == settings_of(expected.optimizer)
+    assert f"continues at step {THEN} of the new plan" in caplog.text
+
+
 class Plateau(schedules.ReduceLROnPlateau):
     """A metric-driven schedule of one's own."""
 
