@@ -203,7 +203,7 @@ class Changes:
                 group.pop(key, None)  # of a schedule of another kind
         for name in names:
             schedule: Any = self._built.schedules[name]
-            steps = self._steps.get(name, position(schedule))
+            steps = max(position(schedule), self._steps.get(name, 0))  # a roll back leaves it at its position
             schedule.load_state_dict(copy.deepcopy(self._built.fresh[name]))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of a schedule's step before the optimizer's

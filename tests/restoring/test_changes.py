@@ -205,6 +205,16 @@ def test_a_schedule_of_an_optimizer_that_is_no_part_is_stepped_too(
     assert f"continues at step {THEN} of the new plan" in caplog.text
 
 
+def test_going_back_behind_a_change_of_schedule_keeps_the_position_of_now(caplog: pytest.LogCaptureFixture) -> None:
+    _, parts, _ = trained(Config(), MADE["step"], THEN)
+    _, _, trainer = trained(Config(), MADE["cosine"], THEN + 4, parts)
+    before = dict(trainer.state.parts["scheduler"].state_dict())
+    caplog.clear()
+    trainer.training.roll_back(parts)
+    assert trainer.state.parts["scheduler"].state_dict()["last_epoch"] == before["last_epoch"] == THEN + 4
+    assert f"continues at step {THEN + 4} of the new plan, counted in calls of the schedule's step()" in caplog.text
+
+
 class Plateau(schedules.ReduceLROnPlateau):
     """A metric-driven schedule of one's own."""
 
