@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mltrain.checkpoint.folder import FolderArtifacts, FolderSpool
+from mltrain.checkpoint.folder import FolderArtifacts
 from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Manifest, now
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
@@ -14,6 +14,7 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, UsageError
 from mltrain.run.checkpoints import store_with_staged
 from mltrain.run.naming import full_id
+from mltrain.store.folders import expanded
 from mltrain.tracking.client import active_run_id, connect
 from mltrain.tracking.tags import meaning_of_best
 
@@ -37,13 +38,16 @@ class Address:
         """Parse an address; return ``None`` for any other value.
 
         Raises:
-            UsageError: the text begins with ``mltrain:`` and names neither a run nor a folder.
+            UsageError: the text begins with ``mltrain:`` and names neither a run nor a folder; or the home of ``~`` is
+                unknown.
         """
         if not isinstance(text, str) or not text.startswith(SCHEME):
             return None
         location = text.removeprefix(SCHEME)
         which = ""
-        if "@" in location and not ("/" in location and Path(location).is_dir()):  # a folder's name may contain an @
+        if "@" in location and not (
+            "/" in location and expanded(location).is_dir()
+        ):  # a folder's name may contain an @
             location, _, which = location.rpartition("@")
         if not location:
             raise UsageError(
@@ -139,8 +143,8 @@ class Origin:
 def _reader(address: Address, damaged: dict[CheckpointId, DamagedCheckpoint]) -> CheckpointReader:
     """Return a reader of a run's checkpoints, including staged ones."""
     if address.is_folder:
-        folder = Path(address.location).absolute()
-        store = CheckpointStore(UNTRACKED, FolderArtifacts(folder), FolderSpool(folder), folder=folder)
+        folder = expanded(address.location).absolute()
+        store = CheckpointStore(UNTRACKED, FolderArtifacts(folder), folder=folder)
         return CheckpointReader(store, Context(now(), {}, DEFAULT_METRIC, "min"), damaged.__setitem__)
     server = connect()
     run = server.run(full_id(server, address.location))
@@ -158,9 +162,9 @@ def refuse_checkpoints(save_dir: str | Path | None) -> None:
         UsageError: the folder or the active run has checkpoints.
     """
     location = str(save_dir) if save_dir is not None else active_run_id()
-    if location is None or (save_dir is not None and not Path(save_dir).is_dir()):
+    if location is None or (save_dir is not None and not expanded(save_dir).is_dir()):
         return
-    address = location if save_dir is None or "/" in location else f"./{location}"
+    address = location if save_dir is None or "/" in location else f"{location}/"
     newest = _reader(Address(address), {}).newest()
     if newest is not None:
         raise UsageError(

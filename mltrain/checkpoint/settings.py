@@ -11,6 +11,7 @@ from mltrain.checkpoint.policies import Best, Latest
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.retention import Mode, Policy, is_policy
 from mltrain.errors import UsageError
+from mltrain.store.folders import expanded
 
 DEFAULT_METRIC = "val/loss"
 
@@ -66,7 +67,7 @@ def run_or_folder(
         save_dir: a folder.
 
     Raises:
-        UsageError: an argument is invalid, or both a run and a folder are given.
+        UsageError: an argument is invalid, the home folder of ``~`` is unknown, or both a run and a folder are given.
     """
     if isinstance(run, Path) or (isinstance(run, str) and ("/" in run or os.sep in run)):
         refuse_unless(save_dir is None, "run", str(run), "the id of a run, or save_dir= alone")
@@ -75,7 +76,7 @@ def run_or_folder(
     refuse_unless(is_folder, "save_dir", save_dir, "a folder, and no run= beside it")
     is_run = run is None or isinstance(run, str) or callable(getattr(run, "begin_attempt", None))
     refuse_unless(is_run, "run", run, "the id of a run")
-    return run, Path(save_dir).expanduser().absolute() if save_dir is not None else None
+    return run, expanded(save_dir).absolute() if save_dir is not None else None
 
 
 def refuse_unless(valid: bool, name: str, value: Any, expected: str) -> None:

@@ -22,7 +22,7 @@ from mltrain.errors import MltrainError, NoCheckpoint, RunNotFound, StorageError
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.artifacts import sha256_of
 from mltrain.store.durable import make_folder, place_file, replacing, write_file
-from mltrain.store.folders import refuse_unwritable
+from mltrain.store.folders import expanded, refuse_unwritable
 from mltrain.store.names import TEMPORARY
 from mltrain.store.removal import discard_abandoned, mark_in_use
 from mltrain.tracking import names
@@ -86,7 +86,7 @@ def pull(
         StorageError: the folder cannot be written.
         UsageError: the folder has files of the same names that no pull wrote.
     """
-    return download(choose(run_id, experiment, metric, mode, checkpoint), Path(to).expanduser(), received)
+    return download(choose(run_id, experiment, metric, mode, checkpoint), expanded(to), received)
 
 
 def choose(

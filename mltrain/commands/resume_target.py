@@ -17,6 +17,7 @@ from mltrain.errors import NoCheckpoint, RunNotFound, UsageError
 from mltrain.project import Project
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.run.naming import full_id, is_run_id, recorded_id
+from mltrain.store.folders import expanded
 from mltrain.tracking.client import TrackingClient
 
 log = logging.getLogger(__name__)
@@ -104,9 +105,9 @@ def _file(target: str) -> Path:
 
     Raises:
         NoCheckpoint: there is no such file.
-        UsageError: the value chooses among the checkpoints of a run.
+        UsageError: the value chooses among the checkpoints of a run, or the home folder of ``~`` is unknown.
     """
-    path = Path(target).expanduser().absolute()
+    path = expanded(target).absolute()
     if not path.exists() and _CHOICE.fullmatch(target):
         raise UsageError(
             f"--resume {target} names no run and no file: {target} chooses among the checkpoints of a run. Try: mltrain train "

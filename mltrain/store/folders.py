@@ -7,7 +7,7 @@ from pathlib import Path
 import platformdirs
 import psutil
 
-from mltrain.errors import StorageError
+from mltrain.errors import StorageError, UsageError
 
 
 def refuse_unwritable(folder: Path, remedy: str) -> None:
@@ -33,7 +33,21 @@ def state_folder() -> Path:
     It is ``MLTRAIN_HOME``, or the user's state folder.
     """
     base = os.environ.get("MLTRAIN_HOME") or platformdirs.user_state_dir("mltrain", appauthor=False)
-    return Path(base).expanduser()
+    return expanded(base)
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` replaced by the home folder.
+
+    Raises:
+        UsageError: that user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{str(path)!r:.80} is not a valid path: {error} Expected ~ alone, or ~ with the name of a user."
+        ) from None
 
 
 def filesystem_of(folder: Path) -> str:

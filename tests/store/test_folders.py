@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mltrain.errors import StorageError
-from mltrain.store.folders import filesystem_of, refuse_unwritable, state_folder
+from mltrain.errors import StorageError, UsageError
+from mltrain.store.folders import expanded, filesystem_of, refuse_unwritable, state_folder
 
 Mount = namedtuple("Mount", ("mountpoint", "fstype"))
 
@@ -35,3 +35,10 @@ def test_a_folder_that_would_be_below_a_file_is_refused(tmp_path: Path) -> None:
 def test_the_state_folder_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLTRAIN_HOME", "~/here")
     assert state_folder() == Path.home() / "here"
+
+
+def test_a_path_of_an_unknown_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expanded("~/runs") == Path.home() / "runs"
+    monkeypatch.setenv("MLTRAIN_HOME", "~nosuchuser/state")
+    with pytest.raises(UsageError, match="'~nosuchuser/state' is not a valid path"):
+        state_folder()
