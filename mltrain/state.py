@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mltrain.errors import MltrainError, StateMismatch, UsageError
-from mltrain.restoring.modules import fitted, names_of_parameters, refused
+from mltrain.restoring.modules import LAZY, fitted, names_of_parameters, refused
 from mltrain.restoring.optimizers import by_name, described, in_order_of_groups, is_optimizer
 from mltrain.restoring.undo import Undo, undo_all, undo_of
 
@@ -84,7 +84,7 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """Return each part's state by name, with live tensors.
 
-        Parameters of a lazy module that no forward has used are left out.
+        Parameters of a lazy module that no forward has used are recorded by name, without a value.
         The state of an optimizer also lists the names and shapes of the parameters of each group, under
         ``parameters``; torch ignores that entry.
         """
@@ -92,7 +92,7 @@ class TrainState:
         state = {name: dict(part.state_dict()) for name, part in self.parts.items()}
         for name, part in self.parts.items():
             if isinstance(part, nn.Module):
-                state[name] = {key: value for key, value in state[name].items() if not is_lazy(value)}
+                state[name] = {key: LAZY if is_lazy(value) else value for key, value in state[name].items()}
         for name, part in self.parts.items():
             if is_optimizer(part) and "param_groups" in state[name]:
                 state[name]["parameters"] = [

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mltrain.errors import StateMismatch, UsageError
+from mltrain.restoring.modules import without_lazy
 from mltrain.state import Progress, Stateful, TrainState
 from tests.support.equality import identical
 from tests.support.parts import trained
@@ -97,8 +98,27 @@ def test_a_lazy_module_that_no_forward_has_used_stays_lazy() -> None:
 
     saved, resumed = state(), state()
     parts = saved.state_dict()
-    assert sorted(parts["model"]) == ["0.bias", "0.weight"]
+    assert [key for key, one in parts["model"].items() if isinstance(one, torch.Tensor)] == ["0.weight", "0.bias"]
     resumed.restore(parts)
     assert torch.equal(resumed.state_dict()["model"]["0.weight"], parts["model"]["0.weight"])
     resumed.parts["model"][1](torch.ones(1, 3))  # type: ignore[index]
     assert resumed.state_dict()["model"]["1.weight"].shape == (2, 3)
+
+
+def test_a_lazy_module_that_the_checkpoint_lacks_is_refused() -> None:
+    parts = TrainState({"model": nn.ModuleDict({"a": nn.Linear(1, 1)})}).state_dict()
+    for new in (nn.Linear(1, 2), nn.LazyLinear(2)):
+        with pytest.raises(StateMismatch) as refused:
+            TrainState({"model": nn.ModuleDict({"a": nn.Linear(1, 1), "b": new})}).restore(parts)
+        assert refused.value.missing == ("b.bias", "b.weight")
+    parts = TrainState({"model": nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.LazyLinear(2)})}).state_dict()
+    with pytest.raises(StateMismatch) as refused:
+        TrainState({"model": nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 2)})}).restore(parts)
+    assert refused.value.missing == ("b.bias", "b.weight")
+
+
+def test_tensors_of_an_unused_lazy_module_are_no_weights() -> None:
+    module = nn.ModuleList([nn.Linear(1, 1), nn.LazyBatchNorm1d()])
+    parts = TrainState({"model": module}).state_dict()
+    tensors = [key for key, one in parts["model"].items() if isinstance(one, torch.Tensor)]
+    assert list(without_lazy(parts["model"])) == tensors == ["0.weight", "0.bias", "1.num_batches_tracked"]

@@ -19,6 +19,7 @@ from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.verified_files import Arrived
 from mltrain.device import usable
 from mltrain.errors import MltrainError, NoCheckpoint, RunNotFound, StorageError, UsageError, nearest
+from mltrain.restoring.modules import without_lazy
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.store.artifacts import sha256_of
 from mltrain.store.durable import make_folder, place_file, replacing, write_file
@@ -224,7 +225,7 @@ def load_best(
     def read(manifest: Manifest) -> dict[str, bytearray]:
         return store.fetch(manifest, only=lambda name: name.startswith("model") or name == STATE_TREE)
 
-    return decode_weights(first_usable(store, candidates, read)[1], target)
+    return without_lazy(decode_weights(first_usable(store, candidates, read)[1], target))
 
 
 def _chosen(

@@ -10,6 +10,9 @@ from torch.nn.parameter import is_lazy
 from mltrain.errors import StateMismatch
 from mltrain.restoring.undo import UndoModule
 
+LAZY = "lazy"
+"""Value in a checkpoint for a tensor of a lazy module that no forward has used."""
+
 _WRAPPERS = ("_orig_mod", "module")
 
 
@@ -58,8 +61,10 @@ def fitted(weights: Mapping[str, Any], module: nn.Module, name: str = "model") -
         raise StateMismatch(f"the module {name!r}: expected tensors by name, got a {type(weights).__name__}")
     own = module.state_dict()
     given = spelled(weights, module, own)
-    known = {key.rpartition(".")[0] for key in given}  # a lazy module that no forward has used is not among them
-    given |= {key: one for key, one in own.items() if is_lazy(one) and key.rpartition(".")[0] not in known}
+    for key in given.keys() - without_lazy(given).keys():
+        del given[key]
+        if key in own and is_lazy(own[key]):
+            given[key] = own[key]
     if given.keys() == own.keys() and all(_alike(given[key], own[key]) for key in own):
         return given
     before = UndoModule(module)
@@ -70,6 +75,11 @@ def fitted(weights: Mapping[str, Any], module: nn.Module, name: str = "model") -
     finally:
         before.undo()
     return given
+
+
+def without_lazy(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights without unused lazy tensors."""
+    return {key: one for key, one in weights.items() if not (isinstance(one, str) and one == LAZY)}
 
 
 def _alike(given: Any, own: Any) -> bool:
