@@ -131,7 +131,7 @@ class Committer:
                 publish(self._store, staged, earlier, self._require_lease, self._peers, stream.sent())
                 self.refused = False
             except StorageError as error:
-                self.refused = True
+                self.refused = not isinstance(error, NoRunYet)
                 # The delay of the run's creation was already logged when training began.
                 log.log(
                     logging.INFO if isinstance(error, NoRunYet) else logging.ERROR,
@@ -221,12 +221,11 @@ class Committer:
         self._announce_best(committed)
 
     def _run_created(self) -> None:
-        """Upload checkpoints staged before the run had its final id."""
+        """Upload checkpoints staged under a provisional id, unless at exit."""
         if self._store.run_id != self._run.id:
             self._store.adopt(self._run.id)
-            self.refused = False  # only for lack of a run
-            if not self._uploads.refuses:  # otherwise the upload would delay the thread that delivers records
-                self.retry()
+            if not self._uploads.refuses:  # otherwise it would delay this thread, which delivers records
+                self._uploads.do(self._upload_newest)  # the current upload may still fail for lack of a run
 
     def upload_again(self, manifest: Manifest) -> bool:
         """Upload an earlier process's staged checkpoint; return whether it is stored."""
@@ -277,9 +276,12 @@ class Committer:
 
     def retry(self) -> None:
         """Retry the newest failed upload in the background."""
-        newest = self._backlog.newest
-        if newest is not None and self.idle:
-            self._uploads.do(lambda: self._commit_to_store(newest, StreamedUpload()))
+        if self.idle:
+            self._uploads.do(self._upload_newest)
+
+    def _upload_newest(self) -> None:
+        if (newest := self._backlog.newest) is not None:
+            self._commit_to_store(newest, StreamedUpload())
 
     @property
     def closed(self) -> bool:
