@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mltrain.checkpoint.worker import logged
 from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import created_from, home_of, record_address, remember_home
 from mltrain.redaction import redacted
@@ -246,7 +247,10 @@ class RunIdentity:
         return local.parent / STAGING if local is not None else self.home / "staging"
 
     def when_known(self, listener: Callable[[], None]) -> None:
-        """Call the listener once the run exists: now, or later from the sender's thread."""
+        """Call the listener once the run exists: now or later.
+
+        A later call is in the sender's thread, which logs its error.
+        """
         with self._naming:
             if not self.known:
                 self._listeners.append(listener)
@@ -269,7 +273,7 @@ class RunIdentity:
                 self._created.set()
                 listeners, self._listeners = self._listeners, []
             for listener in listeners:
-                listener()
+                logged(listener)
         return self.id
 
     def delete_duplicates(self) -> None:

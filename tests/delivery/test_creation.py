@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mltrain.delivery.creation import RunCreation, RunSpec, experiment_id, recorded_spec
+from mltrain.delivery.creation import RunCreation, RunIdentity, RunSpec, experiment_id, recorded_spec
 from mltrain.errors import RunNotFound
 from mltrain.ownership.run_folder import remember_home
 from mltrain.tracking.client import TrackingClient
@@ -98,6 +98,19 @@ def test_threads_that_ask_at_once_get_the_same_run(server: TrackingClient) -> No
         thread.join()
     assert len(found) == 4
     assert len(set(found)) == 1
+
+
+def test_every_listener_hears_that_the_run_is_created_although_one_fails(
+    server: TrackingClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = RunIdentity(server, RunCreation(server, RunSpec(None, "late", {})))
+    heard: list[str] = []
+    identity.when_known(lambda: heard.append("first"))
+    identity.when_known(lambda: {}["missing"])
+    identity.when_known(lambda: heard.append("last"))
+    identity.created()
+    assert heard == ["first", "last"]
+    assert "KeyError" in caplog.text
 
 
 def test_a_spec_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
