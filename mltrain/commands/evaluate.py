@@ -167,7 +167,7 @@ def rebuild(
     loaded, (parts, own_params) = first_usable(
         checkpoints.store, candidates, lambda one: configured(checkpoints.store, one)
     )
-    # NaN in a configuration does not equal itself. Another checkpoint is loaded if the first choice is damaged.
+    # The first choice is damaged, and the next one may have another configuration.
     if loaded.id != manifest.id and own_params != params:
         config, task = task_of(own_params)
     fill(task, parts)
