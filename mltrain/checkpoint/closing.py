@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import cache
 
 from mltrain.checkpoint.committer import Committer
 from mltrain.checkpoint.ports import Run, Status
@@ -48,6 +48,15 @@ def await_store(
             tried = now
             committer.retry()
     committer.settle(max(0.0, deadline - time.monotonic()))
+
+
+@cache
+def _exit_began() -> float:
+    """Return when the first manager was closed by interpreter exit.
+
+    The managers of a process share the wait for their runs. The time is on the monotonic clock.
+    """
+    return time.monotonic()
 
 
 class Closing:
@@ -152,7 +161,10 @@ class Closing:
         """
         if self._closed or self._committer.only_local is None:
             return None
-        with suppress(KeyboardInterrupt):  # ends the wait or the upload
-            if self._created.wait(self._exit_grace) and not self._committer.refused:
+        try:
+            left = _exit_began() + self._exit_grace - time.monotonic()
+            if self._created.wait(max(0.0, left)) and not self._committer.refused:
                 self._committer.retry()
+        except KeyboardInterrupt:
+            return 0.0
         return None if self._created.is_set() else 0.0

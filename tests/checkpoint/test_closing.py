@@ -224,6 +224,34 @@ def test_a_run_that_is_not_created_in_time_is_completed_by_sync(
         assert epochs(manager) == [1]
 
 
+WATCHED = """
+wait = threading.Event.wait
+
+
+def watched(event, timeout=None):
+    if sys._getframe(1).f_code.co_name == "_grace_after_upload":
+        print("waits" if timeout > 0 else "does not wait", file=sys.stderr)
+    return wait(event, timeout)
+
+
+threading.Event.wait = watched
+"""
+
+
+def test_managers_that_an_exiting_script_has_left_open_share_the_wait_for_their_runs(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLTRAIN_GRACE_SECONDS", "1")
+    lines = a_script_ends_before_its_run_is_created(f"{WATCHED}{SAVE}first = manager\n{SAVE}", "no_answer").splitlines()
+    assert [line for line in lines if line in ("waits", "does not wait")] == ["waits", "does not wait"]
+
+
+def test_an_interrupt_of_the_upload_at_exit_ends_the_wait_for_the_server_too(uri: str) -> None:
+    interrupt = "def interrupt(*_):\n    raise KeyboardInterrupt\n\n\nmanager.committer.retry = interrupt\n"
+    watch = "manager.run.detach = lambda status, grace: print(f'{grace} seconds', file=sys.stderr)\n"
+    assert "\n0.0 seconds" in a_script_ends_before_its_run_is_created(SAVE + interrupt + watch)
+
+
 class Refusing(LocalArtifactRepository):  # type: ignore[misc]
     """A store that takes no checkpoints."""
 
