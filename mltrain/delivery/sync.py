@@ -228,7 +228,7 @@ def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float
 
 
 def _is_at(server: TrackingClient, run_id: str, address: str) -> bool:
-    """Whether this server has another address's run.
+    """Whether this server is the one that an address names.
 
     Run ids are unique, so then both addresses are of one store.
     """

@@ -134,7 +134,7 @@ def record_address(uri: str, home: Path) -> None:
 
     Args:
         uri: of the tracking store.
-        home: folder of the run.
+        home: folder of one of the runs.
     """
     file = home.parent / _ADDRESS_FILE
     if not file.is_file():

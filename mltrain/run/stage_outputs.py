@@ -75,7 +75,7 @@ def trained(manifest: Manifest) -> Output:
 
 
 def made(run_id: str, artifacts: Artifacts) -> Output:
-    """Return the newest complete output of a run.
+    """Return the newest complete output of a file-making run.
 
     Raises:
         NoCheckpoint: no attempt has a complete output.
