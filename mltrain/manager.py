@@ -21,15 +21,8 @@ from mltrain.checkpoint.ports import Run, Status
 from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader, first_usable
 from mltrain.checkpoint.retention import Context, Mode, Policy
-from mltrain.checkpoint.settings import (
-    DEFAULT_METRIC,
-    Settings,
-    newest_and_best,
-    refuse_unless,
-    refuse_unless_state,
-    run_or_folder,
-)
-from mltrain.checkpoint.snapshot import prepare
+from mltrain.checkpoint.settings import DEFAULT_METRIC, Settings, newest_and_best, refuse_unless, run_or_folder
+from mltrain.checkpoint.snapshot import prepare, refuse_unless_state
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.device import usable

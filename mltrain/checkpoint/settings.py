@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +86,3 @@ def refuse_unless(valid: bool, name: str, value: Any, expected: str) -> None:
     """
     if not valid:
         raise UsageError(f"{name}={value!r:.80} is invalid. Expected {expected}.")
-
-
-def refuse_unless_state(state: Any) -> None:
-    """Raise an error unless a state is a dictionary.
-
-    Raises:
-        UsageError: it is something else, such as a module.
-    """
-    expected = "a dictionary of tensors and plain values, such as {'model': net.state_dict()}"
-    refuse_unless(isinstance(state, Mapping), "state", state, expected)

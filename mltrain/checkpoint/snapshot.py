@@ -16,6 +16,7 @@ from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.late_copy import LateState, PendingCopies
 from mltrain.checkpoint.ports import Pieces
 from mltrain.checkpoint.pytree import flatten
+from mltrain.errors import UsageError
 
 WEIGHTS_NAMES = ("model", "model_state_dict", "state_dict", "net", "weights")
 """Names under which a state's mapping of tensors counts as a model's weights."""
@@ -68,6 +69,19 @@ class ShardedState(dict[str, Any]):
     def __init__(self, state: Mapping[str, Any], take: Callable[[Mapping[str, Tensor], str | None], Pieces]) -> None:
         super().__init__(state)
         self.take = take
+
+
+def refuse_unless_state(state: Any) -> None:
+    """Raise an error for a state that is not a dictionary.
+
+    Raises:
+        UsageError: it is something else, such as a module.
+    """
+    if not isinstance(state, Mapping):
+        raise UsageError(
+            f"state={state!r:.80} is invalid. Expected a dictionary of tensors and plain values, such as "
+            "{'model': net.state_dict()}."
+        )
 
 
 def snapshot(state: Mapping[str, Any], buffers: HostBuffers) -> Snapshot:
