@@ -72,7 +72,7 @@ class ShardedState(dict[str, Any]):
 
 
 def refuse_unless_state(state: Any) -> None:
-    """Raise an error for a state that is not a dictionary.
+    """Raise an error unless a state is a dictionary.
 
     Raises:
         UsageError: it is something else, such as a module.

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mltrain.delivery.journal import Journal
+from tests.support.database import fresh_database
 
 
 @pytest.fixture
@@ -16,3 +17,10 @@ def journal(place: Path) -> Iterator[Journal]:
     journal = Journal(place, 1)
     yield journal
     journal.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    return tmp_path / "mlflow.db"

@@ -113,7 +113,7 @@ def test_an_empty_id_is_not_the_id_of_a_run(server: TrackingClient) -> None:
 
 
 def test_a_second_manager_of_a_run_in_one_process_is_told_to_close_the_first(server: TrackingClient) -> None:
-    with CheckpointManager() as manager, pytest.raises(RunHeld, match=r"close\(\) of the manager"):
+    with CheckpointManager() as manager, pytest.raises(RunHeld, match=r"close\(\) of its manager"):
         CheckpointManager(manager.run.id)
 
 
