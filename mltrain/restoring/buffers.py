@@ -1,6 +1,7 @@
 """Restores the buffers of modules after a skipped step."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ class Buffers:
     """Copies of buffers from before a step.
 
     A forward updates buffers such as batch norm's running means, so a step that changes no parameter can still leave NaN there.
-    It may change them in place or assign new ones. A finite buffer that the step created or resized stays: it is a cache, whose
-    module may record the size elsewhere.
+    It may change them in place or assign new ones. A buffer without NaN that the step created or resized stays: it is a cache,
+    such as a mask of ``-inf``, whose module may record the size elsewhere.
 
     Args:
         parts: of a training; those that are no modules are ignored.
@@ -56,17 +57,17 @@ class Buffers:
                     del members[name]
         for buffer, version, copy in self._kept.values():
             if _may_differ(buffer, version) and not _is_cache(buffer, copy):
-                with torch.inference_mode(buffer.is_inference()):
+                with torch.inference_mode() if buffer.is_inference() else nullcontext():
                     if buffer.shape != copy.shape:
                         buffer.resize_(copy.shape)
                     buffer.copy_(copy)
 
 
 def _is_cache(now: Tensor | None, old: Tensor | None) -> bool:
-    """Whether a step created or resized a finite buffer."""
+    """Whether a step created or resized a buffer without NaN."""
     if now is None or is_lazy(now) or (old is not None and not is_lazy(old) and old.shape == now.shape):
         return False
-    return bool(now.isfinite().all())
+    return not bool(now.isnan().any())
 
 
 def _may_differ(buffer: Tensor, version: int | None) -> bool:

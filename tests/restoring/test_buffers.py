@@ -120,9 +120,19 @@ def test_a_cache_that_grew_stays_unless_it_has_nan(in_place: bool) -> None:
     grow(math.nan)
     buffers.restore()
     assert module.get_buffer("table").tolist() == [0.0, 0.0]
-    grow(1.0)
+    grow(-math.inf)  # a causal mask
     buffers.restore()
-    assert module.get_buffer("table").tolist() == [1.0, 1.0, 1.0]
+    assert module.get_buffer("table").tolist() == [-math.inf, -math.inf, -math.inf]
+
+
+def test_a_buffer_that_requires_grad_is_restored() -> None:
+    module = nn.Module()
+    module.register_buffer("scale", torch.ones(1, requires_grad=True))
+    buffers = Buffers([module])
+    buffers.keep()
+    module.get_buffer("scale").detach().fill_(math.nan)
+    buffers.restore()
+    assert module.get_buffer("scale").tolist() == [1.0]
 
 
 def test_a_buffer_of_inference_mode_counts_no_versions() -> None:
