@@ -4,7 +4,6 @@ Runs that could not be created before are created. Points and checkpoints of att
 branched off are not sent, and counted as dropped.
 """
 
-import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -273,12 +272,17 @@ def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: 
 def _ends(attempts: list[Attempt]) -> dict[int, int]:
     """Return the last step of each attempt but the last.
 
-    It is the step at which the next attempt branched off; if that one has no record, the end is unknown and left out.
+    It is the step at which the next recorded attempt branched off. If that one continues an attempt without a record in
+    between, the end is unknown and left out.
     """
     ends: dict[int, int] = {}
-    for earlier, later in itertools.pairwise(attempts):
-        if not later.started:
-            continue  # it has no record
+    for number, earlier in enumerate(attempts):
+        later = next((one for one in attempts[number + 1 :] if one.started), None)
+        if later is None:
+            continue
         branch = CheckpointId.parse(later.resumed_from or "")
-        ends[earlier.ordinal] = branch.step if branch is not None and branch.attempt == earlier.ordinal else 0
+        if branch is None or branch.attempt < earlier.ordinal:
+            ends[earlier.ordinal] = 0
+        elif branch.attempt == earlier.ordinal:
+            ends[earlier.ordinal] = branch.step
     return ends

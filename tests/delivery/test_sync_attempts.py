@@ -53,6 +53,24 @@ def test_points_of_an_attempt_are_kept_if_the_next_one_has_no_record(
     assert steps_of(server, run_id) == sent
 
 
+@pytest.mark.parametrize(
+    ("branch", "sent"),
+    [("step-000000002-a01", [1, 2]), ("step-000000001-a02", [1, 2, 3]), (None, [])],
+    ids=["it continues this attempt", "it continues the one without a record", "it begins afresh"],
+)
+def test_the_next_attempt_with_a_record_ends_the_points_of_an_attempt(
+    branch: str | None, sent: list[int], store: Path
+) -> None:
+    server = at(store)
+    run_id = left_behind(server, 1, 2, 3)
+    for number in (2, 3):
+        server.client.log_param(run_id, f"mltrain.attempt.{number}", json.dumps({"attempt": number}))
+    attempts = [{"ordinal": 1}, {"ordinal": 3, "resumed_from": branch}]
+    server.client.log_dict(run_id, {"attempts": attempts}, ATTEMPTS_FILE)
+    assert [synced.dropped for synced in sync(server)] == [3 - len(sent)]
+    assert steps_of(server, run_id) == sent
+
+
 def test_a_resume_that_was_refused_overtakes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mltrain.run.opening import resume
 
