@@ -52,11 +52,15 @@ def await_store(
 
 @cache
 def _exit_began() -> float:
-    """Return when the first manager was closed by interpreter exit.
+    """Return when the first manager began to wait at exit.
 
     The managers of a process share the wait for their runs. The time is on the monotonic clock.
     """
     return time.monotonic()
+
+
+_interrupted = threading.Event()
+"""Set by Ctrl+C during that wait, which ends it for all managers of the process."""
 
 
 class Closing:
@@ -161,10 +165,13 @@ class Closing:
         """
         if self._closed or self._committer.only_local is None:
             return None
+        if _interrupted.is_set():
+            return 0.0
         try:
             left = _exit_began() + self._exit_grace - time.monotonic()
             if self._created.wait(max(0.0, left)) and not self._committer.refused:
                 self._committer.retry()
         except KeyboardInterrupt:
+            _interrupted.set()
             return 0.0
         return None if self._created.is_set() else 0.0

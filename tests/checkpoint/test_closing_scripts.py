@@ -137,3 +137,9 @@ def test_an_interrupt_of_the_upload_at_exit_ends_the_wait_for_the_server_too(uri
     interrupt = "def interrupt(*_):\n    raise KeyboardInterrupt\n\n\nmanager.committer.retry = interrupt\n"
     watch = "manager.run.detach = lambda status, grace: print(f'{grace} seconds', file=sys.stderr)\n"
     assert "\n0.0 seconds" in a_script_ends_before_its_run_is_created(SAVE + interrupt + watch)
+
+
+def test_an_interrupt_of_the_wait_at_exit_ends_it_for_every_manager(uri: str) -> None:
+    watch = "manager.run.detach = lambda status, grace: print(f'{grace} seconds', file=sys.stderr)\n"
+    lines = a_script_ends_before_its_run_is_created(f"{SAVE}{watch}first = manager\n{SAVE}{watch}", "interrupted")
+    assert lines.splitlines().count("0.0 seconds") == 2
