@@ -130,7 +130,7 @@ class Changes:
         for name in plans:
             driven_by: Any = self._built.schedules[name]
             if not any(same_optimizer(driven_by.optimizer, one) for one in optimizers.values()):
-                optimizers[name] = driven_by.optimizer  # no part itself
+                optimizers[name] = driven_by.optimizer  # which is no part of the state
         replayed: set[str] = set()
         for name, optimizer in optimizers.items():
             found = [] if name in plans else list(self._setting_changes(name, sources))
@@ -145,7 +145,7 @@ class Changes:
                 fresh = self._built.groups[id(optimizer)]
                 driven: set[tuple[int, str]] = set()
                 for number, (group, was, first) in enumerate(zip(optimizer.param_groups, restored, fresh, strict=True)):
-                    cycled = MOMENTA if self._steps.keys() & again or "max_momentum" in was else frozenset()
+                    cycled = MOMENTA if "max_momentum" in was else frozenset()
                     for key in was.keys() - RATES:
                         if not equal(plain(group.get(key)), plain(first.get(key))):
                             driven.add((number, key))
