@@ -230,7 +230,7 @@ class CheckpointManager:
     def load(self, which: str = "latest") -> dict[str, Any] | None:
         """Load a state, verified, onto the manager's device; the next save continues from it.
 
-        In a process that was forked from the manager's own it only reads.
+        In a process that was forked from the manager's own it reads, and no later save continues from it.
 
         Args:
             which: ``latest``, ``best``, ``interrupted``, ``epoch:N``, ``step:N``, or the name of a checkpoint. A damaged
@@ -318,7 +318,7 @@ class CheckpointManager:
         Raises:
             UsageError: the listener is not a function, or this process was forked from the manager's own.
         """
-        self._refuse_fork("call a listener")
+        self._refuse_fork("register a listener")
         refuse_unless(callable(listener), "listener", listener, "a function")
         self.committer.when_committed(listener)
 
@@ -376,6 +376,6 @@ class CheckpointManager:
     def _refuse_fork(self, what: str) -> None:
         if self._closing.is_forked:
             raise UsageError(
-                f"The manager of {self.store.title} cannot {what} in a process that was forked from its own. Expected this call "
-                "in the process that created it. Try: return the state to that process"
+                f"The manager of {self.store.title} cannot {what} in a process that was forked from its own. Expected the "
+                "process that created it. Try: call it there"
             )

@@ -111,7 +111,7 @@ with manager:
     ended = subprocess.run([sys.executable, "-c", loop], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     refused = re.findall(r"cannot (.*) in a process that was forked", ended.stdout)
-    assert refused == ["save", "prune", "continue from a checkpoint", "call a listener"]
+    assert refused == ["save", "prune", "continue from a checkpoint", "register a listener"]
 
 
 def test_closing_twice_is_closing_once(run: FolderRun) -> None:
