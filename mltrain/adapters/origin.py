@@ -141,7 +141,7 @@ class Origin:
 
 
 def _reader(address: Address, damaged: dict[CheckpointId, DamagedCheckpoint]) -> CheckpointReader:
-    """Return a reader of a run's checkpoints, including staged ones."""
+    """Return a reader of a folder or run. That of a run includes staged checkpoints."""
     if address.is_folder:
         folder = expanded(address.location).absolute()
         store = CheckpointStore(UNTRACKED, FolderArtifacts(folder), folder=folder)
