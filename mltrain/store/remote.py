@@ -272,10 +272,13 @@ class RemoteArtifacts:
         deletions in its response, which MLflow does not read.
         """
         for path in (f"{folder}/{first}", folder):
-            self._with_retries(partial(self._repository.delete_artifacts, path))
+            self._remove(path)
             remaining = {entry.name for entry in self.entries(folder)}
             if first in remaining or (remaining and path == folder):
                 raise StorageError(f"The artifact store did not remove all of {path}; is deletion permitted there?")
+
+    def _remove(self, path: str) -> None:
+        self._with_retries(lambda: self._repository.delete_artifacts(path))
 
     def remove_model(self, model_id: str) -> None:
         """See :class:`Artifacts`."""
