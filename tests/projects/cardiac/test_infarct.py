@@ -48,7 +48,7 @@ def patients(cohort: Cohort) -> list[Seen]:
 def test_without_the_weights_of_an_earlier_stage_it_fails(study: Study, stage: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{stage}_weights=FOLDER"):
         built(study, **{f"{stage}_weights": None})
-    with pytest.raises(DataError, match=f"Expected the weights of the {stage} network"):
+    with pytest.raises(DataError, match=f"{tmp_path} holds no weights. Expected model"):
         built(study, **{f"{stage}_weights": tmp_path})
 
 
@@ -63,7 +63,7 @@ def test_damaged_weights_are_refused(study: Study, stage: str, tmp_path: Path) -
     shutil.copytree(getattr(study, stage), tmp_path / "damaged")
     file = tmp_path / "damaged" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(DataError, match=f"does not hold the weights of a {stage} network"):
+    with pytest.raises(DataError, match=f"The weights in {tmp_path / 'damaged'} are damaged"):
         built(study, **{f"{stage}_weights": tmp_path / "damaged"})
 
 
