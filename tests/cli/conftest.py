@@ -16,5 +16,5 @@ def trained(fork_server: object, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 @pytest.fixture(autouse=True)
 def no_exit_of_the_test_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a command in this process raise ``SystemExit`` even if an earlier test has left a thread."""
+    """Keep commands from ending the test process: an earlier test may have left a thread."""
     monkeypatch.setattr(os, "_exit", sys.exit)
