@@ -94,7 +94,7 @@ class ClassCounts(Metric):
         return self.of_each(score)[index]
 
     def mean(self, score: _Score) -> Tensor:
-        """The mean over the classes that are somewhere; 1 if there is none."""
+        """The mean over the classes that occur. Without any it is 1."""
         return mean_of_present(self.of_each(score), self.predicted + self.true)
 
 

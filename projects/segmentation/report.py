@@ -153,7 +153,7 @@ def _counts(predicted: NDArray[np.integer], true: NDArray[np.integer], classes: 
 def _row(counts: NDArray[np.int64]) -> dict[str, float]:
     """Return pixels of all classes, and mean scores, of counts (3, K).
 
-    The mean is over the classes that are somewhere; 1 if there is none.
+    The mean is over the classes that occur. Without any it is 1.
     """
     hit, predicted, true = counts.sum(1).tolist()
     scores = {name: float(mean_of_present(score(*counts), counts[1] + counts[2])) for name, score in SCORES.items()}

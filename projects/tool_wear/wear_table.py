@@ -104,7 +104,7 @@ def mixed_units(tools: NDArray[np.str_], cuts: NDArray[np.int64], wear: Array) -
 
 
 def limits_problem(limits: Sequence[float]) -> str:
-    """Return the problem of class limits [um]; empty if there is none."""
+    """Return the problem of class limits [um], or ``""``."""
     given = ", ".join(f"{limit:g}" for limit in limits)
     if not np.isfinite(limits).all() or min(limits, default=1.0) <= 0:
         return f"limits of wear are numbers above 0 um, and these are {given}"
