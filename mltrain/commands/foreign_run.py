@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mltrain.commands.foreign_file import Foreign, content_of, finite, refuse_nonfinite
-from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
+from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError, shortened
 from mltrain.run.naming import full_id
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.names import CHECKPOINT
@@ -31,6 +31,7 @@ _DEEPEST = 8
 _LARGEST = 2**40
 _STEP = re.compile(r"(?:checkpoint-|step[=_])(\d+)")
 _EPOCH = re.compile(r"epoch[=_](\d+)")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 _NEWEST = re.compile(r"last|latest")
 
 
@@ -162,11 +163,7 @@ def _of_trainer(folder: Path, title: str) -> Foreign:
         step, epoch = int(state["global_step"]), int(state["epoch"] or 0)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{title}/{_TRAINER_STATE} is not a Trainer's state: {error!r:.200}") from None
-    weights: dict[str, Any] = {}
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        weights |= content_of(file)
-    if not weights:
-        raise UsageError(f"{title} holds no weights. Expected model.safetensors.")
+    weights = _shards(folder, title)
     parts = {
         name: content_of(folder / f"{name}.pt")
         for name in ("optimizer", "scheduler")
@@ -175,3 +172,40 @@ def _of_trainer(folder: Path, title: str) -> Foreign:
     foreign = Foreign(weights, **parts, epoch=epoch, step=step, trainer=state)
     refuse_nonfinite(foreign, title)
     return foreign
+
+
+def read_folder(folder: Path) -> Foreign:
+    """Read the folder of a ``transformers`` model or Trainer's checkpoint.
+
+    All shards of the weights are read.
+
+    Raises:
+        UsageError: it holds no weights, or not all shards.
+        DamagedCheckpoint: a file is damaged, or cannot be read without running code.
+        NonFiniteLoss: weights or optimizer state are not finite.
+    """
+    if (folder / _TRAINER_STATE).is_file():
+        return _of_trainer(folder, str(folder))
+    foreign = Foreign(_shards(folder, str(folder)))
+    refuse_nonfinite(foreign, str(folder))
+    return foreign
+
+
+def _shards(folder: Path, title: str) -> dict[str, Any]:
+    """Return the weights in all files of a folder.
+
+    Safetensors are preferred.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise UsageError(f"{title} holds no weights. Expected model.safetensors.")
+    numbered = {(int(name[1]), int(name[2])) for file in files if (name := _SHARD.search(file.name))}
+    missing = [str(n) for of in {of for _, of in numbered} for n in range(1, of + 1) if (n, of) not in numbered]
+    if missing:
+        raise UsageError(
+            f"{title} lacks the shards {shortened(missing)} of its weights. Expected all of them in this folder."
+        )
+    weights: dict[str, Any] = {}
+    for file in files:
+        weights |= content_of(file)
+    return weights

@@ -13,7 +13,7 @@ from torch import nn
 from mltrain import device as devices
 from mltrain.commands.checks import policy_of
 from mltrain.commands.foreign_file import Foreign, finite
-from mltrain.commands.foreign_run import read_run
+from mltrain.commands.foreign_run import read_folder, read_run
 from mltrain.config import Config
 from mltrain.errors import StateMismatch, UsageError
 from mltrain.manager import CheckpointManager
@@ -54,7 +54,7 @@ class Report:
 def import_file(
     file: Path, server: TrackingClient, project: Project | None, overrides: Mapping[str, Any], experiment: str | None
 ) -> Report:
-    """Import a file as the first checkpoint of a run.
+    """Import a file or folder as the first checkpoint.
 
     With a project, the weights are loaded into the project's model, and the run can be resumed like any other. Without one,
     the parts are stored unchanged, for ``mltrain train PROJECT --resume-run`` and :class:`CheckpointManager`.
@@ -65,7 +65,8 @@ def import_file(
         StateMismatch: the weights do not fit the project's model.
     """
     config = _config(project, overrides)
-    return _imported(finite(file), file.stem, file.name, server, project, config, experiment)
+    foreign = read_folder(file) if file.is_dir() else finite(file)
+    return _imported(foreign, file.stem, file.name, server, project, config, experiment)
 
 
 def import_run(
@@ -167,7 +168,7 @@ def _stored(run: TrackedRun, foreign: Foreign, report: Report, threads: ExitStac
     manager.save(state, step=foreign.step, epoch=foreign.epoch, kind="imported")
     manager.wait()
     report.taken += [f"{name}: unchanged" for name in state]
-    report.left += [f"{key}: unknown key" for key in foreign.ignored]
+    report.left += foreign.ignored
     return manager
 
 
@@ -226,7 +227,7 @@ def fit(foreign: Foreign, trainer: Trainer, report: Report) -> None:
     if foreign.history:
         trainer.history.load_state_dict({"rows": foreign.history})
         report.taken.append(f"history: {len(foreign.history)} epochs")
-    report.left += [f"{key}: unknown key" for key in foreign.ignored]
+    report.left += foreign.ignored
 
 
 def _renamed(weights: Mapping[str, torch.Tensor], model: nn.Module) -> tuple[dict[str, Any], str]:

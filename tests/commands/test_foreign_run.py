@@ -9,11 +9,12 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from mltrain.commands.foreign_run import read_run
+from mltrain.commands.foreign_run import read_folder, read_run
 from mltrain.commands.import_checkpoint import import_run
-from mltrain.errors import DamagedCheckpoint, NoCheckpoint
+from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.tracking.client import connect
 from tests.support.database import fresh_database
@@ -166,3 +167,19 @@ def test_the_command_imports_a_run(workplace: Workplace, tmp_path: Path) -> None
     nothing = workplace.mltrain("import", f"{run_id}/elsewhere")
     assert nothing.code == 3
     assert "no checkpoint of another trainer below elsewhere" in nothing.err
+
+
+def test_all_shards_of_a_model_folder_are_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    for number in (1, 2):
+        shard = tmp_path / f"model-0000{number}-of-00002.safetensors"
+        save_file({f"layer{number}.weight": torch.full((2,), float(number))}, shard)
+    weights = read_folder(tmp_path).model
+    assert {name: tensor.tolist() for name, tensor in weights.items()} == {
+        "layer1.weight": [1, 1],
+        "layer2.weight": [2, 2],
+    }
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(UsageError, match="lacks the shards 1 of its weights"):
+        read_folder(tmp_path)
+    with pytest.raises(UsageError, match=r"holds no weights\. Expected model\.safetensors"):
+        read_folder(tmp_path.parent)
