@@ -88,7 +88,8 @@ def doctor(as_json: bool = JSON) -> None:
 @app.command("import", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def import_(
     file: Path = typer.Argument(
-        ..., help="A .pth, .pt, .ckpt or .safetensors file, or a folder of shards; or the id of a run, optionally with /PATH."
+        ...,
+        help="A .pth, .pt, .ckpt or .safetensors file, or a folder of shards; or the id of a run, optionally with /PATH.",
     ),
     arguments: list[str] = typer.Argument(
         None, metavar="[PROJECT] [key=value ...]", help="The project of the weights.", show_default=False
