@@ -27,7 +27,7 @@ CLIENT_DEFAULTS: Mapping[str, str] = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # mltrain prints it once, at the start
     "MLFLOW_TRUNCATE_LONG_VALUES": "true",
 }
-_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _CREDENTIALS = Path("~/.mlflow/credentials")
 _WITHOUT_EFFECT = frozenset(
     {
@@ -42,7 +42,7 @@ _WITHOUT_EFFECT = frozenset(
         "MLFLOW_RUN_ID",
         "MLFLOW_DISABLE_TELEMETRY",
         "_MLFLOW_TELEMETRY_SESSION_ID",  # of a parent process that imported MLflow
-        _TIMEOUT,
+        TIMEOUT,
     }
 )
 """MLflow environment variables that this module supports or that do not affect requests."""
@@ -75,7 +75,12 @@ class RestError(Exception):
 
 
 def set_client_defaults() -> None:
-    """Set mltrain's defaults for MLflow's unset environment variables."""
+    """Set mltrain's defaults for MLflow's unset environment variables.
+
+    An empty one counts as unset, as compose files and launchers pass them; MLflow would fail on it at every request.
+    """
+    for name in [name for name, value in os.environ.items() if name.startswith("MLFLOW_") and not value]:
+        del os.environ[name]
     for name, value in CLIENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
@@ -155,7 +160,7 @@ class Server:
             named["verify"] = False
         elif certificate:
             named["verify"] = certificate
-        address, timeout = f"{self.uri}{path}", float(os.environ.get(_TIMEOUT, "20"))
+        address, timeout = f"{self.uri}{path}", float(os.environ.get(TIMEOUT, "20"))
         try:
             return _session(os.getpid()).request(method, address, headers=sent, timeout=timeout, **named)
         except Exception as error:

@@ -17,7 +17,7 @@ from mltrain.compat.rest import RestClient
 from mltrain.compat.rest_server import set_client_defaults
 from mltrain.errors import RunNotFound
 from mltrain.redaction import first_line, remember_environment
-from mltrain.tracking.connection import Connection, DeferredClient, Refusal
+from mltrain.tracking.connection import Connection, DeferredClient, Refusal, checked
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Metric, Run
@@ -263,7 +263,7 @@ def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingCl
     remember_environment()
     set_client_defaults()
     try:
-        uri = uri or uri_of_environment() or private.uri_of_mlflow()
+        uri = checked(uri or uri_of_environment() or private.uri_of_mlflow())
         remember_environment({"MLFLOW_TRACKING_URI": uri})  # the program may have set it through MLflow
         return TrackingClient(uri, DeferredClient(uri), retry_seconds)
     except Exception as error:

@@ -5,6 +5,7 @@ Its errors separate transient from permanent failures.
 
 import os
 import re
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,8 +17,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 from mltrain.compat import private
 from mltrain.compat.database import READS, DatabaseReader, Unreadable, database_of
 from mltrain.compat.rest import RestClient
-from mltrain.compat.rest_server import is_plain
-from mltrain.errors import RunNotFound, TrackingError
+from mltrain.compat.rest_server import TIMEOUT, is_plain
+from mltrain.errors import RunNotFound, TrackingError, sentence
 from mltrain.redaction import first_line, redacted, redacted_uri
 from mltrain.store.retry import FullJitter
 
@@ -120,6 +121,32 @@ class Connection:
             denied=status in (401, 403, 404),
             wait=private.retry_after(error),
         )
+
+
+def checked(uri: str) -> str:
+    """Return a tracking URI.
+
+    Raises:
+        Refusal: it is no URI, or a server's address without its scheme, which MLflow would take for a folder; or the timeout
+            of MLflow's requests is not positive.
+    """
+    try:
+        urllib.parse.urlsplit(uri)
+        wrong = "" if uri.strip() else "it is blank"
+    except ValueError as error:
+        wrong = str(error)
+    if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", uri):
+        wrong = f"it has no scheme. Expected http://{uri} or https://{uri}"
+    if wrong:
+        raise Refusal(
+            f"MLflow cannot use the tracking URI {redacted(uri)!r}: {sentence(wrong)} Set MLFLOW_TRACKING_URI, for example "
+            "to sqlite:///mlflow.db or http://127.0.0.1:5000.",
+            permanent=True,
+        )
+    timeout = os.environ.get(TIMEOUT, "20")
+    if not (re.fullmatch(r"\s*\+?(\d+\.?\d*|\.\d+)\s*", timeout) and float(timeout) > 0):
+        raise Refusal(f"{TIMEOUT}={timeout!r} is invalid. Expected a number of seconds above 0.", permanent=True)
+    return uri
 
 
 class DeferredClient:

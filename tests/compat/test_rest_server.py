@@ -23,7 +23,10 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from mltrain.compat.rest_server import is_plain, set_client_defaults, _has_plugins
 import os
+os.environ.update(MLFLOW_HTTP_REQUEST_TIMEOUT="", MLFLOW_TRACKING_INSECURE_TLS="", MLFLOW_TRACKING_AUTH="")
 set_client_defaults()
+assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "20", "an empty variable counts as unset"
+assert not {"MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_AUTH"} & os.environ.keys()
 U = "http://127.0.0.1:5000"
 def plain(uri=U, **environment):
     os.environ.update(environment)

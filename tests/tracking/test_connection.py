@@ -9,8 +9,8 @@ from mlflow.exceptions import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, 
 from sqlalchemy.exc import OperationalError
 
 from mltrain.errors import RunNotFound, TrackingError
-from mltrain.tracking.client import TrackingClient
-from mltrain.tracking.connection import DeferredClient, Refusal
+from mltrain.tracking.client import TrackingClient, connect
+from mltrain.tracking.connection import DeferredClient, Refusal, checked
 
 RUN = "a" * 32
 
@@ -147,3 +147,31 @@ def test_a_locked_database_is_tried_again_before_tags_are_set(monkeypatch: pytes
     monkeypatch.setattr(DeferredClient, "mlflow_client", lambda _: tries.clear() or made(client))
     with pytest.raises(Refusal, match="is locked"):
         TrackingClient("sqlite:///mlflow.db", DeferredClient("sqlite:///mlflow.db")).set_tags(RUN, {"key": "value"})
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        (" ", "it is blank"),
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("127.0.0.1:5000", r"it has no scheme\. Expected http://127\.0\.0\.1:5000"),
+        ("trainer.example:5000/mlflow", "it has no scheme"),
+    ],
+)
+def test_an_address_that_is_no_uri_is_refused_before_any_request(uri: str, expected: str) -> None:
+    with pytest.raises(TrackingError, match=expected):
+        connect(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///a.db", "file:./mlruns", "./mlruns", "mlruns", "C:/mlruns", "http://[::1]:5000", "databricks"]
+)
+def test_other_forms_of_a_tracking_uri_are_left_to_mlflow(uri: str) -> None:
+    assert checked(uri) == uri
+
+
+@pytest.mark.parametrize("seconds", ["abc", "0", "-5"])
+def test_a_timeout_that_is_no_positive_number_is_refused_by_name(seconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", seconds)
+    with pytest.raises(TrackingError, match=rf"MLFLOW_HTTP_REQUEST_TIMEOUT='{seconds}' is invalid"):
+        connect("http://127.0.0.1:1")
