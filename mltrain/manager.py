@@ -243,7 +243,7 @@ class CheckpointManager:
             NoCheckpoint: no checkpoint has this name, epoch or step (the message lists those of the run), or all are damaged.
         """
         found = self.read(which)
-        if self._closing.is_forked:
+        if self.committer.is_forked:
             return found[1] if found is not None else None
         if found is None:
             if which == "latest":
@@ -374,7 +374,7 @@ class CheckpointManager:
         self._closing.abandon()
 
     def _refuse_fork(self, what: str) -> None:
-        if self._closing.is_forked:
+        if self.committer.is_forked:
             raise UsageError(
                 f"The manager of {self.store.title} cannot {what} in a process that was forked from its own. Expected the "
                 "process that created it. Try: call it there"

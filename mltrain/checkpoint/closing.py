@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import os
 import sys
 import threading
 import time
@@ -79,16 +78,10 @@ class Closing:
         self._exit_grace = exit_grace
         self._retry_seconds = retry_seconds
         self._closed = False
-        self._process = os.getpid()
         self._created = threading.Event()
         run.when_known(self._created.set)  # after the committer has adopted the run's id
         self._raised_before = getattr(sys, "last_value", None)
         atexit.register(self._process_ends)
-
-    @property
-    def is_forked(self) -> bool:
-        """Whether this process is a fork of the run's process."""
-        return os.getpid() != self._process
 
     def close(self, status: Status, grace: float | None) -> None:
         """Wait for the commits and release the run.
@@ -99,7 +92,7 @@ class Closing:
             status: of the run if it was opened for the manager.
             grace: seconds to wait for a store that refuses. If ``None``, only writes to this disk are waited for.
         """
-        if self._closed or self.is_forked:
+        if self._closed or self._committer.is_forked:
             return
         self._closed = True
         if grace is not None:
@@ -140,7 +133,7 @@ class Closing:
 
         The interpreter has waited for the threads before.
         """
-        if self.is_forked:
+        if self._committer.is_forked:
             return
         raised = getattr(sys, "last_value", None)  # set if an exception ended the script, not by sys.exit()
         staged = self._committer.newest_staged

@@ -70,7 +70,7 @@ class Committer:
         self._peers: Peers | None = None  # of the newest sharded snapshot
         self._pruning = threading.Lock()
         self._give_way = threading.Event()
-        self._lost: set[CheckpointId] = set()
+        self.lost: set[CheckpointId] = set()  # saved, but kept nowhere
         self.newest_committed: Manifest | None = None
         self.newest_staged: Manifest | None = None
         self.refused = False  # whether the last upload failed
@@ -93,7 +93,7 @@ class Committer:
         self._pending_copies = snapshot.pending_copies
         if not snapshot.pending_copies:
             snapshot.pending_copies.confirm()
-        self._lost.discard(draft.id)
+        self.lost.discard(draft.id)
         self._disk.do(lambda: self._commit_to_disk(snapshot, draft, dict(extra)))
 
     def _commit_to_disk(self, snapshot: Snapshot, draft: Manifest, extra: Mapping[str, bytes]) -> None:
@@ -179,7 +179,7 @@ class Committer:
                     pause = min(2 * pause, _LONGEST_BACKOFF_SECONDS)
 
     def _give_up(self, draft: Manifest, error: Exception) -> None:
-        self._lost.add(draft.id)
+        self.lost.add(draft.id)
         if isinstance(error, RunHeld):
             log.warning("%s", error)
         elif isinstance(error, MltrainError):
@@ -231,10 +231,6 @@ class Committer:
         """Upload an earlier process's staged checkpoint; return whether it is stored."""
         return upload_again(self._store, manifest, self._require_lease)
 
-    def lost(self, identity: CheckpointId) -> bool:
-        """Whether a checkpoint could not be kept anywhere."""
-        return identity in self._lost
-
     @property
     def only_local(self) -> Manifest | None:
         """The newest checkpoint of this attempt unless it is uploaded."""
@@ -282,6 +278,11 @@ class Committer:
     def _upload_newest(self) -> None:
         if (newest := self._backlog.newest) is not None:
             self._commit_to_store(newest, StreamedUpload())
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the committer's own."""
+        return self._disk.is_forked
 
     @property
     def closed(self) -> bool:

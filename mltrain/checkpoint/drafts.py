@@ -145,7 +145,7 @@ class Drafts:
 
     def _same(self, count: Count, kind: Kind) -> Manifest | None:
         """Return the newest checkpoint if it has the same counter."""
-        while self._saved and self._committer.lost(self._saved[-1][0].id):
+        while self._saved and self._saved[-1][0].id in self._committer.lost:
             self._saved.pop()
         if not self._saved:
             return None
@@ -211,7 +211,7 @@ class Drafts:
         """Whether this attempt has saved this or a later step."""
         attempt = self._run.ordinal
         return any(
-            saved >= step and not self._committer.lost(CheckpointId(attempt=attempt, step=saved))
+            saved >= step and CheckpointId(attempt=attempt, step=saved) not in self._committer.lost
             for saved in self._steps
         )
 

@@ -67,7 +67,7 @@ class Worker:
         Args:
             seconds: maximum wait. If ``None``, it waits without limit.
         """
-        if os.getpid() != self._process:
+        if self.is_forked:
             return False  # a fork has no copy of the thread
         deadline = None if seconds is None else time.monotonic() + seconds
         with self._lock:
@@ -80,6 +80,11 @@ class Worker:
             except CancelledError:
                 pass
         return True
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the worker's own."""
+        return os.getpid() != self._process
 
     @property
     def idle(self) -> bool:
