@@ -16,10 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mltrain.checkpoint.codec import decode
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.publishing import stage
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.store.local import LocalArtifacts

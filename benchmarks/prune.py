@@ -18,11 +18,10 @@ import requests
 import torch
 from mlflow import MlflowClient
 
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, Manifest, now
 from mltrain.checkpoint.policies import parse
 from mltrain.checkpoint.publishing import stage
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.commands.prune import Rules, carry_out, plan_experiment

@@ -36,7 +36,7 @@ mltrain.manager:CheckpointManager.close mltrain.manager:CheckpointManager.wait
 mltrain.manager:CheckpointManager.load_latest_checkpoint mltrain.manager:CheckpointManager._begin
 mltrain.checkpoint.committer:Committer._commit_to_disk mltrain.checkpoint.committer:Committer._commit_to_store
 mltrain.checkpoint.committer:refuse_nonfinite mltrain.checkpoint.staging:write_file mltrain.checkpoint.staging:rename_folder
-mltrain.checkpoint.host_memory:HostBuffers.copy mltrain.checkpoint.committer:publish
+mltrain.checkpoint.snapshot:HostBuffers.copy mltrain.checkpoint.committer:publish
 mltrain.checkpoint.pruner:Pruner.prune mltrain.checkpoint.store:CheckpointStore.survey
 mltrain.checkpoint.store:CheckpointStore.fetch mltrain.checkpoint.verified_files:VerifiedFiles.read
 mltrain.checkpoint.codec:decode mltrain.checkpoint.reader:CheckpointReader.all mltrain.checkpoint.notes:Notes.read

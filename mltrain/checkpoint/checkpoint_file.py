@@ -59,8 +59,7 @@ def write(file: Path, state: Mapping[str, Any]) -> None:
         StorageError: the disk refuses.
     """
     from mltrain.checkpoint import codec
-    from mltrain.checkpoint.host_memory import HostBuffers
-    from mltrain.checkpoint.snapshot import snapshot
+    from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 
     encoded = codec.encode(snapshot(state, HostBuffers()))
     with _staging(file, CheckpointId(attempt=1, step=_count(state, "step"))) as staging:

@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from mltrain.checkpoint.committer import Committer
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import (
     LARGEST_COUNT,
     CheckpointId,
@@ -26,7 +25,7 @@ from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import metrics_of
 from mltrain.checkpoint.settings import DEFAULT_METRIC, Settings
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.errors import UsageError, nearest
 from mltrain.provenance import fingerprint
 

@@ -11,10 +11,9 @@ from typing import Literal
 
 import torch
 
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.publishing import publish, stage
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import MltrainError

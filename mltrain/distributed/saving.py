@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from mltrain.checkpoint.flat_tensors import is_sharded
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.pytree import flatten
 from mltrain.checkpoint.shards import Piece
-from mltrain.checkpoint.snapshot import ShardedState, weights_of
+from mltrain.checkpoint.snapshot import HostBuffers, ShardedState, weights_of
 from mltrain.checkpoint.worker import Worker
 from mltrain.distributed.node import Destination
 from mltrain.distributed.parts import FollowerPieces, LeaderPieces

@@ -6,9 +6,8 @@ from typing import Any
 
 from mltrain.checkpoint.codec import decode, encode
 from mltrain.checkpoint.finite import nonfinite
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import Kind
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.errors import MltrainError, NonFiniteLoss
 from mltrain.history import History
 from mltrain.state import Progress

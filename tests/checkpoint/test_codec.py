@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mltrain.checkpoint.codec import STATE_TREE, decode, decode_weights, encode
-from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.errors import DamagedCheckpoint
 from tests.support.encoded import files_of, small_state
 from tests.support.equality import identical

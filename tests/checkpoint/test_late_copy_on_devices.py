@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.late_copy import LateCopy, SideStreams
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from tests.support.fake_cuda import Cuda, OnCuda, OnSecond
 
 ONE, TWO = torch.device("cuda:0"), torch.device("cuda:1")

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from mltrain.checkpoint.codec import decode, encode
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import SHARDED_SCHEMA, CheckpointId, FileEntry, Manifest, now, whole_manifest
 from mltrain.checkpoint.publishing import PartsMissing, publish
 from mltrain.checkpoint.shards import Assembly, Part, Piece, write_part
-from mltrain.checkpoint.snapshot import Snapshot, snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, Snapshot, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import DamagedCheckpoint, RunHeld, StorageError

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.late_copy import LateCopy
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.errors import UnsupportedValue
 from tests.support.late import WIDE, net
 from tests.support.waiting import let_pass

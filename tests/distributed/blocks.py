@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 import mltrain
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, now
 from mltrain.checkpoint.publishing import stage
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.checkpoint.worker import Worker

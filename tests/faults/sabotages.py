@@ -35,7 +35,7 @@ class Sabotage:
 
 
 STAGING, STORE, COMMITTER = (f"mltrain/checkpoint/{name}.py" for name in ("staging", "store", "committer"))
-PUBLISHING, HOST_MEMORY = "mltrain/checkpoint/publishing.py", "mltrain/checkpoint/host_memory.py"
+PUBLISHING, SNAPSHOT = "mltrain/checkpoint/publishing.py", "mltrain/checkpoint/snapshot.py"
 DURABLE, REMOVAL, LATE_COPY = "mltrain/store/durable.py", "mltrain/store/removal.py", "mltrain/checkpoint/late_copy.py"
 
 SABOTAGES = (
@@ -170,14 +170,14 @@ SABOTAGES = (
     ),
     Sabotage(
         "the buffers of batch norm are copied later",
-        HOST_MEMORY,
+        SNAPSHOT,
         "            copies[name] = buffer\n",
         '            copies[name] = tensor if "running_" in name else buffer\n',
         "checkpoint/test_committer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",
     ),
     Sabotage(
         "the state of the optimizers is copied later",
-        HOST_MEMORY,
+        SNAPSHOT,
         "            copies[name] = buffer\n",
         '            copies[name] = tensor if "exp_avg" in name else buffer\n',
         "checkpoint/test_committer.py::test_what_is_written_is_the_state_of_the_boundary_whatever_the_next_steps_do",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mltrain
-from mltrain.checkpoint.host_memory import HostBuffers
+from mltrain.checkpoint.snapshot import HostBuffers
 from mltrain.device import make_current, mixing
 from mltrain.rng import Rng
 

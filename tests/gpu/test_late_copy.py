@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 import mltrain
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.late_copy import LateCopy, LateState
 from mltrain.checkpoint.policies import Latest
-from mltrain.checkpoint.snapshot import Snapshot, snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, Snapshot, snapshot
 from mltrain.testing import MemoryTracker, StopAt
 from tests.support import tiny
 from tests.support.equality import identical

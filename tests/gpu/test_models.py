@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import mltrain
-from mltrain.checkpoint.host_memory import HostBuffers
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.testing import MemorySaver, MemoryTracker, StopAt
 from tests.support import tiny
 from tests.support.equality import identical

@@ -7,14 +7,13 @@ from typing import Any
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.committer import Committer
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import Manifest, now
 from mltrain.checkpoint.policies import Latest
 from mltrain.checkpoint.pruner import Damage
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.settings import Settings
-from mltrain.checkpoint.snapshot import snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from tests.support.runs import RUN_ID, FolderRun, manifest_of, state_at

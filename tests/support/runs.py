@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from mltrain.checkpoint.host_memory import HostBuffers
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, Point, now
-from mltrain.checkpoint.snapshot import Snapshot, snapshot
+from mltrain.checkpoint.snapshot import HostBuffers, Snapshot, snapshot
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.manager import CheckpointManager

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from mltrain.checkpoint.host_memory import LARGE, HostBuffers, page_locked
 from mltrain.checkpoint.policies import Latest
+from mltrain.checkpoint.snapshot import LARGE, HostBuffers, page_locked
 from mltrain.errors import UnsupportedValue
 from mltrain.manager import CheckpointManager
 from mltrain.testing import MemorySaver
