@@ -22,8 +22,8 @@ from mltrain.checkpoint.publishing import Backlog, publish, stage, upload_again
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.settings import Settings
 from mltrain.checkpoint.snapshot import Snapshot
+from mltrain.checkpoint.staging import StreamedUpload
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.checkpoint.streaming import StreamedUpload
 from mltrain.checkpoint.worker import Worker, logged
 from mltrain.errors import MltrainError, RunHeld, StorageError
 from mltrain.store.artifacts import NoRunYet
@@ -101,7 +101,7 @@ class Committer:
         try:
             free = self._uploads.idle and self._backlog.newest is None and not self.refused and self._run.holds()
             whole = free and snapshot.pieces is None  # and no earlier checkpoint waits for its upload
-            self._stream = stream = StreamedUpload.to(self._store, draft.id) if whole else StreamedUpload()
+            self._stream = stream = self._store.streamed(draft.id) if whole else StreamedUpload()
             snapshot.pending_copies.complete(lambda: self._uploads.refuses)
             refuse_nonfinite(snapshot, draft)
             staged = self._stage(snapshot, draft, extra)

@@ -15,8 +15,8 @@ from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Policy
 from mltrain.checkpoint.shards import Part, staged_files
 from mltrain.checkpoint.snapshot import Snapshot
+from mltrain.checkpoint.staging import StreamedUpload
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.checkpoint.streaming import StreamedUpload
 from mltrain.errors import DamagedCheckpoint, MltrainError, StorageError, UsageError, shortened
 from mltrain.store.artifacts import in_parallel, sha256_of
 from mltrain.store.names import CHECKPOINTS

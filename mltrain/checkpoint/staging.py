@@ -1,20 +1,37 @@
-"""Local staging: write a checkpoint, flush it, rename it.
+"""Local staging: write a checkpoint, flush it, rename it; meanwhile send its files.
 
 The files go to a folder with a temporary name (``step-…-a….<random>.tmp``), the manifest last, and the folder gets its final
 name once everything is flushed. A power failure at any moment leaves either the complete checkpoint or a folder that is not
 taken for one.
+
+A store on another machine may take the files from memory while they are staged, except the manifest. Each gets one try. A file
+that fails is uploaded later from the staged copy, with retries. The sending threads read the snapshot's memory until the next
+snapshot needs it, and the remaining bytes from the staged copy, so a slow store does not delay training.
 """
 
+import logging
 import secrets
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from mltrain.checkpoint.manifest import FILE_NAME, CheckpointId, FileEntry, Manifest
 from mltrain.errors import StorageError
+from mltrain.store.artifacts import PARALLEL_FILES, Send
+from mltrain.store.direct import fill_blocks
 from mltrain.store.durable import make_folder, refused, rename_folder, replace_file, write_file
 from mltrain.store.removal import discard_staged, is_half_staged
+
+if TYPE_CHECKING:
+    from mltrain.checkpoint.codec import EncodedFile
+
+log = logging.getLogger(__name__)
+
+BLOCK = 2**19
+"""Bytes per send. MLflow's own upload sends 16 KB at a time, and waits for the interpreter's lock each time."""
 
 
 class Spool:
@@ -124,3 +141,113 @@ def assign_run_id(folder: Path, run_id: str) -> Manifest:
     manifest = Manifest.from_json(content, name=folder.name).model_copy(update={"run_id": run_id})
     replace_file(folder / FILE_NAME, manifest.to_json())
     return manifest
+
+
+class StreamedUpload:
+    """Uploads one checkpoint's files from memory while they are staged.
+
+    Args:
+        send: uploads content under a name. If ``None``, nothing is uploaded.
+        staged: the future folder of the staged copy.
+        block_size: bytes per send.
+    """
+
+    def __init__(self, send: Send | None = None, staged: Path | None = None, block_size: int = BLOCK) -> None:
+        self._send = send
+        self._staged = staged
+        self._block_size = block_size
+        self._reading = threading.Lock()
+        self._released = self._abandoned = False
+        self._uploads: dict[str, Future[None]] = {}
+
+    def begin(self, files: "Sequence[EncodedFile]") -> bool:
+        """Start uploading files in the background.
+
+        Returns whether files are uploaded this way.
+        """
+        if self._send is None or self._abandoned or self._uploads:
+            return False
+        pool = ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="mltrain-stream")
+        try:
+            for file in (one for one in files if one.size):
+                self._uploads[file.name] = pool.submit(self._send, file.name, _Content(file, self))
+        except RuntimeError:  # the interpreter is exiting and starts no more threads
+            self.abandon()
+        pool.shutdown(wait=False)
+        return not self._abandoned
+
+    def release(self) -> None:
+        """Stop reading the snapshot's memory.
+
+        The remaining bytes are read from the staged copy, which has to be complete.
+        """
+        with self._reading:
+            self._released = True
+
+    def abandon(self) -> None:
+        """Stop sending."""
+        self._abandoned = True
+        self.release()
+
+    def sent(self) -> frozenset[str]:
+        """Wait for the uploads and return the successful files' names."""
+        taken = set()
+        for name, upload in self._uploads.items():
+            error = upload.exception()
+            if error is None:
+                taken.add(name)
+            else:
+                log.debug("%s was not uploaded while it was staged: %s: %s", name, type(error).__name__, error)
+        return frozenset(taken)
+
+    def blocks(self, file: "EncodedFile") -> Iterator[memoryview]:
+        """Yield a file's content in blocks.
+
+        Each block is valid until the next one is requested.
+        """
+        at, blocks = 0, _blocks(file, self._block_size)
+        while True:
+            with self._reading:
+                self._raise_if_abandoned()
+                block = None if self._released else next(blocks, None)
+            if block is None:
+                break
+            yield block
+            at += len(block)
+        blocks.close()  # frees its references to the snapshot
+        if at < file.size:
+            yield from self._rest(file, at)
+
+    def _rest(self, file: "EncodedFile", at: int) -> Iterator[memoryview]:
+        assert self._staged is not None
+        block = bytearray(self._block_size)
+        with (self._staged / file.name).open("rb", buffering=0) as opened:
+            opened.seek(at)
+            while count := opened.readinto(block):
+                self._raise_if_abandoned()
+                yield memoryview(block)[:count]
+
+    def _raise_if_abandoned(self) -> None:
+        if self._abandoned:
+            raise StorageError("The upload was cancelled.")
+
+
+class _Content:
+    """A file's sized content, read while it is sent."""
+
+    def __init__(self, file: "EncodedFile", upload: StreamedUpload) -> None:
+        self._file, self._upload = file, upload
+
+    def __len__(self) -> int:
+        return self._file.size
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self._upload.blocks(self._file)
+
+
+def _blocks(file: "EncodedFile", size: int) -> Generator[memoryview, None, None]:
+    """Yield the content in blocks, all in the same memory."""
+    import numpy as np
+
+    for block in fill_blocks(file.content, [np.empty(size, np.uint8)]):
+        yield memoryview(block)

@@ -2,14 +2,14 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltrain.checkpoint.folder import file_name
 from mltrain.checkpoint.manifest import FILE_NAME, MAX_BYTES, CheckpointId, Manifest, names_of_shards
-from mltrain.checkpoint.staging import Spool, assign_run_id
+from mltrain.checkpoint.staging import Spool, StreamedUpload, assign_run_id
 from mltrain.checkpoint.verified_files import Arrived, Problem, VerifiedFiles
 from mltrain.errors import DamagedCheckpoint, StorageError
 from mltrain.store.artifacts import Artifacts, in_parallel
@@ -127,6 +127,11 @@ class CheckpointStore:
                 log.warning("The staged checkpoint %s is not usable: %s", folder.name, error)
         return found
 
+    def streamed(self, identity: CheckpointId) -> StreamedUpload:
+        """Return a checkpoint's upload from memory, which does nothing if the store accepts only files."""
+        send = self.artifacts.sender(f"{CHECKPOINTS}/{identity.name}")
+        return StreamedUpload(send, self.local_folder(identity)) if send is not None else StreamedUpload()
+
     def is_whole(self, staged: Manifest) -> bool:
         """Whether a staged checkpoint's files can all be read here."""
         return not staged.shards or self._files.has_all(staged, lambda: self.assembly(staged).files())
@@ -186,15 +191,17 @@ class CheckpointStore:
         """
         manifests, uncommitted, names = [], [], self.names()
         memory = {name: self._known[name].manifest for name in names if remembered and name in self._known}
-        read = dict(self._read([name for name in names if name not in memory]))
+        unread = [name for name in names if name not in memory]
+        found = map(self._read, unread) if self.artifacts.local_root is not None else in_parallel(self._read, unread)
+        read = dict(zip(unread, found, strict=True))
         for identity in names:
-            found = memory.get(identity) or read[identity]
-            if isinstance(found, DamagedCheckpoint):
-                damaged(identity, found)
-            elif found is None:
+            one = memory.get(identity) or read[identity]
+            if isinstance(one, DamagedCheckpoint):
+                damaged(identity, one)
+            elif one is None:
                 uncommitted.append(identity)
             else:
-                manifests.append(found)
+                manifests.append(one)
         before = self._known
         self._known = {one.id: before[one.id] for one in manifests if one.id in before}
         return Survey(tuple(manifests[::-1]), tuple(uncommitted))
@@ -203,17 +210,11 @@ class CheckpointStore:
         """Return all committed manifests, oldest first; damaged ones are reported."""
         return list(self.survey(damaged=damaged).manifests)
 
-    def _read(
-        self, names: Sequence[CheckpointId]
-    ) -> Iterable[tuple[CheckpointId, Manifest | DamagedCheckpoint | None]]:
-        def read(identity: CheckpointId) -> Manifest | DamagedCheckpoint | None:
-            try:
-                return self.manifest(identity)
-            except DamagedCheckpoint as error:
-                return error
-
-        found = map(read, names) if self.artifacts.local_root is not None else in_parallel(read, names)
-        return zip(names, found, strict=True)
+    def _read(self, identity: CheckpointId) -> Manifest | DamagedCheckpoint | None:
+        try:
+            return self.manifest(identity)
+        except DamagedCheckpoint as error:
+            return error
 
     def problems(self, manifest: Manifest) -> list[Problem]:
         """Compare every file with its digest and return the problems."""

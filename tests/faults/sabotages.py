@@ -105,14 +105,14 @@ SABOTAGES = (
         COMMITTER,
         "        self._stream.release()",
         "        pass",
-        "checkpoint/test_streaming.py::test_a_slow_store_gets_the_state_of_the_boundary_and_holds_up_no_training",
+        "checkpoint/test_staging_upload.py::test_a_slow_store_gets_the_state_of_the_boundary_and_holds_up_no_training",
     ),
     Sabotage(
         "what was sent while it was staged is not looked up",
         "mltrain/store/remote.py",
         "        stored = {entry.name: entry.size for entry in self.entries(folder)}\n",
         "        stored = {**sizes}\n",
-        "checkpoint/test_streaming.py::test_what_arrives_short_is_noticed_and_sent_again",
+        "checkpoint/test_staging_upload.py::test_what_arrives_short_is_noticed_and_sent_again",
     ),
     Sabotage(
         "the parts of other machines are not looked up before the manifest",

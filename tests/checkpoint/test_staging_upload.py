@@ -12,7 +12,7 @@ import torch
 
 from mltrain.checkpoint.codec import EncodedFile
 from mltrain.checkpoint.manifest import Point
-from mltrain.checkpoint.streaming import BLOCK, StreamedUpload
+from mltrain.checkpoint.staging import BLOCK, StreamedUpload
 from mltrain.errors import StorageError
 from mltrain.store.artifacts import Send
 from mltrain.store.remote import RemoteArtifacts
