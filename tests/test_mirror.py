@@ -24,6 +24,7 @@ ELSEWHERE = {
     "distributed/pieces.py": "distributed/test_sharding.py",
     "distributed/saving.py": "distributed/test_sharding.py",
     "distributed/task.py": "distributed/test_training.py",
+    "store/names.py": DECLARATIONS,
     "testing/killing.py": "faults/test_random_kills.py",
     "tracking/run_artifacts.py": "run/test_opening.py",
     "trainer/ports.py": DECLARATIONS,

@@ -16,10 +16,10 @@ from mltrain.checkpoint.notes import NOTES_FILE
 from mltrain.checkpoint.packed import PackedStaging, is_packed, member_names, read_member
 from mltrain.checkpoint.staging import Spool, Staging
 from mltrain.errors import DamagedCheckpoint, StorageError, UsageError
-from mltrain.store.artifacts import Entry, Received, unwatched
+from mltrain.store.artifacts import Entry, Received, unwatched, validated
 from mltrain.store.durable import link_or_copy, replace_file
 from mltrain.store.local import LocalArtifacts
-from mltrain.store.names import CHECKPOINTS, PACKED, TEMPORARY, validated
+from mltrain.store.names import CHECKPOINTS, PACKED, TEMPORARY
 from mltrain.store.removal import discard_packed, discard_temporary
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, Storag
 from mltrain.ownership.host_lock import lock_file
 from mltrain.ownership.run_folder import outputs_home
 from mltrain.store.artifacts import Artifacts, sha256_of
+from mltrain.store.artifacts import validated as valid_path
 from mltrain.store.durable import replace_file, set_aside
 from mltrain.store.names import CHECKPOINTS, OUTPUT_RECORD, OUTPUTS
-from mltrain.store.names import validated as valid_path
 from mltrain.store.removal import discard_cached
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.run_artifacts import artifacts_of

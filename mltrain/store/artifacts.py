@@ -6,13 +6,15 @@ Every path is therefore validated here, and removal takes a checkpoint's name, n
 
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from mltrain.errors import StorageError
+from mltrain.errors import DamagedCheckpoint, StorageError
+from mltrain.store.names import COMPONENT
 from mltrain.store.removal import DEAD_SECONDS
 
 PARALLEL_FILES = 4
@@ -173,6 +175,32 @@ class Artifacts(Protocol):
         No process may be writing to the run.
         """
         ...
+
+
+def validated(path: str) -> str:
+    """Return a relative artifact path if it is valid.
+
+    Raises:
+        StorageError: it is empty or absolute, or a component is ``..`` or has control or other unusual characters.
+    """
+    if not path or not all(COMPONENT.fullmatch(part) for part in path.split("/")):
+        raise StorageError(f"{path!r:.200} is not an artifact path. Expected plain names joined by /.")
+    return path
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn errors of a store's client into :class:`StorageError`."""
+    try:
+        yield
+    except (StorageError, DamagedCheckpoint, FileNotFoundError):
+        raise
+    except NotImplementedError as error:
+        raise StorageError("This kind of artifact store does not support that.") from error
+    except Exception as error:
+        raise StorageError(
+            f"The artifact store does not answer as it should: {type(error).__name__}: {error}"
+        ) from error
 
 
 class NoRunYet(StorageError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Entry, Hashed, Received, Send, unwatched
+from mltrain.store.artifacts import Entry, Hashed, Received, Send, storage_errors, unwatched, validated
 from mltrain.store.names import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -19,12 +19,16 @@ from mltrain.store.names import (
     OUTPUTS,
     STAGING,
     UPLOADING,
+)
+from mltrain.store.removal import (
+    DEAD_SECONDS,
+    discard_staged,
+    is_half_staged,
     output_name,
     refuse_unless_model,
-    validated,
+    remove_flat,
+    remove_tree,
 )
-from mltrain.store.removal import DEAD_SECONDS, discard_staged, is_half_staged, remove_flat, remove_tree
-from mltrain.store.retry import storage_errors
 
 _PIECE = 2**20
 """Bytes per read: few enough to be hashed from the processor's cache."""

@@ -5,8 +5,6 @@ A file with another name is neither read nor removed.
 
 import re
 
-from mltrain.errors import StorageError
-
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 OUTPUTS = "output"
@@ -31,36 +29,3 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
 COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+@,=()#~-]{0,199}", re.ASCII)
 MODEL = re.compile(r"m-[0-9a-f]{32}", re.ASCII)
 UPLOADING = ".artifact.uploading."
-
-
-def validated(path: str) -> str:
-    """Return a relative artifact path if it is valid.
-
-    Raises:
-        StorageError: it is empty or absolute, or a component is ``..`` or has control or other unusual characters.
-    """
-    if not path or not all(COMPONENT.fullmatch(part) for part in path.split("/")):
-        raise StorageError(f"{path!r:.200} is not an artifact path. Expected plain names joined by /.")
-    return path
-
-
-def output_name(name: str) -> str:
-    """Return a stage output's name if it is valid.
-
-    Raises:
-        StorageError: it is not such a name.
-    """
-    if not OUTPUT.fullmatch(name):
-        raise StorageError(f"{name!r:.80} is not the name of an output; nothing was removed.")
-    return name
-
-
-def refuse_unless_model(place: str, model_id: str) -> None:
-    """Raise an error unless a path holds a LoggedModel's files.
-
-    Raises:
-        StorageError: it is another path.
-    """
-    place = place.rstrip("/")
-    if not MODEL.fullmatch(model_id) or not place.endswith(f"/models/{model_id}/artifacts") or ".." in place:
-        raise StorageError(f"{place} does not hold the files of the LoggedModel {model_id!r:.80}; nothing was removed.")

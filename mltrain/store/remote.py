@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from mltrain.compat.private import PartOpener, content_sender, download, part_opener
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import CountedOnce, Entry, Hashed, Received, Send, in_parallel, unwatched
+from mltrain.store.artifacts import CountedOnce, Entry, Hashed, Received, Send, in_parallel, unwatched, validated
 from mltrain.store.folders import state_folder
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.names import (
@@ -23,11 +23,8 @@ from mltrain.store.names import (
     MANIFEST,
     OUTPUT_RECORD,
     OUTPUTS,
-    output_name,
-    refuse_unless_model,
-    validated,
 )
-from mltrain.store.removal import DEAD_SECONDS, discard_received
+from mltrain.store.removal import DEAD_SECONDS, discard_received, output_name, refuse_unless_model
 from mltrain.store.retry import RETRY_SECONDS, full_disk, http_status, with_retries
 from mltrain.store.server_artifacts import ServerArtifacts
 

@@ -15,13 +15,46 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mltrain.errors import StorageError
-from mltrain.store.names import CACHED, MANIFEST, OUTBOX, OUTPUT_RECORD, PACKED, RESTORED, STAGED, TEMPORARY
+from mltrain.store.names import (
+    CACHED,
+    MANIFEST,
+    MODEL,
+    OUTBOX,
+    OUTPUT,
+    OUTPUT_RECORD,
+    PACKED,
+    RESTORED,
+    STAGED,
+    TEMPORARY,
+)
 
 if sys.platform != "win32":
     import fcntl
 
 DEAD_SECONDS = 3600.0
 """A temporary file of an unused run that is older than this many seconds counts as abandoned."""
+
+
+def output_name(name: str) -> str:
+    """Return a stage output's name if it is valid.
+
+    Raises:
+        StorageError: it is not such a name.
+    """
+    if not OUTPUT.fullmatch(name):
+        raise StorageError(f"{name!r:.80} is not the name of an output; nothing was removed.")
+    return name
+
+
+def refuse_unless_model(place: str, model_id: str) -> None:
+    """Raise an error unless a path holds a LoggedModel's files.
+
+    Raises:
+        StorageError: it is another path.
+    """
+    place = place.rstrip("/")
+    if not MODEL.fullmatch(model_id) or not place.endswith(f"/models/{model_id}/artifacts") or ".." in place:
+        raise StorageError(f"{place} does not hold the files of the LoggedModel {model_id!r:.80}; nothing was removed.")
 
 
 def is_half_staged(folder: Path) -> bool:

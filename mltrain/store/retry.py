@@ -1,18 +1,18 @@
-"""Retries with backoff, and one error type for artifact stores.
+"""Retries with backoff.
 
 The waits are exponential with full jitter (Brooker, "Exponential Backoff And Jitter", AWS, 2015).
 """
 
 import errno
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
 from tenacity.wait import wait_exponential
 
 from mltrain.errors import DamagedCheckpoint, StorageError
+from mltrain.store.artifacts import storage_errors
 
 RETRY_SECONDS = 60.0
 _REFUSALS = frozenset({errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -36,21 +36,6 @@ class FullJitter(wait_exponential):
     def seconds(self, failures: int) -> float:
         """Return the seconds to wait after consecutive failures."""
         return self._random.uniform(0, min(self.max, self.multiplier * self.exp_base ** min(failures, 30)))
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Turn errors of a store's client into :class:`StorageError`."""
-    try:
-        yield
-    except (StorageError, DamagedCheckpoint, FileNotFoundError):
-        raise
-    except NotImplementedError as error:
-        raise StorageError("This kind of artifact store does not support that.") from error
-    except Exception as error:
-        raise StorageError(
-            f"The artifact store does not answer as it should: {type(error).__name__}: {error}"
-        ) from error
 
 
 def with_retries(call: Callable[[], T], seconds: float = RETRY_SECONDS) -> T:

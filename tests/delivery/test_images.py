@@ -15,7 +15,7 @@ from PIL import Image
 
 from mltrain.delivery.images import PREVIEW_PIXELS, as_image, save_for_ui, ui_identity, ui_stem
 from mltrain.errors import UsageError
-from mltrain.store.names import validated
+from mltrain.store.artifacts import validated
 
 UUID = uuid.UUID(int=7)
 

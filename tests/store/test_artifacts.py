@@ -1,13 +1,17 @@
 """The one door to the artifacts of a run."""
 
+import os
 import shutil
+import string
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.errors import DamagedCheckpoint, StorageError
-from mltrain.store.artifacts import Artifacts, DeferredArtifacts, Entry
+from mltrain.store.artifacts import Artifacts, DeferredArtifacts, Entry, validated
 from mltrain.store.local import LocalArtifacts
 from mltrain.store.remote import RemoteArtifacts
 from tests.support.folders import HOSTILE, NAME, file_in, tree
@@ -214,3 +218,27 @@ def test_once_it_exists_everything_is_passed_on(tmp_path: Path) -> None:
     artifacts.upload(file_in(tmp_path), "folder")
     assert [entry.name for entry in artifacts.entries("folder")] == ["a.json"]
     assert artifacts.read("folder/a.json", 10) == b"content"
+
+
+@pytest.mark.parametrize("path", ["a", "a/b", "checkpoints/step-000000001-a01/model-00001-of-00002.safetensors"])
+def test_a_plain_path_stays_as_it_is(path: str) -> None:
+    assert validated(path) == path
+
+
+@pytest.mark.parametrize("path", HOSTILE, ids=repr)
+def test_a_hostile_path_is_refused(path: str) -> None:
+    with pytest.raises(StorageError, match="is not an artifact path"):
+        validated(path)
+
+
+@settings(max_examples=300)
+@given(st.text() | st.text(string.ascii_letters + "./\\%~ \0", max_size=12))
+def test_what_is_accepted_stays_below_its_root(path: str) -> None:
+    try:
+        validated(path)
+    except StorageError:
+        return
+    place = os.path.normpath(os.path.join("/root/of/all", path))  # noqa: PTH118 - what a file system makes of it
+    assert place == f"/root/of/all/{path}"
+    assert path.isascii()
+    assert path.isprintable()
