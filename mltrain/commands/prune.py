@@ -10,7 +10,7 @@ from typing import Any
 from mltrain.checkpoint import retention
 from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, newest
 from mltrain.checkpoint.policies import Best, Latest, parse
-from mltrain.checkpoint.pruner import record_of
+from mltrain.checkpoint.pruner import Removals, record_of
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Policy, Removal, best_of
 from mltrain.checkpoint.store import CheckpointStore
@@ -32,7 +32,6 @@ from mltrain.redaction import first_line
 from mltrain.run.checkpoints import checkpoints_of
 from mltrain.run.listing import LIVE, state
 from mltrain.run.naming import full_id
-from mltrain.run.removals import Removals
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.removal import DEAD_SECONDS
 from mltrain.tracking.client import TrackingClient

@@ -11,6 +11,7 @@ from typing import Any
 import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId, Manifest
+from mltrain.checkpoint.pruner import Removals
 from mltrain.compat.private import latest_points
 from mltrain.delivery.creation import RunIdentity
 from mltrain.delivery.journal import Journal
@@ -20,7 +21,6 @@ from mltrain.ownership.attempts import Attempt, holder_tags
 from mltrain.ownership.lease import Hold
 from mltrain.run.ending import Ending, Opened
 from mltrain.run.record import Record
-from mltrain.run.removals import Removals
 from mltrain.tracking import registry
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import (

@@ -11,8 +11,8 @@ import filelock
 from mltrain.checkpoint.folder import OWN_FOLDER, FolderArtifacts
 from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Manifest, Point
 from mltrain.checkpoint.ports import Status
+from mltrain.checkpoint.pruner import Removals
 from mltrain.errors import MltrainError, RunHeld, StorageError
-from mltrain.run.removals import Removals
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.durable import make_folder, replace_file
 

@@ -14,9 +14,9 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.policies import Best, EveryNth, Latest, Pinned
+from mltrain.checkpoint.pruner import MOST_LINES, Removals, recorded_removals
 from mltrain.checkpoint.retention import Context, Policy
 from mltrain.errors import TrackingError, UsageError
-from mltrain.run.removals import MOST_LINES, Removals, recorded_removals
 from tests.support.places import Place, behind
 from tests.support.runs import FolderRun, cut_short, epochs, state_at, train
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mltrain.checkpoint.policies import Best, Latest
-from mltrain.run.removals import Removals
+from mltrain.checkpoint.pruner import Removals
 from mltrain.store.opening import open_artifacts
 from tests.support.places import FolderFiles, Place
 from tests.support.runs import FolderRun

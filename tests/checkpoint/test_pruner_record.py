@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mltrain.run.removals import Removals
+from mltrain.checkpoint.pruner import Removals
 from mltrain.store.artifacts import Entry
 from mltrain.store.local import LocalArtifacts
 
