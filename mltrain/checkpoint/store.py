@@ -128,7 +128,7 @@ class CheckpointStore:
         return found
 
     def streamed(self, identity: CheckpointId) -> StreamedUpload:
-        """Return a checkpoint's upload from memory, which does nothing if the store accepts only files."""
+        """Return a checkpoint's upload from memory, idle if unsupported."""
         send = self.artifacts.sender(f"{CHECKPOINTS}/{identity.name}")
         return StreamedUpload(send, self.local_folder(identity)) if send is not None else StreamedUpload()
 
