@@ -41,12 +41,16 @@ _CREDENTIAL_TOKEN = re.compile(
 )
 Telling = Literal["always", "perhaps", "never"]
 _RUNS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|.", re.S)
-_USERINFO = re.compile(r"(?<=://)[^\s/@\"'<>]+(?=@)")
+_USERINFO = re.compile(r"(?<=://)[^\s/\"'<>]+(?=@)")
+_DATABASE = re.compile(
+    r"\b((?:postgres|postgresql|mysql|mariadb|mssql|oracle)(?:\+\w+)?://)([^\s\"'<>/@:]*:(?!\d{1,5}/)[^\s\"'<>]+)(?=@)"
+)
+"""SQLAlchemy accepts a password with slashes, which other URIs encode."""
 _QUERY = re.compile(
     r"([?&;](?:[a-z_-]*(?:password|passwd|secret|token|signature|api[_-]?key|access[_-]?key)|sig)=)[^&\s\"'#]+", re.I
 )
 _FORMS = re.compile(
-    r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}"
+    r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|npm_[A-Za-z0-9]{36}|pypi-AgEI[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}"
     r"|sk-(?=[\w-]*[A-Z])(?=[\w-]*[0-9])[A-Za-z0-9_-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|xox[abpr]-[A-Za-z0-9-]{10,}|AIza[A-Za-z0-9_-]{30,}"
     r"|dapi[0-9a-f]{32}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"
 )
@@ -138,7 +142,7 @@ def redacted(text: str) -> str:
         if value in text:
             text = text.replace(value, REDACTED)
     if "://" in text:
-        text = _QUERY.sub(rf"\1{REDACTED}", _USERINFO.sub(REDACTED, text))
+        text = _QUERY.sub(rf"\1{REDACTED}", _USERINFO.sub(REDACTED, _DATABASE.sub(rf"\1{REDACTED}", text)))
     return _HEADER.sub(_without_header, _FORMS.sub(REDACTED, text))
 
 
@@ -169,6 +173,7 @@ def redacted_tree(value: Any) -> Any:
 
 def redacted_uri(uri: str) -> str:
     """Return a URI without user name, password and query."""
+    uri = _DATABASE.sub(r"\1", uri)
     parsed = urllib.parse.urlsplit(uri)
     if "@" not in parsed.netloc and not parsed.query:
         return uri
@@ -182,8 +187,8 @@ def _without_header(found: re.Match[str]) -> str:
 def _passwords(text: str) -> Iterable[str]:
     if "://" not in text or "@" not in text:
         return
-    for found in _USERINFO.finditer(text):
-        _, _, password = found[0].partition(":")
+    for userinfo in (*_USERINFO.findall(text), *(found[2] for found in _DATABASE.finditer(text))):
+        _, _, password = userinfo.partition(":")
         if password:
             yield password
             yield urllib.parse.unquote(password)

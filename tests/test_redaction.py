@@ -15,6 +15,7 @@ from mltrain.redaction import (
     REDACTED,
     is_secret,
     redacted,
+    redacted_uri,
     remember,
     remember_environment,
 )
@@ -256,6 +257,11 @@ def test_an_everyday_password_in_the_environment_changes_nothing_of_a_training(w
     ("text", "expected"),
     [
         ("https://a:b@host/x", f"https://{REDACTED}@host/x"),
+        ("https://a:b@c@host/x", f"https://{REDACTED}@host/x"),
+        ("postgresql+psycopg://a:b/c@host/x", f"postgresql+psycopg://{REDACTED}@host/x"),
+        ("postgresql://host:5432/x?mail=a@b", "postgresql://host:5432/x?mail=a@b"),
+        ("npm_" + "aB3" * 12, REDACTED),
+        ("pypi-AgEIcHlwaS5vcmcCJDEyMzQ1Njc4", REDACTED),
         ("ssh://git@host/x", f"ssh://{REDACTED}@host/x"),
         ("get https://h/x?a=1&X-Amz-Signature=0123&b=2", f"get https://h/x?a=1&X-Amz-Signature={REDACTED}&b=2"),
         ("Authorization: Bearer abcdefghijklmnop", f"Authorization: Bearer {REDACTED}"),
@@ -271,6 +277,11 @@ def test_an_everyday_password_in_the_environment_changes_nothing_of_a_training(w
 )
 def test_what_looks_like_a_secret_is_taken_out(text: str, expected: str) -> None:
     assert redacted(text) == expected
+
+
+@pytest.mark.parametrize("uri", ["https://a:b@c@host/x", "postgresql://a:b/c@host/x", "mysql://a:b/c@d@host/x"])
+def test_a_password_with_the_characters_of_a_uri_is_not_shown(uri: str) -> None:
+    assert redacted_uri(uri) == f"{uri.partition(':')[0]}://host/x"
 
 
 def test_what_is_remembered_is_found_quoted_too() -> None:

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from mltrain.errors import MltrainError
 from mltrain.ownership.run_folder import home_of
 from mltrain.provenance import fingerprint
 from mltrain.store.folders import filesystem_of
+from mltrain.store.names import CHECKPOINTS
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.run_artifacts import refuse_unusable_location
@@ -99,9 +101,13 @@ def _disk(folder: Path) -> Finding:
 
 def _store(server: TrackingClient) -> Finding:
     refuse_unusable_location(server, server.once.get_experiment("0"))  # MLflow would create a moved folder again
+    made: list[Path] = []
     run = server.create_run("0", time.time_ns() // 1_000_000, {}, "mltrain doctor")
     try:
         artifacts = open_artifacts(run.info.artifact_uri, server.uri)
+        if artifacts.local_root:
+            made = [folder for folder in (artifacts.local_root, *artifacts.local_root.parents) if not folder.exists()]
+            made = [artifacts.local_root / CHECKPOINTS, *made]
         with tempfile.TemporaryDirectory() as place:
             store = CheckpointStore(run.info.run_id, artifacts, Spool(Path(place)))
             blank = Manifest(
@@ -128,3 +134,6 @@ def _store(server: TrackingClient) -> Finding:
         return Finding("artifact store", "good", f"{where}: writes, reads back and deletes")
     finally:
         server.once.delete_run(run.info.run_id)
+        for folder in made:  # now empty; a moved store would be hidden by them
+            with suppress(OSError):
+                folder.rmdir()

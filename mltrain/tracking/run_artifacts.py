@@ -74,9 +74,11 @@ def _missing(whose: str, uri: str, artifacts: Artifacts, server: TrackingClient)
     what = f"the folder {lost} does not exist" if lost is not None else f"the folder {place} is empty"
     remedy = "mount that folder, or move it back"
     moved = _moved(place, server.uri) if lost is not None else None
-    if moved is not None:
-        new, old, above = (shlex.quote(str(one)) for one in (moved[1], moved[0], moved[0].parent))
-        remedy = f"mkdir -p {above} && ln -s {new} {old}"
+    if moved is not None and lost is not None:
+        old, new = moved
+        if lost.is_relative_to(old):  # another program has made a folder above it again, where a link cannot be
+            old, new = lost, new / lost.relative_to(old)
+        remedy = "mkdir -p {} && ln -s {} {}".format(*(shlex.quote(str(one)) for one in (old.parent, new, old)))
     elif lost is not None:
         remedy += f"; if it has another name now: ln -s NEW_FOLDER {shlex.quote(str(lost))}"
     return (

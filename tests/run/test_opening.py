@@ -178,6 +178,10 @@ def test_what_moved_with_the_database_is_found_and_the_remedy_leads_there(
     server = connect(f"sqlite:///{new / 'mlflow.db'}")
     with pytest.raises(StorageError, match=f"ln -s {new / 'mlruns'} {old / 'mlruns'}"):
         artifacts_of(server, server.run(run_id))
+    (old / "mlruns").mkdir(parents=True)  # MLflow makes it for a new experiment
+    inner = Path("mlruns", server.run(run_id).info.experiment_id)
+    with pytest.raises(StorageError, match=rf"mkdir -p {old / 'mlruns'} && ln -s {new / inner} {old / inner}\."):
+        artifacts_of(server, server.run(run_id))
 
 
 def test_a_run_that_was_killed_before_anything_was_kept_is_no_moved_store(
