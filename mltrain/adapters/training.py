@@ -19,7 +19,7 @@ from mltrain.redaction import remember_environment
 from mltrain.run.opening import open_run
 from mltrain.run.tracked import TrackedRun
 from mltrain.signals import StopRequest
-from mltrain.tracking.tags import RESUMED_FROM_TAG, REWOUND_PREFIX
+from mltrain.tracking.tags import REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -202,8 +202,6 @@ class Training:
         if self.run is None:
             return
         step = origin.manifest.step
-        self.run.set_tag(RESUMED_FROM_TAG, origin.manifest.name)
-        self.run.attempt.resumed_from = origin.manifest.name
         if origin.rolls_back:
             log.warning(
                 "Rolled back to %s. MLflow deletes no points: from step %d on, curves may show old values beside the new ones.",
@@ -213,7 +211,6 @@ class Training:
             self.run.set_tag(f"{REWOUND_PREFIX}{self.run.ordinal}", str(step))
         else:
             self.run.continue_exactly_after(step - 1)  # an engine may log again at the step that it resumes from
-        self.run.record.attempt()
 
     def _withdraw(self, why: str) -> None:
         self.manager.abandon()

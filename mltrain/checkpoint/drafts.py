@@ -91,8 +91,13 @@ class Drafts:
         """The checkpoint that the line continues from: the loaded one, or else the newest of an earlier attempt."""
 
     def continue_from(self, manifest: Manifest) -> None:
-        """Make the next draft continue from a checkpoint."""
+        """Make the next draft continue from a checkpoint.
+
+        The run records it, unless this attempt has saved before: a draft that goes back then begins the next attempt.
+        """
         self.origin, self._saved = manifest, []
+        if not self._steps:
+            self._run.record_origin(manifest.id)
 
     def line(self) -> list[Manifest]:
         """Return the current line's committed checkpoints, newest first."""
@@ -203,7 +208,7 @@ class Drafts:
             self._searched = True
         if self.origin is None and self._not_loaded is not None:
             _refuse_going_back(count, self._not_loaded, least=1, unread=True)
-            self.origin = self._not_loaded
+            self.continue_from(self._not_loaded)
         return self.origin
 
     def _was_beyond(self, step: int) -> bool:

@@ -123,6 +123,10 @@ class Run(Protocol):
         """
         ...
 
+    def record_origin(self, checkpoint: CheckpointId) -> None:
+        """Record the checkpoint that the writing attempt continues from."""
+        ...
+
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         """Begin the next attempt after a rollback to a checkpoint."""
         ...

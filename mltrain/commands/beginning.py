@@ -14,7 +14,7 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.provenance import fingerprint
 from mltrain.run.tracked import TrackedRun
 from mltrain.tracking.pages import location
-from mltrain.tracking.tags import RESUMED_FROM_TAG, REWOUND_PREFIX
+from mltrain.tracking.tags import REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +57,18 @@ class Beginning:
         """Record this attempt's origin, and attach the trainer."""
         run, manager, origin, trainer = self.run, self.manager, prepared.origin, prepared.trainer
         attempt = run.attempt
-        if origin.own is not None:
-            manager.continue_from(origin.own, origin.damaged)
-            run.set_tag(RESUMED_FROM_TAG, origin.own.name)
-        self.preparation.origins.hold(origin, run, manager)
         attempt.changed = dict(prepared.changed) if origin.own is not None else {}
         attempt.resumed_from = origin.manifest.name if origin.manifest is not None else None
         attempt.versions, attempt.code = fingerprint.versions(), dict(prepared.code)
         attempt.data = dict(prepared.data)
+        if origin.own is not None:
+            manager.continue_from(origin.own, origin.damaged)  # records the attempt
+        else:
+            run.record.attempt()
+        self.preparation.origins.hold(origin, run, manager)
         trainer.attach(run, self.ranks.saver(manager, trainer), self.preparation.origins.source(origin))
         if self.request.resume_run is not None:
             self._continue(prepared)
-        run.record.attempt()
         run.record.data(prepared.config.data_places(), prepared.config.sample_data())
         self.preparation.record_writes(run)
         describe(run, self.preparation.project.name, trainer, None)

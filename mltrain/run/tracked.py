@@ -28,6 +28,7 @@ from mltrain.tracking.tags import (
     DROPPED_PREFIX,
     LATEST_TAG,
     REMOVED_TAG,
+    RESUMED_FROM_TAG,
     REWOUND_PREFIX,
     best_tags,
     pins_of,
@@ -145,6 +146,16 @@ class TrackedRun:
     def report_dropped(self, checkpoint: str, rule: str) -> None:
         """Record the rule that dropped a checkpoint before its upload."""
         self.set_tag(f"{DROPPED_PREFIX}{checkpoint}", rule)
+
+    def record_origin(self, checkpoint: CheckpointId) -> None:
+        """Record the checkpoint that this attempt continues from.
+
+        Raises:
+            StorageError: the artifact store refuses permanently, or this disk fails.
+        """
+        self.attempt.resumed_from = checkpoint.name
+        self.set_tag(RESUMED_FROM_TAG, checkpoint.name)
+        self.record.attempt()
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         """Begin the next attempt, after a rollback by this process.

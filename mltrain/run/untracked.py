@@ -81,6 +81,9 @@ class UntrackedRun:
                 "Try: another save_dir"
             ) from error
 
+    def record_origin(self, checkpoint: CheckpointId) -> None:
+        """Record nothing: a manifest has its parent."""
+
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         """Begin the next attempt after a rollback."""
         self._ordinal = self.ordinal + 1

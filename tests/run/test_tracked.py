@@ -113,4 +113,25 @@ def test_the_tags_of_a_run_do_not_grow_with_its_attempts(uri: str) -> None:
         manager.save(state(step, 1.0))
         manager.close()
     tags = MlflowClient(uri).get_run(run_id).data.tags
-    assert {key for key in tags if key.startswith("mltrain.")} == own - {"mltrain.ended.1"} | {"mltrain.ended.3"}
+    resumed = own - {"mltrain.ended.1"} | {"mltrain.ended.3", "mltrain.resumed_from"}
+    assert {key for key in tags if key.startswith("mltrain.")} == resumed
+
+
+@pytest.mark.parametrize("which", ["latest", "step:1", None])
+def test_a_loop_records_the_checkpoint_that_it_continues_from(which: str | None, uri: str) -> None:
+    with CheckpointManager() as manager:
+        for step in (1, 2):
+            manager.save(state(step, step))
+    run_id = manager.run.id
+    origin = f"step-{1 if which == 'step:1' else 2:09}-a01"
+    again = CheckpointManager(run_id)
+    if which is not None:
+        again.load(which)
+    again.save(state(3, 3.0))
+    again.load("best")  # later than this attempt's own save, so the attempt did not begin here
+    again.close()
+
+    run = MlflowClient(uri).get_run(run_id)
+    attempts = json.loads((Path(run.info.artifact_uri) / ATTEMPTS_FILE).read_text())["attempts"]
+    assert [one["resumed_from"] for one in attempts] == [None, origin]
+    assert run.data.tags["mltrain.resumed_from"] == origin

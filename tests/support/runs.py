@@ -33,6 +33,7 @@ class FolderRun:
         self.code: Mapping[str, str] = {"commit": "0" * 40}
         self.tags: dict[str, str] = {}
         self.attempts: list[str] = []
+        self.origins: list[str] = []
         self.removals: list[Mapping[str, Any]] = []
         self.pinned: dict[str, str] = {}
         self.used: list[str] = []
@@ -56,6 +57,9 @@ class FolderRun:
 
     def report_dropped(self, checkpoint: str, rule: str) -> None:
         self.tags[f"mltrain.dropped.{checkpoint}"] = rule
+
+    def record_origin(self, checkpoint: CheckpointId) -> None:
+        self.origins.append(checkpoint.name)
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         self.ordinal += 1
