@@ -8,9 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-_SMALL = 2**16
-"""Batch norm updates its running means, which are small, without counting versions."""
-
 
 class Buffers:
     """Copies of buffers from before a step.
@@ -26,21 +23,19 @@ class Buffers:
     def __init__(self, parts: Iterable[Any]) -> None:
         self._modules = [part for part in parts if isinstance(part, nn.Module)]
         self._members: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
-        self._kept: dict[int, tuple[Tensor, int | None, Tensor]] = {}
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Copy the buffers that changed since the last call."""
+        """Copy the buffers; torch counts no changes made through ``.data``."""
         before, self._kept, self._members = self._kept, {}, []
         for members in (module._buffers for part in self._modules for module in part.modules()):
             self._members.append((members, dict(members)))
             for buffer in members.values():
                 if buffer is None or id(buffer) in self._kept or is_lazy(buffer):
                     continue
-                kept = before.get(id(buffer))
-                if kept is None or _may_differ(*kept[:2]):
-                    kept = buffer, _version(buffer), buffer.clone()
-                self._kept[id(buffer)] = kept
+                _, copy = before.get(id(buffer), (None, None))
+                self._kept[id(buffer)] = buffer, _copied(buffer, copy)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -55,8 +50,8 @@ class Buffers:
                     members[name] = old
                 else:
                     del members[name]
-        for buffer, version, copy in self._kept.values():
-            if _may_differ(buffer, version) and not _is_cache(buffer, copy):
+        for buffer, copy in self._kept.values():
+            if _differs(buffer, copy) and not _is_cache(buffer, copy):
                 with torch.inference_mode() if buffer.is_inference() else nullcontext():
                     if buffer.shape != copy.shape:
                         buffer.resize_(copy.shape)
@@ -70,10 +65,13 @@ def _is_cache(now: Tensor | None, old: Tensor | None) -> bool:
     return not bool(now.isnan().any())
 
 
-def _may_differ(buffer: Tensor, version: int | None) -> bool:
-    return buffer.numel() <= _SMALL or version is None or buffer._version != version
+def _copied(buffer: Tensor, copy: Tensor | None) -> Tensor:
+    """Return a copy of a buffer, in the memory of an earlier one."""
+    if copy is None or (copy.shape, copy.dtype, copy.device) != (buffer.shape, buffer.dtype, buffer.device):
+        return buffer.clone()
+    return copy.copy_(buffer)
 
 
-def _version(buffer: Tensor) -> int | None:
-    """Return how often a tensor changed; ``None`` if it does not count."""
-    return None if buffer.is_inference() else buffer._version
+def _differs(buffer: Tensor, copy: Tensor) -> bool:
+    """Whether to write a buffer: one that shares memory among its elements cannot be."""
+    return buffer.layout is not torch.strided or buffer.shape != copy.shape or not torch.equal(buffer, copy)

@@ -35,15 +35,25 @@ def test_the_copy_is_of_the_last_call() -> None:
     assert torch.equal(module.get_buffer("running_mean"), expected)
 
 
-def test_a_large_buffer_that_nothing_changes_is_copied_once() -> None:
+@pytest.mark.parametrize("through_data", [False, True])
+def test_a_large_buffer_is_that_of_before_the_step(through_data: bool) -> None:
     module = nn.Module()
-    module.register_buffer("mask", torch.zeros(2**17))
+    module.register_buffer("codes", torch.zeros(2**17))
+    buffer = module.get_buffer("codes")
     buffers = Buffers([module])
     buffers.keep()
-    first = buffers._kept[id(module.get_buffer("mask"))][2]
+    for value in (1.0, math.nan):
+        buffers.keep()
+        (buffer.data if through_data else buffer).fill_(value)
+    buffers.restore()
+    assert buffer.eq(1.0).all()
+
+
+def test_a_buffer_whose_elements_share_memory_stays() -> None:
+    module = nn.Module()
+    module.register_buffer("mask", torch.zeros(1).expand(8))
+    buffers = Buffers([module])
     buffers.keep()
-    assert buffers._kept[id(module.get_buffer("mask"))][2] is first
-    module.get_buffer("mask").fill_(1.0)
     buffers.restore()
     assert not module.get_buffer("mask").any()
 
