@@ -53,7 +53,8 @@ def await_store(
 def _exit_began() -> float:
     """Return when the first manager began to wait at exit.
 
-    The managers of a process share the wait for their runs. The time is on the monotonic clock.
+    The managers of a process share one grace period, for the creation of their runs and for their records. The time is on
+    the monotonic clock.
     """
     return time.monotonic()
 
@@ -68,7 +69,7 @@ class Closing:
     Args:
         run: is released.
         committer: runs the commits.
-        exit_grace: seconds for which an exiting interpreter waits for a run that is not created yet.
+        exit_grace: seconds for which an exiting interpreter waits for the runs of all its managers.
         retry_seconds: time between two tries of a failed upload.
     """
 
@@ -144,27 +145,28 @@ class Closing:
         else:
             status = "FINISHED"
         try:
-            self._release(status, self._grace_after_upload())
+            self._release(status, self._grace_after_upload(_exit_began() + self._exit_grace))
         except MltrainError as error:
             log.error("%s", error)  # also recorded in the run's status; no caller is left to catch it
 
-    def _grace_after_upload(self) -> float | None:
+    def _grace_after_upload(self, deadline: float) -> float:
         """Upload the newest checkpoint once its run is created.
 
         A store that refused the checkpoint is not tried again.
 
+        Args:
+            deadline: of all managers of the process, on the monotonic clock, in seconds.
+
         Returns:
-            The seconds left to deliver records. ``None`` means the whole grace period.
+            The seconds left to deliver records.
         """
-        if self._closed or self._committer.only_local is None:
-            return None
-        if _interrupted.is_set():
-            return 0.0
-        try:
-            left = _exit_began() + self._exit_grace - time.monotonic()
-            if self._created.wait(max(0.0, left)) and not self._committer.refused:
-                self._committer.retry()
-        except KeyboardInterrupt:
-            _interrupted.set()
-            return 0.0
-        return None if self._created.is_set() else 0.0
+        if not self._closed and self._committer.only_local is not None:
+            try:
+                if _interrupted.is_set() or not self._created.wait(max(0.0, deadline - time.monotonic())):
+                    return 0.0
+                if not self._committer.refused:
+                    self._committer.retry()
+            except KeyboardInterrupt:
+                _interrupted.set()
+                return 0.0
+        return max(0.0, deadline - time.monotonic())

@@ -143,3 +143,28 @@ def test_an_interrupt_of_the_wait_at_exit_ends_it_for_every_manager(uri: str) ->
     watch = "manager.run.detach = lambda status, grace: print(f'{grace} seconds', file=sys.stderr)\n"
     lines = a_script_ends_before_its_run_is_created(f"{SAVE}{watch}first = manager\n{SAVE}{watch}", "interrupted")
     assert lines.splitlines().count("0.0 seconds") == 2
+
+
+def test_managers_that_an_exiting_script_has_left_open_share_one_grace_period(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLTRAIN_GRACE_SECONDS", "600")
+    script = """
+import time, types
+from mltrain import CheckpointManager
+from mltrain.checkpoint import closing
+from tests.support.runs import state_at
+
+
+def detach(status, grace):
+    print("whole" if grace is None or grace > 500 else grace)
+    closing.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 600)  # so long the delivery took
+
+
+managers = [CheckpointManager(), CheckpointManager()]
+for manager in managers:
+    manager.save(state_at(1))
+    manager.run.detach = detach
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.splitlines() == ["whole", "0.0"]
