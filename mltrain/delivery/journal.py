@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from mltrain.delivery.forked import OwnProcess
 from mltrain.delivery.journal_database import DROPPED, PARKED, POINT, SENT, UNSENT, JournalDatabase
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Journal:
         path: of the SQLite file.
         attempt: ordinal of the attempt that logs.
         arrived: set when there are new entries to send.
+        process: that writes; entries of its forks are refused with a warning.
 
     Raises:
         StorageError: the file cannot be created.
@@ -91,6 +93,7 @@ class Journal:
         self._room = threading.Event()
         self._room.set()
         self.arrived = threading.Event()
+        self.process = OwnProcess()
         self._writer = threading.Thread(target=self._write, name="mltrain-journal", daemon=True)
         self._writer.start()
 
@@ -131,7 +134,8 @@ class Journal:
 
     def log_item(self, kind: Kind, key: str, value: str) -> None:
         """Queue a parameter, a tag, or a file."""
-        self._items.append((kind, _writable(key), _writable(value)))
+        if not self.process.is_forked():
+            self._items.append((kind, _writable(key), _writable(value)))
 
     def flush(self) -> None:
         """Wait until the queued entries are written; a failure is logged."""
@@ -187,11 +191,8 @@ class Journal:
     def drop_overtaken(self) -> None:
         """Never send the unsent points and tags of earlier attempts; they stay in the file."""
         with self._database.durably() as database:
-            for table, kinds in (("points", ""), ("items", " AND kind = 'tag'")):
-                database.execute(
-                    f"UPDATE {table} SET state = ? WHERE state = 0 AND attempt < ?{kinds}",  # noqa: S608 - fixed names
-                    (DROPPED, self.attempt),
-                )
+            for which in ("points SET state = ? WHERE", "items SET state = ? WHERE kind = 'tag' AND"):
+                database.execute(f"UPDATE {which} state = 0 AND attempt < ?", (DROPPED, self.attempt))
 
     def drop_beyond(self, ends: Mapping[int, int]) -> int:
         """Never send entries beyond the ends of earlier attempts.
@@ -236,7 +237,8 @@ class Journal:
             self._database.mark(table, [entry.id for entry in entries if isinstance(entry, kind)], state)
 
     def _queue(self, points: list[str | float]) -> None:
-        self._points.extend(points)  # atomic: no other thread interrupts it
+        if not self.process.is_forked():
+            self._points.extend(points)  # atomic: no other thread interrupts it
         if len(self._points) <= self._most_queued * len(POINT):
             return
         self._room.clear()
@@ -275,8 +277,7 @@ class Journal:
 
 def image_step(value: str) -> int:
     """Return the step of a picture in the journal."""
-    match = re.search(r"\+step\+(\d+)\+timestamp\+", value, re.ASCII)
-    return int(match[1]) if match else 0
+    return int(match[1]) if (match := re.search(r"\+step\+(\d+)\+timestamp\+", value, re.ASCII)) else 0
 
 
 def journal_budget() -> int:

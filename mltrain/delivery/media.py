@@ -104,7 +104,8 @@ class MediaWriter:
             left += [job[0]] if job is not None else []
 
     def _in_background(self, what: str, job: Callable[..., None], *arguments: Any) -> None:
-        self._jobs.put((what, lambda: job(*arguments)))
+        if not self._journal.process.is_forked():
+            self._jobs.put((what, lambda: job(*arguments)))
 
     def _work(self) -> None:
         while not self._closed and (job := self._jobs.get()) is not None:
