@@ -1,4 +1,4 @@
-"""Warns of records in a forked process, where no thread delivers them."""
+"""Warns of records in a forked process."""
 
 import logging
 import os

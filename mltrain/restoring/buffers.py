@@ -66,7 +66,7 @@ def _is_cache(now: Tensor | None, old: Tensor | None) -> bool:
 
 
 def _copied(buffer: Tensor, copy: Tensor | None) -> Tensor:
-    """Return a copy of a buffer, in the memory of an earlier one."""
+    """Copy a buffer, into the memory of an earlier copy."""
     if copy is None or (copy.shape, copy.dtype, copy.device) != (buffer.shape, buffer.dtype, buffer.device):
         return buffer.clone()
     return copy.copy_(buffer)

@@ -14,7 +14,7 @@ from mltrain.delivery.media import MediaWriter
 
 
 def logged_in_a_fork(function: Callable[[], object], file: Path) -> str:
-    """Return what a forked process logs while it calls a function."""
+    """Return what a function logs in a forked process."""
     child = os.fork()
     if child == 0:
         try:
