@@ -169,6 +169,11 @@ class Pipeline:
                 wanted, name = ([self.stage(head)], rest) if only_one else (list(self.stages), key)
                 field_name = name.split(".")[0]
                 having = [stage for stage in wanted if field_name in stage.config.model_fields]
+                if not having and only_one:
+                    raise ConfigError(
+                        f"Unknown key {key!r}: the stage {head!r} has no key {name!r}."
+                        f"{nearest(field_name, wanted[0].config.model_fields)}"
+                    )
                 if not having:
                     known = {name for stage in wanted for name in stage.config.model_fields} | given.keys()
                     raise ConfigError(

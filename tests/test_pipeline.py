@@ -118,6 +118,12 @@ def test_an_unknown_key_is_refused(key: str) -> None:
         CHAIN.configs(overrides={key: "1"})
 
 
+def test_an_unknown_key_of_a_known_stage_names_the_nearest_key_of_that_stage() -> None:
+    with pytest.raises(ConfigError) as caught:
+        CHAIN.configs(overrides={"one.lrr": "1"})
+    assert str(caught.value) == "Unknown key 'one.lrr': the stage 'one' has no key 'lrr'. Did you mean 'lr'?"
+
+
 @pytest.mark.parametrize("key", ["before", "one.before"])
 def test_a_key_that_the_pipeline_gives_is_refused_and_use_is_named(key: str) -> None:
     with pytest.raises(ConfigError, match="--use files=RUN_ID"):
