@@ -84,7 +84,7 @@ class Config(BaseModel):
     on_usr1: Literal["stop", "checkpoint"] = Field("stop", description="At SIGUSR1: stop, or save and continue.")
 
     experiment: str | None = Field(
-        None, min_length=1, description="The MLflow experiment. Default: the project's name."
+        None, min_length=1, max_length=500, description="The MLflow experiment. Default: the project's name."
     )
     run_name: str | None = Field(
         None, min_length=1, description="The name of a new run. Default: time, what differs, project."

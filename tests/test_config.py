@@ -89,6 +89,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(key: str) -> None:
         ("best_metric", ["val/loss"]),
         ("weights", "{a: {b: 1}}"),
         ("max_to_keep", "0"),
+        ("experiment", "e" * 501),  # no store of MLflow takes it
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(key: str, value: Any) -> None:
