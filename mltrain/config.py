@@ -4,11 +4,12 @@ The type of a field decides how its text is parsed, never YAML's guess: ``lr: 1e
 PyYAML reads a string, and ``no`` stays a string in a text field.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mltrain.configuration.aliases import RESUME_KEY, own_words
 from mltrain.configuration.fields import as_text, explained, is_place, leaves, merge, typed_entry
@@ -103,6 +104,15 @@ class Config(BaseModel):
 
     output_fields: ClassVar[frozenset[str]] = frozenset({"model_save_path", "checkpoint_path"})
     """Locations that the training writes to; their contents are not data, and may change freely."""
+
+    @model_validator(mode="after")
+    def _refuse_unusable_rates(self) -> Self:
+        """Refuse learning rates that no optimizer can use, before a run is created."""
+        for key, rate in leaves(self.model_dump()):
+            is_rate = key.rpartition(".")[2] in ("lr", "learning_rate") and isinstance(rate, float)
+            if is_rate and not (math.isfinite(rate) and rate >= 0):
+                raise ValueError(f"{key}={rate} is not accepted. Expected a finite learning rate of at least 0")
+        return self
 
     @classmethod
     def load(

@@ -8,7 +8,7 @@ from typing import Any, Self
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from mltrain import config
 from mltrain.config import Config
@@ -260,3 +260,20 @@ def test_a_word_unlike_all_has_no_nearest() -> None:
 def test_what_a_file_resumes_from_is_no_part_of_the_configuration(tmp_path: Path) -> None:
     file = written(tmp_path, '{"training": {"resume_checkpoint": "checkpoints/epoch_0050.pt", "epochs": 3}}')
     assert Example.load([file]) == Example(epochs=3)
+
+
+class Unbounded(BaseModel):
+    learning_rate: float = 0.1
+
+
+class Rates(Config):
+    lr: float = 0.1
+    head: Unbounded = Unbounded()
+
+
+@pytest.mark.parametrize("key", ["lr", "head.learning_rate"])
+@pytest.mark.parametrize("rate", ["nan", "inf", "-0.1"])
+def test_a_learning_rate_that_no_optimizer_can_use_is_refused(key: str, rate: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}={rate} is not accepted. Expected a finite learning rate"):
+        Rates.load(overrides={key: rate})
+    assert Rates.load(overrides={key: "0"})
