@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,7 @@ class Evaluation:
     def __init__(self, training: Training) -> None:
         self._training = training
         self._task, self._config = training.task, training.config
+        self._warned = False
 
     def is_due(self, epoch: int) -> bool:
         """Whether this epoch, counted from 1, ends with an evaluation."""
@@ -52,7 +53,21 @@ class Evaluation:
         rate = floats({"learning_rate": step.learning_rate}, "The step") if hasattr(step, "learning_rate") else {}
         of_step = floats(step.epoch_metrics(), "epoch_metrics()") if isinstance(step, HasEpochMetrics) else {}
         means = {**self._training.means.pop(), **of_step}
+        own = {"epoch", "step", "system/epoch_seconds", *rate, *(["loss_total"] if "loss" in means else [])}
+        self._warn_of_own(sorted(own & evaluated.keys()))
+        evaluated = {name: value for name, value in evaluated.items() if name not in own}
         return {**{f"train/{name}": value for name, value in means.items()}, **evaluated, **rate}
+
+    def _warn_of_own(self, names: Sequence[str]) -> None:
+        """Warn once of metrics that the trainer measures itself."""
+        if names and not self._warned:
+            self._warned = True
+            log.warning(
+                "evaluate() returned %s, which the trainer records itself. The values of evaluate() are not used. Try: other "
+                "names, such as val/%s",
+                ", ".join(names),
+                names[0],
+            )
 
     def show(self, tracker: Tracker) -> None:
         """Log the pictures of the ended epoch, if due.

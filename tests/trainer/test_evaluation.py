@@ -186,3 +186,19 @@ def test_a_learning_rate_that_cannot_be_read_costs_no_epoch() -> None:
         list(Trainer(build(config), config, MemoryTracker(), saver, StopAt()).steps())
     assert steps_saved(saver) == {6: "step"}
     assert resumed(saver, MemoryTracker(), epochs=1).progress.epoch == 1
+
+
+def test_metrics_that_the_trainer_records_itself_are_not_taken_from_an_evaluation(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def build(config: tiny.Config) -> Task:
+        return replace(tiny.build(config), evaluate=lambda: {"val/loss": 0.5, "epoch": 70.0, "loss_total": 80.0})
+
+    _, tracker, _ = trained(build, epochs=2)
+    assert list(tracker.points["epoch"].values()) == [1.0, 2.0]
+    assert "loss_total" not in tracker.points
+    assert list(tracker.points["val/loss"].values()) == [0.5, 0.5]
+    assert [one.getMessage() for one in caplog.records if "records itself" in one.getMessage()] == [
+        "evaluate() returned epoch, loss_total, which the trainer records itself. The values of evaluate() are not used. Try: "
+        "other names, such as val/epoch"
+    ]
