@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mltrain.checkpoint.manifest import Kind
+from mltrain.checkpoint.settings import refuse_unless
 from mltrain.config import Config
 from mltrain.errors import RunHeld, UsageError
 from mltrain.metrics import Metrics, floats
@@ -35,6 +36,9 @@ class Trainer:
         stop: checked after every step. If ``None``, the training runs to its end.
         data: fingerprint of the data, part of every checkpoint.
 
+    Raises:
+        UsageError: an argument is invalid; see also :class:`~mltrain.trainer.training.Training`.
+
     Attributes:
         training: the task with the trainer's own state.
         measured: metrics of the epoch that the present step ended; empty within an epoch.
@@ -50,6 +54,10 @@ class Trainer:
         stop: Stop | None = None,
         data: Mapping[str, str] | None = None,
     ) -> None:
+        refuse_unless(isinstance(task, Task), "task", task, "a mltrain.Task(step, loader)")
+        refuse_unless(isinstance(config, Config), "config", config, "a mltrain.Config()")
+        for name, part in {"tracker": tracker, "saver": saver, "stop": stop}.items():
+            refuse_unless(not isinstance(part, type), name, part, "an instance instead of its class")
         self.training = training = Training(task, config)
         self.task, self.config, self.device, self.state = task, config, training.device, training.state
         self.progress, self.history = training.progress, training.history

@@ -63,3 +63,19 @@ def test_a_device_without_memory_ends_the_training_with_advice() -> None:
         list(trainer.steps())
     assert "after step 3" in raised.value.__notes__[0]
     assert "a smaller batch" in raised.value.__notes__[0]
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "a module as task": {"task": torch.nn.Linear(1, 1)},
+    "the class of a configuration": {"config": tiny.Config},
+    "no configuration": {"config": None},
+    "the class of a tracker": {"tracker": mltrain.NullTracker},
+    "the class of a saver": {"saver": mltrain.NullSaver},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_trainer_names_an_argument_of_a_wrong_type(what: str) -> None:
+    config = tiny.Config()
+    with pytest.raises(UsageError, match=f"^{next(iter(WRONG[what]))}=.* is invalid. Expected an? "):
+        mltrain.Trainer(**{"task": tiny.build(config), "config": config, **WRONG[what]})
