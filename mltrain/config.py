@@ -107,7 +107,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_unusable_rates(self) -> Self:
-        """Refuse learning rates that no optimizer can use, before a run is created."""
+        """Refuse learning rates that no optimizer can use."""
         for key, rate in leaves(self.model_dump()):
             is_rate = key.rpartition(".")[2] in ("lr", "learning_rate") and isinstance(rate, float)
             if is_rate and not (math.isfinite(rate) and rate >= 0):

@@ -54,10 +54,7 @@ class Trainer:
         stop: Stop | None = None,
         data: Mapping[str, str] | None = None,
     ) -> None:
-        refuse_unless(isinstance(task, Task), "task", task, "a mltrain.Task(step, loader)")
-        refuse_unless(isinstance(config, Config), "config", config, "a mltrain.Config()")
-        for name, part in {"tracker": tracker, "saver": saver, "stop": stop}.items():
-            refuse_unless(not isinstance(part, type), name, part, "an instance instead of its class")
+        _refuse_wrong_types(task, config, {"tracker": tracker, "saver": saver, "stop": stop})
         self.training = training = Training(task, config)
         self.task, self.config, self.device, self.state = task, config, training.device, training.state
         self.progress, self.history = training.progress, training.history
@@ -223,3 +220,10 @@ class Trainer:
         """
         self.training.restore(parts, imported=imported, changed=changed)
         self._saving.restored(parts.get("rng"))
+
+
+def _refuse_wrong_types(task: Any, config: Any, ports: Mapping[str, Any]) -> None:
+    refuse_unless(isinstance(task, Task), "task", task, "a mltrain.Task(step, loader)")
+    refuse_unless(isinstance(config, Config), "config", config, "a mltrain.Config()")
+    for name, part in ports.items():
+        refuse_unless(not isinstance(part, type), name, part, "an instance instead of its class")
