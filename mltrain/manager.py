@@ -237,7 +237,8 @@ class CheckpointManager:
                 ``latest`` or ``best`` is reported and the previous intact one is used.
 
         Returns:
-            The saved state, or ``None`` if there is no ``latest``, ``best`` or ``interrupted``.
+            The saved state, or ``None`` if there is no ``latest``, ``best`` or ``interrupted``. In a module that a
+            :class:`~mltrain.Trainer` saved, the text ``lazy`` stands for each tensor of a lazy layer that no forward has used.
 
         Raises:
             NoCheckpoint: no checkpoint has this name, epoch or step (the message lists those of the run), or all are damaged.
