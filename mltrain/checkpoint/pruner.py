@@ -239,7 +239,7 @@ class Removals:
         self._upload(REMOVALS_FILE, lines)
         self._lines = lines
         self._count, self._bytes = self._count + len(records), self._bytes + sum(int(r["bytes"]) for r in records)
-        return f"{self._count} checkpoints, {self._bytes} bytes"
+        return f"{self._count} checkpoint{'s' * (self._count != 1)}, {self._bytes / 1e6:.1f} MB"
 
     def _upload(self, name: str, lines: Sequence[str], folder: str = "") -> None:
         with tempfile.TemporaryDirectory(prefix="mltrain-") as temporary:

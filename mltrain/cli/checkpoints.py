@@ -11,10 +11,10 @@ from mltrain.cli import app
 from mltrain.cli.arguments import JSON
 from mltrain.cli.progress import arrived_of, progress
 
-_RUN = typer.Argument(..., help="The id of the run, or its first digits.")
+_RUN = typer.Argument(..., metavar="ID", help="The id of the run, or its first digits.")
 _SOURCE = typer.Argument(
     ...,
-    metavar="RUN_ID|FOLDER|FILE",
+    metavar="ID|FOLDER|FILE",
     help="The id of a run or its first digits, a folder of checkpoint files, or one file.",
 )
 _WHICH = "latest, best, interrupted, epoch:N, step:N or a name."
@@ -75,7 +75,7 @@ def checkpoints(run_id: str = _SOURCE, as_json: bool = JSON) -> None:
 def inspect(
     run_id: str = _SOURCE, checkpoint: str = typer.Option("latest", "--checkpoint", help=_WHICH), as_json: bool = JSON
 ) -> None:
-    """Show a checkpoint's parts, sizes, metrics, versions and damage."""
+    """Show a checkpoint's parts, metrics, versions and damage."""
     from mltrain.run.checkpoints import open_checkpoints
 
     found = open_checkpoints(run_id)

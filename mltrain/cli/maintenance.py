@@ -89,6 +89,7 @@ def doctor(as_json: bool = JSON) -> None:
 def import_(
     file: Path = typer.Argument(
         ...,
+        metavar="FILE|ID[/PATH]",
         help="A .pth, .pt, .ckpt or .safetensors file, or a folder of shards; or the id of a run, optionally with /PATH.",
     ),
     arguments: list[str] = typer.Argument(

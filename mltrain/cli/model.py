@@ -14,7 +14,7 @@ from mltrain.cli.progress import arrived_of, progress
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def evaluate(
-    run_id: str = typer.Argument(..., help="The id of the run, or its first digits."),
+    run_id: str = typer.Argument(..., metavar="ID", help="The id of the run, or its first digits."),
     arguments: list[str] = typer.Argument(
         None, metavar="[key=value ...]", help="Configuration keys, such as other data.", show_default=False
     ),
@@ -49,7 +49,7 @@ def evaluate(
 
 @app.command()
 def pull(
-    run_id: str = typer.Argument(None, help="The id of the run; or give --experiment."),
+    run_id: str = typer.Argument(None, metavar="ID", help="The id of the run; or give --experiment."),
     to: Path = typer.Option(..., "--to", help="The folder to download to."),
     experiment: str = typer.Option(None, "--experiment", help="Take the best run of this experiment."),
     metric: str = typer.Option(None, "--metric", help="Metric that ranks the runs. Default: the runs' own."),

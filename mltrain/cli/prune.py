@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def prune(
-    run_id: str = typer.Argument(None, help="The id of the run; or give --experiment.", show_default=False),
+    run_id: str = typer.Argument(None, metavar="ID", help="The id of the run; or give --experiment."),
     experiment: str = typer.Option(None, "--experiment", help="Prune all runs of this experiment."),
     keep: str = typer.Option(
         None, "--keep", metavar="EXPR", help="Such as 'Latest(3) | Best(2)'. Default: each run's own policy."
@@ -75,7 +75,7 @@ def _print_plans(plans: "Sequence[RunPlan]", as_json: bool) -> int:
     for plan in plans:
         _show(plan)
     total = sum(plan.bytes for plan in plans)
-    print(f"In total {count} to remove, {total / 1e6:.1f} MB, in {len(plans)} run(s).")
+    print(f"In total {count} to remove, {total / 1e6:.1f} MB, in {len(plans)} run{'s' * (len(plans) != 1)}.")
     return count
 
 

@@ -31,9 +31,9 @@ def runs(
     ),
     as_json: bool = JSON,
 ) -> None:
-    """List runs: running, finished, stopped, failed or dead (killed).
+    """List runs and the state of each.
 
-    Metrics are those of each run's best checkpoint.
+    A run is running, finished, stopped, failed or dead (killed). Its metrics are those of its best checkpoint.
     """
     from mltrain.run.listing import Selection, listed
     from mltrain.tracking.client import connect_to_read
@@ -75,7 +75,7 @@ def compare(
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Compare parameters, best metrics, last values and curves of runs.
+    """Compare parameters, metrics and curves of runs.
 
     System metrics (system/…) are left out.
     """

@@ -11,7 +11,7 @@ from mltrain.cli import app
 
 @app.command()
 def ui(
-    run_id: str = typer.Argument(None, metavar="[ID]", help="The run to show. Default: the list of runs."),
+    run_id: str = typer.Argument(None, metavar="ID", help="The run to show. Default: the list of runs."),
     port: int = typer.Option(
         None, "--port", min=1, max=65535, help="The port of MLflow's server. Default: any free port."
     ),

@@ -262,12 +262,12 @@ def test_a_commit_asks_the_store_for_as_much_however_many_checkpoints_are_kept(t
 
 
 def test_the_record_of_removals_is_complete_and_each_file_of_it_stays_small(place: Place) -> None:
-    place.files.write("retention.jsonl", b'{"checkpoint": "older", "bytes": 5}\n')
+    place.files.write("retention.jsonl", b'{"checkpoint": "older", "bytes": 500000}\n')
     artifacts = place.opened()
     removals = Removals(artifacts)
     for number in range(2 * MOST_LINES):
-        said = removals.append([{"checkpoint": f"{number}", "bytes": 10}])
-    assert said == f"{2 * MOST_LINES + 1} checkpoints, {20 * MOST_LINES + 5} bytes"
+        said = removals.append([{"checkpoint": f"{number}", "bytes": 1000000}])
+    assert said == f"{2 * MOST_LINES + 1} checkpoints, {2 * MOST_LINES + 0.5} MB"
     files = {path: content for path, content in place.files.all().items() if path.startswith("retention")}
     assert len(files) == 3
     latest = files["retention.jsonl"].decode().splitlines()

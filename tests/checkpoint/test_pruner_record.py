@@ -25,8 +25,8 @@ class Listed(LocalArtifacts):
 
 def test_the_record_of_removals_is_read_once_and_its_folder_only_where_it_can_be(tmp_path: Path) -> None:
     removals = Removals(artifacts := Listed(tmp_path))
-    assert removals.append([{"checkpoint": "one", "bytes": 5}]) == "1 checkpoints, 5 bytes"
+    assert removals.append([{"checkpoint": "one", "bytes": 500000}]) == "1 checkpoint, 0.5 MB"
     assert artifacts.asked == ["retention.jsonl"]
     removals = Removals(artifacts := Listed(tmp_path))
-    assert removals.append([{"checkpoint": "two", "bytes": 5}]) == "2 checkpoints, 10 bytes"
+    assert removals.append([{"checkpoint": "two", "bytes": 500000}]) == "2 checkpoints, 1.0 MB"
     assert artifacts.asked == ["retention.jsonl", "retention"]

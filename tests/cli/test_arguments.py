@@ -102,6 +102,12 @@ def test_the_help_of_a_project_lists_its_keys_with_type_default_and_description(
     assert "device: str = 'auto'" in said
 
 
+def test_the_list_of_commands_cuts_no_description_at_80_columns() -> None:
+    done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert "reap" in done.output
+    assert [row for row in done.output.partition("Commands:")[2].splitlines() if row.endswith("...")] == []
+
+
 def test_the_help_without_a_project_says_how_to_list_keys_and_names_an_unknown_project() -> None:
     assert "mltrain train PROJECT --help" in shown("--help")
     assert "tool_wear" in shown("tool_waer", "--help")
