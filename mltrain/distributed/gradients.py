@@ -156,7 +156,5 @@ def _flattened(tensors: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    begin = 0
-    for tensor in tensors:
-        tensor.copy_(flat[begin : begin + tensor.numel()].view(tensor.shape))
-        begin += tensor.numel()
+    for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,39 +23,28 @@ from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, PeerLost, StorageEr
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class RankPieces:
     """The pieces of one snapshot that this rank writes.
 
-    Args:
+    Attributes:
         channel: for messages in the background.
         pieces: name to piece.
         own: name to this rank's piece of each sharded tensor, to be checked for NaN and infinity.
         weights: name of the part with a model's weights. If ``None``, no part is a model.
         tree: of the state; ``None`` on rank 0.
         destination: of the checkpoint.
-
-    Attributes:
-        own: as given.
     """
 
-    def __init__(
-        self,
-        channel: Channel,
-        pieces: Mapping[str, Piece],
-        own: Mapping[str, Tensor],
-        weights: str | None,
-        tree: Any,
-        destination: Destination,
-    ) -> None:
-        self.own = own
-        self._channel = channel
-        self._pieces = pieces
-        self._weights = weights
-        self._tree = tree
-        self._destination = destination
+    channel: Channel
+    pieces: Mapping[str, Piece]
+    own: Mapping[str, Tensor]
+    weights: str | None
+    tree: Any
+    destination: Destination
 
     def _write(self, folder: Path) -> tuple[str, FileEntry, int]:
-        return write_part(folder, self._channel.rank, self._pieces, self._weights)
+        return write_part(folder, self.channel.rank, self.pieces, self.weights)
 
     def _answers(self, work: Callable[[], Any]) -> list[Any]:
         """Do this rank's work and return all ranks' results.
@@ -68,29 +58,28 @@ class RankPieces:
             answer = work(), "", None
         except Exception as error:  # noqa: BLE001 - sent to all ranks
             answer = None, type(error).__name__, f"{error}"
-        answers = self._channel.gather(answer)
+        answers = self.channel.gather(answer)
         for rank, (_, kind, why) in enumerate(answers):
-            if why is not None and self._channel.rank == 0:
+            if why is not None and self.channel.rank == 0:
                 raise (NonFiniteLoss if kind == "NonFiniteLoss" else StorageError)(f"Rank {rank}: {why}")
         return [result for result, _, _ in answers]
 
 
+@dataclass
 class LeaderPieces(RankPieces):
     """Rank 0's pieces: :class:`mltrain.checkpoint.ports.Pieces`.
 
-    Args:
-        peer_uploads: expects the other ranks' uploads of the checkpoint; the rest as for :class:`RankPieces`.
-
     Attributes:
+        peer_uploads: expects the other ranks' uploads of the checkpoint; the rest as for :class:`RankPieces`.
         peers: the other ranks.
     """
 
-    def __init__(self, *copied: Any, peer_uploads: PeerUploads) -> None:
-        super().__init__(*copied)
-        self.peers: Peers = peer_uploads
-        self._peer_uploads = peer_uploads
-        self._token = ""
-        self._complete = False
+    peer_uploads: PeerUploads = field(kw_only=True)
+    _token = ""
+    _complete = False
+
+    def __post_init__(self) -> None:
+        self.peers: Peers = self.peer_uploads
 
     def write(self, folder: Path) -> dict[str, tuple[FileEntry, int]]:
         """Let every rank write its part.
@@ -100,9 +89,9 @@ class LeaderPieces(RankPieces):
             StorageError: a rank could not write, or rank 0 does not see its files.
             PeerLost: a rank has ended.
         """
-        self._token, shared = folder.name, self._destination.folder is not None
+        self._token, shared = folder.name, self.destination.folder is not None
         kept = [] if shared else [staged.name for staged in Spool(folder.parent).complete()]
-        self._channel.share(("write", str(folder) if shared else folder.name, kept))
+        self.channel.share(("write", str(folder) if shared else folder.name, kept))
         parts = {}
         for rank, (name, entry, size) in enumerate(self._answers(lambda: self._write(folder))):
             if shared and not _is_visible(folder, name, entry):
@@ -119,40 +108,39 @@ class LeaderPieces(RankPieces):
         Raises:
             MltrainError: a rank could not complete its copy, or ``commit`` failed.
         """
-        if self._destination.folder is None:
-            self._channel.share(("complete", manifest))
+        if self.destination.folder is None:
+            self.channel.share(("complete", manifest))
             self._answers(lambda: None)
-            self._peer_uploads.add(manifest, self._token)
+            self.peer_uploads.add(manifest, self._token)
         commit()
         self._complete = True
 
     def end(self) -> None:
         """Tell the other ranks that this snapshot is finished."""
         try:
-            self._channel.share(("end", self._complete))
+            self.channel.share(("end", self._complete))
         except PeerLost as lost:
             log.debug("The other ranks are gone: %s", lost)
 
 
+@dataclass
 class FollowerPieces(RankPieces):
     """The pieces of a rank other than 0.
 
-    Args:
+    Attributes:
         uploads: of this rank's staged files; the rest as for :class:`RankPieces`.
     """
 
-    def __init__(self, *copied: Any, uploads: Uploads) -> None:
-        super().__init__(*copied)
-        self._uploads = uploads
-        self._copy: NodeCopy | None = None
-        self._manifest: Manifest | None = None
+    uploads: Uploads = field(kw_only=True)
+    _copy: NodeCopy | None = field(default=None, init=False)
+    _manifest: Manifest | None = field(default=None, init=False)
 
     def follow(self) -> None:
         """Write when rank 0 asks; upload the completed checkpoint."""
         complete, token = False, ""
         try:
             while True:
-                command, *arguments = self._channel.share()
+                command, *arguments = self.channel.share()
                 if command == "end":
                     complete = arguments[0]
                     return
@@ -164,19 +152,19 @@ class FollowerPieces(RankPieces):
         finally:
             if self._copy is not None and not complete:
                 self._copy.discard()
-            elif self._copy is not None and self._manifest is not None and self._destination.address is not None:
-                part = part_name(self._channel.rank)
-                self._uploads.add(Upload(self._destination.address, self._copy.folder, self._manifest, part, token))
+            elif self._copy is not None and self._manifest is not None and self.destination.address is not None:
+                part = part_name(self.channel.rank)
+                self.uploads.add(Upload(self.destination.address, self._copy.folder, self._manifest, part, token))
 
     def _written(self, name: str, kept: Collection[str]) -> tuple[str, FileEntry, int]:
-        wrong = nonfinite(_only(self._tree, self.own), self.own)
+        wrong = nonfinite(_only(self.tree, self.own), self.own)
         if wrong:
             raise NonFiniteLoss(f"weights or optimizer state hold NaN or infinity: {shortened(wrong, 5)}.")
-        if self._destination.folder is not None:
+        if self.destination.folder is not None:
             return self._write(Path(name))
         if self._copy is not None:
             self._copy.discard()
-        self._copy = NodeCopy(self._uploads.spool(self._destination), name, kept)
+        self._copy = NodeCopy(self.uploads.spool(self.destination), name, kept)
         return self._write(self._copy.folder)
 
     def _completed(self, manifest: Manifest) -> None:

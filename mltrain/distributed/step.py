@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -49,29 +50,29 @@ class AgreedStop:
         return reason, self.own.checkpoint_wanted
 
 
+@dataclass
 class _Synchronized:
     """Calls a step and returns the whole batch's metrics."""
 
-    def __init__(self, inner: Any, world: World, loader: Divisible, gradients: Gradients, stop: AgreedStop) -> None:
-        self.inner = inner
-        self._world = world
-        self._loader = loader
-        self._gradients = gradients
-        self._stop = stop
+    inner: Any
+    world: World
+    loader: Divisible
+    gradients: Gradients
+    stop: AgreedStop
 
     def __call__(self, batch: Any) -> Metrics:
-        weight = self._loader.weight
-        self._gradients.weigh(weight)
-        self._gradients.expect()
+        weight = self.loader.weight
+        self.gradients.weigh(weight)
+        self.gradients.expect()
         kept = self._accumulators() if weight == 0 else []  # this batch only keeps the rank's collectives in step
-        with self._world.foreign_collectives():
+        with self.world.foreign_collectives():
             values = floats(self.inner(batch), "The step")
         for part, state in kept:
             part.load_state_dict(state)
-        self._gradients.end_step()
-        self._gradients.share_buffers()
-        ranks = self._world.gather((weight, values, *self._stop.asked()))
-        self._stop.agree([reason for *_, reason, _ in ranks], [wanted for *_, wanted in ranks])
+        self.gradients.end_step()
+        self.gradients.share_buffers()
+        ranks = self.world.gather((weight, values, *self.stop.asked()))
+        self.stop.agree([reason for *_, reason, _ in ranks], [wanted for *_, wanted in ranks])
         return mean([(weight, values) for weight, values, *_ in ranks])
 
     def _accumulators(self) -> list[tuple[Stateful, Any]]:
@@ -83,7 +84,7 @@ class _WithEpochMetrics(_Synchronized):
     def epoch_metrics(self) -> Mapping[str, float]:
         """Return each epoch metric's mean over the ranks."""
         values = floats(self.inner.epoch_metrics(), "epoch_metrics()")
-        return mean([(1.0, other) for other in self._world.gather(values)])
+        return mean([(1.0, other) for other in self.world.gather(values)])
 
 
 def synchronized(inner: Any, world: World, loader: Divisible, gradients: Gradients, stop: AgreedStop) -> Any:
