@@ -1,7 +1,8 @@
 """Runs a pipeline stage by stage."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from mltrain.checkpoint.ports import Status
 from mltrain.commands.checks import refuse_unusable
@@ -83,124 +84,114 @@ def _check(server: TrackingClient, request: PipelineRequest, found: Planned) -> 
         )
 
 
+@dataclass
 class _Session:
     """One attempt at a pipeline, until its run is closed."""
 
-    def __init__(
-        self,
-        request: PipelineRequest,
-        planned: Planned,
-        server: TrackingClient,
-        tracked: TrackedRun,
-        stop: StopRequest,
-        display: PipelineDisplay,
-        cleared: Sequence[Clearing],
-    ) -> None:
-        self._request = request
-        self._new = planned.parent is None
-        self._plan = planned.plan
-        self._configs = planned.configs
-        self._server = server
-        self._tracked = tracked
-        self._stop = stop
-        self._display = display
-        self._cleared = list(cleared)
-        self._holder = holder_of(planned.parent) if planned.parent is not None else {}
-        self._outputs: dict[str, Output] = {}
-        self._decisions: list[Decision] = []
-        self._runs: dict[str, str] = {}
-        self._experiment = ""
+    request: PipelineRequest
+    planned: Planned
+    server: TrackingClient
+    tracked: TrackedRun
+    stop: StopRequest
+    display: PipelineDisplay
+    cleared: list[Clearing]
+    outputs: dict[str, Output] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+    runs: dict[str, str] = field(default_factory=dict)
+    experiment: str = ""
 
     def run(self) -> Result:
         try:
             self._record()  # first, so that the printed id is enough to resume
-            where = location(self._server, self._tracked.identity.experiment_id, self._tracked.id)
-            self._display.opened(self._tracked, where, new=self._new)
-            experiment = self._server.once.get_experiment(self._tracked.identity.experiment_id)
-            self._experiment = str(experiment.name)
+            where = location(self.server, self.tracked.identity.experiment_id, self.tracked.id)
+            self.display.opened(self.tracked, where, new=self.planned.parent is None)
+            experiment = self.server.once.get_experiment(self.tracked.identity.experiment_id)
+            self.experiment = str(experiment.name)
             return self._closed(*self._stages())
         except KeyboardInterrupt:
-            code = STOPPED if self._outputs else self._stop.exit_code
-            return self._closed("KILLED", code, f"stopped by {self._stop.reason}")
+            code = STOPPED if self.outputs else self.stop.exit_code
+            return self._closed("KILLED", code, f"stopped by {self.stop.reason}")
         except BaseException as error:
-            self._tracked.close("FAILED", f"{type(error).__name__}: {error}"[:500], grace_seconds())
+            self.tracked.close("FAILED", f"{type(error).__name__}: {error}"[:500], grace_seconds())
             if not isinstance(error, MltrainError):
-                error.add_note(f"Resume: mltrain pipeline --run {self._tracked.id} --mode resume")
+                error.add_note(f"Resume: mltrain pipeline --run {self.tracked.id} --mode resume")
             raise
 
     def _record(self) -> None:
-        word = self._request.located.word
-        if self._new:
-            self._tracked.record_start(self._plan.as_json(), {"pipeline": self._request.located.pipeline.name}, word)
+        word = self.request.located.word
+        if self.planned.parent is None:
+            self.tracked.record_start(
+                self.planned.plan.as_json(), {"pipeline": self.request.located.pipeline.name}, word
+            )
         else:
-            self._tracked.write_json(CONFIG_FILE, {"schema": 1, "project": word, "config": self._plan.as_json()})
-        self._tracked.record.attempt()
+            self.tracked.write_json(CONFIG_FILE, {"schema": 1, "project": word, "config": self.planned.plan.as_json()})
+        self.tracked.record.attempt()
 
     def _stages(self) -> tuple[Status, int, str]:
-        pipeline, request = self._request.located.pipeline, self._request
+        pipeline, request = self.request.located.pipeline, self.request
         for number, stage in enumerate(pipeline.stages, 1):
-            self._stop.expect_no_steps()
-            if self._tracked.overtaken:
+            self.stop.expect_no_steps()
+            if self.tracked.overtaken:
                 raise RunHeld("Another process has taken this pipeline over, so this one stops.")
             outcome = self._stage(stage, number)
             failed = 0 if outcome is None else outcome.exit_code or (STOPPED_STAGED if outcome.only_local else 0)
             if outcome is not None and failed:
-                stopped = failed in (STOPPED, STOPPED_STAGED, self._stop.exit_code)
-                code = STOPPED if failed == self._stop.exit_code and self._outputs else failed
+                stopped = failed in (STOPPED, STOPPED_STAGED, self.stop.exit_code)
+                code = STOPPED if failed == self.stop.exit_code and self.outputs else failed
                 return "KILLED" if stopped else "FAILED", code, f"{stage.name}: {outcome.why}"
-        missing = [stage.name for stage in pipeline.stages if stage.name not in self._outputs]
+        missing = [stage.name for stage in pipeline.stages if stage.name not in self.outputs]
         if missing:
             return "KILLED", 0, f"{request.only} is done; still to run: {', '.join(missing)}"
         return "FINISHED", 0, "all stages done"
 
     def _stage(self, stage: Stage, number: int) -> Outcome | None:
-        request = self._request
-        given = self._plan.used.get(stage.name)
+        request = self.request
+        given = self.planned.plan.used.get(stage.name)
         if given is not None:
-            self._outputs[stage.name] = handed_on(self._server, stage, given)
+            self.outputs[stage.name] = handed_on(self.server, stage, given)
             self._decide(Decision(stage.name, "skip", f"given: run {given}", given), number)
             return None
         aside = request.only is not None and request.only != stage.name
-        if aside and not self._outputs.keys() >= set(stage.needs.values()):
+        if aside and not self.outputs.keys() >= set(stage.needs.values()):
             return None
-        inputs = {key: self._outputs[name] for key, name in stage.needs.items()}
-        recipe = recipe_of(stage, self._configs[stage.name], inputs)
+        inputs = {key: self.outputs[name] for key, name in stage.needs.items()}
+        recipe = recipe_of(stage, self.planned.configs[stage.name], inputs)
         mode: StageMode = "scratch" if stage.name in request.again else "resume" if aside else request.mode
-        found = survey(self._server, self._server.run(self._tracked.id), stage, recipe, mode)
+        found = survey(self.server, self.server.run(self.tracked.id), stage, recipe, mode)
         decision = decide(stage, found.found, mode)
         if decision.action == "skip" and found.output is not None and decision.run_id is not None:
-            self._outputs[stage.name] = found.output
+            self.outputs[stage.name] = found.output
             if not aside:
                 self._decide(decision, number)
-            self._runs[stage.name] = decision.run_id
+            self.runs[stage.name] = decision.run_id
             return None
         if aside:
             return None
         self._decide(decision, number)
-        while self._cleared and stage.name in request.again:  # only once its inputs exist
-            clear(self._server, self._cleared.pop(0))
+        while self.cleared and stage.name in request.again:  # only once its inputs exist
+            clear(self.server, self.cleared.pop(0))
         tags = {
             PIPELINE_TAG: request.located.pipeline.name,
             STAGE_TAG: stage.name,
-            MLFLOW_PARENT: self._tracked.id,
+            MLFLOW_PARENT: self.tracked.id,
             STAGE_INPUTS_TAG: described(inputs),
             **recipe_tags(recipe),
         }
-        folders = {key: str(fetched(self._server, output)) for key, output in inputs.items()}
+        folders = {key: str(fetched(self.server, output)) for key, output in inputs.items()}
         outcome = self._done(stage, decision, folders, tags)
-        self._runs[stage.name] = outcome.run_id
+        self.runs[stage.name] = outcome.run_id
         if outcome.exit_code == 0 and not outcome.only_local:  # the next stage reads from the store
-            self._outputs[stage.name] = handed_on(self._server, stage, outcome.run_id)
+            self.outputs[stage.name] = handed_on(self.server, stage, outcome.run_id)
         return outcome
 
     def _done(self, stage: Stage, decision: Decision, folders: Mapping[str, str], tags: Mapping[str, str]) -> Outcome:
-        request, config = self._request, self._configs[stage.name]
+        request, config = self.request, self.planned.configs[stage.name]
         name = f"{config.run_name or request.located.pipeline.name}-{stage.name}"
         config = type(config).load(
-            base={**config.resolved(), **folders, "experiment": self._experiment, "run_name": name}
+            base={**config.resolved(), **folders, "experiment": self.experiment, "run_name": name}
         )
         take_over = request.take_over or self._died_with_the_pipeline(decision.run_id)
-        with LoggedStage(stage.name, self._display.stage(stage.name)) as display:
+        with LoggedStage(stage.name, self.display.stage(stage.name)) as display:
             if stage.make is not None:
                 making = Making(
                     stage=stage,
@@ -210,7 +201,7 @@ class _Session:
                     resume_run=decision.run_id,
                     take_over=take_over,
                 )
-                return make(making, self._server, display, self._stop)
+                return make(making, self.server, display, self.stop)
             training = Request(
                 project=request.located.project(stage.name),
                 config=config,
@@ -219,27 +210,28 @@ class _Session:
                 take_over=take_over,
                 allow_change=request.allow_change,
             )
-            return run_training(training, display, self._stop)
+            return run_training(training, display, self.stop)
 
     def _died_with_the_pipeline(self, run_id: str | None) -> bool:
         """Whether the pipeline's dead holder also held this run."""
-        if run_id is None or not self._holder:
+        holder = holder_of(self.planned.parent) if self.planned.parent is not None else {}
+        if run_id is None or not holder:
             return False
-        return same(holder_of(self._server.run(run_id)), self._holder)
+        return same(holder_of(self.server.run(run_id)), holder)
 
     def _decide(self, decision: Decision, number: int) -> None:
-        self._decisions.append(decision)
-        self._display.decided(decision, number, len(self._request.located.pipeline.stages))
+        self.decisions.append(decision)
+        self.display.decided(decision, number, len(self.request.located.pipeline.stages))
 
     def _closed(self, status: Status, code: int, why: str) -> Result:
         lines = [
-            f"| {d.stage} | {d.action} | {d.why} | {self._runs.get(d.stage, d.run_id or '')} |" for d in self._decisions
+            f"| {d.stage} | {d.action} | {d.why} | {self.runs.get(d.stage, d.run_id or '')} |" for d in self.decisions
         ]
         table = ["| stage | | why | run |", "| --- | --- | --- | --- |", *lines]
-        again = f"mltrain pipeline {self._request.located.word} --run {self._tracked.id} --mode resume"
-        self._tracked.set_tag("mlflow.note.content", "\n".join([f"Pipeline: {why}.", "", *table, "", f"`{again}`"]))
-        self._tracked.close(status, why, grace_seconds())
-        self._tracked.require_hold()
-        result = Result(self._tracked.id, code, why, tuple(self._decisions), dict(self._runs))
-        self._display.ended(result)
+        again = f"mltrain pipeline {self.request.located.word} --run {self.tracked.id} --mode resume"
+        self.tracked.set_tag("mlflow.note.content", "\n".join([f"Pipeline: {why}.", "", *table, "", f"`{again}`"]))
+        self.tracked.close(status, why, grace_seconds())
+        self.tracked.require_hold()
+        result = Result(self.tracked.id, code, why, tuple(self.decisions), dict(self.runs))
+        self.display.ended(result)
         return result
