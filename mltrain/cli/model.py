@@ -83,7 +83,7 @@ def pull(
         from mltrain.commands.logged_model import registered, registrable
 
         with progress("building the model"):
-            rebuilt = registrable(choice.run_id, checkpoint=checkpoint)
+            rebuilt = registrable(choice.run_id, checkpoint)
         choice = dataclasses.replace(choice, candidates=[rebuilt.manifest])
     with progress("looking", in_bytes=True) as received:
         pulled = download(choice, to, received)

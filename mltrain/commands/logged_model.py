@@ -29,42 +29,36 @@ class Registered:
     model_id: str
 
 
-def register(
-    run_id: str, name: str, *, alias: str | None = None, checkpoint: str = "best", project: str | None = None
-) -> Registered:
-    """Register a checkpoint as a version of an MLflow model.
+def registrable(run_id: str, checkpoint: str) -> Rebuilt:
+    """Build the task for :func:`registered` to export.
 
-    The model is the project's predictor with the checkpoint's weights. To build the project, its data must be where the run
-    had them.
+    Its data must be where the run had them.
 
     Args:
         run_id: the run's id.
-        name: name of the registered model.
-        alias: an alias for the new version, such as ``champion``.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
-        project: the project to use. If ``None``, the recorded one.
-
-    Raises:
-        UsageError: name or alias is invalid, the project has no predictor, or ``torch.export`` cannot trace it.
-        NoCheckpoint, StateMismatch, DataError: the model cannot be built.
-        TrackingError, StorageError: MLflow refuses the model.
-    """
-    mlflow_model.refuse_name(name, alias)
-    return registered(registrable(run_id, checkpoint=checkpoint, project=project), name, alias)
-
-
-def registrable(run_id: str, *, checkpoint: str = "best", project: str | None = None) -> Rebuilt:
-    """Build the task for :func:`registered` to export.
 
     Raises:
         UsageError: the project has no predictor; raised before anything is downloaded.
         NoCheckpoint, StateMismatch, DataError: the model cannot be built.
     """
-    return rebuild(connect(), run_id, checkpoint, None, project, _refuse_without_predictor)
+    return rebuild(connect(), run_id, checkpoint, None, None, _refuse_without_predictor)
 
 
 def registered(rebuilt: Rebuilt, name: str, alias: str | None) -> Registered:
-    """Register the task that :func:`registrable` built; see :func:`register`."""
+    """Register the task that :func:`registrable` built, as a model version.
+
+    The model is the project's predictor with the checkpoint's weights.
+
+    Args:
+        rebuilt: the task.
+        name: name of the registered model.
+        alias: an alias for the new version, such as ``champion``.
+
+    Raises:
+        UsageError: ``torch.export`` cannot trace the predictor.
+        TrackingError, StorageError: MLflow refuses the model.
+    """
     server = connect()
     source = _source(server, rebuilt.manifest)
     model_id = _logged(server, rebuilt.task, source, rebuilt.project.name)
