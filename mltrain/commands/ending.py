@@ -32,10 +32,11 @@ class _Kept:
     newest: Manifest | None
 
 
+@dataclass(frozen=True)
 class Ending:
     """Ends a training that is done or was stopped.
 
-    Args:
+    Attributes:
         run: the run to close.
         manager: writes and uploads the last checkpoints.
         prepared: has the trainer, and the checkpoint that it began from.
@@ -44,22 +45,16 @@ class Ending:
         project: name of the project, for the run's description.
     """
 
-    def __init__(
-        self,
-        run: TrackedRun,
-        manager: CheckpointManager,
-        prepared: Prepared,
-        stop: StopRequest,
-        display: Display,
-        project: str,
-    ) -> None:
-        self._run = run
-        self._manager = manager
-        self._trainer, self._resumed = prepared.trainer, prepared.origin.own
-        self._stop = stop
-        self._display = display
-        self._project = project
-        self._stopped = not self._trainer.done
+    run: TrackedRun
+    manager: CheckpointManager
+    prepared: Prepared
+    stop: StopRequest
+    display: Display
+    project: str
+
+    @property
+    def _stopped(self) -> bool:
+        return not self.prepared.trainer.done
 
     def outcome(self) -> Outcome:
         """Wait for the last checkpoints, and close the run.
@@ -68,10 +63,10 @@ class Ending:
             NonFiniteLoss: the last state is not finite and was not kept.
             RunHeld: another process has taken the run over.
         """
-        run, manager = self._run, self._manager
+        run, manager = self.run, self.manager
         deadline = time.monotonic() + grace_seconds()
-        self._display.waiting("writing and uploading checkpoints")
-        await_store(manager.committer, deadline, self._stop.hurry, lambda: self._in_trouble)
+        self.display.waiting("writing and uploading checkpoints")
+        await_store(manager.committer, deadline, self.stop.hurry, lambda: self._in_trouble)
         if isinstance(manager.failure, NonFiniteLoss):
             raise manager.failure
         kept = self._kept()
@@ -83,14 +78,14 @@ class Ending:
         if only_local is not None:
             run.mark_only_local(only_local.name, "KILLED" if self._stopped else "FINISHED")
             why += "; the newest checkpoint is on this machine only"
-        run.outbox.media.finish_epochs(self._trainer.history)
-        describe(run, self._project, self._trainer, best)
+        run.outbox.media.finish_epochs(self.prepared.trainer.history)
+        describe(run, self.project, self.prepared.trainer, best)
         delivered = self._closed(kept, why, deadline)
         if code == 0 and only_local is not None and run.ending.closed:
             code = STOPPED_STAGED  # with the tracking server down as well, mltrain sync finishes the run
         if code in (0, STOPPED) and run.ending.lost:
             code = NOT_KEPT
-        rows = self._trainer.history.rows
+        rows = self.prepared.trainer.history.rows
         outcome = Outcome(
             run_id=run.id,
             exit_code=code,
@@ -104,33 +99,35 @@ class Ending:
             only_local=only_local is not None,
             lost=run.ending.lost,
         )
-        self._display.ended(outcome)
+        self.display.ended(outcome)
         return outcome
 
     @property
     def _in_trouble(self) -> bool:
-        return self._stopped or self._run.trouble is not None
+        return self._stopped or self.run.trouble is not None
 
     def _kept(self) -> _Kept:
         """Return where the last state is kept, uploading if necessary."""
-        committer, step, resumed = self._manager.committer, self._trainer.progress.step, self._resumed
+        committer, step, resumed = self.manager.committer, self.prepared.trainer.progress.step, self.prepared.origin.own
         committed = committer.newest_committed is not None and committer.newest_committed.step == step
         staged = committer.newest_staged is not None and committer.newest_staged.step == step
-        resumed_here = not self._trainer.unsaved and committer.newest_staged is None and self._manager.failure is None
+        resumed_here = (
+            not self.prepared.trainer.unsaved and committer.newest_staged is None and self.manager.failure is None
+        )
         newest = committer.newest_staged or resumed
-        if resumed_here and resumed is not None and not self._stop.hurry.is_set():
+        if resumed_here and resumed is not None and not self.stop.hurry.is_set():
             staged = not committer.upload_again(resumed)
             resumed_here = not staged
         return _Kept(committed or resumed_here, staged, newest)
 
     def _verdict(self, kept: _Kept) -> tuple[int, str]:
         """Return the exit code and why the training ended."""
-        stopping = self._trainer.stopping
+        stopping = self.prepared.trainer.stopping
         if not (kept.in_store or kept.staged):
-            failure = self._manager.failure or "it was not written in time"
+            failure = self.manager.failure or "it was not written in time"
             return NOT_KEPT, f"the last checkpoint could not be kept: {failure}"
         if self._stopped:
-            return STOPPED if kept.in_store else STOPPED_STAGED, f"stopped by {self._stop.reason}"
+            return STOPPED if kept.in_store else STOPPED_STAGED, f"stopped by {self.stop.reason}"
         if stopping.exhausted:
             return 0, f"no improvement of {stopping.metric} in {stopping.patience} evaluations"
         return 0, "all epochs done"
@@ -138,16 +135,16 @@ class Ending:
     def _closed(self, kept: _Kept, why: str, deadline: float) -> bool:
         """Close the run; return whether the tracking server has everything."""
         left = deadline - time.monotonic() if self._in_trouble else grace_seconds()
-        grace = 0.0 if self._stop.hurry.is_set() else max(1.0, left)
+        grace = 0.0 if self.stop.hurry.is_set() else max(1.0, left)
         # FINISHED promises that the store has everything; a KILLED run can be resumed, or completed by mltrain sync.
         status: Status = "FINISHED" if kept.in_store and not self._stopped else "KILLED"
-        delivered = self._run.close(status, why, grace, interrupted=lambda: self._stop.requested)
-        self._run.require_hold()
+        delivered = self.run.close(status, why, grace, interrupted=lambda: self.stop.requested)
+        self.run.require_hold()
         return delivered
 
     def _best(self) -> Manifest | None:
         try:
-            return self._manager.best()
+            return self.manager.best()
         except MltrainError:
             return None
 

@@ -77,7 +77,7 @@ class Preparation:
         self._resolved = Resolved(request, server)
         self.project, self.config = self._resolved.project, self._resolved.config
         self.origins = Origins(server, request, self._ranks.read)
-        self._watch: Watch | None = None
+        self._watch = Watch({})
 
     def prepare(self, known: Any | None) -> Prepared:
         """Choose the origin, build the task, and restore the state.
@@ -129,18 +129,15 @@ class Preparation:
 
     def record_writes(self, run: TrackedRun) -> None:
         """Begin to record writes among the data in the run."""
-        if self._watch is not None:
-            self._watch.report_to(lambda text: run.set_tag(WRITTEN_TAG, text))
+        self._watch.report_to(lambda text: run.set_tag(WRITTEN_TAG, text))
 
     def look(self) -> None:
         """Check whether the training has written among its data."""
-        if self._watch is not None:
-            self._watch.look()
+        self._watch.look()
 
     def close(self) -> None:
         """Stop watching."""
-        if self._watch is not None:
-            self._watch.close()
+        self._watch.close()
 
     def _built(self, config: Config, written: str) -> tuple[Task, dict[str, str]]:
         """Build the task reproducibly, and fingerprint its data.
