@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,32 +45,25 @@ def checked_size(batch_size: Any) -> int:
     return size
 
 
+@dataclass(frozen=True)
 class Requests:
     """Seed and item numbers of each batch, made on demand."""
 
-    def __init__(
-        self,
-        order: torch.Tensor,
-        batch_size: int,
-        state: int,
-        batches: range,
-        part: Callable[[Sequence[int]], Sequence[int]],
-    ) -> None:
-        self._order = order
-        self._part = part
-        self._batch_size = batch_size
-        self._state = state
-        self._batches = batches
+    order: torch.Tensor
+    batch_size: int
+    state: int
+    batches: range
+    part: Callable[[Sequence[int]], Sequence[int]]
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        size = self._batch_size
-        for batch in self._batches:
-            items = self._order[batch * size : (batch + 1) * size].tolist()
+        size = self.batch_size
+        for batch in self.batches:
+            items = self.order[batch * size : (batch + 1) * size].tolist()
             # A process without an item of the last batch computes one anyway, with weight 0.
-            yield mixed(batch, state=self._state), list(self._part(items) or items[:1])
+            yield mixed(batch, state=self.state), list(self.part(items) or items[:1])
 
 
 def drawn_by_sums(weights: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 from weakref import WeakSet
@@ -231,16 +232,16 @@ class _Children:
                 process.kill()
 
 
+@dataclass(frozen=True)
 class _Child:
     """Main function of a child that starts with blocked signals."""
 
-    def __init__(self, target: Callable[..., Any] | None, numbers: Sequence[signal.Signals], is_loader: bool) -> None:
-        self._target = target
-        self._numbers = numbers
-        self._is_loader = is_loader
+    target: Callable[..., Any] | None
+    numbers: Sequence[signal.Signals]
+    is_loader: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._is_loader:
+        if self.is_loader:
             from torch.utils.data import _utils
 
             handling: Any = _utils.signal_handling
@@ -253,11 +254,11 @@ class _Child:
             handling._set_worker_signal_handlers = set_and_ignore
             self._ignore()
         if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
-        return self._target(*args, **kwargs) if self._target is not None else None
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.numbers)
+        return self.target(*args, **kwargs) if self.target is not None else None
 
     def _ignore(self) -> None:
-        for number in self._numbers:
+        for number in self.numbers:
             signal.signal(number, _ignored)
 
 
