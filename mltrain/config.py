@@ -145,11 +145,7 @@ class Config(BaseModel):
             overlays.update(presets_of(content.pop("presets", {}), file))
             merge(merged, cls._typed(content, str(file)))
         if preset is not None:
-            if preset not in overlays:
-                raise ConfigError(
-                    f"There is no preset {preset!r}. {known_names('presets', overlays)}{nearest(preset, overlays)}"
-                )
-            merge(merged, cls._typed(overlays[preset], f"preset {preset}"))
+            merge(merged, cls._typed(_chosen(preset, overlays, f"There is no preset {preset!r}."), f"preset {preset}"))
         merge(merged, cls._typed(overrides or {}, "the command line"))
         for key in missing:
             if not _has(merged, key.split(".")):
@@ -169,11 +165,7 @@ class Config(BaseModel):
             ConfigError: the file has no such preset.
         """
         overlays = presets_of(read_mapping(file).get("presets", {}), file)
-        if preset not in overlays:
-            raise ConfigError(
-                f"{file} has no preset {preset!r}. {known_names('presets', overlays)}{nearest(preset, overlays)}"
-            )
-        return overlays[preset]
+        return _chosen(preset, overlays, f"{file} has no preset {preset!r}.")
 
     @classmethod
     def _typed(cls, given: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -285,6 +277,12 @@ _PARTS: Mapping[str, tuple[str, Any]] = {
     "nonfinite_limit": ("on_nonfinite", "abort"),
 }
 """Fields without an effect while another field has the value that switches them off."""
+
+
+def _chosen(preset: str, overlays: Mapping[str, Mapping[str, Any]], problem: str) -> Mapping[str, Any]:
+    if preset not in overlays:
+        raise ConfigError(f"{problem} {known_names('presets', overlays)}{nearest(preset, overlays)}")
+    return overlays[preset]
 
 
 def _has(tree: Any, path: list[str]) -> bool:
