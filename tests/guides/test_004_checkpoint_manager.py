@@ -102,7 +102,7 @@ def test_a_state_of_ones_own_comes_back_as_it_was_saved() -> None:
 
 
 def interruptible(interrupted_in: int | None, epochs: int = 8) -> Training:
-    """The script of 中断恢复."""
+    """The script of 中断恢复; its end closes the manager, as the interpreter's exit does."""
     ckpt_mgr = CheckpointManager(save_dir="./checkpoints", device="cpu")
     training, start_epoch, best_acc = Training(), 0, 0.0
     checkpoint = ckpt_mgr.load_latest_checkpoint()
@@ -121,6 +121,7 @@ def interruptible(interrupted_in: int | None, epochs: int = 8) -> Training:
     except KeyboardInterrupt:
         ckpt_mgr.save_interrupt_checkpoint(training.state(epoch, best_acc=best_acc))
     ckpt_mgr.wait()
+    ckpt_mgr.close()
     return training
 
 
