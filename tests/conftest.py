@@ -1,7 +1,9 @@
+import gc
 import logging
 import os
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# How long a thread that a closed run has told to end may take on a busy machine.
+THREADS_SECONDS = 10
 
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
 if not os.environ.get("MLTRAIN_UI"):
@@ -85,6 +90,25 @@ def no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         os.environ["MLFLOW_TRACKING_URI"] = before
     else:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_for_another_test() -> Iterator[None]:
+    """Fail a test that leaves a thread of mltrain.
+
+    A command in a later test would wait for the thread and then end the process of the tests.
+    """
+    before = set(threading.enumerate())
+    yield
+    left = [one for one in threading.enumerate() if one.name.startswith("mltrain-") and one not in before]
+    if left:
+        gc.collect()  # a manager in a reference cycle ends its threads when it is collected
+        for thread in left:
+            thread.join(THREADS_SECONDS)
+    alive = [thread.name for thread in left if thread.is_alive()]
+    assert not alive, (
+        f"Threads outlive their test: {alive}. Expected none. Try: close the manager or the run in the test."
+    )
 
 
 @pytest.fixture(scope="session")
