@@ -227,6 +227,8 @@ class _Children:
 
     def _end_workers(self) -> None:
         """Kill workers: they ignore ``multiprocessing``'s SIGTERM, and it would wait for them."""
+        if self._workers and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that was killed
         for process in list(self._workers):
             with suppress(ValueError, AttributeError):  # closed, or never started
                 process.kill()

@@ -190,3 +190,21 @@ def test_on_a_terminal_the_message_replaces_the_line_of_the_bar(monkeypatch: pyt
             send("SIGINT")
         shown = seen.read(1000)
     assert shown.startswith(b"\r\x1b[2KSIGINT: finishing this step")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="Windows has no SIGCHLD")
+def test_workers_that_are_killed_at_exit_raise_nothing() -> None:
+    code = (
+        "import torch\n"
+        "from mltrain.signals import StopRequest\n"
+        "class Items:\n"
+        "    def __len__(self): return 8\n"
+        "    def __getitem__(self, index): return torch.zeros(1)\n"
+        "with StopRequest():\n"
+        "    batches = iter(torch.utils.data.DataLoader(Items(), num_workers=2))\n"
+        "    next(batches)\n"
+        "    raise ValueError('the last line')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ValueError: the last line"
