@@ -1,11 +1,12 @@
-"""Batches by number: their items, their seeds, and fetching them."""
+"""Batches by number: their items, their seeds, fetching and cutting them."""
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mltrain.errors import UsageError
@@ -103,3 +104,23 @@ class Fetch(Dataset[Any]):
             dataset = self._dataset
             items = [dataset[index] for index in indices]
         return self._collate(items)
+
+
+def length(tree: Any) -> int:
+    """Return the number of items of nested tensors."""
+    while not isinstance(tree, Tensor):
+        tree = next(iter(tree.values() if isinstance(tree, Mapping) else tree))
+    return tree.shape[0]
+
+
+def cut(tree: Any, pieces: int) -> list[Any]:
+    """Cut nested tensors along dimension 0 into ``pieces`` or fewer."""
+    if pieces == 1:
+        return [tree]
+    if isinstance(tree, Tensor):
+        return list(tree.chunk(pieces))
+    if isinstance(tree, Mapping):
+        parts = [cut(item, pieces) for item in tree.values()]
+        return [dict(zip(tree, items, strict=True)) for items in zip(*parts, strict=True)]
+    parts = [cut(item, pieces) for item in tree]
+    return [type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items) for items in zip(*parts, strict=True)]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mltrain.batches import cut, length
 from mltrain.device import moved
 from mltrain.errors import UsageError
 from mltrain.gradient_norm import clip, gradients_of, norm_of
@@ -172,14 +173,15 @@ class Supervised:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         outputs = []
-        pieces = list(zip(_cut(inputs, self.accumulate), _cut(targets, self.accumulate), strict=True))
-        size = sum(_length(piece) for piece, _ in pieces)
+        pieces = list(zip(cut(inputs, self.accumulate), cut(targets, self.accumulate), strict=True))
+        size = sum(length(piece) for piece, _ in pieces)
         for piece, target in pieces:
-            share = _length(piece) / size if len(pieces) > 1 else 1.0
+            share = length(piece) / size if len(pieces) > 1 else 1.0
             with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
                 output = self.model(piece)
                 loss = self.loss(output, target) * share
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            # If the loss is not finite, neither is its gradient, so all processes that average it skip the step.
+            self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             if self.metrics:
                 outputs.append((output.detach(), target))
@@ -274,27 +276,24 @@ class _Metrics:
             for name, metric in self._metrics.items()
         }
 
+    def forget(self, before: Mapping[str, Any]) -> None:
+        """Undo the last update, but let :meth:`epoch_metrics` compute.
+
+        ``compute()`` waits for all processes, and needs lists of the same number of dimensions on all.
+        """
+        for name, now in self.state_dict().items():
+            kept = before[name]["state"]
+            for key, value in now["state"].items():
+                fresh = isinstance(value, list) and not kept[key]
+                now["state"][key] = [one[:0] if one.ndim else one[None][:0] for one in value] if fresh else kept[key]
+            self._load(name, now)
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        for name, metric in self._metrics.items():
-            metric.reset()
-            metric.load_state_dict(moved(state_dict[name]["state"], self._device))  # it keeps these very tensors
-            metric._update_count = state_dict[name]["updates"]  # without it compute() warns of a metric never updated
+        for name in self._metrics:
+            self._load(name, state_dict[name])
 
-
-def _length(tree: Any) -> int:
-    while not isinstance(tree, Tensor):
-        tree = next(iter(tree.values() if isinstance(tree, Mapping) else tree))
-    return tree.shape[0]
-
-
-def _cut(tree: Any, pieces: int) -> list[Any]:
-    """Cut nested tensors along dimension 0 into ``pieces`` or fewer."""
-    if pieces == 1:
-        return [tree]
-    if isinstance(tree, Tensor):
-        return list(tree.chunk(pieces))
-    if isinstance(tree, Mapping):
-        cut = [_cut(item, pieces) for item in tree.values()]
-        return [dict(zip(tree, items, strict=True)) for items in zip(*cut, strict=True)]
-    cut = [_cut(item, pieces) for item in tree]
-    return [type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items) for items in zip(*cut, strict=True)]
+    def _load(self, name: str, state: Mapping[str, Any]) -> None:
+        metric = self._metrics[name]
+        metric.reset()
+        metric.load_state_dict(moved(state["state"], self._device))  # it keeps these very tensors
+        metric._update_count = state["updates"]  # without it compute() warns of a metric never updated

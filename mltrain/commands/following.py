@@ -183,5 +183,5 @@ def process_role(environment: Mapping[str, str]) -> Iterator[Alone]:
         return
     from mltrain.distributed.world import World
 
-    with World() as world:
+    with World(grace=grace_seconds()) as world:
         yield Leader(world) if world.rank == 0 else Follower(world)

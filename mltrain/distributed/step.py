@@ -9,6 +9,7 @@ from typing import Any
 
 from mltrain.data import Divisible
 from mltrain.distributed.gradients import Gradients
+from mltrain.distributed.together import Together
 from mltrain.distributed.world import World
 from mltrain.metrics import Metrics, floats
 from mltrain.state import Stateful
@@ -68,7 +69,7 @@ class _Synchronized:
         with self.world.foreign_collectives():
             values = floats(self.inner(batch), "The step")
         for part, state in kept:
-            part.load_state_dict(state)
+            getattr(part, "forget", part.load_state_dict)(state)
         self.gradients.end_step()
         self.gradients.share_buffers()
         ranks = self.world.gather((weight, values, *self.stop.asked()))
@@ -81,10 +82,13 @@ class _Synchronized:
 
 
 class _WithEpochMetrics(_Synchronized):
+    def __init__(self, inner: Any, world: World, *others: Any) -> None:
+        super().__init__(inner, world, *others)
+        self._together = Together(world, lambda: floats(inner.epoch_metrics(), "epoch_metrics()"), "epoch_metrics()")
+
     def epoch_metrics(self) -> Mapping[str, float]:
         """Return each epoch metric's mean over the ranks."""
-        values = floats(self.inner.epoch_metrics(), "epoch_metrics()")
-        return mean([(1.0, other) for other in self.world.gather(values)])
+        return mean([(1.0, measured) for measured in self._together()])
 
 
 def synchronized(inner: Any, world: World, loader: Divisible, gradients: Gradients, stop: AgreedStop) -> Any:

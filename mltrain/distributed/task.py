@@ -13,8 +13,9 @@ from mltrain.distributed.gradients import Gradients, Replicas
 from mltrain.distributed.loading import with_pieces
 from mltrain.distributed.pieces import placed
 from mltrain.distributed.step import AgreedStop, mean, synchronized
+from mltrain.distributed.together import Together
 from mltrain.distributed.world import World
-from mltrain.errors import PeerLost, UsageError
+from mltrain.errors import UsageError
 from mltrain.metrics import floats
 from mltrain.task import Task
 from mltrain.trainer.loop import Trainer
@@ -61,8 +62,8 @@ def distribute(world: World, task: Task, config: Config, stop: Stop) -> tuple[Ta
     shared = AgreedStop(stop)
     evaluate = _evaluated(world, task.evaluate, task.evaluate_on, shards) if task.evaluate is not None else None
     images, preview = (
-        _without_peers(world, make) if make is not None and (world.rank == 0 or shards) else None
-        for make in (task.images, task.preview)
+        _pictures(world, make, name, shards) if make is not None and (world.rank == 0 or shards) else None
+        for name, make in (("images()", task.images), ("preview()", task.preview))
     )
     step = synchronized(task.step, world, loader, gradients, shared)
     return replace(task, step=step, evaluate=evaluate, images=images, preview=preview), shared
@@ -121,25 +122,34 @@ def _without_peers(world: World, function: Callable[[], Mapping[str, Any]]) -> C
     return called
 
 
+def _pictures(
+    world: World, make: Callable[[], Mapping[str, Any]], name: str, shards: bool
+) -> Callable[[], Mapping[str, Any]]:
+    called, made = _without_peers(world, make), dict[str, Any]()
+
+    def kept() -> Mapping[str, float]:
+        made.update(called())
+        return {}
+
+    together = Together(world, kept, name)
+
+    def pictures() -> Mapping[str, Any]:
+        made.clear()
+        together()
+        return dict(made)
+
+    return pictures if shards else called
+
+
 def _evaluated(
     world: World, evaluate: Callable[[], Mapping[str, float]], where: str, shards: bool
 ) -> Callable[[], Mapping[str, float]]:
     alone = where == "rank 0"
     called = _without_peers(world, evaluate) if alone else evaluate
+    calls = world.rank == 0 or shards or not alone  # a sharded model runs on all ranks, and rank 0's values count
+    together = Together(world, lambda: floats(called(), "evaluate()") if calls else {}, "The evaluation")
 
     def evaluated() -> Mapping[str, float]:
-        values, failure = None, None
-        if world.rank == 0 or shards or not alone:  # a sharded model runs on all ranks, and rank 0's values count
-            try:
-                values = floats(called(), "evaluate()")
-            except Exception as error:  # noqa: BLE001 - raised below, on every rank
-                failure = error
-        answers = world.gather((values, None if failure is None else f"{type(failure).__name__}: {failure}"))
-        if failure is not None:
-            raise failure
-        for rank, (_, why) in enumerate(answers):
-            if why is not None:
-                raise PeerLost(f"The evaluation on rank {rank} failed: {why}")
-        return mean([(1.0, measured) for measured, _ in answers[: 1 if alone else None] if measured is not None])
+        return mean([(1.0, measured) for measured in together()[: 1 if alone else None]])
 
     return evaluated

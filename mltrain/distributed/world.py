@@ -6,7 +6,7 @@ rank ends or its connection closes.
 
 import atexit
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Self
@@ -18,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from mltrain.checkpoint.flat_tensors import as_bytes
 from mltrain.checkpoint.pytree import flatten, unflatten
 from mltrain.distributed.fresh_store import fresh_store
+from mltrain.distributed.timeouts import peer_seconds
 from mltrain.errors import MltrainError, PeerLost, UsageError
 from mltrain.redaction import first_line
 
@@ -33,11 +34,12 @@ class World:
 
     Args:
         seconds: timeout of every wait for other ranks. If ``None``, ``MLTRAIN_PEER_SECONDS``, else 1800.
+        grace: timeout in seconds of a failed rank's wait for the others.
 
     Attributes:
         rank: of this process, from 0.
         size: number of ranks.
-        seconds: timeout of every wait for other ranks.
+        seconds, grace: the timeouts.
         channel: for messages in the background. ``None`` until all ranks have opened it.
 
     Raises:
@@ -45,8 +47,8 @@ class World:
         PeerLost: the other ranks did not connect in time.
     """
 
-    def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = seconds if seconds is not None else _peer_seconds()
+    def __init__(self, seconds: float | None = None, grace: float = 25.0) -> None:
+        self.grace, self.seconds = grace, seconds if seconds is not None else peer_seconds()
         timeout = timedelta(seconds=self.seconds)
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if torch.cuda.is_available():
@@ -81,7 +83,7 @@ class World:
         with suppress(RuntimeError):
             self._store.set(f"acknowledged/{self.rank}", "")  # rank 0 need not wait for this one
         if error is not None:
-            self._fail(error)
+            self.fail(error)
 
     def open_channel(self) -> None:
         """Open the background channel, on all ranks at once."""
@@ -148,6 +150,14 @@ class World:
         with _collective(self):
             return self._store.get(f"note/{key}").decode() if self._store.check([f"note/{key}"]) else None
 
+    def awaited(self, keys: Sequence[str], seconds: float) -> bool:
+        """Wait for notes; return whether all came in time."""
+        try:
+            self._store.wait([f"note/{key}" for key in keys], timedelta(seconds=seconds))
+        except RuntimeError:
+            return False
+        return True
+
     def sum(self, tensor: torch.Tensor) -> None:
         """Sum a tensor in place, over the training's group."""
         with _collective(self):
@@ -204,7 +214,7 @@ class World:
         finally:
             dist.GroupMember.WORLD = group
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Record this rank's error, and close all connections."""
         try:
             if not isinstance(error, PeerLost):
@@ -277,19 +287,6 @@ def _collective(world: World) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:  # ValueError: the connections are closed already
         raise world.lost(error) from error
-
-
-def _peer_seconds() -> float:
-    given = os.environ.get("MLTRAIN_PEER_SECONDS") or "1800"
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 1.0 <= seconds <= 10**7:
-        raise UsageError(
-            f"MLTRAIN_PEER_SECONDS is invalid. Expected seconds, 1 to 1e7, got {given!r:.40}. Try: MLTRAIN_PEER_SECONDS=1800"
-        )
-    return seconds
 
 
 def _disconnect() -> None:

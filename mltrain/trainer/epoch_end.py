@@ -10,8 +10,9 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
-from mltrain.errors import nearest
+from mltrain.errors import PeerLost, nearest
 from mltrain.restoring.modules import versions
 from mltrain.steps import FollowsMetric
 from mltrain.task import metrics_relied_on
@@ -162,7 +163,8 @@ class EpochEnd:
         except Exception:
             if versions(parts.values()) == weights:
                 self._training.means.ended = True
-                self._saving.save("step", {})
+                with suppress(PeerLost):  # the other ranks may have ended
+                    self._saving.save("step", {})
             else:
                 log.error(
                     "The end of the epoch is not saved: its evaluation changed the model's parameters, then failed."

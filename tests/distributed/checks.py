@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
+from mltrain.data import ResumableLoader
 from mltrain.distributed.gradients import Gradients
 from mltrain.distributed.replicas import digests, own_parts
+from mltrain.distributed.step import AgreedStop, synchronized
+from mltrain.distributed.together import Together
 from mltrain.distributed.world import World
 from mltrain.errors import PeerLost, StateMismatch, UsageError
 from mltrain.rng import Rng
+from mltrain.steps import Supervised
+from mltrain.trainer.ports import NeverStop
 
 
 def gradients(world: World) -> None:
@@ -131,12 +137,86 @@ def vanishing(world: World) -> None:
         world.gather("anybody?")
 
 
+def failing(world: World) -> None:
+    """One rank fails: all raise, and may still talk."""
+    values = [{"a": 1.0}, {"a": 3.0}]
+    assert Together(world, lambda: values[world.rank], "It")() == values
+
+    def fails() -> dict[str, float]:
+        if world.rank == 1:
+            raise KeyError("mine")
+        return {}
+
+    if world.rank == 1:
+        with pytest.raises(KeyError):
+            Together(world, fails, "It")()
+    else:
+        with pytest.raises(PeerLost, match="It on rank 1 failed: KeyError: 'mine'"):
+            Together(world, fails, "It")()
+    assert world.gather(world.rank) == [0, 1]
+
+
+def waiting(world: World) -> None:
+    """A failure ends the other rank's wait in a collective."""
+
+    def fails() -> dict[str, float]:
+        if world.rank == 1:
+            raise KeyError("mine")
+        world.sum(torch.ones(1))
+        return {}
+
+    if world.rank == 1:
+        with pytest.raises(KeyError) as failed:
+            Together(world, fails, "It")()
+        world.__exit__(KeyError, failed.value, None)
+        return
+    with pytest.raises(PeerLost, match="Rank 1 ended: KeyError: 'mine'"):
+        Together(world, fails, "It")()
+
+
+def supervised(world: World, items: int, loss: Any, **metrics: Any) -> tuple[Any, ResumableLoader, nn.Module]:
+    """Return a shared step, its loader, and its model."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    step = Supervised(net, loss, torch.optim.SGD(net.parameters(), lr=0.1), metrics=metrics)
+    loader = ResumableLoader(torch.utils.data.TensorDataset(torch.randn(items, 3), torch.arange(items) % 2), 4)
+    loader.divide(world.rank, world.size)
+    gradients = Gradients(world, step.parts().values())
+    return synchronized(step, world, loader, gradients, AgreedStop(NeverStop())), loader, net
+
+
+def unequal(world: World) -> None:
+    """Rank 0 gets no item; both compute the metrics."""
+    metrics = {"accuracy": MulticlassAccuracy(2), "auroc": MulticlassAUROC(2)}
+    step, loader, _ = supervised(world, 1, nn.functional.cross_entropy, **metrics)
+    for _ in range(2):
+        for batch in loader:
+            step(batch)
+            assert loader.weight == world.rank
+        measured = step.epoch_metrics()
+        assert measured.keys() == metrics.keys()
+        assert set(world.gather(measured["accuracy"])) <= {0.0, 1.0}
+
+
+def infinite(world: World) -> None:
+    """An infinite loss on one rank trains neither."""
+
+    def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, labels) + (torch.inf if world.rank == 1 else 0.0)
+
+    step, loader, net = supervised(world, 4, loss)
+    before = net.weight.detach().clone()
+    for batch in loader:
+        assert step(batch)["loss"] == torch.inf
+    assert net.weight.equal(before)
+
+
 def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     for name in arguments:
-        world = World()
+        world = World(grace=1.0)
         globals()[name](world)
-        if name not in ("leaving", "vanishing"):
+        if name not in ("leaving", "vanishing", "waiting"):
             world.__exit__(None, None, None)
     sys.exit(0)
 

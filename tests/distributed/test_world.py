@@ -7,7 +7,9 @@ from tests.support.workplace import Workplace
 
 
 @pytest.mark.parametrize(
-    "names", [("gradients", "passes", "parts", "sharing", "refusing"), ("leaving",), ("vanishing",)], ids=" ".join
+    "names",
+    [("gradients", "passes", "parts", "sharing", "refusing", "unequal", "infinite"), ("leaving",), ("vanishing",)],
+    ids=" ".join,
 )
 def test_on_two_ranks(names: tuple[str, ...], workplace: Workplace) -> None:
     done = ranks.run(workplace, 2, "--module", "tests.distributed.checks", *names)
