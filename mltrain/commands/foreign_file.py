@@ -82,6 +82,7 @@ def read(file: Path) -> Foreign:
             f"{shortened(list(map(str, content)), 20) or 'an empty dictionary'}."
         )
     found = Foreign(model={str(k): v for k, v in weights.items() if isinstance(v, torch.Tensor)})
+    found.ignored = [f"{names['model']}.{k}: no tensor" for k, v in weights.items() if not isinstance(v, torch.Tensor)]
     for part in ("optimizer", "scheduler"):
         value = content.get(names[part]) if names[part] else None
         listed = value if isinstance(value, Sequence) and not isinstance(value, str) and value else [value]
@@ -172,9 +173,11 @@ def content_of(file: Path) -> Any:
         EOFError,
         ValueError,
         OSError,
+        AssertionError,
         LookupError,
         TypeError,
         AttributeError,
+        zipfile.BadZipFile,
     ) as error:
         described = isinstance(error, (SafetensorError, RuntimeError, PermissionError)) or str(error).count(" ") > 3
         raise DamagedCheckpoint(_unreadable(file, head, first_line(error) if described else "")) from None
@@ -231,7 +234,7 @@ def _count(value: Any) -> int | None:
 
 def _is_given(value: Any) -> bool:
     """Return whether a value is neither zero, empty nor ``None``."""
-    return isinstance(value, torch.Tensor) or bool(value)
+    return value.numel() != 1 or bool(value) if isinstance(value, torch.Tensor) else bool(value)
 
 
 def _culprit(error: pickle.UnpicklingError) -> str:

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mltrain.commands.foreign_file import Foreign, content_of, finite, refuse_nonfinite
+import torch
+
+from mltrain.commands.foreign_file import Foreign, content_of, finite, read, refuse_nonfinite
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError, shortened
 from mltrain.run.naming import full_id
 from mltrain.store.artifacts import Artifacts
-from mltrain.store.names import CHECKPOINT
+from mltrain.store.names import CHECKPOINT, MANIFEST
 from mltrain.store.opening import open_artifacts
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.registry import logged_models
@@ -191,11 +193,13 @@ def read_folder(folder: Path) -> Foreign:
     return foreign
 
 
-def _shards(folder: Path, title: str) -> dict[str, Any]:
+def _shards(folder: Path, title: str) -> dict[str, torch.Tensor]:
     """Return the weights in all files of a folder.
 
     Safetensors are preferred.
     """
+    if (folder / MANIFEST).is_file():  # its other files hold the optimizer's state
+        raise UsageError(f"{title} is a checkpoint of mltrain. Try: mltrain import {title}/model.safetensors")
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise UsageError(f"{title} holds no weights. Expected model.safetensors.")
@@ -205,7 +209,13 @@ def _shards(folder: Path, title: str) -> dict[str, Any]:
         raise UsageError(
             f"{title} lacks the shards {shortened(missing)} of its weights. Expected all of them in this folder."
         )
-    weights: dict[str, Any] = {}
+    weights: dict[str, torch.Tensor] = {}
     for file in files:
-        weights |= content_of(file)
+        shard = read(file).model
+        if twice := [name for name in shard if name in weights]:
+            raise UsageError(
+                f"{title} holds {shortened(twice, 5)} in more than one file, again in {file.name}. Expected the shards of one "
+                "model. Try: import one of the files."
+            )
+        weights |= shard
     return weights

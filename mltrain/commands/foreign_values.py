@@ -56,6 +56,10 @@ def _number(kind: object, raw: object = None) -> Any:
     return values[0].item() if values is not None and values.size else None
 
 
+def _no_bytes(*_: object) -> bytes:
+    return b""  # of an array without elements; pickle stores others as text
+
+
 def _path(*parts: object) -> str:
     return "/".join(map(str, parts)).replace("//", "/", 1)
 
@@ -67,7 +71,12 @@ STAND_INS: list[tuple[Callable[..., Any], str]] = [
     (_Object, "types.SimpleNamespace"),
     *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((_path, f"pathlib.{name}") for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *((_no_bytes, f"{module}.bytes") for module in ("__builtin__", "builtins")),
+    *(
+        (_path, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")  # the latter in Python 3.13
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    ),
 ]
 """What ``torch.serialization.safe_globals`` takes: the stand-in and the name in the file."""
 
@@ -86,13 +95,14 @@ def _plain(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, (_Object, _Kind)):
         value = vars(value)
     if id(value) in seen:
-        return value
+        return seen[id(value)]
     if isinstance(value, (dict, list)):
         seen[id(value)] = value
         for key, member in value.items() if isinstance(value, dict) else enumerate(value):
             value[key] = _plain(member, seen)
     elif type(value) is tuple:
-        return tuple(_plain(member, seen) for member in value)
+        seen[id(value)] = tuple(_plain(member, seen) for member in value)
+        return seen[id(value)]
     return value
 
 

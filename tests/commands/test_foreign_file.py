@@ -87,20 +87,28 @@ def test_a_value_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
         ("epoch", 7.0, []),
         ("epoch", torch.tensor(7), []),
         ("optimizer", None, []),
+        ("epoch", torch.tensor(0), []),
     ):
         torch.save({"model": weights, key: value}, tmp_path / "a.pth")
         assert read(tmp_path / "a.pth").ignored == expected, (key, value)
+    torch.save({"model": {**weights, "_extra_state": None}}, tmp_path / "a.pth")
+    assert read(tmp_path / "a.pth").ignored == ["model._extra_state: no tensor"]
 
 
 def test_another_kind_of_file_is_not_reported_as_code(tmp_path: Path) -> None:
     file = tmp_path / "a.pth"
     torch.save({"model": {"w": torch.ones(64)}}, file)
     whole = file.read_bytes()
+    weights = torch.ones(64)
+    torch.save({"model": {"w": weights}}, file, _use_new_zipfile_serialization=False)
+    old, key = file.read_bytes(), str(weights.untyped_storage()._cdata).encode()
     for content, message in (
         (b"", "it is empty"),
         (b"<html>404</html>", "another kind of file"),
         (b"hello", "another kind of file"),
         (whole[: len(whole) // 2], "corrupted"),
+        (whole.replace(b"PK\x01\x02", b"PK\x01\x03"), "central directory"),
+        (old.replace(key, b"9" * len(key), 1), "storage key"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Try: git lfs pull"),
     ):
         file.write_bytes(content)

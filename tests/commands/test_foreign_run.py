@@ -183,3 +183,21 @@ def test_all_shards_of_a_model_folder_are_read_and_a_missing_one_is_named(tmp_pa
         read_folder(tmp_path)
     with pytest.raises(UsageError, match=r"holds no weights\. Expected model\.safetensors"):
         read_folder(tmp_path.parent)
+
+
+def test_a_folder_of_several_models_or_of_a_checkpoint_of_mltrain_is_not_taken_for_shards(tmp_path: Path) -> None:
+    for name in ("best", "last"):
+        save_file({"weight": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(UsageError, match=r"holds weight in more than one file, again in last\.safetensors"):
+        read_folder(tmp_path)
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(UsageError, match=r"is a checkpoint of mltrain\. Try: mltrain import .*/model\.safetensors"):
+        read_folder(tmp_path)
+
+
+def test_a_shard_without_weights_of_its_own_is_read_as_a_single_file_is(tmp_path: Path) -> None:
+    torch.save(torch.ones(1), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="holds a Tensor"):
+        read_folder(tmp_path)
+    torch.save({"state_dict": {"weight": torch.ones(1)}, "epoch": 1}, tmp_path / "pytorch_model.bin")
+    assert list(read_folder(tmp_path).model) == ["weight"]
