@@ -43,9 +43,10 @@ Telling = Literal["always", "perhaps", "never"]
 _RUNS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|.", re.S)
 _USERINFO = re.compile(r"(?<=://)[^\s/\"'<>]+(?=@)")
 _DATABASE = re.compile(
-    r"\b((?:postgres|postgresql|mysql|mariadb|mssql|oracle)(?:\+\w+)?://)([^\s\"'<>/@:]*:(?!\d{1,5}/)[^\s\"'<>]+)(?=@)"
+    r"\b((?:postgres|postgresql|mysql|mariadb|mssql|oracle)(?:\+\w+)?://)([^\s\"'<>/:]*:(?!\d{1,5}(?:/[^\s@?]*)?\?)"
+    r"[^\s\"'<>@]+(?:@[^\s\"'<>@?]+)*)(?=@)"
 )
-"""SQLAlchemy accepts a password with slashes, which other URIs encode."""
+"""SQLAlchemy accepts a password with slashes, which other URIs encode. An ``@`` in the query belongs to no password."""
 _QUERY = re.compile(
     r"([?&;](?:[a-z_-]*(?:password|passwd|secret|token|signature|api[_-]?key|access[_-]?key)|sig)=)[^&\s\"'#]+", re.I
 )

@@ -135,7 +135,7 @@ def checked(uri: str) -> str:
         wrong = "" if uri.strip() else "it is blank"
     except ValueError as error:
         wrong = str(error)
-    if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", uri):
+    if re.fullmatch(r"(?!file:)[\w.-]+:\d+(/\S*)?", uri):
         wrong = f"it has no scheme. Expected http://{uri} or https://{uri}"
     if wrong:
         raise Refusal(

@@ -164,7 +164,17 @@ def test_an_address_that_is_no_uri_is_refused_before_any_request(uri: str, expec
 
 
 @pytest.mark.parametrize(
-    "uri", ["sqlite:///a.db", "file:./mlruns", "./mlruns", "mlruns", "C:/mlruns", "http://[::1]:5000", "databricks"]
+    "uri",
+    [
+        "sqlite:///a.db",
+        "file:./mlruns",
+        "file:2026/mlruns",
+        "./mlruns",
+        "mlruns",
+        "C:/mlruns",
+        "http://[::1]:5000",
+        "databricks",
+    ],
 )
 def test_other_forms_of_a_tracking_uri_are_left_to_mlflow(uri: str) -> None:
     assert checked(uri) == uri
