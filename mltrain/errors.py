@@ -147,6 +147,11 @@ def shortened(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" … and {rest} more" if rest > 0 else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun in singular or plural."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean '…'?`` with the nearest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -26,7 +26,7 @@ from mltrain.checkpoint.snapshot import prepare, refuse_unless_state
 from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.device import usable
-from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError
+from mltrain.errors import DamagedCheckpoint, MltrainError, NoCheckpoint, UsageError, counted
 from mltrain.metrics import floats
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.store.durable import probe
@@ -123,7 +123,9 @@ class CheckpointManager:
         unfinished = spool.discard_unfinished()
         if unfinished:
             log.info(
-                "Removed %d unfinished checkpoint(s) that an interrupted process left in %s", unfinished, spool.root
+                "Removed %s that an interrupted process left in %s",
+                counted(unfinished, "unfinished checkpoint"),
+                spool.root,
             )
         self.committer = Committer(run, self.reader, settings, self._damage)
         self._drafts = Drafts(run, self.reader, self.committer, ExpectedMetrics(settings))

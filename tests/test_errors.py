@@ -34,6 +34,10 @@ def test_the_nearest_name_is_suggested_and_a_strange_one_is_not() -> None:
     assert errors.nearest("zzzz", ["epochs", "lr"]) == ""
 
 
+def test_a_count_has_its_noun_in_the_plural_unless_it_is_one() -> None:
+    assert [errors.counted(count, "file") for count in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+
+
 @pytest.mark.parametrize(
     ("text", "ended"), [("Run not found", "Run not found."), ("Not found.", "Not found."), ("Found?", "Found?")]
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from mltrain.checkpoint.flat_tensors import is_dense
 from mltrain.checkpoint.manifest import Manifest
 from mltrain.checkpoint.snapshot import WEIGHTS_NAMES, Snapshot
-from mltrain.errors import NonFiniteLoss, shortened
+from mltrain.errors import NonFiniteLoss, counted, shortened
 
 _PIECE = 2**22
 _OF_PARAMETERS = ("weight", "bias")
@@ -60,8 +60,8 @@ def refuse_nonfinite(snapshot: Snapshot, draft: Manifest) -> None:
     wrong = nonfinite(snapshot.tree, snapshot.held)
     if wrong:
         raise NonFiniteLoss(
-            f"{draft.title} ({draft.name}) is not a checkpoint: {len(wrong)} tensor(s) of weights or optimizer state hold "
-            f"NaN or infinity. Expected finite numbers, got: {shortened(wrong, 5)}. The last finite checkpoint stays the "
+            f"{draft.title} ({draft.name}) is not a checkpoint: NaN or infinity in {counted(len(wrong), 'tensor')} of weights or "
+            f"optimizer state. Expected finite numbers, got: {shortened(wrong, 5)}. The last finite checkpoint stays the "
             "newest. Try: resume from it with a lower learning rate or gradient clipping; register a buffer that is meant "
             "to hold infinity with persistent=False."
         )

@@ -21,7 +21,7 @@ from mltrain.checkpoint.manifest import CheckpointId, Manifest, current_line, no
 from mltrain.checkpoint.ports import Run
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context, Policy, Removal
-from mltrain.errors import DamagedCheckpoint, StorageError, TrackingError
+from mltrain.errors import DamagedCheckpoint, StorageError, TrackingError, counted
 from mltrain.provenance import fingerprint
 from mltrain.store.artifacts import Artifacts
 
@@ -239,7 +239,7 @@ class Removals:
         self._upload(REMOVALS_FILE, lines)
         self._lines = lines
         self._count, self._bytes = self._count + len(records), self._bytes + sum(int(r["bytes"]) for r in records)
-        return f"{self._count} checkpoint{'s' * (self._count != 1)}, {self._bytes / 1e6:.1f} MB"
+        return f"{counted(self._count, 'checkpoint')}, {self._bytes / 1e6:.1f} MB"
 
     def _upload(self, name: str, lines: Sequence[str], folder: str = "") -> None:
         with tempfile.TemporaryDirectory(prefix="mltrain-") as temporary:

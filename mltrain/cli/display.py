@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mltrain.cli.tables import table
 from mltrain.commands.result import STOPPED, STOPPED_STAGED, Display, Outcome
+from mltrain.errors import counted
 from mltrain.pipelines.decisions import Decision
 from mltrain.pipelines.event_log import LOG_FILE
 from mltrain.pipelines.plan import PipelineDisplay, Result
@@ -130,7 +131,9 @@ class Terminal(Display):
         if outcome.newest is not None:
             line(f"Newest checkpoint: {outcome.newest.name} ({outcome.newest.size / 1e6:.1f} MB)")
         if outcome.lost:
-            line(f"{outcome.lost} records (metric points, tags or files) are LOST: neither server nor disk took them.")
+            line(
+                f"{counted(outcome.lost, 'record')} (metric points, tags or files) LOST: neither server nor disk took them."
+            )
         if not outcome.known:
             line(
                 "The tracking store never answered, so the run does not exist yet. Create and send it with: mltrain sync"

@@ -10,6 +10,7 @@ import typer
 from mltrain.cli import app
 from mltrain.cli.arguments import JSON, parse
 from mltrain.cli.progress import progress
+from mltrain.errors import counted
 from mltrain.redaction import harmless
 
 
@@ -37,7 +38,8 @@ def sync(
     for result in results:
         if result.sent or result.uploaded or result.dropped or (result.left and not result.address) or result.refused:
             print(
-                f"{result.run_id}: {result.sent} records sent, {len(result.uploaded)} checkpoints uploaded, "
+                f"{result.run_id}: {counted(result.sent, 'record')} sent, "
+                f"{counted(len(result.uploaded), 'checkpoint')} uploaded, "
                 f"{result.dropped} kept here because a later attempt overtook them, {result.left} still waiting, "
                 f"{result.refused} refused by the tracking store"
             )

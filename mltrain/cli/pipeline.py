@@ -14,7 +14,7 @@ import typer
 from mltrain.cli import app
 from mltrain.cli.arguments import given, parse
 from mltrain.configuration.fields import NOT_GIVEN
-from mltrain.errors import UsageError
+from mltrain.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from mltrain.pipelines.cleanup import Clearing
@@ -225,8 +225,8 @@ def _confirmed(cleared: "Sequence[Clearing]", yes: bool, as_json: bool) -> bool:
     """List what would be cleared, and ask for confirmation."""
     out = sys.stderr if as_json else sys.stdout
     for one in cleared:
-        made = [f"{len(one.checkpoints)} checkpoints ({one.bytes / 1e6:.1f} MB)"] if one.checkpoints else []
-        made += [f"{len(one.outputs)} outputs"] if one.outputs else []
+        made = [f"{counted(len(one.checkpoints), 'checkpoint')} ({one.bytes / 1e6:.1f} MB)"] if one.checkpoints else []
+        made += [counted(len(one.outputs), "output")] if one.outputs else []
         print(f"would clear  {one.stage}: run {one.run_id} ({one.name}), {', '.join(made) or 'empty'}", file=out)
         for identity, reason in one.kept.items():
             print(f"  kept       {identity.name}  {reason}", file=out)

@@ -9,7 +9,7 @@ import typer
 
 from mltrain.cli import app
 from mltrain.cli.progress import arrived_of, progress
-from mltrain.errors import RunHeld, StorageError, TrackingError, UsageError
+from mltrain.errors import RunHeld, StorageError, TrackingError, UsageError, counted
 
 if TYPE_CHECKING:
     from mltrain.commands.prune import RunPlan
@@ -75,7 +75,7 @@ def _print_plans(plans: "Sequence[RunPlan]", as_json: bool) -> int:
     for plan in plans:
         _show(plan)
     total = sum(plan.bytes for plan in plans)
-    print(f"In total {count} to remove, {total / 1e6:.1f} MB, in {len(plans)} run{'s' * (len(plans) != 1)}.")
+    print(f"In total {count} to remove, {total / 1e6:.1f} MB, in {counted(len(plans), 'run')}.")
     return count
 
 

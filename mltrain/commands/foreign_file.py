@@ -22,7 +22,7 @@ from mltrain.checkpoint.manifest import LARGEST_COUNT
 from mltrain.checkpoint.packed import is_packed
 from mltrain.checkpoint.pytree import flatten
 from mltrain.commands.foreign_values import STAND_INS, plain
-from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, UsageError, shortened
+from mltrain.errors import DamagedCheckpoint, NonFiniteLoss, UsageError, counted, shortened
 from mltrain.redaction import first_line
 
 _MOST_EXPANDED, _SMALL = 16, 2**20
@@ -129,8 +129,8 @@ def refuse_nonfinite(foreign: Foreign, file: str) -> None:
     wrong = nonfinite(flat.tree, flat.tensors)
     if wrong:
         raise NonFiniteLoss(
-            f"{file} cannot be trained on: {len(wrong)} tensor(s) of weights or optimizer state hold NaN or infinity. Expected "
-            f"finite numbers, got: {shortened(wrong, 5)}. Try: an earlier file of the same training."
+            f"{file} cannot be trained on: NaN or infinity in {counted(len(wrong), 'tensor')} of weights or optimizer state. "
+            f"Expected finite numbers, got: {shortened(wrong, 5)}. Try: an earlier file of the same training."
         )
 
 

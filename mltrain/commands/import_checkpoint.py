@@ -15,7 +15,7 @@ from mltrain.commands.checks import policy_of
 from mltrain.commands.foreign_file import Foreign, finite
 from mltrain.commands.foreign_run import read_folder, read_run
 from mltrain.config import Config
-from mltrain.errors import StateMismatch, UsageError
+from mltrain.errors import StateMismatch, UsageError, counted
 from mltrain.manager import CheckpointManager
 from mltrain.metrics import Curves
 from mltrain.ownership.run_folder import grace_seconds
@@ -205,7 +205,7 @@ def fit(foreign: Foreign, trainer: Trainer, report: Report) -> None:
         raise UsageError("The project's step has no part called 'model'. Expected one to load the weights into.")
     weights, prefix = _renamed(foreign.model, model)
     model.load_state_dict(weights)
-    report.taken.append(f"model: {len(weights)} tensors" + (f", {prefix}" if prefix else ""))
+    report.taken.append(f"model: {counted(len(weights), 'tensor')}" + (f", {prefix}" if prefix else ""))
     report.fresh = [name for name in trainer.task.parts() if name != "model"]
     for name in ("optimizer", "scheduler"):
         state, part = getattr(foreign, name), parts.get(name)
@@ -226,7 +226,7 @@ def fit(foreign: Foreign, trainer: Trainer, report: Report) -> None:
     report.taken.append(f"progress: epoch {epoch}, step {step}")
     if foreign.history:
         trainer.history.load_state_dict({"rows": foreign.history})
-        report.taken.append(f"history: {len(foreign.history)} epochs")
+        report.taken.append(f"history: {counted(len(foreign.history), 'epoch')}")
     report.left += foreign.ignored
 
 

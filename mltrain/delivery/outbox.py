@@ -15,7 +15,7 @@ from mltrain.delivery.media import MediaWriter
 from mltrain.delivery.sender import Sender
 from mltrain.delivery.sending_process import SenderProcess
 from mltrain.delivery.system_metrics import SystemMonitor
-from mltrain.errors import StorageError
+from mltrain.errors import StorageError, counted
 from mltrain.ownership.lease import Lease
 from mltrain.redaction import redacted
 from mltrain.tracking import names
@@ -147,9 +147,8 @@ class Outbox:
         unmade = self.media.close(max(0.0, deadline - time.monotonic()) / 2)
         if unmade:
             log.warning(
-                "%d pictures were not made before the end of the grace period, and are lost: %s. Try: a larger "
-                "MLTRAIN_GRACE_SECONDS",
-                len(unmade),
+                "%s not made before the end of the grace period: %s. Try: a larger MLTRAIN_GRACE_SECONDS",
+                counted(len(unmade), "picture"),
                 ", ".join(unmade[:_MOST_NAMED]) + (", …" if len(unmade) > _MOST_NAMED else ""),
             )
             self.set_tag(PICTURES_LEFT_OUT_TAG, str(len(unmade)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from mltrain import device as devices
 from mltrain.commands.result import NOT_KEPT, Display, Outcome
 from mltrain.config import Config
-from mltrain.errors import DataError, MltrainError
+from mltrain.errors import DataError, MltrainError, counted
 from mltrain.metrics import floats
 from mltrain.ownership.run_folder import grace_seconds
 from mltrain.pipeline import Stage
@@ -96,7 +96,7 @@ def _made(making: Making, run: TrackedRun, display: Display, stop: StopRequest) 
     if not output.files:
         raise DataError(f"The stage {stage.name!r} made no files. Expected at least one as its output.")
     run.log_metrics(metrics, 1)
-    why = f"{len(output.files)} files made"
+    why = f"{counted(len(output.files), 'file')} made"
     delivered = run.close("FINISHED", why, grace_seconds())
     run.require_hold()
     code = NOT_KEPT if run.ending.lost else 0

@@ -12,7 +12,7 @@ from mltrain.checkpoint.folder import OWN_FOLDER, FolderArtifacts
 from mltrain.checkpoint.manifest import UNTRACKED, CheckpointId, Manifest, Point
 from mltrain.checkpoint.ports import Status
 from mltrain.checkpoint.pruner import Removals
-from mltrain.errors import MltrainError, RunHeld, StorageError
+from mltrain.errors import MltrainError, RunHeld, StorageError, counted
 from mltrain.store.artifacts import Artifacts
 from mltrain.store.durable import make_folder, replace_file
 
@@ -63,7 +63,7 @@ class UntrackedRun:
             self._ordinal = 1 + max((one.attempt for one in identities if one is not None), default=0)
             unfinished = self._files.remove_unfinished()
             if unfinished:
-                log.info("Removed %d file(s) that an interrupted process left in %s", unfinished, self.folder)
+                log.info("Removed %s that an interrupted process left in %s", counted(unfinished, "file"), self.folder)
         return self._ordinal
 
     def _hold(self) -> None:

@@ -96,7 +96,7 @@ def test_ranks_upload_and_download_what_is_theirs_and_what_a_kill_left_is_comple
     files.drop(f"{last}/part-r00001.json")  # as if rank 0's machine had been quicker
     first, second = (synced(here, home) for home in homes(here))
     assert f"{last.split('/')[1]} is incomplete in the artifact store: part-r00001.json did not arrive" in first.out
-    assert "1 checkpoints uploaded" in second.out
+    assert "1 checkpoint uploaded" in second.out
     verified = here.mltrain("verify", dead[0].run_id)
     assert verified.code == 0, verified.out + verified.err
     assert here.checkpoint_names(dead[0].run_id)[-1] == last.split("/")[1]

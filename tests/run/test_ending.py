@@ -73,5 +73,5 @@ def test_pictures_do_not_hold_up_the_end_and_what_is_lost_is_named(uri: str, cap
     run.log_pictures({f"figure/{number}": Slow() for number in range(40)}, 1, 1)
     run.close("KILLED", "stopped", 1.0)  # it returns though no picture is made
     go.set()
-    assert "40 pictures were not made" in caplog.text
+    assert "40 pictures not made" in caplog.text
     assert "figure/0 of step 1, figure/1 of step 1" in caplog.text
