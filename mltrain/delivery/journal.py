@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from mltrain.delivery.forked import OwnProcess
+from mltrain.delivery.forked import warned_of_fork
 from mltrain.delivery.journal_database import DROPPED, PARKED, POINT, SENT, UNSENT, JournalDatabase
 
 log = logging.getLogger(__name__)
@@ -59,10 +59,7 @@ class Journal:
         most_kept: see :class:`~mltrain.delivery.journal_database.JournalDatabase`.
 
     Attributes:
-        path: of the SQLite file.
-        attempt: ordinal of the attempt that logs.
         arrived: set when there are new entries to send.
-        process: that writes; entries of its forks are refused with a warning.
 
     Raises:
         StorageError: the file cannot be created.
@@ -93,7 +90,7 @@ class Journal:
         self._room = threading.Event()
         self._room.set()
         self.arrived = threading.Event()
-        self.process = OwnProcess()
+        self._process = os.getpid()
         self._writer = threading.Thread(target=self._write, name="mltrain-journal", daemon=True)
         self._writer.start()
 
@@ -118,8 +115,7 @@ class Journal:
         Raises:
             TypeError, ValueError: a value is no number, or the step is beyond 64 bits.
         """
-        step = int(step)
-        if not _INT64_MIN <= step <= _INT64_MAX:
+        if not _INT64_MIN <= (step := int(step)) <= _INT64_MAX:
             raise ValueError(f"The step is too large. Expected at most 64 bits, got {step:.3e}.")
         points: list[str | float] = []
         for key, value in values.items():
@@ -134,8 +130,12 @@ class Journal:
 
     def log_item(self, kind: Kind, key: str, value: str) -> None:
         """Queue a parameter, a tag, or a file."""
-        if not self.process.is_forked():
+        if not self.is_forked():
             self._items.append((kind, _writable(key), _writable(value)))
+
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the writer's own; the first call in one logs a warning."""
+        return (process := os.getpid()) != self._process and warned_of_fork(self._process, process)
 
     def flush(self) -> None:
         """Wait until the queued entries are written; a failure is logged."""
@@ -237,7 +237,7 @@ class Journal:
             self._database.mark(table, [entry.id for entry in entries if isinstance(entry, kind)], state)
 
     def _queue(self, points: list[str | float]) -> None:
-        if not self.process.is_forked():
+        if not self.is_forked():
             self._points.extend(points)  # atomic: no other thread interrupts it
         if len(self._points) <= self._most_queued * len(POINT):
             return

@@ -104,7 +104,7 @@ class MediaWriter:
             left += [job[0]] if job is not None else []
 
     def _in_background(self, what: str, job: Callable[..., None], *arguments: Any) -> None:
-        if not self._journal.process.is_forked():
+        if not self._journal.is_forked():
             self._jobs.put((what, lambda: job(*arguments)))
 
     def _work(self) -> None:
