@@ -93,10 +93,11 @@ class Drafts:
     def continue_from(self, manifest: Manifest) -> None:
         """Make the next draft continue from a checkpoint.
 
-        The run records it, unless this attempt has saved before: a draft that goes back then begins the next attempt.
+        The run records it, unless this attempt has saved before: a draft that goes back then begins the next attempt. A closed
+        manager only reads.
         """
         self.origin, self._saved = manifest, []
-        if not self._steps:
+        if not self._steps and not self._committer.closed:
             self._run.record_origin(manifest.id)
 
     def line(self) -> list[Manifest]:

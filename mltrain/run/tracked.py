@@ -150,9 +150,13 @@ class TrackedRun:
     def record_origin(self, checkpoint: CheckpointId) -> None:
         """Record the checkpoint that this attempt continues from.
 
+        Nothing is recorded if another process has taken the run over: its attempt is on record.
+
         Raises:
             StorageError: the artifact store refuses permanently, or this disk fails.
         """
+        if not self.holds():
+            return
         self.attempt.resumed_from = checkpoint.name
         self.set_tag(RESUMED_FROM_TAG, checkpoint.name)
         self.record.attempt()

@@ -254,3 +254,13 @@ def test_a_deciding_metric_that_is_not_finite_is_warned_of_once_and_a_later_fini
     assert caplog.text.count("The metric 'val/loss', which decides which checkpoint is best or kept, is nan.") == 1
     assert caplog.text.count("The metric 'val/iou', which decides which checkpoint is best or kept, is inf.") == 1
     assert "other" not in caplog.text
+
+
+def test_a_load_after_the_close_records_no_origin(run: FolderRun) -> None:
+    with run.manager() as manager:
+        train(manager, 1, 2)
+    again = run.next_attempt()
+    with again.manager() as manager:
+        manager.load("epoch:1")
+    manager.load("epoch:2")
+    assert again.origins == ["step-000000001-a01"]

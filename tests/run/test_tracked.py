@@ -11,7 +11,9 @@ from mltrain import CheckpointManager
 from mltrain.checkpoint.manifest import current_line
 from mltrain.errors import RunHeld
 from mltrain.ownership.attempts import ATTEMPTS_FILE
-from mltrain.run.opening import open_run
+from mltrain.run.opening import open_run, resume
+from mltrain.run.tracked import TrackedRun
+from mltrain.tracking.client import connect
 from mltrain.tracking.tags import ATTEMPT_PREFIX, HEARTBEAT_TAG
 from tests.support.waiting import eventually
 
@@ -135,3 +137,20 @@ def test_a_loop_records_the_checkpoint_that_it_continues_from(which: str | None,
     attempts = json.loads((Path(run.info.artifact_uri) / ATTEMPTS_FILE).read_text())["attempts"]
     assert [one["resumed_from"] for one in attempts] == [None, origin]
     assert run.data.tags["mltrain.resumed_from"] == origin
+
+
+def test_a_load_after_a_takeover_keeps_the_record_of_the_other_process(uri: str) -> None:
+    with CheckpointManager() as manager:
+        manager.save(state(1, 1.0))
+    run_id = manager.run.id
+    again = CheckpointManager(run_id)
+    again.load()
+    assert isinstance(again.run, TrackedRun)
+    other = resume(connect(), run_id, take_over=True, launcher=None)
+    other.record.attempt()
+    again.run.hold.lease.overtaken.set()  # as its next heartbeat does
+    again.load("step:1")
+    recorded = Path(MlflowClient(uri).get_run(run_id).info.artifact_uri) / ATTEMPTS_FILE
+    assert [one["ordinal"] for one in json.loads(recorded.read_text())["attempts"]] == [1, 2, 3]
+    again.close()
+    other.close("FINISHED", "done", 5)
