@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mltrain.configuration.aliases import RESUME_KEY, own_words
 from mltrain.configuration.fields import as_text, explained, is_place, leaves, merge, typed_entry
@@ -105,15 +105,6 @@ class Config(BaseModel):
     output_fields: ClassVar[frozenset[str]] = frozenset({"model_save_path", "checkpoint_path"})
     """Locations that the training writes to; their contents are not data, and may change freely."""
 
-    @model_validator(mode="after")
-    def _refuse_unusable_rates(self) -> Self:
-        """Refuse learning rates that no optimizer can use."""
-        for key, rate in leaves(self.model_dump()):
-            is_rate = key.rpartition(".")[2] in ("lr", "learning_rate") and isinstance(rate, float)
-            if is_rate and not (math.isfinite(rate) and rate >= 0):
-                raise ValueError(f"{key}={rate} is not accepted. Expected a finite learning rate of at least 0")
-        return self
-
     @classmethod
     def load(
         cls,
@@ -178,9 +169,15 @@ class Config(BaseModel):
     @classmethod
     def _validated(cls, values: Mapping[str, Any]) -> Self:
         try:
-            return cls.model_validate(values)
+            config = cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(explained(cls, error)) from None
+        # Not in a validator, because a project's own validators come first.
+        for key, rate in leaves(config.model_dump()):
+            is_rate = key.rpartition(".")[2] in ("lr", "learning_rate") and isinstance(rate, float)
+            if is_rate and not (math.isfinite(rate) and rate >= 0):
+                raise ConfigError(f"{key}={rate} is not accepted. Expected a finite learning rate of at least 0.")
+        return config
 
     def resolved(self) -> dict[str, Any]:
         """Return every field as JSON values, nested, without secrets.
