@@ -137,7 +137,7 @@ class EpochEnd:
             self._judge.judge(measured)
         rate = {name: measured.pop(name) for name in ("learning_rate",) if name in measured}
         loss = {"loss_total": measured["train/loss"]} if "train/loss" in measured else {}
-        training.history.add({**measured, **loss, **rate, "epoch": epoch, "step": step})
+        training.history.add({**loss, **measured, **rate, "epoch": epoch, "step": step})
         seconds, self._began = time.monotonic() - self._began, time.monotonic()
         # Before the checkpoint, which carries the points that the tracking server has not acknowledged.
         tracker.log_metrics({**measured, **rate, "epoch": epoch}, step)

@@ -53,7 +53,7 @@ class Evaluation:
         rate = floats({"learning_rate": step.learning_rate}, "The step") if hasattr(step, "learning_rate") else {}
         of_step = floats(step.epoch_metrics(), "epoch_metrics()") if isinstance(step, HasEpochMetrics) else {}
         means = {**self._training.means.pop(), **of_step}
-        own = {"epoch", "step", "system/epoch_seconds", *rate, *(["loss_total"] if "loss" in means else [])}
+        own = {"epoch", "step", "system/epoch_seconds", *rate}
         self._warn_of_own(sorted(own & evaluated.keys()))
         evaluated = {name: value for name, value in evaluated.items() if name not in own}
         return {**{f"train/{name}": value for name, value in means.items()}, **evaluated, **rate}

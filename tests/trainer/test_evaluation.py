@@ -192,13 +192,23 @@ def test_metrics_that_the_trainer_records_itself_are_not_taken_from_an_evaluatio
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def build(config: tiny.Config) -> Task:
-        return replace(tiny.build(config), evaluate=lambda: {"val/loss": 0.5, "epoch": 70.0, "loss_total": 80.0})
+        return replace(tiny.build(config), evaluate=lambda: {"val/loss": 0.5, "epoch": 70.0, "step": 80.0})
 
     _, tracker, _ = trained(build, epochs=2)
     assert list(tracker.points["epoch"].values()) == [1.0, 2.0]
-    assert "loss_total" not in tracker.points
+    assert "step" not in tracker.points
     assert list(tracker.points["val/loss"].values()) == [0.5, 0.5]
     assert [one.getMessage() for one in caplog.records if "records itself" in one.getMessage()] == [
-        "evaluate() returned epoch, loss_total, which the trainer records itself. The values of evaluate() are not used. Try: "
+        "evaluate() returned epoch, step, which the trainer records itself. The values of evaluate() are not used. Try: "
         "other names, such as val/epoch"
     ]
+
+
+def test_a_loss_total_of_an_evaluation_replaces_that_of_the_training(caplog: pytest.LogCaptureFixture) -> None:
+    def build(config: tiny.Config) -> Task:
+        return replace(tiny.build(config), evaluate=lambda: {"loss_total": 80.0})
+
+    trainer, tracker, _ = trained(build, epochs=1, best_metric="loss_total")
+    assert list(tracker.points["loss_total"].values()) == [80.0]
+    assert trainer.history.rows[0]["loss_total"] == 80.0
+    assert "not measured" not in caplog.text
