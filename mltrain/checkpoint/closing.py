@@ -160,13 +160,15 @@ class Closing:
         Returns:
             The seconds left to deliver records.
         """
+        left = max(0.0, deadline - time.monotonic())
         if not self._closed and self._committer.only_local is not None:
             try:
-                if _interrupted.is_set() or not self._created.wait(max(0.0, deadline - time.monotonic())):
+                if _interrupted.is_set() or not self._created.wait(left):
                     return 0.0
+                left = max(0.0, deadline - time.monotonic())  # now, because the upload has no deadline
                 if not self._committer.refused:
                     self._committer.retry()
             except KeyboardInterrupt:
                 _interrupted.set()
                 return 0.0
-        return max(0.0, deadline - time.monotonic())
+        return left

@@ -168,3 +168,20 @@ for manager in managers:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.splitlines() == ["whole", "0.0"]
+
+
+def test_a_long_upload_at_exit_takes_no_time_from_the_records(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLTRAIN_GRACE_SECONDS", "600")
+    upload = """
+import time, types
+from mltrain.checkpoint import closing
+
+
+def upload():
+    closing.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 600)  # so long it took
+
+
+manager.committer.retry = upload
+manager.run.detach = lambda status, grace: print("whole" if grace > 500 else grace, file=sys.stderr)
+"""
+    assert a_script_ends_before_its_run_is_created(SAVE + upload).splitlines()[-1] == "whole"
