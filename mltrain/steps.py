@@ -181,7 +181,7 @@ class Supervised:
                 output = self.model(piece)
                 loss = self.loss(output, target) * share
             # If the loss is not finite, neither is its gradient, so all processes that average it skip the step.
-            self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(loss).backward(1 + 0 * loss.detach())  # type: ignore[no-untyped-call]
             total += loss.detach()
             if self.metrics:
                 outputs.append((output.detach(), target))
