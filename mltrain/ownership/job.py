@@ -77,7 +77,7 @@ def _kubernetes(environment: Mapping[str, str], namespace_file: Path) -> str | N
     without_suffix = _POD.fullmatch(pod)
     job, index = without_suffix[1] if without_suffix is not None else pod, environment.get("JOB_COMPLETION_INDEX")
     if index:
-        together = environment.get("WORLD_SIZE", "1") != "1" or "TORCHELASTIC_RUN_ID" in environment
+        together = environment.get("WORLD_SIZE", "1") not in ("", "1") or "TORCHELASTIC_RUN_ID" in environment
         job = job.removesuffix(f"-{index}") + ("" if together else f"-{index}")
     space = environment.get("POD_NAMESPACE")
     with suppress(OSError, ValueError):

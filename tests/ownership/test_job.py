@@ -29,6 +29,7 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
         ({**POD, "HOSTNAME": "train-3", "JOB_COMPLETION_INDEX": "3"}, "kubernetes-train-3"),
         ({**POD, "HOSTNAME": "train-3-x7k2p", "JOB_COMPLETION_INDEX": "3"}, "kubernetes-train-3"),
         ({**POD, "HOSTNAME": "train-3", "JOB_COMPLETION_INDEX": "3", "WORLD_SIZE": "4"}, "kubernetes-train"),
+        ({**POD, "HOSTNAME": "train-3", "JOB_COMPLETION_INDEX": "3", "WORLD_SIZE": ""}, "kubernetes-train-3"),
     ],
 )
 def test_a_job_is_known_by_what_its_launcher_keeps(environment: dict[str, str], key: str, tmp_path: Path) -> None:
