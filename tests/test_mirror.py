@@ -14,7 +14,6 @@ ELSEWHERE = {
     "commands/evaluate.py": "cli/test_model.py",
     "commands/following.py": "distributed/test_training.py",
     "commands/logged_model.py": "cli/test_model.py",
-    "commands/ranks.py": "distributed/test_training.py",
     "commands/result.py": DECLARATIONS,
     "compat/rest_entities.py": "compat/test_rest.py",
     "delivery/media.py": "run/test_ending.py",

@@ -5,6 +5,7 @@ no torch.distributed.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,38 @@ if TYPE_CHECKING:
     from mltrain.distributed.world import World
 
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_DIGITS = re.compile("[0-9]{1,7}")
 
 
 def is_one_of_several(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started this process as one of several."""
-    return environment.get("WORLD_SIZE", "1") not in ("", "1") and all(name in environment for name in _NEEDED)
+    """Whether a launcher started this process as one of several.
+
+    Raises:
+        UsageError: variables of the launcher are missing or invalid. Else every process would train a run of its own.
+    """
+    given = {name: environment.get(name, "").strip() for name in ("WORLD_SIZE", "LOCAL_RANK", *_NEEDED)}
+    missing = [name for name in ("WORLD_SIZE", *_NEEDED) if not given[name]]
+    if "WORLD_SIZE" in missing and len(missing) > 1:
+        return False  # batch scripts set some of the others themselves, for torchrun's options
+    if given["WORLD_SIZE"] == "1" and given["RANK"] in ("", "0"):
+        return False
+    if missing:
+        known = ", ".join(f"{name}={value!r:.40}" for name, value in given.items() if value)
+        raise _invalid(f"{', '.join(missing)} not set", f"WORLD_SIZE, {', '.join(_NEEDED)}", known)
+    size = int(given["WORLD_SIZE"]) if _DIGITS.fullmatch(given["WORLD_SIZE"]) else 0
+    for name, (least, most) in {"WORLD_SIZE": (1, 10**6), "RANK": (0, size - 1), "MASTER_PORT": (1, 65535)}.items():
+        if not _DIGITS.fullmatch(given[name]) or not least <= int(given[name]) <= most:
+            raise _invalid(name, f"{least} to {most}", f"{given[name]!r:.40}")
+    if not _DIGITS.fullmatch(given["LOCAL_RANK"] or "0"):
+        raise _invalid("LOCAL_RANK", "a number from 0", f"{given['LOCAL_RANK']!r:.40}")
+    return size > 1
+
+
+def _invalid(problem: str, expected: str, came: str) -> UsageError:
+    return UsageError(
+        f"The launcher's variables are invalid: {problem}. Expected {expected}, got {came}. "
+        "Try: torchrun --nproc-per-node N -m mltrain train PROJECT, or unset WORLD_SIZE RANK"
+    )
 
 
 def refuse_several() -> None:

@@ -50,7 +50,7 @@ class World:
     def __init__(self, seconds: float | None = None, grace: float = 25.0) -> None:
         self.grace, self.seconds = grace, seconds if seconds is not None else peer_seconds()
         timeout = timedelta(seconds=self.seconds)
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = int(os.environ.get("LOCAL_RANK") or 0)
         if torch.cuda.is_available():
             if local >= torch.cuda.device_count():
                 raise UsageError(
