@@ -204,7 +204,7 @@ def publish(
         store: that receives the checkpoint.
         manifest: of the checkpoint.
         backlog: earlier checkpoints to upload first; none is uploaded after a newer commit.
-        require_lease: called before each manifest is uploaded; its errors are raised.
+        require_lease: called before the data, the part files and the manifest of each checkpoint; its errors are raised.
         peers: the other processes of this training, if they upload their own files.
         sent: names of this checkpoint's files that were uploaded while they were staged.
 
@@ -214,7 +214,6 @@ def publish(
     """
     if store.artifacts.local_root is not None:
         return
-    require_lease()
     for earlier in backlog:
         try:
             _upload(store, earlier, require_lease, peers)
@@ -257,6 +256,7 @@ def _upload(
     data, parts = staged_files(staged, manifest, 0 if peers is not None else None)
     # Data are checked right before the manifest follows: another process may remove a folder without a manifest.
     for names in filter(None, (data, parts)):
+        require_lease()
         store.artifacts.upload_all([staged / name for name in names], folder, sent)
     if peers is not None:
         peers.wait(manifest)

@@ -238,3 +238,25 @@ def test_machines_publish_what_they_have_staged_and_the_last_one_commits(
     publish(last, manifest)
     assert last.manifest(NAME) == manifest
     assert CheckpointStore("r", target.opened()).problems(manifest) == []
+
+
+@pytest.mark.parametrize(
+    ("checks", "published"), [(0, ()), (1, (".safetensors",)), (2, (".safetensors", "part-r00001.json"))]
+)
+def test_an_upload_stops_where_the_lease_is_lost(
+    machines: tuple[Place, Manifest, list[CheckpointStore]], checks: int, published: tuple[str, ...]
+) -> None:
+    target, manifest, (first, last) = machines
+    with pytest.raises(PartsMissing):
+        publish(first, manifest)
+    before, left = set(target.files.all()), iter(range(checks))
+
+    def require_lease() -> None:
+        if next(left, None) is None:
+            raise RunHeld("another life has begun")
+
+    with pytest.raises(RunHeld):
+        publish(last, manifest, require_lease=require_lease)
+    added = set(target.files.all()) - before
+    assert all(name.endswith(published) for name in added)
+    assert all(any(name.endswith(end) for name in added) for end in published)

@@ -85,9 +85,11 @@ SABOTAGES = (
         "the manifest is uploaded first",
         PUBLISHING,
         "    for names in filter(None, (data, parts)):\n"
+        "        require_lease()\n"
         "        store.artifacts.upload_all([staged / name for name in names], folder, sent)\n",
         "    store.artifacts.upload(staged / FILE_NAME, folder)\n"
         "    for names in filter(None, (data, parts)):\n"
+        "        require_lease()\n"
         "        store.artifacts.upload_all([staged / name for name in names], folder, sent)\n"
         "    return\n",
         "checkpoint/test_publishing.py::test_an_upload_ends_with_the_manifest",
@@ -96,6 +98,7 @@ SABOTAGES = (
         "the folder is uploaded in one call",
         PUBLISHING,
         "    for names in filter(None, (data, parts)):\n"
+        "        require_lease()\n"
         "        store.artifacts.upload_all([staged / name for name in names], folder, sent)\n",
         "    store.artifacts._repository.log_artifacts(str(staged), folder)\n    return\n",
         "checkpoint/test_publishing.py::test_an_upload_that_fails_anywhere_is_no_checkpoint_and_can_be_repeated",
