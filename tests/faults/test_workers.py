@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,6 +49,25 @@ def test_a_signal_to_all_processes_is_a_request_that_lets_the_step_finish(
     assert resumed.code == 0, resumed.err
     undisturbed = workplace.mltrain("train", PROJECT.name, *words, timeout=300)
     assert workplace.points(done.run_id) == workplace.points(undisturbed.run_id)
+
+
+@pytest.mark.parametrize("loader", ["resumable", "stateful", "evaluation"])
+@pytest.mark.parametrize(("number", "advice"), [(signal.SIGKILL, "by SIGKILL"), (signal.SIGBUS, "more shared memory")])
+def test_the_death_of_a_worker_is_reported_with_advice(
+    workplace: Workplace, loader: str, number: signal.Signals, advice: str
+) -> None:
+    shutil.copy(PROJECT, workplace.folder)
+    command = workplace.start("train", PROJECT.name, f"loader={loader}", DEATH=str(int(number)))
+    done = command.wait(300)
+    assert done.code == 1, done.err
+    *_, note, last = done.err.splitlines()
+    assert "A worker process of the loader died" in note
+    assert advice in note
+    assert last.startswith(f"Run {done.run_id} is FAILED; its checkpoints are intact.")
+    _, orphans = psutil.wait_procs(members_of(command.child.pid), timeout=60)
+    assert orphans == []
+    resumed = workplace.mltrain("train", "--resume-run", done.run_id, timeout=300)
+    assert resumed.code == 0, resumed.err
 
 
 def members_of(group: int) -> list[psutil.Process]:

@@ -36,6 +36,8 @@ class Slow(torch.utils.data.Dataset[Any]):
         time.sleep(0.02)
         if index == 13 and get_worker_info() is not None:
             send()
+            if "DEATH" in os.environ:
+                os.kill(os.getpid(), int(os.environ["DEATH"]))
         return torch.full((4,), index / 32.0), torch.ones(1)
 
 
