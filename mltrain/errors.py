@@ -100,7 +100,9 @@ class PeerLost(MltrainError):
     If that process has left its reason, ``rank`` and ``exit_code`` are those of that process.
     """
 
-    rank: int | None = None
+    def __init__(self, message: str, rank: int | None = None, exit_code: int = 1) -> None:
+        self.rank, self.exit_code = rank, exit_code
+        super().__init__(message)
 
 
 class NonFiniteLoss(MltrainError, ArithmeticError):

@@ -37,6 +37,12 @@ _TRACKED = _TRACKER._IGNORED_SIGNALS
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
 
 
+class Terminated(KeyboardInterrupt):
+    """A stop before the first step, not by SIGINT."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
 class StopRequest:
     """Handles and records stop signals during a ``with`` block.
 
@@ -69,8 +75,7 @@ class StopRequest:
         self.checkpoint_wanted = False
         self.hurry = threading.Event()
         self.on_usr1 = on_usr1
-        self._in_steps = False
-        self._launcher_pid = launcher_pid
+        self._in_steps, self._launcher_pid = False, launcher_pid
         self._same_request_seconds, self._poll_seconds = same_request_seconds, poll_seconds
         self._interrupts = 0
         self._last = -same_request_seconds
@@ -85,7 +90,7 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         """Exit code before the first step: 128 + signal number."""
-        return 128 + (signal.SIGINT if self.reason == "SIGINT" else signal.SIGTERM)
+        return 128 + signal.SIGINT if self.reason == "SIGINT" else Terminated.exit_code
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -112,14 +117,10 @@ class StopRequest:
         self._in_steps = True
 
     def expect_no_steps(self) -> None:
-        """Raise at a request again, while a training is built.
-
-        Raises:
-            KeyboardInterrupt: a stop was requested already.
-        """
+        """Raise :class:`KeyboardInterrupt` at a request, and at once after one."""
         self._in_steps = False
         if self.requested:
-            raise KeyboardInterrupt
+            raise self._interruption()
 
     def request(self, reason: str) -> None:
         """Request a stop from code."""
@@ -144,12 +145,15 @@ class StopRequest:
         elif self._interrupts >= 3:
             os._exit(130)
         if first and not self._in_steps:
-            raise KeyboardInterrupt
+            raise self._interruption()
         if first:
             # os.write and not print: a handler may interrupt a print that holds the stream's lock
             _write_line(f"{name}: finishing this step and saving; again (a second later) to not wait for the upload.")
         elif self.hurry.is_set() and not same:
             _write_line("Not waiting for the upload; once more to leave at once.")
+
+    def _interruption(self) -> KeyboardInterrupt:
+        return (KeyboardInterrupt if self.reason == "SIGINT" else Terminated)(self.reason)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._poll_seconds):

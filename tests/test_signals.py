@@ -48,8 +48,9 @@ def test_every_signal_is_a_request_that_lets_the_step_finish(name: str, capfd: p
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
 def test_before_the_first_step_a_request_ends_the_preparation(name: str, code: int) -> None:
     with StopRequest() as stop:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as raised:
             send(name)
+        assert getattr(raised.value, "exit_code", 130) == code
         send(name, "SIGTERM")  # the clean-up is not disturbed by more
     assert (stop.reason, stop.exit_code) == (name, code)
 

@@ -151,11 +151,15 @@ def _run(request: "PipelineRequest", yes: bool, as_json: bool) -> int:
     from mltrain.commands.ranks import refuse_several
     from mltrain.pipelines.plan import PipelineDisplay
     from mltrain.pipelines.runner import run as run_pipeline
+    from mltrain.signals import Terminated
 
     refuse_several()
     display = PipelineDisplay() if as_json else TerminalPipeline(request.located.pipeline)
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what stages print is no JSON
-        result = run_pipeline(request, display, lambda cleared: _confirmed(cleared, yes, as_json))
+    try:
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what stages print is no JSON
+            result = run_pipeline(request, display, lambda cleared: _confirmed(cleared, yes, as_json))
+    except Terminated as stopped:  # click would exit with 130
+        return stopped.exit_code
     if as_json:
         print_result(result)
     return result.exit_code

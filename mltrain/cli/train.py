@@ -131,24 +131,28 @@ def train(
     from mltrain.cli.display import Terminal
     from mltrain.commands.train import run_training
     from mltrain.commands.train_request import Request
+    from mltrain.signals import Terminated
 
-    outcome = run_training(
-        Request(
-            project=words.get("project", default),
-            files=(Path(words["config"]),) if "config" in words else (),
-            preset=words.get("preset"),
-            overrides=overrides,
-            resume=words.get("resume"),
-            resume_run=words.get("resume_run"),
-            resume_from=words.get("resume_from", "latest"),
-            fork_run=words.get("fork_run"),
-            run_key=words.get("run_key"),
-            take_over=take_over,
-            allow_change=allow_change,
-            require_tracking=require_tracking,
-        ),
-        Terminal(),
-    )
+    try:
+        outcome = run_training(
+            Request(
+                project=words.get("project", default),
+                files=(Path(words["config"]),) if "config" in words else (),
+                preset=words.get("preset"),
+                overrides=overrides,
+                resume=words.get("resume"),
+                resume_run=words.get("resume_run"),
+                resume_from=words.get("resume_from", "latest"),
+                fork_run=words.get("fork_run"),
+                run_key=words.get("run_key"),
+                take_over=take_over,
+                allow_change=allow_change,
+                require_tracking=require_tracking,
+            ),
+            Terminal(),
+        )
+    except Terminated as stopped:  # click would exit with 130
+        sys.exit(stopped.exit_code)
     if not outcome.delivered:
         # Everything is on disk; do not wait for threads that still wait for a server.
         sys.stdout.flush()

@@ -4,7 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 
-from mltrain.distributed.world import World
+from mltrain.distributed.world import World, exit_code_of
 from mltrain.errors import PeerLost
 
 _calls = itertools.count()
@@ -51,10 +51,11 @@ class Together:
             world.fail(failure)
             raise failure
         self._seconds = time.monotonic() - began
-        answers = world.gather((values, None if failure is None else f"{type(failure).__name__}: {failure}"))
+        reason = None if failure is None else (f"{type(failure).__name__}: {failure}", exit_code_of(failure))
+        answers = world.gather((values, reason))
         if failure is not None:
             raise failure
         for rank, (_, why) in enumerate(answers):
             if why is not None:
-                raise PeerLost(f"{self._name} on rank {rank} failed: {why}")
+                raise PeerLost(f"{self._name} on rank {rank} failed: {why[0]}", rank, why[1])
         return [measured for measured, _ in answers]

@@ -192,13 +192,10 @@ class World:
         Raises:
             PeerLost: another rank has an error.
         """
-        code = refusal.exit_code if isinstance(refusal, MltrainError) else 1
-        own = None if refusal is None else (f"{type(refusal).__name__}: {refusal}", code)
+        own = None if refusal is None else (f"{type(refusal).__name__}: {refusal}", exit_code_of(refusal))
         for rank, other in enumerate(self.gather(own)):
             if other is not None and (refusal is None or rank == 0 < self.rank):
-                lost = PeerLost(f"Rank {rank} refuses: {other[0]}")
-                lost.rank, lost.exit_code = (rank, other[1]) if rank == 0 else (lost.rank, lost.exit_code)
-                raise lost
+                raise PeerLost(f"Rank {rank} refuses: {other[0]}", rank, other[1])
         if refusal is not None:
             raise refusal
 
@@ -218,8 +215,8 @@ class World:
         """Record this rank's error, and close all connections."""
         try:
             if not isinstance(error, PeerLost):
-                code = error.exit_code if isinstance(error, MltrainError) else 1
-                self._store.set(_FAILURE, f"{self.rank} {code} {type(error).__name__}: {error}"[:2000])
+                text = f"{self.rank} {exit_code_of(error)} {type(error).__name__}: {error}"
+                self._store.set(_FAILURE, text[:2000])
         except RuntimeError:  # the process that hosted the store has ended
             pass
         self._messages.group = None  # gloo closes its connections once nothing refers to the group
@@ -239,9 +236,7 @@ class World:
             self._store.wait([_FAILURE], timedelta(seconds=_REASON_SECONDS))
             rank, code, why = self._store.get(_FAILURE).decode().split(" ", 2)
             self._store.set(f"acknowledged/{self.rank}", "")
-            lost = PeerLost(f"Rank {rank} ended: {why}")
-            lost.rank, lost.exit_code = int(rank), int(code)
-            return lost
+            return PeerLost(f"Rank {rank} ended: {why}", int(rank), int(code))
         except (RuntimeError, ValueError):
             return PeerLost(
                 f"Another rank ended or did not answer within {self.seconds:.0f} s: {first_line(error)} Its output "
@@ -278,6 +273,13 @@ class Channel:
         with _collective(self._world):
             dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a process with this error."""
+    if isinstance(error, KeyboardInterrupt):
+        return int(getattr(error, "exit_code", 130))
+    return error.exit_code if isinstance(error, MltrainError) else 1
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from mltrain.distributed.together import Together
 from mltrain.distributed.world import World
 from mltrain.errors import PeerLost, StateMismatch, UsageError
 from mltrain.rng import Rng
+from mltrain.signals import Terminated
 from mltrain.steps import Supervised
 from mltrain.trainer.ports import NeverStop
 
@@ -111,11 +112,15 @@ def refusing(world: World) -> None:
     """One rank refuses, and all raise."""
     world.agree(None)
     if world.rank == 1:
-        with pytest.raises(KeyError):
-            world.agree(KeyError("mine"))
+        with pytest.raises(UsageError):
+            world.agree(UsageError("mine"))
+        with pytest.raises(Terminated):
+            world.agree(Terminated("SIGTERM"))
     else:
-        with pytest.raises(PeerLost, match="Rank 1 refuses: KeyError: 'mine'"):
-            world.agree(None)
+        for text, code in (("UsageError: mine", 2), ("Terminated: SIGTERM", 143)):
+            with pytest.raises(PeerLost, match=f"Rank 1 refuses: {text}") as lost:
+                world.agree(None)
+            assert (lost.value.rank, lost.value.exit_code) == (1, code)
 
 
 def leaving(world: World) -> None:

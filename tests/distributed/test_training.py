@@ -97,6 +97,23 @@ def test_the_number_of_ranks_may_change_in_the_middle_of_an_epoch(place: Workpla
     assert [loss for _, loss in moved] == pytest.approx([loss for _, loss in expected], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("raise mltrain.errors.DataError('no file')", 2),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130),
+    ],
+)
+def test_what_ends_one_rank_before_the_run_ends_all_with_its_code(fault: str, code: int, place: Workplace) -> None:
+    (place.folder / "faulty.py").write_text(
+        "import os, signal, mltrain.errors, ranked\nConfig = ranked.Config\n"
+        f"def build(config):\n    if os.environ['RANK'] == '1':\n        {fault}\n    return ranked.build(config)\n"
+    )
+    done = ranks.run(place, 2, "train", "faulty.py")
+    assert [rank.code for rank in done] == [code, code], done
+
+
 @pytest.mark.slow
 def test_torchrun_restarts_killed_workers_in_the_same_run(place: Workplace, undisturbed: str) -> None:
     torchrun = ranks.torchrun(2, "--max-restarts", "2")
