@@ -13,11 +13,10 @@ from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from mltrain.checkpoint.flat_tensors import as_bytes
 from mltrain.checkpoint.pytree import flatten, unflatten
-from mltrain.distributed.fresh_store import fresh_store
+from mltrain.distributed.joining import did_not_connect, joined
 from mltrain.distributed.timeouts import peer_seconds
 from mltrain.errors import MltrainError, PeerLost, UsageError
 from mltrain.redaction import first_line
@@ -61,8 +60,7 @@ class World:
         try:
             if not dist.is_initialized():  # a second training uses the connections of the first
                 backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-                store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
-                store = fresh_store(store, rank, size, self.seconds)
+                store, rank, size = joined(self.seconds)
                 dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
                 atexit.register(_disconnect)
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -72,7 +70,7 @@ class World:
                 for key in (_FAILURE, *self._acknowledgements()):
                     self._store.delete_key(key)  # from an earlier training of the same processes
         except (RuntimeError, ValueError) as error:
-            raise PeerLost(f"The ranks of this training did not connect: {first_line(error)}") from error
+            raise did_not_connect(first_line(error)) from error
         self.channel: Channel | None = None
         self.gather(None)
 

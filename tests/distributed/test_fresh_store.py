@@ -37,3 +37,13 @@ def test_a_rank_that_rank_0_does_not_answer_gives_up() -> None:
     store.set("token", "of workers that are gone")
     with pytest.raises(RuntimeError, match="rank 0 did not answer"):
         fresh_store(store, 1, 2, 0.1)
+
+
+def test_ranks_that_expect_different_numbers_of_ranks_are_refused_at_once() -> None:
+    store = HashStore()
+    store.set_timeout(timedelta(seconds=SECONDS))
+    with ThreadPoolExecutor(2) as ranks:
+        started = [ranks.submit(fresh_store, store, rank, size, 3 * SECONDS) for rank, size in ((1, 2), (0, 3))]
+        for one in started:
+            with pytest.raises(RuntimeError, match="WORLD_SIZE is 3 on rank 0 and 2 on rank 1"):
+                one.result(SECONDS)
